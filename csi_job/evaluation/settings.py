@@ -1,0 +1,20 @@
+"""Settings of the evaluation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from csi_job.settings import Section
+
+
+class EvaluationSettings(Section):
+    """How metrics and their intervals are computed."""
+
+    num_bootstrap: int = Field(default=2000, ge=100)
+    """Patient-level bootstrap samples behind each interval."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Coverage of the intervals."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the bootstrap."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images a forward pass."""

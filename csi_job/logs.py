@@ -1,0 +1,106 @@
+"""Logs and progress: text for people, JSON lines for machines, never a patient's identity."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LogFormat = Literal["auto", "text", "json"]
+PROGRESS_LOG_EVERY_S = 15.0  # without a terminal a long step says this often how far it is
+
+_root = logging.getLogger("csi_job")
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module; pass `__name__`."""
+    return logging.getLogger(name)
+
+
+def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> None:
+    """Send the package's log to standard error; `auto` is text on a terminal and in pipes, JSON in a pod."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if _wants_json(log_format) else logging.Formatter("%(message)s"))
+    _root.handlers = [handler]
+    _root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    _root.propagate = False
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Show how far a long step is: a bar on a terminal, else a log line now and then.
+
+    Args:
+        description: what is being done, e.g. `caching radiographs`.
+        total: number of steps.
+        unit: plural noun of one step, e.g. `images`.
+
+    Yields:
+        `advance(num_steps)`, to be called as steps are done.
+
+    """
+    show = _bar if sys.stderr.isatty() and not _is_json() else _log_lines
+    with show(description, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda num_steps: bar.update(task, advance=num_steps)
+
+
+@contextmanager
+def _log_lines(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    done, last = 0, time.monotonic()
+
+    def advance(num_steps: int) -> None:
+        nonlocal done, last
+        done += num_steps
+        if time.monotonic() - last >= PROGRESS_LOG_EVERY_S:
+            last = time.monotonic()
+            _root.info("%s: %d of %d %s", description, done, total, unit)
+
+    yield advance
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _wants_json(log_format: LogFormat) -> bool:
+    return log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
+
+
+def _is_json() -> bool:
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in _root.handlers)

@@ -1,0 +1,1 @@
+"""Radiographs and their label table: read, checked, split by patient."""

@@ -1,0 +1,1 @@
+"""A study: trials chosen, shared between workers, pruned and counted exactly."""

@@ -1,0 +1,71 @@
+"""Settings of the study, its storage and its tracking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from csi_job.settings import Section
+
+Sampler = Literal["tpe", "random", "cmaes"]
+Pruner = Literal["median", "successive_halving", "none"]
+Objective = Literal["f1", "f1-and-cost"]
+
+
+class StudySettings(Section):
+    """What is searched, how long, and with which sampler and pruner."""
+
+    name: str = Field(default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]+$")
+    """Name of the study; a study of this name in the storage is continued."""
+    num_trials: int = Field(default=50, ge=1)
+    """Total of finished trials of the study, shared by every worker."""
+    max_epochs: int = Field(default=30, ge=1)
+    """Epochs of one trial at most."""
+    sampler: Sampler = "tpe"
+    """How the next hyperparameters are chosen."""
+    num_startup_trials: int = Field(default=10, ge=0)
+    """Random trials before the TPE or CMA-ES sampler starts to learn."""
+    pruner: Pruner = "median"
+    """How unpromising trials are stopped early."""
+    objective: Objective = "f1"
+    """`f1`: validation F1 alone; `f1-and-cost`: F1 up and GFLOPs an image down."""
+    seed: int = Field(default=42, ge=0)
+    """Seed from which the random state of every trial is derived."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Seconds after which no new trial is started by this worker."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Attempts of a trial that may end without a finished epoch before it is told FAIL."""
+    max_failed_trials: int = Field(default=10, ge=0)
+    """Failed trials after which the study stops with an error."""
+    report_every: int = Field(default=5, ge=1)
+    """Finished trials between two refreshes of the plots under `models/hyperopt/`."""
+
+
+class StorageSettings(Section):
+    """The database that holds the study."""
+
+    url: SecretStr | None = None
+    """SQLAlchemy URL (`sqlite:///file`, `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`."""
+    password: SecretStr | None = None
+    """Password of the database; better than one in the URL."""
+    password_file: Path | None = None
+    """File that holds the password."""
+    connect_s: float = Field(default=60.0, ge=0)
+    """Seconds to wait for the database at start."""
+    outage_s: float = Field(default=900.0, ge=0)
+    """Seconds to wait for a database that went away later, while training goes on."""
+    lease_s: float = Field(default=60.0, gt=0)
+    """Age at which a silent worker's trial is taken over by another."""
+
+
+class TrackingSettings(Section):
+    """Experiment tracking with Weights & Biases; off unless a project is named."""
+
+    wandb_project: str | None = None
+    """Weights & Biases project; none: no tracking."""
+    wandb_entity: str | None = None
+    """Weights & Biases team or user."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """`offline` keeps the runs under `<work>/wandb` for a later `wandb sync`."""

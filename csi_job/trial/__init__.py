@@ -1,0 +1,1 @@
+"""A trial: one model trained with one set of hyperparameters."""
