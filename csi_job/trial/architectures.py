@@ -1,0 +1,45 @@
+"""Names of the architectures, kept apart from torch so that settings are checked without importing it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Final
+
+from csi_job.errors import ConfigurationError
+
+OWN: Final = ("ResNet50", "CheXNet", "Custom_1")
+
+# Convolutional and windowed classification networks of torchvision (BSD-3-Clause). Left out are those that take one
+# image size only (vit_*, maxvit_t), since the size is a setting of the cache here. A test compares this list with
+# torchvision's own, so that it is checked without the seconds that importing torchvision takes.
+TORCHVISION: Final = tuple(
+    """
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+    efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+    efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 mnasnet0_5 mnasnet0_75
+    mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf regnet_x_32gf
+    regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf
+    regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50
+    resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+    shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn
+    vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet101_2 wide_resnet50_2
+    """.split()
+)
+ARCHITECTURES: Final = OWN + TORCHVISION
+TORCHVISION_NAMES: Final = {"ResNet50": "resnet50", "CheXNet": "densenet121"}
+
+
+def torchvision_name(arch: str) -> str | None:
+    """Return the torchvision network behind an architecture, or none if it is this package's own."""
+    return TORCHVISION_NAMES.get(arch, arch if arch in TORCHVISION else None)
+
+
+def check_architecture(arch: str) -> str:
+    """Return the name unchanged; raise `ConfigurationError` with the nearest names if there is no such network."""
+    if arch in ARCHITECTURES:
+        return arch
+    near = difflib.get_close_matches(arch, ARCHITECTURES, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else ""
+    allowed = f"{', '.join(OWN)}, or a torchvision backbone such as resnet18, resnet34, densenet169, efficientnet_b0"
+    message = "no such architecture"
+    raise ConfigurationError(message, got=arch, allowed=allowed, hint=hint)
