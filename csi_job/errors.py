@@ -62,6 +62,12 @@ class DataError(CsiJobError):
         return f"{self}: {', '.join(named)}{rest}"
 
 
+class ModelFileError(CsiJobError):
+    """A model file that is missing, torn, of another architecture, or holds more than weights."""
+
+    exit_code = 2
+
+
 class StorageUnavailableError(CsiJobError):
     """The database could not be reached within the time it is waited for."""
 

@@ -1,0 +1,61 @@
+"""Patient-level bootstrap: whole patients are drawn with replacement, for images of one patient are not independent.
+
+A resample is a row of weights: how often each image counts. Metrics take weights [R, N] and give values [R], so that
+one vectorised pass serves the point estimate (weights of one) and all resamples alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csi_job.evaluation.csi import FloatArray
+from csi_job.evaluation.settings import EvaluationSettings
+
+MAX_WEIGHTS = 2_000_000  # weights in memory at once: 16 MB, whatever the number of images
+MIN_DEFINED_SHARE = 0.5  # with fewer resamples than this an interval would describe a subset of the worlds
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile interval, or none with the reason; degenerate resamples are those where the metric is undefined."""
+
+    low: float | None
+    high: float | None
+    num_degenerate: int
+    reason: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the interval as JSON values, never NaN."""
+        bounds = None if self.low is None else [self.low, self.high]
+        reason = {"interval_reason": self.reason} if self.reason else {}
+        return {"interval": bounds, "num_degenerate_resamples": self.num_degenerate, **reason}
+
+
+def resample_weights(patients_N: npt.NDArray[np.integer], settings: EvaluationSettings) -> Iterator[FloatArray]:
+    """Yield weights [R, N] of `num_bootstrap` resamples in chunks; the same patients and seed give the same weights."""
+    patients, index_N = np.unique(patients_N, return_inverse=True)
+    if len(patients) == 0:
+        return
+    generator = np.random.default_rng(settings.seed)
+    shares_P = np.full(len(patients), 1 / len(patients))
+    chunk = max(1, MAX_WEIGHTS // max(len(index_N), 1))
+    for start in range(0, settings.num_bootstrap, chunk):
+        size = min(chunk, settings.num_bootstrap - start)
+        yield generator.multinomial(len(patients), shares_P, size=size)[:, index_N].astype(np.float64)
+
+
+def percentile_interval(values_R: FloatArray, confidence: float, num_patients: int) -> Interval:
+    """Return the central interval of the defined (not NaN) values."""
+    defined = values_R[~np.isnan(values_R)]
+    num_degenerate = len(values_R) - len(defined)
+    if num_patients < 2:  # noqa: PLR2004 - one patient gives the same resample each time
+        return Interval(None, None, num_degenerate, "fewer than two patients")
+    if len(defined) < MIN_DEFINED_SHARE * len(values_R):
+        return Interval(None, None, num_degenerate, f"undefined in {num_degenerate} of {len(values_R)} resamples")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(float(low), float(high), num_degenerate)

@@ -1,0 +1,108 @@
+"""From the probabilities of zone classes to scores, the CSI mean and the risk class.
+
+Which zones count: those the model predicts graded (argmax is a score, not unknown), for the true CSI is a mean over
+graded zones too. Where the model predicts none graded, all six stand in, so that every image has a number and two
+models are compared on the same images; `num_graded_N` tells such images apart.
+
+What is summed: each zone's scores given that it is graded, p(s) / (1 - p(unknown)). The CSI is the mean of that
+distribution (the expected score), because it uses what the model knows between two scores; the risk probabilities are
+the masses of the very same distribution below, between and above the two limits, zones taken as independent given the
+image. The risk class follows from the CSI by the published limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from csi_job.radiographs.zones import (
+    LOW_RISK_MAX_CSI,
+    MEDIUM_RISK_MAX_CSI,
+    NUM_ZONES,
+    RISK_CLASSES,
+    SCORES,
+    UNKNOWN,
+    risk_class,
+)
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+NUM_SCORES = len(SCORES)
+NUM_TOTALS = NUM_ZONES * max(SCORES) + 1  # sums of six scores: 0 to 18
+
+
+@dataclass(frozen=True)
+class CsiPredictions:
+    """What follows from the zone probabilities of N images.
+
+    Args:
+        scores_NZ: most probable class of each zone, 0 to 4.
+        num_graded_N: zones predicted graded; 0 where all six stand in.
+        csi_N: CSI mean, 0 to 3.
+        risk_NR: probability of low, medium and high risk; rows sum to 1.
+
+    """
+
+    scores_NZ: IntArray
+    num_graded_N: IntArray
+    csi_N: FloatArray
+    risk_NR: FloatArray
+
+
+def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
+    """Return scores, CSI and risk probabilities for class probabilities [N, 6 zones, 5 classes]."""
+    scores_NZ = probabilities_NZK.argmax(axis=2).astype(np.int64)
+    graded_NZ = scores_NZ != UNKNOWN
+    used_NZ = graded_NZ | ~graded_NZ.any(axis=1, keepdims=True)
+    score_NZS = score_distributions(probabilities_NZK)
+    expected_NZ = score_NZS @ np.asarray(SCORES, dtype=np.float64)
+    csi_N = (expected_NZ * used_NZ).sum(axis=1) / used_NZ.sum(axis=1)
+    return CsiPredictions(scores_NZ, graded_NZ.sum(axis=1), csi_N, _risk_probabilities(score_NZS, used_NZ))
+
+
+def score_distributions(probabilities_NZK: FloatArray) -> FloatArray:
+    """Return P(score | graded) [N, 6 zones, 4 scores]; uniform where the model gives the scores no mass at all."""
+    scores_NZS = probabilities_NZK[..., :NUM_SCORES]
+    mass_NZ1 = scores_NZS.sum(axis=2, keepdims=True)
+    return np.where(mass_NZ1 > 0, scores_NZS / np.where(mass_NZ1 > 0, mass_NZ1, 1), 1 / NUM_SCORES)
+
+
+def true_csi(zones_NZ: npt.NDArray[np.integer]) -> FloatArray:
+    """Return the mean over graded zones of each image [N]; NaN where none is graded."""
+    graded_NZ = zones_NZ != UNKNOWN
+    num_graded_N = graded_NZ.sum(axis=1)
+    total_N = (zones_NZ * graded_NZ).sum(axis=1).astype(np.float64)
+    return np.where(num_graded_N > 0, total_N / np.maximum(num_graded_N, 1), np.nan)
+
+
+def risk_indices(csi_N: FloatArray) -> IntArray:
+    """Return 0 low, 1 medium, 2 high for each CSI, which must not be NaN."""
+    return np.searchsorted([LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI], csi_N, side="left").astype(np.int64)
+
+
+def _risk_probabilities(score_NZS: FloatArray, used_NZ: npt.NDArray[np.bool_]) -> FloatArray:
+    """Convolve the used zones' score distributions exactly and sum the masses of each risk class [N, 3]."""
+    total_NT = np.zeros((len(score_NZS), NUM_TOTALS))
+    total_NT[:, 0] = 1
+    for zone in range(NUM_ZONES):
+        added_NT = np.zeros_like(total_NT)
+        for score in SCORES:
+            added_NT[:, score:] += total_NT[:, : NUM_TOTALS - score] * score_NZS[:, zone, score, None]
+        total_NT = np.where(used_NZ[:, zone, None], added_NT, total_NT)
+    risk_NTR = _RISK_OF_TOTAL_GTR[used_NZ.sum(axis=1)]
+    return np.asarray((total_NT[:, :, None] * risk_NTR).sum(axis=1))
+
+
+def _risk_of_totals() -> FloatArray:
+    """Return one-hot risk classes [number of zones 0..6, total 0..18, 3]; by division, as `risk_class` is defined."""
+    table_GTR = np.zeros((NUM_ZONES + 1, NUM_TOTALS, len(RISK_CLASSES)))
+    for num_zones in range(1, NUM_ZONES + 1):
+        for total in range(NUM_TOTALS):
+            table_GTR[num_zones, total, RISK_CLASSES.index(risk_class(total / num_zones))] = 1
+    return table_GTR
+
+
+_RISK_OF_TOTAL_GTR = _risk_of_totals()

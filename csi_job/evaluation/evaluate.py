@@ -1,0 +1,223 @@
+"""A model on a split: every metric with its patient-level interval, as numbers and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csi_job.cache.dataset import SplitData
+from csi_job.evaluation.bootstrap import Interval, percentile_interval, resample_weights
+from csi_job.evaluation.calibration import calibration
+from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
+from csi_job.evaluation.loading import LoadedModel, predict_probabilities
+from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, Predictions, measure, weighted_confusion
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.radiographs.zones import NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
+
+DEFINITIONS = {
+    "f1_macro": "mean over zones of the mean F1 of the scores 0-3; graded zones only, a predicted unknown is wrong",
+    "f1_weighted": "as f1_macro, each score weighted by how often it occurs",
+    "zones": "precision, recall and accuracy over graded zones, means over the scores 0-3; confusion: rows truth 0-4",
+    "csi": "predicted: mean expected score of the zones predicted graded (all six if none is); "
+    "true: mean over graded zones; images without a graded zone are left out",
+    "risk": "class by the CSI: low <= 1.3 < medium <= 2.2 < high; probabilities: exact distribution of the mean "
+    "of the same zones' scores given that they are graded, zones independent given the image",
+    "risk_auroc": "one class against the rest, mean over the classes that occur in the split",
+    "majority": "what always predicting the most frequent class of this split would reach",
+    "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
+    "counted as degenerate and left out; it covers the choice of patients, not the randomness of training",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its interval; `value` is None where it is undefined, and `reason` says why."""
+
+    value: float | None
+    interval: Interval
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metric as JSON values, never NaN."""
+        reason = {"reason": self.reason} if self.reason else {}
+        return {"value": self.value, **self.interval.to_json(), **reason}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's metrics on a split, with the predictions that they come from."""
+
+    model: str
+    architecture: str
+    split: str
+    cache: str
+    predictions: Predictions
+    settings: EvaluationSettings
+    metrics: dict[str, Metric]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number of the evaluation; no patient, file or image is named in it."""
+        return {
+            "format": 1,
+            "model": self.model,
+            "architecture": self.architecture,
+            "split": self.split,
+            "cache": self.cache,
+            **describe_images(self.predictions),
+            "bootstrap": describe_bootstrap(self.settings),
+            "metrics": {name: self.metrics[name].to_json() for name in SUMMARY_METRICS},
+            "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
+            "risk": _risk(self.predictions),
+            "calibration": calibration(self.predictions),
+            "definitions": DEFINITIONS,
+            "warnings": list(self.warnings),
+        }
+
+    def _zone(self, index: int) -> dict[str, Any]:
+        metrics = {name: self.metrics[f"{ZONES[index]}.{name}"].to_json() for name in ZONE_METRICS}
+        confusion_KK = confusion_ZKK(self.predictions)[index]
+        counts_S = confusion_KK[:NUM_SCORES].sum(axis=1)
+        return {**metrics, "num_graded": int(counts_S.sum()), **_majority(counts_S), "confusion": confusion_KK.tolist()}
+
+
+def evaluate_model(  # noqa: PLR0913 - what the numbers are about is named beside them
+    loaded: LoadedModel,
+    data: SplitData,
+    settings: EvaluationSettings,
+    *,
+    split: str,
+    cache: str,
+    warnings: Sequence[str] = (),
+) -> Evaluation:
+    """Run the model on a split and measure it.
+
+    Args:
+        loaded: the model, on its device.
+        data: the images and their true zones.
+        settings: bootstrap and batch size.
+        split: name of the split.
+        cache: key of the cache that the split is from.
+        warnings: sentences kept with the numbers.
+
+    Raises:
+        ModelFileError: the model's output is not finite.
+
+    """
+    predictions = Predictions(
+        probabilities_NZK=predict_probabilities(loaded, data.images_NHW, settings.batch_size),
+        zones_NZ=data.zones_NZ.cpu().numpy().astype(np.int64),
+        patients_N=data.patients_N.cpu().numpy().astype(np.int64),
+        pseudonyms=tuple(data.pseudonyms),
+    )
+    metrics = measure_with_intervals(predictions, settings)
+    return Evaluation(
+        loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, (*warnings, *_absent(predictions))
+    )
+
+
+def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:
+    """Return every metric by name, with the interval of its bootstrap distribution."""
+    values = measure(predictions, np.ones((1, len(predictions))))
+    chunks = [measure(predictions, weights_RN) for weights_RN in resample_weights(predictions.patients_N, settings)]
+    return {
+        name: Metric(
+            value=None if np.isnan(value_R[0]) else float(value_R[0]),
+            interval=percentile_interval(
+                np.concatenate([chunk[name] for chunk in chunks] or [np.empty(0)]),
+                settings.confidence,
+                predictions.num_patients,
+            ),
+            reason=undefined_because(name, predictions) if np.isnan(value_R[0]) else "",
+        )
+        for name, value_R in values.items()
+    }
+
+
+def undefined_because(name: str, predictions: Predictions) -> str:
+    """Return why a metric that came out undefined is so."""
+    if "." in name:
+        return "the zone is not graded in any image"
+    if not predictions.has_csi_N.any():
+        return "no image has a graded zone"
+    if name == "csi_pearson_r":
+        return "the true or the predicted CSI is the same in all images"
+    if name == "risk_auroc":
+        return "all images are of one risk class"
+    risk = name.removeprefix("risk_auroc_")
+    truth_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
+    return f"{'all images are' if (truth_N == RISK_CLASSES.index(risk)).any() else 'no image is'} of {risk} risk"
+
+
+def confusion_ZKK(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes
+    """Return the confusion matrices [6, 5, 5]: rows truth, columns prediction."""
+    ones_1N = np.ones((1, len(predictions)))
+    counts_1ZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, ones_1N)
+    return np.rint(counts_1ZKK[0]).astype(np.int64)
+
+
+def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes
+    """Return the confusion matrix of the risk classes [3, 3]: rows truth, columns prediction."""
+    with_csi = predictions.has_csi_N
+    counts_RR = np.zeros((len(RISK_CLASSES), len(RISK_CLASSES)), dtype=np.int64)
+    said_N = risk_indices(predictions.predicted.csi_N[with_csi])
+    np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), said_N), 1)
+    return counts_RR
+
+
+def describe_images(predictions: Predictions) -> dict[str, int]:
+    """Return how many images and patients the numbers come from."""
+    return {
+        "num_images": len(predictions),
+        "num_patients": predictions.num_patients,
+        "num_images_with_csi": int(predictions.has_csi_N.sum()),
+    }
+
+
+def describe_bootstrap(settings: EvaluationSettings) -> dict[str, Any]:
+    """Return what the intervals come from."""
+    return {
+        "num_resamples": settings.num_bootstrap,
+        "confidence": settings.confidence,
+        "seed": settings.seed,
+        "unit": "patient",
+    }
+
+
+def _risk(predictions: Predictions) -> dict[str, Any]:
+    confusion_RR = risk_confusion_RR(predictions)
+    counts_R = confusion_RR.sum(axis=1)
+    majority = int(counts_R.argmax())
+    return {
+        "num_true": {name: int(count) for name, count in zip(RISK_CLASSES, counts_R, strict=True)},
+        "majority_class": RISK_CLASSES[majority] if counts_R.any() else None,
+        "majority_accuracy": float(counts_R[majority] / counts_R.sum()) if counts_R.any() else None,
+        "confusion": confusion_RR.tolist(),
+    }
+
+
+def _majority(counts_S: IntArray) -> dict[str, Any]:
+    """Return what always predicting the zone's most frequent score would reach."""
+    if not counts_S.any():
+        return {"majority_class": None, "majority_accuracy": None, "majority_f1": None}
+    share = float(counts_S.max() / counts_S.sum())
+    return {
+        "majority_class": int(counts_S.argmax()),
+        "majority_accuracy": share,
+        "majority_f1": 2 * share / (1 + share) / NUM_SCORES,
+    }
+
+
+def _absent(predictions: Predictions) -> list[str]:
+    """Return a sentence for each score that a zone lacks in this split: its F1 counts as 0 there."""
+    sentences = []
+    for index in range(NUM_ZONES):
+        zone_N = predictions.zones_NZ[:, index]
+        absent = sorted(set(range(NUM_SCORES)) - set(zone_N[zone_N != UNKNOWN].tolist()))
+        if absent:
+            scores = ", ".join(str(score) for score in absent)
+            sentences.append(f"{ZONES[index]} has no image scored {scores}; the macro F1 counts that as 0")
+    return sentences

@@ -1,0 +1,191 @@
+"""Every metric of an evaluation as a function of weights: [R, N] in, {name: [R]} out, NaN where undefined.
+
+With weights of one these are scikit-learn's numbers on the same predictions. Zone metrics are over graded zones and
+the scores 0-3 with `zero_division=0`; a predicted "unknown" on a graded zone counts as wrong. CSI and risk metrics are
+over images with at least one graded zone. The risk AUROC is the mean of one class against the rest over the classes
+that can be told apart in the whole split; a resample that lacks one of them is degenerate, for the mean of fewer
+classes would be another quantity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from csi_job.evaluation.csi import (
+    NUM_SCORES,
+    CsiPredictions,
+    FloatArray,
+    IntArray,
+    predict_csi,
+    risk_indices,
+    true_csi,
+)
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
+
+MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) are one value and rounding
+
+SUMMARY_METRICS = (
+    "f1_macro",
+    "f1_weighted",
+    "csi_mae",
+    "csi_rmse",
+    "csi_pearson_r",
+    "risk_auroc",
+    *(f"risk_auroc_{name}" for name in RISK_CLASSES),
+    "risk_accuracy",
+)
+LOWER_IS_BETTER = ("csi_mae", "csi_rmse")
+ZONE_METRICS = ("f1_macro", "f1_weighted", "precision", "recall", "accuracy")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's probabilities for the images of a split, beside the truth.
+
+    Args:
+        probabilities_NZK: class probabilities [N, 6, 5]; the last axis sums to 1.
+        zones_NZ: true classes [N, 6], 0 to 4 (4: not graded).
+        patients_N: index of each image's patient.
+        pseudonyms: keyed hashes of the file names, for plots.
+
+    """
+
+    probabilities_NZK: FloatArray
+    zones_NZ: IntArray
+    patients_N: IntArray
+    pseudonyms: tuple[str, ...]
+    predicted: CsiPredictions = field(init=False)
+    csi_N: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the predicted and the true CSI once."""
+        object.__setattr__(self, "predicted", predict_csi(self.probabilities_NZK))
+        object.__setattr__(self, "csi_N", true_csi(self.zones_NZ))
+
+    @property
+    def has_csi_N(self) -> npt.NDArray[np.bool_]:
+        """Images with at least one graded zone."""
+        return ~np.isnan(self.csi_N)
+
+    @property
+    def num_patients(self) -> int:
+        """Patients of these images."""
+        return len(np.unique(self.patients_N))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.zones_NZ)
+
+
+def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
+    """Return every metric for each row of weights, by name (`f1_macro`, `right_sup.recall`, `risk_auroc_high`, …)."""
+    confusion_RZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
+    values = {f"{zone}.{name}": value for zone, name, value in _zone_values(confusion_RZKK)}
+    graded_Z = (predictions.zones_NZ != UNKNOWN).any(axis=0)
+    for name in ("f1_macro", "f1_weighted"):
+        zones_RZ = np.stack([values[f"{zone}.{name}"] for zone in ZONES], axis=1)[:, graded_Z]
+        values[name] = zones_RZ.mean(axis=1) if graded_Z.any() else np.full(len(weights_RN), np.nan)
+    with_csi = predictions.has_csi_N
+    values |= _csi_values(predictions.csi_N[with_csi], predictions.predicted.csi_N[with_csi], weights_RN[:, with_csi])
+    return values | _risk_values(predictions, weights_RN)
+
+
+def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray) -> FloatArray:
+    """Return confusion matrices [R, 6, 5, 5] (rows: truth, columns: prediction) under each row of weights."""
+    cell_NZ = zones_NZ * NUM_CLASSES + scores_NZ
+    one_hot_NZC = np.eye(NUM_CLASSES**2)[cell_NZ].reshape(len(cell_NZ), -1)
+    return (weights_RN @ one_hot_NZC).reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+
+
+def _zone_values(confusion_RZKK: FloatArray) -> list[tuple[str, str, FloatArray]]:
+    """Return (zone, metric, [R]); NaN where a zone has no graded image under the weights."""
+    graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
+    hit_RZS = np.diagonal(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
+    truth_RZS, said_RZS = graded_RZSK.sum(axis=3), graded_RZSK[..., :NUM_SCORES].sum(axis=2)
+    f1_RZS = _ratio(2 * hit_RZS, truth_RZS + said_RZS)
+    num_RZ = truth_RZS.sum(axis=2)
+    by_name = {
+        "f1_macro": f1_RZS.mean(axis=2),
+        "f1_weighted": _ratio((f1_RZS * truth_RZS).sum(axis=2), num_RZ),
+        "precision": _ratio(hit_RZS, said_RZS).mean(axis=2),
+        "recall": _ratio(hit_RZS, truth_RZS).mean(axis=2),
+        "accuracy": _ratio(hit_RZS.sum(axis=2), num_RZ),
+    }
+    return [
+        (zone, name, np.where(num_RZ[:, index] > 0, value_RZ[:, index], np.nan))
+        for name, value_RZ in by_name.items()
+        for index, zone in enumerate(ZONES)
+    ]
+
+
+def _csi_values(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray) -> dict[str, FloatArray]:
+    """Return MAE, RMSE and Pearson r of the CSI mean."""
+    error_N = predicted_N - true_N
+    return {
+        "csi_mae": _mean(weights_RN, np.abs(error_N)),
+        "csi_rmse": np.sqrt(_mean(weights_RN, error_N**2)),
+        "csi_pearson_r": _pearson(true_N, predicted_N, weights_RN),
+    }
+
+
+def _risk_values(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
+    """Return the accuracy of the risk class and its AUROC, class by class and their mean."""
+    with_csi = predictions.has_csi_N
+    weights_RN = weights_RN[:, with_csi]
+    truth_N = risk_indices(predictions.csi_N[with_csi])
+    said_N = risk_indices(predictions.predicted.csi_N[with_csi])
+    risk_NR = predictions.predicted.risk_NR[with_csi]
+    values = {
+        f"risk_auroc_{name}": weighted_auroc(truth_N == index, risk_NR[:, index], weights_RN)
+        for index, name in enumerate(RISK_CLASSES)
+    }
+    told_apart = [f"risk_auroc_{RISK_CLASSES[index]}" for index in classes_told_apart(truth_N)]
+    undefined_R = np.full(len(weights_RN), np.nan)
+    values["risk_auroc"] = np.mean([values[name] for name in told_apart], axis=0) if told_apart else undefined_R
+    values["risk_accuracy"] = _mean(weights_RN, (truth_N == said_N).astype(np.float64))
+    return values
+
+
+def classes_told_apart(truth_N: IntArray) -> list[int]:
+    """Return the risk classes that some images have and others have not."""
+    return [index for index in range(len(RISK_CLASSES)) if 0 < (truth_N == index).sum() < len(truth_N)]
+
+
+def weighted_auroc(positive_N: npt.NDArray[np.bool_], score_N: FloatArray, weights_RN: FloatArray) -> FloatArray:
+    """Return the area under the ROC curve [R] as the Mann-Whitney statistic, ties counted half; NaN for one class."""
+    if len(score_N) == 0:
+        return np.full(len(weights_RN), np.nan)
+    order_N = np.argsort(score_N, kind="stable")
+    starts_G = np.flatnonzero(np.diff(score_N[order_N], prepend=-np.inf))
+    sorted_RN = weights_RN[:, order_N]
+    positive_RG = np.add.reduceat(sorted_RN * positive_N[order_N], starts_G, axis=1)
+    negative_RG = np.add.reduceat(sorted_RN * ~positive_N[order_N], starts_G, axis=1)
+    below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
+    pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
+    return np.where(pairs_R > 0, (positive_RG * below_RG).sum(axis=1) / np.where(pairs_R > 0, pairs_R, 1), np.nan)
+
+
+def _pearson(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray) -> FloatArray:
+    """Return the correlation [R]; NaN where either side is one value."""
+    true_RN = true_N - _mean(weights_RN, true_N)[:, None]
+    predicted_RN = predicted_N - _mean(weights_RN, predicted_N)[:, None]
+    total_R = weights_RN.sum(axis=1)
+    share_RN = weights_RN / np.where(total_R > 0, total_R, 1)[:, None]
+    variances_R = (share_RN * true_RN**2).sum(axis=1), (share_RN * predicted_RN**2).sum(axis=1)
+    defined_R = np.minimum(*variances_R) > MIN_VARIANCE
+    scale_R = np.sqrt(np.where(defined_R, variances_R[0] * variances_R[1], 1))
+    return np.where(defined_R, (share_RN * true_RN * predicted_RN).sum(axis=1) / scale_R, np.nan)
+
+
+def _mean(weights_RN: FloatArray, values_N: FloatArray) -> FloatArray:
+    """Return the weighted mean [R]; NaN where the weights sum to zero."""
+    total_R = weights_RN.sum(axis=1)
+    return np.where(total_R > 0, weights_RN @ values_N / np.where(total_R > 0, total_R, 1), np.nan)
+
+
+def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+    """Return the quotient, 0 where the denominator is 0 (`zero_division=0`)."""
+    return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), 0.0)
