@@ -1,0 +1,46 @@
+# `make demo` and `make test` need only git, make and Python 3.11 or newer; all else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+LOCK   := tests/requirements.lock
+DEMO   := demo
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Make phantoms, then cache, search, final model and evaluation on them, into demo/
+	@DEMO=$(DEMO) $(BIN)/python -m csi_job.cli.demo
+
+test: $(READY) ## Pass the tests
+	@$(BIN)/pytest
+
+check: lint types test ## What CI runs: lint, types, tests
+
+lint: $(READY) ## Style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## Types, strict
+	@$(BIN)/mypy
+
+setup: $(READY) ## Install everything from the lock files into .venv
+
+$(READY): $(LOCK) image/bootstrap.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv or ensurepip; install them (Debian, Ubuntu: apt-get install python3-venv) and run make again" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV) (about 6 GB with torch; once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r image/bootstrap.lock
+	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes $(LOCK)
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: $(READY) ## Renew the lock files within pyproject.toml's bounds
+	@sh image/lock.sh $(BIN)/uv
+
+clean: ## Remove .venv and demo/
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,35 @@
+"""`csi-job cache build | verify`."""
+
+from __future__ import annotations
+
+import click
+
+from csi_job.cli.options import DATA, LoadedSettings, with_settings
+
+SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corrupt_fraction", "cache.num_workers")
+
+
+@click.group()
+def cache() -> None:
+    """Decode the radiographs once, check them, and split them by patient."""
+
+
+@cache.command()
+@with_settings(*DATA, *SPLIT)
+def build(loaded: LoadedSettings) -> None:
+    """Build the cache, or say that it is there; an interrupted build goes on where it stopped."""
+    from csi_job.pipeline import ensure_cache, tell_cache
+
+    click.echo(tell_cache(ensure_cache(loaded.settings)))
+
+
+@cache.command()
+@with_settings(*DATA, *SPLIT)
+def verify(loaded: LoadedSettings) -> None:
+    """Read the cache whole and compare it with its checksums."""
+    from csi_job.cache.build import verify_cache
+    from csi_job.pipeline import existing_cache
+
+    folder = existing_cache(loaded.settings)
+    verify_cache(folder)
+    click.echo(f"{folder} is whole")

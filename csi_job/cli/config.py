@@ -1,0 +1,37 @@
+"""`csi-job config show | init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from csi_job.cli.options import FLAGS, LoadedSettings, with_settings
+from csi_job.errors import ConfigurationError
+
+
+@click.group()
+def config() -> None:
+    """Show the settings in force, or write a commented file of them."""
+
+
+@config.command()
+@with_settings(*dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))))
+def show(loaded: LoadedSettings) -> None:
+    """Print every setting in force and where its value comes from."""
+    from csi_job.config import tell_settings
+
+    click.echo(tell_settings(loaded))
+
+
+@config.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=Path("csi-job.yaml"))
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+def init(file: Path, *, force: bool) -> None:
+    """Write a commented YAML FILE of all settings with their defaults."""
+    from csi_job.config import commented_yaml
+
+    if file.exists() and not force:
+        raise ConfigurationError("the settings file exists already", got=str(file), hint="choose a name or use --force")
+    file.write_text(commented_yaml(), encoding="utf-8")
+    click.echo(f"{file} written; use it with --config {file}")

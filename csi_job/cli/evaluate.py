@@ -1,0 +1,42 @@
+"""`csi-job eval` and `csi-job evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from csi_job.cli.options import DATA, LoadedSettings, with_settings
+
+MODEL = click.Path(dir_okay=False, path_type=Path)
+SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
+
+
+@click.command("eval")
+@with_settings(*SHOWN)
+def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
+    """Evaluate the optimised model on the test set: every metric with its interval, plots, JSON."""
+    from csi_job.pipeline import run_evaluation
+
+    _print(run_evaluation(loaded.settings, None))
+
+
+@click.command()
+@with_settings(*SHOWN)
+@click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors or .pth).")
+@click.option("--baseline", type=MODEL, help="Model to compare with.  [default: models/baseline_model.safetensors]")
+def evaluate(loaded: LoadedSettings, model_path: Path, baseline: Path | None) -> None:
+    """Evaluate a model and a baseline on the same test set, with paired intervals of the differences."""
+    from csi_job.pipeline import run_comparison, run_evaluation
+
+    evaluation = run_evaluation(loaded.settings, model_path)
+    _print(evaluation)
+    comparison = run_comparison(loaded.settings, model_path, baseline)
+    if comparison is not None:
+        _print(comparison)
+
+
+def _print(result: object) -> None:
+    from rich.console import Console
+
+    Console().print(result)

@@ -1,0 +1,130 @@
+"""Options made from the settings: one line here is a flag, its type, its help and its default."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from pydantic import BaseModel, SecretStr
+
+from csi_job.config import LoadedSettings, Settings, load_settings, walk
+from csi_job.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+
+Command = typing.TypeVar("Command", bound="Callable[..., Any]")
+
+FLAGS = {
+    "radiographs.labels": "--labels",
+    "radiographs.images": "--images",
+    "work": "--work",
+    "cache.image_size_px": "--image-size",
+    "cache.normalisation": "--normalisation",
+    "cache.num_workers": "--num-workers",
+    "radiographs.split.seed": "--split-seed",
+    "radiographs.max_corrupt_fraction": "--max-corrupt-fraction",
+    "trial.device": "--device",
+    "trial.pretrained": "--pretrained",
+    "study.name": "--study-name",
+    "study.num_trials": "--n-trials",
+    "study.max_epochs": "--max-epochs",
+    "study.sampler": "--sampler",
+    "study.num_startup_trials": "--n-startup-trials",
+    "study.pruner": "--pruner",
+    "study.objective": "--objective",
+    "study.seed": "--seed",
+    "study.timeout_s": "--timeout",
+    "storage.url": "--storage",
+    "tracking.wandb_project": "--wandb-project",
+    "final_model.num_candidates": "--candidates",
+    "final_model.num_seeds": "--seeds",
+    "final_model.seed": "--seed",
+    "final_model.max_epochs": "--max-epochs",
+    "evaluation.num_bootstrap": "--num-bootstrap",
+}
+DATA = ("radiographs.labels", "radiographs.images", "cache.image_size_px")
+METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+def with_settings(*paths: str) -> Callable[[Command], Command]:
+    """Give a command a flag for each setting and pass it the `LoadedSettings` in force as its first argument.
+
+    Args:
+        paths: dotted paths of the settings that this command shows as flags; `--work`, `--config` and
+            `--log-format` are always there, and every other setting is reached by variable or file.
+
+    """
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def run(*args: Any, config: Path | None, log_format: Any, **given: Any) -> Any:
+            set_up_logging(log_format)
+            names = {path: FLAGS[path] for path in shown}
+            flags = {path: given.pop(_destination(path)) for path in shown}
+            flags = {path: value for path, value in flags.items() if value is not None}
+            return function(load_settings(flags, config, flag_names=names), *args, **given)
+
+        for option in (_log_format, _config, *(_option(path) for path in reversed(shown))):
+            run = option(run)
+        return run  # type: ignore[return-value]
+
+    shown = tuple(dict.fromkeys((*paths, "work")))
+    return decorate
+
+
+def field_of(path: str) -> tuple[FieldInfo, Any]:
+    """Return the pydantic field of a dotted path and its default value."""
+    section: type[BaseModel] = Settings
+    *parents, name = path.split(".")
+    for parent in parents:
+        section = typing.cast("type[BaseModel]", section.model_fields[parent].annotation)
+    field = section.model_fields[name]
+    return field, field.get_default(call_default_factory=True)
+
+
+def _option(path: str) -> Callable[[Any], Any]:
+    field, default = field_of(path)
+    options, kind = _kind(field.annotation)
+    shown = "" if default in (None, "") else f"  [default: {default}]"
+    return click.option(
+        FLAGS[path],
+        _destination(path),
+        type=click.Choice(options) if options else kind,
+        metavar=None if options else METAVARS.get(kind, "TEXT"),
+        help=f"{(field.description or '').replace('`', '')}{shown}",
+    )
+
+
+def _kind(annotation: Any) -> tuple[list[str], Any]:
+    """Return the choices of a Literal, or the plain type behind `X | None`."""
+    if typing.get_origin(annotation) is Literal:
+        return [str(choice) for choice in typing.get_args(annotation)], str
+    arguments = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
+    plain = arguments[0] if arguments else annotation
+    return [], str if plain is SecretStr else plain
+
+
+def _destination(path: str) -> str:
+    return path.replace(".", "__")
+
+
+_config = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="YAML file of settings (see: csi-job config init).",
+)
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    envvar="CSI_JOB_LOG_FORMAT",
+    help="Log as text or as JSON lines; auto is JSON in a Kubernetes pod.",
+)
+
+__all__ = ["DATA", "FLAGS", "LoadedSettings", "field_of", "walk", "with_settings"]

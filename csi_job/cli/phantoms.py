@@ -1,0 +1,28 @@
+"""`csi-job phantoms`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from csi_job.logs import set_up_logging
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--num-images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to make.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="The same seed, the same files."
+)
+def phantoms(folder: Path, num_images: int, seed: int) -> None:
+    """Make FOLDER/labels.csv and FOLDER/images/ of chest phantoms.
+
+    They look like frontal radiographs with congestion in six zones, are free of any licence, and come
+    in every format that is read: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
+    """
+    from csi_job.radiographs.phantom import write_phantoms
+
+    set_up_logging()
+    write_phantoms(folder, num_images, seed)
+    click.echo(f"{num_images} phantoms: --labels {folder / 'labels.csv'} --images {folder / 'images'}")

@@ -1,0 +1,39 @@
+"""`csi-job predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from csi_job.cli.options import LoadedSettings, with_settings
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@with_settings("trial.device")
+@click.option(
+    "--model-path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Model to use.  [default: <work>/models/optimized_model.safetensors]",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output."
+)
+@click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
+def predict(
+    loaded: LoadedSettings,
+    images: tuple[Path, ...],
+    model_path: Path | None,
+    output: Path | None,
+    output_format: str,
+) -> None:
+    """Score IMAGES (files, or folders of them): six zones, mean CSI, risk class with probabilities.
+
+    A file that cannot be read is named, the rest goes on, and the exit code is 1.
+    """
+    from csi_job.pipeline import run_predict
+
+    num_failed = run_predict(loaded.settings, images, model_path, output, output_format)
+    if num_failed:
+        click.get_current_context().exit(1)

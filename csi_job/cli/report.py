@@ -1,0 +1,17 @@
+"""`csi-job report`."""
+
+from __future__ import annotations
+
+import click
+
+from csi_job.cli.options import LoadedSettings, with_settings
+
+
+@click.command()
+@with_settings("study.name", "storage.url")
+def report(loaded: LoadedSettings) -> None:
+    """Write the plots, the best parameters and the one-page report under models/hyperopt/."""
+    from csi_job.pipeline import existing_study, write_everything
+
+    for path in write_everything(existing_study(loaded.settings), loaded.settings.work):
+        click.echo(path)

@@ -1,0 +1,31 @@
+"""`csi-job train-optimized`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from csi_job.cli.options import DATA, LoadedSettings, with_settings
+
+FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.seed", "final_model.max_epochs")
+
+
+@click.command()
+@with_settings(*DATA, *FINAL, "storage.url", "trial.device", "trial.pretrained")
+@click.option(
+    "--hyperparams",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The study's models/hyperopt/<study>_best_params.json, or a file like it.",
+)
+def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
+    """Confirm the best trials over several seeds, then keep the best model.
+
+    The best trial of a study was partly luck: the best --candidates are trained again with --seeds
+    seeds each, and the winner is the best mean. The baseline's parameters are trained the same way,
+    for a fair comparison. What is finished is kept: run the same command again to go on.
+    """
+    from csi_job.pipeline import run_train_optimized, tell_final_model
+
+    click.echo(tell_final_model(run_train_optimized(loaded.settings, hyperparams)))

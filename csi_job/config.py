@@ -1,0 +1,276 @@
+"""The settings tree: assembled from the sections, and read from flags, variables, a YAML file and defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
+
+from csi_job.cache.settings import CacheSettings
+from csi_job.errors import ConfigurationError
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.settings import FinalModelSettings
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.settings import Section
+from csi_job.study.settings import StorageSettings, StudySettings, TrackingSettings
+from csi_job.trial.parameter import Parameter
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.space import Baseline, SearchSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ENVIRONMENT_PREFIX = "CSI_JOB_"
+NO_SETTINGS = {"CSI_JOB_LOG_FORMAT"}  # concerns the process, not the study
+Tree = dict[str, Any]
+
+
+class Settings(Section):
+    """All settings, in the order the data flows."""
+
+    work: Path = Path()
+    """Folder of everything that is made: cache, studies, checkpoints, models."""
+    radiographs: RadiographsSettings = RadiographsSettings()
+    """Where the radiographs are and how they are read and split."""
+    cache: CacheSettings = CacheSettings()
+    """The decoded images."""
+    space: SearchSpace = Field(default_factory=SearchSpace)
+    """The hyperparameters that are searched."""
+    baseline: Baseline = Baseline()
+    """Trial 0, and what the final model is compared with."""
+    trial: TrialSettings = TrialSettings()
+    """How one trial is trained."""
+    study: StudySettings = StudySettings()
+    """What is optimised, and how long."""
+    storage: StorageSettings = StorageSettings()
+    """The database of the study."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Experiment tracking."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Metrics and intervals."""
+    final_model: FinalModelSettings = FinalModelSettings()
+    """The final model."""
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Settings in force; `origins` names for each dotted path that was given where its value comes from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    config_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flag_names: Mapping[str, str] | None = None,
+) -> LoadedSettings:
+    """Merge the sources, the earlier of flag, variable, file, default winning.
+
+    Args:
+        flags: value by dotted path, e.g. `{"study.num_trials": 20}`.
+        config_file: YAML file of the settings tree.
+        environment: variables; `CSI_JOB_STUDY__NUM_TRIALS` sets `study.num_trials`. Default: the process's.
+        flag_names: how each dotted path is spelled on the command line, for origins and errors.
+
+    Raises:
+        ConfigurationError: an unreadable file, an unknown key or a value that is not allowed, by its dotted path.
+
+    """
+    variables = _from_environment(os.environ if environment is None else environment)
+    origins: dict[str, str] = {}
+    trees: list[Tree] = []
+    if config_file is not None:
+        tree = _from_file(config_file)
+        trees.append(tree)
+        origins |= dict.fromkeys(_paths(tree), f"file {config_file}")
+    for path, (name, value) in variables.items():
+        trees.append(_nested(path, value))
+        origins[path] = f"variable {name}"
+    for path, value in (flags or {}).items():
+        trees.append(_nested(path, value))
+        origins[path] = f"flag {(flag_names or {}).get(path, path)}"
+    try:
+        settings = Settings.model_validate(reduce(_merged, trees, {}))
+    except ValidationError as error:
+        raise _refusal(error, origins) from None
+    return LoadedSettings(settings, origins)
+
+
+def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield `(dotted path, help text, value)` of every setting, in order."""
+    for name, field in type(section).model_fields.items():
+        path, value = f"{prefix}{name}", getattr(section, name)
+        if _has_fields(value):
+            yield from walk(value, f"{path}.")
+        else:
+            yield path, field.description or "", value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers (`1e-5` is one), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+
+
+def _from_file(path: Path) -> Tree:
+    try:
+        tree = _parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigurationError(f"the settings file cannot be read ({reason})", got=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        hint = "see `csi-job config init`"
+        raise ConfigurationError(f"{path}{place} is not valid YAML: {problem}", hint=hint) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{path} must hold a mapping of settings", got=tree, hint="see `csi-job config init`")
+    return tree
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+    """Return `{dotted path: (variable, value)}`; mappings and lists are written as YAML."""
+    found = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in NO_SETTINGS:
+            continue
+        path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        try:
+            value = _parse(text) if text[:1] in ("{", "[") else text
+        except yaml.YAMLError:
+            raise ConfigurationError(f"the variable {name} is not valid YAML", got=text) from None
+        found[path] = (name, value)
+    return found
+
+
+def _nested(path: str, value: Any) -> Tree:
+    """Return `{"a": {"b": value}}` for the path `a.b`."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _merged(base: Tree, over: Tree, parent: str = "") -> Tree:
+    """Return `base` with `over` laid on it, key by key; a searched parameter is replaced as a whole."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(result.get(key), dict) and isinstance(value, dict) and parent != "space"
+        result[key] = _merged(result[key], value, key) if both else value
+    return result
+
+
+def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        yield path
+        if isinstance(value, dict):
+            yield from _paths(value, f"{path}.")
+
+
+def _refusal(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
+    """Turn pydantic's first complaint into our one line."""
+    first, num_more = error.errors()[0], error.error_count() - 1
+    path = ".".join(str(part) for part in first["loc"])
+    origin = _origin(path, origins)
+    source = "" if origin == "default" else f" ({origin})"
+    more = f"; {num_more} more setting(s) are wrong" if num_more else ""
+    if first["type"] == "extra_forbidden":
+        known = [known for known, _, _ in walk(Settings())]
+        return ConfigurationError(
+            f"unknown setting {path}{source}", allowed=_nearest(path, known), hint=f"see `csi-job config show`{more}"
+        )
+    what = first["msg"].removeprefix("Value error, ")
+    secret = "password" in path or path.endswith("storage.url")
+    got = None if secret or first["input"] is None or isinstance(first["input"], (dict, list)) else first["input"]
+    return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint="see `csi-job config show`")
+
+
+def _ends(path: str) -> Iterator[int]:
+    """Yield the lengths of `path` and of each of its parents."""
+    end = len(path)
+    while end > 0:
+        yield end
+        end = path.rfind(".", 0, end)
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    """Return the settings beside an unknown one, or the top-level ones."""
+    parent = path.rpartition(".")[0]
+    siblings = {name for name in known if name.startswith(f"{parent}.")} if parent else set()
+    names = sorted({name.removeprefix(f"{parent}.").split(".")[0] for name in siblings}) or list(Settings.model_fields)
+    return ", ".join(names)
+
+
+def tell_settings(loaded: LoadedSettings) -> str:
+    """Return every setting in force as `path: value  # origin`, secrets masked."""
+    lines = [(f"{path}: {_shown(value)}", _origin(path, loaded.origins)) for path, _, value in walk(loaded.settings)]
+    width = min(max(len(line) for line, _ in lines), 60)
+    return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)
+
+
+def commented_yaml() -> str:
+    """Return all settings with their defaults as YAML, each under its help text."""
+    lines = ["# Settings of csi-job. A flag or a CSI_JOB_ variable (CSI_JOB_STUDY__NUM_TRIALS=20) wins over this file."]
+    lines += _yaml_lines(Settings(), "")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        yield from ("", f"# {field.description}") if not indent else (f"{indent}# {field.description}",)
+        if _has_fields(value):
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{name}: {_shown(value)}"
+
+
+def _has_fields(value: Any) -> bool:
+    """Whether a value is a section of its own; a searched parameter is one value, written in one line."""
+    return isinstance(value, Section) and not isinstance(value, Parameter)
+
+
+def _origin(path: str, origins: Mapping[str, str]) -> str:
+    """Return what set a path, one of its parents, or something below it."""
+    above = (origins[path[:end]] for end in _ends(path) if path[:end] in origins)
+    below = (origin for given, origin in origins.items() if given.startswith(f"{path}."))
+    return next(above, None) or next(below, "default")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    if isinstance(value, SecretStr):
+        return "'********'"
+    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    text: str = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

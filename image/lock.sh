@@ -1,0 +1,8 @@
+#!/bin/sh
+# Renews the lock files. Usage: image/lock.sh path/to/uv
+# image/requirements.lock is what runs; tests/requirements.lock is the same and what tests and builds need.
+set -eu
+compile() { "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade "$2" -o "$3" $4; }
+compile "$1" pyproject.toml image/requirements.lock ""
+compile "$1" pyproject.toml tests/requirements.lock "--group dev --constraints image/requirements.lock"
+echo "uv" | "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade - -o image/bootstrap.lock

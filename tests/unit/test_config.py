@@ -1,0 +1,120 @@
+"""Settings: precedence, origins, and refusals by dotted path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_job.config import Settings, commented_yaml, load_settings, tell_settings
+from csi_job.errors import ConfigurationError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = write(tmp_path, "study: {num_trials: 1, max_epochs: 1, seed: 1}")
+    variables = {"CSI_JOB_STUDY__NUM_TRIALS": "2", "CSI_JOB_STUDY__MAX_EPOCHS": "2"}
+    loaded = load_settings({"study.num_trials": 3}, file, variables, {"study.num_trials": "--n-trials"})
+    study = loaded.settings.study
+    assert (study.num_trials, study.max_epochs, study.seed, study.sampler) == (3, 2, 1, "tpe")
+    assert loaded.origins["study.num_trials"] == "flag --n-trials"
+    assert loaded.origins["study.max_epochs"] == "variable CSI_JOB_STUDY__MAX_EPOCHS"
+    assert loaded.origins["study.seed"] == f"file {file}"
+    assert "study.sampler" not in loaded.origins
+
+
+def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Path) -> None:
+    file = write(tmp_path, "space: {batch_size: {choices: [16]}, learning_rate: {low: 1e-4, high: 1e-3, log: true}}")
+    variables = {"CSI_JOB_SPACE__BATCH_SIZE": "{value: 8}"}
+    space = load_settings({}, file, variables).settings.space.fingerprint()
+    default = load_settings({}, None, {}).settings.space.fingerprint()
+    assert space["batch_size"] == {"value": 8}
+    assert space["learning_rate"] == {"low": 1e-4, "high": 1e-3, "log": True}
+    assert space["momentum"] == default["momentum"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("study: {num_trails: 3}", "study.num_trails"),
+        ("sduty: {}", "sduty"),
+        ("study: {num_trials: 0}", "study.num_trials"),
+        ("study: {num_trials: many}", "study.num_trials"),
+        ("study: {sampler: magic}", "'tpe', 'random' or 'cmaes'"),
+        ("radiographs: {split: {train: 0.9}}", "must be 1"),
+        ("a: [", "line 1"),
+        ("study: {seed: 1, seed: 2}", "given twice"),
+        ("- 1", "mapping"),
+        ("space: {learning_rate: {low: 1, high: 0.1}}", "space.learning_rate"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, write(tmp_path, text), {})
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["CSI_JOB_STUDY__FOO", "CSI_JOB_FOO", "CSI_JOB_STUDY__NUM_TRIALS__X"])
+def test_an_unknown_variable_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        load_settings({}, None, {name: "1"})
+
+
+def test_the_log_format_variable_is_no_setting() -> None:
+    assert load_settings({}, None, {"CSI_JOB_LOG_FORMAT": "json"}).settings == Settings()
+
+
+def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_settings({}, tmp_path / "none.yaml", {})
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        load_settings({}, binary, {})
+
+
+def test_config_init_writes_the_defaults(tmp_path: Path) -> None:
+    text = commented_yaml()
+    assert load_settings({}, write(tmp_path, text), {}).settings == Settings()
+    assert "# Total of finished trials" in text
+
+
+def test_secrets_are_shown_nowhere() -> None:
+    loaded = load_settings(
+        {"storage.url": "postgresql://u:topsecret@host/db"}, None, {"CSI_JOB_STORAGE__PASSWORD": "s3"}
+    )
+    assert "topsecret" not in tell_settings(loaded) + repr(loaded)
+    assert "'s3'" not in tell_settings(loaded) + repr(loaded)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({"storage.url": ["topsecret"]}, None, {})
+    assert "topsecret" not in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*Settings.model_fields, "low", "choices", "batch_size", "x"]), inner, max_size=3
+            )
+        ),
+        max_leaves=8,
+    )
+)
+def test_generated_settings_are_taken_or_refused_in_one_line(tree: object) -> None:
+    flags = tree if isinstance(tree, dict) else {"space": tree}
+    try:
+        load_settings(flags, None, {})
+    except ConfigurationError as error:
+        assert "\n" not in str(error)

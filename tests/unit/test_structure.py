@@ -1,0 +1,89 @@
+"""The walls of the house: folders import to their left, files and functions stay small, help starts at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "csi_job"
+STAGES = ["radiographs", "cache", "trial", "study", "evaluation", "final_model", "report"]
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(tree: ast.AST) -> list[str]:
+    found = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return found + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
+    folder = path.relative_to(PACKAGE).parts[0]
+    own = [name.split(".")[1] for name in imported_modules(ast.parse(path.read_text())) if name.startswith("csi_job.")]
+    if folder in STAGES:
+        allowed = {*STAGES[: STAGES.index(folder) + 1], "errors", "logs", "settings"}
+        assert set(own) <= allowed
+    if folder != "cli":
+        assert "cli" not in own
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    too_long = {f.name: f.end_lineno - f.lineno for f in functions if f.end_lineno - f.lineno > MAX_FUNCTION_LINES}
+    assert not too_long
+
+
+def test_the_package_has_no_import_cycle() -> None:
+    graph = {
+        ".".join(("csi_job", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): {
+            name for name in imported_modules(ast.parse(path.read_text())) if name.startswith("csi_job")
+        }
+        for path in MODULES
+        if path.parts[-2] != "cli"
+    }
+
+    def reaches(start: str, name: str, seen: set[str]) -> bool:
+        for target in graph.get(name, ()):
+            if target == start:
+                return True
+            if target not in seen:
+                seen.add(target)
+                if reaches(start, target, seen):
+                    return True
+        return False
+
+    assert [name for name in graph if reaches(name, name, set())] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["hyperopt", "--help"]])
+def test_help_starts_without_torch_and_optuna(arguments: list[str]) -> None:
+    code = (
+        "import sys; from csi_job.cli import cli\n"
+        f"try: cli.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "sys.stderr.write(' '.join(sorted({'torch', 'optuna', 'plotly', 'sqlalchemy'} & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert result.stdout
+
+
+def test_the_two_lock_files_agree() -> None:
+    root = PACKAGE.parent
+
+    def pins(path: Path) -> set[str]:
+        return {line.split(" \\")[0] for line in path.read_text().splitlines() if "==" in line and line[0].isalpha()}
+
+    runtime, development = pins(root / "image/requirements.lock"), pins(root / "tests/requirements.lock")
+    assert len(runtime) > 20
+    assert runtime <= development
