@@ -46,10 +46,10 @@ class CsiPredictions:
 
     """
 
-    scores_NZ: IntArray
-    num_graded_N: IntArray
-    csi_N: FloatArray
-    risk_NR: FloatArray
+    scores_NZ: IntArray  # noqa: N815 - an array carries its axes
+    num_graded_N: IntArray  # noqa: N815
+    csi_N: FloatArray  # noqa: N815
+    risk_NR: FloatArray  # noqa: N815
 
 
 def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:

@@ -84,7 +84,7 @@ class Evaluation:
         return {**metrics, "num_graded": int(counts_S.sum()), **_majority(counts_S), "confusion": confusion_KK.tolist()}
 
 
-def evaluate_model(  # noqa: PLR0913 - what the numbers are about is named beside them
+def evaluate_model(
     loaded: LoadedModel,
     data: SplitData,
     settings: EvaluationSettings,
@@ -115,7 +115,14 @@ def evaluate_model(  # noqa: PLR0913 - what the numbers are about is named besid
     )
     metrics = measure_with_intervals(predictions, settings)
     return Evaluation(
-        loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, (*warnings, *_absent(predictions))
+        loaded.name,
+        loaded.architecture,
+        split,
+        cache,
+        predictions,
+        settings,
+        metrics,
+        (*warnings, *_absent(predictions)),
     )
 
 
@@ -156,7 +163,7 @@ def confusion_ZKK(predictions: Predictions) -> IntArray:  # noqa: N802 - the nam
     """Return the confusion matrices [6, 5, 5]: rows truth, columns prediction."""
     ones_1N = np.ones((1, len(predictions)))
     counts_1ZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, ones_1N)
-    return np.rint(counts_1ZKK[0]).astype(np.int64)
+    return np.asarray(np.rint(counts_1ZKK[0]), dtype=np.int64)
 
 
 def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes

@@ -23,7 +23,8 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError
 from csi_job.evaluation.csi import FloatArray
 from csi_job.logs import get_logger
-from csi_job.trial.model import build_model, infer_architecture, predict_logits
+from csi_job.trial.model import build_model, infer_architecture
+from csi_job.trial.predict import predict_logits
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
 SUFFIXES = (".safetensors", ".pth")
@@ -86,7 +87,8 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
     logits_NZK = predict_logits(loaded.model, images_NHW, loaded.normalisation, batch_size, loaded.device)
     probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
     if not np.isfinite(probabilities_NZK).all():
-        raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
+        what = "the model's output is not finite"
+        raise ModelFileError(what, got=loaded.name, hint="train it again")
     return np.asarray(probabilities_NZK)
 
 
@@ -98,14 +100,17 @@ def file_sha256(path: Path) -> str:
 
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if path.suffix not in SUFFIXES:
-        raise ModelFileError("no such kind of model file", got=path.name, allowed=SUFFIXES)
+        what = "no such kind of model file"
+        raise ModelFileError(what, got=path.name, allowed=SUFFIXES)
     if not path.is_file():
         hint = "run `csi-job train-optimized` first, or name another file"
-        raise ModelFileError("there is no such model file", got=str(path), hint=hint)
+        what = "there is no such model file"
+        raise ModelFileError(what, got=str(path), hint=hint)
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     except OSError as error:
-        raise ModelFileError(f"the model file cannot be read ({error.strerror or error})", got=str(path)) from None
+        what = f"the model file cannot be read ({error.strerror or error})"
+        raise ModelFileError(what, got=str(path)) from None
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
@@ -114,7 +119,8 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             metadata = stored.metadata() or {}
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError:
-        raise ModelFileError("the model file is torn or not a safetensors file", got=str(path)) from None
+        what = "the model file is torn or not a safetensors file"
+        raise ModelFileError(what, got=str(path)) from None
     if metadata.get("format") != FORMAT:
         return state, {}
     return state, _parsed(metadata.get("card", ""), path)
@@ -129,7 +135,8 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     except OSError:
         raise
     except Exception:  # noqa: BLE001 - torn bytes make the unpickler raise nearly anything
-        raise ModelFileError("the model file is torn or not one of PyTorch's", got=str(path)) from None
+        what = "the model file is torn or not one of PyTorch's"
+        raise ModelFileError(what, got=str(path)) from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         what = "the model file holds no state dict (names and tensors)"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
@@ -156,7 +163,8 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
-        raise ModelFileError("the model card is not a JSON object", got=str(path), hint="train the model again")
+        what = "the model card is not a JSON object"
+        raise ModelFileError(what, got=str(path), hint="train the model again")
     return card
 
 
@@ -173,15 +181,18 @@ def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:
     try:
         model = build_model(architecture)
     except ConfigurationError as error:
-        raise ModelFileError(f"the model file names an unknown architecture: {error}", got=str(path)) from None
+        what = f"the model file names an unknown architecture: {error}"
+        raise ModelFileError(what, got=str(path)) from None
     num_wrong = len(set(model.state_dict()) ^ set(state))
     try:
         model.load_state_dict(state)
     except RuntimeError:
         reason = f"{num_wrong} weights are missing or unknown" if num_wrong else "shapes differ"
-        raise ModelFileError(f"the weights do not fit {architecture} ({reason})", got=str(path)) from None
+        what = f"the weights do not fit {architecture} ({reason})"
+        raise ModelFileError(what, got=str(path)) from None
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise ModelFileError("the weights hold values that are not finite", got=str(path), hint="train the model again")
+        what = "the weights hold values that are not finite"
+        raise ModelFileError(what, got=str(path), hint="train the model again")
     return model
 
 
@@ -200,5 +211,6 @@ def _image_form(
     try:
         checked = CacheSettings.model_validate(given)
     except ValueError:
-        raise ModelFileError("the model card's image size or normalisation is not allowed", got=given) from None
+        what = "the model card's image size or normalisation is not allowed"
+        raise ModelFileError(what, got=given) from None
     return checked.image_size_px, checked.normalisation

@@ -24,6 +24,7 @@ from csi_job.evaluation.csi import (
     true_csi,
 )
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
+from csi_job.trial.metrics import zone_f1, zone_precision, zone_recall
 
 MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) are one value and rounding
 
@@ -53,12 +54,12 @@ class Predictions:
 
     """
 
-    probabilities_NZK: FloatArray
-    zones_NZ: IntArray
-    patients_N: IntArray
+    probabilities_NZK: FloatArray  # noqa: N815 - an array carries its axes
+    zones_NZ: IntArray  # noqa: N815
+    patients_N: IntArray  # noqa: N815
     pseudonyms: tuple[str, ...]
     predicted: CsiPredictions = field(init=False)
-    csi_N: FloatArray = field(init=False)
+    csi_N: FloatArray = field(init=False)  # noqa: N815
 
     def __post_init__(self) -> None:
         """Derive the predicted and the true CSI once."""
@@ -66,7 +67,7 @@ class Predictions:
         object.__setattr__(self, "csi_N", true_csi(self.zones_NZ))
 
     @property
-    def has_csi_N(self) -> npt.NDArray[np.bool_]:
+    def has_csi_N(self) -> npt.NDArray[np.bool_]:  # noqa: N802 - the name carries the axis
         """Images with at least one graded zone."""
         return ~np.isnan(self.csi_N)
 
@@ -97,28 +98,23 @@ def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: Floa
     """Return confusion matrices [R, 6, 5, 5] (rows: truth, columns: prediction) under each row of weights."""
     cell_NZ = zones_NZ * NUM_CLASSES + scores_NZ
     one_hot_NZC = np.eye(NUM_CLASSES**2)[cell_NZ].reshape(len(cell_NZ), -1)
-    return (weights_RN @ one_hot_NZC).reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+    counts_RC: FloatArray = weights_RN @ one_hot_NZC
+    return counts_RC.reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
 
 
 def _zone_values(confusion_RZKK: FloatArray) -> list[tuple[str, str, FloatArray]]:
     """Return (zone, metric, [R]); NaN where a zone has no graded image under the weights."""
     graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
-    hit_RZS = np.diagonal(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
-    truth_RZS, said_RZS = graded_RZSK.sum(axis=3), graded_RZSK[..., :NUM_SCORES].sum(axis=2)
-    f1_RZS = _ratio(2 * hit_RZS, truth_RZS + said_RZS)
-    num_RZ = truth_RZS.sum(axis=2)
+    num_RZ = graded_RZSK.sum(axis=(2, 3))
+    hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
     by_name = {
-        "f1_macro": f1_RZS.mean(axis=2),
-        "f1_weighted": _ratio((f1_RZS * truth_RZS).sum(axis=2), num_RZ),
-        "precision": _ratio(hit_RZS, said_RZS).mean(axis=2),
-        "recall": _ratio(hit_RZS, truth_RZS).mean(axis=2),
-        "accuracy": _ratio(hit_RZS.sum(axis=2), num_RZ),
+        "f1_macro": zone_f1(confusion_RZKK, "macro"),
+        "f1_weighted": zone_f1(confusion_RZKK, "weighted"),
+        "precision": zone_precision(confusion_RZKK),
+        "recall": zone_recall(confusion_RZKK),
+        "accuracy": np.where(num_RZ > 0, hits_RZ / np.where(num_RZ > 0, num_RZ, 1), np.nan),
     }
-    return [
-        (zone, name, np.where(num_RZ[:, index] > 0, value_RZ[:, index], np.nan))
-        for name, value_RZ in by_name.items()
-        for index, zone in enumerate(ZONES)
-    ]
+    return [(zone, name, value_RZ[:, index]) for name, value_RZ in by_name.items() for index, zone in enumerate(ZONES)]
 
 
 def _csi_values(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray) -> dict[str, FloatArray]:
@@ -184,8 +180,3 @@ def _mean(weights_RN: FloatArray, values_N: FloatArray) -> FloatArray:
     """Return the weighted mean [R]; NaN where the weights sum to zero."""
     total_R = weights_RN.sum(axis=1)
     return np.where(total_R > 0, weights_RN @ values_N / np.where(total_R > 0, total_R, 1), np.nan)
-
-
-def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """Return the quotient, 0 where the denominator is 0 (`zero_division=0`)."""
-    return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), 0.0)
