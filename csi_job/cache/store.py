@@ -1,0 +1,159 @@
+"""The cache on disk: which files a finished one has, what its manifest says, how their integrity is checked.
+
+```
+<work>/cache/<key>/manifest.json      what it was built from, counts, digests of the other files
+<work>/cache/<key>/split.csv          one row an image: split, pseudonyms of image and patient, zones; no identity
+<work>/cache/<key>/train.npy          uint8 [N, H, W], rows as in split.csv; likewise validation.npy and test.npy
+```
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from csi_job.errors import DataError
+from csi_job.radiographs.split import SPLITS
+from csi_job.radiographs.zones import ZONES
+
+FORMAT_VERSION = 1  # part of the key: raise it when the files change their meaning
+MANIFEST = "manifest.json"
+SPLIT_TABLE = "split.csv"
+_DIGEST_FIELD = "manifest_sha256"
+_CHUNK_BYTES = 1 << 20
+_REBUILD = "Delete the folder and run `csi-job cache build` again"
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a cache holds; `key` is the fingerprint of its content.
+
+    `num_images` is by split; `class_counts` gives, by split, the images of each zone and class, `[6][5]`.
+    `files` has the sha256 of every other file of the cache.
+    """
+
+    key: str
+    image_size_px: int
+    normalisation: str
+    split_seed: int
+    split_shares: tuple[float, float, float]
+    num_images: dict[str, int]
+    num_patients: int
+    num_corrupt: int
+    class_counts: dict[str, list[list[int]]]
+    warnings: tuple[str, ...]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """One row of the split table."""
+
+    split: str
+    image: str
+    patient: str
+    patient_index: int
+    zones: tuple[int, ...]
+
+
+def images_file(split: str) -> str:
+    """Return the name of a split's array file."""
+    return f"{split}.npy"
+
+
+def load_info(folder: Path) -> CacheInfo:
+    """Read the manifest of a finished cache.
+
+    Raises:
+        DataError: there is none, it is of another version, or it was changed.
+
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, digest = content.pop("format_version"), content.pop(_DIGEST_FIELD)
+        if version != FORMAT_VERSION:
+            raise DataError("the cache is of another version", got=version, allowed=FORMAT_VERSION, hint=_REBUILD)
+        if digest != _digest_of(content):
+            raise DataError(f"{MANIFEST} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+        content["split_shares"], content["warnings"] = tuple(content["split_shares"]), tuple(content["warnings"])
+        return CacheInfo(**content)
+    except OSError as error:
+        raise DataError(
+            f"no readable cache ({error.strerror})", got=str(folder), hint="Run `csi-job cache build`"
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DataError(f"{MANIFEST} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
+
+
+def manifest_text(info: CacheInfo) -> str:
+    """Return the manifest as it is written, its own digest included."""
+    content = asdict(info)
+    return (
+        json.dumps({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: _digest_of(content)}, indent=1) + "\n"
+    )
+
+
+def split_table_text(images: list[CachedImage]) -> str:
+    """Return the split table as it is written."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=";", lineterminator="\n")
+    writer.writerow(("split", "image", "patient", "patient_index", *ZONES))
+    writer.writerows((row.split, row.image, row.patient, row.patient_index, *row.zones) for row in images)
+    return text.getvalue()
+
+
+def read_split_table(folder: Path) -> list[CachedImage]:
+    """Read the split table of a finished cache.
+
+    Raises:
+        DataError: it is missing or damaged.
+
+    """
+    try:
+        with (folder / SPLIT_TABLE).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter=";"))[1:]
+        return [
+            CachedImage(split, image, patient, int(index), tuple(map(int, zones)))
+            for split, image, patient, index, *zones in rows
+        ]
+    except OSError as error:
+        raise DataError(f"{SPLIT_TABLE} of the cache cannot be read ({error.strerror})", hint=_REBUILD) from None
+    except (ValueError, csv.Error):
+        raise DataError(f"{SPLIT_TABLE} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
+
+
+def verify_cache(folder: Path) -> None:
+    """Compare every file of a finished cache with its digest.
+
+    Raises:
+        DataError: names the first file that is missing, short or changed.
+
+    """
+    info = load_info(folder)
+    for name in (SPLIT_TABLE, *(images_file(split) for split in SPLITS)):
+        try:
+            digest = digest_file(folder / name)
+        except OSError as error:
+            raise DataError(
+                f"{name} of the cache cannot be read ({error.strerror})", got=str(folder), hint=_REBUILD
+            ) from None
+        if digest != info.files.get(name):
+            raise DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,65 @@
+"""Pseudonyms: a patient's or file's identifier never leaves the work folder, a keyed hash stands for it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from csi_job.errors import DataError
+
+PSEUDONYM_LENGTH = 12
+_KEY_BYTES = 32
+_PRIVATE_MODE = 0o600
+
+
+def pseudonym(identifier: str, key: bytes) -> str:
+    """Return 12 hexadecimal digits that stand for an identifier and cannot be undone without the key."""
+    digest = hmac.new(key, identifier.encode("utf-8", "surrogatepass"), hashlib.sha256)
+    return digest.hexdigest()[:PSEUDONYM_LENGTH]
+
+
+def load_key(path: Path) -> bytes:
+    """Return the key of a work folder; the first caller draws it, and only its owner may read the file.
+
+    Args:
+        path: the key's file; its folder exists.
+
+    Raises:
+        DataError: the file can be neither read nor written, or holds no key.
+
+    """
+    try:
+        if not path.exists():
+            _write_once(path, secrets.token_bytes(_KEY_BYTES))
+        key = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the key of the pseudonyms cannot be kept ({error.strerror})", got=str(path)) from None
+    if len(key) != _KEY_BYTES:
+        raise DataError("the key of the pseudonyms is damaged", got=str(path), hint="Delete it to draw another")
+    return key
+
+
+def _write_once(path: Path, key: bytes) -> None:
+    """Write the whole key under another name and link it, so that of two processes one wins and none reads half."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        _link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links; the race is then one of two equally good keys
+        temporary.replace(path)

@@ -1,0 +1,104 @@
+"""NIfTI radiographs, decompressed no further than their header allows, put upright by their affine."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from typing import IO, Any
+
+import numpy as np
+
+from csi_job.errors import DataError
+from csi_job.radiographs.grey import check_size, squeeze, to_uint8
+
+GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+_MAX_EXTENSION_BYTES = 1 << 24  # header extensions, e.g. the DICOM tags a converter kept
+_MAX_BYTES_PER_PIXEL = 8
+_LUMA_BT601 = (0.299, 0.587, 0.114)
+
+
+def is_nifti(content: bytes) -> bool:
+    """Tell by the magic numbers of NIfTI-1 and NIfTI-2 (single file)."""
+    return content[344:348] in (b"n+1\0", b"ni1\0") or content[4:8] in (b"n+2\0", b"ni2\0")
+
+
+def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
+    """Return a NIfTI radiograph as upright grey uint8 `[side_px, side_px]`.
+
+    The affine says where the axes point, and is believed: the patient's right is put on the left of the square, as
+    on a film, and the head on top. Where a radiograph has no third axis and its plane is left-right by
+    anterior-posterior, as converters write 2-D images, posterior is down (DICOM counts rows downwards).
+
+    Args:
+        content: the file, gzipped or not; 2-D, or with further axes of length 1.
+        side_px: side of the square.
+        max_image_side_px: largest width or height decoded.
+
+    Raises:
+        DataError: not a 2-D image, too small or too large, cut off, or blank.
+        Exception: whatever nibabel raises for damaged content.
+
+    """
+    import nibabel
+
+    with _opened(content) as file:
+        start = file.read(_HEADER_BYTES)
+        if not is_nifti(start):
+            raise DataError("the file is not a PNG, JPEG, DICOM or NIfTI image")
+        image_class = nibabel.Nifti2Image if start[4:6] == b"n+" else nibabel.Nifti1Image
+        header = image_class.header_class.from_fileobj(io.BytesIO(start), check=False)  # type: ignore[no-untyped-call]
+        num_bytes = _checked_size(header, max_image_side_px)
+        start += file.read(max(0, num_bytes - len(start)))
+    if len(start) < num_bytes:
+        raise DataError("the image is cut off", got=f"{len(start)} bytes", allowed=f"{num_bytes} by its header")
+    image = image_class.from_bytes(start)
+    return squeeze(_grey(_upright(np.asanyarray(image.dataobj), image.affine)), side_px)
+
+
+def _opened(content: bytes) -> IO[bytes]:
+    file = io.BytesIO(content)
+    return gzip.GzipFile(fileobj=file) if content.startswith(GZIP_MAGIC) else file  # type: ignore[return-value]
+
+
+def _checked_size(header: Any, max_image_side_px: int) -> int:
+    """Return the bytes that the header announces, after checking shape, type and offset."""
+    shape = tuple(int(length) for length in header.get_data_shape())
+    sides = [length for length in shape if length != 1]
+    if len(sides) != 2:  # noqa: PLR2004 - a radiograph has two sides
+        raise DataError("the NIfTI image is not one radiograph", got=f"shape {shape}", allowed="two axes longer than 1")
+    check_size(sides[0], sides[1], max_image_side_px)
+    dtype = header.get_data_dtype()
+    if dtype.itemsize > _MAX_BYTES_PER_PIXEL or dtype.kind == "c":
+        raise DataError(f"NIfTI pixels of type {dtype} are no grey levels")
+    offset = int(header.get_data_offset())
+    if not 0 <= offset <= _MAX_EXTENSION_BYTES:
+        raise DataError("the NIfTI header has no sensible offset", got=offset)
+    return offset + sides[0] * sides[1] * int(dtype.itemsize)
+
+
+def _upright(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Drop the axes of length 1 and turn the other two as on a film: rows downwards, the patient's right first."""
+    from nibabel.orientations import aff2axcodes
+
+    codes = [code or "" for code in aff2axcodes(affine)]  # type: ignore[no-untyped-call]
+    axes = [axis for axis, length in enumerate(pixels.shape) if length != 1]
+    plane = pixels.reshape([pixels.shape[axis] for axis in axes])
+    names = [codes[axis] if axis < len(codes) else "" for axis in axes]
+    if names[0] in ("S", "I") or names[1] in ("R", "L") or (names[0] in ("A", "P") and names[1] not in ("S", "I")):
+        upright_HW, (down, across) = plane, names
+    else:
+        upright_HW, (across, down) = plane.T, names
+    if down in ("S", "A"):  # these point upwards
+        upright_HW = upright_HW[::-1]
+    if across in ("R", "P"):  # film: the patient's right, or front, on the left
+        upright_HW = upright_HW[:, ::-1]
+    return upright_HW
+
+
+def _grey(values_HW: np.ndarray) -> np.ndarray:
+    if values_HW.dtype.names:  # RGB24 and RGBA32
+        channels = [values_HW[name].astype(np.float32) for name in values_HW.dtype.names[:3]]
+        luma = sum(weight * channel for weight, channel in zip(_LUMA_BT601, channels, strict=True))
+        return np.rint(luma).astype(np.uint8)
+    return values_HW if values_HW.dtype == np.uint8 else to_uint8(np.ascontiguousarray(values_HW))

@@ -1,0 +1,52 @@
+"""PNG and JPEG of any mode and depth, decoded to grey."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from csi_job.radiographs.grey import check_size, squeeze, to_uint8
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leaves at least this many times the target
+
+
+def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
+    """Return a PNG or JPEG as upright grey uint8 `[side_px, side_px]`.
+
+    Colours become their luma (ITU-R BT.601), transparent parts black, 8-bit grey levels stay as they are, deeper
+    ones are scaled by percentile, EXIF rotation is applied. A JPEG much larger than the square is decoded at a
+    fraction of its size, and only its luma.
+
+    Raises:
+        DataError: by its header too small or too large, or blank.
+        Exception: whatever Pillow raises for damaged content.
+
+    """
+    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    check_size(*image.size, max_image_side_px)
+    image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
+    square = squeeze(_grey(image), side_px)
+    return np.array(_upright(Image.fromarray(square), image))
+
+
+def _grey(image: Image.Image) -> Image.Image | np.ndarray:
+    if image.mode in _DEEP_MODES:
+        return to_uint8(np.asarray(image))
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        black = Image.new("RGBA", coloured.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, coloured).convert("L")
+    return image if image.mode == "L" else image.convert("RGB").convert("L")
+
+
+def _upright(square: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn the square as the source's EXIF says; turning before or after the squeeze is the same."""
+    square.info["exif"] = source.getexif().tobytes()
+    square.getexif().update(source.getexif())
+    return ImageOps.exif_transpose(square)

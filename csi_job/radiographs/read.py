@@ -1,0 +1,188 @@
+"""Images found by their FileID and decoded to upright grey squares."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from csi_job.errors import DataError, Problem
+
+EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+MAX_FILE_BYTES = 1 << 29
+READER_VERSION = 1  # part of a cache's key: raise it when the same file gives other pixels
+_NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
+_MAX_REASON_LENGTH = 120
+
+
+def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> tuple[Path, ...]:
+    """Return the image file of each FileID: the name itself, or the name and a known extension of any case.
+
+    Args:
+        folder: where the images are; a FileID may name subfolders with `/`.
+        file_ids: N identifiers as in the label table.
+        rows: the N lines of the table they stand in, for messages.
+
+    Raises:
+        DataError: the folder cannot be read; or an image is missing, is there twice, or lies outside the folder.
+            All such rows are in its `problems`.
+
+    """
+    try:
+        root = folder.resolve(strict=True)
+        listings = {PurePosixPath(): _list_folder(root)}
+    except OSError as error:
+        raise DataError(f"the folder of images cannot be read ({error.strerror})", got=str(folder)) from None
+    found: list[Path] = []
+    problems: list[Problem] = []
+    for file_id, row in zip(file_ids, rows, strict=True):
+        path = _find_image(root, file_id, listings)
+        if isinstance(path, str):
+            problems.append(Problem(path, row=row, column="FileID", file_id=file_id))
+        else:
+            found.append(path)
+    if problems:
+        raise DataError(f"{len(problems)} of {len(file_ids)} images cannot be used", problems=problems, got=str(folder))
+    return tuple(found)
+
+
+def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:
+    """Decode an image to a square; its kind is told by its content, not by its name.
+
+    Args:
+        path: a PNG, JPEG, DICOM or NIfTI file.
+        side_px: side of the square; the aspect is given up.
+        max_image_side_px: largest width or height that is decoded.
+
+    Returns:
+        uint8 `[side_px, side_px]`: upright as on the film (the patient's right on the left), bright where tissue is
+        dense.
+
+    Raises:
+        DataError: the file is no image or a damaged one; the message names no file, as names may be identities.
+
+    """
+    content = _read_content(path)
+    try:
+        with _silence():
+            return _decode(content, side_px, max_image_side_px)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged content makes decoders raise almost anything
+        raise DataError(f"the image is damaged ({_reason(error)})") from None
+
+
+def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
+    """Import only what the content needs: pydicom and nibabel take longer to import than an image to decode."""
+    from csi_job.radiographs.nifti import GZIP_MAGIC, is_nifti, read_nifti
+    from csi_job.radiographs.picture import JPEG_MAGIC, PNG_MAGIC, read_picture
+
+    if content.startswith((PNG_MAGIC, JPEG_MAGIC)):
+        return read_picture(content, side_px, max_image_side_px)
+    if content.startswith(GZIP_MAGIC) or is_nifti(content):
+        return read_nifti(content, side_px, max_image_side_px)
+    if content[128:132] == b"DICM" or content[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x00\x00"):
+        from csi_job.radiographs.dicom import read_dicom
+
+        return read_dicom(content, side_px, max_image_side_px)
+    raise DataError(_NOT_AN_IMAGE)
+
+
+def _read_content(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # a pipe or device would be waited for
+            raise DataError("the image is not a file" if path.exists() else "the image does not exist")
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_FILE_BYTES:
+            raise DataError(f"the image file has {num_bytes} bytes", allowed=f"up to {MAX_FILE_BYTES}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the image cannot be read ({error.strerror})") from None
+    except ValueError:  # a zero character in the path
+        raise DataError("the image does not exist") from None
+    if not content:
+        raise DataError("the image file is empty")
+    return content
+
+
+def _find_image(root: Path, file_id: str, listings: dict[PurePosixPath, dict[str, list[str]]]) -> Path | str:
+    """Return the path, or what is wrong."""
+    place = PurePosixPath(file_id)
+    if (
+        place.is_absolute()
+        or PureWindowsPath(file_id).drive
+        or "\\" in file_id
+        or ".." in place.parts
+        or not place.name
+    ):
+        return "the FileID leaves the folder of images"
+    if place.parent not in listings:
+        try:
+            listings[place.parent] = _list_folder(root / place.parent)
+        except (OSError, ValueError):
+            listings[place.parent] = {}
+    names = listings[place.parent].get(_composed(place.name), [])
+    if not names:
+        return "no image of this name"
+    if len(names) > 1:
+        endings = sorted(name[len(place.name) :] or "no ending" for name in names)
+        return f"several images of this name ({', '.join(endings)})"
+    path = root / place.parent / names[0]
+    try:
+        resolved = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "a broken link"
+    if not resolved.is_relative_to(root):
+        return "a link that leaves the folder of images"
+    return path if resolved.is_file() else "not a file"
+
+
+def _list_folder(folder: Path) -> dict[str, list[str]]:
+    """Return the file names that each identifier could mean: whole names, and names without a known extension."""
+    names: dict[str, list[str]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            composed = _composed(entry.name)
+            names.setdefault(composed, []).append(entry.name)
+            stem = _stem(composed)
+            if stem != composed:
+                names.setdefault(stem, []).append(entry.name)
+    return names
+
+
+def _stem(name: str) -> str:
+    extension = next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
+    return name[: len(name) - len(extension)]
+
+
+def _composed(name: str) -> str:
+    """Return the name in composed Unicode, as tables have it; some file systems keep accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the decoders' warnings off the terminal: what matters is whether an image could be read."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "PIL")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a decoder's complaint; decoders get bytes, so it names no file."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text and "object at 0x" not in text[0] else type(error).__name__)[:_MAX_REASON_LENGTH]

@@ -1,0 +1,138 @@
+"""The split of patients into train, validation and test, stratified over the scores of all six zones."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from csi_job.errors import DataError
+from csi_job.radiographs.settings import SplitSettings
+from csi_job.radiographs.table import LabelTable
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, UNKNOWN, ZONES
+
+SPLITS = ("train", "validation", "test")
+_SPLITS_THAT_NEED_GRADES = SPLITS[:2]
+_MAX_PATIENTS_TRIED = 1000  # when an error says how many would do
+
+
+def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
+    """Divide the patients so that each split has its share of every score of every zone.
+
+    This is iterative stratification (K. Sechidis, G. Tsoumakas, I. Vlahavas, On the Stratification of Multi-Label
+    Data, ECML PKDD 2011), which scikit-learn does not have: again and again the rarest label not yet dealt out is
+    taken, and each patient with it goes to the split that still wants it most. Here the labels of a patient are the
+    scores of each zone and "zone graded at all", a split takes no more patients than its share, and ties are
+    broken by a hash of seed and patient, so that neither the table's order nor a library's version changes the split.
+
+    Args:
+        table: N images; all images of a patient go together.
+        settings: the three shares and the seed.
+
+    Returns:
+        int8 `[N]`: 0 train, 1 validation, 2 test.
+
+    Raises:
+        DataError: too few patients for three splits.
+
+    """
+    patients, patient_of_image_N = np.unique(np.array(table.patient_ids, dtype=object), return_inverse=True)
+    shares_S = np.array([settings.train, settings.validation, settings.test])
+    room_S = _patients_per_split(len(patients), shares_S)
+    labels_PL = _patient_labels(table.zones_NZ, patient_of_image_N, len(patients))
+    order = sorted(range(len(patients)), key=lambda p: _hash(settings.seed, str(patients[p])))
+    split_P = _stratify(labels_PL, order, shares_S, room_S)
+    return split_P[patient_of_image_N].astype(np.int8)
+
+
+def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
+    """Check that every zone can be learnt and judged.
+
+    Args:
+        class_counts_SZK: images by split, zone and class, `[3, 6, 5]`.
+
+    Returns:
+        One warning for each zone and split that lacks some of the scores 0-3.
+
+    Raises:
+        DataError: a zone has no graded image in train or validation.
+
+    """
+    warnings = []
+    for name, counts_ZK in zip(SPLITS, class_counts_SZK, strict=True):
+        for zone, counts_K in zip(ZONES, counts_ZK, strict=True):
+            absent = [str(score) for score in range(UNKNOWN) if counts_K[score] == 0]
+            if len(absent) == UNKNOWN and name in _SPLITS_THAT_NEED_GRADES:
+                raise DataError(
+                    f"zone {zone} has no graded image in the {name} split",
+                    hint="Grade more images of it, or choose another radiographs.split.seed",
+                )
+            if absent:
+                warnings.append(f"{name}: no {zone} is scored {', '.join(absent)}")
+    return tuple(warnings)
+
+
+def _patients_per_split(num_patients: int, shares_S: np.ndarray) -> np.ndarray:
+    """Round the shares of the patients to whole ones by the largest remainder; no split may come out empty."""
+    room_S = _rounded_shares(num_patients, shares_S)
+    if room_S.min() < 1:
+        enough = math.ceil(1 / shares_S.min())
+        tried = range(len(SPLITS), min(enough, _MAX_PATIENTS_TRIED))
+        needed = next((n for n in tried if _rounded_shares(n, shares_S).min() > 0), enough)
+        shares = "/".join(f"{100 * share:g}" for share in shares_S)
+        raise DataError(
+            f"too few patients for a {shares} split",
+            got=num_patients,
+            allowed=f"at least {needed}",
+            hint="Add patients",
+        )
+    return room_S
+
+
+def _rounded_shares(num_patients: int, shares_S: np.ndarray) -> np.ndarray:
+    exact_S = num_patients * shares_S
+    room_S: np.ndarray = np.floor(exact_S).astype(np.int64)
+    largest_remainders = np.argsort(room_S - exact_S, kind="stable")[: num_patients - room_S.sum()]
+    room_S[largest_remainders] += 1
+    return room_S
+
+
+def _patient_labels(zones_NZ: np.ndarray, patient_of_image_N: np.ndarray, num_patients: int) -> np.ndarray:
+    """Count each patient's images by label: zone by (score 0-3, graded), `[P, 30]`."""
+    scores_NZK = zones_NZ[..., None] == np.arange(NUM_CLASSES)
+    scores_NZK[..., UNKNOWN] = ~scores_NZK[..., UNKNOWN]  # the last of each zone: graded at all
+    labels_PL = np.zeros((num_patients, NUM_ZONES * NUM_CLASSES), dtype=np.int64)
+    np.add.at(labels_PL, patient_of_image_N, scores_NZK.reshape(len(zones_NZ), -1))
+    return labels_PL
+
+
+def _stratify(labels_PL: np.ndarray, order: Sequence[int], shares_S: np.ndarray, room_S: np.ndarray) -> np.ndarray:
+    """Deal the patients out, the rarest label first; `order` breaks ties."""
+    split_P = np.full(len(labels_PL), -1)
+    wanted_SL = shares_S[:, None] * labels_PL.sum(axis=0)
+    left_L = labels_PL.sum(axis=0)
+    room_S = room_S.copy()
+
+    def assign(patient: int, wanted_S: np.ndarray) -> None:
+        open_S = np.where(room_S > 0, wanted_S, -np.inf)
+        split = max(np.flatnonzero(open_S == open_S.max()), key=lambda s: room_S[s])
+        split_P[patient] = split
+        room_S[split] -= 1
+        wanted_SL[split] -= labels_PL[patient]
+        left_L[:] -= labels_PL[patient]
+
+    while left_L.any():
+        label = np.where(left_L > 0, left_L, np.iinfo(np.int64).max).argmin()
+        holders = [p for p in order if split_P[p] < 0 and labels_PL[p, label]]
+        for patient in sorted(holders, key=lambda p: -labels_PL[p, label]):
+            assign(patient, wanted_SL[:, label])
+    for patient in order:  # patients with no graded zone at all
+        if split_P[patient] < 0:
+            assign(patient, room_S.astype(float))
+    return split_P
+
+
+def _hash(seed: int, patient_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{patient_id}".encode("utf-8", "surrogatepass")).digest()

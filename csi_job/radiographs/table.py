@@ -1,0 +1,250 @@
+"""The label table: which image belongs to which patient, and how its six zones were scored."""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csi_job.errors import DataError, Problem
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.zones import UNKNOWN, ZONES
+
+SEPARATORS = (";", ",", "\t")
+SEPARATORS_TEXT = "semicolon, comma or tab"
+FILE_COLUMN = "FileID"
+PATIENT_COLUMN = "PatientID"
+REQUIRED_COLUMNS = (FILE_COLUMN, *ZONES)
+MAX_TABLE_BYTES = 1 << 30  # a table of ten million rows; more is no label table
+NUM_COLUMNS_NAMED = 12
+
+_SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European spreadsheets write it
+_SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The rows of a label table, N of them, in the table's order.
+
+    `file_ids`, `patient_ids` and `rows` have length N; `rows` counts the table's lines from 1, the header included.
+    Where the table has no PatientID column, `has_patients` is false and each image is its own patient.
+    `zones_NZ` is int8 `[N, 6]` with the scores 0-3 and 4 for unknown.
+    """
+
+    file_ids: tuple[str, ...]
+    patient_ids: tuple[str, ...]
+    rows: tuple[int, ...]
+    zones_NZ: np.ndarray  # noqa: N815 - a tensor carries its axes
+    has_patients: bool
+
+    def __len__(self) -> int:
+        """Return the number of rows N."""
+        return len(self.file_ids)
+
+
+def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
+    """Read and check a label table; its separator and encoding are detected.
+
+    Args:
+        path: a text table with the columns FileID, the six zones, and possibly PatientID; others are ignored.
+        settings: which words mean an ungraded zone.
+
+    Returns:
+        The table, at least one row long.
+
+    Raises:
+        DataError: the table cannot be read, has no rows, lacks a column, or holds wrong rows; all wrong rows are
+            in its `problems`, with row and column.
+
+    """
+    lines = _Lines(_read_text(path))
+    columns = lines.columns
+    problems: list[Problem] = []
+    rows: list[_Row] = []
+    first_rows: dict[str, int] = {}
+    for row_number, cells in lines:
+        row = _read_row(row_number, cells, columns, settings, problems)
+        if row is None:
+            continue
+        first = first_rows.setdefault(row.file_id, row_number)
+        if first != row_number:
+            what = f"the FileID of row {first} again"
+            problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=row.file_id))
+        rows.append(row)
+    if problems:
+        raise DataError(f"the label table has {_counted(len(problems), 'problem')}", problems=problems)
+    if not rows:
+        raise DataError("the label table has a header but no rows")
+    return LabelTable(
+        file_ids=tuple(row.file_id for row in rows),
+        patient_ids=tuple(row.patient_id for row in rows),
+        rows=tuple(row.number for row in rows),
+        zones_NZ=np.array([row.scores for row in rows], dtype=np.int8),
+        has_patients=PATIENT_COLUMN in columns,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    file_id: str
+    patient_id: str
+    scores: tuple[int, ...]
+
+
+class _Lines:
+    """The cells of a table's lines, by the separator that the header shows."""
+
+    def __init__(self, text: str) -> None:
+        header = next((line for line in text.splitlines() if line.strip()), "")
+        if not header:
+            raise DataError("the label table is empty")
+        best = max(SEPARATORS, key=lambda separator: _header_merit(header, separator))
+        self._reader = csv.reader(text.splitlines(keepends=True), delimiter=best, strict=True)
+        self.columns = _find_columns(self._next_cells() or [], best)
+        self.num_columns = max(self.columns.values()) + 1
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield each line's number and cells, blank lines left out."""
+        while (cells := self._next_cells()) is not None:
+            yield self._reader.line_num, cells
+
+    def _next_cells(self) -> list[str] | None:
+        try:
+            for cells in self._reader:
+                if any(cell.strip() for cell in cells):
+                    return cells
+        except csv.Error as error:
+            raise DataError(f"line {self._reader.line_num} of the label table is malformed ({error})") from None
+        return None
+
+
+def _read_row(
+    number: int,
+    cells: Sequence[str],
+    columns: Mapping[str, int],
+    settings: RadiographsSettings,
+    problems: list[Problem],
+) -> _Row | None:
+    """Return the row, or None after adding what is wrong with it to `problems`."""
+    if len(cells) <= max(columns.values()):
+        what = f"{_counted(len(cells), 'cell')}, the header has its columns up to cell {max(columns.values()) + 1}"
+        problems.append(Problem(what, row=number))
+        return None
+    file_id = _clean_id(cells[columns[FILE_COLUMN]])
+    found = len(problems)
+    _check_id(file_id, number, FILE_COLUMN, file_id, problems)
+    patient_id = file_id
+    if PATIENT_COLUMN in columns:
+        patient_id = _clean_id(cells[columns[PATIENT_COLUMN]])
+        _check_id(patient_id, number, PATIENT_COLUMN, file_id, problems)
+    scores = []
+    for zone in ZONES:
+        score = _read_score(cells[columns[zone]], settings)
+        if score is None:
+            what = f"score {_shown(cells[columns[zone]])} is not among 0, 1, 2, 3, 4 and the unknown values"
+            problems.append(Problem(what, row=number, column=zone, file_id=file_id))
+        else:
+            scores.append(score)
+    return None if len(problems) > found else _Row(number, file_id, patient_id, tuple(scores))
+
+
+def _read_score(cell: str, settings: RadiographsSettings) -> int | None:
+    text = cell.strip()
+    if text.casefold() in {word.strip().casefold() for word in settings.unknown_values}:
+        return UNKNOWN
+    match = _SCORE.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def _clean_id(cell: str) -> str:
+    """Return the identifier as file names write it: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
+    identifier = unicodedata.normalize("NFC", cell.strip())
+    return identifier[:-2] if _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
+
+
+def _check_id(identifier: str, number: int, column: str, file_id: str, problems: list[Problem]) -> None:
+    if not identifier:
+        problems.append(Problem("blank", row=number, column=column, file_id=file_id))
+    elif any(unicodedata.category(character) in {"Cc", "Cs"} for character in identifier):
+        problems.append(Problem("control characters in the identifier", row=number, column=column))
+
+
+def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
+    """Return the place of each known column, compared without case; refuse missing and repeated ones."""
+    names = [cell.strip().casefold() for cell in cells]
+    known = {
+        name: names.index(name.casefold()) for name in (*REQUIRED_COLUMNS, PATIENT_COLUMN) if name.casefold() in names
+    }
+    missing = [name for name in REQUIRED_COLUMNS if name not in known]
+    if len(missing) == len(REQUIRED_COLUMNS):  # perhaps no header at all: its cells may name patients, so none is shown
+        found = f"{_counted(len(cells), 'cell')} when split at '{_separator_name(separator)}'"
+        raise DataError(
+            f"the first line of the label table names none of its columns ({found})",
+            allowed=f"a header with {', '.join(REQUIRED_COLUMNS)}",
+            hint=f"Check the separator ({SEPARATORS_TEXT}) and the header",
+        )
+    if missing:
+        shown = ", ".join(_shown(cell) for cell in cells[:NUM_COLUMNS_NAMED])
+        raise DataError(
+            f"the label table lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}",
+            hint=f"Its columns, split at '{_separator_name(separator)}', are {shown}",
+        )
+    repeated = [name for name in known if names.count(name.casefold()) > 1]
+    if repeated:
+        raise DataError(f"the label table has the column {', '.join(repeated)} more than once")
+    return known
+
+
+def _header_merit(header: str, separator: str) -> tuple[int, int]:
+    """Return how many known columns a separator shows, then how many cells."""
+    try:
+        cells = next(csv.reader([header], delimiter=separator), [])
+    except csv.Error:
+        return (0, 0)
+    names = {cell.strip().casefold() for cell in cells}
+    return (sum(name.casefold() in names for name in REQUIRED_COLUMNS), len(cells))
+
+
+def _read_text(path: Path) -> str:
+    """Return the file's text: UTF-8 or UTF-16 by its mark, UTF-8, else CP1252, else Latin-1 (which takes any byte)."""
+    try:
+        if not path.is_file():
+            raise DataError(
+                "the label table is not a file" if path.exists() else "the label table does not exist", got=str(path)
+            )
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_TABLE_BYTES:
+            raise DataError(f"the label table has {num_bytes} bytes", allowed=f"up to {MAX_TABLE_BYTES}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the label table cannot be read ({error.strerror})", got=str(path)) from None
+    except ValueError:  # a zero character in the path
+        raise DataError("the label table is not a file", got=str(path)) from None
+    utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+        break
+    raise DataError("the label table is not text", got=str(path), hint="Save it as CSV")
+
+
+def _shown(cell: str) -> str:
+    return repr(cell.strip()[:40])
+
+
+def _separator_name(separator: str) -> str:
+    return "tab" if separator == "\t" else separator
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s'[: number != 1]}"
