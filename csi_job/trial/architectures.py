@@ -23,7 +23,7 @@ TORCHVISION: Final = tuple(
     resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
     shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn
     vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet101_2 wide_resnet50_2
-    """.split()
+    """.split()  # noqa: SIM905 - one a line is 76 lines
 )
 ARCHITECTURES: Final = OWN + TORCHVISION
 TORCHVISION_NAMES: Final = {"ResNet50": "resnet50", "CheXNet": "densenet121"}

@@ -132,7 +132,9 @@ def in_domain(name: str) -> Callable[[Parameter | None], Parameter | None]:
             return None
         if parameter.is_range:
             return parameter.model_copy(update=_checked_range(parameter, domain))
-        listed = tuple(_parsed(domain, "value" if parameter.choices is None else "choices", v) for v in parameter.listed)
+        listed = tuple(
+            _parsed(domain, "value" if parameter.choices is None else "choices", v) for v in parameter.listed
+        )
         if len(set(listed)) < len(listed):
             message = f"choices name a value twice: {', '.join(map(str, listed))}"
             raise ValueError(message)

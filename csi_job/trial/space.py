@@ -194,7 +194,9 @@ def _with_default_condition(name: str, form: object) -> object:
 
 def _refuse(place: tuple[str, ...], message: str, value: object) -> NoReturn:
     """Raise an error that pydantic puts at this dotted place below the section."""
-    error = InitErrorDetails(type=PydanticCustomError("space", "{message}", {"message": message}), loc=place, input=value)
+    error = InitErrorDetails(
+        type=PydanticCustomError("space", "{message}", {"message": message}), loc=place, input=value
+    )
     raise ValidationError.from_exception_data("SearchSpace", [error])
 
 

@@ -1,0 +1,54 @@
+"""The loss: cross-entropy a zone, with ungraded zones as a class of their own weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
+
+MAX_CLASS_WEIGHT = 10.0  # a score seen once or twice must not drown the others
+
+
+class CsiLoss(nn.Module):
+    """Weighted cross-entropy, summed and divided by the number of labels.
+
+    It is not divided by the sum of the weights, as torch's own weighted mean is: so an ungraded label weighs the same
+    in every batch, a batch of only ungraded labels stays finite at any weight, and micro-batches add up to the batch.
+    """
+
+    weight_ZK: Tensor  # noqa: N815 - tensors carry their axes
+
+    def __init__(self, unknown_weight: float, class_weights_ZK: Tensor | None = None) -> None:
+        """Take the weight of class 4 and, for class balancing, those of the scores (`class_weights`)."""
+        super().__init__()
+        weight_ZK = torch.ones(NUM_ZONES, NUM_CLASSES) if class_weights_ZK is None else class_weights_ZK.clone()
+        weight_ZK[:, UNKNOWN] = unknown_weight
+        self.register_buffer("weight_ZK", weight_ZK)
+
+    def forward(self, logits_BZK: Tensor, zones_BZ: Tensor) -> Tensor:
+        """Return the scalar loss of `logits_BZK` for the classes `zones_BZ` (int64, 0-4), in float32."""
+        log_prob_BZK = functional.log_softmax(logits_BZK.float(), dim=-1)
+        truth_BZ1 = zones_BZ.unsqueeze(-1)
+        weight_BZK = self.weight_ZK.expand(len(zones_BZ), -1, -1)
+        chosen_BZ1 = log_prob_BZK.gather(-1, truth_BZ1) * weight_BZK.gather(-1, truth_BZ1)
+        return -chosen_BZ1.mean()
+
+
+def class_weights(zones_NZ: Tensor) -> Tensor:
+    """Return weights that balance the scores of each zone, from the training labels.
+
+    Args:
+        zones_NZ: int64 classes 0-4.
+
+    Returns:
+        `class_weights_ZK`, float32: a score's weight is the inverse of its frequency among the zone's graded labels,
+        1 for evenly spread ones, `MAX_CLASS_WEIGHT` at most, 1 for a score that does not occur.
+
+    """
+    one_hot_NZK = functional.one_hot(zones_NZ, NUM_CLASSES)
+    counts_ZK = one_hot_NZK.sum(dim=0).double()
+    graded_Z1 = counts_ZK[:, : len(SCORES)].sum(dim=1, keepdim=True)
+    weights_ZK = (graded_Z1 / (len(SCORES) * counts_ZK)).clamp(max=MAX_CLASS_WEIGHT)
+    return torch.where(counts_ZK > 0, weights_ZK, torch.ones_like(weights_ZK)).float()

@@ -1,0 +1,111 @@
+"""The objective `val_f1`: F1 over the scores 0-3 of each zone, from confusion matrices kept on the device.
+
+It equals scikit-learn's `f1_score(labels=[0, 1, 2, 3], zero_division=0)` over the graded labels of a zone: a label
+whose truth is unknown (class 4) is left out, a 4 predicted for a graded one counts as wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES
+
+Average = Literal["macro", "weighted"]
+NUM_SCORES = len(SCORES)
+Floats = npt.NDArray[np.float64]
+
+
+def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
+    """Count predictions by zone, truth and prediction.
+
+    Args:
+        pred_NZ: int64 classes 0-4.
+        true_NZ: int64 classes 0-4 on the same device.
+
+    Returns:
+        `confusion_ZKK`, int64: rows are the truth, columns the prediction. Made without waiting for the device.
+
+    """
+    zone_Z = torch.arange(NUM_ZONES, device=pred_NZ.device)
+    cell_NZ = (zone_Z * NUM_CLASSES + true_NZ) * NUM_CLASSES + pred_NZ
+    counts = torch.zeros(NUM_ZONES * NUM_CLASSES**2, dtype=torch.int64, device=pred_NZ.device)
+    counts.scatter_add_(0, cell_NZ.flatten(), torch.ones_like(cell_NZ).flatten())
+    return counts.view(NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+
+
+def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
+    """Return the F1 of each zone.
+
+    Args:
+        confusion_ZKK: counts `[…, Z, 5, 5]`, rows the truth; leading axes (bootstrap samples) are kept.
+        average: `macro`: the mean over the four scores; `weighted`: weighted by how often each is the truth.
+
+    Returns:
+        float64 `[…, Z]`; NaN for a zone without a graded label.
+
+    """
+    rates = score_rates(confusion_ZKK)
+    return _averaged(rates.f1, rates.support, average)
+
+
+def zone_precision(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
+    """Return the precision of each zone, as `zone_f1` does F1."""
+    rates = score_rates(confusion_ZKK)
+    return _averaged(rates.precision, rates.support, average)
+
+
+def zone_recall(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
+    """Return the recall of each zone, as `zone_f1` does F1."""
+    rates = score_rates(confusion_ZKK)
+    return _averaged(rates.recall, rates.support, average)
+
+
+def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:
+    """Return the mean F1 over the zones that have a graded label (`val_f1`), NaN if none has.
+
+    Args:
+        confusion_ZKK: counts `[Z, 5, 5]`.
+        average: as for `zone_f1`.
+
+    """
+    zone_f1_Z = zone_f1(confusion_ZKK, average)
+    graded = ~np.isnan(zone_f1_Z)
+    return float(zone_f1_Z[graded].mean()) if graded.any() else math.nan
+
+
+@dataclass(frozen=True)
+class ScoreRates:
+    """Rates of each score in each zone, `[…, Z, 4]`; 0 where a division by zero would stand."""
+
+    precision: Floats
+    recall: Floats
+    f1: Floats
+    support: Floats
+    """Labels whose truth is this score."""
+
+
+def score_rates(confusion_ZKK: npt.ArrayLike) -> ScoreRates:
+    """Return precision, recall and F1 of each score in each zone from counts `[…, Z, 5, 5]`."""
+    graded = np.asarray(confusion_ZKK, dtype=np.float64)[..., :NUM_SCORES, :]  # rows whose truth is a score
+    support = graded.sum(axis=-1)  # a 4 predicted is in the row's sum: wrong
+    predicted = graded[..., :NUM_SCORES].sum(axis=-2)
+    hits = np.diagonal(graded, axis1=-2, axis2=-1)
+    f1 = _ratio(2 * hits, support + predicted)
+    return ScoreRates(_ratio(hits, predicted), _ratio(hits, support), f1, support)
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _averaged(rate: Floats, support: Floats, average: Average) -> Floats:
+    total = support.sum(axis=-1)
+    mean = rate.mean(axis=-1) if average == "macro" else _ratio((rate * support).sum(axis=-1), total)
+    return np.where(total > 0, mean, np.nan)

@@ -1,0 +1,54 @@
+"""From stored pixels to a model's input, and from a model to logits of many images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
+from csi_job.trial.augment import to_unit
+
+if TYPE_CHECKING:
+    from csi_job.cache.settings import Normalisation
+
+# Mean and standard deviation of pixels from 0 to 1. ImageNet's are the means over its three channels: the stem of a
+# pretrained model is summed over red, green and blue to take grey.
+NORMALISATIONS: Final[dict[str, tuple[float, float]]] = {"medical": (0.5, 0.5), "imagenet": (0.449, 0.226)}
+
+
+def to_input(image_BHW: Tensor, normalisation: Normalisation | str) -> Tensor:
+    """Return `image_BCHW`, one normalised float32 channel, from uint8 0-255 or float 0-1 pixels."""
+    mean, deviation = NORMALISATIONS[normalisation]
+    return to_unit(image_BHW).sub(mean).div_(deviation).unsqueeze(1)
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module,
+    images_NHW: Tensor,
+    normalisation: Normalisation | str,
+    batch_size: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Return the model's logits of every image, in full precision.
+
+    Args:
+        model: on `device`; it is put into evaluation mode.
+        images_NHW: uint8 pixels, on any device.
+        normalisation: as the model was trained.
+        batch_size: images a forward pass.
+        device: where to compute.
+
+    Returns:
+        `logits_NZK`, float32 on the CPU; empty for no images.
+
+    """
+    model.eval()
+    parts = [
+        model(to_input(batch_BHW.to(device), normalisation)).float()
+        for batch_BHW in torch.split(images_NHW, batch_size)
+        if len(batch_BHW)
+    ]
+    return torch.cat(parts).cpu() if parts else torch.empty(0, NUM_ZONES, NUM_CLASSES)

@@ -1,0 +1,222 @@
+"""Training of one model with one set of hyperparameters."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from csi_job.errors import CheckpointError, DataError, InfeasibleTrialError
+from csi_job.radiographs.zones import UNKNOWN
+from csi_job.trial.checkpoint import load_checkpoint, save_checkpoint
+from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
+from csi_job.trial.model import gflops, num_parameters
+from csi_job.trial.schedule import EpochResult, Schedule
+from csi_job.trial.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from csi_job.cache.dataset import SplitData
+    from csi_job.trial.hyperparameters import Hyperparameters
+    from csi_job.trial.settings import TrialSettings
+
+SEED_STRIDE = 1_000_003  # a prime above any number of epochs, so that no two (seed, epoch) share a random state
+MAX_SEED = 2**63
+
+
+class TrainingHooks(Protocol):
+    """What the owner of a trial does while it trains; whatever a hook raises ends the training."""
+
+    def batch_done(self) -> None:
+        """Take note that training goes on; called after every batch."""
+
+    def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
+        """Take the result of an epoch; its checkpoint, if any, is already on the disk."""
+
+
+class NoHooks:
+    """Hooks that do nothing."""
+
+    def batch_done(self) -> None:
+        """Do nothing."""
+
+    def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
+        """Do nothing."""
+
+
+NO_HOOKS = NoHooks()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training."""
+
+    best_epoch: int
+    best_val_f1: float
+    epochs: tuple[EpochResult, ...]
+    best_state: dict[str, Tensor] = field(repr=False)
+    """The model's state at the best epoch, on the CPU."""
+    num_parameters: int
+    gflops: float
+    """Cost of one image, as `model.gflops` counts it."""
+    micro_batch: int
+    """Images computed at once; less than the batch size where memory ran out."""
+    stopped_early: bool
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random numbers of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries still use the global state
+    torch.manual_seed(seed)
+
+
+def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, and the run's own state
+    train: SplitData,
+    validation: SplitData,
+    params: Hyperparameters,
+    settings: TrialSettings,
+    *,
+    normalisation: str,
+    max_epochs: int,
+    seed: int,
+    hooks: TrainingHooks = NO_HOOKS,
+    checkpoint_folder: Path | None = None,
+    resume_from: Path | None = None,
+) -> TrainingResult:
+    """Train a model until `val_f1` stops getting better or `max_epochs` are done.
+
+    Deterministic for a seed on the CPU: a training that was interrupted and resumed gives the same bits as one that
+    was not.
+
+    Args:
+        train: the split to learn from.
+        validation: the split that decides when to stop and which epoch is best.
+        params: the hyperparameters.
+        settings: everything of training that is not searched.
+        normalisation: of the pixels, by name.
+        max_epochs: epochs at most, those before a resume included.
+        seed: of weights, order, augmentation and dropout.
+        hooks: called after batches and epochs.
+        checkpoint_folder: where each epoch's checkpoint goes; none: no checkpoints.
+        resume_from: a checkpoint to go on from.
+
+    Raises:
+        InfeasibleTrialError: out of memory even at one image at a time, or a loss that is not finite.
+        CheckpointError: a checkpoint that cannot be written, read, or is of another training.
+        ConfigurationError: a device, architecture or weights that are not there.
+        DataError: too few images, or no graded label to validate on.
+
+    """
+    _check_data(train, validation)
+    device = choose_device(settings)
+    seed_everything(seed)
+    run = None
+    try:
+        trainer = Trainer(train, validation, params, settings, normalisation=normalisation, device=device)
+        run = _Run(trainer, seed, image_size_px=train.images_NHW.shape[-1])
+        if resume_from is not None:
+            run.resume(resume_from)
+        return run.to_the_end(max_epochs, hooks, checkpoint_folder)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = "out of memory before the first image: model and optimizer do not fit"
+        raise InfeasibleTrialError(message, hint="use a smaller architecture or a larger GPU") from None
+    finally:
+        if run is not None:
+            run.trainer.release()
+        free_memory()
+
+
+class _Run:
+    """The epochs of one training."""
+
+    def __init__(self, trainer: Trainer, seed: int, *, image_size_px: int) -> None:
+        self.trainer, self.seed, self.params = trainer, seed, trainer.params
+        self.results: list[EpochResult] = []
+        self.best_state: dict[str, Tensor] = {}
+        self.schedule = Schedule(self.params.learning_rate, self.params.patience)
+        self.identity = {
+            **self.params.to_params(),
+            "seed": seed,
+            "image_size_px": image_size_px,
+            "num_images": len(trainer.train_data),
+        }
+        self.gflops = gflops(trainer.model, image_size_px)
+
+    def to_the_end(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
+        while len(self.results) < max_epochs and not self.schedule.should_stop:
+            result = self._epoch(hooks)
+            self.results.append(result)
+            self.schedule.update(result)
+            if self.schedule.best_epoch == result.epoch:
+                self.best_state = self.trainer.weights()
+            checkpoint = None if folder is None else save_checkpoint(folder, result.epoch, self._state())
+            hooks.epoch_done(result, checkpoint)
+        return TrainingResult(
+            best_epoch=self.schedule.best_epoch,
+            best_val_f1=self.schedule.best_val_f1,
+            epochs=tuple(self.results),
+            best_state=self.best_state,
+            num_parameters=num_parameters(self.trainer.model),
+            gflops=self.gflops,
+            micro_batch=self.trainer.micro_batches.size,
+            stopped_early=self.schedule.should_stop,
+        )
+
+    def _epoch(self, hooks: TrainingHooks) -> EpochResult:
+        epoch, start = len(self.results), time.perf_counter()
+        train_loss = self.trainer.train_epoch(
+            (self.seed * SEED_STRIDE + epoch) % MAX_SEED,
+            lambda step, num_steps: self.schedule.step_rate(epoch, step, num_steps),
+            hooks.batch_done,
+        )
+        train_s = time.perf_counter() - start
+        _check_finite(train_loss, "training", epoch)
+        learning_rate = self.schedule.learning_rate
+        validation = self.trainer.validate(hooks.batch_done)
+        _check_finite(validation.loss, "validation", epoch)
+        seconds = time.perf_counter() - start
+        images_per_s = len(self.trainer.train_data) / train_s
+        return EpochResult(epoch, train_loss, validation.loss, validation.f1, learning_rate, images_per_s, seconds)
+
+    def _state(self) -> dict[str, Any]:
+        is_best = self.schedule.best_epoch == len(self.results) - 1
+        return {
+            **self.trainer.state(),
+            "identity": self.identity,
+            "results": [asdict(result) for result in self.results],
+            "best": {} if is_best else self.best_state,  # the best state is the model's own then
+        }
+
+    def resume(self, path: Path) -> None:
+        """Go on after the checkpoint's epoch; raise `CheckpointError` if it is of another training."""
+        state = load_checkpoint(path)
+        differing = [name for name, value in self.identity.items() if state.get("identity", {}).get(name) != value]
+        if differing:
+            message = f"the checkpoint {path.name} is of another training: {', '.join(differing)} differ"
+            raise CheckpointError(message)
+        self.trainer.load_state(state)
+        self.results = [EpochResult(**result) for result in state["results"]]
+        self.schedule = Schedule(self.params.learning_rate, self.params.patience, self.results)
+        self.best_state = state["best"] or state["model"]
+
+
+def _check_finite(loss: float, which: str, epoch: int) -> None:
+    if not math.isfinite(loss):
+        message = f"the {which} loss of epoch {epoch} is {loss}"
+        raise InfeasibleTrialError(message, hint="narrow space.learning_rate if this happens often")
+
+
+def _check_data(train: SplitData, validation: SplitData) -> None:
+    if len(train) < 2 or not bool((validation.zones_NZ != UNKNOWN).any()):  # noqa: PLR2004 - batch norm needs two
+        message = "training needs two training images and a graded validation label"
+        raise DataError(message, got=f"{len(train)} and {len(validation)} images")
