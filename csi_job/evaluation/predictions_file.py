@@ -1,0 +1,90 @@
+"""Predictions as CSV (one row a file) or JSON (one array), written as they come."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TextIO
+
+from csi_job.errors import Problem
+from csi_job.evaluation.predict import Prediction
+from csi_job.radiographs.zones import NUM_CLASSES, RISK_CLASSES, UNKNOWN, ZONES
+
+Results = Iterable[Prediction | Problem]
+PredictionFormat = Literal["csv", "json"]
+
+CLASS_NAMES = (*(str(score) for score in range(NUM_CLASSES - 1)), "unknown")
+COLUMNS = (
+    "file",
+    "csi",
+    "risk",
+    *(f"p_{name}_risk" for name in RISK_CLASSES),
+    "num_graded_zones",
+    *ZONES,
+    *(f"{zone}_p_{name}" for zone in ZONES for name in CLASS_NAMES),
+    "problem",
+)
+
+
+def write_predictions(results: Results, stream: TextIO, file_format: PredictionFormat) -> list[Problem]:
+    """Write each result as soon as it is there.
+
+    Args:
+        results: of `predict_images`; a file that could not be read keeps its place with only `problem` filled.
+        stream: text stream, opened with `newline=""` for CSV.
+        file_format: `csv` or `json`.
+
+    Returns:
+        The problems among the results.
+
+    """
+    problems: list[Problem] = []
+    write = _write_csv if file_format == "csv" else _write_json
+    write(_setting_aside(results, problems), stream)
+    return problems
+
+
+def _setting_aside(results: Results, problems: list[Problem]) -> Iterator[Prediction | Problem]:
+    for result in results:
+        if isinstance(result, Problem):
+            problems.append(result)
+        yield result
+
+
+def _write_csv(results: Results, stream: TextIO) -> None:
+    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        writer.writerow(_row(result))
+
+
+def _write_json(results: Results, stream: TextIO) -> None:
+    """Write an array with one object a line, which is valid JSON also where the results end early by an error."""
+    separator = "["
+    try:
+        for result in results:
+            entry = _problem(result) if isinstance(result, Problem) else result.to_json()
+            stream.write(f"{separator}\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}")
+            separator = ","
+    finally:
+        stream.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def _problem(problem: Problem) -> dict[str, str]:
+    return {"file": problem.file_id, "problem": problem.what}
+
+
+def _row(result: Prediction | Problem) -> dict[str, Any]:
+    """Return the filled columns; probabilities and the CSI with four decimals, scores as digits or `unknown`."""
+    if isinstance(result, Problem):
+        return _problem(result)
+    row: dict[str, Any] = {"file": result.file, "num_graded_zones": result.num_graded_zones}
+    if result.csi is not None and result.risk_probabilities is not None:
+        row |= {"csi": f"{result.csi:.4f}", "risk": result.risk}
+        risks = zip(RISK_CLASSES, result.risk_probabilities, strict=True)
+        row |= {f"p_{name}_risk": f"{value:.4f}" for name, value in risks}
+    for zone, score, probabilities_K in zip(ZONES, result.scores, result.probabilities_ZK, strict=True):
+        row[zone] = "unknown" if score == UNKNOWN else score
+        row |= {f"{zone}_p_{name}": f"{p:.4f}" for name, p in zip(CLASS_NAMES, probabilities_K, strict=True)}
+    return row

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
+
+from csi_job.evaluation.csi import risk_indices
+from csi_job.evaluation.measures import Predictions, measure, weighted_auroc, weighted_confusion
+from csi_job.radiographs.zones import RISK_CLASSES, ZONES
+from tests.unit.evaluation.conftest import certain, draw_predictions
+
+SCIKIT = {"labels": [0, 1, 2, 3], "zero_division": 0}
+
+
+def repeated(predictions: Predictions, counts: np.ndarray) -> Predictions:
+    rows = np.repeat(np.arange(len(predictions)), counts)
+    return Predictions(
+        predictions.probabilities_NZK[rows],
+        predictions.zones_NZ[rows],
+        predictions.patients_N[rows],
+        tuple(predictions.pseudonyms[row] for row in rows),
+    )
+
+
+def by_scikit_learn(predictions: Predictions) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for index, zone in enumerate(ZONES):
+        graded = predictions.zones_NZ[:, index] != 4
+        truth, said = predictions.zones_NZ[graded, index], predictions.probabilities_NZK[graded, index].argmax(axis=1)
+        values[f"{zone}.f1_macro"] = f1_score(truth, said, average="macro", **SCIKIT)
+        values[f"{zone}.f1_weighted"] = f1_score(truth, said, average="weighted", **SCIKIT)
+        values[f"{zone}.precision"] = precision_score(truth, said, average="macro", **SCIKIT)
+        values[f"{zone}.recall"] = recall_score(truth, said, average="macro", **SCIKIT)
+        values[f"{zone}.accuracy"] = accuracy_score(truth, said)
+    for name in ("f1_macro", "f1_weighted"):
+        values[name] = np.mean([values[f"{zone}.{name}"] for zone in ZONES])
+    known = predictions.has_csi_N
+    truth, said = predictions.csi_N[known], predictions.predicted.csi_N[known]
+    values["csi_mae"] = mean_absolute_error(truth, said)
+    values["csi_rmse"] = root_mean_squared_error(truth, said)
+    values["csi_pearson_r"] = pearsonr(truth, said).statistic
+    risk, probabilities = risk_indices(truth), predictions.predicted.risk_NR[known]
+    values["risk_auroc"] = roc_auc_score(risk, probabilities, multi_class="ovr", average="macro")
+    for index, name in enumerate(RISK_CLASSES):
+        values[f"risk_auroc_{name}"] = roc_auc_score(risk == index, probabilities[:, index])
+    values["risk_accuracy"] = accuracy_score(risk, risk_indices(said))
+    return values
+
+
+@pytest.mark.parametrize(("num_images", "seed", "unknown"), [(200, 0, 0.0), (60, 1, 0.2), (35, 2, 0.5)])
+def test_every_metric_equals_scikit_learns(num_images, seed, unknown):
+    predictions = draw_predictions(num_images, seed, unknown=unknown)
+    ours = measure(predictions, np.ones((1, num_images)))
+    theirs = by_scikit_learn(predictions)
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert ours[name][0] == pytest.approx(value, abs=1e-12), name
+
+
+def test_weights_mean_the_same_as_repeating_the_images():
+    predictions = draw_predictions(80, 3)
+    counts = np.random.default_rng(4).integers(0, 4, size=(3, 80))
+    ours = measure(predictions, counts.astype(float))
+    for row in range(3):
+        for name, value in by_scikit_learn(repeated(predictions, counts[row])).items():
+            assert ours[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+def test_confusion_matrices_equal_scikit_learns_with_truth_in_rows():
+    predictions = draw_predictions(50, 5, unknown=0.3)
+    said = predictions.predicted.scores_NZ
+    ours = weighted_confusion(said, predictions.zones_NZ, np.ones((1, 50)))[0]
+    for zone in range(6):
+        theirs = confusion_matrix(predictions.zones_NZ[:, zone], said[:, zone], labels=range(5))
+        np.testing.assert_array_equal(ours[zone], theirs)
+
+
+def test_auroc_counts_ties_half():
+    positive = np.array([True, False, True, False, True])
+    score = np.array([0.5, 0.5, 0.5, 0.1, 0.9])
+    ours = weighted_auroc(positive, score, np.ones((1, 5)))[0]
+    assert ours == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_a_perfect_model_scores_one_and_errs_by_nothing():
+    predictions = certain([[0] * 6, [1] * 6, [2] * 6, [3] * 6])
+    values = {name: value[0] for name, value in measure(predictions, np.ones((1, 4))).items()}
+    assert values["f1_macro"] == values["risk_auroc"] == values["risk_accuracy"] == 1
+    assert values["csi_pearson_r"] == pytest.approx(1)
+    assert values["csi_mae"] == values["csi_rmse"] == 0
+
+
+def test_a_predicted_unknown_on_a_graded_zone_counts_as_wrong():
+    truth = [[0] * 6, [1] * 6, [2] * 6, [3] * 6]
+    values = measure(certain(truth, said=[[4] * 6, *truth[1:]]), np.ones((1, 4)))
+    assert values["f1_macro"][0] == pytest.approx(0.75)
+
+
+def test_auroc_over_the_classes_that_occur_where_one_is_absent():
+    predictions = draw_predictions(100, 6, unknown=0)
+    without_high = repeated(predictions, (predictions.csi_N <= 2.2).astype(int))
+    values = measure(without_high, np.ones((1, len(without_high))))
+    assert np.isnan(values["risk_auroc_high"][0])
+    assert values["risk_auroc"][0] == pytest.approx((values["risk_auroc_low"][0] + values["risk_auroc_medium"][0]) / 2)
+
+
+def test_undefined_metrics_are_nan_under_the_weights_that_make_them_so():
+    predictions = certain([[0] * 6, [3] * 6, [4] * 6])
+    values = measure(predictions, np.array([[1.0, 1, 1], [2, 0, 1], [0, 0, 3]]))
+    np.testing.assert_array_equal(np.isnan(values["risk_auroc"]), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(values["csi_pearson_r"]), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(values["csi_mae"]), [False, False, True])
+    np.testing.assert_array_equal(np.isnan(values["f1_macro"]), [False, False, True])
+
+
+@pytest.mark.parametrize("zones", [np.full((5, 6), 4), np.full((5, 6), 2)])
+def test_a_split_that_is_all_unknown_or_all_alike_gives_nan_not_an_error(zones):
+    values = measure(certain(zones), np.ones((1, 5)))
+    assert np.isnan(values["risk_auroc"][0])
+    assert np.isnan(values["csi_pearson_r"][0])
