@@ -1,0 +1,109 @@
+"""Phantoms as files: the formats, depths and header fields of real radiographs, the same bytes each time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_PIXEL_MM = 0.6
+_STORED_BITS = 12  # as most detectors
+
+
+def write_film(film_HW: np.ndarray, path_without_ending: Path, variant: int) -> None:
+    """Write a film in one of the formats, chosen by `variant`.
+
+    Args:
+        film_HW: float32 `[H, W]` from 0 (black) to 1.
+        path_without_ending: the ending of the format is added.
+        variant: any number; consecutive ones give all formats.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    """
+    ending, encode = _ENCODERS[variant % len(_ENCODERS)]
+    path = path_without_ending.with_name(path_without_ending.name + ending)
+    path.write_bytes(encode(film_HW, path_without_ending.name))
+
+
+def _png_8(film_HW: np.ndarray, _: str) -> bytes:
+    return _picture(_levels(film_HW, 8), "PNG", compress_level=1)
+
+
+def _png_16(film_HW: np.ndarray, _: str) -> bytes:
+    return _picture(_levels(film_HW, 16), "PNG", compress_level=1)
+
+
+def _jpeg(film_HW: np.ndarray, _: str) -> bytes:
+    return _picture(_levels(film_HW, 8), "JPEG", quality=90)
+
+
+def _dicom(film_HW: np.ndarray, name: str) -> bytes:
+    return _dicom_bytes(_levels(film_HW, _STORED_BITS), name, "MONOCHROME2")
+
+
+def _dicom_inverted(film_HW: np.ndarray, name: str) -> bytes:
+    return _dicom_bytes((1 << _STORED_BITS) - 1 - _levels(film_HW, _STORED_BITS), name, "MONOCHROME1")
+
+
+def _nifti(film_HW: np.ndarray, _: str) -> bytes:
+    """Store right-to-left, (front-to-back,) bottom-to-top, as an image volume of one coronal slice is."""
+    import nibabel
+
+    volume = _levels(film_HW, _STORED_BITS).T[:, None, ::-1].astype(np.int16)
+    image = nibabel.Nifti1Image(volume, np.diag([-_PIXEL_MM, 1, _PIXEL_MM, 1]))  # type: ignore[no-untyped-call]
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+
+
+_ENCODERS: tuple[tuple[str, Callable[[np.ndarray, str], bytes]], ...] = (
+    (".png", _png_8),
+    (".jpg", _jpeg),
+    (".png", _png_16),
+    (".dcm", _dicom),
+    (".jpeg", _jpeg),
+    (".nii.gz", _nifti),
+    (".png", _png_8),
+    (".dcm", _dicom_inverted),
+)
+NUM_VARIANTS = len(_ENCODERS)
+
+
+def _levels(film_HW: np.ndarray, num_bits: int) -> np.ndarray:
+    levels_HW: np.ndarray = np.rint(film_HW * ((1 << num_bits) - 1))
+    return levels_HW.astype(np.uint8 if num_bits <= 8 else np.uint16)  # noqa: PLR2004 - bits of a byte
+
+
+def _picture(levels_HW: np.ndarray, kind: str, **options: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(levels_HW).save(content, kind, **options)
+    return content.getvalue()
+
+
+def _dicom_bytes(levels_HW: np.ndarray, name: str, photometric: str) -> bytes:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[name])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "DX", "CHEST", "PA"
+    dataset.PatientName, dataset.PatientID = "Phantom", name
+    dataset.Rows, dataset.Columns = levels_HW.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, _STORED_BITS, _STORED_BITS - 1
+    dataset.PixelRepresentation = 0
+    dataset.PixelSpacing = [_PIXEL_MM, _PIXEL_MM]
+    dataset.WindowCenter, dataset.WindowWidth = 1 << (_STORED_BITS - 1), 1 << _STORED_BITS
+    dataset.PixelData = levels_HW.astype("<u2").tobytes()
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
