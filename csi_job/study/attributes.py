@@ -1,0 +1,28 @@
+"""The names under which a study and its trials keep what Optuna has no column for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# of the study
+FINGERPRINT: Final = "fingerprint"
+TARGET: Final = "target"  # the total of finished trials
+OBJECTIVE: Final = "objective"
+SEED: Final = "seed"
+
+# of a trial
+BASELINE: Final = "baseline"
+SAMPLER: Final = "sampler"
+PRUNER: Final = "pruner"
+MAX_EPOCHS: Final = "max_epochs"
+ATTEMPT: Final = "attempt"
+EPOCHS: Final = "epochs"  # finished ones
+CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only
+GFLOPS: Final = "gflops"
+REASON: Final = "reason"
+INFEASIBLE: Final = "infeasible"
+CANCELLED: Final = "cancelled"  # waited beyond the target
+
+# of a trial, Optuna's own
+FIXED_PARAMS: Final = "fixed_params"
+CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it

@@ -1,0 +1,192 @@
+"""The definition of a study: made once, continued by everyone who agrees with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import optuna
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import ConfigurationError
+from csi_job.logs import get_logger
+from csi_job.study.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET
+from csi_job.study.claim import Counts, cancel_excess, count_trials
+from csi_job.study.database import lock_schema, lock_study, upsert
+from csi_job.study.fingerprint import Fingerprint
+from csi_job.study.pruning import make_pruner
+from csi_job.study.sampling import Space, check_sampler, make_sampler
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import StudyStorage, add_trial, storage_of
+from csi_job.study.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
+
+logger = get_logger(__name__)
+DIRECTIONS_OF: Final = {
+    "f1": (StudyDirection.MAXIMIZE,),
+    "f1-and-cost": (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE),
+}
+
+
+class SearchedSpace(Space, Protocol):
+    """What the definition of a study needs to know of a search space."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the space as JSON-able data."""
+
+    def nearest(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Return parameters moved into the space, and one sentence for each move."""
+
+
+class Keyed(Protocol):
+    """What the definition of a study needs to know of a cache."""
+
+    @property
+    def key(self) -> str:
+        """Return the digest of table, images, split, image size and normalisation."""
+
+
+def define_study(
+    storage: StudyStorage,
+    settings: StudySettings,
+    *,
+    space: SearchedSpace,
+    baseline: Mapping[str, Any],
+    cache: Keyed,
+    average: str = "macro",
+) -> optuna.Study:
+    """Make the study, or continue it; any number of processes may do this at once.
+
+    The target of a study that exists stays (see `set_target`), and so does its seed.
+
+    Args:
+        storage: where the study is.
+        settings: name, objective, seed, sampler, pruner; `num_trials` is the target of a study that is made.
+        space: the search space.
+        baseline: the parameters of trial 0, moved into the space with a warning where they lie outside.
+        cache: what the trials are trained on.
+        average: how `val_f1` averages the classes.
+
+    Returns:
+        the study, with the sampler and pruner of these settings.
+
+    Raises:
+        ConfigurationError: a study of this name with another fingerprint, or made by another program.
+
+    """
+    check_sampler(settings.sampler, settings.objective)
+    sampler, pruner = make_sampler(settings, space), make_pruner(settings)
+    fingerprint = Fingerprint(space.fingerprint(), settings.objective, average, cache.key)
+    params, moves = space.nearest(baseline)
+    attributes = {
+        FINGERPRINT: fingerprint.to_json(),
+        TARGET: settings.num_trials,
+        OBJECTIVE: settings.objective,
+        SEED: settings.seed,
+    }
+
+    def transaction(connection: Connection) -> dict[str, Any]:
+        return _stored_or_made(connection, settings, attributes, params)
+
+    stored = storage.write(transaction)
+    if stored:
+        _check(stored, fingerprint, settings)
+    else:
+        for sentence in moves:
+            logger.warning("baseline: %s", sentence)
+    return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
+
+
+def load_study(storage: StudyStorage, name: str) -> optuna.Study:
+    """Open a study to look at it.
+
+    Raises:
+        ConfigurationError: there is no study of this name; those that are there are named.
+
+    """
+    try:
+        return optuna.Study(name, storage, sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())
+    except KeyError:
+        names = [study.study_name for study in storage.get_all_studies()]
+        message = "there is no study of this name"
+        raise ConfigurationError(message, got=name, allowed=names or "none, the storage is empty") from None
+
+
+def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trials: int | None = None) -> int:
+    """Change the total of finished trials, once, under the study's lock.
+
+    Args:
+        study: the study.
+        num_trials: the new total.
+        more_trials: trials to add to the total, or to what is finished already, whichever is more.
+
+    Returns:
+        the target that holds now; waiting trials beyond it are cancelled.
+
+    """
+    storage, study_id = storage_of(study), study._study_id  # noqa: SLF001
+    aim: int | None = num_trials
+
+    def transaction(connection: Connection) -> int:
+        nonlocal aim
+        lock_study(connection, study_id)
+        counts = count_trials(connection, study_id)
+        if aim is None:  # else this is the second try of a COMMIT whose answer was lost: nothing is added twice
+            aim = _raised(counts, more_trials or 0)
+        upsert(connection, STUDY_ATTRIBUTES, [_attribute(study_id, TARGET, aim)], ("study_id", "key"))
+        cancel_excess(connection, study_id, count_trials(connection, study_id))
+        return aim
+
+    return storage.write(transaction)
+
+
+def _raised(counts: Counts, more_trials: int) -> int:
+    return max(counts.target, counts.num_finished) + more_trials
+
+
+def study_seed(study: optuna.Study) -> int:
+    """Return the seed that the study was made with."""
+    return int(study.user_attrs.get(SEED, 0))
+
+
+def _stored_or_made(
+    connection: Connection, settings: StudySettings, attributes: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the attributes of the study that is there, or make it and return nothing."""
+    lock_schema(connection)
+    named = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == settings.name)
+    study_id = connection.execute(named).scalar()
+    if study_id is not None:
+        mine = sa.select(STUDY_ATTRIBUTES).where(STUDY_ATTRIBUTES.c.study_id == study_id)
+        stored = {row.key: json.loads(row.value_json) for row in connection.execute(mine)}
+        return stored or {FINGERPRINT: None}
+    made = sa.insert(STUDIES).values(study_name=settings.name).returning(STUDIES.c.study_id)
+    study_id = connection.execute(made).scalar_one()
+    directions = [
+        {"study_id": study_id, "objective": objective, "direction": direction}
+        for objective, direction in enumerate(DIRECTIONS_OF[settings.objective])
+    ]
+    connection.execute(sa.insert(DIRECTIONS).values(directions))
+    rows = [_attribute(study_id, key, value) for key, value in attributes.items()]
+    connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
+    first = create_trial(
+        state=TrialState.WAITING, system_attrs={FIXED_PARAMS: dict(params)}, user_attrs={BASELINE: True}
+    )
+    add_trial(connection, study_id, first)
+    return {}
+
+
+def _check(stored: Mapping[str, Any], fingerprint: Fingerprint, settings: StudySettings) -> None:
+    if not isinstance(stored.get(FINGERPRINT), Mapping):
+        message = "a study of this name was made by another program"
+        raise ConfigurationError(message, got=settings.name, hint="choose another study name")
+    fingerprint.check(stored[FINGERPRINT], settings.name)
+    if stored.get(SEED) != settings.seed:
+        logger.warning("the study was made with seed %s, which stays in force", stored.get(SEED))
+
+
+def _attribute(study_id: int, key: str, value: Any) -> dict[str, Any]:
+    return {"study_id": study_id, "key": key, "value_json": json.dumps(value)}

@@ -1,0 +1,153 @@
+"""Leases: whose a running trial is, and the proof that every write of it needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import CsiJobError, LeaseLostError
+from csi_job.logs import get_logger
+from csi_job.study.database import now_s
+from csi_job.study.tables import LEASES, TRIALS
+
+if TYPE_CHECKING:
+    from csi_job.study.storage import StudyStorage
+
+logger = get_logger(__name__)
+GIVEN_BACK_S: Final = 0.0  # as `renewed_at_s`: free for anyone, and the attempt is not held against the trial
+RENEWALS_A_LEASE: Final = 4
+
+
+@dataclass
+class Lease:
+    """The right to write to one running trial."""
+
+    trial_id: int
+    number: int
+    token: str
+    attempt: int
+    num_epochs: int = 0
+    lost: bool = field(default=False, repr=False)
+
+
+def new_token() -> str:
+    """Return a token that no other claim has."""
+    return uuid.uuid4().hex
+
+
+def owner_name() -> str:
+    """Return who this process is: host, boot, process namespace, process, and when it began."""
+    return "|".join((socket.gethostname(), *_process_space(), str(os.getpid()), _start_of(os.getpid())))
+
+
+def is_dead(owner: str) -> bool:
+    """Return whether the owner was a process of this very machine that is gone, so that nobody need wait for it."""
+    _, *space, process, began = owner.split("|") if owner.count("|") == 4 else ("", "", "", "", "")  # noqa: PLR2004
+    if not process or not all(space) or tuple(space) != _process_space():
+        return False
+    return _start_of(int(process)) != began
+
+
+def _process_space() -> tuple[str, str]:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return boot, str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "", ""
+
+
+def _start_of(process: int) -> str:
+    """Return when a process began, in clock ticks since boot, `` if it is gone or only waits to be collected."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def fence(connection: Connection, lease: Lease, **changes: object) -> None:
+    """Renew the lease in this transaction, which holds its row until it ends.
+
+    Args:
+        connection: inside the transaction that writes to the trial.
+        lease: the caller's lease.
+        changes: other columns of the lease to set.
+
+    Raises:
+        LeaseLostError: the trial is another's by now, finished, or deleted.
+
+    """
+    running = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING
+    )
+    statement = (
+        sa.update(LEASES)
+        .where(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, running.exists())
+        .values(**({"renewed_at_s": now_s(connection)} | changes))
+    )
+    if connection.execute(statement).rowcount != 1:
+        lease.lost = True
+        message = f"the lease of trial {lease.number} is lost, another worker goes on with it"
+        raise LeaseLostError(message)
+
+
+class Keeper(threading.Thread):
+    """Renews the lease of the trial that runs here, through outages, until the training stalls."""
+
+    def __init__(self, storage: StudyStorage, *, stall_s: float, on_stall: Callable[[], None]) -> None:
+        """Keep leases of this storage; `on_stall` is called once when no batch ended for `stall_s`."""
+        super().__init__(name="lease", daemon=True)
+        self._storage = storage
+        self._stall_s = stall_s
+        self._on_stall = on_stall
+        self._lease: Lease | None = None
+        self._beat_at = time.monotonic()
+        self.over = threading.Event()
+        self.stalled = False
+
+    def beat(self) -> None:
+        """Tell that the training goes on."""
+        self._beat_at = time.monotonic()
+
+    def watch(self, lease: Lease | None) -> None:
+        """Keep this lease from now on, or none."""
+        self.beat()
+        self._lease = lease
+
+    def end(self) -> None:
+        """Stop the thread."""
+        self.over.set()
+        self.join(timeout=5)
+
+    def run(self) -> None:
+        """Renew, several times within the age at which a lease is taken over."""
+        while not self.over.wait(self._storage.lease_s / RENEWALS_A_LEASE):
+            lease = self._lease
+            if lease is None or lease.lost:
+                continue
+            if time.monotonic() - self._beat_at >= self._stall_s:
+                self.stalled = True
+                self._on_stall()
+                return
+            self._renew(lease)
+
+    def _renew(self, lease: Lease) -> None:
+        try:
+            # Away or not: the next turn of the loop tries again, and the main thread decides when to give up.
+            self._storage.renew(lease, limit_s=0)
+        except LeaseLostError:
+            if self._lease is lease:
+                logger.warning("the lease of trial %d is lost, another worker goes on with it", lease.number)
+        except CsiJobError as error:
+            logger.debug("%s", error)

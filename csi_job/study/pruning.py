@@ -1,0 +1,133 @@
+"""Pruners that compare equal epochs, fed with one statement instead of the whole study."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import sqlalchemy as sa
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from csi_job.study.attributes import CONSTRAINT, CURVE, GFLOPS
+from csi_job.study.rows import step_value
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import storage_of
+from csi_job.study.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+NUM_COMPARED: Final = 5  # finished trials that must have reached an epoch before any trial is pruned there
+REDUCTION: Final = 4  # successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
+RUNG: Final = "completed_rung_"
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What a pruner of Optuna looks at in another trial."""
+
+    intermediate_values: dict[int, float]
+    system_attrs: dict[str, Any]
+    state: TrialState = TrialState.COMPLETE
+
+
+@dataclass(frozen=True)
+class _View:
+    """The study as a pruner of Optuna sees it: the other trials at the epoch of this one, read when asked for."""
+
+    study: Study
+    trial: FrozenTrial
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.study.direction
+
+    @property
+    def _storage(self) -> _View:
+        return self
+
+    def get_trials(self, *, deepcopy: bool = False, states: Sequence[TrialState] | None = None) -> list[_Compared]:
+        """Return the finished trials' values at this epoch (median), or all trials' rungs (successive halving)."""
+        del deepcopy
+        step, study_id = self.trial.last_step, self.study._study_id  # noqa: SLF001
+        read = storage_of(self.study).read
+        if states is not None:
+            return [_Compared({step or 0: value}, {}) for value in read(lambda c: _values_at(c, study_id, step or 0))]
+        mine = self.trial._trial_id  # noqa: SLF001
+        return [_Compared({}, rungs) for rungs in read(lambda c: _rungs(c, study_id, mine))]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write a rung of successive halving, fenced."""
+        storage_of(self.study).set_trial_system_attr(trial_id, key, value)
+        self.trial.system_attrs[key] = value
+
+
+def make_pruner(settings: StudySettings) -> BasePruner:
+    """Return the pruner that the settings name; ask it by `should_prune`."""
+    if settings.pruner == "median":
+        return MedianPruner(n_startup_trials=NUM_COMPARED, n_min_trials=NUM_COMPARED)
+    if settings.pruner == "successive_halving":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    return NopPruner()
+
+
+def should_prune(study: Study, trial: FrozenTrial) -> bool:
+    """Tell whether a trial's last epoch is so much worse than others at the same epoch that it should end.
+
+    Infeasible trials are left out. One statement is read where there is something to decide.
+    """
+    return study.pruner.prune(cast("Study", _View(study, trial)), trial)
+
+
+def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -> bool:
+    """As `should_prune` for two objectives, on F1 among the trials that cost no more.
+
+    Pruning on F1 alone would cut the cheap end of the Pareto front. A trial ends when its best F1 so far is below the
+    median, at the same epoch, of the finished trials that cost at most as much.
+    """
+    if isinstance(study.pruner, NopPruner) or not curve:
+        return False
+    step, study_id = max(curve), study._study_id  # noqa: SLF001
+    others = storage_of(study).read(lambda connection: _curves(connection, study_id))
+    values = [other[step] for cost, other in others if cost <= gflops and step in other]
+    return len(values) >= NUM_COMPARED and max(curve.values()) < float(np.median(values))
+
+
+def _values_at(connection: Connection, study_id: int, step: int) -> list[float]:
+    query = sa.select(STEPS).join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
+    complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE, STEPS.c.step == step)
+    return [step_value(row) for row in connection.execute(query.where(*complete))]
+
+
+def _rungs(connection: Connection, study_id: int, but: int) -> list[dict[str, Any]]:
+    infeasible = sa.select(SYSTEM_ATTRIBUTES.c.trial_id).where(SYSTEM_ATTRIBUTES.c.key == CONSTRAINT)
+    query = sa.select(SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json).join(
+        TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id
+    )
+    others = query.where(
+        TRIALS.c.study_id == study_id,
+        TRIALS.c.trial_id != but,
+        SYSTEM_ATTRIBUTES.c.key.startswith(RUNG, autoescape=True),
+        TRIALS.c.trial_id.not_in(infeasible),
+    )
+    return [{row.key: json.loads(row.value_json)} for row in connection.execute(others)]
+
+
+def _curves(connection: Connection, study_id: int) -> list[tuple[float, dict[int, float]]]:
+    """Return cost and F1 by epoch of each complete trial."""
+    query = sa.select(USER_ATTRIBUTES).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
+    wanted = USER_ATTRIBUTES.c.key.in_((CURVE, GFLOPS))
+    complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
+    trials: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    for row in connection.execute(query.where(wanted, *complete)):
+        trials[row.trial_id][row.key] = json.loads(row.value_json)
+    known = [trial for trial in trials.values() if CURVE in trial and GFLOPS in trial]
+    return [(trial[GFLOPS], {int(epoch): float(f1) for epoch, f1 in trial[CURVE]}) for trial in known]

@@ -1,0 +1,119 @@
+"""Samplers whose random state depends on the study's seed and the trial's number alone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+
+from csi_job.errors import ConfigurationError
+from csi_job.logs import get_logger
+from csi_job.study.settings import Objective, StudySettings
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+logger = get_logger(__name__)
+_SAMPLERS_OF_SAMPLER: Final = ("_random_sampler", "_independent_sampler")
+_STATES_OF_SAMPLER: Final = ("_rng", "_cma_rng")
+
+
+class Space(Protocol):
+    """What the study needs to know of a search space."""
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the distribution of every parameter, conditional ones too."""
+
+    def conditional(self) -> set[str]:
+        """Return the names of the parameters that only some trials have."""
+
+
+class UnconditionalCmaEsSampler(CmaEsSampler):
+    """CMA-ES over the numbers that every trial has.
+
+    Optuna's own takes whatever numbers the trials so far had in common; a conditional one among them, missing in a
+    later trial, changes the dimension and turns CMA-ES off for good.
+    """
+
+    def __init__(self, numbers: dict[str, BaseDistribution], **options: Any) -> None:
+        """Model these parameters; the others are drawn at random."""
+        super().__init__(**options)
+        self._numbers = numbers
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the modelled parameters, whatever the trials had."""
+        del study, trial
+        return dict(self._numbers)
+
+
+def make_sampler(settings: StudySettings, space: Space) -> BaseSampler:
+    """Return the sampler that the settings name; `reseed` it before every trial.
+
+    Raises:
+        ConfigurationError: CMA-ES with two objectives, or in a space without numbers for it.
+
+    """
+    if settings.sampler == "random":
+        return RandomSampler(seed=settings.seed)
+    if settings.sampler == "cmaes":
+        return _cmaes(settings, space)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(
+            seed=settings.seed,
+            n_startup_trials=settings.num_startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
+
+
+def check_sampler(sampler: str, objective: Objective) -> None:
+    """Refuse CMA-ES for two objectives, before anything is made.
+
+    Raises:
+        ConfigurationError: `cmaes` with `f1-and-cost`.
+
+    """
+    if sampler == "cmaes" and objective != "f1":
+        message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
+        raise ConfigurationError(message, got=sampler, allowed=("tpe", "random"))
+
+
+def derived_seed(study_seed: int, number: int) -> int:
+    """Return the seed of a trial, the same in every worker, another for each trial."""
+    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+
+
+def reseed(sampler: BaseSampler, seed: int) -> None:
+    """Set every random state within a sampler."""
+    for name in _STATES_OF_SAMPLER:
+        if hasattr(sampler, name):
+            getattr(sampler, name).rng.seed(seed)
+    for name in _SAMPLERS_OF_SAMPLER:
+        if hasattr(sampler, name):
+            reseed(getattr(sampler, name), seed)
+
+
+def _cmaes(settings: StudySettings, space: Space) -> UnconditionalCmaEsSampler:
+    distributions, conditional = space.distributions(), space.conditional()
+    numbers: dict[str, BaseDistribution] = {
+        name: distribution
+        for name, distribution in sorted(distributions.items())
+        if isinstance(distribution, (FloatDistribution, IntDistribution))
+        and name not in conditional
+        and not distribution.single()
+    }
+    if not numbers:
+        message = "CMA-ES needs a number that every trial has, and this space has none"
+        raise ConfigurationError(message, got=", ".join(distributions), hint="use the tpe sampler")
+    others = [name for name, distribution in distributions.items() if name not in numbers and not distribution.single()]
+    if others:
+        logger.info("CMA-ES models %s; it draws %s at random", ", ".join(numbers), ", ".join(others))
+    options = {"seed": settings.seed, "n_startup_trials": max(1, settings.num_startup_trials)}
+    return UnconditionalCmaEsSampler(numbers, **options, warn_independent_sampling=False)

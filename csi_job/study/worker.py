@@ -1,0 +1,298 @@
+"""A worker: claims a trial, runs it, tells its end, until the study needs it no more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+
+from csi_job.errors import (
+    ConfigurationError,
+    CsiJobError,
+    DataError,
+    InfeasibleTrialError,
+    LeaseLostError,
+    StalledError,
+    StopRequestedError,
+    StorageUnavailableError,
+)
+from csi_job.logs import get_logger
+from csi_job.study.attributes import REASON
+from csi_job.study.beginning import Suggest, begin_trial
+from csi_job.study.checkpoints import CheckpointReader, remove_checkpoints, training_checkpoints
+from csi_job.study.claim import Claim, NothingToClaim, claim_trial
+from csi_job.study.definition import study_seed
+from csi_job.study.ending import Outcome, completed, failed, infeasible, pruned
+from csi_job.study.lease import GIVEN_BACK_S, Keeper, new_token, owner_name
+from csi_job.study.reasons import check_device, failure_reason
+from csi_job.study.rows import TrialWrite
+from csi_job.study.running import Objective, RunningTrial
+from csi_job.study.settings import StudySettings
+from csi_job.study.stop import Stop, listening
+from csi_job.study.storage import StudyStorage, storage_of
+from csi_job.study.tracking import NO_TRACKING, Tracker
+
+logger = get_logger(__name__)
+GIVE_BACK_S: Final = 10.0  # a stopping pod has 30 s
+STALL_GRACE_S: Final = 10.0
+MAX_POLL_S: Final = 2.0
+PASSED_ON: Final = (
+    StopRequestedError,
+    LeaseLostError,
+    StalledError,
+    StorageUnavailableError,
+    ConfigurationError,
+    DataError,
+)
+
+
+@dataclass
+class WorkerSummary:
+    """What a worker did, and how the study stands."""
+
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    """Number of trials by how they ended here."""
+    num_taken_over: int = 0
+    num_finished: int = 0
+    """Finished trials of the whole study, when this worker last looked."""
+    target: int = 0
+    num_running_elsewhere: int = 0
+    """Trials of the total that other live workers still ran."""
+    timed_out: bool = False
+
+    @property
+    def num_told(self) -> int:
+        """Return the number of trials whose end this worker told."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome is not Outcome.LEFT)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker does beside running trials."""
+
+    stall_s: float = 1800.0
+    """Seconds without a finished batch after which the trial is given up and the process ends."""
+    tracker: Tracker = NO_TRACKING
+    on_told: Callable[[WorkerSummary], None] = lambda _: None
+    """Called after each trial that was told, e.g. to refresh plots; what it raises is logged."""
+    own_process: bool = True
+    """Whether this process may be ended when its training hangs; false in a notebook."""
+
+
+def run_worker(
+    study: optuna.Study,
+    objective: Objective,
+    *,
+    suggest: Suggest,
+    settings: StudySettings,
+    work: Path,
+    checkpoints: CheckpointReader | None = None,
+    options: WorkerOptions | None = None,
+) -> WorkerSummary:
+    """Run trials until the study's total is reached, or covered by other live workers.
+
+    A worker that finds no trial left watches the trials of others until each has ended or had its lease renewed: a
+    trial whose worker was killed is thus taken over, and nobody waits for the long trial of a live one.
+
+    Args:
+        study: from `define_study`.
+        objective: runs one trial and returns its values.
+        suggest: draws a trial's parameters.
+        settings: of the study.
+        work: the work folder, where the checkpoints lie.
+        checkpoints: how checkpoints are looked at; by default as the training writes them.
+        options: what else there is.
+
+    Raises:
+        StopRequestedError: SIGTERM or SIGINT; the trial was given back.
+        StorageUnavailableError: the database was away for too long.
+        StalledError: no batch ended for `stall_s`.
+        CsiJobError: more trials failed than `settings.max_failed_trials`, or the GPU is lost.
+
+    """
+    with listening() as stop:
+        reader = checkpoints or training_checkpoints()
+        worker = _Worker(study, objective, suggest, settings, work, reader, options or WorkerOptions(), stop)
+        return worker.run()
+
+
+@dataclass
+class _Worker:
+    study: optuna.Study
+    objective: Objective
+    suggest: Suggest
+    settings: StudySettings
+    work: Path
+    checkpoints: CheckpointReader
+    options: WorkerOptions
+    stop: Stop
+    summary: WorkerSummary = field(default_factory=WorkerSummary)
+
+    def __post_init__(self) -> None:
+        self.storage: StudyStorage = storage_of(self.study)
+        self.study_id: int = self.study._study_id  # noqa: SLF001
+        self.seed = study_seed(self.study)
+        self.owner = owner_name()
+        self.began = time.monotonic()
+        self.keeper = Keeper(self.storage, stall_s=self.options.stall_s, on_stall=self._on_stall)
+
+    def run(self) -> WorkerSummary:
+        with self.storage.patience.interrupted_by(self.stop.check, self.stop.event):
+            self.keeper.start()
+            try:
+                self._run_trials()
+            except KeyboardInterrupt:
+                raise StopRequestedError(signal.SIGINT) from None
+            finally:
+                self.keeper.end()
+        return self.summary
+
+    def _run_trials(self) -> None:
+        seen: dict[int, float] | None = None
+        while not self._is_out_of_time():
+            self.stop.check()
+            outcome = self._claim()
+            if isinstance(outcome, Claim):
+                seen = None
+                self._run_trial(outcome)
+            elif self._is_covered(outcome, seen := outcome.running if seen is None else seen):
+                return
+            else:
+                self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
+
+    def _claim(self) -> Claim | NothingToClaim:
+        return claim_trial(
+            self.storage,
+            self.study_id,
+            token=new_token(),
+            owner=self.owner,
+            max_attempts=self.settings.max_attempts,
+            max_failed=self.settings.max_failed_trials,
+        )
+
+    def _is_out_of_time(self) -> bool:
+        limit_s = self.settings.timeout_s
+        if limit_s is not None and time.monotonic() - self.began >= limit_s:
+            logger.info("the time of %.0f s is over, no new trial is started", limit_s)
+            self.summary.timed_out = True
+        return self.summary.timed_out
+
+    def _is_covered(self, outcome: NothingToClaim, seen: dict[int, float]) -> bool:
+        """Return whether every trial that is left has a live owner: it began, or its lease was renewed, since."""
+        summary, running = self.summary, outcome.running
+        summary.num_finished, summary.target = outcome.num_finished, outcome.target
+        summary.num_running_elsewhere = len(running)
+        if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
+            return False
+        if running:
+            logger.info("the last %d of %d trials run on other workers", len(running), outcome.target)
+        elif not summary.num_told:
+            logger.info("study %s has all its %d trials", self.study.study_name, outcome.target)
+        return True
+
+    def _run_trial(self, claim: Claim) -> None:
+        lease, outcome = claim.lease, Outcome.LEFT
+        self.storage.hold(lease)
+        self.keeper.watch(lease)
+        self.summary.num_taken_over += claim.taken_over
+        try:
+            outcome = self._run_to_its_end(claim)
+        except LeaseLostError as error:
+            logger.warning("%s", error)
+        finally:
+            self.keeper.watch(None)
+            self.storage.drop(lease)
+            self.summary.outcomes[outcome] += 1
+            self.options.tracker.trial_ended(lease.number, outcome.value)
+        if outcome is not Outcome.LEFT:
+            remove_checkpoints(self.work, self.study.study_name, lease.number)
+            self._call_back()
+
+    def _run_to_its_end(self, claim: Claim) -> Outcome:
+        running: RunningTrial[Any] | None = None
+        try:
+            running = self._begin(claim)
+            outcome, write = completed(running, self.objective(running))
+        except optuna.TrialPruned as error:
+            outcome, write = pruned(running, str(error) or "pruned") if running else failed(None, "pruned unstarted")
+        except InfeasibleTrialError as error:
+            outcome, write = infeasible(running, str(error)) if running else failed(None, str(error))
+        except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
+            self._give_back(claim, running)
+            raise
+        except PASSED_ON:
+            raise
+        except Exception as error:
+            check_device(error)
+            logger.debug("trial %d", claim.lease.number, exc_info=True)
+            outcome, write = failed(running, failure_reason(error))
+        self.storage.write_trial(claim.lease, write)
+        self._say(claim, outcome, write)
+        return outcome
+
+    def _begin(self, claim: Claim) -> RunningTrial[Any]:
+        begun = begin_trial(self.study, claim, self.suggest, self.settings, self.seed, self.work, self.checkpoints)
+        lease = claim.lease
+        self.options.tracker.trial_started(lease.number, lease.attempt, begun.trial.params, begun.curve)
+        if not claim.taken_over:
+            logger.info("trial %d starts: %s", lease.number, _listed(begun.trial.params))
+        return RunningTrial(
+            trial=begun.trial,
+            params=begun.params,
+            lease=lease,
+            max_epochs=begun.max_epochs,
+            seed=self.seed,
+            work=self.work,
+            checkpoint_folder=begun.checkpoint_folder,
+            resume_from=begun.resume_from,
+            promoted=begun.resume_from,
+            curve=begun.curve,
+            storage=self.storage,
+            keeper=self.keeper,
+            stop=self.stop,
+            listener=self.options.tracker,
+        )
+
+    def _give_back(self, claim: Claim, running: RunningTrial[Any] | None) -> None:
+        """Free the trial at once, with what is yet unsaid of it; a database that is away is not waited for long."""
+        lease = claim.lease
+        unsent = running.unsent() if running else TrialWrite()
+        try:
+            self.storage.write_trial(lease, unsent, limit_s=GIVE_BACK_S, check=False, renewed_at_s=GIVEN_BACK_S)
+        except CsiJobError as error:
+            logger.warning("trial %d is taken over when its lease has expired: %s", lease.number, error)
+        else:
+            logger.info("trial %d is given back; the next start goes on with it", lease.number)
+
+    def _say(self, claim: Claim, outcome: Outcome, write: TrialWrite) -> None:
+        value = f" {write.values[0]:.4f}" if write.values else ""
+        reason = write.user_attrs.get(REASON)
+        level = logging.WARNING if outcome is Outcome.FAILED else logging.INFO
+        logger.log(level, "trial %d %s%s%s", claim.lease.number, outcome.value, value, f" ({reason})" if reason else "")
+
+    def _call_back(self) -> None:
+        try:
+            self.options.on_told(self.summary)
+        except StopRequestedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - plots must not end the search
+            logger.warning("after a trial: %s", failure_reason(error))
+
+    def _on_stall(self) -> None:
+        """End the process, in the thread that renews leases, if the main thread does not come back to see it."""
+        logger.error("no batch ended for %.0f s: the trial is given up", self.options.stall_s)
+        if self.options.own_process and not self.keeper.over.wait(STALL_GRACE_S):
+            os._exit(StalledError.exit_code)
+
+
+def _listed(params: dict[str, Any]) -> str:
+    shown = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return ", ".join(shown)
