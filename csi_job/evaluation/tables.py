@@ -19,7 +19,7 @@ NAMES = {
     "csi_rmse": "CSI mean: RMSE",
     "csi_pearson_r": "CSI mean: r",
     "risk_auroc": "risk: AUROC",
-    **{f"risk_auroc_{name}": f"  {name} or not" for name in RISK_CLASSES},
+    **{f"risk_auroc_{name}": f"  AUROC {name}" for name in RISK_CLASSES},
     "risk_accuracy": "risk: accuracy",
 }
 ZONE_HEADINGS = {"f1_macro": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
@@ -52,6 +52,12 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):
         table.add_row(*_difference_row(comparison.differences[name]))
     return Group(table, comparison.outcome, COMPARISON_NOTE)
+
+
+def metric_name(name: str) -> str:
+    """Return a metric's name for people, e.g. `F1, right_sup` for `right_sup.f1_macro`."""
+    zone, _, _ = name.rpartition(".")
+    return f"F1, {zone}" if zone else NAMES[name]
 
 
 def _table(title: str, heading: str) -> Table:
@@ -88,9 +94,8 @@ def _zones(evaluation: Evaluation, zones: dict[str, dict[str, object]]) -> Table
 
 
 def _difference_row(difference: Difference) -> tuple[str, ...]:
-    zone, _, _ = difference.metric.rpartition(".")
     return (
-        f"F1, {zone}" if zone else NAMES[difference.metric],
+        metric_name(difference.metric),
         _number(difference.model),
         _number(difference.baseline),
         _number(difference.difference, "+"),

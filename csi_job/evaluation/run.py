@@ -1,0 +1,100 @@
+"""One evaluation from files to files: a model, and if wanted a baseline beside it, on a split of a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Group, RenderableType
+
+from csi_job.cache.dataset import CacheInfo, SplitData, load_info, load_split
+from csi_job.errors import ConfigurationError
+from csi_job.evaluation.compare import Comparison, compare_evaluations
+from csi_job.evaluation.evaluate import Evaluation, evaluate_model
+from csi_job.evaluation.files import evaluation_folder, write_comparison, write_evaluation
+from csi_job.evaluation.loading import LoadedModel, load_model
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.evaluation.tables import render_comparison, render_evaluation
+
+Split = Literal["train", "validation", "test"]
+OTHER_CACHE = (
+    "{name} was trained on another cache than the one it is evaluated on; unless that is other data on purpose, "
+    "patients of this {split} set may have been among its training patients"
+)
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What was measured, and the files it was written to."""
+
+    evaluation: Evaluation
+    comparison: Comparison | None
+    files: tuple[Path, ...]
+
+    def __rich__(self) -> RenderableType:
+        """Return the tables: the model's metrics, then the comparison."""
+        tables = [render_evaluation(self.evaluation)]
+        if self.comparison is not None:
+            tables.append(render_comparison(self.comparison))
+        return Group(*tables)
+
+
+def run_evaluation(
+    work: Path,
+    cache_folder: Path,
+    model_path: Path,
+    settings: EvaluationSettings,
+    device: torch.device,
+    *,
+    baseline_path: Path | None = None,
+    split: Split = "test",
+) -> EvaluationRun:
+    """Evaluate a model on a split and write numbers and figures to `models/evaluation/`.
+
+    Args:
+        work: the work folder.
+        cache_folder: a finished cache; its image size and normalisation stand in for those of a bare `.pth` file.
+        model_path: the model.
+        settings: bootstrap and batch size.
+        device: where to compute.
+        baseline_path: another model, evaluated on the same images and compared.
+        split: which split.
+
+    Raises:
+        ModelFileError: a model file that cannot be used.
+        ConfigurationError: a model of another image size than the cache's.
+        DataError: a damaged cache.
+        CsiJobError: the results cannot be written.
+
+    """
+    info, data, folder = load_info(cache_folder), load_split(cache_folder, split), evaluation_folder(work)
+    evaluation = _evaluate(model_path, info, data, settings, device, split)
+    files = write_evaluation(evaluation, folder, model_path.stem)
+    if baseline_path is None:
+        return EvaluationRun(evaluation, None, files)
+    baseline = _evaluate(baseline_path, info, data, settings, device, split)
+    same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
+    files += write_evaluation(
+        baseline, folder, f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
+    )
+    comparison = compare_evaluations(evaluation, baseline)
+    return EvaluationRun(evaluation, comparison, files + write_comparison(comparison, folder))
+
+
+def _evaluate(
+    path: Path, info: CacheInfo, data: SplitData, settings: EvaluationSettings, device: torch.device, split: Split
+) -> Evaluation:
+    loaded = load_model(path, device, image_size_px=info.image_size_px, normalisation=info.normalisation)
+    if loaded.image_size_px != info.image_size_px:
+        what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
+        raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")
+    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if _is_of_another_cache(loaded, info) else []
+    return evaluate_model(loaded, data, settings, split=split, cache=info.key, warnings=warnings)
+
+
+def _is_of_another_cache(loaded: LoadedModel, info: CacheInfo) -> bool:
+    """Return whether the card names another cache; a model without a card says nothing."""
+    data = loaded.card.get("data")
+    return isinstance(data, dict) and data.get("cache") not in (None, info.key)
