@@ -46,8 +46,8 @@ class Domain:
         if self.kind is str:
             return value if isinstance(value, str) and value in self.words else None
         number = float(value)  # type: ignore[arg-type]
-        inside = self.low <= number <= self.high and math.isfinite(number)
-        if not inside or (number == self.low and not self.low_is_legal) or (number == self.high != self.high_is_legal):
+        is_end = (number == self.low and not self.low_is_legal) or (number == self.high and not self.high_is_legal)
+        if is_end or not (self.low <= number <= self.high and math.isfinite(number)):
             return None
         if self.kind is float:
             return number

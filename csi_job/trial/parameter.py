@@ -6,9 +6,10 @@ Optuna is imported only where a distribution is made, so that reading settings s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_serializer, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from csi_job.settings import Section
 from csi_job.trial.hyperparameters import DOMAINS, Domain, Value
@@ -130,57 +131,71 @@ def in_domain(name: str) -> Callable[[Parameter | None], Parameter | None]:
     def check(parameter: Parameter | None) -> Parameter | None:
         if parameter is None:
             return None
-        if parameter.is_range:
-            return parameter.model_copy(update=_checked_range(parameter, domain))
-        listed = tuple(
-            _parsed(domain, "value" if parameter.choices is None else "choices", v) for v in parameter.listed
-        )
-        if len(set(listed)) < len(listed):
-            message = f"choices name a value twice: {', '.join(map(str, listed))}"
-            raise ValueError(message)
-        return parameter.model_copy(update={"value": listed[0]} if parameter.choices is None else {"choices": listed})
+        checked = _checked_range(parameter, domain) if parameter.is_range else _checked_list(parameter, domain)
+        when = parameter.when
+        if when is not None:
+            when = {parent: _checked_condition(parent, values) for parent, values in when.items()}
+        return parameter.model_copy(update={**checked, "when": when})
 
     return check
 
 
-def _parsed(domain: Domain, field: str, value: object) -> Value:
+def refuse(place: tuple[str, ...], message: str, value: object) -> NoReturn:
+    """Raise an error that pydantic reports at this dotted place below what is validated."""
+    error = InitErrorDetails(
+        type=PydanticCustomError("space", "{message}", {"message": message}), loc=place, input=value
+    )
+    raise ValidationError.from_exception_data("space", [error])
+
+
+def _parsed(domain: Domain, place: tuple[str, ...], value: object) -> Value:
     try:
         return domain.parse(value)
     except ValueError as error:
-        message = f"{field} {error}"
-        raise ValueError(message) from None
+        refuse(place, str(error), value)
 
 
-def _checked_range(parameter: Parameter, domain: Domain) -> dict[str, Value]:
-    """Return low, high and step in the domain's type; raise `ValueError` if no value or a part step lies between."""
+def _checked_condition(parent: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if parent not in DOMAINS:
+        refuse(("when", parent), f"unknown parameter; allowed: {', '.join(DOMAINS)}", values)
+    return tuple(_parsed(DOMAINS[parent], ("when", parent), value) for value in values)
+
+
+def _checked_list(parameter: Parameter, domain: Domain) -> dict[str, object]:
+    """Return choices or value in the domain's type; refuse a value that is named twice."""
+    field = "value" if parameter.choices is None else "choices"
+    listed = tuple(_parsed(domain, (field,), value) for value in parameter.listed)
+    if len(set(listed)) < len(listed):
+        refuse((field,), f"a value is named twice: {', '.join(map(str, listed))}", parameter.choices)
+    return {field: listed[0] if parameter.choices is None else listed}
+
+
+def _checked_range(parameter: Parameter, domain: Domain) -> dict[str, object]:
+    """Return low, high and step in the domain's type; refuse a range that is empty or ends in a part of a step."""
     if domain.kind is str:
-        message = "a word has no low and high; give choices or a value"
-        raise ValueError(message)
-    low, high = float(_parsed(domain, "low", parameter.low)), float(_parsed(domain, "high", parameter.high))
+        refuse((), "a word has no low and high; give choices or a value", parameter.low)
+    low = float(_parsed(domain, ("low",), parameter.low))
+    high = float(_parsed(domain, ("high",), parameter.high))
     if low > high:
-        message = f"low {low:g} is above high {high:g}"
-        raise ValueError(message)
+        refuse((), f"low {low:g} is above high {high:g}", parameter.low)
     if parameter.log and low <= 0:
-        message = f"low must be above 0 on a logarithmic scale, got {low:g}"
-        raise ValueError(message)
-    checked: dict[str, Value] = {"low": domain.kind(low), "high": domain.kind(high)}
+        refuse(("low",), f"must be above 0 on a logarithmic scale, got {low:g}", parameter.low)
+    checked: dict[str, object] = {"low": domain.kind(low), "high": domain.kind(high)}
     return checked if parameter.step is None else checked | {"step": _checked_step(parameter, domain, low, high)}
 
 
 def _checked_step(parameter: Parameter, domain: Domain, low: float, high: float) -> Value:
     if parameter.log:
-        message = "step and log exclude each other"
-        raise ValueError(message)
+        refuse(("step",), "step and log exclude each other", parameter.step)
     try:
         step = float(parameter.step)  # type: ignore[arg-type] # not None here
-    except ValueError:
+    except (ValueError, OverflowError):
         step = math.nan
     if not (0 < step < math.inf) or (domain.kind is int and not step.is_integer()):
-        message = f"step must be a {'whole ' if domain.kind is int else ''}number above 0, got {parameter.step!r}"
-        raise ValueError(message)
+        whole = "whole " if domain.kind is int else ""
+        refuse(("step",), f"must be a {whole}number above 0, got {parameter.step!r}", parameter.step)
     num_steps = (high - low) / step
     if abs(num_steps - round(num_steps)) > ROUNDING * max(1, num_steps):
         top = low + math.floor(num_steps) * step
-        message = f"high {high:g} is not low plus whole steps of {step:g}; the nearest below is {top:g}"
-        raise ValueError(message)
+        refuse(("high",), f"{high:g} is not low plus whole steps of {step:g}; the nearest below is {top:g}", high)
     return domain.kind(step)

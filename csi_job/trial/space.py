@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
-from pydantic import AfterValidator, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, model_validator
 
 from csi_job.settings import Section
 from csi_job.trial.hyperparameters import DEFAULTS, DOMAINS, PARAMETERS, Hyperparameters, Value, parse_value
-from csi_job.trial.parameter import Parameter, in_domain
+from csi_job.trial.parameter import Parameter, in_domain, refuse
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -64,29 +63,19 @@ class SearchSpace(Section):
             return given
         for name in given:
             if name not in PARAMETERS:
-                _refuse((str(name),), f"unknown parameter; allowed: {', '.join(PARAMETERS)}", given[name])
+                refuse((str(name),), f"unknown parameter; allowed: {', '.join(PARAMETERS)}", given[name])
         return {name: _with_default_condition(name, form) for name, form in given.items()}
 
     @model_validator(mode="after")
     def _conditions_can_be_decided(self) -> SearchSpace:
-        for name, parameter in self.parameters.items():
-            for parent, values in (parameter.when or {}).items():
-                self._check_condition(name, parent, values)
-        in_order(self.parameters)
+        parameters = self.parameters
+        for name, parameter in parameters.items():
+            for parent in parameter.when or {}:
+                if parent in parameters and parameters[parent].is_range:
+                    message = "a condition needs a parameter with choices or a value, this one is a range"
+                    refuse((name, "when", parent), message, parent)
+        in_order(parameters)
         return self
-
-    def _check_condition(self, name: str, parent: str, values: tuple[Value, ...]) -> None:
-        place = (name, "when", parent)
-        if parent not in PARAMETERS:
-            _refuse(place, f"unknown parameter; allowed: {', '.join(PARAMETERS)}", values)
-        form = self.parameters.get(parent)
-        if form is not None and form.is_range:
-            _refuse(place, "a condition needs a parameter with choices or a value, this one is a range", values)
-        for value in values:
-            try:
-                DOMAINS[parent].parse(value)
-            except ValueError as error:
-                _refuse(place, str(error), value)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -117,7 +106,7 @@ class SearchSpace(Section):
             params: values by name; names left out stay out, and Optuna draws them.
 
         Returns:
-            the parameters of the space that are active, and one sentence for each value that changed.
+            the values in the space, without those whose condition fails, and one sentence for each change.
 
         Raises:
             ConfigurationError: an unknown name or a value that is illegal in any space.
@@ -125,16 +114,21 @@ class SearchSpace(Section):
         """
         given = {name: parse_value(name, value) for name, value in params.items()}
         moved: dict[str, Value] = {}
+        sentences: list[str] = []
         for name, parameter in in_order(self.parameters).items():
-            if name in given and self._is_active(parameter, moved):
-                moved[name] = parameter.nearest(given[name])
-        sentences = [
-            f"{name} {given[name]} is not in the space, {moved[name]} is tried instead"
-            for name in moved
-            if moved[name] != given[name]
+            if name not in given:
+                continue
+            if failed := self._failed_condition(parameter, moved):
+                sentences.append(f"{name} {given[name]} is left out, since it is drawn only when {failed}.")
+                continue
+            moved[name] = parameter.nearest(given[name])
+            if moved[name] != given[name]:
+                sentences.append(f"{name} {given[name]} is not in the space; {moved[name]} is tried instead.")
+        sentences += [
+            f"{name} is not searched; {default} is used, not {given[name]}."
+            for name, default in self._dropped.items()
+            if given.get(name, default) != default
         ]
-        dropped = [name for name in given if name not in self.parameters and given[name] != DEFAULTS[name]]
-        sentences += [f"{name} is not searched, {DEFAULTS[name]} is used, not {given[name]}" for name in dropped]
         return moved, sentences
 
     def fingerprint(self) -> dict[str, Any]:
@@ -142,13 +136,27 @@ class SearchSpace(Section):
         forms: dict[str, Any] = {}
         for name in PARAMETERS:
             form = getattr(self, name)
-            forms[name] = {"value": DEFAULTS[name], "dropped": True} if form is None else form.model_dump(mode="json")
+            forms[name] = {"dropped": True, "value": DEFAULTS[name]} if form is None else form.model_dump(mode="json")
+            if conditions := forms[name].pop("when", None):
+                forms[name]["when"] = {parent: sorted(conditions[parent]) for parent in sorted(conditions)}
         return forms
 
     def _is_active(self, parameter: Parameter, drawn: Mapping[str, Value]) -> bool:
         """Whether the condition holds: a dropped parent has its default, one that was not drawn fails it."""
-        known = {name: DEFAULTS[name] for name in PARAMETERS if name not in self.parameters} | dict(drawn)
-        return all(known.get(parent) in values for parent, values in (parameter.when or {}).items())
+        conditions = (parameter.when or {}).items()
+        return all(self._dropped.get(parent, drawn.get(parent)) in values for parent, values in conditions)
+
+    def _failed_condition(self, parameter: Parameter, given: Mapping[str, Value]) -> str:
+        """Return the condition that the given values fail, empty if none: one on a value not given may yet hold."""
+        known = {**self._dropped, **given}
+        for parent, values in (parameter.when or {}).items():
+            if parent in known and known[parent] not in values:
+                return f"{parent} is {' or '.join(map(str, values))}"
+        return ""
+
+    @property
+    def _dropped(self) -> dict[str, Value]:
+        return {name: DEFAULTS[name] for name in PARAMETERS if getattr(self, name) is None}
 
     def _reachable(self) -> dict[str, Parameter]:
         reachable: dict[str, Parameter] = {}
@@ -179,25 +187,27 @@ def in_order(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     while waiting:
         ready = [name for name, form in waiting.items() if not (form.when or {}).keys() & waiting.keys()]
         if not ready:
-            name = next(iter(waiting))
-            _refuse((name, "when"), f"conditions go in a circle: {', '.join(waiting)}", waiting[name].when)
+            _refuse_circle(waiting)
         ordered |= {name: waiting.pop(name) for name in ready}
     return ordered
 
 
+def _refuse_circle(waiting: Mapping[str, Parameter]) -> NoReturn:
+    """Name the circle: each of these waits for another, so following them comes round."""
+    path = [next(iter(waiting))]
+    while path[-1] not in path[:-1]:
+        path.append(next(parent for parent in waiting[path[-1]].when or {} if parent in waiting))
+    circle = path[path.index(path[-1]) :]
+    refuse((circle[0], "when"), f"conditions go in a circle: {' → '.join(circle)}", circle)
+
+
 def _with_default_condition(name: str, form: object) -> object:
     default = DEFAULT_SPACE[name].when
-    if default is None or not isinstance(form, Mapping) or "when" in form:
+    if default is None:
         return form
-    return {**form, "when": default}
-
-
-def _refuse(place: tuple[str, ...], message: str, value: object) -> NoReturn:
-    """Raise an error that pydantic puts at this dotted place below the section."""
-    error = InitErrorDetails(
-        type=PydanticCustomError("space", "{message}", {"message": message}), loc=place, input=value
-    )
-    raise ValidationError.from_exception_data("SearchSpace", [error])
+    if isinstance(form, Parameter) and "when" not in form.model_fields_set:
+        return form.model_copy(update={"when": default})
+    return {"when": default, **form} if isinstance(form, Mapping) else form
 
 
 class Baseline(Section):

@@ -1,0 +1,276 @@
+"""The search space: data in, Optuna distributions out, nothing impossible let through."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from csi_job.errors import ConfigurationError
+from csi_job.settings import Section
+from csi_job.trial.hyperparameters import DEFAULTS, DOMAINS, PARAMETERS, Hyperparameters
+from csi_job.trial.parameter import Parameter
+from csi_job.trial.space import BASELINE, Baseline, SearchSpace
+
+
+class Tree(Section):
+    space: SearchSpace = SearchSpace()
+
+
+def complaints(space: object) -> list[tuple[str, str]]:
+    with pytest.raises(ValidationError) as caught:
+        Tree.model_validate({"space": space})
+    return [(".".join(map(str, error["loc"])), error["msg"]) for error in caught.value.errors()]
+
+
+def draw(space: SearchSpace, num_trials: int = 60) -> list[tuple[Hyperparameters, optuna.trial.FrozenTrial]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = []
+    for _ in range(num_trials):
+        trial = study.ask()
+        drawn.append((space.suggest(trial), study.get_trials()[trial.number]))
+    return drawn
+
+
+def test_the_default_space_is_the_design_s() -> None:
+    assert SearchSpace().model_dump(mode="json") == {
+        "model_arch": {"choices": ["ResNet50", "CheXNet", "Custom_1"]},
+        "optimizer": {"choices": ["adam", "adamw", "sgd"]},
+        "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
+        "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True, "when": {"optimizer": ["adamw", "sgd"]}},
+        "momentum": {"low": 0.5, "high": 0.99, "when": {"optimizer": ["sgd"]}},
+        "batch_size": {"choices": [16, 32, 64, 128]},
+        "patience": {"low": 5, "high": 20, "step": 1},
+        "unknown_weight": {"low": 0.1, "high": 1.0},
+    }
+
+
+def test_reading_settings_imports_neither_torch_nor_optuna() -> None:
+    code = "import sys, csi_job.trial.space, csi_job.trial.settings; print({'torch', 'optuna'} & {*sys.modules})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
+
+
+def test_a_user_s_parameter_replaces_that_one_and_leaves_the_others() -> None:
+    space = SearchSpace.model_validate({"batch_size": {"choices": [8, 16]}})
+    assert space.fingerprint() == SearchSpace().fingerprint() | {"batch_size": {"choices": [8, 16]}}
+
+
+def test_conditional_parameters_are_drawn_only_where_their_condition_holds() -> None:
+    drawn = draw(SearchSpace())
+    assert {params.optimizer for params, _ in drawn} == {"adam", "adamw", "sgd"}
+    for params, trial in drawn:
+        assert ("momentum" in trial.params) == (params.optimizer == "sgd") == (params.momentum > 0)
+        assert ("weight_decay" in trial.params) == (params.optimizer != "adam") == (params.weight_decay > 0)
+
+
+def test_a_replaced_parameter_keeps_its_condition_unless_another_is_given() -> None:
+    kept = SearchSpace.model_validate({"momentum": {"value": 0.9}})
+    freed = SearchSpace.model_validate({"momentum": {"value": 0.9, "when": {}}})
+    in_python = SearchSpace(momentum=Parameter(value=0.9))
+    assert kept.conditional() == in_python.conditional() == {"weight_decay", "momentum"}
+    assert freed.conditional() == {"weight_decay"}
+    assert SearchSpace.model_validate(freed.model_dump(mode="json")) == freed
+
+
+def test_a_dropped_parameter_takes_its_default_and_is_no_parameter_of_the_trial() -> None:
+    space = SearchSpace.model_validate({"unknown_weight": None, "optimizer": None})
+    params, trial = draw(space, 1)[0]
+    assert params.unknown_weight == DEFAULTS["unknown_weight"]
+    assert params.optimizer == "adam"
+    assert not {"unknown_weight", "optimizer", "momentum", "weight_decay"} & set(trial.params)
+    assert "momentum" not in space.distributions()  # the dropped optimizer is adam: its condition never holds
+
+
+def test_a_fixed_parameter_stands_in_the_trial() -> None:
+    space = SearchSpace.model_validate({"batch_size": {"value": "32"}, "model_arch": {"value": "resnet18"}})
+    params, trial = draw(space, 1)[0]
+    assert (params.batch_size, params.model_arch) == (32, "resnet18")
+    assert trial.params["batch_size"] == 32
+
+
+def test_a_condition_that_always_holds_makes_no_conditional_parameter() -> None:
+    assert SearchSpace.model_validate({"optimizer": {"value": "sgd"}}).conditional() == set()
+
+
+def test_conditions_may_follow_one_another() -> None:
+    space = SearchSpace.model_validate(
+        {
+            "optimizer": {"choices": ["adam", "sgd"], "when": {"model_arch": "Custom_1"}},
+            "unknown_weight": {"choices": [0.5], "when": {"optimizer": "sgd"}},
+        }
+    )
+    for params, trial in draw(space):
+        assert ("optimizer" in trial.params) == (params.model_arch == "Custom_1")
+        assert ("unknown_weight" in trial.params) == (trial.params.get("optimizer") == "sgd")
+
+
+def test_what_is_drawn_has_the_stated_distribution_and_never_a_dynamic_one() -> None:
+    space = SearchSpace()
+    for _, trial in draw(space):
+        for name, distribution in trial.distributions.items():
+            assert distribution == space.distributions()[name]
+
+
+def test_another_process_has_the_same_distributions() -> None:
+    code = """
+import optuna
+from csi_job.trial.space import SearchSpace
+for name, distribution in SearchSpace().distributions().items():
+    print(name, optuna.distributions.distribution_to_json(distribution))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = SearchSpace().distributions().items()
+    assert answer.stdout.splitlines() == [f"{n} {optuna.distributions.distribution_to_json(d)}" for n, d in here]
+
+
+def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> None:
+    one = SearchSpace.model_validate(
+        {"learning_rate": {"low": "1e-4", "high": 0.01}, "patience": {"low": 5.0, "high": 9}}
+    )
+    two = SearchSpace.model_validate(
+        {"patience": {"high": "9", "low": 5}, "learning_rate": {"high": 1e-2, "low": 1e-4}}
+    )
+    assert json.loads(json.dumps(one.fingerprint())) == two.fingerprint()
+    assert one.fingerprint() != SearchSpace().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("space", "place", "message"),
+    [
+        ({"batchsize": {"value": 1}}, "space.batchsize", "allowed: model_arch, optimizer"),
+        ({"batch_size": {"choices": [16, 0]}}, "space.batch_size.choices", "whole number from 1"),
+        ({"batch_size": {"choices": [16.5]}}, "space.batch_size.choices", "whole number"),
+        ({"batch_size": {"choices": []}}, "space.batch_size.choices", "at least 1"),
+        ({"batch_size": {"choices": [16, 16]}}, "space.batch_size.choices", "named twice"),
+        ({"batch_size": {"value": True}}, "space.batch_size.value", "got True"),
+        ({"batch_size": 32}, "space.batch_size", "valid dictionary"),
+        ({"patience": {"low": 5}}, "space.patience", "exactly one of"),
+        ({"patience": {"low": 5, "high": 9, "value": 7}}, "space.patience", "exactly one of"),
+        ({"patience": {}}, "space.patience", "exactly one of"),
+        ({"patience": {"value": 7, "log": True}}, "space.patience", "belong to a range"),
+        ({"patience": {"low": 5, "high": 9, "steps": 2}}, "space.patience.steps", "not permitted"),
+        ({"patience": {"low": 5, "high": 20, "step": 2}}, "space.patience.high", "nearest below is 19"),
+        ({"patience": {"low": 5, "high": 20, "step": 0.5}}, "space.patience.step", "whole number above 0"),
+        ({"patience": {"low": 5, "high": 20, "step": 0}}, "space.patience.step", "above 0"),
+        ({"patience": {"low": 5, "high": 20, "step": 1, "log": True}}, "space.patience.step", "exclude"),
+        ({"learning_rate": {"low": 1e-2, "high": 1e-3}}, "space.learning_rate", "low 0.01 is above high 0.001"),
+        ({"learning_rate": {"low": 0, "high": 1e-3}}, "space.learning_rate.low", "above 0"),
+        ({"learning_rate": {"low": "fast", "high": 1}}, "space.learning_rate.low", "got 'fast'"),
+        ({"learning_rate": {"value": float("nan")}}, "space.learning_rate.value", "got nan"),
+        ({"weight_decay": {"low": 0, "high": 1e-3, "log": True}}, "space.weight_decay.low", "logarithmic"),
+        ({"momentum": {"value": 1}}, "space.momentum.value", "below 1"),
+        ({"unknown_weight": {"value": -0.1}}, "space.unknown_weight.value", "from 0"),
+        ({"optimizer": {"choices": ["rmsprop"]}}, "space.optimizer.choices", "adam, adamw, sgd"),
+        ({"optimizer": {"low": 1, "high": 2}}, "space.optimizer", "give choices"),
+        ({"model_arch": {"choices": ["resnet81"]}}, "space.model_arch.choices", "did you mean resnet18?"),
+        ({"model_arch": {"value": "vit_b_16"}}, "space.model_arch.value", "no such architecture"),
+        ({"momentum": {"value": 0.9, "when": {"optim": "sgd"}}}, "space.momentum.when.optim", "unknown parameter"),
+        ({"momentum": {"value": 0.9, "when": {"optimizer": "sdg"}}}, "space.momentum.when.optimizer", "got 'sdg'"),
+        ({"momentum": {"value": 0.9, "when": {"patience": 5}}}, "space.momentum.when.patience", "a range"),
+        ({"optimizer": {"value": "sgd", "when": {"optimizer": "sgd"}}}, "space.optimizer.when", "circle"),
+        (
+            {
+                "optimizer": {"choices": ["sgd"], "when": {"model_arch": "ResNet50"}},
+                "model_arch": {"choices": ["ResNet50"], "when": {"optimizer": "sgd"}},
+            },
+            "space.model_arch.when",
+            "model_arch → optimizer → model_arch",
+        ),
+    ],
+)
+def test_an_impossible_space_is_refused_with_its_place(space: object, place: str, message: str) -> None:
+    assert [(where, message in what) for where, what in complaints(space)] == [(place, True)]
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*PARAMETERS, *Parameter.model_fields]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(junk)
+def test_no_space_makes_anything_but_a_space_or_a_refusal(space: object) -> None:
+    try:
+        tree = Tree.model_validate({"space": space})
+    except ValidationError:
+        return
+    for params, _ in draw(tree.space, 2):
+        assert Hyperparameters.from_params(params.to_params()) == params
+
+
+numbers = st.floats(0.0001, 0.99) | st.integers(1, 500)
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers, numbers, st.integers(1, 500), st.sampled_from(["adam", "adamw", "sgd"]))
+def test_moved_parameters_are_what_optuna_then_draws(rate: float, momentum: float, batch: int, optimizer: str) -> None:
+    params = {"learning_rate": min(rate, 10), "momentum": momentum % 1, "batch_size": batch, "optimizer": optimizer}
+    space = SearchSpace.model_validate({"unknown_weight": {"low": 0.1, "high": 0.9, "step": 0.2}})
+    moved, _ = space.nearest({**params, "unknown_weight": momentum % 1})
+    study = optuna.create_study()
+    study.enqueue_trial(moved)
+    space.suggest(trial := study.ask())
+    assert trial.params.items() >= moved.items()  # Optuna took each as given: it was inside
+
+
+def test_the_baseline_lies_in_the_default_space() -> None:
+    params = BASELINE.hyperparameters().to_params()
+    assert SearchSpace().nearest(params) == (params, [])
+    assert BASELINE.hyperparameters() == Hyperparameters()
+
+
+def test_parameters_outside_the_space_are_moved_with_a_sentence_each() -> None:
+    space = SearchSpace.model_validate(
+        {
+            "model_arch": {"choices": ["resnet18", "Custom_1"]},
+            "batch_size": {"choices": [8, 16, 128]},
+            "patience": {"low": 3, "high": 6},
+            "unknown_weight": None,
+        }
+    )
+    moved, sentences = space.nearest({**BASELINE.hyperparameters().to_params(), "unknown_weight": 0.7, "momentum": 0.9})
+    assert moved == {
+        "model_arch": "resnet18",
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "patience": 6,
+    }
+    assert sorted(sentences) == [
+        "batch_size 32 is not in the space; 16 is tried instead.",
+        "model_arch ResNet50 is not in the space; resnet18 is tried instead.",
+        "momentum 0.9 is left out, since it is drawn only when optimizer is sgd.",
+        "patience 10 is not in the space; 6 is tried instead.",
+        "unknown_weight is not searched; 0.3 is used, not 0.7.",
+    ]
+
+
+def test_a_partial_set_stays_partial_and_its_open_conditions_may_yet_hold() -> None:
+    assert SearchSpace().nearest({"momentum": 0.8}) == ({"momentum": 0.8}, [])
+
+
+@pytest.mark.parametrize("params", [{"lr": 1}, {"batch_size": "many"}, {"batch_size": None}, {"momentum": 1.0}])
+def test_parameters_that_are_illegal_anywhere_are_refused_in_one_line(params: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(params))) as caught:
+        SearchSpace().nearest(params)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigurationError):
+        Hyperparameters.from_params(params)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_baseline_value_is_checked_like_one_of_the_space(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Baseline.model_validate({name: -1})
+    assert DOMAINS[name].parse(DEFAULTS[name]) == DEFAULTS[name]
