@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection, Row
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.logs import get_logger
 from csi_job.study.attributes import CANCELLED, REASON, TARGET
-from csi_job.study.database import lock_study, now_s, server_start_s, upsert
-from csi_job.study.lease import GIVEN_BACK_S, Lease, is_dead
+from csi_job.study.database import lock_study, now_s, upsert
+from csi_job.study.lease import GIVEN_BACK_S, Lease, is_orphan, read_running
 from csi_job.study.rows import TrialWrite, insert_trial, set_state, write_trial
 from csi_job.study.storage import StudyStorage
 from csi_job.study.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -106,8 +106,8 @@ class _Claimant:
         return settled or self._decided(connection)
 
     def _decided(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
-        running = self._running(connection)
-        orphans = [row for row in running if _is_orphan(row) and not self._failed_as_hopeless(connection, row)]
+        running = read_running(connection, self.study_id)
+        orphans = [row for row in running if is_orphan(row) and not self._failed_as_hopeless(connection, row)]
         counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
@@ -133,17 +133,6 @@ class _Claimant:
             return None
         lease = Lease(row.trial_id, row.number, self.token, row.attempt)
         return Claim(lease, taken_over=row.attempt > 1, checkpoint=row.checkpoint)
-
-    def _running(self, connection: Connection) -> list[Row[Any]]:
-        clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
-        leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
-        query = (
-            sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, *clock)
-            .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
-            .where(TRIALS.c.study_id == self.study_id, TRIALS.c.state == TrialState.RUNNING)
-            .order_by(TRIALS.c.number)
-        )
-        return [*connection.execute(query)]
 
     def _failed_as_hopeless(self, connection: Connection, row: Row[Any]) -> bool:
         num_lost = _num_lost(row)
@@ -204,14 +193,6 @@ class _Claimant:
         trial_id = insert_trial(connection, self.study_id, number, TrialState.RUNNING)
         self._grant(connection, trial_id, attempt=1)
         return Claim(Lease(trial_id, number, self.token, attempt=1), taken_over=False, checkpoint=None)
-
-
-def _is_orphan(row: Row[Any]) -> bool:
-    if row.token is None or row.renewed_at_s == GIVEN_BACK_S:
-        return True
-    # While the server was down nobody could renew, so a lease counts from its start at the earliest.
-    age_s = row.now_s - max(row.renewed_at_s, row.server_start_s)
-    return bool(age_s > row.lease_s or is_dead(row.owner))
 
 
 def _num_lost(row: Row[Any]) -> int:

@@ -10,15 +10,15 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import CsiJobError, LeaseLostError
 from csi_job.logs import get_logger
-from csi_job.study.database import now_s
+from csi_job.study.database import now_s, server_start_s
 from csi_job.study.tables import LEASES, TRIALS
 
 if TYPE_CHECKING:
@@ -100,6 +100,31 @@ def fence(connection: Connection, lease: Lease, **changes: object) -> None:
         lease.lost = True
         message = f"the lease of trial {lease.number} is lost, another worker goes on with it"
         raise LeaseLostError(message)
+
+
+def read_running(connection: Connection, study_id: int) -> list[Row[Any]]:
+    """Return a study's running trials by number, with their leases and the database's time.
+
+    Columns: `trial_id`, `number`, those of `LEASES` (None where there is no lease), `now_s`, `server_start_s`.
+    """
+    clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
+    leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
+    query = (
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, *clock)
+        .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
+        .order_by(TRIALS.c.number)
+    )
+    return [*connection.execute(query)]
+
+
+def is_orphan(row: Row[Any]) -> bool:
+    """Return whether a trial of `read_running` is free to be taken over."""
+    if row.token is None or row.renewed_at_s == GIVEN_BACK_S:
+        return True
+    # While the server was down nobody could renew, so a lease counts from its start at the earliest.
+    age_s = row.now_s - max(row.renewed_at_s, row.server_start_s)
+    return bool(age_s > row.lease_s or is_dead(row.owner))
 
 
 class Keeper(threading.Thread):

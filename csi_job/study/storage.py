@@ -223,7 +223,11 @@ class StudyStorage(RDBStorage):
         """Add a waiting or finished trial under the study's lock; running ones come from claims only."""
         if template_trial is None or template_trial.state is TrialState.RUNNING:
             raise _claims_only()
-        template, inserted = template_trial, -1
+        return self.add(study_id, template_trial)
+
+    def add(self, study_id: int, template: FrozenTrial) -> FrozenTrial:
+        """Add a waiting or finished trial."""
+        inserted = -1
 
         def transaction(connection: Connection) -> int:
             nonlocal inserted

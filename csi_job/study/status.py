@@ -1,0 +1,162 @@
+"""How a study stands: what is finished, what runs now, how long the rest will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Row
+
+from csi_job.study.attributes import CANCELLED, CURVE, INFEASIBLE, MAX_EPOCHS, OBJECTIVE, REASON, TARGET
+from csi_job.study.choose import choose_trial
+from csi_job.study.lease import GIVEN_BACK_S, is_orphan, read_running
+from csi_job.study.storage import storage_of
+
+NUM_TIMED: Final = 20  # finished trials, the latest, whose median duration tells the rate
+
+
+@dataclass(frozen=True)
+class RunningStatus:
+    """A trial that runs, or that waits for another worker to go on with it."""
+
+    number: int
+    attempt: int
+    epoch: int | None
+    """The last finished epoch, from 0."""
+    max_epochs: int | None
+    f1: float | None
+    """The best so far."""
+    lease_age_s: float | None
+    """Since its worker was last heard of; None: it was given back."""
+    is_orphan: bool
+    """Whether the next worker takes it over."""
+    host: str
+
+
+@dataclass(frozen=True)
+class BestStatus:
+    """The study's result so far."""
+
+    number: int
+    f1: float
+    gflops: float | None
+    params: dict[str, Any]
+    rule: str
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """A study at one moment."""
+
+    name: str
+    objective: str
+    target: int
+    num_complete: int
+    num_pruned: int
+    num_infeasible: int
+    num_failed: int
+    num_cancelled: int
+    num_waiting: int
+    running: tuple[RunningStatus, ...]
+    best: BestStatus | None
+    trials_per_h: float | None
+    eta_s: float | None
+    """Time left at that rate; None where nothing runs or nothing is finished yet."""
+    failures: tuple[tuple[str, int], ...]
+    """Reasons of failed trials with their number, the most frequent first."""
+
+    @property
+    def num_finished(self) -> int:
+        """Return the number of trials that count for the target."""
+        return self.num_complete + self.num_pruned + self.num_infeasible
+
+    @property
+    def num_running(self) -> int:
+        """Return the number of trials that live workers run."""
+        return sum(not trial.is_orphan for trial in self.running)
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the target is reached and nothing runs any more."""
+        return self.num_finished >= self.target and not self.running
+
+
+def study_status(study: optuna.Study) -> StudyStatus:
+    """Look at a study; later looks read only what changed."""
+    trials = study.get_trials(deepcopy=False)
+    storage, study_id = storage_of(study), study._study_id  # noqa: SLF001
+    leases = storage.read(lambda connection: read_running(connection, study_id))
+    attributes = study.user_attrs
+    target = int(attributes.get(TARGET, 0))
+    outcomes = Counter(_outcome(trial) for trial in trials)
+    running = tuple(_running(row, trials) for row in leases)
+    num_left = target - outcomes["complete"] - outcomes["pruned"] - outcomes["infeasible"]
+    rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
+    return StudyStatus(
+        name=study.study_name,
+        objective=str(attributes.get(OBJECTIVE, "")),
+        target=target,
+        num_complete=outcomes["complete"],
+        num_pruned=outcomes["pruned"],
+        num_infeasible=outcomes["infeasible"],
+        num_failed=outcomes["failed"],
+        num_cancelled=outcomes["cancelled"],
+        num_waiting=outcomes["waiting"],
+        running=running,
+        best=_best(study),
+        trials_per_h=rate * 3600 if rate else None,
+        eta_s=max(num_left, 0) / rate if rate else None,
+        failures=_failures(trials),
+    )
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    if trial.state is TrialState.PRUNED:
+        return "infeasible" if trial.user_attrs.get(INFEASIBLE) else "pruned"
+    if trial.state is TrialState.FAIL:
+        return "cancelled" if trial.user_attrs.get(CANCELLED) else "failed"
+    return trial.state.name.lower()
+
+
+def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
+    trial = next((trial for trial in trials if trial.number == row.number), None)
+    curve = dict(trial.user_attrs.get(CURVE, trial.intermediate_values.items())) if trial else {}
+    is_silent = row.token is None or row.renewed_at_s == GIVEN_BACK_S
+    return RunningStatus(
+        number=row.number,
+        attempt=row.attempt or 1,
+        epoch=max(curve, default=None),
+        max_epochs=trial.user_attrs.get(MAX_EPOCHS) if trial else None,
+        f1=max(curve.values(), default=None),
+        lease_age_s=None if is_silent else row.now_s - row.renewed_at_s,
+        is_orphan=is_orphan(row),
+        host=(row.owner or "").partition("|")[0],
+    )
+
+
+def _best(study: optuna.Study) -> BestStatus | None:
+    chosen = choose_trial(study)
+    if chosen is None:
+        return None
+    trial = chosen.trial
+    gflops = trial.values[1] if len(trial.values) > 1 else None
+    return BestStatus(trial.number, trial.values[0], gflops, dict(trial.params), chosen.rule)
+
+
+def _trials_per_s(trials: Iterable[FrozenTrial], num_running: int) -> float | None:
+    """Return how many trials a second end while so many run, however long the study lay idle before."""
+    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    seconds = [trial.duration.total_seconds() for trial in finished[-NUM_TIMED:] if trial.duration is not None]
+    if not num_running or not seconds or median(seconds) <= 0:
+        return None
+    return num_running / median(seconds)
+
+
+def _failures(trials: Iterable[FrozenTrial]) -> tuple[tuple[str, int], ...]:
+    reasons = Counter(str(trial.user_attrs.get(REASON, "unknown")) for trial in trials if _outcome(trial) == "failed")
+    return tuple(reasons.most_common())
