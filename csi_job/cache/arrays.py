@@ -49,8 +49,12 @@ class SlotArrays:
         stored = np.frombuffer(os.pread(self._marks, len(split_N), 0), dtype=np.uint8)
         self._filled_N[: len(stored)] = stored
         self._flushed = time.monotonic()
-        for split, name in enumerate(SPLITS):
-            self._files.append(self._open(split, folder / images_file(name)))
+        try:
+            for split, name in enumerate(SPLITS):
+                self._files.append(self._open(split, folder / images_file(name)))
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> Self:
         """Return the arrays."""
@@ -61,8 +65,7 @@ class SlotArrays:
         try:
             self.flush()
         finally:
-            for descriptor in (*self._files, self._marks):
-                os.close(descriptor)
+            self._close()
 
     @property
     def empty_slots(self) -> list[int]:
@@ -92,6 +95,10 @@ class SlotArrays:
         for split in np.unique(self._split_N[dropped_N]):
             kept = self._slot_N[(self._split_N == split) & ~dropped_N]
             self._copy(self._folder / images_file(SPLITS[split]), self._files[split], np.sort(kept))
+
+    def _close(self) -> None:
+        for descriptor in (*self._files, self._marks):
+            os.close(descriptor)
 
     def _open(self, split: int, path: Path) -> int:
         """Open an array with room for all of its slots; one of another length lost its slots and is filled anew."""

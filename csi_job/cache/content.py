@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +75,10 @@ class DigestIndex:
         return [digest for digest in digests if digest is not None]
 
     def save(self) -> None:
-        """Write the index whole."""
+        """Write the index, where it can be written."""
         if self._changed:
-            write_whole(self._path, json.dumps(self._known))
+            with suppress(OSError):  # it only saves time
+                write_whole(self._path, json.dumps(self._known))
             self._changed = False
 
     def _look_up(self, path: Path) -> ImageDigest | None:

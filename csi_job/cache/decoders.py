@@ -24,7 +24,7 @@ import numpy as np
 from csi_job.errors import CsiJobError, DataError
 from csi_job.radiographs.read import read_radiograph
 
-DECODE_LIMIT_S = 120  # an image that takes longer is damaged on purpose
+DECODE_LIMIT_S = 120  # what takes longer to decode is no radiograph
 MAX_DECODER_BYTES = 6 << 30  # of addresses; some ten times what the largest image allowed needs
 _ATTEMPTS = 2  # a decoder that died may have been the victim of others' memory
 _READY = "ready"
@@ -32,7 +32,11 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # the decod
 
 
 def decode_images(
-    images: Iterable[tuple[int, Path]], side_px: int, max_image_side_px: int, num_decoders: int
+    images: Iterable[tuple[int, Path]],
+    side_px: int,
+    max_image_side_px: int,
+    num_decoders: int,
+    limit_s: int = DECODE_LIMIT_S,
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Decode images in parallel, at most one under way for each decoder, so memory does not grow with their number.
 
@@ -41,6 +45,7 @@ def decode_images(
         side_px: side of the squares.
         max_image_side_px: largest width or height decoded.
         num_decoders: how many processes.
+        limit_s: how long an image may take.
 
     Yields:
         The index, with uint8 `[side_px, side_px]` or with what is wrong; in the order in which they are done.
@@ -54,7 +59,7 @@ def decode_images(
     with contextlib.ExitStack() as at_end, selectors.DefaultSelector() as selector:
         at_end.callback(_kill_all, decoders)
         for _, image in zip(range(num_decoders), waiting, strict=False):
-            decoders.append(_Decoder(side_px, max_image_side_px))
+            decoders.append(_Decoder(side_px, max_image_side_px, limit_s))
             decoders[-1].send(image)
             selector.register(decoders[-1], selectors.EVENT_READ)
         while selector.get_map():
@@ -84,8 +89,8 @@ def num_cores() -> int:
 class _Decoder:
     """One process and the image it is at; it is started anew where it died."""
 
-    def __init__(self, side_px: int, max_image_side_px: int) -> None:
-        self._arguments = (str(side_px), str(max_image_side_px))
+    def __init__(self, side_px: int, max_image_side_px: int, limit_s: int) -> None:
+        self._arguments = (side_px, max_image_side_px, limit_s)
         self._image: tuple[int, Path] = (-1, Path())
         self._attempt = 0
         self._process = self._start()
@@ -138,7 +143,7 @@ class _Decoder:
         package = str(Path(__file__).parents[2])
         places = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
         process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-            [sys.executable, "-P", "-m", __spec__.name, *self._arguments],
+            [sys.executable, "-P", "-m", __spec__.name, *map(str, self._arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the noise of C libraries
@@ -158,7 +163,7 @@ class _Decoder:
     def _reason_of_death(self) -> str:
         code = self._process.wait()
         if code == -signal.SIGALRM:
-            return f"it took longer than {DECODE_LIMIT_S} s"
+            return f"it took longer than {self._arguments[-1]} s"
         return f"its decoder ended with signal {-code}" if code < 0 else f"its decoder ended with code {code}"
 
 
@@ -167,7 +172,7 @@ def _kill_all(decoders: list[_Decoder]) -> None:
         decoder.kill()
 
 
-def _serve(side_px: int, max_image_side_px: int) -> None:
+def _serve(side_px: int, max_image_side_px: int, limit_s: int) -> None:
     """Answer paths with pixels until the parent is gone."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
@@ -181,7 +186,7 @@ def _serve(side_px: int, max_image_side_px: int) -> None:
             path = Path(pickle.load(sys.stdin.buffer))  # noqa: S301 - the parent wrote it
         except EOFError:
             return
-        signal.alarm(DECODE_LIMIT_S)  # its default action ends the process, also inside a C library
+        signal.alarm(limit_s)  # its default action ends the process, also inside a C library
         try:
             answer = read_radiograph(path, side_px, max_image_side_px=max_image_side_px)
         except DataError as error:
@@ -191,4 +196,4 @@ def _serve(side_px: int, max_image_side_px: int) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _serve(int(sys.argv[1]), int(sys.argv[2]))
+        _serve(*map(int, sys.argv[1:4]))

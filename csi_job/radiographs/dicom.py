@@ -46,7 +46,8 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
     check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)
-    return squeeze(_grey(dataset, dataset.pixel_array), side_px)
+    pixels = dataset.pixel_array
+    return squeeze(_grey(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
 
 
 def _grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:

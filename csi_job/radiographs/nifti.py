@@ -20,7 +20,7 @@ _LUMA_BT601 = (0.299, 0.587, 0.114)
 
 def is_nifti(content: bytes) -> bool:
     """Tell by the magic numbers of NIfTI-1 and NIfTI-2 (single file)."""
-    return content[344:348] in (b"n+1\0", b"ni1\0") or content[4:8] in (b"n+2\0", b"ni2\0")
+    return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
 
 
 def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from csi_job.radiographs.grey import check_size, squeeze, to_uint8
+from csi_job.errors import DataError
+from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, squeeze, to_uint8
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leaves at least this many times the target
 
 
@@ -28,11 +39,17 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
         Exception: whatever Pillow raises for damaged content.
 
     """
-    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    try:
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError:
+        raise DataError("the image has more pixels than any radiograph", allowed=MAX_NUM_PIXELS) from None
+    except UnidentifiedImageError:
+        raise DataError("the header of the image is damaged") from None
     check_size(*image.size, max_image_side_px)
     image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
-    square = squeeze(_grey(image), side_px)
-    return np.array(_upright(Image.fromarray(square), image))
+    turn = _turn(image)
+    square_HW = squeeze(_grey(image), side_px)
+    return square_HW if turn is None else np.array(Image.fromarray(square_HW).transpose(turn))
 
 
 def _grey(image: Image.Image) -> Image.Image | np.ndarray:
@@ -45,8 +62,8 @@ def _grey(image: Image.Image) -> Image.Image | np.ndarray:
     return image if image.mode == "L" else image.convert("RGB").convert("L")
 
 
-def _upright(square: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn the square as the source's EXIF says; turning before or after the squeeze is the same."""
-    square.info["exif"] = source.getexif().tobytes()
-    square.getexif().update(source.getexif())
-    return ImageOps.exif_transpose(square)
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how EXIF says to turn the image; a damaged EXIF says nothing. Squares are turned, as they are small."""
+    with suppress(Exception):
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return None

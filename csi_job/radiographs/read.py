@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
 from csi_job.errors import DataError, Problem
+from csi_job.radiographs.folder import EXTENSIONS, ImageFolder
 
-EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+__all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "READER_VERSION", "find_images", "read_radiograph"]
+
 MAX_FILE_BYTES = 1 << 29
 READER_VERSION = 1  # part of a cache's key: raise it when the same file gives other pixels
 _NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
@@ -35,18 +35,17 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
 
     """
     try:
-        root = folder.resolve(strict=True)
-        listings = {PurePosixPath(): _list_folder(root)}
+        images = ImageFolder(folder)
     except OSError as error:
         raise DataError(f"the folder of images cannot be read ({error.strerror})", got=str(folder)) from None
-    found: list[Path] = []
+    found: dict[Path, int] = {}
     problems: list[Problem] = []
     for file_id, row in zip(file_ids, rows, strict=True):
-        path = _find_image(root, file_id, listings)
+        path = images.find(file_id)
+        if not isinstance(path, str) and found.setdefault(path, row) != row:
+            path = f"the image of row {found[path]} again"
         if isinstance(path, str):
             problems.append(Problem(path, row=row, column="FileID", file_id=file_id))
-        else:
-            found.append(path)
     if problems:
         raise DataError(f"{len(problems)} of {len(file_ids)} images cannot be used", problems=problems, got=str(folder))
     return tuple(found)
@@ -109,61 +108,6 @@ def _read_content(path: Path) -> bytes:
     if not content:
         raise DataError("the image file is empty")
     return content
-
-
-def _find_image(root: Path, file_id: str, listings: dict[PurePosixPath, dict[str, list[str]]]) -> Path | str:
-    """Return the path, or what is wrong."""
-    place = PurePosixPath(file_id)
-    if (
-        place.is_absolute()
-        or PureWindowsPath(file_id).drive
-        or "\\" in file_id
-        or ".." in place.parts
-        or not place.name
-    ):
-        return "the FileID leaves the folder of images"
-    if place.parent not in listings:
-        try:
-            listings[place.parent] = _list_folder(root / place.parent)
-        except (OSError, ValueError):
-            listings[place.parent] = {}
-    names = listings[place.parent].get(_composed(place.name), [])
-    if not names:
-        return "no image of this name"
-    if len(names) > 1:
-        endings = sorted(name[len(place.name) :] or "no ending" for name in names)
-        return f"several images of this name ({', '.join(endings)})"
-    path = root / place.parent / names[0]
-    try:
-        resolved = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        return "a broken link"
-    if not resolved.is_relative_to(root):
-        return "a link that leaves the folder of images"
-    return path if resolved.is_file() else "not a file"
-
-
-def _list_folder(folder: Path) -> dict[str, list[str]]:
-    """Return the file names that each identifier could mean: whole names, and names without a known extension."""
-    names: dict[str, list[str]] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            composed = _composed(entry.name)
-            names.setdefault(composed, []).append(entry.name)
-            stem = _stem(composed)
-            if stem != composed:
-                names.setdefault(stem, []).append(entry.name)
-    return names
-
-
-def _stem(name: str) -> str:
-    extension = next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
-    return name[: len(name) - len(extension)]
-
-
-def _composed(name: str) -> str:
-    """Return the name in composed Unicode, as tables have it; some file systems keep accents apart."""
-    return unicodedata.normalize("NFC", name)
 
 
 @contextmanager
