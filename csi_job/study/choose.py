@@ -35,7 +35,7 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
     best_f1 = leader.values[0]
     if len(study.directions) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
-    error = float(leader.user_attrs.get(F1_STD, 0.0))
+    error = float(leader.user_attrs.get(F1_STD) or 0.0)
     equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
     chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     rule = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from csi_job.errors import CheckpointError
 from csi_job.logs import get_logger
-from csi_job.study.attributes import GFLOPS
+from csi_job.study.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.running import Objective, RunningTrial
+from csi_job.study.uncertainty import training_f1_error
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.train import TrainingResult, train_model
 
@@ -41,6 +43,8 @@ def training_objective(
             running.gflops = gflops(model, train.images_NHW.shape[-1])
         result = _train(running, train, validation, settings, normalisation)
         running.attributes |= _attributes(result)
+        running.check()
+        running.attributes[F1_STD] = training_f1_error(result, running.params, validation, settings, normalisation)
         values = [result.best_val_f1]
         return [*values, result.gflops] if running.has_two_objectives else values
 
@@ -80,11 +84,10 @@ def _train(
 
 def _attributes(result: TrainingResult) -> dict[str, Any]:
     """Return what the report tells of a training beside its curve."""
-    speeds = sorted(epoch.images_per_s for epoch in result.epochs)
     return {
         GFLOPS: result.gflops,
-        "images_per_s": speeds[len(speeds) // 2] if speeds else None,
-        "best_epoch": result.best_epoch,
-        "num_parameters": result.num_parameters,
-        "micro_batch": result.micro_batch,
+        IMAGES_PER_S: median(epoch.images_per_s for epoch in result.epochs),
+        BEST_EPOCH: result.best_epoch,
+        NUM_PARAMETERS: result.num_parameters,
+        MICRO_BATCH: result.micro_batch,
     }

@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from csi_job.settings import Section
 
 Sampler = Literal["tpe", "random", "cmaes"]
 Pruner = Literal["median", "successive_halving", "none"]
 Objective = Literal["f1", "f1-and-cost"]
+MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
 class StudySettings(Section):
     """What is searched, how long, and with which sampler and pruner."""
 
-    name: str = Field(default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]+$")
+    name: str = Field(
+        default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
+    )
     """Name of the study; a study of this name in the storage is continued."""
     num_trials: int = Field(default=50, ge=1)
     """Total of finished trials of the study, shared by every worker."""
@@ -41,6 +44,15 @@ class StudySettings(Section):
     """Failed trials after which the study stops with an error."""
     report_every: int = Field(default=5, ge=1)
     """Finished trials between two refreshes of the plots under `models/hyperopt/`."""
+
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_file_name(cls, name: str) -> str:
+        if len(name.encode()) > MAX_NAME_BYTES:
+            message = f"the name must fit into a file name: at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}"
+            raise ValueError(message)
+        return name
 
 
 class StorageSettings(Section):
