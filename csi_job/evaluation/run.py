@@ -71,7 +71,7 @@ def run_evaluation(
     """
     info, data, folder = load_info(cache_folder), load_split(cache_folder, split), evaluation_folder(work)
     evaluation = _evaluate(model_path, info, data, settings, device, split)
-    files = write_evaluation(evaluation, folder, model_path.stem)
+    files: tuple[Path, ...] = write_evaluation(evaluation, folder, model_path.stem)
     if baseline_path is None:
         return EvaluationRun(evaluation, None, files)
     baseline = _evaluate(baseline_path, info, data, settings, device, split)

@@ -1,0 +1,216 @@
+"""The honest winner: the best trials trained again over several seeds, the best mean chosen.
+
+The best value of many trials is partly luck, the more so the more trials there are: with new seeds the luck is drawn
+anew, and the spread over seeds says how much of a difference between candidates it explains.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from csi_job.cache.files import write_whole
+from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.final_model.hyperparams import HyperparamsFile
+from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
+from csi_job.logs import get_logger
+from csi_job.study.attributes import MAX_EPOCHS
+from csi_job.trial.hyperparameters import Hyperparameters
+
+FORMAT = 1
+RULE_ONE = "one candidate: the hyperparameters as given, not chosen among others over seeds"
+RULE_MEAN = "best mean validation F1 over the seeds"
+RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one spread of the best mean"
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Hyperparameters to confirm: the recipe, the trial they are from, and that trial's validation F1."""
+
+    recipe: Recipe
+    trial: int | None = None
+    search_value: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """A candidate trained over the seeds; `reason` says why there are no results where it could not be trained."""
+
+    candidate: Candidate
+    seeds: tuple[SeedResult, ...]
+    reason: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Return the mean validation F1 over the seeds."""
+        return statistics.fmean(result.val_f1 for result in self.seeds) if self.seeds else None
+
+    @property
+    def spread(self) -> float | None:
+        """Return the standard deviation over the seeds, None for fewer than two."""
+        return statistics.stdev(result.val_f1 for result in self.seeds) if len(self.seeds) > 1 else None
+
+    @property
+    def gflops(self) -> float | None:
+        """Return the cost of one image."""
+        return self.seeds[0].gflops if self.seeds else None
+
+    @property
+    def best(self) -> SeedResult:
+        """Return the seed with the best validation F1, the earlier one where equal."""
+        return max(self.seeds, key=lambda result: (result.val_f1, -result.seed))
+
+    def to_json(self, *, winner: bool) -> dict[str, Any]:
+        """Return the row of the table of candidates."""
+        return {
+            "trial": self.candidate.trial,
+            "search_value": self.candidate.search_value,
+            "params": self.candidate.recipe.params.to_params(),
+            "max_epochs": self.candidate.recipe.max_epochs,
+            "mean": self.mean,
+            "spread": self.spread,
+            "gflops": self.gflops,
+            "reason": self.reason,
+            "winner": winner,
+            "seeds": [result.to_json() for result in self.seeds],
+        }
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The confirmed candidate, all candidates, and the rule that chose it."""
+
+    result: CandidateResult
+    candidates: tuple[CandidateResult, ...]
+    rule: str
+
+
+def find_candidates(
+    file: HyperparamsFile, study: optuna.Study | None, num_candidates: int, max_epochs: int | None
+) -> list[Candidate]:
+    """Return the hyperparameters of the file, then the study's other best trials with distinct ones.
+
+    Args:
+        file: where the search's result is; one that was confirmed, or written by hand, is the only candidate.
+        study: the study the file is from, None where it cannot be read.
+        num_candidates: candidates at most.
+        max_epochs: epochs at most; None: those of each trial.
+
+    """
+    found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
+    if study is None or not file.is_search_result or num_candidates == 1:
+        return found
+    for trial in _best_trials(study):
+        params = Hyperparameters.from_params(trial.params)
+        if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
+            epochs = max_epochs or int(trial.user_attrs.get(MAX_EPOCHS) or file.max_epochs)
+            found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
+    return found
+
+
+def confirm_candidates(
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    trainer: SeedTrainer,
+    *,
+    prefer_cheap: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Winner:
+    """Train every candidate with every seed and choose the winner; what is finished already is not trained again.
+
+    Args:
+        candidates: at least one.
+        seeds: at least one.
+        trainer: trains and keeps results.
+        prefer_cheap: the study had two objectives, so the cheapest of those as good as the best wins.
+        advance: called with numbers of epochs.
+
+    Raises:
+        InfeasibleTrialError: no candidate can be trained on this device.
+        CsiJobError: as for `SeedTrainer.run`.
+
+    """
+    results = tuple(_train_candidate(candidate, seeds, trainer, advance) for candidate in candidates)
+    trained = [result for result in results if result.seeds]
+    if not trained:
+        what = f"none of the {len(results)} candidates can be trained here: {results[0].reason}"
+        raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
+    rule = RULE_ONE if len(results) == 1 else RULE_COST if prefer_cheap else RULE_MEAN
+    return Winner(_cheapest(trained) if prefer_cheap else _highest(trained), results, rule)
+
+
+def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path) -> Path:
+    """Write `<study>_optimized_params.json`, whole or not at all; it is a file of hyperparameters too.
+
+    Raises:
+        CsiJobError: the folder cannot be written.
+
+    """
+    candidate = winner.result.candidate
+    content = {
+        "format": FORMAT,
+        "study": study,
+        "trial": candidate.trial,
+        "params": candidate.recipe.params.to_params(),
+        "max_epochs": candidate.recipe.max_epochs,
+        "value": winner.result.mean,
+        "spread": winner.result.spread,
+        "seeds": [result.seed for result in winner.result.seeds],
+        "confirmed": True,
+        "rule": winner.rule,
+        "cache": cache,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
+    }
+    path = folder / f"{study}_optimized_params.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        what = f"the optimized parameters cannot be written ({error.strerror})"
+        raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
+    return path
+
+
+def _best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the complete trials by value, of two objectives those on the Pareto front; earlier ones first."""
+    if len(study.directions) > 1:
+        trials = study.best_trials
+    else:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))
+
+
+def _train_candidate(
+    candidate: Candidate, seeds: Sequence[int], trainer: SeedTrainer, advance: Callable[[int], None]
+) -> CandidateResult:
+    results: list[SeedResult] = []
+    for seed in seeds:
+        try:
+            results.append(trainer.run(candidate.recipe, seed, advance))
+        except InfeasibleTrialError as error:  # with one seed only, so its mean could not be compared
+            advance(candidate.recipe.max_epochs * (len(seeds) - len(results) - 1))
+            logger.warning("A candidate cannot be trained with seed %d and is left out: %s", seed, error)
+            return CandidateResult(candidate, (), str(error))
+    return CandidateResult(candidate, tuple(results))
+
+
+def _highest(results: Sequence[CandidateResult]) -> CandidateResult:
+    return max(results, key=lambda result: result.mean or 0.0)
+
+
+def _cheapest(results: Sequence[CandidateResult]) -> CandidateResult:
+    leader = _highest(results)
+    within = (leader.mean or 0.0) - (leader.spread or 0.0)
+    as_good = [result for result in results if (result.mean or 0.0) >= within]
+    return min(as_good, key=lambda result: (result.gflops or 0.0, -(result.mean or 0.0)))

@@ -1,0 +1,113 @@
+"""The model's files: weights as safetensors and `.pth`, the card as JSON and Markdown.
+
+A kill at any moment leaves no new weights beside an old card: cards go first and come last, weights are replaced
+whole, and the card names the digest of each file it speaks of. The safetensors carry the card in their metadata too,
+so the one file is enough to use the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from csi_job.cache.files import write_whole
+from csi_job.errors import CsiJobError
+from csi_job.evaluation.evaluate import Evaluation
+from csi_job.evaluation.loading import FORMAT, file_sha256
+from csi_job.final_model.card import metrics_of
+from csi_job.final_model.card_text import card_markdown
+from csi_job.final_model.files import replacing
+
+
+def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
+    """Write a model and its card.
+
+    Args:
+        path: the `.safetensors`; the other files lie beside it under the same stem.
+        state: weights by name, on the CPU.
+        card: as `build_card` returns it.
+        with_pth: write a PyTorch state dict too, for readers that know no safetensors.
+
+    Returns:
+        the card with the digests of the files.
+
+    Raises:
+        CsiJobError: the folder cannot be written.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".json", ".md"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+        return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
+    except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
+        what = f"the model cannot be written ({reason})"
+        raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
+
+
+def read_whole_card(path: Path) -> dict[str, Any] | None:
+    """Return the card beside a model if every file it names is there unchanged, and the Markdown is."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        files = card["files"]
+        unchanged = all(file_sha256(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    is_whole = unchanged and path.name in files and path.with_suffix(".md").is_file()
+    return dict(card) if is_whole else None
+
+
+def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
+    """Fill the test metrics of a model's card in, where the evaluation is of this model's own test set.
+
+    Args:
+        path: the model that was evaluated.
+        evaluation: what was measured.
+
+    Returns:
+        whether the card was changed; a model without a whole card, or evaluated on other data, is left as it is.
+
+    Raises:
+        CsiJobError: the card cannot be written.
+
+    """
+    card = read_whole_card(path.with_suffix(".safetensors"))
+    if card is None or path.name not in card["files"]:
+        return False
+    if evaluation.split != "test" or card["data"]["cache"] != evaluation.cache:
+        return False
+    try:
+        _write_card(path, {**card, "test": metrics_of(evaluation)})
+    except OSError as error:
+        what = f"the model card cannot be written ({error.strerror})"
+        raise CsiJobError(what, got=str(path.with_suffix(".json"))) from None
+    return True
+
+
+def _write_weights(
+    path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool
+) -> dict[str, dict[str, Any]]:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(plain, metadata))
+    written = [path]
+    if with_pth:
+        with replacing(path.with_suffix(".pth")) as temporary:
+            torch.save(plain, temporary)
+        written.append(path.with_suffix(".pth"))
+    return {file.name: {"sha256": file_sha256(file), "num_bytes": file.stat().st_size} for file in written}
+
+
+def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Write Markdown, then JSON: the JSON is what a later run looks for."""
+    write_whole(path.with_suffix(".md"), card_markdown(card))
+    write_whole(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return card
