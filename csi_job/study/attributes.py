@@ -9,6 +9,7 @@ FINGERPRINT: Final = "fingerprint"
 TARGET: Final = "target"  # the total of finished trials
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
+UID: Final = "uid"  # tells studies of one name apart, e.g. in experiment tracking
 
 # of a trial
 BASELINE: Final = "baseline"

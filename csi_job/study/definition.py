@@ -14,10 +14,11 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.study.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET
+from csi_job.study.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET, UID
 from csi_job.study.claim import Counts, cancel_excess, count_trials
 from csi_job.study.database import lock_schema, lock_study, upsert
 from csi_job.study.fingerprint import Fingerprint
+from csi_job.study.lease import new_token
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import Space, check_sampler, make_sampler
 from csi_job.study.settings import StudySettings
@@ -86,6 +87,7 @@ def define_study(
         TARGET: settings.num_trials,
         OBJECTIVE: settings.objective,
         SEED: settings.seed,
+        UID: new_token()[:8],
     }
 
     def transaction(connection: Connection) -> dict[str, Any]:

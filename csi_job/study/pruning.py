@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 NUM_COMPARED: Final = 5  # finished trials that must have reached an epoch before any trial is pruned there
+NUM_UNJUDGED: Final = 1  # epochs at the start, in which the learning rate only rises
 REDUCTION: Final = 4  # successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
 RUNG: Final = "completed_rung_"
 
@@ -73,7 +74,7 @@ class _View:
 def make_pruner(settings: StudySettings) -> BasePruner:
     """Return the pruner that the settings name; ask it by `should_prune`."""
     if settings.pruner == "median":
-        return MedianPruner(n_startup_trials=NUM_COMPARED, n_min_trials=NUM_COMPARED)
+        return MedianPruner(NUM_COMPARED, n_warmup_steps=NUM_UNJUDGED, n_min_trials=NUM_COMPARED)
     if settings.pruner == "successive_halving":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
     return NopPruner()
@@ -93,9 +94,9 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     Pruning on F1 alone would cut the cheap end of the Pareto front. A trial ends when its best F1 so far is below the
     median, at the same epoch, of the finished trials that cost at most as much.
     """
-    if isinstance(study.pruner, NopPruner) or not curve:
+    step, study_id = max(curve, default=-1), study._study_id  # noqa: SLF001
+    if isinstance(study.pruner, NopPruner) or step < NUM_UNJUDGED:
         return False
-    step, study_id = max(curve), study._study_id  # noqa: SLF001
     others = storage_of(study).read(lambda connection: _curves(connection, study_id))
     values = [other[step] for cost, other in others if cost <= gflops and step in other]
     return len(values) >= NUM_COMPARED and max(curve.values()) < float(np.median(values))

@@ -45,7 +45,6 @@ class StudySettings(Section):
     report_every: int = Field(default=5, ge=1)
     """Finished trials between two refreshes of the plots under `models/hyperopt/`."""
 
-
     @field_validator("name")
     @classmethod
     def _fits_a_file_name(cls, name: str) -> str:

@@ -241,7 +241,8 @@ class _Worker:
     def _begin(self, claim: Claim) -> RunningTrial[Any]:
         begun = begin_trial(self.study, claim, self.suggest, self.settings, self.seed, self.work, self.checkpoints)
         lease = claim.lease
-        self.options.tracker.trial_started(lease.number, lease.attempt, begun.trial.params, begun.curve)
+        phase = {"sampler": self.settings.sampler, "pruner": self.settings.pruner, "max_epochs": begun.max_epochs}
+        self.options.tracker.trial_started(lease.number, lease.attempt, begun.trial.params, phase)
         if not claim.taken_over:
             logger.info("trial %d starts: %s", lease.number, _listed(begun.trial.params))
         return RunningTrial(

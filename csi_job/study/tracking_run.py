@@ -1,0 +1,92 @@
+"""The process that holds one Weights & Biases run: it reads JSON lines and takes its time.
+
+The first line holds the arguments of the run; the others an epoch, the outcome, or the file of a study's summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any, Final
+
+INIT_TIMEOUT_S: Final = 20.0
+FINISH_TIMEOUT_S: Final = 120.0  # the last upload of a run; past it the run is as good as `wandb sync` makes it
+
+
+def main(lines: IO[str] = sys.stdin, told: IO[str] = sys.stdout) -> None:
+    """Hold a run until the lines end."""
+    first = lines.readline()
+    if not first:
+        return
+    run = _open_run(json.loads(first), told)
+    outcome = "left"
+    for line in lines:
+        message = json.loads(line)
+        if "metrics" in message:
+            run.log({**message["metrics"], "epoch": message["step"]}, step=message["step"])
+        if "outcome" in message:
+            outcome = message["outcome"]
+            run.summary["outcome"] = outcome
+        if "summary" in message:
+            _log_summary(run, Path(message["summary"]))
+            outcome = "complete"
+    timer = threading.Timer(FINISH_TIMEOUT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    run.finish(exit_code=1 if outcome in ("failed", "left") else 0)
+
+
+def _open_run(arguments: dict[str, Any], told: IO[str]) -> Any:
+    """Open the run, offline where the server cannot be used."""
+    import wandb
+
+    init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))
+    settings = wandb.Settings(
+        init_timeout=init_timeout_s,
+        login_timeout=int(init_timeout_s),
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        x_disable_meta=True,  # host, user and command line are nobody's business
+        x_disable_stats=True,
+    )
+    mode = arguments.pop("mode")
+    if mode == "online":
+        try:
+            return wandb.init(**arguments, mode="online", resume="allow", settings=settings)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run is kept here
+            words = " ".join(str(error).split())[:200]
+            told.write(f"the server cannot be used ({words})\n")
+            told.flush()
+            wandb.teardown()  # else the id counts as in use
+    return wandb.init(**arguments, mode="offline", settings=settings)
+
+
+def _log_summary(run: Any, content: Path) -> None:
+    import plotly.io
+    import wandb
+
+    summary = json.loads(content.read_text(encoding="utf-8"))
+    content.unlink()
+    importances = wandb.Table(columns=["parameter", "importance"], data=[*map(list, summary["importances"].items())])
+    names = sorted({name for trial in summary["trials"] for name in trial})
+    trials = wandb.Table(columns=names, data=[[trial.get(name) for name in names] for trial in summary["trials"]])
+    parts = {
+        "importances": wandb.plot.bar(importances, "parameter", "importance", title="Parameter importances"),
+        "trials": trials,
+    }
+    if summary["parallel"]:
+        parts["parallel_coordinate"] = wandb.Plotly(plotly.io.from_json(summary["parallel"]))
+    run.log(parts)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+        os._exit(0)  # the handlers that wandb leaves for the exit would wait for a server that is not there
