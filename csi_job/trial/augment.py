@@ -40,7 +40,10 @@ def augment_batch(
     draw = _Draw(len(image_BHW), image_BHW.device, generator)
     flip_B = draw.uniform(0, 1) < settings.flip
     image_BHW = _move(image_BHW, _affine(draw, flip_B, settings))
-    zones_BZ = torch.where(flip_B[:, None], zones_BZ[:, FLIPPED_ZONES], zones_BZ)
+    swapped_BZ = torch.stack(
+        [zones_BZ[:, zone] for zone in FLIPPED_ZONES], dim=1
+    )  # slices: no index goes to the device
+    zones_BZ = torch.where(flip_B[:, None], swapped_BZ, zones_BZ)
     return _expose(image_BHW, draw, settings), zones_BZ
 
 

@@ -117,6 +117,8 @@ def _in_order(folder: Path) -> list[Path]:
 def _remove_old(folder: Path) -> None:
     for path in _in_order(folder)[:-NUM_KEPT]:
         path.unlink(missing_ok=True)
+    for path in folder.glob(".epoch-*.tmp"):  # of a process that was killed while it wrote; a folder has one writer
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,11 +5,12 @@ A model takes `image_BCHW` with one grey channel and gives `logits_BZK` (Z = 6 z
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from csi_job.errors import ConfigurationError
@@ -18,17 +19,18 @@ from csi_job.trial.architectures import ARCHITECTURES, check_architecture, torch
 from csi_job.trial.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 NUM_OUTPUTS = NUM_ZONES * NUM_CLASSES
 CUSTOM_1_CHANNELS = (32, 64, 128, 256, 256)
 
 
 class ZoneClassifier(nn.Module):
-    """A backbone with 30 outputs, read as six zones by five classes."""
+    """The backbone of an architecture with 30 outputs, read as six zones by five classes."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, arch: str, backbone: nn.Module) -> None:
         super().__init__()
+        self.arch = arch
         self.backbone = backbone
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def build_model(arch: str, pretrained: str = "none") -> ZoneClassifier:
 
     """
     name = torchvision_name(check_architecture(arch))
-    model = ZoneClassifier(Custom1() if name is None else _torchvision_backbone(name))
+    model = ZoneClassifier(arch, Custom1() if name is None else _torchvision_backbone(name))
     if pretrained != "none":
         load_pretrained(model, arch, pretrained)
     return model
@@ -111,7 +113,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def gflops(model: nn.Module, image_size_px: int) -> float:
+def gflops(model: ZoneClassifier, image_size_px: int) -> float:
     """Return the cost of one image through the model, the same on every machine.
 
     Counted by shapes alone (nothing is computed), forward only, and one multiply-add as two operations: ResNet50 at
@@ -130,20 +132,37 @@ def gflops(model: nn.Module, image_size_px: int) -> float:
         with torch.no_grad(), counter:
             functional_call(model, state, (image_BCHW,))
     except RuntimeError as error:
-        message = f"images of {image_size_px} px are too small for this architecture"
-        raise ConfigurationError(
-            message, hint="raise cache.image_size_px or leave it out of space.model_arch"
-        ) from error
+        message = f"images of {image_size_px} px are too small for {model.arch}"
+        hint = f"raise cache.image_size_px or leave {model.arch} out of space.model_arch"
+        raise ConfigurationError(message, hint=hint) from error
     finally:
         model.train(was_training)
     return float(counter.get_total_flops()) / 1e9
+
+
+def check_architectures(archs: Iterable[str], image_size_px: int) -> None:
+    """Raise `ConfigurationError` for an architecture that cannot take images of this size; costs no training."""
+    for arch in dict.fromkeys(archs):
+        with _NothingFilledIn():
+            model = build_model(arch)
+        gflops(model, image_size_px)
+
+
+class _NothingFilledIn(TorchFunctionMode):
+    """Makes weights without memory or values; what constructors compute with (RegNet's widths) stays real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> str:
     """Return the architecture whose parameters have these names and shapes; raise `ConfigurationError` if none has."""
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     for arch in ARCHITECTURES:
-        with torch.device("meta"):
+        with _NothingFilledIn():
             model = build_model(arch)
         if {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes:
             return arch

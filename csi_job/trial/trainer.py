@@ -52,14 +52,13 @@ class Trainer:
     ) -> None:
         self.params, self.settings, self.normalisation, self.device = params, settings, normalisation, device
         self.train_data, self.validation_data = _resident(train, device), _resident(validation, device)
-        memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        model = build_model(params.model_arch, settings.pretrained)
-        self.model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = build_model(params.model_arch, settings.pretrained)
+        self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         if settings.compile:
             self.model.compile()
         balance_ZK = class_weights(train.zones_NZ) if settings.class_balance else None
         self.loss = CsiLoss(params.unknown_weight, balance_ZK).to(device)
-        self.optimizer = make_optimizer(self.model, params, fused=device.type == "cuda")
+        self.optimizer = make_optimizer(self.model, params)
         self.micro_batches = MicroBatches(params.batch_size)
         self.is_bf16 = _wants_bf16(settings, device)
 
@@ -109,8 +108,7 @@ class Trainer:
         return self.micro_batches.run(len(zones_BZ), attempt)
 
     def _logits(self, image_BCHW: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
+        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
             try:
                 logits_BZK: Tensor = self.model(image_BCHW)
@@ -167,10 +165,7 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`, also on another kind of device than it was made on."""
         self.model.load_state_dict(state["model"])
-        saved = state["optimizer"]
-        for group, own in zip(saved["param_groups"], self.optimizer.param_groups, strict=True):
-            group.update({name: own[name] for name in ("fused", "foreach", "capturable") if name in own})
-        self.optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.micro_batches.size = state["micro_batch"]
 
     def release(self) -> None:
@@ -178,13 +173,13 @@ class Trainer:
         self.__dict__.clear()
 
 
-def make_optimizer(model: nn.Module, params: Hyperparameters, *, fused: bool) -> torch.optim.Optimizer:
-    """Return the optimizer; `momentum` is that of sgd alone."""
+def make_optimizer(model: nn.Module, params: Hyperparameters) -> torch.optim.Optimizer:
+    """Return the optimizer, one kernel for all weights; `momentum` is that of sgd alone."""
     weights, rate, decay = model.parameters(), params.learning_rate, params.weight_decay
     if params.optimizer == "sgd":
-        return torch.optim.SGD(weights, rate, momentum=params.momentum, weight_decay=decay, fused=fused)
+        return torch.optim.SGD(weights, rate, momentum=params.momentum, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
-    return kind(weights, rate, weight_decay=decay, fused=fused)
+    return kind(weights, rate, weight_decay=decay, fused=True)
 
 
 def batch_indices(num_images: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
