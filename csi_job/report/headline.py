@@ -1,0 +1,142 @@
+"""The answer in plain words, and the numbers to see first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csi_job.report import words
+from csi_job.report.blocks import KeyFigure
+from csi_job.report.results import measured
+
+if TYPE_CHECKING:
+    from csi_job.report.choice import Choice
+    from csi_job.report.results import Json, Results
+    from csi_job.report.view import StudyView, TrialView
+
+
+def state(view: StudyView) -> str:
+    """Return how far the study is, one sentence."""
+    counts = view.counts()
+    target = f" of {words.count(view.target)}" if view.target else ""
+    going_on = f"; {counts['running']} running now" if counts["running"] else ""
+    parts = [f"{words.count(counts[name])} {name}" for name in ("complete", "pruned", "infeasible") if counts[name]]
+    made_of = f" ({words.listed(parts)})" if parts else ""
+    return f"{words.count(view.num_finished)}{target} trials finished{made_of}{going_on}."
+
+
+def answer(view: StudyView, choice: Choice, results: Results) -> list[str]:
+    """Return the answer: what was found, how sure it is, how it did on the test patients."""
+    best = choice.trial
+    if best is None:
+        return ["No trial is complete yet, so there is no result to tell of."]
+    sentences = [_found(view, best, results)]
+    if view.has_cost and choice.rule:
+        sentences.append(f"How it was chosen among F1 and cost: {choice.rule[:1].lower()}{choice.rule[1:]}")
+    return [*sentences, _how_sure(view, best, results), _on_test(results)]
+
+
+def key_figures(view: StudyView, choice: Choice, results: Results) -> list[KeyFigure]:
+    """Return the numbers to see first."""
+    best = choice.trial
+    figures = []
+    if best is not None:
+        error = f", ± {words.score(best.f1_error)} over patients" if best.f1_error else ""
+        figures.append(KeyFigure("Best validation F1", words.score(best.f1), f"trial {best.number}{error}"))
+    if view.baseline is not None:
+        figures.append(KeyFigure("Baseline, validation F1", words.score(view.baseline.f1), "the usual settings"))
+    if results.confirmed is not None:
+        figures.append(_confirmed_figure(results.confirmed))
+    figures += _test_figures(results)
+    seconds = sum(trial.seconds or 0.0 for trial in view.trials)
+    trials = words.plural(len(view.with_outcome("complete", "pruned", "infeasible")), "trial")
+    return [*figures, KeyFigure("Time in trials", words.duration(seconds), f"{trials} finished")]
+
+
+def _found(view: StudyView, best: TrialView, results: Results) -> str:
+    images = ""
+    if results.cache is not None:
+        total = sum(results.cache.num_images.values())
+        images = f" on {words.plural(total, 'radiograph')} of {words.plural(results.cache.num_patients, 'patient')}"
+    tried = f"{words.plural(view.num_finished, 'set')} of training settings were tried{images}."
+    tried = tried.replace("were", "was", 1) if view.num_finished == 1 else tried
+    cost = f" at {words.value(best.gflops)} GFLOPs an image" if view.has_cost and best.gflops is not None else ""
+    baseline = view.baseline
+    if baseline is None or baseline.f1 is None or best.f1 is None:
+        return f"{tried} The best reached a validation F1 of {words.score(best.f1)}{cost}."
+    if best is baseline:
+        return f"{tried} None did better than the baseline, whose validation F1 is {words.score(baseline.f1)}{cost}."
+    gap = best.f1 - baseline.f1
+    side = "above" if gap >= 0 else "below"
+    which = "The chosen one" if view.has_cost else "The best"
+    cheaper = f" at {words.value(baseline.gflops)}" if cost and baseline.gflops is not None else ""
+    return (
+        f"{tried} {which} reached a validation F1 of {words.score(best.f1)}{cost}, {abs(gap):.3f} {side} the baseline's "
+        f"{words.score(baseline.f1)}{cheaper}."
+    )
+
+
+def _how_sure(view: StudyView, best: TrialView, results: Results) -> str:
+    confirmed = results.confirmed
+    if confirmed is not None and confirmed.get("value") is not None:
+        spread = f" with a spread of {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
+        origin = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
+        seeds = words.plural(len(confirmed["seeds"]), "new seed")
+        return (
+            f"How sure: {origin} was trained again with {seeds} and reached a mean validation F1 of "
+            f"{words.score(confirmed['value'])}{spread}. That is the number to expect; the best of "
+            f"{words.plural(len(view.ranked()), 'complete trial')} was partly luck."
+        )
+    sentence = (
+        "How sure: each trial is a single training run, and the best of many is partly luck, so expect a little less "
+        "on other patients."
+    )
+    return f"{sentence} {_against_error(view, best)}".strip()
+
+
+def _against_error(view: StudyView, best: TrialView) -> str:
+    """Say how the gain compares with the uncertainty from the few validation patients."""
+    baseline = view.baseline
+    if not best.f1_error or baseline is None or baseline is best or baseline.f1 is None or best.f1 is None:
+        return ""
+    gap = best.f1 - baseline.f1
+    compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
+    return (
+        f"The gain over the baseline is {compared} the standard error from the number of validation patients "
+        f"({words.score(best.f1_error)})."
+    )
+
+
+def _on_test(results: Results) -> str:
+    evaluation = results.evaluation
+    if evaluation is None:
+        return "The test patients have not been looked at for this study."
+    value = measured(evaluation, "f1_macro")
+    told = (results.comparison or {}).get("outcome") or (
+        f"the final model's F1 is {words.with_interval(value.value, value.low, value.high)}."
+    )
+    where = (
+        f"{words.plural(evaluation['num_images'], 'image')} of {words.plural(evaluation['num_patients'], 'patient')}"
+    )
+    return f"On {where} never used before: {told}"
+
+
+def _confirmed_figure(confirmed: Json) -> KeyFigure:
+    seeds = words.plural(len(confirmed["seeds"]), "seed")
+    spread = f", spread {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
+    return KeyFigure("Trained again, mean F1", words.score(confirmed.get("value")), f"{seeds}{spread}")
+
+
+def _test_figures(results: Results) -> list[KeyFigure]:
+    if results.evaluation is None:
+        return []
+    value = measured(results.evaluation, "f1_macro")
+    patients = words.plural(results.evaluation["num_patients"], "patient")
+    ends = words.interval(value.low, value.high)
+    figures = [KeyFigure("Test F1", words.score(value.value), ", ".join(filter(None, [ends, patients])))]
+    gap = measured(results.comparison, "f1_macro")
+    if results.comparison is not None and gap.value is not None:
+        outcome = results.comparison["metrics"]["f1_macro"]["outcome"]
+        tone = {"better": "good", "worse": "caution"}.get(outcome, "plain")
+        detail = f"{words.interval(gap.low, gap.high, words.signed)}; {outcome}"
+        figures.append(KeyFigure("Test F1 over baseline", words.signed(gap.value), detail, tone))  # type: ignore[arg-type]
+    return figures

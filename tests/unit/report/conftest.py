@@ -1,0 +1,230 @@
+"""Real Optuna studies, asked and told on a cheap function, with the attributes that a worker writes."""
+
+import json
+import math
+import random
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from csi_job.cache.store import CacheInfo, manifest_text
+from csi_job.evaluation.compare import compare_evaluations
+from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
+from csi_job.evaluation.measures import Predictions
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
+from csi_job.final_model.seeds import Recipe, SeedResult
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.space import SearchSpace
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+GFLOPS = {"ResNet50": 4.09, "CheXNet": 2.87, "Custom_1": 0.31, "resnet18": 1.82}
+SKILL = {"ResNet50": 0.05, "CheXNet": 0.08, "Custom_1": -0.05, "resnet18": 0.03}
+BASELINE = {
+    "model_arch": "ResNet50",
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "batch_size": 32,
+    "patience": 10,
+    "unknown_weight": 0.3,
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet_optuna():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def suggest(trial):
+    trial.suggest_categorical("model_arch", list(GFLOPS)[:3])
+    optimizer = trial.suggest_categorical("optimizer", list(OPTIMIZERS))
+    trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True)
+    if optimizer != "adam":
+        trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
+    if optimizer == "sgd":
+        trial.suggest_float("momentum", 0.5, 0.99)
+    trial.suggest_categorical("batch_size", [16, 32, 64, 128])
+    trial.suggest_int("patience", 5, 20)
+    trial.suggest_float("unknown_weight", 0.1, 1.0)
+
+
+def f1_at(params, epoch, max_epochs, noise):
+    distance = abs(math.log10(params["learning_rate"]) + 3.3)
+    plateau = 0.62 + SKILL[params["model_arch"]] - 0.07 * distance - 0.04 * abs(params["unknown_weight"] - 0.4)
+    return max(0.05, plateau * (1 - math.exp(-(epoch + 2) / (0.25 * max_epochs))) + noise.gauss(0, 0.012))
+
+
+def run_trial(study, number, *, sampler="tpe", pruner="median", max_epochs=8):
+    """Ask and tell one trial; a few end otherwise, as real ones do."""
+    trial = study.ask()
+    trial.set_user_attr("sampler", sampler)
+    trial.set_user_attr("pruner", pruner)
+    trial.set_user_attr("max_epochs", max_epochs)
+    trial.set_user_attr("attempt", 2 if number % 11 == 5 else 1)
+    suggest(trial)
+    noise = random.Random(number)
+    if number % 13 == 7:
+        end_infeasible(study, trial)
+    elif number % 17 == 9:
+        trial.set_user_attr("reason", "the worker stopped 3 times before the end of an epoch")
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        run_epochs(study, trial, max_epochs, noise)
+    return trial
+
+
+def end_infeasible(study, trial):
+    trial.set_user_attr("infeasible", True)
+    reason = (
+        f"out of GPU memory at micro-batch 1 ({trial.params['model_arch']}, batch size {trial.params['batch_size']})"
+    )
+    trial.set_user_attr("reason", reason)
+    trial.set_user_attr("epochs", 0)
+    study.tell(trial, state=TrialState.PRUNED)
+
+
+def run_epochs(study, trial, max_epochs, noise):
+    two_objectives = len(study.directions) > 1
+    curve = []
+    trial.set_user_attr("gflops", GFLOPS[trial.params["model_arch"]])
+    trial.set_user_attr("num_parameters", round(5_400_000 * GFLOPS[trial.params["model_arch"]]))
+    trial.set_user_attr("micro_batch", min(trial.params["batch_size"], 64))
+    for epoch in range(max_epochs):
+        curve.append([epoch, f1_at(trial.params, epoch, max_epochs, noise)])
+        trial.set_user_attr("epochs", epoch + 1)
+        if two_objectives:
+            continue
+        trial.report(curve[-1][1], epoch)
+        if trial.number % 2 and epoch >= max_epochs // 2 and trial.should_prune():
+            trial.set_user_attr("reason", f"below the median of the other trials at epoch {epoch + 1}")
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+    if two_objectives:
+        trial.set_user_attr("curve", curve)
+    best_epoch, best = max(curve, key=lambda point: point[1])
+    trial.set_user_attr("best_epoch", best_epoch)
+    trial.set_user_attr("f1_std", 0.035 + 0.01 * noise.random())
+    trial.set_user_attr("images_per_s", 900 / GFLOPS[trial.params["model_arch"]] + noise.gauss(0, 10))
+    study.tell(trial, [best, GFLOPS[trial.params["model_arch"]]] if two_objectives else best)
+
+
+def new_study(name, *, objective="f1", target=40, storage=None):
+    directions = ["maximize", "minimize"] if objective == "f1-and-cost" else ["maximize"]
+    study = optuna.create_study(study_name=name, directions=directions, storage=storage)
+    study.set_user_attr("target", target)
+    study.set_user_attr("objective", objective)
+    study.set_user_attr("seed", 42)
+    study.set_user_attr("fingerprint", {"space": SearchSpace().fingerprint(), "objective": objective, "average": "macro", "cache": CACHE_KEY})
+    study.enqueue_trial(BASELINE, user_attrs={"baseline": True})
+    return study
+
+
+def run_phase(study, num_trials, *, sampler, pruner="median", max_epochs=8):
+    samplers = {
+        "random": optuna.samplers.RandomSampler(seed=7),
+        "tpe": optuna.samplers.TPESampler(seed=7, multivariate=True, group=True, constant_liar=True),
+    }
+    study.sampler = samplers[sampler]
+    study.pruner = (
+        optuna.pruners.PercentilePruner(70.0, n_startup_trials=6) if pruner == "median" else optuna.pruners.NopPruner()
+    )
+    first = len([trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING])
+    for number in range(first, first + num_trials):
+        run_trial(study, number, sampler=sampler, pruner=pruner, max_epochs=max_epochs)
+
+
+def rich_study(name="csi_optimization", num_trials=40, *, storage=None):
+    """Two phases, every outcome, one trial running and one waiting."""
+    study = new_study(name, target=num_trials, storage=storage)
+    run_phase(study, num_trials // 2, sampler="random", max_epochs=8)
+    run_phase(study, num_trials - num_trials // 2 - 2, sampler="tpe", max_epochs=12)
+    running = study.ask()
+    for key, value in {"sampler": "tpe", "pruner": "median", "max_epochs": 12, "attempt": 2, "epochs": 3}.items():
+        running.set_user_attr(key, value)
+    suggest(running)
+    for epoch in range(3):
+        running.report(0.3 + 0.05 * epoch, epoch)
+    study.enqueue_trial({**BASELINE, "learning_rate": 3e-4})
+    return study
+
+
+def cost_study(name="costs", num_trials=24):
+    """Two objectives, no pruning."""
+    study = new_study(name, objective="f1-and-cost", target=num_trials)
+    run_phase(study, num_trials, sampler="tpe", pruner="none")
+    return study
+
+
+@pytest.fixture(scope="session")
+def finished_study():
+    return rich_study()
+
+
+@pytest.fixture(scope="session")
+def two_objectives():
+    return cost_study()
+
+
+CACHE_KEY = "0123456789abcdef"
+CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
+
+
+def predictions(seed, *, skill, num_images=19):
+    """Return predictions that are right more often, the higher the skill; images are of 15 patients."""
+    generator = np.random.default_rng(seed)
+    zones_NZ = np.random.default_rng(1).choice(5, size=(num_images, 6), p=[0.3, 0.3, 0.2, 0.15, 0.05])
+    logits_NZK = generator.normal(size=(num_images, 6, 5)) + skill * np.eye(5)[zones_NZ]
+    probabilities_NZK = np.exp(logits_NZK) / np.exp(logits_NZK).sum(axis=2, keepdims=True)
+    names = tuple(f"{index:012x}" for index in range(num_images))
+    return Predictions(probabilities_NZK, zones_NZ, np.arange(num_images) % 15, names)
+
+
+def evaluation(model, seed, *, skill):
+    settings = EvaluationSettings(num_bootstrap=200)
+    made = predictions(seed, skill=skill)
+    metrics = measure_with_intervals(made, settings)
+    warnings = ("left_sup has no image scored 3; the macro F1 counts that as 0",)
+    return Evaluation(model, "CheXNet", "test", CACHE_KEY, made, settings, metrics, warnings)
+
+
+def write_results(work, study):
+    """Write what the other stages write, by their own code: cache manifest, candidates, cards, evaluations."""
+    folder = work / "cache" / CACHE_KEY
+    folder.mkdir(parents=True)
+    counts = {split: [[n // 3, n // 3, n // 5, n // 10, n // 20]] * 6 for split, n in CLASS_COUNTS.items()}
+    warnings = ("left_sup has no image scored 3 in test",)
+    info = CacheInfo(CACHE_KEY, 224, "medical", 42, (0.7, 0.15, 0.15), CLASS_COUNTS, 97, 1, counts, warnings, {})
+    (folder / "manifest.json").write_text(manifest_text(info))
+    best = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.values[0])[:3]
+    write_optimized_params(confirmed(best), study.study_name, CACHE_KEY, work / "models" / "hyperopt")
+    first, second = (
+        evaluation("optimized_model.safetensors", 3, skill=2.2),
+        evaluation("baseline_model.safetensors", 4, skill=1.6),
+    )
+    models = work / "models"
+    (models / "evaluation").mkdir()
+    for name, content in (
+        ("optimized_model", first),
+        ("baseline_model", second),
+        ("comparison", compare_evaluations(first, second)),
+    ):
+        (models / "evaluation" / f"{name}.json").write_text(json.dumps(content.to_json()))
+    for name, params in (("optimized_model", best[0].params), ("baseline_model", BASELINE)):
+        card = {"study": study.study_name, "architecture": params["model_arch"], "params": params}
+        (models / f"{name}.json").write_text(json.dumps(card))
+
+
+def confirmed(trials):
+    results = [
+        CandidateResult(
+            Candidate(Recipe(Hyperparameters.from_params(trial.params), 12), trial.number, trial.values[0]),
+            tuple(
+                SeedResult(seed, trial.values[0] - 0.012 * rank - 0.004 * (seed - 40), 8, 12, 7_000_000, 2.87, 32, (), "")
+                for seed in (42, 43, 44)
+            ),
+        )
+        for rank, trial in enumerate(trials)
+    ]
+    return Winner(results[0], tuple(results), RULE_MEAN)
