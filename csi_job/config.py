@@ -98,7 +98,7 @@ def load_settings(
         trees.append(_nested(path, value))
         origins[path] = f"flag {(flag_names or {}).get(path, path)}"
     try:
-        settings = Settings.model_validate(reduce(_merged, trees, {}))
+        settings = Settings.model_validate(reduce(_merged, trees, Tree()))
     except ValidationError as error:
         raise _refusal(error, origins) from None
     return LoadedSettings(settings, origins)

@@ -93,7 +93,7 @@ class StopRequestedError(CsiJobError):
 
     def __init__(self, signal_number: int) -> None:
         """Remember the signal for the exit code."""
-        super().__init__(f"stopped by signal {signal_number}")
+        super().__init__(f"stopped by signal {signal_number}; the same command goes on where this one stopped")
         self.exit_code = 128 + signal_number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
 LogFormat = Literal["auto", "text", "json"]
 PROGRESS_LOG_EVERY_S = 15.0  # without a terminal a long step says this often how far it is
@@ -26,8 +29,9 @@ def get_logger(name: str) -> logging.Logger:
 
 def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> None:
     """Send the package's log to standard error; `auto` is text on a terminal and in pipes, JSON in a pod."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if _wants_json(log_format) else logging.Formatter("%(message)s"))
+    json_lines = _wants_json(log_format)
+    handler = _TerminalHandler() if sys.stderr.isatty() and not json_lines else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(message)s"))
     _root.handlers = [handler]
     _root.setLevel(logging.DEBUG if verbose else logging.INFO)
     _root.propagate = False
@@ -46,14 +50,26 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[
         `advance(num_steps)`, to be called as steps are done.
 
     """
-    show = _bar if sys.stderr.isatty() and not _is_json() else _log_lines
+    show = _bar if is_interactive() else _log_lines
     with show(description, total, unit) as advance:
         yield advance
 
 
+def is_interactive() -> bool:
+    """Return whether the log goes to a person's terminal, where bars can be drawn."""
+    return any(isinstance(handler, _TerminalHandler) for handler in _root.handlers)
+
+
+@functools.cache
+def terminal() -> Console:
+    """Return the console of standard error, shared by bars and log so that lines stand above the bars."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 @contextmanager
 def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -63,7 +79,7 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], No
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=terminal()) as bar:
         task = bar.add_task(description, total=total)
         yield lambda num_steps: bar.update(task, advance=num_steps)
 
@@ -80,6 +96,13 @@ def _log_lines(description: str, total: int, unit: str) -> Iterator[Callable[[in
             _root.info("%s: %d of %d %s", description, done, total, unit)
 
     yield advance
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints through the shared console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        terminal().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -100,7 +123,3 @@ class _JsonFormatter(logging.Formatter):
 
 def _wants_json(log_format: LogFormat) -> bool:
     return log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
-
-
-def _is_json() -> bool:
-    return any(isinstance(handler.formatter, _JsonFormatter) for handler in _root.handlers)

@@ -18,9 +18,15 @@ def cache() -> None:
 @with_settings(*DATA, *SPLIT)
 def build(loaded: LoadedSettings) -> None:
     """Build the cache, or say that it is there; an interrupted build goes on where it stopped."""
-    from csi_job.pipeline import ensure_cache, tell_cache
+    from csi_job.cache.dataset import load_info
+    from csi_job.pipeline import ensure_cache
 
-    click.echo(tell_cache(ensure_cache(loaded.settings)))
+    folder = ensure_cache(loaded.settings)
+    info = load_info(folder)
+    splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
+    click.echo(f"{folder}: {splits} images of {info.num_patients} patients, {info.image_size_px} px")
+    for warning in info.warnings:
+        click.echo(f"warning: {warning}")
 
 
 @cache.command()

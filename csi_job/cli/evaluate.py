@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import DATA, LoadedSettings, with_settings
+
+if TYPE_CHECKING:
+    from csi_job.evaluation.run import EvaluationRun
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
 SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
@@ -16,27 +20,27 @@ SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
 @with_settings(*SHOWN)
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     """Evaluate the optimised model on the test set: every metric with its interval, plots, JSON."""
-    from csi_job.pipeline import run_evaluation
+    from csi_job.pipeline import run_evaluate
 
-    _print(run_evaluation(loaded.settings, None))
+    _tell(run_evaluate(loaded.settings))
 
 
 @click.command()
 @with_settings(*SHOWN)
 @click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors or .pth).")
-@click.option("--baseline", type=MODEL, help="Model to compare with.  [default: models/baseline_model.safetensors]")
+@click.option(
+    "--baseline", type=MODEL, help="Model to compare with.  [default: <work>/models/baseline_model.safetensors]"
+)
 def evaluate(loaded: LoadedSettings, model_path: Path, baseline: Path | None) -> None:
     """Evaluate a model and a baseline on the same test set, with paired intervals of the differences."""
-    from csi_job.pipeline import run_comparison, run_evaluation
+    from csi_job.pipeline import run_evaluate, stored_baseline
 
-    evaluation = run_evaluation(loaded.settings, model_path)
-    _print(evaluation)
-    comparison = run_comparison(loaded.settings, model_path, baseline)
-    if comparison is not None:
-        _print(comparison)
+    _tell(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings)))
 
 
-def _print(result: object) -> None:
+def _tell(run: EvaluationRun) -> None:
     from rich.console import Console
 
-    Console().print(result)
+    Console().print(run)
+    for path in run.files:
+        click.echo(path)

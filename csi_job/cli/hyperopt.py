@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from csi_job.cli.options import DATA, LoadedSettings, with_settings
@@ -33,8 +35,17 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     command on the same storage, and exact. A study that exists is continued. Ctrl-C or a kill loses
     at most one epoch: run the same command again.
     """
-    from csi_job.pipeline import run_hyperopt, tell_best
+    from rich.console import Console
+
+    from csi_job.pipeline import best_params_file, run_hyperopt
+    from csi_job.report.status import render_status
+    from csi_job.study.status import study_status
 
     given = "study.num_trials" in loaded.origins
     study = run_hyperopt(loaded.settings, num_trials_given=given, more_trials=more_trials)
-    click.echo(tell_best(study, loaded.settings.work))
+    Console().print(render_status(study_status(study)))
+    best = best_params_file(study, loaded.settings.work)
+    click.echo(f"plots and report: {best.parent}")
+    click.echo("more trials: the same command with --more-trials K" if study_status(study).is_finished else "")
+    if best.is_file():
+        click.echo(f"next: csi-job train-optimized --hyperparams {shlex.quote(str(best))} (and the same --work)")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
 from csi_job.cli.options import LoadedSettings, with_settings
+
+if TYPE_CHECKING:
+    from csi_job.evaluation.predictions_file import PredictionFormat
 
 
 @click.command()
@@ -26,7 +30,7 @@ def predict(
     images: tuple[Path, ...],
     model_path: Path | None,
     output: Path | None,
-    output_format: str,
+    output_format: PredictionFormat,
 ) -> None:
     """Score IMAGES (files, or folders of them): six zones, mean CSI, risk class with probabilities.
 
@@ -34,6 +38,9 @@ def predict(
     """
     from csi_job.pipeline import run_predict
 
-    num_failed = run_predict(loaded.settings, images, model_path, output, output_format)
-    if num_failed:
+    with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
+        problems = run_predict(loaded.settings, images, model_path, cast("TextIO", stream), output_format)
+    for problem in problems:
+        click.echo(f"csi-job: {problem.render(identities=True)}", err=True)
+    if problems:
         click.get_current_context().exit(1)

@@ -1,35 +1,77 @@
-"""`csi-job study list | show | delete | enqueue`."""
+"""`csi-job study create | list | show | enqueue | delete`."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from csi_job.cli.options import LoadedSettings, with_settings
+from csi_job.cli.hyperopt import STUDY
+from csi_job.cli.options import DATA, LoadedSettings, with_settings
 from csi_job.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from csi_job.study.catalog import ListedStudy
 
 
 @click.group()
 def study() -> None:
-    """List, show and delete studies; enqueue parameters to try next."""
+    """Create, list, show and delete studies; enqueue parameters to try next."""
+
+
+@study.command()
+@with_settings(*DATA, *STUDY)
+def create(loaded: LoadedSettings) -> None:
+    """Make the study with its tables and its baseline trial, without running a trial; again, it changes nothing."""
+    from csi_job.pipeline import define, prepare
+
+    made = define(loaded.settings, prepare(loaded.settings))
+    click.echo(f"study {made.study_name} is ready; run its trials with the same settings: csi-job hyperopt")
 
 
 @study.command("list")
 @with_settings("storage.url")
 def list_(loaded: LoadedSettings) -> None:
     """List the studies of the storage."""
-    from csi_job.pipeline import tell_studies
+    from csi_job.study.catalog import list_studies
+    from csi_job.study.storage import open_storage
 
-    click.echo(tell_studies(loaded.settings))
+    for listed in list_studies(open_storage(loaded.settings.storage, loaded.settings.work, create=False)):
+        click.echo(_line(listed))
 
 
 @study.command()
 @click.argument("name")
 @with_settings("storage.url")
 def show(loaded: LoadedSettings, name: str) -> None:
-    """Show NAME: what it searches, and its trials."""
-    from csi_job.pipeline import tell_study
+    """Show study NAME: what it searches, and each of its trials."""
+    from rich.console import Console
 
-    click.echo(tell_study(loaded.settings, name))
+    from csi_job.pipeline import existing_study
+    from csi_job.report.trials import render_trials
+
+    Console().print(render_trials(existing_study(loaded.settings, name)))
+
+
+@study.command()
+@click.argument("name")
+@click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
+@with_settings("storage.url")
+def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
+    """Try these parameters next in study NAME; the sampler draws the others.
+
+    For example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
+    """
+    from csi_job.pipeline import existing_study
+    from csi_job.study.catalog import enqueue_trial
+
+    pairs = [parameter.partition("=") for parameter in parameters]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ConfigurationError("a parameter is written PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
+    params = {key: value for key, _, value in pairs}
+    number = enqueue_trial(existing_study(loaded.settings, name), loaded.settings.space, params)
+    click.echo(f"trial {number} waits in study {name}; the next `csi-job hyperopt --study-name {name}` runs it")
 
 
 @study.command()
@@ -37,30 +79,21 @@ def show(loaded: LoadedSettings, name: str) -> None:
 @with_settings("storage.url")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
-    """Delete NAME with its trials and checkpoints; models and reports stay."""
-    from csi_job.pipeline import delete_study, tell_deletion
+    """Delete study NAME with its trials and checkpoints; models and reports stay."""
+    from csi_job.pipeline import existing_study
+    from csi_job.study.catalog import delete_study
+    from csi_job.study.storage import storage_of
 
-    click.echo(tell_deletion(loaded.settings, name))
+    doomed = existing_study(loaded.settings, name)
+    num_trials = len(doomed.get_trials(deepcopy=False))
+    click.echo(f"study {name}: {num_trials} trials and their checkpoints go; models and reports under models/ stay")
     if not yes:
         click.confirm("Delete?", abort=True)
-    delete_study(loaded.settings, name)
-    click.echo(f"{name} is deleted")
+    delete_study(storage_of(doomed), name, loaded.settings.work)
+    click.echo(f"study {name} is deleted")
 
 
-@study.command()
-@click.argument("name")
-@click.argument("parameters", nargs=-1, required=True, metavar="NAME=VALUE...")
-@with_settings("storage.url")
-def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
-    """Try these parameters next in study NAME; the sampler fills the rest.
-
-    For example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
-    """
-    from csi_job.pipeline import enqueue_parameters
-
-    pairs = [parameter.partition("=") for parameter in parameters]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ConfigurationError("a parameter is written NAME=VALUE", got=key, hint="e.g. learning_rate=3e-4")
-    number = enqueue_parameters(loaded.settings, name, {key: value for key, _, value in pairs})
-    click.echo(f"trial {number} waits in {name}; the next `csi-job hyperopt` runs it")
+def _line(listed: ListedStudy) -> str:
+    if listed.counts is None:
+        return f"{listed.name}: made by another program"
+    return f"{listed.name}: {listed.counts.num_finished} of {listed.counts.target} trials, objective {listed.objective}"

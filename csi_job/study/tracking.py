@@ -62,6 +62,34 @@ class NoTracking:
 NO_TRACKING: Final = NoTracking()
 
 
+class Trackers:
+    """Tells several trackers, in their order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        """Take the trackers."""
+        self._trackers = trackers
+
+    def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
+        """Tell each that a trial begins."""
+        for tracker in self._trackers:
+            tracker.trial_started(number, attempt, params, phase)
+
+    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Tell each the metrics of an epoch."""
+        for tracker in self._trackers:
+            tracker.epoch(number, epoch, metrics)
+
+    def trial_ended(self, number: int, outcome: str) -> None:
+        """Tell each that a trial was told, or left to another worker."""
+        for tracker in self._trackers:
+            tracker.trial_ended(number, outcome)
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
 class WandbTracker:
     """One Weights & Biases run a trial, in the group of the study, gone on with under the same id after a take-over."""
 

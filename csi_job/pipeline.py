@@ -1,0 +1,286 @@
+"""The stages joined, in the order the data flows: cache, study, plots, final model, evaluation, predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.config import Settings, load_settings
+from csi_job.errors import ConfigurationError, Problem
+from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.predict import expand_folders, predict_images
+from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
+from csi_job.evaluation.run import EvaluationRun, run_evaluation
+from csi_job.final_model.export import read_whole_card
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.train import BASELINE_NAME, MODEL_NAME, FinalModel, run_final_training
+from csi_job.logs import get_logger, progress
+from csi_job.report.live import live_study
+from csi_job.report.page import write_report
+from csi_job.report.plots import write_best_params, write_plots
+from csi_job.study.definition import define_study, load_study, set_target
+from csi_job.study.objective import training_objective
+from csi_job.study.sampling import check_sampler
+from csi_job.study.status import study_status
+from csi_job.study.storage import open_storage
+from csi_job.study.tracking import Trackers, open_tracker
+from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.trial.memory import choose_device
+from csi_job.trial.pretrained import check_pretrained
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import optuna
+
+logger = get_logger(__name__)
+HYPEROPT_FOLDER = Path("models", "hyperopt")
+
+
+def optimize_hyperparameters(
+    study_name: str = "csi_optimization",
+    n_trials: int = 50,
+    max_epochs: int = 30,
+    sampler: str = "tpe",
+    pruner: str = "median",
+    wandb_project: str | None = None,
+    **settings: Any,
+) -> optuna.Study:
+    """Search for the best hyperparameters, from a script or a notebook.
+
+    Args:
+        study_name: name of the study; one of this name in the storage is continued.
+        n_trials: total of finished trials of the study, shared by all its workers.
+        max_epochs: epochs of a trial at most.
+        sampler: `tpe`, `random` or `cmaes`.
+        pruner: `median`, `successive_halving` or `none`.
+        wandb_project: Weights & Biases project; none: no tracking.
+        settings: further sections of the settings tree, e.g. `work="results"`,
+            `radiographs={"labels": "labels.csv", "images": "images/"}`, `storage={"url": "sqlite:///studies.db"}`.
+
+    Returns:
+        the study, with its best value and parameters.
+
+    Raises:
+        ConfigurationError: a setting that is not allowed, by its dotted path.
+        DataError: a label table or images that cannot be used.
+
+    """
+    flags = {
+        "study.name": study_name,
+        "study.num_trials": n_trials,
+        "study.max_epochs": max_epochs,
+        "study.sampler": sampler,
+        "study.pruner": pruner,
+        "tracking.wandb_project": wandb_project,
+    }
+    given = {path: value for path, value in {**settings, **flags}.items() if value is not None}
+    return run_hyperopt(load_settings(given).settings)
+
+
+def ensure_cache(settings: Settings, key: str = "") -> Path:
+    """Return the cache's folder, built where it is missing; without named data, the one of `key` or of the settings."""
+    radiographs = settings.radiographs
+    if radiographs.labels is None and radiographs.images is None:
+        return existing_cache(settings, key)
+    return build_cache(radiographs, settings.cache, settings.work)
+
+
+def existing_cache(settings: Settings, key: str = "") -> Path:
+    """Return a finished cache's folder; `key` names it where no data is named.
+
+    Raises:
+        ConfigurationError: there is none, or several fit and none is named.
+
+    """
+    named = settings.work / "cache" / key
+    if key and settings.radiographs.labels is None and named.is_dir():
+        return named
+    folder = find_cache(settings.radiographs, settings.cache, settings.work)
+    if folder is None:
+        raise ConfigurationError(
+            "there is no cache for these settings",
+            got=str(settings.work / "cache"),
+            hint="build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)",
+        )
+    return folder
+
+
+def run_hyperopt(settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None) -> optuna.Study:
+    """Search until the study has its total of trials; builds the cache first where it is missing.
+
+    Args:
+        settings: the settings in force.
+        num_trials_given: whether `study.num_trials` was asked for, and so becomes the total of a study that exists.
+        more_trials: trials to add to the total.
+
+    """
+    folder = prepare(settings)
+    study = define(settings, folder)
+    if more_trials is not None or num_trials_given:
+        num_trials = settings.study.num_trials if more_trials is None else None
+        set_target(study, num_trials=num_trials, more_trials=more_trials)
+    _search(study, folder, settings)
+    write_everything(study, settings.work)
+    return study
+
+
+def prepare(settings: Settings) -> Path:
+    """Check what would fail late, and return the cache."""
+    check_sampler(settings.study.sampler, settings.study.objective)
+    model_arch = settings.space.model_arch
+    archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
+    check_pretrained(settings.trial.pretrained, archs)
+    return ensure_cache(settings)
+
+
+def define(settings: Settings, cache_folder: Path) -> optuna.Study:
+    """Make the study of these settings, or continue it."""
+    return define_study(
+        open_storage(settings.storage, settings.work, create=True),
+        settings.study,
+        space=settings.space,
+        baseline=settings.baseline.model_dump(),
+        cache=load_info(cache_folder),
+        average=settings.trial.objective_average,
+    )
+
+
+def existing_study(settings: Settings, name: str = "") -> optuna.Study:
+    """Open a study to look at it; nothing is made."""
+    return load_study(open_storage(settings.storage, settings.work, create=False), name or settings.study.name)
+
+
+def _search(study: optuna.Study, cache_folder: Path, settings: Settings) -> None:
+    """Run trials until the study needs this worker no more."""
+    train, validation = (load_split(cache_folder, split) for split in ("train", "validation"))
+    normalisation = load_info(cache_folder).normalisation
+    state = study_status(study)
+    with (
+        live_study(
+            study.study_name,
+            target=state.target,
+            num_finished=state.num_finished,
+            max_epochs=settings.study.max_epochs,
+        ) as live,
+        open_tracker(settings.tracking, study.study_name, settings.work) as tracker,
+    ):
+
+        def on_told(summary: WorkerSummary) -> None:
+            live.trials_finished(study_status(study).num_finished)
+            if summary.num_told % settings.study.report_every == 0:
+                write_everything(study, settings.work)
+
+        run_worker(
+            study,
+            training_objective(train, validation, settings.trial, normalisation=normalisation),
+            suggest=settings.space.suggest,
+            settings=settings.study,
+            work=settings.work,
+            options=WorkerOptions(
+                stall_s=settings.trial.stall_s, tracker=Trackers(live, tracker), on_told=on_told, own_process=True
+            ),
+        )
+
+
+def best_params_file(study: optuna.Study, work: Path) -> Path:
+    """Return where `write_everything` puts the study's best parameters."""
+    return work / HYPEROPT_FOLDER / f"{study.study_name}_best_params.json"
+
+
+def write_everything(study: optuna.Study, work: Path) -> list[Path]:
+    """Write best parameters, plots and report under `models/hyperopt/`; return the files."""
+    folder = work / HYPEROPT_FOLDER
+    best = write_best_params(study, folder)
+    return [*([best] if best else []), *write_plots(study, folder), write_report(study, work)]
+
+
+def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
+    """Confirm the best candidates over several seeds, then train and export the final model and the baseline.
+
+    Args:
+        settings: the settings in force.
+        hyperparams: `<study>_best_params.json`, or a file like it.
+
+    """
+    file = read_hyperparams(
+        hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
+    )
+    study = _study_of(settings, file.study) if file.is_search_result else None
+    final = run_final_training(
+        settings.work,
+        ensure_cache(settings, file.cache),
+        file,
+        study,
+        settings.baseline.hyperparameters(),
+        settings.final_model,
+        settings.trial,
+        settings.evaluation,
+    )
+    if study is not None:
+        write_report(study, settings.work)
+    return final
+
+
+def run_evaluate(
+    settings: Settings, model_path: Path | None = None, baseline_path: Path | None = None
+) -> EvaluationRun:
+    """Evaluate a model on the test set, and a baseline beside it.
+
+    Args:
+        settings: the settings in force.
+        model_path: the model; default: the optimised one.
+        baseline_path: a model to compare with.
+
+    """
+    model = model_path or settings.work / "models" / MODEL_NAME
+    card = read_whole_card(model) or {}
+    run = run_evaluation(
+        settings.work,
+        existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
+        model,
+        settings.evaluation,
+        choose_device(settings.trial),
+        baseline_path=baseline_path,
+    )
+    study = _study_of(settings, str(card["study"])) if "study" in card else None
+    if study is not None:
+        write_report(study, settings.work)
+    return run
+
+
+def stored_baseline(settings: Settings) -> Path | None:
+    """Return the baseline model that `train-optimized` left, if it did."""
+    path = settings.work / "models" / BASELINE_NAME
+    return path if path.is_file() else None
+
+
+def run_predict(
+    settings: Settings, paths: Sequence[Path], model_path: Path | None, stream: TextIO, file_format: PredictionFormat
+) -> list[Problem]:
+    """Predict image files, or the images in folders; return the files that could not be read.
+
+    Args:
+        settings: the settings in force.
+        paths: files and folders.
+        model_path: the model; default: the optimised one.
+        stream: where the predictions are written as they come.
+        file_format: `csv` or `json`.
+
+    """
+    model = load_model(model_path or settings.work / "models" / MODEL_NAME, choose_device(settings.trial))
+    files = list(expand_folders(paths))
+    with progress("predicting", len(files), "images") as advance:
+        results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
+        return write_predictions(results, stream, file_format)
+
+
+def _study_of(settings: Settings, name: str) -> optuna.Study | None:
+    """Return the study that a file names, or None where this storage does not have it."""
+    try:
+        return existing_study(settings, name)
+    except ConfigurationError as error:
+        logger.warning("study %s cannot be looked at, so only what the file says is used: %s", name, error)
+        return None

@@ -1,0 +1,82 @@
+"""A study as it runs: bars on a terminal, else a log line now and then."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, is_interactive, terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+logger = get_logger(__name__)
+
+
+class LiveStudy:
+    """Shows the study's trials and the running trial's epochs; a tracker of the worker."""
+
+    def __init__(self, bars: Progress | None, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
+        """Begin with what is finished already; without bars it logs."""
+        self._bars = bars
+        self._max_epochs = max_epochs
+        self._said = time.monotonic()
+        if bars is not None:
+            self._study = bars.add_task(f"study {study_name}", total=target, completed=num_finished, unit="trials")
+            self._trial = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
+
+    def trials_finished(self, num_finished: int) -> None:
+        """Take the number of finished trials of the whole study."""
+        if self._bars is not None:
+            self._bars.update(self._study, completed=num_finished)
+
+    def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Show a new trial's bar."""
+        if self._bars is not None:
+            self._bars.reset(self._trial, total=self._max_epochs)
+            self._bars.update(self._trial, visible=True, description=f"trial {number}")
+
+    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Advance the trial's bar, or say once in a while where it is."""
+        val_f1 = metrics["val_f1"]
+        if self._bars is not None:
+            self._bars.update(self._trial, completed=epoch + 1, description=f"trial {number}, val_f1 {val_f1:.3f}")
+        elif time.monotonic() - self._said >= PROGRESS_LOG_EVERY_S:
+            self._said = time.monotonic()
+            logger.info("trial %d: epoch %d of at most %d, val_f1 %.4f", number, epoch + 1, self._max_epochs, val_f1)
+
+    def trial_ended(self, number: int, outcome: str) -> None:  # noqa: ARG002
+        """Hide the trial's bar."""
+        if self._bars is not None:
+            self._bars.update(self._trial, visible=False)
+
+    def close(self) -> None:
+        """Do nothing; `live_study` removes the bars."""
+
+
+@contextmanager
+def live_study(study_name: str, *, target: int, num_finished: int, max_epochs: int) -> Iterator[LiveStudy]:
+    """Show a study while a worker runs.
+
+    Args:
+        study_name: the study.
+        target: total of its trials.
+        num_finished: how many are finished now.
+        max_epochs: epochs of a trial at most.
+
+    """
+    if not is_interactive():
+        yield LiveStudy(None, study_name, target, num_finished, max_epochs)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminal()) as bars:
+        yield LiveStudy(bars, study_name, target, num_finished, max_epochs)
