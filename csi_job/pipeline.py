@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,7 +26,8 @@ from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
 from csi_job.study.status import study_status
 from csi_job.study.storage import open_storage
-from csi_job.study.tracking import Trackers, open_tracker
+from csi_job.study.summary import track_study
+from csi_job.study.tracking import Trackers, WandbTracker
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.memory import choose_device
 from csi_job.trial.pretrained import check_pretrained
@@ -77,7 +79,7 @@ def optimize_hyperparameters(
         "tracking.wandb_project": wandb_project,
     }
     given = {path: value for path, value in {**settings, **flags}.items() if value is not None}
-    return run_hyperopt(load_settings(given).settings)
+    return run_hyperopt(load_settings(given).settings, own_process=False)
 
 
 def ensure_cache(settings: Settings, key: str = "") -> Path:
@@ -108,13 +110,16 @@ def existing_cache(settings: Settings, key: str = "") -> Path:
     return folder
 
 
-def run_hyperopt(settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None) -> optuna.Study:
+def run_hyperopt(
+    settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None, own_process: bool = True
+) -> optuna.Study:
     """Search until the study has its total of trials; builds the cache first where it is missing.
 
     Args:
         settings: the settings in force.
         num_trials_given: whether `study.num_trials` was asked for, and so becomes the total of a study that exists.
         more_trials: trials to add to the total.
+        own_process: whether this process may be ended when its training hangs; not in a notebook.
 
     """
     folder = prepare(settings)
@@ -122,7 +127,7 @@ def run_hyperopt(settings: Settings, *, num_trials_given: bool = True, more_tria
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials)
-    _search(study, folder, settings)
+    _search(study, folder, settings, own_process=own_process)
     write_everything(study, settings.work)
     return study
 
@@ -153,11 +158,12 @@ def existing_study(settings: Settings, name: str = "") -> optuna.Study:
     return load_study(open_storage(settings.storage, settings.work, create=False), name or settings.study.name)
 
 
-def _search(study: optuna.Study, cache_folder: Path, settings: Settings) -> None:
+def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_process: bool) -> None:
     """Run trials until the study needs this worker no more."""
     train, validation = (load_split(cache_folder, split) for split in ("train", "validation"))
     normalisation = load_info(cache_folder).normalisation
     state = study_status(study)
+    wandb = WandbTracker(settings.tracking, study, settings.work) if settings.tracking.wandb_project else None
     with (
         live_study(
             study.study_name,
@@ -165,7 +171,7 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings) -> None
             num_finished=state.num_finished,
             max_epochs=settings.study.max_epochs,
         ) as live,
-        open_tracker(settings.tracking, study.study_name, settings.work) as tracker,
+        contextlib.closing(Trackers(live, *([wandb] if wandb else []))) as tracker,
     ):
 
         def on_told(summary: WorkerSummary) -> None:
@@ -180,9 +186,11 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings) -> None
             settings=settings.study,
             work=settings.work,
             options=WorkerOptions(
-                stall_s=settings.trial.stall_s, tracker=Trackers(live, tracker), on_told=on_told, own_process=True
+                stall_s=settings.trial.stall_s, tracker=tracker, on_told=on_told, own_process=own_process
             ),
         )
+        if wandb is not None and study_status(study).is_finished:
+            track_study(study, wandb)
 
 
 def best_params_file(study: optuna.Study, work: Path) -> Path:
