@@ -28,7 +28,8 @@ DEFINITIONS = {
     "risk_auroc": "one class against the rest, mean over the classes that occur in the split",
     "majority": "what always predicting the most frequent class of this split would reach",
     "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
-    "counted as degenerate and left out; it covers the choice of patients, not the randomness of training",
+    "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
+    "patients a resample may lack a rare score, whose F1 is 0 there, so that intervals of the macro F1 lie low",
 }
 
 

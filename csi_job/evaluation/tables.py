@@ -35,10 +35,7 @@ MISSING = "-"
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
     """Return the metrics with intervals, the zones beside the majority class, and the warnings."""
     content = evaluation.to_json()
-    notes = [_degenerate(evaluation.metrics)] if _degenerate(evaluation.metrics) else []
-    return Group(
-        _summary(evaluation, content["risk"]), _zones(evaluation, content["zones"]), *notes, *_warnings(content)
-    )
+    return Group(_summary(evaluation, content["risk"]), _zones(evaluation, content["zones"]), *_warnings(content))
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -73,8 +70,8 @@ def _summary(evaluation: Evaluation, risk: dict[str, object]) -> Table:
     table.add_column("note")
     for name in SUMMARY_METRICS:
         metric = evaluation.metrics[name]
-        note = metric.reason or metric.interval.reason
-        if name == "risk_accuracy":
+        note = _note(metric, evaluation.settings.num_bootstrap)
+        if name == "risk_accuracy" and metric.value is not None:
             note = f"always {risk['majority_class']}: {_number(risk['majority_accuracy'])}"
         table.add_row(NAMES[name], _number(metric.value), _interval(metric.interval), note)
     return table
@@ -105,14 +102,16 @@ def _difference_row(difference: Difference) -> tuple[str, ...]:
     )
 
 
+def _note(metric: Metric, num_resamples: int) -> str:
+    """Return why there is no number or interval, or how many resamples the interval had to leave out."""
+    left_out = metric.interval.num_degenerate
+    counted = f"undefined in {left_out} of {num_resamples} resamples" if left_out else ""
+    return metric.reason or metric.interval.reason or counted
+
+
 def _images(evaluation: Evaluation) -> str:
     predictions = evaluation.predictions
     return f"{evaluation.split} set ({len(predictions)} images of {predictions.num_patients} patients)"
-
-
-def _degenerate(metrics: dict[str, Metric]) -> str:
-    worst = max(metric.interval.num_degenerate for metric in metrics.values() if metric.value is not None)
-    return f"Resamples left out because a metric was undefined in them: at most {worst} of a metric." if worst else ""
 
 
 def _warnings(content: dict[str, list[str]]) -> list[str]:

@@ -172,7 +172,7 @@ def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path)
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
     }
-    path = folder / f"{study}_optimized_params.json"
+    path = optimized_params_file(folder, study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -180,6 +180,11 @@ def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path)
         what = f"the optimized parameters cannot be written ({error.strerror})"
         raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
     return path
+
+
+def optimized_params_file(folder: Path, study: str) -> Path:
+    """Return where the winner's parameters are kept."""
+    return folder / f"{study}_optimized_params.json"
 
 
 def _best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -120,14 +120,23 @@ def _data(context: CardContext) -> dict[str, Any]:
 def _limits(context: CardContext) -> list[str]:
     num_images, num_patients = context.info.num_images["train"], context.num_patients["train"]
     return [
-        f"It learned from {num_images} images of {num_patients} patients; rare scores of a zone were seen rarely or "
-        "never (see class_counts), and no subgroup (age, sex, device, projection, hospital) could be looked at.",
-        "Validation figures are optimistic: the same patients chose hyperparameters, epoch and seed. Only the test "
-        "set, which training never touches, tells what to expect, and only for patients like these.",
+        (
+            f"It learned from {num_images} images of {num_patients} patients; rare scores of a zone were seen rarely "
+            "or never (see class_counts), and no subgroup (age, sex, device, projection, hospital) could be looked at."
+        ),
+        (
+            "Validation figures are optimistic: the same patients chose hyperparameters, epoch and seed. Only the test "
+            "set, which training never touches, tells what to expect, and only for patients like these."
+        ),
         "The truth is a score by readers, and readers disagree; agreement with them is not agreement with the lungs.",
-        "Class 4 (unknown) means that a zone could not be graded. Such zones are learned but never scored, and a "
-        "predicted unknown is no finding.",
-        f"The risk class follows the published limits of the CSI mean ({LOW_RISK_MAX_CSI} and {MEDIUM_RISK_MAX_CSI}); "
-        "its probabilities take zones as independent given the image and are not calibrated for any clinic.",
-        f"Images are squeezed to grey squares of {context.info.image_size_px} px: shape is distorted, fine detail lost.",
+        (
+            "Class 4 (unknown) means that a zone could not be graded. Such zones are learned but never scored, and a "
+            "predicted unknown is no finding."
+        ),
+        (
+            f"The risk class follows the published limits of the CSI mean, {LOW_RISK_MAX_CSI} and "
+            f"{MEDIUM_RISK_MAX_CSI}; its probabilities take zones as independent given the image and are not calibrated "
+            "for any clinic."
+        ),
+        f"Images are squeezed to grey squares of {context.info.image_size_px} px; shapes change, detail is lost.",
     ]

@@ -43,13 +43,22 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".json", ".md"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+        _remove_companions(path)
         return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
         what = f"the model cannot be written ({reason})"
         raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
+
+
+def remove_model(path: Path) -> None:
+    """Remove a model and what lies beside it; raise `CsiJobError` where that is not allowed."""
+    try:
+        _remove_companions(path)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"the model cannot be removed ({error.strerror})"
+        raise CsiJobError(what, got=str(path)) from None
 
 
 def read_whole_card(path: Path) -> dict[str, Any] | None:
@@ -89,6 +98,12 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
         what = f"the model card cannot be written ({error.strerror})"
         raise CsiJobError(what, got=str(path.with_suffix(".json"))) from None
     return True
+
+
+def _remove_companions(path: Path) -> None:
+    """Remove cards and state dict, which speak of the weights as they were."""
+    for suffix in (".json", ".md", ".pth"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _write_weights(

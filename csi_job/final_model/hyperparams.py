@@ -26,6 +26,7 @@ class HyperparamsFile:
         trial: number of the trial they are from, if any.
         value: validation F1 of that trial, if any.
         is_search_result: the file names its study and was not confirmed over seeds yet, so candidates are looked for.
+        is_confirmed: the file is the result of an earlier confirmation.
         cache: key of the cache that was searched on, if the file says so.
 
     """
@@ -36,6 +37,7 @@ class HyperparamsFile:
     trial: int | None = None
     value: float | None = None
     is_search_result: bool = False
+    is_confirmed: bool = False
     cache: str = ""
 
 
@@ -67,6 +69,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         trial=content["trial"] if has_form and _is_whole(content.get("trial")) else None,
         value=_finite(content.get("value")) if has_form else None,
         is_search_result=study is not None and content.get("confirmed") is not True,
+        is_confirmed=has_form and content.get("confirmed") is True,
         cache=_cache(content) if has_form else "",
     )
 
