@@ -10,22 +10,16 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from csi_job.errors import DataError
 from csi_job.radiographs.grey import check_size, look_up, squeeze, to_uint8
 
-DICOM_MAGIC = b"DICM"
-MAGIC_OFFSET = 128
 _MAX_INFLATED_BYTES = 1 << 30
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_META_AT_MOST = 4096  # bytes in which the transfer syntax is named
 _META_LENGTH_END = 144  # preamble, magic, and the element that says how long the file's meta information is
 _COLOUR_CHANNELS = 3
-
-
-def is_dicom(content: bytes) -> bool:
-    """Tell by the magic number behind the preamble."""
-    return content[MAGIC_OFFSET : MAGIC_OFFSET + 4] == DICOM_MAGIC
 
 
 def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -46,6 +40,9 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
     check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set; it can only be uncompressed
+        is_implicit, _ = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
     pixels = dataset.pixel_array
     return squeeze(_grey(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
 
@@ -133,7 +130,7 @@ def _window(dataset: Dataset, values: np.ndarray) -> np.ndarray | None:
 
 def _check_deflated(content: bytes) -> None:
     """Refuse a deflated data set that inflates beyond any radiograph; pydicom itself inflates without a limit."""
-    if DeflatedExplicitVRLittleEndian.encode() not in content[: MAGIC_OFFSET + 4096]:
+    if DeflatedExplicitVRLittleEndian.encode() not in content[:_META_AT_MOST]:
         return
     meta_length = int.from_bytes(content[_META_LENGTH_END - 4 : _META_LENGTH_END], "little")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -17,13 +17,13 @@ from csi_job.radiographs.zones import UNKNOWN, ZONES
 
 Plane = NDArray[np.floating]  # one value a pixel, [height, width]
 
-_DRAWN_HEIGHT_PX = 400  # drawn at this height, then enlarged: film is no sharper
+_MAX_DRAWN_HEIGHT_PX = 400  # larger films are drawn at this height and enlarged: they are no sharper
 _ZONE_EDGES = (0.10, 0.345, 0.565, 0.86)  # of the upper, middle and lower zone, downwards
 _HAZE = (0.0, 0.07, 0.18, 0.32)  # by score: how dense the whole zone is,
 _PATCH_DENSITY = (0.0, 0.26, 0.42, 0.66)  # how dense its patches are,
 _PATCH_SHARE = (0.0, 0.30, 0.58, 0.90)  # and how much of it they cover
 _LINES = (0.0, 0.05, 0.07, 0.06)  # fine lines of fluid between the lobules
-_THINNEST_VESSEL, _FORK_SHARE = 0.7, 0.3
+_VESSEL_WIDTH, _THINNEST_VESSEL, _FORK_SHARE = 0.0105, 0.17, 0.3  # as a share of the height; of that; of the steps
 _RIGHT_MARKER_SHARE, _CABLE_SHARE = 0.5, 0.3
 _BODY_DOWN = (0, 0.03, 0.055, 0.08, 0.11, 0.15, 0.22, 0.6, 1)  # half the width of the body at these heights
 _BODY_WIDTH = (0.25, 0.29, 0.38, 0.60, 0.86, 1.02, 1.12, 1.03, 0.98)
@@ -74,8 +74,8 @@ def draw_chest(body: Body, scores: Sequence[int], size_px: tuple[int, int], rand
         float32 `[height, width]` from 0 (black) to 1.
 
     """
-    width_px = max(32, round(_DRAWN_HEIGHT_PX * size_px[0] / size_px[1]))
-    view = _View(body, (width_px, _DRAWN_HEIGHT_PX), random)
+    height_px = min(_MAX_DRAWN_HEIGHT_PX, size_px[1])
+    view = _View(body, (max(32, round(height_px * size_px[0] / size_px[1])), height_px), random)
     attenuation_HW = view.body_wall() + view.mediastinum() + view.bones()
     attenuation_HW -= 1.02 * view.lungs_HW * (1 - 0.25 * view.texture(7))
     attenuation_HW += view.vessels() + view.opacities(scores)
@@ -152,7 +152,7 @@ class _View:
         pen = ImageDraw.Draw(canvas)
         for side in (-1, 1):
             for angle in self.random.uniform(-1.35, 1.35, 13):
-                self._branch(pen, (side * 0.19, 0.455), side, float(angle), 4.2)
+                self._branch(pen, (side * 0.19, 0.455), side, float(angle), 1.0)
         drawn = np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.9)), dtype=np.float32) / 255
         return 0.30 * drawn * self.lungs_HW
 
@@ -257,8 +257,10 @@ class _View:
             step = self.random.uniform(0.025, 0.045)
             angle += float(self.random.normal(0, 0.16))
             further = (across + side * step * 1.2 * np.cos(angle), down + step * np.sin(angle))
-            shade = round(50 + 38 * min(thickness, 4))
-            pen.line([self._pixel(across, down), self._pixel(*further)], fill=shade, width=max(1, round(thickness)))
+            width_px = max(1, round(_VESSEL_WIDTH * thickness * self.size_px[1]))
+            pen.line(
+                [self._pixel(across, down), self._pixel(*further)], fill=round(50 + 160 * thickness), width=width_px
+            )
             across, down = further
             thickness *= 0.84
             if self.random.random() < _FORK_SHARE:

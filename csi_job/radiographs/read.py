@@ -17,6 +17,7 @@ __all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "READER_VERSION", "find_images", "rea
 
 MAX_FILE_BYTES = 1 << 29
 READER_VERSION = 1  # part of a cache's key: raise it when the same file gives other pixels
+_BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # the first group of elements of a file without preamble
 _NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
 _MAX_REASON_LENGTH = 120
 
@@ -86,7 +87,7 @@ def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
         return read_picture(content, side_px, max_image_side_px)
     if content.startswith(GZIP_MAGIC) or is_nifti(content):
         return read_nifti(content, side_px, max_image_side_px)
-    if content[128:132] == b"DICM" or content[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x00\x00"):
+    if content[128:132] == b"DICM" or content.startswith(_BARE_DICOM):
         from csi_job.radiographs.dicom import read_dicom
 
         return read_dicom(content, side_px, max_image_side_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,11 +102,11 @@ class _Lines:
     """The cells of a table's lines, by the separator that the header shows."""
 
     def __init__(self, text: str) -> None:
-        header = next((line for line in text.splitlines() if line.strip()), "")
+        header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
         if not header:
             raise DataError("the label table is empty")
         best = max(SEPARATORS, key=lambda separator: _header_merit(header, separator))
-        self._reader = csv.reader(text.splitlines(keepends=True), delimiter=best, strict=True)
+        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
         self.columns = _find_columns(self._next_cells() or [], best)
         self.num_columns = max(self.columns.values()) + 1
 
@@ -137,18 +138,19 @@ def _read_row(
         problems.append(Problem(what, row=number))
         return None
     file_id = _clean_id(cells[columns[FILE_COLUMN]])
+    named = "".join(character if character.isprintable() else "?" for character in file_id)
     found = len(problems)
-    _check_id(file_id, number, FILE_COLUMN, file_id, problems)
+    _check_id(file_id, number, FILE_COLUMN, named, problems)
     patient_id = file_id
     if PATIENT_COLUMN in columns:
         patient_id = _clean_id(cells[columns[PATIENT_COLUMN]])
-        _check_id(patient_id, number, PATIENT_COLUMN, file_id, problems)
+        _check_id(patient_id, number, PATIENT_COLUMN, named, problems)
     scores = []
     for zone in ZONES:
         score = _read_score(cells[columns[zone]], settings)
         if score is None:
             what = f"score {_shown(cells[columns[zone]])} is not among 0, 1, 2, 3, 4 and the unknown values"
-            problems.append(Problem(what, row=number, column=zone, file_id=file_id))
+            problems.append(Problem(what, row=number, column=zone, file_id=named))
         else:
             scores.append(score)
     return None if len(problems) > found else _Row(number, file_id, patient_id, tuple(scores))
@@ -168,11 +170,12 @@ def _clean_id(cell: str) -> str:
     return identifier[:-2] if _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
 
 
-def _check_id(identifier: str, number: int, column: str, file_id: str, problems: list[Problem]) -> None:
+def _check_id(identifier: str, number: int, column: str, named: str, problems: list[Problem]) -> None:
     if not identifier:
-        problems.append(Problem("blank", row=number, column=column, file_id=file_id))
-    elif any(unicodedata.category(character) in {"Cc", "Cs"} for character in identifier):
-        problems.append(Problem("control characters in the identifier", row=number, column=column))
+        problems.append(Problem("blank", row=number, column=column, file_id=named))
+    elif any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in identifier):
+        what = "control characters in the identifier"
+        problems.append(Problem(what, row=number, column=column, file_id=named))
 
 
 def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:

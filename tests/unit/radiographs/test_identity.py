@@ -1,0 +1,38 @@
+"""Pseudonyms: stable with their key, useless without."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from csi_job.errors import DataError
+from csi_job.radiographs.identity import load_key, pseudonym
+
+
+def test_a_pseudonym_is_twelve_hexadecimal_digits_that_depend_on_the_key() -> None:
+    first = pseudonym("Jane Doe", b"k" * 32)
+    assert len(first) == 12
+    assert set(first) <= set("0123456789abcdef")
+    assert first == pseudonym("Jane Doe", b"k" * 32)
+    assert first != pseudonym("Jane Doe", b"l" * 32)
+    assert first != pseudonym("Jane Dof", b"k" * 32)
+
+
+def test_the_key_is_drawn_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "identity.key"
+    with ThreadPoolExecutor(8) as threads:
+        keys = set(threads.map(lambda _: load_key(path), range(16)))
+    assert len(keys) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["identity.key"]
+
+
+def test_a_damaged_key_and_a_missing_folder_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "identity.key").write_bytes(b"short")
+    with pytest.raises(DataError, match="damaged"):
+        load_key(tmp_path / "identity.key")
+    with pytest.raises(DataError, match="cannot be kept"):
+        load_key(tmp_path / "missing" / "identity.key")

@@ -1,0 +1,109 @@
+"""PNG and JPEG of every mode and depth come out as the same grey film."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from csi_job.errors import DataError
+from csi_job.radiographs.picture import read_picture
+from tests.unit.radiographs.conftest import correlation, encode
+
+
+def read(content: bytes, side_px: int = 32) -> np.ndarray:
+    return read_picture(content, side_px, 20_000)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+def test_8_bit_pngs_keep_their_grey_levels(film_HW: np.ndarray, square_HW: np.ndarray, mode: str) -> None:
+    image = Image.fromarray(film_HW)
+    image = image.convert("P") if mode == "P" else image.convert(mode)
+    assert np.abs(read(encode(image)).astype(int) - square_HW).max() <= 1
+
+
+def test_colours_become_their_luma(film_HW: np.ndarray) -> None:
+    colours = np.stack([film_HW, np.zeros_like(film_HW), np.zeros_like(film_HW)], axis=-1)
+    assert read(encode(Image.fromarray(colours))).max() == pytest.approx(0.299 * film_HW.max(), abs=4)
+
+
+def test_transparent_parts_are_black(film_HW: np.ndarray) -> None:
+    alpha = np.full_like(film_HW, 255)
+    alpha[:, 45:] = 0
+    pixels_HW = read(encode(Image.merge("LA", [Image.fromarray(film_HW), Image.fromarray(alpha)])))
+    assert pixels_HW[:, 17:].max() == 0
+    assert pixels_HW[20:, :15].min() > 0
+
+
+def test_a_transparent_palette_colour_is_black() -> None:
+    image = Image.new("P", (64, 64), 0)
+    image.putpalette([200, 200, 200, 90, 90, 90])
+    image.paste(1, (0, 0, 32, 64))
+    pixels_HW = read(encode(image, transparency=0))
+    assert pixels_HW[5, 5] == 90
+    assert pixels_HW[5, 28] == 0
+
+
+def test_1_bit_pngs_are_black_and_white() -> None:
+    image = Image.new("1", (64, 64), 0)
+    image.paste(1, (0, 0, 32, 64))
+    pixels_HW = read(encode(image))
+    assert (pixels_HW[:, :15] == 255).all()
+    assert (pixels_HW[:, 17:] == 0).all()
+
+
+@pytest.mark.parametrize("factor", [1, 16, 257])
+def test_16_bit_pngs_are_scaled_by_what_they_use_of_their_range(
+    film_HW: np.ndarray, square_HW: np.ndarray, factor: int
+) -> None:
+    deep_HW = film_HW.astype(np.uint16) * factor
+    deep_HW[40, 40] = 65_535  # a burnt-in marker
+    pixels_HW = read(encode(Image.fromarray(deep_HW)))
+    assert correlation(pixels_HW, square_HW) > 0.98
+    assert pixels_HW.max() - pixels_HW.min() > 200
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpegs_of_every_mode_are_the_film(film_HW: np.ndarray, square_HW: np.ndarray, mode: str) -> None:
+    pixels_HW = read(encode(Image.fromarray(film_HW).convert(mode), "JPEG", quality=95))
+    assert correlation(pixels_HW, square_HW) > 0.99
+    assert np.abs(pixels_HW.astype(int) - square_HW).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_large_jpegs_decoded_at_a_fraction_look_as_if_decoded_whole(mode: str) -> None:
+    rows, columns = np.mgrid[0:1600, 0:1300]
+    film = (128 + 60 * np.sin(rows / 90) + 60 * np.cos(columns / 70)).astype(np.uint8)
+    content = encode(Image.fromarray(film).convert(mode), "JPEG", quality=92)
+    whole_HW = np.asarray(Image.fromarray(film).resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.abs(read(content, 64).astype(int) - whole_HW).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(film_HW: np.ndarray, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(film_HW), kind, exif=exif)
+    marked = Image.fromarray(film_HW)
+    marked.getexif()[0x0112] = orientation
+    expected = ImageOps.exif_transpose(marked).resize((32, 32), Image.Resampling.BILINEAR)
+    assert correlation(read(content), np.asarray(expected)) > 0.98
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_exif_turns_nothing(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
+    content = encode(Image.fromarray(film_HW), "PNG", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff")
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+def test_a_truncated_picture_is_an_error_not_a_grey_half(film_HW: np.ndarray) -> None:
+    for kind in ("PNG", "JPEG"):
+        content = encode(Image.fromarray(film_HW), kind)
+        with pytest.raises((OSError, SyntaxError)):
+            read(content[: len(content) // 2])
+
+
+def test_sides_are_checked_against_the_setting(film_HW: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"up to 100 a side \(radiographs.max_image_side_px\)"):
+        read_picture(encode(Image.fromarray(film_HW)), 32, 100)

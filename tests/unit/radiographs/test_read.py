@@ -1,0 +1,231 @@
+"""Images found by their FileID, told apart by content, and refused in one line when they are none."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from csi_job.errors import DataError
+from csi_job.radiographs.phantom_files import NUM_VARIANTS, write_film
+from csi_job.radiographs.read import find_images, read_radiograph
+from tests.unit.radiographs.conftest import encode, put
+
+MAX_SIDE_PX = 4000
+
+
+def find(folder: Path, *file_ids: str) -> tuple[Path, ...]:
+    return find_images(folder, file_ids, range(2, 2 + len(file_ids)))
+
+
+def problem(folder: Path, *file_ids: str) -> str:
+    with pytest.raises(DataError) as caught:
+        find(folder, *file_ids)
+    assert "\n" not in caught.value.render(identities=True)
+    return caught.value.problems[-1].what
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+    assert "\n" not in str(caught.value)
+    assert path.name not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for name in ("a.png", "B.JPG", "c.d.nii.gz", "sub/e.dcm", "plain", "f.txt"):
+        (images / name).write_bytes(b"x")
+    (tmp_path / "secret.png").write_bytes(b"x")
+    return images
+
+
+def test_images_are_found_with_and_without_extension_of_any_case(folder: Path) -> None:
+    found = find(folder, "a", "B.JPG", "c.d", "sub/e", "plain")
+    assert [path.name for path in found] == ["a.png", "B.JPG", "c.d.nii.gz", "e.dcm", "plain"]
+
+
+def test_accents_are_found_however_the_file_system_composes_them(folder: Path) -> None:
+    (folder / "e\u0301.png").write_bytes(b"x")
+    assert find(folder, "\u00e9")[0].exists()
+
+
+def test_missing_images_are_all_listed(folder: Path) -> None:
+    with pytest.raises(DataError, match="2 of 3 images cannot be used") as caught:
+        find(folder, "a", "missing", "f")
+    assert [(problem.row, problem.file_id) for problem in caught.value.problems] == [(3, "missing"), (4, "f")]
+
+
+@pytest.mark.parametrize(
+    "file_id",
+    [
+        "../secret",
+        "sub/../../secret",
+        "/etc/passwd",
+        "C:\\x",
+        "C:x",
+        "..\\secret",
+        "\\\\host\\x",
+        "//host/x",
+        ".",
+        "..",
+    ],
+)
+def test_identifiers_that_leave_the_folder_are_refused(folder: Path, file_id: str) -> None:
+    assert problem(folder, file_id) == "the FileID leaves the folder of images"
+
+
+def test_links_are_followed_only_within_the_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "inside.png").symlink_to("a.png")
+    (folder / "outside.png").symlink_to(tmp_path / "secret.png")
+    (folder / "broken.png").symlink_to("nowhere.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "out").symlink_to(tmp_path)
+    assert find(folder, "inside")[0].name == "inside.png"
+    assert problem(folder, "outside") == "a link that leaves the folder of images"
+    assert problem(folder, "broken") == problem(folder, "loop") == "a broken link"
+    assert problem(folder, "out/secret") == "no image of this name"
+
+
+def test_a_folder_that_is_itself_a_link_is_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(folder)
+    assert find(tmp_path / "linked", "a")[0].name == "a.png"
+
+
+def test_two_files_for_one_identifier_are_refused_and_named(folder: Path) -> None:
+    (folder / "a.dcm").write_bytes(b"x")
+    assert problem(folder, "a") == "several images of this name (.dcm, .png)"
+    assert find(folder, "a.png")[0].name == "a.png"
+
+
+def test_one_file_under_two_identifiers_is_refused(folder: Path) -> None:
+    assert problem(folder, "a", "a.png") == "the image of row 2 again"
+
+
+@pytest.mark.parametrize("file_id", ["sub", "x" * 300, "no/such/folder/x", "sub/", "f"])
+def test_what_is_no_image_file_is_missing(folder: Path, file_id: str) -> None:
+    assert problem(folder, file_id) == "no image of this name"
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the folder of images cannot be read"):
+        find(tmp_path / "none", "a")
+
+
+@pytest.mark.parametrize("variant", range(NUM_VARIANTS))
+def test_every_format_of_a_phantom_reads_alike_whatever_its_name(
+    tmp_path: Path, film_HW: np.ndarray, square_HW: np.ndarray, variant: int
+) -> None:
+    write_film(film_HW.astype(np.float32) / 255, tmp_path / "film", variant)
+    (path,) = tmp_path.iterdir()
+    pixels_HW = read_radiograph(path.rename(tmp_path / "misnamed.txt"), 32, max_image_side_px=MAX_SIDE_PX)
+    assert pixels_HW.shape == (32, 32)
+    assert pixels_HW.dtype == np.uint8
+    slope, offset = np.polyfit(square_HW.ravel(), pixels_HW.ravel(), 1)
+    assert 0.9 < slope < 2  # deep files may be stretched to their percentiles
+    assert np.abs(slope * square_HW + offset - pixels_HW)[1:-1, 1:-1].max() < 12
+
+
+def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path) -> None:
+    png = encode(Image.new("L", (64, 64)))
+    cases = {
+        "empty": (b"", "empty"),
+        "text": (b"this is no image" * 40, "not a PNG, JPEG, DICOM or NIfTI"),
+        "gzip": (gzip.compress(b"no image" * 4000), "not a PNG, JPEG, DICOM or NIfTI"),
+        "torn gzip": (gzip.compress(b"no image" * 99)[:15], "damaged"),
+        "torn header": (png[:20], "damaged"),
+    }
+    for name, (content, words) in cases.items():
+        assert words in refusal(put(tmp_path, content, f"patient {name}.png"))
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "not a file" in refusal(tmp_path / "pipe.png")
+    assert "not a file" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "missing.png")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+    assert "bytes; allowed" in refusal(path)
+
+
+def test_sizes_are_checked_before_pixels_are_decoded(tmp_path: Path) -> None:
+    def bomb(width: int, height: int) -> bytes:
+        def chunk(name: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+    assert "4001x20 pixels" in refusal(put(tmp_path, bomb(4001, 20)))
+    assert "more pixels than any radiograph" in refusal(put(tmp_path, bomb(60_000, 60_000)))
+    assert "1x1 pixels; allowed: at least 16" in refusal(put(tmp_path, encode(Image.new("L", (1, 1)))))
+
+
+def test_blank_images_are_refused(tmp_path: Path) -> None:
+    assert "alike" in refusal(put(tmp_path, encode(Image.new("L", (64, 64), 7))))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x1f\x8b\x08\x00", bytes(128) + b"DICM", b"\x08\x00\x05\x00"]
+    ),
+    rest=st.binary(max_size=600),
+)
+def test_any_bytes_give_an_image_or_a_data_error(tmp_path: Path, start: bytes, rest: bytes) -> None:
+    path = put(tmp_path, start + rest)
+    try:
+        read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    variant=st.integers(0, NUM_VARIANTS - 1),
+    edits=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 255)), min_size=1, max_size=12),
+    kept=st.floats(0, 1),
+)
+def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
+    tmp_path: Path,
+    film_HW: np.ndarray,
+    capfd: pytest.CaptureFixture[str],
+    variant: int,
+    edits: list[tuple[int, int]],
+    kept: float,
+) -> None:
+    for old in tmp_path.iterdir():
+        old.unlink()
+    write_film(film_HW.astype(np.float32) / 255, tmp_path / "film", variant)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    for place, value in edits:
+        content[place % min(len(content), 1000)] = value
+    path.write_bytes(content[: max(1, round(len(content) * min(1, 2 * kept)))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            pixels_HW = read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+        except DataError as error:
+            assert "\n" not in str(error)
+            assert "film" not in str(error).replace("0x", "")
+        else:
+            assert pixels_HW.shape == (32, 32)
+    assert capfd.readouterr() == ("", "")

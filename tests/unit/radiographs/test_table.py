@@ -1,0 +1,222 @@
+"""The label table: what it accepts, what it refuses, and that refusals say where."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from csi_job.errors import DataError
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.table import LabelTable, read_table
+from csi_job.radiographs.zones import ZONES
+
+HEADER = ("FileID", "PatientID", *ZONES)
+ROW = ("film 1", "P1", "0", "1", "2", "3", "4", "2.0")
+
+
+def read(path: Path, content: str | bytes, **changes: object) -> LabelTable:
+    path = path / "labels.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_table(path, RadiographsSettings(**changes))
+
+
+def lines(*rows: tuple[str, ...], separator: str = ";", end: str = "\n") -> str:
+    return "".join(separator.join(row) + end for row in rows)
+
+
+def refusal(path: Path, content: str | bytes, **changes: object) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(path, content, **changes)
+    assert "\n" not in caught.value.render(identities=True)
+    return caught.value
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separator_and_line_ends_are_detected(tmp_path: Path, separator: str, end: str) -> None:
+    table = read(tmp_path, lines(HEADER, ROW, separator=separator, end=end))
+    assert table.file_ids == ("film 1",)
+    assert table.patient_ids == ("P1",)
+    assert table.rows == (2,)
+    assert table.has_patients
+    assert table.zones_NZ.tolist() == [[0, 1, 2, 3, 4, 2]]
+    assert table.zones_NZ.dtype == np.int8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
+def test_encodings_are_detected(tmp_path: Path, encoding: str) -> None:
+    text = lines(HEADER, ("Müller-1" if encoding == "latin-1" else "Müller €", *ROW[1:]))
+    table = read(tmp_path, text.encode(encoding))
+    assert table.file_ids[0].startswith("Müller")
+
+
+def test_names_are_composed_unicode_whatever_the_table_has(tmp_path: Path) -> None:
+    assert read(tmp_path, lines(HEADER, ("e\u0301", *ROW[1:]))).file_ids == ("\u00e9",)
+
+
+@pytest.mark.parametrize("word", ["", " ", "NaN", "nan", "NA", "Unknown", "?", "4", "4.0", "4,0"])
+def test_unknown_words_and_4_are_class_4(tmp_path: Path, word: str) -> None:
+    assert read(tmp_path, lines(HEADER, ("a", "P", word, *"00000"))).zones_NZ[0, 0] == 4
+
+
+def test_unknown_words_are_a_setting(tmp_path: Path) -> None:
+    table = lines(HEADER, ("a", "P", "n/a", *"00000"))
+    assert read(tmp_path, table, unknown_values=("N/A",)).zones_NZ[0, 0] == 4
+    assert "n/a" in refusal(tmp_path, table).problems[0].what
+
+
+@pytest.mark.parametrize(("cell", "score"), [("2.0", 2), ("2.", 2), ("2,0", 2), (" 3 ", 3), ("1.000", 1)])
+def test_whole_numbers_are_scores_however_spreadsheets_write_them(tmp_path: Path, cell: str, score: int) -> None:
+    assert read(tmp_path, lines(HEADER, ("a", "P", cell, *"00000"))).zones_NZ[0, 0] == score
+
+
+@pytest.mark.parametrize("cell", ["5", "-1", "2.5", "two", "1e0", "02", "²", "٢", "1_0", "0x1", "inf", "22", "+1"])
+def test_other_scores_are_refused_with_row_and_column(tmp_path: Path, cell: str) -> None:
+    error = refusal(tmp_path, lines(HEADER, ROW, ("b", "P", "0", "0", "0", cell, "0", "0")))
+    assert [(problem.row, problem.column) for problem in error.problems] == [(3, "left_mid")]
+    assert "row 3 column left_mid" in error.render(identities=False)
+    assert error.exit_code == 2
+
+
+def test_an_error_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
+    rows = [(f"f{number}", "P", "9", *"00000") for number in range(25)]
+    error = refusal(tmp_path, lines(HEADER, *rows))
+    assert len(error.problems) == 25
+    assert error.render(identities=False).endswith("and 15 more")
+
+
+def test_identities_are_shown_only_where_asked_for(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(HEADER, ("Jane Doe", "Doe-7", "9", *"00000")))
+    assert "Jane" not in error.render(identities=False)
+    assert "Doe" not in str(error)
+    assert "Jane Doe" in error.render(identities=True)
+
+
+def test_a_file_id_used_twice_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(HEADER, ROW, ROW))
+    assert (error.problems[0].row, error.problems[0].what) == (3, "the FileID of row 2 again")
+
+
+def test_blank_identifiers_are_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(HEADER, ("", *ROW[1:]), ("a", "", *ROW[2:])))
+    assert [(problem.row, problem.column) for problem in error.problems] == [(2, "FileID"), (3, "PatientID")]
+
+
+def test_control_characters_in_identifiers_are_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(HEADER, ("a\x07b", *ROW[1:])))
+    assert "control" in error.problems[0].what
+
+
+def test_ragged_rows_are_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, lines(HEADER, ROW, ("b", "P", "0")))
+    assert error.problems[0].row == 3
+    assert "3 cells" in error.problems[0].what
+
+
+def test_cells_beyond_the_known_columns_are_ignored(tmp_path: Path) -> None:
+    table = read(tmp_path, lines((*HEADER, "remark"), (*ROW, "fine"), ("b", *ROW[1:])))
+    assert table.file_ids == ("film 1", "b")
+
+
+def test_columns_are_found_in_any_order_and_case(tmp_path: Path) -> None:
+    header = ("left_inf", "FILEID", "Right_Sup", "left_sup", "right_mid", "left_mid", "right_inf")
+    table = read(tmp_path, lines(header, ("3", "a", "0", "1", "1", "1", "2")))
+    assert table.zones_NZ.tolist() == [[0, 1, 1, 1, 2, 3]]
+
+
+def test_without_patient_ids_each_image_is_its_own_patient(tmp_path: Path) -> None:
+    table = read(tmp_path, lines(("FileID", *ZONES), ("a", *"000000"), ("b", *"000000")))
+    assert not table.has_patients
+    assert table.patient_ids == table.file_ids == ("a", "b")
+
+
+def test_quoted_cells_keep_their_separators(tmp_path: Path) -> None:
+    table = read(tmp_path, lines(HEADER, ('"a;b ""c"""', *ROW[1:])))
+    assert table.file_ids == ('a;b "c"',)
+
+
+def test_rows_are_lines_of_the_file_blank_ones_counted(tmp_path: Path) -> None:
+    table = read(tmp_path, "\n\n" + lines(HEADER, ROW) + "\n;;;;;;;\n" + lines(("b", *ROW[1:])))
+    assert table.rows == (4, 7)
+
+
+def test_numbers_that_a_spreadsheet_made_decimal_are_whole_again(tmp_path: Path) -> None:
+    assert read(tmp_path, lines(HEADER, ("12345.0", *ROW[1:]))).file_ids == ("12345",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (lines(HEADER), "no rows"),
+        (lines(HEADER, ROW, separator="|"), "names none of its columns"),
+        (lines(ROW), "names none of its columns"),
+        (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
+        (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
+        (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
+        (lines(HEADER, ROW) + '"unclosed', "malformed"),
+        (b"PK\x03\x04\x00\x00\x00", "not text"),
+        (lines(HEADER).encode("utf-16-le"), "not text"),
+    ],
+)
+def test_tables_that_are_none_are_refused_in_one_line(tmp_path: Path, content: str | bytes, words: str) -> None:
+    assert words in str(refusal(tmp_path, content))
+
+
+def test_a_wrong_separator_is_told_with_what_was_found(tmp_path: Path) -> None:
+    message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" | ")))
+    assert "1 cell when split at ';'" in message
+    assert "semicolon, comma or tab" in message
+
+
+def test_a_table_without_header_shows_none_of_its_cells(tmp_path: Path) -> None:
+    assert "film 1" not in refusal(tmp_path, lines(ROW)).render(identities=False)
+
+
+def test_a_missing_table_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "none.csv", "does not exist"), (tmp_path, "is not a file"), (Path("a\0b"), "not")):
+        with pytest.raises(DataError, match=words):
+            read_table(path, RadiographsSettings())
+
+
+CELLS = st.one_of(st.sampled_from(["0", "1", "2.0", "4", "", "nan", "9", "x", '"', ";"]), st.text(max_size=8))
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(content=st.binary(max_size=400))
+@example(content=b"\xff\xfe\x00")
+@example(content=b"FileID\r\x00;")
+def test_any_bytes_give_a_table_or_a_data_error(tmp_path: Path, content: bytes) -> None:
+    try:
+        read(tmp_path, content)
+    except DataError as error:
+        assert "\n" not in error.render(identities=True)
+
+
+@FEW
+@given(
+    rows=st.lists(st.lists(CELLS, max_size=10), max_size=6),
+    separator=st.sampled_from([";", ",", "\t", "|"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
+)
+def test_any_rows_under_a_sound_header_give_a_table_or_a_data_error(
+    tmp_path: Path, rows: list[list[str]], separator: str, encoding: str
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows([HEADER, *rows])
+    try:
+        table = read(tmp_path, text.getvalue().encode(encoding, "replace"))
+    except DataError as error:
+        assert "\n" not in error.render(identities=True)
+    else:
+        assert len(table) == len(table.patient_ids) == len(table.rows) == len(table.zones_NZ) > 0
+        assert len(set(table.file_ids)) == len(table)
+        assert set(table.zones_NZ.ravel().tolist()) <= {0, 1, 2, 3, 4}
