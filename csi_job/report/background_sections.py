@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import platform
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import SCORES, ZONES
@@ -17,9 +19,10 @@ from csi_job.study.attributes import FINGERPRINT, OBJECTIVE, SEED
 
 if TYPE_CHECKING:
     from csi_job.cache.store import CacheInfo
-    from csi_job.report.view import StudyView
+    from csi_job.report.view import Phase, StudyView, TrialView
 
-SCORE_COLOURS = ("#b9d5ec", "#7fb2dd", "#3b82c4", "#20527f", GREY)  # scores 0 to 3, then unknown
+SCORE_COLOURS = ("#b9d5ec", "#7fb2dd", "#3b82c4", "#285f94", GREY)  # scores 0 to 3, then unknown
+PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn")
 
 
@@ -29,13 +32,13 @@ def data(info: CacheInfo | None) -> Section:
         sentence = "The cache that this study was searched on is not in this work folder, so the data is not described."
         return Section("data", "The data", (sentence,))
     total = sum(info.num_images.values())
-    parts = [f"{words.plural(info.num_images[split], 'image')} for {split}" for split in SPLITS]
+    parts = [f"{words.count(info.num_images[split])} for {purpose}" for split, purpose in PURPOSES.items()]
     sentence = (
         f"{words.plural(total, 'radiograph')} of {words.plural(info.num_patients, 'patient')}: {words.listed(parts)}. "
-        "No patient is in two of them."
+        "Images of one patient are kept together, as far as the table names patients."
     )
     if info.num_corrupt:
-        sentence += f" {words.plural(info.num_corrupt, 'file')} could not be read and were left out."
+        sentence += f" Left out because they could not be read: {words.plural(info.num_corrupt, 'file')}."
     warnings = tuple(warning.rstrip(".") + "." for warning in info.warnings)
     return Section("data", "The data", (sentence,), (Figure(_scores_plot(info)),), cautions=warnings)
 
@@ -43,13 +46,11 @@ def data(info: CacheInfo | None) -> Section:
 def reproduce(view: StudyView, info: CacheInfo | None) -> Section:
     """Show the commands, seeds, versions and the fingerprint that lead to this study again."""
     fingerprint = view.attributes.get(FINGERPRINT)
-    blocks: list[Block] = [
-        Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a folder of its own:"),
-        Definitions(tuple(_origins(view, info))),
-        Code(
-            json.dumps(fingerprint, indent=1, ensure_ascii=False), "Fingerprint: what all workers of the study share."
-        ),
-    ]
+    commands = Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a folder of its own:")
+    blocks: list[Block] = [commands]
+    if isinstance(fingerprint, dict):
+        blocks.append(Code(_settings_yaml(fingerprint, view.baseline), "The settings file for --config:"))
+    blocks.append(Definitions(tuple(_origins(view, info))))
     paragraph = (
         "One worker on a CPU repeats a study exactly. Several workers or a GPU give other trials, since the search "
         "learns from whatever has finished by then, and GPUs add up numbers in changing order."
@@ -84,7 +85,7 @@ def _scores_plot(info: CacheInfo) -> Plot:
         result[f"xaxis{suffix}"] = {**result["xaxis"], "domain": ends, "anchor": f"y{suffix}", "title": title}
         hidden = {"showticklabels": not place, "autorange": "reversed", "anchor": f"x{suffix}", "showgrid": False}
         result[f"yaxis{suffix}"] = {**result["yaxis"], **hidden, "ticks": ""}
-    return Plot("scores", "Scores by zone and split", caption, {"data": traces, "layout": result})
+    return Plot("scores", "Scores by zone and split", caption, {"data": traces, "layout": result}, is_wide=True)
 
 
 def _score_bars(counts: list[int], zones: list[str], name: str, index: int, place: int) -> dict[str, Any]:
@@ -107,21 +108,39 @@ def _score_bars(counts: list[int], zones: list[str], name: str, index: int, plac
 def _commands(view: StudyView, info: CacheInfo | None) -> list[str]:
     """Return a command a phase, with the total of trials at its end."""
     objective = view.attributes.get(OBJECTIVE, "f1")
-    shared = ["--labels TABLE", "--images FOLDER", f"--study-name {shlex.quote(view.name)}"]
-    shared += [f"--seed {view.attributes[SEED]}"] if SEED in view.attributes else []
-    shared += [f"--objective {objective}"] if objective != "f1" else []
-    shared += [f"--image-size {info.image_size_px} --split-seed {info.split_seed}"] if info else []
+    names = [f"--study-name {shlex.quote(view.name)}"]
+    names += [f"--seed {view.attributes[SEED]}"] if SEED in view.attributes else []
+    names += [f"--objective {objective}"] if objective != "f1" else []
+    names += [f"--image-size {info.image_size_px} --split-seed {info.split_seed}"] if info else []
+    shared = ["csi-job hyperopt --config FILE --labels TABLE --images FOLDER", " ".join(names)]
+    commands = [[*shared, _phase_flags(view, phase)] for phase in view.phases] or [shared]
+    return [" \\\n    ".join(lines) for lines in commands]
+
+
+def _phase_flags(view: StudyView, phase: Phase) -> str:
+    last = max(trial.number for trial in view.trials if trial.phase is phase)
+    total = sum(trial.number <= last for trial in view.with_outcome("complete", "pruned", "infeasible"))
+    epochs = f"--max-epochs {phase.max_epochs} " if phase.max_epochs else ""
+    return f"--n-trials {total} {epochs}--sampler {phase.sampler} --pruner {phase.pruner}"
+
+
+def _settings_yaml(fingerprint: dict[str, Any], baseline: TrialView | None) -> str:
+    """Return what made the study's fingerprint as the YAML that makes it again; a dropped parameter is null there."""
+    space = {name: None if form.get("dropped") else form for name, form in fingerprint.get("space", {}).items()}
+    settings: dict[str, dict[str, Any]] = {"space": space}
+    settings["trial"] = {"objective_average": fingerprint.get("average", "macro")}
+    if baseline is not None:
+        settings["baseline"] = baseline.params
     lines = []
-    for phase in view.phases:
-        last = max(trial.number for trial in view.trials if trial.phase is phase)
-        finished = [trial for trial in view.trials if trial.outcome in ("complete", "pruned", "infeasible")]
-        total = sum(trial.number <= last for trial in finished)
-        own = (
-            [f"--n-trials {total}", f"--max-epochs {phase.max_epochs}"] if phase.max_epochs else [f"--n-trials {total}"]
-        )
-        own += [f"--sampler {phase.sampler}", f"--pruner {phase.pruner}"]
-        lines.append(" \\\n    ".join(["csi-job hyperopt", " ".join(shared), " ".join(own)]))
-    return lines or ["csi-job hyperopt " + " ".join(shared)]
+    for section, content in settings.items():
+        lines += [f"{section}:", *(f"  {key}: {_flow(value)}" for key, value in content.items())]
+    return "\n".join(lines)
+
+
+def _flow(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:

@@ -48,8 +48,8 @@ def key_figures(view: StudyView, choice: Choice, results: Results) -> list[KeyFi
         figures.append(_confirmed_figure(results.confirmed))
     figures += _test_figures(results)
     seconds = sum(trial.seconds or 0.0 for trial in view.trials)
-    trials = words.plural(len(view.with_outcome("complete", "pruned", "infeasible")), "trial")
-    return [*figures, KeyFigure("Time in trials", words.duration(seconds), f"{trials} finished")]
+    trials = f"{words.plural(view.num_finished, 'trial')} finished"
+    return [*figures, KeyFigure("Time in trials", words.duration(seconds), trials)]
 
 
 def _found(view: StudyView, best: TrialView, results: Results) -> str:
@@ -70,8 +70,8 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
     which = "The chosen one" if view.has_cost else "The best"
     cheaper = f" at {words.value(baseline.gflops)}" if cost and baseline.gflops is not None else ""
     return (
-        f"{tried} {which} reached a validation F1 of {words.score(best.f1)}{cost}, {abs(gap):.3f} {side} the baseline's "
-        f"{words.score(baseline.f1)}{cheaper}."
+        f"{tried} {which} reached a validation F1 of {words.score(best.f1)}{cost}, {abs(gap):.3f} {side} the "
+        f"baseline's {words.score(baseline.f1)}{cheaper}."
     )
 
 
@@ -80,11 +80,11 @@ def _how_sure(view: StudyView, best: TrialView, results: Results) -> str:
     if confirmed is not None and confirmed.get("value") is not None:
         spread = f" with a spread of {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
         origin = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
-        seeds = words.plural(len(confirmed["seeds"]), "new seed")
+        seeds = words.plural(len(confirmed["seeds"]), "seed")
         return (
             f"How sure: {origin} was trained again with {seeds} and reached a mean validation F1 of "
-            f"{words.score(confirmed['value'])}{spread}. That is the number to expect; the best of "
-            f"{words.plural(len(view.ranked()), 'complete trial')} was partly luck."
+            f"{words.score(confirmed['value'])}{spread}. Expect that rather than the best of "
+            f"{words.plural(len(view.ranked()), 'complete trial')}, which is partly luck."
         )
     sentence = (
         "How sure: each trial is a single training run, and the best of many is partly luck, so expect a little less "

@@ -88,7 +88,8 @@ def _bars(importances: dict[str, float]) -> Figure:
         "marker": {"color": BLUE},
         "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
     }
-    figure_layout = layout("Importance (share of 1)", "", height_px=110 + 34 * len(names), bargap=0.35)
+    figure_layout = layout("Importance (share of all)", "", height_px=100 + 34 * len(names), bargap=0.35)
+    figure_layout["margin"].update(t=36)
     figure_layout["xaxis"].update(range=[0, max(shares, default=0) * 1.12 or 1], tickformat=".0%", showgrid=True)
     figure_layout["yaxis"].update(showgrid=False, ticks="")
     return {"data": [bars], "layout": figure_layout}

@@ -23,8 +23,8 @@ def candidates_plot(confirmed: Json) -> Plot:
     rows = [candidate for candidate in confirmed["candidates"] if candidate["seeds"]]
     names = [candidate_name(candidate) for candidate in rows]
     caption = (
-        "Filled marks are the mean of the runs with new seeds, bars one standard deviation either way, small dots the "
-        "single runs. The hollow mark is what the search had found, which luck helped to choose."
+        "Filled marks are the mean of the runs with several seeds, bars one standard deviation either way, small dots "
+        "the single runs. The hollow mark is what the search had found, which luck helped to choose."
     )
     key, title = "candidates", "Candidates trained again"
     if not rows:
@@ -39,7 +39,7 @@ def candidates_plot(confirmed: Json) -> Plot:
             symbol="circle",
             size=5,
         ),
-        _means(rows, names),
+        *(_means(rows, is_winner=is_winner) for is_winner in (True, False)),
     ]
     result = _row_layout(len(rows), F1_AXIS)
     result["yaxis"].update(type="category", categoryorder="array", categoryarray=names[::-1])
@@ -77,13 +77,13 @@ def _points(xs: Sequence[float | None], ys: Sequence[str], name: str, color: str
     return {**trace, "hovertemplate": f"%{{y}}<br>{name}: %{{x:.3f}}<extra></extra>"}
 
 
-def _means(rows: Sequence[Json], names: Sequence[str]) -> dict[str, Any]:
-    colors = [GOLD if candidate["winner"] else BLUE for candidate in rows]
+def _means(candidates: Sequence[Json], *, is_winner: bool) -> dict[str, Any]:
+    rows = [candidate for candidate in candidates if candidate["winner"] == is_winner]
+    names = [candidate_name(candidate) for candidate in rows]
+    means = [candidate["mean"] for candidate in rows]
+    name, color = ("Mean, winner", GOLD) if is_winner else ("Mean, others", BLUE)
+    trace = _points(means, names, name, color, symbol="diamond", size=12)
     spreads = [candidate["spread"] or 0.0 for candidate in rows]
-    trace = _points(
-        [candidate["mean"] for candidate in rows], names, "Mean of the seeds", BLUE, symbol="diamond", size=12
-    )
-    trace["marker"]["color"] = colors
     return {**trace, "error_x": {"type": "data", "array": spreads, "thickness": 2, "width": 6, "color": GREY}}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from csi_job.radiographs.zones import RISK_CLASSES
 from csi_job.report import words
-from csi_job.report.blocks import Block, Definitions, Figure, Section, Table
+from csi_job.report.blocks import Definitions, Figure, Section, Table
 from csi_job.report.model_figures import candidate_name, candidates_plot, zones_plot
 from csi_job.report.results import measured
 from csi_job.study.attributes import FINGERPRINT
@@ -36,7 +36,7 @@ def settings_found(view: StudyView, choice: Choice, results: Results) -> Section
     )
     if not rows:
         return Section("settings", "The settings found", ("No trial has begun yet.",))
-    sentence = f"A {words.MISSING} means that the parameter is not used with that optimizer."
+    sentence = f"A dash ({words.MISSING}): not used with that optimizer."
     return Section("settings", "The settings found", (sentence,), (Table(tuple(columns), rows),))
 
 
@@ -53,7 +53,7 @@ def candidates(results: Results) -> Section:
     columns = ("Candidate", "F1 in the search", "Mean of the seeds", "Spread", "Seeds", "Note")
     rows = tuple(_candidate_row(candidate) for candidate in confirmed["candidates"])
     table = Table(columns, rows, frozenset({1, 2, 3}), "Spread: standard deviation over the seeds.")
-    paragraph = f"How the winner was chosen: {confirmed['rule']}."
+    paragraph = f"How the winner was chosen: {confirmed['rule'].rstrip('.')}."
     return Section("candidates", title, (paragraph,), (Figure(candidates_plot(confirmed)), table))
 
 
@@ -66,15 +66,13 @@ def test_result(results: Results) -> Section:
         return Section("test", title, (sentence, *results.notes))
     percent = f"{evaluation['bootstrap']['confidence']:.0%}"
     sentence = (
-        f"{words.plural(evaluation['num_images'], 'image')} of "
-        f"{words.plural(evaluation['num_patients'], 'patient')} in the {evaluation['split']} set. Brackets are {percent} "
-        "intervals over patients; they do not include the randomness of training."
+        f"{words.plural(evaluation['num_images'], 'image')} of {words.plural(evaluation['num_patients'], 'patient')} "
+        f"in the {evaluation['split']} set. Brackets are {percent} intervals over patients; they do not include the "
+        "randomness of training."
     )
-    outcome = (results.comparison or {}).get("outcome", "")
     blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
     cautions = tuple(f"{warning.rstrip('.')}." for warning in evaluation["warnings"])
-    paragraphs = (sentence, *([outcome] if outcome else []))
-    return Section("test", title, paragraphs, blocks, cautions)
+    return Section("test", title, (sentence,), blocks, (*cautions, *results.notes))
 
 
 def models(results: Results) -> Section:
@@ -83,11 +81,19 @@ def models(results: Results) -> Section:
     if results.model_card is None:
         sentence = "No final model has been trained for this study yet: csi-job train-optimized does it."
         return Section("models", title, (sentence, *results.notes))
-    blocks: list[Block] = [Definitions(_card(results.model_card, "models/optimized_model.safetensors"))]
-    if results.baseline_card is not None:
-        blocks.append(Definitions(_card(results.baseline_card, "models/baseline_model.safetensors")))
-    sentence = "The final model, then the baseline, which was trained the same way. For research, not for clinical use."
-    return Section("models", title, (sentence,), tuple(blocks))
+    cards = [card for card in (results.model_card, results.baseline_card) if card is not None]
+    columns = ("", "Optimised model", "Baseline")[: 1 + len(cards)]
+    rows = tuple((title, *(write(card) for card in cards)) for title, write in CARD_ROWS.items())
+    card = results.model_card
+    uses = (("Meant for", card["intended_use"]), ("Not for", card["out_of_scope_use"]), *_limits(card["limits"]))
+    sentence = "Of the seeds that a model was trained with, the one with the best validation F1 is kept."
+    if len(cards) > 1:
+        sentence += " The baseline was trained the same way."
+    return Section("models", title, (sentence,), (Table(columns, rows), Definitions(uses)))
+
+
+def _limits(sentences: list[str]) -> list[tuple[str, str]]:
+    return [("Limits" if index == 0 else "", sentence) for index, sentence in enumerate(sentences)]
 
 
 def _trial_heading(view: StudyView, trial: TrialView | None) -> str:
@@ -161,11 +167,22 @@ def _risk(evaluation: Json) -> Table:
     return Table(columns, rows, frozenset({1, 2, 3}), "Images by true and predicted risk class, optimised model.")
 
 
-def _card(card: Json, file: str) -> tuple[tuple[str, str], ...]:
-    """Return what the report tells of a model card: file, architecture, parameters."""
-    params = card.get("params") or {}
-    text = ", ".join(f"{name} {words.value(params[name])}" for name in words.in_order(set(params)))
-    items = [("File", file), ("Architecture", str(card.get("architecture", words.MISSING))), ("Parameters", text)]
-    if card.get("seeds"):
-        items.append(("Seeds", json.dumps(card["seeds"])))
-    return tuple(items)
+def _mean_of_seeds(card: Json) -> str:
+    spread = f" ± {words.score(card['spread'])}" if card["spread"] is not None else ""
+    return f"{words.score(card['mean'])}{spread} ({words.plural(len(card['seeds']), 'seed')})"
+
+
+def _kept_seed(card: Json) -> str:
+    kept = next(run for run in card["seeds"] if run["seed"] == card["kept_seed"])
+    return f"{kept['seed']}: {words.score(kept['val_f1'])} at epoch {kept['best_epoch'] + 1} of {kept['num_epochs']}"
+
+
+CARD_ROWS: dict[str, Callable[[Json], str]] = {
+    "File": lambda card: f"models/{card['name']}",
+    "Architecture": lambda card: str(card["architecture"]),
+    "Parameters (millions)": lambda card: words.millions(card["num_parameters"]),
+    "GFLOPs an image": lambda card: words.value(card["gflops"]),
+    "Validation F1, mean of the seeds": _mean_of_seeds,
+    "Seed kept, its validation F1": _kept_seed,
+    "Made": lambda card: str(card["created"])[:10],
+}

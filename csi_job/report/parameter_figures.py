@@ -18,6 +18,7 @@ from csi_job.report.style import (
     TEAL,
     Figure,
     Plot,
+    axis_title,
     describe,
     layout,
     line,
@@ -51,10 +52,10 @@ def parallel_plot(view: StudyView, best: TrialView | None) -> Plot:
         return Plot(key, title, missing="No trial has finished yet, so there is no line to draw.")
     sampled, cautions = _sample(trials, MAX_LINES, "lines")
     caption = (
-        "Each line is one trial: where it crosses an axis is the value it took. Darker blue is a higher F1. "
-        "Lines that pass below an axis do not use that parameter. Click the legend to hide or show a group."
+        "Each line is one trial: where it crosses an axis is the value it took. The stronger the blue, the higher the "
+        "F1. Lines that pass below an axis do not use that parameter. Click the legend to hide or show a group."
     )
-    return Plot(key, title, caption, _parallel(view, sampled, names, best), cautions=cautions)
+    return Plot(key, title, caption, _parallel(view, sampled, names, best), cautions=cautions, is_wide=True)
 
 
 def slices_plot(view: StudyView, best: TrialView | None) -> Plot:
@@ -66,7 +67,7 @@ def slices_plot(view: StudyView, best: TrialView | None) -> Plot:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to compare.")
     sampled, cautions = _sample(trials, MAX_POINTS, "trials")
     caption = "The validation F1 against each parameter. A parameter of some optimizers only shows those trials."
-    return Plot(key, title, caption, _slices(view, sampled, names, best), cautions=cautions)
+    return Plot(key, title, caption, _slices(view, sampled, names, best), cautions=cautions, is_wide=True)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _number_axis(name: str, values: Sequence[float], *, log: bool) -> _Axis:
             return math.log(number / low) / math.log(high / low)
         return (number - low) / (high - low)
 
-    ticks = tuple((scaled(number), _tick_label(number)) for number in _tick_values(low, high, log=log))
+    ticks = tuple((scaled(number), words.number(number)) for number in _tick_values(low, high, log=log))
     return _Axis(name, {number: scaled(number) for number in values}, ticks)
 
 
@@ -183,10 +184,6 @@ def _tick_values(low: float, high: float, *, log: bool) -> list[float]:
         return [*range(low, high - step // 2, step), high]
     shares = [index / (NUM_TICKS - 1) for index in range(NUM_TICKS)]
     return [low + (high - low) * share for share in shares]
-
-
-def _tick_label(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:.2g}"
 
 
 def _parallel_layout(axes: Sequence[_Axis], *, has_gaps: bool) -> dict[str, Any]:
@@ -221,16 +218,16 @@ def _label(x: float, y: float, text: str, *, size: int = 11, **more: Any) -> dic
 def _slices(view: StudyView, trials: list[TrialView], names: list[str], best: TrialView | None) -> Figure:
     num_columns = min(NUM_COLUMNS, len(names))
     num_rows = math.ceil(len(names) / num_columns)
-    grid = {"rows": num_rows, "columns": num_columns, "pattern": "independent", "xgap": 0.12, "ygap": 0.32}
+    grid = {"rows": num_rows, "columns": num_columns, "pattern": "independent", "xgap": 0.12, "ygap": 0.28}
     result = layout("", "", height_px=90 + ROW_HEIGHT_PX * num_rows, grid=grid)
+    x_axis, y_axis = result["xaxis"], result["yaxis"]
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         suffix = str(index + 1) if index else ""
         traces += _slice_traces(view, trials, name, best, first=not index, suffix=suffix)
-        result[f"xaxis{suffix}"] = {**result["xaxis"], **_slice_x_axis(view, trials, name)}
-        shared = {} if not index else {"matches": "y"}
-        title = F1_AXIS if index % num_columns == 0 else ""
-        result[f"yaxis{suffix}"] = {**result["yaxis"], "title": {"text": title}, **shared}
+        result[f"xaxis{suffix}"] = {**x_axis, **_slice_x_axis(view, trials, name)}
+        title = axis_title(F1_AXIS if index % num_columns == 0 else "")
+        result[f"yaxis{suffix}"] = {**y_axis, "title": title, **({"matches": "y"} if index else {})}
     return {"data": traces, "layout": result}
 
 
@@ -271,11 +268,15 @@ def _slice_xs(view: StudyView, trials: list[TrialView], group: list[TrialView], 
 
 
 def _slice_x_axis(view: StudyView, trials: list[TrialView], name: str) -> dict[str, Any]:
-    title = {"title": {"text": words.parameter_name(name), "standoff": 6}}
+    title = {"title": axis_title(words.parameter_name(name))}
     distribution = view.distributions[name]
     if is_categorical(distribution):
         choices = choices_of(distribution, trials, name)
         labels = [words.value(choice) for choice in choices]
         places = list(range(len(choices)))
         return {**title, "tickvals": places, "ticktext": labels, "range": [-0.5, len(choices) - 0.5]}
-    return {**title, **({"type": "log", "exponentformat": "power", "dtick": 1} if is_log(distribution) else {})}
+    if not is_log(distribution):
+        return title
+    values = [trial.params[name] for trial in trials if name in trial.params]
+    ticks = _tick_values(min(values), max(values), log=True)
+    return {**title, "type": "log", "tickvals": ticks, "ticktext": [words.number(tick) for tick in ticks]}

@@ -152,7 +152,7 @@ def _curves(trials: Sequence[TrialView], best: TrialView | None, baseline: Trial
         _curve_trace(pruned, GREY, "Pruned", opacity=0.55, width=1.2),
         _pruned_ends(pruned),
         _curve_trace(others, GREY, "Not finished", opacity=0.8, width=1.2, line={"dash": "dot"}),
-        _curve_trace(complete, BLUE, "Complete", opacity=0.55, width=1.4),
+        _curve_trace(complete, BLUE, "Complete", opacity=0.65, width=1.4),
     ]
     if baseline is not None:
         traces.append(_curve_trace([baseline], TEAL, "Baseline", width=2.5, line={"dash": "dash"}))

@@ -1,6 +1,7 @@
 """What the later stages left under `models/`: candidates, model cards, evaluations, the comparison.
 
-Files of another study or another cache are not shown as results of this one; `notes` says that they are there.
+Only what belongs together is shown: files of another study, cache, or of a model that was trained anew since, are left
+out, and `notes` says that they are there.
 """
 
 from __future__ import annotations
@@ -49,16 +50,19 @@ def load_results(view: StudyView, work: Path) -> Results:
     key = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
     models = work / "models"
     confirmed = _of_cache(models / "hyperopt" / f"{view.name}_optimized_params.json", key)
-    card, notes = _own_card(read_json(models / f"{MODEL_STEM}.json"), view.name)
+    cache = _cache(work, key)
+    card = _of_format(models / f"{MODEL_STEM}.json")
+    if card is not None and card["study"] != view.name:
+        note = f"The final model in this folder is of another study ({card['study']}), so it is not shown here."
+        return Results(cache=cache, confirmed=confirmed, notes=(note,))
     if card is None:
-        return Results(cache=_cache(work, key), confirmed=confirmed, notes=notes)
-    stems = (MODEL_STEM, BASELINE_STEM, "comparison")
-    evaluation, baseline, comparison = (_of_cache(models / "evaluation" / f"{stem}.json", key) for stem in stems)
+        return Results(cache=cache, confirmed=confirmed)
+    evaluation, baseline, comparison, notes = _on_test_set(models / "evaluation", card, key)
     return Results(
-        cache=_cache(work, key),
+        cache=cache,
         confirmed=confirmed,
         model_card=card,
-        baseline_card=read_json(models / f"{BASELINE_STEM}.json"),
+        baseline_card=_of_format(models / f"{BASELINE_STEM}.json"),
         evaluation=evaluation,
         baseline_evaluation=baseline,
         comparison=comparison,
@@ -92,17 +96,35 @@ def measured(content: Json | None, name: str, zone: str = "") -> Measured:
     return Measured(entry.get("value", entry.get("difference")), low, high)
 
 
-def _own_card(card: Json | None, study_name: str) -> tuple[Json | None, tuple[str, ...]]:
-    owner = (card or {}).get("study")
-    if card is None or owner in (None, study_name):
-        return card, ()
-    return None, (f"The final model in this folder is of another study ({owner}), so it is not shown here.",)
+def _on_test_set(folder: Path, card: Json, key: Any) -> tuple[Json | None, Json | None, Json | None, tuple[str, ...]]:
+    """Return the evaluations of model and baseline and their comparison, as far as they are of this very model."""
+    stems = (MODEL_STEM, BASELINE_STEM, "comparison")
+    evaluation, baseline, comparison = (_of_cache(folder / f"{stem}.json", key) for stem in stems)
+    if evaluation is None:
+        return None, None, None, ()
+    if evaluation["split"] != "test" or (card.get("test") or {}).get("metrics") != evaluation["metrics"]:
+        return None, None, None, ("The evaluation in models/evaluation/ is of another model or split.",)
+    if comparison is None or not _is_of(comparison, "model", evaluation):
+        return evaluation, None, None, ()
+    if baseline is None or not _is_of(comparison, "baseline", baseline):
+        return evaluation, None, None, (f"The comparison in models/evaluation/ is with {comparison['baseline']}.",)
+    return evaluation, baseline, comparison, ()
+
+
+def _is_of(comparison: Json, side: str, evaluation: Json) -> bool:
+    """Return whether one side of a comparison is the model of an evaluation: the same numbers to the last digit."""
+    metrics = comparison["metrics"]
+    return all(metrics[name][side] == entry["value"] for name, entry in evaluation["metrics"].items())
+
+
+def _of_format(path: Path) -> Json | None:
+    content = read_json(path)
+    return content if content is not None and content.get("format") == FORMAT else None
 
 
 def _of_cache(path: Path, key: Any) -> Json | None:
-    content = read_json(path)
-    is_ours = content is not None and content.get("format") == FORMAT and content.get("cache") == key
-    return content if is_ours else None
+    content = _of_format(path)
+    return content if content is not None and content["cache"] == key else None
 
 
 def _cache(work: Path, key: Any) -> CacheInfo | None:

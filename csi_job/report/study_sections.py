@@ -30,7 +30,7 @@ def best_trials(view: StudyView, choice: Choice) -> Section:
     shown = ranked[:NUM_BEST]
     shown += [trial for trial in (choice.trial, view.baseline) if trial is not None and trial not in shown]
     names = words.in_order({name for trial in shown for name in trial.params})
-    fixed = ("Trial", "Validation F1", "± error", *(["GFLOPs"] if view.has_cost else []), "Epochs")
+    fixed = ("Trial", "Validation F1", *(["GFLOPs"] if view.has_cost else []), "Epochs")
     rows = tuple(_trial_row(view, trial, names) for trial in shown)
     marks = {index: _mark(view, trial, choice) for index, trial in enumerate(shown)}
     table = Table(
@@ -108,8 +108,8 @@ def failures(view: StudyView) -> Section:
 def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:
     cost_cells = [words.value(trial.gflops)] if view.has_cost else []
     values = [words.value(trial.params.get(name)) for name in names]
-    scores = (words.score(trial.f1), words.score(trial.f1_error))
-    return (str(trial.number), *scores, *cost_cells, words.count(trial.num_epochs), *values)
+    f1 = words.with_error(trial.f1, trial.f1_error)
+    return (str(trial.number), f1, *cost_cells, words.count(trial.num_epochs), *values)
 
 
 def _mark(view: StudyView, trial: TrialView, choice: Choice) -> str:

@@ -45,6 +45,7 @@ class Plot:
         figure: the figure; None where `missing` says what it waits for.
         missing: one sentence.
         cautions: what the reader must keep in mind, e.g. that few trials stand behind it.
+        is_wide: many small parts lie side by side, so a narrow screen scrolls rather than squeezes.
 
     """
 
@@ -54,6 +55,7 @@ class Plot:
     figure: Figure | None = None
     missing: str = ""
     cautions: tuple[str, ...] = ()
+    is_wide: bool = False
 
 
 def layout(x_title: str, y_title: str, *, height_px: int = 420, **more: Any) -> dict[str, Any]:

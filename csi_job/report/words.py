@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 DASH = "\N{EN DASH}"  # between two ends of a range
 MINUS = "\N{MINUS SIGN}"
+SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 MISSING = DASH  # written where there is no value
 
 # In the order in which tables and figures show them; a parameter not named here comes last.
@@ -108,6 +110,11 @@ def interval(low: float | None, high: float | None, write: Callable[[float], str
     return "" if low is None or high is None else f"{write(low)} to {write(high)}"
 
 
+def with_error(number: float | None, error: float | None) -> str:
+    """Write a value with its standard error."""
+    return score(number) if error is None else f"{score(number)} ± {score(error)}"
+
+
 def with_interval(number: float | None, low: float | None, high: float | None) -> str:
     """Write a value and its interval in brackets."""
     ends = interval(low, high)
@@ -119,13 +126,23 @@ def value(parameter: Any) -> str:
     if parameter is None:
         return MISSING
     if isinstance(parameter, float):
-        return f"{parameter:.3g}" if 1e-3 <= abs(parameter) < 1e4 or not parameter else f"{parameter:.2e}"  # noqa: PLR2004
+        return f"{parameter:.3g}"
     return str(parameter)
 
 
 def count(number: int | None) -> str:
     """Write a count with thin spaces between thousands."""
     return MISSING if number is None else f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def number(amount: float) -> str:
+    """Write the label of an axis: powers of ten as such, others with two digits."""
+    if isinstance(amount, int):
+        return str(amount)
+    power = math.log10(amount) if amount > 0 else 0.5
+    if abs(power - round(power)) < 1e-9 and not -3 < power < 4:  # noqa: PLR2004 - 0.01 to 1000 are read at a glance
+        return f"10{str(round(power)).translate(SUPERSCRIPTS)}"
+    return f"{amount:.2g}"
 
 
 def plural(number: int, noun: str, nouns: str = "") -> str:

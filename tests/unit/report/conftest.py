@@ -15,8 +15,10 @@ from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
-from csi_job.final_model.seeds import Recipe, SeedResult
+from csi_job.final_model.card import CardContext, build_card, metrics_of
+from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -116,7 +118,10 @@ def new_study(name, *, objective="f1", target=40, storage=None):
     study.set_user_attr("target", target)
     study.set_user_attr("objective", objective)
     study.set_user_attr("seed", 42)
-    study.set_user_attr("fingerprint", {"space": SearchSpace().fingerprint(), "objective": objective, "average": "macro", "cache": CACHE_KEY})
+    study.set_user_attr(
+        "fingerprint",
+        {"space": SearchSpace().fingerprint(), "objective": objective, "average": "macro", "cache": CACHE_KEY},
+    )
     study.enqueue_trial(BASELINE, user_attrs={"baseline": True})
     return study
 
@@ -211,8 +216,13 @@ def write_results(work, study):
         ("comparison", compare_evaluations(first, second)),
     ):
         (models / "evaluation" / f"{name}.json").write_text(json.dumps(content.to_json()))
-    for name, params in (("optimized_model", best[0].params), ("baseline_model", BASELINE)):
-        card = {"study": study.study_name, "architecture": params["model_arch"], "params": params}
+    trainer = SeedTrainer(models / "candidates", None, None, info, TrialSettings())
+    for name, result, test in (
+        ("optimized_model", confirmed(best).result, first),
+        ("baseline_model", confirmed(best[-1:]).result, second),
+    ):
+        context = CardContext(f"{name}.safetensors", study.study_name, trainer, {"train": 68}, (), "digest")
+        card = build_card(context, result, test) | {"test": metrics_of(test)}
         (models / f"{name}.json").write_text(json.dumps(card))
 
 
@@ -221,7 +231,9 @@ def confirmed(trials):
         CandidateResult(
             Candidate(Recipe(Hyperparameters.from_params(trial.params), 12), trial.number, trial.values[0]),
             tuple(
-                SeedResult(seed, trial.values[0] - 0.012 * rank - 0.004 * (seed - 40), 8, 12, 7_000_000, 2.87, 32, (), "")
+                SeedResult(
+                    seed, trial.values[0] - 0.012 * rank - 0.004 * (seed - 40), 8, 12, 7_000_000, 2.87, 32, (), ""
+                )
                 for seed in (42, 43, 44)
             ),
         )
