@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
 
 def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about what is refused in one line anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         what = "the model file holds more than weights, or is not one of PyTorch's; nothing in it was executed"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)") from None

@@ -97,7 +97,7 @@ def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, Float
 def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray) -> FloatArray:
     """Return confusion matrices [R, 6, 5, 5] (rows: truth, columns: prediction) under each row of weights."""
     cell_NZ = zones_NZ * NUM_CLASSES + scores_NZ
-    one_hot_NZC = np.eye(NUM_CLASSES**2)[cell_NZ].reshape(len(cell_NZ), -1)
+    one_hot_NZC = np.eye(NUM_CLASSES**2)[cell_NZ].reshape(len(cell_NZ), NUM_ZONES * NUM_CLASSES**2)
     counts_RC: FloatArray = weights_RN @ one_hot_NZC
     return counts_RC.reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
 

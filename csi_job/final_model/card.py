@@ -135,8 +135,8 @@ def _limits(context: CardContext) -> list[str]:
         ),
         (
             f"The risk class follows the published limits of the CSI mean, {LOW_RISK_MAX_CSI} and "
-            f"{MEDIUM_RISK_MAX_CSI}; its probabilities take zones as independent given the image and are not calibrated "
-            "for any clinic."
+            f"{MEDIUM_RISK_MAX_CSI}; its probabilities take zones as independent given the image and are not "
+            "calibrated for any clinic."
         ),
         f"Images are squeezed to grey squares of {context.info.image_size_px} px; shapes change, detail is lost.",
     ]

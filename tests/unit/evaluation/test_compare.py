@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from csi_job.cache.dataset import load_split
+from csi_job.errors import DataError
+from csi_job.evaluation.compare import compare_evaluations, compare_models
+from csi_job.evaluation.evaluate import Evaluation
+from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.measures import Predictions
+from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated, write_model_file
+
+
+def blurred(predictions: Predictions, share: float) -> Predictions:
+    """The same images, less sure of every class."""
+    probabilities = (1 - share) * predictions.probabilities_NZK + share * 0.2
+    return Predictions(probabilities, predictions.zones_NZ, predictions.patients_N, predictions.pseudonyms)
+
+
+def test_a_model_against_itself_differs_by_nothing_and_is_within_the_noise(quick):
+    model = evaluated(draw_predictions(50, 0), quick)
+    comparison = compare_evaluations(model, model)
+    for difference in comparison.differences.values():
+        assert difference.difference == 0
+        assert (difference.interval.low, difference.interval.high) == (0, 0)
+        assert difference.share_better == difference.share_worse == 0
+    assert "within the noise of the test set" in comparison.outcome
+
+
+def test_a_clearly_better_model_is_called_better_and_the_other_way_round_worse(quick):
+    truth = draw_predictions(60, 1, unknown=0)
+    good, poor = evaluated(certain(truth.zones_NZ, truth.patients_N), quick), evaluated(truth, quick)
+    poor = Evaluation(**{**vars(poor), "predictions": _renamed(poor.predictions)})
+    forward, backward = compare_evaluations(good, poor), compare_evaluations(poor, good)
+    assert forward.differences["f1_macro"].outcome == "better"
+    assert forward.differences["csi_mae"].outcome == "better"
+    assert forward.differences["csi_mae"].difference < 0
+    assert forward.differences["csi_mae"].share_better == 1
+    assert backward.differences["csi_mae"].outcome == "worse"
+    assert "the model is worse than the baseline" in backward.outcome
+
+
+def _renamed(predictions: Predictions) -> Predictions:
+    names = tuple(str(index) for index in range(len(predictions)))
+    return Predictions(predictions.probabilities_NZK, predictions.zones_NZ, predictions.patients_N, names)
+
+
+def test_both_models_see_the_same_resamples_so_a_constant_difference_has_no_width(quick):
+    predictions = draw_predictions(80, 2, unknown=0)
+    model, shifted = evaluated(predictions, quick), evaluated(blurred(predictions, 0.3), quick)
+    paired = compare_evaluations(shifted, model).differences["csi_mae"].interval
+    alone = model.metrics["csi_mae"].interval
+    assert paired.high - paired.low < 0.7 * (alone.high - alone.low)
+
+
+def test_the_paired_interval_is_that_of_a_loop_over_the_same_patients(quick):
+    model = evaluated(draw_predictions(40, 3, num_patients=25), quick)
+    baseline = evaluated(blurred(model.predictions, 0.5), quick)
+    difference = compare_evaluations(model, baseline).differences["csi_mae"]
+    generator, patients = np.random.default_rng(quick.seed), np.unique(model.predictions.patients_N)
+    errors = [np.abs(e.predictions.predicted.csi_N - e.predictions.csi_N) for e in (model, baseline)]
+    gaps = []
+    for _ in range(quick.num_bootstrap):
+        drawn = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))
+        weights = drawn[np.searchsorted(patients, model.predictions.patients_N)] * model.predictions.has_csi_N
+        first, second = (np.average(np.nan_to_num(error), weights=weights) for error in errors)
+        gaps.append(first - second)
+    expected = np.quantile(gaps, [0.025, 0.975])
+    assert [difference.interval.low, difference.interval.high] == pytest.approx(expected, abs=1e-12)
+    assert difference.share_better == np.mean(np.array(gaps) < 0)
+
+
+def test_json_is_json_also_where_metrics_are_undefined(quick):
+    model = evaluated(certain(np.full((4, 6), 2)), quick)
+    content = json.loads(json.dumps(compare_evaluations(model, model).to_json(), allow_nan=False))
+    auroc = content["metrics"]["risk_auroc"]
+    assert auroc["outcome"] == "undefined"
+    assert auroc["difference"] is None
+    assert auroc["interval_reason"] == "all images are of one risk class"
+
+
+def test_one_patient_is_too_few_to_compare(quick):
+    one = evaluated(certain([[1] * 6, [2] * 6], patients=[0, 0]), quick)
+    assert compare_evaluations(one, one).outcome.startswith("The test set is too small")
+
+
+def test_models_evaluated_on_different_images_are_refused(quick):
+    first, second = evaluated(draw_predictions(30, 4), quick), evaluated(draw_predictions(30, 5), quick)
+    with pytest.raises(DataError, match="different images"):
+        compare_evaluations(first, second)
+
+
+def test_two_model_files_are_compared_on_one_split(cache_folder, model_file, tmp_path, quick):
+    other = load_model(write_model_file(tmp_path / "other.safetensors", seed=1), torch.device("cpu"))
+    model, data = load_model(model_file, torch.device("cpu")), load_split(cache_folder, "validation")
+    comparison = compare_models(model, other, data, quick, split="validation", cache="k")
+    assert comparison.to_json()["model"] == "small.safetensors"
+    assert comparison.to_json()["baseline"] == "other.safetensors"
+    assert "validation set" in comparison.outcome

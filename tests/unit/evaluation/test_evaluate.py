@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from csi_job.cache.dataset import load_split
+from csi_job.evaluation.evaluate import confusion_ZKK, evaluate_model, risk_confusion_RR
+from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.radiographs.zones import ZONES
+from csi_job.trial.metrics import confusion, mean_f1, zone_f1
+from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+
+
+def test_f1_equals_the_objective_of_the_trials(quick):
+    predictions = draw_predictions(80, 0)
+    counts = confusion(torch.tensor(predictions.predicted.scores_NZ), torch.tensor(predictions.zones_NZ))
+    metrics = evaluated(predictions, quick).metrics
+    assert metrics["f1_macro"].value == pytest.approx(mean_f1(counts, "macro"))
+    assert metrics["f1_weighted"].value == pytest.approx(mean_f1(counts, "weighted"))
+    assert [metrics[f"{zone}.f1_macro"].value for zone in ZONES] == pytest.approx(zone_f1(counts))
+    np.testing.assert_array_equal(confusion_ZKK(predictions), counts)
+
+
+def test_a_model_is_measured_on_a_split_of_a_cache(cache_folder, model_file, quick):
+    data, loaded = load_split(cache_folder, "test"), load_model(model_file, torch.device("cpu"))
+    evaluation = evaluate_model(loaded, data, quick, split="test", cache="k")
+    with torch.inference_mode():
+        logits = loaded.model((data.images_NHW.float() / 255 - 0.5).div(0.5).unsqueeze(1))
+    np.testing.assert_allclose(evaluation.predictions.probabilities_NZK, logits.softmax(2).numpy(), atol=1e-5)
+    assert evaluation.to_json()["num_images"] == len(data)
+
+
+def test_json_holds_every_metric_with_interval_and_nothing_that_is_no_json(quick):
+    content = json.loads(json.dumps(evaluated(draw_predictions(60, 1), quick).to_json(), allow_nan=False))
+    assert set(content["metrics"]) == set(SUMMARY_METRICS)
+    for metric in content["metrics"].values():
+        low, high = metric["interval"]
+        assert low <= high
+    zone = content["zones"]["left_inf"]
+    assert np.sum(zone["confusion"], axis=1)[:4].sum() == zone["num_graded"]
+    assert sum(content["risk"]["num_true"].values()) == content["num_images_with_csi"]
+
+
+def test_json_names_no_image(quick):
+    predictions = draw_predictions(30, 1)
+    text = json.dumps(evaluated(predictions, quick).to_json())
+    assert not any(f'"{pseudonym}"' in text for pseudonym in predictions.pseudonyms)
+
+
+def test_copies_of_an_image_add_no_certainty_where_they_are_one_patients():
+    settings, single = EvaluationSettings(num_bootstrap=1000), draw_predictions(25, 2)
+    rows = np.repeat(np.arange(25), 16)
+
+    def width(patients) -> float:
+        names = tuple(str(row) for row in range(len(rows)))
+        copies = Predictions(single.probabilities_NZK[rows], single.zones_NZ[rows], patients, names)
+        interval = evaluated(copies, settings).metrics["csi_mae"].interval
+        return interval.high - interval.low
+
+    assert width(rows) / width(np.arange(len(rows))) == pytest.approx(4, rel=0.25)
+
+
+def test_undefined_metrics_are_null_with_their_reason(quick):
+    content = evaluated(certain([[2, 2, 2, 2, 2, 4]] * 4), quick).to_json()
+    assert content["metrics"]["risk_auroc"]["value"] is None
+    assert content["metrics"]["risk_auroc"]["reason"] == "all images are of one risk class"
+    assert content["metrics"]["risk_auroc_medium"]["reason"] == "all images are of medium risk"
+    assert content["metrics"]["risk_auroc_low"]["reason"] == "no image is of low risk"
+    assert "the same in all images" in content["metrics"]["csi_pearson_r"]["reason"]
+    assert content["zones"]["left_inf"]["f1_macro"]["reason"] == "the zone is not graded in any image"
+    assert content["zones"]["left_inf"]["majority_class"] is None
+    assert content["metrics"]["f1_macro"]["value"] == 0.25
+    json.dumps(content, allow_nan=False)
+
+
+@pytest.mark.parametrize("zones", [np.full((4, 6), 4), np.empty((0, 6))])
+def test_a_split_with_nothing_graded_or_no_images_is_all_null(zones, quick):
+    content = evaluated(certain(zones), quick).to_json()
+    assert all(metric["value"] is None and metric["reason"] for metric in content["metrics"].values())
+    json.dumps(content, allow_nan=False)
+
+
+def test_degenerate_resamples_are_reported(quick):
+    predictions = certain([[0] * 6, *[[2] * 6] * 5])
+    metric = evaluated(predictions, quick).to_json()["metrics"]["risk_auroc"]
+    expected = 200 * (5 / 6) ** 6
+    assert metric["value"] == 1
+    assert metric["num_degenerate_resamples"] == pytest.approx(expected, abs=30)
+
+
+def test_the_majority_class_is_what_a_constant_answer_reaches(quick):
+    truth = np.array([[1] * 6] * 6 + [[0] * 6] * 3 + [[3] * 6])
+    content = evaluated(certain(truth, said=np.ones_like(truth)), quick).to_json()
+    zone = content["zones"]["right_mid"]
+    assert zone["majority_class"] == 1
+    assert zone["majority_accuracy"] == zone["accuracy"]["value"] == 0.6
+    assert zone["majority_f1"] == pytest.approx(zone["f1_macro"]["value"])
+    assert content["risk"]["majority_accuracy"] == content["metrics"]["risk_accuracy"]["value"] == 0.9
+
+
+def test_risk_confusion_has_truth_in_rows():
+    counts = risk_confusion_RR(certain([[0] * 6, [2] * 6, [3] * 6], said=[[0] * 6, [3] * 6, [3] * 6]))
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_scores_that_a_zone_lacks_are_warned_of(quick, cache_folder, model_file):
+    data = load_split(cache_folder, "test")
+    zones = data.zones_NZ.clone()
+    zones[:, 0] = torch.where(zones[:, 0] == 3, 2, zones[:, 0])
+    changed = type(data)(data.images_NHW, zones, data.patients_N, data.pseudonyms)
+    loaded = load_model(model_file, torch.device("cpu"))
+    warnings = evaluate_model(loaded, changed, quick, split="test", cache="", warnings=["first"]).to_json()["warnings"]
+    assert warnings[0] == "first"
+    assert any(sentence.startswith("right_sup has no image scored") and "3" in sentence for sentence in warnings)

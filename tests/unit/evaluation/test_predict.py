@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csi_job.errors import Problem
+from csi_job.evaluation.loading import load_model, predict_probabilities
+from csi_job.evaluation.predict import Prediction, as_text, expand_folders, predict_images
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.radiographs.read import read_radiograph
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.zones import risk_class
+
+RADIOGRAPHS = RadiographsSettings()
+
+
+@pytest.fixture(scope="module")
+def loaded(model_file):
+    return load_model(model_file, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def images(films) -> list[Path]:
+    return sorted(films.images.iterdir())[:14]
+
+
+def predict(loaded, paths, batch_size=4, advance=lambda _: None):
+    return list(predict_images(loaded, paths, EvaluationSettings(batch_size=batch_size), RADIOGRAPHS, advance))
+
+
+def test_every_format_is_predicted_in_order_as_if_it_were_alone(loaded, images):
+    assert len({"".join(path.suffixes) for path in images}) > 2
+    results = predict(loaded, images)
+    assert [result.path for result in results] == images
+    for path, result in zip(images, results, strict=True):
+        pixels = torch.from_numpy(read_radiograph(path, 32, max_image_side_px=20_000))[None]
+        expected = predict_probabilities(loaded, pixels, 1)[0]
+        np.testing.assert_allclose(result.probabilities_ZK, expected, atol=1e-5)
+        assert result.scores == tuple(expected.argmax(axis=1))
+
+
+def test_risk_follows_from_the_csi_and_probabilities_sum_to_one(loaded, images):
+    for result in predict(loaded, images):
+        assert isinstance(result, Prediction)
+        if result.csi is not None:
+            assert result.risk == risk_class(result.csi)
+            assert sum(result.risk_probabilities) == pytest.approx(1)
+
+
+def test_corrupt_files_become_problems_in_their_place_and_the_rest_goes_on(loaded, images, tmp_path):
+    torn, empty, missing = tmp_path / "torn.png", tmp_path / "empty.dcm", tmp_path / "missing.jpg"
+    torn.write_bytes(next(path for path in images if path.suffix == ".png").read_bytes()[:60])
+    empty.touch()
+    results = predict(loaded, [torn, images[0], empty, tmp_path, missing, images[1]])
+    assert [isinstance(result, Problem) for result in results] == [True, False, True, True, True, False]
+    problems = [result for result in results if isinstance(result, Problem)]
+    assert [problem.file_id for problem in problems] == [str(path) for path in (torn, empty, tmp_path, missing)]
+    assert not any(problem.file_id in problem.what for problem in problems)
+
+
+def test_no_files_give_no_predictions(loaded):
+    assert predict(loaded, []) == []
+
+
+def test_files_are_taken_as_they_are_needed_and_progress_counts_each_once(loaded, images):
+    taken, done = 0, []
+
+    def paths():
+        nonlocal taken
+        for path in images * 20:
+            taken += 1
+            yield path
+
+    stream = predict_images(loaded, paths(), EvaluationSettings(batch_size=4), RADIOGRAPHS, done.append)
+    next(stream)
+    assert taken < 40
+    stream.close()
+    done.clear()
+    predict(loaded, images, advance=done.append)
+    assert sum(done) == len(images)
+
+
+def test_a_model_that_grades_no_zone_gives_neither_csi_nor_risk(model_file, images):
+    loaded = load_model(model_file, torch.device("cpu"))
+    with torch.no_grad():
+        head = list(loaded.model.parameters())[-1]
+        head.view(6, 5)[:, 4] = 100
+    result = predict(loaded, images[:1])[0]
+    assert result.scores == (4,) * 6
+    assert (result.csi, result.risk, result.risk_probabilities, result.num_graded_zones) == (None, None, None, 0)
+    assert result.to_json()["zones"]["left_sup"]["score"] == "unknown"
+
+
+def test_folders_stand_for_the_images_below_them(tmp_path):
+    (tmp_path / "a" / "deep.png").mkdir(parents=True)
+    for name in ("a/two.PNG", "a/deep.png/one.nii.gz", "a/notes.txt", "single.bin"):
+        (tmp_path / name).touch()
+    found = list(expand_folders([tmp_path / "single.bin", tmp_path / "a", tmp_path / "missing"]))
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    assert names == ["single.bin", "a/deep.png/one.nii.gz", "a/two.PNG", "missing"]
+
+
+def test_a_name_that_is_no_unicode_is_written_with_escapes():
+    assert as_text(Path(os.fsdecode(b"film\xff.png"))) == "film\\udcff.png"

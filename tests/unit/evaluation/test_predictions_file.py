@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csi_job.errors import ModelFileError, Problem
+from csi_job.evaluation.predict import Prediction
+from csi_job.evaluation.predictions_file import COLUMNS, write_predictions
+from csi_job.radiographs.zones import ZONES
+
+
+def prediction(name="a, b.png", scores=(0, 1, 2, 3, 4, 0)) -> Prediction:
+    probabilities = np.full((6, 5), 0.1) + 0.5 * np.eye(5)[list(scores)]
+    return Prediction(Path(name), scores, probabilities, 1.5, "medium", (0.2, 0.7, 0.1))
+
+
+UNGRADED = Prediction(Path("u.png"), (4,) * 6, np.eye(5)[[4] * 6], None, None, None)
+PROBLEM = Problem("the image file is empty", file_id='söme "file".dcm')
+
+
+def written(results, file_format) -> tuple[str, list[Problem]]:
+    stream = io.StringIO(newline="")
+    problems = write_predictions(iter(results), stream, file_format)
+    return stream.getvalue(), problems
+
+
+def test_csv_has_one_row_a_file_in_order_problems_in_their_place():
+    text, problems = written([prediction(), PROBLEM, UNGRADED], "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["file"] for row in rows] == ["a, b.png", 'söme "file".dcm', "u.png"]
+    assert tuple(rows[0]) == COLUMNS
+    assert (rows[0]["csi"], rows[0]["risk"], rows[0]["p_medium_risk"]) == ("1.5000", "medium", "0.7000")
+    assert [rows[0][zone] for zone in ZONES] == ["0", "1", "2", "3", "unknown", "0"]
+    assert float(rows[0]["right_inf_p_unknown"]) == pytest.approx(0.6)
+    assert rows[1]["problem"] == "the image file is empty"
+    assert rows[1]["csi"] == ""
+    assert (rows[2]["csi"], rows[2]["risk"], rows[2]["num_graded_zones"]) == ("", "", "0")
+    assert problems == [PROBLEM]
+
+
+def test_json_is_an_array_of_the_same():
+    text, problems = written([prediction(), PROBLEM, UNGRADED], "json")
+    first, problem, ungraded = json.loads(text)
+    assert first["risk_probabilities"] == {"low": 0.2, "medium": 0.7, "high": 0.1}
+    assert first["zones"]["left_mid"]["score"] == 3
+    assert problem == {"file": 'söme "file".dcm', "problem": "the image file is empty"}
+    assert ungraded["csi"] is None
+    assert ungraded["risk_probabilities"] is None
+    assert problems == [PROBLEM]
+
+
+def test_no_results_are_an_empty_table_or_array():
+    assert written([], "json")[0] == "[]\n"
+    assert len(written([], "csv")[0].splitlines()) == 1
+
+
+def test_json_stays_valid_where_the_model_fails_midway():
+    def results():
+        yield prediction()
+        what = "the model's output is not finite"
+        raise ModelFileError(what)
+
+    stream = io.StringIO()
+    with pytest.raises(ModelFileError):
+        write_predictions(results(), stream, "json")
+    assert len(json.loads(stream.getvalue())) == 1
