@@ -1,0 +1,82 @@
+"""The loss: torch's cross-entropy per label, its weights, and its edge cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from csi_job.trial.loss import MAX_CLASS_WEIGHT, CsiLoss, class_weights
+
+
+def batch(num_images: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(num_images, 6, 5), torch.randint(0, 5, (num_images, 6))
+
+
+def test_it_is_torch_s_weighted_cross_entropy_over_the_number_of_labels() -> None:
+    logits_BZK, zones_BZ = batch()
+    weight = torch.tensor([1, 1, 1, 1, 0.3])
+    theirs = functional.cross_entropy(logits_BZK.flatten(0, 1), zones_BZ.flatten(), weight, reduction="sum") / (9 * 6)
+    assert CsiLoss(0.3)(logits_BZK, zones_BZ) == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_unknown_zones_pull_towards_unknown_by_their_weight() -> None:
+    zones_BZ = torch.full((2, 6), 4)
+    grads = []
+    for weight in (0.1, 1.0):
+        logits_BZK = torch.zeros(2, 6, 5, requires_grad=True)
+        CsiLoss(weight)(logits_BZK, zones_BZ).backward()
+        grads.append(logits_BZK.grad)
+    assert (grads[0][..., 4] < 0).all()  # never dropped: class 4 is learned
+    assert torch.allclose(grads[1], grads[0] * 10)
+
+
+@pytest.mark.parametrize("unknown_weight", [0.0, 0.1, 1.0])
+def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight: float) -> None:
+    logits_BZK = batch()[0].requires_grad_()
+    loss = CsiLoss(unknown_weight)(logits_BZK, torch.full((9, 6), 4))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits_BZK.grad).all()
+    assert (loss == 0) == (unknown_weight == 0)
+
+
+def test_pieces_of_a_batch_add_up_to_the_batch() -> None:
+    logits_BZK, zones_BZ = batch()
+    loss = CsiLoss(0.3)
+    pieces = [
+        loss(logits, zones) * len(zones) / 9
+        for logits, zones in zip(logits_BZK.split(4), zones_BZ.split(4), strict=True)
+    ]
+    assert sum(pieces).item() == pytest.approx(loss(logits_BZK, zones_BZ).item(), rel=1e-6)
+
+
+def test_half_precision_logits_are_summed_in_full_precision() -> None:
+    logits_BZK, zones_BZ = batch()
+    loss = CsiLoss(0.3)(logits_BZK.bfloat16(), zones_BZ)
+    assert loss.dtype == torch.float32
+    assert loss == CsiLoss(0.3)(logits_BZK.bfloat16().float(), zones_BZ)
+
+
+def test_balancing_weighs_a_score_by_the_inverse_of_its_frequency() -> None:
+    zones_NZ = torch.zeros(100, 6, dtype=torch.int64)
+    zones_NZ[:20, 0] = 3  # zone 0: 80 zeros and 20 threes; the other zones: only zeros
+    zones_NZ[:10, 1] = 4  # unknown labels do not count as graded ones
+    zones_NZ[0, 2] = 1
+    weights_ZK = class_weights(zones_NZ)
+    assert weights_ZK[0].tolist() == pytest.approx([100 / 4 / 80, 1, 1, 100 / 4 / 20, 1])
+    assert weights_ZK[1, 0] == pytest.approx(90 / 4 / 90)
+    assert weights_ZK[2, 1] == MAX_CLASS_WEIGHT
+
+
+def test_balancing_changes_scores_and_never_the_unknown_class() -> None:
+    logits_BZK, zones_BZ = batch()
+    balance_ZK = class_weights(zones_BZ)
+    log_prob_BZK = logits_BZK.log_softmax(-1)
+    expected = 0.0
+    for image in range(9):
+        for zone in range(6):
+            true = zones_BZ[image, zone]
+            expected -= log_prob_BZK[image, zone, true] * (0.2 if true == 4 else balance_ZK[zone, true])
+    assert CsiLoss(0.2, balance_ZK)(logits_BZK, zones_BZ).item() == pytest.approx(expected.item() / 54, rel=1e-5)
