@@ -205,23 +205,28 @@ def _num_lost(row: Row[Any]) -> int:
 
 def count_trials(connection: Connection, study_id: int) -> Counts:
     """Count a study's trials; exact under its lock."""
-    cancelled = sa.and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == CANCELLED)
-    query = (
-        sa.select(TRIALS.c.state, sa.func.count(), sa.func.count(USER_ATTRIBUTES.c.key))
-        .outerjoin(USER_ATTRIBUTES, cancelled)
-        .where(TRIALS.c.study_id == study_id)
-        .group_by(TRIALS.c.state)
-    )
-    counted = {state: (count, num_cancelled) for state, count, num_cancelled in connection.execute(query)}
-    of = {state: counted.get(state, (0, 0))[0] for state in TrialState}
+    query = sa.select(TRIALS.c.state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(TRIALS.c.state)
+    counted: dict[TrialState, int] = {row[0]: row[1] for row in connection.execute(query)}
+    of = {state: counted.get(state, 0) for state in TrialState}
+    num_failed = of[TrialState.FAIL]
     return Counts(
         num_finished=of[TrialState.COMPLETE] + of[TrialState.PRUNED],
         num_running=of[TrialState.RUNNING],
         num_waiting=of[TrialState.WAITING],
-        num_failed=of[TrialState.FAIL] - counted.get(TrialState.FAIL, (0, 0))[1],
+        num_failed=num_failed - (_num_cancelled(connection, study_id) if num_failed else 0),
         num_all=sum(of.values()),
         target=stored_target(connection, study_id),
     )
+
+
+def _num_cancelled(connection: Connection, study_id: int) -> int:
+    query = (
+        sa.select(sa.func.count())
+        .select_from(TRIALS)
+        .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
+    )
+    failed = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key == CANCELLED)
+    return int(connection.execute(query.where(*failed)).scalar_one())
 
 
 def stored_target(connection: Connection, study_id: int) -> int:

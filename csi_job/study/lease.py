@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -20,9 +20,6 @@ from csi_job.errors import CsiJobError, LeaseLostError
 from csi_job.logs import get_logger
 from csi_job.study.database import now_s, server_start_s
 from csi_job.study.tables import LEASES, TRIALS
-
-if TYPE_CHECKING:
-    from csi_job.study.storage import StudyStorage
 
 logger = get_logger(__name__)
 GIVEN_BACK_S: Final = 0.0  # as `renewed_at_s`: free for anyone, and the attempt is not held against the trial
@@ -130,10 +127,21 @@ def is_orphan(row: Row[Any]) -> bool:
 class Keeper(threading.Thread):
     """Renews the lease of the trial that runs here, through outages, until the training stalls."""
 
-    def __init__(self, storage: StudyStorage, *, stall_s: float, on_stall: Callable[[], None]) -> None:
-        """Keep leases of this storage; `on_stall` is called once when no batch ended for `stall_s`."""
+    def __init__(
+        self, renew: Callable[[Lease], None], lease_s: float, *, stall_s: float, on_stall: Callable[[], None]
+    ) -> None:
+        """Keep leases of this length.
+
+        Args:
+            renew: renews a lease, or raises `CsiJobError` without waiting for a database that is away.
+            lease_s: the age at which a lease is taken over.
+            stall_s: seconds without a finished batch after which nothing is renewed any more.
+            on_stall: called once then, in this thread.
+
+        """
         super().__init__(name="lease", daemon=True)
-        self._storage = storage
+        self._renew_lease = renew
+        self._interval_s = lease_s / RENEWALS_A_LEASE
         self._stall_s = stall_s
         self._on_stall = on_stall
         self._lease: Lease | None = None
@@ -157,7 +165,7 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         """Renew, several times within the age at which a lease is taken over."""
-        while not self.over.wait(self._storage.lease_s / RENEWALS_A_LEASE):
+        while not self.over.wait(self._interval_s):
             lease = self._lease
             if lease is None or lease.lost:
                 continue
@@ -169,10 +177,8 @@ class Keeper(threading.Thread):
 
     def _renew(self, lease: Lease) -> None:
         try:
-            # Away or not: the next turn of the loop tries again, and the main thread decides when to give up.
-            self._storage.renew(lease, limit_s=0)
-        except LeaseLostError:
-            if self._lease is lease:
-                logger.warning("the lease of trial %d is lost, another worker goes on with it", lease.number)
+            # A database that is away: the next turn of the loop tries again, and the main thread decides when to give
+            # up. A lease that is lost: the main thread sees it by the lease's mark.
+            self._renew_lease(lease)
         except CsiJobError as error:
             logger.debug("%s", error)

@@ -179,6 +179,8 @@ class Patience:
         self.check()
 
     def _given_up(self, error: Exception, away_s: float) -> StorageUnavailableError:
+        if away_s < SAID_AFTER_S:
+            return StorageUnavailableError(f"{self.where} is away: {reason(error)}")
         return StorageUnavailableError(
             f"{self.where} could not be used for {away_s:.0f} s: {reason(error)}",
             hint="start the same command again once it is back; nothing that was reported is lost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -50,10 +51,10 @@ def check_schema(engine: Engine, address: Address) -> None:
     with engine.connect() as connection:
         stored = _stored_version(connection)
         complete = stored is not None and sa.inspect(connection).has_table(LEASES.name)
-    if stored is not None and stored != _script().get_current_head():
+    if stored is not None and stored != needed_version():
         message = f"the tables in {address} are of another Optuna version (schema {stored})"
         hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
-        raise ConfigurationError(message, allowed=f"schema {_script().get_current_head()}", hint=hint)
+        raise ConfigurationError(message, allowed=f"schema {needed_version()}", hint=hint)
     if not complete:
         message = f"there is no study in {address}"
         raise ConfigurationError(message, hint="`csi-job hyperopt` makes one")
@@ -63,9 +64,15 @@ def _stored_version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
+def needed_version() -> str:
+    """Return the version of the tables that this Optuna needs."""
+    return str(_script().get_current_head())
+
+
 def _stamp(connection: Connection) -> None:
     """Write the versions as Optuna does, so that it takes the tables for its own."""
-    MigrationContext.configure(connection).stamp(_script(), "head")
+    MigrationContext.configure(connection).stamp(_script(), needed_version())
     if connection.execute(sa.select(models.VersionInfoModel.__table__)).first() is None:
         version = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
         connection.execute(sa.insert(models.VersionInfoModel.__table__).values(version_info_id=1, **version))

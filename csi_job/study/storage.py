@@ -127,9 +127,9 @@ class StudyStorage(RDBStorage):
             raise LeaseLostError(message)
         return self._held[trial_id]
 
-    def renew(self, lease: Lease, *, limit_s: float | None = None) -> None:
-        """Renew a lease; raise `LeaseLostError` if another has the trial."""
-        self.write(lambda connection: fence(connection, lease), limit_s=limit_s, check=False)
+    def renew(self, lease: Lease) -> None:
+        """Renew a lease, without waiting for a database that is away; raise `LeaseLostError` if another has it."""
+        self.write(lambda connection: fence(connection, lease), limit_s=0, check=False)
 
     def write_trial(
         self, lease: Lease, write: TrialWrite, *, limit_s: float | None = None, check: bool = True, **changes: Any

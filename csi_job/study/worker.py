@@ -142,7 +142,9 @@ class _Worker:
         self.seed = study_seed(self.study)
         self.owner = owner_name()
         self.began = time.monotonic()
-        self.keeper = Keeper(self.storage, stall_s=self.options.stall_s, on_stall=self._on_stall)
+        self.keeper = Keeper(
+            self.storage.renew, self.storage.lease_s, stall_s=self.options.stall_s, on_stall=self._on_stall
+        )
 
     def run(self) -> WorkerSummary:
         with self.storage.patience.interrupted_by(self.stop.check, self.stop.event):
@@ -290,7 +292,7 @@ class _Worker:
     def _on_stall(self) -> None:
         """End the process, in the thread that renews leases, if the main thread does not come back to see it."""
         logger.error("no batch ended for %.0f s: the trial is given up", self.options.stall_s)
-        if self.options.own_process and not self.keeper.over.wait(STALL_GRACE_S):
+        if self.options.own_process and not self.keeper.over.wait(min(STALL_GRACE_S, self.options.stall_s)):
             os._exit(StalledError.exit_code)
 
 

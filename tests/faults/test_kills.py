@@ -1,0 +1,162 @@
+"""Workers are killed at random; what the database says in the end is checked by plain SQL."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import Reader, Worker
+
+NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
+KILLED = -signal.SIGKILL
+
+
+class Fleet:
+    """Worker processes that are replaced when they are killed, as a supervisor would."""
+
+    def __init__(self, url: str, work: Path, **settings: Any) -> None:
+        self.url, self.work, self.settings = url, work, settings
+        self.workers = [self.start() for _ in range(NUM_WORKERS)]
+        self.codes: list[int] = []
+        self.logs: list[str] = []
+
+    def start(self) -> Worker:
+        return Worker(self.url, self.work, **self.settings)
+
+    def hit(self, number: int, index: int) -> None:
+        """Send a signal to a worker and start another in its place."""
+        worker = self.workers[index]
+        worker.send_signal(number)
+        self.collect(worker)
+        self.workers[index] = self.start()
+
+    def collect(self, worker: Worker) -> None:
+        self.codes.append(worker.wait())
+        self.logs.append(worker.log())
+
+    def finish(self) -> None:
+        for worker in self.workers:
+            self.collect(worker)
+
+
+def computed(work: Path) -> Counter[str]:
+    """How often each epoch of each trial was computed."""
+    return Counter((work / "computed.log").read_text().splitlines())
+
+
+def settings(**others: Any) -> dict[str, Any]:
+    return {"num_trials": NUM_TRIALS, "max_epochs": MAX_EPOCHS, "epoch_s": 0.05, "max_attempts": 100, **others}
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, seed: int) -> None:
+    fleet = Fleet(url, tmp_path, **settings())
+    draws = random.Random(seed)
+    for _ in range(NUM_KILLS):
+        time.sleep(draws.uniform(0.3, 1.2))
+        fleet.hit(signal.SIGKILL, draws.randrange(NUM_WORKERS))
+    fleet.finish()
+    reader = Reader(url)
+    reader.check_exact(NUM_TRIALS, MAX_EPOCHS)
+    assert set(fleet.codes) <= {0, KILLED}, fleet.logs
+    num_killed = fleet.codes.count(KILLED)
+    assert num_killed >= NUM_KILLS // 2
+    repeated = sum(count - 1 for count in computed(tmp_path).values())
+    assert repeated <= num_killed  # at most one epoch a kill
+    assert not list((tmp_path / "checkpoints" / "toy").glob("trial-*/*/*.pt"))
+
+
+def test_terminated_workers_hand_their_trials_over_at_once(url: str, tmp_path: Path) -> None:
+    # With leases of ten minutes the study can only finish if they are given back.
+    fleet = Fleet(url, tmp_path, **settings(num_trials=9, lease_s=600.0, epoch_s=0.1))
+    draws = random.Random(2)
+    for _ in range(4):
+        time.sleep(draws.uniform(0.8, 1.6))
+        fleet.hit(signal.SIGTERM, draws.randrange(NUM_WORKERS))
+    fleet.finish()
+    Reader(url).check_exact(9, MAX_EPOCHS)
+    assert set(fleet.codes) <= {0, 128 + signal.SIGTERM, -signal.SIGTERM}, fleet.logs  # the last: before it listened
+    assert fleet.codes.count(128 + signal.SIGTERM) >= 1
+
+
+def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: str, tmp_path: Path) -> None:
+    given = settings(num_trials=4, lease_s=1.0, epoch_s=0.2)
+    sleeper = Worker(url, tmp_path, **given)
+    reader = _once_running(url)
+    sleeper.send_signal(signal.SIGSTOP)
+    other = Worker(url, tmp_path, **given)
+    assert other.wait() == 0, other.log()
+    before = reader.rows("SELECT * FROM trial_values"), reader.curves()
+    sleeper.send_signal(signal.SIGCONT)
+    assert sleeper.wait() == 0, sleeper.log()
+    assert "lease of trial" in sleeper.log()
+    assert (reader.rows("SELECT * FROM trial_values"), reader.curves()) == before
+    reader.check_exact(4, MAX_EPOCHS)
+
+
+def test_many_workers_start_at_once_on_an_empty_database(url: str, tmp_path: Path) -> None:
+    workers = [Worker(url, tmp_path, num_trials=8, max_epochs=2) for _ in range(8)]
+    assert [worker.wait() for worker in workers] == [0] * 8, [worker.log() for worker in workers]
+    Reader(url).check_exact(8, 2)
+
+
+def test_a_stalled_worker_ends_and_its_trial_is_taken_over(url: str, tmp_path: Path) -> None:
+    stalled = Worker(url, tmp_path, num_trials=2, max_epochs=2, epoch_s=3600.0, stall_s=1.0, lease_s=1.0)
+    assert stalled.wait() == 1
+    assert "no batch ended for 1 s" in stalled.log()
+    other = Worker(url, tmp_path, num_trials=2, max_epochs=2, lease_s=1.0)
+    assert other.wait() == 0, other.log()
+    Reader(url).check_exact(2, 2)
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(url: str, tmp_path: Path) -> None:
+    _kill_after_epochs(url, tmp_path, 3)
+    newest = max((tmp_path / "checkpoints").rglob("epoch-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:50])
+    log = _finish(url, tmp_path)
+    assert "computed again" in log
+    counts = computed(tmp_path)
+    assert counts["0 0"] == 1  # not from the start
+    assert max(counts.values()) == 2
+
+
+def test_without_any_checkpoint_a_trial_starts_at_epoch_0_with_a_warning(url: str, tmp_path: Path) -> None:
+    _kill_after_epochs(url, tmp_path, 3)
+    for path in (tmp_path / "checkpoints").rglob("epoch-*.pt"):
+        path.unlink()
+    log = _finish(url, tmp_path)
+    assert "epochs 0 to" in log
+    assert computed(tmp_path)["0 0"] == 2
+
+
+def _kill_after_epochs(url: str, work: Path, num_epochs: int) -> None:
+    worker = Worker(url, work, num_trials=1, max_epochs=8, epoch_s=0.3, lease_s=60.0)
+    reader = _once_running(url)
+    while len(reader.curves().get(0, [])) < num_epochs:
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+
+
+def _finish(url: str, work: Path) -> str:
+    """Go on with the study; the dead owner's lease of a minute is not waited for on this very host."""
+    worker = Worker(url, work, num_trials=1, max_epochs=8, lease_s=60.0)
+    assert worker.wait(30) == 0, worker.log()
+    Reader(url).check_exact(1, 8)
+    return worker.log()
+
+
+def _once_running(url: str) -> Reader:
+    """Return a reader once a trial runs and has an epoch."""
+    while True:
+        try:
+            reader = Reader(url)
+            if reader.curves():
+                return reader
+        except Exception:  # noqa: BLE001 - there is no file, or no table yet
+            time.sleep(0.05)

@@ -1,0 +1,284 @@
+"""The claim's order, its exactness, and what fences a trial, on both databases."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
+
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.study.catalog import delete_study, enqueue_trial, list_studies
+from csi_job.study.claim import Claim, NothingToClaim, claim_trial
+from csi_job.study.definition import define_study, set_target
+from csi_job.study.lease import Lease, new_token, owner_name
+from csi_job.study.rows import TrialWrite
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import StudyStorage, open_storage
+from csi_job.study.tables import LEASES
+
+DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
+
+
+def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
+    storage = study._storage._backend  # type: ignore[attr-defined]
+    given = {"token": new_token(), "owner": owner_name(), "max_attempts": 3, "max_failed": 10, **options}
+    return claim_trial(storage, study._study_id, **given)
+
+
+def leased(study: optuna.Study, **options: Any) -> Lease:
+    outcome = claim(study, **options)
+    assert isinstance(outcome, Claim)
+    return outcome.lease
+
+
+def expire(storage: StudyStorage, lease: Lease) -> None:
+    """Let a lease be too old."""
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(LEASES).where(LEASES.c.trial_id == lease.trial_id).values(lease_s=0))
+
+
+def test_the_baseline_is_trial_0_and_new_trials_follow(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=3)
+    numbers = [leased(study).number for _ in range(3)]
+    assert numbers == [0, 1, 2]
+    outcome = claim(study)
+    assert isinstance(outcome, NothingToClaim)
+    assert (outcome.num_finished, outcome.target, len(outcome.running)) == (0, 3, 3)
+    assert Reader(url).states() == {"RUNNING": 3}
+
+
+def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=10)
+    first = leased(study)
+    enqueue_trial(study, SPACE, {"x": 0.25})
+    expire(storage, first)
+    outcome = claim(study)
+    assert isinstance(outcome, Claim)
+    assert outcome.taken_over
+    assert (outcome.lease.number, outcome.lease.attempt) == (first.number, 2)
+    assert leased(study).number == 1  # enqueued
+    assert leased(study).number == 2  # new
+
+
+def test_a_live_lease_is_not_taken(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    leased(study, owner="another-host|boot|space|1|1")
+    assert isinstance(claim(study), NothingToClaim)
+
+
+def test_a_lease_of_a_dead_process_of_this_host_is_taken_at_once(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    host, boot, space, _, _ = owner_name().split("|")
+    leased(study, owner=f"{host}|{boot}|{space}|999999999|1")
+    assert leased(study).attempt == 2
+
+
+def test_a_trial_given_back_is_free_at_once_and_not_held_against_it(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    for attempt in range(1, 8):
+        lease = leased(study, max_attempts=2)
+        assert lease.attempt == attempt
+        storage.write_trial(lease, TrialWrite(), renewed_at_s=0.0)
+
+
+def test_attempts_without_an_epoch_end_a_trial_and_free_its_place(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=1)
+    for _ in range(2):
+        expire(storage, leased(study, max_attempts=2))
+    assert leased(study, max_attempts=2).number == 1  # trial 0 failed, which the total does not count
+    assert Reader(url).states() == {"FAIL": 1, "RUNNING": 1}
+    assert "2 attempts" in study.trials[0].user_attrs["reason"]
+
+
+def test_an_attempt_with_an_epoch_is_not_held_against_the_trial(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    for attempt in range(1, 6):
+        lease = leased(study, max_attempts=2)
+        assert lease.attempt == attempt
+        storage.write_trial(lease, TrialWrite(steps={attempt: 0.1}), num_epochs=1)
+        expire(storage, lease)
+
+
+def test_too_many_failures_end_the_study_with_the_last_reason(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=5)
+    for _ in range(2):
+        storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": "no such layer"}, state=TrialState.FAIL))
+    leased(study, max_failed=2)
+    with pytest.raises(CsiJobError, match=r"2 trials failed.*no such layer"):
+        claim(study, max_failed=1)
+
+
+def test_failed_trials_do_not_count_for_the_total(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    storage.write_trial(leased(study), TrialWrite(state=TrialState.FAIL))
+    storage.write_trial(leased(study), DONE)
+    assert isinstance(claim(study), NothingToClaim)
+
+
+def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_are_no_failures(
+    storage: StudyStorage, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = define(storage, num_trials=5)
+    storage.write_trial(leased(study), DONE)
+    for x in (0.1, 0.2, 0.3):
+        enqueue_trial(study, SPACE, {"x": x})
+    assert set_target(study, num_trials=2) == 2
+    assert "beyond the study's total of 2 are cancelled: 2, 3" in caplog.text
+    assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
+    storage.write_trial(leased(study, max_failed=0), DONE)
+    assert isinstance(claim(study, max_failed=0), NothingToClaim)
+
+
+def test_enqueueing_into_a_full_study_is_refused(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    with pytest.raises(ConfigurationError, match=r"no room.*--more-trials"):
+        enqueue_trial(study, SPACE, {"x": 0.1})
+
+
+def test_more_trials_are_added_to_the_target(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=3)
+    assert set_target(study, more_trials=4) == 7
+    assert study.user_attrs["target"] == 7
+
+
+def test_claims_at_once_never_exceed_the_target(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+    define(storage, num_trials=12)
+
+    def worker(_: int) -> int:
+        own = open_storage(storage_settings(url), tmp_path, create=False)
+        study, count = define(own), 0
+        while isinstance(outcome := claim(study), Claim):
+            own.write_trial(outcome.lease, DONE)
+            count += 1
+        own.close()
+        return count
+
+    with ThreadPoolExecutor(6) as pool:
+        counts = list(pool.map(worker, range(6)))
+    assert sum(counts) == 12
+    assert Reader(url).states() == {"COMPLETE": 12}
+    assert sorted(number for (number,) in Reader(url).rows("SELECT number FROM trials")) == list(range(12))
+
+
+def test_an_owner_whose_lease_was_taken_writes_nothing_any_more(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=1)
+    old = leased(study)
+    storage.write_trial(old, TrialWrite(steps={0: 0.1}), num_epochs=1)
+    expire(storage, old)
+    new = leased(study)
+    for write in (TrialWrite(steps={1: 9.0}), TrialWrite(user_attrs={"a": 1}), DONE):
+        with pytest.raises(LeaseLostError):
+            storage.write_trial(old, write)
+    with pytest.raises(LeaseLostError):
+        storage.renew(old)
+    storage.write_trial(new, DONE)
+    reader = Reader(url)
+    assert reader.curves() == {0: [(0, 0.1)]}
+    assert reader.rows("SELECT value FROM trial_values") == [(0.5,)]
+
+
+def test_a_claimant_spares_an_owner_that_comes_back_between_look_and_grasp(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease = leased(study)
+    expire(storage, lease)
+    came_back: list[bool] = []
+
+    @sa.event.listens_for(storage.engine, "before_cursor_execute")
+    def come_back(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "SET token=" in statement and not came_back:
+            came_back.append(True)
+            connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 1))
+
+    assert isinstance(claim(study), NothingToClaim)
+    assert came_back
+    storage.renew(lease)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_claim_whose_commit_was_not_answered_is_found_again(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=5)
+    _lose_the_next_answer(storage)
+    assert leased(study).number == 0
+    assert Reader(url).states() == {"RUNNING": 1}
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_an_end_whose_commit_was_not_answered_is_not_a_lost_lease(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=5)
+    lease = leased(study)
+    _lose_the_next_answer(storage)
+    storage.write_trial(lease, DONE)
+    assert Reader(url).states() == {"COMPLETE": 1}
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_target_raised_without_an_answer_is_raised_once(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=5)
+    _lose_the_next_answer(storage)
+    assert set_target(study, more_trials=3) == 8
+    assert study.user_attrs["target"] == 8
+
+
+def _lose_the_next_answer(storage: StudyStorage) -> None:
+    """Commit the next transaction, and tell its client that the connection broke."""
+    dialect = storage.engine.dialect
+    commit = dialect.do_commit
+
+    def broken(connection: Any) -> None:
+        dialect.do_commit = commit  # type: ignore[method-assign]
+        commit(connection)
+        connection.close()
+        message = "server closed the connection unexpectedly"
+        raise psycopg2.OperationalError(message)
+
+    dialect.do_commit = broken  # type: ignore[method-assign]
+
+
+def test_a_deleted_study_ends_its_workers_in_one_line(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage)
+    lease = leased(study)
+    delete_study(storage, "toy", tmp_path)
+    with pytest.raises(LeaseLostError):
+        storage.write_trial(lease, DONE)
+    with pytest.raises(ConfigurationError, match="deleted"):
+        claim(study)
+    assert list_studies(storage) == []
+
+
+def test_a_study_of_another_space_is_refused_by_the_keys_that_differ(storage: StudyStorage) -> None:
+    define(storage)
+    with pytest.raises(ConfigurationError, match=r"space\.x\.high \(was 1\.0, now 2\.0\)"):
+        define_study(storage, StudySettings(name="toy"), space=ToySpace(2.0), baseline={}, cache=CACHE)
+
+
+def test_two_studies_in_one_database_do_not_touch(storage: StudyStorage) -> None:
+    one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=1)
+    assert [leased(study).number for study in (one, two, one)] == [0, 0, 1]
+    assert isinstance(claim(two), NothingToClaim)
+    assert {listed.name: listed.counts.num_running for listed in list_studies(storage) if listed.counts} == {
+        "toy": 2,
+        "other": 1,
+    }
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_server_restart_gives_every_owner_the_length_of_a_lease_to_come_back(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease = leased(study)
+    up_s = sa.literal_column("extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+    renewed_at_s = LEASES.c.renewed_at_s - up_s - 700  # before the server began
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(LEASES).values(renewed_at_s=renewed_at_s, lease_s=up_s + 600))
+    outcome = claim(study)
+    assert isinstance(outcome, NothingToClaim)
+    assert lease.trial_id in outcome.running
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(LEASES).values(lease_s=0))
+    assert leased(study).attempt == 2
