@@ -143,6 +143,7 @@ class SeedTrainer:
             advance(recipe.max_epochs)
             return kept
         hooks = SeedHooks(self.check, advance)
+        self._make_folder(recipe)
         try:
             result = self._keep(recipe, seed, self._train(recipe, seed, hooks))
         except InfeasibleTrialError:
@@ -150,6 +151,14 @@ class SeedTrainer:
             raise
         advance(recipe.max_epochs - hooks.num_epochs)  # what early stopping saved
         return result
+
+    def _make_folder(self, recipe: Recipe) -> None:
+        """Make the recipe's folder, so that one that cannot be written is known before the training."""
+        try:
+            (self.folder / self.digest(recipe)).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"the folder of the trainings cannot be made ({error.strerror})"
+            raise CsiJobError(what, got=str(self.folder)) from None
 
     def _train(self, recipe: Recipe, seed: int, hooks: SeedHooks) -> TrainingResult:
         checkpoints = self._checkpoints(recipe, seed)
@@ -171,7 +180,6 @@ class SeedTrainer:
         record, weights = self._files(recipe, seed)
         state = {name: tensor.contiguous() for name, tensor in trained.best_state.items()}
         try:
-            record.parent.mkdir(parents=True, exist_ok=True)
             with replacing(weights) as temporary:
                 temporary.write_bytes(save(state))
             result = _result(trained, seed, file_sha256(weights))

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution
+
+from csi_job.cache.build import build_cache
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.settings import CacheSettings
+from csi_job.final_model.seeds import Recipe, SeedTrainer
+from csi_job.radiographs.phantom import write_phantoms
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.model import build_model
+from csi_job.trial.settings import TrialSettings
+
+TRIAL = TrialSettings(device="cpu")
+SMALL = {
+    "model_arch": "Custom_1",
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "batch_size": 16,
+    "patience": 5,
+    "unknown_weight": 0.3,
+}
+
+
+def recipe(max_epochs: int = 2, **changes) -> Recipe:
+    return Recipe(Hyperparameters.from_params(SMALL | changes), max_epochs)
+
+
+def study_of(*trials: tuple[dict, float | list[float]], max_epochs: int = 2, name: str = "s") -> optuna.Study:
+    """A study in memory with these complete trials: changed parameters and values."""
+    two = isinstance(trials[0][1], list)
+    directions = ["maximize", "minimize"] if two else ["maximize"]
+    study = optuna.create_study(study_name=name, directions=directions)
+    for changes, values in trials:
+        params = SMALL | changes
+        fixed = {key: CategoricalDistribution((value,)) for key, value in params.items()}
+        attributes = {"max_epochs": max_epochs}
+        given = {"values": values} if two else {"value": values}
+        trial = optuna.trial.create_trial(params=params, distributions=fixed, user_attrs=attributes, **given)
+        study.add_trial(trial)
+    return study
+
+
+def write_hyperparams(path: Path, **changes) -> Path:
+    path.write_text(json.dumps({"study": "s", "trial": 0, "value": 0.5, "params": SMALL, "max_epochs": 2} | changes))
+    return path
+
+
+def diverging(folder: Path) -> TrialSettings:
+    """Settings whose starting weights are so large that the first loss is not finite."""
+    state = build_model("Custom_1").state_dict()
+    huge = {
+        name: torch.full_like(tensor, 1e38) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    torch.save(huge, folder / "huge.pth")
+    return TRIAL.model_copy(update={"pretrained": str(folder / "huge.pth")})
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_phantoms(folder, 40, seed=11, side_px=(64, 80))
+    films = RadiographsSettings(labels=folder / "labels.csv", images=folder / "images")
+    return build_cache(films, CacheSettings(image_size_px=32), tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture
+def trainer(cache_folder, tmp_path) -> SeedTrainer:
+    splits = (load_split(cache_folder, split) for split in ("train", "validation"))
+    return SeedTrainer(tmp_path / "candidates ü", *splits, load_info(cache_folder), TRIAL)

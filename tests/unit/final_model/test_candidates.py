@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.final_model.candidates import (
+    RULE_COST,
+    RULE_MEAN,
+    RULE_ONE,
+    Candidate,
+    CandidateResult,
+    confirm_candidates,
+    find_candidates,
+    write_optimized_params,
+)
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.seeds import SeedResult, SeedTrainer
+from csi_job.trial.hyperparameters import Hyperparameters
+from tests.unit.final_model.conftest import SMALL, diverging, recipe, study_of, write_hyperparams
+
+LOW, HIGH = {"learning_rate": 1e-3}, {"learning_rate": 3e-3}
+
+
+def hyperparams(tmp_path, **changes):
+    path = write_hyperparams(tmp_path / "b.json", **changes)
+    return read_hyperparams(path, default_study="s", default_max_epochs=9)
+
+
+def rates(candidates) -> list[float]:
+    return [candidate.recipe.params.learning_rate for candidate in candidates]
+
+
+def kept(seed: int, val_f1: float, gflops: float = 1.0) -> SeedResult:
+    return SeedResult(seed, val_f1, 1, 2, 10, gflops, 16, (0.1, val_f1), "0" * 64)
+
+
+class Shelf(SeedTrainer):
+    """Results as if they had been trained before."""
+
+    def run(self, recipe, seed, advance=lambda _: None):
+        advance(recipe.max_epochs)
+        values, gflops = self.results[recipe.params.learning_rate]
+        return kept(seed, values[seed - 1], gflops)
+
+
+def shelf(trainer, results) -> Shelf:
+    stocked = Shelf(trainer.folder, trainer.train, trainer.validation, trainer.info, trainer.settings)
+    object.__setattr__(stocked, "results", results)
+    return stocked
+
+
+def candidate(rate: float) -> Candidate:
+    return Candidate(recipe(learning_rate=rate))
+
+
+def test_candidates_are_the_files_own_then_the_best_complete_trials_with_distinct_parameters(tmp_path):
+    study = study_of((SMALL, 0.5), (HIGH, 0.4), (HIGH, 0.45), ({"learning_rate": 9e-3}, 0.1), ({"patience": 6}, 0.42))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
+    found = find_candidates(hyperparams(tmp_path), study, 3, None)
+    assert [(entry.trial, entry.search_value) for entry in found] == [(0, 0.5), (2, 0.45), (4, 0.42)]
+    assert [entry.recipe.max_epochs for entry in found] == [2, 2, 2]
+    assert len(find_candidates(hyperparams(tmp_path), study, 10, 7)) == 4
+    assert {entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 10, 7)} == {7}
+
+
+@pytest.mark.parametrize("changes", [{"confirmed": True}, {"study": None}])
+def test_a_confirmed_file_or_one_by_hand_is_the_only_candidate(tmp_path, changes):
+    found = find_candidates(hyperparams(tmp_path, **changes), study_of((HIGH, 0.9)), 3, None)
+    assert rates(found) == [1e-3]
+
+
+def test_one_candidate_or_no_study_leaves_the_files_own(tmp_path):
+    assert len(find_candidates(hyperparams(tmp_path), study_of((HIGH, 0.9)), 1, None)) == 1
+    assert len(find_candidates(hyperparams(tmp_path), None, 3, None)) == 1
+
+
+def test_with_two_objectives_candidates_are_on_the_pareto_front(tmp_path):
+    study = study_of((LOW, [0.5, 2.0]), ({"learning_rate": 2e-3}, [0.4, 3.0]), (HIGH, [0.3, 1.0]))
+    assert rates(find_candidates(hyperparams(tmp_path), study, 3, None)) == [1e-3, 3e-3]
+
+
+def test_the_best_mean_wins_not_the_best_single_seed(trainer):
+    results = {1e-3: ([0.9, 0.1, 0.2], 1.0), 3e-3: ([0.5, 0.5, 0.6], 5.0)}
+    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2, 3), shelf(trainer, results))
+    assert rates([winner.result.candidate]) == [3e-3]
+    assert winner.rule == RULE_MEAN
+    assert winner.result.mean == pytest.approx(statistics.fmean([0.5, 0.5, 0.6]))
+    assert winner.result.spread == pytest.approx(statistics.stdev([0.5, 0.5, 0.6]))
+    assert winner.result.best.seed == 3
+
+
+@pytest.mark.parametrize(("cheap_mean", "expected"), [(0.55, 3e-3), (0.3, 1e-3)])
+def test_the_cheapest_within_the_leaders_spread_wins_where_cost_counts(trainer, cheap_mean, expected):
+    results = {1e-3: ([0.5, 0.6, 0.7], 9.0), 3e-3: ([cheap_mean] * 3, 1.0)}
+    candidates = [candidate(1e-3), candidate(3e-3)]
+    winner = confirm_candidates(candidates, (1, 2, 3), shelf(trainer, results), prefer_cheap=True)
+    assert rates([winner.result.candidate]) == [expected]
+    assert winner.rule == RULE_COST
+
+
+def test_one_seed_has_no_spread_and_one_candidate_its_own_rule(trainer):
+    winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
+    assert winner.result.spread is None
+    assert winner.rule == RULE_ONE
+
+
+def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
+    first = confirm_candidates([candidate(1e-3)], (1,), trainer)
+    before = {path: path.stat().st_mtime_ns for path in trainer.folder.rglob("*.safetensors")}
+    advanced: list[int] = []
+    both = [candidate(1e-3), candidate(3e-3)]
+    second = confirm_candidates(both, (1, 2), trainer, advance=advanced.append)
+    assert second.candidates[0].seeds[0] == first.result.seeds[0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(trainer.folder.rglob("*.safetensors"))) == 4
+    assert sum(advanced) == 8
+
+
+def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer):
+    class Picky(Shelf):
+        def run(self, recipe, seed, advance=lambda _: None):
+            if recipe.params.learning_rate == 1e-3:
+                advance(recipe.max_epochs)
+                message = "out of memory"
+                raise InfeasibleTrialError(message)
+            return super().run(recipe, seed, advance)
+
+    stocked = Picky(trainer.folder, trainer.train, trainer.validation, trainer.info, trainer.settings)
+    object.__setattr__(stocked, "results", {3e-3: ([0.1, 0.1], 1.0)})
+    advanced: list[int] = []
+    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), stocked, advance=advanced.append)
+    assert rates([winner.result.candidate]) == [3e-3]
+    assert winner.candidates[0].reason == "out of memory"
+    assert sum(advanced) == 8
+
+
+def test_no_candidate_that_can_be_trained_is_one_line(trainer, tmp_path):
+    with pytest.raises(InfeasibleTrialError, match="none of the 1 candidates can be trained here: the training loss"):
+        confirm_candidates([candidate(1e-3)], (1,), replace(trainer, settings=diverging(tmp_path)))
+
+
+def test_optimized_params_tell_all_candidates_and_are_read_as_confirmed(trainer, tmp_path):
+    results = {1e-3: ([0.5, 0.6], 1.0), 3e-3: ([0.7, 0.9], 2.0)}
+    candidates = [Candidate(recipe(), 4, 0.55), Candidate(recipe(learning_rate=3e-3), 7, 0.5)]
+    winner = confirm_candidates(candidates, (1, 2), shelf(trainer, results))
+    path = write_optimized_params(winner, "s", "abc", tmp_path / "hyperopt")
+    content = json.loads(path.read_text())
+    assert path.name == "s_optimized_params.json"
+    assert (content["trial"], content["value"], content["seeds"]) == (7, pytest.approx(0.8), [1, 2])
+    assert [row["winner"] for row in content["candidates"]] == [False, True]
+    assert [row["search_value"] for row in content["candidates"]] == [0.55, 0.5]
+    file = read_hyperparams(path, default_study="x", default_max_epochs=1)
+    assert file.is_confirmed
+    assert file.params == Hyperparameters.from_params(SMALL | HIGH)
+
+
+def test_a_candidate_without_results_is_written_as_null():
+    poor, good = CandidateResult(candidate(1e-3), (), "no memory"), CandidateResult(candidate(3e-3), (kept(1, 0.5),))
+    row = poor.to_json(winner=False)
+    assert (row["mean"], row["spread"], row["gflops"], row["reason"]) == (None, None, None, "no memory")
+    assert good.to_json(winner=True)["seeds"] == [{"seed": 1, "val_f1": 0.5, "best_epoch": 1, "num_epochs": 2}]
+
+
+def test_parameters_that_cannot_be_written_are_one_line(trainer, tmp_path):
+    winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
+    (tmp_path / "hyperopt").touch()
+    with pytest.raises(CsiJobError, match="cannot be written"):
+        write_optimized_params(winner, "s", "", tmp_path / "hyperopt")

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.errors import CsiJobError
+from csi_job.evaluation.evaluate import evaluate_model
+from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.candidates import Candidate, CandidateResult
+from csi_job.final_model.card import CardContext, build_card
+from csi_job.final_model.export import read_whole_card, record_test_metrics, remove_model, write_model
+from csi_job.trial.model import build_model
+from tests.unit.final_model.conftest import recipe
+from tests.unit.final_model.test_candidates import kept
+
+CPU, QUICK = torch.device("cpu"), EvaluationSettings(num_bootstrap=100)
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(0)
+    return build_model("Custom_1").state_dict()
+
+
+@pytest.fixture
+def card(trainer, state, tmp_path):
+    """A real card: of an untrained model, measured on the validation split."""
+    context = CardContext(
+        "optimized_model", "s", trainer, dict.fromkeys(("train", "validation", "test"), 9), ("odd",), "r1"
+    )
+    result = CandidateResult(Candidate(recipe(), 3, 0.5), (kept(1, 0.4), kept(2, 0.6)))
+    probe = tmp_path / "probe.pth"
+    torch.save(state, probe)
+    loaded = load_model(probe, CPU, image_size_px=32, normalisation="medical")
+    evaluation = evaluate_model(loaded, trainer.validation, QUICK, split="validation", cache=trainer.info.key)
+    return build_card(context, result, evaluation)
+
+
+def test_both_kinds_of_file_give_the_model_back_with_its_card(tmp_path, state, card):
+    path = tmp_path / "models" / "optimized_model.safetensors"
+    written = write_model(path, state, card, with_pth=True)
+    assert set(written["files"]) == {"optimized_model.safetensors", "optimized_model.pth"}
+    assert read_whole_card(path) == json.loads(json.dumps(written))
+    for suffix in (".safetensors", ".pth"):
+        loaded = load_model(path.with_suffix(suffix), CPU)
+        assert (loaded.architecture, loaded.image_size_px) == ("Custom_1", 32)
+        assert loaded.params == card["params"]
+        assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_the_state_dict_is_plain(tmp_path, state, card):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    plain = torch.load(path.with_suffix(".pth"), weights_only=True)
+    assert plain.keys() == state.keys()
+
+
+def test_the_card_tells_what_a_reader_must_know(tmp_path, state, card):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=False)
+    text = path.with_suffix(".md").read_text()
+    for heading in (
+        "Model details",
+        "Intended use",
+        "Training data",
+        "Metrics on the validation set",
+        "Metrics on the test set",
+        "Ethical considerations",
+        "Limits",
+        "Licence",
+        "Versions",
+    ):
+        assert f"## {heading}\n" in text
+    assert card["data"]["cache"] in text
+    assert "Not measured yet" in text
+    assert "- odd" in text
+    assert "0.5000, standard deviation 0.1414" in text
+    assert (card["mean"], card["kept_seed"], card["test"]) == (0.5, 2, None)
+    assert card["data"]["num_images"]["train"] == sum(map(sum, card["data"]["class_counts"]["train"])) / 6
+    assert not path.with_suffix(".pth").exists()
+
+
+class PulledPlugError(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_describe(
+    tmp_path, state, card, monkeypatch, step
+):
+    path = tmp_path / "models" / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    newer = {name: tensor + 1 for name, tensor in state.items()}
+    num_steps, real_replace, real_unlink = 0, Path.replace, Path.unlink
+
+    def counted(real):
+        def run(self, *arguments, **options):
+            nonlocal num_steps
+            num_steps += 1
+            if num_steps == step:
+                raise PulledPlugError
+            return real(self, *arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted(real_replace))
+        patch.setattr(Path, "unlink", counted(real_unlink))
+        with pytest.raises(PulledPlugError):
+            write_model(path, newer, card | {"request": "r2"}, with_pth=True)
+    load_model(path, CPU)  # old or new, but whole
+    whole = read_whole_card(path)
+    if whole is not None:
+        first = next(iter(state))
+        is_new = torch.equal(load_model(path, CPU).model.state_dict()[first], newer[first])
+        assert whole["request"] == ("r2" if is_new else "r1")
+    write_model(path, newer, card | {"request": "r2"}, with_pth=True)
+    assert read_whole_card(path)["request"] == "r2"
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.json", "m.md"])
+def test_a_card_is_not_whole_once_a_file_of_it_is_gone_or_changed(tmp_path, state, card, name):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    if name == "m.safetensors":
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    else:
+        (tmp_path / name).unlink()
+    assert read_whole_card(path) is None
+
+
+def test_test_metrics_are_filled_in_for_the_models_own_test_set(tmp_path, state, card, cache_folder):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    loaded, data, key = load_model(path, CPU), load_split(cache_folder, "test"), load_info(cache_folder).key
+    evaluation = evaluate_model(loaded, data, QUICK, split="test", cache=key)
+    assert record_test_metrics(path.with_suffix(".pth"), evaluation)
+    changed = read_whole_card(path)
+    assert changed["test"]["metrics"]["f1_macro"]["value"] == evaluation.metrics["f1_macro"].value
+    assert {**changed, "test": None} == {**read_whole_card(path), "test": None}
+    assert "Not measured yet" not in path.with_suffix(".md").read_text()
+
+
+def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path, state, card, cache_folder):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=False)
+    loaded, data, key = load_model(path, CPU), load_split(cache_folder, "test"), load_info(cache_folder).key
+    other_cache = evaluate_model(loaded, data, QUICK, split="test", cache="f" * 16)
+    other_split = evaluate_model(loaded, data, QUICK, split="validation", cache=key)
+    own = evaluate_model(loaded, data, QUICK, split="test", cache=key)
+    assert not record_test_metrics(path, other_cache)
+    assert not record_test_metrics(path, other_split)
+    assert not record_test_metrics(path.with_suffix(".pth"), own)
+    assert read_whole_card(path)["test"] is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, state, card):
+    (tmp_path / "models").touch()
+    with pytest.raises(CsiJobError, match="the model cannot be written") as caught:
+        write_model(tmp_path / "models" / "m.safetensors", state, card, with_pth=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_is_removed_with_all_that_speaks_of_it(tmp_path, state, card):
+    path = tmp_path / "models" / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    remove_model(path)
+    assert list(path.parent.iterdir()) == []
+    remove_model(path)
