@@ -57,7 +57,7 @@ def load_split(folder: Path, name: Literal["train", "validation", "test"]) -> Sp
     rows = [row for row in read_split_table(folder) if row.split == name]
     try:
         images_NHW = np.load(folder / images_file(name), mmap_mode="c")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         raise DataError(f"{images_file(name)} of the cache is damaged", got=str(folder)) from None
     expected = (len(rows), info.image_size_px, info.image_size_px)
     if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows) != info.num_images[name]:

@@ -36,7 +36,7 @@ def decode_images(
     side_px: int,
     max_image_side_px: int,
     num_decoders: int,
-    limit_s: int = DECODE_LIMIT_S,
+    limit_s: float = DECODE_LIMIT_S,
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Decode images in parallel, at most one under way for each decoder, so memory does not grow with their number.
 
@@ -59,8 +59,7 @@ def decode_images(
     with contextlib.ExitStack() as at_end, selectors.DefaultSelector() as selector:
         at_end.callback(_kill_all, decoders)
         for _, image in zip(range(num_decoders), waiting, strict=False):
-            decoders.append(_Decoder(side_px, max_image_side_px, limit_s))
-            decoders[-1].send(image)
+            decoders.append(_Decoder(image, side_px, max_image_side_px, limit_s))
             selector.register(decoders[-1], selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select():
@@ -68,11 +67,11 @@ def decode_images(
                 selector.unregister(decoder)
                 answer = decoder.receive()
                 if answer is not None:
-                    yield decoder.index, answer
+                    yield decoder.image[0], answer
                     image_or_end = next(waiting, None)
                     if image_or_end is None:
                         continue
-                    decoder.send(image_or_end)
+                    decoder.take(image_or_end)
                 selector.register(decoder, selectors.EVENT_READ)
 
 
@@ -89,35 +88,33 @@ def num_cores() -> int:
 class _Decoder:
     """One process and the image it is at; it is started anew where it died."""
 
-    def __init__(self, side_px: int, max_image_side_px: int, limit_s: int) -> None:
+    def __init__(self, image: tuple[int, Path], side_px: int, max_image_side_px: int, limit_s: float) -> None:
         self._arguments = (side_px, max_image_side_px, limit_s)
-        self._image: tuple[int, Path] = (-1, Path())
-        self._attempt = 0
-        self._process = self._start()
-
-    @property
-    def index(self) -> int:
-        return self._image[0]
+        self.image, self._attempt, self._is_ready = image, 1, False
+        self._start()
 
     def fileno(self) -> int:
         return self._output.fileno()
 
-    def send(self, image: tuple[int, Path]) -> None:
-        self._image, self._attempt = image, 1
-        self._send_again()
+    def take(self, image: tuple[int, Path]) -> None:
+        """Give it the next image; it has answered for the one before."""
+        self.image, self._attempt = image, 1
+        self._send()
 
     def receive(self) -> np.ndarray | str | None:
-        """Return the answer, or None after a decoder died and another was given the image again."""
+        """Return the answer for its image, or None if it has only just started, for the first time or again.
+
+        Raises:
+            CsiJobError: it cannot be started.
+
+        """
         try:
             answer: np.ndarray | str = pickle.load(self._output)  # noqa: S301 - our own process wrote it
         except (EOFError, pickle.UnpicklingError):
-            reason = self._reason_of_death()
-            self.kill()
-            self._process = self._start()
-            if self._attempt >= _ATTEMPTS or reason.startswith("it took"):
-                return f"the image cannot be decoded ({reason})"
-            self._attempt += 1
-            self._send_again()
+            return self._bury()
+        if not self._is_ready:
+            self._is_ready = True
+            self._send()
             return None
         return answer
 
@@ -133,16 +130,33 @@ class _Decoder:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _send_again(self) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; `receive` finds out
-            pickle.dump(str(self._image[1]), self._process.stdin)
-            self._process.stdin.flush()
+    def _bury(self) -> str | None:
+        """Start another process in place of a dead one, for the same image if it deserves another attempt."""
+        code = self._process.wait()
+        self.kill()
+        if not self._is_ready:
+            raise CsiJobError("a process that decodes images cannot be started", got=f"exit code {code}")
+        self._start()
+        if code == -signal.SIGALRM:
+            return f"the image cannot be decoded (it took longer than {self._arguments[-1]:g} s)"
+        self._attempt += 1
+        if self._attempt <= _ATTEMPTS:
+            return None
+        return f"the image cannot be decoded (its decoder ended with {_death(code)})"
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _send(self) -> None:
+        """Write the path of its image, once it is ready; a new process gets it when it has started."""
+        assert self._process.stdin is not None
+        if self._is_ready:
+            with contextlib.suppress(BrokenPipeError):  # it died; `receive` finds out
+                pickle.dump(str(self.image[1]), self._process.stdin)
+                self._process.stdin.flush()
+
+    def _start(self) -> None:
         package = str(Path(__file__).parents[2])
         places = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
+        self._is_ready = False
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
             [sys.executable, "-P", "-m", __spec__.name, *map(str, self._arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -150,21 +164,6 @@ class _Decoder:
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": places},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its decoders itself
         )
-        assert process.stdout is not None
-        try:
-            started = pickle.load(process.stdout) == _READY  # noqa: S301
-        except (EOFError, pickle.UnpicklingError):
-            started = False
-        if not started:
-            process.kill()
-            raise CsiJobError("a process that decodes images cannot be started", got=f"exit code {process.wait()}")
-        return process
-
-    def _reason_of_death(self) -> str:
-        code = self._process.wait()
-        if code == -signal.SIGALRM:
-            return f"it took longer than {self._arguments[-1]} s"
-        return f"its decoder ended with signal {-code}" if code < 0 else f"its decoder ended with code {code}"
 
 
 def _kill_all(decoders: list[_Decoder]) -> None:
@@ -172,7 +171,11 @@ def _kill_all(decoders: list[_Decoder]) -> None:
         decoder.kill()
 
 
-def _serve(side_px: int, max_image_side_px: int, limit_s: int) -> None:
+def _death(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"code {code}"
+
+
+def _serve(side_px: int, max_image_side_px: int, limit_s: float) -> None:
     """Answer paths with pixels until the parent is gone."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
@@ -186,14 +189,14 @@ def _serve(side_px: int, max_image_side_px: int, limit_s: int) -> None:
             path = Path(pickle.load(sys.stdin.buffer))  # noqa: S301 - the parent wrote it
         except EOFError:
             return
-        signal.alarm(limit_s)  # its default action ends the process, also inside a C library
+        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its default action ends the process, also inside a C library
         try:
             answer = read_radiograph(path, side_px, max_image_side_px=max_image_side_px)
         except DataError as error:
             answer = str(error)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _serve(*map(int, sys.argv[1:4]))
+        _serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

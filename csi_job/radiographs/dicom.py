@@ -123,7 +123,8 @@ def _window(dataset: Dataset, values: np.ndarray) -> np.ndarray | None:
     """Return the share 0-1 that the first window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return None
-    below, above = apply_windowing(np.array([-1e30, 1e30]), dataset)  # the range that pydicom scales to
+    with np.errstate(over="ignore"):  # of a sigmoid
+        below, above = apply_windowing(np.array([-1e30, 1e30]), dataset)  # the range that pydicom scales to
     shares: np.ndarray = (apply_windowing(values, dataset) - below) / (above - below)
     return shares
 

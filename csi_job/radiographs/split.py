@@ -54,7 +54,7 @@ def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
         class_counts_SZK: images by split, zone and class, `[3, 6, 5]`.
 
     Returns:
-        One warning for each zone and split that lacks some of the scores 0-3.
+        One warning for each split in which some zones lack some of the scores 0-3.
 
     Raises:
         DataError: a zone has no graded image in train or validation.
@@ -62,6 +62,7 @@ def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
     """
     warnings = []
     for name, counts_ZK in zip(SPLITS, class_counts_SZK, strict=True):
+        lacking = []
         for zone, counts_K in zip(ZONES, counts_ZK, strict=True):
             absent = [str(score) for score in range(UNKNOWN) if counts_K[score] == 0]
             if len(absent) == UNKNOWN and name in _SPLITS_THAT_NEED_GRADES:
@@ -70,7 +71,9 @@ def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
                     hint="Grade more images of it, or choose another radiographs.split.seed",
                 )
             if absent:
-                warnings.append(f"{name}: no {zone} is scored {', '.join(absent)}")
+                lacking.append(f"{zone} {' '.join(absent)}")
+        if lacking:
+            warnings.append(f"scores absent from the {name} split: {', '.join(lacking)}")
     return tuple(warnings)
 
 

@@ -122,9 +122,12 @@ def test_absent_scores_are_warnings_and_ungraded_zones_errors() -> None:
     counts_SZK = np.full((3, NUM_ZONES, 5), 2)
     assert check_grades(counts_SZK) == ()
     counts_SZK[2, 1, 3] = 0
-    assert check_grades(counts_SZK) == ("test: no left_sup is scored 3",)
+    assert check_grades(counts_SZK) == ("scores absent from the test split: left_sup 3",)
+    counts_SZK[2, 4, 1:3] = 0
+    assert check_grades(counts_SZK) == ("scores absent from the test split: left_sup 3, right_inf 1 2",)
+    counts_SZK[2, 4] = 2
     counts_SZK[2, 1, :4] = 0
-    assert check_grades(counts_SZK) == ("test: no left_sup is scored 0, 1, 2, 3",)
+    assert check_grades(counts_SZK) == ("scores absent from the test split: left_sup 0 1 2 3",)
     for split in range(2):
         broken_SZK = counts_SZK.copy()
         broken_SZK[split, 5, :4] = 0

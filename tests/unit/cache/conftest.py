@@ -1,0 +1,82 @@
+"""A small data set, and a way to build its cache in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from csi_job.cache.settings import CacheSettings
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.zones import ZONES
+
+SIDE_PX = 32
+NUM_IMAGES = 30
+
+BUILD = """
+import sys
+from pathlib import Path
+import csi_job.cache.arrays as arrays
+from csi_job.cache.build import build_cache
+from csi_job.cache.settings import CacheSettings
+from csi_job.errors import CsiJobError
+from csi_job.logs import set_up_logging
+from csi_job.radiographs.settings import RadiographsSettings
+
+data, work, prelude = sys.argv[1:4]
+set_up_logging("text")
+radiographs = RadiographsSettings(labels=Path(data, "labels.csv"), images=Path(data, "images"))
+cache = CacheSettings(image_size_px=32, num_workers=1)
+exec(prelude)
+try:
+    print(build_cache(radiographs, cache, Path(work)).name)
+except CsiJobError as error:
+    print(error.render(identities=False) if hasattr(error, "render") else error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`labels.csv` and `images/` of 30 small PNG images of 20 patients; not to be changed."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    lines = [";".join(("FileID", "PatientID", *ZONES))]
+    for number in range(NUM_IMAGES):
+        scores = random.integers(0, 4, len(ZONES))
+        lines.append(";".join((f"jane-doe-{number:02}", f"jane-{number % 20}", *map(str, scores))))
+        pixels_HW = random.integers(0, 255, (60, 50), dtype=np.uint8)
+        Image.fromarray(pixels_HW).save(folder / "images" / f"jane-doe-{number:02}.png")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def cache() -> CacheSettings:
+    return CacheSettings(image_size_px=SIDE_PX, num_workers=2)
+
+
+@pytest.fixture
+def radiographs(data: Path) -> RadiographsSettings:
+    return settings_of(data)
+
+
+def settings_of(folder: Path, **changes: object) -> RadiographsSettings:
+    return RadiographsSettings(labels=folder / "labels.csv", images=folder / "images", **changes)
+
+
+@pytest.fixture
+def start_build(data: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a build of the data into `tmp_path / "work"`, after running some Python first."""
+
+    def start(prelude: str = "") -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", BUILD, str(data), str(tmp_path / "work"), prelude]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start

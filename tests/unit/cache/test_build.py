@@ -1,0 +1,361 @@
+"""Building the cache: whole or not at all, once for a content, gone on with after a kill."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csi_job.cache.build import build_cache, find_cache, verify_cache
+from csi_job.cache.dataset import load_split
+from csi_job.cache.settings import CacheSettings
+from csi_job.cache.store import load_info
+from csi_job.errors import ConfigurationError, DataError
+from csi_job.radiographs.phantom import write_phantoms
+from csi_job.radiographs.read import find_images, read_radiograph
+from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
+from csi_job.radiographs.split import SPLITS, split_patients
+from csi_job.radiographs.table import read_table
+from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, settings_of
+
+
+@pytest.fixture
+def copied(data: Path, tmp_path: Path) -> Path:
+    """The data, to be changed."""
+    shutil.copytree(data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def images_of(folder: Path) -> list[Path]:
+    return sorted((folder / "images").iterdir())
+
+
+def finished(work: Path) -> list[str]:
+    return sorted(path.name for path in (work / "cache").iterdir() if path.is_dir())
+
+
+def test_the_cache_holds_every_image_once_in_its_split(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    folder = build_cache(radiographs, cache, tmp_path)
+    table = read_table(radiographs.labels, radiographs)
+    paths = find_images(radiographs.images, table.file_ids, table.rows)
+    split_N = split_patients(table, radiographs.split)
+    for place, name in enumerate(SPLITS):
+        split = load_split(folder, name)
+        members = np.flatnonzero(split_N == place)
+        expected = [read_radiograph(paths[index], SIDE_PX, max_image_side_px=20_000) for index in members]
+        assert np.array_equal(split.images_NHW.numpy(), np.stack(expected))
+        assert np.array_equal(split.zones_NZ.numpy(), table.zones_NZ[members])
+    info = load_info(folder)
+    assert info.key == folder.name
+    assert sum(info.num_images.values()) == NUM_IMAGES
+    assert info.num_patients == len(set(table.patient_ids))
+    assert np.array(info.class_counts["train"]).sum() == 6 * info.num_images["train"]
+
+
+def test_every_format_of_phantoms_is_cached(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 16, seed=1, side_px=(64, 90))
+    folder = build_cache(settings_of(tmp_path), CacheSettings(image_size_px=32, num_workers=2), tmp_path)
+    assert sum(load_info(folder).num_images.values()) == 16
+
+
+def test_nothing_but_pseudonyms_is_stored(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    build_cache(radiographs, cache, tmp_path)
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.is_dir() or b"jane" not in path.read_bytes()
+
+
+def test_a_warm_cache_is_returned_without_decoding_or_digesting(
+    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(copied)
+    folder = build_cache(settings_of(copied), cache, tmp_path)
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a warm cache reads no image")
+
+    monkeypatch.setattr("csi_job.cache.build.decode_images", refuse)
+    monkeypatch.setattr("csi_job.cache.content.digest_file", refuse)
+    assert build_cache(settings_of(copied), cache, tmp_path) == folder
+    assert find_cache(settings_of(copied), cache, tmp_path) == folder
+
+
+def settle(folder: Path) -> None:
+    """Wait until the index trusts the files' times."""
+    newest = max(path.stat().st_ctime for path in images_of(folder))
+    time.sleep(max(0.0, newest + 2.1 - time.time()))
+
+
+def test_what_changes_the_content_changes_the_cache(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    def key(radiographs: RadiographsSettings, settings: CacheSettings) -> str:
+        return build_cache(radiographs, settings, tmp_path).name
+
+    plain = settings_of(copied)
+    keys = [
+        key(plain, cache),
+        key(plain, cache.model_copy(update={"image_size_px": 40})),
+        key(plain, cache.model_copy(update={"normalisation": "imagenet"})),
+        key(settings_of(copied, split=SplitSettings(seed=7)), cache),
+    ]
+    images_of(copied)[0].write_bytes(images_of(copied)[1].read_bytes())
+    keys.append(key(plain, cache))
+    text = (copied / "labels.csv").read_text()
+    (copied / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";?\n")
+    keys.append(key(plain, cache))
+    assert len(set(keys)) == len(keys)
+    assert finished(tmp_path) == sorted(keys)
+
+
+def test_what_does_not_change_the_content_does_not_change_the_cache(
+    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
+) -> None:
+    folder = build_cache(settings_of(data), cache, tmp_path)
+    lines = (copied / "labels.csv").read_text().splitlines()
+    (copied / "labels.csv").write_text("\r\n".join([lines[0], *reversed(lines[1:])]).replace(";", ","))
+    for path in images_of(copied):
+        os.utime(path)
+    relaxed = settings_of(copied, max_corrupt_fraction=0.5)
+    assert build_cache(relaxed, cache.model_copy(update={"num_workers": 1}), tmp_path) == folder
+
+
+def test_few_corrupt_images_are_listed_and_left_out(
+    copied: Path, cache: CacheSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corrupt = images_of(copied)[3:5]
+    corrupt[0].write_bytes(b"")
+    corrupt[1].write_bytes(corrupt[1].read_bytes()[:300])
+    with caplog.at_level("INFO"):
+        folder = build_cache(settings_of(copied, max_corrupt_fraction=0.1), cache, tmp_path)
+    verify_cache(folder)
+    info = load_info(folder)
+    assert info.num_corrupt == 2
+    assert sum(info.num_images.values()) == NUM_IMAGES - 2
+    assert "2 of 30 images cannot be read and are left out" in info.warnings
+    rows = list(csv.DictReader((tmp_path / "problems.csv").open(), delimiter=";"))
+    assert [(row["row"], row["FileID"]) for row in rows] == [("5", "jane-doe-03"), ("6", "jane-doe-04")]
+    assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
+    assert "rows 5, 6" in caplog.text
+    assert "jane" not in caplog.text
+    kept = sum(load_split(folder, name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
+    assert kept == NUM_IMAGES - 2
+    shutil.copy(images_of(copied)[5], corrupt[0])
+    shutil.copy(images_of(copied)[6], corrupt[1])
+    build_cache(settings_of(copied), cache, tmp_path)
+    assert not (tmp_path / "problems.csv").exists()
+
+
+def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(
+    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
+) -> None:
+    whole = load_split(build_cache(settings_of(data), cache, tmp_path), "train")
+    images_of(copied)[0].write_bytes(b"")
+    images_of(copied)[11].write_bytes(b"")
+    part = load_split(build_cache(settings_of(copied, max_corrupt_fraction=0.2), cache, tmp_path), "train")
+    by_name = dict(zip(whole.pseudonyms, whole.images_NHW, strict=True))
+    assert len(part) < len(whole)
+    for name, image_HW in zip(part.pseudonyms, part.images_NHW, strict=True):
+        assert image_HW.equal(by_name[name])
+
+
+def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    for path in images_of(copied)[:4]:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="images cannot be read, the build stops") as caught:
+        build_cache(settings_of(copied), cache, tmp_path)
+    assert "jane" not in caught.value.render(identities=False)
+    assert "jane-doe-0" in caught.value.render(identities=True)
+    assert str(tmp_path / "problems.csv") in str(caught.value)
+    assert all(len(problem.pseudonym) == 12 for problem in caught.value.problems)
+    assert not [name for name in finished(tmp_path) if not name.startswith(".")]
+
+
+def test_missing_images_are_listed_in_the_work_folder_too(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    images_of(copied)[2].unlink()
+    with pytest.raises(DataError, match="1 of 30 images cannot be used"):
+        build_cache(settings_of(copied), cache, tmp_path)
+    assert "jane-doe-02;no image of this name" in (tmp_path / "problems.csv").read_text()
+
+
+def test_copies_of_an_image_in_several_splits_are_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    paths = images_of(copied)
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+    info = load_info(build_cache(settings_of(copied), cache, tmp_path))
+    assert "1 image files lie in several splits, as copies under other names" in info.warnings
+
+
+def test_a_table_without_patients_is_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    rows = list(csv.reader((copied / "labels.csv").open(), delimiter=";"))
+    (copied / "labels.csv").write_text("\n".join(";".join([row[0], *row[2:]]) for row in rows))
+    info = load_info(build_cache(settings_of(copied), cache, tmp_path))
+    assert "no PatientID: images of one patient may lie in several splits" in info.warnings
+    assert info.num_patients == NUM_IMAGES
+
+
+def test_a_zone_without_grades_is_refused_before_decoding(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    rows = list(csv.reader((copied / "labels.csv").open(), delimiter=";"))
+    (copied / "labels.csv").write_text(
+        "\n".join(";".join([*row[:7], row[7] if place == 0 else "?"]) for place, row in enumerate(rows))
+    )
+    with pytest.raises(DataError, match="zone left_inf has no graded image in the train split"):
+        build_cache(settings_of(copied), cache, tmp_path)
+
+
+def test_data_that_is_not_named_is_a_configuration_error(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set; Give --labels TABLE"):
+        build_cache(RadiographsSettings(labels=radiographs.labels), cache, tmp_path)
+
+
+def test_work_folders_may_have_spaces_and_accents(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    verify_cache(build_cache(radiographs, cache, tmp_path / "Ä ö" / "日本"))
+
+
+def test_torch_is_not_imported_to_build() -> None:
+    code = "import sys, csi_job.cache.build; sys.exit('torch' in sys.modules or 'pydicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_killed_build_leaves_nothing_half_made_and_is_gone_on_with(
+    start_build: Callable[..., subprocess.Popen[str]], radiographs: RadiographsSettings, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    slow = "arrays._FLUSH_EVERY_S = 0; fill = arrays.SlotArrays.fill\n"
+    slow += "arrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.05))"
+    process = start_build(slow)
+    wait_until(lambda: num_marked(work) >= 5)
+    process.kill()
+    process.communicate()
+    assert all(name.startswith(".") for name in finished(work))
+    marked = num_marked(work)
+    assert 5 <= marked < NUM_IMAGES
+    count = "import csi_job.cache.build as b; real = b.decode_images\n"
+    count += "b.decode_images = lambda images, *a: real([print(i) or (i, p) for i, p in images], *a)"
+    process = start_build(count)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    *decoded, key = output.split()
+    assert len(decoded) == NUM_IMAGES - marked
+    assert finished(work) == [key]
+    verify_cache(work / "cache" / key)
+    whole = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "other")
+    for name in SPLITS:
+        resumed, fresh = (load_split(folder, name).images_NHW for folder in (work / "cache" / key, whole))
+        assert resumed.equal(fresh)
+
+
+def num_marked(work: Path) -> int:
+    return sum(sum(path.read_bytes()) for path in (work / "cache").glob(".*.marks"))
+
+
+def wait_until(happened: Callable[[], bool], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
+    start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start_build(
+        "arrays._FLUSH_EVERY_S = 0; fill = arrays.SlotArrays.fill\n"
+        "arrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.2))"
+    )
+    wait_until(lambda: num_marked(tmp_path / "work") >= 1)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(2)
+    process.communicate()
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+    assert all(name.startswith(".") for name in finished(tmp_path / "work"))
+
+
+def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    slow = (
+        "fill = arrays.SlotArrays.fill\narrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.05))"
+    )
+    first = start_build(slow)
+    wait_until(lambda: any((tmp_path / "work" / "cache").glob(".*.partial")))
+    second = start_build("import csi_job.cache.build as b; b.decode_images = None  # it would fail if it decoded")
+    outputs = [process.communicate() for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert outputs[0][0] == outputs[1][0]
+    assert "another process is building cache" in outputs[1][1]
+    assert finished(tmp_path / "work") == [outputs[0][0].strip()]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
+def test_a_full_disk_is_one_line_and_leaves_no_cache(
+    start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path, num_bytes: int
+) -> None:
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
+    process = start_build(limit)
+    output, errors = process.communicate()
+    assert process.returncode == 2, errors
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert "cannot be" in errors
+    assert all(name.startswith(".") for name in finished(tmp_path / "work"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_is_one_line(radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DataError, match="cannot be written"):
+        build_cache(radiographs, cache, tmp_path / "work")
+
+
+def test_a_work_folder_that_is_a_file_is_one_line(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "work").write_text("")
+    with pytest.raises(DataError, match="the cache cannot be written") as caught:
+        build_cache(radiographs, cache, tmp_path / "work")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_change_during_the_build_are_found(
+    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from csi_job.cache import build
+
+    real = build.decode_images
+
+    def meddle(*arguments: object) -> object:
+        yield from real(*arguments)
+        os.utime(images_of(copied)[0])
+
+    settle(copied)
+    monkeypatch.setattr(build, "decode_images", meddle)
+    with pytest.raises(DataError, match="images changed while the cache was built"):
+        build_cache(settings_of(copied), cache, tmp_path)
+    assert all(name.startswith(".") for name in finished(tmp_path))
+
+
+def test_what_an_abandoned_build_left_is_removed_after_a_week(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    root = tmp_path / "cache"
+    for name, age_s in (("old", 8 * 24 * 3600), ("new", 3600)):
+        (root / f".{name}.partial").mkdir(parents=True)
+        (root / f".{name}.marks").write_bytes(b"\1")
+        for path in (root / f".{name}.partial", root / f".{name}.marks"):
+            os.utime(path, (time.time() - age_s,) * 2)
+    build_cache(radiographs, cache, tmp_path)
+    assert not list(root.glob(".old.[pm]*"))
+    assert len(list(root.glob(".new.[pm]*"))) == 2

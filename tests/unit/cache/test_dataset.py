@@ -1,0 +1,52 @@
+"""Splits as tensors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from csi_job.cache.build import build_cache
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.settings import CacheSettings
+from tests.unit.cache.conftest import SIDE_PX, settings_of
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("work")
+    return build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), work)
+
+
+def test_tensors_have_their_types_and_shapes(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split = load_split(folder, "train")
+    num_images = load_info(folder).num_images["train"]
+    assert len(split) == num_images == len(split.pseudonyms)
+    assert split.images_NHW.shape == (num_images, SIDE_PX, SIDE_PX)
+    assert split.images_NHW.dtype == torch.uint8
+    assert split.zones_NZ.shape == (num_images, 6)
+    assert split.zones_NZ.dtype == split.patients_N.dtype == torch.int64
+    assert set(split.zones_NZ.unique().tolist()) <= {0, 1, 2, 3, 4}
+
+
+def test_no_patient_is_in_two_splits(folder: Path) -> None:
+    patients = [set(load_split(folder, name).patients_N.tolist()) for name in ("train", "validation", "test")]
+    assert not patients[0] & patients[1]
+    assert not (patients[0] | patients[1]) & patients[2]
+    assert len(set().union(*patients)) == load_info(folder).num_patients
+
+
+def test_writing_to_the_tensor_does_not_change_the_cache(folder: Path) -> None:
+    first, second = load_split(folder, "test"), load_split(folder, "test")
+    before = second.images_NHW.clone()
+    first.images_NHW.zero_()
+    assert load_split(folder, "test").images_NHW.equal(before)
+
+
+def test_a_split_moves_to_a_device_whole(folder: Path) -> None:
+    moved = load_split(folder, "validation").to("meta")
+    assert {tensor.device.type for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {"meta"}

@@ -1,0 +1,67 @@
+"""Finding a finished cache, also without its data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.settings import CacheSettings
+from csi_job.errors import ConfigurationError
+from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
+from tests.unit.cache.conftest import settings_of
+
+
+def test_nothing_is_found_before_it_is_built(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    assert find_cache(radiographs, cache, tmp_path) is None
+    folder = build_cache(radiographs, cache, tmp_path)
+    assert find_cache(radiographs, cache, tmp_path) == folder
+    assert find_cache(radiographs, CacheSettings(image_size_px=48), tmp_path) is None
+
+
+def test_a_cache_is_found_by_its_settings_where_the_data_is_not_mounted(
+    data: Path, cache: CacheSettings, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    folder = build_cache(settings_of(tmp_path / "data"), cache, tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    assert find_cache(settings_of(tmp_path / "data"), cache, tmp_path) == folder
+    assert find_cache(settings_of(tmp_path / "data", split=SplitSettings(seed=5)), cache, tmp_path) is None
+    assert find_cache(settings_of(tmp_path / "elsewhere"), cache, tmp_path) is None
+
+
+def test_without_named_data_the_only_fitting_cache_is_found(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    folder = build_cache(radiographs, cache, tmp_path)
+    build_cache(radiographs, CacheSettings(image_size_px=40), tmp_path)
+    assert find_cache(RadiographsSettings(), cache, tmp_path) == folder
+    assert find_cache(RadiographsSettings(), CacheSettings(image_size_px=48), tmp_path) is None
+
+
+def test_without_named_data_several_fitting_caches_are_refused(
+    data: Path, cache: CacheSettings, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    build_cache(settings_of(data), cache, tmp_path)
+    text = (data / "labels.csv").read_text()
+    (tmp_path / "data" / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";1\n")
+    build_cache(settings_of(tmp_path / "data"), cache, tmp_path)
+    with pytest.raises(ConfigurationError, match="several caches fit these settings"):
+        find_cache(RadiographsSettings(), cache, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set"):
+        find_cache(RadiographsSettings(labels=data / "labels.csv"), cache, tmp_path)
+
+
+def test_a_damaged_memory_of_requests_is_forgotten(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
+    folder = build_cache(radiographs, cache, tmp_path)
+    for text in ("{", "[]"):
+        (tmp_path / "cache" / "requests.json").write_text(text)
+        assert find_cache(radiographs, cache, tmp_path) == folder
+        assert build_cache(radiographs, cache, tmp_path) == folder
