@@ -6,6 +6,7 @@ or a flipped byte therefore never becomes a wrong resume.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -45,8 +46,9 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
         temporary.replace(path)
         _sync_folder(folder)
         _remove_old(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         message = f"the checkpoint of epoch {epoch} could not be written ({_reason(error)})"
         raise CheckpointError(message, hint=f"make room in {folder}; the checkpoint before it is kept") from error
     return path
@@ -81,22 +83,32 @@ def valid_checkpoints(folder: Path) -> list[Path]:
 
 
 class _HashingFile(io.RawIOBase, IO[bytes]):
-    """Passes writes on and hashes them, so that a large state is never held twice."""
+    """Passes writes on and hashes them, so that a large state is never held twice; keeps the error of a failed one."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, part: Any) -> int:
         self.digest.update(part)
-        return self.file.write(part)
+        try:
+            return self.file.write(part)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def _write(file: IO[bytes], state: dict[str, Any]) -> None:
     hashing = _HashingFile(file)
-    torch.save(state, hashing)
+    try:
+        torch.save(state, hashing)
+    except RuntimeError:  # torch's archive writer hides why a write failed
+        if hashing.failure is None:
+            raise
+        raise hashing.failure from None
     file.write(hashing.digest.digest() + MARK)
     file.flush()
     os.fsync(file.fileno())
@@ -130,5 +142,5 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__

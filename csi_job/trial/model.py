@@ -161,7 +161,7 @@ class _NothingFilledIn(TorchFunctionMode):
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> str:
     """Return the architecture whose parameters have these names and shapes; raise `ConfigurationError` if none has."""
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    for arch in ARCHITECTURES:
+    for arch in ARCHITECTURES if all(name.startswith("backbone.") for name in shapes) else ():
         with _NothingFilledIn():
             model = build_model(arch)
         if {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import socket
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csi_job.errors import ConfigurationError
@@ -88,17 +88,13 @@ def _download_timeout() -> Iterator[None]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    is_safetensors = path.suffix == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         message = "trial.pretrained: no such weights file"
         raise ConfigurationError(message, got=str(path), allowed="none, imagenet, or the path of a file") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001 - torch raises whatever junk makes its reader stumble over
         message = f"trial.pretrained: {path.name} is not a file of weights only ({_first_line(error)})"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors") from error
     return _tensors(content, path)

@@ -1,0 +1,138 @@
+"""Checkpoints are whole or absent: torn, changed and half-written ones are never read."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+
+from csi_job.errors import CheckpointError
+from csi_job.trial.checkpoint import MARK, load_checkpoint, save_checkpoint, valid_checkpoints
+
+STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "new folder ä", 7, STATE)
+    assert path.name == "epoch-0007.pt"
+    state = load_checkpoint(path)
+    assert torch.equal(state["model"].pop("weight"), STATE["model"]["weight"])
+    assert state == {**STATE, "model": {}}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_newest_two_are_kept_newest_first(tmp_path: Path) -> None:
+    paths = [save_checkpoint(tmp_path, epoch, STATE) for epoch in (8, 9, 10, 10_000)]
+    assert valid_checkpoints(tmp_path) == [paths[3], paths[2]]
+    assert sorted(tmp_path.iterdir()) == sorted(paths[2:])
+    assert valid_checkpoints(tmp_path / "missing") == []
+
+
+def test_a_flipped_bit_or_a_lost_tail_anywhere_is_found(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, STATE)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert valid_checkpoints(tmp_path) == []
+        path.write_bytes(whole[:place])
+        with pytest.raises(CheckpointError, match="torn"):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert valid_checkpoints(tmp_path) == [path]
+
+
+def test_the_one_before_a_torn_one_is_found(tmp_path: Path) -> None:
+    old, new = (save_checkpoint(tmp_path, epoch, STATE) for epoch in (1, 2))
+    new.write_bytes(new.read_bytes()[:-1])
+    assert valid_checkpoints(tmp_path) == [old]
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be read"):
+        load_checkpoint(tmp_path / "epoch-0001.pt")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.abort, ())
+
+
+def test_a_checkpoint_that_carries_code_is_refused_though_its_digest_is_right(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    torch.save({"model": Bomb()}, file, pickle_module=pickle)
+    path = tmp_path / "epoch-0001.pt"
+    path.write_bytes(file.getvalue() + sha256(file.getvalue()).digest() + MARK)
+    with pytest.raises(CheckpointError, match="more than weights"):
+        load_checkpoint(path)
+
+
+def test_a_disk_that_fills_leaves_the_previous_one_and_nothing_half_made(tmp_path: Path) -> None:
+    """The limit on a file's size makes the kernel refuse the write as a full disk does."""
+    before = save_checkpoint(tmp_path, 1, STATE)
+    code = """
+import signal, sys, torch
+from pathlib import Path
+from csi_job.errors import CheckpointError
+from csi_job.trial.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    save_checkpoint(Path(sys.argv[1]), 2, {"weight": torch.zeros(1_000_000)})
+except CheckpointError as error:
+    print(error)
+"""
+    limit = 1_000_000
+    answer = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert "the checkpoint of epoch 2 could not be written (File too large)" in answer.stdout
+    assert answer.stdout.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [before]
+    assert valid_checkpoints(tmp_path) == [before]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_previous_one(tmp_path: Path) -> None:
+    before = save_checkpoint(tmp_path, 1, STATE)
+    code = """
+import sys, torch
+from pathlib import Path
+from csi_job.trial.checkpoint import save_checkpoint
+state = {"weight": torch.zeros(40_000_000)}
+while True:
+    save_checkpoint(Path(sys.argv[1]), 2, state)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    while not list(tmp_path.glob(".epoch-0002.*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert valid_checkpoints(tmp_path)[-1] == before
+    save_checkpoint(tmp_path, 3, STATE)
+    assert not list(tmp_path.glob(".*"))  # what the killed process left is cleared away
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save_checkpoint(tmp_path, 1, STATE)
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save_checkpoint(tmp_path / "file", 1, STATE)

@@ -1,0 +1,71 @@
+"""Out of memory: smaller pieces, the same step, and an end where one image does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_job.errors import ConfigurationError, InfeasibleTrialError
+from csi_job.trial.memory import MicroBatches, choose_device, is_out_of_memory
+from csi_job.trial.settings import TrialSettings
+
+
+@given(st.integers(1, 500), st.integers(1, 300))
+def test_pieces_cover_the_batch_evenly(num_images: int, size: int) -> None:
+    pieces = MicroBatches(size).pieces(num_images)
+    lengths = [piece.stop - piece.start for piece in pieces]
+    assert [index for piece in pieces for index in range(piece.start, piece.stop)] == list(range(num_images))
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= 1
+    assert len(pieces) == -(-num_images // size)
+
+
+@pytest.mark.parametrize(("num_images", "fits", "tried"), [(32, 32, [32]), (32, 5, [32, 16, 8, 4]), (3, 1, [3, 1])])
+def test_pieces_are_halved_until_they_fit(num_images: int, fits: int, tried: list[int]) -> None:
+    sizes = []
+
+    def attempt(pieces: list[slice]) -> str:
+        sizes.append(max(piece.stop - piece.start for piece in pieces))
+        if sizes[-1] > fits:
+            raise torch.OutOfMemoryError
+        return "done"
+
+    micro_batches = MicroBatches(64)
+    assert micro_batches.run(num_images, attempt) == "done"
+    assert sizes == tried
+    micro_batches.run(num_images, attempt)
+    assert sizes == [*tried, tried[-1]]  # what fits is remembered
+
+
+def test_one_image_that_does_not_fit_is_infeasible() -> None:
+    def attempt(_: list[slice]) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"):
+        MicroBatches(64).run(64, attempt)
+
+
+def test_other_errors_pass() -> None:
+    def attempt(_: list[slice]) -> None:
+        message = "shapes differ"
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        MicroBatches(64).run(64, attempt)
+
+
+def test_the_host_s_own_refusal_is_out_of_memory_too() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    assert choose_device(TrialSettings()).type == "cpu"
+    with pytest.raises(ConfigurationError, match="torch sees no GPU"):
+        choose_device(TrialSettings(device="cuda"))

@@ -1,0 +1,101 @@
+"""Models: every architecture takes a grey image to six zones by five classes, at a cost that is known beforehand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from csi_job.errors import ConfigurationError
+from csi_job.trial.architectures import ARCHITECTURES, OWN, TORCHVISION, check_architecture
+from csi_job.trial.model import (
+    CUSTOM_1_CHANNELS,
+    build_model,
+    check_architectures,
+    gflops,
+    infer_architecture,
+    num_parameters,
+)
+
+ONE_OF_EACH_FAMILY = [
+    *OWN,
+    *("alexnet", "convnext_tiny", "densenet169", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "resnet34", "resnext50_32x4d"),
+    *("shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "wide_resnet50_2"),
+]
+
+
+def test_the_names_are_torchvision_s_but_for_those_of_one_image_size() -> None:
+    from torchvision import models
+
+    theirs = set(models.list_models(module=models))
+    assert set(TORCHVISION) <= theirs
+    assert {name for name in theirs - set(TORCHVISION) if not name.startswith(("vit_", "maxvit_"))} == set()
+
+
+@pytest.mark.parametrize("arch", ONE_OF_EACH_FAMILY)
+def test_an_architecture_of_each_family_gives_six_zones_by_five_classes(arch: str) -> None:
+    with torch.device("cpu" if arch.startswith(("regnet", "swin")) else "meta"):
+        model = build_model(arch).eval()
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    logits_BZK = functional_call(model, weights, (torch.empty(2, 1, 96, 96, device="meta"),))
+    assert logits_BZK.shape == (2, 6, 5)
+    assert num_parameters(model) > 100_000
+
+
+@pytest.mark.parametrize("arch", ["Custom_1", "resnet18", "densenet121"])
+def test_a_model_learns_through_all_its_weights(arch: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(arch)
+    model(torch.randn(2, 1, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_custom_1_is_five_convolutions_at_a_cost_that_can_be_counted_by_hand() -> None:
+    model = build_model("Custom_1")
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == 5
+    channels = (1, *CUSTOM_1_CHANNELS)
+    multiply_adds = sum((64 >> i) ** 2 * 9 * channels[i] * channels[i + 1] for i in range(5)) + 256 * 6 * 30
+    assert gflops(model, 64) == 2 * multiply_adds / 1e9
+
+
+def test_the_cost_of_resnet50_is_the_published_one_and_grows_with_the_image() -> None:
+    model = build_model("ResNet50").train()
+    cost = gflops(model, 224)
+    # 4.09 billion multiply-adds (He et al.) in colour; grey takes two thirds off the first convolution's 0.118
+    assert cost == pytest.approx(2 * (4.09 - 0.118 * 2 / 3), rel=0.01)
+    assert cost == gflops(model, 224)
+    assert gflops(model, 448) == pytest.approx(4 * cost, rel=0.01)
+    assert model.training  # left as it was
+
+
+def test_images_too_small_for_an_architecture_are_refused_before_training() -> None:
+    check_architectures(["inception_v3", "ResNet50", "regnet_x_400mf"], 96)
+    with pytest.raises(ConfigurationError, match="images of 64 px are too small for inception_v3"):
+        check_architectures(["ResNet50", "inception_v3"], 64)
+
+
+@pytest.mark.parametrize("arch", ["ResNet50", "CheXNet", "Custom_1", "alexnet", "convnext_tiny"])
+def test_weights_tell_their_architecture(arch: str) -> None:
+    assert infer_architecture(build_model(arch).state_dict()) == arch
+
+
+def test_another_name_of_the_same_network_gives_ours() -> None:
+    assert infer_architecture(build_model("densenet121").state_dict()) == "CheXNet"
+
+
+def test_foreign_weights_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no known architecture"):
+        infer_architecture({"weight": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(("name", "hint"), [("resnet", "did you mean"), ("", "allowed"), ("custom_1", "Custom_1")])
+def test_an_unknown_name_gets_the_nearest_ones(name: str, hint: str) -> None:
+    with pytest.raises(ConfigurationError, match=hint):
+        check_architecture(name)
+    with pytest.raises(ConfigurationError):
+        build_model(name)
+
+
+def test_no_name_stands_twice() -> None:
+    assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)

@@ -1,0 +1,128 @@
+"""Pretrained weights: torchvision's from its cache, files of several kinds, and one line for each that does not fit."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+from torchvision.models import ResNet18_Weights
+
+from csi_job.errors import ConfigurationError
+from csi_job.trial.model import build_model
+from csi_job.trial.pretrained import check_pretrained
+
+
+@pytest.fixture
+def colour_resnet() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return models.resnet18(num_classes=30).eval()
+
+
+def test_a_colour_network_s_weights_give_the_same_for_a_grey_image(
+    colour_resnet: torch.nn.Module, tmp_path: Path
+) -> None:
+    torch.save(colour_resnet.state_dict(), tmp_path / "weights.pth")
+    model = build_model("resnet18", str(tmp_path / "weights.pth")).eval()
+    grey_BCHW = torch.randn(3, 1, 64, 64)
+    theirs_BZK = colour_resnet(grey_BCHW.expand(-1, 3, -1, -1)).view(3, 6, 5)
+    assert torch.allclose(model(grey_BCHW), theirs_BZK, atol=1e-4)
+
+
+def test_a_head_of_another_size_stays_random_and_the_backbone_is_taken(tmp_path: Path) -> None:
+    source = models.resnet18(num_classes=1000)
+    torch.save({"epoch": 3, "state_dict": source.state_dict()}, tmp_path / "with a wrapper ä.pth")
+    model = build_model("resnet18", str(tmp_path / "with a wrapper ä.pth"))
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert torch.equal(model.backbone.bn1.running_var, source.bn1.running_var)
+    assert model.backbone.fc.weight.shape == (30, 512)
+
+
+def test_chexnet_weights_as_published_are_taken(tmp_path: Path) -> None:
+    """`module.densenet121.` of DataParallel, layers named with dots, and a head of 14 findings."""
+    source = models.densenet121(num_classes=14).state_dict()
+    published = {}
+    for name, tensor in source.items():
+        old = re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name)
+        published["module.densenet121." + old.replace("classifier.", "classifier.0.")] = tensor
+    assert "module.densenet121.features.denseblock1.denselayer1.norm.1.weight" in published
+    torch.save({"state_dict": published}, tmp_path / "chexnet.pth.tar")
+    model = build_model("CheXNet", str(tmp_path / "chexnet.pth.tar"))
+    stem = source["features.conv0.weight"].sum(dim=1, keepdim=True)
+    last = source["features.denseblock4.denselayer16.conv2.weight"]
+    assert torch.equal(model.backbone.features.conv0.weight, stem)
+    assert torch.equal(model.backbone.features.denseblock4.denselayer16.conv2.weight, last)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_our_own_model_is_taken_with_its_head(tmp_path: Path, suffix: str) -> None:
+    source = build_model("Custom_1").state_dict()
+    path = tmp_path / f"model{suffix}"
+    save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
+    model = build_model("Custom_1", str(path))
+    assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_another_architecture_are_refused_with_the_number_of_keys_that_fit(tmp_path: Path) -> None:
+    path = tmp_path / "resnet18.pth"
+    torch.save(models.resnet18().state_dict(), path)
+    check_pretrained(str(path), ["resnet18"])
+    with pytest.raises(ConfigurationError, match=r"resnet18.pth does not fit resnet34: 120 of 218 keys fit") as caught:
+        check_pretrained(str(path), ["resnet18", "resnet34"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"does not fit Custom_1: \d of 32 keys"):
+        check_pretrained(str(path), ["Custom_1"])
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("/tmp/csi-job-bomb-went-off"),))
+
+
+def test_files_that_are_no_weights_are_refused_in_one_line_and_never_run(tmp_path: Path) -> None:
+    contents = {"junk": b"junk", "empty": b"", "bomb": pickle.dumps(Bomb()), "zip": b"PK\x03\x04" + b"0" * 50}
+    for name, content in contents.items():
+        for suffix in (".pth", ".safetensors"):
+            (tmp_path / f"{name}{suffix}").write_bytes(content)
+    torch.save({"state_dict": {"lr": 3}}, tmp_path / "no tensors.pth")
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    for path in [*tmp_path.iterdir(), tmp_path, tmp_path / "missing.pth"]:
+        with pytest.raises(ConfigurationError, match=r"trial\.pretrained") as caught:
+            check_pretrained(str(path), ["Custom_1"])
+        assert "\n" not in str(caught.value)
+    assert not Path("/tmp/csi-job-bomb-went-off").exists()
+
+
+def test_imagenet_weights_come_from_torch_s_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    cached.parent.mkdir(parents=True)
+    source = models.resnet18()
+    torch.save(source.state_dict(), cached)
+    model = build_model("resnet18", "imagenet")
+    assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.sum(dim=1, keepdim=True))
+
+
+def test_a_download_that_fails_is_one_line_that_names_the_file_to_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConfigurationError, match="could not be downloaded") as caught:
+        check_pretrained("imagenet", ["Custom_1", "resnet18"])
+    assert ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_without_imagenet_weights_says_so_and_starts_at_random(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", logger="csi_job"):
+        check_pretrained("imagenet", ["Custom_1"])
+    assert "Custom_1 has no ImageNet weights" in caplog.text
