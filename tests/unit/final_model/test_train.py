@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.evaluation.loading import load_model, predict_probabilities
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.seeds import SeedTrainer
+from csi_job.final_model.settings import FinalModelSettings
+from csi_job.final_model.train import FinalModel, run_final_training
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.metrics import confusion, mean_f1
+from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, study_of, write_hyperparams
+
+BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
+TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4))
+QUICK = EvaluationSettings(num_bootstrap=100)
+
+
+def final(
+    work: Path, cache_folder: Path, study=None, trial=TRIAL, evaluation=QUICK, baseline=BASELINE, **settings
+) -> FinalModel:
+    path = work / "b.json"
+    if not path.exists():
+        write_hyperparams(path)
+    file = read_hyperparams(path, default_study="s", default_max_epochs=2)
+    chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
+    return run_final_training(work, cache_folder, file, study, baseline, chosen, trial, evaluation)
+
+
+def trained_files(work: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (work / "models").rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def done(cache_folder, tmp_path_factory) -> tuple[Path, FinalModel]:
+    work = tmp_path_factory.mktemp("done ü")
+    return work, final(work, cache_folder, study_of(*TRIALS))
+
+
+@pytest.fixture
+def copied(done, tmp_path) -> Path:
+    """A work folder in which everything is done already, free to be spoiled."""
+    return Path(shutil.copytree(done[0], tmp_path / "copy", copy_function=shutil.copy2))
+
+
+def test_the_kept_model_is_the_best_seed_of_the_best_mean_with_its_own_validation_f1(done, cache_folder):
+    _, model = done
+    chosen = json.loads(model.optimized_params.read_text())
+    best = max(chosen["candidates"], key=lambda row: row["mean"])
+    assert best["winner"]
+    assert model.card["params"] == best["params"]
+    assert model.card["seeds"] == best["seeds"]
+    kept = max(best["seeds"], key=lambda row: row["val_f1"])
+    assert model.card["kept_seed"] == kept["seed"]
+    loaded, data = load_model(model.path, torch.device("cpu")), load_split(cache_folder, "validation")
+    said = predict_probabilities(loaded, data.images_NHW, 8).argmax(axis=2)
+    measured = mean_f1(confusion(torch.from_numpy(said), data.zones_NZ))
+    assert measured == pytest.approx(kept["val_f1"], abs=1e-9)
+    assert model.card["validation"]["metrics"]["f1_macro"]["value"] == pytest.approx(measured, abs=1e-9)
+
+
+def test_the_baseline_is_trained_the_same_way(done):
+    _, model = done
+    assert model.baseline_card["params"] == BASELINE.to_params()
+    assert [row["seed"] for row in model.baseline_card["seeds"]] == [row["seed"] for row in model.card["seeds"]]
+    assert model.baseline_card["max_epochs"] == model.card["max_epochs"]
+    assert model.baseline_card["training"] == model.card["training"]
+    assert model.baseline.is_file()
+
+
+def test_the_card_names_the_data_and_counts_patients_and_leaves_the_test_set_alone(done, cache_folder):
+    card, info = done[1].card, load_info(cache_folder)
+    assert card["data"]["cache"] == info.key
+    assert sum(card["data"]["num_patients"].values()) == info.num_patients
+    assert card["test"] is None
+    assert card["data"]["warnings"][: len(info.warnings)] == list(info.warnings)
+
+
+def test_again_it_does_nothing(done, copied, cache_folder):
+    before = trained_files(copied)
+    again = final(copied, cache_folder, study_of(*TRIALS))
+    assert (done[1].is_new, again.is_new) == (True, False)
+    assert again.card == done[1].card
+    assert trained_files(copied) == before
+
+
+def test_it_needs_no_kept_trainings_to_know_that_all_is_done(copied, cache_folder):
+    shutil.rmtree(copied / "models" / "candidates")
+    assert not final(copied, cache_folder, study_of(*TRIALS)).is_new
+
+
+def test_a_lost_or_torn_file_is_made_again_without_training(copied, cache_folder):
+    candidates = {path for path in trained_files(copied) if "candidates" in path.parts}
+    before = {path: time_ns for path, time_ns in trained_files(copied).items() if path in candidates}
+    weights = copied / "models" / "optimized_model.safetensors"
+    expected = weights.read_bytes()
+    weights.write_bytes(expected[:1000])
+    again = final(copied, cache_folder, study_of(*TRIALS))
+    assert again.is_new
+    assert load_model(weights, torch.device("cpu")).architecture == "Custom_1"
+    assert {path: path.stat().st_mtime_ns for path in candidates} == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_candidates": 1}, {"num_seeds": 1}, {"evaluation": EvaluationSettings(num_bootstrap=101)}]
+)
+def test_less_or_other_metrics_reuse_every_training(copied, cache_folder, changes):
+    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
+    changed = final(copied, cache_folder, study_of(*TRIALS), **changes)
+    assert changed.is_new
+    assert {path: path.stat().st_mtime_ns for path in candidates} == candidates
+    assert len([path for path in trained_files(copied) if "candidates" in path.parts]) == len(candidates)
+
+
+def test_another_seed_trains_anew(copied, cache_folder):
+    other = final(copied, cache_folder, study_of(*TRIALS), seed=50, num_seeds=1, num_candidates=1)
+    assert [row["seed"] for row in other.card["seeds"]] == [50]
+
+
+def test_confirmed_parameters_keep_the_table_of_the_candidates_they_came_from(copied, cache_folder):
+    path = copied / "models" / "hyperopt" / "s_optimized_params.json"
+    before = path.read_bytes()
+    (copied / "b.json").write_bytes(before)
+    model = final(copied, cache_folder, study_of(*TRIALS))
+    assert model.card["params"] == json.loads(before)["params"]
+    assert path.read_bytes() == before
+
+
+def test_hyperparameters_of_other_data_are_noted_in_the_card(tmp_path, cache_folder):
+    write_hyperparams(tmp_path / "b.json", fingerprint={"cache": "0" * 16})
+    model = final(tmp_path, cache_folder, num_seeds=1, max_epochs=1)
+    assert any("searched on another cache" in warning for warning in model.card["data"]["warnings"])
+
+
+def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(copied, cache_folder, monkeypatch):
+    real = SeedTrainer.run
+
+    def run(self, recipe, seed, advance=lambda _: None):
+        if recipe.params.learning_rate == 1e-5:  # a baseline too large for this device, without such a device
+            message = "out of memory with a micro-batch of one image"
+            raise InfeasibleTrialError(message)
+        return real(self, recipe, seed, advance)
+
+    monkeypatch.setattr(SeedTrainer, "run", run)
+    too_large = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-5})
+    model = final(copied, cache_folder, study_of(*TRIALS), baseline=too_large)
+    assert (model.baseline, model.baseline_card) == (None, None)
+    assert model.path.is_file()
+    assert not list((copied / "models").glob("baseline_model.*"))
+
+
+def test_nothing_that_can_be_trained_is_one_line(tmp_path, cache_folder):
+    with pytest.raises(InfeasibleTrialError, match="can be trained here"):
+        final(tmp_path, cache_folder, trial=diverging(tmp_path), num_seeds=1)
+
+
+def test_a_work_folder_that_cannot_be_written_is_one_line(tmp_path, cache_folder):
+    (tmp_path / "models").touch()
+    with pytest.raises(CsiJobError, match="work folder cannot be written"):
+        final(tmp_path, cache_folder)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}]
+import torch
+torch.set_num_threads(1)
+from tests.unit.final_model.test_train import final
+print("ready", flush=True)
+final(Path(sys.argv[1]), Path(sys.argv[2]), num_seeds=1, max_epochs=4)
+"""
+
+
+def start(work: Path, cache_folder: Path) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).parents[3])
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(root=root), str(work), str(cache_folder)])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cache_folder, tmp_path_factory) -> FinalModel:
+    return final(tmp_path_factory.mktemp("whole"), cache_folder, num_seeds=1, max_epochs=4)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 1)])
+def test_a_killed_training_goes_on_from_its_last_epoch_and_ends_the_same(
+    tmp_path, cache_folder, uninterrupted, number, code
+):
+    work = tmp_path / "killed"
+    work.mkdir()
+    process = start(work, cache_folder)
+    while not list(work.rglob("epoch-0001.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == code
+    assert not (work / "models" / "optimized_model.json").exists()
+    resumed = final(work, cache_folder, num_seeds=1, max_epochs=4)
+    assert resumed.card["seeds"] == uninterrupted.card["seeds"]
+    ours, theirs = (
+        load_model(model.path, torch.device("cpu")).model.state_dict() for model in (resumed, uninterrupted)
+    )
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
