@@ -38,10 +38,11 @@ def answer(view: StudyView, choice: Choice, results: Results) -> list[str]:
 def key_figures(view: StudyView, choice: Choice, results: Results) -> list[KeyFigure]:
     """Return the numbers to see first."""
     best = choice.trial
-    figures = []
-    if best is not None:
-        error = f", ± {words.score(best.f1_error)} over patients" if best.f1_error else ""
-        figures.append(KeyFigure("Best validation F1", words.score(best.f1), f"trial {best.number}{error}"))
+    if best is None:
+        return []
+    error = f", ± {words.score(best.f1_error)} over patients" if best.f1_error else ""
+    label = "Chosen trial, validation F1" if view.has_cost else "Best validation F1"
+    figures = [KeyFigure(label, words.score(best.f1), f"trial {best.number}{error}")]
     if view.baseline is not None:
         figures.append(KeyFigure("Baseline, validation F1", words.score(view.baseline.f1), "the usual settings"))
     if results.confirmed is not None:
@@ -63,6 +64,8 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
     baseline = view.baseline
     if baseline is None or baseline.f1 is None or best.f1 is None:
         return f"{tried} The best reached a validation F1 of {words.score(best.f1)}{cost}."
+    if best is baseline and len(view.ranked()) == 1:
+        return f"Only the baseline is complete so far. Its validation F1 is {words.score(baseline.f1)}{cost}."
     if best is baseline:
         return f"{tried} None did better than the baseline, whose validation F1 is {words.score(baseline.f1)}{cost}."
     gap = best.f1 - baseline.f1

@@ -10,13 +10,14 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report import words
-from csi_job.report.style import BLUE, Figure, Plot, layout
+from csi_job.report.style import BLUE, Figure, Plot, layout, spread_sample
 
 if TYPE_CHECKING:
     from csi_job.report.view import StudyView, TrialView
 
 MIN_TRIALS = 8  # below, a ranking would be noise
 NUM_TOP_TRIALS = 5  # the method's authors ask for at least this many good trials
+MAX_TRIALS = 2000  # spread over the study, so that a long one does not take long
 NUM_STABLE_TRIALS = 50  # from here the best tenth holds that many
 
 
@@ -34,7 +35,7 @@ def importances_plot(view: StudyView) -> Plot:
         "The share of the differences between the best trials and the rest that goes with each parameter. "
         "Pruned and infeasible trials are left out."
     )
-    return Plot(key, title, caption, _bars(param_importances(view)), cautions=_cautions(view, trials, varied))
+    return Plot(key, title, caption, _bars(param_importances(view)), cautions=_cautions(trials, varied))
 
 
 def param_importances(view: StudyView) -> dict[str, float]:
@@ -42,7 +43,7 @@ def param_importances(view: StudyView) -> dict[str, float]:
 
     Source: conditional PED-ANOVA as in Optuna 5, which also rates parameters that only some trials have.
     """
-    trials = view.ranked()
+    trials = spread_sample(view.ranked(), MAX_TRIALS)
     names = _varied(trials)
     if len(trials) < MIN_TRIALS or not names:
         return {}
@@ -95,7 +96,7 @@ def _bars(importances: dict[str, float]) -> Figure:
     return {"data": [bars], "layout": figure_layout}
 
 
-def _cautions(view: StudyView, trials: list[TrialView], varied: list[str]) -> tuple[str, ...]:
+def _cautions(trials: list[TrialView], varied: list[str]) -> tuple[str, ...]:
     cautions = []
     if len(trials) < NUM_STABLE_TRIALS:
         cautions.append(
@@ -108,4 +109,4 @@ def _cautions(view: StudyView, trials: list[TrialView], varied: list[str]) -> tu
         cautions.append(f"{names}: used by some trials only; rated among those.")
     if len({trial.phase for trial in trials}) > 1:
         cautions.append("Trials of all phases are taken together, though they had different numbers of epochs.")
-    return tuple(cautions) if view.trials else ()
+    return tuple(cautions)

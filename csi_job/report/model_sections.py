@@ -22,22 +22,32 @@ READINGS = {"better": "better", "worse": "worse", "within the noise": "could be 
 
 def settings_found(view: StudyView, choice: Choice, results: Results) -> Section:
     """Show each parameter: where it was searched, what the baseline has, what the best trial has."""
-    space = (view.attributes.get(FINGERPRINT) or {}).get("space") or {}
+    ranges = searched(view)
     confirmed = (results.confirmed or {}).get("params", {})
     columns = ["Parameter", "Searched", "Baseline", _trial_heading(view, choice.trial)]
     taken = [_params(view.baseline), _params(choice.trial)]
     if confirmed:
         columns.append("Confirmed over seeds")
         taken.append(confirmed)
-    names = words.in_order({*space, *(name for params in taken for name in params)})
+    names = words.in_order({*ranges, *(name for params in taken for name in params)})
     rows = tuple(
-        (words.parameter_name(name), _range(space.get(name)), *(words.value(params.get(name)) for params in taken))
+        (
+            words.parameter_name(name),
+            ranges.get(name, words.MISSING),
+            *(words.value(params.get(name)) for params in taken),
+        )
         for name in names
     )
     if not rows:
         return Section("settings", "The settings found", ("No trial has begun yet.",))
     sentence = f"A dash ({words.MISSING}): not used with that optimizer."
     return Section("settings", "The settings found", (sentence,), (Table(tuple(columns), rows),))
+
+
+def searched(view: StudyView) -> dict[str, str]:
+    """Return what the space says of each parameter, e.g. `1e-05 to 0.1, logarithmic`."""
+    space = (view.attributes.get(FINGERPRINT) or {}).get("space") or {}
+    return {name: _range(space[name]) for name in words.in_order(set(space))}
 
 
 def candidates(results: Results) -> Section:
@@ -106,10 +116,7 @@ def _params(trial: TrialView | None) -> dict[str, Any]:
     return trial.params if trial is not None else {}
 
 
-def _range(form: Json | None) -> str:
-    """Write what the space says of a parameter, e.g. `1e-05 to 0.1, logarithmic`."""
-    if form is None:
-        return words.MISSING
+def _range(form: Json) -> str:
     if form.get("choices"):
         text = ", ".join(words.value(choice) for choice in form["choices"])
     elif form.get("low") is not None:

@@ -19,7 +19,7 @@ from csi_job.report.style import (
     Figure,
     Plot,
     axis_title,
-    describe,
+    f1_range,
     layout,
     line,
     markers,
@@ -121,14 +121,24 @@ def _f1_groups(trials: Sequence[TrialView]) -> list[tuple[list[TrialView], str, 
 
 
 def _lines(axes: Sequence[_Axis], trials: Sequence[TrialView], color: str, name: str, **more: Any) -> dict[str, Any]:
+    """Return the lines of many trials as one trace, parted by gaps."""
     xs: list[int | None] = []
     ys: list[float | None] = []
     texts: list[str] = []
     for trial in trials:
         xs += [*range(len(axes)), None]
         ys += [_height(axis, trial) for axis in axes] + [None]
-        texts += [describe(trial)] * len(axes) + [""]
+        texts += [_line_text(axis, trial) for axis in axes] + [""]
     return line(xs, ys, color, name=name, hovertext=texts, hovertemplate="%{hovertext}<extra></extra>", **more)
+
+
+def _line_text(axis: _Axis, trial: TrialView) -> str:
+    head = f"<b>Trial {trial.number}</b>: F1 {words.score(trial.f1)}"
+    return (
+        f"{head}<br>{words.parameter_name(axis.name)}: {words.value(trial.params.get(axis.name))}"
+        if axis.name
+        else head
+    )
 
 
 def _height(axis: _Axis, trial: TrialView) -> float:
@@ -221,6 +231,7 @@ def _slices(view: StudyView, trials: list[TrialView], names: list[str], best: Tr
     grid = {"rows": num_rows, "columns": num_columns, "pattern": "independent", "xgap": 0.12, "ygap": 0.28}
     result = layout("", "", height_px=90 + ROW_HEIGHT_PX * num_rows, grid=grid)
     x_axis, y_axis = result["xaxis"], result["yaxis"]
+    y_axis["range"] = f1_range([trial.f1 for trial in trials if trial.f1 is not None])
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         suffix = str(index + 1) if index else ""

@@ -16,6 +16,7 @@ from csi_job.report.style import (
     TEAL,
     Figure,
     Plot,
+    f1_range,
     layout,
     line,
     markers,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from csi_job.report.view import Phase, StudyView, TrialView
 
 MAX_CURVES = 100  # more lines than this hide each other
+MAX_SINGLE_TICKS = 12  # trials that each get a tick
 NUM_BEST_CURVES = 20  # of these, the best are always drawn
 
 
@@ -74,7 +76,23 @@ def _history(view: StudyView, best: TrialView | None) -> Figure:
         traces.append(markers([best], [best.number], [best.f1], marker=BEST_MARKER, name=name))
     shapes, annotations = _phase_marks(view)
     shapes += _baseline_line(view)
-    return {"data": traces, "layout": layout("Trial number", F1_AXIS, shapes=shapes, annotations=annotations)}
+    result = layout("Trial number", F1_AXIS, shapes=shapes, annotations=annotations)
+    result["xaxis"]["range"] = [-0.6, view.trials[-1].number + 0.6]
+    result["xaxis"].update({"dtick": 1} if len(view.trials) <= MAX_SINGLE_TICKS else {})
+    result["yaxis"]["range"] = f1_range([*_scores(view), _foot(view)])
+    return {"data": traces, "layout": result}
+
+
+def _scores(view: StudyView) -> list[float]:
+    return [trial.f1 for trial in view.trials if trial.f1 is not None]
+
+
+def _foot(view: StudyView) -> float:
+    """Return the height at which trials without any F1 stand, a little below the lowest one."""
+    scores = _scores(view)
+    if not view.with_outcome("infeasible", "failed"):
+        return min(scores)
+    return min(scores) - 0.06 * max(max(scores) - min(scores), 0.02)
 
 
 def _best_so_far(view: StudyView) -> dict[str, Any]:
@@ -92,9 +110,8 @@ def _best_so_far(view: StudyView) -> dict[str, Any]:
 
 
 def _outcome_traces(view: StudyView, best: TrialView | None) -> list[dict[str, Any]]:
-    """Return a trace of markers an outcome; trials without any F1 stand a little below the lowest one."""
-    scored = [trial.f1 for trial in view.trials if trial.f1 is not None]
-    foot = min(scored) - 0.06 * max(max(scored) - min(scored), 0.02)
+    """Return a trace of markers an outcome."""
+    foot = _foot(view)
     traces = []
     for outcome, marker in OUTCOME_MARKERS.items():
         on_foot = outcome in {"infeasible", "failed"}

@@ -97,7 +97,7 @@ def _best(best: BestStatus | None) -> RenderableType:
 def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for title in ("Running", "Epoch", "F1 so far", "Attempt", "Last heard of"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right")
     table.add_column("Worker", overflow="fold")
     for trial in trials[:MAX_ROWS]:
         cells = (_epoch(trial), words.score(trial.f1), str(trial.attempt), _heard(trial))

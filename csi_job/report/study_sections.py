@@ -30,7 +30,7 @@ def best_trials(view: StudyView, choice: Choice) -> Section:
     shown = ranked[:NUM_BEST]
     shown += [trial for trial in (choice.trial, view.baseline) if trial is not None and trial not in shown]
     names = words.in_order({name for trial in shown for name in trial.params})
-    fixed = ("Trial", "Validation F1", *(["GFLOPs"] if view.has_cost else []), "Epochs")
+    fixed = ("Trial", "Validation F1", "GFLOPs" if view.has_cost else "Epochs")
     rows = tuple(_trial_row(view, trial, names) for trial in shown)
     marks = {index: _mark(view, trial, choice) for index, trial in enumerate(shown)}
     table = Table(
@@ -85,6 +85,8 @@ def cost(view: StudyView) -> Section:
 def failures(view: StudyView) -> Section:
     """Show the infeasible, failed and cancelled trials with their reasons, and how many were pruned."""
     counts = view.counts()
+    if not view.num_finished and not counts["failed"]:
+        return Section("failures", "What did not work", ("No trial has ended yet.",))
     pruned = f"{words.plural(counts['pruned'], 'trial')} of {words.count(len(view.trials))} were pruned."
     unwell = view.with_outcome("infeasible", "failed", "cancelled")
     if not unwell:
@@ -106,10 +108,9 @@ def failures(view: StudyView) -> Section:
 
 
 def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:
-    cost_cells = [words.value(trial.gflops)] if view.has_cost else []
+    third = words.value(trial.gflops) if view.has_cost else words.count(trial.num_epochs)
     values = [words.value(trial.params.get(name)) for name in names]
-    f1 = words.with_error(trial.f1, trial.f1_error)
-    return (str(trial.number), f1, *cost_cells, words.count(trial.num_epochs), *values)
+    return (str(trial.number), words.with_error(trial.f1, trial.f1_error), third, *values)
 
 
 def _mark(view: StudyView, trial: TrialView, choice: Choice) -> str:

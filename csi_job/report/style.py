@@ -111,6 +111,13 @@ def describe(trial: TrialView) -> str:
     return "<br>".join(lines)
 
 
+def f1_range(scores: Sequence[float]) -> list[float]:
+    """Return the ends of an F1 axis: what was reached with some air, so that one value does not stand in a void."""
+    low, high = min(scores), max(scores)
+    air = max(0.08 * (high - low), 0.02)
+    return [low - air, high + air]
+
+
 def spread_sample(items: Sequence[T], limit: int) -> list[T]:
     """Return at most `limit` items, evenly spread over the whole and always with the first and the last."""
     if len(items) <= limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -127,7 +128,7 @@ class StudyView:
         scored = [trial for trial in self.with_outcome("complete") if trial.f1 is not None]
         return sorted(scored, key=lambda trial: (-(trial.f1 or 0.0), trial.number))
 
-    @property
+    @cached_property
     def baseline(self) -> TrialView | None:
         """Return the baseline's trial, if it is complete."""
         return next((trial for trial in self.with_outcome("complete") if trial.is_baseline), None)

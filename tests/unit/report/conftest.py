@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from html.parser import HTMLParser
 
 import numpy as np
 import optuna
@@ -21,6 +22,9 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 
+CACHE_KEY = "0123456789abcdef"
+CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
+PSEUDONYMS = tuple(f"{index * 7919 + 0xABCDEF012345:012x}" for index in range(30))
 OPTIMIZERS = ("adam", "adamw", "sgd")
 GFLOPS = {"ResNet50": 4.09, "CheXNet": 2.87, "Custom_1": 0.31, "resnet18": 1.82}
 SKILL = {"ResNet50": 0.05, "CheXNet": 0.08, "Custom_1": -0.05, "resnet18": 0.03}
@@ -129,7 +133,7 @@ def new_study(name, *, objective="f1", target=40, storage=None):
 def run_phase(study, num_trials, *, sampler, pruner="median", max_epochs=8):
     samplers = {
         "random": optuna.samplers.RandomSampler(seed=7),
-        "tpe": optuna.samplers.TPESampler(seed=7, multivariate=True, group=True, constant_liar=True),
+        "tpe": optuna.samplers.TPESampler(seed=7, multivariate=True),
     }
     study.sampler = samplers[sampler]
     study.pruner = (
@@ -155,25 +159,18 @@ def rich_study(name="csi_optimization", num_trials=40, *, storage=None):
     return study
 
 
+def long_study(num_trials):
+    """One phase of random trials, which cost next to nothing however many they are."""
+    study = new_study("long", target=num_trials)
+    run_phase(study, num_trials, sampler="random")
+    return study
+
+
 def cost_study(name="costs", num_trials=24):
     """Two objectives, no pruning."""
     study = new_study(name, objective="f1-and-cost", target=num_trials)
     run_phase(study, num_trials, sampler="tpe", pruner="none")
     return study
-
-
-@pytest.fixture(scope="session")
-def finished_study():
-    return rich_study()
-
-
-@pytest.fixture(scope="session")
-def two_objectives():
-    return cost_study()
-
-
-CACHE_KEY = "0123456789abcdef"
-CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
 
 
 def predictions(seed, *, skill, num_images=19):
@@ -182,8 +179,7 @@ def predictions(seed, *, skill, num_images=19):
     zones_NZ = np.random.default_rng(1).choice(5, size=(num_images, 6), p=[0.3, 0.3, 0.2, 0.15, 0.05])
     logits_NZK = generator.normal(size=(num_images, 6, 5)) + skill * np.eye(5)[zones_NZ]
     probabilities_NZK = np.exp(logits_NZK) / np.exp(logits_NZK).sum(axis=2, keepdims=True)
-    names = tuple(f"{index:012x}" for index in range(num_images))
-    return Predictions(probabilities_NZK, zones_NZ, np.arange(num_images) % 15, names)
+    return Predictions(probabilities_NZK, zones_NZ, np.arange(num_images) % 15, PSEUDONYMS[:num_images])
 
 
 def evaluation(model, seed, *, skill):
@@ -240,3 +236,153 @@ def confirmed(trials):
         for rank, trial in enumerate(trials)
     ]
     return Winner(results[0], tuple(results), RULE_MEAN)
+
+
+def empty():
+    return new_study("empty")
+
+
+def one_trial():
+    study = new_study("one")
+    run_phase(study, 1, sampler="random")
+    return study
+
+
+def two_trials():
+    study = new_study("two")
+    run_phase(study, 2, sampler="random")
+    return study
+
+
+def all_pruned():
+    study = optuna.create_study(study_name="pruned", direction="maximize")
+    for number in range(9):
+        trial = study.ask()
+        suggest(trial)
+        trial.report(0.3 + number / 100, 0)
+        study.tell(trial, state=TrialState.PRUNED)
+    return study
+
+
+def all_failed():
+    study = optuna.create_study(study_name="failed", direction="maximize")
+    for _ in range(3):
+        study.tell(study.ask(), state=TrialState.FAIL)
+    return study
+
+
+def constant_parameters():
+    study = optuna.create_study(study_name="constant", direction="maximize")
+    for _ in range(9):
+        trial = study.ask()
+        trial.suggest_categorical("model_arch", ["Custom_1"])
+        trial.suggest_int("patience", 7, 7)
+        trial.suggest_float("learning_rate", 1e-3, 1e-3, log=True)
+        study.tell(trial, 0.5)
+    return study
+
+
+def costs_without_a_complete_trial():
+    study = new_study("no costs", objective="f1-and-cost")
+    trial = study.ask()
+    suggest(trial)
+    study.tell(trial, state=TrialState.PRUNED)
+    return study
+
+
+DEGENERATE = (
+    empty,
+    one_trial,
+    two_trials,
+    all_pruned,
+    all_failed,
+    constant_parameters,
+    costs_without_a_complete_trial,
+)
+
+
+@pytest.fixture(params=DEGENERATE, ids=[make.__name__ for make in DEGENERATE])
+def degenerate_study(request):
+    return request.param()
+
+
+@pytest.fixture(scope="session")
+def finished_study():
+    return rich_study()
+
+
+@pytest.fixture(scope="session")
+def two_objectives():
+    return cost_study()
+
+
+@pytest.fixture
+def work(tmp_path, finished_study):
+    """A work folder in which every stage has run for `finished_study`."""
+    write_results(tmp_path, finished_study)
+    return tmp_path
+
+
+LOADING = ("src", "href", "srcset", "action", "data", "poster", "xlink:href")
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with attributes, the text, scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.styles, self.words, self.stack = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.stack.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        tag, attrs = self.stack[-1] if self.stack else ("", {})
+        if tag == "script":
+            self.scripts.append((attrs.get("type"), data))
+        elif tag == "style":
+            self.styles.append(data)
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def figures(self):
+        return [json.loads(data) for kind, data in self.scripts if kind == "application/json"]
+
+    def loads(self):
+        """Return everything the page would fetch, links within it left out."""
+        fetched = [
+            value for _, attrs in self.tags for name, value in attrs.items() if name in LOADING and value[:1] != "#"
+        ]
+        return fetched + [style for style in self.styles if "@import" in style or "url(" in style]
+
+
+@pytest.fixture(scope="session")
+def read_page():
+    """Return what makes a `Page` of a file."""
+    return lambda path: Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def make_rich_study():
+    return rich_study
+
+
+@pytest.fixture(scope="session")
+def pseudonyms():
+    return lambda: set(PSEUDONYMS)
+
+
+@pytest.fixture(scope="session")
+def make_long_study():
+    return long_study
