@@ -94,7 +94,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         message = "trial.pretrained: no such weights file"
         raise ConfigurationError(message, got=str(path), allowed="none, imagenet, or the path of a file") from None
-    except Exception as error:  # noqa: BLE001 - torch raises whatever junk makes its reader stumble over
+    except Exception as error:  # torch raises whatever junk makes its reader stumble over
         message = f"trial.pretrained: {path.name} is not a file of weights only ({_first_line(error)})"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors") from error
     return _tensors(content, path)

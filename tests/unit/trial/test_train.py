@@ -1,0 +1,303 @@
+"""Training: it learns, stops, resumes bit for bit, and names what cannot be trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import optuna
+import pytest
+import torch
+
+from csi_job.cache.dataset import SplitData
+from csi_job.errors import CheckpointError, ConfigurationError, DataError, InfeasibleTrialError, StopRequestedError
+from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.schedule import EpochResult
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.train import NO_HOOKS, TrainingHooks, TrainingResult, seed_everything, train_model
+
+MakeSplit = Callable[..., SplitData]
+PARAMS = Hyperparameters(model_arch="Custom_1", batch_size=8, learning_rate=3e-3, patience=20)
+
+
+class Hooks:
+    """Notes what happens, and raises after a number of batches or epochs."""
+
+    def __init__(self, *, stop_at_batch: int = -1, prune_at_epoch: int = -1) -> None:
+        self.stop_at_batch, self.prune_at_epoch = stop_at_batch, prune_at_epoch
+        self.num_batches = 0
+        self.epochs: list[EpochResult] = []
+        self.checkpoints: list[Path | None] = []
+
+    def batch_done(self) -> None:
+        self.num_batches += 1
+        if self.num_batches == self.stop_at_batch:
+            raise StopRequestedError(15)
+
+    def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
+        self.epochs.append(result)
+        self.checkpoints.append(checkpoint)
+        if checkpoint is not None:
+            assert load_checkpoint(checkpoint)["results"][-1]["epoch"] == result.epoch  # safe on the disk by now
+        if result.epoch == self.prune_at_epoch:
+            raise optuna.TrialPruned
+
+
+@pytest.fixture
+def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
+    """Return `train(params, hooks, settings, …)` on 25 and 12 made-up images of 32 px."""
+
+    def run(
+        params: Hyperparameters = PARAMS,
+        hooks: TrainingHooks = NO_HOOKS,
+        *,
+        num_train: int = 25,
+        max_epochs: int = 3,
+        seed: int = 5,
+        side_px: int = 32,
+        settings: TrialSettings | None = None,
+        **more: Path,
+    ) -> TrainingResult:
+        splits = make_split(num_train, side_px, seed=1), make_split(12, side_px, seed=2)
+        options = {"normalisation": "medical", "max_epochs": max_epochs, "seed": seed, "hooks": hooks}
+        return train_model(*splits, params, settings or TrialSettings(device="cpu"), **options, **more)
+
+    return run
+
+
+def curve(result: TrainingResult) -> list[tuple[float, ...]]:
+    return [(e.epoch, e.train_loss, e.val_loss, e.val_f1, e.learning_rate) for e in result.epochs]
+
+
+def same(one: TrainingResult, two: TrainingResult) -> bool:
+    states = one.best_state.keys() == two.best_state.keys() and all(
+        torch.equal(tensor, two.best_state[name]) for name, tensor in one.best_state.items()
+    )
+    return states and curve(one) == curve(two) and one.best_epoch == two.best_epoch
+
+
+def test_a_model_learns_what_can_be_learned(train: Callable[..., TrainingResult]) -> None:
+    result = train(num_train=72, max_epochs=9)
+    assert result.best_val_f1 > 0.6
+    assert result.epochs[-1].train_loss < 0.5 * result.epochs[0].train_loss
+    assert result.best_val_f1 == max(epoch.val_f1 for epoch in result.epochs)
+    assert [epoch.epoch for epoch in result.epochs] == list(range(9))
+    assert result.gflops == pytest.approx(0.034, rel=0.05)
+    assert (result.micro_batch, result.num_parameters, result.stopped_early) == (8, 1_024_766, False)
+    assert all(epoch.images_per_s > 0 and epoch.seconds > 0 for epoch in result.epochs)
+
+
+def test_the_best_state_is_the_best_epoch_s(make_split: MakeSplit, train: Callable[..., TrainingResult]) -> None:
+    from csi_job.trial.metrics import confusion, mean_f1
+    from csi_job.trial.model import build_model
+    from csi_job.trial.predict import predict_logits
+
+    result = train(max_epochs=6, params=replace(PARAMS, learning_rate=0.05))
+    assert result.best_epoch < 5  # else the last state would pass
+    model = build_model("Custom_1")
+    model.load_state_dict(result.best_state)
+    validation = make_split(12, 32, seed=2)
+    pred_NZ = predict_logits(model, validation.images_NHW, "medical", 5, "cpu").argmax(-1)
+    assert mean_f1(confusion(pred_NZ, validation.zones_NZ)) == pytest.approx(result.best_val_f1)
+
+
+def test_a_seed_gives_the_same_bits_and_another_seed_others(train: Callable[..., TrainingResult]) -> None:
+    once, again, other = train(), train(), train(seed=6)
+    assert same(once, again)
+    assert not same(once, other)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        PARAMS,
+        replace(PARAMS, optimizer="adamw", weight_decay=0.01, patience=2),
+        replace(PARAMS, optimizer="sgd", momentum=0.9, weight_decay=1e-3, learning_rate=0.02),
+        replace(PARAMS, model_arch="squeezenet1_1", learning_rate=1e-3),  # has dropout
+    ],
+    ids=["adam", "adamw", "sgd", "dropout"],
+)
+def test_a_training_cut_anywhere_and_resumed_gives_the_same_bits(
+    train: Callable[..., TrainingResult], params: Hyperparameters, tmp_path: Path
+) -> None:
+    whole = train(params, max_epochs=4)
+    batches_an_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
+    cut = Hooks(stop_at_batch=2 * batches_an_epoch + 2)  # in the middle of epoch 2
+    with pytest.raises(StopRequestedError):
+        train(params, cut, max_epochs=4, checkpoint_folder=tmp_path / "attempt-1")
+    assert len(cut.epochs) == 2
+    newest = valid_checkpoints(tmp_path / "attempt-1")[0]
+    seed_everything(99)  # another process has another random state
+    hooks = Hooks()
+    resumed = train(params, hooks, max_epochs=4, checkpoint_folder=tmp_path / "attempt-2", resume_from=newest)
+    assert [epoch.epoch for epoch in hooks.epochs] == [2, 3]
+    assert same(resumed, whole)
+
+
+def test_every_cut_in_the_first_epochs_leaves_the_last_epoch_s_checkpoint(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    for batch in (1, 3, 4, 5, 6, 10, 11):
+        folder = tmp_path / str(batch)
+        with pytest.raises(StopRequestedError):
+            train(hooks=Hooks(stop_at_batch=batch), checkpoint_folder=folder)
+        names = [path.name for path in valid_checkpoints(folder)]
+        assert names == [f"epoch-{epoch:04d}.pt" for epoch in range((batch - 1) // 5)][::-1]
+
+
+def test_a_resumed_training_may_have_more_epochs_and_a_finished_one_ends_at_once(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    short = train(max_epochs=2, checkpoint_folder=tmp_path)
+    newest = valid_checkpoints(tmp_path)[0]
+    hooks = Hooks()
+    again = train(max_epochs=2, resume_from=newest, hooks=hooks)
+    assert same(again, short)
+    assert hooks.num_batches == 0
+    longer = train(max_epochs=4, resume_from=newest)
+    assert same(longer, train(max_epochs=4))
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_what_differs(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    train(max_epochs=1, checkpoint_folder=tmp_path)
+    newest = valid_checkpoints(tmp_path)[0]
+    with pytest.raises(CheckpointError, match="another training: seed differ"):
+        train(seed=6, resume_from=newest)
+    with pytest.raises(CheckpointError, match="learning_rate, batch_size"):
+        train(replace(PARAMS, learning_rate=0.1, batch_size=4), resume_from=newest)
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="torn"):
+        train(resume_from=newest)
+
+
+def test_training_stops_early(train: Callable[..., TrainingResult]) -> None:
+    result = train(replace(PARAMS, patience=2, learning_rate=1e-6), max_epochs=30)
+    assert result.stopped_early
+    assert len(result.epochs) == result.best_epoch + 3
+
+
+def test_a_hook_that_prunes_ends_training_after_its_epoch_s_checkpoint(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    hooks = Hooks(prune_at_epoch=1)
+    with pytest.raises(optuna.TrialPruned):
+        train(hooks=hooks, max_epochs=5, checkpoint_folder=tmp_path)
+    assert [path.name for path in hooks.checkpoints if path] == ["epoch-0000.pt", "epoch-0001.pt"]
+    assert len(hooks.epochs) == 2
+
+
+def test_without_a_folder_there_is_no_checkpoint(train: Callable[..., TrainingResult]) -> None:
+    hooks = Hooks()
+    train(hooks=hooks, max_epochs=1)
+    assert hooks.checkpoints == [None]
+
+
+def test_a_loss_that_is_not_finite_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+    params = Hyperparameters(model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10, batch_size=8)
+    with pytest.raises(InfeasibleTrialError, match=r"the (training|validation) loss of epoch \d is (nan|inf)"):
+        train(params, max_epochs=5)
+
+
+class NoMemory:
+    """Makes every forward pass of more than `most` images run out of memory, through torch's own hook."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.sizes = most, []
+
+    def __enter__(self) -> Self:
+        from csi_job.trial.model import ZoneClassifier
+
+        def check(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if isinstance(module, ZoneClassifier) and inputs[0].device.type != "meta":
+                self.sizes.append(len(inputs[0]))
+                if len(inputs[0]) > self.most:
+                    raise torch.OutOfMemoryError
+
+        self.handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(train: Callable[..., TrainingResult]) -> None:
+    with NoMemory(most=3) as tight:
+        result = train(max_epochs=1, num_train=16)
+    assert result.micro_batch == 2
+    assert tight.sizes == [8, 4, *[2] * (4 + 4 + 6)]  # both batches of 8, then the 12 validation images
+
+
+def test_the_micro_batch_that_fits_is_kept_over_a_resume(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
+    with NoMemory(most=4):
+        train(max_epochs=1, checkpoint_folder=tmp_path)
+        assert train(max_epochs=2, resume_from=valid_checkpoints(tmp_path)[0]).micro_batch == 4
+
+
+def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+    with (
+        NoMemory(most=0),
+        pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"),
+    ):
+        train()
+
+
+def test_batch_norm_that_cannot_take_one_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+    params = Hyperparameters(model_arch="resnet18", batch_size=1)
+    with pytest.raises(InfeasibleTrialError, match="batch norm cannot learn from one image"):
+        train(params, side_px=32)
+
+
+@pytest.mark.parametrize(("num_train", "batch_size"), [(2, 64), (9, 8), (8, 8), (17, 8), (5, 1)])
+def test_no_number_of_images_leaves_a_last_batch_of_one(
+    train: Callable[..., TrainingResult], num_train: int, batch_size: int
+) -> None:
+    with NoMemory(most=100) as seen:
+        result = train(replace(PARAMS, batch_size=batch_size), num_train=num_train, max_epochs=1)
+    training = seen.sizes[: len(seen.sizes) - math.ceil(12 / batch_size)]
+    assert sum(training) == num_train  # no image is left out
+    assert batch_size == 1 or min(training) > 1
+    assert math.isfinite(result.epochs[0].train_loss)
+
+
+def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Callable[..., TrainingResult]) -> None:
+    settings = TrialSettings.model_validate(
+        {
+            "device": "cpu",
+            "precision": "bf16",
+            "class_balance": True,
+            "objective_average": "weighted",
+            "augment": {"enabled": False},
+        }
+    )
+    result = train(settings=settings, num_train=60, max_epochs=6)
+    assert result.best_val_f1 > 0.5
+    assert {tensor.dtype for tensor in result.best_state.values()} == {torch.float32, torch.int64}
+
+
+def test_splits_that_cannot_be_trained_on_are_data_errors(make_split: MakeSplit) -> None:
+    one, few = make_split(1), make_split(4)
+    ungraded = replace(few, zones_NZ=torch.full((4, 6), 4))
+    for train, validation in ((one, few), (few, ungraded)):
+        with pytest.raises(DataError, match="needs two training images and a graded validation label"):
+            train_model(
+                train, validation, PARAMS, TrialSettings(device="cpu"), normalisation="medical", max_epochs=1, seed=0
+            )
+
+
+def test_images_too_small_for_the_architecture_are_one_line(train: Callable[..., TrainingResult]) -> None:
+    with pytest.raises(ConfigurationError, match="too small for inception_v3"):
+        train(replace(PARAMS, model_arch="inception_v3"))
+
+
+def test_a_full_disk_ends_the_training_with_the_checkpoint_before_it(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        train(checkpoint_folder=tmp_path / "file")

@@ -1,0 +1,105 @@
+"""Inside an epoch nothing waits for the device, and what a finished trial held is given back."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from csi_job.cache.dataset import SplitData
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.model import build_model
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.trainer import Trainer, batch_indices, make_optimizer
+
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "unique")  # each reads a value back
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_waits = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.num_waits += any(f"aten.{name}." in str(func) for name in WAITS)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def make_trainer(make_split: Callable[..., SplitData]) -> Callable[..., Trainer]:
+    def make(num_train: int = 24, **params: object) -> Trainer:
+        hyperparameters = Hyperparameters.from_params({"model_arch": "Custom_1", "batch_size": 4, **params})
+        splits = make_split(num_train), make_split(8)
+        return Trainer(*splits, hyperparameters, TrialSettings(), normalisation="medical", device=torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_host_waits_once_an_epoch_and_once_a_validation_whatever_their_length(
+    make_trainer: Callable[..., Trainer], optimizer: str
+) -> None:
+    waits = {}
+    for num_train in (8, 24):
+        trainer = make_trainer(num_train, optimizer=optimizer, momentum=0.9)
+        with CountWaits() as counted:
+            trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
+        waits[num_train] = counted.num_waits
+    assert waits == {8: 1, 24: 1}
+    with CountWaits() as counted:
+        trainer.validate(lambda: None)
+    assert counted.num_waits == 1
+
+
+def test_smaller_pieces_take_the_same_steps(make_trainer: Callable[..., Trainer]) -> None:
+    weights = []
+    for size in (8, 3):
+        torch.manual_seed(0)
+        trainer = make_trainer(24, model_arch="squeezenet1_1", batch_size=8, optimizer="sgd")  # no batch norm
+        trainer.model.backbone.classifier[0].p = 0.0  # no dropout
+        trainer.micro_batches.size = size
+        loss = trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+        assert math.isfinite(loss)
+    assert torch.allclose(*weights, atol=1e-5)
+
+
+def test_released_memory_is_free_even_while_an_error_is_still_held(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    model = weakref.ref(trainer.model)
+    kept_by_a_traceback = trainer
+    trainer.release()
+    gc.collect()
+    assert model() is None
+    assert kept_by_a_traceback is trainer
+
+
+def test_batches_are_a_new_order_of_all_images_each_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.cat(batch_indices(50, 8, generator)) for _ in range(2))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("adam", torch.optim.Adam, {"weight_decay": 0.0, "lr": 0.01}),
+        ("adamw", torch.optim.AdamW, {"weight_decay": 0.1, "lr": 0.01}),
+        ("sgd", torch.optim.SGD, {"weight_decay": 0.1, "lr": 0.01, "momentum": 0.8}),
+    ],
+)
+def test_an_optimizer_has_the_trial_s_parameters(name: str, kind: type, options: dict[str, float]) -> None:
+    params = Hyperparameters(
+        optimizer=name, learning_rate=0.01, weight_decay=options["weight_decay"], momentum=options.get("momentum", 0)
+    )
+    optimizer = make_optimizer(build_model("Custom_1"), params)
+    assert type(optimizer) is kind
+    assert optimizer.defaults.items() >= options.items()
