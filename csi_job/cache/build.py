@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
+
+import numpy as np
 
 from csi_job.cache.arrays import SlotArrays
 from csi_job.cache.decoders import decode_images, num_cores
@@ -94,8 +97,7 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
     _remove_abandoned(root)
     split_N = split_patients(source.table, radiographs.split)
     check_grades(class_counts(source.table.zones_NZ, split_N))
-    partial.mkdir(exist_ok=True)
-    with SlotArrays(partial, marks, split_N, cache.image_size_px) as arrays:
+    with _opened(partial, marks, split_N, cache.image_size_px) as arrays:
         corrupt = _decode(source, arrays, radiographs, cache)
         arrays.flush()
         arrays.drop([*corrupt])
@@ -109,6 +111,24 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
     for warning in info.warnings:
         _logger.warning("%s", warning)
     _tell_corrupt(work, corrupt)
+
+
+def _opened(partial: Path, marks: Path, split_N: np.ndarray, side_px: int) -> SlotArrays:
+    """Make or open the unfinished arrays; where there is no room for them, nothing is left behind."""
+    partial.mkdir(exist_ok=True)
+    try:
+        return SlotArrays(partial, marks, split_N, side_px)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        marks.unlink(missing_ok=True)
+        needed_mb = math.ceil(len(split_N) * side_px * side_px / 1e6)
+        what = f"no room for the cache ({error.strerror})"
+        raise DataError(
+            what,
+            got=str(partial.parent),
+            allowed=f"{needed_mb} MB free",
+            hint="Free space, or choose another --work folder",
+        ) from None
 
 
 def _decode(

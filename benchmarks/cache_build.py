@@ -1,0 +1,231 @@
+"""How fast radiographs become a cache, beside Pillow, pydicom and nibabel used plainly; and in how much memory.
+
+Run: `python benchmarks/cache_build.py [--images FOLDER] [--repeats N]`. All times are of one core, ours and the
+peer's in turn on the same files, which the operating system holds in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+from csi_job.radiographs.phantom import write_phantoms
+from csi_job.radiographs.phantom_drawing import Body, draw_chest
+from csi_job.radiographs.phantom_files import write_film
+from csi_job.radiographs.read import read_radiograph
+
+SIDE_PX = 224
+MAX_SIDE_PX = 20_000
+LARGE_PX = (2500, 3000)  # as a detector gives them
+KINDS = {"PNG, 8 bit": 0, "JPEG": 1, "PNG, 16 bit": 2, "DICOM": 3, "NIfTI, gzipped": 5}  # variants of write_film
+NUM_LARGE = 4
+NUM_MANY = 200
+
+
+def main() -> None:
+    """Print the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="a folder of other images to decode too")
+    parser.add_argument("--repeats", type=int, default=9, help="pairs of measurements")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    print(machine())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        print_decoding(decoding_sets(folder, arguments.images), arguments.repeats)
+        print_builds(folder, arguments.repeats)
+        print_memory(folder)
+
+
+def machine() -> str:
+    """Return the line that says what ran this."""
+    cpu = "unknown processor"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = f"Pillow {Image.__version__}, pydicom {pydicom.__version__}, nibabel {nibabel.__version__}"
+    return (
+        f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def decoding_sets(folder: Path, other: Path | None) -> dict[str, list[Path]]:
+    """Return named lists of files: large films of each format, small mixed ones, and the user's own."""
+    sets = {}
+    for name, variant in KINDS.items():
+        place = folder / f"large-{variant}"
+        place.mkdir()
+        for number in range(NUM_LARGE):
+            random = np.random.default_rng(number)
+            write_film(draw_chest(Body.draw(random), [number] * 6, LARGE_PX, random), place / f"{number}", variant)
+        sets[f"{name}, {LARGE_PX[0]}x{LARGE_PX[1]}"] = sorted(place.iterdir())
+    write_phantoms(folder / "phantoms", 64, seed=0)
+    sets["phantoms, mixed, 400-700 px"] = sorted((folder / "phantoms" / "images").iterdir())
+    if other is not None:
+        sets[f"images given ({other.name})"] = sorted(path for path in other.iterdir() if path.is_file())
+    return sets
+
+
+def plainly(path: Path) -> np.ndarray:
+    """Decode and resize as a short script would, with the peer libraries alone."""
+    if path.name.endswith(".nii.gz"):
+        grey_HW = np.squeeze(nibabel.load(path).get_fdata()).T[::-1]
+        grey_HW = 255 * (grey_HW - grey_HW.min()) / np.ptp(grey_HW)
+        image = Image.fromarray(grey_HW.astype(np.uint8))
+    elif path.suffix == ".dcm":
+        dataset = pydicom.dcmread(path)
+        grey_HW = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+        if dataset.PhotometricInterpretation == "MONOCHROME1":
+            grey_HW = grey_HW.max() - grey_HW
+        grey_HW = 255 * (grey_HW - grey_HW.min()) / np.ptp(grey_HW)
+        image = Image.fromarray(grey_HW.astype(np.uint8))
+    else:
+        image = Image.open(path)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        image = image.convert("L")
+    return np.asarray(image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
+
+
+def ours(path: Path) -> np.ndarray:
+    """Decode and resize as the cache does."""
+    return read_radiograph(path, SIDE_PX, max_image_side_px=MAX_SIDE_PX)
+
+
+def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
+    """Print images a second and core, with the mean difference of grey levels between the two (median of files)."""
+    print("\nDecoding to 224 px, images/s of one core, median [quartiles]")
+    print(f"{'files':<30}{'csi-job':>22}{'plain':>22}{'ratio':>20}{'difference':>12}")
+    for name, paths in sets.items():
+        first, second = paired(
+            lambda paths=paths: decode(ours, paths), lambda paths=paths: decode(plainly, paths), repeats
+        )
+        difference = statistics.median(np.abs(ours(path).astype(float) - plainly(path)).mean() for path in paths)
+        rates = [[len(paths) / seconds for seconds in times] for times in (first, second)]
+        ratio = [a / b for a, b in zip(*rates, strict=True)]
+        print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio, 2):>20}{difference:>12.1f}")
+
+
+def print_builds(folder: Path, repeats: int) -> None:
+    """Print what a whole build costs in processes of their own: start-up, digests, decoding, files on the disk."""
+    data = folder / "many"
+    write_phantoms(data, NUM_MANY, seed=1)
+    builds, plain = [], []
+    for number in range(repeats):
+        builds.append(run(BUILD, data, folder / f"work-{number}"))
+        plain.append(run(PLAIN, data, folder / "plain.npy"))
+    warm = [run(BUILD, data, folder / "work-0") for _ in range(repeats)]
+    print(f"\nA whole run over {NUM_MANY} phantoms, start-up included, images/s of processor time, median [quartiles]")
+    print(f"csi-job cache build, one decoder   {spread([NUM_MANY / measured['cpu_s'] for measured in builds])}")
+    print(f"plain script into one array        {spread([NUM_MANY / measured['cpu_s'] for measured in plain])}")
+    print(f"warm cache found again             {spread([1000 * measured['call_s'] for measured in warm])} ms in all")
+
+
+def print_memory(folder: Path) -> None:
+    """Print the peak memory of builder, decoder and the plain script for N and 4N images."""
+    print("\nPeak resident memory, MB")
+    print(f"{'images':>8}{'builder':>10}{'decoder':>10}{'plain script':>14}{'arrays on disk':>16}")
+    for num_images in (NUM_MANY, 4 * NUM_MANY):
+        data = folder / f"memory-{num_images}"
+        write_phantoms(data, num_images, seed=1, side_px=(100, 140))
+        built = run(BUILD, data, folder / f"memory-work-{num_images}")
+        plain = run(PLAIN, data, folder / "plain.npy")
+        on_disk = num_images * SIDE_PX**2 / 1e6
+        peaks = (built["peak_mb"], built["decoder_mb"], plain["peak_mb"], on_disk)
+        print(f"{num_images:>8}{peaks[0]:>10.0f}{peaks[1]:>10.0f}{peaks[2]:>14.0f}{peaks[3]:>16.0f}")
+
+
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+data, target = Path(sys.argv[1]), Path(sys.argv[2])
+measured = {}
+def peak_mb(pid="self"):  # not ru_maxrss, which a child inherits from its parent
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+def tell():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    measured["cpu_s"] = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    measured["peak_mb"] = peak_mb()
+    print(json.dumps(measured))
+"""
+BUILD = (
+    MEASURE
+    + """
+from csi_job.cache import decoders
+from csi_job.cache.build import build_cache
+from csi_job.cache.settings import CacheSettings
+from csi_job.radiographs.settings import RadiographsSettings
+kill = decoders._Decoder.kill
+def kill_measured(self):
+    measured["decoder_mb"] = peak_mb(self._process.pid)
+    kill(self)
+decoders._Decoder.kill = kill_measured
+radiographs = RadiographsSettings(labels=data / "labels.csv", images=data / "images")
+started = time.perf_counter()
+build_cache(radiographs, CacheSettings(image_size_px=224, num_workers=1), target)
+measured["call_s"] = time.perf_counter() - started
+tell()
+"""
+)
+PLAIN = (
+    MEASURE
+    + f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from cache_build import plainly
+np.save(target, np.stack([plainly(path) for path in sorted((data / "images").iterdir())]))
+tell()
+"""
+)
+
+
+def run(script: str, data: Path, target: Path) -> dict[str, float]:
+    """Run a measured script in a process of its own and return what it tells."""
+    command = [sys.executable, "-c", script, str(data), str(target)]
+    measured: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return measured
+
+
+def decode(reader: Callable[[Path], np.ndarray], paths: list[Path]) -> None:
+    """Decode all files."""
+    for path in paths:
+        reader(path)
+
+
+def paired(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of processor time of each, measured in turn after one round that is not counted."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for place, run in enumerate((first, second)):
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            run()
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            if repeat:
+                times[place].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return times
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Return `median [lower quartile, upper quartile]`."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    main()
