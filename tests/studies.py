@@ -135,13 +135,13 @@ def define(storage: StudyStorage, **settings: Any) -> optuna.Study:
     return define_study(storage, StudySettings(**given), space=SPACE, baseline=BASELINE, cache=CACHE)
 
 
-def work_on(study: optuna.Study, work: Path, objective: Any = objective, **settings: Any) -> WorkerSummary:
+def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
     """Run a worker in this process."""
     options = settings.pop("options", None) or WorkerOptions(own_process=False)
     given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
     return run_worker(
         study,
-        objective,
+        run,
         suggest=SPACE.suggest,
         settings=StudySettings(**given),
         work=work,

@@ -70,7 +70,7 @@ def judge(error: BaseException) -> Verdict:
         return judge(error.__cause__)
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # of the connection pool
         return Verdict.BUSY
-    original = getattr(error, "orig", None) or error
+    original = _original(error)
     if isinstance(original, psycopg2.Error):
         return _judge_postgres(original)
     if isinstance(original, sqlite3.Error):
@@ -78,6 +78,11 @@ def judge(error: BaseException) -> Verdict:
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return Verdict.AWAY
     return Verdict.FOREIGN
+
+
+def _original(error: BaseException) -> BaseException:
+    """Return the driver's own error."""
+    return getattr(error, "orig", None) or error
 
 
 def _judge_postgres(error: psycopg2.Error) -> Verdict:
@@ -108,7 +113,7 @@ def reason(error: BaseException) -> str:
     """Return the driver's words in one line, without statement and parameters."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return reason(error.__cause__)
-    original = getattr(error, "orig", None) or error
+    original = _original(error)
     return " ".join(str(original).split())[:300] or type(original).__name__
 
 
@@ -194,7 +199,7 @@ def at_start(operation: Callable[[], Result], patience: Patience) -> Result:
         try:
             return operation()
         except Exception as error:
-            unusable = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in SQLITE_AWAY
+            unusable = getattr(_original(error), "sqlite_errorcode", 0) & 0xFF in SQLITE_AWAY
             if judge(error) is Verdict.REFUSED or unusable:
                 message = f"{patience.where} cannot be used: {reason(error)}"
                 raise ConfigurationError(message) from None

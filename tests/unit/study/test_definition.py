@@ -1,0 +1,125 @@
+"""The study is defined once, and continued by those who agree."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from studies import BASELINE, CACHE, SPACE, ToySpace, define, work_on
+
+from csi_job.errors import ConfigurationError
+from csi_job.study.definition import define_study, load_study, set_target, study_seed
+from csi_job.study.settings import StorageSettings, StudySettings
+from csi_job.study.storage import StudyStorage, open_storage
+
+
+def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study: optuna.Study) -> None:
+    attributes = study.user_attrs
+    assert (attributes["target"], attributes["seed"], attributes["objective"]) == (5, 42, "f1")
+    assert attributes["fingerprint"]["cache"] == CACHE.key
+    assert study.direction is optuna.study.StudyDirection.MAXIMIZE
+    [trial] = study.trials
+    assert trial.state is optuna.trial.TrialState.WAITING
+    assert trial.system_attrs["fixed_params"] == BASELINE
+    assert trial.user_attrs == {"baseline": True}
+
+
+def test_defining_it_again_changes_nothing(study: optuna.Study, storage: StudyStorage) -> None:
+    again = define(storage, num_trials=99, max_epochs=50, sampler="random", pruner="none")
+    assert again.user_attrs == study.user_attrs
+    assert len(again.trials) == 1
+    assert isinstance(again.sampler, optuna.samplers.RandomSampler)
+    assert isinstance(again.pruner, optuna.pruners.NopPruner)
+
+
+def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None:
+    def worker(_: int) -> optuna.Study:
+        return define(open_storage(StorageSettings(), tmp_path, create=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        studies = list(pool.map(worker, range(8)))
+    assert len({study._study_id for study in studies}) == 1
+    assert len(studies[0].trials) == 1
+    assert len({study.user_attrs["uid"] for study in studies}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"cache": type("Other", (), {"key": "fff"})()}, "cache"),
+        ({"average": "weighted"}, "average"),
+        ({"space": ToySpace(0.5)}, "space.x.high"),
+    ],
+)
+def test_a_worker_that_differs_is_refused_by_the_key(
+    study: optuna.Study, storage: StudyStorage, changed: dict[str, object], named: str
+) -> None:
+    given = {"space": SPACE, "baseline": BASELINE, "cache": CACHE, **changed}
+    with pytest.raises(ConfigurationError, match=rf"{named} \(was .*, now .*\).*another study name"):
+        define_study(storage, StudySettings(name=study.study_name), **given)  # type: ignore[arg-type]
+
+
+def test_another_objective_is_refused(study: optuna.Study, storage: StudyStorage) -> None:
+    with pytest.raises(ConfigurationError, match=r'objective \(was "f1", now "f1-and-cost"\)'):
+        define(storage, name=study.study_name, objective="f1-and-cost")
+
+
+def test_cmaes_with_two_objectives_is_refused_before_the_study_is_made(storage: StudyStorage) -> None:
+    with pytest.raises(ConfigurationError, match="one objective only"):
+        define(storage, objective="f1-and-cost", sampler="cmaes")
+    assert storage.get_all_studies() == []
+
+
+def test_another_seed_is_said_to_be_of_no_use(
+    study: optuna.Study, storage: StudyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert study_seed(define(storage, seed=7)) == 42
+    assert "seed 42, which stays" in caplog.text
+    assert study.user_attrs["seed"] == 42
+
+
+def test_a_study_of_another_program_is_refused(storage: StudyStorage) -> None:
+    optuna.create_study(storage=storage, study_name="toy")
+    with pytest.raises(ConfigurationError, match="another program"):
+        define(storage)
+
+
+def test_a_baseline_outside_the_space_moves_with_a_warning(
+    storage: StudyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = ToySpace(0.2)
+    study = define_study(storage, StudySettings(name="narrow"), space=space, baseline=BASELINE, cache=CACHE)
+    assert study.trials[0].system_attrs["fixed_params"]["x"] == 0.2
+    assert "baseline: x 0.5 is not in the space" in caplog.text
+
+
+def test_a_study_that_is_not_there_is_refused_with_those_that_are(study: optuna.Study, storage: StudyStorage) -> None:
+    with pytest.raises(ConfigurationError, match=r"no study of this name, got 'toys'; allowed: toy"):
+        load_study(storage, "toys")
+    assert load_study(storage, "toy").trials == study.trials
+
+
+def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -> None:
+    assert set_target(study, num_trials=2) == 2
+    work_on(study, tmp_path)
+    assert len(study.trials) == 2
+    assert set_target(study, more_trials=1) == 3
+    work_on(study, tmp_path)
+    assert len(study.trials) == 3
+    assert set_target(study, num_trials=1) == 1
+    assert set_target(study, more_trials=2) == 5  # to the three that are finished
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "é" * 101, "語" * 99])
+def test_names_that_are_no_file_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        StudySettings(name=name)
+
+
+@pytest.mark.parametrize("name", ["csi_optimization", "étude 1", "phase-2 (b)", "100%"])
+def test_other_names_are_taken(name: str, storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, name=name, num_trials=1)
+    work_on(study, tmp_path, name=name)
+    assert study.best_trial.number == 0

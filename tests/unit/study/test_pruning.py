@@ -1,0 +1,108 @@
+"""Pruning compares equal epochs, as Optuna's own pruners do on the whole study."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from studies import define, work_on
+
+from csi_job.study.pruning import make_pruner, should_prune, should_prune_at_cost
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import StudyStorage
+
+
+def running(values: dict[int, float], number: int = 99, **system_attrs: Any) -> Any:
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=values, system_attrs=system_attrs)
+    trial.number, trial._trial_id = number, number + 1
+    return trial
+
+
+def add(study: optuna.Study, *curves: list[float], **options: Any) -> None:
+    for curve in curves:
+        study.add_trial(create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve)), **options))
+
+
+def test_the_median_is_that_of_optunas_pruner_on_the_whole_study(storage: StudyStorage) -> None:
+    study = define(storage)
+    draws = random.Random(3)
+    add(study, *[[draws.random() for _ in range(draws.randint(1, 6))] for _ in range(25)])
+    decisions = []
+    for number in range(60):
+        trial = running({step: draws.random() for step in range(draws.randint(1, 6))}, number)
+        expected = make_pruner(StudySettings()).prune(study, trial)
+        assert should_prune(study, trial) is expected
+        decisions.append(expected)
+    assert set(decisions) == {True, False}
+
+
+def test_nothing_is_pruned_where_few_have_been(storage: StudyStorage) -> None:
+    study = define(storage)
+    add(study, *[[0.9, 0.9, 0.9]] * 4)
+    assert not should_prune(study, running({0: 0.0, 1: 0.0}))
+    add(study, [0.9, 0.9, 0.9])
+    assert should_prune(study, running({0: 0.0, 1: 0.0}))
+    assert not should_prune(study, running({0: 0.0}))  # the first epoch tells too little
+    assert not should_prune(study, running(dict.fromkeys(range(9), 0.0)))  # none has come so far
+    assert not should_prune(study, running({0: 0.0, 1: 0.95}))
+
+
+def test_infeasible_and_failed_trials_are_no_standard(storage: StudyStorage) -> None:
+    study = define(storage)
+    add(study, *[[0.5, 0.5]] * 5)
+    for state in (TrialState.PRUNED, TrialState.FAIL):
+        for _ in range(20):
+            study.add_trial(create_trial(state=state, intermediate_values={0: 0.9, 1: 0.9}))
+    assert not should_prune(study, running({0: 0.6, 1: 0.6}))
+
+
+def test_successive_halving_is_that_of_optuna_and_keeps_its_rungs(storage: StudyStorage, tmp_path: Path) -> None:
+    given = {"num_trials": 16, "max_epochs": 6, "pruner": "successive_halving", "sampler": "random"}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    twin = optuna.create_study(pruner=make_pruner(StudySettings(pruner="successive_halving")), direction="maximize")
+    for trial in study.trials:
+        ask = twin.ask()
+        for step, value in trial.intermediate_values.items():
+            ask.report(value, step)
+            pruned = ask.should_prune()
+            assert pruned is (trial.state is TrialState.PRUNED and step == trial.last_step)
+        state = trial.state
+        twin.tell(ask, trial.value if state is TrialState.COMPLETE else None, state=state)
+        rungs = {key: value for key, value in trial.system_attrs.items() if "rung" in key}
+        assert rungs == {key: value for key, value in twin.trials[-1].system_attrs.items() if "rung" in key}
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+@pytest.mark.parametrize(("constraint", "is_pruned"), [({"constraints:trainable": 1.0}, False), ({}, True)])
+def test_infeasible_trials_compete_for_no_rung(
+    storage: StudyStorage, tmp_path: Path, constraint: dict[str, float], *, is_pruned: bool
+) -> None:
+    study = define(storage, pruner="successive_halving", num_trials=9)
+    for _ in range(8):
+        study.add_trial(create_trial(state=TrialState.PRUNED, system_attrs={"completed_rung_0": 0.9, **constraint}))
+    work_on(study, tmp_path, pruner="successive_halving", num_trials=9)
+    assert (study.trials[0].state is TrialState.PRUNED) is is_pruned
+
+
+def test_the_pruner_none_never_prunes(storage: StudyStorage) -> None:
+    study = define(storage, pruner="none")
+    add(study, *[[0.9, 0.9]] * 9)
+    assert not should_prune(study, running({0: 0.0, 1: 0.0}))
+
+
+def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage: StudyStorage) -> None:
+    study = define(storage, objective="f1-and-cost")
+    for f1, gflops in [(0.8, 4.0)] * 9 + [(0.5, 1.0)] * 5:
+        curve = [[0, f1], [1, f1]]
+        study.add_trial(create_trial(values=[f1, gflops], user_attrs={"curve": curve, "gflops": gflops}))
+    assert not should_prune_at_cost(study, {0: 0.6, 1: 0.6}, gflops=1.0)
+    assert should_prune_at_cost(study, {0: 0.4, 1: 0.4}, gflops=1.0)
+    assert should_prune_at_cost(study, {0: 0.6, 1: 0.6}, gflops=4.0)
+    assert not should_prune_at_cost(study, {0: 0.4, 1: 0.4}, gflops=0.5)  # nobody is as cheap
+    assert not should_prune_at_cost(study, {0: 0.4}, gflops=4.0)
+    assert not should_prune_at_cost(study, {}, gflops=4.0)

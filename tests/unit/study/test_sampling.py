@@ -1,0 +1,81 @@
+"""Samplers: what they draw follows from seed, number and history alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from studies import SPACE, define, work_on
+
+from csi_job.errors import ConfigurationError
+from csi_job.study.sampling import derived_seed, make_sampler, reseed
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import StudyStorage
+
+
+class Choices:
+    def distributions(self) -> dict[str, Any]:
+        return {"kind": CategoricalDistribution(["a", "b"]), "one": FloatDistribution(2, 2)}
+
+    def conditional(self) -> set[str]:
+        return set()
+
+
+def test_every_trial_has_a_seed_of_its_own() -> None:
+    seeds = {derived_seed(study_seed, number) for study_seed in range(20) for number in range(500)}
+    assert len(seeds) == 20 * 500
+    assert derived_seed(42, 7) == derived_seed(42, 7)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "cmaes"])
+def test_no_two_trials_draw_the_same_point_and_a_second_study_draws_the_same(
+    name: str, storage: StudyStorage, tmp_path: Path
+) -> None:
+    given = {"num_trials": 14, "max_epochs": 1, "sampler": name, "pruner": "none", "num_startup_trials": 4}
+    drawn = []
+    for study_name in ("one", "two"):
+        study = define(storage, name=study_name, **given)
+        work_on(study, tmp_path, name=study_name, **given)
+        drawn.append([trial.params for trial in study.trials])
+    assert drawn[0] == drawn[1]
+    assert len({params["x"] for params in drawn[0]}) == 14
+
+
+def test_the_draws_are_those_of_optunas_own_sampler(storage: StudyStorage, tmp_path: Path) -> None:
+    given = {"num_trials": 12, "max_epochs": 2, "num_startup_trials": 4}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    for number in (8, 11):
+        sampler = make_sampler(StudySettings(num_startup_trials=4), SPACE)
+        reseed(sampler, derived_seed(42, number))
+        twin = optuna.create_study(sampler=sampler, direction="maximize")
+        twin.add_trials([trial for trial in study.trials if trial.number < number])
+        assert SPACE.suggest(twin.ask()) == study.trials[number].params
+
+
+def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(
+    storage: StudyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    given = {"num_trials": 30, "max_epochs": 1, "sampler": "cmaes", "pruner": "none", "num_startup_trials": 1}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    modelled = [trial for trial in study.trials if any(key.startswith("cma:") for key in trial.system_attrs)]
+    assert len(modelled) >= 25
+    assert caplog.text.count("CMA-ES models x; it draws kind, bend at random") == 1
+    assert {trial.params["kind"] for trial in modelled} == {"plain", "bent"}
+
+
+def test_cmaes_needs_a_number() -> None:
+    with pytest.raises(ConfigurationError, match="needs a number"):
+        make_sampler(StudySettings(sampler="cmaes"), Choices())
+
+
+def test_tpe_is_multivariate_grouped_and_sees_running_trials() -> None:
+    sampler = make_sampler(StudySettings(num_startup_trials=17), SPACE)
+    assert isinstance(sampler, optuna.samplers.TPESampler)
+    assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, True, True)
+    assert sampler._n_startup_trials == 17

@@ -1,0 +1,313 @@
+"""A worker in this process: every way a trial and a worker can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from studies import Reader, define, objective, work_on, write_checkpoint
+
+from csi_job.errors import (
+    ConfigurationError,
+    CsiJobError,
+    DataError,
+    InfeasibleTrialError,
+    StalledError,
+    StopRequestedError,
+)
+from csi_job.study.catalog import enqueue_trial
+from csi_job.study.ending import Outcome
+from csi_job.study.running import RunningTrial
+from csi_job.study.storage import StudyStorage
+from csi_job.study.tables import LEASES
+from csi_job.study.worker import WorkerOptions
+
+Running = RunningTrial[dict[str, Any]]
+
+
+def seize(storage: StudyStorage) -> None:
+    """Give every lease to somebody else."""
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(LEASES).values(token="another", owner="another|a|b|1|1", lease_s=600))
+
+
+def test_a_worker_runs_the_study_to_its_total(study: optuna.Study, tmp_path: Path) -> None:
+    summary = work_on(study, tmp_path)
+    assert summary.num_told == summary.num_finished == summary.target == 5
+    assert summary.num_running_elsewhere == 0
+    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
+    first = study.trials[0]
+    assert first.params == {"x": 0.5, "kind": "plain"}
+    kept = {name: first.user_attrs[name] for name in ("sampler", "pruner", "max_epochs", "attempt", "epochs")}
+    assert kept == {"sampler": "tpe", "pruner": "median", "max_epochs": 4, "attempt": 1, "epochs": 4}
+
+
+def test_a_full_study_is_left_alone(study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    work_on(study, tmp_path)
+    summary = work_on(study, tmp_path)
+    assert summary.num_told == 0
+    assert "study toy has all its 5 trials" in caplog.text
+
+
+def test_another_phase_goes_on_with_other_epochs_sampler_and_pruner(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, num_trials=3)
+    work_on(study, tmp_path, num_trials=3)
+    second = {"max_epochs": 6, "sampler": "random", "pruner": "none"}
+    again = define(storage, **second)
+    storage.set_study_user_attr(study._study_id, "target", 5)
+    work_on(again, tmp_path, **second)
+    phases = [(trial.user_attrs["sampler"], trial.user_attrs["max_epochs"]) for trial in again.trials]
+    assert phases == [("tpe", 4)] * 3 + [("random", 6)] * 2
+
+
+def test_an_infeasible_trial_counts_and_teaches_the_sampler(study: optuna.Study, tmp_path: Path) -> None:
+    def infeasible(running: Running) -> list[float]:
+        if running.number in (1, 2):
+            running.report(0, 0.9)
+            raise InfeasibleTrialError("out of memory with a micro-batch of one image")
+        return objective(running)
+
+    summary = work_on(study, tmp_path, infeasible)
+    assert summary.outcomes[Outcome.INFEASIBLE] == 2
+    assert summary.num_finished == 5
+    trial = study.trials[1]
+    assert (trial.state, trial.value) == (TrialState.PRUNED, None)
+    assert trial.user_attrs["infeasible"] is True
+    assert "micro-batch" in trial.user_attrs["reason"]
+    assert trial.constraints == {"trainable": 1.0}
+    assert study.best_trial.number not in (1, 2)
+
+
+def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.Study, tmp_path: Path) -> None:
+    def failing(running: Running) -> list[float]:
+        if running.number == 1:
+            raise RuntimeError("cannot load /data/patients/PAT0042.png now")
+        if running.number == 2:
+            raise KeyError("PAT0042")
+        return objective(running)
+
+    summary = work_on(study, tmp_path, failing)
+    assert (summary.outcomes[Outcome.FAILED], summary.num_finished, len(study.trials)) == (2, 5, 7)
+    reasons = [trial.user_attrs["reason"] for trial in study.trials[1:3]]
+    assert "cannot load … now" in reasons[0]
+    assert "KeyError" in reasons[1]
+    assert "PAT0042" not in str(reasons)
+
+
+@pytest.mark.parametrize("values", [[float("nan")], [], [0.1, 0.2], ["high"]])
+def test_values_that_are_no_numbers_are_a_failure(values: list[Any], study: optuna.Study, tmp_path: Path) -> None:
+    with pytest.raises(CsiJobError, match=r"2 trials failed"):
+        work_on(study, tmp_path, lambda _: values, max_failed_trials=1)
+    assert {trial.state for trial in study.trials} == {TrialState.FAIL}
+
+
+def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -> None:
+    def failing(_: Running) -> list[float]:
+        raise ValueError("no such layer")
+
+    with pytest.raises(CsiJobError, match=r"3 trials failed.*no such layer.*max_failed_trials") as caught:
+        work_on(study, tmp_path, failing, max_failed_trials=2)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("error", [DataError("the cache is damaged"), ConfigurationError("no such device")])
+def test_what_would_fail_every_trial_ends_the_worker_and_gives_the_trial_back(
+    error: CsiJobError, study: optuna.Study, tmp_path: Path
+) -> None:
+    def failing(_: Running) -> list[float]:
+        raise error
+
+    with pytest.raises(type(error)):
+        work_on(study, tmp_path, failing)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+    assert work_on(study, tmp_path).num_finished == 5
+
+
+def test_a_lost_gpu_ends_the_process_and_leaves_the_trial(study: optuna.Study, tmp_path: Path) -> None:
+    def failing(_: Running) -> list[float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(CsiJobError, match="GPU is lost"):
+        work_on(study, tmp_path, failing)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+
+
+def test_a_worker_whose_lease_was_taken_writes_nothing_and_goes_on(
+    study: optuna.Study, storage: StudyStorage, tmp_path: Path
+) -> None:
+    taken: list[int] = []
+
+    def robbed(running: Running) -> list[float]:
+        if not taken:
+            taken.append(running.number)
+            running.report(0, 0.1)
+            seize(storage)
+        return objective(running)
+
+    storage.set_study_user_attr(study._study_id, "target", 2)
+    summary = work_on(study, tmp_path, robbed, timeout_s=3)
+    assert summary.outcomes[Outcome.LEFT] == 1
+    assert study.trials[0].state is TrialState.RUNNING
+    assert study.trials[0].intermediate_values == {0: 0.1}
+    assert study.trials[1].state is TrialState.COMPLETE
+
+
+def test_the_renewing_thread_tells_the_training_that_the_lease_is_gone(storage: StudyStorage, tmp_path: Path) -> None:
+    storage.lease_s = 0.4
+    study = define(storage, num_trials=1)
+    seen: list[str] = []
+
+    def robbed(running: Running) -> list[float]:
+        seize(storage)
+        while True:  # no report: only the thread can know
+            time.sleep(0.02)
+            try:
+                running.batch_done()
+            except CsiJobError as error:
+                seen.append(type(error).__name__)
+                raise
+
+    work_on(study, tmp_path, robbed, timeout_s=1)
+    assert seen == ["LeaseLostError"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_gives_the_trial_back_after_its_last_epoch(number: int, study: optuna.Study, tmp_path: Path) -> None:
+    def stopped(running: Running) -> list[float]:
+        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, running.params))
+        os.kill(os.getpid(), number)
+        running.batch_done()
+        raise AssertionError
+
+    before = signal.getsignal(number)
+    with pytest.raises(StopRequestedError) as caught:
+        work_on(study, tmp_path, stopped)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    resumed: list[tuple[int, str]] = []
+
+    def watched(running: Running) -> list[float]:
+        resumed.append((running.attempt, running.resume_from.name if running.resume_from else ""))
+        return objective(running)
+
+    work_on(study, tmp_path, watched)
+    assert resumed[0] == (2, "epoch-0000.pt")
+    assert study.trials[0].intermediate_values[0] == 0.1
+    assert study.trials[0].user_attrs["epochs"] == 4
+
+
+def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(
+    study: optuna.Study, storage: StudyStorage, tmp_path: Path
+) -> None:
+    storage.lease_s = 3600.0
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def left(_: Running) -> list[float]:
+        seize(storage)
+        timer.start()
+        raise StalledError("left behind")
+
+    storage.set_study_user_attr(study._study_id, "target", 1)
+    with pytest.raises(StalledError):
+        work_on(study, tmp_path, left)
+    with pytest.raises(StopRequestedError):
+        work_on(study, tmp_path)
+
+
+def test_a_training_that_stalls_ends_the_worker(storage: StudyStorage, tmp_path: Path) -> None:
+    storage.lease_s = 0.4
+    study = define(storage, num_trials=1)
+
+    def stuck(running: Running) -> list[float]:
+        while True:
+            time.sleep(0.05)
+            running.check()
+
+    with pytest.raises(StalledError) as caught:
+        work_on(study, tmp_path, stuck, options=WorkerOptions(stall_s=0.5, own_process=False))
+    assert caught.value.exit_code == 1
+    assert study.trials[0].state is TrialState.RUNNING
+
+
+def test_after_the_timeout_no_trial_is_started(study: optuna.Study, tmp_path: Path) -> None:
+    def slow(running: Running) -> list[float]:
+        time.sleep(0.3)
+        return objective(running)
+
+    summary = work_on(study, tmp_path, slow, timeout_s=0.2)
+    assert summary.timed_out
+    assert summary.num_told == 1
+
+
+def test_plots_that_fail_do_not_end_the_search(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    summary = work_on(study, tmp_path, options=WorkerOptions(on_told=broken, own_process=False))
+    assert summary.num_finished == 5
+    assert "No space left" in caplog.text
+
+
+def test_with_two_objectives_the_curve_is_an_attribute(storage: StudyStorage, tmp_path: Path) -> None:
+    given = {"objective": "f1-and-cost", "num_trials": 12, "num_startup_trials": 3}
+    study = define(storage, **given)
+
+    def costly(running: Running) -> list[float]:
+        running.gflops = 2.0
+        running.attributes["gflops"] = 2.0
+        return objective(running)
+
+    work_on(study, tmp_path, costly, **given)
+    assert all(not trial.intermediate_values for trial in study.trials)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in study.trials:
+        assert [epoch for epoch, _ in trial.user_attrs["curve"]] == list(range(trial.user_attrs["epochs"]))
+        assert len(trial.values or [0, 0]) == 2
+
+
+def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
+    storage: StudyStorage, tmp_path: Path
+) -> None:
+    given = {"objective": "f1-and-cost", "num_trials": 1}
+    study = define(storage, **given)
+
+    def stopped(running: Running) -> list[float]:
+        for epoch in range(2):
+            checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
+            running.report(epoch, 0.25, checkpoint=checkpoint)
+        raise DataError("stop here")
+
+    with pytest.raises(DataError):
+        work_on(study, tmp_path, stopped, **given)
+    work_on(study, tmp_path, **given)
+    assert [value for _, value in study.trials[0].user_attrs["curve"]][:2] == [0.25, 0.25]
+    assert len(study.trials[0].user_attrs["curve"]) == 4
+
+
+def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
+    from studies import SPACE
+
+    assert enqueue_trial(study, SPACE, {"x": 0.125, "kind": "bent"}) == 1
+    work_on(study, tmp_path)
+    params = study.trials[1].params
+    assert (params["x"], params["kind"]) == (0.125, "bent")
+    assert "bend" in params
+
+
+def test_a_worker_can_run_outside_the_main_thread(study: optuna.Study, tmp_path: Path) -> None:
+    summaries: list[Any] = []
+    thread = threading.Thread(target=lambda: summaries.append(work_on(study, tmp_path)))
+    thread.start()
+    thread.join(60)
+    assert summaries[0].num_finished == 5
