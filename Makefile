@@ -5,14 +5,26 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LOCK   := tests/requirements.lock
 DEMO   := demo
+CSI_JOB   := $(BIN)/csi-job
+DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
+DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Make phantoms, then cache, search, final model and evaluation on them, into demo/
-	@DEMO=$(DEMO) $(BIN)/python -m csi_job.cli.demo
+demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo/
+	$(CSI_JOB) phantoms $(DEMO)/data --num-images 160
+	$(CSI_JOB) cache build $(DEMO_DATA) $(DEMO_WORK)
+	$(CSI_JOB) hyperopt $(DEMO_DATA) $(DEMO_WORK) --n-trials 8
+	$(CSI_JOB) train-optimized --hyperparams $(DEMO)/results/models/hyperopt/csi_optimization_best_params.json \
+	  $(DEMO_WORK) --candidates 2 --seeds 2
+	$(CSI_JOB) eval $(DEMO_WORK)
+	$(CSI_JOB) evaluate --model-path $(DEMO)/results/models/optimized_model.safetensors $(DEMO_WORK)
+	@echo
+	@echo "Results: $(DEMO)/results/models, first of all hyperopt/csi_optimization_report.html"
+	@echo "Your own data: $(BIN)/csi-job hyperopt --labels TABLE.csv --images FOLDER --work RESULTS --n-trials 50"
 
 test: $(READY) ## Pass the tests
 	@$(BIN)/pytest

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from csi_job.cache.build import build_cache, find_cache
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.config import Settings, load_settings
-from csi_job.errors import ConfigurationError, Problem
+from csi_job.errors import ConfigurationError, ModelFileError, Problem
 from csi_job.evaluation.loading import load_model
 from csi_job.evaluation.predict import expand_folders, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
-from csi_job.final_model.export import read_whole_card
+from csi_job.final_model.export import read_whole_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import BASELINE_NAME, MODEL_NAME, FinalModel, run_final_training
 from csi_job.logs import get_logger, progress
@@ -243,7 +243,7 @@ def run_evaluate(
         baseline_path: a model to compare with.
 
     """
-    model = model_path or settings.work / "models" / MODEL_NAME
+    model = _model_file(settings, model_path)
     card = read_whole_card(model) or {}
     run = run_evaluation(
         settings.work,
@@ -253,6 +253,9 @@ def run_evaluate(
         choose_device(settings.trial),
         baseline_path=baseline_path,
     )
+    record_test_metrics(model, run.evaluation)
+    if baseline_path is not None and run.comparison is not None:
+        record_test_metrics(baseline_path, run.comparison.baseline)
     study = _study_of(settings, str(card["study"])) if "study" in card else None
     if study is not None:
         write_report(study, settings.work)
@@ -278,11 +281,19 @@ def run_predict(
         file_format: `csv` or `json`.
 
     """
-    model = load_model(model_path or settings.work / "models" / MODEL_NAME, choose_device(settings.trial))
+    model = load_model(_model_file(settings, model_path), choose_device(settings.trial))
     files = list(expand_folders(paths))
     with progress("predicting", len(files), "images") as advance:
         results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
         return write_predictions(results, stream, file_format)
+
+
+def _model_file(settings: Settings, path: Path | None) -> Path:
+    model = path or settings.work / "models" / MODEL_NAME
+    if not model.is_file():
+        hint = "name one with --model-path, or make one: csi-job train-optimized"
+        raise ModelFileError("there is no such model file", got=str(model), hint=hint)
+    return model
 
 
 def _study_of(settings: Settings, name: str) -> optuna.Study | None:

@@ -46,6 +46,5 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     Console().print(render_status(study_status(study)))
     best = best_params_file(study, loaded.settings.work)
     click.echo(f"plots and report: {best.parent}")
-    click.echo("more trials: the same command with --more-trials K" if study_status(study).is_finished else "")
     if best.is_file():
         click.echo(f"next: csi-job train-optimized --hyperparams {shlex.quote(str(best))} (and the same --work)")

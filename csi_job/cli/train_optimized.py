@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -28,23 +27,11 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
     seeds each, and the winner is the best mean. The baseline's parameters are trained the same way,
     for a fair comparison. What is finished is kept: run the same command again to go on.
     """
+    from rich.console import Console
+
+    from csi_job.final_model.tables import render_final_model
     from csi_job.pipeline import run_train_optimized
 
     final = run_train_optimized(loaded.settings, hyperparams)
-    for name, path, card in (
-        ("optimised model", final.path, final.card),
-        ("baseline model", final.baseline, final.baseline_card),
-    ):
-        if path is not None and card is not None:
-            click.echo(f"{name}: {path}, {_scores(card)}")
-    click.echo(f"confirmed parameters: {final.optimized_params}")
+    Console().print(render_final_model(final))
     click.echo(f"next: csi-job evaluate --model-path {shlex.quote(str(final.path))} (and the same --work)")
-
-
-def _scores(card: dict[str, Any]) -> str:
-    """Return e.g. `ResNet50, val_f1 0.5123 ± 0.0141 over 3 seeds, seed 43 kept`."""
-    spread = "" if card["spread"] is None else f" ± {card['spread']:.4f}"
-    return (
-        f"{card['architecture']}, val_f1 {card['mean']:.4f}{spread} over {len(card['seeds'])} seed(s), "
-        f"seed {card['kept_seed']} kept"
-    )

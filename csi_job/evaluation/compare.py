@@ -78,7 +78,11 @@ class Comparison:
     @property
     def outcome(self) -> str:
         """Return the result in one plain sentence, about the headline metric."""
-        return tell_outcome(self.differences[HEADLINE], self.model.split, self.model.settings.confidence)
+        headline = self.differences[HEADLINE]
+        model, baseline = self.model.predictions, self.baseline.predictions
+        if headline.outcome != "undefined" and np.array_equal(model.probabilities_NZK, baseline.probabilities_NZK):
+            return "Both models give the same predictions; so they do where the search found the baseline to be best."
+        return tell_outcome(headline, self.model.split, self.model.settings.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the comparison; no patient, file or image is named in it."""
