@@ -39,7 +39,7 @@ def data(info: CacheInfo | None) -> Section:
     )
     if info.num_corrupt:
         sentence += f" Left out because they could not be read: {words.plural(info.num_corrupt, 'file')}."
-    warnings = tuple(warning.rstrip(".") + "." for warning in info.warnings)
+    warnings = tuple(words.sentence(warning) for warning in info.warnings)
     return Section("data", "The data", (sentence,), (Figure(_scores_plot(info)),), cautions=warnings)
 
 

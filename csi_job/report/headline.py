@@ -42,11 +42,12 @@ def key_figures(view: StudyView, choice: Choice, results: Results) -> list[KeyFi
         return []
     error = f", ± {words.score(best.f1_error)} over patients" if best.f1_error else ""
     label = "Chosen trial, validation F1" if view.has_cost else "Best validation F1"
-    figures = [KeyFigure(label, words.score(best.f1), f"trial {best.number}{error}")]
-    if view.baseline is not None:
+    origin = "the baseline" if best.is_baseline else f"trial {best.number}"
+    figures = [KeyFigure(label, words.score(best.f1), f"{origin}{error}")]
+    if view.baseline is not None and not best.is_baseline:
         figures.append(KeyFigure("Baseline, validation F1", words.score(view.baseline.f1), "the usual settings"))
     if results.confirmed is not None:
-        figures.append(_confirmed_figure(results.confirmed))
+        figures.append(_confirmed_figure(results.confirmed, results.baseline_card))
     figures += _test_figures(results)
     seconds = sum(trial.seconds or 0.0 for trial in view.trials)
     trials = f"{words.plural(view.num_finished, 'trial')} finished"
@@ -79,21 +80,26 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
 
 
 def _how_sure(view: StudyView, best: TrialView, results: Results) -> str:
-    confirmed = results.confirmed
-    if confirmed is not None and confirmed.get("value") is not None:
-        spread = f" with a spread of {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
-        origin = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
-        seeds = words.plural(len(confirmed["seeds"]), "seed")
-        return (
-            f"How sure: {origin} was trained again with {seeds} and reached a mean validation F1 of "
-            f"{words.score(confirmed['value'])}{spread}. Expect that rather than the best of "
-            f"{words.plural(len(view.ranked()), 'complete trial')}, which is partly luck."
-        )
+    if results.confirmed is not None and results.confirmed.get("value") is not None:
+        return _trained_again(results.confirmed, results.baseline_card)
     sentence = (
         "How sure: each trial is a single training run, and the best of many is partly luck, so expect a little less "
         "on other patients."
     )
     return f"{sentence} {_against_error(view, best)}".strip()
+
+
+def _trained_again(confirmed: Json, baseline_card: Json | None) -> str:
+    """Say what the winner reached over several seeds, and the baseline beside it."""
+    spread = f" with a spread of {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
+    origin = f"trial {confirmed['trial']}" if confirmed.get("trial") is not None else "the winner"
+    seeds = words.plural(len(confirmed["seeds"]), "seed")
+    beside = f"; the baseline reached {words.score(baseline_card['mean'])} the same way" if baseline_card else ""
+    return (
+        f"How sure: {origin} was trained again with {seeds} and reached a mean validation F1 of "
+        f"{words.score(confirmed['value'])}{spread}{beside}. Trust these means rather than the single best run of the "
+        "search, which is partly luck."
+    )
 
 
 def _against_error(view: StudyView, best: TrialView) -> str:
@@ -112,7 +118,7 @@ def _against_error(view: StudyView, best: TrialView) -> str:
 def _on_test(results: Results) -> str:
     evaluation = results.evaluation
     if evaluation is None:
-        return "The test patients have not been looked at for this study."
+        return "The final model is not measured on the test patients yet."
     value = measured(evaluation, "f1_macro")
     told = (results.comparison or {}).get("outcome") or (
         f"the final model's F1 is {words.with_interval(value.value, value.low, value.high)}."
@@ -123,10 +129,11 @@ def _on_test(results: Results) -> str:
     return f"On {where} never used before: {told}"
 
 
-def _confirmed_figure(confirmed: Json) -> KeyFigure:
-    seeds = words.plural(len(confirmed["seeds"]), "seed")
-    spread = f", spread {words.score(confirmed['spread'])}" if confirmed.get("spread") is not None else ""
-    return KeyFigure("Trained again, mean F1", words.score(confirmed.get("value")), f"{seeds}{spread}")
+def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:
+    parts = [words.plural(len(confirmed["seeds"]), "seed")]
+    parts += [f"spread {words.score(confirmed['spread'])}"] if confirmed.get("spread") is not None else []
+    parts += [f"baseline {words.score(baseline_card['mean'])}"] if baseline_card is not None else []
+    return KeyFigure("Trained again, mean F1", words.score(confirmed.get("value")), ", ".join(parts))
 
 
 def _test_figures(results: Results) -> list[KeyFigure]:

@@ -42,7 +42,9 @@ def candidates_plot(confirmed: Json) -> Plot:
         *(_means(rows, is_winner=is_winner) for is_winner in (True, False)),
     ]
     result = _row_layout(len(rows), F1_AXIS)
-    result["yaxis"].update(type="category", categoryorder="array", categoryarray=names[::-1])
+    result["yaxis"].update(
+        type="category", categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(rows) - 0.4]
+    )
     return Plot(key, title, caption, {"data": traces, "layout": result})
 
 

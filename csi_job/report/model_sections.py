@@ -61,8 +61,14 @@ def candidates(results: Results) -> Section:
         )
         return Section("candidates", title, (sentence,))
     columns = ("Candidate", "F1 in the search", "Mean of the seeds", "Spread", "Seeds", "Note")
-    rows = tuple(_candidate_row(candidate) for candidate in confirmed["candidates"])
-    table = Table(columns, rows, frozenset({1, 2, 3}), "Spread: standard deviation over the seeds.")
+    rows = [_candidate_row(candidate) for candidate in confirmed["candidates"]]
+    num_columns = len(columns) if any(row[-1] for row in rows) else len(columns) - 1  # no note, no column
+    table = Table(
+        columns[:num_columns],
+        tuple(row[:num_columns] for row in rows),
+        frozenset({1, 2, 3}),
+        "Spread: standard deviation over the seeds.",
+    )
     paragraph = f"How the winner was chosen: {confirmed['rule'].rstrip('.')}."
     return Section("candidates", title, (paragraph,), (Figure(candidates_plot(confirmed)), table))
 
@@ -72,7 +78,7 @@ def test_result(results: Results) -> Section:
     title = "On patients never used before"
     evaluation = results.evaluation
     if evaluation is None:
-        sentence = "The test set is still untouched: csi-job evaluate measures the final model and the baseline on it."
+        sentence = "This study's final model is not measured on the test set yet: csi-job evaluate does it."
         return Section("test", title, (sentence, *results.notes))
     percent = f"{evaluation['bootstrap']['confidence']:.0%}"
     sentence = (
@@ -81,7 +87,7 @@ def test_result(results: Results) -> Section:
         "randomness of training."
     )
     blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
-    cautions = tuple(f"{warning.rstrip('.')}." for warning in evaluation["warnings"])
+    cautions = tuple(words.sentence(warning) for warning in evaluation["warnings"])
     return Section("test", title, (sentence,), blocks, (*cautions, *results.notes))
 
 
@@ -185,7 +191,7 @@ def _kept_seed(card: Json) -> str:
 
 
 CARD_ROWS: dict[str, Callable[[Json], str]] = {
-    "File": lambda card: f"models/{card['name']}",
+    "File": lambda card: f"models/{card['name']}.safetensors",
     "Architecture": lambda card: str(card["architecture"]),
     "Parameters (millions)": lambda card: words.millions(card["num_parameters"]),
     "GFLOPs an image": lambda card: words.value(card["gflops"]),

@@ -286,8 +286,9 @@ def _slice_x_axis(view: StudyView, trials: list[TrialView], name: str) -> dict[s
         labels = [words.value(choice) for choice in choices]
         places = list(range(len(choices)))
         return {**title, "tickvals": places, "ticktext": labels, "range": [-0.5, len(choices) - 0.5]}
-    if not is_log(distribution):
-        return title
     values = [trial.params[name] for trial in trials if name in trial.params]
-    ticks = _tick_values(min(values), max(values), log=True)
-    return {**title, "type": "log", "tickvals": ticks, "ticktext": [words.number(tick) for tick in ticks]}
+    if is_log(distribution) or (isinstance(values[0], int) and max(values) - min(values) <= NUM_TICKS):
+        ticks = _tick_values(min(values), max(values), log=is_log(distribution))
+        scale = {"type": "log"} if is_log(distribution) else {}
+        return {**title, **scale, "tickvals": ticks, "ticktext": [words.number(tick) for tick in ticks]}
+    return title

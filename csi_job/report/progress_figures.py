@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from csi_job.report.view import Phase, StudyView, TrialView
 
 MAX_CURVES = 100  # more lines than this hide each other
-MAX_SINGLE_TICKS = 12  # trials that each get a tick
+MAX_SINGLE_TICKS = 12  # trials or epochs that each get a tick
 NUM_BEST_CURVES = 20  # of these, the best are always drawn
 
 
@@ -175,7 +175,10 @@ def _curves(trials: Sequence[TrialView], best: TrialView | None, baseline: Trial
         traces.append(_curve_trace([baseline], TEAL, "Baseline", width=2.5, line={"dash": "dash"}))
     if best is not None and best is not baseline:
         traces.append(_curve_trace([best], GOLD, f"Trial {best.number}", width=3))
-    return {"data": [trace for trace in traces if trace["x"]], "layout": layout("Epoch", F1_AXIS)}
+    result = layout("Epoch", F1_AXIS)
+    num_epochs = max(epoch + 1 for trial in trials for epoch, _ in trial.curve)
+    result["xaxis"].update({"dtick": 1} if num_epochs <= MAX_SINGLE_TICKS else {})
+    return {"data": [trace for trace in traces if trace["x"]], "layout": result}
 
 
 def _curve_trace(trials: Iterable[TrialView], color: str, name: str, **more: Any) -> dict[str, Any]:

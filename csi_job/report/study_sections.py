@@ -114,9 +114,8 @@ def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str
 
 
 def _mark(view: StudyView, trial: TrialView, choice: Choice) -> str:
-    if trial is choice.trial:
-        return "chosen" if view.has_cost else "best"
-    return "baseline" if trial.is_baseline else ""
+    chosen = "chosen" if view.has_cost else "best"
+    return ", ".join([chosen] * (trial is choice.trial) + ["baseline"] * trial.is_baseline)
 
 
 def _number_columns(trials: list[TrialView], names: list[str], first: int) -> frozenset[int]:

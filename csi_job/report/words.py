@@ -161,6 +161,12 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def sentence(text: str) -> str:
+    """Return a text with a capital and a full stop; a name with an underscore keeps its spelling."""
+    first = text.split(" ", 1)[0]
+    return f"{text[:1] if '_' in first else text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def listed(words: list[str]) -> str:
     """Join words as in a sentence, e.g. `a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

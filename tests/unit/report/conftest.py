@@ -217,7 +217,7 @@ def write_results(work, study):
         ("optimized_model", confirmed(best).result, first),
         ("baseline_model", confirmed(best[-1:]).result, second),
     ):
-        context = CardContext(f"{name}.safetensors", study.study_name, trainer, {"train": 68}, (), "digest")
+        context = CardContext(name, study.study_name, trainer, {"train": 68}, (), "digest")
         card = build_card(context, result, test) | {"test": metrics_of(test)}
         (models / f"{name}.json").write_text(json.dumps(card))
 

@@ -47,6 +47,8 @@ def test_candidates_are_told_with_mean_and_spread(work, finished_study, read_pag
     text = read_page(write_report(finished_study, work)).text
     assert f"mean validation F1 of {confirmed['value']:.3f} with a spread of {confirmed['spread']:.3f}" in text
     assert f"Trial {confirmed['trial']}, winner" in text
+    baseline = json.loads((work / "models" / "baseline_model.json").read_text())
+    assert f"the baseline reached {baseline['mean']:.3f} the same way" in text
 
 
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, finished_study, read_page):
@@ -63,7 +65,7 @@ def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, fin
 
 def test_before_the_later_stages_the_page_says_what_is_still_to_do(finished_study, tmp_path, read_page):
     text = read_page(write_report(finished_study, tmp_path)).text
-    assert "The test set is still untouched" in text
+    assert "is not measured on the test set yet" in text
     assert "csi-job train-optimized trains the best trials again" in text
     assert "is not in this work folder" in text
     assert "the best of many is partly luck" in text
@@ -73,7 +75,7 @@ def test_a_model_of_another_study_is_not_shown_as_this_ones(work, finished_study
     change_json(work / "models" / "optimized_model.json", study="another <study>")
     text = read_page(write_report(finished_study, work)).text
     assert "is of another study (another <study>)" in text
-    assert "The test set is still untouched" in text
+    assert "is not measured on the test set yet" in text
 
 
 def test_an_evaluation_of_an_older_model_is_not_shown(work, finished_study, read_page):
