@@ -151,9 +151,9 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
 
 
 # Workers fork from a warm server process, since importing Optuna takes longer than most tests let them live.
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where they find this module
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where they find this module
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["studies"])
+FORKS.set_forkserver_preload(["tests.studies"])
 
 
 class Worker:

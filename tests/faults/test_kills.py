@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import Reader, Worker
+
+from tests.studies import Reader, Worker
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
 KILLED = -signal.SIGKILL

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-from postgres import Server, postgres_server
-from studies import storage_settings
 
 from csi_job.study.storage import StudyStorage, open_storage
+from tests.postgres import Server, postgres_server
+from tests.studies import storage_settings
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.study.catalog import delete_study, enqueue_trial, list_studies
@@ -22,6 +21,7 @@ from csi_job.study.rows import TrialWrite
 from csi_job.study.settings import StudySettings
 from csi_job.study.storage import StudyStorage, open_storage
 from csi_job.study.tables import LEASES
+from tests.studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-from studies import define
 
 from csi_job.study.settings import StorageSettings
 from csi_job.study.storage import StudyStorage, open_storage
+from tests.studies import define
 
 
 @pytest.fixture

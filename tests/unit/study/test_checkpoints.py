@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from studies import READER, write_checkpoint
 
 from csi_job.study.checkpoints import (
     Resumption,
@@ -15,6 +14,7 @@ from csi_job.study.checkpoints import (
     remove_checkpoints,
     trial_folder,
 )
+from tests.studies import READER, write_checkpoint
 
 PARAMS = {"x": 0.5}
 

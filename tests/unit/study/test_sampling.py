@@ -8,12 +8,12 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from studies import SPACE, define, work_on
 
 from csi_job.errors import ConfigurationError
 from csi_job.study.sampling import derived_seed, make_sampler, reseed
 from csi_job.study.settings import StudySettings
 from csi_job.study.storage import StudyStorage
+from tests.studies import SPACE, define, work_on
 
 
 class Choices:

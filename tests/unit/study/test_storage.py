@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from pydantic import SecretStr
-from studies import define, work_on
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.study.address import plain_url
 from csi_job.study.settings import StorageSettings
 from csi_job.study.storage import StudyStorage, open_storage
+from tests.studies import define, work_on
 
 
 def test_optuna_reads_the_study_by_its_plain_url(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from studies import Reader, define, objective, work_on, write_checkpoint
 
 from csi_job.errors import (
     ConfigurationError,
@@ -29,6 +28,7 @@ from csi_job.study.running import RunningTrial
 from csi_job.study.storage import StudyStorage
 from csi_job.study.tables import LEASES
 from csi_job.study.worker import WorkerOptions
+from tests.studies import Reader, define, objective, work_on, write_checkpoint
 
 Running = RunningTrial[dict[str, Any]]
 
@@ -296,7 +296,7 @@ def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
 
 
 def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
-    from studies import SPACE
+    from tests.studies import SPACE
 
     assert enqueue_trial(study, SPACE, {"x": 0.125, "kind": "bent"}) == 1
     work_on(study, tmp_path)
