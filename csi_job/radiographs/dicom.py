@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from csi_job.errors import DataError
+from csi_job.radiographs.dicom_bombs import check_compressed, check_deflated
 from csi_job.radiographs.grey import check_size, look_up, squeeze, to_uint8
 
-_MAX_INFLATED_BYTES = 1 << 30
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-_META_AT_MOST = 4096  # bytes in which the transfer syntax is named
-_META_LENGTH_END = 144  # preamble, magic, and the element that says how long the file's meta information is
 _COLOUR_CHANNELS = 3
 
 
@@ -33,7 +30,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         Exception: whatever pydicom and its decoders raise for damaged content.
 
     """
-    _check_deflated(content)
+    check_deflated(content)
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError("the DICOM file has no pixels")
@@ -43,6 +40,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set; it can only be uncompressed
         is_implicit, _ = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+    check_compressed(dataset, max_image_side_px)
     pixels = dataset.pixel_array
     return squeeze(_grey(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
 
@@ -127,14 +125,3 @@ def _window(dataset: Dataset, values: np.ndarray) -> np.ndarray | None:
         below, above = apply_windowing(np.array([-1e30, 1e30]), dataset)  # the range that pydicom scales to
     shares: np.ndarray = (apply_windowing(values, dataset) - below) / (above - below)
     return shares
-
-
-def _check_deflated(content: bytes) -> None:
-    """Refuse a deflated data set that inflates beyond any radiograph; pydicom itself inflates without a limit."""
-    if DeflatedExplicitVRLittleEndian.encode() not in content[:_META_AT_MOST]:
-        return
-    meta_length = int.from_bytes(content[_META_LENGTH_END - 4 : _META_LENGTH_END], "little")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(content[_META_LENGTH_END + meta_length :], _MAX_INFLATED_BYTES)
-    if inflater.unconsumed_tail:
-        raise DataError("the DICOM file inflates to more than a radiograph", allowed=f"{_MAX_INFLATED_BYTES} bytes")

@@ -78,7 +78,13 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
             problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=row.file_id))
         rows.append(row)
     if problems:
-        raise DataError(f"the label table has {_counted(len(problems), 'problem')}", problems=problems)
+        unknown = ", ".join(repr(word) for word in settings.unknown_values)
+        allowed = (
+            f"scores 0 1 2 3, for unknown 4 or {unknown}"
+            if any(problem.column in ZONES for problem in problems)
+            else None
+        )
+        raise DataError(f"the label table has {_counted(len(problems), 'problem')}", allowed=allowed, problems=problems)
     if not rows:
         raise DataError("the label table has a header but no rows")
     return LabelTable(
@@ -149,7 +155,7 @@ def _read_row(
     for zone in ZONES:
         score = _read_score(cells[columns[zone]], settings)
         if score is None:
-            what = f"score {_shown(cells[columns[zone]])} is not among 0, 1, 2, 3, 4 and the unknown values"
+            what = f"no score: {_shown(cells[columns[zone]])}"
             problems.append(Problem(what, row=number, column=zone, file_id=named))
         else:
             scores.append(score)

@@ -174,7 +174,7 @@ def test_big_endian_and_deflated_files_are_read(stored_HW: np.ndarray, square_HW
 
 
 def test_a_deflate_bomb_is_refused(stored_HW: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csi_job.radiographs.dicom._MAX_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("csi_job.radiographs.dicom_bombs._MAX_INFLATED_BYTES", 1 << 20)
     dataset = dataset_of(stored_HW)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     content = encoded(dataset)
@@ -190,7 +190,25 @@ def test_a_deflate_bomb_is_refused(stored_HW: np.ndarray, monkeypatch: pytest.Mo
     ["RLELossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "JPEG2000"],
 )
 def test_compressed_files_are_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray, syntax: str) -> None:
-    (tmp_path / "plain").write_bytes(encoded(dataset_of(stored_HW, WindowCenter=2048, WindowWidth=4096)))
+    content = compressed(tmp_path, dataset_of(stored_HW, WindowCenter=2048, WindowWidth=4096), syntax)
+    assert len(content) < 2 * stored_HW.size
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
+def test_compressed_pixels_of_another_size_than_told_are_refused(
+    tmp_path: Path, stored_HW: np.ndarray, syntax: str
+) -> None:
+    content = compressed(tmp_path, dataset_of(stored_HW), syntax)
+    rows = stored_HW.shape[0].to_bytes(2, "little")
+    lying = content.replace(b"\x28\x00\x10\x00US\x02\x00" + rows, b"\x28\x00\x10\x00US\x02\x00\x40\x00")
+    assert lying != content
+    with pytest.raises(DataError, match="the pixels are 90x120, the DICOM file says 90x64"):
+        read(lying)
+
+
+def compressed(tmp_path: Path, dataset: Dataset, syntax: str) -> bytes:
+    (tmp_path / "plain").write_bytes(encoded(dataset))
     reader = gdcm.ImageReader()
     reader.SetFileName(str(tmp_path / "plain"))
     assert reader.Read()
@@ -203,9 +221,7 @@ def test_compressed_files_are_read(tmp_path: Path, stored_HW: np.ndarray, square
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
     assert writer.Write()
-    content = (tmp_path / "packed").read_bytes()
-    assert len(content) < 2 * stored_HW.size
-    assert np.abs(read(content).astype(int) - square_HW).max() <= 2
+    return (tmp_path / "packed").read_bytes()
 
 
 def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
