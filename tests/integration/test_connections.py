@@ -1,0 +1,101 @@
+"""Passwords, roles and databases of a real PostgreSQL: what is refused, what is waited for, what is shown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from csi_job.errors import ConfigurationError, StorageUnavailableError
+from csi_job.study.settings import StorageSettings
+from csi_job.study.storage import open_storage
+from tests.postgres import Server, embedded_server
+from tests.studies import define, work_on
+
+PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    """A server that asks `anna` for a password."""
+    with embedded_server() as server:
+        assert server.data is not None
+        rules = server.data / "pg_hba.conf"
+        rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
+        quoted = PASSWORD.replace("'", "''")
+        server.run(f"CREATE ROLE anna LOGIN CONNECTION LIMIT 2 PASSWORD '{quoted}'")
+        server.run("CREATE DATABASE csi OWNER anna")
+        server.reload()
+        yield server
+
+
+def settings(server: Server, password: str = PASSWORD, database: str = "csi", **others: float) -> StorageSettings:
+    url = f"postgresql://anna@/{database}?host={server.data}"
+    return StorageSettings(url=SecretStr(url), password=SecretStr(password), **others)  # type: ignore[arg-type]
+
+
+def test_a_password_of_any_characters_opens_the_database(guarded: Server, tmp_path: Path) -> None:
+    storage = open_storage(settings(guarded), tmp_path, create=True)
+    study = define(storage)
+    assert work_on(study, tmp_path).num_finished == 5
+    storage.close()
+
+
+def test_a_wrong_password_is_one_line_that_shows_none(guarded: Server, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
+        open_storage(settings(guarded, "wr0ng-secret"), tmp_path, create=True)
+    assert caught.value.exit_code == 2
+    assert "wr0ng" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_missing_database_is_one_line(guarded: Server, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
+        open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
+
+
+def test_a_host_where_nobody_listens_is_waited_for_and_then_one_line(tmp_path: Path) -> None:
+    url = SecretStr("postgresql://anna:s3cret@127.0.0.1:1/csi")
+    with pytest.raises(StorageUnavailableError, match=r"could not be used for \d+ s.*refused") as caught:
+        open_storage(StorageSettings(url=url, connect_s=1.5), tmp_path, create=True)
+    assert caught.value.exit_code == 1
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_server_without_a_free_slot_is_waited_for(guarded: Server, tmp_path: Path) -> None:
+    first = open_storage(settings(guarded), tmp_path, create=True)
+    held = [first.engine.connect(), first.engine.connect()]  # all that `anna` may have
+    timer = threading.Timer(1.0, lambda: [*(connection.close() for connection in held), first.close()])
+    timer.start()
+    second = open_storage(settings(guarded, connect_s=30), tmp_path, create=True)
+    timer.join()
+    assert [study.study_name for study in second.get_all_studies()] in ([], ["toy"])
+    second.close()
+
+
+def test_without_tables_nothing_is_made_by_a_look(guarded: Server, tmp_path: Path) -> None:
+    guarded.run("CREATE DATABASE empty OWNER anna")
+    with pytest.raises(ConfigurationError, match="there is no study in"):
+        open_storage(settings(guarded, database="empty"), tmp_path, create=False)
+    url = guarded.url.replace("/postgres?", "/empty?")
+    assert Server(url).run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+def test_transactions_are_read_committed_and_end_when_nobody_answers(guarded: Server, tmp_path: Path) -> None:
+    guarded.run("ALTER ROLE anna SET default_transaction_isolation = 'serializable'")
+    storage = open_storage(settings(guarded), tmp_path, create=True)
+    with storage.engine.connect() as connection:
+
+        def shown(name: str) -> str:
+            return str(connection.exec_driver_sql(f"SHOW {name}").scalar())
+
+        assert shown("transaction_isolation") == "read committed"
+        assert shown("statement_timeout") == "1min"
+        assert shown("idle_in_transaction_session_timeout") == "1min"
+        assert shown("timezone").lower() == "utc"
+    storage.close()
+    guarded.run("ALTER ROLE anna RESET default_transaction_isolation")
