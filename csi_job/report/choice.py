@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen trial, None while none is complete, and the rule that chose it, one sentence."""
+    """The chosen trial, None while none is complete, and the rule that chose it, a phrase."""
 
     trial: TrialView | None
     rule: str = ""
@@ -26,4 +26,4 @@ def chosen_trial(study: Study, view: StudyView) -> Choice:
     chosen = choose_trial(study)
     if chosen is None:
         return Choice(None)
-    return Choice(view.trial(chosen.trial.number), f"{chosen.rule[:1].upper()}{chosen.rule[1:]}.")
+    return Choice(view.trial(chosen.trial.number), chosen.rule)

@@ -31,7 +31,7 @@ def answer(view: StudyView, choice: Choice, results: Results) -> list[str]:
         return ["No trial is complete yet, so there is no result to tell of."]
     sentences = [_found(view, best, results)]
     if view.has_cost and choice.rule:
-        sentences.append(f"How it was chosen among F1 and cost: {choice.rule[:1].lower()}{choice.rule[1:]}")
+        sentences.append(f"How it was chosen among F1 and cost: {choice.rule}.")
     return [*sentences, _how_sure(view, best, results), _on_test(results)]
 
 

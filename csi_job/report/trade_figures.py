@@ -27,15 +27,16 @@ def pareto_plot(view: StudyView, chosen: TrialView | None, rule: str = "") -> Pl
     Args:
         view: a study of two objectives.
         chosen: the trial that the rule chose.
-        rule: the rule, one sentence.
+        rule: the rule, a phrase.
 
     """
     key, title = "pareto_front", "F1 against cost"
     trials = [trial for trial in view.ranked() if trial.gflops is not None]
     if not trials:
         return Plot(key, title, missing="No trial is complete yet, so there is no front to show.")
-    caption = f"Each mark is one complete trial. On the line lie those that no other beats in both F1 and cost. {rule}"
-    return Plot(key, title, caption.strip(), _pareto(view, trials, chosen))
+    caption = f"Each mark is one complete trial. On the line lie those that no other beats in both F1 and cost."
+    caption += f" Chosen: {rule}." if rule else ""
+    return Plot(key, title, caption, _pareto(view, trials, chosen))
 
 
 def pareto_front(trials: list[TrialView]) -> list[TrialView]:
