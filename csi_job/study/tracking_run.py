@@ -16,8 +16,8 @@ INIT_TIMEOUT_S: Final = 20.0
 FINISH_TIMEOUT_S: Final = 120.0  # the last upload of a run; past it the run is as good as `wandb sync` makes it
 
 
-def main(lines: IO[str] = sys.stdin, told: IO[str] = sys.stdout) -> None:
-    """Hold a run until the lines end."""
+def main(lines: IO[str], told: IO[str]) -> None:
+    """Hold a run until the lines end; what the search should know goes to `told`."""
     first = lines.readline()
     if not first:
         return
@@ -84,9 +84,16 @@ def _log_summary(run: Any, content: Path) -> None:
     run.log(parts)
 
 
+def _own_output() -> IO[str]:
+    """Keep what is told to the search apart from whatever a library prints."""
+    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return told
+
+
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.stdin, _own_output())
     finally:
-        sys.stdout.flush()
         os._exit(0)  # the handlers that wandb leaves for the exit would wait for a server that is not there

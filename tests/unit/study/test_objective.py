@@ -1,0 +1,121 @@
+"""Trials that really train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from csi_job.cache.dataset import SplitData
+from csi_job.errors import DataError
+from csi_job.study.definition import define_study
+from csi_job.study.objective import training_objective
+from csi_job.study.running import Objective, RunningTrial
+from csi_job.study.settings import StorageSettings, StudySettings
+from csi_job.study.storage import open_storage
+from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.space import SearchSpace
+
+SPACE = SearchSpace.model_validate(
+    {"model_arch": {"choices": ["Custom_1", "resnet18"]}, "batch_size": {"value": 8}, "optimizer": {"value": "adam"}}
+)
+BASELINE = {"model_arch": "Custom_1", "learning_rate": 1e-3}
+
+
+def split(num_images: int, seed: int) -> SplitData:
+    generator = torch.Generator().manual_seed(seed)
+    zones_NZ = torch.randint(0, 5, (num_images, 6), generator=generator)
+    images_NHW = torch.randint(0, 256, (num_images, 32, 32), generator=generator, dtype=torch.uint8)
+    return SplitData(images_NHW, zones_NZ, torch.arange(num_images) // 2, tuple(map(str, range(num_images))))
+
+
+def objective() -> Objective:
+    return training_objective(split(16, 0), split(8, 1), TrialSettings(device="cpu"), normalisation="medical")
+
+
+def define(work: Path, **settings: Any) -> tuple[optuna.Study, StudySettings]:
+    given = StudySettings(**{"num_trials": 1, "max_epochs": 3, "pruner": "none", **settings})
+    storage = open_storage(StorageSettings(lease_s=30), work, create=True)
+    return define_study(storage, given, space=SPACE, baseline=BASELINE, cache=SimpleNamespace(key="k")), given
+
+
+def work_on(study: optuna.Study, settings: StudySettings, work: Path, run: Objective | None = None) -> WorkerSummary:
+    options = WorkerOptions(own_process=False)
+    return run_worker(study, run or objective(), suggest=SPACE.suggest, settings=settings, work=work, options=options)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_a_trial_trains_and_tells_what_the_report_needs(tmp_path: Path) -> None:
+    study, settings = define(tmp_path)
+    work_on(study, settings, tmp_path)
+    [trial] = study.trials
+    assert trial.state is TrialState.COMPLETE
+    assert trial.value == max(trial.intermediate_values.values())
+    assert sorted(trial.intermediate_values) == [0, 1, 2]
+    told = trial.user_attrs
+    assert told["best_epoch"] == max(trial.intermediate_values, key=lambda epoch: trial.intermediate_values[epoch])
+    assert told["gflops"] > 0
+    assert told["num_parameters"] > 1000
+    assert told["micro_batch"] == 8
+    assert told["images_per_s"] > 0
+    assert 0 < told["f1_std"] < 0.5
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, settings = define(tmp_path / "whole", max_epochs=4)
+    work_on(whole, settings, tmp_path / "whole")
+    parted, settings = define(tmp_path / "parted", max_epochs=4)
+    resumed: list[str] = []
+
+    def stopped(running: RunningTrial[Any]) -> list[float]:
+        if running.attempt == 1:
+            epoch_done = running.epoch_done
+
+            def stop_after_two(result: Any, checkpoint: Path | None) -> None:
+                epoch_done(result, checkpoint)
+                if result.epoch == 1:
+                    raise DataError("stop here")
+
+            running.epoch_done = stop_after_two  # type: ignore[method-assign]
+        else:
+            resumed.append(running.resume_from.name if running.resume_from else "")
+        return list(objective()(running))
+
+    with pytest.raises(DataError):
+        work_on(parted, settings, tmp_path / "parted", stopped)
+    work_on(parted, settings, tmp_path / "parted", stopped)
+    assert resumed == ["epoch-0001.pt"]
+    assert parted.trials[0].intermediate_values == whole.trials[0].intermediate_values
+    assert parted.trials[0].user_attrs["f1_std"] == whole.trials[0].user_attrs["f1_std"]
+
+
+def test_without_room_for_checkpoints_the_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, settings = define(tmp_path / "whole")
+    work_on(whole, settings, tmp_path / "whole")
+    study, settings = define(tmp_path / "full")
+    (tmp_path / "full" / "checkpoints").write_text("no folder, so no checkpoint can be written")
+    work_on(study, settings, tmp_path / "full")
+    assert "goes on without checkpoints" in caplog.text
+    assert study.trials[0].intermediate_values == whole.trials[0].intermediate_values
+
+
+def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path: Path) -> None:
+    study, settings = define(tmp_path, objective="f1-and-cost", num_trials=3, max_epochs=1)
+    work_on(study, settings, tmp_path)
+    for trial in study.trials:
+        f1, gflops = trial.values
+        assert trial.user_attrs["curve"] == [[0, f1]]
+        assert gflops == trial.user_attrs["gflops"]
+    costs = {trial.params["model_arch"]: trial.values[1] for trial in study.trials}
+    assert len(set(costs.values())) == len(costs)
