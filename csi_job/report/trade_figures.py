@@ -34,7 +34,7 @@ def pareto_plot(view: StudyView, chosen: TrialView | None, rule: str = "") -> Pl
     trials = [trial for trial in view.ranked() if trial.gflops is not None]
     if not trials:
         return Plot(key, title, missing="No trial is complete yet, so there is no front to show.")
-    caption = f"Each mark is one complete trial. On the line lie those that no other beats in both F1 and cost."
+    caption = "Each mark is one complete trial. On the line lie those that no other beats in both F1 and cost."
     caption += f" Chosen: {rule}." if rule else ""
     return Plot(key, title, caption, _pareto(view, trials, chosen))
 
