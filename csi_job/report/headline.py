@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from csi_job.report import words
 from csi_job.report.blocks import KeyFigure
-from csi_job.report.results import measured
+from csi_job.report.results import few_patients, measured
 
 if TYPE_CHECKING:
     from csi_job.report.choice import Choice
@@ -126,7 +126,7 @@ def _on_test(results: Results) -> str:
     where = (
         f"{words.plural(evaluation['num_images'], 'image')} of {words.plural(evaluation['num_patients'], 'patient')}"
     )
-    return f"On {where} never used before: {told}"
+    return f"On {where} never used before: {told} {few_patients(evaluation)}".strip()
 
 
 def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:
@@ -146,7 +146,8 @@ def _test_figures(results: Results) -> list[KeyFigure]:
     gap = measured(results.comparison, "f1_macro")
     if results.comparison is not None and gap.value is not None:
         outcome = results.comparison["metrics"]["f1_macro"]["outcome"]
-        tone = {"better": "good", "worse": "caution"}.get(outcome, "plain")
+        tones = {} if few_patients(results.evaluation) else {"better": "good", "worse": "caution"}
+        tone = tones.get(outcome, "plain")
         detail = f"{words.interval(gap.low, gap.high, words.signed)}; {outcome}"
         figures.append(KeyFigure("Test F1 over baseline", words.signed(gap.value), detail, tone))  # type: ignore[arg-type]
     return figures

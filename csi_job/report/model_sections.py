@@ -9,7 +9,7 @@ from csi_job.radiographs.zones import RISK_CLASSES
 from csi_job.report import words
 from csi_job.report.blocks import Definitions, Figure, Section, Table
 from csi_job.report.model_figures import candidate_name, candidates_plot, zones_plot
-from csi_job.report.results import measured
+from csi_job.report.results import few_patients, measured
 from csi_job.study.attributes import FINGERPRINT
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def test_result(results: Results) -> Section:
         "randomness of training."
     )
     blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
-    cautions = tuple(words.sentence(warning) for warning in evaluation["warnings"])
+    few = few_patients(evaluation)
+    cautions = (*([few] if few else []), *(words.sentence(warning) for warning in evaluation["warnings"]))
     return Section("test", title, (sentence,), blocks, (*cautions, *results.notes))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.store import CacheInfo, load_info
 from csi_job.errors import DataError
+from csi_job.report import words
 from csi_job.report.files import read_json
 from csi_job.study.attributes import FINGERPRINT
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 FORMAT = 1  # of the files that other stages write; another is left out
+MIN_PATIENTS = 20  # below, bootstrap intervals are known to be too narrow
 MODEL_STEM, BASELINE_STEM = "optimized_model", "baseline_model"
 
 
@@ -77,6 +79,17 @@ class Measured:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+def few_patients(evaluation: Json) -> str:
+    """Return a caution where so few patients were tested that their intervals promise too much, else nothing."""
+    num_patients = evaluation["num_patients"]
+    if num_patients >= MIN_PATIENTS:
+        return ""
+    return (
+        f"With {words.plural(num_patients, 'test patient')} the intervals are too narrow: what looks certain here is a "
+        "hint that needs more patients."
+    )
 
 
 def measured(content: Json | None, name: str, zone: str = "") -> Measured:

@@ -7,6 +7,7 @@ import yaml
 
 from csi_job.evaluation.measures import SUMMARY_METRICS
 from csi_job.report.page import write_report
+from csi_job.report.results import MIN_PATIENTS
 from csi_job.report.view import view_study
 from csi_job.trial.space import SearchSpace
 
@@ -162,3 +163,11 @@ def test_all_summary_metrics_of_a_comparison_have_a_name():
     from csi_job.report.words import METRIC_NAMES
 
     assert set(METRIC_NAMES) <= set(SUMMARY_METRICS)
+
+
+def test_few_test_patients_bring_a_caution_and_many_do_not(work, finished_study, read_page):
+    path = work / "models" / "evaluation" / "optimized_model.json"
+    change_json(path, num_patients=MIN_PATIENTS - 1)
+    assert f"With {MIN_PATIENTS - 1} test patients the intervals" in read_page(write_report(finished_study, work)).text
+    change_json(path, num_patients=MIN_PATIENTS)
+    assert "intervals are too narrow" not in read_page(write_report(finished_study, work)).text
