@@ -1,0 +1,233 @@
+"""The commands as a user runs them: real processes, real phantoms, a folder with spaces and umlauts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SETTINGS = """
+cache: {image_size_px: 32}
+space: {model_arch: {value: Custom_1}, batch_size: {choices: [16, 32]}}
+baseline: {model_arch: Custom_1}
+study: {max_epochs: 2}
+evaluation: {num_bootstrap: 100}
+"""
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+def start(work: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start a command in the work folder's parent, with the small settings."""
+    settings = work.parent / "settings.yaml"
+    settings.write_text(SETTINGS)
+    command = [sys.executable, "-c", "from csi_job.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        [*command, "--work", str(work), "--config", str(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+    )
+
+
+def run(work: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
+    """Run a command to its end and return what it printed."""
+    process = start(work, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, f"{arguments}: exit {process.returncode}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out, err
+
+
+def data(phantoms: Path) -> tuple[str, ...]:
+    return ("--labels", str(phantoms / "labels.csv"), "--images", str(phantoms / "images"))
+
+
+def trials(work: Path) -> list[tuple[int, str]]:
+    with sqlite3.connect(work / "studies.db") as database:
+        return database.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
+
+
+def steps(work: Path) -> dict[int, list[int]]:
+    query = "SELECT number, step FROM trial_intermediate_values JOIN trials USING (trial_id) ORDER BY number, step"
+    found: dict[int, list[int]] = {}
+    with sqlite3.connect(work / "studies.db") as database:
+        for number, step in database.execute(query):
+            found.setdefault(number, []).append(step)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder after the search of three trials and the final model."""
+    work = tmp_path_factory.mktemp("work") / "Röntgen bilder"
+    run(work, "hyperopt", *data(phantoms), "--n-trials", 3)
+    best = work / "models/hyperopt/csi_optimization_best_params.json"
+    run(work, "train-optimized", "--hyperparams", best, "--candidates", 2, "--seeds", 2)
+    return work
+
+
+def test_the_search_leaves_the_files_that_the_reference_names(finished: Path) -> None:
+    names = {path.name for path in (finished / "models/hyperopt").iterdir()}
+    plots = {"optimization_history.html", "param_importances.html", "parallel_coordinate.html", "report.html"}
+    assert {f"csi_optimization_{name}" for name in (*plots, "best_params.json", "optimized_params.json")} <= names
+    best = json.loads((finished / "models/hyperopt/csi_optimization_best_params.json").read_text())
+    assert best["params"]["model_arch"] == "Custom_1"
+    assert 0 <= best["value"] <= 1
+
+
+def test_the_search_run_again_trains_nothing_and_says_how_to_go_on(finished: Path) -> None:
+    before = trials(finished)
+    out, err = run(finished, "hyperopt", "--n-trials", 3)
+    assert trials(finished) == before
+    assert "has all its 3 trials" in err
+    assert "--more-trials" in out
+
+
+def test_the_final_model_run_again_trains_nothing(finished: Path) -> None:
+    model = finished / "models/optimized_model.safetensors"
+    before = model.stat().st_mtime_ns
+    best = finished / "models/hyperopt/csi_optimization_best_params.json"
+    out, _ = run(finished, "train-optimized", "--hyperparams", best, "--candidates", 2, "--seeds", 2)
+    assert model.stat().st_mtime_ns == before
+    assert "nothing was trained" in out
+
+
+def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(finished: Path) -> None:
+    out, _ = run(finished, "evaluate", "--model-path", finished / "models/optimized_model.pth")
+    assert "baseline_model" in out
+    run(finished, "eval")
+    evaluation = json.loads((finished / "models/evaluation/optimized_model.json").read_text())
+    metric = evaluation["metrics"]["f1_macro"]
+    low, high = metric["interval"]
+    assert 0 <= low <= metric["value"] <= high <= 1
+    card = json.loads((finished / "models/optimized_model.json").read_text())
+    assert card["test"]["metrics"]["f1_macro"]["value"] == pytest.approx(metric["value"])
+    report = (finished / "models/hyperopt/csi_optimization_report.html").read_text()
+    assert f"{metric['value']:.3f}" in report
+
+
+def test_predictions_name_a_corrupt_file_and_go_on(finished: Path, phantoms: Path, tmp_path: Path) -> None:
+    good = sorted((phantoms / "images").iterdir())[:3]
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG\r\n\x1a\n")
+    out, err = run(finished, "predict", *good, torn, code=1)
+    rows = list(csv.DictReader(out.splitlines()))
+    assert len(rows) == 4
+    assert [bool(row["problem"]) for row in rows] == [False, False, False, True]
+    assert float(rows[0]["csi"] or 0) <= 3
+    assert "torn.png" in err
+
+
+def test_study_commands(finished: Path) -> None:
+    out, _ = run(finished, "status", "--json")
+    assert json.loads(out)["num_finished"] == 3
+    assert "3 of 3 trials" in run(finished, "study", "list")[0]
+    assert "learning_rate" in run(finished, "study", "show", "csi_optimization")[0]
+    _, err = run(finished, "study", "enqueue", "csi_optimization", "learning_rate=0.001", code=2)
+    assert "--more-trials" in err
+    assert len(run(finished, "report")[0].splitlines()) >= 5
+
+
+def test_a_deleted_study_is_gone(phantoms: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(work, "study", "create", *data(phantoms))
+    assert [state for _, state in trials(work)] == ["WAITING"]
+    run(work, "study", "create", *data(phantoms))
+    assert len(trials(work)) == 1
+    run(work, "study", "delete", "csi_optimization", "--yes")
+    assert trials(work) == []
+    _, err = run(work, "study", "show", "csi_optimization", code=2)
+    assert "no study of this name" in err
+
+
+def test_two_processes_share_a_study_exactly(phantoms: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    processes = [start(work, "hyperopt", *data(phantoms), "--n-trials", 5) for _ in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    found = trials(work)
+    assert [number for number, _ in found] == list(range(5))
+    assert {state for _, state in found} <= {"COMPLETE", "PRUNED"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_search_that_was_stopped_goes_on(phantoms: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    work = tmp_path / "work"
+    process = start(work, "hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
+    deadline = time.monotonic() + 120
+    while not (work / "studies.db").exists() or not steps(work).get(0):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    num_done = len(steps(work)[0])
+    _, err = run(work, "hyperopt", "--n-trials", 2, "--max-epochs", 3, "--pruner", "none")
+    assert [state for _, state in trials(work)] == ["COMPLETE", "COMPLETE"]
+    curve = steps(work)[0]
+    assert curve == list(range(len(curve)))
+    assert len(curve) >= num_done
+    assert re.search(r"trial 0 .*(goes on|taken over|epoch)", err)
+
+
+def test_another_space_is_refused_by_name(finished: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "other.yaml"
+    settings.write_text(SETTINGS.replace("[16, 32]", "[8]"))
+    command = [sys.executable, "-c", "from csi_job.cli import main; main()", "hyperopt", "--n-trials", "4"]
+    result = subprocess.run(
+        [*command, "--work", str(finished), "--config", str(settings)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "batch_size" in result.stderr
+    assert len(trials(finished)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["hyperopt"], "there is no cache"),
+        (["hyperopt", "--labels", "none.csv", "--images", "."], "none.csv"),
+        (["hyperopt", "--objective", "f1-and-cost", "--sampler", "cmaes"], "cmaes"),
+        (["hyperopt", "--pretrained", "none.pth"], "none.pth"),
+        (["eval"], "there is no such model file"),
+        (["predict", "x.png"], "there is no such model file"),
+        (["train-optimized", "--hyperparams", "none.json"], "none.json"),
+        (["status"], "csi-job hyperopt"),
+        (["hyperopt", "--storage", "postgresql://u@127.0.0.1:1/db"], "there is no cache"),
+        (["hyperopt", "--image-size", "7"], "greater than or equal to 32"),
+        (["hyperopt", "--study-name", "a/b"], "study.name"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    work = tmp_path / "work"
+    _, err = run(work, *arguments, code=2)
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (work / "studies.db").exists()
+
+
+def test_the_python_call_and_optuna_itself_read_the_same_study(finished: Path) -> None:
+    import optuna
+
+    from csi_job import optimize_hyperparameters
+
+    small = {"cache": {"image_size_px": 32}, "space": {"model_arch": {"value": "Custom_1"}}}
+    small["space"]["batch_size"] = {"choices": [16, 32]}
+    study = optimize_hyperparameters(
+        n_trials=3, max_epochs=2, work=finished, baseline={"model_arch": "Custom_1"}, **small
+    )
+    same = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{finished}/studies.db")
+    assert same.best_value == study.best_value
+    assert same.best_params == study.best_params
