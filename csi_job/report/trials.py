@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csi_job.report import words
+from csi_job.report.model_sections import searched
 from csi_job.report.view import TrialView, view_study
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def render_trials(study: Study) -> RenderableType:
     """Return what a study searches and each of its trials, by number."""
     view = view_study(study)
     names = words.in_order({name for trial in view.trials for name in trial.params})
-    searched = ", ".join(f"{name} {distribution}" for name, distribution in view.distributions.items())
+    space = "; ".join(f"{name}: {values}" for name, values in searched(view).items())
     target = f" of {view.target}" if view.target is not None else ""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for title in ("Trial", "Outcome", "Best F1", "Epochs", *(["GFLOPs"] if view.has_cost else [])):
@@ -31,7 +32,7 @@ def render_trials(study: Study) -> RenderableType:
         table.add_row(*cells, Text(_last_cell(trial, names)))
     return Group(
         Text(f"study {view.name}: {view.num_finished}{target} trials finished", style="bold"),
-        Text(f"searched: {searched or 'nothing drawn yet'}", style="dim"),
+        Text(f"searched: {space}", style="dim"),
         table,
     )
 
