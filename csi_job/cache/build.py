@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def _decode(
         radiographs.max_image_side_px,
         cache.num_workers or num_cores(),
     )
-    with progress("caching radiographs", num_images, "images") as advance:
+    with closing(decoded), progress("caching radiographs", num_images, "images") as advance:
         advance(num_images - len(todo))
         for index, pixels_or_problem in decoded:
             if isinstance(pixels_or_problem, str):

@@ -15,7 +15,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,7 +37,7 @@ def decode_images(
     max_image_side_px: int,
     num_decoders: int,
     limit_s: float = DECODE_LIMIT_S,
-) -> Iterator[tuple[int, np.ndarray | str]]:
+) -> Generator[tuple[int, np.ndarray | str]]:
     """Decode images in parallel, at most one under way for each decoder, so memory does not grow with their number.
 
     Args:

@@ -179,6 +179,7 @@ def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettin
     assert str(tmp_path / "problems.csv") in str(caught.value)
     assert all(len(problem.pseudonym) == 12 for problem in caught.value.problems)
     assert not [name for name in finished(tmp_path) if not name.startswith(".")]
+    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def test_missing_images_are_listed_in_the_work_folder_too(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
