@@ -84,6 +84,10 @@ class CheckpointError(CsiJobError):
     """A checkpoint is torn, of another version, or missing."""
 
 
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written (a full disk, a read-only folder); the one before it is whole."""
+
+
 class LeaseLostError(CsiJobError):
     """Another worker owns the trial now; nothing more of it may be written."""
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 import torch
 
-from csi_job.errors import CheckpointError
+from csi_job.errors import CheckpointError, CheckpointWriteError
 
 MARK: Final = b"csi-job checkpoint 1"
 NUM_KEPT: Final = 2  # the newest, and the one before it should the newest be torn by the disk
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
         state: tensors, numbers, words, and lists and dicts of them.
 
     Raises:
-        CheckpointError: it could not be written (a full disk, a read-only folder); older ones are as they were.
+        CheckpointWriteError: a full disk, a read-only folder; older checkpoints are as they were.
 
     """
     path = folder / f"epoch-{epoch:04d}.pt"
@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         message = f"the checkpoint of epoch {epoch} could not be written ({_reason(error)})"
-        raise CheckpointError(message, hint=f"make room in {folder}; the checkpoint before it is kept") from error
+        raise CheckpointWriteError(message, hint=f"make room in {folder}; the checkpoint before it is kept") from error
     return path
 
 

@@ -41,7 +41,9 @@ def choose_device(settings: TrialSettings) -> torch.device:
     if settings.device == "cuda" and not has_gpu:
         message = "trial.device is cuda, but torch sees no GPU"
         raise ConfigurationError(message, hint="use --device auto or cpu, or check the driver with nvidia-smi")
-    return torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
+    if not has_gpu or settings.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # with its number, as tensors on it name theirs
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -49,6 +51,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+
+
+def is_compiler_failure(error: BaseException) -> bool:
+    """Whether torch.compile, or the compiler it calls, failed."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def free_memory() -> None:

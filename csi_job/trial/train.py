@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from csi_job.errors import CheckpointError, DataError, InfeasibleTrialError
+from csi_job.errors import CheckpointError, ConfigurationError, DataError, InfeasibleTrialError
 from csi_job.radiographs.zones import UNKNOWN
 from csi_job.trial.checkpoint import load_checkpoint, save_checkpoint
-from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
-from csi_job.trial.model import gflops, num_parameters
+from csi_job.trial.memory import choose_device, free_memory, is_compiler_failure, is_out_of_memory
+from csi_job.trial.model import num_parameters
 from csi_job.trial.schedule import EpochResult, Schedule
 from csi_job.trial.trainer import Trainer
 
@@ -110,7 +110,8 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
 
     Raises:
         InfeasibleTrialError: out of memory even at one image at a time, or a loss that is not finite.
-        CheckpointError: a checkpoint that cannot be written, read, or is of another training.
+        CheckpointWriteError: a checkpoint that cannot be written.
+        CheckpointError: a checkpoint that cannot be read, or is of another training.
         ConfigurationError: a device, architecture or weights that are not there.
         DataError: too few images, or no graded label to validate on.
 
@@ -126,14 +127,18 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
             run.resume(resume_from)
         return run.to_the_end(max_epochs, hooks, checkpoint_folder)
     except (RuntimeError, MemoryError) as error:
+        if settings.compile and is_compiler_failure(error):
+            message = "trial.compile is true, but the model could not be compiled"
+            raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
         if not is_out_of_memory(error):
             raise
-        message = "out of memory before the first image: model and optimizer do not fit"
-        raise InfeasibleTrialError(message, hint="use a smaller architecture or a larger GPU") from None
     finally:
         if run is not None:
             run.trainer.release()
         free_memory()
+    # Raised out here, so that it holds no reference to the frames, and so to the memory, of what failed.
+    message = "out of memory: model, optimizer and a batch of images do not fit"
+    raise InfeasibleTrialError(message, hint="use a smaller architecture, smaller batches or a larger GPU")
 
 
 class _Run:
@@ -150,16 +155,16 @@ class _Run:
             "image_size_px": image_size_px,
             "num_images": len(trainer.train_data),
         }
-        self.gflops = gflops(trainer.model, image_size_px)
 
     def to_the_end(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
         while len(self.results) < max_epochs and not self.schedule.should_stop:
             result = self._epoch(hooks)
             self.results.append(result)
             self.schedule.update(result)
+            weights = self.trainer.weights()
             if self.schedule.best_epoch == result.epoch:
-                self.best_state = self.trainer.weights()
-            checkpoint = None if folder is None else save_checkpoint(folder, result.epoch, self._state())
+                self.best_state = weights
+            checkpoint = None if folder is None else save_checkpoint(folder, result.epoch, self._state(weights))
             hooks.epoch_done(result, checkpoint)
         return TrainingResult(
             best_epoch=self.schedule.best_epoch,
@@ -167,7 +172,7 @@ class _Run:
             epochs=tuple(self.results),
             best_state=self.best_state,
             num_parameters=num_parameters(self.trainer.model),
-            gflops=self.gflops,
+            gflops=self.trainer.gflops,
             micro_batch=self.trainer.micro_batches.size,
             stopped_early=self.schedule.should_stop,
         )
@@ -188,13 +193,13 @@ class _Run:
         images_per_s = len(self.trainer.train_data) / train_s
         return EpochResult(epoch, train_loss, validation.loss, validation.f1, learning_rate, images_per_s, seconds)
 
-    def _state(self) -> dict[str, Any]:
-        is_best = self.schedule.best_epoch == len(self.results) - 1
+    def _state(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         return {
             **self.trainer.state(),
+            "model": weights,
+            "best": {} if self.best_state is weights else self.best_state,  # never the same weights twice
             "identity": self.identity,
             "results": [asdict(result) for result in self.results],
-            "best": {} if is_best else self.best_state,  # the best state is the model's own then
         }
 
     def resume(self, path: Path) -> None:

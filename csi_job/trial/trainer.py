@@ -18,7 +18,7 @@ from csi_job.trial.augment import augment_batch
 from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import confusion, mean_f1
-from csi_job.trial.model import build_model
+from csi_job.trial.model import build_model, gflops
 from csi_job.trial.predict import to_input
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Trainer:
         self.train_data, self.validation_data = _resident(train, device), _resident(validation, device)
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
+        self.gflops = gflops(self.model, train.images_NHW.shape[-1])
+        torch.backends.cudnn.benchmark = True  # all batches but the last have one shape; only GPUs look at this
         if settings.compile:
             self.model.compile()
         balance_ZK = class_weights(train.zones_NZ) if settings.class_balance else None
@@ -144,7 +146,7 @@ class Trainer:
 
     def _fetch(self, data: SplitData, index_B: Tensor) -> tuple[Tensor, Tensor]:
         image_BHW, zones_BZ = data.images_NHW[index_B], data.zones_NZ[index_B]
-        if image_BHW.device == self.device:
+        if image_BHW.device.type == self.device.type:
             return image_BHW, zones_BZ
         image_BHW, zones_BZ = image_BHW.pin_memory(), zones_BZ.pin_memory()
         return image_BHW.to(self.device, non_blocking=True), zones_BZ.to(self.device, non_blocking=True)
@@ -155,15 +157,11 @@ class Trainer:
         return {name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in state.items()}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on."""
-        return {
-            "model": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "micro_batch": self.micro_batches.size,
-        }
+        """Return what a checkpoint needs, beside the weights, to go on."""
+        return {"optimizer": self.optimizer.state_dict(), "micro_batch": self.micro_batches.size}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`, also on another kind of device than it was made on."""
+        """Go on from `state()` and the weights as `model`, also on another kind of device than they were made on."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.micro_batches.size = state["micro_batch"]

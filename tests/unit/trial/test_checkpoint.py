@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csi_job.errors import CheckpointError
+from csi_job.errors import CheckpointError, CheckpointWriteError
 from csi_job.trial.checkpoint import MARK, load_checkpoint, save_checkpoint, valid_checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
@@ -82,12 +82,12 @@ def test_a_disk_that_fills_leaves_the_previous_one_and_nothing_half_made(tmp_pat
     code = """
 import signal, sys, torch
 from pathlib import Path
-from csi_job.errors import CheckpointError
+from csi_job.errors import CheckpointWriteError
 from csi_job.trial.checkpoint import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     save_checkpoint(Path(sys.argv[1]), 2, {"weight": torch.zeros(1_000_000)})
-except CheckpointError as error:
+except CheckpointWriteError as error:
     print(error)
 """
     limit = 1_000_000
@@ -128,11 +128,11 @@ while True:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(CheckpointWriteError, match="could not be written"):
         save_checkpoint(tmp_path, 1, STATE)
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(CheckpointWriteError, match="could not be written"):
         save_checkpoint(tmp_path / "file", 1, STATE)

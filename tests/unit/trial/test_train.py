@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from csi_job.cache.dataset import SplitData
-from csi_job.errors import CheckpointError, ConfigurationError, DataError, InfeasibleTrialError, StopRequestedError
+from csi_job.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    ConfigurationError,
+    DataError,
+    InfeasibleTrialError,
+    StopRequestedError,
+)
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
@@ -299,5 +306,5 @@ def test_a_full_disk_ends_the_training_with_the_checkpoint_before_it(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(CheckpointWriteError, match="could not be written"):
         train(checkpoint_folder=tmp_path / "file")
