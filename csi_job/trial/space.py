@@ -119,7 +119,8 @@ class SearchSpace(Section):
             if name not in given:
                 continue
             if failed := self._failed_condition(parameter, moved):
-                sentences.append(f"{name} {given[name]} is left out, since it is drawn only when {failed}.")
+                if given[name] != DEFAULTS[name]:  # else leaving it out changes nothing
+                    sentences.append(f"{name} {given[name]} is left out, since it is drawn only when {failed}.")
                 continue
             moved[name] = parameter.nearest(given[name])
             if moved[name] != given[name]:
