@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
+from csi_job.trial.backbones import random_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,12 +35,10 @@ def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
         ConfigurationError: a download or file that is missing, unreadable, or does not fit an architecture.
 
     """
-    from csi_job.trial.model import build_model
-
     if pretrained == "none":
         return
     for arch in dict.fromkeys(archs):
-        build_model(arch, pretrained)
+        load_pretrained(random_model(arch), arch, pretrained)
 
 
 def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:

@@ -93,8 +93,7 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
 ) -> TrainingResult:
     """Train a model until `val_f1` stops getting better or `max_epochs` are done.
 
-    Deterministic for a seed on the CPU: a training that was interrupted and resumed gives the same bits as one that
-    was not.
+    Deterministic for a seed on the CPU: a training that was cut and resumed gives the same bits as one that was not.
 
     Args:
         train: the split to learn from.
@@ -110,51 +109,59 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
 
     Raises:
         InfeasibleTrialError: out of memory even at one image at a time, or a loss that is not finite.
-        CheckpointWriteError: a checkpoint that cannot be written.
-        CheckpointError: a checkpoint that cannot be read, or is of another training.
-        ConfigurationError: a device, architecture or weights that are not there.
+        CheckpointError: a checkpoint that cannot be written, cannot be read, or is of another training.
+        ConfigurationError: a device, architecture, compiler or weights that are not there.
         DataError: too few images, or no graded label to validate on.
 
     """
-    _check_data(train, validation)
-    device = choose_device(settings)
-    seed_everything(seed)
-    run = None
+    run = _Run(params, settings, seed)
     try:
-        trainer = Trainer(train, validation, params, settings, normalisation=normalisation, device=device)
-        run = _Run(trainer, seed, image_size_px=train.images_NHW.shape[-1])
+        run.start(train, validation, normalisation)
         if resume_from is not None:
             run.resume(resume_from)
         return run.to_the_end(max_epochs, hooks, checkpoint_folder)
     except (RuntimeError, MemoryError) as error:
-        if settings.compile and is_compiler_failure(error):
-            message = "trial.compile is true, but the model could not be compiled"
-            raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
-        if not is_out_of_memory(error):
-            raise
+        _raise_if_no_lack_of_memory(error, settings)
     finally:
-        if run is not None:
-            run.trainer.release()
-        free_memory()
+        run.release()
     # Raised out here, so that it holds no reference to the frames, and so to the memory, of what failed.
     message = "out of memory: model, optimizer and a batch of images do not fit"
     raise InfeasibleTrialError(message, hint="use a smaller architecture, smaller batches or a larger GPU")
 
 
+def _raise_if_no_lack_of_memory(error: RuntimeError | MemoryError, settings: TrialSettings) -> None:
+    if settings.compile and is_compiler_failure(error):
+        message = "trial.compile is true, but the model could not be compiled"
+        raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
+    if not is_out_of_memory(error):
+        raise error
+
+
 class _Run:
     """The epochs of one training."""
 
-    def __init__(self, trainer: Trainer, seed: int, *, image_size_px: int) -> None:
-        self.trainer, self.seed, self.params = trainer, seed, trainer.params
+    trainer: Trainer
+
+    def __init__(self, params: Hyperparameters, settings: TrialSettings, seed: int) -> None:
+        self.params, self.settings, self.seed = params, settings, seed
         self.results: list[EpochResult] = []
         self.best_state: dict[str, Tensor] = {}
-        self.schedule = Schedule(self.params.learning_rate, self.params.patience)
-        self.identity = {
-            **self.params.to_params(),
-            "seed": seed,
-            "image_size_px": image_size_px,
-            "num_images": len(trainer.train_data),
-        }
+        self.schedule = Schedule(params.learning_rate, params.patience)
+        self.identity: dict[str, Any] = {**params.to_params(), "seed": seed}
+
+    def start(self, train: SplitData, validation: SplitData, normalisation: str) -> None:
+        _check_data(train, validation)
+        self.identity |= {"image_size_px": train.images_NHW.shape[-1], "num_images": len(train)}
+        device = choose_device(self.settings)
+        seed_everything(self.seed)
+        self.trainer = Trainer(
+            train, validation, self.params, self.settings, normalisation=normalisation, device=device
+        )
+
+    def release(self) -> None:
+        if hasattr(self, "trainer"):
+            self.trainer.release()
+        free_memory()
 
     def to_the_end(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
         while len(self.results) < max_epochs and not self.schedule.should_stop:

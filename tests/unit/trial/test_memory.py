@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_job.errors import ConfigurationError, InfeasibleTrialError
-from csi_job.trial.memory import MicroBatches, choose_device, is_out_of_memory
+from csi_job.trial.memory import MicroBatches, choose_device, is_compiler_failure, is_out_of_memory
 from csi_job.trial.settings import TrialSettings
 
 
@@ -69,3 +69,12 @@ def test_a_gpu_that_is_not_there_is_one_line() -> None:
     assert choose_device(TrialSettings()).type == "cpu"
     with pytest.raises(ConfigurationError, match="torch sees no GPU"):
         choose_device(TrialSettings(device="cuda"))
+
+
+def test_a_failure_of_the_compiler_is_told_from_one_of_the_training() -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+    from torch._inductor.exc import InductorError
+
+    assert is_compiler_failure(InternalTorchDynamoError("no backend"))
+    assert is_compiler_failure(InductorError(RuntimeError("no working C++ compiler found"), None))
+    assert not is_compiler_failure(RuntimeError("out of memory"))

@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import ARCHITECTURES, OWN, TORCHVISION, check_architecture
+from csi_job.trial.backbones import CUSTOM_1_CHANNELS
 from csi_job.trial.model import (
-    CUSTOM_1_CHANNELS,
     build_model,
     check_architectures,
     gflops,

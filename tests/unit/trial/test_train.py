@@ -218,7 +218,7 @@ class NoMemory:
         self.most, self.sizes = most, []
 
     def __enter__(self) -> Self:
-        from csi_job.trial.model import ZoneClassifier
+        from csi_job.trial.backbones import ZoneClassifier
 
         def check(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if isinstance(module, ZoneClassifier) and inputs[0].device.type != "meta":
