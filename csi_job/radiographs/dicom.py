@@ -33,7 +33,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     check_deflated(content)
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise DataError("the DICOM file has no pixels")
+        raise DataError("the DICOM file has no pixels, or is cut off")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
     check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)

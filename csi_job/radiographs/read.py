@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ READER_VERSION = 1  # part of a cache's key: raise it when the same file gives o
 _BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # the first group of elements of a file without preamble
 _NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
 _MAX_REASON_LENGTH = 120
+_QUOTED = re.compile(r"""(['"]).*\1""")
 
 
 def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> tuple[Path, ...]:
@@ -66,6 +68,9 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
 
     Raises:
         DataError: the file is no image or a damaged one; the message names no file, as names may be identities.
+
+    Damaged compressed DICOM can end the process inside gdcm (an uncaught C++ exception) or make it print: where that
+    matters, `cache.decoders.decode_images` runs this in processes of their own.
 
     """
     content = _read_content(path)
@@ -128,6 +133,10 @@ def _silence() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a decoder's complaint; decoders get bytes, so it names no file."""
+    """Return the first line of a decoder's complaint, without what it quotes: that may be a patient's name.
+
+    Decoders get bytes, so it names no file.
+    """
     text = str(error).strip().splitlines()
-    return (text[0] if text and "object at 0x" not in text[0] else type(error).__name__)[:_MAX_REASON_LENGTH]
+    told = text[0] if text and "object at 0x" not in text[0] else type(error).__name__
+    return _QUOTED.sub("…", told)[:_MAX_REASON_LENGTH]

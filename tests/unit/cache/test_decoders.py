@@ -14,6 +14,7 @@ from csi_job.cache import decoders
 from csi_job.cache.decoders import decode_images, num_cores
 from csi_job.errors import CsiJobError
 from csi_job.radiographs.read import read_radiograph
+from tests.unit.radiographs.test_dicom import compressed, dataset_of
 
 
 @pytest.fixture
@@ -98,3 +99,18 @@ def test_decoders_end_when_the_caller_stops_early(paths: list[Path]) -> None:
 
 def test_at_least_one_core_may_be_used() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_file_on_which_the_decoder_aborts_is_corrupt_and_nothing_is_printed(
+    tmp_path: Path, paths: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = compressed(
+        tmp_path, dataset_of(np.arange(2000, dtype=np.uint16).reshape(50, 40)), "JPEGLosslessProcess14_1"
+    )
+    scan = sound.rindex(b"\xff\xd8")
+    path = tmp_path / "aborts.dcm"
+    path.write_bytes(sound[: scan + 16] + b"\xff" + sound[scan + 17 :])  # gdcm 3.2 throws past its callers
+    decoded = dict(decode_images(enumerate([path, *paths]), 32, 1000, 1))
+    assert isinstance(decoded.pop(0), str)
+    assert all(isinstance(answer, np.ndarray) for answer in decoded.values())
+    assert capfd.readouterr() == ("", "")

@@ -234,6 +234,15 @@ def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, 
     assert np.abs(read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).astype(int) - square_HW).max() <= 1
 
 
+def test_what_a_damaged_file_says_of_the_patient_is_not_repeated(tmp_path: Path, stored_HW: np.ndarray) -> None:
+    content = encoded(dataset_of(stored_HW, NumberOfFrames=10_000_001))
+    assert b"10000001" in content
+    path = put(tmp_path, content.replace(b"10000001", b"DOE^JANE"))
+    with pytest.raises(DataError, match="the image is damaged") as caught:
+        read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+    assert "JANE" not in str(caught.value)
+
+
 def test_files_without_one_radiograph_are_refused(stored_HW: np.ndarray) -> None:
     report = dataset_of(stored_HW)
     del report.PixelData
