@@ -65,12 +65,12 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code of its class."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.Abort:
         _leave("stopped", 130)
     except click.ClickException as error:
         usage = f"; see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
-        _leave(f"{' '.join(error.format_message().split())}{usage}", 2)
+        _leave(f"{' '.join(error.format_message().split()).rstrip('.')}{usage}", 2)
     except CsiJobError as error:
         identities = sys.stderr.isatty()
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)

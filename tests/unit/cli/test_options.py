@@ -1,0 +1,73 @@
+"""Options come from the settings, and a wrong one is one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from csi_job.cli import COMMANDS, cli
+from csi_job.cli.options import FLAGS, field_of, with_settings
+from csi_job.config import LoadedSettings
+
+
+def test_every_flag_names_a_setting_with_a_help_text() -> None:
+    for path, flag in FLAGS.items():
+        field, _ = field_of(path)
+        assert field.description, path
+        assert flag.startswith("--")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_says_what_it_does(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_a_flag_reaches_the_settings_under_its_own_name() -> None:
+    seen: list[LoadedSettings] = []
+
+    @click.command()
+    @with_settings("study.num_trials", "study.sampler")
+    def command(loaded: LoadedSettings) -> None:
+        seen.append(loaded)
+
+    CliRunner().invoke(command, ["--n-trials", "7", "--sampler", "random", "--work", "x"], catch_exceptions=False)
+    assert (seen[0].settings.study.num_trials, seen[0].settings.study.sampler) == (7, "random")
+    assert seen[0].origins["study.num_trials"] == "flag --n-trials"
+
+
+def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from csi_job.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["hyperopt", "--nonsense"], 2, "No such option"),
+        (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
+        (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'random', 'cmaes'"),
+        (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),
+        (["study", "enqueue", "s", "learning_rate"], 2, "PARAMETER=VALUE"),
+        (["phantoms", "/proc/none"], 2, "/proc/none"),
+    ],
+)
+def test_a_wrong_call_is_one_line_on_standard_error(arguments: list[str], code: int, expected: str) -> None:
+    result = csi_job(*arguments)
+    assert result.returncode == code, result.stderr
+    assert expected in result.stderr
+    assert result.stderr.startswith("csi-job: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_config_show_says_where_values_come_from() -> None:
+    out = csi_job("config", "show", "--n-trials", "7").stdout
+    assert "study.num_trials: 7" in out
+    assert "# flag --n-trials" in out
