@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ MAX_TABLE_BYTES = 1 << 30  # a table of ten million rows; more is no label table
 NUM_COLUMNS_NAMED = 12
 
 _SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European spreadsheets write it
+_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
 _SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
 
 
@@ -153,7 +155,7 @@ def _read_row(
         _check_id(patient_id, number, PATIENT_COLUMN, named, problems)
     scores = []
     for zone in ZONES:
-        score = _read_score(cells[columns[zone]], settings)
+        score = _read_score(cells[columns[zone]], settings.unknown_values)
         if score is None:
             what = f"no score: {_shown(cells[columns[zone]])}"
             problems.append(Problem(what, row=number, column=zone, file_id=named))
@@ -162,9 +164,10 @@ def _read_row(
     return None if len(problems) > found else _Row(number, file_id, patient_id, tuple(scores))
 
 
-def _read_score(cell: str, settings: RadiographsSettings) -> int | None:
+@lru_cache(maxsize=1024)  # a table has few different cells of scores, and many of them
+def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
     text = cell.strip()
-    if text.casefold() in {word.strip().casefold() for word in settings.unknown_values}:
+    if text.casefold() in {word.strip().casefold() for word in unknown_values}:
         return UNKNOWN
     match = _SCORE.fullmatch(text)
     return int(match[1]) if match else None
@@ -179,7 +182,7 @@ def _clean_id(cell: str) -> str:
 def _check_id(identifier: str, number: int, column: str, named: str, problems: list[Problem]) -> None:
     if not identifier:
         problems.append(Problem("blank", row=number, column=column, file_id=named))
-    elif any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in identifier):
+    elif not identifier.isprintable() and any(unicodedata.category(character) in _CONTROLS for character in identifier):
         what = "control characters in the identifier"
         problems.append(Problem(what, row=number, column=column, file_id=named))
 
