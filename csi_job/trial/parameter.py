@@ -30,12 +30,15 @@ def _not_a_flag(value: object) -> object:
     return value
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, (list, tuple, set)) else (value,)
+def _a_list(value: object) -> object:
+    if not isinstance(value, (list, tuple)):
+        message = f"must be a list such as [{value}], got {value!r}"
+        raise ValueError(message)  # noqa: TRY004 - as above
+    return value
 
 
 Scalar = Annotated[int | float | str, BeforeValidator(_not_a_flag)]
-Scalars = Annotated[tuple[Scalar, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Scalars = Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_a_list)]
 
 
 class Parameter(Section):

@@ -102,8 +102,8 @@ def test_a_condition_that_always_holds_makes_no_conditional_parameter() -> None:
 def test_conditions_may_follow_one_another() -> None:
     space = SearchSpace.model_validate(
         {
-            "optimizer": {"choices": ["adam", "sgd"], "when": {"model_arch": "Custom_1"}},
-            "unknown_weight": {"choices": [0.5], "when": {"optimizer": "sgd"}},
+            "optimizer": {"choices": ["adam", "sgd"], "when": {"model_arch": ["Custom_1"]}},
+            "unknown_weight": {"choices": [0.5], "when": {"optimizer": ["sgd"]}},
         }
     )
     for params, trial in draw(space):
@@ -149,6 +149,7 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
         ({"batch_size": {"choices": [16.5]}}, "space.batch_size.choices", "whole number"),
         ({"batch_size": {"choices": []}}, "space.batch_size.choices", "at least 1"),
         ({"batch_size": {"choices": [16, 16]}}, "space.batch_size.choices", "named twice"),
+        ({"batch_size": {"choices": 32}}, "space.batch_size.choices", "must be a list such as [32]"),
         ({"batch_size": {"value": True}}, "space.batch_size.value", "got True"),
         ({"batch_size": 32}, "space.batch_size", "valid dictionary"),
         ({"patience": {"low": 5}}, "space.patience", "exactly one of"),
@@ -171,14 +172,14 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
         ({"optimizer": {"low": 1, "high": 2}}, "space.optimizer", "give choices"),
         ({"model_arch": {"choices": ["resnet81"]}}, "space.model_arch.choices", "did you mean resnet18?"),
         ({"model_arch": {"value": "vit_b_16"}}, "space.model_arch.value", "no such architecture"),
-        ({"momentum": {"value": 0.9, "when": {"optim": "sgd"}}}, "space.momentum.when.optim", "unknown parameter"),
-        ({"momentum": {"value": 0.9, "when": {"optimizer": "sdg"}}}, "space.momentum.when.optimizer", "got 'sdg'"),
-        ({"momentum": {"value": 0.9, "when": {"patience": 5}}}, "space.momentum.when.patience", "a range"),
-        ({"optimizer": {"value": "sgd", "when": {"optimizer": "sgd"}}}, "space.optimizer.when", "circle"),
+        ({"momentum": {"value": 0.9, "when": {"optim": ["sgd"]}}}, "space.momentum.when.optim", "unknown parameter"),
+        ({"momentum": {"value": 0.9, "when": {"optimizer": ["sdg"]}}}, "space.momentum.when.optimizer", "got 'sdg'"),
+        ({"momentum": {"value": 0.9, "when": {"patience": [5]}}}, "space.momentum.when.patience", "a range"),
+        ({"optimizer": {"value": "sgd", "when": {"optimizer": ["sgd"]}}}, "space.optimizer.when", "circle"),
         (
             {
-                "optimizer": {"choices": ["sgd"], "when": {"model_arch": "ResNet50"}},
-                "model_arch": {"choices": ["ResNet50"], "when": {"optimizer": "sgd"}},
+                "optimizer": {"choices": ["sgd"], "when": {"model_arch": ["ResNet50"]}},
+                "model_arch": {"choices": ["ResNet50"], "when": {"optimizer": ["sgd"]}},
             },
             "space.model_arch.when",
             "model_arch → optimizer → model_arch",
@@ -187,6 +188,16 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
 )
 def test_an_impossible_space_is_refused_with_its_place(space: object, place: str, message: str) -> None:
     assert [(where, message in what) for where, what in complaints(space)] == [(place, True)]
+
+
+def test_the_schema_of_the_settings_says_what_a_parameter_may_be() -> None:
+    parameter = SearchSpace.model_json_schema()["$defs"]["Parameter"]
+    assert parameter["additionalProperties"] is False
+    assert {form["type"]: form.get("minItems") for form in parameter["properties"]["choices"]["anyOf"]} == {
+        "array": 1,
+        "null": None,
+    }
+    assert all(parameter["properties"][name]["description"] for name in Parameter.model_fields)
 
 
 junk = st.recursive(
