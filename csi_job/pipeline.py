@@ -21,7 +21,8 @@ from csi_job.logs import get_logger, progress
 from csi_job.report.live import live_study
 from csi_job.report.page import write_report
 from csi_job.report.plots import write_best_params, write_plots
-from csi_job.study.definition import define_study, load_study, set_target
+from csi_job.study.catalog import open_study
+from csi_job.study.definition import define_study, set_target
 from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
 from csi_job.study.status import study_status
@@ -151,11 +152,6 @@ def define(settings: Settings, cache_folder: Path) -> optuna.Study:
         cache=load_info(cache_folder),
         average=settings.trial.objective_average,
     )
-
-
-def existing_study(settings: Settings, name: str = "") -> optuna.Study:
-    """Open a study to look at it; nothing is made."""
-    return load_study(open_storage(settings.storage, settings.work, create=False), name or settings.study.name)
 
 
 def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_process: bool) -> None:
@@ -299,7 +295,7 @@ def _model_file(settings: Settings, path: Path | None) -> Path:
 def _study_of(settings: Settings, name: str) -> optuna.Study | None:
     """Return the study that a file names, or None where this storage does not have it."""
     try:
-        return existing_study(settings, name)
+        return open_study(settings.storage, settings.work, name)
     except ConfigurationError as error:
         logger.warning("study %s cannot be looked at, so only what the file says is used: %s", name, error)
         return None

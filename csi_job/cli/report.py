@@ -11,7 +11,9 @@ from csi_job.cli.options import LoadedSettings, with_settings
 @with_settings("study.name", "storage.url")
 def report(loaded: LoadedSettings) -> None:
     """Write the plots, the best parameters and the one-page report under models/hyperopt/."""
-    from csi_job.pipeline import existing_study, write_everything
+    from csi_job.pipeline import write_everything
+    from csi_job.study.catalog import open_study
 
-    for path in write_everything(existing_study(loaded.settings), loaded.settings.work):
+    settings = loaded.settings
+    for path in write_everything(open_study(settings.storage, settings.work, settings.study.name), settings.work):
         click.echo(path)

@@ -19,11 +19,12 @@ def status(loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool) 
     from rich.console import Console
     from rich.live import Live
 
-    from csi_job.pipeline import existing_study
     from csi_job.report.status import render_status, status_json
+    from csi_job.study.catalog import open_study
     from csi_job.study.status import study_status
 
-    study = existing_study(loaded.settings)
+    settings = loaded.settings
+    study = open_study(settings.storage, settings.work, settings.study.name)
     state = study_status(study)
     if as_json:
         click.echo(status_json(state))

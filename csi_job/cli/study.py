@@ -47,10 +47,10 @@ def show(loaded: LoadedSettings, name: str) -> None:
     """Show study NAME: what it searches, and each of its trials."""
     from rich.console import Console
 
-    from csi_job.pipeline import existing_study
     from csi_job.report.trials import render_trials
+    from csi_job.study.catalog import open_study
 
-    Console().print(render_trials(existing_study(loaded.settings, name)))
+    Console().print(render_trials(open_study(loaded.settings.storage, loaded.settings.work, name)))
 
 
 @study.command()
@@ -62,15 +62,15 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 
     For example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
     """
-    from csi_job.pipeline import existing_study
-    from csi_job.study.catalog import enqueue_trial
+    from csi_job.study.catalog import enqueue_trial, open_study
 
     pairs = [parameter.partition("=") for parameter in parameters]
     for key, equals, _ in pairs:
         if not equals:
             raise ConfigurationError("a parameter is written PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
     params = {key: value for key, _, value in pairs}
-    number = enqueue_trial(existing_study(loaded.settings, name), loaded.settings.space, params)
+    study = open_study(loaded.settings.storage, loaded.settings.work, name)
+    number = enqueue_trial(study, loaded.settings.space, params)
     click.echo(f"trial {number} waits in study {name}; the next `csi-job hyperopt --study-name {name}` runs it")
 
 
@@ -80,11 +80,10 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     """Delete study NAME with its trials and checkpoints; models and reports stay."""
-    from csi_job.pipeline import existing_study
-    from csi_job.study.catalog import delete_study
+    from csi_job.study.catalog import delete_study, open_study
     from csi_job.study.storage import storage_of
 
-    doomed = existing_study(loaded.settings, name)
+    doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
     num_trials = len(doomed.get_trials(deepcopy=False))
     click.echo(f"study {name}: {num_trials} trials and their checkpoints go; models and reports under models/ stay")
     if not yes:

@@ -21,7 +21,8 @@ from csi_job.study.claim import Counts, count_trials
 from csi_job.study.database import lock_study
 from csi_job.study.definition import SearchedSpace, load_study
 from csi_job.study.fingerprint import check_same
-from csi_job.study.storage import StudyStorage, storage_of
+from csi_job.study.settings import StorageSettings
+from csi_job.study.storage import StudyStorage, open_storage, storage_of
 from csi_job.study.tables import (
     DIRECTIONS,
     LEASES,
@@ -61,6 +62,17 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
         )
         for study in storage.get_all_studies()
     ]
+
+
+def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study:
+    """Open a study to look at it; nothing is made.
+
+    Raises:
+        ConfigurationError: there is no such database or study.
+        StorageUnavailableError: the database could not be reached within `connect_s`.
+
+    """
+    return load_study(open_storage(settings, work, create=False), name)
 
 
 def study_counts(study: optuna.Study) -> Counts:
