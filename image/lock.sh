@@ -5,4 +5,4 @@ set -eu
 compile() { "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade "$2" -o "$3" $4; }
 compile "$1" pyproject.toml image/requirements.lock ""
 compile "$1" pyproject.toml tests/requirements.lock "--group dev --constraints image/requirements.lock"
-echo "uv" | "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade - -o image/bootstrap.lock
+printf "uv\nhatchling==1.27.0\n" | "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade - -o image/bootstrap.lock

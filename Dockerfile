@@ -1,0 +1,49 @@
+# csi-job: one image for a laptop, one machine, and every pod of the chart.
+# CUDA's libraries come once, as wheels that torch requires, and the driver is the host's: no CUDA base is needed.
+ARG BASE_IMAGE=debian:trixie-slim
+
+FROM ${BASE_IMAGE} AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update && apt-get install -y --no-install-recommends python3 python3-venv
+WORKDIR /build
+COPY image/bootstrap.lock image/bootstrap.lock
+RUN --mount=type=cache,target=/root/.cache \
+    python3 -m venv bootstrap && bootstrap/bin/pip install --require-hashes -r image/bootstrap.lock
+COPY image/requirements.lock image/requirements.lock
+RUN --mount=type=cache,target=/root/.cache \
+    python3 -m venv --without-pip /opt/csi-job \
+    && bootstrap/bin/uv pip sync --python /opt/csi-job/bin/python --require-hashes image/requirements.lock
+COPY pyproject.toml README.md ./
+COPY csi_job csi_job
+# Into a folder of its own, so that a change of the source leaves the large layer above as it is.
+RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \
+    && bootstrap/bin/uv pip install --python /opt/csi-job/bin/python --prefix /opt/source --no-deps --offline dist/*.whl
+
+FROM ${BASE_IMAGE}
+# image/packages.txt says why each package is there.
+COPY image/packages.txt /tmp/packages.txt
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update \
+    && sed 's/#.*//' /tmp/packages.txt | DEBIAN_FRONTEND=noninteractive xargs apt-get install -y --no-install-recommends \
+    && rm /tmp/packages.txt && install -d -m 1777 /work && install -d /data
+COPY --from=build /opt/csi-job /opt/csi-job
+COPY --from=build /opt/source /opt/csi-job
+# Every cache lies under HOME, which any user may write; in a pod a volume is mounted there.
+ENV PATH=/opt/csi-job/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp/home XDG_CACHE_HOME=/tmp/home/.cache TORCH_HOME=/tmp/home/torch TORCHINDUCTOR_CACHE_DIR=/tmp/home/inductor \
+    TRITON_CACHE_DIR=/tmp/home/triton CUDA_CACHE_PATH=/tmp/home/nv MPLCONFIGDIR=/tmp/home/matplotlib USER=csi-job \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CSI_JOB_WORK=/work
+ARG VERSION=0.1.0
+ARG COMMIT=unknown
+ENV SOURCE_COMMIT=${COMMIT}
+LABEL org.opencontainers.image.title=csi-job \
+      org.opencontainers.image.description="Hyperparameter optimisation for chest-radiograph models" \
+      org.opencontainers.image.version=${VERSION} \
+      org.opencontainers.image.revision=${COMMIT}
+WORKDIR /work
+USER 65532:0
+ENTRYPOINT ["csi-job"]
+CMD ["--help"]
