@@ -101,6 +101,16 @@ class StopRequestedError(CsiJobError):
         self.exit_code = 128 + signal_number
 
 
+class ClusterError(CsiJobError):
+    """The Kubernetes cluster refuses something, lacks something, or cannot be reached."""
+
+
+class StageFailedError(CsiJobError):
+    """A stage on the cluster failed for good; trying the same again is of no use."""
+
+    exit_code = 3
+
+
 @dataclass(frozen=True)
 class Problem:
     """One row or file that is wrong: `row` counts the table's lines from 1, the header included."""

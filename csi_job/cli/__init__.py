@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 
 import click
 
-from csi_job.errors import CsiJobError, DataError
+from csi_job.errors import CsiJobError, DataError, StopRequestedError
 
 # In the order of use; a command's module is imported only when it runs or shows its help.
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "eval": ("evaluate", "Evaluate the optimised model on the test set."),
     "evaluate": ("evaluate", "Evaluate any model, compared with a baseline, on the test set."),
     "predict": ("predict", "Score new radiographs with a model."),
+    "cluster": ("cluster", "Run on Kubernetes: scale, check, fetch the results."),
 }
 
 
@@ -64,6 +66,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code of its class."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _stop)  # as the first process of a container, SIGTERM would do nothing
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.Abort:
@@ -80,6 +84,10 @@ def main() -> None:
     except OSError as error:
         _leave(_file_trouble(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise StopRequestedError(number)
 
 
 def _leave(message: str, code: int) -> None:

@@ -1,0 +1,1 @@
+"""The stages on Kubernetes: run, scale, check, fetch."""

@@ -1,0 +1,226 @@
+"""One namespace of a cluster, through the Kubernetes client; its refusals become errors of one line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, ParamSpec, TypeVar
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.stream import stream
+
+from csi_job.errors import ClusterError
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+OWNER = "csi-job-controller"  # the field manager of everything that is applied here
+NOT_FOUND = 404
+FORBIDDEN = 403
+TIMEOUT_S = 30
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+class UnreachableError(ClusterError):
+    """The API server does not answer just now."""
+
+
+def _one_line(method: Callable[Given, Answer]) -> Callable[Given, Answer]:
+    """Turn the client's exceptions into `ClusterError`, and an API server that is away into `UnreachableError`."""
+
+    @functools.wraps(method)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        try:
+            return method(*args, **kwargs)
+        except ApiException as error:
+            raise _refusal(error) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            message = f"the API server cannot be reached ({type(error).__name__})"
+            raise UnreachableError(message, hint="see: kubectl cluster-info") from None
+
+    return call
+
+
+def _refusal(error: ApiException) -> ClusterError:
+    status = int(error.status or 0)
+    if status == 0 or status == 429 or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
+        return UnreachableError(f"the API server does not answer just now (status {status})")
+    try:
+        message = json.loads(error.body or "{}").get("message", error.reason)
+    except ValueError:
+        message = error.reason
+    return ClusterError(f"the API server refuses: {message}")
+
+
+class Cluster:
+    """The API server as seen from one namespace; objects are plain dictionaries, as in YAML."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        """Connect from within a pod or by the kubeconfig.
+
+        Args:
+            namespace: default: the pod's own, or that of the kubeconfig's context.
+
+        Raises:
+            ClusterError: there is no configuration.
+
+        """
+        try:
+            config.load_config()
+        except (config.ConfigException, OSError) as error:
+            raise ClusterError(
+                f"no cluster is configured ({error})", hint="set KUBECONFIG, or run this within a pod"
+            ) from None
+        self.namespace = namespace or _default_namespace()
+        self.api = client.ApiClient()
+        self._core, self._batch = client.CoreV1Api(self.api), client.BatchV1Api(self.api)
+
+    @_one_line
+    def config_map(self, name: str) -> dict[str, Any] | None:
+        """Return a ConfigMap, None if there is none."""
+        try:
+            return self._plain(self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S))
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise
+
+    @_one_line
+    def config_maps(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the ConfigMaps with these labels."""
+        found = self._core.list_namespaced_config_map(
+            self.namespace, label_selector=selector(labels), _request_timeout=TIMEOUT_S
+        )
+        return list(self._plain(found)["items"])
+
+    @_one_line
+    def jobs(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the Jobs with these labels, the oldest first, those being deleted left out."""
+        found = self._batch.list_namespaced_job(
+            self.namespace, label_selector=selector(labels), _request_timeout=TIMEOUT_S
+        )
+        jobs = [job for job in self._plain(found)["items"] if "deletionTimestamp" not in job["metadata"]]
+        return sorted(jobs, key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
+
+    @_one_line
+    def apply_job(self, manifest: Mapping[str, Any]) -> None:
+        """Create a Job, or make it be as the manifest says, by server-side apply."""
+        self._batch.patch_namespaced_job(
+            manifest["metadata"]["name"],
+            self.namespace,
+            manifest,
+            field_manager=OWNER,
+            force=True,
+            _content_type=APPLY,
+            _request_timeout=TIMEOUT_S,
+        )
+
+    @_one_line
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
+        """Change some fields of a Job in one step."""
+        self._batch.patch_namespaced_job(
+            name, self.namespace, patch, field_manager=OWNER, _content_type=MERGE, _request_timeout=TIMEOUT_S
+        )
+
+    @_one_line
+    def delete_job(self, name: str) -> None:
+        """Delete a Job; its pods get SIGTERM. One that is gone is no error."""
+        try:
+            self._batch.delete_namespaced_job(
+                name, self.namespace, propagation_policy="Background", _request_timeout=TIMEOUT_S
+            )
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+
+    @_one_line
+    def pods(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the pods with these labels."""
+        found = self._core.list_namespaced_pod(
+            self.namespace, label_selector=selector(labels), _request_timeout=TIMEOUT_S
+        )
+        return list(self._plain(found)["items"])
+
+    @_one_line
+    def create_pod(self, manifest: Mapping[str, Any]) -> None:
+        """Create a pod."""
+        self._core.create_namespaced_pod(self.namespace, manifest, _request_timeout=TIMEOUT_S)
+
+    @_one_line
+    def delete_pod(self, name: str) -> None:
+        """Delete a pod; one that is gone is no error."""
+        try:
+            self._core.delete_namespaced_pod(name, self.namespace, _request_timeout=TIMEOUT_S)
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+
+    @_one_line
+    def read_from(self, pod: str, command: list[str], into: IO[bytes], *, silence_s: float) -> None:
+        """Run a command in a pod and write what it prints into a file.
+
+        Args:
+            pod: name of the pod.
+            command: the command with its arguments.
+            into: where its standard output goes, byte by byte.
+            silence_s: seconds without output after which this gives up.
+
+        Raises:
+            ClusterError: the command failed or fell silent.
+
+        """
+        answer = stream(
+            self._core.connect_get_namespaced_pod_exec,
+            pod,
+            self.namespace,
+            command=command,
+            stdout=True,
+            stderr=True,
+            binary=True,
+            _preload_content=False,
+        )
+        last = time.monotonic()
+        while answer.is_open() and time.monotonic() - last < silence_s:
+            answer.update(timeout=1)
+            if answer.peek_stdout():
+                into.write(answer.read_stdout())
+                last = time.monotonic()
+        code, complaint = (None, b"") if answer.is_open() else (answer.returncode, answer.read_stderr())
+        answer.close()
+        if code != 0:
+            text = complaint.decode(errors="replace").strip()
+            raise ClusterError(f"the pod {pod} could not be read: {text or 'it fell silent'}")
+
+    @_one_line
+    def nodes(self) -> list[dict[str, Any]] | None:
+        """Return the nodes, None without the right to list them."""
+        try:
+            return list(self._plain(self._core.list_node(_request_timeout=TIMEOUT_S))["items"])
+        except ApiException as error:
+            if error.status == FORBIDDEN:
+                return None
+            raise
+
+    def _plain(self, answer: Any) -> Any:
+        return self.api.sanitize_for_serialization(answer)
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """Return `a=b,c=d`."""
+    return ",".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _default_namespace() -> str:
+    if NAMESPACE_FILE.is_file():
+        return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    try:
+        _, active = config.list_kube_config_contexts()
+    except config.ConfigException:
+        return "default"
+    return str(active["context"].get("namespace") or "default")

@@ -1,0 +1,66 @@
+"""The budget over all pods of the search, kept in annotations of its Job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from csi_job.cluster.stages import Stage, annotation
+
+BEGAN: Final = "csi-job/began-s"
+GPU_SECONDS: Final = "csi-job/gpu-seconds"
+METERED: Final = "csi-job/metered-s"
+CARRIED: Final = (BEGAN, GPU_SECONDS, METERED)
+METER_EVERY_S: Final = 30.0
+S_PER_H: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits of the search; None is no limit."""
+
+    hours: float | None = None
+    gpu_hours: float | None = None
+
+    def spent(self, job: Mapping[str, Any]) -> str:
+        """Return what of the budget is spent, in words; `` while some is left."""
+        began_s = float(annotation(job, BEGAN, "inf"))
+        if self.hours is not None and time.time() - began_s > self.hours * S_PER_H:
+            return f"the budget of {self.hours:g} hours is spent"
+        used_s = float(annotation(job, GPU_SECONDS, "0")) + _unmetered_s(job)
+        if self.gpu_hours is not None and used_s > self.gpu_hours * S_PER_H:
+            return f"the budget of {self.gpu_hours:g} GPU hours is spent"
+        return ""
+
+
+def first_reading() -> dict[str, str]:
+    """Return the annotations of a search that begins."""
+    now = f"{time.time():.0f}"
+    return {BEGAN: now, GPU_SECONDS: "0", METERED: now}
+
+
+def reading(job: Mapping[str, Any]) -> dict[str, str]:
+    """Return the annotations brought up to date, empty while that is not due.
+
+    Pods that run now are taken to have run since the last reading, also while the controller was away.
+    """
+    now = time.time()
+    if now - float(annotation(job, METERED, "0")) < METER_EVERY_S:
+        return {}
+    used_s = float(annotation(job, GPU_SECONDS, "0")) + _unmetered_s(job)
+    return {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{now:.0f}"}
+
+
+def num_gpus(stage: Stage | Mapping[str, Any]) -> int:
+    """Return the GPUs of one pod of a stage or Job."""
+    spec = (stage.manifest if isinstance(stage, Stage) else stage)["spec"]
+    limits = spec["template"]["spec"]["containers"][0]["resources"].get("limits", {})
+    return sum(int(number) for name, number in limits.items() if "gpu" in name)
+
+
+def _unmetered_s(job: Mapping[str, Any]) -> float:
+    metered_s = float(annotation(job, METERED, f"{time.time()}"))
+    num_active = int((job.get("status") or {}).get("active") or 0)
+    return max(time.time() - metered_s, 0.0) * num_active * num_gpus(job)

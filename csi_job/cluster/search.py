@@ -1,0 +1,84 @@
+"""The search stage: any number of pods on one study, which the controller alone ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from csi_job.cluster.api import Cluster
+from csi_job.cluster.budget import CARRIED, Budget, first_reading, reading
+from csi_job.cluster.run import MISCONFIGURED, StageRun
+from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, sized
+from csi_job.cluster.watch import StudyWatch, story_of
+
+
+class SearchRun(StageRun):
+    """Made anew while trials are left, resized when the values' parallelism changes, ended when the budget is spent."""
+
+    def __init__(  # noqa: PLR0913 - what a stage needs, and what the search needs besides
+        self,
+        cluster: Cluster,
+        release: Release,
+        stage: Stage,
+        *,
+        me: str,
+        missing_s: float,
+        watch: StudyWatch,
+        budget: Budget,
+        max_rounds: int,
+    ) -> None:
+        """As `StageRun`, with the study, the budget, and how often the Job is made anew."""
+        super().__init__(cluster, release, stage, me=me, missing_s=missing_s)
+        self.watch, self.budget, self.max_rounds = watch, budget, max_rounds
+
+    def follow(self, job: Mapping[str, Any]) -> bool:
+        """Tell how far the study is; resize or end the Job where that is due."""
+        name = job["metadata"]["name"]
+        spent = self.budget.spent(job)
+        if spent:
+            self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
+            if not job["spec"].get("suspend"):
+                self.cluster.patch_job(name, {"spec": {"suspend": True}})
+            return not (job.get("status") or {}).get("active")
+        if annotation(job, PARALLELISM) != str(self.stage.parallelism):
+            self._resize(job)
+        elif metered := reading(job):
+            self.cluster.patch_job(name, {"metadata": {"annotations": metered}})
+        status = self.watch.look()
+        if status is not None:
+            self.tell(f"search: {story_of(status)}")
+        return super().follow(job)
+
+    def judge(self, job: Mapping[str, Any], ending: Ending) -> bool:
+        """End the search where the study is finished or the budget spent, else make the Job anew."""
+        if ending.failed and ending.reason == MISCONFIGURED:
+            return super().judge(job, ending)
+        status = self.watch.look()
+        if status is None:
+            return False
+        self.tell(f"search: {story_of(status)}")
+        if status.is_finished or self.budget.spent(job):
+            self.tell("search: done")
+            return True
+        left = f"its pods are over and {status.target - status.num_finished} trials are left"
+        self.again(job, f"{left} ({self.reason(job, ending)})" if ending.failed else left, self.max_rounds)
+        return False
+
+    def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
+        """Carry what was used of the budget on to the next Job."""
+        used = {} if previous is None else {name: annotation(previous, name) for name in CARRIED}
+        return first_reading() | {name: value for name, value in used.items() if value}
+
+    def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
+        """Keep the number of pods that `csi-job cluster scale` chose, unless the values changed since."""
+        if previous is None or annotation(previous, PARALLELISM) != str(self.stage.parallelism):
+            return
+        spec = previous["spec"]
+        manifest["spec"] |= sized(int(spec.get("parallelism", self.stage.parallelism)))
+        manifest["spec"]["suspend"] = bool(spec.get("suspend"))
+
+    def _resize(self, job: Mapping[str, Any]) -> None:
+        number = self.stage.parallelism
+        patch = {"metadata": {"annotations": {PARALLELISM: str(number)}}, "spec": sized(number)}
+        self.cluster.patch_job(job["metadata"]["name"], patch)
+        self.tell(f"search: {number} pods now, as the values say")

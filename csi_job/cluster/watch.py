@@ -1,0 +1,70 @@
+"""How far the study is, for the controller: a look that outlives an outage of the database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csi_job.errors import CsiJobError
+from csi_job.logs import get_logger
+
+if TYPE_CHECKING:
+    import optuna
+
+    from csi_job.config import Settings
+    from csi_job.study.status import StudyStatus
+
+logger = get_logger(__name__)
+
+
+class StudyWatch:
+    """Opens the study when it is first looked at, and again after an error."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Remember where the study is."""
+        self._settings = settings
+        self._study: optuna.Study | None = None
+        self._complaint = ""
+
+    def look(self) -> StudyStatus | None:
+        """Return how the study stands, None while that can't be known."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from csi_job.study.status import study_status
+
+        try:
+            status = study_status(self._opened())
+        except (CsiJobError, SQLAlchemyError) as error:
+            self._study = None
+            self._complain(str(error) if isinstance(error, CsiJobError) else "the database does not answer")
+            return None
+        self._complain("")
+        return status
+
+    def _opened(self) -> optuna.Study:
+        from csi_job.study.definition import load_study
+        from csi_job.study.storage import open_storage
+
+        if self._study is None:
+            # The controller has time: it looks again later rather than wait here.
+            at_once = self._settings.storage.model_copy(update={"connect_s": 0.0, "outage_s": 0.0})
+            storage = open_storage(at_once, self._settings.work, create=False)
+            self._study = load_study(storage, self._settings.study.name)
+        return self._study
+
+    def _complain(self, complaint: str) -> None:
+        if complaint and complaint != self._complaint:
+            logger.warning("the study can't be looked at: %s", complaint)
+        self._complaint = complaint
+
+
+def story_of(status: StudyStatus) -> str:
+    """Return how a study stands in one line."""
+    outcomes = {
+        "complete": status.num_complete,
+        "pruned": status.num_pruned,
+        "infeasible": status.num_infeasible,
+        "failed": status.num_failed,
+    }
+    named = ", ".join(f"{number} {name}" for name, number in outcomes.items() if number)
+    best = f"; best val_f1 {status.best.f1:.4f} (trial {status.best.number})" if status.best else ""
+    return f"{status.num_finished} of {status.target} trials finished{f' ({named})' if named else ''}{best}"

@@ -1,0 +1,43 @@
+{{- define "csi-job.controllerContainer" -}}
+name: controller
+image: {{ include "csi-job.image" (list . .Values.image) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args:
+  - cluster
+  - run
+  - {{ include "csi-job.config" . }}
+  - --stages={{ include "csi-job.fullname" . }}-stages
+  - --namespace={{ .Release.Namespace }}
+  - --digest={{ include "csi-job.digest" . }}
+  - --missing-seconds={{ .Values.controller.missingSeconds }}
+  - --max-rounds={{ .Values.controller.maxRounds }}
+  {{- with .Values.budget.hours }}
+  - --budget-hours={{ . }}
+  {{- end }}
+  {{- with .Values.budget.gpuHours }}
+  - --budget-gpu-hours={{ . }}
+  {{- end }}
+env: {{- include "csi-job.environment" (dict "root" . "values" dict "step" dict) | nindent 2 }}
+resources: {{- toYaml .Values.controller.resources | nindent 2 }}
+securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
+terminationMessagePolicy: FallbackToLogsOnError
+volumeMounts:
+  - {name: settings, mountPath: /etc/csi-job, readOnly: true}
+  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  {{- with .Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* The one token that any pod gets: short-lived, in the controller. */}}
+{{- define "csi-job.token" -}}
+- name: token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+      - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+{{- end -}}

@@ -1,0 +1,33 @@
+{{- define "csi-job.databaseSecurity" -}}
+{{- $security := omit .Values.podSecurityContext "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- with .Values.databaseUser -}}
+{{- $security = merge $security (dict "runAsUser" (int .) "runAsGroup" (int .) "fsGroup" (int .)) -}}
+{{- end -}}
+{{ toYaml $security }}
+{{- end -}}
+
+{{- define "csi-job.databaseContainer" -}}
+{{- $ready := dict "exec" (dict "command" (list "pg_isready" "--username=csi" "--dbname=csi" "--host=127.0.0.1")) "timeoutSeconds" 5 -}}
+name: postgres
+image: {{ include "csi-job.image" (list . .Values.database.image) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: [-c, max_connections={{ .Values.database.maxConnections }}]
+env:
+  - {name: POSTGRES_USER, value: csi}
+  - {name: POSTGRES_DB, value: csi}
+  - {name: POSTGRES_PASSWORD_FILE, value: /run/secrets/database/{{ .Values.database.secretKey }}}
+  - {name: PGDATA, value: /var/lib/postgresql/data/pgdata}
+ports: [{name: postgresql, containerPort: 5432}]
+startupProbe: {{- toYaml (merge (dict "periodSeconds" 2 "failureThreshold" 150) $ready) | nindent 2 }}
+readinessProbe: {{- toYaml (merge (dict "periodSeconds" 5) $ready) | nindent 2 }}
+livenessProbe: {{- toYaml (merge (dict "periodSeconds" 20 "failureThreshold" 6) $ready) | nindent 2 }}
+resources: {{- toYaml .Values.database.resources | nindent 2 }}
+securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
+volumeMounts:
+  - {name: data, mountPath: /var/lib/postgresql/data}
+  - {name: password, mountPath: /run/secrets/database, readOnly: true}
+  - {name: accounts, mountPath: /etc/passwd, subPath: passwd, readOnly: true}
+  - {name: run, mountPath: /var/run/postgresql}
+  - {name: tmp, mountPath: /tmp}
+  - {name: shm, mountPath: /dev/shm}
+{{- end -}}

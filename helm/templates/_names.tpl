@@ -1,0 +1,72 @@
+{{/* Name of every object's beginning, at most 36 characters: stage, digest and pod suffix follow within 63. */}}
+{{- define "csi-job.fullname" -}}
+{{- $name := .Values.fullnameOverride | default (contains "csi-job" .Release.Name | ternary .Release.Name (printf "%s-csi-job" .Release.Name)) -}}
+{{- if gt (len $name) 36 }}{{ printf "%s-%s" ($name | trunc 29 | trimSuffix "-") ($name | sha256sum | trunc 6) }}{{ else }}{{ $name }}{{ end -}}
+{{- end -}}
+
+{{/* Labels that select pods: (list $ component). */}}
+{{- define "csi-job.selector" -}}
+app.kubernetes.io/name: csi-job
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of an object: (list $ component). */}}
+{{- define "csi-job.labels" -}}
+{{ include "csi-job.selector" . }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Name, namespace and labels of an object: (list $ component name). */}}
+{{- define "csi-job.metadata" -}}
+name: {{ index . 2 }}
+namespace: {{ (index . 0).Release.Namespace }}
+labels: {{- include "csi-job.labels" . | nindent 2 }}
+{{- end -}}
+
+{{/* An image's reference: (list $ image). */}}
+{{- define "csi-job.image" -}}
+{{- $image := index . 1 -}}
+{{- $registry := (index . 0).Values.global.imageRegistry -}}
+{{- with $registry }}{{ . }}/{{ end }}{{ $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}{{ end -}}
+{{- end -}}
+
+{{/* Digest of everything that the controller acts on; each upgrade makes another, so that it retries what failed. */}}
+{{- define "csi-job.digest" -}}
+{{ printf "%s %d %s" (toJson .Values) .Release.Revision .Chart.Version | sha256sum | trunc 10 }}
+{{- end -}}
+
+{{- define "csi-job.settings" -}}
+{{ toYaml (.Values.job | default dict) }}
+{{- end -}}
+
+{{- define "csi-job.databaseSecret" -}}
+{{ .Values.database.existingSecret | default (printf "%s-database" (include "csi-job.fullname" .)) }}
+{{- end -}}
+
+{{- define "csi-job.databaseUrl" -}}
+{{- if .Values.database.bundled -}}
+postgresql+psycopg2://csi@{{ include "csi-job.fullname" . }}-database:5432/csi
+{{- else -}}
+{{ required "database.external.url is needed where database.bundled is false" .Values.database.external.url }}
+{{- end -}}
+{{- end -}}
+
+{{- define "csi-job.workClaim" -}}
+{{ .Values.work.existingClaim | default (printf "%s-work" (include "csi-job.fullname" .)) }}
+{{- end -}}
+
+{{- define "csi-job.pullSecrets" -}}
+{{- range .Values.global.imagePullSecrets }}
+- name: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Selects every pod of the release. */}}
+{{- define "csi-job.release" -}}
+matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .Release.Name }}}
+{{- end -}}

@@ -1,0 +1,113 @@
+{{/* The pod template of a stage: (dict "root" $ "stage" <name> "init" (list of steps) "main" <step>), where a step is
+     (dict "name" ... "args" (list ...) "data" <bool>). The steps run one after the other. */}}
+{{- define "csi-job.podTemplate" -}}
+{{- $values := index .root.Values .stage -}}
+metadata:
+  labels: {{- include "csi-job.labels" (list .root .stage) | nindent 4 }}
+  annotations:
+    csi-job/settings: {{ include "csi-job.settings" .root | sha256sum | trunc 16 }}
+    {{- with .root.Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  restartPolicy: Never
+  serviceAccountName: {{ include "csi-job.fullname" .root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ .root.Values.terminationGracePeriodSeconds }}
+  securityContext: {{- toYaml .root.Values.podSecurityContext | nindent 4 }}
+  {{- with .root.Values.global.imagePullSecrets }}
+  imagePullSecrets: {{- include "csi-job.pullSecrets" $.root | nindent 4 }}
+  {{- end }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
+  {{- with index $values $key }}
+  {{ $key }}: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
+  {{- with .init }}
+  initContainers:
+    {{- range . }}
+    - {{- include "csi-job.container" (dict "root" $.root "values" $values "step" .) | nindent 6 }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - {{- include "csi-job.container" (dict "root" .root "values" $values "step" .main) | nindent 6 }}
+  volumes: {{- include "csi-job.volumes" . | nindent 4 }}
+{{- end -}}
+
+{{/* One step of a stage: (dict "root" $ "values" <the stage's values> "step" <step>). */}}
+{{- define "csi-job.container" -}}
+{{- $resources := deepCopy .values.resources -}}
+{{- with .values.gpus -}}
+{{- $gpus := dict $.root.Values.gpuResource . -}}
+{{- $resources = mergeOverwrite $resources (dict "requests" $gpus "limits" $gpus) -}}
+{{- end -}}
+name: {{ .step.name }}
+image: {{ include "csi-job.image" (list .root .root.Values.image) }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+args: {{- toYaml .step.args | nindent 2 }}
+env: {{- include "csi-job.environment" . | nindent 2 }}
+resources: {{- toYaml $resources | nindent 2 }}
+securityContext: {{- toYaml .root.Values.securityContext | nindent 2 }}
+# The last lines of the log are what `kubectl describe` shows of a failure.
+terminationMessagePolicy: FallbackToLogsOnError
+volumeMounts:
+  - {name: work, mountPath: /work}
+  - {name: settings, mountPath: /etc/csi-job, readOnly: true}
+  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  - {name: shm, mountPath: /dev/shm}
+  {{- if .step.data }}
+  - {name: data, mountPath: /data{{ if not .root.Values.demo.enabled }}, readOnly: true{{ end }}}
+  {{- end }}
+  {{- with .root.Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Variables of csi-job: what the chart knows better than the settings tree. */}}
+{{- define "csi-job.environment" -}}
+- {name: CSI_JOB_WORK, value: /work}
+- {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" .root | quote }}}
+- {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
+- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "storage" "outage_s" 900 (.root.Values.job | default dict) | quote }}}
+{{- if .step.data }}
+- {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "/data/%s" .root.Values.data.labels | quote }}}
+- {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "/data/%s" .root.Values.data.images | quote }}}
+{{- end }}
+{{- with and .step.name .root.Values.wandb.existingSecret }}
+- {name: WANDB_API_KEY, valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.root.Values.wandb.secretKey }}}}}
+{{- end }}
+{{- range concat (.root.Values.env | default list) (.values.env | default list) }}
+- {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Volumes of a stage's pod; the data claim is the cache's alone. */}}
+{{- define "csi-job.volumes" -}}
+- {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" .root }}}}
+- {name: settings, configMap: {name: {{ include "csi-job.fullname" .root }}-settings}}
+{{ include "csi-job.databaseVolume" .root }}
+- {name: tmp, emptyDir: {sizeLimit: {{ .root.Values.tmpSize }}}}
+- {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ .root.Values.shmSize }}}}
+{{- if eq .stage "cache" }}
+{{- if .root.Values.demo.enabled }}
+- {name: data, emptyDir: {sizeLimit: 2Gi}}
+{{- else }}
+- {name: data, persistentVolumeClaim: {claimName: {{ required "data.existingClaim is needed (or demo.enabled=true)" .root.Values.data.existingClaim }}, readOnly: true}}
+{{- end }}
+{{- end }}
+{{- with .root.Values.volumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Optional, so that a missing Secret or key is said by csi-job in one line and is no pod that waits for ever. */}}
+{{- define "csi-job.databaseVolume" -}}
+- name: database
+  secret:
+    secretName: {{ include "csi-job.databaseSecret" . }}
+    items: [{key: {{ .Values.database.secretKey }}, path: password}]
+    optional: true
+    defaultMode: 0440
+{{- end -}}
