@@ -49,7 +49,7 @@ def _one_line(method: Callable[Given, Answer]) -> Callable[Given, Answer]:
 
 def _refusal(error: ApiException) -> ClusterError:
     status = int(error.status or 0)
-    if status == 0 or status == 429 or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
+    if status in {0, 429} or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
         return UnreachableError(f"the API server does not answer just now (status {status})")
     try:
         message = json.loads(error.body or "{}").get("message", error.reason)
@@ -72,20 +72,23 @@ class Cluster:
 
         """
         try:
-            config.load_config()
+            load: Any = config.load_incluster_config if NAMESPACE_FILE.is_file() else config.load_kube_config
+            load()
         except (config.ConfigException, OSError) as error:
             raise ClusterError(
                 f"no cluster is configured ({error})", hint="set KUBECONFIG, or run this within a pod"
             ) from None
         self.namespace = namespace or _default_namespace()
-        self.api = client.ApiClient()
-        self._core, self._batch = client.CoreV1Api(self.api), client.BatchV1Api(self.api)
+        self.api: Any = client.ApiClient()
+        self._core: Any = client.CoreV1Api(self.api)
+        self._batch: Any = client.BatchV1Api(self.api)
 
     @_one_line
     def config_map(self, name: str) -> dict[str, Any] | None:
         """Return a ConfigMap, None if there is none."""
         try:
-            return self._plain(self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S))
+            found = self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S)
+            return dict(self._plain(found))
         except ApiException as error:
             if error.status == NOT_FOUND:
                 return None
@@ -220,7 +223,8 @@ def _default_namespace() -> str:
     if NAMESPACE_FILE.is_file():
         return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
     try:
-        _, active = config.list_kube_config_contexts()
+        contexts: Any = config.list_kube_config_contexts
+        _, active = contexts()
     except config.ConfigException:
         return "default"
     return str(active["context"].get("namespace") or "default")

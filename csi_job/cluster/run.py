@@ -58,7 +58,9 @@ class StageRun:
     def follow(self, job: Mapping[str, Any]) -> bool:
         """Look after a Job that goes on; return whether the stage is over all the same."""
         if job["spec"].get("suspend"):
-            waits = "waits for its quota" if job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name") else "is suspended"
+            waits = (
+                "waits for its quota" if job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name") else "is suspended"
+            )
             self.tell(f"{self.stage.name}: {waits}")
         return False
 

@@ -15,7 +15,7 @@ from csi_job.cluster.watch import StudyWatch, story_of
 class SearchRun(StageRun):
     """Made anew while trials are left, resized when the values' parallelism changes, ended when the budget is spent."""
 
-    def __init__(  # noqa: PLR0913 - what a stage needs, and what the search needs besides
+    def __init__(
         self,
         cluster: Cluster,
         release: Release,
