@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
 import urllib3
+import websocket
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
@@ -22,6 +22,7 @@ OWNER = "csi-job-controller"  # the field manager of everything that is applied 
 NOT_FOUND = 404
 FORBIDDEN = 403
 TIMEOUT_S = 30
+STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
@@ -178,7 +179,7 @@ class Cluster:
             ClusterError: the command failed or fell silent.
 
         """
-        answer = stream(
+        answer: Any = stream(
             self._core.connect_get_namespaced_pod_exec,
             pod,
             self.namespace,
@@ -188,17 +189,21 @@ class Cluster:
             binary=True,
             _preload_content=False,
         )
-        last = time.monotonic()
-        while answer.is_open() and time.monotonic() - last < silence_s:
-            answer.update(timeout=1)
-            if answer.peek_stdout():
-                into.write(answer.read_stdout())
-                last = time.monotonic()
-        code, complaint = (None, b"") if answer.is_open() else (answer.returncode, answer.read_stderr())
-        answer.close()
-        if code != 0:
-            text = complaint.decode(errors="replace").strip()
-            raise ClusterError(f"the pod {pod} could not be read: {text or 'it fell silent'}")
+        answer.sock.settimeout(silence_s)
+        told = {STDERR: b"", STATUS: b""}
+        try:
+            for channel, data in _frames(answer.sock):
+                if channel == STDOUT:
+                    into.write(data)
+                elif channel in told:
+                    told[channel] += data
+        except websocket.WebSocketException as error:
+            raise ClusterError(f"reading from the pod {pod} broke off ({type(error).__name__})") from None
+        finally:
+            answer.close()
+        if json.loads(told[STATUS] or b"{}").get("status") != "Success":
+            text = told[STDERR].decode(errors="replace").strip()
+            raise ClusterError(f"the pod {pod} could not be read: {text or 'the connection broke off'}")
 
     @_one_line
     def nodes(self) -> list[dict[str, Any]] | None:
@@ -212,6 +217,16 @@ class Cluster:
 
     def _plain(self, answer: Any) -> Any:
         return self.api.sanitize_for_serialization(answer)
+
+
+def _frames(socket: Any) -> Iterator[tuple[int, bytes]]:
+    """Yield channel and content of each frame; the client's own reader copies all that came before for every frame."""
+    while True:
+        code, frame = socket.recv_data_frame(True)
+        if code == websocket.ABNF.OPCODE_CLOSE:
+            return
+        if code in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_TEXT) and frame.data:
+            yield frame.data[0], frame.data[1:]
 
 
 def selector(labels: Mapping[str, str]) -> str:

@@ -19,8 +19,8 @@ from csi_job.errors import ClusterError
 RESULTS: Final = ("models", "problems.csv")
 START_S: Final = 180.0
 SILENCE_S: Final = 120.0
-# Only what is there is packed; a folder still without results is an error of its own.
-PACK: Final = f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar -cf - -T -"
+# What is there is packed, but not the models of candidates that lost.
+PACK: Final = f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T -"
 
 
 def fetch_results(cluster: Cluster, release_name: str | None, destination: Path) -> Iterator[Path]:

@@ -1,0 +1,50 @@
+"""A release in a namespace of its own, with Pod Security `restricted` enforced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from release import Release, run
+
+STANDARD = "pod-security.kubernetes.io"
+
+
+def missing(reason: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (a skip elsewhere, a failure under CI=true)")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def _cluster() -> None:
+    for program in ("kubectl", "helm"):
+        if shutil.which(program) is None:
+            missing(f"{program} is not installed")
+    if not os.environ.get("KUBECONFIG"):
+        missing("KUBECONFIG names no test cluster")
+    if run("kubectl", "get", "--raw", "/readyz", check=False).returncode != 0:
+        missing("the test cluster does not answer")
+
+
+@pytest.fixture
+def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]:
+    """A release that is not installed yet; its story is shown where the test fails."""
+    base = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:30].strip("-")
+    namespace = f"{base}-{uuid.uuid4().hex[:6]}"
+    labels = {f"{STANDARD}/enforce": "restricted", f"{STANDARD}/warn": "restricted"}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}
+    run("kubectl", "create", "-f", "-", input=json.dumps(manifest))
+    made = Release(namespace)
+    yield made
+    if os.environ.get("E2E_KEEP"):
+        return
+    print(made.story())
+    print(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
+    run("helm", "uninstall", made.name, "-n", namespace, check=False)
+    run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)

@@ -1,0 +1,116 @@
+"""A release on the test cluster, driven as a user would: by helm, kubectl and csi-job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHART = Path(__file__).parents[2] / "helm"
+VALUES = Path(__file__).parent / "values.yaml"
+MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage classes, image, resources
+IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
+
+
+def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300, **options)
+    if check and result.returncode != 0:
+        message = f"{' '.join(map(str, command))}: exit {result.returncode}: {result.stdout}{result.stderr}"
+        raise AssertionError(message)
+    return result
+
+
+def wait_until(what: str, is_so: Callable[[], Any], seconds: float, every: float = 1.0) -> Any:
+    """Return the first true answer; fail when it takes too long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if answer := is_so():
+            return answer
+        time.sleep(every)
+    message = f"not within {seconds:.0f} s: {what}"
+    raise AssertionError(message)
+
+
+@dataclass
+class Release:
+    namespace: str
+    name: str = "demo"
+    told: list[str] = field(default_factory=list)
+
+    def helm(self, action: str, *arguments: str, values: dict[str, Any] | None = None, check: bool = True) -> str:
+        """Install or upgrade the chart with the tests' values, `values` last."""
+        repository, _, tag = IMAGE.rpartition(":")
+        given = ["--set", f"image.repository={repository},image.tag={tag}"]
+        files = ["-f", str(VALUES), *(["-f", MORE_VALUES] if MORE_VALUES else [])]
+        more = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
+        result = run(
+            "helm", action, self.name, CHART, "-n", self.namespace, *files, *given, *more, *arguments, check=check
+        )
+        assert "Warning" not in result.stderr + result.stdout, "Pod Security or the API server warns"
+        return result.stdout + result.stderr
+
+    def kubectl(self, *arguments: str, check: bool = True) -> str:
+        return run("kubectl", "-n", self.namespace, *arguments, check=check).stdout
+
+    def csi_job(self, *arguments: str, check: bool = True) -> str:
+        code = "import sys; from csi_job.cli import main; main()"
+        options = ("--release", self.name, "-n", self.namespace)
+        result = run(sys.executable, "-c", code, "cluster", *arguments, *options, check=check)
+        return result.stdout + result.stderr
+
+    def items(self, kind: str, component: str = "") -> list[dict[str, Any]]:
+        chosen = f"app.kubernetes.io/instance={self.name}"
+        chosen += f",app.kubernetes.io/component={component}" if component else ""
+        found: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-l", chosen, "-o", "json"))["items"]
+        return found
+
+    def running(self, component: str) -> list[str]:
+        """Names of the pods that run and are not on their way out."""
+        return [
+            pod["metadata"]["name"]
+            for pod in self.items("pods", component)
+            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def has_ended(self) -> str:
+        """How the controller's Job ended: `Complete`, `Failed` or ``."""
+        jobs = self.items("jobs", "controller")
+        conditions = jobs[-1]["status"].get("conditions", []) if jobs else []
+        ends = [c["type"] for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")]
+        return ends[0] if ends else ""
+
+    def outcome(self) -> str:
+        """The termination message of the controller."""
+        for pod in self.items("pods", "controller"):
+            for status in pod["status"].get("containerStatuses", []):
+                if message := status["state"].get("terminated", {}).get("message"):
+                    return str(message)
+        return ""
+
+    def wait_for_end(self, seconds: float, how: str = "Complete") -> None:
+        wait_until("the release ends", self.has_ended, seconds, every=2)
+        assert self.has_ended() == how, self.story()
+
+    def story(self) -> str:
+        chosen = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=controller"
+        return self.kubectl("logs", "-l", chosen, "--tail=-1", check=False)
+
+    def sql(self, query: str) -> list[str]:
+        database = f"{self.name}-csi-job-database-0"
+        text = self.kubectl("exec", database, "--", "psql", "-U", "csi", "-tAc", query, check=False)
+        return [line for line in text.splitlines() if line]
+
+    def trials(self) -> Counter[str]:
+        """Number of trials by state."""
+        return Counter(self.sql("select state from trials"))
+
+    def num_finished(self) -> int:
+        states = self.trials()
+        return states["COMPLETE"] + states["PRUNED"]

@@ -1,0 +1,83 @@
+"""A study that is scaled, upgraded and robbed of its pods comes to exactly its number of trials."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from release import Release, run, wait_until
+
+pytestmark = pytest.mark.timeout(1500)
+NUM_TRIALS = 16
+QUIET = {"job.study.num_trials": NUM_TRIALS, "job.study.max_epochs": 3}
+
+
+def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values={**QUIET, "search.parallelism": 1})
+    wait_until("one pod searches", lambda: len(release.running("search")) == 1, 200)
+    _scale(release)
+    _delete_pods(release)
+    _evict_and_drain(release)
+    _upgrade_and_roll_back(release)
+
+    release.wait_for_end(900)
+
+    assert release.num_finished() == NUM_TRIALS
+    assert release.trials()["FAIL"] == 0
+    assert release.trials()["RUNNING"] == 0
+    history = json.loads(run("helm", "history", release.name, "-n", release.namespace, "-o", "json").stdout)
+    assert [entry["status"] for entry in history][-1] == "deployed"
+    assert "pending" not in {entry["status"].split("-")[0] for entry in history}
+
+
+def _scale(release: Release) -> None:
+    release.csi_job("scale", "4")
+    wait_until("four pods search", lambda: len(release.running("search")) == 4, 90)
+    stays = _first_pod(release)
+    release.csi_job("scale", "2")
+    wait_until("two pods search", lambda: len(release.running("search")) == 2, 90)
+    assert _first_pod(release) == stays
+
+
+def _first_pod(release: Release) -> str:
+    index = "batch.kubernetes.io/job-completion-index"
+    pods = release.items("pods", "search")
+    return next(pod["metadata"]["uid"] for pod in pods if pod["metadata"]["annotations"][index] == "0")
+
+
+def _delete_pods(release: Release) -> None:
+    for component in ("search", "controller", "database"):
+        victim = release.running(component)[0]
+        release.kubectl("delete", "pod", victim, "--wait=false")
+        wait_until(f"another {component} pod", lambda c=component, v=victim: set(release.running(c)) - {v}, 120)
+
+
+def _evict_and_drain(release: Release) -> None:
+    victim = release.running("search")[0]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
+    path = f"/api/v1/namespaces/{release.namespace}/pods/{victim}/eviction"
+    run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    node = release.items("pods", "database")[0]["spec"]["nodeName"]
+    chosen = f"--pod-selector=app.kubernetes.io/instance={release.name},app.kubernetes.io/component=search"
+    run("kubectl", "drain", node, chosen, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s")
+    run("kubectl", "uncordon", node)
+    wait_until("the search is back", lambda: release.running("search"), 120)
+
+
+def _upgrade_and_roll_back(release: Release) -> None:
+    before = {pod["metadata"]["uid"] for pod in release.items("pods", "search")}
+    release.helm("upgrade", "--wait", "--timeout", "3m", values={**QUIET, "search.parallelism": 3})
+    wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
+    assert before & {pod["metadata"]["uid"] for pod in release.items("pods", "search")}, "pods that stay were touched"
+    changed = {**QUIET, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    changed |= {"search.resources.requests.memory": "80Mi"}
+    release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)
+    wait_until("the search runs with the new variable", lambda: _has_variable(release, "COLOUR"), 180)
+    run("helm", "rollback", release.name, "1", "-n", release.namespace, "--wait", "--timeout", "3m")
+    wait_until("the search runs without it", lambda: not _has_variable(release, "COLOUR"), 180)
+
+
+def _has_variable(release: Release, name: str) -> bool:
+    jobs = release.items("jobs", "search")
+    containers = [container for job in jobs for container in job["spec"]["template"]["spec"]["containers"]]
+    return any(variable["name"] == name for container in containers for variable in container["env"])

@@ -1,0 +1,49 @@
+"""`helm install`, and nothing else done: cache, search with three pods, final model, all on the volume."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from release import Release
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_an_install_alone_leads_to_report_model_and_evaluation(release: Release, tmp_path: Path) -> None:
+    release.helm("install", "--wait", "--timeout", "5m")
+
+    release.wait_for_end(700)
+
+    assert release.trials() == Counter(COMPLETE=6) or release.num_finished() == 6
+    assert release.trials()["FAIL"] == 0
+    assert release.outcome().startswith("study demo: 6 of 6 trials finished")
+    search = release.items("jobs", "search")
+    assert [job["status"]["succeeded"] for job in search] == [3]
+    _only_the_controller_has_a_token(release)
+    _everything_is_on_the_volume(release, tmp_path / "results")
+    assert "is finished" in release.csi_job("scale", "2", check=False)
+
+
+def _only_the_controller_has_a_token(release: Release) -> None:
+    for pod in release.items("pods"):
+        sources = [
+            source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", [])
+        ]
+        has_token = any("serviceAccountToken" in source for source in sources)
+        assert has_token == (pod["metadata"]["labels"]["app.kubernetes.io/component"] == "controller")
+
+
+def _everything_is_on_the_volume(release: Release, results: Path) -> None:
+    release.csi_job("fetch", str(results))
+    models = results / "models"
+    assert (models / "hyperopt" / "demo_report.html").stat().st_size > 10_000
+    assert (models / "optimized_model.safetensors").stat().st_size > 10_000
+    params = json.loads((models / "hyperopt" / "demo_best_params.json").read_text())["params"]
+    assert params["model_arch"] == "Custom_1"
+    evaluation = json.loads((models / "evaluation" / "optimized_model.json").read_text())
+    assert evaluation["split"] == "test"
+    assert (models / "evaluation" / "comparison.json").is_file()
+    assert release.items("pods", "fetch") == []
