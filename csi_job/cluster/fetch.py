@@ -50,6 +50,7 @@ def _running(cluster: Cluster, manifest: Mapping[str, Any], owner: Mapping[str, 
     """Make the pod, wait until it runs, and remove it."""
     pod = copy.deepcopy(dict(manifest))
     name = pod["metadata"]["name"] = f"{pod['metadata']['name']}-{time.time_ns() % 10**8:08d}"
+    pod["metadata"].pop("namespace", None)
     pod["metadata"]["ownerReferences"] = [dict(owner)]
     labels = {INSTANCE: pod["metadata"]["labels"][INSTANCE], COMPONENT: "fetch"}
     cluster.create_pod(pod)

@@ -55,6 +55,7 @@ class Stage:
         if "parallelism" in job["spec"]:
             own[PARALLELISM] = str(self.parallelism)
             job["spec"] |= sized(self.parallelism)
+        job["metadata"].pop("namespace", None)
         job["metadata"]["annotations"] = own | dict(annotations)
         job["metadata"]["ownerReferences"] = [dict(owner)]
         return job

@@ -7,7 +7,6 @@ args:
   - run
   - {{ include "csi-job.config" . }}
   - --stages={{ include "csi-job.fullname" . }}-stages
-  - --namespace={{ .Release.Namespace }}
   - --digest={{ include "csi-job.digest" . }}
   - --missing-seconds={{ .Values.controller.missingSeconds }}
   - --max-rounds={{ .Values.controller.maxRounds }}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 
@@ -44,7 +45,7 @@ def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]
     yield made
     if os.environ.get("E2E_KEEP"):
         return
-    print(made.story())
-    print(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
+    sys.stdout.write(made.story())
+    sys.stdout.write(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
     run("helm", "uninstall", made.name, "-n", namespace, check=False)
     run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)
