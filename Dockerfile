@@ -23,6 +23,7 @@ RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \
     && bootstrap/bin/uv pip install --python /opt/csi-job/bin/python --prefix /opt/source --no-deps --offline dist/*.whl
 
 FROM ${BASE_IMAGE}
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # image/packages.txt says why each package is there.
 COPY image/packages.txt /tmp/packages.txt
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \

@@ -5,11 +5,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LOCK   := tests/requirements.lock
 DEMO   := demo
+DOCKER := docker
+VERSION := 0.1.0
+IMAGE_TAG := $(VERSION)
 CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types lock clean
+.PHONY: help setup demo test check lint types lock image image-smoke schema manifests e2e clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +30,7 @@ demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo
 	@echo "Your own data: $(BIN)/csi-job hyperopt --labels TABLE.csv --images FOLDER --work RESULTS --n-trials 50"
 
 test: $(READY) ## Pass the tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest --ignore=tests/e2e
 
 check: lint types test ## What CI runs: lint, types, tests
 
@@ -53,6 +56,22 @@ $(READY): $(LOCK) image/bootstrap.lock pyproject.toml
 
 lock: $(READY) ## Renew the lock files within pyproject.toml's bounds
 	@sh image/lock.sh $(BIN)/uv
+
+image: ## Build the image csi-job:$(IMAGE_TAG) with Docker
+	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) \
+	  --build-arg COMMIT=$$(git rev-parse HEAD) --tag csi-job:$(IMAGE_TAG) .
+
+image-smoke: ## Try the image: read-only root, another user, torch.compile
+	@DOCKER=$(DOCKER) sh image/smoke.sh csi-job:$(IMAGE_TAG)
+
+schema: $(READY) ## Renew helm/values.schema.json from the settings
+	@$(BIN)/python -m csi_job.cluster.values > helm/values.schema.json
+
+manifests: ## Renew the plain manifests in k8s/ from the chart
+	@sh k8s/render.sh k8s
+
+e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
+	@$(BIN)/pytest tests/e2e
 
 clean: ## Remove .venv and demo/
 	rm -rf $(VENV) $(DEMO)

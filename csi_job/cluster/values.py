@@ -7,6 +7,7 @@ import sys
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.alias_generators import to_camel
 
 from csi_job.config import Settings
 
@@ -25,119 +26,157 @@ SET_BY_CHART: Final = ("work", "radiographs.labels", "radiographs.images", "stor
 class Values(BaseModel):
     """A part of the values: what it does not name is refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)  # Helm's spelling
 
 
 class Global(Values):
-    imageRegistry: str  # noqa: N815 - Helm's spelling, as in all that follows
-    imagePullSecrets: list[Name]  # noqa: N815
+    """Registry and pull secrets of every image."""
+
+    image_registry: str
+    image_pull_secrets: list[Name]
 
 
 class Image(Values):
+    """Where an image is."""
+
     repository: Annotated[str, Field(min_length=1)]
     tag: str = ""
     digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
 
 
 class OwnImage(Image):
-    pullPolicy: Literal["Always", "IfNotPresent", "Never"]  # noqa: N815
+    """The image of csi-job."""
+
+    pull_policy: Literal["Always", "IfNotPresent", "Never"]
 
 
 class Data(Values):
-    existingClaim: Name  # noqa: N815
+    """The claim that holds the radiographs."""
+
+    existing_claim: Name
     labels: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
     images: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
 
 
 class Demo(Values):
+    """Phantoms drawn in the cluster."""
+
     enabled: bool
-    numImages: Annotated[int, Field(ge=30, le=10_000)]  # noqa: N815
+    num_images: Annotated[int, Field(ge=30, le=10_000)]
     seed: Natural
 
 
 class Claim(Values):
+    """A claim that the chart makes."""
+
     size: Quantity
-    storageClass: Name  # noqa: N815
+    storage_class: Name
 
 
 class Work(Claim):
-    existingClaim: Name  # noqa: N815
-    accessMode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]  # noqa: N815
+    """The claim of everything that is made."""
+
+    existing_claim: Name
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]
 
 
 class Resources(Values):
+    """Requests and limits of a container."""
+
     requests: dict[str, Quantity] = {}
     limits: dict[str, Quantity] = {}
 
 
 class Controller(Values):
+    """The pod that makes the stages."""
+
     resources: Resources
-    missingSeconds: Natural  # noqa: N815
-    maxRounds: Positive  # noqa: N815
-    apiServerCidr: str  # noqa: N815
-    apiServerPorts: list[Port]  # noqa: N815
+    missing_seconds: Natural
+    max_rounds: Positive
+    api_server_cidr: str
+    api_server_ports: list[Port]
 
 
 class Stage(Values):
+    """The pods of one stage."""
+
     gpus: Natural
     resources: Resources
-    backoffLimit: Natural  # noqa: N815
-    deadlineSeconds: Positive | None = None  # noqa: N815
-    nodeSelector: Labels = {}  # noqa: N815
+    backoff_limit: Natural
+    deadline_seconds: Positive | None = None
+    node_selector: Labels = {}
     tolerations: list[dict[str, Any]] = []
     affinity: dict[str, Any] = {}
-    topologySpreadConstraints: list[dict[str, Any]] = []  # noqa: N815
-    priorityClassName: Name = ""  # noqa: N815
-    runtimeClassName: Name = ""  # noqa: N815
+    topology_spread_constraints: list[dict[str, Any]] = []
+    priority_class_name: Name = ""
+    runtime_class_name: Name = ""
     env: list[dict[str, Any]] = []
 
 
 class Search(Stage):
+    """The pods of the search."""
+
     parallelism: Annotated[int, Field(ge=0, le=1000)]
 
 
 class Budget(Values):
+    """Limits of the search over all its pods."""
+
     hours: Annotated[float, Field(gt=0)] | None = None
-    gpuHours: Annotated[float, Field(gt=0)] | None = None  # noqa: N815
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
 
 
 class External(Values):
+    """A database outside the release."""
+
     url: Annotated[str, Field(pattern=r"^(postgresql(\+psycopg2)?://[^:@/]+@.+)?$")]
     cidr: str
     port: Port
 
 
 class Database(Claim):
+    """The database of the study."""
+
     bundled: bool
     image: Image
-    maxConnections: Annotated[int, Field(ge=10)]  # noqa: N815
+    max_connections: Annotated[int, Field(ge=10)]
     resources: Resources
-    existingSecret: Name  # noqa: N815
-    secretKey: Key  # noqa: N815
+    existing_secret: Name
+    secret_key: Key
     external: External
 
 
 class Wandb(Values):
-    existingSecret: Name  # noqa: N815
-    secretKey: Key  # noqa: N815
+    """The key of Weights & Biases."""
+
+    existing_secret: Name
+    secret_key: Key
 
 
 class Kueue(Values):
-    queueName: Name  # noqa: N815
+    """The queue of the stages."""
+
+    queue_name: Name
 
 
 class Dashboard(Values):
+    """optuna-dashboard."""
+
     enabled: bool
     image: Image
     resources: Resources
 
 
 class NetworkPolicy(Values):
+    """What the pods may reach."""
+
     enabled: bool
-    extraEgress: list[dict[str, Any]]  # noqa: N815
+    extra_egress: list[dict[str, Any]]
 
 
 class ServiceAccount(Values):
+    """The account of the stages' pods."""
+
     annotations: Labels
 
 
@@ -154,26 +193,26 @@ class ChartValues(Values):
     search: Search
     final: Stage
     budget: Budget
-    gpuResource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]  # noqa: N815
-    shmSize: Quantity  # noqa: N815
-    tmpSize: Quantity  # noqa: N815
-    terminationGracePeriodSeconds: Natural  # noqa: N815
-    ttlSecondsAfterFinished: Natural | None = None  # noqa: N815
+    gpu_resource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]
+    shm_size: Quantity
+    tmp_size: Quantity
+    termination_grace_period_seconds: Natural
+    ttl_seconds_after_finished: Natural | None = None
     database: Database
     wandb: Wandb
     kueue: Kueue
     dashboard: Dashboard
-    networkPolicy: NetworkPolicy  # noqa: N815
-    serviceAccount: ServiceAccount  # noqa: N815
-    podSecurityContext: dict[str, Any]  # noqa: N815
-    securityContext: dict[str, Any]  # noqa: N815
-    databaseUser: Positive | None = None  # noqa: N815
-    commonLabels: Labels  # noqa: N815
-    podAnnotations: Labels  # noqa: N815
+    network_policy: NetworkPolicy
+    service_account: ServiceAccount
+    pod_security_context: dict[str, Any]
+    security_context: dict[str, Any]
+    database_user: Positive | None = None
+    common_labels: Labels
+    pod_annotations: Labels
     env: list[dict[str, Any]]
     volumes: list[dict[str, Any]]
-    volumeMounts: list[dict[str, Any]]  # noqa: N815
-    fullnameOverride: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]  # noqa: N815
+    volume_mounts: list[dict[str, Any]]
+    fullname_override: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]
 
 
 def values_schema() -> dict[str, Any]:

@@ -84,7 +84,17 @@ spec:
       command: [sleep, "3600"]
       resources: {{- toYaml .Values.controller.resources | nindent 8 }}
       securityContext: {{- toYaml .Values.securityContext | nindent 8 }}
+      readinessProbe: {exec: {command: [test, -r, /work]}, periodSeconds: 2}
+      livenessProbe: {exec: {command: ["true"]}, periodSeconds: 60}
       volumeMounts: [{name: work, mountPath: /work, readOnly: true}]
   volumes:
     - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" . }}}}
+{{- end -}}
+
+{{/* The pod of `helm test`. */}}
+{{- define "csi-job.checkPod" -}}
+{{- $args := list "cluster" "check" (include "csi-job.config" .) (printf "--num-pods=%d" (int .Values.search.parallelism)) -}}
+{{- $values := dict "check" (dict "resources" .Values.controller.resources) -}}
+{{- $root := merge (dict "Values" (merge $values .Values)) . -}}
+{{- include "csi-job.podTemplate" (dict "root" $root "stage" "check" "main" (dict "name" "check" "args" $args)) -}}
 {{- end -}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from release import Release, run, wait_until
+
+from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 NUM_TRIALS = 16

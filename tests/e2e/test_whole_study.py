@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from release import Release
+
+from tests.e2e.release import Release
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -1,0 +1,51 @@
+"""The chart rendered without a cluster."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conftest import missing_service
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm"
+DEMO = {"demo.enabled": True}
+Document = dict[str, Any]
+
+
+def render(values: dict[str, Any] | None = None, *, release: str = "r") -> list[Document]:
+    """Every object of the chart, with the stages' Jobs that it describes."""
+    result = helm(values, release=release)
+    assert result.returncode == 0, result.stderr
+    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    stages = [document for document in documents if document["metadata"]["name"].endswith("-stages")]
+    return documents + [yaml.safe_load(text) for text in stages[0]["data"].values()]
+
+
+def helm(values: dict[str, Any] | None = None, *, release: str = "r") -> subprocess.CompletedProcess[str]:
+    if shutil.which("helm") is None:
+        missing_service("helm is not installed")
+    given = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
+    command = ["helm", "template", release, str(CHART), "--namespace", "here", *given]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def pods(documents: list[Document]) -> dict[str, Document]:
+    """The pod specification of each component."""
+    found = {}
+    for document in documents:
+        component = document["metadata"]["labels"].get("app.kubernetes.io/component", "")
+        if document["kind"] == "Pod":
+            found[component] = document["spec"]
+        elif "template" in document.get("spec", {}):
+            found[component] = document["spec"]["template"]["spec"]
+    return found
+
+
+def containers(pod: Document) -> list[Document]:
+    return [*pod.get("initContainers", []), *pod["containers"]]

@@ -1,0 +1,189 @@
+"""The chart holds what it promises, whatever is turned on."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from csi_job.cluster.values import ChartValues, values_schema
+from csi_job.config import Settings
+from tests.chart.chart import CHART, DEMO, ROOT, containers, helm, pods, render
+from tests.conftest import missing_service
+
+BRANCHES: dict[str, dict[str, Any]] = {
+    "demo": DEMO,
+    "data claim": {"data.existingClaim": "radiographs"},
+    "existing claims and secrets": {**DEMO, "work.existingClaim": "w", "database.existingSecret": "s"},
+    "external database": {
+        **DEMO,
+        "database.bundled": False,
+        "database.external.url": "postgresql+psycopg2://csi@db/csi",
+        "database.existingSecret": "s",
+    },
+    "tracking": {**DEMO, "wandb.existingSecret": "w", "job.tracking.wandb_project": "p"},
+    "dashboard": {**DEMO, "dashboard.enabled": True},
+    "pretrained": {**DEMO, "job.trial.pretrained": "imagenet"},
+    "queue": {**DEMO, "kueue.queueName": "gpus"},
+    "no policies": {**DEMO, "networkPolicy.enabled": False},
+    "registry": {**DEMO, "global.imageRegistry": "mirror.example.org", "global.imagePullSecrets": ["pull"]},
+    "digest": {**DEMO, "image.digest": f"sha256:{'a' * 64}"},
+    "placement": {
+        **DEMO,
+        "search.nodeSelector": {"gpu": "a100"},
+        "search.tolerations": [{"operator": "Exists"}],
+        "search.priorityClassName": "low",
+        "search.runtimeClassName": "nvidia",
+        "search.affinity": {"podAntiAffinity": {}},
+        "search.topologySpreadConstraints": [],
+        "commonLabels": {"team": "cardiology"},
+        "podAnnotations": {"a": "b"},
+    },
+    "openshift": {**DEMO, "podSecurityContext": {"runAsNonRoot": True}, "databaseUser": None},
+    "limits": {
+        **DEMO,
+        "budget.hours": 1,
+        "budget.gpuHours": 2,
+        "ttlSecondsAfterFinished": 60,
+        "cache.deadlineSeconds": 9,
+    },
+}
+
+
+@pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
+def test_every_pod_of_every_branch_is_restricted(values: dict[str, Any]) -> None:
+    for component, pod in pods(render(values)).items():
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in containers(pod):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, component
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert {"requests", "limits"} <= set(container["resources"])
+
+
+@pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
+def test_the_data_is_mounted_in_the_cache_stage_alone_and_a_token_in_the_controller_alone(
+    values: dict[str, Any],
+) -> None:
+    for component, pod in pods(render(values)).items():
+        mounts = {mount["mountPath"] for container in containers(pod) for mount in container["volumeMounts"]}
+        assert ("/data" in mounts) == (component == "cache")
+        assert any("projected" in volume for volume in pod["volumes"]) == (component == "controller")
+
+
+def test_only_one_secret_is_made_and_no_password_stands_in_a_pod() -> None:
+    documents = render(DEMO)
+    secrets = [document for document in documents if document["kind"] == "Secret"]
+    assert [secret["metadata"]["name"] for secret in secrets] == ["r-csi-job-database"]
+    password = next(iter(secrets[0]["data"].values()))
+    others = json.dumps([document for document in documents if document["kind"] != "Secret"])
+    assert password not in others
+    assert "Secret" not in {document["kind"] for document in render({**DEMO, "database.existingSecret": "s"})}
+
+
+def test_gpus_go_to_search_and_final_and_zero_asks_for_none() -> None:
+    made = pods(render({**DEMO, "search.gpus": 2, "final.gpus": 0, "gpuResource": "amd.com/gpu"}))
+    assert made["search"]["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
+    for component in ("cache", "final", "controller"):
+        assert not any("gpu" in name for c in containers(made[component]) for name in c["resources"]["limits"])
+
+
+def test_a_change_of_parallelism_changes_the_search_in_nothing_else() -> None:
+    def search(number: int) -> Any:
+        return next(
+            d for d in render({**DEMO, "search.parallelism": number}) if d["metadata"]["name"] == "r-csi-job-search"
+        )
+
+    two, four = search(2), search(4)
+    for job in (two, four):
+        assert job["spec"].pop("parallelism") == job["spec"].pop("completions")
+    assert two == four
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "data.existingClaim"),
+        ({"search.gpu": 1}, "/search"),
+        ({"search.parallelism": -1}, "/search/parallelism"),
+        ({"job.study.num_trials": 0}, "/job/study/num_trials"),
+        ({"job.study.sampler": "grid"}, "/job/study/sampler"),
+        ({"job.work": "/elsewhere"}, "/job"),
+        ({"job.storage.password": "secret"}, "/job/storage"),
+        ({"image.digest": "sha256:1"}, "/image/digest"),
+        ({"work.accessMode": "RWX"}, "/work/accessMode"),
+        ({"database.bundled": False}, "database.external.url"),
+        ({"database.external.url": "postgresql://csi:secret@db/csi"}, "/database/external/url"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(values: dict[str, Any], name: str) -> None:
+    given_values = values if not values or "database.bundled" not in values else {**DEMO, **values}
+    result = helm(given_values if values == {} else {**DEMO, **given_values})
+    assert result.returncode != 0
+    assert name in result.stderr
+
+
+def test_the_schema_is_the_one_of_the_settings() -> None:
+    assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
+
+
+def test_every_value_has_a_comment() -> None:
+    section, before = "", ""
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        key, _, value = line.strip().partition(":")
+        if line[:1].isalpha():
+            section = key
+        is_value = value.strip() or key.endswith("SecurityContext")
+        if is_value and not line.startswith("#") and (not section.endswith("ecurityContext") or line[:1].isalpha()):
+            assert before.startswith("#") or key.startswith("#"), f"{section}.{key} has no comment"
+        before = line.strip()
+
+
+def test_the_values_are_those_of_the_models() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    del values["job"]
+    made = ChartValues.model_validate(values)
+    assert made.model_fields_set == set(ChartValues.model_fields)
+
+
+def test_the_defaults_of_the_job_are_valid_settings() -> None:
+    job = yaml.safe_load((CHART / "values.yaml").read_text())["job"]
+    Settings.model_validate(job)
+
+
+def test_the_manifests_are_the_rendered_chart(tmp_path: Path) -> None:
+    if shutil.which("helm") is None:
+        missing_service("helm is not installed")
+    subprocess.run([ROOT / "k8s" / "render.sh", tmp_path], check=True, timeout=60)
+    made = {path.name for path in tmp_path.glob("*.yaml")}
+    assert made | {"values.yaml"} == {path.name for path in (ROOT / "k8s").glob("*.yaml")}, "run: make manifests"
+    _, different, wrong = filecmp.cmpfiles(tmp_path, ROOT / "k8s", made, shallow=False)
+    assert (different, wrong) == ([], []), "run: make manifests"
+
+
+names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
+branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
+def test_names_stay_within_63_characters_and_yaml_stays_yaml(
+    release: str, chosen: list[str], parallelism: int, cpu: int
+) -> None:
+    values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}
+    values |= {**DEMO, "search.parallelism": parallelism, "search.resources.requests.cpu": cpu}
+    if values.get("database.bundled") is False:
+        values |= BRANCHES["external database"]
+    for document in render(values, release=release):
+        room = 63 - len("-0a1b2c3d-99-999-abcde") if document["metadata"]["name"].endswith("-search") else 63
+        assert len(document["metadata"]["name"]) <= room
