@@ -73,11 +73,15 @@ class Release:
 
     def running(self, component: str) -> list[str]:
         """Names of the pods that run and are not on their way out."""
-        return [
-            pod["metadata"]["name"]
-            for pod in self.items("pods", component)
-            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
-        ]
+        return [pod["metadata"]["name"] for pod in self._living(component)]
+
+    def uids(self, component: str) -> set[str]:
+        """Identities of the same pods; a name may be used again."""
+        return {pod["metadata"]["uid"] for pod in self._living(component)}
+
+    def _living(self, component: str) -> list[dict[str, Any]]:
+        pods = self.items("pods", component)
+        return [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" not in p["metadata"]]
 
     def has_ended(self) -> str:
         """How the controller's Job ended: `Complete`, `Failed` or ``."""

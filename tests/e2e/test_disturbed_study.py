@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
-NUM_TRIALS = 16
+NUM_TRIALS = 32
 QUIET = {"job.study.num_trials": NUM_TRIALS, "job.study.max_epochs": 3}
 
 
@@ -48,9 +48,9 @@ def _first_pod(release: Release) -> str:
 
 def _delete_pods(release: Release) -> None:
     for component in ("search", "controller", "database"):
-        victim = release.running(component)[0]
-        release.kubectl("delete", "pod", victim, "--wait=false")
-        wait_until(f"another {component} pod", lambda c=component, v=victim: set(release.running(c)) - {v}, 120)
+        before = release.uids(component)
+        release.kubectl("delete", "pod", release.running(component)[0], "--wait=false")
+        wait_until(f"another {component} pod", lambda c=component, b=before: release.uids(c) - b, 120)
 
 
 def _evict_and_drain(release: Release) -> None:
@@ -66,10 +66,10 @@ def _evict_and_drain(release: Release) -> None:
 
 
 def _upgrade_and_roll_back(release: Release) -> None:
-    before = {pod["metadata"]["uid"] for pod in release.items("pods", "search")}
+    before = release.uids("search")
     release.helm("upgrade", "--wait", "--timeout", "3m", values={**QUIET, "search.parallelism": 3})
     wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
-    assert before & {pod["metadata"]["uid"] for pod in release.items("pods", "search")}, "pods that stay were touched"
+    assert before <= release.uids("search"), "pods that stay were touched"
     changed = {**QUIET, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
     changed |= {"search.resources.requests.memory": "80Mi"}
     release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)

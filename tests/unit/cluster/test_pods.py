@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from csi_job.cluster.pods import failure_of, is_active, last_line, trouble_of
+
+
+def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    status: dict[str, Any] = {"phase": "Pending", "conditions": conditions or []}
+    if state is not None:
+        status["initContainerStatuses"] = [{"name": "cache", "state": state}]
+    created = datetime.now(UTC).isoformat()
+    return {"metadata": {"name": "r-cache-0", "creationTimestamp": created}, "status": status}
+
+
+def test_a_failure_is_told_by_the_programs_own_line_of_the_log() -> None:
+    log = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
+    failure = failure_of(pod({"terminated": {"exitCode": 2, "message": log, "reason": "Error"}}))
+    assert str(failure) == "pod r-cache-0 (cache) exit 2: row 7 column left_mid: score 9; allowed: 0 to 4"
+
+
+def test_a_pod_killed_for_memory_is_told_so() -> None:
+    failure = failure_of(pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))
+    assert failure is not None
+    assert "limits.memory" in failure.message
+
+
+def test_a_pod_that_ended_well_has_no_failure() -> None:
+    assert failure_of(pod({"terminated": {"exitCode": 0}})) is None
+    assert failure_of(pod({"running": {}})) is None
+
+
+@pytest.mark.parametrize(
+    ("why", "is_missing"),
+    [
+        ('persistentvolumeclaim "radiographs" not found', True),
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu", False),
+    ],
+)
+def test_what_is_not_there_is_told_apart_from_what_is_not_free(why: str, *, is_missing: bool) -> None:
+    trouble = trouble_of(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": why}]))
+    assert trouble is not None
+    assert (trouble.why, trouble.is_missing) == (why, is_missing)
+    assert trouble.age_s < 5
+
+
+def test_an_image_that_cannot_be_pulled_is_missing() -> None:
+    trouble = trouble_of(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
+    assert trouble is not None
+    assert (trouble.why, trouble.is_missing) == ("ImagePullBackOff: no such image", True)
+    assert trouble_of(pod({"waiting": {"reason": "PodInitializing"}})) is None
+
+
+def test_the_last_line_of_a_log_without_an_error_of_ours_is_its_last() -> None:
+    assert last_line("a\n\nb\n\n") == "b"
+    assert last_line("") == ""
+
+
+def test_a_pod_is_active_until_it_has_ended() -> None:
+    assert is_active(pod())
+    assert not is_active({"status": {"phase": "Succeeded"}})

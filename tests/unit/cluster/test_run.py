@@ -1,0 +1,160 @@
+"""The controller's decisions, on a namespace that is a dictionary; the real one is driven by tests/e2e."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from csi_job.cluster.budget import Budget
+from csi_job.cluster.run import StageRun
+from csi_job.cluster.search import SearchRun
+from csi_job.cluster.stages import PARALLELISM, Release, Stage, annotation, sized
+from csi_job.errors import StageFailedError
+from csi_job.study.status import StudyStatus
+
+
+@dataclass
+class Namespace:
+    """What the controller asks of the API server, kept in memory."""
+
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def jobs(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        return list(self.kept.values())
+
+    def pods(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        return []
+
+    def apply_job(self, manifest: Mapping[str, Any]) -> None:
+        self.kept[manifest["metadata"]["name"]] = copy.deepcopy(dict(manifest))
+
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
+        job = self.kept[name]
+        job["spec"].update(patch.get("spec", {}))
+        job["metadata"]["annotations"].update(patch.get("metadata", {}).get("annotations", {}))
+
+    def delete_job(self, name: str) -> None:
+        del self.kept[name]
+
+    def end(self, kind: str, reason: str = "") -> None:
+        for job in self.kept.values():
+            job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
+
+    def only(self) -> dict[str, Any]:
+        (job,) = self.kept.values()
+        return job
+
+
+class Watch:
+    def __init__(self, num_finished: int, target: int = 4) -> None:
+        self.num_finished, self.target = num_finished, target
+
+    def look(self) -> StudyStatus:
+        none: Any = None
+        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
+
+
+def stage(name: str = "search", *, parallelism: int = 2, image: str = "a") -> Stage:
+    container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
+    labels = {"app.kubernetes.io/instance": "r"}
+    return Stage(name, {"metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}, image * 8)
+
+
+def search(namespace: Namespace, watch: Watch, chosen: Stage, me: str = "first", **limits: Any) -> SearchRun:
+    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen,), {})
+    options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
+    cluster: Any = namespace
+    looks: Any = watch
+    return SearchRun(cluster, release, chosen, me=me, missing_s=1, watch=looks, **options)
+
+
+def test_a_search_that_ended_with_trials_left_is_made_anew_a_bounded_number_of_times() -> None:
+    namespace, watch = Namespace(), Watch(num_finished=3)
+    run = search(namespace, watch, stage())
+    run.step()
+    for number in (2, 3):
+        namespace.end("Complete")
+        assert not run.step()
+        assert not run.step()
+        assert namespace.only()["metadata"]["name"].endswith(f"-{number}")
+    namespace.end("Failed", "FailedIndexes")
+    with pytest.raises(StageFailedError, match="3 times"):
+        run.step()
+
+
+def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=4), stage())
+    run.step()
+    namespace.end("Failed", "FailedIndexes")
+    assert run.step()
+
+
+def test_a_misconfiguration_fails_at_once_and_is_tried_again_by_the_next_controller() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage())
+    run.step()
+    namespace.end("Failed", "PodFailurePolicy")
+    with pytest.raises(StageFailedError):
+        run.step()
+    again = search(namespace, Watch(num_finished=0), stage(), me="second")
+    assert not again.step()
+    assert not again.step()
+    assert namespace.only()["metadata"]["name"].endswith("-2")
+
+
+def test_only_a_changed_parallelism_of_the_values_undoes_what_scale_chose() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(parallelism=2))
+    run.step()
+    name = namespace.only()["metadata"]["name"]
+    namespace.patch_job(name, {"spec": sized(5)})
+    run.step()
+    assert namespace.only()["spec"]["parallelism"] == 5
+    search(namespace, Watch(num_finished=0), stage(parallelism=3), me="second").step()
+    assert namespace.only()["metadata"]["name"] == name
+    assert namespace.only()["spec"]["completions"] == 3
+    assert annotation(namespace.only(), PARALLELISM) == "3"
+
+
+def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension() -> None:
+    namespace = Namespace()
+    search(namespace, Watch(num_finished=0), stage(image="a")).step()
+    namespace.patch_job(namespace.only()["metadata"]["name"], {"spec": sized(5) | {"suspend": True}})
+    run = search(namespace, Watch(num_finished=0), stage(image="b"), me="second")
+    run.step()
+    run.step()
+    job = namespace.only()
+    assert job["metadata"]["name"] == "r-search-bbbbbbbb"
+    assert (job["spec"]["parallelism"], job["spec"]["suspend"]) == (5, True)
+
+
+def test_a_spent_budget_suspends_the_search_and_ends_the_stage() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    job = namespace.only()
+    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    job["status"] = {"active": 2}
+    assert not run.step()
+    assert job["spec"]["suspend"] is True
+    job["status"] = {}
+    assert run.step()
+
+
+def test_a_finished_stage_is_over_and_a_failed_one_raises_its_reason() -> None:
+    namespace = Namespace()
+    release = Release("r", "first", {"kind": "ConfigMap"}, (), {})
+    cluster: Any = namespace
+    run = StageRun(cluster, release, stage("cache"), me="first", missing_s=1)
+    run.step()
+    namespace.end("Complete")
+    assert run.step()
+    namespace.end("Failed", "BackoffLimitExceeded")
+    with pytest.raises(StageFailedError, match="cache failed: BackoffLimitExceeded"):
+        run.step()
