@@ -69,7 +69,14 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 
 @cluster.command()
 @with_settings("storage.url")
-@click.option("--num-pods", type=click.IntRange(min=0), default=1, show_default=True, help="Pods of the search.")
+@click.option(
+    "--num-pods",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    envvar="NUM_PODS",
+    help="The search has these.",
+)
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of each of them.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the GPU resource.")
 def check(loaded: LoadedSettings, num_pods: int, num_gpus: int, gpu_resource: str) -> None:

@@ -38,7 +38,7 @@ spec:
 {{- if .Values.demo.enabled -}}
 {{- $init = append $init (dict "name" "phantoms" "data" true "args" (list "phantoms" "/data" (printf "--num-images=%d" (int .Values.demo.numImages)) (printf "--seed=%d" (int .Values.demo.seed)))) -}}
 {{- end -}}
-{{- $init = append $init (dict "name" "check" "data" true "args" (list "cluster" "check" $config (printf "--num-pods=%d" (int .Values.search.parallelism)) (printf "--num-gpus=%d" (int .Values.search.gpus)) (printf "--gpu-resource=%s" .Values.gpuResource))) -}}
+{{- $init = append $init (dict "name" "check" "data" true "args" (list "cluster" "check" $config (printf "--num-gpus=%d" (int .Values.search.gpus)) (printf "--gpu-resource=%s" .Values.gpuResource))) -}}
 {{- $init = append $init (dict "name" "cache" "data" true "args" (list "cache" "build" $config)) -}}
 {{- include "csi-job.stage" (dict "root" . "stage" "cache" "init" $init "main" (dict "name" "study" "data" true "args" (list "study" "create" $config))) -}}
 {{- end -}}
@@ -93,7 +93,7 @@ spec:
 
 {{/* The pod of `helm test`. */}}
 {{- define "csi-job.checkPod" -}}
-{{- $args := list "cluster" "check" (include "csi-job.config" .) (printf "--num-pods=%d" (int .Values.search.parallelism)) -}}
+{{- $args := list "cluster" "check" (include "csi-job.config" .) -}}
 {{- $values := dict "check" (dict "resources" .Values.controller.resources) -}}
 {{- $root := merge (dict "Values" (merge $values .Values)) . -}}
 {{- include "csi-job.podTemplate" (dict "root" $root "stage" "check" "main" (dict "name" "check" "args" $args)) -}}

@@ -1,0 +1,60 @@
+"""A mistake is named in one line by the stage that meets it; nothing retries for ever, no pod of the search starts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.e2e.release import Release, run
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def make_secret(release: Release, name: str, password: str) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"password": password}}
+    run("kubectl", "apply", "-n", release.namespace, "-f", "-", input=json.dumps(secret))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"demo.enabled": False, "data.existingClaim": "radiographs"}, 'persistentvolumeclaim "radiographs" not found'),
+        ({"database.existingSecret": "nothing"}, "the database's password is missing"),
+        ({"data.labels": "other.csv"}, "other.csv"),
+    ],
+    ids=["claim", "secret", "table"],
+)
+def test_a_mistake_is_named_in_one_line(release: Release, values: dict[str, Any], named: str) -> None:
+    release.helm("install", values=values)
+
+    release.wait_for_end(200, "Failed")
+
+    _is_said_once(release, named)
+
+
+def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(release: Release) -> None:
+    make_secret(release, "given", "right")
+    values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
+    release.helm("install", "--wait", values=values)
+    release.kubectl("rollout", "status", f"statefulset/{release.name}-csi-job-database", "--timeout=120s")
+    make_secret(release, "given", "wrong")
+    release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
+
+    release.wait_for_end(200, "Failed")
+
+    _is_said_once(release, "password")
+    make_secret(release, "given", "right")
+    release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
+    release.wait_for_end(300)
+    assert release.num_finished() == 2
+
+
+def _is_said_once(release: Release, named: str) -> None:
+    outcome = release.outcome()
+    assert named in outcome, outcome
+    assert len(outcome.strip().splitlines()[-1]) > len(named)
+    assert "Traceback" not in outcome
+    assert release.items("jobs", "search") == []
+    assert len(release.items("pods", "cache")) <= 1

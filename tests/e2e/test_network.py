@@ -1,0 +1,36 @@
+"""Network policies as the cluster enforces them: the search reaches the database and DNS, and nothing else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.e2e.release import Release, wait_until
+
+pytestmark = pytest.mark.timeout(600)
+REACH = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close(); print('reached')"
+SETTLED_S = 4  # a new pod's policies count after a moment
+
+
+def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_pod(release: Release) -> None:
+    values = {"search.parallelism": 2, "job.study.num_trials": 60, "job.study.max_epochs": 5}
+    release.helm("install", "--wait", "--timeout", "5m", values=values)
+    wait_until("two pods search", lambda: len(release.running("search")) == 2, 240)
+    time.sleep(SETTLED_S)
+    one, other = release.running("search")
+    address = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in release.items("pods", "search")}
+    listen = "import http.server as h; h.HTTPServer(('', 8000), h.SimpleHTTPRequestHandler).serve_forever()"
+    release.kubectl("exec", other, "--", "sh", "-c", f'nohup python -c "{listen}" >/dev/null 2>&1 &')
+
+    assert reaches(release, one, "demo-csi-job-database", 5432)
+    wait_until("the other pod listens", lambda: reaches(release, other, "127.0.0.1", 8000), 30)
+    assert not reaches(release, one, address[other], 8000)
+    assert not reaches(release, one, "kubernetes.default.svc", 443)
+    release.helm("upgrade", values={**values, "job.study.num_trials": 4})
+    release.wait_for_end(300)
+
+
+def reaches(release: Release, pod: str, host: str, port: int) -> bool:
+    """Whether a pod can open a connection; names are asked of DNS."""
+    return "reached" in release.kubectl("exec", pod, "--", "python", "-c", REACH, host, str(port), check=False)
