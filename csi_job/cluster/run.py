@@ -13,6 +13,7 @@ from csi_job.logs import get_logger
 
 logger = get_logger(__name__)
 MISCONFIGURED: Final = "PodFailurePolicy"  # the Job's reason after an exit 2
+SENT_AWAY: Final = 143  # the exit code after SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 
 
@@ -123,7 +124,9 @@ class StageRun:
         """Tell of pods that failed or do not start; give up on one whose needs are not there."""
         for pod in self._pods(job):
             failure, trouble = failure_of(pod), trouble_of(pod)
-            if failure:
+            if failure and failure.exit_code == SENT_AWAY:
+                self.tell(f"{self.stage.name}: pod {failure.pod} was sent away and hands its work over")
+            elif failure:
                 self.tell(f"{self.stage.name}: {failure}")
             elif trouble:
                 self._tell_trouble(job, trouble)
