@@ -47,3 +47,17 @@ def _everything_is_on_the_volume(release: Release, results: Path) -> None:
     assert evaluation["split"] == "test"
     assert (models / "evaluation" / "comparison.json").is_file()
     assert release.running("fetch") == []
+
+
+def test_a_spent_budget_ends_the_search_and_the_final_model_is_trained_all_the_same(
+    release: Release, tmp_path: Path
+) -> None:
+    values = {"budget.hours": 0.025, "job.study.num_trials": 500, "search.parallelism": 2}
+    release.helm("install", "--wait", "--timeout", "5m", values=values)
+
+    release.wait_for_end(700)
+
+    assert 1 <= release.num_finished() < 500
+    assert "budget of 0.025 hours is spent" in release.story()
+    release.csi_job("fetch", str(tmp_path))
+    assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
