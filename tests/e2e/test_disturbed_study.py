@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
-NUM_TRIALS = 32
+NUM_TRIALS = 24
 QUIET = {"job.study.num_trials": NUM_TRIALS, "job.study.max_epochs": 3}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, run
+from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -47,8 +47,7 @@ def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(relea
     _is_said_once(release, "password")
     make_secret(release, "given", "right")
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
-    release.wait_for_end(300)
-    assert release.num_finished() == 2
+    wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
 
 
 def _is_said_once(release: Release, named: str) -> None:
