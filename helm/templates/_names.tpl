@@ -7,7 +7,7 @@
 {{/* Labels that select pods: (list $ component). */}}
 {{- define "csi-job.selector" -}}
 app.kubernetes.io/name: csi-job
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -23,7 +23,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{/* Name, namespace and labels of an object: (list $ component name). */}}
 {{- define "csi-job.metadata" -}}
 name: {{ index . 2 }}
-namespace: {{ (index . 0).Release.Namespace }}
+namespace: {{ (index . 0).Release.Namespace | quote }}
 labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- end -}}
 
@@ -62,11 +62,11 @@ postgresql+psycopg2://csi@{{ include "csi-job.fullname" . }}-database:5432/csi
 
 {{- define "csi-job.pullSecrets" -}}
 {{- range .Values.global.imagePullSecrets }}
-- name: {{ . }}
+- name: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
 {{/* Selects every pod of the release. */}}
 {{- define "csi-job.release" -}}
-matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .Release.Name }}}
+matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .Release.Name | quote }}}
 {{- end -}}

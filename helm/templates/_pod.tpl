@@ -5,7 +5,7 @@
 metadata:
   labels: {{- include "csi-job.labels" (list .root .stage) | nindent 4 }}
   annotations:
-    csi-job/settings: {{ include "csi-job.settings" .root | sha256sum | trunc 16 }}
+    csi-job/settings: {{ include "csi-job.settings" .root | sha256sum | trunc 16 | quote }}
     {{- with .root.Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -80,7 +80,7 @@ volumeMounts:
 - {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "/data/%s" .root.Values.data.images | quote }}}
 {{- end }}
 {{- with and .step.name .root.Values.wandb.existingSecret }}
-- {name: WANDB_API_KEY, valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.root.Values.wandb.secretKey }}}}}
+- {name: WANDB_API_KEY, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.root.Values.wandb.secretKey | quote }}}}}
 {{- end }}
 {{- range concat (.root.Values.env | default list) (.values.env | default list) }}
 - {{- toYaml . | nindent 2 }}
@@ -89,7 +89,7 @@ volumeMounts:
 
 {{/* Volumes of a stage's pod; the data claim is the cache's alone. */}}
 {{- define "csi-job.volumes" -}}
-- {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" .root }}}}
+- {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" .root | quote }}}}
 - {name: settings, configMap: {name: {{ include "csi-job.fullname" .root }}-settings}}
 {{ include "csi-job.databaseVolume" .root }}
 - {name: tmp, emptyDir: {sizeLimit: {{ .root.Values.tmpSize }}}}
@@ -98,7 +98,7 @@ volumeMounts:
 {{- if .root.Values.demo.enabled }}
 - {name: data, emptyDir: {sizeLimit: 2Gi}}
 {{- else }}
-- {name: data, persistentVolumeClaim: {claimName: {{ required "data.existingClaim is needed (or demo.enabled=true)" .root.Values.data.existingClaim }}, readOnly: true}}
+- {name: data, persistentVolumeClaim: {claimName: {{ required "data.existingClaim is needed (or demo.enabled=true)" .root.Values.data.existingClaim | quote }}, readOnly: true}}
 {{- end }}
 {{- end }}
 {{- with .root.Values.volumes }}
@@ -110,8 +110,8 @@ volumeMounts:
 {{- define "csi-job.databaseVolume" -}}
 - name: database
   secret:
-    secretName: {{ include "csi-job.databaseSecret" . }}
-    items: [{key: {{ .Values.database.secretKey }}, path: password}]
+    secretName: {{ include "csi-job.databaseSecret" . | quote }}
+    items: [{key: {{ .Values.database.secretKey | quote }}, path: password}]
     optional: true
     defaultMode: 0440
 {{- end -}}

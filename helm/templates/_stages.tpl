@@ -6,7 +6,7 @@ kind: Job
 metadata:
   {{- include "csi-job.metadata" (list .root .stage (printf "%s-%s" (include "csi-job.fullname" .root) .stage)) | nindent 2 }}
     {{- with .root.Values.kueue.queueName }}
-    kueue.x-k8s.io/queue-name: {{ . }}
+    kueue.x-k8s.io/queue-name: {{ . | quote }}
     {{- end }}
 spec:
   {{- with .spec }}
@@ -88,7 +88,7 @@ spec:
       livenessProbe: {exec: {command: ["true"]}, periodSeconds: 60}
       volumeMounts: [{name: work, mountPath: /work, readOnly: true}]
   volumes:
-    - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" . }}}}
+    - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" . | quote }}}}
 {{- end -}}
 
 {{/* The pod of `helm test`. */}}

@@ -171,13 +171,13 @@ def test_the_manifests_are_the_rendered_chart(tmp_path: Path) -> None:
     assert (different, wrong) == ([], []), "run: make manifests"
 
 
-names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
+names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?|[0-9]{1,6}", fullmatch=True)
 branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
-def test_names_stay_within_63_characters_and_yaml_stays_yaml(
+def test_names_stay_within_63_characters_and_labels_stay_text(
     release: str, chosen: list[str], parallelism: int, cpu: int
 ) -> None:
     values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}
@@ -187,3 +187,5 @@ def test_names_stay_within_63_characters_and_yaml_stays_yaml(
     for document in render(values, release=release):
         room = 63 - len("-0a1b2c3d-99-999-abcde") if document["metadata"]["name"].endswith("-search") else 63
         assert len(document["metadata"]["name"]) <= room
+        labels = document["metadata"]["labels"] | document["metadata"].get("annotations", {})
+        assert all(isinstance(value, str) for value in labels.values()), labels
