@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.release import Release, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 REACH = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close(); print('reached')"
 SETTLED_S = 4  # a new pod's policies count after a moment
 
@@ -28,7 +28,7 @@ def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_
     assert not reaches(release, one, address[other], 8000)
     assert not reaches(release, one, "kubernetes.default.svc", 443)
     release.helm("upgrade", values={**values, "job.study.num_trials": 4})
-    release.wait_for_end(300)
+    release.wait_for_end(500)
 
 
 def reaches(release: Release, pod: str, host: str, port: int) -> bool:
