@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from optuna import Study
+
 from csi_job.errors import CheckpointError
 from csi_job.logs import get_logger
 
@@ -97,3 +99,10 @@ def _valid(folder: Path, reader: CheckpointReader) -> list[Path]:
 def remove_checkpoints(work: Path, study_name: str, number: int) -> None:
     """Remove the checkpoints of a finished trial."""
     shutil.rmtree(trial_folder(work, study_name, number), ignore_errors=True)
+
+
+def remove_left_checkpoints(work: Path, study: Study) -> None:
+    """Remove what a worker left that was killed between telling a trial's end and removing its checkpoints."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and trial_folder(work, study.study_name, trial.number).exists():
+            remove_checkpoints(work, study.study_name, trial.number)

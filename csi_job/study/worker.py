@@ -27,7 +27,12 @@ from csi_job.errors import (
 from csi_job.logs import get_logger
 from csi_job.study.attributes import REASON
 from csi_job.study.beginning import Suggest, begin_trial
-from csi_job.study.checkpoints import CheckpointReader, remove_checkpoints, training_checkpoints
+from csi_job.study.checkpoints import (
+    CheckpointReader,
+    remove_checkpoints,
+    remove_left_checkpoints,
+    training_checkpoints,
+)
 from csi_job.study.claim import Claim, NothingToClaim, claim_trial
 from csi_job.study.definition import study_seed
 from csi_job.study.ending import Outcome, completed, failed, infeasible, pruned
@@ -151,6 +156,7 @@ class _Worker:
             self.keeper.start()
             try:
                 self._run_trials()
+                remove_left_checkpoints(self.work, self.study)
             except KeyboardInterrupt:
                 raise StopRequestedError(signal.SIGINT) from None
             finally:
