@@ -14,6 +14,7 @@ import pytest
 from tests.studies import Reader, Worker
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
+NUM_KILLED_TRIALS = 40
 KILLED = -signal.SIGKILL
 
 
@@ -56,14 +57,15 @@ def settings(**others: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", [1])
 def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, seed: int) -> None:
-    fleet = Fleet(url, tmp_path, **settings())
+    # Four seconds of kills within at least five seconds of work, however fast the machine.
+    fleet = Fleet(url, tmp_path, **settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1))
     draws = random.Random(seed)
     for _ in range(NUM_KILLS):
-        time.sleep(draws.uniform(0.3, 1.2))
+        time.sleep(draws.uniform(0.2, 0.7))
         fleet.hit(signal.SIGKILL, draws.randrange(NUM_WORKERS))
     fleet.finish()
     reader = Reader(url)
-    reader.check_exact(NUM_TRIALS, MAX_EPOCHS)
+    reader.check_exact(NUM_KILLED_TRIALS, MAX_EPOCHS)
     assert set(fleet.codes) <= {0, KILLED}, fleet.logs
     num_killed = fleet.codes.count(KILLED)
     assert num_killed >= NUM_KILLS // 2
