@@ -15,7 +15,7 @@ DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .PHONY: help setup demo test check lint types lock image image-smoke schema manifests e2e clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo/
 	$(CSI_JOB) phantoms $(DEMO)/data --num-images 160
