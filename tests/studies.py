@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -174,6 +175,8 @@ class Worker:
         """Return the exit code, negative for a signal."""
         self.process.join(timeout_s)
         if self.process.exitcode is None:
+            self.send_signal(signal.SIGUSR1)  # its stacks go to its log
+            time.sleep(1)
             self.process.kill()
             message = f"the worker hangs: {self.log()}"
             raise TimeoutError(message)
@@ -186,6 +189,7 @@ class Worker:
 def _run_process(arguments: dict[str, Any], log_file: str) -> None:
     handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
+    faulthandler.register(signal.SIGUSR1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(arguments))
 
