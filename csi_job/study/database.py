@@ -37,8 +37,12 @@ def reading() -> Iterator[None]:
 
 
 def make_engine(address: Address) -> Engine:
-    """Return the engine; it keeps one connection, and opens a second one while the first is busy."""
-    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "hide_parameters": True}
+    """Return the engine; it keeps one connection, and opens another while that is busy.
+
+    A worker's two threads thus have two at most. The pool sets no limit: one with a limit leaves a thread waiting
+    for a connection that was lost with the server and never comes back (seen with SQLAlchemy 2.1).
+    """
+    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": -1, "hide_parameters": True}
     if address.is_sqlite:
         engine = sa.create_engine(address.url, **arguments, connect_args={"timeout": BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _prepare_sqlite)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError, StorageUnavailableError
+from csi_job.study.running import RunningTrial
 from csi_job.study.settings import StorageSettings
 from csi_job.study.storage import open_storage
 from tests.postgres import Server, embedded_server
@@ -99,3 +101,21 @@ def test_transactions_are_read_committed_and_end_when_nobody_answers(guarded: Se
         assert shown("timezone").lower() == "utc"
     storage.close()
     guarded.run("ALTER ROLE anna RESET default_transaction_isolation")
+
+
+def test_a_worker_has_two_connections_at_most(guarded: Server, tmp_path: Path) -> None:
+    guarded.run("ALTER ROLE anna CONNECTION LIMIT 3")
+    storage = open_storage(settings(guarded, lease_s=0.2), tmp_path, create=True)
+    study = define(storage, name="connections", num_trials=2)
+    seen: list[int] = []
+
+    def watched(running: RunningTrial[dict[str, Any]]) -> list[float]:
+        for epoch in range(60):
+            running.report(epoch, 0.5)
+            [(count,)] = guarded.run("SELECT count(*) FROM pg_stat_activity WHERE usename = 'anna'")
+            seen.append(count)
+        return [0.5]
+
+    work_on(study, tmp_path, watched, name="connections", pruner="none")
+    assert 1 <= max(seen) <= 2
+    storage.close()

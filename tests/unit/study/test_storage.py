@@ -8,7 +8,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
@@ -126,12 +125,6 @@ def test_finished_trials_can_be_added(study: optuna.Study) -> None:
     assert added.intermediate_values[0] == 0.1
     assert added.intermediate_values[1] != added.intermediate_values[1]  # NaN
     assert added.intermediate_values[2] == float("inf")
-
-
-def test_no_more_than_two_connections_are_open_at_once(storage: StudyStorage) -> None:
-    storage.engine.pool._timeout = 0.1  # type: ignore[attr-defined]
-    with storage.engine.connect(), storage.engine.connect(), pytest.raises(sa.exc.TimeoutError):
-        storage.engine.connect()
 
 
 def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -> None:
