@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -60,7 +61,10 @@ def trials(work: Path) -> list[tuple[int, str]]:
 def steps(work: Path) -> dict[int, list[int]]:
     query = "SELECT number, step FROM trial_intermediate_values JOIN trials USING (trial_id) ORDER BY number, step"
     found: dict[int, list[int]] = {}
-    with sqlite3.connect(work / "studies.db") as database:
+    with (
+        sqlite3.connect(work / "studies.db") as database,
+        contextlib.suppress(sqlite3.OperationalError),
+    ):  # no tables yet
         for number, step in database.execute(query):
             found.setdefault(number, []).append(step)
     return found
