@@ -34,16 +34,16 @@ def completed(running: RunningTrial[Any], values: Sequence[float]) -> tuple[Outc
     return Outcome.COMPLETE, _last(running, TrialState.COMPLETE, values=numbers)
 
 
-def pruned(running: RunningTrial[Any], reason: str) -> tuple[Outcome, TrialWrite]:
+def pruned(running: RunningTrial[Any] | None, reason: str) -> tuple[Outcome, TrialWrite]:
     """Return what is told of a trial that is not worth going on; as Optuna has it, its last value is its value."""
     values: list[float] = []
-    if running.curve and not running.has_two_objectives:
+    if running is not None and running.curve and not running.has_two_objectives:
         last = running.curve[max(running.curve)]
         values = [] if math.isnan(last) else [last]
     return Outcome.PRUNED, _last(running, TrialState.PRUNED, values=values, attributes={REASON: reason})
 
 
-def infeasible(running: RunningTrial[Any], reason: str) -> tuple[Outcome, TrialWrite]:
+def infeasible(running: RunningTrial[Any] | None, reason: str) -> tuple[Outcome, TrialWrite]:
     """Return what is told of a trial that cannot be trained, so that the sampler learns to avoid its kind."""
     write = _last(running, TrialState.PRUNED, attributes={INFEASIBLE: True, REASON: reason})
     write.system_attrs[CONSTRAINT] = 1.0
@@ -52,19 +52,21 @@ def infeasible(running: RunningTrial[Any], reason: str) -> tuple[Outcome, TrialW
 
 def failed(running: RunningTrial[Any] | None, reason: str) -> tuple[Outcome, TrialWrite]:
     """Return what is told of a trial that failed, perhaps before it ran."""
-    if running is None:
-        return Outcome.FAILED, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL)
     return Outcome.FAILED, _last(running, TrialState.FAIL, attributes={REASON: reason})
 
 
 def _last(
-    running: RunningTrial[Any],
+    running: RunningTrial[Any] | None,
     state: TrialState,
     *,
     values: Sequence[float] = (),
     attributes: dict[str, Any] | None = None,
 ) -> TrialWrite:
-    write = running.unsent()
-    write.user_attrs |= {**running.attributes, EPOCHS: len(running.curve), **(attributes or {})}
+    """Return the last write of a trial, which may have ended before it ran."""
+    write = TrialWrite()
+    if running is not None:
+        write = running.unsent()
+        write.user_attrs |= {**running.attributes, EPOCHS: len(running.curve)}
+    write.user_attrs |= attributes or {}
     write.values, write.state = values, state
     return write

@@ -85,6 +85,9 @@ def should_prune(study: Study, trial: FrozenTrial) -> bool:
 
     Infeasible trials are left out. One statement is read where there is something to decide.
     """
+    step = trial.last_step
+    if step is None or step < NUM_UNJUDGED:
+        return False
     return study.pruner.prune(cast("Study", _View(study, trial)), trial)
 
 

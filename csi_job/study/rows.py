@@ -48,7 +48,7 @@ def write_trial(connection: Connection, trial_id: int, write: TrialWrite) -> Non
             rows = [_attribute_row(trial_id, key, value) for key, value in attributes.items()]
             upsert(connection, table, rows, ("trial_id", "key"))
     if write.steps:
-        rows = [_step_row(trial_id, step, value) for step, value in write.steps.items()]
+        rows = [step_row(trial_id, step, value) for step, value in write.steps.items()]
         upsert(connection, STEPS, rows, ("trial_id", "step"))
     if write.values:
         rows = [_value_row(trial_id, objective, value) for objective, value in enumerate(write.values)]
@@ -173,7 +173,8 @@ def _attribute_row(trial_id: int, key: str, value: Any) -> dict[str, Any]:
     return {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
-def _step_row(trial_id: int, step: int, value: float) -> dict[str, Any]:
+def step_row(trial_id: int, step: int, value: float) -> dict[str, Any]:
+    """Return the row of `trial_intermediate_values` for a number."""
     stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(float(value))
     return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 

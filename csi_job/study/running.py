@@ -157,7 +157,11 @@ class RunningTrial(Generic[Params]):
         if self._is_unpromoted and self.promoted is not None:
             changes["checkpoint"] = self.promoted.relative_to(self.work).as_posix()
         try:
-            self.storage.write_trial(self.lease, self._unsent, limit_s=0, **changes)
+            if len(self._unsent.steps) == 1 and not self._unsent.user_attrs:
+                [(step, value)] = self._unsent.steps.items()
+                self.storage.write_step(self.lease, step, value, limit_s=0, **changes)
+            else:
+                self.storage.write_trial(self.lease, self._unsent, limit_s=0, **changes)
         except StorageUnavailableError as error:
             self._stay_patient(error)
             return

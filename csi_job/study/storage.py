@@ -20,9 +20,9 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.study.address import Address, check_file_system, database_address
 from csi_job.study.database import lock_study, make_engine, reading
-from csi_job.study.lease import Lease, fence
+from csi_job.study.lease import Lease, fence, fenced_step
 from csi_job.study.outage import Patience, at_start
-from csi_job.study.rows import TrialWrite, insert_trial, read_trial, read_trials, remove_steps, write_trial
+from csi_job.study.rows import TrialWrite, insert_trial, read_trial, read_trials, remove_steps, step_row, write_trial
 from csi_job.study.schema import check_schema, create_schema
 from csi_job.study.settings import StorageSettings
 from csi_job.study.tables import LEASES, TRIALS
@@ -79,6 +79,10 @@ class StudyStorage(RDBStorage):
 
     def _connect(self) -> None:
         self.engine = make_engine(self.address)
+        # One statement, one round trip: nothing is begun and ended around it. SQLite has its own way (`reading`).
+        self._at_once = self.engine
+        if not self.address.is_sqlite:
+            self._at_once = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.scoped_session = sa.orm.scoped_session(sa.orm.sessionmaker(bind=self.engine))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,9 +110,14 @@ class StudyStorage(RDBStorage):
         return self.patience.ride(transaction, **patience)
 
     def read(self, operation: Callable[[Connection], Result]) -> Result:
-        """As `write`, without SQLite's write lock."""
+        """Run an operation that only reads; outages are waited for."""
+
+        def look() -> Result:
+            with self._at_once.connect() as connection:
+                return operation(connection)
+
         with reading():
-            return self.write(operation)
+            return self.patience.ride(look)
 
     # Leases
 
@@ -150,6 +159,18 @@ class StudyStorage(RDBStorage):
             write_trial(connection, lease.trial_id, write)
 
         self.write(transaction, limit_s=limit_s, check=check)
+
+    def write_step(self, lease: Lease, step: int, value: float, *, limit_s: float, **changes: Any) -> None:
+        """Write an intermediate value, fenced; on PostgreSQL in one statement and one round trip."""
+        if self.address.is_sqlite:
+            self.write_trial(lease, TrialWrite(steps={step: value}), limit_s=limit_s, **changes)
+            return
+
+        def statement() -> None:
+            with self._at_once.connect() as connection:
+                fenced_step(connection, lease, step_row(lease.trial_id, step, value), changes)
+
+        self.patience.ride(statement, limit_s=limit_s)
 
     def rewrite_steps(self, lease: Lease, num_kept: int, write: TrialWrite, checkpoint: str | None) -> None:
         """Keep a trial's first intermediate values only, write others, and change its promoted checkpoint."""

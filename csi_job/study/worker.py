@@ -36,7 +36,7 @@ from csi_job.study.checkpoints import (
 from csi_job.study.claim import Claim, NothingToClaim, claim_trial
 from csi_job.study.definition import study_seed
 from csi_job.study.ending import Outcome, completed, failed, infeasible, pruned
-from csi_job.study.lease import GIVEN_BACK_S, Keeper, new_token, owner_name
+from csi_job.study.lease import GIVEN_BACK_S, Keeper, Lease, new_token, owner_name
 from csi_job.study.reasons import check_device, failure_reason
 from csi_job.study.rows import TrialWrite
 from csi_job.study.running import Objective, RunningTrial
@@ -140,6 +140,7 @@ class _Worker:
     options: WorkerOptions
     stop: Stop
     summary: WorkerSummary = field(default_factory=WorkerSummary)
+    running: RunningTrial[Any] | None = None
 
     def __post_init__(self) -> None:
         self.storage: StudyStorage = storage_of(self.study)
@@ -212,39 +213,41 @@ class _Worker:
         self.keeper.watch(lease)
         self.summary.num_taken_over += claim.taken_over
         try:
-            outcome = self._run_to_its_end(claim)
+            outcome, write = self._run_to_its_end(claim)
+            self.storage.write_trial(lease, write)
+            self._say(lease.number, outcome, write)
         except LeaseLostError as error:
+            outcome = Outcome.LEFT
             logger.warning("%s", error)
+        except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
+            outcome = Outcome.LEFT
+            self._give_back(lease)
+            raise
         finally:
             self.keeper.watch(None)
             self.storage.drop(lease)
+            self.running = None
             self.summary.outcomes[outcome] += 1
             self.options.tracker.trial_ended(lease.number, outcome.value)
         if outcome is not Outcome.LEFT:
             remove_checkpoints(self.work, self.study.study_name, lease.number)
             self._call_back()
 
-    def _run_to_its_end(self, claim: Claim) -> Outcome:
-        running: RunningTrial[Any] | None = None
+    def _run_to_its_end(self, claim: Claim) -> tuple[Outcome, TrialWrite]:
+        """Return how a trial ended and what is to be told of it."""
         try:
-            running = self._begin(claim)
-            outcome, write = completed(running, self.objective(running))
-        except optuna.TrialPruned as error:
-            outcome, write = pruned(running, str(error) or "pruned") if running else failed(None, "pruned unstarted")
-        except InfeasibleTrialError as error:
-            outcome, write = infeasible(running, str(error)) if running else failed(None, str(error))
-        except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
-            self._give_back(claim, running)
-            raise
+            self.running = self._begin(claim)
+            return completed(self.running, self.objective(self.running))
         except PASSED_ON:
             raise
+        except optuna.TrialPruned as error:
+            return pruned(self.running, str(error) or "pruned")
+        except InfeasibleTrialError as error:
+            return infeasible(self.running, str(error))
         except Exception as error:
             check_device(error)
             logger.debug("trial %d", claim.lease.number, exc_info=True)
-            outcome, write = failed(running, failure_reason(error))
-        self.storage.write_trial(claim.lease, write)
-        self._say(claim, outcome, write)
-        return outcome
+            return failed(self.running, failure_reason(error))
 
     def _begin(self, claim: Claim) -> RunningTrial[Any]:
         begun = begin_trial(self.study, claim, self.suggest, self.settings, self.seed, self.work, self.checkpoints)
@@ -270,10 +273,9 @@ class _Worker:
             listener=self.options.tracker,
         )
 
-    def _give_back(self, claim: Claim, running: RunningTrial[Any] | None) -> None:
+    def _give_back(self, lease: Lease) -> None:
         """Free the trial at once, with what is yet unsaid of it; a database that is away is not waited for long."""
-        lease = claim.lease
-        unsent = running.unsent() if running else TrialWrite()
+        unsent = self.running.unsent() if self.running else TrialWrite()
         try:
             self.storage.write_trial(lease, unsent, limit_s=GIVE_BACK_S, check=False, renewed_at_s=GIVEN_BACK_S)
         except CsiJobError as error:
@@ -281,11 +283,11 @@ class _Worker:
         else:
             logger.info("trial %d is given back; the next start goes on with it", lease.number)
 
-    def _say(self, claim: Claim, outcome: Outcome, write: TrialWrite) -> None:
+    def _say(self, number: int, outcome: Outcome, write: TrialWrite) -> None:
         value = f" {write.values[0]:.4f}" if write.values else ""
         reason = write.user_attrs.get(REASON)
         level = logging.WARNING if outcome is Outcome.FAILED else logging.INFO
-        logger.log(level, "trial %d %s%s%s", claim.lease.number, outcome.value, value, f" ({reason})" if reason else "")
+        logger.log(level, "trial %d %s%s%s", number, outcome.value, value, f" ({reason})" if reason else "")
 
     def _call_back(self) -> None:
         try:

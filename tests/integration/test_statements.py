@@ -1,0 +1,101 @@
+"""How many statements a trial costs, beside stock Optuna on the same server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
+from sqlalchemy.engine import Engine
+
+from csi_job.study.definition import define_study
+from csi_job.study.running import RunningTrial
+from csi_job.study.settings import StudySettings
+from csi_job.study.storage import StudyStorage
+from csi_job.study.worker import WorkerOptions, run_worker
+from tests.studies import CACHE, READER
+
+NUM_PARAMS, NUM_REPORTS, MAX_STATEMENTS = 8, 20, 60
+SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "median"}
+
+
+class Wide:
+    """Eight numbers."""
+
+    def distributions(self) -> dict[str, Any]:
+        return {f"p{index}": FloatDistribution(0, 1) for index in range(NUM_PARAMS)}
+
+    def conditional(self) -> set[str]:
+        return set()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def nearest(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+        return dict(params), []
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, float]:
+        return {name: trial.suggest_float(name, 0, 1) for name in self.distributions()}
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    """Collect the statements that go to the server."""
+    statements: list[str] = []
+
+    def count(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(engine, "before_cursor_execute", count)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", count)
+
+
+def ours(running: RunningTrial[dict[str, float]]) -> list[float]:
+    for epoch in range(NUM_REPORTS):
+        running.report(epoch, 0.5 + epoch / 100)
+        assert not running.should_prune()
+    return [running.params["p0"]]
+
+
+def stock(trial: optuna.Trial) -> float:
+    params = Wide().suggest(trial)
+    for epoch in range(NUM_REPORTS):
+        trial.report(0.5 + epoch / 100, epoch)
+        assert not trial.should_prune()
+    return params["p0"]
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_trial_costs_a_fraction_of_stock_optunas_statements(
+    storage: StudyStorage, url: str, tmp_path: Path, record_property: Any
+) -> None:
+    def work(num_trials: int) -> None:
+        storage.set_study_user_attr(study._study_id, "target", num_trials)
+        given = StudySettings(name="wide", num_trials=num_trials, **SETTINGS)  # type: ignore[arg-type]
+        options = WorkerOptions(own_process=False)
+        run_worker(
+            study, ours, suggest=Wide().suggest, settings=given, work=tmp_path, checkpoints=READER, options=options
+        )
+
+    settings = StudySettings(name="wide", num_trials=10, **SETTINGS)  # type: ignore[arg-type]
+    study = define_study(storage, settings, space=Wide(), baseline={}, cache=CACHE)
+    work(10)
+    with counted(storage.engine) as statements:
+        work(15)
+    ours_each = len(statements) / 5
+
+    plain = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
+    peer = optuna.create_study(storage=plain, study_name="stock", direction="maximize")
+    peer.optimize(stock, n_trials=10)
+    with counted(plain.engine) as statements:
+        peer.optimize(stock, n_trials=5)
+    stock_each = len(statements) / 5
+    record_property("statements", {"ours": ours_each, "stock": stock_each})
+    assert ours_each <= MAX_STATEMENTS + 2  # the worker's own: its end, its target
+    assert ours_each < stock_each / 4
