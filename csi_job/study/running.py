@@ -125,14 +125,15 @@ class RunningTrial(Generic[Params]):
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
         """Store the value of an epoch and promote its checkpoint, in one fenced transaction.
 
-        While the database is away the training goes on; what could not be stored is stored with the next epoch.
+        While the database is away the training goes on; what could not be stored is stored with the next epoch. A
+        signal that came meanwhile is obeyed after that, so that no finished epoch is lost to it.
 
         Raises:
             StorageUnavailableError: the database has been away for `storage.outage_s`.
-            LeaseLostError: another worker goes on with the trial.
+            LeaseLostError, StopRequestedError, StalledError: as `batch_done`.
 
         """
-        self.batch_done()
+        self.keeper.beat()
         self.curve[epoch] = value
         self._num_epochs += 1
         if self.has_two_objectives:
@@ -143,6 +144,7 @@ class RunningTrial(Generic[Params]):
         if checkpoint is not None:
             self.promoted, self._is_unpromoted = checkpoint, True
         self._send()
+        self.check()
 
     def should_prune(self) -> bool:
         """Tell whether the trial should end, compared with others at the same epoch."""

@@ -213,14 +213,13 @@ class _Worker:
         self.keeper.watch(lease)
         self.summary.num_taken_over += claim.taken_over
         try:
-            outcome, write = self._run_to_its_end(claim)
+            ended, write = self._run_to_its_end(claim)
             self.storage.write_trial(lease, write)
+            outcome = ended
             self._say(lease.number, outcome, write)
         except LeaseLostError as error:
-            outcome = Outcome.LEFT
             logger.warning("%s", error)
         except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
-            outcome = Outcome.LEFT
             self._give_back(lease)
             raise
         finally:

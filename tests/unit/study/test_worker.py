@@ -205,6 +205,17 @@ def test_a_signal_gives_the_trial_back_after_its_last_epoch(number: int, study: 
     assert study.trials[0].user_attrs["epochs"] == 4
 
 
+def test_a_signal_during_an_epoch_that_ends_costs_nothing(study: optuna.Study, tmp_path: Path) -> None:
+    def stopped(running: Running) -> list[float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, running.params))
+        raise AssertionError
+
+    with pytest.raises(StopRequestedError):
+        work_on(study, tmp_path, stopped)
+    assert study.trials[0].intermediate_values == {0: 0.1}
+
+
 def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(
     study: optuna.Study, storage: StudyStorage, tmp_path: Path
 ) -> None:
