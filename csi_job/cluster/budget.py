@@ -12,6 +12,7 @@ from csi_job.cluster.stages import Stage, annotation
 BEGAN: Final = "csi-job/began-s"
 GPU_SECONDS: Final = "csi-job/gpu-seconds"
 METERED: Final = "csi-job/metered-s"
+ENDED: Final = "csi-job/ended-by"  # the budget holds the pods back, and not the user
 CARRIED: Final = (BEGAN, GPU_SECONDS, METERED)
 METER_EVERY_S: Final = 30.0
 S_PER_H: Final = 3600.0
@@ -36,21 +37,23 @@ class Budget:
 
 
 def first_reading() -> dict[str, str]:
-    """Return the annotations of a search that begins."""
-    now = f"{time.time():.0f}"
-    return {BEGAN: now, GPU_SECONDS: "0", METERED: now}
+    """Return the annotations of a search that is made."""
+    return {GPU_SECONDS: "0", METERED: f"{time.time():.0f}"}
 
 
 def reading(job: Mapping[str, Any]) -> dict[str, str]:
     """Return the annotations brought up to date, empty while that is not due.
 
-    Pods that run now are taken to have run since the last reading, also while the controller was away.
+    Pods that run now are taken to have run since the last reading, also while the controller was away. The hours
+    begin with the first pod: a search may have waited long for its quota.
     """
     now = time.time()
-    if now - float(annotation(job, METERED, "0")) < METER_EVERY_S:
+    begins = not annotation(job, BEGAN) and _num_active(job) > 0
+    if now - float(annotation(job, METERED, "0")) < METER_EVERY_S and not begins:
         return {}
     used_s = float(annotation(job, GPU_SECONDS, "0")) + _unmetered_s(job)
-    return {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{now:.0f}"}
+    metered = {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{now:.0f}"}
+    return metered | {BEGAN: f"{now:.0f}"} if begins else metered
 
 
 def num_gpus(stage: Stage | Mapping[str, Any]) -> int:
@@ -62,5 +65,8 @@ def num_gpus(stage: Stage | Mapping[str, Any]) -> int:
 
 def _unmetered_s(job: Mapping[str, Any]) -> float:
     metered_s = float(annotation(job, METERED, f"{time.time()}"))
-    num_active = int((job.get("status") or {}).get("active") or 0)
-    return max(time.time() - metered_s, 0.0) * num_active * num_gpus(job)
+    return max(time.time() - metered_s, 0.0) * _num_active(job) * num_gpus(job)
+
+
+def _num_active(job: Mapping[str, Any]) -> int:
+    return int((job.get("status") or {}).get("active") or 0)

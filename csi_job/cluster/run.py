@@ -7,7 +7,18 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.pods import Trouble, failure_of, trouble_of
-from csi_job.cluster.stages import CONTROLLER, DIGEST, ROUND, TRIES, Ending, Release, Stage, annotation, ending_of
+from csi_job.cluster.stages import (
+    CONTROLLER,
+    DIGEST,
+    ROUND,
+    TRIES,
+    Ending,
+    Release,
+    Stage,
+    annotation,
+    ending_of,
+    is_paused,
+)
 from csi_job.errors import StageFailedError
 from csi_job.logs import get_logger
 
@@ -58,11 +69,11 @@ class StageRun:
 
     def follow(self, job: Mapping[str, Any]) -> bool:
         """Look after a Job that goes on; return whether the stage is over all the same."""
-        if job["spec"].get("suspend"):
-            waits = (
-                "waits for its quota" if job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name") else "is suspended"
-            )
-            self.tell(f"{self.stage.name}: {waits}")
+        paused, waits = f"{self.stage.name}: is suspended", f"{self.stage.name}: waits for its quota"
+        now = paused if is_paused(job) else waits if job["spec"].get("suspend") else ""
+        self._told -= {paused, waits} - {now}  # what comes again is told again
+        if now:
+            self.tell(now)
         return False
 
     def judge(self, job: Mapping[str, Any], ending: Ending) -> bool:

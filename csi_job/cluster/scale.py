@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.stages import STAGES, Release, Stage, ending_of, find_release, sized
+from csi_job.cluster.stages import STAGES, Release, Stage, ending_of, find_release, is_paused, is_queued, sized
 from csi_job.errors import ClusterError
 
 
@@ -29,8 +29,8 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
     if ending_of(job) is not None:
         message = f"the search of {release.name} is finished"
         raise ClusterError(message, hint="raise job.study.num_trials with helm upgrade to go on")
-    before = "suspended" if job["spec"].get("suspend") else f"{job['spec']['parallelism']} pods"
-    cluster.patch_job(job["metadata"]["name"], {"spec": sized(num_pods)})
+    before = "suspended" if is_paused(job) else f"{job['spec']['parallelism']} pods"
+    cluster.patch_job(job["metadata"]["name"], {"spec": sized(num_pods, queued=is_queued(job))})
     after = f"{num_pods} pods" if num_pods else "suspended; any number above 0 resumes it"
     return f"the search of {release.name}: {before} -> {after}"
 

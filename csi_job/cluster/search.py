@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.budget import CARRIED, Budget, first_reading, reading
+from csi_job.cluster.budget import CARRIED, ENDED, Budget, first_reading, reading
 from csi_job.cluster.run import MISCONFIGURED, StageRun
-from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, sized
+from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
 from csi_job.cluster.watch import StudyWatch, story_of
 
 
@@ -37,11 +37,15 @@ class SearchRun(StageRun):
         spent = self.budget.spent(job)
         if spent:
             self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
-            if not job["spec"].get("suspend"):
-                self.cluster.patch_job(name, {"spec": {"suspend": True}})
-            return not (job.get("status") or {}).get("active")
+            if not is_paused(job):
+                self._patch(job, 0, {ENDED: "budget"})
+            return is_paused(job) and not (job.get("status") or {}).get("active")
         if annotation(job, PARALLELISM) != str(self.stage.parallelism):
-            self._resize(job)
+            self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
+            self.tell(f"search: {self.stage.parallelism} pods now, as the values say")
+        elif annotation(job, ENDED):
+            self._patch(job, int(job["spec"]["completions"]), {ENDED: ""})
+            self.tell("search: goes on, the budget was raised")
         elif metered := reading(job):
             self.cluster.patch_job(name, {"metadata": {"annotations": metered}})
         status = self.watch.look()
@@ -73,12 +77,11 @@ class SearchRun(StageRun):
         """Keep the number of pods that `csi-job cluster scale` chose, unless the values changed since."""
         if previous is None or annotation(previous, PARALLELISM) != str(self.stage.parallelism):
             return
-        spec = previous["spec"]
-        manifest["spec"] |= sized(int(spec.get("parallelism", self.stage.parallelism)))
-        manifest["spec"]["suspend"] = bool(spec.get("suspend"))
+        queued = is_queued(manifest)
+        manifest["spec"] |= sized(int(previous["spec"]["completions"]), queued=queued)
+        if is_paused(previous) and not annotation(previous, ENDED):
+            manifest["spec"] |= sized(0, queued=queued)
 
-    def _resize(self, job: Mapping[str, Any]) -> None:
-        number = self.stage.parallelism
-        patch = {"metadata": {"annotations": {PARALLELISM: str(number)}}, "spec": sized(number)}
-        self.cluster.patch_job(job["metadata"]["name"], patch)
-        self.tell(f"search: {number} pods now, as the values say")
+    def _patch(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
+        spec = sized(num_pods, queued=is_queued(job))
+        self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": dict(annotations)}, "spec": spec})

@@ -19,6 +19,7 @@ ELASTIC: Final = ("parallelism", "completions", "suspend")  # changed on a livin
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}
+QUEUE: Final = "kueue.x-k8s.io/queue-name"
 # Annotations of the Jobs, which are all the memory that the controller has.
 DIGEST: Final = "csi-job/digest"
 CONTROLLER: Final = "csi-job/controller"
@@ -54,7 +55,7 @@ class Stage:
         own = {DIGEST: self.digest, ROUND: str(number)}
         if "parallelism" in job["spec"]:
             own[PARALLELISM] = str(self.parallelism)
-            job["spec"] |= sized(self.parallelism)
+            job["spec"] |= sized(self.parallelism, queued=is_queued(job))
         job["metadata"].pop("namespace", None)
         job["metadata"]["annotations"] = own | dict(annotations)
         job["metadata"]["ownerReferences"] = [dict(owner)]
@@ -115,11 +116,26 @@ def _stage(name: str, manifest: dict[str, Any]) -> Stage:
     return Stage(name, manifest, hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
-def sized(num_pods: int) -> dict[str, Any]:
-    """Return the fields of a Job's spec that give it so many pods; 0 suspends it and leaves the places."""
+def sized(num_pods: int, *, queued: bool) -> dict[str, Any]:
+    """Return the fields of a Job's spec that give it so many pods; 0 leaves its places (completions).
+
+    A Job in a queue of Kueue is suspended and resumed by Kueue alone, which resumes whatever has its quota; so 0 is
+    there no suspension but a parallelism, that takes no quota.
+    """
     if num_pods == 0:
-        return {"suspend": True}
-    return {"parallelism": num_pods, "completions": num_pods, "suspend": False}
+        return {"parallelism": 0} if queued else {"suspend": True}
+    fields = {"parallelism": num_pods, "completions": num_pods}
+    return fields if queued else fields | {"suspend": False}
+
+
+def is_queued(job: Mapping[str, Any]) -> bool:
+    """Return whether Kueue decides when a Job runs."""
+    return QUEUE in job["metadata"].get("labels", {})
+
+
+def is_paused(job: Mapping[str, Any]) -> bool:
+    """Return whether `sized(0)` holds a Job's pods back."""
+    return job["spec"].get("parallelism") == 0 if is_queued(job) else bool(job["spec"].get("suspend"))
 
 
 @dataclass(frozen=True)

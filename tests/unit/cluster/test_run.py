@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import Budget
+from csi_job.cluster.budget import BEGAN, Budget
 from csi_job.cluster.run import StageRun
 from csi_job.cluster.search import SearchRun
-from csi_job.cluster.stages import PARALLELISM, Release, Stage, annotation, sized
+from csi_job.cluster.stages import PARALLELISM, QUEUE, Release, Stage, annotation, sized
 from csi_job.errors import StageFailedError
 from csi_job.study.status import StudyStatus
 
@@ -58,10 +58,10 @@ class Watch:
         return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
 
 
-def stage(name: str = "search", *, parallelism: int = 2, image: str = "a") -> Stage:
+def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "") -> Stage:
     container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
-    labels = {"app.kubernetes.io/instance": "r"}
+    labels = {"app.kubernetes.io/instance": "r"} | ({QUEUE: queue} if queue else {})
     return Stage(name, {"metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}, image * 8)
 
 
@@ -113,7 +113,7 @@ def test_only_a_changed_parallelism_of_the_values_undoes_what_scale_chose() -> N
     run = search(namespace, Watch(num_finished=0), stage(parallelism=2))
     run.step()
     name = namespace.only()["metadata"]["name"]
-    namespace.patch_job(name, {"spec": sized(5)})
+    namespace.patch_job(name, {"spec": sized(5, queued=False)})
     run.step()
     assert namespace.only()["spec"]["parallelism"] == 5
     search(namespace, Watch(num_finished=0), stage(parallelism=3), me="second").step()
@@ -125,7 +125,7 @@ def test_only_a_changed_parallelism_of_the_values_undoes_what_scale_chose() -> N
 def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension() -> None:
     namespace = Namespace()
     search(namespace, Watch(num_finished=0), stage(image="a")).step()
-    namespace.patch_job(namespace.only()["metadata"]["name"], {"spec": sized(5) | {"suspend": True}})
+    namespace.patch_job(namespace.only()["metadata"]["name"], {"spec": sized(5, queued=False) | {"suspend": True}})
     run = search(namespace, Watch(num_finished=0), stage(image="b"), me="second")
     run.step()
     run.step()
@@ -145,6 +145,55 @@ def test_a_spent_budget_suspends_the_search_and_ends_the_stage() -> None:
     assert job["spec"]["suspend"] is True
     job["status"] = {}
     assert run.step()
+
+
+def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_user_suspended() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    job = namespace.only()
+    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run.step()
+    assert job["spec"]["suspend"] is True
+    raised = search(namespace, Watch(num_finished=1), stage(), me="second", budget=Budget(gpu_hours=2))
+    raised.step()
+    assert job["spec"]["suspend"] is False
+    namespace.patch_job(job["metadata"]["name"], {"spec": sized(0, queued=False)})
+    raised.step()
+    assert job["spec"]["suspend"] is True
+
+
+def test_hours_of_the_budget_begin_with_the_first_pod() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(), budget=Budget(hours=1))
+    run.step()
+    run.step()
+    assert annotation(namespace.only(), BEGAN) == ""
+    namespace.only()["status"] = {"active": 1}
+    run.step()
+    assert float(annotation(namespace.only(), BEGAN)) > 0
+
+
+@pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
+def test_only_kueue_says_when_a_job_of_its_queue_runs(chosen: Stage) -> None:
+    chosen.manifest["metadata"]["labels"][QUEUE] = "queue"
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), chosen)
+    run.step()
+    assert "suspend" not in namespace.only()["spec"]
+
+
+def test_a_search_in_a_queue_is_paused_and_resized_without_a_word_on_suspension() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
+    run.step()
+    job = namespace.only()
+    search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), me="second").step()
+    assert job["spec"]["completions"] == 3
+    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run.step()
+    assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (0, 3)
+    assert "suspend" not in job["spec"]
 
 
 def test_a_finished_stage_is_over_and_a_failed_one_raises_its_reason() -> None:
