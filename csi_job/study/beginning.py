@@ -60,7 +60,8 @@ def begin_trial(
     if claim.taken_over:
         promoted = work / claim.checkpoint if claim.checkpoint else None
         folder = trial_folder(work, study.study_name, lease.number)
-        resumption = find_resumption(folder, promoted, max(curve, default=-1), reader)
+        last = max(curve, default=-1)
+        resumption = find_resumption(folder, promoted, last, reader, attempt=lease.attempt)
         curve = _fitted(storage_of(study), trial, lease, curve, resumption, work, reader)
         where = f"goes on after epoch {resumption.epoch}" if resumption.path else "starts at epoch 0"
         logger.info("trial %d is taken over (attempt %d): it %s", lease.number, lease.attempt, where)

@@ -59,25 +59,28 @@ def fresh_attempt_folder(work: Path, study_name: str, number: int, attempt: int)
     return folder
 
 
-def find_resumption(trial: Path, promoted: Path | None, last_epoch: int, reader: CheckpointReader) -> Resumption:
+def find_resumption(
+    trial: Path, promoted: Path | None, last_epoch: int, reader: CheckpointReader, *, attempt: int
+) -> Resumption:
     """Return the newest whole checkpoint that fits what is stored of the trial.
 
-    A checkpoint newer than the stored epochs counts only beside the promoted one: its attempt wrote it while the
-    database was away. Any other attempt's was made by an owner that had lost its lease.
+    A checkpoint newer than the stored epochs counts only beside the promoted one, or in the attempt before this one:
+    those wrote it while the database was away. Any other attempt's was made by an owner that had lost its lease.
 
     Args:
         trial: the folder of all attempts.
         promoted: the promoted checkpoint.
         last_epoch: the last epoch whose value is stored; -1: none.
         reader: how checkpoints are looked at.
+        attempt: the attempt that goes on.
 
     """
     best = Resumption(None, -1)
+    owners = {trial / f"attempt-{attempt - 1}", promoted.parent if promoted else None}
     for folder in sorted(trial.glob("attempt-*"), reverse=True):
-        is_promoted = promoted is not None and folder == promoted.parent
         for path in _valid(folder, reader):
             epoch = epoch_of(path)
-            if epoch > best.epoch and (epoch <= last_epoch or is_promoted):
+            if epoch > best.epoch and (epoch <= last_epoch or folder in owners):
                 best = Resumption(path, epoch)
     return best
 
