@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,10 +131,10 @@ def storage_settings(url: str, **settings: Any) -> StorageSettings:
     return StorageSettings(url=SecretStr(url), **settings)
 
 
-def define(storage: StudyStorage, **settings: Any) -> optuna.Study:
+def define(storage: StudyStorage, space: ToySpace = SPACE, **settings: Any) -> optuna.Study:
     """Define the study `toy`, as every worker does."""
     given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
-    return define_study(storage, StudySettings(**given), space=SPACE, baseline=BASELINE, cache=CACHE)
+    return define_study(storage, StudySettings(**given), space=space, baseline=BASELINE, cache=CACHE)
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
@@ -160,11 +161,13 @@ FORKS.set_forkserver_preload(["tests.studies"])
 class Worker:
     """A worker process; its log is a file."""
 
-    def __init__(self, url: str, work: Path, **settings: Any) -> None:
+    def __init__(
+        self, url: str, work: Path, *, run: Callable[[dict[str, Any]], int] | None = None, **settings: Any
+    ) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.log_file = work / f"worker-{uuid.uuid4().hex[:8]}.log"
         arguments = {"url": url, "work": str(work), **settings}
-        self.process = FORKS.Process(target=_run_process, args=(arguments, str(self.log_file)))
+        self.process = FORKS.Process(target=_run_process, args=(arguments, str(self.log_file), run or main))
         self.process.start()
 
     def send_signal(self, number: int) -> None:
@@ -186,12 +189,12 @@ class Worker:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
 
-def _run_process(arguments: dict[str, Any], log_file: str) -> None:
+def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[str, Any]], int]) -> None:
     handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
     faulthandler.register(signal.SIGUSR1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main(arguments))
+    sys.exit(run(arguments))
 
 
 def main(arguments: dict[str, Any]) -> int:

@@ -1,0 +1,29 @@
+"""What a worker was told to be stored, written to a file of its own after the storage's call returned."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Acknowledgements:
+    """A file to which each acknowledged result is appended and flushed to disk."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / f"acknowledged-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, *entry: Any) -> None:
+        os.write(self._file, f"{json.dumps(entry)}\n".encode())
+        os.fsync(self._file)
+
+
+def acknowledged(folder: Path) -> Iterator[list[Any]]:
+    """Return every acknowledged result: `["report", number, epoch, value]` and `["tell", number, outcome, value]`."""
+    for path in folder.glob("acknowledged-*.jsonl"):
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,219 @@
+"""A study under everything at once: kills, cut connections, crashes of the database, stopped and ended workers."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from tests.faults.harness.crash_points import Death
+from tests.faults.harness.figures import Figures
+from tests.faults.harness.fleet import Endings, FaultyWorker, Fleet
+from tests.faults.harness.invariants import Expected, check_study
+from tests.faults.harness.proxy import Counts, running_proxy
+from tests.faults.harness.worker import Plan, run
+from tests.postgres import Server
+
+LOOK_EVERY_S = 0.25
+SPREAD = 0.95  # faults are spread over this part of a study, so that all of them find it running
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How large a study is, and how much is done to it."""
+
+    trials: int = 100
+    workers: int = 8
+    max_epochs: int = 2
+    kills: int = 40
+    cuts: int = 40
+    holes: int = 0
+    crashes: int = 3
+    stops: int = 2
+    terminations: int = 4
+    down_s: float = 0.0
+    """Seconds that the database stays away after each crash."""
+    lease_s: float = 3.0
+    outage_s: float = 1800.0
+    hole_s: float = 20.0
+    sampler: str = "random"
+    pruner: str = "median"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of study and storage; a trial may be killed as often as it takes."""
+        return {
+            "num_trials": self.trials,
+            "max_epochs": self.max_epochs,
+            "max_attempts": 1000,
+            "sampler": self.sampler,
+            "pruner": self.pruner,
+            "lease_s": self.lease_s,
+            "outage_s": self.outage_s,
+            "connect_s": self.outage_s,
+        }
+
+
+def chaos(
+    server: Server,
+    direct: str,
+    folder: Path,
+    dose: Dose,
+    *,
+    seed: int = 0,
+    name: str = "chaos",
+    tell: Callable[[int], Any] = lambda _: None,
+) -> Figures:
+    """Run a study under faults and return what came of it.
+
+    Args:
+        server: the server, which is killed.
+        direct: URL of a database of it.
+        folder: where the workers' files go.
+        dose: what is done.
+        seed: of everything that is drawn.
+        name: of the study.
+        tell: called with the number of trials that finished since the last call.
+
+    """
+    record = folder / "record"
+
+    def start(url: str, index: int) -> FaultyWorker:
+        plan = Plan(record, death=Death(seed=seed * 100_003 + index), own_host=index % 2 == 0)
+        return FaultyWorker(url, folder, run=run, plan=plan, name=name, seed=seed, **dose.settings)
+
+    began = time.monotonic()
+    with running_proxy(f"{server.data}/.s.PGSQL.5432", seed=seed, hole_s=dose.hole_s) as proxy:
+        through = proxy.url(direct)
+        fleet = Fleet(lambda index: start(through, index), dose.workers)
+        storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
+        progress = Progress(direct, name, dose.trials, tell)
+        storm.rage(progress)
+    endings = fleet.endings
+    expected = Expected(dose.trials, dose.max_epochs, _accounted(endings))
+    figures = Figures(trials=dose.trials)
+    figures.take(check_study(direct, name, record, expected), endings)
+    figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value
+    figures.holes, figures.crashes, figures.stops = proxy.counts.holes.value, storm.num_crashes, storm.num_stops
+    figures.wall_s = time.monotonic() - began
+    return figures
+
+
+def _accounted(endings: Endings) -> int:
+    """Return how many epochs may have been computed twice."""
+    return endings.num_killed + endings.num_leases_lost + endings.num_not_given_back
+
+
+class Progress:
+    """How far a study is, as the database says; while it is away, as it said last."""
+
+    def __init__(self, url: str, study: str, total: int, tell: Callable[[int], Any] = lambda _: None) -> None:
+        self._url, self._study, self._total, self._tell = url, study, total, tell
+        self._looked_at, self._count = 0.0, 0
+
+    def part(self) -> float:
+        """Return the finished part of the study."""
+        if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+            count = self._finished()
+            self._looked_at = time.monotonic()
+            self._tell(count - self._count)
+            self._count = count
+        return self._count / self._total
+
+    def _finished(self) -> int:
+        sql = (
+            "SELECT count(*) FROM trials t JOIN studies s ON s.study_id = t.study_id"
+            " WHERE s.study_name = %s AND t.state IN ('COMPLETE', 'PRUNED')"
+        )
+        try:
+            connection = psycopg2.connect(self._url)
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(sql, (self._study,))
+                    return int(cursor.fetchone()[0])
+            finally:
+                connection.close()
+        except psycopg2.Error:  # it is away, or has no tables yet
+            return self._count
+
+
+class Storm:
+    """The faults of a study, spread over its course by a seed."""
+
+    def __init__(self, fleet: Fleet, server: Server, counts: Counts, dose: Dose, draws: random.Random) -> None:
+        self.fleet, self.server, self.counts, self.dose, self.draws = fleet, server, counts, dose, draws
+        self.num_crashes = self.num_stops = 0
+        self._stopped: list[tuple[float, FaultyWorker]] = []
+        self._crash: threading.Thread | None = None
+        faults: dict[Callable[[], None], int] = {
+            self._kill: dose.kills,
+            self._cut: dose.cuts,
+            self._black_hole: dose.holes,
+            self._crash_database: dose.crashes,
+            self._stop: dose.stops,
+            self._terminate: dose.terminations,
+        }
+        when = [(draws.uniform(0, SPREAD), fault) for fault, count in faults.items() for _ in range(count)]
+        self._due = sorted(when, key=lambda pair: pair[0], reverse=True)
+
+    def rage(self, progress: Progress) -> None:
+        """Do everything in its time, until all workers have ended by themselves."""
+        while self.fleet.workers:
+            self.fleet.collect(0.02)
+            part = progress.part()
+            if self._due and self._due[-1][0] <= part:
+                self._due.pop()[1]()
+            self._wake()
+        if self._crash is not None:
+            self._crash.join()
+        progress.part()
+
+    def _anyone(self) -> FaultyWorker | None:
+        return self.draws.choice(self.fleet.workers) if self.fleet.workers else None
+
+    def _kill(self) -> None:
+        """Kill a worker now, or let it kill itself at one of the next crash points."""
+        self._send(signal.SIGKILL if self.draws.random() < 0.5 else signal.SIGUSR2)
+
+    def _terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        if (worker := self._anyone()) is not None:
+            worker.send_signal(number)
+
+    def _cut(self) -> None:
+        self.counts.wanted_cuts.value += 1
+
+    def _black_hole(self) -> None:
+        self.counts.wanted_holes.value += 1
+
+    def _stop(self) -> None:
+        if (worker := self._anyone()) is not None:
+            worker.send_signal(signal.SIGSTOP)
+            self.num_stops += 1
+            self._stopped.append((time.monotonic() + 1.5 * self.dose.lease_s, worker))
+
+    def _wake(self) -> None:
+        for pair in [pair for pair in self._stopped if pair[0] <= time.monotonic()]:
+            pair[1].send_signal(signal.SIGCONT)
+            self._stopped.remove(pair)
+
+    def _crash_database(self) -> None:
+        if self._crash is not None:
+            self._crash.join()
+        self.num_crashes += 1
+        self._crash = threading.Thread(target=self._crash_and_restart)
+        self._crash.start()
+
+    def _crash_and_restart(self) -> None:
+        self.server.stop()
+        time.sleep(self.dose.down_s)
+        self.server.start()

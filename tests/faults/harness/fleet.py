@@ -1,0 +1,115 @@
+"""Worker processes under a supervisor: whoever is killed is replaced, and how each one ended is written down."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.faults.harness.crash_points import SELF_KILL
+from tests.studies import Worker
+
+LOST: Final = "the lease of trial"
+NOT_GIVEN_BACK: Final = "is taken over when its lease has expired"
+
+
+class FaultyWorker(Worker):
+    """A worker process that knows which signals it was sent."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.signals: set[int] = set()
+        self.is_surplus = False
+        self.point: str | None = None
+        """The crash point at which it is to die."""
+
+    def send_signal(self, number: int) -> None:
+        self.signals.add(number)
+        super().send_signal(number)
+
+
+@dataclass
+class Endings:
+    """How workers ended."""
+
+    num_started: int = 0
+    num_killed: int = 0
+    num_killed_themselves: int = 0
+    """At crash points; they are among the killed."""
+    num_terminated: int = 0
+    num_leases_lost: int = 0
+    """By workers that lived and noticed."""
+    num_not_given_back: int = 0
+    num_finished: int = 0
+    others: list[str] = field(default_factory=list)
+    """Codes and last words of workers that ended by anything but our doing."""
+    points: Counter[str] = field(default_factory=Counter)
+    """Crash points that were hit."""
+
+    def take(self, worker: FaultyWorker) -> None:
+        """Take note of a worker that has ended."""
+        code, log = worker.process.exitcode, worker.log()
+        point = log.rpartition(SELF_KILL)[2].strip() if SELF_KILL in log else None
+        self.num_leases_lost += log.count(LOST)
+        self.num_not_given_back += log.count(NOT_GIVEN_BACK)
+        if code == 0:
+            self.num_finished += 1
+        elif code == -signal.SIGKILL and (point or signal.SIGKILL in worker.signals):
+            self.num_killed += 1
+            self.num_killed_themselves += point is not None
+            self.points.update([point] if point else [])
+        elif code in {128 + signal.SIGTERM, -signal.SIGTERM} and signal.SIGTERM in worker.signals:
+            self.num_terminated += 1
+        elif code == -signal.SIGUSR2 and signal.SIGUSR2 in worker.signals:
+            self.num_killed += 1  # asked to die at a point before it could listen
+        else:
+            self.others.append(f"exit {code}: {log.strip()[-600:]}")
+            return
+        worker.log_file.unlink(missing_ok=True)
+
+
+class Fleet:
+    """Workers that run until each has ended by itself."""
+
+    def __init__(self, start: Callable[[int], FaultyWorker], num_workers: int = 0) -> None:
+        """Start workers; `start` is given how many were started before."""
+        self._start = start
+        self.workers: list[FaultyWorker] = []
+        self.endings = Endings()
+        self.replaces_others = False
+        self.resize(num_workers)
+
+    def resize(self, num_workers: int) -> None:
+        """Start workers, or end the newest as a scale-down does."""
+        staying = [worker for worker in self.workers if not worker.is_surplus]
+        for worker in staying[num_workers:]:
+            worker.is_surplus = True
+            worker.send_signal(signal.SIGTERM)
+        for _ in range(num_workers - len(staying)):
+            self.workers.append(self._next())
+
+    def collect(self, timeout_s: float) -> None:
+        """Replace those that were killed, as a supervisor does; return at the first one or after a while."""
+        if not self.workers:
+            return
+        multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], timeout_s)
+        for worker in [worker for worker in self.workers if worker.process.exitcode is not None]:
+            num_others = len(self.endings.others)
+            self.endings.take(worker)
+            self.workers.remove(worker)
+            is_other = len(self.endings.others) > num_others
+            if worker.process.exitcode != 0 and not worker.is_surplus and (self.replaces_others or not is_other):
+                self.workers.append(self._next())
+
+    def finish(self) -> Endings:
+        """Wait for all."""
+        while self.workers:
+            self.collect(1.0)
+        return self.endings
+
+    def _next(self) -> FaultyWorker:
+        self.endings.num_started += 1
+        return self._start(self.endings.num_started - 1)

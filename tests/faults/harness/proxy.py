@@ -1,0 +1,203 @@
+"""A proxy before PostgreSQL, in a process of its own, that cuts connections, withholds answers and makes black holes.
+
+It knows the frames of PostgreSQL's protocol (https://www.postgresql.org/docs/current/protocol-message-formats.html)
+but no statement: a transaction has ended where ReadyForQuery says `idle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import random
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.engine import make_url
+
+from tests.studies import FORKS
+
+SO_ATTACH_FILTER: Final = 26
+DROP_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)  # the one instruction of a socket filter that keeps 0 bytes
+IDLE, READY, COMPLETE = b"I", b"Z"[0], b"C"[0]
+UNINTERESTING: Final = (b"SET", b"ROLLBACK", b"BEGIN")  # ends nothing that was to be stored
+CHANCE: Final = 0.1  # that a due fault hits the next query; else it waits for another one
+DETOURS: Final = ("sslmode", "disable"), ("gssencmode", "disable")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many faults are wanted so far, and how many were done; shared between the processes."""
+
+    wanted_cuts: Any
+    wanted_holes: Any
+    cuts: Any
+    """Connections that were cut."""
+    withheld: Any
+    """Those among them that were cut between the end of a transaction and its answer."""
+    holes: Any
+
+    @classmethod
+    def zero(cls) -> Counts:
+        """Return new ones."""
+        return cls(*(FORKS.Value("i", 0) for _ in range(5)))
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running proxy: what it did, and the URL that leads through it."""
+
+    counts: Counts
+    port: int
+
+    def url(self, direct: str) -> str:
+        """Return a database's URL through this proxy."""
+        through = make_url(direct).set(host="127.0.0.1", port=self.port, query=dict(DETOURS))
+        return through.render_as_string(hide_password=False)
+
+
+@contextmanager
+def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0) -> Iterator[Proxy]:
+    """Run a proxy to a unix socket.
+
+    Args:
+        upstream: path of the server's socket.
+        seed: of what is cut when.
+        hole_s: seconds for which a black-holed connection stays open on the server's side.
+
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    counts = Counts.zero()
+    process = FORKS.Process(target=_serve, args=(listener, upstream, counts, seed, hole_s), daemon=True)
+    process.start()
+    port = listener.getsockname()[1]
+    listener.close()  # the process has its own
+    try:
+        yield Proxy(counts, port)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(listener: socket.socket, upstream: str, counts: Counts, seed: int, hole_s: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    draws = random.Random(seed)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _Passage(counts, draws, hole_s).run(reader, writer, upstream)
+
+    async def serve() -> None:
+        server = await asyncio.start_server(accept, sock=listener, backlog=512)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+class _Passage:
+    """One connection through the proxy."""
+
+    def __init__(self, counts: Counts, draws: random.Random, hole_s: float) -> None:
+        self.counts, self.draws, self.hole_s = counts, draws, hole_s
+        self.withholds = False
+        self.is_hole = False
+        self.answer = bytearray()
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: str) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_unix_connection(upstream)
+        except OSError:
+            writer.transport.abort()
+            return
+        writers = (writer, up_writer)
+        tasks = {
+            asyncio.create_task(self._requests(reader, up_writer, writer)),
+            asyncio.create_task(self._answers(up_reader, writer)),
+        }
+        with contextlib.suppress(OSError):
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self.is_hole:
+            await asyncio.sleep(self.hole_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in writers:
+            each.transport.abort()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what the client sends, and end where a fault ends the connection."""
+        while data := await reader.read(65536):
+            if data[:1] == b"Q" and self._is_due():
+                if self._begins_hole(writer):
+                    return
+                kind = self.draws.choice(("before", "at once", "answer", "answer"))
+                if kind == "answer":
+                    self.withholds = True
+                else:
+                    self.counts.cuts.value += 1
+                    if kind == "at once":
+                        up_writer.write(data)
+                        await up_writer.drain()
+                    return
+            up_writer.write(data)
+            await up_writer.drain()
+
+    def _is_due(self) -> bool:
+        if self.withholds:
+            return False
+        cuts_due = self.counts.cuts.value < self.counts.wanted_cuts.value
+        holes_due = self.counts.holes.value < self.counts.wanted_holes.value
+        return (cuts_due or holes_due) and self.draws.random() < CHANCE
+
+    def _begins_hole(self, writer: asyncio.StreamWriter) -> bool:
+        """Let the kernel drop what the client sends from now on, unacknowledged, as a network that lost us would."""
+        if self.counts.holes.value >= self.counts.wanted_holes.value:
+            return False
+        self.counts.holes.value += 1
+        self.is_hole = True
+        _drop_everything(writer.get_extra_info("socket"))
+        return True
+
+    async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what the server sends, or withhold the answer that tells the end of a transaction."""
+        while data := await up_reader.read(65536):
+            if self.is_hole:
+                continue
+            if not self.withholds:
+                writer.write(data)
+                await writer.drain()
+                continue
+            self.answer += data
+            tag, status = _last_words(bytes(self.answer))
+            if status is None:
+                continue
+            if status == IDLE and not tag.startswith(UNINTERESTING):
+                self.counts.cuts.value += 1
+                self.counts.withheld.value += 1
+                return
+            writer.write(bytes(self.answer))
+            await writer.drain()
+            self.answer.clear()
+
+
+def _last_words(answer: bytes) -> tuple[bytes, bytes | None]:
+    """Return the tag of the last command of whole messages, and ReadyForQuery's status if they end with it."""
+    tag, status, start = b"", None, 0
+    while start + 5 <= len(answer):
+        length = int.from_bytes(answer[start + 1 : start + 5], "big")
+        body = answer[start + 5 : start + 1 + length]
+        status = body if answer[start] == READY and len(body) == 1 else None
+        tag = body if answer[start] == COMPLETE else tag
+        start += 1 + length
+    return tag, status if start == len(answer) else None
+
+
+def _drop_everything(connection: Any) -> None:
+    program = ctypes.create_string_buffer(DROP_ALL)
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
