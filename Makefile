@@ -6,13 +6,14 @@ READY  := $(VENV)/.ready
 LOCK   := tests/requirements.lock
 DEMO   := demo
 DOCKER := docker
+TOOLS  := .venv-lint
 VERSION := 0.1.0
 IMAGE_TAG := $(VERSION)
 CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types lock image image-smoke schema manifests e2e clean
+.PHONY: help setup demo test check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,18 @@ check: lint types test ## What CI runs: lint, types, tests
 
 lint: $(READY) ## Style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lint-cluster: $(TOOLS)/.ready ## Dockerfile, chart and manifests, by hadolint, checkov and kube-score
+	@sh tests/linters/lint.sh $(TOOLS)/bin
+
+# In an environment of their own, since checkov pins what csi-job needs newer; kube-score is a Go program.
+$(TOOLS)/.ready: tests/linters/requirements.lock tests/linters/go.mod tests/linters/go.sum | $(READY)
+	@command -v go >/dev/null || { echo "kube-score is built with Go 1.24 or newer; install it and run make again" >&2; exit 1; }
+	@echo "Installing the locked linters into $(TOOLS)"
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(TOOLS)
+	@$(BIN)/uv pip sync --quiet --python $(TOOLS)/bin/python --require-hashes tests/linters/requirements.lock
+	@cd tests/linters && go build -buildvcs=false -o $(CURDIR)/$(TOOLS)/bin/kube-score github.com/zegl/kube-score/cmd/kube-score
+	@touch $@
 
 types: $(READY) ## Types, strict
 	@$(BIN)/mypy
@@ -73,5 +86,5 @@ manifests: ## Renew the plain manifests in k8s/ from the chart
 e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
 	@$(BIN)/pytest tests/e2e
 
-clean: ## Remove .venv and demo/
-	rm -rf $(VENV) $(DEMO)
+clean: ## Remove the environments and demo/
+	rm -rf $(VENV) $(TOOLS) $(DEMO)

@@ -3,6 +3,7 @@
 # image/requirements.lock is what runs; tests/requirements.lock is the same and what tests and builds need.
 set -eu
 compile() { "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade "$2" -o "$3" $4; }
-compile "$1" pyproject.toml image/requirements.lock ""
-compile "$1" pyproject.toml tests/requirements.lock "--group dev --constraints image/requirements.lock"
+compile "$1" pyproject.toml image/requirements.lock "--extra dashboard"
+compile "$1" pyproject.toml tests/requirements.lock "--extra dashboard --group dev --constraints image/requirements.lock"
 printf "uv\nhatchling==1.27.0\n" | "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade - -o image/bootstrap.lock
+printf "checkov\nhadolint-bin\ncyclonedx-python-lib[json-validation]\n" | "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade - -o tests/linters/requirements.lock

@@ -80,3 +80,5 @@ class TrackingSettings(Section):
     """Weights & Biases team or user."""
     wandb_mode: Literal["online", "offline"] = "online"
     """`offline` keeps the runs under `<work>/wandb` for a later `wandb sync`."""
+    wandb_api_key_file: Path | None = None
+    """File that holds the key; none: WANDB_API_KEY or what `wandb login` keeps."""

@@ -174,6 +174,8 @@ class WandbTracker:
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment["WANDB_DIR"] = str(self._folder)
         try:
+            if self._settings.wandb_api_key_file is not None and not self._is_offline:
+                environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
             (self._folder / "wandb").mkdir(parents=True, exist_ok=True)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.study.tracking_run"],
@@ -184,7 +186,7 @@ class WandbTracker:
                 start_new_session=True,  # Ctrl-C is for the search alone
             )
         except OSError as error:
-            self._tell(f"cannot start ({error.strerror})")
+            self._tell(f"cannot start ({error.strerror}: {error.filename})")
             return
         for pipe in (self._run.stdin, self._run.stdout):
             os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]

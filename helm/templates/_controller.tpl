@@ -1,7 +1,7 @@
 {{- define "csi-job.controllerContainer" -}}
 name: controller
 image: {{ include "csi-job.image" (list . .Values.image) }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
 args:
   - cluster
   - run

@@ -1,8 +1,7 @@
 {{- define "csi-job.dashboardContainer" -}}
-{{- $probe := dict "httpGet" (dict "path" "/dashboard" "port" "http") "periodSeconds" 10 -}}
 name: dashboard
-image: {{ include "csi-job.image" (list . .Values.dashboard.image) }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+image: {{ include "csi-job.image" (list . .Values.image) }}
+imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
 # libpq reads the password from the file that PGPASSFILE names; it is in no process list.
 command: [sh, -c]
 args:
@@ -14,8 +13,9 @@ env:
   - {name: STORAGE, value: {{ include "csi-job.databaseUrl" . | quote }}}
   - {name: PGPASSFILE, value: /tmp/pgpass}
 ports: [{name: http, containerPort: 8080}]
-readinessProbe: {{- toYaml $probe | nindent 2 }}
-livenessProbe: {{- toYaml $probe | nindent 2 }}
+startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 60}
+readinessProbe: {httpGet: {path: /dashboard, port: http}, periodSeconds: 10, timeoutSeconds: 5}
+livenessProbe: {tcpSocket: {port: http}, periodSeconds: 30}
 resources: {{- toYaml .Values.dashboard.resources | nindent 2 }}
 securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 volumeMounts:

@@ -7,10 +7,13 @@
 {{- end -}}
 
 {{- define "csi-job.databaseContainer" -}}
-{{- $ready := dict "exec" (dict "command" (list "pg_isready" "--username=csi" "--dbname=csi" "--host=127.0.0.1")) "timeoutSeconds" 5 -}}
+{{- $command := "pg_isready --username=csi --dbname=csi --host=127.0.0.1" -}}
+{{- $ready := dict "exec" (dict "command" (splitList " " $command)) "timeoutSeconds" 5 -}}
+{{- /* Alive is also a server that turns connections away (exit 1), since it starts, recovers or stops. */ -}}
+{{- $alive := dict "exec" (dict "command" (list "sh" "-c" (printf "%s; test $? -lt 2" $command))) "timeoutSeconds" 5 -}}
 name: postgres
 image: {{ include "csi-job.image" (list . .Values.database.image) }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
 args: [-c, max_connections={{ .Values.database.maxConnections }}]
 env:
   - {name: POSTGRES_USER, value: csi}
@@ -20,7 +23,7 @@ env:
 ports: [{name: postgresql, containerPort: 5432}]
 startupProbe: {{- toYaml (merge (dict "periodSeconds" 2 "failureThreshold" 150) $ready) | nindent 2 }}
 readinessProbe: {{- toYaml (merge (dict "periodSeconds" 5) $ready) | nindent 2 }}
-livenessProbe: {{- toYaml (merge (dict "periodSeconds" 20 "failureThreshold" 6) $ready) | nindent 2 }}
+livenessProbe: {{- toYaml (merge (dict "periodSeconds" 20 "failureThreshold" 6) $alive) | nindent 2 }}
 resources: {{- toYaml .Values.database.resources | nindent 2 }}
 securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 volumeMounts:

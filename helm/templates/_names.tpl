@@ -35,6 +35,11 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
+{{/* When an image is pulled: one from a registry at every start, so that the right to it is checked each time. */}}
+{{- define "csi-job.pullPolicy" -}}
+{{- .Values.image.pullPolicy | default (.Values.global.imageRegistry | empty | ternary "IfNotPresent" "Always") -}}
+{{- end -}}
+
 {{/* Digest of everything that the controller acts on; each upgrade makes another, so that it retries what failed. */}}
 {{- define "csi-job.digest" -}}
 {{ printf "%s %d %s" (toJson .Values) .Release.Revision .Chart.Version | sha256sum | trunc 10 }}

@@ -38,13 +38,17 @@ spec:
 {{/* One step of a stage: (dict "root" $ "values" <the stage's values> "step" <step>). */}}
 {{- define "csi-job.container" -}}
 {{- $resources := deepCopy .values.resources -}}
+{{- if .root.Values.kueue.queueName -}}
+{{- /* Kueue admits nothing that asks for a resource which its queue does not cover, and few cover this one. */ -}}
+{{- range $kind, $asked := $resources -}}{{- $_ := set $resources $kind (omit $asked "ephemeral-storage") -}}{{- end -}}
+{{- end -}}
 {{- with .values.gpus -}}
 {{- $gpus := dict $.root.Values.gpuResource . -}}
 {{- $resources = mergeOverwrite $resources (dict "requests" $gpus "limits" $gpus) -}}
 {{- end -}}
 name: {{ .step.name }}
 image: {{ include "csi-job.image" (list .root .root.Values.image) }}
-imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+imagePullPolicy: {{ include "csi-job.pullPolicy" .root }}
 args: {{- toYaml .step.args | nindent 2 }}
 env: {{- include "csi-job.environment" . | nindent 2 }}
 resources: {{- toYaml $resources | nindent 2 }}
@@ -55,6 +59,9 @@ volumeMounts:
   - {name: work, mountPath: /work}
   - {name: settings, mountPath: /etc/csi-job, readOnly: true}
   - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  {{- if .root.Values.wandb.existingSecret }}
+  - {name: wandb, mountPath: /run/secrets/wandb, readOnly: true}
+  {{- end }}
   - {name: tmp, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
   {{- if .step.data }}
@@ -79,8 +86,8 @@ volumeMounts:
 - {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "/data/%s" .root.Values.data.labels | quote }}}
 - {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "/data/%s" .root.Values.data.images | quote }}}
 {{- end }}
-{{- with and .step.name .root.Values.wandb.existingSecret }}
-- {name: WANDB_API_KEY, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.root.Values.wandb.secretKey | quote }}}}}
+{{- if and .step.name .root.Values.wandb.existingSecret }}
+- {name: CSI_JOB_TRACKING__WANDB_API_KEY_FILE, value: /run/secrets/wandb/api-key}
 {{- end }}
 {{- range concat (.root.Values.env | default list) (.values.env | default list) }}
 - {{- toYaml . | nindent 2 }}
@@ -92,6 +99,9 @@ volumeMounts:
 - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" .root | quote }}}}
 - {name: settings, configMap: {name: {{ include "csi-job.fullname" .root }}-settings}}
 {{ include "csi-job.databaseVolume" .root }}
+{{- with .root.Values.wandb.existingSecret }}
+{{ include "csi-job.secretVolume" (list "wandb" . $.root.Values.wandb.secretKey "api-key") }}
+{{- end }}
 - {name: tmp, emptyDir: {sizeLimit: {{ .root.Values.tmpSize }}}}
 - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ .root.Values.shmSize }}}}
 {{- if eq .stage "cache" }}
@@ -106,12 +116,17 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* Optional, so that a missing Secret or key is said by csi-job in one line and is no pod that waits for ever. */}}
 {{- define "csi-job.databaseVolume" -}}
-- name: database
+{{ include "csi-job.secretVolume" (list "database" (include "csi-job.databaseSecret" .) .Values.database.secretKey "password") }}
+{{- end -}}
+
+{{/* One key of a Secret as a file: (list <volume> <secret> <key> <file>). Optional, so that a missing Secret or key is
+     said by csi-job in one line and is no pod that waits for ever. */}}
+{{- define "csi-job.secretVolume" -}}
+- name: {{ index . 0 }}
   secret:
-    secretName: {{ include "csi-job.databaseSecret" . | quote }}
-    items: [{key: {{ .Values.database.secretKey | quote }}, path: password}]
+    secretName: {{ index . 1 | quote }}
+    items: [{key: {{ index . 2 | quote }}, path: {{ index . 3 }}}]
     optional: true
     defaultMode: 0440
 {{- end -}}

@@ -80,7 +80,7 @@ spec:
   containers:
     - name: fetch
       image: {{ include "csi-job.image" (list . .Values.image) }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
       command: [sleep, "3600"]
       resources: {{- toYaml .Values.controller.resources | nindent 8 }}
       securityContext: {{- toYaml .Values.securityContext | nindent 8 }}

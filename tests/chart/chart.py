@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,27 @@ DEMO = {"demo.enabled": True}
 Document = dict[str, Any]
 
 
-def render(values: dict[str, Any] | None = None, *, release: str = "r") -> list[Document]:
+def render(values: dict[str, Any] | None = None, *, release: str = "r", files: Sequence[Path] = ()) -> list[Document]:
     """Every object of the chart, with the stages' Jobs that it describes."""
-    result = helm(values, release=release)
+    result = helm(values, release=release, files=files)
     assert result.returncode == 0, result.stderr
     documents = [document for document in yaml.safe_load_all(result.stdout) if document]
     stages = [document for document in documents if document["metadata"]["name"].endswith("-stages")]
     return documents + [yaml.safe_load(text) for text in stages[0]["data"].values()]
 
 
-def helm(values: dict[str, Any] | None = None, *, release: str = "r") -> subprocess.CompletedProcess[str]:
+def helm(
+    values: dict[str, Any] | None = None,
+    *,
+    release: str = "r",
+    files: Sequence[Path] = (),
+    action: Sequence[str] = ("template",),
+) -> subprocess.CompletedProcess[str]:
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     given = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
-    command = ["helm", "template", release, str(CHART), "--namespace", "here", *given]
+    given += [f"--values={path}" for path in files]
+    command = ["helm", *action, release, str(CHART), "--namespace", "here", *given]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

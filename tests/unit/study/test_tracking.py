@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
@@ -163,6 +164,32 @@ def test_a_tracker_that_cannot_start_costs_nothing(
     tracker.close()
     assert "cannot start" in caplog.text
     assert READER.valid(tmp_path / "nowhere") == []
+
+
+def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.Study, tmp_path: Path) -> None:
+    key = tmp_path / "api-key"
+    key.write_text("secret\n")
+    settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=key)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s" "$WANDB_API_KEY" > "$WANDB_DIR/told"\ncat > /dev/null\n')
+    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.executable", str(python))
+        tracker = WandbTracker(settings, study, tmp_path)
+        track_study(study, tracker)
+        tracker.close()
+    assert (tmp_path / "told").read_text() == "secret"
+    assert "WANDB_API_KEY" not in os.environ
+
+
+def test_a_missing_key_is_told_and_costs_nothing(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
+    tracker = WandbTracker(settings, study, tmp_path)
+    track_study(study, tracker)
+    tracker.close()
+    assert str(tmp_path / "no-key") in caplog.text
 
 
 def test_a_study_without_finished_trials_has_a_summary_too(storage: StudyStorage, tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""The example sets of values do what their first lines say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chart.chart import CHART, DEMO, Document, containers, helm, pods, render
+
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+STAGES = ("cache", "search", "final")
+
+
+def example(name: str) -> list[Document]:
+    return render(DEMO, files=[CHART / "examples" / f"{name}.yaml"])
+
+
+def egress(documents: list[Document]) -> dict[str, list[Document]]:
+    """What each NetworkPolicy lets out."""
+    return {
+        document["metadata"]["name"]: document["spec"].get("egress", [])
+        for document in documents
+        if document["kind"] == "NetworkPolicy"
+    }
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_renders_and_begins_with_what_it_is_for(path: Path) -> None:
+    assert pods(render(DEMO, files=[path])).keys() >= {"controller", *STAGES}
+    assert path.read_text().startswith("# ")
+
+
+def test_on_openshift_no_user_is_named_and_every_pod_is_restricted_all_the_same() -> None:
+    for component, pod in pods(example("openshift")).items():
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["securityContext"]), component
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_on_nfs_the_group_is_a_supplemental_one() -> None:
+    made = pods(example("nfs"))
+    for component in ("controller", *STAGES, "fetch"):
+        assert made[component]["securityContext"]["supplementalGroups"] == [5000]
+        assert "fsGroup" not in made[component]["securityContext"]
+        assert made[component]["securityContext"]["runAsUser"] > 10000
+
+
+def test_the_key_of_tracking_is_a_file_from_a_secret_and_https_is_let_out() -> None:
+    documents = example("tracking")
+    for component in STAGES:
+        pod = pods(documents)[component]
+        (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "wandb"]
+        assert volume["secret"]["secretName"] == "wandb"
+        for container in containers(pod):
+            given = {variable["name"]: variable for variable in container["env"]}
+            assert given["CSI_JOB_TRACKING__WANDB_API_KEY_FILE"]["value"] == "/run/secrets/wandb/api-key"
+            assert not any("secretKeyRef" in variable.get("valueFrom", {}) for variable in container["env"])
+    assert {"ports": [{"port": 443, "protocol": "TCP"}]} in egress(documents)["r-csi-job-pods"]
+
+
+def test_without_egress_pods_reach_dns_and_database_and_the_controller_the_api_server() -> None:
+    rules = egress(example("no-egress"))
+    assert set(rules) == {"r-csi-job-deny", "r-csi-job-controller", "r-csi-job-database", "r-csi-job-pods"}
+    assert rules["r-csi-job-deny"] == rules["r-csi-job-database"] == []
+    assert [port["port"] for rule in rules["r-csi-job-pods"] for port in rule["ports"]] == [53, 53, 5432]
+    assert all("to" in rule for rule in rules["r-csi-job-pods"])
+    (only,) = rules["r-csi-job-controller"]
+    assert only["to"] == [{"ipBlock": {"cidr": "192.0.2.10/32"}}]
+
+
+def test_from_a_private_registry_every_image_is_one_exactly_and_is_pulled_with_the_secret() -> None:
+    for component, pod in pods(example("private-registry")).items():
+        assert pod["imagePullSecrets"] == [{"name": "registry"}], component
+        for container in containers(pod):
+            assert re.fullmatch(r"registry\.example\.org/team/[a-z-]+@sha256:[0-9a-f]{64}", container["image"])
+            assert container["imagePullPolicy"] == "Always"
+
+
+@pytest.mark.parametrize(
+    ("values", "policy"),
+    [({}, "IfNotPresent"), ({"global.imageRegistry": "r.org"}, "Always"), ({"image.pullPolicy": "Never"}, "Never")],
+)
+def test_images_are_pulled_as_said_or_as_fits_where_they_come_from(values: dict[str, Any], policy: str) -> None:
+    made = pods(render({**DEMO, "dashboard.enabled": True, **values}))
+    assert {c["imagePullPolicy"] for pod in made.values() for c in containers(pod)} == {policy}
+
+
+def test_a_queue_is_asked_for_nothing_that_queues_do_not_cover() -> None:
+    documents = example("kueue")
+    for component in STAGES:
+        (job,) = [d for d in documents if d["kind"] == "Job" and d["metadata"]["name"] == f"r-csi-job-{component}"]
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+        for container in containers(job["spec"]["template"]["spec"]):
+            asked = {name for kind in container["resources"].values() for name in kind}
+            assert asked <= {"cpu", "memory", "nvidia.com/gpu"}
+
+
+def test_the_dashboard_is_csi_jobs_own_image_behind_an_address_within_the_cluster() -> None:
+    documents = render({**DEMO, "dashboard.enabled": True})
+    (container,) = pods(documents)["dashboard"]["containers"]
+    assert container["image"] == pods(documents)["controller"]["containers"][0]["image"]
+    (service,) = [d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == "r-csi-job-dashboard"]
+    assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
+    assert "dashboard" not in pods(render(DEMO))
+
+
+def test_the_notes_tell_how_to_reach_the_dashboard_where_there_is_one() -> None:
+    line = "kubectl port-forward -n here service/r-csi-job-dashboard 8080:80"
+    assert line in notes({**DEMO, "dashboard.enabled": True})
+    assert "port-forward" not in notes(DEMO)
+
+
+def notes(values: dict[str, Any]) -> str:
+    result: subprocess.CompletedProcess[str] = helm(values, action=("install", "--dry-run=client"))
+    assert result.returncode == 0, result.stderr
+    return result.stdout.partition("NOTES:")[2]
+
+
+def test_the_database_is_alive_while_it_turns_connections_away() -> None:
+    (container,) = pods(render(DEMO))["database"]["containers"]
+    ready, alive = (container[f"{probe}Probe"]["exec"]["command"] for probe in ("readiness", "liveness"))
+    assert alive == ["sh", "-c", f"{' '.join(ready)}; test $? -lt 2"]

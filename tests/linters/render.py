@@ -1,0 +1,61 @@
+"""Writes what a cluster would get, one file a set of values, for linters: `python tests/linters/render.py FOLDER`.
+
+The stages' Jobs lie as text in a ConfigMap, where no linter sees them; they are written as the objects they become.
+Every set is installed from a registry by digest, as docs/kubernetes.md advises: that address is all that is added.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+BY_DIGEST = (
+    "--set=global.imageRegistry=registry.example.org",
+    f"--set=image.digest={DIGEST}",
+    f"--set=database.image.digest={DIGEST}",
+)
+UNSEEN = ("kueue", "openshift")  # where the cluster sets what the linters look for: docs/kubernetes.md, Linters
+DATA = "--set=data.existingClaim=radiographs"
+SETS: dict[str, tuple[str, ...]] = {
+    "default": (DATA,),
+    "demo": ("--set=demo.enabled=true",),
+    "dashboard": (DATA, "--set=dashboard.enabled=true"),
+    "pretrained": (DATA, "--set=job.trial.pretrained=imagenet"),
+}
+
+
+def main(folder: Path) -> None:
+    """Render every set of values, every example and the plain manifests."""
+    paths = [path for path in sorted((ROOT / "helm/examples").glob("*.yaml")) if path.stem not in UNSEEN]
+    examples = {path.stem: (DATA, f"--values={path}") for path in paths}
+    for name, values in (SETS | examples).items():
+        command = ["helm", "template", "study", str(ROOT / "helm"), "--namespace=study", *values, *BY_DIGEST]
+        write(folder / f"{name}.yaml", yaml.safe_load_all(run(command)))
+    with tempfile.TemporaryDirectory() as manifests:
+        run(["sh", str(ROOT / "k8s/render.sh"), manifests, *BY_DIGEST])
+        write(folder / "k8s.yaml", yaml.safe_load_all(run(["kubectl", "kustomize", manifests])))
+
+
+def run(command: Sequence[str]) -> str:
+    """Return what a command prints; its complaint is shown where it fails."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+
+
+def write(path: Path, documents: Iterator[Any]) -> None:
+    """Write objects into one file, and after them the Jobs and the pod that the ConfigMap of the stages describes."""
+    objects = [document for document in documents if document]
+    (stages,) = [item for item in objects if item["metadata"]["name"].endswith("-stages")]
+    made = [yaml.safe_load(text) for text in stages["data"].values()]
+    path.write_text(yaml.safe_dump_all([*objects, *made]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
