@@ -19,8 +19,14 @@ from csi_job.errors import ClusterError
 RESULTS: Final = ("models", "problems.csv")
 START_S: Final = 180.0
 SILENCE_S: Final = 120.0
+# An exec can lose the end of its output and report success all the same, a known flaw: the last bytes tell.
+WHOLE: Final = b"all results are here"
+TRIES: Final = 5
 # What is there is packed, but not the models of candidates that lost.
-PACK: Final = f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T -"
+PACK: Final = (
+    f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T - "
+    f"&& printf '%s' '{WHOLE.decode()}'"
+)
 
 
 def fetch_results(cluster: Cluster, release_name: str | None, destination: Path) -> Iterator[Path]:
@@ -40,9 +46,22 @@ def fetch_results(cluster: Cluster, release_name: str | None, destination: Path)
     """
     release = find_release(cluster, release_name)
     with _running(cluster, release.fetch_pod, release.owner) as pod, tempfile.TemporaryFile() as archive:
-        cluster.read_from(pod, ["sh", "-c", PACK], archive, silence_s=SILENCE_S)
-        archive.seek(0)
+        _read_whole(cluster, pod, archive)
         yield from _unpacked(archive, destination)
+
+
+def _read_whole(cluster: Cluster, pod: str, archive: IO[bytes]) -> None:
+    """Read the archive, again where its end is missing, and leave it at its beginning."""
+    for _ in range(TRIES):
+        archive.seek(0)
+        archive.truncate()
+        cluster.read_from(pod, ["sh", "-c", PACK], archive, silence_s=SILENCE_S)
+        archive.seek(max(archive.tell() - len(WHOLE), 0))
+        is_whole = archive.read() == WHOLE
+        archive.seek(0)
+        if is_whole:
+            return
+    raise ClusterError(f"the copy from the volume broke off {TRIES} times", hint="run the same command again")
 
 
 @contextmanager

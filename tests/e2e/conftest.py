@@ -43,5 +43,14 @@ def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]
         return
     sys.stdout.write(made.story())
     sys.stdout.write(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
-    run("helm", "uninstall", made.name, "-n", namespace, check=False)
     run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first, by the time that each is given: run side by side, none is left to run alone at the end."""
+
+    def given(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0.0
+
+    items.sort(key=given, reverse=True)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,35 @@ CHART = Path(__file__).parents[2] / "helm"
 VALUES = Path(__file__).parent / "values.yaml"
 MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage classes, image, resources
 IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
+
+
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> dict[str, Any]:
+    """A pod as Pod Security `restricted` wants it, with a volume at /data."""
+    security = {"runAsNonRoot": True, "runAsUser": user, "fsGroup": user, "seccompProfile": {"type": "RuntimeDefault"}}
+    mount = {"name": "data", "mountPath": "/data"}
+    volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"name": name}},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": security,
+            "containers": [
+                {"name": name, "image": image, "securityContext": RESTRICTED, "volumeMounts": [mount], **container}
+            ],
+            "volumes": [{"name": "data", **volume}],
+        },
+    }
+
+
+def secret(name: str, **values: str) -> dict[str, Any]:
+    """A Secret."""
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
 
 
 def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -42,7 +71,7 @@ def wait_until(what: str, is_so: Callable[[], Any], seconds: float, every: float
 class Release:
     namespace: str
     name: str = "demo"
-    told: list[str] = field(default_factory=list)
+    database: str = "demo-csi-job-database-0"  # the pod that holds the study
 
     def helm(self, action: str, *arguments: str, values: dict[str, Any] | None = None, check: bool = True) -> str:
         """Install or upgrade the chart with the tests' values, `values` last."""
@@ -58,6 +87,11 @@ class Release:
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         return run("kubectl", "-n", self.namespace, *arguments, check=check).stdout
+
+    def apply(self, *manifests: dict[str, Any]) -> None:
+        """Apply objects, into the release's namespace where they have one."""
+        bundle = {"apiVersion": "v1", "kind": "List", "items": manifests}
+        run("kubectl", "apply", "-n", self.namespace, "-f", "-", input=json.dumps(bundle))
 
     def csi_job(self, *arguments: str, check: bool = True) -> str:
         code = "import sys; from csi_job.cli import main; main()"
@@ -107,9 +141,15 @@ class Release:
         return self.kubectl("logs", "-l", chosen, "--tail=-1", check=False)
 
     def sql(self, query: str) -> list[str]:
-        database = f"{self.name}-csi-job-database-0"
-        text = self.kubectl("exec", database, "--", "psql", "-U", "csi", "-tAc", query, check=False)
-        return [line for line in text.splitlines() if line]
+        """Ask the database, again where it is away or the answer was lost: an exec may drop its output."""
+        ask = ("exec", self.database, "--", "psql", "-U", "csi", "-v", "ON_ERROR_STOP=1", "-tAc")
+        ended = f"{query}; select 'end'"
+        text = wait_until(
+            f"the database answers {query}",
+            lambda: (said := self.kubectl(*ask, ended, check=False)).endswith("end\n") and said,
+            120,
+        )
+        return [line for line in text.splitlines()[:-1] if line]
 
     def trials(self) -> Counter[str]:
         """Number of trials by state."""

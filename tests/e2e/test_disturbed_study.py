@@ -9,21 +9,23 @@ import pytest
 from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
-NUM_TRIALS = 24
-QUIET = {"job.study.num_trials": NUM_TRIALS, "job.study.max_epochs": 3}
+ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3}
+NUM_MORE = 12  # trials after the last disturbance: more than are finished while the release is upgraded to them
 
 
 def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values={**QUIET, "search.parallelism": 1})
+    release.helm("install", "--wait", "--timeout", "5m", values={**ENDLESS, "search.parallelism": 1})
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 200)
     _scale(release)
     _delete_pods(release)
     _evict_and_drain(release)
     _upgrade_and_roll_back(release)
+    num_trials = release.num_finished() + NUM_MORE
+    release.helm("upgrade", values={**ENDLESS, "search.parallelism": 3, "job.study.num_trials": num_trials})
 
-    release.wait_for_end(900)
+    release.wait_for_end(600)
 
-    assert release.num_finished() == NUM_TRIALS
+    assert release.num_finished() == num_trials
     assert release.trials()["FAIL"] == 0
     assert release.trials()["RUNNING"] == 0
     history = json.loads(run("helm", "history", release.name, "-n", release.namespace, "-o", "json").stdout)
@@ -67,10 +69,10 @@ def _evict_and_drain(release: Release) -> None:
 
 def _upgrade_and_roll_back(release: Release) -> None:
     before = release.uids("search")
-    release.helm("upgrade", "--wait", "--timeout", "3m", values={**QUIET, "search.parallelism": 3})
+    release.helm("upgrade", "--wait", "--timeout", "3m", values={**ENDLESS, "search.parallelism": 3})
     wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
     assert before <= release.uids("search"), "pods that stay were touched"
-    changed = {**QUIET, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    changed = {**ENDLESS, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
     changed |= {"search.resources.requests.memory": "80Mi"}
     release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)
     wait_until("the search runs with the new variable", lambda: _has_variable(release, "COLOUR"), 180)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import IMAGE, Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(400)
-
-
-def make_secret(release: Release, name: str, password: str) -> None:
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"password": password}}
-    run("kubectl", "apply", "-n", release.namespace, "-f", "-", input=json.dumps(secret))
 
 
 @pytest.mark.parametrize(
@@ -34,18 +28,31 @@ def test_a_mistake_is_named_in_one_line(release: Release, values: dict[str, Any]
     _is_said_once(release, named)
 
 
+def test_a_score_that_is_none_is_named_by_row_and_column(release: Release) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "radiographs"}, "spec": spec}
+    broken = "csi-job phantoms /data --num-images 30 && sed -i '3s/;[^;]*$/;7/' /data/labels.csv"
+    release.apply(claim, pod("loader", IMAGE, 65532, "radiographs", command=["sh", "-c", broken]))
+    release.kubectl("wait", "pod/loader", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
+    release.helm("install", values={"demo.enabled": False, "data.existingClaim": "radiographs"})
+
+    release.wait_for_end(200, "Failed")
+
+    _is_said_once(release, "row 3 column left_inf")
+
+
 def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(release: Release) -> None:
-    make_secret(release, "given", "right")
+    release.apply(secret("given", password="right"))
     values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
     release.helm("install", "--wait", values=values)
     release.kubectl("rollout", "status", f"statefulset/{release.name}-csi-job-database", "--timeout=120s")
-    make_secret(release, "given", "wrong")
+    release.apply(secret("given", password="wrong"))
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
 
     release.wait_for_end(200, "Failed")
 
     _is_said_once(release, "password")
-    make_secret(release, "given", "right")
+    release.apply(secret("given", password="right"))
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
     wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
 

@@ -9,7 +9,14 @@ import pytest
 from tests.e2e.release import Release, wait_until
 
 pytestmark = pytest.mark.timeout(900)
-REACH = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close(); print('reached')"
+REACH = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()
+    print('reached')
+except OSError as error:
+    print('not', error)
+"""
 SETTLED_S = 4  # a new pod's policies count after a moment
 
 
@@ -33,4 +40,5 @@ def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_
 
 def reaches(release: Release, pod: str, host: str, port: int) -> bool:
     """Whether a pod can open a connection; names are asked of DNS."""
-    return "reached" in release.kubectl("exec", pod, "--", "python", "-c", REACH, host, str(port), check=False)
+    ask = ("exec", pod, "--", "python", "-c", REACH, host, str(port))
+    return "reached" in wait_until(f"an answer from {pod}", lambda: release.kubectl(*ask, check=False).strip(), 60)

@@ -9,8 +9,8 @@ import pytest
 from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1200)
-NUM_TRIALS = 10
-VALUES = {"job.study.num_trials": NUM_TRIALS, "search.parallelism": 1, "search.backoffLimit": 0}
+VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
+NUM_MORE = 8  # trials after the uninstall: more than are finished while it goes on
 
 
 def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Release) -> None:
@@ -18,11 +18,11 @@ def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Rele
     wait_until("the first trials", lambda: release.num_finished() >= 1, 240)
     _fail_the_only_index(release)
     _suspend_and_resume(release)
-    _reinstall(release)
+    num_trials = _reinstall(release)
 
-    release.wait_for_end(700)
+    release.wait_for_end(500)
 
-    assert release.num_finished() == NUM_TRIALS
+    assert release.num_finished() == num_trials
     assert release.trials()["FAIL"] == 0
     assert release.trials()["RUNNING"] == 0
 
@@ -46,11 +46,13 @@ def _suspend_and_resume(release: Release) -> None:
     wait_until("two pods search", lambda: len(release.running("search")) == 2, 90)
 
 
-def _reinstall(release: Release) -> None:
+def _reinstall(release: Release) -> int:
+    """Uninstall in the middle, install again, and return the total that the study is to have now."""
     finished = release.num_finished()
-    assert finished < NUM_TRIALS
+    num_trials = finished + NUM_MORE
     run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
     wait_until("no pod is left", lambda: release.items("pods") == [], 120)
     assert len(release.items("pvc")) == 2
-    release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
-    wait_until("the study is there", lambda: release.num_finished() >= finished, 120)
+    release.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"job.study.num_trials": num_trials})
+    assert release.num_finished() >= finished
+    return num_trials

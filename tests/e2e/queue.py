@@ -1,0 +1,78 @@
+"""A queue of Kueue for one namespace, whose quota is a number of pods."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tests.e2e.release import IMAGE, Release, pod, run
+
+API = "kueue.x-k8s.io/v1beta2"
+PLENTY = {"cpu": "1000", "memory": "1Ti"}
+NAME = "stages"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The local queue `stages` of a release's namespace; what has no namespace bears the namespace's name."""
+
+    release: Release
+
+    def make(self) -> None:
+        """Make the queue, without quota."""
+        name = self.release.namespace
+        queue = {"clusterQueue": name}
+        self.release.apply(
+            self._object("ResourceFlavor", name),
+            self._object("WorkloadPriorityClass", name) | {"value": 1000, "description": "before the release"},
+            self._cluster_queue(0),
+            self._object("LocalQueue", NAME) | {"spec": queue},
+        )
+
+    def allow(self, num_pods: int) -> None:
+        """Set the quota."""
+        self.release.apply(self._cluster_queue(num_pods))
+
+    def preempt(self, num_pods: int, seconds: int) -> None:
+        """Queue a Job of a higher priority."""
+        labels = {"kueue.x-k8s.io/queue-name": NAME, "kueue.x-k8s.io/priority-class": self.release.namespace}
+        template = {"spec": pod("urgent", IMAGE, 10001, command=["sleep", str(seconds)])["spec"]}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "urgent", "labels": labels},
+            "spec": {"parallelism": num_pods, "completions": num_pods, "suspend": True, "template": template},
+        }
+        self.release.apply(job)
+
+    def admissions(self) -> list[str]:
+        """Return the stages by the time of their admission."""
+        workloads = json.loads(self.release.kubectl("get", "workloads.kueue.x-k8s.io", "-o", "json"))["items"]
+        admitted = [
+            (condition["lastTransitionTime"], workload["metadata"]["ownerReferences"][0]["name"])
+            for workload in workloads
+            for condition in workload["status"].get("conditions", [])
+            if condition["type"] == "Admitted" and condition["status"] == "True"
+        ]
+        return [name.split("-")[-2] for _, name in sorted(admitted) if name != "urgent"]
+
+    def remove(self) -> None:
+        """Remove what has no namespace; the namespace's own objects hold it until they are gone."""
+        name = self.release.namespace
+        for kind in ("clusterqueue", "resourceflavor", "workloadpriorityclass"):
+            run("kubectl", "delete", kind, name, "--wait=false", "--ignore-not-found", check=False)
+
+    def _cluster_queue(self, num_pods: int) -> dict[str, Any]:
+        name = self.release.namespace
+        quota = PLENTY | {"pods": str(num_pods)}
+        resources = [{"name": resource, "nominalQuota": amount} for resource, amount in quota.items()]
+        spec = {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}},
+            "preemption": {"withinClusterQueue": "LowerPriority"},
+            "resourceGroups": [{"coveredResources": list(quota), "flavors": [{"name": name, "resources": resources}]}],
+        }
+        return self._object("ClusterQueue", name) | {"spec": spec}
+
+    def _object(self, kind: str, name: str) -> dict[str, Any]:
+        return {"apiVersion": API, "kind": kind, "metadata": {"name": name}}

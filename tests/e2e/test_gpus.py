@@ -1,0 +1,55 @@
+"""GPUs, as far as scheduling goes: one a pod, and a pod without one waits. The containers run on the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.release import Release, run, wait_until
+
+pytestmark = pytest.mark.timeout(700)
+GPU = "nvidia.com/gpu"
+
+
+def advertise(node: str, number: int | None) -> None:
+    """Let a node say that it has so many GPUs, as NVIDIA's device plugin would."""
+    said = None if number is None else str(number)
+    patch = {"status": {"capacity": {GPU: said}, "allocatable": {GPU: said}}}
+    run("kubectl", "patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+
+
+@pytest.fixture
+def node(release: Release) -> Iterator[str]:
+    """The only node of the test cluster; what it had is given back."""
+    found = json.loads(release.kubectl("get", "nodes", "-o", "json"))["items"]
+    if len(found) > 1:
+        pytest.skip("this cluster has several nodes")
+    name = found[0]["metadata"]["name"]
+    before = found[0]["status"]["allocatable"].get(GPU)
+    yield name
+    advertise(name, None if before is None else int(before))
+
+
+def test_each_pod_of_the_search_gets_a_gpu_and_waits_where_there_is_none(release: Release, node: str) -> None:
+    advertise(node, 1)
+    values = {"search.gpus": 1, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
+    release.helm("install", "--wait", "--timeout", "5m", values=values)
+    wait_until("one pod searches", lambda: len(release.running("search")) == 1, 240)
+    wait_until("the other is said to wait", lambda: f"Insufficient {GPU}" in release.story(), 60)
+    assert [pod["status"]["phase"] for pod in release.items("pods", "search")].count("Pending") == 1
+
+    advertise(node, 2)
+    wait_until("both search", lambda: len(release.running("search")) == 2, 120)
+    assert [_gpus(pod) for pod in release.items("pods", "search")] == ["1", "1"]
+    assert [_gpus(pod) for pod in release.items("pods", "cache")] == [None]
+    release.helm("upgrade", values=values | {"job.study.num_trials": release.num_finished() + 8})
+    release.wait_for_end(400)
+
+    assert release.trials()["FAIL"] == 0
+
+
+def _gpus(pod: dict[str, Any]) -> str | None:
+    return pod["spec"]["containers"][0]["resources"].get("limits", {}).get(GPU)

@@ -1,0 +1,74 @@
+"""Kueue, the real one: each stage waits for its quota; a resize, a pause and a preemption cost no trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import missing_service
+from tests.e2e.queue import NAME, Queue
+from tests.e2e.release import Release, run, wait_until
+
+pytestmark = pytest.mark.timeout(1200)
+ENDLESS = {"kueue.queueName": NAME, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
+WAITS = "search: waits for its quota"
+
+
+@pytest.fixture
+def queue(release: Release) -> Iterator[Queue]:
+    if "workloads" not in run("kubectl", "api-resources", "--api-group=kueue.x-k8s.io", check=False).stdout:
+        missing_service("Kueue is not installed in the test cluster")
+    made = Queue(release)
+    made.make()
+    yield made
+    made.remove()
+
+
+def test_stages_wait_for_quota_and_a_resize_a_pause_and_a_preemption_cost_no_trial(
+    release: Release, queue: Queue
+) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
+    _stages_wait_for_their_quota(release, queue)
+    _resize(release)
+    _preempt(release, queue)
+    _pause_and_resume(release)
+    num_trials = release.num_finished() + 12
+    release.helm("upgrade", values=ENDLESS | {"job.study.num_trials": num_trials})
+
+    release.wait_for_end(600)
+
+    assert release.num_finished() == num_trials
+    assert release.trials()["FAIL"] == 0
+    assert release.trials()["RUNNING"] == 0
+    assert list(dict.fromkeys(queue.admissions())) == ["cache", "search", "final"]
+
+
+def _stages_wait_for_their_quota(release: Release, queue: Queue) -> None:
+    wait_until("the cache waits", lambda: "cache: waits for its quota" in release.story(), 90)
+    assert release.items("pods", "cache") == []
+    queue.allow(1)
+    wait_until("the search waits", lambda: WAITS in release.story(), 240)
+    assert release.items("pods", "search") == []
+    queue.allow(4)
+    wait_until("two pods search", lambda: len(release.running("search")) == 2, 120)
+
+
+def _resize(release: Release) -> None:
+    """A Job that was admitted is sent away and queued again by Kueue, and comes back in its new size."""
+    release.csi_job("scale", "3")
+    wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
+
+
+def _preempt(release: Release, queue: Queue) -> None:
+    queue.preempt(2, seconds=8)
+    wait_until("the search is preempted", lambda: release.uids("search") == set(), 90, every=0.5)
+    wait_until("three pods search again", lambda: len(release.running("search")) == 3, 180)
+    assert release.story().count(WAITS) > 1
+
+
+def _pause_and_resume(release: Release) -> None:
+    release.csi_job("scale", "0")
+    wait_until("no pod searches", lambda: release.uids("search") == set(), 90)
+    release.csi_job("scale", "2")
+    wait_until("two pods search again", lambda: len(release.running("search")) == 2, 120)
