@@ -7,6 +7,7 @@ LOCK   := tests/requirements.lock
 DEMO   := demo
 DOCKER := docker
 TOOLS  := .venv-lint
+RELEASES := 4
 VERSION := 0.1.0
 IMAGE_TAG := $(VERSION)
 CSI_JOB   := $(BIN)/csi-job
@@ -84,7 +85,7 @@ manifests: ## Renew the plain manifests in k8s/ from the chart
 	@sh k8s/render.sh k8s
 
 e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
-	@$(BIN)/pytest tests/e2e
+	@$(BIN)/pytest tests/e2e -n $(RELEASES) --dist load --maxschedchunk 1 --durations=0 --durations-min=5
 
 clean: ## Remove the environments and demo/
 	rm -rf $(VENV) $(TOOLS) $(DEMO)
