@@ -23,8 +23,10 @@ from csi_job.report.page import write_report
 from csi_job.report.plots import write_best_params, write_plots
 from csi_job.study.catalog import open_study
 from csi_job.study.definition import define_study, set_target
+from csi_job.study.migrate import Migration, migrate_study
 from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
+from csi_job.study.settings import checked_name
 from csi_job.study.status import study_status
 from csi_job.study.storage import open_storage
 from csi_job.study.summary import track_study
@@ -151,6 +153,22 @@ def define(settings: Settings, cache_folder: Path) -> optuna.Study:
         baseline=settings.baseline.model_dump(),
         cache=load_info(cache_folder),
         average=settings.trial.objective_average,
+    )
+
+
+def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
+    """Carry the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
+    check_sampler(settings.study.sampler, settings.study.objective)
+    cache = load_info(existing_cache(settings))
+    return migrate_study(
+        open_storage(settings.storage, settings.work, create=False),
+        old,
+        settings.study.model_copy(update={"name": checked_name(new)}),
+        space=settings.space,
+        baseline=settings.baseline.model_dump(),
+        cache=cache,
+        average=settings.trial.objective_average,
+        num_trials=settings.study.num_trials if num_trials_given else None,
     )
 
 

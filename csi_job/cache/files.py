@@ -16,13 +16,13 @@ _logger = get_logger(__name__)
 _POLL_S = 0.2
 
 
-def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a text file under another name, flush it to the disk, and rename it."""
+def write_whole(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Write a file under another name, flush it to the disk, and rename it; text is UTF-8."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -19,7 +19,7 @@ COMMANDS = {
     "cache": ("cache", "Decode the radiographs once, check and split them."),
     "hyperopt": ("hyperopt", "Search for the best hyperparameters."),
     "status": ("status", "Show how far a study is."),
-    "study": ("study", "List, show, delete studies; enqueue parameters."),
+    "study": ("study", "List, show, delete, export, back up studies; enqueue parameters."),
     "report": ("report", "Write the plots and the report of a study."),
     "train-optimized": ("train_optimized", "Confirm the best candidates and train the final model."),
     "eval": ("evaluate", "Evaluate the optimised model on the test set."),

@@ -1,4 +1,4 @@
-"""`csi-job study create | list | show | enqueue | delete`."""
+"""`csi-job study create | list | show | enqueue | delete`, and the commands of `study_files`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, LoadedSettings, with_settings
+from csi_job.cli.study_files import backup, export, migrate, restore
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def study() -> None:
-    """Create, list, show and delete studies; enqueue parameters to try next."""
+    """Create, list, show and delete studies; enqueue parameters to try next; export, back up and migrate trials."""
+
+
+for command in (export, backup, restore, migrate):
+    study.add_command(command)
 
 
 @study.command()

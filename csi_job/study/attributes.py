@@ -28,6 +28,7 @@ F1_STD: Final = "f1_std"  # patient-level bootstrap standard error of the best e
 REASON: Final = "reason"
 INFEASIBLE: Final = "infeasible"
 CANCELLED: Final = "cancelled"  # waited beyond the target
+MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a carried trial was trained
 
 # of a trial, Optuna's own
 FIXED_PARAMS: Final = "fixed_params"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import optuna
 import sqlalchemy as sa
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
@@ -50,6 +51,55 @@ class Keyed(Protocol):
         """Return the digest of table, images, split, image size and normalisation."""
 
 
+@dataclass(frozen=True)
+class Definition:
+    """What a study is to be."""
+
+    settings: StudySettings
+    fingerprint: Fingerprint
+    baseline: dict[str, Any]
+    """The parameters of trial 0, inside the space."""
+    moves: list[str]
+    """A sentence for each parameter that was moved there."""
+
+    @classmethod
+    def of(
+        cls, settings: StudySettings, *, space: SearchedSpace, baseline: Mapping[str, Any], cache: Keyed, average: str
+    ) -> Definition:
+        """Return the definition that these arguments of `define_study` make."""
+        params, moves = space.nearest(baseline)
+        return cls(settings, Fingerprint(space.fingerprint(), settings.objective, average, cache.key), params, moves)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what is stored with a study that is made."""
+        return {
+            FINGERPRINT: self.fingerprint.to_json(),
+            TARGET: self.settings.num_trials,
+            OBJECTIVE: self.settings.objective,
+            SEED: self.settings.seed,
+            UID: new_token()[:8],
+        }
+
+    def first_trial(self) -> FrozenTrial:
+        """Return the baseline as it waits in a study that is made."""
+        fixed, mark = {FIXED_PARAMS: self.baseline}, {BASELINE: True}
+        return create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs=mark)
+
+    def tell_moves(self) -> None:
+        """Warn of what was moved."""
+        for sentence in self.moves:
+            logger.warning("baseline: %s", sentence)
+
+    def check(self, stored: Mapping[str, Any]) -> None:
+        """Refuse a study that was made with other settings, or by another program."""
+        if not isinstance(stored.get(FINGERPRINT), Mapping):
+            message = "a study of this name was made by another program"
+            raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
+        self.fingerprint.check(stored[FINGERPRINT], self.settings.name)
+        if stored.get(SEED) != self.settings.seed:
+            logger.warning("the study was made with seed %s, which stays in force", stored.get(SEED))
+
+
 def define_study(
     storage: StudyStorage,
     settings: StudySettings,
@@ -80,25 +130,19 @@ def define_study(
     """
     check_sampler(settings.sampler, settings.objective)
     sampler, pruner = make_sampler(settings, space), make_pruner(settings)
-    fingerprint = Fingerprint(space.fingerprint(), settings.objective, average, cache.key)
-    params, moves = space.nearest(baseline)
-    attributes = {
-        FINGERPRINT: fingerprint.to_json(),
-        TARGET: settings.num_trials,
-        OBJECTIVE: settings.objective,
-        SEED: settings.seed,
-        UID: new_token()[:8],
-    }
+    definition = Definition.of(settings, space=space, baseline=baseline, cache=cache, average=average)
 
     def transaction(connection: Connection) -> dict[str, Any]:
-        return _stored_or_made(connection, settings, attributes, params)
+        study_id, stored = find_or_make(connection, definition)
+        if not stored:
+            add_trial(connection, study_id, definition.first_trial())
+        return stored
 
     stored = storage.write(transaction)
     if stored:
-        _check(stored, fingerprint, settings)
+        definition.check(stored)
     else:
-        for sentence in moves:
-            logger.warning("baseline: %s", sentence)
+        definition.tell_moves()
     return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
 
 
@@ -138,7 +182,7 @@ def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trial
         counts = count_trials(connection, study_id)
         if aim is None:  # else this is the second try of a COMMIT whose answer was lost: nothing is added twice
             aim = _raised(counts, more_trials or 0)
-        upsert(connection, STUDY_ATTRIBUTES, [_attribute(study_id, TARGET, aim)], ("study_id", "key"))
+        store_target(connection, study_id, aim)
         cancel_excess(connection, study_id, count_trials(connection, study_id))
         return aim
 
@@ -154,40 +198,44 @@ def study_seed(study: optuna.Study) -> int:
     return int(study.user_attrs.get(SEED, 0))
 
 
-def _stored_or_made(
-    connection: Connection, settings: StudySettings, attributes: Mapping[str, Any], params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the attributes of the study that is there, or make it and return nothing."""
+def find_or_make(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:
+    """Find a study, or make it without trials, under the schema's lock.
+
+    Returns:
+        its id, and the attributes of a study that was there; none of one that was made.
+
+    """
     lock_schema(connection)
-    named = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == settings.name)
-    study_id = connection.execute(named).scalar()
+    settings = definition.settings
+    study_id = find_study(connection, settings.name)
     if study_id is not None:
-        mine = sa.select(STUDY_ATTRIBUTES).where(STUDY_ATTRIBUTES.c.study_id == study_id)
-        stored = {row.key: json.loads(row.value_json) for row in connection.execute(mine)}
-        return stored or {FINGERPRINT: None}
+        return study_id, stored_attributes(connection, study_id) or {FINGERPRINT: None}
     made = sa.insert(STUDIES).values(study_name=settings.name).returning(STUDIES.c.study_id)
-    study_id = connection.execute(made).scalar_one()
+    study_id = int(connection.execute(made).scalar_one())
     directions = [
         {"study_id": study_id, "objective": objective, "direction": direction}
         for objective, direction in enumerate(DIRECTIONS_OF[settings.objective])
     ]
     connection.execute(sa.insert(DIRECTIONS).values(directions))
-    rows = [_attribute(study_id, key, value) for key, value in attributes.items()]
+    rows = [_attribute(study_id, key, value) for key, value in definition.attributes().items()]
     connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
-    first = create_trial(
-        state=TrialState.WAITING, system_attrs={FIXED_PARAMS: dict(params)}, user_attrs={BASELINE: True}
-    )
-    add_trial(connection, study_id, first)
-    return {}
+    return study_id, {}
 
 
-def _check(stored: Mapping[str, Any], fingerprint: Fingerprint, settings: StudySettings) -> None:
-    if not isinstance(stored.get(FINGERPRINT), Mapping):
-        message = "a study of this name was made by another program"
-        raise ConfigurationError(message, got=settings.name, hint="choose another study name")
-    fingerprint.check(stored[FINGERPRINT], settings.name)
-    if stored.get(SEED) != settings.seed:
-        logger.warning("the study was made with seed %s, which stays in force", stored.get(SEED))
+def find_study(connection: Connection, name: str) -> int | None:
+    """Return the id of the study of this name, None if there is none."""
+    return connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).scalar()
+
+
+def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
+    """Return a study's user attributes."""
+    mine = sa.select(STUDY_ATTRIBUTES).where(STUDY_ATTRIBUTES.c.study_id == study_id)
+    return {row.key: json.loads(row.value_json) for row in connection.execute(mine)}
+
+
+def store_target(connection: Connection, study_id: int, target: int) -> None:
+    """Store a study's total of finished trials; the caller holds the study's lock."""
+    upsert(connection, STUDY_ATTRIBUTES, [_attribute(study_id, TARGET, target)], ("study_id", "key"))
 
 
 def _attribute(study_id: int, key: str, value: Any) -> dict[str, Any]:

@@ -43,14 +43,18 @@ class Fingerprint:
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:
     """Refuse what differs from what is stored, by its dotted keys."""
+    if named := differences(stored, given):
+        message = f"study {study_name!r} was made with other settings: {named}"
+        raise ConfigurationError(message, hint="restore them, or choose another study name")
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return the dotted keys that differ with both values, in one line; nothing if none does."""
     before, now = _flat(stored), _flat(given)
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT))
-    if not keys:
-        return
     named = [f"{key} (was {_shown(before, key)}, now {_shown(now, key)})" for key in keys[:NUM_DIFFERENCES_NAMED]]
     more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
-    message = f"study {study_name!r} was made with other settings: {', '.join(named)}{more}"
-    raise ConfigurationError(message, hint="restore them, or choose another study name")
+    return ", ".join(named) + more
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 
+from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
 
 Sampler = Literal["tpe", "random", "cmaes"]
@@ -52,6 +53,15 @@ class StudySettings(Section):
             message = f"the name must fit into a file name: at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}"
             raise ValueError(message)
         return name
+
+
+def checked_name(name: str) -> str:
+    """Return a study's name that is no setting; raise `ConfigurationError` if no study of ours can have it."""
+    try:
+        return StudySettings(name=name).name
+    except ValidationError:
+        allowed = "up to 100 characters without slashes, not beginning with a dot"
+        raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed) from None
 
 
 class StorageSettings(Section):

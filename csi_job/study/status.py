@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -93,7 +93,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     leases = storage.read(lambda connection: read_running(connection, study_id))
     attributes = study.user_attrs
     target = int(attributes.get(TARGET, 0))
-    outcomes = Counter(_outcome(trial) for trial in trials)
+    outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
     running = tuple(_running(row, trials) for row in leases)
     num_left = target - outcomes["complete"] - outcomes["pruned"] - outcomes["infeasible"]
     rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
@@ -115,12 +115,13 @@ def study_status(study: optuna.Study) -> StudyStatus:
     )
 
 
-def _outcome(trial: FrozenTrial) -> str:
-    if trial.state is TrialState.PRUNED:
-        return "infeasible" if trial.user_attrs.get(INFEASIBLE) else "pruned"
-    if trial.state is TrialState.FAIL:
-        return "cancelled" if trial.user_attrs.get(CANCELLED) else "failed"
-    return trial.state.name.lower()
+def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> str:
+    """Return complete, pruned, infeasible, failed, cancelled, running or waiting."""
+    if state is TrialState.PRUNED:
+        return "infeasible" if user_attrs.get(INFEASIBLE) else "pruned"
+    if state is TrialState.FAIL:
+        return "cancelled" if user_attrs.get(CANCELLED) else "failed"
+    return state.name.lower()
 
 
 def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
@@ -158,5 +159,5 @@ def _trials_per_s(trials: Iterable[FrozenTrial], num_running: int) -> float | No
 
 
 def _failures(trials: Iterable[FrozenTrial]) -> tuple[tuple[str, int], ...]:
-    reasons = Counter(str(trial.user_attrs.get(REASON, "unknown")) for trial in trials if _outcome(trial) == "failed")
-    return tuple(reasons.most_common())
+    failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
+    return tuple(Counter(str(trial.user_attrs.get(REASON, "unknown")) for trial in failed).most_common())

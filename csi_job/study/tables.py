@@ -10,6 +10,7 @@ from optuna.storages._rdb import models
 STUDIES: Final[sa.Table] = models.StudyModel.__table__
 DIRECTIONS: Final[sa.Table] = models.StudyDirectionModel.__table__
 STUDY_ATTRIBUTES: Final[sa.Table] = models.StudyUserAttributeModel.__table__
+STUDY_SYSTEM_ATTRIBUTES: Final[sa.Table] = models.StudySystemAttributeModel.__table__
 TRIALS: Final[sa.Table] = models.TrialModel.__table__
 PARAMS: Final[sa.Table] = models.TrialParamModel.__table__
 VALUES: Final[sa.Table] = models.TrialValueModel.__table__

@@ -109,6 +109,21 @@ class Parameter(Section):
             case _:
                 return trial.suggest_categorical(name, self.listed)  # type: ignore[return-value] # a listed Value
 
+    @property
+    def allowed(self) -> str:
+        """The values in a phrase that completes `is not …`."""
+        if self.value is not None:
+            return str(self.value)
+        if self.choices is not None:
+            return f"among {', '.join(map(str, self.choices))}"
+        return f"from {self.low} to {self.high}{'' if self.step in (None, 1) else f' in steps of {self.step}'}"
+
+    def allows(self, value: Value) -> bool:
+        """Return whether this very value can be drawn."""
+        if not self.is_range:
+            return value in self.listed
+        return bool(self.distribution()._contains(float(value)))  # noqa: SLF001 - what Optuna takes for inside
+
     def nearest(self, value: Value) -> Value:
         """Return the allowed value nearest to this one; for a word that is not allowed, the first listed one."""
         if value in self.listed:

@@ -132,6 +132,32 @@ class SearchSpace(Section):
         ]
         return moved, sentences
 
+    def fitted(self, params: Mapping[str, Any]) -> tuple[dict[str, Value], str]:
+        """Find a trial of any space in this one.
+
+        Args:
+            params: hyperparameters by name; one that the trial did not have was at its default.
+
+        Returns:
+            the parameters that a trial of this space with the same hyperparameters has, and an empty text; if there
+            can be none, nothing, and why, in a phrase that names no number drawn from a range of real numbers.
+
+        """
+        used = {**DEFAULTS, **{name: parse_value(name, value) for name, value in params.items()}}
+        fitted: dict[str, Value] = {}
+        for name, parameter in in_order(self.parameters).items():
+            if self._is_active(parameter, fitted):
+                if not parameter.allows(used[name]):
+                    return {}, f"{_told(name, used[name], params)} is not {parameter.allowed}"
+                fitted[name] = used[name]
+            elif used[name] != DEFAULTS[name]:
+                condition = self._failed_condition(parameter, fitted) or "its own condition's parameter is drawn"
+                return {}, f"{name} is drawn only when {condition}"
+        for name, default in self._dropped.items():
+            if used[name] != default:
+                return {}, f"{_told(name, used[name], params)} is not {default}, and {name} is not searched"
+        return {name: fitted[name] for name in PARAMETERS if name in fitted}, ""
+
     def fingerprint(self) -> dict[str, Any]:
         """Return the space as JSON-able data; two spaces that Optuna would treat alike give the same."""
         forms: dict[str, Any] = {}
@@ -179,6 +205,13 @@ class SearchSpace(Section):
         if name not in self.parameters:
             return {DEFAULTS[name]}
         return set(reachable[name].listed) if name in reachable else set()
+
+
+def _told(name: str, value: Value, params: Mapping[str, Any]) -> str:
+    """Return a parameter with its value where many trials may have the same."""
+    if name not in params:
+        return f"{name}={value}, which was not searched,"
+    return name if isinstance(value, float) else f"{name}={value}"
 
 
 def in_order(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -1,0 +1,147 @@
+"""`csi-job study export | backup | restore | migrate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from csi_job.cli.options import DATA, LoadedSettings, with_settings
+
+if TYPE_CHECKING:
+    from csi_job.study.backup_file import Backup
+    from csi_job.study.migrate import Migration
+
+FORCE = click.option("--force", is_flag=True, help="Overwrite files that exist.")
+FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@with_settings("storage.url")
+@FORCE
+def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:
+    """Write every trial of study NAME as CSV and JSON, whatever its state.
+
+    DEST is a folder for both files, or one file that ends in .csv or .json; by default they go to
+    models/hyperopt/ of the work folder. The CSV opens in a spreadsheet: a row a trial, a column a
+    parameter. The JSON holds all that is known, the epochs' values and the study's attributes too.
+
+    \b
+    For example:
+      csi-job study export csi_optimization
+      csi-job study export csi_optimization trials.csv --force
+    """  # noqa: D301 - click reads \b
+    from csi_job.study.backup import read_backup
+    from csi_job.study.export import export_files, write_export
+    from csi_job.study.files import check_free
+    from csi_job.study.storage import open_storage
+
+    settings = loaded.settings
+    files = export_files(dest or settings.work / "models" / "hyperopt", name)
+    check_free(*files, force=force)
+    study = read_backup(open_storage(settings.storage, settings.work, create=False), name)
+    write_export(study, files)
+    click.echo(f"{len(study.trials)} trials of {name}: {', '.join(map(str, files))}")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("file", type=FILE)
+@with_settings("storage.url")
+@FORCE
+def backup(loaded: LoadedSettings, name: str, file: Path, *, force: bool) -> None:
+    """Write study NAME as it is now into one FILE; workers go on meanwhile.
+
+    Nothing is lost or rounded, and a checksum tells a damaged file. A name that ends in .gz is
+    compressed; - is standard output. Images, caches, checkpoints and models are not in it.
+
+    \b
+    For example, from the laptop's SQLite into a team's PostgreSQL:
+      csi-job study backup csi_optimization study.json.gz
+      csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
+    """  # noqa: D301 - click reads \b
+    from csi_job.study.backup import read_backup, write_backup
+    from csi_job.study.files import STREAM, check_free
+    from csi_job.study.storage import open_storage
+
+    check_free(file, force=force)
+    study = read_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=False), name)
+    write_backup(study, file)
+    click.echo(f"study {name} is in {file}: {_counts(study)}", err=file == STREAM)
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@with_settings("storage.url")
+@click.option("--study-name", "new_name", metavar="TEXT", help="Another name for the study.  [default: as it was]")
+def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
+    """Bring the study in FILE, which `backup` wrote, into a database, whole or not at all.
+
+    The database may be another, and of another kind; its tables are made where they are missing. A
+    trial that ran during the backup is taken over by the next worker: from its checkpoint if the work
+    folder and the study's name are the same, else from epoch 0. End the workers of the first study
+    before, if both share a work folder and a name. FILE may be -, which is standard input.
+
+    \b
+    For example:
+      csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
+      csi-job study restore study.json.gz --study-name second_try
+    """  # noqa: D301 - click reads \b
+    from csi_job.study.backup import restore_backup
+    from csi_job.study.backup_file import decode
+    from csi_job.study.files import read_file
+    from csi_job.study.settings import checked_name
+    from csi_job.study.storage import open_storage
+
+    study = decode(read_file(file))
+    name = checked_name(new_name or study.name)
+    restore_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=True), study, name)
+    click.echo(f"study {name} is restored: {_counts(study)}")
+    click.echo(f"go on with the settings it was made with: csi-job hyperopt --study-name {shlex.quote(name)}")
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@with_settings(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url")
+def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
+    """Carry the finished trials of study OLD into study NEW, whose space may be another.
+
+    The settings given define NEW. A trial is carried if NEW's space allows the hyperparameters that it
+    was trained with; the others are counted by reason. Only the space may change: with other data,
+    split, image size or objective, values would not compare. Carried trials count towards NEW's total,
+    which is --n-trials, else OLD's. OLD stays. Run again, it carries what OLD has finished since.
+
+    \b
+    For example, after adding resnet18 to space.model_arch in wider.yaml:
+      csi-job study migrate csi_optimization wider --config wider.yaml --n-trials 80
+      csi-job hyperopt --study-name wider --config wider.yaml
+    """  # noqa: D301 - click reads \b
+    from csi_job.pipeline import migrate as run
+
+    given = "study.num_trials" in loaded.origins
+    done = run(loaded.settings, old, new, num_trials_given=given)
+    for line in _migration_lines(done, old, new, given=given):
+        click.echo(line)
+
+
+def _counts(study: Backup) -> str:
+    from csi_job.study.backup import count_outcomes
+
+    counts = count_outcomes(study)
+    return f"{len(study.trials)} trials ({', '.join(f'{count} {outcome}' for outcome, count in counts)})"
+
+
+def _migration_lines(done: Migration, old: str, new: str, *, given: bool) -> list[str]:
+    there = f"; {done.num_there} were there already" if done.num_there else ""
+    lines = [f"{done.num_carried} trials carried from {old} to {new}{there}"]
+    lines += [f"{count} not carried: {reason}" for reason, count in done.reasons]
+    whose = "" if given else " (--n-trials sets another)"
+    waiting = f", {done.num_waiting} waiting" if done.num_waiting else ""
+    lines.append(f"study {new} has {done.num_finished} of its total of {done.target} trials{waiting}{whose}")
+    more = " --more-trials K" if done.num_finished >= done.target else ""
+    return [*lines, f"go on with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}"]
