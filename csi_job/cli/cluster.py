@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,23 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 )
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of each of them.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the GPU resource.")
-def check(loaded: LoadedSettings, num_pods: int, num_gpus: int, gpu_resource: str) -> None:
-    """Find what is wrong before a GPU is used: volumes, data, database, memory, nodes."""
-    from csi_job.cluster.check import check_release
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for the database.")
+@of_release
+def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespace: str | None, **given: Any) -> None:
+    """Find what is wrong before a GPU is used.
 
-    for line in check_release(loaded.settings, num_pods, num_gpus, gpu_resource):
+    In a pod (`helm test` runs one): volumes, data, database, Secrets, memory. From a laptop, by the kubeconfig:
+    the claims and Secrets of a release, quotas, nodes.
+    """
+    from csi_job.cluster.api import Cluster
+    from csi_job.cluster.check import IN_A_POD, Wanted, check_pod
+    from csi_job.cluster.survey import check_release
+
+    if IN_A_POD in os.environ:
+        lines = check_pod(loaded.settings, Wanted(num_pods, given["num_gpus"], given["gpu_resource"]), given["wait"])
+    else:
+        lines = check_release(Cluster(namespace), release)
+    for line in lines:
         click.echo(line)
 
 

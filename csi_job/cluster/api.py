@@ -32,6 +32,10 @@ class UnreachableError(ClusterError):
     """The API server does not answer just now."""
 
 
+class NotAllowedError(ClusterError):
+    """The user has no right to what was asked for."""
+
+
 def _one_line(method: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Turn the client's exceptions into `ClusterError`, and an API server that is away into `UnreachableError`."""
 
@@ -56,7 +60,8 @@ def _refusal(error: ApiException) -> ClusterError:
         message = json.loads(error.body or "{}").get("message", error.reason)
     except ValueError:
         message = error.reason
-    return ClusterError(f"the API server refuses: {message}")
+    kind = NotAllowedError if status == FORBIDDEN else ClusterError
+    return kind(f"the API server refuses: {message}")
 
 
 class Cluster:
@@ -204,6 +209,39 @@ class Cluster:
         if json.loads(told[STATUS] or b"{}").get("status") != "Success":
             text = told[STDERR].decode(errors="replace").strip()
             raise ClusterError(f"the pod {pod} could not be read: {text or 'the connection broke off'}")
+
+    @_one_line
+    def claim(self, name: str) -> dict[str, Any] | None:
+        """Return a claim, None if there is none."""
+        try:
+            found = self._core.read_namespaced_persistent_volume_claim(name, self.namespace, _request_timeout=TIMEOUT_S)
+            return dict(self._plain(found))
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise
+
+    @_one_line
+    def secret_keys(self, name: str) -> set[str] | None:
+        """Return the keys of a Secret, but no value; None if there is none.
+
+        Raises:
+            NotAllowedError: without the right to read it.
+
+        """
+        try:
+            found = self._core.read_namespaced_secret(name, self.namespace, _request_timeout=TIMEOUT_S)
+            return set(found.data or {})
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise
+
+    @_one_line
+    def quotas(self) -> list[dict[str, Any]]:
+        """Return the ResourceQuotas of the namespace."""
+        found = self._core.list_namespaced_resource_quota(self.namespace, _request_timeout=TIMEOUT_S)
+        return list(self._plain(found)["items"])
 
     @_one_line
     def nodes(self) -> list[dict[str, Any]] | None:
