@@ -80,7 +80,14 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 )
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of each of them.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the GPU resource.")
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for the database.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    envvar="WAIT_S",
+    help="Wait for a database that is away, and alone at fault.",
+)
 @of_release
 def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespace: str | None, **given: Any) -> None:
     """Find what is wrong before a GPU is used.

@@ -78,6 +78,10 @@ volumeMounts:
 - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" .root | quote }}}
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
 - {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "storage" "outage_s" 900 (.root.Values.job | default dict) | quote }}}
+{{- if and .step.data (eq .step.name "check") }}
+# The database may still be starting; the check of `helm test` has no such patience.
+- {name: WAIT_S, value: {{ dig "storage" "outage_s" 900 (.root.Values.job | default dict) | quote }}}
+{{- end }}
 {{- if eq (.step.name | default "") "check" }}
 # By reference: another parallelism is no reason to run the stage again.
 - {name: NUM_PODS, valueFrom: {configMapKeyRef: {name: {{ include "csi-job.fullname" .root }}-settings, key: num-pods}}}

@@ -38,7 +38,7 @@ spec:
 {{- if .Values.demo.enabled -}}
 {{- $init = append $init (dict "name" "phantoms" "data" true "args" (list "phantoms" "/data" (printf "--num-images=%d" (int .Values.demo.numImages)) (printf "--seed=%d" (int .Values.demo.seed)))) -}}
 {{- end -}}
-{{- $init = append $init (dict "name" "check" "data" true "args" (list "cluster" "check" $config (printf "--num-gpus=%d" (int .Values.search.gpus)) (printf "--gpu-resource=%s" .Values.gpuResource) (printf "--wait=%v" (dig "storage" "outage_s" 900 (.Values.job | default dict))))) -}}
+{{- $init = append $init (dict "name" "check" "data" true "args" (list "cluster" "check" $config (printf "--num-gpus=%d" (int .Values.search.gpus)) (printf "--gpu-resource=%s" .Values.gpuResource))) -}}
 {{- $init = append $init (dict "name" "cache" "data" true "args" (list "cache" "build" $config)) -}}
 {{- include "csi-job.stage" (dict "root" . "stage" "cache" "init" $init "main" (dict "name" "study" "data" true "args" (list "study" "create" $config))) -}}
 {{- end -}}
