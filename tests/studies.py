@@ -131,10 +131,10 @@ def storage_settings(url: str, **settings: Any) -> StorageSettings:
     return StorageSettings(url=SecretStr(url), **settings)
 
 
-def define(storage: StudyStorage, space: ToySpace = SPACE, **settings: Any) -> optuna.Study:
+def define(storage: StudyStorage, **settings: Any) -> optuna.Study:
     """Define the study `toy`, as every worker does."""
     given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
-    return define_study(storage, StudySettings(**given), space=space, baseline=BASELINE, cache=CACHE)
+    return define_study(storage, StudySettings(**given), space=SPACE, baseline=BASELINE, cache=CACHE)
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
@@ -184,6 +184,11 @@ class Worker:
             message = f"the worker hangs: {self.log()}"
             raise TimeoutError(message)
         return self.process.exitcode
+
+    def wait_for_trial(self) -> None:
+        """Wait until it runs a trial, or has ended."""
+        while self.process.is_alive() and "trial " not in self.log():
+            time.sleep(0.02)
 
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
@@ -235,6 +240,20 @@ class Reader:
         cursor = self.connection.cursor()
         cursor.execute(sql)
         return [tuple(row) for row in cursor.fetchall()]
+
+    def is_locked(self) -> bool:
+        """Whether SQLite's one lock is taken; PostgreSQL has none of the kind."""
+        if not isinstance(self.connection, sqlite3.Connection):
+            return False
+        try:
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        finally:
+            self.connection.execute("PRAGMA busy_timeout = 30000")
+        self.connection.rollback()
+        return False
 
     def states(self) -> dict[str, int]:
         return {str(state): count for state, count in self.rows("SELECT state, count(*) FROM trials GROUP BY state")}

@@ -14,7 +14,7 @@ from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.logs import get_logger
 from csi_job.study.attributes import CANCELLED, REASON, TARGET
 from csi_job.study.database import lock_study, now_s, upsert
-from csi_job.study.lease import GIVEN_BACK_S, Lease, is_orphan, read_running
+from csi_job.study.lease import GIVEN_BACK_S, Lease, is_orphan, running_trials
 from csi_job.study.rows import TrialWrite, insert_trial, set_state, write_trial
 from csi_job.study.storage import StudyStorage
 from csi_job.study.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -106,13 +106,16 @@ class _Claimant:
         return settled or self._decided(connection)
 
     def _decided(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
-        running = read_running(connection, self.study_id)
-        orphans = [row for row in running if is_orphan(row) and not self._failed_as_hopeless(connection, row)]
-        counts = count_trials(connection, self.study_id)
+        counts, running = _look(connection, self.study_id)
+        orphans = [row for row in running if is_orphan(row)]
+        hopeless = [row for row in orphans if self._failed_as_hopeless(connection, row)]
+        if hopeless:
+            counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
         counts = cancel_excess(connection, self.study_id, counts)
-        taken = next((claim for row in orphans if (claim := self._take_over(connection, row))), None)
+        left = (row for row in orphans if row not in hopeless)
+        taken = next((claim for row in left if (claim := self._take_over(connection, row))), None)
         if taken is not None:
             return taken
         if counts.num_waiting:
@@ -204,39 +207,59 @@ def _num_lost(row: Row[Any]) -> int:
 
 
 def count_trials(connection: Connection, study_id: int) -> Counts:
-    """Count a study's trials; exact under its lock."""
-    query = sa.select(TRIALS.c.state, sa.func.count()).where(TRIALS.c.study_id == study_id).group_by(TRIALS.c.state)
-    counted: dict[TrialState, int] = {row[0]: row[1] for row in connection.execute(query)}
-    of = {state: counted.get(state, 0) for state in TrialState}
-    num_failed = of[TrialState.FAIL]
-    return Counts(
-        num_finished=of[TrialState.COMPLETE] + of[TrialState.PRUNED],
-        num_running=of[TrialState.RUNNING],
-        num_waiting=of[TrialState.WAITING],
-        num_failed=num_failed - (_num_cancelled(connection, study_id) if num_failed else 0),
-        num_all=sum(of.values()),
-        target=stored_target(connection, study_id),
-    )
+    """Count a study's trials; exact under its lock.
+
+    Raises:
+        ConfigurationError: the study has no target, so it is another program's.
+
+    """
+    return _counts(connection.execute(_counting(study_id)).one())
 
 
-def _num_cancelled(connection: Connection, study_id: int) -> int:
-    query = (
-        sa.select(sa.func.count())
-        .select_from(TRIALS)
-        .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
-    )
-    failed = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key == CANCELLED)
-    return int(connection.execute(query.where(*failed)).scalar_one())
+def _look(connection: Connection, study_id: int) -> tuple[Counts, list[Row[Any]]]:
+    """Return the counts of a study's trials and its running ones, in one statement."""
+    counts, running = _counting(study_id).subquery("counts"), running_trials(connection, study_id).subquery("running")
+    query = sa.select(*counts.c, *running.c).select_from(counts.outerjoin(running, sa.true()))
+    rows = connection.execute(query.order_by(running.c.number)).all()
+    return _counts(rows[0]), [row for row in rows if row.trial_id is not None]
 
 
-def stored_target(connection: Connection, study_id: int) -> int:
-    """Return the study's target; raise `ConfigurationError` if it has none."""
+def _counting(study_id: int) -> sa.Select[Any]:
+    """Return the query of `Counts`, one row."""
+    of_study = TRIALS.c.study_id == study_id
     is_target = sa.and_(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == TARGET)
-    text = connection.execute(sa.select(STUDY_ATTRIBUTES.c.value_json).where(is_target)).scalar()
-    if text is None:
+    cancelled = (
+        sa.select(sa.func.count())
+        .select_from(TRIALS.join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id))
+        .where(of_study, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key == CANCELLED)
+    )
+    return sa.select(
+        _num_in(TrialState.COMPLETE, TrialState.PRUNED).label("num_finished"),
+        _num_in(TrialState.RUNNING).label("num_running"),
+        _num_in(TrialState.WAITING).label("num_waiting"),
+        _num_in(TrialState.FAIL).label("num_failed"),
+        sa.func.count().label("num_all"),
+        cancelled.scalar_subquery().label("num_cancelled"),
+        sa.select(STUDY_ATTRIBUTES.c.value_json).where(is_target).scalar_subquery().label("target"),
+    ).where(of_study)
+
+
+def _num_in(*states: TrialState) -> sa.ColumnElement[int]:
+    return sa.func.count().filter(TRIALS.c.state.in_(states))
+
+
+def _counts(row: Row[Any]) -> Counts:
+    if row.target is None:
         message = "this study was not made by csi-job: it has no target"
         raise ConfigurationError(message, hint="choose another study name")
-    return int(json.loads(text))
+    return Counts(
+        num_finished=row.num_finished,
+        num_running=row.num_running,
+        num_waiting=row.num_waiting,
+        num_failed=row.num_failed - row.num_cancelled,
+        num_all=row.num_all,
+        target=int(json.loads(row.target)),
+    )
 
 
 def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Counts:

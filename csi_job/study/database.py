@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -21,6 +21,8 @@ CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_S: Final = 60
 SILENCE_S: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
 BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite; signals wait meanwhile, so the longer waits are ours
+
+Insert = TypeVar("Insert", postgresql.Insert, sqlite.Insert)
 
 _mode = threading.local()
 
@@ -120,8 +122,13 @@ def _advisory_lock(key: int) -> sa.ColumnElement[Any]:
 def upsert(connection: Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     """Insert rows, or update those whose `keys` are there already, in one statement."""
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table).values(rows)
-    changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=list(keys), set_=changed))
+    connection.execute(upserted(insert, [name for name in rows[0] if name not in keys], keys))
+
+
+def upserted(insert: Insert, names: Sequence[str], keys: tuple[str, ...]) -> Insert:
+    """Let an insert of PostgreSQL or SQLite change these columns where there is a row of the same `keys`."""
+    changed = {name: insert.excluded[name] for name in names}
+    return insert.on_conflict_do_update(index_elements=list(keys), set_=changed)
 
 
 def now_s(connection: Connection) -> sa.ColumnElement[float]:

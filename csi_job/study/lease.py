@@ -1,4 +1,4 @@
-"""Leases: whose a running trial is, and the proof that every write of it needs."""
+"""Leases: whose a running trial is, and who keeps it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.errors import CsiJobError, LeaseLostError
+from csi_job.errors import CsiJobError
 from csi_job.logs import get_logger
 from csi_job.study.database import now_s, server_start_s
-from csi_job.study.tables import LEASES, STEPS, TRIALS
+from csi_job.study.tables import LEASES, TRIALS
 
 logger = get_logger(__name__)
 GIVEN_BACK_S: Final = 0.0  # as `renewed_at_s`: free for anyone, and the attempt is not held against the trial
@@ -74,77 +73,22 @@ def _start_of(process: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def fence(connection: Connection, lease: Lease, **changes: Any) -> None:
-    """Renew the lease in this transaction, which holds its row until it ends.
-
-    Args:
-        connection: inside the transaction that writes to the trial.
-        lease: the caller's lease.
-        changes: other columns of the lease to set.
-
-    Raises:
-        LeaseLostError: the trial is another's by now, finished, or deleted.
-
-    """
-    if connection.execute(_renewal(connection, lease, changes)).rowcount != 1:
-        raise _lost(lease)
-
-
-def fenced_step(connection: Connection, lease: Lease, row: dict[str, Any], changes: dict[str, Any]) -> None:
-    """As `fence`, with the intermediate value that is written under it, as one statement of PostgreSQL.
-
-    Args:
-        connection: in autocommit mode.
-        lease: the caller's lease.
-        row: of `trial_intermediate_values`.
-        changes: other columns of the lease to set.
-
-    Raises:
-        LeaseLostError: the trial is another's by now, finished, or deleted.
-
-    """
-    held = _renewal(connection, lease, changes).returning(LEASES.c.trial_id).cte("held")
-    columns = [STEPS.c[name] for name in row if name != "trial_id"]
-    values = [sa.cast(sa.literal(row[column.name], column.type), column.type) for column in columns]
-    names = ["trial_id", *(column.name for column in columns)]
-    insert = postgresql.insert(STEPS).from_select(names, sa.select(held.c.trial_id, *values))
-    changed = {column.name: insert.excluded[column.name] for column in columns}
-    upsert = insert.on_conflict_do_update(index_elements=["trial_id", "step"], set_=changed)
-    stored = upsert.returning(STEPS.c.step).cte("stored")
-    if connection.execute(sa.select(sa.func.count()).select_from(stored)).scalar_one() != 1:
-        raise _lost(lease)
-
-
-def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
-    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token)
-    is_running = sa.and_(TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING)
-    running = sa.select(TRIALS.c.trial_id).where(is_running).exists()
-    return sa.update(LEASES).where(mine, running).values(**({"renewed_at_s": now_s(connection)} | changes))
-
-
-def _lost(lease: Lease) -> LeaseLostError:
-    lease.lost = True
-    return LeaseLostError(f"the lease of trial {lease.number} is lost, another worker goes on with it")
-
-
-def read_running(connection: Connection, study_id: int) -> list[Row[Any]]:
-    """Return a study's running trials by number, with their leases and the database's time.
+def running_trials(connection: Connection, study_id: int) -> sa.Select[Any]:
+    """Return the query of a study's running trials with their leases and the database's time.
 
     Columns: `trial_id`, `number`, those of `LEASES` (None where there is no lease), `now_s`, `server_start_s`.
     """
     clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
     leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
-    query = (
+    return (
         sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, *clock)
         .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
-        .order_by(TRIALS.c.number)
     )
-    return [*connection.execute(query)]
 
 
 def is_orphan(row: Row[Any]) -> bool:
-    """Return whether a trial of `read_running` is free to be taken over."""
+    """Return whether a trial of `running_trials` is free to be taken over."""
     if row.token is None or row.renewed_at_s == GIVEN_BACK_S:
         return True
     # While the server was down nobody could renew, so a lease counts from its start at the earliest.

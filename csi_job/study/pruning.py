@@ -1,22 +1,22 @@
-"""Pruners that compare equal epochs, fed with one statement instead of the whole study."""
+"""Pruners that compare equal epochs, fed with one row instead of the whole study."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import sqlalchemy as sa
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.storages._rdb.models import TrialIntermediateValueModel
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from csi_job.study.attributes import CONSTRAINT, CURVE, GFLOPS
-from csi_job.study.rows import step_value
 from csi_job.study.settings import StudySettings
 from csi_job.study.storage import storage_of
 from csi_job.study.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -29,20 +29,19 @@ NUM_COMPARED: Final = 5  # finished trials that must have reached an epoch befor
 NUM_UNJUDGED: Final = 1  # epochs at the start, in which the learning rate only rises
 REDUCTION: Final = 4  # successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
 RUNG: Final = "completed_rung_"
+FINITE: Final = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """What a pruner of Optuna looks at in another trial."""
+    """What successive halving looks at in another trial."""
 
-    intermediate_values: dict[int, float]
     system_attrs: dict[str, Any]
-    state: TrialState = TrialState.COMPLETE
 
 
 @dataclass(frozen=True)
 class _View:
-    """The study as a pruner of Optuna sees it: the other trials at the epoch of this one, read when asked for."""
+    """The study as successive halving sees it: the rungs of the other trials, read when asked for."""
 
     study: Study
     trial: FrozenTrial
@@ -55,15 +54,12 @@ class _View:
     def _storage(self) -> _View:
         return self
 
-    def get_trials(self, *, deepcopy: bool = False, states: Sequence[TrialState] | None = None) -> list[_Compared]:
-        """Return the finished trials' values at this epoch (median), or all trials' rungs (successive halving)."""
+    def get_trials(self, *, deepcopy: bool = False) -> list[_Compared]:
+        """Return what is known of all other trials' rungs."""
         del deepcopy
-        step, study_id = self.trial.last_step, self.study._study_id  # noqa: SLF001
-        read = storage_of(self.study).read
-        if states is not None:
-            return [_Compared({step or 0: value}, {}) for value in read(lambda c: _values_at(c, study_id, step or 0))]
-        mine = self.trial._trial_id  # noqa: SLF001
-        return [_Compared({}, rungs) for rungs in read(lambda c: _rungs(c, study_id, mine))]
+        study_id, mine = self.study._study_id, self.trial._trial_id  # noqa: SLF001
+        rungs = storage_of(self.study).read(lambda connection: _rungs(connection, study_id, mine))
+        return [_Compared(rung) for rung in rungs]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Write a rung of successive halving, fenced."""
@@ -80,15 +76,52 @@ def make_pruner(settings: StudySettings) -> BasePruner:
     return NopPruner()
 
 
-def should_prune(study: Study, trial: FrozenTrial) -> bool:
+def median_question(study: Study, step: int) -> sa.Select[Any] | None:
+    """Return the query of how many complete trials have a value at this epoch, and of their median.
+
+    None where no median is wanted: with another pruner, with two objectives, or at the first epochs. The database
+    sorts, so that one row comes back however many trials there are.
+    """
+    is_median = isinstance(study.pruner, MedianPruner) and len(study.directions) == 1
+    if not is_median or step < NUM_UNJUDGED:
+        return None
+    value, place = STEPS.c.intermediate_value, sa.func.row_number().over(order_by=STEPS.c.intermediate_value)
+    at_step = (
+        sa.select(value.label("value"), place.label("place"), sa.func.count().over().label("num_values"))
+        .join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
+        .where(TRIALS.c.study_id == study._study_id, TRIALS.c.state == TrialState.COMPLETE)  # noqa: SLF001
+        .where(STEPS.c.step == step, STEPS.c.intermediate_value_type == FINITE)
+        .subquery("at_step")
+    )
+    num_values = at_step.c.num_values
+    middle = at_step.c.place.between((num_values + 1) // 2, num_values // 2 + 1)
+    columns = (sa.func.max(num_values).label("num_values"), sa.func.avg(at_step.c.value).label("median"))
+    return sa.select(*columns).where(middle)
+
+
+def should_prune(study: Study, trial: FrozenTrial, answer: Row[Any] | None = None) -> bool:
     """Tell whether a trial's last epoch is so much worse than others at the same epoch that it should end.
 
-    Infeasible trials are left out. One statement is read where there is something to decide.
+    As Optuna's own pruners on the whole study, which they would read at every epoch. Infeasible trials are left out.
+
+    Args:
+        study: with the pruner of `make_pruner`.
+        trial: with the values of its epochs so far.
+        answer: to the `median_question` of the last epoch, where it was asked already.
+
     """
     step = trial.last_step
     if step is None or step < NUM_UNJUDGED:
         return False
-    return study.pruner.prune(cast("Study", _View(study, trial)), trial)
+    if (question := median_question(study, step)) is None:
+        return study.pruner.prune(cast("Study", _View(study, trial)), trial)
+    row = answer or storage_of(study).read(lambda connection: connection.execute(question).one())
+    return _is_below(max(trial.intermediate_values.values()), row.num_values or 0, row.median)
+
+
+def _is_below(best: float, num_values: int, median: float | None) -> bool:
+    """Return whether the best value of a trial so far is below the median of enough others, or no number at all."""
+    return num_values >= NUM_COMPARED and (math.isnan(best) or best < cast("float", median))
 
 
 def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -> bool:
@@ -102,13 +135,7 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
         return False
     others = storage_of(study).read(lambda connection: _curves(connection, study_id))
     values = [other[step] for cost, other in others if cost <= gflops and step in other]
-    return len(values) >= NUM_COMPARED and max(curve.values()) < float(np.median(values))
-
-
-def _values_at(connection: Connection, study_id: int, step: int) -> list[float]:
-    query = sa.select(STEPS).join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
-    complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE, STEPS.c.step == step)
-    return [step_value(row) for row in connection.execute(query.where(*complete))]
+    return _is_below(max(curve.values()), len(values), float(np.median(values)) if values else None)
 
 
 def _rungs(connection: Connection, study_id: int, but: int) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import optuna
+from sqlalchemy.engine import Row
 
 from csi_job.errors import LeaseLostError, StalledError, StorageUnavailableError
 from csi_job.logs import get_logger
 from csi_job.study.attributes import CURVE
 from csi_job.study.lease import Keeper, Lease
-from csi_job.study.pruning import should_prune, should_prune_at_cost
+from csi_job.study.pruning import median_question, should_prune, should_prune_at_cost
 from csi_job.study.rows import TrialWrite
 from csi_job.study.stop import Stop
 from csi_job.study.storage import StudyStorage
@@ -68,6 +69,8 @@ class RunningTrial(Generic[Params]):
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
+    _median: Row[Any] | None = None
+    """Of the others at the last epoch, as `median_question` asks."""
 
     @property
     def number(self) -> int:
@@ -151,19 +154,16 @@ class RunningTrial(Generic[Params]):
         if self._away_since is not None:
             return False
         if not self.has_two_objectives:
-            return should_prune(self.trial.study, self.trial._cached_frozen_trial)  # noqa: SLF001
+            return should_prune(self.trial.study, self.trial._cached_frozen_trial, self._median)  # noqa: SLF001
         return self.gflops is not None and should_prune_at_cost(self.trial.study, self.curve, self.gflops)
 
     def _send(self) -> None:
         changes: dict[str, Any] = {"num_epochs": self._num_epochs}
         if self._is_unpromoted and self.promoted is not None:
             changes["checkpoint"] = self.promoted.relative_to(self.work).as_posix()
+        question = median_question(self.trial.study, max(self.curve))
         try:
-            if len(self._unsent.steps) == 1 and not self._unsent.user_attrs:
-                [(step, value)] = self._unsent.steps.items()
-                self.storage.write_step(self.lease, step, value, limit_s=0, **changes)
-            else:
-                self.storage.write_trial(self.lease, self._unsent, limit_s=0, **changes)
+            self._median = self.storage.write_trial(self.lease, self._unsent, question, limit_s=0, **changes)
         except StorageUnavailableError as error:
             self._stay_patient(error)
             return

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from csi_job.errors import ConfigurationError
 from csi_job.study.address import Address
 from csi_job.study.database import lock_schema
-from csi_job.study.tables import LEASES, OURS
+from csi_job.study.tables import LEASES, OURS, STEP_INDEX
 
 
 def create_schema(engine: Engine) -> None:
@@ -30,6 +30,7 @@ def create_schema(engine: Engine) -> None:
             models.BaseModel.metadata.create_all(connection)
             _stamp(connection)
         OURS.create_all(connection)
+        STEP_INDEX.create(connection, checkfirst=True)
 
 
 def _keep_a_write_ahead_log(engine: Engine) -> None:

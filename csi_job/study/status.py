@@ -14,8 +14,9 @@ from sqlalchemy.engine import Row
 
 from csi_job.study.attributes import CANCELLED, CURVE, INFEASIBLE, MAX_EPOCHS, OBJECTIVE, REASON, TARGET
 from csi_job.study.choose import choose_trial
-from csi_job.study.lease import GIVEN_BACK_S, is_orphan, read_running
+from csi_job.study.lease import GIVEN_BACK_S, is_orphan, running_trials
 from csi_job.study.storage import storage_of
+from csi_job.study.tables import TRIALS
 
 NUM_TIMED: Final = 20  # finished trials, the latest, whose median duration tells the rate
 
@@ -90,7 +91,9 @@ def study_status(study: optuna.Study) -> StudyStatus:
     """Look at a study; later looks read only what changed."""
     trials = study.get_trials(deepcopy=False)
     storage, study_id = storage_of(study), study._study_id  # noqa: SLF001
-    leases = storage.read(lambda connection: read_running(connection, study_id))
+    leases = storage.read(
+        lambda connection: connection.execute(running_trials(connection, study_id).order_by(TRIALS.c.number)).all()
+    )
     attributes = study.user_attrs
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)

@@ -20,9 +20,11 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.study.address import Address, check_file_system, database_address
 from csi_job.study.database import lock_study, make_engine, reading
-from csi_job.study.lease import Lease, fence, fenced_step
+from csi_job.study.fenced import fence, write_fenced
+from csi_job.study.history import read_trial, read_trials
+from csi_job.study.lease import Lease
 from csi_job.study.outage import Patience, at_start
-from csi_job.study.rows import TrialWrite, insert_trial, read_trial, read_trials, remove_steps, step_row, write_trial
+from csi_job.study.rows import TrialWrite, insert_trial, remove_steps, write_trial
 from csi_job.study.schema import check_schema, create_schema
 from csi_job.study.settings import StorageSettings
 from csi_job.study.tables import LEASES, TRIALS
@@ -141,36 +143,52 @@ class StudyStorage(RDBStorage):
         self.write(lambda connection: fence(connection, lease), limit_s=0, check=False)
 
     def write_trial(
-        self, lease: Lease, write: TrialWrite, *, limit_s: float | None = None, check: bool = True, **changes: Any
-    ) -> None:
-        """Write to a running trial in one fenced transaction; `changes` are columns of the lease to set."""
+        self,
+        lease: Lease,
+        write: TrialWrite,
+        question: sa.Select[Any] | None = None,
+        *,
+        limit_s: float | None = None,
+        check: bool = True,
+        **changes: Any,
+    ) -> sa.Row[Any] | None:
+        """Write to a running trial, fenced; on PostgreSQL in one statement and one round trip.
+
+        Args:
+            lease: of the trial.
+            write: what is written.
+            question: a query of one row that is asked with it.
+            limit_s: seconds for which an outage is waited for, `outage_s` by default.
+            check: let a signal end the wait.
+            changes: columns of the lease to set.
+
+        Returns:
+            the answer to the question.
+
+        """
         attempts = 0
 
-        def transaction(connection: Connection) -> None:
+        def operation() -> sa.Row[Any] | None:
             nonlocal attempts
             attempts += 1
             try:
-                fence(connection, lease, **changes)
+                with self._at_once.begin() as connection:
+                    return write_fenced(connection, lease, write, changes, question)
             except LeaseLostError:
                 # The answer to an earlier COMMIT may have been lost: what was to be written is then there.
-                if attempts > 1 and write.state is not None and _is_told(connection, lease, write.state):
-                    return
-                raise
-            write_trial(connection, lease.trial_id, write)
+                if attempts == 1 or write.state is None or not self._is_told(lease, write.state):
+                    raise
+                lease.lost = False
+                return None
 
-        self.write(transaction, limit_s=limit_s, check=check)
+        return self.patience.ride(operation, limit_s=limit_s, check=check)
 
-    def write_step(self, lease: Lease, step: int, value: float, *, limit_s: float, **changes: Any) -> None:
-        """Write an intermediate value, fenced; on PostgreSQL in one statement and one round trip."""
-        if self.address.is_sqlite:
-            self.write_trial(lease, TrialWrite(steps={step: value}), limit_s=limit_s, **changes)
-            return
-
-        def statement() -> None:
-            with self._at_once.connect() as connection:
-                fenced_step(connection, lease, step_row(lease.trial_id, step, value), changes)
-
-        self.patience.ride(statement, limit_s=limit_s)
+    def _is_told(self, lease: Lease, state: TrialState) -> bool:
+        """Return whether the trial is finished as this very lease would have it."""
+        mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, TRIALS.c.state == state)
+        query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id).where(mine)
+        with reading(), self._at_once.connect() as connection:
+            return connection.execute(query).first() is not None
 
     def rewrite_steps(self, lease: Lease, num_kept: int, write: TrialWrite, checkpoint: str | None) -> None:
         """Keep a trial's first intermediate values only, write others, and change its promoted checkpoint."""
@@ -355,13 +373,6 @@ def storage_of(study: optuna.Study) -> StudyStorage:
         message = "this study was not opened by csi-job"
         raise ConfigurationError(message, got=type(storage).__name__, hint="open it with define_study or load_study")
     return storage
-
-
-def _is_told(connection: Connection, lease: Lease, state: TrialState) -> bool:
-    """Return whether the trial is finished as this very lease would have it."""
-    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, TRIALS.c.state == state)
-    query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id).where(mine)
-    return connection.execute(query).first() is not None
 
 
 def _claims_only() -> CsiJobError:

@@ -1,0 +1,113 @@
+"""Writes that go through only under a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection, Row
+
+from csi_job.errors import LeaseLostError
+from csi_job.study.database import now_s, upserted
+from csi_job.study.lease import Lease
+from csi_job.study.rows import TrialWrite, child_rows, state_changes, write_trial
+from csi_job.study.tables import LEASES, TRIALS
+
+
+def fence(connection: Connection, lease: Lease, **changes: Any) -> None:
+    """Renew the lease in this transaction, which holds its row until it ends.
+
+    Args:
+        connection: inside the transaction that writes to the trial.
+        lease: the caller's lease.
+        changes: other columns of the lease to set.
+
+    Raises:
+        LeaseLostError: the trial is another's by now, finished, or deleted.
+
+    """
+    if connection.execute(_renewal(connection, lease, changes)).rowcount != 1:
+        raise _lost(lease)
+
+
+def write_fenced(
+    connection: Connection,
+    lease: Lease,
+    write: TrialWrite,
+    changes: dict[str, Any],
+    question: sa.Select[Any] | None = None,
+) -> Row[Any] | None:
+    """Write to a running trial under its lease; on PostgreSQL this is one statement.
+
+    Args:
+        connection: inside a transaction, or on PostgreSQL in autocommit mode.
+        lease: the caller's lease.
+        write: what is written.
+        changes: other columns of the lease to set.
+        question: a query of one row to ask beside, of nothing that is written here.
+
+    Returns:
+        the answer to the question, whose columns are known by name.
+
+    Raises:
+        LeaseLostError: the trial is another's by now, finished, or deleted; nothing was written.
+
+    """
+    if connection.dialect.name == "sqlite":
+        fence(connection, lease, **changes)
+        write_trial(connection, lease.trial_id, write)
+        return None if question is None else connection.execute(question).one()
+    row = connection.execute(_statement(connection, lease, write, changes, question)).one()
+    if row[0] != 1:
+        raise _lost(lease)
+    return None if question is None else row
+
+
+def _statement(
+    connection: Connection,
+    lease: Lease,
+    write: TrialWrite,
+    changes: dict[str, Any],
+    question: sa.Select[Any] | None,
+) -> sa.Select[Any]:
+    """Return the statement whose every part depends on the row of the lease that its first part renews."""
+    held = _renewal(connection, lease, changes).returning(LEASES.c.trial_id).cte("held")
+    parts: list[sa.CTE] = []
+    for table, rows, keys in child_rows(lease.trial_id, write):
+        parts.append(_inserted(held, table, rows, keys).cte(f"new_{table.name}"))
+    if write.state is not None:
+        mine = TRIALS.c.trial_id == held.c.trial_id
+        parts.append(sa.update(TRIALS).where(mine).values(**state_changes(connection, write.state)).cte("told"))
+    columns: list[Any] = [sa.select(sa.func.count()).select_from(held).scalar_subquery()]
+    statement = sa.select(*columns) if question is None else sa.select(*columns, *(answer := question.subquery()).c)
+    if question is not None:
+        statement = statement.select_from(answer)
+    return statement.add_cte(*parts)
+
+
+def _inserted(
+    held: sa.CTE, table: sa.Table, rows: Sequence[dict[str, Any]], keys: tuple[str, ...]
+) -> postgresql.Insert:
+    columns = [table.c[name] for name in rows[0] if name != "trial_id"]
+    given = sa.values(*(sa.column(column.name, column.type) for column in columns), name="given").data(
+        [tuple(row[column.name] for column in columns) for row in rows]
+    )
+    values = [sa.cast(given.c[column.name], column.type) for column in columns]
+    selected = sa.select(held.c.trial_id, *values).select_from(held.join(given, sa.true()))
+    insert = postgresql.insert(table).from_select(["trial_id", *(column.name for column in columns)], selected)
+    return upserted(insert, [column.name for column in columns if column.name not in keys], keys)
+
+
+def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
+    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token)
+    is_running = sa.and_(TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING)
+    running = sa.select(TRIALS.c.trial_id).where(is_running).exists()
+    return sa.update(LEASES).where(mine, running).values(**({"renewed_at_s": now_s(connection)} | changes))
+
+
+def _lost(lease: Lease) -> LeaseLostError:
+    lease.lost = True
+    return LeaseLostError(f"the lease of trial {lease.number} is lost, another worker goes on with it")

@@ -1,0 +1,77 @@
+"""What is read by one statement is what Optuna reads, and what numpy computes, on both databases."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from csi_job.study.pruning import median_question, should_prune
+from csi_job.study.storage import StudyStorage
+from csi_job.study.tables import STEPS
+from tests.studies import define
+
+DISTRIBUTIONS = {
+    "a": FloatDistribution(1e-9, 1, log=True),
+    "b": IntDistribution(1, 9, step=2),
+    "c": CategoricalDistribution([None, True, "x", 2.5]),
+}
+
+
+def test_trials_are_read_as_optuna_reads_them(storage: StudyStorage, url: str) -> None:
+    study, draws = define(storage), random.Random(5)
+    for _ in range(40):
+        params = {"b": draws.choice((1, 3, 5)), "a": draws.random(), "c": draws.choice((None, True, "x", 2.5))}
+        steps = {step: draws.choice((draws.random(), math.inf, -math.inf)) for step in draws.sample(range(99), 7)}
+        attributes = {"z é": [1, None, math.inf], "a": {"deep": draws.random()}}
+        value = draws.choice((draws.random() / 3, math.inf, -math.inf, 1e-300))
+        given = {"params": params, "distributions": DISTRIBUTIONS, "intermediate_values": steps, "value": value}
+        study.add_trial(create_trial(**given, user_attrs=attributes, system_attrs=attributes))
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    plain = optuna.load_study(study_name="toy", storage=url.replace("postgresql://", "postgresql+psycopg2://"))
+
+    assert storage.get_all_trials(study._study_id) == plain.get_trials()
+    assert [*study.trials[1].params] == ["b", "a", "c"]
+    assert [storage.get_trial(trial._trial_id) for trial in plain.get_trials()] == plain.get_trials()
+
+
+def curves_of(study: optuna.Study, values: Sequence[float]) -> None:
+    for value in values:
+        study.add_trial(create_trial(value=0.5, intermediate_values={0: 0.0, 1: value}))
+
+
+@pytest.mark.parametrize("num_values", [1, 2, 5, 8, 31])
+def test_the_median_is_numpys(storage: StudyStorage, num_values: int) -> None:
+    study, other = define(storage, num_trials=99), define(storage, name="other")
+    curves_of(other, [9.0] * 3)
+    values = [random.Random(num_values).random() for _ in range(num_values)]
+    curves_of(study, values)
+    study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={1: 9.0}))
+
+    question = median_question(study, 1)
+    assert question is not None
+    row = storage.read(lambda connection: connection.execute(question).one())
+
+    assert row.num_values == num_values
+    assert row.median == pytest.approx(np.median(values), rel=1e-15)
+
+
+def test_where_nobody_has_been_nothing_is_pruned(storage: StudyStorage) -> None:
+    study = define(storage)
+    question = median_question(study, 7)
+    assert question is not None
+    assert [*storage.read(lambda connection: connection.execute(question).one())] == [None, None]
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values={7: math.nan})
+    assert not should_prune(study, trial)
+
+
+def test_the_median_is_found_by_an_index(storage: StudyStorage) -> None:
+    names = {index["name"] for index in sa.inspect(storage.engine).get_indexes(STEPS.name)}
+    assert "csi_job_steps" in names
