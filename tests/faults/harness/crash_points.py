@@ -22,12 +22,14 @@ from typing import Any, Final
 from psycopg2 import extensions
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
 
 SELF_KILL: Final = "killed itself at "
 MAX_TRANSACTION, MAX_STATEMENT = 4, 20  # polls and retries repeat themselves: higher ones share a name
 SOON: Final = 40  # points
 FILE_EVENTS: Final = {"open": "open", "os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir"}
 RENEWAL_THREAD: Final = "lease"
+NEW: Final = " of a new connection"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class CrashPoints:
     def install(self) -> None:
         """Watch this process from now on, for good."""
         event.listen(Engine, "do_connect", self._give_factories)
+        event.listen(Pool, "checkout", _mark_as_used)
         sys.addaudithook(self._hear)
         signal.signal(signal.SIGUSR2, self._die_soon)
 
@@ -72,8 +75,11 @@ class CrashPoints:
         finally:
             self.enter(before)
 
-    def next_statement(self) -> str:
+    def next_statement(self, connection: _CountingConnection) -> str:
         """Count a statement and return how it is called."""
+        if connection.is_new:
+            connection.num_statements += 1
+            return f"statement {connection.num_statements}{NEW}"
         self._mine.statement = getattr(self._mine, "statement", 0) + 1
         return f"statement {min(self._mine.statement, MAX_STATEMENT)} of transaction {self.transaction()}"
 
@@ -82,13 +88,14 @@ class CrashPoints:
         return min(getattr(self._mine, "transaction", 1), MAX_TRANSACTION)
 
     def transaction_ended(self) -> None:
-        """Count the next statement as the first of another transaction."""
-        self._mine.transaction, self._mine.statement = getattr(self._mine, "transaction", 1) + 1, 0
+        """Count the next statement as the first of another transaction; every renewal is the first of its kind."""
+        number = 1 if _is_renewal() else self.transaction() + 1
+        self._mine.transaction, self._mine.statement = number, 0
 
     def reach(self, what: str, last_act: Callable[[], Any] | None = None) -> None:
         """Pass a point, or end here: after `last_act`, which sends what the server is still to get."""
-        is_renewal = threading.current_thread().name == RENEWAL_THREAD
-        name = f"{'renewal' if is_renewal else self._phase}: {what}"
+        phase = "connect" if what.endswith(NEW) else "renewal" if _is_renewal() else self._phase
+        name = f"{phase}: {what}"
         self._count += 1
         if self._record is not None and name not in self._seen:
             self._seen.add(name)
@@ -120,25 +127,37 @@ class CrashPoints:
             self.reach(f"before {FILE_EVENTS[name]} of {path.suffix or path.name.partition('-')[0]}")
 
 
+def _is_renewal() -> bool:
+    return threading.current_thread().name == RENEWAL_THREAD
+
+
+def _mark_as_used(connection: Any, _record: Any, _proxy: Any) -> None:
+    connection.is_new = False
+
+
 class _CountingConnection(extensions.connection):
     """A connection of the driver whose COMMITs are points."""
 
     crash_points: CrashPoints
+    is_new = True
+    """Whether it is still being prepared."""
+    num_statements = 0
 
     def commit(self) -> None:
         points = self.crash_points
         if self.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE:  # nothing is sent then
             super().commit()
             return
-        number = points.transaction()
-        points.reach(f"before COMMIT {number}")
-        points.reach(f"between COMMIT {number} and its answer", lambda: os.write(self.fileno(), _query(b"COMMIT")))
+        which = NEW if self.is_new else f" {points.transaction()}"
+        points.reach(f"before COMMIT{which}")
+        points.reach(f"before the answer to COMMIT{which}", lambda: os.write(self.fileno(), _query(b"COMMIT")))
         super().commit()
-        points.reach(f"after COMMIT {number}")
-        points.transaction_ended()
+        points.reach(f"after COMMIT{which}")
+        if not self.is_new:
+            points.transaction_ended()
 
     def rollback(self) -> None:
-        if self.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+        if self.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE and not self.is_new:
             self.crash_points.transaction_ended()
         super().rollback()
 
@@ -148,17 +167,17 @@ class _CountingCursor(extensions.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - the driver's name
         points = self.connection.crash_points
-        statement = points.next_statement()
+        statement = points.next_statement(self.connection)
         points.reach(f"before {statement}")
         if not self.connection.autocommit:
             super().execute(query, vars)
             return
         points.reach(
-            f"between {statement}, which commits itself, and its answer",
+            f"before the answer to the autocommit {statement}",
             lambda: os.write(self.connection.fileno(), _query(self.mogrify(query, vars))),
         )
         super().execute(query, vars)
-        points.reach(f"after {statement}, which commits itself")
+        points.reach(f"after the autocommit {statement}")
 
 
 def _query(text: bytes) -> bytes:

@@ -25,6 +25,7 @@ from tests.studies import FORKS
 SO_ATTACH_FILTER: Final = 26
 DROP_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)  # the one instruction of a socket filter that keeps 0 bytes
 IDLE, READY, COMPLETE = b"I", b"Z"[0], b"C"[0]
+READY_AND_IDLE: Final = b"Z\0\0\0\5I"
 UNINTERESTING: Final = (b"SET", b"ROLLBACK", b"BEGIN")  # ends nothing that was to be stored
 CHANCE: Final = 0.1  # that a due fault hits the next query; else it waits for another one
 DETOURS: Final = ("sslmode", "disable"), ("gssencmode", "disable")
@@ -55,25 +56,26 @@ class Proxy:
     counts: Counts
     port: int
 
-    def url(self, direct: str) -> str:
-        """Return a database's URL through this proxy."""
-        through = make_url(direct).set(host="127.0.0.1", port=self.port, query=dict(DETOURS))
+    def url(self, direct: str, **options: str) -> str:
+        """Return a database's URL through this proxy, with options of the driver."""
+        through = make_url(direct).set(host="127.0.0.1", port=self.port, query={**dict(DETOURS), **options})
         return through.render_as_string(hide_password=False)
 
 
 @contextmanager
-def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0) -> Iterator[Proxy]:
+def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0, anywhere: bool = True) -> Iterator[Proxy]:
     """Run a proxy to a unix socket.
 
     Args:
         upstream: path of the server's socket.
         seed: of what is cut when.
         hole_s: seconds for which a black-holed connection stays open on the server's side.
+        anywhere: make black holes within transactions too, whose locks then stay until the server ends them.
 
     """
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     counts = Counts.zero()
-    process = FORKS.Process(target=_serve, args=(listener, upstream, counts, seed, hole_s), daemon=True)
+    process = FORKS.Process(target=_serve, args=(listener, upstream, counts, seed, hole_s, anywhere), daemon=True)
     process.start()
     port = listener.getsockname()[1]
     listener.close()  # the process has its own
@@ -84,12 +86,12 @@ def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0) -> Iter
         process.join()
 
 
-def _serve(listener: socket.socket, upstream: str, counts: Counts, seed: int, hole_s: float) -> None:
+def _serve(listener: socket.socket, upstream: str, counts: Counts, seed: int, hole_s: float, anywhere: bool) -> None:  # noqa: FBT001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     draws = random.Random(seed)
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _Passage(counts, draws, hole_s).run(reader, writer, upstream)
+        await _Passage(counts, draws, hole_s, anywhere).run(reader, writer, upstream)
 
     async def serve() -> None:
         server = await asyncio.start_server(accept, sock=listener, backlog=512)
@@ -101,8 +103,9 @@ def _serve(listener: socket.socket, upstream: str, counts: Counts, seed: int, ho
 class _Passage:
     """One connection through the proxy."""
 
-    def __init__(self, counts: Counts, draws: random.Random, hole_s: float) -> None:
-        self.counts, self.draws, self.hole_s = counts, draws, hole_s
+    def __init__(self, counts: Counts, draws: random.Random, hole_s: float, anywhere: bool) -> None:  # noqa: FBT001
+        self.counts, self.draws, self.hole_s, self.anywhere = counts, draws, hole_s, anywhere
+        self.is_idle = False
         self.withholds = False
         self.is_hole = False
         self.answer = bytearray()
@@ -133,40 +136,36 @@ class _Passage:
     ) -> None:
         """Pass on what the client sends, and end where a fault ends the connection."""
         while data := await reader.read(65536):
-            if data[:1] == b"Q" and self._is_due():
-                if self._begins_hole(writer):
-                    return
-                kind = self.draws.choice(("before", "at once", "answer", "answer"))
-                if kind == "answer":
-                    self.withholds = True
-                else:
-                    self.counts.cuts.value += 1
-                    if kind == "at once":
-                        up_writer.write(data)
-                        await up_writer.drain()
-                    return
+            fault = self._fault() if data[:1] == b"Q" else ""
+            if fault == "hole":
+                _drop_everything(writer.get_extra_info("socket"))
+            if fault in {"hole", "cut before"}:
+                return
             up_writer.write(data)
             await up_writer.drain()
+            if fault == "cut":
+                return
 
-    def _is_due(self) -> bool:
-        if self.withholds:
-            return False
-        cuts_due = self.counts.cuts.value < self.counts.wanted_cuts.value
-        holes_due = self.counts.holes.value < self.counts.wanted_holes.value
-        return (cuts_due or holes_due) and self.draws.random() < CHANCE
-
-    def _begins_hole(self, writer: asyncio.StreamWriter) -> bool:
-        """Let the kernel drop what the client sends from now on, unacknowledged, as a network that lost us would."""
-        if self.counts.holes.value >= self.counts.wanted_holes.value:
-            return False
-        self.counts.holes.value += 1
-        self.is_hole = True
-        _drop_everything(writer.get_extra_info("socket"))
-        return True
+    def _fault(self) -> str:
+        """Return what is done to the query that comes now, mostly nothing."""
+        counts = self.counts
+        if self.withholds or self.draws.random() > CHANCE:
+            return ""
+        if counts.holes.value < counts.wanted_holes.value and (self.anywhere or self.is_idle):
+            counts.holes.value += 1
+            self.is_hole = True
+            return "hole"
+        if counts.cuts.value >= counts.wanted_cuts.value:
+            return ""
+        fault = self.draws.choice(("cut before", "cut", "withhold", "withhold"))
+        self.withholds = fault == "withhold"
+        counts.cuts.value += not self.withholds
+        return fault
 
     async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass on what the server sends, or withhold the answer that tells the end of a transaction."""
         while data := await up_reader.read(65536):
+            self.is_idle = data.endswith(READY_AND_IDLE)
             if self.is_hole:
                 continue
             if not self.withholds:
@@ -199,5 +198,6 @@ def _last_words(answer: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _drop_everything(connection: Any) -> None:
+    """Let the kernel drop what the peer sends from now on, unacknowledged, as a network that lost us would."""
     program = ctypes.create_string_buffer(DROP_ALL)
     connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))

@@ -15,6 +15,8 @@ import optuna
 from csi_job.errors import CsiJobError
 from csi_job.logs import set_up_logging
 from csi_job.study import lease
+from csi_job.study.checkpoints import CheckpointReader
+from csi_job.study.definition import define_study
 from csi_job.study.running import RunningTrial
 from csi_job.study.schema import needed_version
 from csi_job.study.settings import StudySettings
@@ -23,7 +25,7 @@ from csi_job.study.worker import WorkerOptions, run_worker
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
-from tests.studies import FORKS, READER, ToySpace, define, storage_settings, value_at, write_checkpoint
+from tests.studies import BASELINE, CACHE, FORKS, READER, ToySpace, storage_settings, value_at, write_checkpoint
 
 FORKS.set_forkserver_preload(["tests.studies", "tests.faults.harness.worker"])
 needed_version()  # reads the scripts of every migration: once, before the workers fork
@@ -43,6 +45,23 @@ class Plan:
     time_zone: str = "UTC"
     high: float = 1.0
     """Upper bound of the search space's number."""
+    epoch_s: float = 0.0
+    """Seconds that an epoch of the dummy objective takes."""
+    cache: Path | None = None
+    """What real training trains on."""
+    work: Path | None = None
+    """The work folder, if it is not the one of the logs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker works on."""
+
+    space: Any
+    baseline: dict[str, Any]
+    cache: Any
+    train: Callable[[Watch], Callable[[RunningTrial[Any]], Any]]
+    reader: CheckpointReader
 
 
 class Watch:
@@ -52,9 +71,11 @@ class Watch:
         self.points, self.record = points, plan.record
         self.acknowledgements = Acknowledgements(plan.record)
         self.values: dict[int, float] = {}
+        self._noted: set[int] = set()
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Any) -> None:
         del number, attempt, params, phase
+        self._noted = set()
         self.points.enter("train")
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -71,9 +92,9 @@ class Watch:
     def told(self, _summary: Any) -> None:
         self.points.enter("claim")
 
-    def suggest(self, trial: optuna.Trial, high: float) -> dict[str, Any]:
+    def suggest(self, trial: optuna.Trial, space: Any) -> Any:
         self.points.enter("ask")
-        return ToySpace(high).suggest(trial)
+        return space.suggest(trial)
 
     def objective(self, train: Callable[[RunningTrial[Any]], Any]) -> Callable[[RunningTrial[Any]], Any]:
         """Wrap an objective: its reports are watched, and so is how it ends."""
@@ -99,6 +120,7 @@ class Watch:
 
         def watched_report(epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
             self.values[running.number] = value
+            self.computed(running.number, epoch)
             with self.points.within("report"):
                 report(epoch, value, checkpoint=checkpoint)
             if epoch not in running.unsent().steps:
@@ -111,17 +133,21 @@ class Watch:
         running.report, running.should_prune = watched_report, watched_should_prune
 
     def computed(self, number: int, epoch: int) -> None:
+        """Write down once that an epoch was computed."""
+        if epoch in self._noted:
+            return
+        self._noted.add(epoch)
         with (self.record / "computed.log").open("a") as file:
             file.write(f"{number} {epoch}\n")
 
 
-def dummy(watch: Watch, epoch_s: float) -> Callable[[RunningTrial[Any]], list[float]]:
-    """Return an objective that costs nothing: an epoch is a number, written down, kept in a checkpoint, reported."""
+def dummy_task(plan: Plan) -> Task:
+    """Return trials that cost nothing: an epoch is a number, written down, kept in a checkpoint, reported."""
 
-    def train(running: RunningTrial[Any]) -> list[float]:
+    def train(running: RunningTrial[Any], watch: Watch) -> list[float]:
         first = max(READER.values(running.resume_from), default=-1) + 1 if running.resume_from else 0
         for epoch in range(first, running.max_epochs):
-            time.sleep(epoch_s)
+            time.sleep(plan.epoch_s)
             running.batch_done()
             watch.computed(running.number, epoch)
             with watch.points.within("checkpoint"):
@@ -131,37 +157,48 @@ def dummy(watch: Watch, epoch_s: float) -> Callable[[RunningTrial[Any]], list[fl
                 raise optuna.TrialPruned
         return [running.params["x"]]
 
-    return train
+    return Task(ToySpace(plan.high), BASELINE, CACHE, lambda watch: lambda running: train(running, watch), READER)
 
 
 def run(arguments: dict[str, Any]) -> int:
-    """Be a worker process; the exit code is the program's own."""
+    """Be a worker process with dummy trials; the exit code is the program's own."""
+    return be_worker(arguments, dummy_task)
+
+
+def be_worker(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int:
+    """Do what the program's worker does, watched."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     set_up_logging("text")
     plan: Plan = arguments.pop("plan")
-    work, epoch_s = Path(arguments.pop("work")), arguments.pop("epoch_s", 0.0)
-    storage_part = {key: arguments.pop(key) for key in ("lease_s", "outage_s", "connect_s") if key in arguments}
+    plan.record.mkdir(parents=True, exist_ok=True)
     points = CrashPoints(plan.death, plan.record / "points.log" if plan.record_points else None)
     points.install()
-    watch = Watch(points, plan)
     if plan.own_host:
         lease._process_space = lambda: (f"boot of {os.getpid()}", "pid:[1]")
     if plan.clock_offset_s or plan.time_zone != "UTC":
         shift_clock(plan.clock_offset_s, plan.time_zone)
     try:
-        storage = open_storage(storage_settings(arguments.pop("url"), **storage_part), work, create=True)
-        study = define(storage, space=ToySpace(plan.high), **arguments)
-        points.enter("claim")
-        run_worker(
-            study,
-            watch.objective(dummy(watch, epoch_s)),
-            suggest=lambda trial: watch.suggest(trial, plan.high),
-            settings=StudySettings(**arguments),
-            work=work,
-            checkpoints=READER,
-            options=WorkerOptions(stall_s=300.0, tracker=watch, on_told=watch.told),
-        )
+        _search(arguments, plan, task_of(plan), Watch(points, plan))
     except CsiJobError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
+
+
+def _search(arguments: dict[str, Any], plan: Plan, task: Task, watch: Watch) -> None:
+    work, url = plan.work or Path(arguments.pop("work")), arguments.pop("url")
+    arguments.pop("work", None)
+    storage_part = {key: arguments.pop(key) for key in ("lease_s", "outage_s", "connect_s") if key in arguments}
+    settings = StudySettings(**arguments)
+    storage = open_storage(storage_settings(url, **storage_part), work, create=True)
+    study = define_study(storage, settings, space=task.space, baseline=task.baseline, cache=task.cache)
+    watch.points.enter("claim")
+    run_worker(
+        study,
+        watch.objective(task.train(watch)),
+        suggest=lambda trial: watch.suggest(trial, task.space),
+        settings=settings,
+        work=work,
+        checkpoints=task.reader,
+        options=WorkerOptions(stall_s=300.0, tracker=watch, on_told=watch.told),
+    )

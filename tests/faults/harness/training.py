@@ -1,0 +1,47 @@
+"""Workers under faults that really train, tiny models on tiny phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from csi_job.cache.build import build_cache
+from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.settings import CacheSettings
+from csi_job.radiographs.phantom import write_phantoms
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.study.checkpoints import training_checkpoints
+from csi_job.study.objective import training_objective
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.space import SearchSpace
+from tests.faults.harness.worker import Plan, Task, be_worker
+from tests.studies import FORKS
+
+FORKS.set_forkserver_preload(["tests.faults.harness.training"])
+SPACE = SearchSpace.model_validate({"model_arch": {"value": "Custom_1"}, "batch_size": {"value": 16}})
+BASELINE = {"model_arch": "Custom_1", "learning_rate": 1e-3, "batch_size": 16}
+
+
+def phantom_cache(folder: Path, num_images: int = 60, side_px: int = 32) -> Path:
+    """Make phantoms and their cache, and return the cache's folder."""
+    write_phantoms(folder / "data", num_images, seed=7)
+    radiographs = RadiographsSettings(labels=folder / "data" / "labels.csv", images=folder / "data" / "images")
+    return build_cache(radiographs, CacheSettings(image_size_px=side_px, num_workers=1), folder)
+
+
+def run_training(arguments: dict[str, Any]) -> int:
+    """Be a worker process that trains; the exit code is the program's own."""
+    return be_worker(arguments, _task)
+
+
+def _task(plan: Plan) -> Task:
+    import torch
+
+    if plan.cache is None:
+        message = "there is no cache to train on"
+        raise ValueError(message)
+    torch.set_num_threads(1)
+    train, validation = (load_split(plan.cache, split) for split in ("train", "validation"))
+    info = load_info(plan.cache)
+    objective = training_objective(train, validation, TrialSettings(device="cpu"), normalisation=info.normalisation)
+    return Task(SPACE, BASELINE, info, lambda _: objective, training_checkpoints())

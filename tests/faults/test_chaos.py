@@ -1,0 +1,60 @@
+"""Everything at once, at a small size; `make faults` does the same at full size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness.chaos import Dose, chaos
+from tests.faults.harness.training import phantom_cache, run_training
+from tests.postgres import Server, embedded_server
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Server]:
+    """A server that may be killed."""
+    with embedded_server() as server:
+        yield server
+
+
+def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_path: Path) -> None:
+    dose = Dose(trials=60, workers=6, kills=30, cuts=40, crashes=3, stops=2, terminations=3, down_s=2.0, sampler="tpe")
+    with mortal.database() as url:
+        figures = chaos(mortal, url, tmp_path, dose, seed=3)
+    assert figures.complaints == []
+    assert (figures.finished, figures.stuck, figures.lost) == (60, 0, 0)
+    assert figures.acknowledged >= 100
+    assert figures.kills >= 20
+    assert 0 < figures.kills_at_points < figures.kills
+    assert figures.cuts == 40
+    assert figures.withheld >= 5
+    assert (figures.crashes, figures.stops) == (3, 2)
+
+
+def test_real_training_under_faults_leaves_an_exact_study(mortal: Server, tmp_path: Path) -> None:
+    dose = Dose(
+        trials=8, workers=3, max_epochs=3, kills=6, cuts=6, crashes=1, stops=0, terminations=2, pruner="none",
+        run=run_training, cache=phantom_cache(tmp_path),
+    )  # fmt: skip
+    with mortal.database() as url:
+        figures = chaos(mortal, url, tmp_path / "study", dose, seed=4)
+    assert figures.complaints == []
+    assert (figures.finished, figures.stuck, figures.lost) == (8, 0, 0)
+    assert figures.acknowledged >= 8 * 3
+    assert figures.kills >= 3
+
+
+def test_black_holed_connections_are_ended_by_keepalives(mortal: Server, tmp_path: Path) -> None:
+    """The proxy would keep them for an hour, so the study ends only if the workers notice."""
+    silence = {"tcp_user_timeout": "2000", "keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "2"}
+    dose = Dose(
+        trials=30, workers=4, kills=0, cuts=0, holes=3, crashes=0, stops=0, terminations=0, hole_s=3600.0,
+        holes_in_transactions=False, connection=silence,
+    )  # fmt: skip
+    with mortal.database() as url:
+        figures = chaos(mortal, url, tmp_path, dose, seed=5)
+    assert figures.complaints == []
+    assert figures.holes == 3
+    assert figures.finished == 30

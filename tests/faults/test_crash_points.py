@@ -1,0 +1,48 @@
+"""Workers are killed at every point between two statements, around every COMMIT and between file operations."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tests.faults.harness.crash_points import Death
+from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
+from tests.faults.harness.invariants import Expected, check_study
+from tests.faults.harness.sweep import seen_points, sweep
+from tests.faults.harness.worker import Plan, run
+from tests.postgres import Server
+
+NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "give back", "renewal", "connect"}
+NUM_TRIALS, NUM_DEATHS = 40, 6
+
+
+def phase(point: str) -> str:
+    return point.partition(":")[0]
+
+
+def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_path: Path) -> None:
+    with server.database() as url:
+        seen = {point for point in seen_points(url, tmp_path / "seen") if phase(point) != "start"}
+        assert {phase(point) for point in seen} >= NEEDED
+        assert any("answer to COMMIT" in point for point in seen)
+        done = sweep(seen, url, tmp_path, num_trials=NUM_TRIALS, num_studies=4)
+    assert not done.complaints
+    assert not done.missed
+    assert done.num_kills >= len(seen)
+
+
+def test_workers_killed_while_they_make_tables_and_study_leave_it_to_the_next(server: Server, tmp_path: Path) -> None:
+    draws = random.Random(1)
+    afters = sorted(draws.sample(range(1, 60), NUM_DEATHS))
+    settings = {"name": "set-up", "num_trials": 4, "max_epochs": 2, "lease_s": 1.0, "max_attempts": 100}
+    with server.database() as url:
+
+        def start(index: int) -> FaultyWorker:
+            death = Death(after=afters[index]) if index < NUM_DEATHS else Death()
+            return FaultyWorker(url, tmp_path, run=run, plan=Plan(tmp_path / "record", death=death), **settings)
+
+        endings = Fleet(start, 1).finish()
+        findings = check_study(url, "set-up", tmp_path / "record", Expected(4, 2, accounted(endings)))
+    assert endings.num_killed_themselves == NUM_DEATHS
+    assert not endings.others
+    assert not findings.violations

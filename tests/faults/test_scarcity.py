@@ -1,0 +1,110 @@
+"""Too little of everything: connections, disk for the database, disk for the checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.faults.harness.disks import small_disk
+from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
+from tests.faults.harness.invariants import Expected, check_study
+from tests.faults.harness.training import phantom_cache, run_training
+from tests.faults.harness.worker import Plan, run
+from tests.postgres import Server, embedded_server
+
+SETTINGS = {"name": "scarce", "max_attempts": 100, "lease_s": 5.0, "sampler": "random", "outage_s": 300.0}
+FULL_S = 3.0
+
+
+def wait_until(happened: Callable[[], bool], fleet: Fleet) -> None:
+    while not happened():
+        assert fleet.workers, "the study ended before"
+        fleet.collect(0.05)
+
+
+def num_lines(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.fixture
+def narrow() -> Iterator[Server]:
+    """A server with 6 connections, of which a plain user may have 3."""
+    with embedded_server() as server:
+        server.run("CREATE ROLE guest LOGIN")
+        server.run("ALTER SYSTEM SET max_connections = 6")
+        server.stop()
+        server.start()
+        yield server
+
+
+def test_workers_take_turns_where_the_server_has_too_few_connections(narrow: Server, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    with narrow.database() as url:
+        guest = make_url(url).set(username="guest")
+        narrow.run(f"ALTER DATABASE {guest.database} OWNER TO guest")
+        settings = {**SETTINGS, "num_trials": 24, "max_epochs": 2, "connect_s": 300.0}
+
+        def start(_: int) -> FaultyWorker:
+            return FaultyWorker(guest.render_as_string(), tmp_path, run=run, plan=Plan(record), **settings)
+
+        endings = Fleet(start, 8).finish()
+        findings = check_study(url, "scarce", record, Expected(24, 2, accounted(endings)))
+    assert "too many clients" in log_of(narrow) or "connection slots" in log_of(narrow)
+    assert (endings.others, endings.num_finished) == ([], 8)
+    assert not findings.violations
+
+
+def log_of(server: Server) -> str:
+    return (Path(str(server.data)) / "log").read_text(errors="replace")
+
+
+def test_a_full_disk_of_the_database_is_waited_for(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    with small_disk(160) as disk, embedded_server(disk.folder) as server, server.database() as url:
+        server.stop()
+        server.start()  # its log is in a file then
+        settings = {**SETTINGS, "num_trials": 400, "max_epochs": 3}
+        fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run, plan=Plan(record), **settings), 4)
+        wait_until(lambda: num_lines(record / "computed.log") > 20, fleet)
+        disk.fill()
+        wait_until(lambda: "No space left on device" in log_of(server), fleet)
+        time.sleep(FULL_S)
+        disk.free()
+        restart_if_dead(server)
+        endings = fleet.finish()
+        findings = check_study(url, "scarce", record, Expected(400, 3, accounted(endings)))
+    assert (endings.others, endings.num_finished) == ([], 4)
+    assert not findings.violations
+
+
+def restart_if_dead(server: Server) -> None:
+    """Start the server as its supervisor would: it ends where it cannot write its log of transactions."""
+    try:
+        server.run("SELECT 1")
+    except Exception:  # noqa: BLE001 - dead, or just starting
+        try:
+            server.start()
+        except subprocess.CalledProcessError:
+            server.run("SELECT 1")
+
+
+def test_training_goes_on_without_checkpoints_on_a_full_disk(server: Server, tmp_path: Path) -> None:
+    cache, record = phantom_cache(tmp_path), tmp_path / "record"
+    with small_disk(8) as disk, server.database() as url:
+        plan = Plan(record, cache=cache, work=disk.folder)
+        settings = {**SETTINGS, "num_trials": 4, "max_epochs": 4, "pruner": "none"}
+        fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run_training, plan=plan, **settings), 2)
+        workers = list(fleet.workers)
+        wait_until(lambda: num_lines(record / "computed.log") > 1, fleet)
+        disk.fill()
+        wait_until(lambda: any("goes on without checkpoints" in worker.log() for worker in workers), fleet)
+        disk.free()
+        endings = fleet.finish()
+        findings = check_study(url, "scarce", record, Expected(4, 4, 4 * 4))  # without checkpoints no epoch is kept
+    assert (endings.others, endings.num_finished) == ([], 2)
+    assert [line for line in findings.violations if "computed again" not in line] == []
