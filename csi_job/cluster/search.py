@@ -10,6 +10,8 @@ from csi_job.cluster.budget import CARRIED, ENDED, Budget, first_reading, readin
 from csi_job.cluster.run import MISCONFIGURED, StageRun
 from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
 from csi_job.cluster.watch import StudyWatch, story_of
+from csi_job.errors import StageFailedError
+from csi_job.study.status import StudyStatus
 
 
 class SearchRun(StageRun):
@@ -33,13 +35,9 @@ class SearchRun(StageRun):
 
     def follow(self, job: Mapping[str, Any]) -> bool:
         """Tell how far the study is; resize or end the Job where that is due."""
-        name = job["metadata"]["name"]
         spent = self.budget.spent(job)
         if spent:
-            self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
-            if not is_paused(job):
-                self._patch(job, 0, {ENDED: "budget"})
-            return is_paused(job) and not (job.get("status") or {}).get("active")
+            return self._end(job, spent)
         if annotation(job, PARALLELISM) != str(self.stage.parallelism):
             self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
             self.tell(f"search: {self.stage.parallelism} pods now, as the values say")
@@ -47,7 +45,7 @@ class SearchRun(StageRun):
             self._patch(job, int(job["spec"]["completions"]), {ENDED: ""})
             self.tell("search: goes on, the budget was raised")
         elif metered := reading(job):
-            self.cluster.patch_job(name, {"metadata": {"annotations": metered}})
+            self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": metered}})
         status = self.watch.look()
         if status is not None:
             self.tell(f"search: {story_of(status)}")
@@ -61,7 +59,8 @@ class SearchRun(StageRun):
         if status is None:
             return False
         self.tell(f"search: {story_of(status)}")
-        if status.is_finished or self.budget.spent(job):
+        if why := "the study is finished" if status.is_finished else self.budget.spent(job):
+            _has_a_best_trial(status, why)
             self.tell("search: done")
             return True
         left = f"its pods are over and {status.target - status.num_finished} trials are left"
@@ -82,6 +81,25 @@ class SearchRun(StageRun):
         if is_paused(previous) and not annotation(previous, ENDED):
             manifest["spec"] |= sized(0, queued=queued)
 
+    def _end(self, job: Mapping[str, Any], spent: str) -> bool:
+        """Hold the pods back, for the budget is spent; return whether they are gone."""
+        self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
+        if not is_paused(job):
+            self._patch(job, 0, {ENDED: "budget"})
+            return False
+        status = None if (job.get("status") or {}).get("active") else self.watch.look()
+        if status is None:
+            return False
+        _has_a_best_trial(status, spent)
+        return True
+
     def _patch(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
         spec = sized(num_pods, queued=is_queued(job))
         self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": dict(annotations)}, "spec": spec})
+
+
+def _has_a_best_trial(status: StudyStatus, why: str) -> None:
+    """Refuse to go on to a final model of nothing."""
+    if not status.num_complete:
+        message = f"{why}, and no trial is complete, so there is no model to train ({story_of(status)})"
+        raise StageFailedError(message, hint="raise the budget or job.study.num_trials, or lower job.study.max_epochs")

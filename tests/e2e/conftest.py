@@ -43,6 +43,8 @@ def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]
         return
     sys.stdout.write(made.story())
     sys.stdout.write(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
+    # Jobs first: a namespace ends its pods before its Jobs, which want to replace them and can't.
+    made.kubectl("delete", "jobs", "--all", "--wait=false", check=False)
     run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,18 +11,20 @@ from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3}
+MARK = "e2e/namespace"
 NUM_MORE = 12  # trials after the last disturbance: more than are finished while the release is upgraded to them
 
 
 def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values={**ENDLESS, "search.parallelism": 1})
+    endless = {**ENDLESS, "commonLabels": {MARK: release.namespace}}
+    release.helm("install", "--wait", "--timeout", "5m", values={**endless, "search.parallelism": 1})
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 200)
     _scale(release)
     _delete_pods(release)
     _evict_and_drain(release)
-    _upgrade_and_roll_back(release)
+    _upgrade_and_roll_back(release, endless)
     num_trials = release.num_finished() + NUM_MORE
-    release.helm("upgrade", values={**ENDLESS, "search.parallelism": 3, "job.study.num_trials": num_trials})
+    release.helm("upgrade", values={**endless, "search.parallelism": 3, "job.study.num_trials": num_trials})
 
     release.wait_for_end(600)
 
@@ -61,18 +64,20 @@ def _evict_and_drain(release: Release) -> None:
     path = f"/api/v1/namespaces/{release.namespace}/pods/{victim}/eviction"
     run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
     node = release.items("pods", "database")[0]["spec"]["nodeName"]
-    chosen = f"--pod-selector=app.kubernetes.io/instance={release.name},app.kubernetes.io/component=search"
-    run("kubectl", "drain", node, chosen, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s")
-    run("kubectl", "uncordon", node)
+    chosen = f"--pod-selector={MARK}={release.namespace},app.kubernetes.io/component=search"
+    try:  # other releases of the tests are on the node, too: theirs are left alone, and wait no longer than this
+        run("kubectl", "drain", node, chosen, "--delete-emptydir-data", "--timeout=120s")
+    finally:
+        run("kubectl", "uncordon", node)
     wait_until("the search is back", lambda: release.running("search"), 120)
 
 
-def _upgrade_and_roll_back(release: Release) -> None:
+def _upgrade_and_roll_back(release: Release, endless: dict[str, Any]) -> None:
     before = release.uids("search")
-    release.helm("upgrade", "--wait", "--timeout", "3m", values={**ENDLESS, "search.parallelism": 3})
+    release.helm("upgrade", "--wait", "--timeout", "3m", values={**endless, "search.parallelism": 3})
     wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
     assert before <= release.uids("search"), "pods that stay were touched"
-    changed = {**ENDLESS, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    changed = {**endless, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
     changed |= {"search.resources.requests.memory": "80Mi"}
     release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)
     wait_until("the search runs with the new variable", lambda: _has_variable(release, "COLOUR"), 180)

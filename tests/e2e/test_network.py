@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import CHART, Release, wait_until
 
 pytestmark = pytest.mark.timeout(900)
+CLOSED = CHART / "examples" / "no-egress.yaml"
 REACH = """
 import socket, sys
 try:
@@ -21,8 +24,8 @@ SETTLED_S = 4  # a new pod's policies count after a moment
 
 
 def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_pod(release: Release) -> None:
-    values = {"search.parallelism": 2, "job.study.num_trials": 60, "job.study.max_epochs": 5}
-    release.helm("install", "--wait", "--timeout", "5m", values=values)
+    values = {"search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 5, **_api_server(release)}
+    release.helm("install", "-f", str(CLOSED), "--wait", "--timeout", "5m", values=values)
     wait_until("two pods search", lambda: len(release.running("search")) == 2, 240)
     time.sleep(SETTLED_S)
     one, other = release.running("search")
@@ -34,8 +37,15 @@ def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_
     wait_until("the other pod listens", lambda: reaches(release, other, "127.0.0.1", 8000), 30)
     assert not reaches(release, one, address[other], 8000)
     assert not reaches(release, one, "kubernetes.default.svc", 443)
-    release.helm("upgrade", values={**values, "job.study.num_trials": 4})
+    release.helm("upgrade", "-f", str(CLOSED), values={**values, "job.study.num_trials": 4})
     release.wait_for_end(500)
+
+
+def _api_server(release: Release) -> dict[str, Any]:
+    """Values that let the controller reach this cluster's API server, and no other address."""
+    found = json.loads(release.kubectl("get", "endpointslices", "kubernetes", "-n", "default", "-o", "json"))
+    address, port = found["endpoints"][0]["addresses"][0], found["ports"][0]["port"]
+    return {"controller.apiServerCidr": f"{address}/32", "controller.apiServerPorts": [port]}
 
 
 def reaches(release: Release, pod: str, host: str, port: int) -> bool:

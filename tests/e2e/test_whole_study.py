@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.release import Release
+from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -25,6 +25,7 @@ def test_an_install_alone_leads_to_report_model_and_evaluation(release: Release,
     _only_the_controller_has_a_token(release)
     _everything_is_on_the_volume(release, tmp_path / "results")
     assert "is finished" in release.csi_job("scale", "2", check=False)
+    assert "Succeeded" in run("helm", "test", release.name, "-n", release.namespace, "--timeout", "3m").stdout
 
 
 def _only_the_controller_has_a_token(release: Release) -> None:
@@ -52,12 +53,14 @@ def _everything_is_on_the_volume(release: Release, results: Path) -> None:
 def test_a_spent_budget_ends_the_search_and_the_final_model_is_trained_all_the_same(
     release: Release, tmp_path: Path
 ) -> None:
-    values = {"budget.hours": 0.025, "job.study.num_trials": 500, "search.parallelism": 2}
+    values = {"job.study.num_trials": 500, "search.parallelism": 2}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
+    wait_until("a trial is complete", lambda: release.trials()["COMPLETE"], 400)
+    release.helm("upgrade", values=values | {"budget.hours": 0.001})
 
-    release.wait_for_end(700)
+    release.wait_for_end(400)
 
     assert 1 <= release.num_finished() < 500
-    assert "budget of 0.025 hours is spent" in release.story()
+    assert "budget of 0.001 hours is spent" in release.story()
     release.csi_job("fetch", str(tmp_path))
     assert (tmp_path / "models" / "optimized_model.safetensors").is_file()

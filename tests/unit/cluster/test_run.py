@@ -147,6 +147,16 @@ def test_a_spent_budget_suspends_the_search_and_ends_the_stage() -> None:
     assert run.step()
 
 
+def test_a_budget_that_is_spent_before_a_trial_is_complete_is_an_error_of_its_own() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    namespace.only()["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run.step()
+    with pytest.raises(StageFailedError, match="GPU hours is spent, and no trial is complete"):
+        run.step()
+
+
 def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_user_suspended() -> None:
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
