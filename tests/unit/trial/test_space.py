@@ -285,3 +285,62 @@ def test_a_baseline_value_is_checked_like_one_of_the_space(name: str) -> None:
     with pytest.raises(ValidationError, match=name):
         Baseline.model_validate({name: -1})
     assert DOMAINS[name].parse(DEFAULTS[name]) == DEFAULTS[name]
+
+
+DRAWN = BASELINE.hyperparameters().to_params()
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "expected"),
+    [
+        ({}, {}, ""),
+        ({"batch_size": {"choices": [8, 16]}}, {}, "batch_size=32 is not among 8, 16"),
+        ({"batch_size": {"value": 16}}, {}, "batch_size=32 is not 16"),
+        ({"batch_size": {"value": 32}}, {}, ""),
+        ({"batch_size": {"low": 8, "high": 64, "step": 8}}, {}, ""),
+        ({"patience": {"low": 5, "high": 20, "step": 3}}, {}, "patience=10 is not from 5 to 20 in steps of 3"),
+        ({"learning_rate": {"low": 1e-5, "high": 1e-4}}, {}, "learning_rate is not from 1e-05 to 0.0001"),
+        ({"learning_rate": {"low": 1e-3, "high": 1e-1}}, {}, ""),
+        ({"optimizer": {"choices": ["sgd", "adamw"]}}, {}, "optimizer=adam is not among sgd, adamw"),
+        ({}, {"weight_decay": 1e-3}, "weight_decay is drawn only when optimizer is adamw or sgd"),
+        ({}, {"optimizer": "adamw", "weight_decay": 1e-3}, ""),
+        (
+            {},
+            {"optimizer": "adamw"},
+            "weight_decay=0.0, which was not searched, is not from 1e-06 to 0.01",
+        ),
+        ({"weight_decay": {"low": 0, "high": 1e-2, "when": {}}}, {}, ""),
+        ({"unknown_weight": None}, {}, ""),
+        ({"unknown_weight": None}, {"unknown_weight": 0.5}, "unknown_weight is not 0.3, and unknown_weight is not"),
+        ({"patience": None}, {"patience": 11}, "patience=11 is not 10, and patience is not searched"),
+        ({"optimizer": None}, {"optimizer": "sgd"}, "optimizer=sgd is not adam, and optimizer is not searched"),
+    ],
+)
+def test_a_trial_of_another_space_fits_or_says_why_not(
+    space: dict[str, object], changes: dict[str, object], expected: str
+) -> None:
+    new = SearchSpace.model_validate(space)
+    params, reason = new.fitted({**DRAWN, **changes})
+    assert reason.startswith(expected)
+    assert bool(reason) == bool(expected)
+    if not expected:
+        assert Hyperparameters.from_params(params) == Hyperparameters.from_params({**DRAWN, **changes})
+        trial = optuna.trial.FixedTrial(params)
+        assert new.suggest(trial) == Hyperparameters.from_params(params)
+        assert trial.params == params
+
+
+def test_a_parameter_that_a_trial_lacks_had_its_default() -> None:
+    new = SearchSpace.model_validate({"patience": {"low": 5, "high": 20}})
+    params, reason = new.fitted({name: value for name, value in DRAWN.items() if name != "patience"})
+    assert (params["patience"], reason) == (10, "")
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_every_trial_of_a_space_fits_it_unchanged(seed: int) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    trial = study.ask()
+    space = SearchSpace.model_validate({"unknown_weight": {"low": 0.1, "high": 1.0, "step": 0.3}})
+    space.suggest(trial)
+    assert space.fitted(trial.params) == (trial.params, "")
