@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import LoadedSettings, with_settings
 
+if TYPE_CHECKING:
+    from csi_job.report.release import ReleaseView
+
 
 @click.command()
 @with_settings("study.name", "storage.url")
-@click.option("--watch", is_flag=True, help="Refresh until the study is finished or Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until the study (or the release) is finished or Ctrl-C.")
 @click.option("--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between looks.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with --watch one a line for each look.")
+@click.option("--release", metavar="NAME", help="Show a release on Kubernetes, by the kubeconfig: pods, trials, GPUs.")
+@click.option("--namespace", "-n", metavar="NAME", help="Its namespace; alone: the only release there.")
+def status(
+    loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool, release: str | None, namespace: str | None
+) -> None:
     """Show trials by state, the best so far, what runs now, the rate and the time left."""
+    if release or namespace:
+        _show_release(release, namespace, watch=watch, every=every, as_json=as_json)
+        return
     from rich.console import Console
     from rich.live import Live
 
@@ -28,6 +39,10 @@ def status(loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool) 
     state = study_status(study)
     if as_json:
         click.echo(status_json(state))
+        while watch and not state.is_finished:
+            time.sleep(every)
+            state = study_status(study)
+            click.echo(status_json(state))
         return
     if not watch:
         Console().print(render_status(state))
@@ -37,3 +52,25 @@ def status(loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool) 
             time.sleep(every)
             state = study_status(study)
             live.update(render_status(state))
+
+
+def _show_release(release: str | None, namespace: str | None, *, watch: bool, every: float, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from csi_job.cluster.api import Cluster
+    from csi_job.cluster.overview import watch_release
+    from csi_job.report.release import release_json, render_release
+
+    cluster = Cluster(namespace)
+    if as_json:
+        watch_release(cluster, release, lambda view: click.echo(release_json(view)), every_s=every, once=not watch)
+    elif not watch:
+        watch_release(cluster, release, lambda view: Console().print(render_release(view)), every_s=every, once=True)
+    else:
+        with Live(refresh_per_second=4) as live:
+
+            def show(view: ReleaseView) -> None:
+                live.update(render_release(view))
+
+            watch_release(cluster, release, show, every_s=every)

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import urllib3
 import websocket
@@ -26,6 +26,13 @@ STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+
+
+class Sink(Protocol):
+    """What takes bytes: a file, or something that looks at them as they come."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take some."""
 
 
 class UnreachableError(ClusterError):
@@ -171,7 +178,7 @@ class Cluster:
                 raise
 
     @_one_line
-    def read_from(self, pod: str, command: list[str], into: IO[bytes], *, silence_s: float) -> None:
+    def read_from(self, pod: str, command: list[str], into: Sink, *, silence_s: float) -> None:
         """Run a command in a pod and write what it prints into a file.
 
         Args:

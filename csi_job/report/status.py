@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Group
 from rich.panel import Panel
@@ -12,15 +13,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from csi_job.errors import DataError
 from csi_job.report import words
 from csi_job.report.view import OUTCOMES
+from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from csi_job.report.view import Outcome
-    from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 
+Kind = TypeVar("Kind", RunningStatus, BestStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
 OUTCOME_STYLES: dict[Outcome, str] = {
     "complete": "green",
@@ -55,6 +58,27 @@ def status_dict(status: StudyStatus) -> dict[str, Any]:
 def status_json(status: StudyStatus) -> str:
     """Return the status as one JSON object."""
     return json.dumps(status_dict(status), ensure_ascii=False)
+
+
+def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
+    """Return the status of which `status_json` made this; what a newer csi-job adds is left out.
+
+    Raises:
+        DataError: something is missing, as another version of csi-job has it.
+
+    """
+    best = content.get("best")
+    known = {field.name: content[field.name] for field in fields(StudyStatus) if field.name in content}
+    try:
+        known["running"] = tuple(_of(RunningStatus, trial) for trial in content["running"])
+        known["failures"] = tuple((item["reason"], item["num_trials"]) for item in content["failures"])
+        return StudyStatus(**(known | {"best": best and _of(BestStatus, best)}))
+    except (KeyError, TypeError):
+        raise DataError("this status is of another version of csi-job", hint="install that of the release") from None
+
+
+def _of(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
+    return kind(**{name: value for name, value in content.items() if name in kind.__dataclass_fields__})
 
 
 def _target_line(status: StudyStatus) -> RenderableType:

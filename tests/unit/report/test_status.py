@@ -5,7 +5,8 @@ import pytest
 from pydantic import SecretStr
 from rich.console import Console
 
-from csi_job.report.status import render_status, status_json
+from csi_job.errors import DataError
+from csi_job.report.status import render_status, status_from_dict, status_json
 from csi_job.study.definition import define_study
 from csi_job.study.settings import StorageSettings, StudySettings
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus, study_status
@@ -76,3 +77,17 @@ def test_a_new_study_is_shown_too(tmp_path):
 def test_a_finished_study_says_how_to_go_on():
     finished = StudyStatus("s", "f1", 1, 1, 0, 0, 0, 0, 0, (), BEST, None, None, ())
     assert "--more-trials" in shown(finished)
+
+
+def test_a_status_is_the_same_after_its_way_through_json():
+    assert status_from_dict(json.loads(status_json(STATUS))) == STATUS
+    nothing = StudyStatus("s", "f1", 1, 0, 0, 0, 0, 0, 1, (), None, None, None, ())
+    assert status_from_dict(json.loads(status_json(nothing))) == nothing
+
+
+def test_a_status_of_another_version_is_refused_in_one_line_and_what_is_new_is_left_out():
+    content = json.loads(status_json(STATUS))
+    assert status_from_dict({**content, "new": 1}) == STATUS
+    del content["target"]
+    with pytest.raises(DataError, match="another version"):
+        status_from_dict(content)
