@@ -145,6 +145,18 @@ def now_utc(connection: Connection) -> sa.ColumnElement[Any]:
     return sa.func.timezone("utc", sa.func.clock_timestamp())
 
 
+def median_of(column: sa.ColumnElement[float], *, sqlite: bool) -> sa.Select[Any]:
+    """Return the query of the number and the median of a column's values, as `num_values` and `median`."""
+    if not sqlite:
+        median = sa.func.percentile_cont(0.5).within_group(column)
+        return sa.select(sa.func.count(column).label("num_values"), median.label("median"))
+    place, num_values = sa.func.row_number().over(order_by=column), sa.func.count().over()
+    placed = sa.select(column.label("value"), place.label("place"), num_values.label("num_values")).subquery("placed")
+    is_middle = placed.c.place.between((placed.c.num_values + 1) // 2, placed.c.num_values // 2 + 1)
+    columns = (sa.func.coalesce(sa.func.max(placed.c.num_values), 0), sa.func.avg(placed.c.value))
+    return sa.select(columns[0].label("num_values"), columns[1].label("median")).where(is_middle)
+
+
 def server_start_s(connection: Connection) -> sa.ColumnElement[float]:
     """Return the expression of when the server began: nobody could renew a lease before."""
     if connection.dialect.name == "sqlite":

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 import sqlalchemy as sa
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.storages._rdb.models import TrialIntermediateValueModel
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.study.attributes import CONSTRAINT, CURVE, GFLOPS
+from csi_job.study.database import median_of
 from csi_job.study.settings import StudySettings
 from csi_job.study.storage import storage_of
 from csi_job.study.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -29,7 +29,6 @@ NUM_COMPARED: Final = 5  # finished trials that must have reached an epoch befor
 NUM_UNJUDGED: Final = 1  # epochs at the start, in which the learning rate only rises
 REDUCTION: Final = 4  # successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
 RUNG: Final = "completed_rung_"
-FINITE: Final = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,14 @@ def median_question(study: Study, step: int) -> sa.Select[Any] | None:
     is_median = isinstance(study.pruner, MedianPruner) and len(study.directions) == 1
     if not is_median or step < NUM_UNJUDGED:
         return None
-    value, place = STEPS.c.intermediate_value, sa.func.row_number().over(order_by=STEPS.c.intermediate_value)
+    value = STEPS.c.intermediate_value
     at_step = (
-        sa.select(value.label("value"), place.label("place"), sa.func.count().over().label("num_values"))
+        sa.select(value.label("value"))
         .join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
         .where(TRIALS.c.study_id == study._study_id, TRIALS.c.state == TrialState.COMPLETE)  # noqa: SLF001
-        .where(STEPS.c.step == step, STEPS.c.intermediate_value_type == FINITE)
-        .subquery("at_step")
+        .where(STEPS.c.step == step, value.is_not(None))  # None: not a number, or infinite
     )
-    num_values = at_step.c.num_values
-    middle = at_step.c.place.between((num_values + 1) // 2, num_values // 2 + 1)
-    columns = (sa.func.max(num_values).label("num_values"), sa.func.avg(at_step.c.value).label("median"))
-    return sa.select(*columns).where(middle)
+    return median_of(at_step.subquery("at_step").c.value, sqlite=storage_of(study).address.is_sqlite)
 
 
 def should_prune(study: Study, trial: FrozenTrial, answer: Row[Any] | None = None) -> bool:
@@ -116,7 +111,7 @@ def should_prune(study: Study, trial: FrozenTrial, answer: Row[Any] | None = Non
     if (question := median_question(study, step)) is None:
         return study.pruner.prune(cast("Study", _View(study, trial)), trial)
     row = answer or storage_of(study).read(lambda connection: connection.execute(question).one())
-    return _is_below(max(trial.intermediate_values.values()), row.num_values or 0, row.median)
+    return _is_below(max(trial.intermediate_values.values()), row.num_values, row.median)
 
 
 def _is_below(best: float, num_values: int, median: float | None) -> bool:

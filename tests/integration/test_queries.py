@@ -67,7 +67,7 @@ def test_where_nobody_has_been_nothing_is_pruned(storage: StudyStorage) -> None:
     study = define(storage)
     question = median_question(study, 7)
     assert question is not None
-    assert [*storage.read(lambda connection: connection.execute(question).one())] == [None, None]
+    assert [*storage.read(lambda connection: connection.execute(question).one())] == [0, None]
     trial = create_trial(state=TrialState.RUNNING, intermediate_values={7: math.nan})
     assert not should_prune(study, trial)
 
