@@ -15,6 +15,7 @@ from csi_job.study.attributes import BASELINE, FINGERPRINT, MIGRATED_FROM, UID
 from csi_job.study.definition import SearchedSpace
 from csi_job.study.status import outcome_of
 from csi_job.study.stored import StoredTrial
+from csi_job.trial.hyperparameters import DEFAULTS
 
 # What else Optuna keeps with a trial belongs to the space it was drawn from, e.g. the state of CMA-ES.
 KEPT: Final = ("constraints", "completed_rung_")
@@ -56,10 +57,12 @@ class Fitting:
     num_there: int = 0
 
     def __post_init__(self) -> None:
-        """Note what the old study never drew, and how the new one draws."""
-        space = self.old[FINGERPRINT].get("space", {})
-        forms = {name: form for name, form in space.items() if isinstance(form, Mapping)}
-        self._dropped = {name: form["value"] for name, form in forms.items() if form.get("dropped")}
+        """Note what the old study used without drawing it, where that is another default now, and how the new draws."""
+        forms = self.old[FINGERPRINT].get("space", {})
+        unsearched = {
+            name: form["value"] for name, form in forms.items() if isinstance(form, Mapping) and form.get("dropped")
+        }
+        self._others = {name: value for name, value in unsearched.items() if value != DEFAULTS.get(name)}
         kinds = self.space.distributions()
         self._distributions = {name: (kind, distribution_to_json(kind)) for name, kind in kinds.items()}
 
@@ -75,7 +78,7 @@ class Fitting:
             self.num_there += 1
             return None
         try:
-            params, reason = self.space.fitted(self._dropped | trial.external_params())
+            params, reason = self.space.fitted(self._others | trial.external_params())
         except ConfigurationError as error:  # a hyperparameter or value that this version does not know
             params, reason = {}, str(error)
         if reason:

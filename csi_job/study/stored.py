@@ -119,19 +119,20 @@ def insert_stored(
         advance: told how many more trials are inserted.
 
     """
-    insert = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+    insert = sa.insert(TRIALS).returning(TRIALS.c.number, TRIALS.c.trial_id)
     for first in range(0, len(trials), NUM_AT_ONCE):
         chunk = trials[first : first + NUM_AT_ONCE]
-        ids = connection.execute(insert, [_trial_row(study_id, trial) for trial in chunk]).scalars().all()
+        made = connection.execute(insert, [_trial_row(study_id, trial) for trial in chunk])
+        ids = {row.number: row.trial_id for row in made}
         rows: dict[sa.Table, list[dict[str, Any]]] = {}
-        for trial_id, trial in zip(ids, chunk, strict=True):
-            for table, part in _rows(trial_id, trial):
+        for trial in chunk:
+            for table, part in _rows(ids[trial.number], trial):
                 rows.setdefault(table, []).append(part)
         for table, parts in rows.items():
             connection.execute(sa.insert(table), parts)
         leases = [
-            {"trial_id": trial_id, **_lease_row(trial.lease or StoredLease())}
-            for trial_id, trial in zip(ids, chunk, strict=True)
+            {"trial_id": ids[trial.number], **_lease_row(trial.lease or StoredLease())}
+            for trial in chunk
             if trial.state is TrialState.RUNNING
         ]
         if leases:  # a deleted trial of the same id may have left one
