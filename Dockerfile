@@ -2,34 +2,35 @@
 # CUDA's libraries come once, as wheels that torch requires, and the driver is the host's: no CUDA base is needed.
 ARG BASE_IMAGE=debian:trixie-slim
 
-FROM ${BASE_IMAGE} AS build
+FROM ${BASE_IMAGE:-debian:trixie-slim} AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-ENV DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-# hadolint ignore=DL3008
-RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
-    apt-get update && apt-get install -y --no-install-recommends python3 python3-venv
+
+FROM base AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy
 WORKDIR /build
+COPY image/install.sh image/build-packages.txt image/
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    sh image/install.sh image/build-packages.txt
 COPY image/bootstrap.lock image/bootstrap.lock
 RUN --mount=type=cache,target=/root/.cache \
     python3 -m venv bootstrap && bootstrap/bin/pip install --require-hashes -r image/bootstrap.lock
-COPY image/requirements.lock image/requirements.lock
+COPY image/requirements.lock image/slim.py image/
 RUN --mount=type=cache,target=/root/.cache \
     python3 -m venv --without-pip /opt/csi-job \
-    && bootstrap/bin/uv pip sync --python /opt/csi-job/bin/python --require-hashes image/requirements.lock
+    && bootstrap/bin/uv pip sync --python /opt/csi-job/bin/python --require-hashes image/requirements.lock \
+    && python3 image/slim.py /opt/csi-job
 COPY pyproject.toml README.md ./
 COPY csi_job csi_job
 # Into a folder of its own, so that a change of the source leaves the large layer above as it is.
 RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \
-    && bootstrap/bin/uv pip install --python /opt/csi-job/bin/python --prefix /opt/source --no-deps --offline dist/*.whl
+    && bootstrap/bin/uv pip install --python /opt/csi-job/bin/python --prefix /opt/source --no-deps --offline \
+    --compile-bytecode dist/*.whl
 
-FROM ${BASE_IMAGE}
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+FROM base
 # image/packages.txt says why each package is there.
-COPY image/packages.txt /tmp/packages.txt
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
-    apt-get update \
-    && sed 's/#.*//' /tmp/packages.txt | DEBIAN_FRONTEND=noninteractive xargs apt-get install -y --no-install-recommends \
-    && rm /tmp/packages.txt && install -d -m 1777 /work && install -d /data
+    --mount=type=bind,source=image,target=/image \
+    sh /image/install.sh /image/packages.txt && install -d -m 1777 /work && install -d /data
 COPY --from=build /opt/csi-job /opt/csi-job
 COPY --from=build /opt/source /opt/csi-job
 # Every cache lies under HOME, which any user may write; in a pod a volume is mounted there.
@@ -46,5 +47,7 @@ LABEL org.opencontainers.image.title=csi-job \
       org.opencontainers.image.revision=${COMMIT}
 WORKDIR /work
 USER 65532:0
+# A batch job is judged by its exit code.
+HEALTHCHECK NONE
 ENTRYPOINT ["csi-job"]
 CMD ["--help"]

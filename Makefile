@@ -9,6 +9,7 @@ DOCKER := docker
 TOOLS  := .venv-lint
 RELEASES := 4
 VERSION := 0.1.0
+BASE_IMAGE := debian:trixie-slim
 IMAGE_TAG := $(VERSION)
 CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
@@ -17,7 +18,7 @@ DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .PHONY: help setup demo test check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo/
 	$(CSI_JOB) phantoms $(DEMO)/data --num-images 160
@@ -72,11 +73,17 @@ lock: $(READY) ## Renew the lock files within pyproject.toml's bounds
 	@sh image/lock.sh $(BIN)/uv
 
 image: ## Build the image csi-job:$(IMAGE_TAG) with Docker
-	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) \
+	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
 	  --build-arg COMMIT=$$(git rev-parse HEAD) --tag csi-job:$(IMAGE_TAG) .
 
 image-smoke: ## Try the image: read-only root, another user, torch.compile
 	@DOCKER=$(DOCKER) sh image/smoke.sh csi-job:$(IMAGE_TAG)
+
+image-size: ## The image's size by layer and by content
+	@DOCKER=$(DOCKER) sh image/size.sh csi-job:$(IMAGE_TAG)
+
+sbom: $(TOOLS)/.ready ## The image's bill of materials (CycloneDX), into csi-job-$(IMAGE_TAG).cdx.json
+	@DOCKER=$(DOCKER) $(TOOLS)/bin/python image/sbom.py csi-job:$(IMAGE_TAG) csi-job-$(IMAGE_TAG).cdx.json
 
 schema: $(READY) ## Renew helm/values.schema.json from the settings
 	@$(BIN)/python -m csi_job.cluster.values > helm/values.schema.json

@@ -1,0 +1,89 @@
+"""Writes the bill of materials of the image, CycloneDX 1.6 as JSON: `python image/sbom.py IMAGE FILE`.
+
+The image itself is asked what is in it (Python's and Debian's own records), so that no registry is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import License
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
+
+INVENTORY = r"""
+import json, platform, subprocess
+from importlib.metadata import distributions
+python = [(d.metadata["Name"], d.version, d.metadata.get("License-Expression") or next(
+    (c.split(" :: ")[-1] for c in d.metadata.get_all("Classifier") or () if c.startswith("License :: ")), "")
+) for d in distributions()]
+line = "${Package}\t${Version}\t${Architecture}\n"
+debian = subprocess.run(["dpkg-query", "--show", "--showformat", line], check=True, capture_output=True, text=True)
+print(json.dumps({"python": sorted(set(python)), "debian": [l.split("\t") for l in debian.stdout.splitlines()],
+                  "release": platform.freedesktop_os_release()["VERSION_ID"]}))
+"""
+
+
+def main(image: str, path: Path) -> None:
+    """Ask the image, write the file, check it against the schema, and say how much it names."""
+    docker = os.environ.get("DOCKER", "docker")
+    command = [docker, "run", "--rm", "--network=none", "--entrypoint=python", image, "-c", INVENTORY]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    whole = Component(type=ComponentType.CONTAINER, name=image.rpartition(":")[0], version=image.rpartition(":")[2])
+    bom = Bom(components=[*python_packages(found), *debian_packages(found)])
+    bom.metadata.component = whole
+    bom.register_dependency(whole, bom.components)
+    text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
+    if wrong := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
+        sys.exit(f"the bill of materials does not fit its schema: {wrong.data!r}")
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {len(found['python'])} Python packages, {len(found['debian'])} Debian packages")
+
+
+def python_packages(found: dict[str, Any]) -> list[Component]:
+    """Return the components that the environment holds."""
+    return [
+        Component(
+            type=ComponentType.LIBRARY,
+            name=name,
+            version=version,
+            licenses=[license_of(text)] if text else (),
+            purl=PackageURL("pypi", None, name.lower().replace("_", "-"), version),
+            bom_ref=f"pypi:{name}",
+        )
+        for name, version, text in found["python"]
+    ]
+
+
+def debian_packages(found: dict[str, Any]) -> list[Component]:
+    """Return the components that Debian's package manager installed."""
+    release = f"debian-{found['release']}"
+    return [
+        Component(
+            type=ComponentType.LIBRARY,
+            name=name,
+            version=version,
+            purl=PackageURL("deb", "debian", name, version, {"arch": architecture, "distro": release}),
+            bom_ref=f"deb:{name}:{architecture}",
+        )
+        for name, version, architecture in found["debian"]
+    ]
+
+
+def license_of(text: str) -> License:
+    """Return a licence by its SPDX identifier or expression, else by its name."""
+    return LicenseFactory().make_from_string(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
