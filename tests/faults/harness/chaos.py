@@ -51,6 +51,8 @@ class Dose:
     """What a worker process does."""
     cache: Path | None = None
     """What it trains on, if it does."""
+    replaces_others: bool = False
+    """Whether workers that crash are started again too, and only counted."""
     sampler: str = "random"
     pruner: str = "median"
 
@@ -102,6 +104,7 @@ def chaos(
     with running_proxy(socket, seed=seed, hole_s=dose.hole_s, anywhere=dose.holes_in_transactions) as proxy:
         through = proxy.url(direct, **dose.connection)
         fleet = Fleet(lambda index: start(through, index), dose.workers)
+        fleet.replaces_others = dose.replaces_others
         storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
         progress = Progress(direct, name, dose.trials, tell)
         storm.rage(progress)

@@ -53,5 +53,5 @@ def small_disk(size_mib: int) -> Iterator[SmallDisk]:
             missing_service(f"a small disk cannot be mounted: {done.stderr.strip()}")
         yield SmallDisk(folder)
     finally:
-        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
         folder.rmdir()

@@ -49,6 +49,7 @@ class StudyReader:
         self._connection = psycopg2.connect(url)
         self._connection.autocommit = True
         self._study = study
+        self.has_leases = self.query("SELECT to_regclass('csi_job_leases')") != [(None,)]
 
     def rows(self, columns: str, table: str = "", condition: str = "true") -> list[tuple[Any, ...]]:
         """Return columns of a study's trials `t`, joined with one of Optuna's tables of their parts, `p`."""
@@ -148,6 +149,8 @@ def _wrong_values(reader: StudyReader) -> Iterator[str]:
 
 
 def _stray_leases(reader: StudyReader) -> Iterator[str]:
+    if not reader.has_leases:
+        return
     sql = "SELECT l.trial_id FROM csi_job_leases l LEFT JOIN trials t ON t.trial_id = l.trial_id"
     for (trial_id,) in reader.query(f"{sql} WHERE t.trial_id IS NULL OR t.state IN ('RUNNING', 'WAITING')"):
         yield f"there is a lease of trial id {trial_id}, which is not finished or does not exist"
@@ -180,7 +183,8 @@ def _repeats(record: Path) -> Counter[int]:
 
 def _attempts(reader: StudyReader) -> dict[int, int]:
     told = dict(reader.rows("t.number, p.value_json", "trial_user_attributes", "p.key = 'attempt'"))
-    leased = dict(reader.rows("t.number, p.attempt", "csi_job_leases"))  # also of one that died before it could tell
+    # also of one that died before it could tell
+    leased = dict(reader.rows("t.number, p.attempt", "csi_job_leases")) if reader.has_leases else {}
     return {number: max(int(told.get(number, 1)), leased.get(number, 1)) for number in {**told, **leased}}
 
 

@@ -15,7 +15,6 @@ from tests.faults.harness.worker import Plan, run
 
 SETTINGS: Final[dict[str, Any]] = {
     "max_epochs": 3,
-    "epoch_s": 0.1,
     "lease_s": 0.3,
     "max_attempts": 1000,
     "sampler": "random",

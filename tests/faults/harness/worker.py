@@ -47,6 +47,8 @@ class Plan:
     """Upper bound of the search space's number."""
     epoch_s: float = 0.0
     """Seconds that an epoch of the dummy objective takes."""
+    start_at_s: float = 0.0
+    """When to begin, in seconds since 1970, so that several do so at once."""
     cache: Path | None = None
     """What real training trains on."""
     work: Path | None = None
@@ -165,6 +167,11 @@ def run(arguments: dict[str, Any]) -> int:
     return be_worker(arguments, dummy_task)
 
 
+def wait_for_start(plan: Plan) -> None:
+    """Wait until it is time to begin."""
+    time.sleep(max(0.0, plan.start_at_s - time.time()))
+
+
 def be_worker(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int:
     """Do what the program's worker does, watched."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -173,6 +180,7 @@ def be_worker(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int
     plan.record.mkdir(parents=True, exist_ok=True)
     points = CrashPoints(plan.death, plan.record / "points.log" if plan.record_points else None)
     points.install()
+    wait_for_start(plan)
     if plan.own_host:
         lease._process_space = lambda: (f"boot of {os.getpid()}", "pid:[1]")
     if plan.clock_offset_s or plan.time_zone != "UTC":

@@ -1,0 +1,168 @@
+"""`make faults`: the promises of a study, at full size."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from csi_job.logs import get_logger, progress, set_up_logging
+from tests.faults.harness.chaos import Dose, chaos
+from tests.faults.harness.figures import Figures, machine, table, to_json
+from tests.faults.harness.starts import Starts, start_at_once
+from tests.faults.harness.stock import run_stock
+from tests.faults.harness.sweep import seen_points, sweep
+from tests.faults.harness.training import phantom_cache, run_training
+from tests.faults.harness.worker import run
+from tests.postgres import Server, embedded_server
+
+logger = get_logger("csi_job.faults")
+SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, terminations=0)
+
+
+def options() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="make faults FAULTS_ARGS=", description=__doc__)
+    for name, size, meaning in (
+        ("trials", 10_000, "dummy trials in all"),
+        ("studies", 20, "studies that share them, one after the other"),
+        ("workers", 16, "workers of a study"),
+        ("kills", 5_700, "SIGKILLs"),
+        ("cuts", 5_200, "connections cut"),
+        ("crashes", 210, "database crashes"),
+        ("stops", 60, "workers stopped past their lease"),
+        ("terminations", 200, "workers ended by SIGTERM"),
+        ("holes", 20, "black-holed connections"),
+        ("outage", 60, "seconds of one long outage (0: none)"),
+        ("starts", 20, "simultaneous starts on an empty database"),
+        ("seed", 1, "of everything that is drawn"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (default {size:,})")
+    parser.add_argument("--long-outage", action="store_true", help="an outage of 15 minutes as well")
+    parser.add_argument("--only", choices=("chaos", "training", "outage", "points", "starts", "stock"), action="append")
+    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
+    return parser.parse_args()
+
+
+class Session:
+    """One run of everything that was asked for."""
+
+    def __init__(self, given: argparse.Namespace, server: Server, folder: Path) -> None:
+        self.given, self.server, self.folder = given, server, folder
+        self.columns: dict[str, Figures] = {}
+        self.starts: dict[str, Starts] = {}
+        self.num_points = 0
+        self.missed: list[str] = []
+
+    def chaos(self) -> None:
+        """Run studies under everything at once."""
+        given, total = self.given, Figures()
+        with progress("trials under faults", given.trials, "trials") as advance, self.server.database() as url:
+            for index in range(given.studies):
+                dose = Dose(
+                    workers=given.workers,
+                    **{
+                        name: share(getattr(given, name), given.studies, index)
+                        for name in ("trials", "kills", "cuts", "crashes", "stops", "terminations", "holes")
+                    },
+                )
+                folder, seed = self.folder / f"chaos-{index}", given.seed * 1000 + index
+                figures = chaos(self.server, url, folder, dose, seed=seed, name=f"chaos-{index}", tell=advance)
+                total.add(figures)
+                self.columns["all"] = total
+                logger.info("study %d of %d\n%s", index + 1, given.studies, table({"this": figures, "so far": total}))
+                self.save()
+
+    def training(self) -> None:
+        """Run a study that really trains."""
+        cache = phantom_cache(self.folder / "phantoms")
+        dose = Dose(trials=40, workers=4, max_epochs=4, kills=40, cuts=40, crashes=8, stops=2, terminations=6)
+        dose = replace(dose, run=run_training, cache=cache)
+        with self.server.database() as url:
+            self.columns["training"] = chaos(self.server, url, self.folder / "training", dose, seed=self.given.seed)
+
+    def outage(self) -> None:
+        """Run a study in which the database is away for long."""
+        for down_s in (self.given.outage, 900 if self.given.long_outage else 0):
+            if down_s:
+                dose = Dose(trials=100, kills=10, cuts=10, crashes=1, terminations=2, down_s=down_s)
+                name = f"{down_s} s away"
+                with self.server.database() as url:
+                    folder = self.folder / f"outage-{down_s}"
+                    self.columns[name] = chaos(self.server, url, folder, dose, seed=self.given.seed)
+
+    def points(self) -> None:
+        """Kill a worker at each crash point."""
+        with self.server.database() as url:
+            seen = {point for point in seen_points(url, self.folder / "seen") if not point.startswith("start")}
+            done = sweep(seen, url, self.folder, num_trials=60, num_studies=5)
+        self.num_points, self.missed = len(seen), sorted(done.missed)
+        for complaint in done.complaints:
+            logger.error("crash points: %s", complaint)
+
+    def start(self) -> None:
+        """Start workers at once, ours and the stock recipe's."""
+        for name, what in (("ours", run), ("stock", run_stock)):
+            folder = self.folder / f"starts-{name}"
+            self.starts[name] = start_at_once(self.server, folder, what, rounds=self.given.starts, num_workers=8)
+
+    def stock(self) -> None:
+        """Run a small study of ours and one of the stock recipe under the same faults."""
+        for name, dose in (("ours, small", SMALL), ("stock", replace(SMALL, run=run_stock, replaces_others=True))):
+            with self.server.database() as url:
+                folder = self.folder / name.replace(", ", "-")
+                self.columns[name] = chaos(self.server, url, folder, dose, seed=self.given.seed)
+
+    def save(self) -> None:
+        """Write the figures so far."""
+        if self.given.out is not None:
+            starts = {name: asdict(one) for name, one in self.starts.items()}
+            others = {"options": vars(self.given) | {"out": str(self.given.out)}, "starts": starts}
+            text = to_json(self.columns, **others, points=self.num_points, missed=self.missed)
+            self.given.out.write_text(text + "\n")
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether ours kept every promise."""
+        ours = [figures for name, figures in self.columns.items() if name != "stock"]
+        return not self.missed and not any(figures.complaints for figures in ours)
+
+
+def share(total: int, parts: int, index: int) -> int:
+    """Return one of nearly equal parts of a number."""
+    return total * (index + 1) // parts - total * index // parts
+
+
+def main() -> int:
+    """Run what is asked for, and print the figures."""
+    given = options()
+    set_up_logging("text")
+    logging.getLogger("csi_job").setLevel(logging.INFO)
+    with embedded_server() as server, tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        session = Session(given, server, Path(folder))
+        parts = {
+            "points": session.points,
+            "training": session.training,
+            "outage": session.outage,
+            "starts": session.start,
+            "stock": session.stock,
+            "chaos": session.chaos,
+        }
+        for name, part in parts.items():
+            if not given.only or name in given.only:
+                logger.info("%s", name)
+                part()
+                session.save()
+    out = [machine(), table(session.columns) if session.columns else ""]
+    out += [f"{session.num_points} crash points, missed: {session.missed or 'none'}"] if session.num_points else []
+    out += [f"simultaneous starts, {name}: {one}" for name, one in session.starts.items()]
+    out += [f"{name}: {line}" for name, figures in session.columns.items() for line in figures.complaints[:20]]
+    sys.stdout.write("\n".join(out) + "\n")
+    return 0 if session.is_exact else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
