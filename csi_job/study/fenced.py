@@ -91,14 +91,20 @@ def _statement(
 def _inserted(
     held: sa.CTE, table: sa.Table, rows: Sequence[dict[str, Any]], keys: tuple[str, ...]
 ) -> postgresql.Insert:
+    """Return the insert of rows that are given as one array a column, so that it is the same for any number of them."""
     columns = [table.c[name] for name in rows[0] if name != "trial_id"]
-    given = sa.values(*(sa.column(column.name, column.type) for column in columns), name="given").data(
-        [tuple(row[column.name] for column in columns) for row in rows]
-    )
+    arrays = [_array(column, [row[column.name] for row in rows]) for column in columns]
+    given = sa.func.unnest(*arrays).table_valued(*(column.name for column in columns), name="given").render_derived()
     values = [sa.cast(given.c[column.name], column.type) for column in columns]
     selected = sa.select(held.c.trial_id, *values).select_from(held.join(given, sa.true()))
     insert = postgresql.insert(table).from_select(["trial_id", *(column.name for column in columns)], selected)
     return upserted(insert, [column.name for column in columns if column.name not in keys], keys)
+
+
+def _array(column: sa.Column[Any], values: list[Any]) -> sa.ColumnElement[Any]:
+    if isinstance(column.type, sa.Enum):
+        return sa.cast([value.name for value in values], postgresql.ARRAY(sa.String))
+    return sa.cast(values, postgresql.ARRAY(column.type))
 
 
 def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:

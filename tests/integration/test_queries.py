@@ -14,8 +14,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from csi_job.study.pruning import median_question, should_prune
+from csi_job.study.rows import TrialWrite
 from csi_job.study.storage import StudyStorage
 from csi_job.study.tables import STEPS
+from tests.integration.test_claims import leased
 from tests.studies import define
 
 DISTRIBUTIONS = {
@@ -23,6 +25,8 @@ DISTRIBUTIONS = {
     "b": IntDistribution(1, 9, step=2),
     "c": CategoricalDistribution([None, True, "x", 2.5]),
 }
+
+NUMBERS = {"a": FloatDistribution(1e-9, 1, log=True), "b": IntDistribution(1, 9, step=2)}
 
 
 def test_trials_are_read_as_optuna_reads_them(storage: StudyStorage, url: str) -> None:
@@ -75,3 +79,28 @@ def test_where_nobody_has_been_nothing_is_pruned(storage: StudyStorage) -> None:
 def test_the_median_is_found_by_an_index(storage: StudyStorage) -> None:
     names = {index["name"] for index in sa.inspect(storage.engine).get_indexes(STEPS.name)}
     assert "csi_job_steps" in names
+
+
+def test_whatever_is_written_under_a_lease_is_read_again(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=2)
+    lease = leased(study)
+    odd = {"quote ' \" \\ {a,b} %s :x": ["é", None, 1e-300], "NULL": "NULL", "": {"a": math.inf}}
+    write = TrialWrite(
+        params={name: (kind.to_internal_repr(kind.low), kind) for name, kind in NUMBERS.items()},
+        user_attrs=odd,
+        system_attrs=odd,
+        steps={0: math.nan, 1: math.inf, 2: -math.inf, 3: 0.1 + 0.2},
+    )
+    storage.write_trial(lease, write)
+    storage.write_trial(lease, TrialWrite(user_attrs={"NULL": None}, steps={3: 1 / 3}, values=[-math.inf]))
+    storage.write_trial(lease, TrialWrite(state=TrialState.COMPLETE))
+
+    trial = study.trials[0]
+    assert trial.params == {name: kind.low for name, kind in NUMBERS.items()}
+    assert trial.distributions == NUMBERS
+    assert trial.user_attrs == odd | {"NULL": None, "baseline": True}
+    assert odd.items() <= trial.system_attrs.items()
+    assert math.isnan(trial.intermediate_values.pop(0))
+    assert trial.intermediate_values == {1: math.inf, 2: -math.inf, 3: 1 / 3}
+    assert trial.values == [-math.inf]
+    assert trial.datetime_complete is not None
