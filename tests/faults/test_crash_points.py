@@ -25,7 +25,7 @@ def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_
         seen = {point for point in seen_points(url, tmp_path / "seen") if phase(point) != "start"}
         assert {phase(point) for point in seen} >= NEEDED
         assert any("answer to COMMIT" in point for point in seen)
-        done = sweep(seen, url, tmp_path, num_trials=NUM_TRIALS, num_studies=4)
+        done = sweep(seen, url, tmp_path, num_trials=NUM_TRIALS, num_studies=6)
     assert not done.complaints
     assert not done.missed
     assert done.num_kills >= len(seen)

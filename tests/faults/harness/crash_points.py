@@ -25,7 +25,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 SELF_KILL: Final = "killed itself at "
-MAX_TRANSACTION, MAX_STATEMENT = 4, 20  # polls and retries repeat themselves: higher ones share a name
+MAX_TRANSACTION, MAX_STATEMENT = 2, 20  # polls and retries repeat themselves: higher ones share a name
 SOON: Final = 40  # points
 FILE_EVENTS: Final = {"open": "open", "os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir"}
 RENEWAL_THREAD: Final = "lease"

@@ -62,35 +62,44 @@ def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
         fleet.collect(0.02)
 
 
-def kill_at_each(points: set[str], url: str, folder: Path, *, name: str, num_trials: int) -> tuple[set[str], Endings]:
-    """Kill a worker at each point, several at once, and let others finish the study.
+@dataclass(frozen=True)
+class Hunt:
+    """A study in which workers are killed at points."""
 
-    Returns:
-        the points at which nobody was killed before the study ended, and how the workers ended.
+    name: str
+    num_trials: int
+    lease_s: float = SETTINGS["lease_s"]
+    num_prey: int = 0
+    """Workers that are killed in their first trial, before the eyes of others that find nothing to claim."""
 
-    """
-    left = sorted(points)
+
+def kill_at_each(points: set[str], url: str, folder: Path, hunt: Hunt) -> Endings:
+    """Kill a worker at each point, several at once, and let others finish the study."""
+    left = [None] * hunt.num_prey + sorted(points)
     began: dict[FaultyWorker, float] = {}
 
-    def start(_index: int) -> FaultyWorker:
+    def start(index: int) -> FaultyWorker:
         point = left.pop(0) if left else None
         plan = Plan(folder / "record", death=Death(at=point), epoch_s=EPOCH_S)
-        settings: dict[str, Any] = {**SETTINGS, "name": name, "num_trials": num_trials}
+        settings = {**SETTINGS, "lease_s": hunt.lease_s, "name": hunt.name, "num_trials": hunt.num_trials}
         worker = FaultyWorker(url, folder, run=run, plan=plan, **settings)
-        worker.point = point
+        worker.point = "prey" if index < hunt.num_prey else point
         began[worker] = time.monotonic()
         return worker
 
     fleet = Fleet(start, AT_ONCE)
     while fleet.workers:
-        fleet.collect(0.1)
+        fleet.collect(0.1 if not hunt.num_prey else 0.01)
         for worker in fleet.workers:
-            age_s = time.monotonic() - began[worker]
-            if (worker.point or "").startswith("give back") and not worker.signals and _trains(worker, folder):
-                worker.send_signal(signal.SIGTERM)
-            elif worker.point and age_s > PATIENCE_S:
+            if worker.signals:
+                continue
+            if worker.point == "prey" and _trains(worker, folder):
                 worker.send_signal(signal.SIGKILL)
-    return points - set(fleet.endings.points), fleet.endings
+            elif (worker.point or "").startswith("give back") and _trains(worker, folder):
+                worker.send_signal(signal.SIGTERM)
+            elif worker.point and time.monotonic() - began[worker] > PATIENCE_S:
+                worker.send_signal(signal.SIGKILL)
+    return fleet.endings
 
 
 def _trains(worker: FaultyWorker, folder: Path) -> bool:
@@ -106,16 +115,19 @@ def sweep(points: set[str], url: str, folder: Path, *, num_trials: int, num_stud
         points: where to kill.
         url: of a database.
         folder: where the workers' files go.
-        num_trials: of each study.
+        num_trials: of each study, but for every second one, which is there for points of those who wait.
         num_studies: after which the points that are left are given up.
 
     """
-    done = Sweep(points)
+    done = Sweep(set(points))
     for index in range(num_studies):
-        name = f"sweep-{index}"
-        done.missed, endings = kill_at_each(done.missed, url, folder / name, name=name, num_trials=num_trials)
-        expected = Expected(num_trials, SETTINGS["max_epochs"], accounted(endings))
-        findings = check_study(url, name, folder / name / "record", expected)
+        hunt = Hunt(f"sweep-{index}", num_trials)
+        if index % 2 == 1:
+            hunt = Hunt(hunt.name, num_trials=2, lease_s=4.0, num_prey=2)
+        endings = kill_at_each(done.missed, url, folder / hunt.name, hunt)
+        expected = Expected(hunt.num_trials, SETTINGS["max_epochs"], accounted(endings))
+        findings = check_study(url, hunt.name, folder / hunt.name / "record", expected)
+        done.missed -= set(endings.points)
         done.num_kills += endings.num_killed_themselves
         done.complaints += [*findings.violations, *endings.others]
         if not done.missed:
