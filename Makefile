@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e clean
+.PHONY: help setup demo test check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e bench-study clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,11 @@ manifests: ## Renew the plain manifests in k8s/ from the chart
 
 e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
 	@$(BIN)/pytest tests/e2e -n $(RELEASES) --dist load --maxschedchunk 1 --durations=0 --durations-min=5
+
+bench-study: $(READY) ## Measure what a trial costs the database, and how workers scale, beside stock Optuna
+	@$(BIN)/python -W ignore -m benchmarks.study_trial
+	@$(BIN)/python -W ignore -m benchmarks.study_scale
+	@$(BIN)/python -W ignore -m benchmarks.study_scale --sqlite
 
 clean: ## Remove the environments and demo/
 	rm -rf $(VENV) $(TOOLS) $(DEMO)

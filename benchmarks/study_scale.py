@@ -1,0 +1,265 @@
+"""How many trials a second many workers get from one study, beside stock Optuna's `study.optimize`.
+
+Run: `python -m benchmarks.study_scale [--workers N …] [--trials N] [--seconds S …] [--sqlite]`
+
+Workers are processes forked from a warm parent, which begin together once all are connected; the sampler is random,
+so that the storage is what is measured. Stock Optuna is stopped by its `MaxTrialsCallback`, and counts as it counts:
+trials beyond the total are told. A worker runs the same trial on both sides: 8 parameters, 2 epochs that are reported
+and compared, and a sleep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import psycopg2  # type: ignore[import-untyped]
+from optuna.study import MaxTrialsCallback
+from optuna.trial import TrialState
+from pydantic import SecretStr
+
+from benchmarks.study_trial import SPACE, machine, value_at
+from csi_job.study import worker
+from csi_job.study.definition import define_study
+from csi_job.study.running import RunningTrial
+from csi_job.study.settings import StorageSettings, StudySettings
+from csi_job.study.storage import open_storage
+from csi_job.study.worker import WorkerOptions, run_worker
+from tests.postgres import Server, embedded_server
+from tests.studies import FORKS, READER
+
+NUM_EPOCHS = 2
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+PODS = (256, 1000)
+TRIAL_S = 600.0  # of the arithmetic: what a trial on a GPU takes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement."""
+
+    side: str
+    seconds: float
+    num_finished: int
+    target: int
+    ask_ms: list[float]
+    """From the wish for a trial to its number, in each worker: our claim, stock Optuna's new trial."""
+    num_connections: int
+    num_ended: int
+    """Workers that ended by an error."""
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="worker processes")
+    parser.add_argument("--trials", type=int, default=10, help="trials a worker, in the mean")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 1.0], help="that a trial sleeps")
+    parser.add_argument("--sqlite", action="store_true", help="SQLite instead of PostgreSQL, with 8 workers by default")
+    arguments = parser.parse_args()
+    if arguments.sqlite and arguments.workers == parser.get_default("workers"):
+        arguments.workers, arguments.trials = [8], 15
+    print(machine())
+    print("trials beyond the total, and workers that ended by an error, are shown where there are any")
+    with no_server() if arguments.sqlite else embedded_server() as server:
+        best = max(line for sleep_s in arguments.seconds for line in table(server, sleep_s, arguments))
+    print_arithmetic(best)
+
+
+def table(server: Server | None, sleep_s: float, arguments: argparse.Namespace) -> Iterator[float]:
+    """Print the rows of one length of a trial, and yield our trials a second."""
+    print(f"\ntrials of {sleep_s:g} s, {arguments.trials} a worker")
+    header = ("workers", "side", "trials/s", "claim p50, ms", "p99, ms", "connections")
+    print("".join(f"{name:>16}" for name in header))
+    for num_workers in arguments.workers:
+        for side in ("ours", "stock"):
+            run = measure(server, side, num_workers, num_workers * arguments.trials, sleep_s)
+            rate = run.num_finished / run.seconds
+            p50, p99 = (np.percentile(run.ask_ms, place) for place in (50, 99))
+            figures = (num_workers, side, f"{rate:.2f}", f"{p50:.1f}", f"{p99:.1f}", run.num_connections or "-")
+            print("".join(f"{figure:>16}" for figure in figures) + remarks(run), flush=True)
+            if side == "ours":
+                yield rate
+
+
+def remarks(run: Run) -> str:
+    """Return what went wrong in a run."""
+    parts = [f"{run.num_finished - run.target:+d} trials"] if run.num_finished != run.target else []
+    parts += [f"{run.num_ended} workers ended by an error"] if run.num_ended else []
+    return f"   ({', '.join(parts)})" if parts else ""
+
+
+def print_arithmetic(rate: float) -> None:
+    """Print what the best rate means for many pods: a computation, nothing that was measured."""
+    print(f"\nBy arithmetic alone, from {rate:.1f} trials/s, with trials of {TRIAL_S / 60:.0f} minutes:")
+    for num_pods in PODS:
+        needed = num_pods / TRIAL_S
+        share = f"{needed:.2f} trials/s, {needed / rate:.1%} of that"
+        print(f"  {num_pods} pods ask for {share}, and hold {2 * num_pods} connections at most")
+
+
+def measure(server: Server | None, side: str, num_workers: int, target: int, sleep_s: float) -> Run:
+    """Run one study by some workers."""
+    with tempfile.TemporaryDirectory() as work, database(server, work) as url:
+        made = {"ours": make_ours, "stock": make_stock}[side](url, Path(work), target)
+        del made
+        barrier, times = FORKS.Barrier(num_workers + 1), FORKS.SimpleQueue()
+        arguments = (side, url, work, target, sleep_s, barrier, times)
+        workers = [FORKS.Process(target=_work, args=arguments) for _ in range(num_workers)]
+        for process in workers:
+            process.start()
+        barrier.wait()
+        began = time.monotonic()
+        with watched(server) as connections:
+            ask_ms = [value for _ in workers for value in times.get()]
+            for process in workers:
+                process.join()
+        seconds = time.monotonic() - began
+        num_ended = sum(process.exitcode != 0 for process in workers)
+        return Run(side, seconds, num_finished(side, url), target, ask_ms, max(connections, default=0), num_ended)
+
+
+def make_ours(url: str, work: Path, target: int) -> optuna.Study:
+    """Make or open our study."""
+    settings = StudySettings(name="ours", num_trials=target, max_epochs=NUM_EPOCHS, sampler="random")
+    storage = open_storage(StorageSettings(url=SecretStr(url)), work, create=True)
+    return define_study(storage, settings, space=SPACE, baseline={}, cache=SimpleNamespace(key="0" * 16))
+
+
+def make_stock(url: str, _work: Path, _target: int) -> optuna.Study:
+    """Make or open the peer's."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
+    pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5)
+    return optuna.create_study(
+        storage=storage,
+        study_name="stock",
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=pruner,
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _work(side: str, url: str, work: str, target: int, sleep_s: float, barrier: Any, times: Any) -> None:
+    """Be a worker."""
+    warnings.simplefilter("ignore")
+    ask_ms: list[float] = []
+    try:
+        {"ours": _work_on_ours, "stock": _work_on_stock}[side](url, Path(work), target, sleep_s, barrier, ask_ms)
+    finally:
+        times.put(ask_ms)
+
+
+def _work_on_ours(url: str, work: Path, target: int, sleep_s: float, barrier: Any, ask_ms: list[float]) -> None:
+    study = make_ours(url, work, target)
+    claim = worker.claim_trial  # type: ignore[attr-defined]
+
+    def timed_claim(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        outcome = claim(*arguments, **options)
+        ask_ms.append(1000 * (time.perf_counter() - began))
+        return outcome
+
+    def objective(running: RunningTrial[dict[str, float]]) -> list[float]:
+        for epoch in range(NUM_EPOCHS):
+            time.sleep(sleep_s / NUM_EPOCHS)
+            running.report(epoch, value_at(epoch, running.number))
+            running.should_prune()
+        return [running.params["p0"]]
+
+    worker.claim_trial = timed_claim  # type: ignore[attr-defined]
+    settings = StudySettings(name="ours", num_trials=target, max_epochs=NUM_EPOCHS, sampler="random")
+    barrier.wait()
+    options = WorkerOptions(own_process=False)
+    given = {"suggest": SPACE.suggest, "work": work, "checkpoints": READER, "options": options}
+    run_worker(study, objective, settings=settings, **given)
+
+
+def _work_on_stock(url: str, work: Path, target: int, sleep_s: float, barrier: Any, ask_ms: list[float]) -> None:
+    study = make_stock(url, work, target)
+    create = study._storage.create_new_trial
+
+    def timed_create(*arguments: Any, **options: Any) -> int:
+        began = time.perf_counter()
+        trial_id: int = create(*arguments, **options)
+        ask_ms.append(1000 * (time.perf_counter() - began))
+        return trial_id
+
+    def objective(trial: optuna.Trial) -> float:
+        params = SPACE.suggest(trial)
+        for epoch in range(NUM_EPOCHS):
+            time.sleep(sleep_s / NUM_EPOCHS)
+            trial.report(value_at(epoch, trial.number), epoch)
+            trial.should_prune()
+        return params["p0"]
+
+    study._storage.create_new_trial = timed_create  # type: ignore[method-assign]
+    barrier.wait()
+    study.optimize(objective, callbacks=[MaxTrialsCallback(target, states=FINISHED)])
+
+
+def num_finished(side: str, url: str) -> int:
+    """Return how many trials a study has finished."""
+    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
+    trials = optuna.load_study(study_name=side, storage=storage).get_trials(deepcopy=False, states=FINISHED)
+    storage.engine.dispose()
+    return len(trials)
+
+
+@contextmanager
+def no_server() -> Iterator[None]:
+    """Yield nothing: SQLite needs no server."""
+    yield None
+
+
+@contextmanager
+def database(server: Server | None, work: str) -> Iterator[str]:
+    """Yield the URL of an empty database."""
+    if server is None:
+        yield f"sqlite:///{work}/studies.db"
+        return
+    with server.database() as url:
+        yield url
+
+
+@contextmanager
+def watched(server: Server | None) -> Iterator[list[int]]:
+    """Collect how many connections clients have, four times a second."""
+    counts: list[int] = []
+    over = threading.Event()
+
+    def watch(url: str) -> None:
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        cursor = connection.cursor()
+        query = "SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        while not over.wait(0.25):
+            cursor.execute(query)
+            counts.append(cursor.fetchone()[0])
+        connection.close()
+
+    watcher = threading.Thread(target=watch, args=(server.url,)) if server else None
+    if watcher:
+        watcher.start()
+    try:
+        yield counts
+    finally:
+        over.set()
+        if watcher:
+            watcher.join()
+
+
+if __name__ == "__main__":
+    main()
