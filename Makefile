@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e bench-study clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e bench-study clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo
 
 test: $(READY) ## Pass the tests
 	@$(BIN)/pytest --ignore=tests/e2e
+
+faults: $(READY) ## Kill, cut, crash and stop at full size; FAULTS_ARGS=--help tells of sizes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.harness $(FAULTS_ARGS)
 
 check: lint types test ## What CI runs: lint, types, tests
 

@@ -20,6 +20,7 @@ from tests.faults.harness.worker import run
 from tests.postgres import Server, embedded_server
 
 logger = get_logger("csi_job.faults")
+HOLE_S = 60.0  # longer than a worker waits for a silent peer
 SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, terminations=0)
 
 
@@ -64,6 +65,8 @@ class Session:
             for index in range(given.studies):
                 dose = Dose(
                     workers=given.workers,
+                    hole_s=HOLE_S,
+                    holes_in_transactions=False,
                     **{
                         name: share(getattr(given, name), given.studies, index)
                         for name in ("trials", "kills", "cuts", "crashes", "stops", "terminations", "holes")
@@ -85,7 +88,10 @@ class Session:
             self.columns["training"] = chaos(self.server, url, self.folder / "training", dose, seed=self.given.seed)
 
     def outage(self) -> None:
-        """Run a study in which the database is away for long."""
+        """Run a study in which connections fall silent within transactions, and ones without a database for long."""
+        dose = Dose(trials=60, kills=5, cuts=5, crashes=0, stops=0, terminations=0, holes=3, hole_s=120.0)
+        with self.server.database() as url:
+            self.columns["silent"] = chaos(self.server, url, self.folder / "silent", dose, seed=self.given.seed)
         for down_s in (self.given.outage, 900 if self.given.long_outage else 0):
             if down_s:
                 dose = Dose(trials=100, kills=10, cuts=10, crashes=1, terminations=2, down_s=down_s)
