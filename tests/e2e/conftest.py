@@ -48,6 +48,12 @@ def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]
     run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed, not when the last of the tests is over."""
+    if report.failed and not os.environ.get("PYTEST_XDIST_WORKER"):
+        sys.stderr.write(f"\n{report.nodeid} failed after {report.duration:.0f} s\n{report.longreprtext}\n")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest first, by the time that each is given: run side by side, none is left to run alone at the end."""
 

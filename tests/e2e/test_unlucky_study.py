@@ -38,13 +38,18 @@ def _fail_the_only_index(release: Release) -> None:
 
 def _suspend_and_resume(release: Release) -> None:
     release.csi_job("scale", "0")
-    wait_until("no pod searches", lambda: not release.items("pods", "search") or not release.running("search"), 90)
+    wait_until("every pod has handed over", lambda: "Running" not in _phases(release), 120)
     finished = release.num_finished()
     time.sleep(5)
     assert release.num_finished() == finished
     assert release.running("search") == []
     release.csi_job("scale", "2")
     wait_until("two pods search", lambda: len(release.running("search")) == 2, 90)
+
+
+def _phases(release: Release) -> set[str]:
+    """Phases of the search's pods, also of those on their way out, which may still finish a trial."""
+    return {pod["status"]["phase"] for pod in release.items("pods", "search")}
 
 
 def _reinstall(release: Release) -> int:

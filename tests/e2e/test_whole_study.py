@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import Release, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -25,7 +25,6 @@ def test_an_install_alone_leads_to_report_model_and_evaluation(release: Release,
     _only_the_controller_has_a_token(release)
     _everything_is_on_the_volume(release, tmp_path / "results")
     assert "is finished" in release.csi_job("scale", "2", check=False)
-    assert "Succeeded" in run("helm", "test", release.name, "-n", release.namespace, "--timeout", "3m").stdout
 
 
 def _only_the_controller_has_a_token(release: Release) -> None:
