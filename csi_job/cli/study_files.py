@@ -91,6 +91,8 @@ def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
       csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
       csi-job study restore study.json.gz --study-name second_try
     """  # noqa: D301 - click reads \b
+    from optuna.trial import TrialState
+
     from csi_job.study.backup import restore_backup
     from csi_job.study.backup_file import decode
     from csi_job.study.files import read_file
@@ -101,6 +103,9 @@ def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
     name = checked_name(new_name or study.name)
     restore_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=True), study, name)
     click.echo(f"study {name} is restored: {_counts(study)}")
+    if num_running := study.num_in(TrialState.RUNNING):
+        where = "from its checkpoint, if the work folder is the same" if name == study.name else "from epoch 0"
+        click.echo(f"{num_running} ran during the backup: the next worker takes each over, {where}")
     click.echo(f"go on with the settings it was made with: csi-job hyperopt --study-name {shlex.quote(name)}")
 
 
