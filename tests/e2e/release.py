@@ -19,6 +19,7 @@ MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage cl
 IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
 
 
+PATIENCE = 2.0  # several releases share the cores with each other, and with whatever else runs there
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -57,7 +58,8 @@ def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.
 
 
 def wait_until(what: str, is_so: Callable[[], Any], seconds: float, every: float = 1.0) -> Any:
-    """Return the first true answer; fail when it takes too long."""
+    """Return the first true answer; fail when it takes too long, `seconds` being plenty on two idle cores."""
+    seconds *= PATIENCE
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if answer := is_so():

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.release import Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3000)
 ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3}
 MARK = "e2e/namespace"
 NUM_MORE = 12  # trials after the last disturbance: more than are finished while the release is upgraded to them

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.release import Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(700)
+pytestmark = pytest.mark.timeout(1400)
 GPU = "nvidia.com/gpu"
 
 

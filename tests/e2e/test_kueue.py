@@ -10,7 +10,7 @@ from tests.conftest import missing_service
 from tests.e2e.queue import NAME, Queue
 from tests.e2e.release import Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 ENDLESS = {"kueue.queueName": NAME, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
 WAITS = "search: waits for its quota"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.release import Release, pod, run, secret, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 DATABASE_IMAGE = os.environ.get("E2E_DATABASE_IMAGE", "docker.io/library/postgres:17")
 VALUES = {"search.parallelism": 1, "job.study.num_trials": 3}
 

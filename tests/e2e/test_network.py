@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.release import CHART, Release, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 CLOSED = CHART / "examples" / "no-egress.yaml"
 REACH = """
 import socket, sys

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.release import Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
 NUM_MORE = 8  # trials after the uninstall: more than are finished while it goes on
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.release import Release, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_an_install_alone_leads_to_report_model_and_evaluation(release: Release, tmp_path: Path) -> None:
