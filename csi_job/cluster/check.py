@@ -63,6 +63,9 @@ def check_pod(settings: Settings, wanted: Wanted, wait_s: float = 0.0) -> Iterat
     )
     problems: list[str] = []
     yield from passed(checks, problems)
+    password = settings.storage.password_file
+    if password is not None and not password.is_file():  # said already
+        raise problem_of(problems)
     try:
         yield check_database(settings, wanted.num_pods, PATIENCE_S)
     except StorageUnavailableError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -81,7 +82,8 @@ def release_json(view: ReleaseView) -> str:
 
 def _pods(view: ReleaseView) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False, title_justify="left")
-    table.title = f"Release {view.name} in {view.namespace}"
+    shared = _shared([pod.name for pod in view.pods])
+    table.title = f"Release {view.name} in {view.namespace}" + (f", pods {shared}-…" if shared else "")
     for title in ("Pod", "Stage", "State", "Node"):
         table.add_column(title, overflow="fold")
     for title in ("Age", "GPUs", "Trial", "Epoch", "F1 so far"):
@@ -89,10 +91,17 @@ def _pods(view: ReleaseView) -> RenderableType:
     for pod in view.pods[:MAX_PODS]:
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
         cells = (pod.node or words.MISSING, words.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
-        table.add_row(pod.name, pod.stage, state, *cells)
+        table.add_row(pod.name.removeprefix(f"{shared}-"), pod.stage, state, *cells)
     troubles = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
     return Group(table, *troubles, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
+
+
+def _shared(names: Sequence[str]) -> str:
+    """Return the words that all names begin with, `` for a single name."""
+    words_of_all = zip(*(name.split("-") for name in names), strict=False)
+    same = takewhile(lambda words: len(set(words)) == 1, words_of_all)
+    return "-".join(words[0] for words in same) if len(names) > 1 else ""
 
 
 def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:

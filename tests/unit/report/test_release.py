@@ -31,11 +31,16 @@ def shown(view: ReleaseView) -> str:
 
 def test_a_row_tells_of_a_pod_its_trials_and_its_gpus() -> None:
     lines = shown(VIEW).splitlines()
-    (row,) = [line.split() for line in lines if line.startswith("r-search-0-abcde")]
-    assert row == ["r-search-0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
+    (row,) = [line.split() for line in lines if line.startswith("0-abcde")]
+    assert row == ["0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
                    "0.413", MISSING]  # fmt: skip
-    (row,) = [line.split() for line in lines if line.startswith("r-search-1-fghij ")]
-    assert row == ["r-search-1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
+    (row,) = [line.split() for line in lines if line.startswith("1-fghij ")]
+    assert row == ["1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
+
+
+def test_what_all_pods_begin_with_is_said_once() -> None:
+    assert "Release study in here, pods r-search-…" in shown(VIEW)
+    assert "r-search-0-abcde" in shown(replace(VIEW, pods=(SEARCH,)))
 
 
 def test_only_gpus_of_pods_that_run_are_held() -> None:

@@ -1,0 +1,69 @@
+"""What a user sees from outside: the check before anything runs, and the state of a study that does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tests.e2e.release import Release, run, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def status(release: Release, *options: str, seconds: float = 120) -> list[dict[str, Any]]:
+    """Each look of `csi-job status` at the release."""
+    code = "import sys; from csi_job.cli import main; main()"
+    where = ("--release", release.name, "-n", release.namespace, "--json")
+    result = run("timeout", f"{seconds:.0f}", sys.executable, "-c", code, "status", *where, *options)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release: Release) -> None:
+    quota = {"pods": "20", "requests.cpu": "2", "requests.memory": "4Gi", "limits.cpu": "200", "limits.memory": "400Gi"}
+    release.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": quota}})
+    # The database's image, the data's claim and the key of tracking are not there.
+    values: dict[str, Any] = {
+        "demo.enabled": False,
+        "data.existingClaim": "radiographs",
+        "database.image.tag": "nowhere",
+        "wandb.existingSecret": "nowhere",
+        "search.resources.requests.cpu": "4",
+        "controller.missingSeconds": 600,
+    }
+    release.helm("install", values=values)
+    told = release.csi_job("check", check=False)
+    assert "the claim radiographs is not there" in told
+    assert "the Secret nowhere is not there" in told
+    assert "the quota small allows requests.cpu 2, and one pod of the search wants 4" in told
+    assert "claim demo-csi-job-work: " in told
+
+    tested = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "3m", check=False)
+    assert tested.returncode != 0
+    pod = f"app.kubernetes.io/instance={release.name},app.kubernetes.io/component=check"
+    said = release.kubectl("logs", "-l", pod, "--tail=-1")
+    assert "the key of Weights & Biases is missing" in said
+    assert "demo-csi-job-database" in said
+    assert "work folder /work: writable" in said
+
+
+def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values={"search.parallelism": 2, "job.study.num_trials": 5})
+    wait_until("a pod searches", lambda: release.running("search"), 300)
+    test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
+    assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
+    (now,) = status(release)
+    assert now["study"]["target"] == 5
+    assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache"}
+
+    looks = status(release, "--watch", "--every", "2", seconds=600)
+    numbers = [look["study"]["num_finished"] for look in looks if look["study"]]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 5
+    hosts = {trial["host"] for look in looks if look["study"] for trial in look["study"]["running"]}
+    assert hosts
+    assert hosts <= {pod["host"] for look in looks for pod in look["pods"] if pod["stage"] == "search"}
+    assert looks[-1]["is_over"]
+    assert "5 of 5 trials finished" in looks[-1]["note"]
