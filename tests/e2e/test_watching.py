@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.release import Release, run, wait_until
 
+WATCHED = {"search.parallelism": 2, "job.study.num_trials": 5, "dashboard.enabled": True}
+ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -50,7 +52,7 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
 
 
 def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values={"search.parallelism": 2, "job.study.num_trials": 5})
+    release.helm("install", "--wait", "--timeout", "5m", values=WATCHED)
     wait_until("a pod searches", lambda: release.running("search"), 300)
     test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
     assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
@@ -67,3 +69,5 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     assert hosts <= {pod["host"] for look in looks for pod in look["pods"] if pod["stage"] == "search"}
     assert looks[-1]["is_over"]
     assert "5 of 5 trials finished" in looks[-1]["note"]
+    dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
+    assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
