@@ -15,7 +15,6 @@ from tests.faults.harness.figures import Figures, machine, table, to_json
 from tests.faults.harness.starts import Starts, start_at_once
 from tests.faults.harness.stock import run_stock
 from tests.faults.harness.sweep import seen_points, sweep
-from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import run
 from tests.postgres import Server, embedded_server
 
@@ -80,7 +79,9 @@ class Session:
                 self.save()
 
     def training(self) -> None:
-        """Run a study that really trains."""
+        """Run a study that really trains; PyTorch is imported for it alone, since it makes forks dear."""
+        from tests.faults.harness.training import phantom_cache, run_training
+
         cache = phantom_cache(self.folder / "phantoms")
         dose = Dose(trials=40, workers=4, max_epochs=4, kills=40, cuts=40, crashes=8, stops=2, terminations=6)
         dose = replace(dose, run=run_training, cache=cache)

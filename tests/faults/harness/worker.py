@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -28,7 +29,10 @@ from tests.faults.harness.crash_points import CrashPoints, Death
 from tests.studies import BASELINE, CACHE, FORKS, READER, ToySpace, storage_settings, value_at, write_checkpoint
 
 FORKS.set_forkserver_preload(["tests.studies", "tests.faults.harness.worker"])
-needed_version()  # reads the scripts of every migration: once, before the workers fork
+# Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
+# of them share, which would copy it.
+needed_version()
+gc.freeze()
 
 
 @dataclass(frozen=True)
