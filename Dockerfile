@@ -29,8 +29,9 @@ RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \
 FROM base
 # image/packages.txt says why each package is there.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
-    --mount=type=bind,source=image,target=/image \
-    sh /image/install.sh /image/packages.txt && install -d -m 1777 /work && install -d /data
+    --mount=type=bind,source=image/install.sh,target=/mnt/install.sh \
+    --mount=type=bind,source=image/packages.txt,target=/mnt/packages.txt \
+    sh /mnt/install.sh /mnt/packages.txt && install -d -m 1777 /work && install -d /data
 COPY --from=build /opt/csi-job /opt/csi-job
 COPY --from=build /opt/source /opt/csi-job
 # Every cache lies under HOME, which any user may write; in a pod a volume is mounted there.
