@@ -7,6 +7,7 @@ import logging
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 from csi_job.logs import get_logger, progress, set_up_logging
@@ -82,6 +83,7 @@ class Session:
         """Run a study that really trains; PyTorch is imported for it alone, since it makes forks dear."""
         from tests.faults.harness.training import phantom_cache, run_training
 
+        forkserver._forkserver._stop()  # the next one imports what it is asked for now
         cache = phantom_cache(self.folder / "phantoms")
         dose = Dose(trials=40, workers=4, max_epochs=4, kills=40, cuts=40, crashes=8, stops=2, terminations=6)
         dose = replace(dose, run=run_training, cache=cache)
@@ -152,11 +154,11 @@ def main() -> int:
         session = Session(given, server, Path(folder))
         parts = {
             "points": session.points,
-            "training": session.training,
             "outage": session.outage,
             "starts": session.start,
             "stock": session.stock,
             "chaos": session.chaos,
+            "training": session.training,
         }
         for name, part in parts.items():
             if not given.only or name in given.only:
