@@ -31,7 +31,7 @@ def options() -> argparse.Namespace:
         ("trials", 10_000, "dummy trials in all"),
         ("studies", 20, "studies that share them, one after the other"),
         ("workers", 16, "workers of a study"),
-        ("kills", 5_700, "SIGKILLs"),
+        ("kills", 6_200, "SIGKILLs asked for; some find a worker that ends just then"),
         ("cuts", 5_200, "connections cut"),
         ("crashes", 210, "database crashes"),
         ("stops", 60, "workers stopped past their lease"),
