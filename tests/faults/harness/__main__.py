@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -149,6 +150,7 @@ def main() -> int:
     """Run what is asked for, and print the figures."""
     given = options()
     set_up_logging("text")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server and no worker is left behind
     logging.getLogger("csi_job").setLevel(logging.INFO)
     with embedded_server() as server, tempfile.TemporaryDirectory(prefix="faults-") as folder:
         session = Session(given, server, Path(folder))

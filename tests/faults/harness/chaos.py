@@ -106,8 +106,10 @@ def chaos(
         fleet = Fleet(lambda index: start(through, index), dose.workers)
         fleet.replaces_others = dose.replaces_others
         storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
-        progress = Progress(direct, name, dose.trials, tell)
-        storm.rage(progress)
+        try:
+            storm.rage(Progress(direct, name, dose.trials, tell))
+        finally:
+            fleet.end()
     endings = fleet.endings
     expected = Expected(dose.trials, dose.max_epochs, accounted(endings))
     figures = Figures(trials=dose.trials)

@@ -121,6 +121,11 @@ class Fleet:
             self.collect(1.0)
         return self.endings
 
+    def end(self) -> None:
+        """Leave no process behind."""
+        for worker in self.workers:
+            worker.process.kill()
+
     def _next(self) -> FaultyWorker:
         self.endings.num_started += 1
         return self._start(self.endings.num_started - 1)
