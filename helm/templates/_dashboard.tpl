@@ -6,14 +6,19 @@ imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
 command: [sh, -c]
 args:
   - |
+    # The first stage alone makes the tables; a dashboard that came before would make its own.
+    until csi-job study list >/dev/null 2>&1; do sleep 5; done
     umask 077
     printf '*:*:*:*:%s\n' "$(cat /run/secrets/database/password)" > "$PGPASSFILE"
     exec optuna-dashboard "$STORAGE" --host 0.0.0.0 --port 8080
 env:
+  - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" . | quote }}}
+  - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
+  - {name: CSI_JOB_STORAGE__CONNECT_S, value: "5"}
   - {name: STORAGE, value: {{ include "csi-job.databaseUrl" . | quote }}}
   - {name: PGPASSFILE, value: /tmp/pgpass}
 ports: [{name: http, containerPort: 8080}]
-startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 60}
+startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 720}
 readinessProbe: {httpGet: {path: /dashboard, port: http}, periodSeconds: 10, timeoutSeconds: 5}
 livenessProbe: {tcpSocket: {port: http}, periodSeconds: 30}
 resources: {{- toYaml .Values.dashboard.resources | nindent 2 }}
