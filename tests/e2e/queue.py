@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +47,10 @@ class Queue:
         self.release.apply(job)
 
     def admissions(self) -> list[str]:
-        """Return the stages by the time of their admission."""
-        workloads = json.loads(self.release.kubectl("get", "workloads.kueue.x-k8s.io", "-o", "json"))["items"]
-        admitted = [
-            (condition["lastTransitionTime"], workload["metadata"]["ownerReferences"][0]["name"])
-            for workload in workloads
-            for condition in workload["status"].get("conditions", [])
-            if condition["type"] == "Admitted" and condition["status"] == "True"
-        ]
-        return [name.split("-")[-2] for _, name in sorted(admitted) if name != "urgent"]
+        """Return the stages in the order of their first admission."""
+        chosen = ("--field-selector=reason=Admitted", "--sort-by=.metadata.creationTimestamp", "-o", "name")
+        told = self.release.kubectl("get", "events", *chosen)
+        return list(dict.fromkeys(re.findall(r"csi-job-(cache|search|final)-", told)))
 
     def remove(self) -> None:
         """Remove what has no namespace; the namespace's own objects hold it until they are gone."""

@@ -119,6 +119,16 @@ class Release:
         pods = self.items("pods", component)
         return [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" not in p["metadata"]]
 
+    def phases(self, component: str) -> set[str]:
+        """Phases of the pods, also of those on their way out, which may still finish a trial."""
+        return {pod["status"]["phase"] for pod in self.items("pods", component)}
+
+    def pause(self) -> int:
+        """Suspend the search; return the number of finished trials once every pod has handed over."""
+        self.csi_job("scale", "0")
+        wait_until("every pod has handed over", lambda: "Running" not in self.phases("search"), 120)
+        return self.num_finished()
+
     def has_ended(self) -> str:
         """How the controller's Job ended: `Complete`, `Failed` or ``."""
         jobs = self.items("jobs", "controller")
