@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from tests.e2e.release import Release, run, wait_until
 
-WATCHED = {"search.parallelism": 2, "job.study.num_trials": 5, "dashboard.enabled": True}
+NUM_TRIALS = 20  # which take longer than a first look from outside
+WATCHED = {"search.parallelism": 2, "job.study.num_trials": NUM_TRIALS, "dashboard.enabled": True}
 ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
 pytestmark = pytest.mark.timeout(900)
 
@@ -19,7 +21,9 @@ def status(release: Release, *options: str, seconds: float = 120) -> list[dict[s
     """Each look of `csi-job status` at the release."""
     code = "import sys; from csi_job.cli import main; main()"
     where = ("--release", release.name, "-n", release.namespace, "--json")
-    result = run("timeout", f"{seconds:.0f}", sys.executable, "-c", code, "status", *where, *options)
+    command = [sys.executable, "-c", code, "status", *where, *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -54,20 +58,20 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
 def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     release.helm("install", "--wait", "--timeout", "5m", values=WATCHED)
     wait_until("a pod searches", lambda: release.running("search"), 300)
-    test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
-    assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
     (now,) = status(release)
-    assert now["study"]["target"] == 5
+    assert now["study"]["target"] == NUM_TRIALS
     assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache"}
 
     looks = status(release, "--watch", "--every", "2", seconds=600)
     numbers = [look["study"]["num_finished"] for look in looks if look["study"]]
     assert numbers == sorted(numbers)
-    assert numbers[-1] == 5
+    assert numbers[-1] == NUM_TRIALS
     hosts = {trial["host"] for look in looks if look["study"] for trial in look["study"]["running"]}
     assert hosts
     assert hosts <= {pod["host"] for look in looks for pod in look["pods"] if pod["stage"] == "search"}
     assert looks[-1]["is_over"]
-    assert "5 of 5 trials finished" in looks[-1]["note"]
+    assert f"{NUM_TRIALS} of {NUM_TRIALS} trials finished" in looks[-1]["note"]
     dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
+    test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
+    assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
