@@ -33,7 +33,7 @@ def test_a_score_that_is_none_is_named_by_row_and_column(release: Release) -> No
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "radiographs"}, "spec": spec}
     broken = "csi-job phantoms /data --num-images 30 && sed -i '3s/;[^;]*$/;7/' /data/labels.csv"
     release.apply(claim, pod("loader", IMAGE, 65532, "radiographs", command=["sh", "-c", broken]))
-    release.kubectl("wait", "pod/loader", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
+    release.kubectl("wait", "pod/loader", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=280s")
     release.helm("install", values={"demo.enabled": False, "data.existingClaim": "radiographs"})
 
     release.wait_for_end(200, "Failed")

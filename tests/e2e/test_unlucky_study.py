@@ -27,22 +27,6 @@ def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Rele
     assert release.trials()["RUNNING"] == 0
 
 
-def test_a_trial_given_back_after_all_other_pods_had_finished_is_trained_to_its_end(release: Release) -> None:
-    long = {"job.study.max_epochs": 20, "job.study.pruner": "none", "job.space.patience": {"value": 20}}
-    values = long | {"job.study.num_trials": 2, "search.parallelism": 1}
-    release.helm("install", "--wait", "--timeout", "5m", values=values)
-    wait_until("the first trial runs", lambda: release.trials()["RUNNING"] == 1, 240)
-    release.csi_job("scale", "2")
-    wait_until("the second pod has the last trial", lambda: release.trials()["RUNNING"] == 2, 120)
-    wait_until("the first pod is done", lambda: "Succeeded" in release.phases("search"), 300, every=0.5)
-    release.csi_job("scale", "1")
-
-    release.wait_for_end(400)
-
-    assert "its pods are over and 1 trials are left; it is made anew" in release.story()
-    assert release.trials() == {"COMPLETE": 2}
-
-
 def _fail_the_only_index(release: Release) -> None:
     before = release.uids("search")
     # An interrupt is exit 130, which counts; with no retries of a place the Job fails for good.
