@@ -33,6 +33,7 @@ from csi_job.study.summary import track_study
 from csi_job.study.tracking import Trackers, WandbTracker
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.memory import choose_device
+from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def prepare(settings: Settings) -> Path:
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
+    check_architectures(archs, settings.cache.image_size_px)
     return ensure_cache(settings)
 
 

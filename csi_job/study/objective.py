@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from csi_job.errors import CheckpointError
+from csi_job.errors import CheckpointWriteError
 from csi_job.logs import get_logger
 from csi_job.study.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.running import Objective, RunningTrial
@@ -74,9 +74,7 @@ def _train(
             checkpoint_folder=running.checkpoint_folder,
             resume_from=running.resume_from,
         )
-    except CheckpointError as error:
-        if not isinstance(error.__cause__, (OSError, RuntimeError)):
-            raise  # one that was read, not written
+    except CheckpointWriteError as error:
         # A full disk is not the trial's fault, and would fail every trial after it as well.
         logger.warning("%s; trial %d goes on without checkpoints", error, running.number)
     return train_model(train, validation, running.params, settings, **options, resume_from=running.promoted)

@@ -210,6 +210,7 @@ def test_another_space_is_refused_by_name(finished: Path, tmp_path: Path) -> Non
         (["train-optimized", "--hyperparams", "none.json"], "none.json"),
         (["status"], "csi-job hyperopt"),
         (["hyperopt", "--storage", "postgresql://u@127.0.0.1:1/db"], "there is no cache"),
+        (["hyperopt", "--image-size", "32", "--model-arch", "alexnet"], "images of 32 px are too small for alexnet"),
         (["hyperopt", "--image-size", "7"], "greater than or equal to 32"),
         (["hyperopt", "--study-name", "a/b"], "study.name"),
     ],

@@ -10,6 +10,7 @@ from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import ARCHITECTURES, OWN, TORCHVISION, check_architecture
 from csi_job.trial.backbones import CUSTOM_1_CHANNELS
 from csi_job.trial.model import (
+    TAKEN_BY_ALL_PX,
     build_model,
     check_architectures,
     gflops,
@@ -70,9 +71,16 @@ def test_the_cost_of_resnet50_is_the_published_one_and_grows_with_the_image() ->
 
 
 def test_images_too_small_for_an_architecture_are_refused_before_training() -> None:
-    check_architectures(["inception_v3", "ResNet50", "regnet_x_400mf"], 96)
+    check_architectures(["ResNet50", "regnet_x_400mf", "Custom_1"], 64)
     with pytest.raises(ConfigurationError, match="images of 64 px are too small for inception_v3"):
         check_architectures(["ResNet50", "inception_v3"], 64)
+
+
+def test_what_is_not_checked_takes_every_size_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi_job.trial.model.TAKEN_BY_ALL_PX", TAKEN_BY_ALL_PX + 1)
+    check_architectures(ARCHITECTURES, TAKEN_BY_ALL_PX)
+    smallest = torch.zeros(2, 1, 32, 32)
+    assert build_model("Custom_1")(smallest).shape == (2, 6, 5)
 
 
 @pytest.mark.parametrize("arch", ["ResNet50", "CheXNet", "Custom_1", "alexnet", "convnext_tiny"])

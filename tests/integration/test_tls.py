@@ -1,0 +1,127 @@
+"""TLS options of the URL reach the driver; a wrong one is a setting, said in one line.
+
+The embedded PostgreSQL is built without TLS, so a proxy stands before it that speaks TLS as PostgreSQL does
+(https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from sqlalchemy.engine import make_url
+
+from csi_job.errors import ConfigurationError
+from csi_job.study.storage import open_storage
+from tests.postgres import Server
+from tests.studies import define, storage_settings
+
+HOST = "127.0.0.1"
+
+
+class Proxy:
+    """Takes connections, asks for TLS where it has a certificate, and passes bytes on to the server."""
+
+    def __init__(self, upstream: str, context: ssl.SSLContext | None) -> None:
+        self.upstream, self.context = upstream, context
+        self.listener = socket.create_server((HOST, 0))
+        self.port = self.listener.getsockname()[1]
+        self.num_secure = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self._pass, args=(client,), daemon=True).start()
+
+    def _pass(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.socket(socket.AF_UNIX) as server:
+            client.recv(8)  # SSLRequest
+            client.sendall(b"S" if self.context else b"N")
+            if self.context:
+                client = self.context.wrap_socket(client, server_side=True)
+                self.num_secure += 1
+            server.connect(self.upstream)
+            threading.Thread(target=_copy, args=(server, client), daemon=True).start()
+            _copy(client, server)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(server: Server, authority: trustme.CA) -> Iterator[Proxy]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(HOST).configure_cert(context)
+    proxy = Proxy(f"{server.data}/.s.PGSQL.5432", context)
+    yield proxy
+    proxy.listener.close()
+
+
+def through(url: str, proxy: Proxy, **options: str) -> str:
+    query = {"gssencmode": "disable", **options}
+    return make_url(url).set(host=HOST, port=proxy.port, query=query).render_as_string(hide_password=False)
+
+
+def test_a_study_is_made_over_tls_with_a_certificate_that_is_checked(
+    secure: Proxy, authority: trustme.CA, postgres_url: str, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "root.pem")
+    url = through(postgres_url, secure, sslmode="verify-full", sslrootcert=str(tmp_path / "root.pem"))
+    storage = open_storage(storage_settings(url), tmp_path, create=True)
+    assert define(storage).study_name == "toy"
+    assert secure.num_secure >= 1
+    storage.close()
+
+
+def test_a_certificate_of_another_authority_is_refused_in_one_line(
+    secure: Proxy, postgres_url: str, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    url = through(postgres_url, secure, sslmode="verify-ca", sslrootcert=str(tmp_path / "other.pem"))
+    _is_refused(url, tmp_path, "certificate verify failed")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sslmode": "verify-full", "sslrootcert": "/none.pem"}, "/none.pem"),
+        ({"sslmode": "perhaps"}, "sslmode"),
+        ({"sslmode": "require", "sslcert": "/etc/hosts", "sslkey": "/etc/hosts"}, "/etc/hosts"),  # no certificate
+    ],
+)
+def test_a_tls_setting_that_cannot_be_is_refused_in_one_line(
+    secure: Proxy, postgres_url: str, tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    _is_refused(through(postgres_url, secure, **options), tmp_path, said)
+
+
+def test_a_server_without_tls_is_refused_where_tls_is_asked_for(
+    server: Server, postgres_url: str, tmp_path: Path
+) -> None:
+    plain = Proxy(f"{server.data}/.s.PGSQL.5432", None)
+    _is_refused(through(postgres_url, plain, sslmode="require"), tmp_path, "does not support SSL")
+    plain.listener.close()
+
+
+def _is_refused(url: str, work: Path, said: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        open_storage(storage_settings(url), work, create=True)
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
