@@ -27,6 +27,7 @@ def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> 
     """A pod as Pod Security `restricted` wants it, with a volume at /data."""
     security = {"runAsNonRoot": True, "runAsUser": user, "fsGroup": user, "seccompProfile": {"type": "RuntimeDefault"}}
     mount = {"name": "data", "mountPath": "/data"}
+    resources = {"requests": {"cpu": "100m", "memory": "64Mi"}}  # without any it would starve beside the others
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     return {
         "apiVersion": "v1",
@@ -37,7 +38,14 @@ def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> 
             "terminationGracePeriodSeconds": 1,
             "securityContext": security,
             "containers": [
-                {"name": name, "image": image, "securityContext": RESTRICTED, "volumeMounts": [mount], **container}
+                {
+                    "name": name,
+                    "image": image,
+                    "securityContext": RESTRICTED,
+                    "volumeMounts": [mount],
+                    "resources": resources,
+                    **container,
+                }
             ],
             "volumes": [{"name": "data", **volume}],
         },
