@@ -1,0 +1,80 @@
+"""The check of a study sees what is wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.faults.harness.fleet import FaultyWorker
+from tests.faults.harness.invariants import Expected, Findings, check_study
+from tests.faults.harness.worker import Plan, run
+from tests.postgres import Server
+
+EXPECTED = Expected(num_trials=4, max_epochs=2, max_repeated=0)
+OF_TRIAL_1 = "trial_id = (SELECT trial_id FROM trials WHERE number = 1)"
+DAMAGES = {
+    f"UPDATE trials SET state = 'RUNNING' WHERE {OF_TRIAL_1}": ["are not 4", "RUNNING in the end", "lease of trial id"],
+    f"UPDATE trials SET number = 0 WHERE {OF_TRIAL_1}": ["numbers of 4 trials"],
+    f"UPDATE trials SET state = 'FAIL' WHERE {OF_TRIAL_1}": ["are not 4", "was acknowledged as complete"],
+    f"DELETE FROM trial_intermediate_values WHERE step = 0 AND {OF_TRIAL_1}": ["has the steps [1]", "acknowledged"],
+    f"UPDATE trial_intermediate_values SET intermediate_value = 9 WHERE {OF_TRIAL_1}": ["not those of x", "is {0: 9.0"],
+    f"DELETE FROM trial_values WHERE {OF_TRIAL_1}": ["complete with 0 values", "was acknowledged as complete"],
+    f"UPDATE trial_values SET value = 9 WHERE {OF_TRIAL_1}": ["it is ('COMPLETE', 9.0)"],
+}
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study") / "record"
+
+
+@pytest.fixture(scope="module")
+def finished(server: Server, record: Path) -> Iterator[str]:
+    """The URL of a database with a study of four complete trials."""
+    with server.database() as url:
+        settings = {"name": "whole", "num_trials": 4, "max_epochs": 2, "pruner": "none"}
+        worker = FaultyWorker(url, record.parent, run=run, plan=Plan(record), **settings)
+        assert worker.wait() == 0, worker.log()
+        yield url
+
+
+def findings_after(server: Server, finished: str, record: Path, damage: str) -> Findings:
+    """What the check finds in a copy of the database after a statement."""
+    with server.database() as url:
+        copy, original = make_url(url).database, make_url(finished).database
+        server.run(f"DROP DATABASE {copy}")
+        server.run(f"CREATE DATABASE {copy} TEMPLATE {original}")
+        connection = psycopg2.connect(url)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(damage)
+        connection.close()
+        return check_study(url, "whole", record, EXPECTED)
+
+
+def test_a_whole_study_has_no_violation(server: Server, finished: str, record: Path) -> None:
+    findings = findings_after(server, finished, record, "SELECT 1")
+    assert findings.violations == []
+    assert (findings.num_complete, findings.num_acknowledged, findings.num_repeated) == (4, 12, 0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damage_is_seen(server: Server, finished: str, record: Path, damage: str) -> None:
+    violations = findings_after(server, finished, record, damage).violations
+    for words in DAMAGES[damage]:
+        assert any(words in line for line in violations), violations
+
+
+def test_an_epoch_computed_again_is_seen(finished: str, record: Path) -> None:
+    file = record / "computed.log"
+    before = file.read_text()
+    file.write_text(before + "1 0\n")
+    try:
+        findings = check_study(finished, "whole", record, EXPECTED)
+    finally:
+        file.write_text(before)
+    assert findings.num_repeated == 1
+    assert "1 epochs were computed again, 0 are accounted for" in findings.violations
