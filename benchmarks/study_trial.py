@@ -38,7 +38,7 @@ from csi_job.study.settings import StorageSettings, StudySettings
 from csi_job.study.storage import StudyStorage, open_storage
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.postgres import Server, embedded_server
-from tests.studies import FORKS, READER
+from tests.studies import FORKS, READER, counted
 
 NUM_PARAMS, NUM_EPOCHS, NUM_ATTRIBUTES = 8, 20, 5
 PHASES = ("ask", "report", "prune", "tell")
@@ -115,7 +115,7 @@ def print_cold_load(ours: Ours, stock: Stock, rounds: int) -> None:
 
 def print_trials(ours: Ours, stock: Stock, arguments: argparse.Namespace) -> None:
     """Print what each phase of a trial takes, and the statements."""
-    sides: tuple[Ours | Stock, ...] = (ours, stock)
+    sides: tuple[Side, ...] = (ours, stock)
     for side in sides:
         side.run(1)  # reads the history and warms up; not counted
     times: tuple[Times, Times] = (defaultdict(list), defaultdict(list))
@@ -140,7 +140,27 @@ def print_row(phase: str, ours: list[float], stock: list[float]) -> None:
     print(f"  {phase:<8}{spread(ours):>26}{spread(stock):>26}{ratio:>13.2f}")
 
 
-class Ours:
+class Side:
+    """A study, and how its trials are run."""
+
+    storage: optuna.storages.RDBStorage
+    study_id: int
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine whose statements count."""
+        return self.storage.engine
+
+    def load(self) -> None:
+        """Read all trials."""
+        self.storage.get_all_trials(self.study_id, deepcopy=False)
+
+    def run(self, num_trials: int) -> Times:
+        """Run trials and return the milliseconds of each phase."""
+        raise NotImplementedError
+
+
+class Ours(Side):
     """A study of csi-job, run by its worker."""
 
     def __init__(self, url: str, work: Path) -> None:
@@ -151,15 +171,6 @@ class Ours:
         cache = SimpleNamespace(key="0" * 16)
         self.study = define_study(self.storage, self.settings, space=SPACE, baseline={}, cache=cache)
         self.study_id = self.study._study_id
-
-    @property
-    def engine(self) -> Engine:
-        """Return the engine whose statements count."""
-        return self.storage.engine
-
-    def load(self) -> None:
-        """Read all trials."""
-        self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     def run(self, num_trials: int) -> Times:
         """Run trials and return the milliseconds of each phase."""
@@ -194,7 +205,7 @@ class Ours:
         return times
 
 
-class Stock:
+class Stock(Side):
     """A study of stock Optuna, run by `ask` and `tell`."""
 
     def __init__(self, url: str) -> None:
@@ -212,15 +223,6 @@ class Stock:
             load_if_exists=True,
         )
         self.study_id = self.study._study_id
-
-    @property
-    def engine(self) -> Engine:
-        """Return the engine whose statements count."""
-        return self.storage.engine
-
-    def load(self) -> None:
-        """Read all trials."""
-        self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     def run(self, num_trials: int) -> Times:
         """Run trials and return the milliseconds of each phase."""
@@ -293,19 +295,6 @@ def fill(engine: Engine, study_id: int, num_trials: int) -> None:
             )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE")
-
-
-@contextmanager
-def counted(engine: Engine) -> Iterator[list[str]]:
-    """Collect the statements that go to the server."""
-    statements: list[str] = []
-
-    def count(*arguments: Any) -> None:
-        statements.append(arguments[2])
-
-    sa.event.listen(engine, "before_cursor_execute", count)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", count)
 
 
 @contextmanager

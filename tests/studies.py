@@ -12,15 +12,18 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import psycopg2
+import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import SecretStr
+from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
 from csi_job.study.checkpoints import CheckpointReader, epoch_of
@@ -221,6 +224,19 @@ def main(arguments: dict[str, Any]) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    """Collect the statements that go to the server."""
+    statements: list[str] = []
+
+    def count(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(engine, "before_cursor_execute", count)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", count)
 
 
 OF_X = "ON p.trial_id = t.trial_id AND p.param_name = 'x'"

@@ -99,13 +99,8 @@ class Cluster:
     @_one_line
     def config_map(self, name: str) -> dict[str, Any] | None:
         """Return a ConfigMap, None if there is none."""
-        try:
-            found = self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S)
-            return dict(self._plain(found))
-        except ApiException as error:
-            if error.status == NOT_FOUND:
-                return None
-            raise
+        found = self._found(self._core.read_namespaced_config_map, name)
+        return None if found is None else dict(self._plain(found))
 
     @_one_line
     def config_maps(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -220,13 +215,8 @@ class Cluster:
     @_one_line
     def claim(self, name: str) -> dict[str, Any] | None:
         """Return a claim, None if there is none."""
-        try:
-            found = self._core.read_namespaced_persistent_volume_claim(name, self.namespace, _request_timeout=TIMEOUT_S)
-            return dict(self._plain(found))
-        except ApiException as error:
-            if error.status == NOT_FOUND:
-                return None
-            raise
+        found = self._found(self._core.read_namespaced_persistent_volume_claim, name)
+        return None if found is None else dict(self._plain(found))
 
     @_one_line
     def secret_keys(self, name: str) -> set[str] | None:
@@ -236,13 +226,8 @@ class Cluster:
             NotAllowedError: without the right to read it.
 
         """
-        try:
-            found = self._core.read_namespaced_secret(name, self.namespace, _request_timeout=TIMEOUT_S)
-            return set(found.data or {})
-        except ApiException as error:
-            if error.status == NOT_FOUND:
-                return None
-            raise
+        found = self._found(self._core.read_namespaced_secret, name)
+        return None if found is None else set(found.data or {})
 
     @_one_line
     def quotas(self) -> list[dict[str, Any]]:
@@ -257,6 +242,15 @@ class Cluster:
             return list(self._plain(self._core.list_node(_request_timeout=TIMEOUT_S))["items"])
         except ApiException as error:
             if error.status == FORBIDDEN:
+                return None
+            raise
+
+    def _found(self, read: Callable[..., Any], name: str) -> Any:
+        """Return what is read by name, None if there is nothing of this name."""
+        try:
+            return read(name, self.namespace, _request_timeout=TIMEOUT_S)
+        except ApiException as error:
+            if error.status == NOT_FOUND:
                 return None
             raise
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.distributions import FloatDistribution
-from sqlalchemy.engine import Engine
 
 from csi_job.study.definition import define_study
 from csi_job.study.running import RunningTrial
 from csi_job.study.settings import StudySettings
 from csi_job.study.storage import StudyStorage
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.studies import CACHE, READER
+from tests.studies import CACHE, READER, counted
 
 NUM_PARAMS, NUM_REPORTS, MAX_STATEMENTS = 8, 20, 27
 SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "median"}
@@ -41,19 +37,6 @@ class Wide:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, float]:
         return {name: trial.suggest_float(name, 0, 1) for name in self.distributions()}
-
-
-@contextmanager
-def counted(engine: Engine) -> Iterator[list[str]]:
-    """Collect the statements that go to the server."""
-    statements: list[str] = []
-
-    def count(*arguments: Any) -> None:
-        statements.append(arguments[2])
-
-    sa.event.listen(engine, "before_cursor_execute", count)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", count)
 
 
 def ours(running: RunningTrial[dict[str, float]]) -> list[float]:
