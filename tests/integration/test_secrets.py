@@ -1,0 +1,78 @@
+"""The database's password reaches nothing that a run leaves, prints or shows in the process list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+from tests.integration.test_commands import data, run, start
+from tests.postgres import Server, embedded_server
+
+PASSWORD = "Geheim/p@ss w:{0}%23"
+FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWORD), "Geheim")
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    """A server that asks `anna` for a password."""
+    with embedded_server() as server:
+        assert server.data is not None
+        rules = server.data / "pg_hba.conf"
+        rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
+        server.run(f"CREATE ROLE anna LOGIN PASSWORD '{PASSWORD}'")
+        server.run("CREATE DATABASE csi OWNER anna")
+        server.reload()
+        yield server
+
+
+def test_a_run_with_tracking_and_a_crash_of_the_database_shows_no_password(
+    guarded: Server, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    monkeypatch.setenv("CSI_JOB_STORAGE__URL", f"postgresql://anna:{quote(PASSWORD, safe='')}@/csi?host={guarded.data}")
+    monkeypatch.setenv("CSI_JOB_TRACKING__WANDB_MODE", "offline")
+    arguments = ("--n-trials", 2, "--wandb-project", "csi")
+    run(work, "cache", "build", *data(phantoms))
+    process = start(work, "hyperopt", *data(phantoms), *arguments)
+    shown = []
+    while not (work / "wandb").exists():
+        assert process.poll() is None, process.communicate()
+        shown += command_lines()
+        time.sleep(0.2)
+    guarded.stop()
+    shown += command_lines()
+    guarded.start()
+    shown += [part.encode() for part in process.communicate(timeout=240)]
+    assert process.returncode == 0, shown[-1]
+    shown += [part.encode() for name in ("status", "report") for part in run(work, name)]
+    shown += [part.encode() for part in run(work, "config", "show")]
+
+    files = [path for path in work.rglob("*") if path.is_file()]
+    assert {"wandb", "models", "cache"} <= {path.relative_to(work).parts[0] for path in files}
+    for content in (*shown, *(path.read_bytes() for path in files)):
+        assert not [form for form in FORMS if form.encode() in content]
+
+
+def command_lines() -> list[bytes]:
+    """The process list, as every user of the machine sees it."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            lines.append((process / "cmdline").read_bytes())
+        except OSError:  # gone meanwhile
+            continue
+    return lines
+
+
+def test_an_error_of_the_database_shows_no_password(guarded: Server, tmp_path: Path) -> None:
+    wrong = f"postgresql://anna:Geheim1@/csi?host={guarded.data}"
+    for url in (wrong, wrong.replace("/csi", "/none"), "postgresql://anna:Geheim@[::1/csi"):
+        settings = tmp_path / "settings.yaml"
+        _, err = run(tmp_path / "work", "study", "list", "--storage", url, code=2)
+        assert "Geheim" not in err
+        assert len(err.strip().splitlines()) == 1
+        settings.unlink()
