@@ -26,6 +26,7 @@ FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 10.0
 MAX_BUSY_DELAY_S: Final = 0.5  # a lock that another worker holds is free again soon
 BUSY_LIMIT_S: Final = 120.0  # a lock is waited for so long, however impatient the caller is with outages
+CHECK_EVERY_S: Final = 0.5
 SAID_AFTER_S: Final = 1.0  # a shorter outage is nothing to tell
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -121,7 +122,7 @@ def reason(error: BaseException) -> str:
 class Patience:
     """How long and how often a database is tried again.
 
-    `check` is called before each wait and may raise to end it, e.g. because a signal came.
+    `check` is called before and, again and again, within each wait; it may raise to end it, e.g. because a signal came.
     """
 
     where: str
@@ -179,9 +180,11 @@ class Patience:
         if not check:
             time.sleep(seconds)
             return
+        until = time.monotonic() + seconds
         self.check()
-        self.wake.wait(seconds)  # a signal sets it, so that nobody waits for a database before stopping
-        self.check()
+        while (left_s := until - time.monotonic()) > 0:
+            self.wake.wait(min(left_s, CHECK_EVERY_S))  # a signal sets it: nobody waits for a database before stopping
+            self.check()
 
     def _given_up(self, error: Exception, away_s: float) -> StorageUnavailableError:
         if away_s < SAID_AFTER_S:

@@ -153,7 +153,7 @@ class _Worker:
         )
 
     def run(self) -> WorkerSummary:
-        with self.storage.patience.interrupted_by(self.stop.check, self.stop.event):
+        with self.storage.patience.interrupted_by(self._check_while_waiting, self.stop.event):
             self.keeper.start()
             try:
                 self._run_trials()
@@ -163,6 +163,11 @@ class _Worker:
             finally:
                 self.keeper.end()
         return self.summary
+
+    def _check_while_waiting(self) -> None:
+        """Let a signal end the wait for a database, which is no stall of the training, however long it takes."""
+        self.keeper.beat()
+        self.stop.check()
 
     def _run_trials(self) -> None:
         seen: dict[int, float] | None = None

@@ -83,6 +83,20 @@ def test_restarts_leave_an_exact_study(mortal: Server, mortal_url: str, tmp_path
     assert len(computed) == len(set(computed))  # nobody lost a trial to another
 
 
+def test_waiting_for_the_database_is_no_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+    """A trial that is to be told, and a claim, wait for longer than a training may stand still."""
+    worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=1.5, pruner="none")
+    wait_for_epochs(tmp_path, 2)
+    mortal.stop()
+    try:
+        time.sleep(5)
+    finally:
+        mortal.start()
+    assert worker.wait() == 0, worker.log()
+    assert "is back after" in worker.log()
+    Reader(mortal_url).check_exact(20, 2)
+
+
 def test_an_outage_that_lasts_too_long_ends_the_worker_in_one_line(
     mortal: Server, mortal_url: str, tmp_path: Path
 ) -> None:
