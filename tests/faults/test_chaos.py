@@ -28,7 +28,7 @@ def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_p
     assert figures.acknowledged >= 100
     assert figures.kills >= 20
     assert 0 < figures.kills_at_points < figures.kills
-    assert figures.cuts == 40
+    assert figures.cuts >= 40
     assert figures.withheld >= 5
     assert (figures.crashes, figures.stops) == (3, 2)
 
