@@ -210,7 +210,6 @@ def test_another_space_is_refused_by_name(finished: Path, tmp_path: Path) -> Non
         (["train-optimized", "--hyperparams", "none.json"], "none.json"),
         (["status"], "csi-job hyperopt"),
         (["hyperopt", "--storage", "postgresql://u@127.0.0.1:1/db"], "there is no cache"),
-        (["hyperopt", "--image-size", "32", "--model-arch", "alexnet"], "images of 32 px are too small for alexnet"),
         (["hyperopt", "--image-size", "7"], "greater than or equal to 32"),
         (["hyperopt", "--study-name", "a/b"], "study.name"),
     ],
@@ -219,6 +218,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: lis
     work = tmp_path / "work"
     _, err = run(work, *arguments, code=2)
     assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (work / "studies.db").exists()
+
+
+def test_images_too_small_for_an_architecture_are_refused_before_the_search(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSI_JOB_SPACE__MODEL_ARCH", '{"choices": ["Custom_1", "alexnet"]}')
+    work = tmp_path / "work"
+    _, err = run(work, "hyperopt", *data(phantoms), code=2)
+    assert "images of 32 px are too small for alexnet" in err
     assert len(err.strip().splitlines()) == 1
     assert not (work / "studies.db").exists()
 
