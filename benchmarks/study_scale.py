@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BrokenBarrierError
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,6 +86,9 @@ def table(server: Server | None, sleep_s: float, arguments: argparse.Namespace) 
     for num_workers in arguments.workers:
         for side in ("ours", "stock"):
             run = measure(server, side, num_workers, num_workers * arguments.trials, sleep_s)
+            if run is None:
+                print(f"{num_workers:>16}{side:>16}   did not begin: a worker ended before", flush=True)
+                continue
             rate = run.num_finished / run.seconds
             p50, p99 = (np.percentile(run.ask_ms, place) for place in (50, 99))
             figures = (num_workers, side, f"{rate:.2f}", f"{p50:.1f}", f"{p99:.1f}", run.num_connections or "-")
@@ -109,8 +113,8 @@ def print_arithmetic(rate: float) -> None:
         print(f"  {num_pods} pods ask for {share}, and hold {2 * num_pods} connections at most")
 
 
-def measure(server: Server | None, side: str, num_workers: int, target: int, sleep_s: float) -> Run:
-    """Run one study by some workers."""
+def measure(server: Server | None, side: str, num_workers: int, target: int, sleep_s: float) -> Run | None:
+    """Run one study by some workers; None if they could not all begin."""
     with tempfile.TemporaryDirectory() as work, database(server, work) as url:
         made = {"ours": make_ours, "stock": make_stock}[side](url, Path(work), target)
         del made
@@ -119,15 +123,19 @@ def measure(server: Server | None, side: str, num_workers: int, target: int, sle
         workers = [FORKS.Process(target=_work, args=arguments) for _ in range(num_workers)]
         for process in workers:
             process.start()
-        barrier.wait()
-        began = time.monotonic()
+        try:
+            barrier.wait(timeout=60)
+        except BrokenBarrierError:  # a worker ended before the start, e.g. for want of a connection
+            for process in workers:
+                process.kill()
+            return None
         with watched(server) as connections:
             ask_ms = [value for _ in workers for value in times.get()]
             for process in workers:
                 process.join()
-        seconds = time.monotonic() - began
         num_ended = sum(process.exitcode != 0 for process in workers)
-        return Run(side, seconds, num_finished(side, url), target, ask_ms, max(connections, default=0), num_ended)
+        seconds, num_finished = finished(side, url)
+        return Run(side, seconds, num_finished, target, ask_ms, max(connections, default=0), num_ended)
 
 
 def make_ours(url: str, work: Path, target: int) -> optuna.Study:
@@ -210,12 +218,14 @@ def _work_on_stock(url: str, work: Path, target: int, sleep_s: float, barrier: A
     study.optimize(objective, callbacks=[MaxTrialsCallback(target, states=FINISHED)])
 
 
-def num_finished(side: str, url: str) -> int:
-    """Return how many trials a study has finished."""
+def finished(side: str, url: str) -> tuple[float, int]:
+    """Return the seconds from the first beginning to the last end of a trial, and how many have finished."""
     storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
     trials = optuna.load_study(study_name=side, storage=storage).get_trials(deepcopy=False, states=FINISHED)
     storage.engine.dispose()
-    return len(trials)
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    return (max(ends) - min(starts)).total_seconds(), len(trials)
 
 
 @contextmanager
