@@ -19,6 +19,7 @@ import socket
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ def print_row(phase: str, ours: list[float], stock: list[float]) -> None:
     print(f"  {phase:<8}{spread(ours):>26}{spread(stock):>26}{ratio:>13.2f}")
 
 
-class Side:
+class Side(ABC):
     """A study, and how its trials are run."""
 
     storage: optuna.storages.RDBStorage
@@ -155,9 +156,9 @@ class Side:
         """Read all trials."""
         self.storage.get_all_trials(self.study_id, deepcopy=False)
 
+    @abstractmethod
     def run(self, num_trials: int) -> Times:
         """Run trials and return the milliseconds of each phase."""
-        raise NotImplementedError
 
 
 class Ours(Side):

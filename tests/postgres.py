@@ -99,3 +99,17 @@ def embedded_server(within: Path | None = None) -> Iterator[Server]:
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def guarded_server(password: str, options: str = "") -> Iterator[Server]:
+    """Yield a server that asks `anna`, a role with these options who owns the database `csi`, for a password."""
+    with embedded_server() as server:
+        assert server.data is not None
+        rules = server.data / "pg_hba.conf"
+        rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
+        quoted = password.replace("'", "''")
+        server.run(f"CREATE ROLE anna LOGIN {options} PASSWORD '{quoted}'")
+        server.run("CREATE DATABASE csi OWNER anna")
+        server.reload()
+        yield server

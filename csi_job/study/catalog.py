@@ -30,6 +30,7 @@ from csi_job.study.tables import (
     STEPS,
     STUDIES,
     STUDY_ATTRIBUTES,
+    STUDY_SYSTEM_ATTRIBUTES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     USER_ATTRIBUTES,
@@ -38,7 +39,7 @@ from csi_job.study.tables import (
 
 logger = get_logger(__name__)
 _OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, models.TrialHeartbeatModel.__table__, LEASES)
-_OF_STUDIES = (DIRECTIONS, STUDY_ATTRIBUTES, models.StudySystemAttributeModel.__table__, TRIALS, STUDIES)
+_OF_STUDIES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
 
 
 @dataclass(frozen=True)

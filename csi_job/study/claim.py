@@ -108,13 +108,12 @@ class _Claimant:
     def _decided(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         counts, running = _look(connection, self.study_id)
         orphans = [row for row in running if is_orphan(row)]
-        hopeless = [row for row in orphans if self._failed_as_hopeless(connection, row)]
-        if hopeless:
+        left = [row for row in orphans if not self._failed_as_hopeless(connection, row)]
+        if len(left) < len(orphans):
             counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
         counts = cancel_excess(connection, self.study_id, counts)
-        left = (row for row in orphans if row not in hopeless)
         taken = next((claim for row in left if (claim := self._take_over(connection, row))), None)
         if taken is not None:
             return taken

@@ -82,10 +82,9 @@ def _statement(
         mine = TRIALS.c.trial_id == held.c.trial_id
         parts.append(sa.update(TRIALS).where(mine).values(**state_changes(connection, write.state)).cte("told"))
     columns: list[Any] = [sa.select(sa.func.count()).select_from(held).scalar_subquery()]
-    statement = sa.select(*columns) if question is None else sa.select(*columns, *(answer := question.subquery()).c)
     if question is not None:
-        statement = statement.select_from(answer)
-    return statement.add_cte(*parts)
+        columns += question.subquery().c
+    return sa.select(*columns).add_cte(*parts)
 
 
 def _inserted(

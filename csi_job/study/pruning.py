@@ -108,10 +108,11 @@ def should_prune(study: Study, trial: FrozenTrial, answer: Row[Any] | None = Non
     step = trial.last_step
     if step is None or step < NUM_UNJUDGED:
         return False
-    if (question := median_question(study, step)) is None:
-        return study.pruner.prune(cast("Study", _View(study, trial)), trial)
-    row = answer or storage_of(study).read(lambda connection: connection.execute(question).one())
-    return _is_below(max(trial.intermediate_values.values()), row.num_values, row.median)
+    if answer is None:
+        if (question := median_question(study, step)) is None:
+            return study.pruner.prune(cast("Study", _View(study, trial)), trial)
+        answer = storage_of(study).read(lambda connection: connection.execute(question).one())
+    return _is_below(max(trial.intermediate_values.values()), answer.num_values, answer.median)
 
 
 def _is_below(best: float, num_values: int, median: float | None) -> bool:

@@ -14,7 +14,7 @@ from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.study.running import RunningTrial
 from csi_job.study.settings import StorageSettings
 from csi_job.study.storage import open_storage
-from tests.postgres import Server, embedded_server
+from tests.postgres import Server, guarded_server
 from tests.studies import define, work_on
 
 PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
@@ -23,14 +23,7 @@ PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Server]:
     """A server that asks `anna` for a password."""
-    with embedded_server() as server:
-        assert server.data is not None
-        rules = server.data / "pg_hba.conf"
-        rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
-        quoted = PASSWORD.replace("'", "''")
-        server.run(f"CREATE ROLE anna LOGIN CONNECTION LIMIT 2 PASSWORD '{quoted}'")
-        server.run("CREATE DATABASE csi OWNER anna")
-        server.reload()
+    with guarded_server(PASSWORD, "CONNECTION LIMIT 2") as server:
         yield server
 
 

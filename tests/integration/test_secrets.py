@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from tests.integration.test_commands import data, run, start
-from tests.postgres import Server, embedded_server
+from tests.postgres import Server, guarded_server
 
 PASSWORD = "Geheim/p@ss w:{0}%23"
 FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWORD), "Geheim")
@@ -19,13 +19,7 @@ FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWOR
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Server]:
     """A server that asks `anna` for a password."""
-    with embedded_server() as server:
-        assert server.data is not None
-        rules = server.data / "pg_hba.conf"
-        rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
-        server.run(f"CREATE ROLE anna LOGIN PASSWORD '{PASSWORD}'")
-        server.run("CREATE DATABASE csi OWNER anna")
-        server.reload()
+    with guarded_server(PASSWORD) as server:
         yield server
 
 
