@@ -1,6 +1,6 @@
 """How fast radiographs become a cache, beside Pillow, pydicom and nibabel used plainly; and in how much memory.
 
-Run: `python benchmarks/cache_build.py [--images FOLDER] [--repeats N]`. All times are of one core, ours and the
+Run: `python -m benchmarks.cache_build [--images FOLDER] [--repeats N]`. All times are of one core, ours and the
 peer's in turn on the same files, which the operating system holds in memory.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import pydicom
 from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
+from benchmarks.figures import machine, spread
 from csi_job.radiographs.phantom import write_phantoms
 from csi_job.radiographs.phantom_drawing import Body, draw_chest
 from csi_job.radiographs.phantom_files import write_film
@@ -44,24 +44,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="pairs of measurements")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    print(machine())
+    print(machine("pillow", "pydicom", "nibabel"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print_decoding(decoding_sets(folder, arguments.images), arguments.repeats)
         print_builds(folder, arguments.repeats)
         print_memory(folder)
-
-
-def machine() -> str:
-    """Return the line that says what ran this."""
-    cpu = "unknown processor"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = f"Pillow {Image.__version__}, pydicom {pydicom.__version__}, nibabel {nibabel.__version__}"
-    return (
-        f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}"
-    )
 
 
 def decoding_sets(folder: Path, other: Path | None) -> dict[str, list[Path]]:
@@ -118,7 +106,7 @@ def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
         difference = statistics.median(np.abs(ours(path).astype(float) - plainly(path)).mean() for path in paths)
         rates = [[len(paths) / seconds for seconds in times] for times in (first, second)]
         ratio = [a / b for a, b in zip(*rates, strict=True)]
-        print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio, 2):>20}{difference:>12.1f}")
+        print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio):>20}{difference:>12.1f}")
 
 
 def print_builds(folder: Path, repeats: int) -> None:
@@ -219,12 +207,6 @@ def paired(first: Callable[[], None], second: Callable[[], None], repeats: int) 
             if repeat:
                 times[place].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return times
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """Return `median [lower quartile, upper quartile]`."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 if __name__ == "__main__":

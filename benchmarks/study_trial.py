@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import socket
 import statistics
 import tempfile
@@ -33,6 +31,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine, make_url
 
+from benchmarks.figures import machine, spread
 from csi_job.study.definition import define_study
 from csi_job.study.running import RunningTrial
 from csi_job.study.settings import StorageSettings, StudySettings
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, in which the sides take turns")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    print(machine())
+    print(machine("optuna"))
     print(f"{arguments.rounds} rounds of {arguments.trials} trials a side; milliseconds, median [quartiles]")
     for num_trials in arguments.history:
         with embedded_server() as server, server.database() as url:
@@ -350,20 +349,6 @@ def timed(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - began)
-
-
-def spread(values: list[float]) -> str:
-    """Return the median and the quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def machine() -> str:
-    """Return the line that says what ran this."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    versions = f"Python {platform.python_version()}, Optuna {optuna.__version__}"
-    return f"{cpu}, {os.cpu_count()} cores, {versions}; load {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

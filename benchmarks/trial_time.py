@@ -1,6 +1,6 @@
 """How long a trial takes with the cache, beside a plain PyTorch loop that decodes every image in every epoch.
 
-Run: `python benchmarks/trial_time.py [--labels TABLE --images FOLDER] [--arch NAME …] [--image-size PX] [--epochs N]
+Run: `python -m benchmarks.trial_time [--labels TABLE --images FOLDER] [--arch NAME …] [--image-size PX] [--epochs N]
 [--rounds N]`; without a table, phantoms are drawn. Both train the same model on the same images with the same batched
 augmentation, loss and optimizer, in turn, in one process; only where the pixels come from differs: the peer has a
 `DataLoader` whose workers read files with Pillow (DICOM and NIfTI with the package's own reader).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.figures import machine, spread
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import load_split
 from csi_job.cache.settings import CacheSettings
@@ -136,7 +136,8 @@ def main() -> None:
 def print_setting(arguments: argparse.Namespace, peer: Peer, built_s: float) -> None:
     """Print what is measured, and on what."""
     num_images = ", ".join(f"{len(files)} {name} images" for name, files in peer.files.items())
-    print(machine())
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    print(machine("torch", "pillow") + gpu)
     print(f"{num_images} of {arguments.image_size} px; {arguments.epochs} epochs a trial; {arguments.rounds} rounds")
     print(f"peer: {arguments.num_workers} workers; building the cache took {built_s:.1f} s, once for all trials\n")
 
@@ -215,21 +216,6 @@ def print_row(name: str, cached: list[float], plain: list[float], built_s: float
     gained_s = statistics.median(plain) - statistics.median(cached)
     pays = f"{built_s / gained_s:.1f} trials" if gained_s > 0 else "never"
     print(f"{name:<20}{spread(cached):>22}{spread(plain):>22}{spread([100 * s for s in saved], ' %'):>22}  {pays}")
-
-
-def spread(values: list[float], unit: str = "") -> str:
-    """Return the median and the quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.3g}{unit} [{low:.3g}-{high:.3g}]"
-
-
-def machine() -> str:
-    """Return the line that says what ran this."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, Pillow {Image.__version__}"
-    return f"{cpu}, {os.cpu_count()} cores{gpu}, {versions}; load {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

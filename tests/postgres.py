@@ -79,7 +79,7 @@ def postgres_server() -> Iterator[Server]:
 
 
 @contextmanager
-def embedded_server(within: Path | None = None) -> Iterator[Server]:
+def embedded_server(within: Path | None = None, max_connections: int | None = None) -> Iterator[Server]:
     """Yield a server that can be killed, with its data in a new folder within this one, or skip with the reason."""
     try:
         with warnings.catch_warnings():
@@ -94,8 +94,13 @@ def embedded_server(within: Path | None = None) -> Iterator[Server]:
         _missing(f"no PostgreSQL: the embedded one does not start ({error})")
     with (folder / "data" / "postgresql.conf").open("a") as settings:
         settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder / 'data'}'\n")
+    made = Server(server.get_uri().replace(":@", "@"), folder / "data", server.bin_path)
     try:
-        yield Server(server.get_uri().replace(":@", "@"), folder / "data", server.bin_path)
+        if max_connections is not None:  # which a server reads at its start
+            made.run(f"ALTER SYSTEM SET max_connections = {max_connections}")
+            made.stop()
+            made.start()
+        yield made
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,13 +15,13 @@ from rich.text import Text
 
 from csi_job.errors import DataError
 from csi_job.report import words
-from csi_job.report.view import OUTCOMES
+from csi_job.study.outcome import OUTCOMES
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from csi_job.report.view import Outcome
+    from csi_job.study.outcome import Outcome
 
 Kind = TypeVar("Kind", RunningStatus, BestStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted

@@ -15,7 +15,8 @@ from csi_job.report.words import OUTCOME_NAMES, parameter_name, score, value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from csi_job.report.view import Outcome, TrialView
+    from csi_job.report.view import TrialView
+    from csi_job.study.outcome import Outcome
 
 Figure = dict[str, Any]
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -15,13 +15,11 @@ from csi_job.study.attributes import (
     ATTEMPT,
     BASELINE,
     BEST_EPOCH,
-    CANCELLED,
     CURVE,
     EPOCHS,
     F1_STD,
     GFLOPS,
     IMAGES_PER_S,
-    INFEASIBLE,
     MAX_EPOCHS,
     MICRO_BATCH,
     NUM_PARAMETERS,
@@ -30,6 +28,7 @@ from csi_job.study.attributes import (
     SAMPLER,
     TARGET,
 )
+from csi_job.study.outcome import OUTCOMES, Outcome, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,17 +36,6 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
-
-Outcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
-OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting")
-
-_OUTCOME_OF_STATE: dict[TrialState, Outcome] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,7 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
     curve = _curve(frozen)
     return TrialView(
         number=frozen.number,
-        outcome=_outcome(frozen),
+        outcome=outcome_of(frozen.state, attrs),
         f1=_f1(frozen, curve),
         f1_error=_number(attrs.get(F1_STD)),
         params=dict(frozen.params),
@@ -199,14 +187,6 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         attempt=attrs.get(ATTEMPT) or 1,
         reason=" ".join(str(attrs.get(REASON, "")).split()),
     )
-
-
-def _outcome(frozen: FrozenTrial) -> Outcome:
-    if frozen.state == TrialState.PRUNED and frozen.user_attrs.get(INFEASIBLE):
-        return "infeasible"
-    if frozen.user_attrs.get(CANCELLED):
-        return "cancelled"
-    return _OUTCOME_OF_STATE[frozen.state]
 
 
 def _curve(frozen: FrozenTrial) -> tuple[tuple[int, float], ...]:

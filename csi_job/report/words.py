@@ -11,7 +11,7 @@ from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csi_job.report.view import Outcome
+    from csi_job.study.outcome import Outcome
 
 DASH = "\N{EN DASH}"  # between two ends of a range
 MINUS = "\N{MINUS SIGN}"

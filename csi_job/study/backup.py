@@ -22,8 +22,8 @@ from csi_job.study.definition import find_study, load_study
 from csi_job.study.files import write_file
 from csi_job.study.lease import new_token
 from csi_job.study.outage import reason
+from csi_job.study.outcome import Outcome, outcome_of
 from csi_job.study.settings import checked_name
-from csi_job.study.status import outcome_of
 from csi_job.study.storage import StudyStorage
 from csi_job.study.stored import insert_stored, read_stored, snapshot
 from csi_job.study.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
@@ -65,7 +65,7 @@ def write_backup(backup: Backup, file: Path) -> None:
     write_file(file, gzip.compress(content, mtime=0) if file.suffix == ".gz" else content)
 
 
-def count_outcomes(backup: Backup) -> list[tuple[str, int]]:
+def count_outcomes(backup: Backup) -> list[tuple[Outcome, int]]:
     """Return the number of trials by outcome, the most frequent first."""
     return Counter(outcome_of(trial.state, trial.user_attributes()) for trial in backup.trials).most_common()
 

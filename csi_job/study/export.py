@@ -15,7 +15,7 @@ from csi_job.logs import progress
 from csi_job.study.attributes import ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE, OBJECTIVE, TARGET
 from csi_job.study.backup_file import Backup, utc
 from csi_job.study.files import write_file
-from csi_job.study.status import outcome_of
+from csi_job.study.outcome import outcome_of
 from csi_job.study.stored import StoredTrial
 
 TOLD_APART: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes with a column of their own

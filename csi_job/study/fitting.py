@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from csi_job.errors import ConfigurationError
 from csi_job.study.attributes import BASELINE, FINGERPRINT, MIGRATED_FROM, UID
 from csi_job.study.definition import SearchedSpace
-from csi_job.study.status import outcome_of
+from csi_job.study.outcome import outcome_of
 from csi_job.study.stored import StoredTrial
 from csi_job.trial.hyperparameters import DEFAULTS
 

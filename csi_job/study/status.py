@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -12,9 +12,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.study.attributes import CANCELLED, CURVE, INFEASIBLE, MAX_EPOCHS, OBJECTIVE, REASON, TARGET
+from csi_job.study.attributes import CURVE, MAX_EPOCHS, OBJECTIVE, REASON, TARGET
 from csi_job.study.choose import choose_trial
 from csi_job.study.lease import GIVEN_BACK_S, is_orphan, running_trials
+from csi_job.study.outcome import outcome_of
 from csi_job.study.storage import storage_of
 from csi_job.study.tables import TRIALS
 
@@ -116,15 +117,6 @@ def study_status(study: optuna.Study) -> StudyStatus:
         eta_s=max(num_left, 0) / rate if rate else None,
         failures=_failures(trials),
     )
-
-
-def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> str:
-    """Return complete, pruned, infeasible, failed, cancelled, running or waiting."""
-    if state is TrialState.PRUNED:
-        return "infeasible" if user_attrs.get(INFEASIBLE) else "pruned"
-    if state is TrialState.FAIL:
-        return "cancelled" if user_attrs.get(CANCELLED) else "failed"
-    return state.name.lower()
 
 
 def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:

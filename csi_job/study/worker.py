@@ -35,7 +35,7 @@ from csi_job.study.checkpoints import (
 )
 from csi_job.study.claim import Claim, NothingToClaim, claim_trial
 from csi_job.study.definition import study_seed
-from csi_job.study.ending import Outcome, completed, failed, infeasible, pruned
+from csi_job.study.ending import Ending, completed, failed, infeasible, pruned
 from csi_job.study.lease import GIVEN_BACK_S, Keeper, Lease, new_token, owner_name
 from csi_job.study.reasons import check_device, failure_reason
 from csi_job.study.rows import TrialWrite
@@ -63,7 +63,7 @@ PASSED_ON: Final = (
 class WorkerSummary:
     """What a worker did, and how the study stands."""
 
-    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    endings: dict[Ending, int] = field(default_factory=lambda: dict.fromkeys(Ending, 0))
     """Number of trials by how they ended here."""
     num_taken_over: int = 0
     num_finished: int = 0
@@ -76,7 +76,7 @@ class WorkerSummary:
     @property
     def num_told(self) -> int:
         """Return the number of trials whose end this worker told."""
-        return sum(count for outcome, count in self.outcomes.items() if outcome is not Outcome.LEFT)
+        return sum(count for ending, count in self.endings.items() if ending is not Ending.LEFT)
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ class _Worker:
         seen: dict[int, float] | None = None
         while not self._is_out_of_time():
             self.stop.check()
-            outcome = self._claim()
-            if isinstance(outcome, Claim):
+            claim = self._claim()
+            if isinstance(claim, Claim):
                 seen = None
-                self._run_trial(outcome)
-            elif self._is_covered(outcome, seen := outcome.running if seen is None else seen):
+                self._run_trial(claim)
+            elif self._is_covered(claim, seen := claim.running if seen is None else seen):
                 return
             else:
                 self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
@@ -199,29 +199,29 @@ class _Worker:
             self.summary.timed_out = True
         return self.summary.timed_out
 
-    def _is_covered(self, outcome: NothingToClaim, seen: dict[int, float]) -> bool:
+    def _is_covered(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
         """Return whether every trial that is left has a live owner: it began, or its lease was renewed, since."""
-        summary, running = self.summary, outcome.running
-        summary.num_finished, summary.target = outcome.num_finished, outcome.target
+        summary, running = self.summary, nothing.running
+        summary.num_finished, summary.target = nothing.num_finished, nothing.target
         summary.num_running_elsewhere = len(running)
         if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
             return False
         if running:
-            logger.info("the last %d of %d trials run on other workers", len(running), outcome.target)
+            logger.info("the last %d of %d trials run on other workers", len(running), nothing.target)
         elif not summary.num_told:
-            logger.info("study %s has all its %d trials", self.study.study_name, outcome.target)
+            logger.info("study %s has all its %d trials", self.study.study_name, nothing.target)
         return True
 
     def _run_trial(self, claim: Claim) -> None:
-        lease, outcome = claim.lease, Outcome.LEFT
+        lease, ending = claim.lease, Ending.LEFT
         self.storage.hold(lease)
         self.keeper.watch(lease)
         self.summary.num_taken_over += claim.taken_over
         try:
             ended, write = self._run_to_its_end(claim)
             self.storage.write_trial(lease, write)
-            outcome = ended
-            self._say(lease.number, outcome, write)
+            ending = ended
+            self._say(lease.number, ending, write)
         except LeaseLostError as error:
             logger.warning("%s", error)
         except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
@@ -231,13 +231,13 @@ class _Worker:
             self.keeper.watch(None)
             self.storage.drop(lease)
             self.running = None
-            self.summary.outcomes[outcome] += 1
-            self.options.tracker.trial_ended(lease.number, outcome.value)
-        if outcome is not Outcome.LEFT:
+            self.summary.endings[ending] += 1
+            self.options.tracker.trial_ended(lease.number, ending.value)
+        if ending is not Ending.LEFT:
             remove_checkpoints(self.work, self.study.study_name, lease.number)
             self._call_back()
 
-    def _run_to_its_end(self, claim: Claim) -> tuple[Outcome, TrialWrite]:
+    def _run_to_its_end(self, claim: Claim) -> tuple[Ending, TrialWrite]:
         """Return how a trial ended and what is to be told of it."""
         try:
             self.running = self._begin(claim)
@@ -287,11 +287,11 @@ class _Worker:
         else:
             logger.info("trial %d is given back; the next start goes on with it", lease.number)
 
-    def _say(self, number: int, outcome: Outcome, write: TrialWrite) -> None:
+    def _say(self, number: int, ending: Ending, write: TrialWrite) -> None:
         value = f" {write.values[0]:.4f}" if write.values else ""
         reason = write.user_attrs.get(REASON)
-        level = logging.WARNING if outcome is Outcome.FAILED else logging.INFO
-        logger.log(level, "trial %d %s%s%s", number, outcome.value, value, f" ({reason})" if reason else "")
+        level = logging.WARNING if ending is Ending.FAILED else logging.INFO
+        logger.log(level, "trial %d %s%s%s", number, ending.value, value, f" ({reason})" if reason else "")
 
     def _call_back(self) -> None:
         try:

@@ -34,11 +34,8 @@ def num_lines(file: Path) -> int:
 @pytest.fixture
 def narrow() -> Iterator[Server]:
     """A server with 6 connections, of which a plain user may have 3."""
-    with embedded_server() as server:
+    with embedded_server(max_connections=6) as server:
         server.run("CREATE ROLE guest LOGIN")
-        server.run("ALTER SYSTEM SET max_connections = 6")
-        server.stop()
-        server.start()
         yield server
 
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, replace
 from multiprocessing import forkserver
 from pathlib import Path
 
+from benchmarks.figures import machine
 from csi_job.logs import get_logger, progress, set_up_logging
 from tests.faults.harness.chaos import Dose, chaos
-from tests.faults.harness.figures import Figures, machine, table, to_json
+from tests.faults.harness.figures import Figures, table, to_json
 from tests.faults.harness.starts import Starts, start_at_once
 from tests.faults.harness.stock import run_stock
 from tests.faults.harness.sweep import seen_points, sweep
@@ -167,7 +168,7 @@ def main() -> int:
                 logger.info("%s", name)
                 part()
                 session.save()
-    out = [machine(), table(session.columns) if session.columns else ""]
+    out = [machine("optuna"), table(session.columns) if session.columns else ""]
     out += [f"{session.num_points} crash points, missed: {session.missed or 'none'}"] if session.num_points else []
     out += [f"simultaneous starts, {name}: {one}" for name, one in session.starts.items()]
     out += [f"{name}: {line}" for name, figures in session.columns.items() for line in figures.complaints[:20]]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.figures import machine
 from tests.faults.harness.fleet import Endings
 from tests.faults.harness.invariants import Findings
 
@@ -83,14 +81,6 @@ class Figures:
         self.terminations, self.other_ends = endings.num_terminated, len(endings.others)
         self.violations = len(findings.violations)
         self.complaints = [*findings.violations, *endings.others]
-
-
-def machine() -> str:
-    """Return what the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{os.cpu_count()} cores ({model or platform.machine()}), {platform.system()} {platform.release()}"
 
 
 def table(columns: dict[str, Figures]) -> str:

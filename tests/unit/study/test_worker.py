@@ -23,7 +23,7 @@ from csi_job.errors import (
     StopRequestedError,
 )
 from csi_job.study.catalog import enqueue_trial
-from csi_job.study.ending import Outcome
+from csi_job.study.ending import Ending
 from csi_job.study.running import RunningTrial
 from csi_job.study.storage import StudyStorage
 from csi_job.study.tables import LEASES
@@ -77,7 +77,7 @@ def test_an_infeasible_trial_counts_and_teaches_the_sampler(study: optuna.Study,
         return objective(running)
 
     summary = work_on(study, tmp_path, infeasible)
-    assert summary.outcomes[Outcome.INFEASIBLE] == 2
+    assert summary.endings[Ending.INFEASIBLE] == 2
     assert summary.num_finished == 5
     trial = study.trials[1]
     assert (trial.state, trial.value) == (TrialState.PRUNED, None)
@@ -96,7 +96,7 @@ def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.S
         return objective(running)
 
     summary = work_on(study, tmp_path, failing)
-    assert (summary.outcomes[Outcome.FAILED], summary.num_finished, len(study.trials)) == (2, 5, 7)
+    assert (summary.endings[Ending.FAILED], summary.num_finished, len(study.trials)) == (2, 5, 7)
     reasons = [trial.user_attrs["reason"] for trial in study.trials[1:3]]
     assert "cannot load … now" in reasons[0]
     assert "KeyError" in reasons[1]
@@ -155,7 +155,7 @@ def test_a_worker_whose_lease_was_taken_writes_nothing_and_goes_on(
 
     storage.set_study_user_attr(study._study_id, "target", 2)
     summary = work_on(study, tmp_path, robbed, timeout_s=3)
-    assert summary.outcomes[Outcome.LEFT] == 1
+    assert summary.endings[Ending.LEFT] == 1
     assert study.trials[0].state is TrialState.RUNNING
     assert study.trials[0].intermediate_values == {0: 0.1}
     assert study.trials[1].state is TrialState.COMPLETE
