@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,7 +175,8 @@ class Worker:
 
     def send_signal(self, number: int) -> None:
         if self.process.pid and self.process.is_alive():
-            os.kill(self.process.pid, number)
+            with suppress(ProcessLookupError):  # it ended just now, which its sentinel tells a moment later
+                os.kill(self.process.pid, number)
 
     def wait(self, timeout_s: float = 120) -> int:
         """Return the exit code, negative for a signal."""

@@ -21,7 +21,7 @@ from csi_job.study.storage import StudyStorage, open_storage
 IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # a variable of every pod
 SHM: Final = Path("/dev/shm")  # noqa: S108 - looked at, not written
 MIN_SHM_BYTES: Final = 128 * 2**20
-CONNECTIONS_A_POD: Final = 4  # trials, leases, and two to spare
+CONNECTIONS_A_POD: Final = 4  # trials and leases, and the same of a dead pod, until the server notices
 MIN_FREE_BYTES: Final = 2**30
 PATIENCE_S: Final = 10.0  # with one more try to connect (10 s), a database that is away is named within 30 s
 

@@ -11,6 +11,10 @@ from tests.e2e.release import Release, run, wait_until
 pytestmark = pytest.mark.timeout(2400)
 VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
 NUM_MORE = 8  # trials after the uninstall: more than are finished while it goes on
+LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 200, "job.baseline.patience": 1000}
+LONG_TRIALS |= {"job.space.patience": {"value": 1000}}
+HEAD_START = 50  # epochs by which the first trial ends before the second
+NUM_EPOCHS = "select count(*) from trial_intermediate_values"
 
 
 def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Release) -> None:
@@ -55,3 +59,23 @@ def _reinstall(release: Release) -> int:
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"job.study.num_trials": num_trials})
     assert release.num_finished() >= finished
     return num_trials
+
+
+def test_the_last_trial_is_finished_though_its_pod_is_scaled_away_after_the_others_were_done(release: Release) -> None:
+    values = {**LONG_TRIALS, "search.parallelism": 1}
+    release.helm("install", "--wait", "--timeout", "5m", values=values)
+    wait_until("the first trial is ahead", lambda: int(release.sql(NUM_EPOCHS)[0]) >= HEAD_START, 240)
+    release.csi_job("scale", "2")
+    wait_until("the second trial runs", lambda: sum(release.trials().values()) == 2, 120)
+    before = release.uids("search")
+
+    wait_until("one pod is done", lambda: "Succeeded" in release.phases("search"), 300, every=0.5)
+    release.csi_job("scale", "1")
+    release.wait_for_end(500)
+
+    assert "made anew" in release.story()
+    assert before
+    assert not before & release.uids("search")
+    assert release.trials() == {"COMPLETE": 2}
+    attempts = "select value_json from trial_user_attributes where key = 'attempt' order by trial_id"
+    assert release.sql(attempts) == ["1", "2"]

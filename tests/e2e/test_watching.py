@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from csi_job.study.backup_file import decode
 from tests.e2e.release import Release, run, wait_until
 
 WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}
@@ -65,6 +66,7 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     assert now["study"]["target"] == 500
     hosts = {pod["host"] for pod in now["pods"] if pod["stage"] == "search"}
     assert {trial["host"] for trial in now["study"]["running"] if trial["host"]} <= hosts
+    _backups_are_taken_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
     looks = status(release, "--watch", "--every", "2", seconds=600)
@@ -76,3 +78,11 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
     test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
     assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
+
+
+def _backups_are_taken_while_it_runs(release: Release) -> None:
+    controller = release.items("jobs", "controller")[-1]["metadata"]["name"]
+    backup = release.kubectl("exec", f"job/{controller}", "--", "csi-job", "study", "backup", "demo", "-")
+    assert decode(backup.encode()).trials
+    dump = release.kubectl("exec", release.database, "--", "pg_dump", "-U", "csi", "csi")
+    assert "COPY public.trials " in dump
