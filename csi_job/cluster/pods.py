@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-NEVER_STARTS: Final = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-MISCONFIGURED: Final = "CreateContainerConfigError"
+# Why a container waits for what is not there at all.
+NEVER_STARTS: Final = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+)
 PREFIX: Final = "csi-job: "  # before every error of the command line
 KILLED_FOR_MEMORY: Final = "OOMKilled"
 
@@ -35,6 +41,7 @@ class Trouble:
     why: str
     is_missing: bool
     age_s: float
+    """Since the pod could have started: an upper bound of the trouble's age."""
 
 
 def failure_of(pod: Mapping[str, Any]) -> Failure | None:
@@ -52,15 +59,14 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
 def trouble_of(pod: Mapping[str, Any]) -> Trouble | None:
     """Return why a pod does not start, None where nothing is wrong."""
     name = pod["metadata"]["name"]
-    age_s = (datetime.now(UTC) - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
-    for condition in pod.get("status", {}).get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            why = condition.get("message", condition.get("reason", ""))
-            return Trouble(name, why, "persistentvolumeclaim" in why and "not found" in why, age_s)
+    age_s = (datetime.now(UTC) - _ready_to_start(pod)).total_seconds()
+    condition = _scheduled(pod)
+    if condition.get("status") == "False":
+        why = condition.get("message", condition.get("reason", ""))
+        return Trouble(name, why, "persistentvolumeclaim" in why and "not found" in why, age_s)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
-        reason = waiting.get("reason", "")
-        if reason in NEVER_STARTS or reason == MISCONFIGURED:
+        if (reason := waiting.get("reason", "")) in NEVER_STARTS:
             return Trouble(name, f"{reason}: {waiting.get('message', '')}".strip(": "), is_missing=True, age_s=age_s)
     return None
 
@@ -75,6 +81,28 @@ def last_line(log: str) -> str:
 def is_active(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod runs, or is about to."""
     return pod.get("status", {}).get("phase") in ("Pending", "Running")
+
+
+def is_running(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod runs and is to go on."""
+    return pod.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+
+
+def _ready_to_start(pod: Mapping[str, Any]) -> datetime:
+    """Return when the container that is next could have started: all of these have to come before it."""
+    condition = _scheduled(pod)
+    times = [pod["metadata"]["creationTimestamp"]]
+    if condition.get("status") == "True":
+        times.append(condition.get("lastTransitionTime"))
+    ended = [(status.get("state") or {}).get("terminated") or {} for status in _containers(pod)]
+    times += [state.get("finishedAt") for state in ended]
+    return max(datetime.fromisoformat(time) for time in times if time)
+
+
+def _scheduled(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the condition that tells whether a pod has its node, empty while there is none."""
+    conditions: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
+    return next((condition for condition in conditions if condition["type"] == "PodScheduled"), {})
 
 
 def _containers(pod: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.pods import Trouble, failure_of, trouble_of
+from csi_job.cluster.pods import Trouble, failure_of, is_running, trouble_of
 from csi_job.cluster.stages import (
     CONTROLLER,
     DIGEST,
@@ -132,18 +132,22 @@ class StageRun:
         return self.cluster.pods({JOB_NAME: job["metadata"]["name"]})
 
     def _tell_pods(self, job: Mapping[str, Any]) -> None:
-        """Tell of pods that failed or do not start; give up on one whose needs are not there."""
-        for pod in self._pods(job):
+        """Tell of pods that failed or do not start; give up where what they need is not there and none runs."""
+        pods = self._pods(job)
+        runs = any(map(is_running, pods))
+        for pod in pods:
             failure, trouble = failure_of(pod), trouble_of(pod)
             if failure and failure.exit_code == SENT_AWAY:
                 self.tell(f"{self.stage.name}: pod {failure.pod} was sent away and hands its work over")
             elif failure:
                 self.tell(f"{self.stage.name}: {failure}")
             elif trouble:
-                self._tell_trouble(job, trouble)
+                self.tell(f"{self.stage.name}: pod {trouble.pod} does not start: {trouble.why}")
+                if not runs:
+                    self._give_up(job, trouble)
 
-    def _tell_trouble(self, job: Mapping[str, Any], trouble: Trouble) -> None:
-        self.tell(f"{self.stage.name}: pod {trouble.pod} does not start: {trouble.why}")
+    def _give_up(self, job: Mapping[str, Any], trouble: Trouble) -> None:
+        """Fail the stage where a pod has waited long enough for what is not there."""
         if trouble.is_missing and trouble.age_s > self.missing_s:
             self.cluster.delete_job(job["metadata"]["name"])
             raise StageFailedError(f"{self.stage.name} can't start: {trouble.why}")

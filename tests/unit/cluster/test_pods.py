@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -52,6 +52,23 @@ def test_an_image_that_cannot_be_pulled_is_missing() -> None:
     assert trouble is not None
     assert (trouble.why, trouble.is_missing) == ("ImagePullBackOff: no such image", True)
     assert trouble_of(pod({"waiting": {"reason": "PodInitializing"}})) is None
+
+
+def test_a_trouble_is_as_old_as_the_pods_place_on_a_node_and_not_as_the_pod() -> None:
+    def ago(**time: int) -> str:
+        return (datetime.now(UTC) - timedelta(**time)).isoformat()
+
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(minutes=30)}
+    waiting = pod({"waiting": {"reason": "ErrImagePull"}}, conditions=[scheduled])
+    waiting["metadata"]["creationTimestamp"] = ago(hours=5)
+    trouble = trouble_of(waiting)
+    assert trouble is not None
+    assert trouble.age_s == pytest.approx(1800, abs=60)
+    ended = {"terminated": {"exitCode": 0, "finishedAt": ago(minutes=1)}}
+    waiting["status"]["initContainerStatuses"].insert(0, {"name": "train", "state": ended})
+    later = trouble_of(waiting)
+    assert later is not None
+    assert later.age_s == pytest.approx(60, abs=60)
 
 
 def test_the_last_line_of_a_log_without_an_error_of_ours_is_its_last() -> None:

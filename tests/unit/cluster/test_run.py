@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from csi_job.cluster.budget import BEGAN, Budget
 from csi_job.cluster.run import StageRun
-from csi_job.cluster.search import SearchRun
 from csi_job.cluster.stages import PARALLELISM, QUEUE, Release, Stage, annotation, sized
 from csi_job.errors import StageFailedError
-from csi_job.study.status import StudyStatus
-
-
-@dataclass
-class Namespace:
-    """What the controller asks of the API server, kept in memory."""
-
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def jobs(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        return list(self.kept.values())
-
-    def pods(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        return []
-
-    def apply_job(self, manifest: Mapping[str, Any]) -> None:
-        self.kept[manifest["metadata"]["name"]] = copy.deepcopy(dict(manifest))
-
-    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
-        job = self.kept[name]
-        job["spec"].update(patch.get("spec", {}))
-        job["metadata"]["annotations"].update(patch.get("metadata", {}).get("annotations", {}))
-
-    def delete_job(self, name: str) -> None:
-        del self.kept[name]
-
-    def end(self, kind: str, reason: str = "") -> None:
-        for job in self.kept.values():
-            job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
-
-    def only(self) -> dict[str, Any]:
-        (job,) = self.kept.values()
-        return job
-
-
-class Watch:
-    def __init__(self, num_finished: int, target: int = 4) -> None:
-        self.num_finished, self.target = num_finished, target
-
-    def look(self) -> StudyStatus:
-        none: Any = None
-        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
-
-
-def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "") -> Stage:
-    container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
-    spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
-    labels = {"app.kubernetes.io/instance": "r"} | ({QUEUE: queue} if queue else {})
-    return Stage(name, {"metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}, image * 8)
-
-
-def search(namespace: Namespace, watch: Watch, chosen: Stage, me: str = "first", **limits: Any) -> SearchRun:
-    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen,), {})
-    options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
-    cluster: Any = namespace
-    looks: Any = watch
-    return SearchRun(cluster, release, chosen, me=me, missing_s=1, watch=looks, **options)
+from tests.unit.cluster.namespace import Namespace, Watch, search, stage
 
 
 def test_a_search_that_ended_with_trials_left_is_made_anew_a_bounded_number_of_times() -> None:
@@ -217,3 +158,25 @@ def test_a_finished_stage_is_over_and_a_failed_one_raises_its_reason() -> None:
     namespace.end("Failed", "BackoffLimitExceeded")
     with pytest.raises(StageFailedError, match="cache failed: BackoffLimitExceeded"):
         run.step()
+
+
+def pod(name: str, phase: str, waiting: str = "") -> dict[str, Any]:
+    """Return a pod that was scheduled an hour ago."""
+    long_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
+    status = {"phase": phase, "containerStatuses": [{"name": "search", "state": state}]}
+    status["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}]
+    return {"metadata": {"name": name, "creationTimestamp": long_ago}, "status": status}
+
+
+def test_an_image_that_one_pod_cannot_pull_ends_no_search_whose_other_pods_run() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage())
+    run.step()
+    namespace.all_pods = [pod("r-0", "Running"), pod("r-1", "Pending", "ImagePullBackOff")]
+    assert not run.step()
+    assert namespace.only()
+    namespace.all_pods.pop(0)
+    with pytest.raises(StageFailedError, match="search can't start: ImagePullBackOff"):
+        run.step()
+    assert namespace.kept == {}

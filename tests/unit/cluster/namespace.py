@@ -1,0 +1,72 @@
+"""A namespace that is a dictionary, and the stages that the controller makes in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from csi_job.cluster.budget import Budget
+from csi_job.cluster.search import SearchRun
+from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage
+from csi_job.study.status import StudyStatus
+
+
+@dataclass
+class Namespace:
+    """What the controller asks of the API server, kept in memory."""
+
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    all_pods: list[dict[str, Any]] = field(default_factory=list)
+
+    def jobs(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        return [job for job in self.kept.values() if labels.items() <= job["metadata"]["labels"].items()]
+
+    def pods(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        return self.all_pods
+
+    def apply_job(self, manifest: Mapping[str, Any]) -> None:
+        self.kept[manifest["metadata"]["name"]] = copy.deepcopy(dict(manifest))
+
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
+        job = self.kept[name]
+        job["spec"].update(patch.get("spec", {}))
+        job["metadata"]["annotations"].update(patch.get("metadata", {}).get("annotations", {}))
+
+    def delete_job(self, name: str) -> None:
+        del self.kept[name]
+
+    def end(self, kind: str, reason: str = "") -> None:
+        for job in self.kept.values():
+            job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
+
+    def only(self) -> dict[str, Any]:
+        (job,) = self.kept.values()
+        return job
+
+
+class Watch:
+    """A study that stands as it is told to."""
+
+    def __init__(self, num_finished: int, target: int = 4) -> None:
+        self.num_finished, self.target = num_finished, target
+
+    def look(self) -> StudyStatus:
+        none: Any = None
+        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
+
+
+def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "") -> Stage:
+    container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
+    labels = {INSTANCE: "r", COMPONENT: name} | ({QUEUE: queue} if queue else {})
+    return Stage(name, {"metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}, image * 8)
+
+
+def search(namespace: Namespace, watch: Watch, chosen: Stage, me: str = "first", **limits: Any) -> SearchRun:
+    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen,), {})
+    options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
+    cluster: Any = namespace
+    looks: Any = watch
+    return SearchRun(cluster, release, chosen, me=me, missing_s=1, watch=looks, **options)
