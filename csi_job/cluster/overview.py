@@ -75,7 +75,7 @@ def look_at(cluster: Cluster, release: Release, study: StudyStatus | None = None
     pods = cluster.pods({INSTANCE: release.name})
     own = [pod for pod in pods if _component(pod) in (CONTROLLER, *STAGES)]
     controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
-    search = cluster.jobs(release.stages[STAGES.index("search")].labels)
+    search = cluster.jobs(release.search.labels)
     used_s = float(annotation(search[-1], GPU_SECONDS, "0")) if search else 0.0
     is_over = bool(controllers) and ending_of(controllers[-1]) is not None
     views = sorted(map(_view, own), key=lambda view: (ORDER.get(view.state, len(ORDER)), view.stage, view.name))

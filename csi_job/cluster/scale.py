@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.stages import STAGES, Release, Stage, ending_of, find_release, is_paused, is_queued, sized
+from csi_job.cluster.stages import ending_of, find_release, is_paused, is_queued, sized
 from csi_job.errors import ClusterError
 
 
@@ -21,7 +21,7 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
 
     """
     release = find_release(cluster, release_name)
-    jobs = cluster.jobs(_search_of(release).labels)
+    jobs = cluster.jobs(release.search.labels)
     if not jobs:
         message = f"the search of {release.name} has not started yet"
         raise ClusterError(message, hint="set search.parallelism, or wait for the cache stage")
@@ -33,7 +33,3 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
     cluster.patch_job(job["metadata"]["name"], {"spec": sized(num_pods, queued=is_queued(job))})
     after = f"{num_pods} pods" if num_pods else "suspended; any number above 0 resumes it"
     return f"the search of {release.name}: {before} -> {after}"
-
-
-def _search_of(release: Release) -> Stage:
-    return release.stages[STAGES.index("search")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import CARRIED, ENDED, Budget, first_reading, reading
@@ -12,6 +12,9 @@ from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotati
 from csi_job.cluster.watch import StudyWatch, story_of
 from csi_job.errors import StageFailedError
 from csi_job.study.status import StudyStatus
+
+DEADLINE: Final = "DeadlineExceeded"  # the Job's reason after `search.deadlineSeconds`
+HINT: Final = "raise the budget, search.deadlineSeconds or job.study.num_trials, or lower job.study.max_epochs"
 
 
 class SearchRun(StageRun):
@@ -38,12 +41,13 @@ class SearchRun(StageRun):
         spent = self.budget.spent(job)
         if spent:
             return self._end(job, spent)
-        if annotation(job, PARALLELISM) != str(self.stage.parallelism):
-            self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
-            self.tell(f"search: {self.stage.parallelism} pods now, as the values say")
-        elif annotation(job, ENDED):
+        if annotation(job, ENDED):
+            self._undo_later()
             self._patch(job, int(job["spec"]["completions"]), {ENDED: ""})
             self.tell("search: goes on, the budget was raised")
+        elif annotation(job, PARALLELISM) != str(self.stage.parallelism):
+            self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
+            self.tell(f"search: {self.stage.parallelism} pods now, as the values say")
         elif metered := reading(job):
             self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": metered}})
         status = self.watch.look()
@@ -59,9 +63,10 @@ class SearchRun(StageRun):
         if status is None:
             return False
         self.tell(f"search: {story_of(status)}")
-        if why := "the study is finished" if status.is_finished else self.budget.spent(job):
+        why = "the study is finished" if status.is_finished else self.budget.spent(job) or _deadline_of(job, ending)
+        if why:
             _has_a_best_trial(status, why)
-            self.tell("search: done")
+            self.tell(f"search: done, {why}")
             return True
         left = f"its pods are over and {status.target - status.num_finished} trials are left"
         self.again(job, f"{left} ({self.reason(job, ending)})" if ending.failed else left, self.max_rounds)
@@ -93,13 +98,30 @@ class SearchRun(StageRun):
         _has_a_best_trial(status, spent)
         return True
 
+    def _make(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
+        self._undo_later()
+        super()._make(previous, number, tries)
+
+    def _undo_later(self) -> None:
+        """Delete the Jobs that build on this search, before it goes on: they knew fewer trials."""
+        jobs = [job for stage in self.release.after(self.stage) for job in self.cluster.jobs(stage.labels)]
+        status = self.watch.look() if jobs else None
+        if status is None or not status.is_finished:  # a study without trials left has none to add
+            self._remove(jobs)
+
     def _patch(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
         spec = sized(num_pods, queued=is_queued(job))
         self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": dict(annotations)}, "spec": spec})
+
+
+def _deadline_of(job: Mapping[str, Any], ending: Ending) -> str:
+    """Return that the Job ended by its deadline, in words; `` where it did not."""
+    seconds = job["spec"].get("activeDeadlineSeconds", "?")
+    return f"the deadline of {seconds} s is over" if ending.reason == DEADLINE else ""
 
 
 def _has_a_best_trial(status: StudyStatus, why: str) -> None:
     """Refuse to go on to a final model of nothing."""
     if not status.num_complete:
         message = f"{why}, and no trial is complete, so there is no model to train ({story_of(status)})"
-        raise StageFailedError(message, hint="raise the budget or job.study.num_trials, or lower job.study.max_epochs")
+        raise StageFailedError(message, hint=HINT)

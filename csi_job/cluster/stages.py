@@ -72,6 +72,15 @@ class Release:
     stages: tuple[Stage, ...]
     fetch_pod: Mapping[str, Any]
 
+    @property
+    def search(self) -> Stage:
+        """Return the stage whose number of pods may change."""
+        return next(stage for stage in self.stages if stage.name == "search")
+
+    def after(self, stage: Stage) -> tuple[Stage, ...]:
+        """Return the stages that build on this one."""
+        return self.stages[self.stages.index(stage) + 1 :]
+
 
 def read_release(cluster: Cluster, config_map_name: str) -> Release | None:
     """Read a release from the ConfigMap of its stages; None once it is uninstalled."""

@@ -12,7 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.check import Wanted, check_nodes, passed, problem_of
 from csi_job.cluster.pods import is_active
-from csi_job.cluster.stages import STAGES, Release, Stage, find_release
+from csi_job.cluster.stages import Release, Stage, find_release
 from csi_job.errors import ConfigurationError
 
 Amounts = dict[str, Decimal]
@@ -36,7 +36,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
 
     """
     release = find_release(cluster, release_name)
-    search = release.stages[STAGES.index("search")]
+    search = release.search
     problems: list[str] = []
     claims = [partial(check_claim, cluster, name, search) for name in sorted(_claims(release))]
     secrets = [partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())]

@@ -41,6 +41,9 @@ class Namespace:
         for job in self.kept.values():
             job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
 
+    def names(self, component: str) -> list[str]:
+        return [job["metadata"]["name"] for job in self.jobs({COMPONENT: component})]
+
     def only(self) -> dict[str, Any]:
         (job,) = self.kept.values()
         return job
@@ -65,7 +68,7 @@ def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue
 
 
 def search(namespace: Namespace, watch: Watch, chosen: Stage, me: str = "first", **limits: Any) -> SearchRun:
-    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen,), {})
+    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen, stage("final")), {})
     options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
     cluster: Any = namespace
     looks: Any = watch

@@ -114,6 +114,51 @@ def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_
     assert job["spec"]["suspend"] is True
 
 
+def trained(namespace: Namespace) -> None:
+    """Train the final model."""
+    namespace.apply_job(stage("final").job(1, {}, {}))
+
+
+def test_a_raised_budget_undoes_the_final_model_of_fewer_trials_before_the_search_goes_on() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    job = namespace.only()
+    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run.step()
+    trained(namespace)
+    run.step()
+    assert namespace.names("final")
+    raised = search(namespace, Watch(num_finished=1), stage(parallelism=3), me="second", budget=Budget(gpu_hours=2))
+    raised.step()
+    assert namespace.only() is job
+    assert job["spec"]["suspend"] is False
+
+
+def test_a_search_that_is_made_anew_undoes_the_final_model_unless_no_trial_is_left() -> None:
+    for num_finished, num_kept in ((3, 0), (4, 1)):
+        namespace = Namespace()
+        trained(namespace)
+        search(namespace, Watch(num_finished=num_finished), stage()).step()
+        assert len(namespace.names("search")) == 1
+        assert len(namespace.names("final")) == num_kept
+
+
+def test_a_deadline_that_is_over_ends_the_search_with_the_best_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    chosen = stage()
+    chosen.manifest["spec"]["activeDeadlineSeconds"] = 600
+    namespace, watch = Namespace(), Watch(num_finished=1)
+    run = search(namespace, watch, chosen)
+    run.step()
+    namespace.end("Failed", "DeadlineExceeded")
+    assert run.step()
+    assert "search: done, the deadline of 600 s is over" in caplog.messages
+    watch.num_finished = 0
+    with pytest.raises(StageFailedError, match=r"no trial is complete.*search\.deadlineSeconds"):
+        run.step()
+
+
 def test_hours_of_the_budget_begin_with_the_first_pod() -> None:
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage(), budget=Budget(hours=1))
