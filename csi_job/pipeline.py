@@ -28,7 +28,7 @@ from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
 from csi_job.study.settings import checked_name
 from csi_job.study.status import study_status
-from csi_job.study.storage import open_storage
+from csi_job.study.storage import check_reachable, open_storage
 from csi_job.study.summary import track_study
 from csi_job.study.tracking import Trackers, WandbTracker
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
@@ -143,6 +143,7 @@ def prepare(settings: Settings) -> Path:
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
+    check_reachable(settings.storage, settings.work)
     return ensure_cache(settings)
 
 

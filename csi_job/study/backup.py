@@ -33,7 +33,7 @@ def read_backup(storage: StudyStorage, name: str) -> Backup:
     """Read a study as it is at one moment; workers go on meanwhile.
 
     Raises:
-        ConfigurationError: there is no study of this name.
+        ConfigurationError: there is no study of this name, or trials were cut out of it.
 
     """
     study_id = load_study(storage, name)._study_id  # noqa: SLF001
@@ -50,7 +50,11 @@ def read_backup(storage: StudyStorage, name: str) -> Backup:
             trials=read_stored(connection, study_id),
         )
 
-    return snapshot(storage, look)
+    backup = snapshot(storage, look)
+    if [trial.number for trial in backup.trials] != [*range(len(backup.trials))]:
+        message = f"study {name} has {len(backup.trials)} trials whose numbers have gaps"
+        raise ConfigurationError(message, hint=f"take its tables out with `csi-job study export {name} FOLDER`")
+    return backup
 
 
 def write_backup(backup: Backup, file: Path) -> None:

@@ -21,7 +21,7 @@ from csi_job.study.claim import Counts, count_trials
 from csi_job.study.database import lock_study
 from csi_job.study.definition import SearchedSpace, load_study
 from csi_job.study.fingerprint import check_same
-from csi_job.study.settings import StorageSettings
+from csi_job.study.settings import StorageSettings, can_be_ours
 from csi_job.study.storage import StudyStorage, open_storage, storage_of
 from csi_job.study.tables import (
     DIRECTIONS,
@@ -99,7 +99,8 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
 
     storage.write(transaction)
-    shutil.rmtree(work / "checkpoints" / name, ignore_errors=True)
+    if can_be_ours(name):  # a name such as `..`, of another program's study, would lead to other folders
+        shutil.rmtree(work / "checkpoints" / name, ignore_errors=True)
 
 
 def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str, Any]) -> int:

@@ -12,24 +12,28 @@ from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import LeaseLostError
 from csi_job.study.database import now_s, upserted
-from csi_job.study.lease import Lease
+from csi_job.study.lease import GIVEN_BACK_S, Lease
 from csi_job.study.rows import TrialWrite, child_rows, state_changes, write_trial
 from csi_job.study.tables import LEASES, TRIALS
 
 
-def fence(connection: Connection, lease: Lease, **changes: Any) -> None:
+def fence(connection: Connection, lease: Lease, *, only_held: bool = False, **changes: Any) -> None:
     """Renew the lease in this transaction, which holds its row until it ends.
 
     Args:
         connection: inside the transaction that writes to the trial.
         lease: the caller's lease.
+        only_held: leave one that was given back as it is.
         changes: other columns of the lease to set.
 
     Raises:
-        LeaseLostError: the trial is another's by now, finished, or deleted.
+        LeaseLostError: the trial is another's by now, given back, finished, or deleted.
 
     """
-    if connection.execute(_renewal(connection, lease, changes)).rowcount != 1:
+    renewal = _renewal(connection, lease, changes)
+    if only_held:
+        renewal = renewal.where(LEASES.c.renewed_at_s != GIVEN_BACK_S)
+    if connection.execute(renewal).rowcount != 1:
         raise _lost(lease)
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection, Row
 from csi_job.errors import CsiJobError
 from csi_job.logs import get_logger
 from csi_job.study.database import now_s, server_start_s
+from csi_job.study.outage import reason
 from csi_job.study.tables import LEASES, TRIALS
 
 logger = get_logger(__name__)
@@ -45,7 +46,7 @@ def new_token() -> str:
 
 def owner_name() -> str:
     """Return who this process is: host, boot, process namespace, process, and when it began."""
-    return "|".join((socket.gethostname(), *_process_space(), str(os.getpid()), _start_of(os.getpid())))
+    return "|".join((socket.gethostname(), *_process_space(), str(os.getpid()), _start_of(os.getpid()) or ""))
 
 
 def is_dead(owner: str) -> bool:
@@ -53,7 +54,8 @@ def is_dead(owner: str) -> bool:
     _, *space, process, began = owner.split("|") if owner.count("|") == 4 else ("", "", "", "", "")  # noqa: PLR2004
     if not process or not all(space) or tuple(space) != _process_space():
         return False
-    return _start_of(int(process)) != began
+    now = _start_of(int(process))
+    return now != began if now is not None else not _is_there(int(process))
 
 
 def _process_space() -> tuple[str, str]:
@@ -64,13 +66,24 @@ def _process_space() -> tuple[str, str]:
         return "", ""
 
 
-def _start_of(process: int) -> str:
-    """Return when a process began, in clock ticks since boot, `` if it is gone or only waits to be collected."""
+def _start_of(process: int) -> str | None:
+    """Return when a process began, in clock ticks since boot; `` if it only waits to be collected, None if not seen."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _is_there(process: int) -> bool:
+    """Return whether a process lives that `/proc` may hide from us."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def running_trials(connection: Connection, study_id: int) -> sa.Select[Any]:
@@ -154,3 +167,5 @@ class Keeper(threading.Thread):
             self._renew_lease(lease)
         except CsiJobError as error:
             logger.debug("%s", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a thread that ended would give the trial away
+            logger.warning("the lease of trial %d could not be renewed: %s", lease.number, reason(error))

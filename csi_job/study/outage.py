@@ -33,12 +33,13 @@ SAID_AFTER_S: Final = 1.0  # a shorter outage is nothing to tell
 AWAY_CLASSES: Final = ("08", "53", "57", "58")  # connection, resources (slots, disk), operator intervention, system
 AWAY_CODES: Final = ("25006", "25P03", "25P04")  # a standby after a fail-over; transactions ended for us
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
-REFUSED_CLASSES: Final = ("28", "3D", "42501")  # authorization, no such database, no privilege
+REFUSED_CLASSES: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
 # While connecting libpq gives no code, only words. What is not known here is waited for.
 REFUSED_WORDS: Final = (
     "authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist", "permission denied",
-    "does not support ssl", "certificate verify failed", "ssl error", "invalid sslmode", "invalid connection option",
-    "is not permitted to log in", "sslrootcert", "root certificate", "not currently accepting connections",
+    "does not support ssl", "certificate verify failed", "invalid sslmode", "invalid connection option",
+    "is not permitted to log in", "sslrootcert", "root certificate", "unknown ca", "alert certificate",
+    "alert bad certificate", "certificate required", "handshake failure", "protocol version", "unsupported protocol",
     "invalid port number", "invalid value", "invalid integer value", "invalid dsn", "private key", "certificate file",
 )  # fmt: skip
 SQLITE_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)

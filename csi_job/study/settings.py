@@ -55,13 +55,21 @@ class StudySettings(Section):
         return name
 
 
+def can_be_ours(name: str) -> bool:
+    """Return whether a study of ours may have this name."""
+    try:
+        StudySettings(name=name)
+    except ValidationError:
+        return False
+    return True
+
+
 def checked_name(name: str) -> str:
     """Return a study's name that is no setting; raise `ConfigurationError` if no study of ours can have it."""
-    try:
-        return StudySettings(name=name).name
-    except ValidationError:
+    if not can_be_ours(name):
         allowed = "up to 100 characters without slashes, not beginning with a dot"
-        raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed) from None
+        raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed)
+    return name
 
 
 class StorageSettings(Section):
@@ -73,6 +81,9 @@ class StorageSettings(Section):
     """Password of the database; better than one in the URL."""
     password_file: Path | None = None
     """File that holds the password."""
+    create_tables: bool = True
+    """Make file and tables where they are missing; off for workers whose study another command has made: there a
+    database that refuses is waited for too, since its settings were right before."""
     connect_s: float = Field(default=60.0, ge=0)
     """Seconds to wait for the database at start."""
     outage_s: float = Field(default=900.0, ge=0)

@@ -140,7 +140,8 @@ class StudyStorage(RDBStorage):
 
     def renew(self, lease: Lease) -> None:
         """Renew a lease, without waiting for a database that is away; raise `LeaseLostError` if another has it."""
-        self.write(lambda connection: fence(connection, lease), limit_s=0, check=False)
+        # A renewal that comes after the trial was given back would hold it for a worker that is gone.
+        self.write(lambda connection: fence(connection, lease, only_held=True), limit_s=0, check=False)
 
     def write_trial(
         self,
@@ -328,7 +329,7 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     Args:
         settings: the storage section.
         work: the work folder, where the default database lies.
-        create: make file and tables where they are missing; else nothing is ever made.
+        create: make file and tables where they are missing and the settings allow it; else nothing is ever made.
 
     Raises:
         ConfigurationError: a URL, password, file or schema that cannot be used.
@@ -336,18 +337,31 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
 
     """
     address = database_address(settings, work)
+    create = create and settings.create_tables
     if address.is_sqlite:
         _check_file(address, create=create)
     storage = StudyStorage(address, lease_s=settings.lease_s, outage_s=settings.outage_s)
     first = Patience(f"the database {address}", settings.connect_s)
+    ride = functools.partial(at_start, patience=first) if settings.create_tables else first.ride
     try:
         if create:
-            at_start(lambda: create_schema(storage.engine), first)
-        at_start(lambda: check_schema(storage.engine, address), first)
+            ride(lambda: create_schema(storage.engine))
+        ride(lambda: check_schema(storage.engine, address))
     except BaseException:
         storage.close()
         raise
     return storage
+
+
+def check_reachable(settings: StorageSettings, work: Path) -> None:
+    """Open a database server and close it again, so that a wrong password shows before hours of other work.
+
+    Raises:
+        ConfigurationError, StorageUnavailableError: as `open_storage`.
+
+    """
+    if not database_address(settings, work).is_sqlite:
+        open_storage(settings, work, create=True).close()
 
 
 def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> int:

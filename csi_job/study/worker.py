@@ -279,6 +279,7 @@ class _Worker:
 
     def _give_back(self, lease: Lease) -> None:
         """Free the trial at once, with what is yet unsaid of it; a database that is away is not waited for long."""
+        self.keeper.watch(None)
         unsent = self.running.unsent() if self.running else TrialWrite()
         try:
             self.storage.write_trial(lease, unsent, limit_s=GIVE_BACK_S, check=False, renewed_at_s=GIVEN_BACK_S)

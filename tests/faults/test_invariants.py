@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import psycopg2
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.faults.harness.__main__ import Session
+from tests.faults.harness.figures import Figures
 from tests.faults.harness.fleet import FaultyWorker
 from tests.faults.harness.invariants import Expected, Findings, check_study
+from tests.faults.harness.starts import Starts
 from tests.faults.harness.worker import Plan, run
 from tests.postgres import Server
 
@@ -78,3 +82,16 @@ def test_an_epoch_computed_again_is_seen(finished: str, record: Path) -> None:
         file.write_text(before)
     assert findings.num_repeated == 1
     assert "1 epochs were computed again, 0 are accounted for" in findings.violations
+
+
+def test_a_complaint_of_any_part_ends_the_run_with_an_error(server: Server, tmp_path: Path) -> None:
+    session = Session(Namespace(), server, tmp_path)
+    session.columns = {"all": Figures(), "stock": Figures(complaints=["too many trials"])}
+    session.starts = {"ours": Starts(rounds=2), "stock": Starts(rounds=2, failed_rounds=2)}
+    assert session.is_exact
+    session.complaints = ["crash points: lost"]
+    assert not session.is_exact
+    session.complaints, session.starts["ours"] = [], Starts(rounds=2, failed_rounds=1)
+    assert not session.is_exact
+    session.starts["ours"], session.columns["training"] = Starts(rounds=2), Figures(complaints=["lost"])
+    assert not session.is_exact

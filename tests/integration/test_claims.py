@@ -88,6 +88,16 @@ def test_a_trial_given_back_is_free_at_once_and_not_held_against_it(storage: Stu
         storage.write_trial(lease, TrialWrite(), renewed_at_s=0.0)
 
 
+def test_a_renewal_that_comes_late_does_not_take_a_trial_back_that_was_given_away(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease = leased(study)
+    storage.renew(lease)
+    storage.write_trial(lease, TrialWrite(), renewed_at_s=0.0)
+    with pytest.raises(LeaseLostError):
+        storage.renew(lease)
+    assert leased(study, max_attempts=1).attempt == 2
+
+
 def test_attempts_without_an_epoch_end_a_trial_and_free_its_place(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=1)
     for _ in range(2):

@@ -48,6 +48,23 @@ def test_a_wrong_password_is_one_line_that_shows_none(guarded: Server, tmp_path:
     assert caught.value.__cause__ is None
 
 
+def test_a_worker_waits_where_it_is_refused_since_the_password_was_right_before(
+    guarded: Server, tmp_path: Path
+) -> None:
+    refused = settings(guarded, "wr0ng-secret", connect_s=1.5).model_copy(update={"create_tables": False})
+    with pytest.raises(StorageUnavailableError, match=r"could not be used for \d+ s.*authentication failed"):
+        open_storage(refused, tmp_path, create=True)
+
+
+def test_a_worker_makes_no_tables(server: Server, tmp_path: Path) -> None:
+    with server.database() as url:
+        given = StorageSettings(url=SecretStr(url), create_tables=False)
+        with pytest.raises(ConfigurationError, match="there is no study in"):
+            open_storage(given, tmp_path, create=True)
+        open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True).close()
+        open_storage(given, tmp_path, create=True).close()
+
+
 def test_a_missing_database_is_one_line(guarded: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)

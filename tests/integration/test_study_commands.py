@@ -179,3 +179,14 @@ def test_no_secret_is_in_what_is_written(postgres_url: str, tmp_path: Path, monk
     for text in (*written, *told):
         assert PASSWORD not in text
         assert postgres_url.partition("://")[2] not in text
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_then_one_line(
+    searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql://anna:s3cret@127.0.0.1:1/csi")
+    monkeypatch.setenv("CSI_JOB_STORAGE__CONNECT_S", "1.5")
+    _, err = run(searched, "study", "list", code=1)
+    assert "could not be used for" in err.splitlines()[-1]
+    assert "refused" in err
+    assert "s3cret" not in err

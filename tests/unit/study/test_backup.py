@@ -14,7 +14,7 @@ from csi_job.study.backup import count_outcomes, read_backup, restore_backup, wr
 from csi_job.study.backup_file import decode
 from csi_job.study.definition import load_study
 from csi_job.study.storage import StudyStorage
-from csi_job.study.tables import LEASES
+from csi_job.study.tables import LEASES, TRIALS
 from tests.carrying import odd_trials, plain_study, simple_backup
 from tests.studies import Reader, define, work_on
 
@@ -109,3 +109,13 @@ def test_outcomes_are_counted(storage: StudyStorage) -> None:
     define(storage)
     assert count_outcomes(read_backup(storage, "toy")) == [("waiting", 1)]
     assert count_outcomes(simple_backup()) == [("complete", 1), ("running", 1)]
+
+
+def test_a_study_from_which_trials_were_cut_is_refused_before_a_file_is_made_that_cannot_be_restored(
+    storage: StudyStorage, study: optuna.Study, tmp_path: Path
+) -> None:
+    work_on(study, tmp_path)
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(TRIALS).where(TRIALS.c.number == 2).values(number=7))
+    with pytest.raises(ConfigurationError, match="numbers have gaps"):
+        read_backup(storage, "toy")

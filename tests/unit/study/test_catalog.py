@@ -46,6 +46,21 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
     assert keep.best_value == max(trial.value for trial in keep.trials if trial.value is not None)
 
 
+@pytest.mark.parametrize("name", [".", "..", "{data}"])
+def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
+    name: str, storage: StudyStorage, tmp_path: Path
+) -> None:
+    data, work = tmp_path / "data", tmp_path / "work"
+    write_checkpoint(trial_folder(work, "keep", 0) / "attempt-1", 0, {"x": 0.5})
+    write_checkpoint(data, 0, {"x": 0.5})
+    foreign = name.format(data=data)
+    optuna.create_study(storage=storage, study_name=foreign)
+    before = sorted(tmp_path.rglob("*.pt"))
+    delete_study(storage, foreign, work)
+    assert list_studies(storage) == []
+    assert sorted(tmp_path.rglob("*.pt")) == before != []
+
+
 def test_a_study_of_that_name_starts_anew_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage)
     work_on(study, tmp_path)

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from csi_job.errors import LeaseLostError, StorageUnavailableError
 from csi_job.study.lease import Keeper, Lease, is_dead, new_token, owner_name
 
@@ -36,6 +38,13 @@ def test_a_process_that_took_over_the_number_of_a_dead_one_does_not_bring_it_bac
     assert is_dead(f"{host}|{boot}|{space}|{process}|1")
 
 
+def test_a_process_that_proc_hides_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, boot, space, process, began = owner_name().split("|")
+    monkeypatch.setattr("csi_job.study.lease._start_of", lambda _process: None)
+    assert not is_dead(f"{host}|{boot}|{space}|{process}|{began}")
+    assert is_dead(f"{host}|{boot}|{space}|999999999|{began}")
+
+
 def test_an_owner_that_tells_nothing_is_not_taken_for_dead() -> None:
     for owner in ("", "host", "host|||12|", "host|boot|space|12|x"):
         assert not is_dead(owner)
@@ -60,7 +69,7 @@ def test_a_keeper_renews_until_it_is_told_to_stop() -> None:
 
 
 def test_a_keeper_outlives_outages_and_lost_leases() -> None:
-    errors = iter([StorageUnavailableError("away"), StorageUnavailableError("away"), LeaseLostError("lost")])
+    errors = iter([StorageUnavailableError("away"), LeaseLostError("lost"), ValueError("foreign")])
     calls: list[int] = []
 
     def renew(_: Lease) -> None:
