@@ -13,7 +13,6 @@ BEGAN: Final = "csi-job/began-s"
 GPU_SECONDS: Final = "csi-job/gpu-seconds"
 METERED: Final = "csi-job/metered-s"
 ENDED: Final = "csi-job/ended-by"  # the budget holds the pods back, and not the user
-CARRIED: Final = (BEGAN, GPU_SECONDS, METERED)
 METER_EVERY_S: Final = 30.0
 S_PER_H: Final = 3600.0
 
@@ -36,9 +35,12 @@ class Budget:
         return ""
 
 
-def first_reading() -> dict[str, str]:
-    """Return the annotations of a search that is made."""
-    return {GPU_SECONDS: "0", METERED: f"{time.time():.0f}"}
+def first_reading(previous: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the annotations of a search that is made, with what the one before has used."""
+    if previous is None:
+        return {GPU_SECONDS: "0", METERED: f"{time.time():.0f}"}
+    began = annotation(previous, BEGAN)
+    return settled(previous) | ({BEGAN: began} if began else {})
 
 
 def reading(job: Mapping[str, Any]) -> dict[str, str]:
@@ -51,9 +53,13 @@ def reading(job: Mapping[str, Any]) -> dict[str, str]:
     begins = not annotation(job, BEGAN) and _num_active(job) > 0
     if now - float(annotation(job, METERED, "0")) < METER_EVERY_S and not begins:
         return {}
+    return settled(job) | ({BEGAN: f"{now:.0f}"} if begins else {})
+
+
+def settled(job: Mapping[str, Any]) -> dict[str, str]:
+    """Return the annotations that hold what is used until now."""
     used_s = float(annotation(job, GPU_SECONDS, "0")) + _unmetered_s(job)
-    metered = {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{now:.0f}"}
-    return metered | {BEGAN: f"{now:.0f}"} if begins else metered
+    return {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{time.time():.0f}"}
 
 
 def num_gpus(stage: Stage | Mapping[str, Any]) -> int:

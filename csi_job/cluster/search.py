@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.budget import CARRIED, ENDED, Budget, first_reading, reading
+from csi_job.cluster.budget import ENDED, Budget, first_reading, reading, settled
 from csi_job.cluster.run import MISCONFIGURED, StageRun
 from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
 from csi_job.cluster.watch import StudyWatch, story_of
@@ -43,7 +43,7 @@ class SearchRun(StageRun):
             return self._end(job, spent)
         if annotation(job, ENDED):
             self._undo_later()
-            self._patch(job, int(job["spec"]["completions"]), {ENDED: ""})
+            self._patch(job, int(job["spec"]["completions"]), settled(job) | {ENDED: ""})
             self.tell("search: goes on, the budget was raised")
         elif annotation(job, PARALLELISM) != str(self.stage.parallelism):
             self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
@@ -74,8 +74,7 @@ class SearchRun(StageRun):
 
     def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
         """Carry what was used of the budget on to the next Job."""
-        used = {} if previous is None else {name: annotation(previous, name) for name in CARRIED}
-        return first_reading() | {name: value for name, value in used.items() if value}
+        return first_reading(previous)
 
     def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Keep the number of pods that `csi-job cluster scale` chose, unless the values changed since."""
@@ -90,7 +89,7 @@ class SearchRun(StageRun):
         """Hold the pods back, for the budget is spent; return whether they are gone."""
         self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
         if not is_paused(job):
-            self._patch(job, 0, {ENDED: "budget"})
+            self._patch(job, 0, settled(job) | {ENDED: "budget"})
             return False
         status = None if (job.get("status") or {}).get("active") else self.watch.look()
         if status is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import BEGAN, Budget
+from csi_job.cluster.budget import BEGAN, METERED, Budget
 from csi_job.cluster.run import StageRun
 from csi_job.cluster.stages import PARALLELISM, QUEUE, Release, Stage, annotation, sized
 from csi_job.errors import StageFailedError
@@ -112,6 +113,26 @@ def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_
     namespace.patch_job(job["metadata"]["name"], {"spec": sized(0, queued=False)})
     raised.step()
     assert job["spec"]["suspend"] is True
+
+
+def test_a_budget_stays_spent_when_the_pods_are_gone_and_a_pause_costs_nothing_of_a_raised_one() -> None:
+    namespace, an_hour_ago = Namespace(), f"{time.time() - 3600:.0f}"
+    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    job = namespace.only()
+    job["metadata"]["annotations"][METERED] = an_hour_ago
+    job["status"] = {"active": 2}
+    assert not run.step()
+    job["status"] = {}
+    assert run.step()
+    assert job["spec"]["suspend"] is True
+    job["metadata"]["annotations"][METERED] = an_hour_ago
+    raised = search(namespace, Watch(num_finished=1), stage(), me="second", budget=Budget(gpu_hours=3))
+    raised.step()
+    job["status"] = {"active": 2}
+    raised.step()
+    assert job["spec"]["suspend"] is False
+    assert float(annotation(job, "csi-job/gpu-seconds")) == pytest.approx(7200, abs=60)
 
 
 def trained(namespace: Namespace) -> None:
