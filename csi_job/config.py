@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import types
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
@@ -120,6 +121,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is a mapping or a list, where one word is expected"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if key.value in seen:
                 problem = f"the key {key.value} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -135,7 +139,19 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    """Return what a YAML text holds; whatever is wrong with it is a `YAMLError`."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except ValueError:  # of a day or number that is none, e.g. 2024-13-45
+        raise yaml.MarkedYAMLError(problem="a value is not what it looks like; put it in quotes") from None
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Return what the parser says, without the word it quotes last: an alias or a tag may begin a password."""
+    problem = getattr(error, "problem", None) or "not YAML"
+    return re.sub(r" '[^<' ][^ ]+'$", "", problem)
 
 
 def _from_file(path: Path) -> Tree:
@@ -147,9 +163,8 @@ def _from_file(path: Path) -> Tree:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
         hint = "see `csi-job config init`"
-        raise ConfigurationError(f"{path}{place} is not valid YAML: {problem}", hint=hint) from None
+        raise ConfigurationError(f"{path}{place} is not valid YAML: {_problem(error)}", hint=hint) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -158,16 +173,17 @@ def _from_file(path: Path) -> Tree:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
-    """Return `{dotted path: (variable, value)}`; mappings and lists are written as YAML."""
+    """Return `{dotted path: (variable, value)}`; mappings and lists are written as YAML, where a text is not meant."""
     found = {}
     for name, text in sorted(environment.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in NO_SETTINGS:
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         try:
-            value = _parse(text) if text[:1] in ("{", "[") else text
-        except yaml.YAMLError:
-            raise ConfigurationError(f"the variable {name} is not valid YAML", got=text) from None
+            value = _parse(text) if text[:1] in ("{", "[") and not _is_text(path) else text
+        except yaml.YAMLError as error:
+            message = f"the variable {name} is not valid YAML: {_problem(error)}"
+            raise ConfigurationError(message, got=None if _may_be_secret(path) else text) from None
         found[path] = (name, value)
     return found
 
@@ -180,11 +196,16 @@ def _nested(path: str, value: Any) -> Tree:
 
 
 def _merged(base: Tree, over: Tree, parent: str = "") -> Tree:
-    """Return `base` with `over` laid on it, key by key; a searched parameter is replaced as a whole."""
+    """Return `base` with `over` laid on it, key by key; a searched parameter is replaced as a whole.
+
+    What stands where a section belongs stays, for the refusal that it deserves.
+    """
     result = dict(base)
     for key, value in over.items():
-        both = isinstance(result.get(key), dict) and isinstance(value, dict) and parent != "space"
-        result[key] = _merged(result[key], value, key) if both else value
+        if key not in result or not isinstance(value, dict) or parent == "space":
+            result[key] = value
+        elif isinstance(result[key], dict):
+            result[key] = _merged(result[key], value, key)
     return result
 
 
@@ -208,10 +229,43 @@ def _refusal(error: ValidationError, origins: Mapping[str, str]) -> Configuratio
         return ConfigurationError(
             f"unknown setting {path}{source}", allowed=_nearest(path, known), hint=f"see `csi-job config show`{more}"
         )
-    what = first["msg"].removeprefix("Value error, ")
-    secret = "password" in path or path.endswith("storage.url")
-    got = None if secret or first["input"] is None or isinstance(first["input"], (dict, list)) else first["input"]
-    return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint="see `csi-job config show`")
+    what, hint = first["msg"].removeprefix("Value error, "), "see `csi-job config show`"
+    section = _type_of(path)
+    if first["type"] == "model_type" and _is_section(section):
+        inner = f"{path}.{next(iter(section.model_fields))}"
+        variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
+        what, hint = "a section of settings is wanted, not one value", f"write {inner}, or the variable {variable}"
+    hidden = _may_be_secret(path) or first["input"] is None or isinstance(first["input"], (dict, list))
+    got = None if hidden else first["input"]
+    return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
+
+
+def _type_of(path: str) -> Any:
+    """Return the type of the setting or section at a path, without `| None`; None if there is none."""
+    kind: Any = Settings
+    for name in path.split("."):
+        field = kind.model_fields.get(name) if _is_section(kind) else None
+        if field is None:
+            return None
+        kind = field.annotation
+        if get_origin(kind) in (Union, types.UnionType):
+            kind = next(part for part in get_args(kind) if part is not types.NoneType)
+    return kind
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a setting is taken as it is written, even if it begins like YAML."""
+    kind = _type_of(path)
+    return kind in (str, SecretStr, Path) or get_origin(kind) is Literal
+
+
+def _may_be_secret(path: str) -> bool:
+    """Whether a value may hold a password: all of the storage but its numbers, whatever it was called."""
+    return (path.startswith("storage") and _type_of(path) is not float) or "password" in path
 
 
 def _ends(path: str) -> Iterator[int]:
@@ -247,7 +301,8 @@ def commented_yaml() -> str:
 def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        yield from ("", f"# {field.description}") if not indent else (f"{indent}# {field.description}",)
+        comment = f"{indent}# {' '.join((field.description or '').split())}"
+        yield from (comment,) if indent else ("", comment)
         if _has_fields(value):
             yield f"{indent}{name}:"
             yield from _yaml_lines(value, f"{indent}  ")

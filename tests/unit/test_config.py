@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from csi_job.config import Settings, commented_yaml, load_settings, tell_settings
 from csi_job.errors import ConfigurationError
 
+PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
+
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "settings.yaml"
@@ -53,6 +55,11 @@ def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Pa
         ("study: {seed: 1, seed: 2}", "given twice"),
         ("- 1", "mapping"),
         ("space: {learning_rate: {low: 1, high: 0.1}}", "space.learning_rate"),
+        ("study: {name: {{ x }}}", "line 1 is not valid YAML: a key is a mapping"),
+        ("study: {[1]: 2}", "line 1 is not valid YAML: a key is a mapping or a list"),
+        ("study: {name: 2024-13-45}", "put it in quotes"),
+        ("study: " + "[" * 5000, "nested too deeply"),
+        ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(tmp_path: Path, text: str, expected: str) -> None:
@@ -98,6 +105,55 @@ def test_secrets_are_shown_nowhere() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings({"storage.url": ["topsecret"]}, None, {})
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_password_in_a_variable_is_taken_as_it_is(password: str) -> None:
+    storage = load_settings({}, None, {"CSI_JOB_STORAGE__PASSWORD": password}).settings.storage
+    assert storage.password is not None
+    assert storage.password.get_secret_value() == password
+
+
+@pytest.mark.parametrize("name", ["STUDY__NAME", "WORK", "TRACKING__WANDB_PROJECT"])
+def test_a_text_in_a_variable_may_begin_like_yaml(name: str) -> None:
+    loaded = load_settings({}, None, {f"CSI_JOB_{name}": "{x}"})
+    assert "'{x}'" in tell_settings(loaded)
+
+
+@pytest.mark.parametrize("text", [f"postgresql://anna:{password}@h/db" for password in PASSWORDS] + PASSWORDS)
+@pytest.mark.parametrize("name", ["STORAGE", "STORAGE_URL", "STORAGE__URI", "STORAGE__URL__X", "PASSWORD"])
+def test_a_misspelt_variable_shows_no_secret(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"CSI_JOB_{name}") as caught:
+        load_settings({}, None, {f"CSI_JOB_{name}": text})
+    assert "geheim" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize(
+    "line", ["storage: {}", "storage: {{password: {}}}", "storage:\n  password: {}\n  passwort: 1"]
+)
+def test_a_wrong_file_shows_no_secret(tmp_path: Path, line: str, password: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, write(tmp_path, line.format(password)), {"CSI_JOB_STORAGE__X": ""})
+    assert "geheim" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variables", [{}, {"CSI_JOB_STORAGE__PASSWORD": "x"}])
+def test_a_url_for_the_whole_storage_is_refused_by_the_name_of_its_setting(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    file = write(tmp_path, "storage: postgresql://anna:geheim@h/db")
+    expected = r"^storage \(file .*storage.url, or the variable CSI_JOB_STORAGE__URL"
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        load_settings({}, file, variables)
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_number_of_the_storage_is_shown_where_it_is_wrong() -> None:
+    with pytest.raises(ConfigurationError, match="got 'soon'"):
+        load_settings({}, None, {"CSI_JOB_STORAGE__LEASE_S": "soon"})
 
 
 @given(
