@@ -62,13 +62,19 @@ def _one_line(method: Callable[Given, Answer]) -> Callable[Given, Answer]:
 def _refusal(error: ApiException) -> ClusterError:
     status = int(error.status or 0)
     if status in {0, 429} or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
-        return UnreachableError(f"the API server does not answer just now (status {status})")
-    try:
-        message = json.loads(error.body or "{}").get("message", error.reason)
-    except ValueError:
-        message = error.reason
+        return UnreachableError(f"the API server does not answer just now (status {status}: {_said(error)})")
     kind = NotAllowedError if status == FORBIDDEN else ClusterError
-    return kind(f"the API server refuses: {message}")
+    return kind(f"the API server refuses: {_said(error)}")
+
+
+def _said(error: ApiException) -> str:
+    """Return what the API server says of a refusal; a proxy before it may say anything."""
+    try:
+        body = json.loads(error.body or "{}")
+    except ValueError:
+        body = None
+    message = body.get("message") if isinstance(body, dict) else ""
+    return str(message or error.reason or "no reason is given")
 
 
 class Cluster:
@@ -133,11 +139,17 @@ class Cluster:
         )
 
     @_one_line
-    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
-        """Change some fields of a Job in one step."""
-        self._batch.patch_namespaced_job(
-            name, self.namespace, patch, field_manager=OWNER, _content_type=MERGE, _request_timeout=TIMEOUT_S
-        )
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> bool:
+        """Change some fields of a Job in one step; return False where it is gone, which is no error."""
+        try:
+            self._batch.patch_namespaced_job(
+                name, self.namespace, patch, field_manager=OWNER, _content_type=MERGE, _request_timeout=TIMEOUT_S
+            )
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return False
+            raise
+        return True
 
     @_one_line
     def delete_job(self, name: str) -> None:

@@ -12,13 +12,12 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import GPU_SECONDS, S_PER_H, num_gpus
 from csi_job.cluster.pods import failure_of, last_line, trouble_of
-from csi_job.cluster.stages import COMPONENT, INSTANCE, STAGES, Release, annotation, ending_of, find_release
+from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, annotation, ending_of, find_release
 from csi_job.errors import ClusterError
 from csi_job.report.release import PodView, ReleaseView
 from csi_job.report.status import status_from_dict
 from csi_job.study.status import StudyStatus
 
-CONTROLLER: Final = "controller"
 TELLERS: Final = (CONTROLLER, "search", "final", "cache")  # whose pods know the database, the likeliest first
 # The pod's own patience with a database that is away would be its stage's.
 ASK: Final = (

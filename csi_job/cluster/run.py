@@ -8,8 +8,8 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.pods import Trouble, failure_of, is_running, trouble_of
 from csi_job.cluster.stages import (
-    CONTROLLER,
     DIGEST,
+    MADE_BY,
     ROUND,
     TRIES,
     Ending,
@@ -81,7 +81,7 @@ class StageRun:
         if not ending.failed:
             self.tell(f"{self.stage.name}: done")
             return True
-        if annotation(job, CONTROLLER) != self.me:
+        if annotation(job, MADE_BY) != self.me:
             self.tell(f"{self.stage.name}: failed before, is tried again")
             self._make(job, int(annotation(job, ROUND, "1")) + 1)
             return False
@@ -89,7 +89,7 @@ class StageRun:
 
     def again(self, job: Mapping[str, Any], why: str, most: int) -> None:
         """Make a stage's Job anew, a bounded number of times."""
-        tries = int(annotation(job, TRIES, "1")) if annotation(job, CONTROLLER) == self.me else 0
+        tries = int(annotation(job, TRIES, "1")) if annotation(job, MADE_BY) == self.me else 0
         if tries >= most:
             raise StageFailedError(f"{self.stage.name} was made {tries} times and is not finished: {why}")
         self.tell(f"{self.stage.name}: {why}; it is made anew ({tries + 1} of {most})")
@@ -117,11 +117,11 @@ class StageRun:
         return str(failures[-1]) if failures else ending.message or ending.reason
 
     def _make(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
-        known = {CONTROLLER: self.me, TRIES: str(tries), **self.annotations(previous)}
+        known = {MADE_BY: self.me, TRIES: str(tries), **self.annotations(previous)}
         manifest = self.stage.job(number, self.release.owner, known)
         self.adjust(manifest, previous)
         self.cluster.apply_job(manifest)
-        logger.info("%s: starts as Job %s", self.stage.name, manifest["metadata"]["name"])
+        self.tell(f"{self.stage.name}: starts as Job {manifest['metadata']['name']}")
 
     def _remove(self, jobs: Any) -> None:
         for job in jobs:

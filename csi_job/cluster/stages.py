@@ -15,6 +15,7 @@ from csi_job.cluster.api import Cluster
 from csi_job.errors import ClusterError
 
 STAGES: Final = ("cache", "search", "final")
+CONTROLLER: Final = "controller"  # the component that makes them
 ELASTIC: Final = ("parallelism", "completions", "suspend")  # changed on a living Job; all else makes another
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
@@ -22,7 +23,7 @@ NAME: Final = {"app.kubernetes.io/name": "csi-job"}
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
 # Annotations of the Jobs, which are all the memory that the controller has.
 DIGEST: Final = "csi-job/digest"
-CONTROLLER: Final = "csi-job/controller"
+MADE_BY: Final = "csi-job/controller"  # digest of the controller that made the Job
 ROUND: Final = "csi-job/round"
 TRIES: Final = "csi-job/tries"
 PARALLELISM: Final = "csi-job/parallelism"

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from csi_job.cluster.budget import Budget
 from csi_job.cluster.search import SearchRun
-from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage
+from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, STAGES, Release, Stage
 from csi_job.study.status import StudyStatus
 
 
@@ -17,11 +19,16 @@ from csi_job.study.status import StudyStatus
 class Namespace:
     """What the controller asks of the API server, kept in memory."""
 
+    namespace = "here"
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     all_pods: list[dict[str, Any]] = field(default_factory=list)
 
     def jobs(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         return [job for job in self.kept.values() if labels.items() <= job["metadata"]["labels"].items()]
+
+    def config_maps(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        data = {f"{name}.yaml": yaml.safe_dump(dict(stage(name).manifest)) for name in (*STAGES, "fetch")}
+        return [{"metadata": {"name": "r-stages", "uid": "u", "labels": {INSTANCE: "r"}}, "data": data}]
 
     def pods(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
         return self.all_pods
@@ -29,10 +36,13 @@ class Namespace:
     def apply_job(self, manifest: Mapping[str, Any]) -> None:
         self.kept[manifest["metadata"]["name"]] = copy.deepcopy(dict(manifest))
 
-    def patch_job(self, name: str, patch: Mapping[str, Any]) -> None:
+    def patch_job(self, name: str, patch: Mapping[str, Any]) -> bool:
+        if name not in self.kept:
+            return False
         job = self.kept[name]
         job["spec"].update(patch.get("spec", {}))
         job["metadata"]["annotations"].update(patch.get("metadata", {}).get("annotations", {}))
+        return True
 
     def delete_job(self, name: str) -> None:
         del self.kept[name]

@@ -246,3 +246,13 @@ def test_an_image_that_one_pod_cannot_pull_ends_no_search_whose_other_pods_run()
     with pytest.raises(StageFailedError, match="search can't start: ImagePullBackOff"):
         run.step()
     assert namespace.kept == {}
+
+
+def test_a_job_that_cannot_be_seen_yet_is_said_to_start_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage())
+    for _ in range(3):
+        run.step()
+        namespace.kept.clear()  # being deleted: `jobs` leaves it out
+    assert [line for line in caplog.messages if "starts as Job" in line] == ["search: starts as Job r-search-aaaaaaaa"]

@@ -1,0 +1,88 @@
+"""What an API server's refusals become, told by a server that answers as it is told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+
+from csi_job.cluster.api import Cluster, UnreachableError
+from csi_job.errors import ClusterError
+
+
+@dataclass
+class Server:
+    """Answers every request alike."""
+
+    status: int = 200
+    body: str = "{}"
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    told = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            told.asked.append(f"{self.command} {self.path.partition('?')[0]}")
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(told.status)
+            self.end_headers()
+            self.wfile.write(told.body.encode())
+
+        do_GET = do_PATCH = do_DELETE = answer  # noqa: N815 - the server's names
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    listening = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=listening.serve_forever, daemon=True).start()
+    _use(f"http://127.0.0.1:{listening.server_port}", tmp_path / "kubeconfig", monkeypatch)
+    yield told
+    listening.shutdown()
+    listening.server_close()
+
+
+def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a server the one of the kubeconfig."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "here"}}
+    clusters, users = [{"name": "c", "cluster": {"server": url}}], [{"name": "u", "user": {}}]
+    config = {"clusters": clusters, "users": users, "contexts": [context], "current-context": "c"}
+    kubeconfig.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+
+
+def test_an_answer_of_the_servers_own_fault_tells_the_servers_reason(server: Server) -> None:
+    server.status, server.body = 500, json.dumps({"message": 'duplicate entries for key [name="A"]'})
+    with pytest.raises(UnreachableError, match=r"status 500: duplicate entries for key \[name=\"A\"\]"):
+        Cluster("here").apply_job({"metadata": {"name": "r"}})
+
+
+@pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
+def test_an_answer_that_is_none_of_kubernetes_is_told_by_its_status(server: Server, body: str) -> None:
+    server.status, server.body = 503, body
+    with pytest.raises(UnreachableError, match="status 503: Service Unavailable"):
+        Cluster("here").patch_job("r", {})
+
+
+def test_a_job_that_is_gone_can_be_patched_and_deleted_without_an_error(server: Server) -> None:
+    server.status, server.body = 404, json.dumps({"message": "not found"})
+    cluster = Cluster("here")
+    assert not cluster.patch_job("r", {"spec": {}})
+    cluster.delete_job("r")
+    path = "/apis/batch/v1/namespaces/here/jobs/r"
+    assert server.asked == [f"PATCH {path}", f"DELETE {path}"]
+    server.status = 200
+    assert cluster.patch_job("r", {"spec": {}})
+    server.status = 422
+    with pytest.raises(ClusterError, match="the API server refuses: not found"):
+        cluster.patch_job("r", {"spec": {}})
