@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import SecretStr
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
@@ -17,6 +16,7 @@ POSTGRES_SCHEMES: Final = ("postgres", "postgresql", "postgresql+psycopg2")
 SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
 SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq takes these from the URL's query as well
+REPEATED_OPTIONS: Final = ("host", "port")  # one for each of several servers
 HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
     "beegfs", "glusterfs", "ocfs2", "gfs2")  # fmt: skip
@@ -116,34 +116,64 @@ def _unescaped(text: str) -> str:
 
 def _parsed(text: str) -> URL:
     # The text is never shown: where it cannot be read, nobody knows which part of it is the password.
+    message = "storage.url cannot be read"
     try:
         url = make_url(text)
     except Exception:  # noqa: BLE001 - whatever the parser says quotes the URL, and with it the password
-        message = "storage.url cannot be read"
         raise ConfigurationError(message, allowed=ALLOWED) from None
-    if url.drivername in POSTGRES_SCHEMES and text.count("@") > 1:
+    if "\0" in text or "%00" in text:
+        raise ConfigurationError(f"{message}: it holds a NUL byte", allowed=ALLOWED)
+    if url.drivername in POSTGRES_SCHEMES and _is_ambiguous(text, url):
         message = "storage.url holds more than one @"
         raise ConfigurationError(message, hint=f"the password needs percent-encoding there (@ is %40), or {HINT}")
     return url
+
+
+def _is_ambiguous(text: str, url: URL) -> bool:
+    """Return whether an @ may belong to the password; one in an option's value after the database does not."""
+    head, _, options = text.partition("?")
+    has_database = head.partition("://")[2].count("/") > 0
+    if has_database and all("=" in option for option in options.split("&") if "@" in option):
+        return head.count("@") > 1 or "@" in (url.host or "")
+    return text.count("@") > 1
 
 
 def _sqlite_address(url: URL) -> Address:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         message = "a study needs a database file"
         raise ConfigurationError(message, got=f"sqlite:///{url.database or ''}", allowed="sqlite:///FILE")
-    return Address(URL.create("sqlite", database=str(Path(url.database).expanduser().absolute())))
+    if url.query:
+        message = "the URL of an SQLite file takes no options"
+        raise ConfigurationError(message, got=", ".join(url.query), allowed="sqlite:///FILE")
+    try:
+        path = Path(url.database).expanduser()
+    except RuntimeError:  # a user that this host does not know
+        message = "the home folder of storage.url cannot be found"
+        raise ConfigurationError(message, got=url.database, hint="write the path out, or as ./~name") from None
+    return Address(URL.create("sqlite", database=str(path.absolute())))
 
 
 def _postgres_address(url: URL, settings: StorageSettings) -> Address:
-    secrets = {name: str(url.query[name]) for name in SECRET_OPTIONS if name in url.query}
+    options = {name: _once(url, name) for name in url.query if name not in REPEATED_OPTIONS}
+    secrets: dict[str, str] = {name: options[name] for name in SECRET_OPTIONS if name in options}
     if url.password is not None:
         secrets["password"] = str(url.password)
     password = _given_password(settings)
     if password is not None:
         secrets["password"] = password
+    if "\0" in secrets.get("password", ""):
+        raise ConfigurationError("the database's password holds a NUL byte, which PostgreSQL cannot take", hint=HINT)
     bare = url.difference_update_query(SECRET_OPTIONS)
     clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
     return Address(clean, secrets)
+
+
+def _once(url: URL, name: str) -> str:
+    value = url.query[name]
+    if isinstance(value, str):
+        return value
+    message = f"storage.url gives {name} {len(value)} times"
+    raise ConfigurationError(message, hint=f"give it once there, or {HINT}")
 
 
 def _given_password(settings: StorageSettings) -> str | None:
@@ -158,10 +188,3 @@ def _given_password(settings: StorageSettings) -> str | None:
         message = f"storage.password_file cannot be read ({reason})"
         raise ConfigurationError(message, got=str(settings.password_file)) from None
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def plain_url(settings: StorageSettings, work: Path) -> SecretStr:
-    """Return the URL with which `optuna.load_study` opens the same database."""
-    address = database_address(settings, work)
-    url = address.url.set(password=address.secrets.get("password"))
-    return SecretStr(url.render_as_string(hide_password=False))

@@ -21,7 +21,7 @@ from tests.integration.test_commands import ENVIRONMENT, SETTINGS, data, run, tr
 from tests.studies import Reader
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
-PASSWORD = "s3cret-{%}@/: #"
+PASSWORD = "{s3cret-%}@/: #"  # begins as a YAML mapping does
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError
-from csi_job.study.address import check_file_system, database_address, plain_url
+from csi_job.study.address import check_file_system, database_address
 from csi_job.study.database import make_engine
 from csi_job.study.settings import StorageSettings
 
@@ -137,5 +137,55 @@ def test_a_local_file_system_is_taken(path: str, tmp_path: Path) -> None:
     check_file_system(Path(path), tmp_path / "a system without mountinfo")
 
 
-def test_the_plain_url_names_the_same_file(tmp_path: Path) -> None:
-    assert plain_url(settings(None), tmp_path / "a b").get_secret_value() == f"sqlite:///{tmp_path}/a b/studies.db"
+@pytest.mark.parametrize("option", ["sslrootcert=/a@b", "sslmode=require&sslcert=/a@b&sslkey=/a@c", "password=a@b"])
+def test_an_at_sign_in_an_option_s_value_is_taken(option: str) -> None:
+    address = database_address(settings(f"postgresql://anna@db/csi?{option}"), Path())
+    assert (address.url.host, address.url.database) == ("db", "csi")
+    name, _, value = option.rpartition("&")[2].partition("=")
+    assert {**address.url.query, **address.secrets}[name] == value
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["a@secret?b", "a?secret=@c", "a@secret?b=c", "a/secret@b?c", "a/b?c@secret", "a@b/secret", "a@b?secret&c=d"],
+)
+def test_a_password_with_an_at_sign_is_refused_whatever_else_it_holds(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="more than one @") as caught:
+        database_address(settings(f"postgresql://anna:{password}@db/csi"), Path())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["password", "sslpassword", "sslmode"])
+def test_an_option_given_twice_is_refused_without_showing_it(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} 2 times") as caught:
+        database_address(settings(f"postgresql://anna@db/csi?{name}=secret&{name}=secret2"), Path())
+    assert "secret" not in str(caught.value)
+
+
+def test_several_servers_are_taken() -> None:
+    address = database_address(settings("postgresql://anna@/csi?host=a&host=b&port=1&port=2"), Path())
+    assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
+
+
+def test_a_nul_byte_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"sec\0ret\n")
+    given = [
+        settings("postgresql://anna@db/csi", password_file=tmp_path / "password"),
+        settings("postgresql://anna@db/csi", password=SecretStr("sec\0ret")),
+        settings("postgresql://anna:sec%00ret@db/csi"),
+        settings("sqlite:///sec\0ret"),
+    ]
+    for storage in given:
+        with pytest.raises(ConfigurationError, match="NUL") as caught:
+            database_address(storage, Path())
+        assert "sec" not in str(caught.value)
+
+
+def test_the_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"home folder.*~nosuchuser/x\.db"):
+        database_address(settings("sqlite:///~nosuchuser/x.db"), Path())
+
+
+def test_an_option_of_an_sqlite_url_is_refused_rather_than_dropped() -> None:
+    with pytest.raises(ConfigurationError, match=r"no options, got 'timeout, mode'"):
+        database_address(settings("sqlite:///x.db?timeout=3&mode=ro"), Path())

@@ -12,17 +12,16 @@ from optuna.trial import TrialState
 from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
-from csi_job.study.address import plain_url
 from csi_job.study.settings import StorageSettings
 from csi_job.study.storage import StudyStorage, open_storage
 from tests.studies import define, work_on
 
 
-def test_optuna_reads_the_study_by_its_plain_url(tmp_path: Path) -> None:
+def test_optuna_reads_the_study_by_the_url_of_its_file(tmp_path: Path) -> None:
     work = tmp_path / "wörk folder"
     study = define(open_storage(StorageSettings(), work, create=True), num_trials=6)
     work_on(study, work, num_trials=6)
-    url = plain_url(StorageSettings(), work).get_secret_value()
+    url = f"sqlite:///{work}/studies.db"
     plain = optuna.load_study(study_name="toy", storage=url)
     assert plain.trials == study.trials
     assert plain.best_value == study.best_value
