@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,14 @@ from csi_job.errors import ConfigurationError
 from csi_job.logs import progress
 from csi_job.study.attributes import ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE, OBJECTIVE, TARGET
 from csi_job.study.backup_file import Backup, utc
-from csi_job.study.files import write_file
+from csi_job.study.files import STREAM, write_file
 from csi_job.study.outcome import outcome_of
 from csi_job.study.stored import StoredTrial
 
 TOLD_APART: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes with a column of their own
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t")  # a spreadsheet would compute such a text
+COMMON: Final = ("number", "state", "outcome", "is_baseline", "attempt", "datetime_start", "datetime_complete",
+    "duration_s")  # fmt: skip
 PAIR: Final = 2
 Advance = Callable[[int], None]
 
@@ -28,9 +31,12 @@ def export_files(dest: Path, study_name: str) -> list[Path]:
     """Return the files that an export writes: one that ends in .csv or .json, or one of each in a folder.
 
     Raises:
-        ConfigurationError: `dest` is a file of another kind.
+        ConfigurationError: `dest` is a file of another kind, or standard output.
 
     """
+    if dest == STREAM:
+        message = "an export goes to files, not to standard output"
+        raise ConfigurationError(message, got=str(dest), allowed="a folder, or a file that ends in .csv or .json")
     if dest.suffix.lower() in WRITERS and not dest.is_dir():
         return [dest]
     if dest.exists() and not dest.is_dir():
@@ -64,7 +70,8 @@ def to_csv(study: Backup, advance: Advance = lambda _num_trials: None) -> bytes:
         rows.append(_row(trial, len(study.directions)))
         advance(1)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\r\n")  # as RFC 4180 has it
+    columns = _columns(rows) if rows else [*COMMON, *_objectives(len(study.directions))]
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\r\n")  # as RFC 4180 has it
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode("utf-8-sig", "backslashreplace")
@@ -106,25 +113,31 @@ def _entry(trial: StoredTrial) -> dict[str, Any]:
 
 def _row(trial: StoredTrial, num_objectives: int) -> dict[str, Any]:
     attributes = trial.user_attributes()
-    names = ["value"] if num_objectives == 1 else [f"values_{objective}" for objective in range(num_objectives)]
+    names = _objectives(num_objectives)
     row = {**_common(trial, attributes), **dict.fromkeys(names), **dict(zip(names, trial.values, strict=False))}
     row |= {f"params_{name}": value for name, value in trial.external_params().items()}
     row |= {f"user_attrs_{key}": value for key, value in attributes.items() if key not in TOLD_APART}
     return row | {f"intermediate_values_{epoch}": value for epoch, value in _curve(trial, attributes)}
 
 
+def _objectives(num_objectives: int) -> list[str]:
+    """Return the columns of the values."""
+    return ["value"] if num_objectives == 1 else [f"values_{objective}" for objective in range(num_objectives)]
+
+
 def _common(trial: StoredTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
     began, ended = trial.datetime_start, trial.datetime_complete
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "outcome": outcome_of(trial.state, attributes),
-        "is_baseline": bool(attributes.get(BASELINE)),
-        "attempt": attributes.get(ATTEMPT),
-        "datetime_start": began and utc(began),
-        "datetime_complete": ended and utc(ended),
-        "duration_s": (ended - began).total_seconds() if began and ended else None,
-    }
+    values = (
+        trial.number,
+        trial.state.name,
+        outcome_of(trial.state, attributes),
+        bool(attributes.get(BASELINE)),
+        attributes.get(ATTEMPT),
+        began and utc(began),
+        ended and utc(ended),
+        (ended - began).total_seconds() if began and ended else None,
+    )
+    return dict(zip(COMMON, values, strict=True))
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -144,9 +157,14 @@ def _sorted(names: Iterable[str], group: str) -> list[str]:
 def _curve(trial: StoredTrial, attributes: Mapping[str, Any]) -> list[list[Any]]:
     """Return `[epoch, val_f1]` of every finished epoch, by epoch; with two objectives they are an attribute."""
     pairs: Any = [*trial.steps.items()] or attributes.get(CURVE)
-    # Another program's study may have anything under that name.
-    is_curve = isinstance(pairs, list) and all(isinstance(pair, (list, tuple)) and len(pair) == PAIR for pair in pairs)
-    return sorted([int(epoch), value] for epoch, value in pairs) if is_curve else []
+    is_curve = isinstance(pairs, list) and all(map(_is_point, pairs))
+    return sorted(([int(epoch), value] for epoch, value in pairs), key=itemgetter(0)) if is_curve else []
+
+
+def _is_point(pair: Any) -> bool:
+    """Whether it is `[epoch, value]`; another program's study may have anything under the name of our curve."""
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == PAIR
+    return is_pair and isinstance(pair[0], int | float) and math.isfinite(pair[0])
 
 
 def _cell(value: Any) -> str | int | float:

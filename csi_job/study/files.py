@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,10 +15,10 @@ STREAM: Final = Path("-")
 
 
 def check_free(*paths: Path, force: bool) -> None:
-    """Refuse to overwrite a file, or to write in place of a folder.
+    """Refuse to overwrite a file, or to write in place of a folder, a device or a pipe; a link is followed.
 
     Raises:
-        ConfigurationError: there is a file already, and `force` is not given, or a folder.
+        ConfigurationError: there is a file already, and `force` is not given, or what is there is no file.
 
     """
     for path in paths:
@@ -25,6 +26,9 @@ def check_free(*paths: Path, force: bool) -> None:
             continue
         if path.is_dir():
             raise ConfigurationError("a folder is in the way of the file", got=str(path), hint="choose another name")
+        if (path.exists() and not path.is_file()) or _target(path).is_symlink():
+            message = "what is there is no regular file"
+            raise ConfigurationError(message, got=str(path), hint="choose another name, or - where a stream is taken")
         if path.exists() and not force:
             message = "the file exists already"
             raise ConfigurationError(message, got=str(path), hint="choose another name, or use --force")
@@ -42,11 +46,17 @@ def write_file(path: Path, content: bytes) -> None:
         sys.stdout.flush()
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, content)
     except OSError as error:
         message = f"{path.name} cannot be written ({error.strerror or error})"
         raise CsiJobError(message, got=str(path.parent), hint="free space, or choose another folder") from None
+
+
+def _target(path: Path) -> Path:
+    """Return what a link leads to, so that the file is replaced and not the link; a link in a circle is left."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def read_file(path: Path) -> bytes:

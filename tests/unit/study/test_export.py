@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
+from csi_job.study.attributes import CURVE
 from csi_job.study.backup import read_backup
 from csi_job.study.backup_file import Backup
 from csi_job.study.export import export_files, to_csv, to_json, write_export
@@ -123,6 +124,33 @@ def test_a_study_of_another_program_is_exported_too(storage: StudyStorage) -> No
     exported = read_backup(storage, "a/b")
     assert [row["value"] for row in rows_of(exported)] == ["inf"]
     assert json.loads(to_json(exported))["target"] is None
+
+
+CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"], [1, 2], [0, None]], {"a": 1}, "ab", 7]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_any_attribute_of_another_program_is_borne(storage: StudyStorage, curve: object) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign")
+    foreign.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
+    exported = read_backup(storage, "foreign")
+    assert len(rows_of(exported)) == 1
+    (entry,) = json.loads(to_json(exported))["trials"]
+    assert entry["curve"] == ([[0, None], [1, "x"], [1, 2]] if curve == CURVES[5] else [])
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
+def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: StudyStorage, directions: list[str]) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign", directions=directions)
+    empty = to_csv(read_backup(storage, "foreign"))
+    foreign.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    assert empty.splitlines() == to_csv(read_backup(storage, "foreign")).splitlines()[:1]
+    assert empty.startswith(b"\xef\xbb\xbfnumber,state,")
+
+
+def test_standard_output_is_no_place_for_two_files() -> None:
+    with pytest.raises(ConfigurationError, match="not to standard output, got '-'"):
+        export_files(Path("-"), "toy")
 
 
 def test_both_files_go_to_a_folder_or_one_where_it_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,33 @@ def test_a_file_that_exists_is_kept_unless_asked(tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_refused_even_with_force(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="folder"):
         check_free(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "link to a device", "link in a circle"])
+def test_what_is_no_regular_file_is_refused_even_with_force(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind.startswith("link"):
+        path.symlink_to("/dev/null" if kind == "link to a device" else path)
+    else:
+        path = Path("/dev/null")
+    with pytest.raises(ConfigurationError, match=f"no regular file, got '{path}'"):
+        check_free(path, force=True)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_a_file_is_followed_and_stays(is_there: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    file, link = tmp_path / "there" / "file", tmp_path / "link"
+    link.symlink_to(Path("there") / "file")
+    if is_there:
+        write_file(file, b"old")
+        with pytest.raises(ConfigurationError, match="--force"):
+            check_free(link, force=False)
+    check_free(link, force=True)
+    write_file(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
 
 
 def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
