@@ -80,6 +80,8 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 )
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of each of them.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the GPU resource.")
+@click.option("--database-secret", metavar="NAME/KEY", default="", help="Where the database's password is from.")
+@click.option("--wandb-secret", metavar="NAME/KEY", default="", help="Where the key of Weights & Biases is from.")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -92,15 +94,16 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespace: str | None, **given: Any) -> None:
     """Find what is wrong before a GPU is used.
 
-    In a pod (`helm test` runs one): volumes, data, database, Secrets, memory. From a laptop, by the kubeconfig:
-    the claims and Secrets of a release, quotas, nodes.
+    In a pod (`helm test` runs one): volumes, data, database, Secrets, memory. From a laptop, or where a release or
+    namespace is named: the claims and Secrets of a release, quotas, nodes, as the API server shows them.
     """
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.check import IN_A_POD, Wanted, check_pod
     from csi_job.cluster.survey import check_release
 
-    if IN_A_POD in os.environ:
-        lines = check_pod(loaded.settings, Wanted(num_pods, given["num_gpus"], given["gpu_resource"]), given["wait"])
+    if IN_A_POD in os.environ and not (release or namespace):
+        wait_s = given.pop("wait")
+        lines = check_pod(loaded.settings, Wanted(num_pods, **given), wait_s)
     else:
         lines = check_release(Cluster(namespace), release)
     for line in lines:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from csi_job.cluster.stages import Stage, annotation
+from csi_job.cluster.gpus import GPU_RESOURCE, num_gpus
+from csi_job.cluster.stages import annotation
 
 BEGAN: Final = "csi-job/began-s"
 GPU_SECONDS: Final = "csi-job/gpu-seconds"
@@ -62,16 +63,10 @@ def settled(job: Mapping[str, Any]) -> dict[str, str]:
     return {GPU_SECONDS: f"{used_s:.0f}", METERED: f"{time.time():.0f}"}
 
 
-def num_gpus(stage: Stage | Mapping[str, Any]) -> int:
-    """Return the GPUs of one pod of a stage or Job."""
-    spec = (stage.manifest if isinstance(stage, Stage) else stage)["spec"]
-    limits = spec["template"]["spec"]["containers"][0]["resources"].get("limits", {})
-    return sum(int(number) for name, number in limits.items() if "gpu" in name)
-
-
 def _unmetered_s(job: Mapping[str, Any]) -> float:
+    gpus = num_gpus(job["spec"]["template"], annotation(job, GPU_RESOURCE))
     metered_s = float(annotation(job, METERED, f"{time.time()}"))
-    return max(time.time() - metered_s, 0.0) * _num_active(job) * num_gpus(job)
+    return max(time.time() - metered_s, 0.0) * _num_active(job) * gpus
 
 
 def _num_active(job: Mapping[str, Any]) -> int:

@@ -34,8 +34,12 @@ class Wanted:
     """Pods of the search."""
     num_gpus: int = 0
     """GPUs that each of them wants."""
-    gpu: str = "nvidia.com/gpu"
-    """Name of the GPU resource."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Its name."""
+    database_secret: str = ""
+    """`NAME/KEY` of the database's password; `` where that is not known."""
+    wandb_secret: str = ""
+    """The same of the key of Weights & Biases."""
 
 
 def check_pod(settings: Settings, wanted: Wanted, wait_s: float = 0.0) -> Iterator[str]:
@@ -58,7 +62,7 @@ def check_pod(settings: Settings, wanted: Wanted, wait_s: float = 0.0) -> Iterat
         lambda: check_work(settings.work),
         lambda: check_shared_memory(SHM),
         lambda: check_labels(settings),
-        lambda: check_secrets(settings),
+        lambda: check_secrets(settings, wanted),
         lambda: check_nodes(wanted, nodes_seen()),
     )
     problems: list[str] = []
@@ -141,15 +145,23 @@ def check_labels(settings: Settings) -> str:
     return f"label table: {len(table.file_ids)} images"
 
 
-def check_secrets(settings: Settings) -> str:
+def check_secrets(settings: Settings, wanted: Wanted) -> str:
     """Check that the files which the Secrets give are there."""
     if (file := settings.storage.password_file) is not None and not file.is_file():
         message = f"the database's password is missing ({file} is not there)"
-        raise ConfigurationError(message, hint="check that the Secret exists and has the key database.secretKey names")
+        raise ConfigurationError(message, hint=_hint(wanted.database_secret, "database"))
     if (file := settings.tracking.wandb_api_key_file) is not None and not file.is_file():
         message = f"the key of Weights & Biases is missing ({file} is not there)"
-        raise ConfigurationError(message, hint="check that wandb.existingSecret exists and has the key wandb.secretKey")
+        raise ConfigurationError(message, hint=_hint(wanted.wandb_secret, "wandb"))
     return "Secrets: there"
+
+
+def _hint(secret: str, value: str) -> str:
+    """Return what to look at: the Secret and key where they are known, else the values that name them."""
+    name, _, key = secret.partition("/")
+    if secret:
+        return f"check that the Secret {name} exists and has the key {key} ({value}.secretKey)"
+    return f"check that the Secret of {value}.existingSecret exists and has the key {value}.secretKey"
 
 
 def check_database(settings: Settings, num_pods: int, wait_s: float) -> str:
@@ -196,7 +208,7 @@ def nodes_seen() -> list[dict[str, Any]] | None:
 
 def check_nodes(wanted: Wanted, nodes: Iterable[Mapping[str, Any]] | None) -> str:
     """Check that some node has the GPUs of one pod; `nodes` is None where they can't be looked at."""
-    num_gpus, gpu = wanted.num_gpus, wanted.gpu
+    num_gpus, gpu = wanted.num_gpus, wanted.gpu_resource
     if num_gpus == 0:
         return "nodes: no GPU is asked for"
     if nodes is None:

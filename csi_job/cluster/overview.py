@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.budget import GPU_SECONDS, S_PER_H, num_gpus
+from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
+from csi_job.cluster.gpus import num_gpus
 from csi_job.cluster.pods import failure_of, last_line, trouble_of
 from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, annotation, ending_of, find_release
 from csi_job.errors import ClusterError
@@ -77,7 +78,8 @@ def look_at(cluster: Cluster, release: Release, study: StudyStatus | None = None
     search = cluster.jobs(release.search.labels)
     used_s = float(annotation(search[-1], GPU_SECONDS, "0")) if search else 0.0
     is_over = bool(controllers) and ending_of(controllers[-1]) is not None
-    views = sorted(map(_view, own), key=lambda view: (ORDER.get(view.state, len(ORDER)), view.stage, view.name))
+    seen = [_view(pod, release.gpu_resource) for pod in own]
+    views = sorted(seen, key=lambda view: (ORDER.get(view.state, len(ORDER)), view.stage, view.name))
     outcome = _outcome(own) if is_over else ""
     return ReleaseView(release.name, cluster.namespace, tuple(views), used_s / S_PER_H, study, outcome, is_over)
 
@@ -111,7 +113,7 @@ class Lines:
                 self._take(line.decode())
 
 
-def _view(pod: Mapping[str, Any]) -> PodView:
+def _view(pod: Mapping[str, Any], gpu_resource: str) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     failure, trouble = failure_of(pod), trouble_of(pod)
     why = failure.message if failure else trouble.why if trouble else ""
@@ -124,7 +126,7 @@ def _view(pod: Mapping[str, Any]) -> PodView:
         why=why,
         node=spec.get("nodeName", ""),
         age_s=age.total_seconds(),
-        num_gpus=num_gpus({"spec": {"template": pod}}),
+        num_gpus=num_gpus(pod, gpu_resource),
     )
 
 

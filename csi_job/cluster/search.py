@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import ENDED, Budget, first_reading, reading, settled
+from csi_job.cluster.gpus import GPU_RESOURCE
 from csi_job.cluster.run import MISCONFIGURED, StageRun
 from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
 from csi_job.cluster.watch import StudyWatch, story_of
@@ -74,7 +75,7 @@ class SearchRun(StageRun):
 
     def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
         """Carry what was used of the budget on to the next Job."""
-        return first_reading(previous)
+        return first_reading(previous) | {GPU_RESOURCE: self.release.gpu_resource}
 
     def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Keep the number of pods that `csi-job cluster scale` chose, unless the values changed since."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from csi_job.cluster.api import Cluster
+from csi_job.cluster.gpus import GPU_RESOURCE
 from csi_job.errors import ClusterError
 
 STAGES: Final = ("cache", "search", "final")
@@ -72,6 +73,8 @@ class Release:
     owner: Mapping[str, Any]
     stages: tuple[Stage, ...]
     fetch_pod: Mapping[str, Any]
+    gpu_resource: str = ""
+    """Name of what counts as a GPU; `` where the chart does not say."""
 
     @property
     def search(self) -> Stage:
@@ -113,10 +116,11 @@ def _release(config_map: Mapping[str, Any]) -> Release:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]}
     return Release(
         name=metadata["labels"][INSTANCE],
-        digest=metadata.get("annotations", {}).get(DIGEST, ""),
+        digest=annotation(config_map, DIGEST),
         owner=owner,
         stages=tuple(_stage(name, yaml.safe_load(data[f"{name}.yaml"])) for name in STAGES),
         fetch_pod=yaml.safe_load(data["fetch.yaml"]),
+        gpu_resource=annotation(config_map, GPU_RESOURCE),
     )
 
 

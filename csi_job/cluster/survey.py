@@ -11,6 +11,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.check import Wanted, check_nodes, passed, problem_of
+from csi_job.cluster.gpus import is_gpu
 from csi_job.cluster.pods import is_active
 from csi_job.cluster.stages import Release, Stage, find_release
 from csi_job.errors import ConfigurationError
@@ -41,7 +42,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     claims = [partial(check_claim, cluster, name, search) for name in sorted(_claims(release))]
     secrets = [partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())]
     quotas = partial(check_quotas, cluster, search)
-    nodes = partial(check_nodes, _wanted(search), cluster.nodes())
+    nodes = partial(check_nodes, _wanted(search, release.gpu_resource), cluster.nodes())
     yield from passed([*claims, *secrets, quotas, nodes], problems)
     if problems:
         raise problem_of(problems)
@@ -158,9 +159,9 @@ def _number(quantity: object) -> Decimal:
     return Decimal(parse(str(quantity)))
 
 
-def _wanted(search: Stage) -> Wanted:
+def _wanted(search: Stage, gpu_resource: str) -> Wanted:
     limits = _total(search.manifest["spec"]["template"]["spec"], "limits")
-    gpu = next((name for name in limits if "gpu" in name), "")
+    gpu = next((name for name in limits if is_gpu(name, gpu_resource)), gpu_resource)
     return Wanted(search.parallelism, int(limits.get(gpu, 0)), gpu)
 
 

@@ -58,12 +58,22 @@ def test_shared_memory_that_is_too_small_is_named(tmp_path: Path) -> None:
 def test_a_missing_secret_is_told_by_the_value_that_names_it(tmp_path: Path) -> None:
     missing = tmp_path / "password"
     with pytest.raises(ConfigurationError, match=r"database.secretKey"):
-        check_secrets(settings_for(tmp_path, password_file=missing))
+        check_secrets(settings_for(tmp_path, password_file=missing), Wanted(1))
     tracking = {"tracking": {"wandb_api_key_file": missing}}
     with pytest.raises(ConfigurationError, match=r"wandb.existingSecret"):
-        check_secrets(Settings.model_validate(tracking))
+        check_secrets(Settings.model_validate(tracking), Wanted(1))
     missing.write_text("secret")
-    assert check_secrets(settings_for(tmp_path, password_file=missing)) == "Secrets: there"
+    assert check_secrets(settings_for(tmp_path, password_file=missing), Wanted(1)) == "Secrets: there"
+
+
+def test_a_missing_secret_is_named_with_its_key_where_the_chart_tells_them(tmp_path: Path) -> None:
+    missing = tmp_path / "password"
+    wanted = Wanted(1, database_secret="given/word", wandb_secret="own/token")
+    with pytest.raises(ConfigurationError, match=r"password is missing.*the Secret given exists and has the key word"):
+        check_secrets(settings_for(tmp_path, password_file=missing), wanted)
+    tracking = {"tracking": {"wandb_api_key_file": missing}}
+    with pytest.raises(ConfigurationError, match=r"Weights & Biases.*the Secret own exists and has the key token"):
+        check_secrets(Settings.model_validate(tracking), wanted)
 
 
 def test_a_database_that_is_away_is_named_well_within_30_seconds(tmp_path: Path, nobody: str) -> None:
