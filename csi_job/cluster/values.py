@@ -196,7 +196,7 @@ class ChartValues(Values):
     shm_size: Quantity
     tmp_size: Quantity
     termination_grace_period_seconds: Natural
-    ttl_seconds_after_finished: Natural | None = None
+    ttl_seconds_after_finished: Positive | None = None
     database: Database
     wandb: Wandb
     kueue: Kueue

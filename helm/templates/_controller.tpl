@@ -8,8 +8,8 @@ args:
   - {{ include "csi-job.config" . }}
   - --stages={{ include "csi-job.fullname" . }}-stages
   - --digest={{ include "csi-job.digest" . }}
-  - --missing-seconds={{ .Values.controller.missingSeconds }}
-  - --max-rounds={{ .Values.controller.maxRounds }}
+  - --missing-seconds={{ .Values.controller.missingSeconds | int64 }}
+  - --max-rounds={{ .Values.controller.maxRounds | int64 }}
   {{- with .Values.budget.hours }}
   - --budget-hours={{ . }}
   {{- end }}

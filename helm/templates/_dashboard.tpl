@@ -9,7 +9,7 @@ args:
     # The first stage alone makes the tables; a dashboard that came before would make its own.
     until csi-job study list >/dev/null 2>&1; do sleep 5; done
     umask 077
-    printf '*:*:*:*:%s\n' "$(cat /run/secrets/database/password)" > "$PGPASSFILE"
+    printf '*:*:*:*:%s\n' "$(sed 's/[\\:]/\\&/g' /run/secrets/database/password)" > "$PGPASSFILE"
     exec optuna-dashboard "$STORAGE" --host 0.0.0.0 --port 8080
 env:
   - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" . | quote }}}

@@ -14,7 +14,7 @@
 name: postgres
 image: {{ include "csi-job.image" (list . .Values.database.image) }}
 imagePullPolicy: {{ include "csi-job.pullPolicy" . }}
-args: [-c, max_connections={{ .Values.database.maxConnections }}]
+args: [-c, max_connections={{ .Values.database.maxConnections | int64 }}]
 env:
   - {name: POSTGRES_USER, value: csi}
   - {name: POSTGRES_DB, value: csi}
@@ -33,4 +33,24 @@ volumeMounts:
   - {name: run, mountPath: /var/run/postgresql}
   - {name: tmp, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
+{{- end -}}
+
+{{/* The password of the Secret that is there, also under another key than it has now: (dict "old" <Secret> "key" <key>). */}}
+{{- define "csi-job.keptPassword" -}}
+{{- $data := get (.old | default dict) "data" | default dict -}}
+{{- if hasKey $data .key -}}
+{{ get $data .key }}
+{{- else if $data -}}
+{{ get $data (keys $data | sortAlpha | first) }}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of the external database: the one that its URL names, else database.external.port. */}}
+{{- define "csi-job.externalPort" -}}
+{{- $port := .Values.database.external.port | int -}}
+{{- $named := regexFind ":[0-9]+$" (regexFind "@[^/?]*" .Values.database.external.url) | trimPrefix ":" -}}
+{{- if and $named (ne $port 5432) (ne $port (int $named)) -}}
+{{- fail (printf "database.external.port is %d, and database.external.url names port %s; remove one of them" $port $named) -}}
+{{- end -}}
+{{ $named | default $port }}
 {{- end -}}

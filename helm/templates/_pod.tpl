@@ -14,7 +14,7 @@ spec:
   serviceAccountName: {{ include "csi-job.fullname" .root }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ .root.Values.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ .root.Values.terminationGracePeriodSeconds | int64 }}
   securityContext: {{- toYaml .root.Values.podSecurityContext | nindent 4 }}
   {{- with .root.Values.global.imagePullSecrets }}
   imagePullSecrets: {{- include "csi-job.pullSecrets" $.root | nindent 4 }}
@@ -27,15 +27,15 @@ spec:
   {{- with .init }}
   initContainers:
     {{- range . }}
-    - {{- include "csi-job.container" (dict "root" $.root "values" $values "step" .) | nindent 6 }}
+    - {{- include "csi-job.container" (dict "root" $.root "values" $values "stage" $.stage "step" .) | nindent 6 }}
     {{- end }}
   {{- end }}
   containers:
-    - {{- include "csi-job.container" (dict "root" .root "values" $values "step" .main) | nindent 6 }}
+    - {{- include "csi-job.container" (dict "root" .root "values" $values "stage" .stage "step" .main) | nindent 6 }}
   volumes: {{- include "csi-job.volumes" . | nindent 4 }}
 {{- end -}}
 
-{{/* One step of a stage: (dict "root" $ "values" <the stage's values> "step" <step>). */}}
+{{/* One step of a stage: (dict "root" $ "values" <the stage's values> "stage" <its name> "step" <step>). */}}
 {{- define "csi-job.container" -}}
 {{- $resources := deepCopy .values.resources -}}
 {{- if .root.Values.kueue.queueName -}}
@@ -72,18 +72,51 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{/* Variables of csi-job: what the chart knows better than the settings tree. */}}
+{{/* Variables of a container, each once: the stage's win over the release's, and both over the chart's where that does
+     no harm: (dict "root" $ "values" <the stage's values> "stage" <its name> "step" <step>). */}}
 {{- define "csi-job.environment" -}}
+{{- $harmless := list "CSI_JOB_STORAGE__CONNECT_S" "TORCH_HOME" "WAIT_S" -}}
+{{- $names := list -}}
+{{- $found := dict -}}
+{{- $ours := dict -}}
+{{- range include "csi-job.chartEnvironment" . | fromYamlArray -}}
+{{- $names = append $names .name -}}
+{{- $_ := set $found .name . -}}
+{{- $_ := set $ours .name true -}}
+{{- end -}}
+{{- range concat (.root.Values.env | default list) (.values.env | default list) -}}
+{{- if and (hasKey $ours .name) (not (has .name $harmless)) -}}
+{{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
+{{- end -}}
+{{- if not (hasKey $found .name) -}}{{- $names = append $names .name -}}{{- end -}}
+{{- $_ := set $found .name . -}}
+{{- end -}}
+{{- $lines := list -}}
+{{- range $names -}}{{- $lines = append $lines (get $found . | toRawJson | printf "- %s") -}}{{- end -}}
+{{ join "\n" $lines }}
+{{- end -}}
+
+{{/* What the chart knows better than the settings tree. The check before the stages waits for a database that starts;
+     that of `helm test` has no such patience. The number of pods is given by reference, since another parallelism is no
+     reason to run the stage again. The first stage alone makes tables and study. */}}
+{{- define "csi-job.chartEnvironment" -}}
+{{- $storage := dig "storage" dict (.root.Values.job | default dict) -}}
+{{- $outage := dig "outage_s" 900 $storage -}}
 - {name: CSI_JOB_WORK, value: /work}
 - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" .root | quote }}}
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
-- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "storage" "outage_s" 900 (.root.Values.job | default dict) | quote }}}
+- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}
+{{- if .step.name }}
+# On the volume that the stages share: what the first one fetches, the others have no way to.
+- {name: TORCH_HOME, value: /work/weights}
+{{- end }}
+{{- if has (.stage | default "") (list "search" "final") }}
+- {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
+{{- end }}
 {{- if and .step.data (eq .step.name "check") }}
-# The database may still be starting; the check of `helm test` has no such patience.
-- {name: WAIT_S, value: {{ dig "storage" "outage_s" 900 (.root.Values.job | default dict) | quote }}}
+- {name: WAIT_S, value: {{ $outage | quote }}}
 {{- end }}
 {{- if eq (.step.name | default "") "check" }}
-# By reference: another parallelism is no reason to run the stage again.
 - {name: NUM_PODS, valueFrom: {configMapKeyRef: {name: {{ include "csi-job.fullname" .root }}-settings, key: num-pods}}}
 {{- end }}
 {{- if .step.data }}
@@ -92,9 +125,6 @@ volumeMounts:
 {{- end }}
 {{- if and .step.name .root.Values.wandb.existingSecret }}
 - {name: CSI_JOB_TRACKING__WANDB_API_KEY_FILE, value: /run/secrets/wandb/api-key}
-{{- end }}
-{{- range concat (.root.Values.env | default list) (.values.env | default list) }}
-- {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 

@@ -12,13 +12,13 @@ spec:
   {{- with .spec }}
   {{- toYaml . | nindent 2 }}
   {{- else }}
-  backoffLimit: {{ $values.backoffLimit }}
+  backoffLimit: {{ $values.backoffLimit | int64 }}
   {{- end }}
   {{- with $values.deadlineSeconds }}
-  activeDeadlineSeconds: {{ . }}
+  activeDeadlineSeconds: {{ . | int64 }}
   {{- end }}
   {{- with .root.Values.ttlSecondsAfterFinished }}
-  ttlSecondsAfterFinished: {{ . }}
+  ttlSecondsAfterFinished: {{ . | int64 }}
   {{- end }}
   # A pod that is sent away (drained, preempted, scaled down, deleted) counts for nothing: it has handed its work
   # over. A misconfiguration (exit 2) ends the Job at once; any other error is tried again.
@@ -38,14 +38,14 @@ spec:
 {{- if .Values.demo.enabled -}}
 {{- $init = append $init (dict "name" "phantoms" "data" true "args" (list "phantoms" "/data" (printf "--num-images=%d" (int .Values.demo.numImages)) (printf "--seed=%d" (int .Values.demo.seed)))) -}}
 {{- end -}}
-{{- $init = append $init (dict "name" "check" "data" true "args" (list "cluster" "check" $config (printf "--num-gpus=%d" (int .Values.search.gpus)) (printf "--gpu-resource=%s" .Values.gpuResource))) -}}
+{{- $init = append $init (dict "name" "check" "data" true "args" (include "csi-job.checkArgs" . | fromYamlArray)) -}}
 {{- $init = append $init (dict "name" "cache" "data" true "args" (list "cache" "build" $config)) -}}
 {{- include "csi-job.stage" (dict "root" . "stage" "cache" "init" $init "main" (dict "name" "study" "data" true "args" (list "study" "create" $config))) -}}
 {{- end -}}
 
 {{- define "csi-job.stage.search" -}}
 {{- $number := int .Values.search.parallelism -}}
-{{- $spec := dict "completionMode" "Indexed" "parallelism" $number "completions" (max 1 $number) "backoffLimitPerIndex" .Values.search.backoffLimit -}}
+{{- $spec := dict "completionMode" "Indexed" "parallelism" $number "completions" (max 1 $number) "backoffLimitPerIndex" (int64 .Values.search.backoffLimit) -}}
 {{- include "csi-job.stage" (dict "root" . "stage" "search" "spec" $spec "main" (dict "name" "search" "args" (list "hyperopt" (include "csi-job.config" .)))) -}}
 {{- end -}}
 
@@ -91,9 +91,13 @@ spec:
     - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" . | quote }}}}
 {{- end -}}
 
+{{- define "csi-job.checkArgs" -}}
+[cluster, check, {{ include "csi-job.config" . }}, --num-gpus={{ int .Values.search.gpus }}, --gpu-resource={{ .Values.gpuResource }}]
+{{- end -}}
+
 {{/* The pod of `helm test`. */}}
 {{- define "csi-job.checkPod" -}}
-{{- $args := list "cluster" "check" (include "csi-job.config" .) -}}
+{{- $args := include "csi-job.checkArgs" . | fromYamlArray -}}
 {{- $values := dict "check" (dict "resources" .Values.controller.resources) -}}
 {{- $root := merge (dict "Values" (merge $values .Values)) . -}}
 {{- include "csi-job.podTemplate" (dict "root" $root "stage" "check" "main" (dict "name" "check" "args" $args)) -}}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from csi_job.cluster.values import ChartValues, values_schema
@@ -171,12 +171,14 @@ def test_the_manifests_are_the_rendered_chart(tmp_path: Path) -> None:
     assert (different, wrong) == ([], []), "run: make manifests"
 
 
-names = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?|[0-9]{1,6}", fullmatch=True)
+names = st.from_regex(r"[a-z][-a-z0-9]{24,51}[a-z0-9]|[a-z]([-a-z0-9]{0,50}[a-z0-9])?|[0-9]{1,6}", fullmatch=True)
 branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
+@example(release="a" * 28, chosen=["demo"], parallelism=1000, cpu=1)
+@example(release="a" * 53, chosen=["demo"], parallelism=1000, cpu=1)
 def test_names_stay_within_63_characters_and_labels_stay_text(
     release: str, chosen: list[str], parallelism: int, cpu: int
 ) -> None:
@@ -185,7 +187,7 @@ def test_names_stay_within_63_characters_and_labels_stay_text(
     if values.get("database.bundled") is False:
         values |= BRANCHES["external database"]
     for document in render(values, release=release):
-        room = 63 - len("-0a1b2c3d-99-999-abcde") if document["metadata"]["name"].endswith("-search") else 63
+        room = 63 - len("-0a1b2c3d-99-999") if document["metadata"]["name"].endswith("-search") else 63
         assert len(document["metadata"]["name"]) <= room
         labels = document["metadata"]["labels"] | document["metadata"].get("annotations", {})
         assert all(isinstance(value, str) for value in labels.values()), labels
