@@ -21,6 +21,7 @@ from csi_job.logs import get_logger, progress
 from csi_job.report.live import live_study
 from csi_job.report.page import write_report
 from csi_job.report.plots import write_best_params, write_plots
+from csi_job.study.address import database_address
 from csi_job.study.catalog import open_study
 from csi_job.study.definition import define_study, set_target
 from csi_job.study.migrate import Migration, migrate_study
@@ -28,7 +29,7 @@ from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
 from csi_job.study.settings import checked_name
 from csi_job.study.status import study_status
-from csi_job.study.storage import check_reachable, open_storage
+from csi_job.study.storage import open_storage
 from csi_job.study.summary import track_study
 from csi_job.study.tracking import Trackers, WandbTracker
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
@@ -143,8 +144,14 @@ def prepare(settings: Settings) -> Path:
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
-    check_reachable(settings.storage, settings.work)
+    _check_reachable(settings)
     return ensure_cache(settings)
+
+
+def _check_reachable(settings: Settings) -> None:
+    """Open a database server and close it again, so that a wrong password shows before hours of decoding."""
+    if not database_address(settings.storage, settings.work).is_sqlite:
+        open_storage(settings.storage, settings.work, create=True).close()
 
 
 def define(settings: Settings, cache_folder: Path) -> optuna.Study:

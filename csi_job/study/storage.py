@@ -353,17 +353,6 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     return storage
 
 
-def check_reachable(settings: StorageSettings, work: Path) -> None:
-    """Open a database server and close it again, so that a wrong password shows before hours of other work.
-
-    Raises:
-        ConfigurationError, StorageUnavailableError: as `open_storage`.
-
-    """
-    if not database_address(settings, work).is_sqlite:
-        open_storage(settings, work, create=True).close()
-
-
 def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> int:
     """Insert a trial with all its parts and return its id; the caller holds the study's lock."""
     count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
