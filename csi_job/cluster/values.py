@@ -87,8 +87,17 @@ class Resources(Values):
     limits: dict[str, Quantity] = {}
 
 
-class Controller(Values):
-    """The pod that makes the stages."""
+class Placed(Values):
+    """On which nodes pods run, and before which others."""
+
+    node_selector: Labels = {}
+    tolerations: list[dict[str, Any]] = []
+    affinity: dict[str, Any] = {}
+    priority_class_name: Name = ""
+
+
+class Controller(Placed):
+    """The pod that makes the stages; those of check and fetch run where it does."""
 
     resources: Resources
     missing_seconds: Natural
@@ -97,18 +106,14 @@ class Controller(Values):
     api_server_ports: list[Port]
 
 
-class Stage(Values):
+class Stage(Placed):
     """The pods of one stage."""
 
     gpus: Natural
     resources: Resources
     backoff_limit: Natural
     deadline_seconds: Positive | None = None
-    node_selector: Labels = {}
-    tolerations: list[dict[str, Any]] = []
-    affinity: dict[str, Any] = {}
     topology_spread_constraints: list[dict[str, Any]] = []
-    priority_class_name: Name = ""
     runtime_class_name: Name = ""
     env: list[dict[str, Any]] = []
 
@@ -134,7 +139,7 @@ class External(Values):
     port: Port
 
 
-class Database(Claim):
+class Database(Claim, Placed):
     """The database of the study."""
 
     bundled: bool
@@ -159,7 +164,7 @@ class Kueue(Values):
     queue_name: Name
 
 
-class Dashboard(Values):
+class Dashboard(Placed):
     """optuna-dashboard."""
 
     enabled: bool

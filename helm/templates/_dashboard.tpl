@@ -17,6 +17,11 @@ env:
   - {name: CSI_JOB_STORAGE__CONNECT_S, value: "5"}
   - {name: STORAGE, value: {{ include "csi-job.databaseUrl" . | quote }}}
   - {name: PGPASSFILE, value: /tmp/pgpass}
+  {{- range .Values.env }}
+  {{- if not (has .name (list "CSI_JOB_STORAGE__CONNECT_S" "STORAGE" "PGPASSFILE")) }}
+  - {{ toRawJson . }}
+  {{- end }}
+  {{- end }}
 ports: [{name: http, containerPort: 8080}]
 startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 720}
 readinessProbe: {httpGet: {path: /dashboard, port: http}, periodSeconds: 10, timeoutSeconds: 5}
@@ -26,4 +31,7 @@ securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 volumeMounts:
   - {name: database, mountPath: /run/secrets/database, readOnly: true}
   - {name: tmp, mountPath: /tmp}
+  {{- with .Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end -}}

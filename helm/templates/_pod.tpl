@@ -19,10 +19,8 @@ spec:
   {{- with .root.Values.global.imagePullSecrets }}
   imagePullSecrets: {{- include "csi-job.pullSecrets" $.root | nindent 4 }}
   {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
-  {{- with index $values $key }}
-  {{ $key }}: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- with include "csi-job.placement" $values }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- with .init }}
   initContainers:
@@ -33,6 +31,15 @@ spec:
   containers:
     - {{- include "csi-job.container" (dict "root" .root "values" $values "stage" .stage "step" .main) | nindent 6 }}
   volumes: {{- include "csi-job.volumes" . | nindent 4 }}
+{{- end -}}
+
+{{/* On which nodes a pod runs, and how: (its values). */}}
+{{- define "csi-job.placement" -}}
+{{- $placement := dict -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" -}}
+{{- with index $ $key -}}{{- $_ := set $placement $key . -}}{{- end -}}
+{{- end -}}
+{{- with $placement -}}{{ toYaml . }}{{- end -}}
 {{- end -}}
 
 {{/* One step of a stage: (dict "root" $ "values" <the stage's values> "stage" <its name> "step" <step>). */}}

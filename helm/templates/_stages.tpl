@@ -66,6 +66,9 @@ apiVersion: v1
 kind: Pod
 metadata:
   {{- include "csi-job.metadata" (list . "fetch" (printf "%s-fetch" (include "csi-job.fullname" .))) | nindent 2 }}
+  {{- with .Values.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   restartPolicy: Never
   serviceAccountName: {{ include "csi-job.fullname" . }}
@@ -76,6 +79,9 @@ spec:
   securityContext: {{- toYaml .Values.podSecurityContext | nindent 4 }}
   {{- with .Values.global.imagePullSecrets }}
   imagePullSecrets: {{- include "csi-job.pullSecrets" $ | nindent 4 }}
+  {{- end }}
+  {{- with include "csi-job.placement" .Values.controller }}
+  {{- . | nindent 2 }}
   {{- end }}
   containers:
     - name: fetch
@@ -98,7 +104,7 @@ spec:
 {{/* The pod of `helm test`. */}}
 {{- define "csi-job.checkPod" -}}
 {{- $args := include "csi-job.checkArgs" . | fromYamlArray -}}
-{{- $values := dict "check" (dict "resources" .Values.controller.resources) -}}
+{{- $values := dict "check" .Values.controller -}}
 {{- $root := merge (dict "Values" (merge $values .Values)) . -}}
 {{- include "csi-job.podTemplate" (dict "root" $root "stage" "check" "main" (dict "name" "check" "args" $args)) -}}
 {{- end -}}
