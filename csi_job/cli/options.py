@@ -52,6 +52,16 @@ DATA = ("radiographs.labels", "radiographs.images", "cache.image_size_px")
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
+def text(value: str) -> str:
+    """Take a word of the command line; bytes that are no UTF-8 come as characters that no database stores."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        message = f"it is not UTF-8 text, got {value!r}"
+        raise click.BadParameter(message) from None
+    return value
+
+
 def with_settings(*paths: str) -> Callable[[Command], Command]:
     """Give a command a flag for each setting and pass it the `LoadedSettings` in force as its first argument.
 
@@ -127,4 +137,4 @@ _log_format = click.option(
     help="Log as text or as JSON lines; auto is JSON in a Kubernetes pod.",
 )
 
-__all__ = ["DATA", "FLAGS", "LoadedSettings", "field_of", "walk", "with_settings"]
+__all__ = ["DATA", "FLAGS", "LoadedSettings", "field_of", "text", "walk", "with_settings"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from csi_job.cli.hyperopt import STUDY
-from csi_job.cli.options import DATA, LoadedSettings, with_settings
+from csi_job.cli.options import DATA, LoadedSettings, text, with_settings
 from csi_job.cli.study_files import backup, export, migrate, restore
 from csi_job.errors import ConfigurationError
 
@@ -46,7 +46,7 @@ def list_(loaded: LoadedSettings) -> None:
 
 
 @study.command()
-@click.argument("name")
+@click.argument("name", type=text)
 @with_settings("storage.url")
 def show(loaded: LoadedSettings, name: str) -> None:
     """Show study NAME: what it searches, and each of its trials."""
@@ -59,8 +59,8 @@ def show(loaded: LoadedSettings, name: str) -> None:
 
 
 @study.command()
-@click.argument("name")
-@click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
+@click.argument("name", type=text)
+@click.argument("parameters", type=text, nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_settings("storage.url")
 def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
     """Try these parameters next in study NAME; the sampler draws the others.
@@ -80,7 +80,7 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 
 
 @study.command()
-@click.argument("name")
+@click.argument("name", type=text)
 @with_settings("storage.url")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from csi_job.cli.options import DATA, LoadedSettings, with_settings
+from csi_job.cli.options import DATA, LoadedSettings, text, with_settings
 
 if TYPE_CHECKING:
     from csi_job.study.backup_file import Backup
@@ -19,7 +19,7 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=text)
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
 @with_settings("storage.url")
 @FORCE
@@ -49,7 +49,7 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=text)
 @click.argument("file", type=FILE)
 @with_settings("storage.url")
 @FORCE
@@ -110,8 +110,8 @@ def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
 
 
 @click.command()
-@click.argument("old")
-@click.argument("new")
+@click.argument("old", type=text)
+@click.argument("new", type=text)
 @with_settings(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url")
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     """Carry the finished trials of study OLD into study NEW, whose space may be another.

@@ -56,6 +56,18 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),
         (["study", "enqueue", "s", "learning_rate"], 2, "PARAMETER=VALUE"),
         (["phantoms", "/proc/none"], 2, "/proc/none"),
+        *(
+            (["study", *words], 2, "not UTF-8 text, got '\\udcff'")
+            for words in (
+                ["show", "\udcff"],
+                ["delete", "\udcff"],
+                ["enqueue", "s", "\udcff"],
+                ["export", "\udcff"],
+                ["backup", "\udcff", "-"],
+                ["migrate", "\udcff", "s"],
+                ["migrate", "s", "\udcff"],
+            )
+        ),
     ],
 )
 def test_a_wrong_call_is_one_line_on_standard_error(arguments: list[str], code: int, expected: str) -> None:
