@@ -20,7 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 # What the chart itself knows: the volumes' paths and the database.
 SET_BY_CHART: Final = ("work", "radiographs.labels", "radiographs.images", "storage.url", "storage.password",
-                       "storage.password_file", "tracking.wandb_api_key_file")  # fmt: skip
+                       "storage.password_file", "storage.create_tables", "tracking.wandb_api_key_file")  # fmt: skip
 
 
 class Values(BaseModel):
