@@ -95,7 +95,7 @@ manifests: ## Renew the plain manifests in k8s/ from the chart
 	@sh k8s/render.sh k8s
 
 e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
-	@$(BIN)/pytest tests/e2e -n $(RELEASES) --dist load --maxschedchunk 1 --durations=0 --durations-min=5
+	@$(BIN)/pytest tests/e2e -rs -n $(RELEASES) --dist load --maxschedchunk 1 --durations=0 --durations-min=5
 
 bench-study: $(READY) ## Measure what a trial costs the database, and how workers scale, beside stock Optuna
 	@$(BIN)/python -W ignore -m benchmarks.study_trial

@@ -144,7 +144,8 @@ def prepare(settings: Settings) -> Path:
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
-    _check_reachable(settings)
+    if settings.radiographs.labels is not None:
+        _check_reachable(settings)
     return ensure_cache(settings)
 
 

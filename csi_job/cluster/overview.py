@@ -1,4 +1,4 @@
-"""A release watched from a laptop: its pods by the API server, its study by a pod that can reach the database."""
+"""A release watched: its pods by the API server, its study by a pod that can reach the database, maybe this one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ TELLERS: Final = (CONTROLLER, "search", "final", "cache")  # whose pods know the
 # The pod's own patience with a database that is away would be its stage's.
 ASK: Final = (
     "env",
+    "--unset=RELEASE_NAME",  # the study alone
     "CSI_JOB_STORAGE__CONNECT_S=5",
     "csi-job",
     "status",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
+OWN_STAGES: Final = "RELEASE_STAGES"  # variable of the controller's pod: the ConfigMap of its release
 # Annotations of the Jobs, which are all the memory that the controller has.
 DIGEST: Final = "csi-job/digest"
 MADE_BY: Final = "csi-job/controller"  # digest of the controller that made the Job
@@ -93,12 +95,15 @@ def read_release(cluster: Cluster, config_map_name: str) -> Release | None:
 
 
 def find_release(cluster: Cluster, name: str | None) -> Release:
-    """Return the release of this name, or the only one of the namespace.
+    """Return the release of this name, or the one that this pod controls, or the only one of the namespace.
 
     Raises:
         ClusterError: there is none, or several and none is named.
 
     """
+    own = read_release(cluster, os.environ[OWN_STAGES]) if OWN_STAGES in os.environ else None
+    if own is not None and name in {None, own.name}:
+        return own  # a pod has no right to list
     labels = {**NAME, COMPONENT: "stages", **({INSTANCE: name} if name else {})}
     found = [item for item in cluster.config_maps(labels) if "final.yaml" in item.get("data", {})]
     names = sorted(item["metadata"]["labels"][INSTANCE] for item in found)

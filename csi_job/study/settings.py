@@ -76,8 +76,9 @@ class StorageSettings(Section):
     """The database that holds the study."""
 
     url: SecretStr | None = None
-    """SQLAlchemy URL (`sqlite:///file`, `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`. The password
-    comes from CSI_JOB_STORAGE__PASSWORD or a file: what is written here may be seen, a flag in the process list."""
+    """SQLAlchemy URL (`sqlite:///file`, `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`. The
+    password comes from CSI_JOB_STORAGE__PASSWORD or a file: what is written here may be seen, a flag in the process
+    list."""
     password: SecretStr | None = None
     """Password of the database; better than one in the URL."""
     password_file: Path | None = None

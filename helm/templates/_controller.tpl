@@ -16,7 +16,10 @@ args:
   {{- with .Values.budget.gpuHours }}
   - --budget-gpu-hours={{ . }}
   {{- end }}
-env: {{- include "csi-job.environment" (dict "root" . "values" dict "step" dict) | nindent 2 }}
+env:
+  - {name: RELEASE_NAME, value: {{ .Release.Name | quote }}}
+  - {name: RELEASE_STAGES, value: {{ include "csi-job.fullname" . }}-stages}
+  {{- include "csi-job.environment" (dict "root" . "values" dict "step" dict) | nindent 2 }}
 resources: {{- toYaml .Values.controller.resources | nindent 2 }}
 securityContext: {{- toYaml .Values.securityContext | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError

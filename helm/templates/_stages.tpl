@@ -98,7 +98,15 @@ spec:
 {{- end -}}
 
 {{- define "csi-job.checkArgs" -}}
-[cluster, check, {{ include "csi-job.config" . }}, --num-gpus={{ int .Values.search.gpus }}, --gpu-resource={{ .Values.gpuResource }}]
+- cluster
+- check
+- {{ include "csi-job.config" . }}
+- --num-gpus={{ int .Values.search.gpus }}
+- --gpu-resource={{ .Values.gpuResource }}
+- --database-secret={{ include "csi-job.databaseSecret" . }}/{{ .Values.database.secretKey }}
+{{- with .Values.wandb.existingSecret }}
+- --wandb-secret={{ . }}/{{ $.Values.wandb.secretKey }}
+{{- end }}
 {{- end -}}
 
 {{/* The pod of `helm test`. */}}

@@ -72,7 +72,7 @@ def test_large_numbers_stay_whole_numbers() -> None:
 def test_the_gpus_are_told_to_helm_test_and_stand_at_the_stages() -> None:
     documents = render({**DEMO, "search.gpus": 2, "gpuResource": "amd.com/gpu"})
     (container,) = pods(documents)["check"]["containers"]
-    assert container["args"][-2:] == ["--num-gpus=2", "--gpu-resource=amd.com/gpu"]
+    assert {"--num-gpus=2", "--gpu-resource=amd.com/gpu"} <= set(container["args"])
     (stages,) = [d for d in documents if d["metadata"]["name"].endswith("-stages")]
     assert stages["metadata"]["annotations"]["csi-job/gpu-resource"] == "amd.com/gpu"
 
@@ -119,3 +119,12 @@ def test_a_password_that_is_there_is_kept_under_another_key(
     command = ["helm", "template", "r", str(tmp_path), f"--set-json=ask={ask}"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert yaml.safe_load(result.stdout)["kept"] == kept
+
+
+def test_the_check_is_told_which_secrets_to_name() -> None:
+    given = {**EXTERNAL, "database.secretKey": "k", "wandb.existingSecret": "w"}
+    given["database.external.url"] = "postgresql+psycopg2://csi@db/csi"
+    for component in ("cache", "check"):
+        told = [argument for each in containers(pods(render(given))[component]) for argument in each["args"]]
+        assert "--database-secret=s/k" in told
+        assert "--wandb-secret=w/api-key" in told

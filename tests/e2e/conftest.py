@@ -16,6 +16,11 @@ from tests.conftest import missing_service
 from tests.e2e.release import Release, run
 
 STANDARD = "pod-security.kubernetes.io"
+HOW = (
+    "make a cluster of one node, 2 CPUs and 8 GiB, with a ReadWriteMany storage class `shared` (or name yours by "
+    "E2E_VALUES) and the images: kind create cluster && kind load docker-image csi-job:test postgres:17; or k3d "
+    "cluster create && k3d image import csi-job:test postgres:17; any other will do, with KUBECONFIG set and E2E_IMAGE"
+)
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +29,9 @@ def _cluster() -> None:
         if shutil.which(program) is None:
             missing_service(f"{program} is not installed")
     if not os.environ.get("KUBECONFIG"):
-        missing_service("KUBECONFIG names no test cluster")
+        missing_service(f"KUBECONFIG names no test cluster; {HOW}")
     if run("kubectl", "get", "--raw", "/readyz", check=False).returncode != 0:
-        missing_service("the test cluster does not answer")
+        missing_service(f"the test cluster does not answer; {HOW}")
 
 
 @pytest.fixture

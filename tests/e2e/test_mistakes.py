@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(800)
     ("values", "named"),
     [
         ({"demo.enabled": False, "data.existingClaim": "radiographs"}, 'persistentvolumeclaim "radiographs" not found'),
-        ({"database.existingSecret": "nothing"}, "the database's password is missing"),
+        ({"database.existingSecret": "nothing"}, "the Secret nothing exists and has the key password"),
         ({"data.labels": "other.csv"}, "other.csv"),
     ],
     ids=["claim", "secret", "table"],

@@ -66,6 +66,7 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     assert now["study"]["target"] == 500
     hosts = {pod["host"] for pod in now["pods"] if pod["stage"] == "search"}
     assert {trial["host"] for trial in now["study"]["running"] if trial["host"]} <= hosts
+    _the_controllers_pod_shows_the_same(release)
     _backups_are_taken_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
@@ -80,9 +81,19 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
 
 
-def _backups_are_taken_while_it_runs(release: Release) -> None:
+def _in_the_controllers_pod(release: Release, *command: str) -> str:
     controller = release.items("jobs", "controller")[-1]["metadata"]["name"]
-    backup = release.kubectl("exec", f"job/{controller}", "--", "csi-job", "study", "backup", "demo", "-")
+    return release.kubectl("exec", f"job/{controller}", "--", "csi-job", *command)
+
+
+def _the_controllers_pod_shows_the_same(release: Release) -> None:
+    now = json.loads(_in_the_controllers_pod(release, "status", "--json"))
+    assert now["study"]["target"] == 500
+    assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache", "search"}
+
+
+def _backups_are_taken_while_it_runs(release: Release) -> None:
+    backup = _in_the_controllers_pod(release, "study", "backup", "demo", "-")
     assert decode(backup.encode()).trials
     dump = release.kubectl("exec", release.database, "--", "pg_dump", "-U", "csi", "csi")
     assert "COPY public.trials " in dump

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -86,3 +88,12 @@ def test_a_job_that_is_gone_can_be_patched_and_deleted_without_an_error(server: 
     server.status = 422
     with pytest.raises(ClusterError, match="the API server refuses: not found"):
         cluster.patch_job("r", {"spec": {}})
+
+
+def test_a_pod_reads_from_itself_without_a_right(server: Server) -> None:
+    into, me = io.BytesIO(), socket.gethostname()
+    Cluster("here").read_from(me, ["sh", "-c", "echo one; echo two"], into, silence_s=1)
+    assert into.getvalue() == b"one\ntwo\n"
+    with pytest.raises(ClusterError, match="no such study"):
+        Cluster("here").read_from(me, ["sh", "-c", "echo no such study >&2; exit 2"], into, silence_s=1)
+    assert server.asked == []

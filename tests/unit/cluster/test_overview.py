@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from csi_job.cluster.overview import Lines, watch_release
+from csi_job.cluster.stages import find_release
 from csi_job.errors import ClusterError
 from csi_job.report.release import ReleaseView
 from csi_job.report.status import status_json
@@ -43,6 +44,9 @@ class Namespace:
         job = {"metadata": {"name": "r", "labels": labels("x")}, "spec": {}}
         data = {f"{name}.yaml": yaml.safe_dump(job) for name in ("cache", "search", "final", "fetch")}
         return [{"metadata": {"name": "r-stages", "uid": "u", "labels": labels("stages")}, "data": data}]
+
+    def config_map(self, name: str) -> dict[str, Any] | None:
+        return next((found for found in self.config_maps({}) if found["metadata"]["name"] == name), None)
 
     def pods(self, _labels: Any) -> list[dict[str, Any]]:
         return self.all_pods
@@ -116,3 +120,22 @@ def test_lines_are_whole_however_they_come(size: int) -> None:
     for start in range(0, len(text), size):
         lines.write(text[start : start + size])
     assert taken == ["one", "two ü"]
+
+
+def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Narrow(Namespace):
+        listed = False
+
+        def config_maps(self, labels: Any) -> list[dict[str, Any]]:
+            if labels:
+                self.listed = True
+                message = "the API server refuses: forbidden"
+                raise ClusterError(message)
+            return super().config_maps(labels)
+
+    cluster = Narrow(UP, [[OPEN]])
+    monkeypatch.setenv("RELEASE_STAGES", "r-stages")
+    assert find_release(cluster, "r").name == "r"  # type: ignore[arg-type]
+    assert not cluster.listed
+    with pytest.raises(ClusterError, match="forbidden"):
+        find_release(cluster, "another")  # type: ignore[arg-type]

@@ -1,0 +1,30 @@
+"""Without Helm: the rendered manifests run a study."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.release import CHART, IMAGE, MORE_VALUES, VALUES, Release, run, secret
+
+pytestmark = pytest.mark.timeout(1500)
+RENDER = CHART.parent / "k8s" / "render.sh"
+
+
+def test_plain_manifests_run_a_study(release: Release, tmp_path: Path) -> None:
+    plain = Release(release.namespace, "csi-job", database="csi-job-database-0")
+    repository, _, tag = IMAGE.rpartition(":")
+    given = f"image.repository={repository},image.tag={tag},search.parallelism=1,job.study.num_trials=2"
+    files = [f"--values={file}" for file in (VALUES, MORE_VALUES) if os.fspath(file)]
+    run("sh", RENDER, tmp_path, *files, "--set", given)
+    kustomization = tmp_path / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("namespace: csi-job", f"namespace: {plain.namespace}"))
+
+    plain.apply(secret("csi-job-database", password="correct horse"))
+    plain.kubectl("apply", "-k", str(tmp_path))
+    plain.wait_for_end(500)
+
+    assert plain.trials() == {"COMPLETE": 2}
+    assert plain.outcome().startswith("study demo: 2 of 2 trials finished")
