@@ -277,6 +277,7 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
     start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = start_build(
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
         "arrays._FLUSH_EVERY_S = 0; fill = arrays.SlotArrays.fill\n"
         "arrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.2))"
     )
