@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import types
@@ -141,11 +142,16 @@ _Loader.add_implicit_resolver(
 def _parse(text: str) -> Any:
     """Return what a YAML text holds; whatever is wrong with it is a `YAMLError`."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except ValueError:  # of a day or number that is none, e.g. 2024-13-45
         raise yaml.MarkedYAMLError(problem="a value is not what it looks like; put it in quotes") from None
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+    try:
+        json.dumps(tree, default=str, skipkeys=True)
+    except ValueError:
+        raise yaml.MarkedYAMLError(problem="a part holds itself by an alias") from None
+    return tree
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -59,6 +59,8 @@ def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Pa
         ("study: {[1]: 2}", "line 1 is not valid YAML: a key is a mapping or a list"),
         ("study: {name: 2024-13-45}", "put it in quotes"),
         ("study: " + "[" * 5000, "nested too deeply"),
+        ("&a {x: *a}", "holds itself by an alias"),
+        ("study: &a {more: [*a]}", "holds itself by an alias"),
         ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
 )
