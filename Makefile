@@ -38,7 +38,7 @@ test: $(READY) ## Pass the tests
 faults: $(READY) ## Kill, cut, crash and stop at full size; FAULTS_ARGS=--help tells of sizes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.harness $(FAULTS_ARGS)
 
-check: lint types test ## What CI runs: lint, types, tests
+check: lint types test ## Lint, types, tests
 
 lint: $(READY) ## Style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
