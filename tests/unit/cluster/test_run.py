@@ -10,6 +10,7 @@ import pytest
 
 from csi_job.cluster.budget import BEGAN, METERED, Budget
 from csi_job.cluster.run import StageRun
+from csi_job.cluster.search import SearchRun
 from csi_job.cluster.stages import PARALLELISM, QUEUE, Release, Stage, annotation, sized
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, search, stage
@@ -76,12 +77,17 @@ def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension()
     assert (job["spec"]["parallelism"], job["spec"]["suspend"]) == (5, True)
 
 
+def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
+    """Start a search of one GPU hour that has used more, as its next step finds out."""
+    run = search(namespace, Watch(num_finished=num_finished), stage(), budget=Budget(gpu_hours=1))
+    run.step()
+    namespace.only()["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    return run
+
+
 def test_a_spent_budget_suspends_the_search_and_ends_the_stage() -> None:
     namespace = Namespace()
-    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
-    run.step()
-    job = namespace.only()
-    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run, job = past_its_budget(namespace), namespace.only()
     job["status"] = {"active": 2}
     assert not run.step()
     assert job["spec"]["suspend"] is True
@@ -91,9 +97,7 @@ def test_a_spent_budget_suspends_the_search_and_ends_the_stage() -> None:
 
 def test_a_budget_that_is_spent_before_a_trial_is_complete_is_an_error_of_its_own() -> None:
     namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(), budget=Budget(gpu_hours=1))
-    run.step()
-    namespace.only()["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run = past_its_budget(namespace, num_finished=0)
     run.step()
     with pytest.raises(StageFailedError, match="GPU hours is spent, and no trial is complete"):
         run.step()
@@ -101,10 +105,7 @@ def test_a_budget_that_is_spent_before_a_trial_is_complete_is_an_error_of_its_ow
 
 def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_user_suspended() -> None:
     namespace = Namespace()
-    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
-    run.step()
-    job = namespace.only()
-    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run, job = past_its_budget(namespace), namespace.only()
     run.step()
     assert job["spec"]["suspend"] is True
     raised = search(namespace, Watch(num_finished=1), stage(), me="second", budget=Budget(gpu_hours=2))
@@ -142,10 +143,7 @@ def trained(namespace: Namespace) -> None:
 
 def test_a_raised_budget_undoes_the_final_model_of_fewer_trials_before_the_search_goes_on() -> None:
     namespace = Namespace()
-    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
-    run.step()
-    job = namespace.only()
-    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run, job = past_its_budget(namespace), namespace.only()
     run.step()
     trained(namespace)
     run.step()
