@@ -33,6 +33,8 @@ class Dose:
     trials: int = 100
     workers: int = 8
     max_epochs: int = 2
+    epoch_s: float = 0.0
+    """Seconds that an epoch of a dummy trial takes at least."""
     kills: int = 40
     cuts: int = 40
     holes: int = 0
@@ -96,7 +98,13 @@ def chaos(
     record = folder / "record"
 
     def start(url: str, index: int) -> FaultyWorker:
-        plan = Plan(record, death=Death(seed=seed * 100_003 + index), own_host=index % 2 == 0, cache=dose.cache)
+        plan = Plan(
+            record,
+            death=Death(seed=seed * 100_003 + index),
+            own_host=index % 2 == 0,
+            epoch_s=dose.epoch_s,
+            cache=dose.cache,
+        )
         return FaultyWorker(url, folder, run=dose.run, plan=plan, name=name, seed=seed, **dose.settings)
 
     began = time.monotonic()
