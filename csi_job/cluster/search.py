@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.budget import ENDED, Budget, first_reading, reading, settled
+from csi_job.cluster.budget import ENDED, Budget, first_reading, is_due, reading, unmetered_use
 from csi_job.cluster.gpus import GPU_RESOURCE
 from csi_job.cluster.run import MISCONFIGURED, StageRun
 from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
@@ -39,18 +39,17 @@ class SearchRun(StageRun):
 
     def follow(self, job: Mapping[str, Any]) -> bool:
         """Tell how far the study is; resize or end the Job where that is due."""
+        self._meter(job)
         spent = self.budget.spent(job)
         if spent:
             return self._end(job, spent)
         if annotation(job, ENDED):
             self._undo_later()
-            self._patch(job, int(job["spec"]["completions"]), settled(job) | {ENDED: ""})
+            self._patch(job, int(job["spec"]["completions"]), {ENDED: ""})
             self.tell("search: goes on, the budget was raised")
         elif annotation(job, PARALLELISM) != str(self.stage.parallelism):
             self._patch(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
             self.tell(f"search: {self.stage.parallelism} pods now, as the values say")
-        elif metered := reading(job):
-            self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": metered}})
         status = self.watch.look()
         if status is not None:
             self.tell(f"search: {story_of(status)}")
@@ -60,6 +59,7 @@ class SearchRun(StageRun):
         """End the search where the study is finished or the budget spent, else make the Job anew."""
         if ending.failed and ending.reason == MISCONFIGURED:
             return super().judge(job, ending)
+        self._meter(job)
         status = self.watch.look()
         if status is None:
             return False
@@ -74,8 +74,9 @@ class SearchRun(StageRun):
         return False
 
     def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
-        """Carry what was used of the budget on to the next Job."""
-        return first_reading(previous) | {GPU_RESOURCE: self.release.gpu_resource}
+        """Begin to meter what the Job uses."""
+        del previous
+        return first_reading() | {GPU_RESOURCE: self.release.gpu_resource}
 
     def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Keep the number of pods that `csi-job cluster scale` chose, unless the values changed since."""
@@ -86,11 +87,19 @@ class SearchRun(StageRun):
         if is_paused(previous) and not annotation(previous, ENDED):
             manifest["spec"] |= sized(0, queued=queued)
 
+    def _meter(self, job: Mapping[str, Any]) -> None:
+        """Add what was used since the last reading to the study, which outlives every Job; later where it is away."""
+        total = self.watch.spend(unmetered_use(job)) if is_due(job) else None
+        if total is not None:
+            read = reading(job, total)
+            job["metadata"]["annotations"].update(read)
+            self.cluster.patch_job(job["metadata"]["name"], {"metadata": {"annotations": read}})
+
     def _end(self, job: Mapping[str, Any], spent: str) -> bool:
         """Hold the pods back, for the budget is spent; return whether they are gone."""
         self.tell(f"search: {spent}; the pods hand their trials over, then the final model is trained")
         if not is_paused(job):
-            self._patch(job, 0, settled(job) | {ENDED: "budget"})
+            self._patch(job, 0, {ENDED: "budget"})
             return False
         status = None if (job.get("status") or {}).get("active") else self.watch.look()
         if status is None:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import yaml
@@ -162,6 +163,8 @@ class Ending:
     """How a Job ended."""
 
     failed: bool
+    at_s: float
+    """Seconds since 1970."""
     reason: str = ""
     message: str = ""
 
@@ -170,8 +173,9 @@ def ending_of(job: Mapping[str, Any]) -> Ending | None:
     """Return how a Job ended, None while it goes on."""
     for condition in job.get("status", {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
+            at_s = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
             failed = condition["type"] == "Failed"
-            return Ending(failed, condition.get("reason", ""), condition.get("message", ""))
+            return Ending(failed, at_s, condition.get("reason", ""), condition.get("message", ""))
     return None
 
 

@@ -1,11 +1,15 @@
-"""How far the study is, for the controller: a look that outlives an outage of the database."""
+"""The study as the controller sees it: looks that outlive an outage of the database, and what the search has used."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
 
+from csi_job.cluster.budget import Use
 from csi_job.errors import CsiJobError
 from csi_job.logs import get_logger
+from csi_job.study.attributes import USED
 
 if TYPE_CHECKING:
     import optuna
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from csi_job.study.status import StudyStatus
 
 logger = get_logger(__name__)
+Answer = TypeVar("Answer")
 
 
 class StudyWatch:
@@ -27,18 +32,31 @@ class StudyWatch:
 
     def look(self) -> StudyStatus | None:
         """Return how the study stands, None while that can't be known."""
-        from sqlalchemy.exc import SQLAlchemyError
-
         from csi_job.study.status import study_status
 
+        return self._asked(study_status)
+
+    def spend(self, use: Use) -> Use | None:
+        """Add to what searching has used and return the total, None while the study does not answer."""
+        return self._asked(lambda study: add_use(study, use))
+
+    def _asked(self, ask: Callable[[optuna.Study], Answer]) -> Answer | None:
+        from sqlalchemy.exc import SQLAlchemyError
+
         try:
-            status = study_status(self._opened())
-        except (CsiJobError, SQLAlchemyError) as error:
-            self._study = None
-            self._complain(str(error) if isinstance(error, CsiJobError) else "the database does not answer")
-            return None
-        self._complain("")
-        return status
+            answer = ask(self._opened())
+        except KeyError:  # Optuna's word for a study that was deleted
+            complaint = "it is not there any more"
+        except CsiJobError as error:
+            complaint = str(error)
+        except SQLAlchemyError:
+            complaint = "the database does not answer"
+        else:
+            self._complain("")
+            return answer
+        self._study = None
+        self._complain(complaint)
+        return None
 
     def _opened(self) -> optuna.Study:
         from csi_job.study.definition import load_study
@@ -55,6 +73,13 @@ class StudyWatch:
         if complaint and complaint != self._complaint:
             logger.warning("the study can't be looked at: %s", complaint)
         self._complaint = complaint
+
+
+def add_use(study: optuna.Study, use: Use) -> Use:
+    """Add to what searching has used of a study, and return the total; the controller alone writes it."""
+    total = Use(**study.user_attrs.get(USED, {})) + use
+    study.set_user_attr(USED, asdict(total))
+    return total
 
 
 def story_of(status: StudyStatus) -> str:

@@ -10,6 +10,7 @@ TARGET: Final = "target"  # the total of finished trials
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # tells studies of one name apart, e.g. in experiment tracking
+USED: Final = "used"  # {seconds, gpu_seconds} of the pods that have searched on a cluster
 
 # of a trial
 BASELINE: Final = "baseline"

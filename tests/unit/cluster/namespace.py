@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
 
-from csi_job.cluster.budget import Budget
+from csi_job.cluster.budget import Budget, Use
 from csi_job.cluster.search import SearchRun
 from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, STAGES, Release, Stage
 from csi_job.study.status import StudyStatus
+
+
+def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> dict[str, Any]:
+    """Return the status of a Job that is Complete or Failed."""
+    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+    return {"conditions": [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": at}]}
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Namespace:
 
     def end(self, kind: str, reason: str = "") -> None:
         for job in self.kept.values():
-            job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
+            job["status"] = ended(kind, reason)
 
     def names(self, component: str) -> list[str]:
         return [job["metadata"]["name"] for job in self.jobs({COMPONENT: component})]
@@ -64,6 +71,11 @@ class Watch:
 
     def __init__(self, num_finished: int, target: int = 4) -> None:
         self.num_finished, self.target = num_finished, target
+        self.used = Use()
+
+    def spend(self, use: Use) -> Use:
+        self.used += use
+        return self.used
 
     def look(self) -> StudyStatus:
         none: Any = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import Budget
+from csi_job.cluster.budget import METERED, Budget
 from csi_job.cluster.check import Wanted
 from csi_job.cluster.gpus import GPU_RESOURCE, num_gpus
 from csi_job.cluster.overview import look_at
@@ -70,7 +70,8 @@ def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
     run = SearchRun(cluster, release, chosen, me="me", missing_s=1, **options)
     run.step()
     job = namespace.only()
-    job["status"] = {"active": 2}
-    metered_s = float(annotation(job, "csi-job/metered-s"))
-    job["metadata"]["annotations"]["csi-job/metered-s"] = f"{metered_s - 1000:.0f}"
+    job["status"] = {"ready": 2}
+    run.step()
+    metered_s = float(annotation(job, METERED))
+    job["metadata"]["annotations"][METERED] = f"{metered_s - 1000:.0f}"
     assert run.budget.spent(job) == "the budget of 1 GPU hours is spent"

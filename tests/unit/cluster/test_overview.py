@@ -14,6 +14,7 @@ from csi_job.errors import ClusterError
 from csi_job.report.release import ReleaseView
 from csi_job.report.status import status_json
 from csi_job.study.status import StudyStatus
+from tests.unit.cluster.namespace import ended
 
 OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())
 DONE = StudyStatus("csi", "f1", 2, 2, 0, 0, 0, 0, 0, (), None, None, None, ())
@@ -38,7 +39,7 @@ class Namespace:
 
     def __init__(self, pods: list[dict[str, Any]], answers: list[Any]) -> None:
         self.all_pods, self.answers, self.asked = pods, answers, []
-        self.ended: list[dict[str, Any]] = []
+        self.status: dict[str, Any] = {}
 
     def config_maps(self, _labels: Any) -> list[dict[str, Any]]:
         job = {"metadata": {"name": "r", "labels": labels("x")}, "spec": {}}
@@ -54,7 +55,7 @@ class Namespace:
     def jobs(self, wanted: dict[str, str]) -> list[dict[str, Any]]:
         if wanted["app.kubernetes.io/component"] == "search":
             return [{"metadata": {"annotations": {"csi-job/gpu-seconds": "5400"}}}]
-        return [{"metadata": {}, "status": {"conditions": self.ended}}]
+        return [{"metadata": {}, "status": self.status}]
 
     def read_from(self, name: str, command: list[str], into: Any, *, silence_s: float) -> None:
         assert silence_s > 0
@@ -65,7 +66,7 @@ class Namespace:
         for status in answer:
             into.write(f"{status_json(status)}\n".encode())
         if not self.answers:
-            self.ended = [{"type": "Complete", "status": "True"}]
+            self.status = ended("Complete")
             self.all_pods = [
                 pod("controller", {"terminated": {"exitCode": 0, "message": "a\nall is well\n"}}, "Succeeded")
             ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import BEGAN, METERED, Budget
+from csi_job.cluster.budget import GPU_SECONDS, METERED, Budget
 from csi_job.cluster.run import StageRun
 from csi_job.cluster.search import SearchRun
 from csi_job.cluster.stages import PARALLELISM, QUEUE, Release, Stage, annotation, sized
@@ -81,7 +81,8 @@ def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
     """Start a search of one GPU hour that has used more, as its next step finds out."""
     run = search(namespace, Watch(num_finished=num_finished), stage(), budget=Budget(gpu_hours=1))
     run.step()
-    namespace.only()["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    run.step()
+    namespace.only()["metadata"]["annotations"][GPU_SECONDS] = "3601"
     return run
 
 
@@ -117,23 +118,24 @@ def test_a_raised_budget_lets_the_search_that_it_ended_go_on_but_not_one_that_a_
 
 
 def test_a_budget_stays_spent_when_the_pods_are_gone_and_a_pause_costs_nothing_of_a_raised_one() -> None:
-    namespace, an_hour_ago = Namespace(), f"{time.time() - 3600:.0f}"
-    run = search(namespace, Watch(num_finished=1), stage(), budget=Budget(gpu_hours=1))
+    namespace, watch, an_hour_ago = Namespace(), Watch(num_finished=1), f"{time.time() - 3600:.0f}"
+    run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
     run.step()
     job = namespace.only()
+    job["status"] = {"active": 2, "ready": 2}
+    run.step()
     job["metadata"]["annotations"][METERED] = an_hour_ago
-    job["status"] = {"active": 2}
     assert not run.step()
     job["status"] = {}
     assert run.step()
     assert job["spec"]["suspend"] is True
     job["metadata"]["annotations"][METERED] = an_hour_ago
-    raised = search(namespace, Watch(num_finished=1), stage(), me="second", budget=Budget(gpu_hours=3))
+    raised = search(namespace, watch, stage(), me="second", budget=Budget(gpu_hours=3))
     raised.step()
-    job["status"] = {"active": 2}
+    job["status"] = {"active": 2, "ready": 2}
     raised.step()
     assert job["spec"]["suspend"] is False
-    assert float(annotation(job, "csi-job/gpu-seconds")) == pytest.approx(7200, abs=60)
+    assert float(annotation(job, GPU_SECONDS)) == pytest.approx(7200, abs=60)
 
 
 def trained(namespace: Namespace) -> None:
@@ -178,17 +180,6 @@ def test_a_deadline_that_is_over_ends_the_search_with_the_best_so_far(caplog: py
         run.step()
 
 
-def test_hours_of_the_budget_begin_with_the_first_pod() -> None:
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(), budget=Budget(hours=1))
-    run.step()
-    run.step()
-    assert annotation(namespace.only(), BEGAN) == ""
-    namespace.only()["status"] = {"active": 1}
-    run.step()
-    assert float(annotation(namespace.only(), BEGAN)) > 0
-
-
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
 def test_only_kueue_says_when_a_job_of_its_queue_runs(chosen: Stage) -> None:
     chosen.manifest["metadata"]["labels"][QUEUE] = "queue"
@@ -205,7 +196,7 @@ def test_a_search_in_a_queue_is_paused_and_resized_without_a_word_on_suspension(
     job = namespace.only()
     search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), me="second").step()
     assert job["spec"]["completions"] == 3
-    job["metadata"]["annotations"]["csi-job/gpu-seconds"] = "3601"
+    job["metadata"]["annotations"][GPU_SECONDS] = "3601"
     run.step()
     assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (0, 3)
     assert "suspend" not in job["spec"]

@@ -10,10 +10,9 @@ from csi_job.cluster.budget import ENDED
 from csi_job.cluster.scale import scale_search
 from csi_job.cluster.stages import COMPONENT, CONTROLLER, DIGEST, INSTANCE, QUEUE, find_release, sized
 from csi_job.errors import ClusterError
-from tests.unit.cluster.namespace import Namespace, stage
+from tests.unit.cluster.namespace import Namespace, ended, stage
 
-COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
-FAILED = {"conditions": [{"type": "Failed", "status": "True"}]}
+COMPLETE, FAILED = ended("Complete"), ended("Failed")
 
 
 def scaled(namespace: Namespace, num_pods: int) -> str:
