@@ -68,6 +68,12 @@ class ModelFileError(CsiJobError):
     exit_code = 2
 
 
+class StudyFailedError(CsiJobError):
+    """More trials failed than a study may have; until the cause is mended, going on is of no use."""
+
+    exit_code = 3
+
+
 class StorageUnavailableError(CsiJobError):
     """The database could not be reached within the time it is waited for."""
 

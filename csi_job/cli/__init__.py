@@ -61,6 +61,9 @@ def cli() -> None:
 
     Every setting is a flag, a variable (CSI_JOB_STUDY__NUM_TRIALS=50) or a line of a YAML file
     (--config); `csi-job config show` prints them all. Each command has its own --help.
+
+    Exit codes: 0 done; 1 an error, the same command goes on where it ended; 2 a mistake in what was given; 3 too many
+    trials failed; 130 and 143 stopped by a signal.
     """  # noqa: D301 - click reads \b
 
 

@@ -23,7 +23,8 @@ from csi_job.errors import StageFailedError
 from csi_job.logs import get_logger
 
 logger = get_logger(__name__)
-MISCONFIGURED: Final = "PodFailurePolicy"  # the Job's reason after an exit 2
+HOPELESS: Final = "PodFailurePolicy"  # the Job's reason after an exit code that no new try can mend
+HOPELESS_CODES: Final = (2, 3)  # as the chart has them: a mistake in what was given, a study that failed
 SENT_AWAY: Final = 143  # the exit code after SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 
@@ -112,8 +113,8 @@ class StageRun:
     def reason(self, job: Mapping[str, Any], ending: Ending) -> str:
         """Return why a Job failed: the line of the pod that failed, else what the Job itself says."""
         failures = [failure for pod in self._pods(job) if (failure := failure_of(pod))]
-        if ending.reason == MISCONFIGURED:
-            failures = [failure for failure in failures if failure.exit_code == 2] or failures  # noqa: PLR2004
+        if ending.reason == HOPELESS:
+            failures = [failure for failure in failures if failure.exit_code in HOPELESS_CODES] or failures
         return str(failures[-1]) if failures else ending.message or ending.reason
 
     def _make(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:

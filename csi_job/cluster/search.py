@@ -8,7 +8,7 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import ENDED, Budget, first_reading, is_due, reading, unmetered_use
 from csi_job.cluster.gpus import GPU_RESOURCE
-from csi_job.cluster.run import MISCONFIGURED, StageRun
+from csi_job.cluster.run import HOPELESS, StageRun
 from csi_job.cluster.stages import PARALLELISM, Ending, Release, Stage, annotation, is_paused, is_queued, sized
 from csi_job.cluster.watch import StudyWatch, story_of
 from csi_job.errors import StageFailedError
@@ -57,7 +57,7 @@ class SearchRun(StageRun):
 
     def judge(self, job: Mapping[str, Any], ending: Ending) -> bool:
         """End the search where the study is finished or the budget spent, else make the Job anew."""
-        if ending.failed and ending.reason == MISCONFIGURED:
+        if ending.failed and ending.reason == HOPELESS:
             return super().judge(job, ending)
         self._meter(job)
         status = self.watch.look()

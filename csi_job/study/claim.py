@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
 from csi_job.logs import get_logger
 from csi_job.study.attributes import CANCELLED, REASON, TARGET
 from csi_job.study.database import lock_study, now_s, upsert
@@ -281,7 +281,7 @@ def _waiting(study_id: int) -> sa.Select[tuple[int, int]]:
     return sa.select(TRIALS.c.trial_id, TRIALS.c.number).where(is_waiting)
 
 
-def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -> CsiJobError:
+def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -> StudyFailedError:
     is_reason = sa.and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == REASON)
     failed = sa.and_(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL)
     query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, is_reason).where(failed)
@@ -289,4 +289,4 @@ def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -
     message = (
         f"{num_failed} trials failed, the study stops; the last one: {json.loads(last) if last else 'no reason known'}"
     )
-    return CsiJobError(message, hint="mend the cause, then raise study.max_failed_trials to go on")
+    return StudyFailedError(message, hint="mend the cause, then raise study.max_failed_trials to go on")

@@ -120,7 +120,8 @@ def run_worker(
         StopRequestedError: SIGTERM or SIGINT; the trial was given back.
         StorageUnavailableError: the database was away for too long.
         StalledError: no batch ended for `stall_s`.
-        CsiJobError: more trials failed than `settings.max_failed_trials`, or the GPU is lost.
+        StudyFailedError: more trials failed than `settings.max_failed_trials`.
+        CsiJobError: the GPU is lost.
 
     """
     with listening() as stop:

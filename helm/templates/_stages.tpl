@@ -26,7 +26,7 @@ spec:
     rules:
       - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
       - {action: Ignore, onExitCodes: {operator: In, values: [143]}}
-      - {action: FailJob, onExitCodes: {operator: In, values: [2]}}
+      - {action: FailJob, onExitCodes: {operator: In, values: [2, 3]}}
   template: {{- include "csi-job.podTemplate" . | nindent 4 }}
 {{- end -}}
 

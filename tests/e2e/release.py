@@ -127,6 +127,10 @@ class Release:
         pods = self.items("pods", component)
         return [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" not in p["metadata"]]
 
+    def containers(self, component: str) -> list[dict[str, Any]]:
+        """Return the statuses of the pods' main containers."""
+        return [status for pod in self.items("pods", component) for status in pod["status"]["containerStatuses"]]
+
     def phases(self, component: str) -> set[str]:
         """Phases of the pods, also of those on their way out, which may still finish a trial."""
         return {pod["status"]["phase"] for pod in self.items("pods", component)}

@@ -57,6 +57,20 @@ def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(relea
     wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
 
 
+def test_what_a_claim_cannot_become_is_refused_before_anything_is_touched(release: Release) -> None:
+    release.helm("install")
+    before = release.items("jobs", "controller")[0]["metadata"]["uid"]
+    for value, given, named in (
+        ("work.size", "512Mi", "work.size can't be changed from 1Gi to 512Mi: no claim can shrink"),
+        ("work.accessMode", "ReadWriteOnce", "work.accessMode can't be changed to ReadWriteOnce"),
+        ("work.storageClass", "another", 'work.storageClass can\'t be changed from "shared" to "another"'),
+        ("database.size", "512Mi", "database.size can't be changed from 1Gi to 512Mi"),
+    ):
+        assert named in release.helm("upgrade", values={value: given}, check=False)
+    controllers = release.items("jobs", "controller")
+    assert [job["metadata"]["uid"] for job in controllers] == [before]
+
+
 def _is_said_once(release: Release, named: str) -> None:
     outcome = release.outcome()
     assert named in outcome, outcome

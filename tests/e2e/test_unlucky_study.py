@@ -13,6 +13,11 @@ VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffL
 NUM_MORE = 8  # trials after the uninstall: more than are finished while it goes on
 LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 200, "job.baseline.patience": 1000}
 LONG_TRIALS |= {"job.space.patience": {"value": 1000}}
+# Activations of several GiB in the first batch; a trial has two attempts, the second failed one ends the study.
+TOO_LARGE = {"job.cache.image_size_px": 256, "job.space.model_arch": {"value": "resnet50"}}
+TOO_LARGE |= {"job.space.batch_size": {"value": 32}, "job.baseline.model_arch": "resnet50"}
+TOO_LARGE |= {"job.study.max_attempts": 2, "job.study.max_failed_trials": 1}
+TOO_LARGE |= {"search.parallelism": 1, "search.resources.limits": {"memory": "2Gi"}, "search.backoffLimit": 6}
 HEAD_START = 50  # epochs by which the first trial ends before the second
 NUM_EPOCHS = "select count(*) from trial_intermediate_values"
 
@@ -59,6 +64,19 @@ def _reinstall(release: Release) -> int:
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"job.study.num_trials": num_trials})
     assert release.num_finished() >= finished
     return num_trials
+
+
+def test_trials_that_die_for_memory_are_tried_so_often_and_no_more(release: Release) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values=TOO_LARGE)
+
+    release.wait_for_end(600, "Failed")
+
+    assert release.trials() == {"FAIL": 2}
+    killed = [status["state"]["terminated"]["reason"] for status in release.containers("search")]
+    assert killed.count("OOMKilled") == 4
+    assert "killed for memory; raise the stage's resources.limits.memory" in release.story()
+    assert "2 trials failed, the study stops" in release.outcome()
+    assert release.items("jobs", "final") == []
 
 
 def test_the_last_trial_is_finished_though_its_pod_is_scaled_away_after_the_others_were_done(release: Release) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -49,17 +49,26 @@ def _everything_is_on_the_volume(release: Release, results: Path) -> None:
     assert release.running("fetch") == []
 
 
-def test_a_spent_budget_ends_the_search_and_the_final_model_is_trained_all_the_same(
+def test_a_spent_budget_ends_the_search_with_a_final_model_and_is_spent_after_a_reinstall_too(
     release: Release, tmp_path: Path
 ) -> None:
     values = {"job.study.num_trials": 500, "search.parallelism": 2}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("a trial is complete", lambda: release.trials()["COMPLETE"], 400)
-    release.helm("upgrade", values=values | {"budget.hours": 0.001})
+    values |= {"budget.hours": 0.001}
+    release.helm("upgrade", values=values)
 
     release.wait_for_end(400)
 
-    assert 1 <= release.num_finished() < 500
+    num_finished = release.num_finished()
+    assert 1 <= num_finished < 500
     assert "budget of 0.001 hours is spent" in release.story()
     release.csi_job("fetch", str(tmp_path))
     assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
+
+    run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
+    wait_until("no pod is left", lambda: release.items("pods") == [], 120)
+    release.helm("install", values=values)
+    release.wait_for_end(400)
+    assert release.num_finished() == num_finished
+    assert "budget of 0.001 hours is spent" in release.story()
