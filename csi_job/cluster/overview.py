@@ -13,7 +13,17 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
 from csi_job.cluster.gpus import num_gpus
 from csi_job.cluster.pods import failure_of, last_line, trouble_of
-from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, annotation, ending_of, find_release
+from csi_job.cluster.stages import (
+    COMPONENT,
+    CONTROLLER,
+    DATABASE,
+    INSTANCE,
+    STAGES,
+    Release,
+    annotation,
+    ending_of,
+    find_release,
+)
 from csi_job.errors import ClusterError
 from csi_job.report.release import PodView, ReleaseView
 from csi_job.report.status import status_from_dict
@@ -74,7 +84,7 @@ def watch_release(
 def look_at(cluster: Cluster, release: Release, study: StudyStatus | None = None) -> ReleaseView:
     """Return how a release stands, with what is known of its study."""
     pods = cluster.pods({INSTANCE: release.name})
-    own = [pod for pod in pods if _component(pod) in (CONTROLLER, *STAGES)]
+    own = [pod for pod in pods if _component(pod) in (CONTROLLER, DATABASE, *STAGES)]
     controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
     search = cluster.jobs(release.search.labels)
     used_s = float(annotation(search[-1], GPU_SECONDS, "0")) if search else 0.0

@@ -19,6 +19,7 @@ from csi_job.errors import ClusterError
 
 STAGES: Final = ("cache", "search", "final")
 CONTROLLER: Final = "controller"  # the component that makes them
+DATABASE: Final = "database"  # the component that holds the study, where the chart brings it
 ELASTIC: Final = ("parallelism", "completions", "suspend")  # changed on a living Job; all else makes another
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"

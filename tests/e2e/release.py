@@ -58,7 +58,7 @@ def secret(name: str, **values: str) -> dict[str, Any]:
 
 
 def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300, **options)
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=600, **options)
     if check and result.returncode != 0:
         message = f"{' '.join(map(str, command))}: exit {result.returncode}: {result.stdout}{result.stderr}"
         raise AssertionError(message)
@@ -104,10 +104,16 @@ class Release:
         run("kubectl", "apply", "-n", self.namespace, "-f", "-", input=json.dumps(bundle))
 
     def csi_job(self, *arguments: str, check: bool = True) -> str:
-        code = "import sys; from csi_job.cli import main; main()"
-        options = ("--release", self.name, "-n", self.namespace)
-        result = run(sys.executable, "-c", code, "cluster", *arguments, *options, check=check)
+        result = run(*self._ours("cluster", *arguments), check=check)
         return result.stdout + result.stderr
+
+    def status(self, *options: str) -> list[dict[str, Any]]:
+        """Each look of `csi-job status` at the release."""
+        return [json.loads(line) for line in run(*self._ours("status", "--json", *options)).stdout.splitlines()]
+
+    def _ours(self, *command: str) -> tuple[str, ...]:
+        code = "import sys; from csi_job.cli import main; main()"
+        return (sys.executable, "-c", code, *command, "--release", self.name, "-n", self.namespace)
 
     def items(self, kind: str, component: str = "") -> list[dict[str, Any]]:
         chosen = f"app.kubernetes.io/instance={self.name}"

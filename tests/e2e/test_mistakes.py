@@ -57,6 +57,15 @@ def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(relea
     wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
 
 
+def test_an_upgrade_replaces_a_database_whose_image_was_not_there(release: Release) -> None:
+    release.helm("install", values={"database.image.tag": "none"})
+    wait_until("the image is missed", lambda: "postgres:none" in str(release.status()), 60)
+
+    release.helm("upgrade", values={"job.study.num_trials": 1, "search.parallelism": 1})
+
+    wait_until("the search is finished", lambda: release.num_finished() == 1, 300)
+
+
 def test_what_a_claim_cannot_become_is_refused_before_anything_is_touched(release: Release) -> None:
     release.helm("install")
     before = release.items("jobs", "controller")[0]["metadata"]["uid"]

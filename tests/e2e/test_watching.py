@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,16 +13,6 @@ from tests.e2e.release import Release, run, wait_until
 WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}
 ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
 pytestmark = pytest.mark.timeout(900)
-
-
-def status(release: Release, *options: str, seconds: float = 120) -> list[dict[str, Any]]:
-    """Each look of `csi-job status` at the release."""
-    code = "import sys; from csi_job.cli import main; main()"
-    where = ("--release", release.name, "-n", release.namespace, "--json")
-    command = [sys.executable, "-c", code, "status", *where, *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release: Release) -> None:
@@ -56,7 +44,7 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
 
 
 def seen_to_run(release: Release) -> dict[str, Any] | None:
-    now = status(release)[-1]
+    now = release.status()[-1]
     return now if now["study"] and now["study"]["running"] else None
 
 
@@ -70,7 +58,7 @@ def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
     _backups_are_taken_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
-    looks = status(release, "--watch", "--every", "2", seconds=600)
+    looks = release.status("--watch", "--every", "2")
     numbers = [look["study"]["num_finished"] for look in looks if look["study"]]
     assert numbers == sorted(numbers)
     assert looks[-1]["is_over"]

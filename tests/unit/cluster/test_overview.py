@@ -96,6 +96,12 @@ def test_one_look_asks_the_controllers_pod_and_shows_pods_study_and_gpus() -> No
     assert "--watch" not in command
 
 
+def test_a_database_that_does_not_start_is_shown_with_the_reason() -> None:
+    waiting = pod("database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none"}}, "Pending")
+    (view,) = watched(Namespace([*UP, waiting], [[OPEN], [OPEN]]), once=True)
+    assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", "ErrImagePull: postgres:none")
+
+
 def test_watching_goes_on_after_a_pod_went_away_and_ends_with_the_controllers_last_words() -> None:
     cluster = Namespace(UP, [[OPEN], ClusterError("broke off"), [OPEN, DONE]])
     views = watched(cluster)
