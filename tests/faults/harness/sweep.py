@@ -21,7 +21,7 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 AT_ONCE: Final = 4
 EPOCH_S: Final = 0.1
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 """A worker that has not come to its point by then is killed, and another tries."""
 
 
