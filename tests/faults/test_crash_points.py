@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults.harness.crash_points import Death
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
-from tests.faults.harness.sweep import seen_points, sweep
+from tests.faults.harness.sweep import is_rare, seen_points, sweep
 from tests.faults.harness.worker import Plan, run
 from tests.postgres import Server
 
@@ -18,14 +18,6 @@ NUM_TRIALS, NUM_DEATHS = 40, 6
 
 def phase(point: str) -> str:
     return point.partition(":")[0]
-
-
-def is_rare(point: str) -> bool:
-    """Whether a worker only passes it after another was killed between a checkpoint and its report.
-
-    It then takes over a trial whose stored epochs do not fit, which it mends in a transaction before it asks.
-    """
-    return phase(point) == "ask" and ("transaction" in point or "COMMIT" in point)
 
 
 def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_path: Path) -> None:
