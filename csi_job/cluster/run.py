@@ -96,9 +96,8 @@ class StageRun:
         self.tell(f"{self.stage.name}: {why}; it is made anew ({tries + 1} of {most})")
         self._make(job, int(annotation(job, ROUND, "1")) + 1, tries=tries + 1)
 
-    def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
-        """Return what the Job that is made takes from the one before."""
-        del previous
+    def annotations(self) -> dict[str, str]:
+        """Return what else the Job that is made is to remember."""
         return {}
 
     def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
@@ -118,7 +117,7 @@ class StageRun:
         return str(failures[-1]) if failures else ending.message or ending.reason
 
     def _make(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
-        known = {MADE_BY: self.me, TRIES: str(tries), **self.annotations(previous)}
+        known = {MADE_BY: self.me, TRIES: str(tries), **self.annotations()}
         manifest = self.stage.job(number, self.release.owner, known)
         self.adjust(manifest, previous)
         self.cluster.apply_job(manifest)

@@ -73,9 +73,8 @@ class SearchRun(StageRun):
         self.again(job, f"{left} ({self.reason(job, ending)})" if ending.failed else left, self.max_rounds)
         return False
 
-    def annotations(self, previous: Mapping[str, Any] | None) -> dict[str, str]:
+    def annotations(self) -> dict[str, str]:
         """Begin to meter what the Job uses."""
-        del previous
         return first_reading() | {GPU_RESOURCE: self.release.gpu_resource}
 
     def adjust(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:

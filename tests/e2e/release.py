@@ -58,7 +58,8 @@ def secret(name: str, **values: str) -> dict[str, Any]:
 
 
 def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=600, **options)
+    options = {"timeout": 300, **options}
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
     if check and result.returncode != 0:
         message = f"{' '.join(map(str, command))}: exit {result.returncode}: {result.stdout}{result.stderr}"
         raise AssertionError(message)
@@ -109,7 +110,8 @@ class Release:
 
     def status(self, *options: str) -> list[dict[str, Any]]:
         """Each look of `csi-job status` at the release."""
-        return [json.loads(line) for line in run(*self._ours("status", "--json", *options)).stdout.splitlines()]
+        result = run(*self._ours("status", "--json", *options), timeout=600)  # watched to its end, that takes long
+        return [json.loads(line) for line in result.stdout.splitlines()]
 
     def _ours(self, *command: str) -> tuple[str, ...]:
         code = "import sys; from csi_job.cli import main; main()"

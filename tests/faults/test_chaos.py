@@ -26,9 +26,9 @@ def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_p
     assert figures.complaints == []
     assert (figures.finished, figures.stuck, figures.lost) == (60, 0, 0)
     assert figures.acknowledged >= 100
-    assert figures.kills >= 20  # those that are due near the end may find no worker any more, and cuts no query
+    assert figures.kills >= 20
     assert 0 < figures.kills_at_points < figures.kills
-    assert figures.cuts >= 30
+    assert figures.cuts >= 40
     assert figures.withheld >= 5
     assert (figures.crashes, figures.stops) == (3, 2)
 
@@ -54,7 +54,7 @@ def test_black_holed_connections_are_ended_by_keepalives(mortal: Server, tmp_pat
         holes_in_transactions=False, connection=silence,
     )  # fmt: skip
     with mortal.database() as url:
-        figures = chaos(mortal, url, tmp_path, dose, seed=10)  # holes are wanted at 41, 54 and 55 % of the study
+        figures = chaos(mortal, url, tmp_path, dose, seed=10)  # holes are wanted at 39 to 52 % of the study
     assert figures.complaints == []
     assert figures.holes == 3
     assert figures.finished == 60

@@ -23,7 +23,7 @@ from tests.faults.harness.worker import run as run_dummies
 from tests.postgres import Server
 
 LOOK_EVERY_S = 0.25
-SPREAD = 0.95  # faults are spread over this part of a study, so that all of them find it running
+SPREAD = 0.9  # faults are spread over this part of a study, so that all of them find it running
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,9 @@ def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -
     def failing(_: Running) -> list[float]:
         raise ValueError("no such layer")
 
-    with pytest.raises(StudyFailedError, match=r"3 trials failed.*no such layer.*max_failed_trials"):
+    with pytest.raises(StudyFailedError, match=r"3 trials failed.*no such layer.*max_failed_trials") as caught:
         work_on(study, tmp_path, failing, max_failed_trials=2)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("error", [DataError("the cache is damaged"), ConfigurationError("no such device")])
