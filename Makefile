@@ -13,7 +13,7 @@ BASE_IMAGE := debian:trixie-slim
 IMAGE_TAG := $(VERSION)
 CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
-DEMO_WORK := --work $(DEMO)/results --config tests/demo.yaml
+DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e bench-study clean
 
@@ -89,7 +89,7 @@ sbom: $(TOOLS)/.ready ## The image's bill of materials (CycloneDX), into csi-job
 	@DOCKER=$(DOCKER) $(TOOLS)/bin/python image/sbom.py csi-job:$(IMAGE_TAG) csi-job-$(IMAGE_TAG).cdx.json
 
 schema: $(READY) ## Renew helm/values.schema.json from the settings
-	@$(BIN)/python -m csi_job.cluster.values > helm/values.schema.json
+	@$(BIN)/python -m csi_job.cluster.chart_values > helm/values.schema.json
 
 manifests: ## Renew the plain manifests in k8s/ from the chart
 	@sh k8s/render.sh k8s

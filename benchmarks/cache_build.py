@@ -24,9 +24,9 @@ from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from benchmarks.figures import machine, spread
-from csi_job.radiographs.phantom import write_phantoms
-from csi_job.radiographs.phantom_drawing import Body, draw_chest
-from csi_job.radiographs.phantom_files import write_film
+from csi_job.phantoms.drawing import Body, draw_chest
+from csi_job.phantoms.files import write_film
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import read_radiograph
 
 SIDE_PX = 224
@@ -155,7 +155,7 @@ def tell():
 BUILD = (
     MEASURE
     + """
-from csi_job.cache import decoders
+from csi_job.cache import decode_pool as decoders
 from csi_job.cache.build import build_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.radiographs.settings import RadiographsSettings

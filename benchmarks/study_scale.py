@@ -32,14 +32,15 @@ from pydantic import SecretStr
 
 from benchmarks.figures import machine
 from benchmarks.study_trial import SPACE, value_at
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
 from csi_job.study import worker
 from csi_job.study.definition import define_study
-from csi_job.study.running import RunningTrial
-from csi_job.study.settings import StorageSettings, StudySettings
-from csi_job.study.storage import open_storage
+from csi_job.study.settings import StudySettings
+from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.postgres import Server, embedded_server
-from tests.studies import FORKS, READER
+from tests.support.postgres import Server, embedded_server
+from tests.support.studies import FORKS, READER
 
 NUM_EPOCHS = 2
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -32,13 +32,14 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine, make_url
 
 from benchmarks.figures import machine, spread
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import define_study
-from csi_job.study.running import RunningTrial
-from csi_job.study.settings import StorageSettings, StudySettings
-from csi_job.study.storage import StudyStorage, open_storage
+from csi_job.study.settings import StudySettings
+from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.postgres import Server, embedded_server
-from tests.studies import FORKS, READER, counted
+from tests.support.postgres import Server, embedded_server
+from tests.support.studies import FORKS, READER, counted
 
 NUM_PARAMS, NUM_EPOCHS, NUM_ATTRIBUTES = 8, 20, 5
 PHASES = ("ask", "report", "prune", "tell")

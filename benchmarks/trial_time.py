@@ -26,17 +26,17 @@ from benchmarks.figures import machine, spread
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import load_split
 from csi_job.cache.settings import CacheSettings
-from csi_job.radiographs.phantom import write_phantoms
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import split_patients
 from csi_job.radiographs.table import read_table
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.inference import to_input
 from csi_job.trial.loss import CsiLoss
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
-from csi_job.trial.predict import to_input
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import train_model
 from csi_job.trial.trainer import make_optimizer

@@ -20,7 +20,9 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.settings import Section
-from csi_job.study.settings import StorageSettings, StudySettings, TrackingSettings
+from csi_job.storage.settings import StorageSettings
+from csi_job.study.settings import StudySettings
+from csi_job.tracking.settings import TrackingSettings
 from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace

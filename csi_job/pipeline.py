@@ -10,7 +10,7 @@ from csi_job.cache.build import build_cache, find_cache
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, ModelFileError, Problem
-from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import expand_folders, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
@@ -18,21 +18,20 @@ from csi_job.final_model.export import read_whole_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import BASELINE_NAME, MODEL_NAME, FinalModel, run_final_training
 from csi_job.logs import get_logger, progress
-from csi_job.report.live import live_study
-from csi_job.report.page import write_report
-from csi_job.report.plots import write_best_params, write_plots
-from csi_job.study.address import database_address
-from csi_job.study.catalog import open_study
+from csi_job.report.figures.plots import write_best_params, write_plots
+from csi_job.report.page.page import write_report
+from csi_job.storage.storage import open_storage
+from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study, set_target
-from csi_job.study.migrate import Migration, migrate_study
 from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
 from csi_job.study.settings import checked_name
 from csi_job.study.status import study_status
-from csi_job.study.storage import open_storage
-from csi_job.study.summary import track_study
-from csi_job.study.tracking import Trackers, WandbTracker
+from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.terminal.live import live_study
+from csi_job.tracking.wandb import Trackers, WandbTracker, track_study
+from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained

@@ -23,7 +23,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `labels.csv` and `images/` of 90 small phantoms."""
-    from csi_job.radiographs.phantom import write_phantoms
+    from csi_job.phantoms.phantom import write_phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(folder, 90, seed=7)

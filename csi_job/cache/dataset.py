@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from csi_job.cache.store import CacheInfo, images_file, load_info, read_split_table
+from csi_job.cache.manifest import CacheInfo, images_file, load_info, read_split_table
 from csi_job.errors import DataError
 
 __all__ = ["CacheInfo", "SplitData", "load_info", "load_split"]

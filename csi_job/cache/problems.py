@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from csi_job.cache.files import write_whole
 from csi_job.errors import DataError, Problem
+from csi_job.files import write_whole
 from csi_job.radiographs.identity import load_key, pseudonym
 
 PROBLEMS_FILE = "problems.csv"

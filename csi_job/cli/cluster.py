@@ -98,8 +98,8 @@ def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespa
     namespace is named: the claims and Secrets of a release, quotas, nodes, as the API server shows them.
     """
     from csi_job.cluster.api import Cluster
-    from csi_job.cluster.check import IN_A_POD, Wanted, check_pod
-    from csi_job.cluster.survey import check_release
+    from csi_job.cluster.pod_check import IN_A_POD, Wanted, check_pod
+    from csi_job.cluster.release_check import check_release
 
     if IN_A_POD in os.environ and not (release or namespace):
         wait_s = given.pop("wait")

@@ -38,8 +38,8 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     from rich.console import Console
 
     from csi_job.pipeline import best_params_file, run_hyperopt
-    from csi_job.report.status import render_status
     from csi_job.study.status import study_status
+    from csi_job.terminal.status import render_status
 
     given = "study.num_trials" in loaded.origins
     study = run_hyperopt(loaded.settings, num_trials_given=given, more_trials=more_trials)

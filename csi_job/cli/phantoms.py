@@ -21,7 +21,7 @@ def phantoms(folder: Path, num_images: int, seed: int) -> None:
     They look like frontal radiographs with congestion in six zones, are free of any licence, and come
     in every format that is read: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
     """
-    from csi_job.radiographs.phantom import write_phantoms
+    from csi_job.phantoms.phantom import write_phantoms
 
     set_up_logging()
     write_phantoms(folder, num_images, seed)

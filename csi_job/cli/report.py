@@ -12,7 +12,7 @@ from csi_job.cli.options import LoadedSettings, with_settings
 def report(loaded: LoadedSettings) -> None:
     """Write the plots, the best parameters and the one-page report under models/hyperopt/."""
     from csi_job.pipeline import write_everything
-    from csi_job.study.catalog import open_study
+    from csi_job.study.studies import open_study
 
     settings = loaded.settings
     for path in write_everything(open_study(settings.storage, settings.work, settings.study.name), settings.work):

@@ -10,7 +10,7 @@ import click
 from csi_job.cli.options import LoadedSettings, with_settings
 
 if TYPE_CHECKING:
-    from csi_job.report.release import ReleaseView
+    from csi_job.terminal.release import ReleaseView
 
 
 @click.command()
@@ -36,9 +36,9 @@ def status(
     from rich.console import Console
     from rich.live import Live
 
-    from csi_job.report.status import render_status, status_json
-    from csi_job.study.catalog import open_study
     from csi_job.study.status import study_status
+    from csi_job.study.studies import open_study
+    from csi_job.terminal.status import render_status, status_json
 
     settings = loaded.settings
     study = open_study(settings.storage, settings.work, settings.study.name)
@@ -66,7 +66,7 @@ def _show_release(release: str | None, namespace: str | None, *, watch: bool, ev
 
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.overview import watch_release
-    from csi_job.report.release import release_json, render_release
+    from csi_job.terminal.release import release_json, render_release
 
     cluster = Cluster(namespace)
     if as_json:

@@ -12,7 +12,7 @@ from csi_job.cli.study_files import backup, export, migrate, restore
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from csi_job.study.catalog import ListedStudy
+    from csi_job.study.studies import ListedStudy
 
 
 @click.group()
@@ -38,8 +38,8 @@ def create(loaded: LoadedSettings) -> None:
 @with_settings("storage.url")
 def list_(loaded: LoadedSettings) -> None:
     """List the studies of the storage."""
-    from csi_job.study.catalog import list_studies
-    from csi_job.study.storage import open_storage
+    from csi_job.storage.storage import open_storage
+    from csi_job.study.studies import list_studies
 
     for listed in list_studies(open_storage(loaded.settings.storage, loaded.settings.work, create=False)):
         click.echo(_line(listed))
@@ -52,8 +52,8 @@ def show(loaded: LoadedSettings, name: str) -> None:
     """Show study NAME: what it searches, and each of its trials."""
     from rich.console import Console
 
-    from csi_job.report.trials import render_trials
-    from csi_job.study.catalog import open_study
+    from csi_job.study.studies import open_study
+    from csi_job.terminal.trials import render_trials
 
     Console().print(render_trials(open_study(loaded.settings.storage, loaded.settings.work, name)))
 
@@ -67,7 +67,7 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 
     For example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
     """
-    from csi_job.study.catalog import enqueue_trial, open_study
+    from csi_job.study.studies import enqueue_trial, open_study
 
     pairs = [parameter.partition("=") for parameter in parameters]
     for key, equals, _ in pairs:
@@ -85,8 +85,8 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     """Delete study NAME with its trials and checkpoints; models and reports stay."""
-    from csi_job.study.catalog import delete_study, open_study
-    from csi_job.study.storage import storage_of
+    from csi_job.storage.storage import storage_of
+    from csi_job.study.studies import delete_study, open_study
 
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
     num_trials = len(doomed.get_trials(deepcopy=False))

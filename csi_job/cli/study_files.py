@@ -11,8 +11,8 @@ import click
 from csi_job.cli.options import DATA, LoadedSettings, text, with_settings
 
 if TYPE_CHECKING:
-    from csi_job.study.backup_file import Backup
-    from csi_job.study.migrate import Migration
+    from csi_job.transfer.backup_file import Backup
+    from csi_job.transfer.migrate import Migration
 
 FORCE = click.option("--force", is_flag=True, help="Overwrite files that exist.")
 FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
@@ -35,10 +35,10 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
       csi-job study export csi_optimization
       csi-job study export csi_optimization trials.csv --force
     """  # noqa: D301 - click reads \b
-    from csi_job.study.backup import read_backup
-    from csi_job.study.export import export_files, write_export
-    from csi_job.study.files import check_free
-    from csi_job.study.storage import open_storage
+    from csi_job.files import check_free
+    from csi_job.storage.storage import open_storage
+    from csi_job.transfer.backup import read_backup
+    from csi_job.transfer.export import export_files, write_export
 
     settings = loaded.settings
     files = export_files(dest or settings.work / "models" / "hyperopt", name)
@@ -64,9 +64,9 @@ def backup(loaded: LoadedSettings, name: str, file: Path, *, force: bool) -> Non
       csi-job study backup csi_optimization study.json.gz
       csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
     """  # noqa: D301 - click reads \b
-    from csi_job.study.backup import read_backup, write_backup
-    from csi_job.study.files import STREAM, check_free
-    from csi_job.study.storage import open_storage
+    from csi_job.files import STREAM, check_free
+    from csi_job.storage.storage import open_storage
+    from csi_job.transfer.backup import read_backup, write_backup
 
     check_free(file, force=force)
     study = read_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=False), name)
@@ -93,11 +93,11 @@ def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
     """  # noqa: D301 - click reads \b
     from optuna.trial import TrialState
 
-    from csi_job.study.backup import restore_backup
-    from csi_job.study.backup_file import decode
-    from csi_job.study.files import read_file
+    from csi_job.files import read_file
+    from csi_job.storage.storage import open_storage
     from csi_job.study.settings import checked_name
-    from csi_job.study.storage import open_storage
+    from csi_job.transfer.backup import restore_backup
+    from csi_job.transfer.backup_file import decode
 
     study = decode(read_file(file))
     name = checked_name(new_name or study.name)
@@ -135,7 +135,7 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
 
 
 def _counts(study: Backup) -> str:
-    from csi_job.study.backup import count_outcomes
+    from csi_job.transfer.backup import count_outcomes
 
     counts = count_outcomes(study)
     return f"{len(study.trials)} trials ({', '.join(f'{count} {outcome}' for outcome, count in counts)})"

@@ -29,8 +29,8 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
     """
     from rich.console import Console
 
-    from csi_job.final_model.tables import render_final_model
     from csi_job.pipeline import run_train_optimized
+    from csi_job.terminal.final_model import render_final_model
 
     final = run_train_optimized(loaded.settings, hyperparams)
     Console().print(render_final_model(final))

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, UnreachableError
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.run import StageRun
-from csi_job.cluster.search import SearchRun
+from csi_job.cluster.search_run import SearchRun
+from csi_job.cluster.stage_run import StageRun
 from csi_job.cluster.stages import STAGES, Release, Stage, read_release
-from csi_job.cluster.watch import StudyWatch, story_of
+from csi_job.cluster.study_watch import StudyWatch, story_of
 from csi_job.config import Settings
 from csi_job.logs import get_logger
 

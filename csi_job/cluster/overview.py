@@ -25,9 +25,9 @@ from csi_job.cluster.stages import (
     find_release,
 )
 from csi_job.errors import ClusterError
-from csi_job.report.release import PodView, ReleaseView
-from csi_job.report.status import status_from_dict
 from csi_job.study.status import StudyStatus
+from csi_job.terminal.release import PodView, ReleaseView
+from csi_job.terminal.status import status_from_dict
 
 TELLERS: Final = (CONTROLLER, "search", "final", "cache")  # whose pods know the database, the likeliest first
 # The pod's own patience with a database that is away would be its stage's.

@@ -17,8 +17,8 @@ from csi_job.errors import DataError
 from csi_job.evaluation.bootstrap import Interval, percentile_interval, resample_weights
 from csi_job.evaluation.csi import FloatArray
 from csi_job.evaluation.evaluate import Evaluation, describe_bootstrap, describe_images, evaluate_model
-from csi_job.evaluation.loading import LoadedModel
 from csi_job.evaluation.measures import LOWER_IS_BETTER, SUMMARY_METRICS, ZONE_METRICS, measure
+from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
 

@@ -10,10 +10,16 @@ import numpy as np
 
 from csi_job.cache.dataset import SplitData
 from csi_job.evaluation.bootstrap import Interval, percentile_interval, resample_weights
-from csi_job.evaluation.calibration import calibration
 from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
-from csi_job.evaluation.loading import LoadedModel, predict_probabilities
-from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, Predictions, measure, weighted_confusion
+from csi_job.evaluation.measures import (
+    SUMMARY_METRICS,
+    ZONE_METRICS,
+    Predictions,
+    calibration,
+    measure,
+    weighted_confusion,
+)
+from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
 

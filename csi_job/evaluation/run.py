@@ -13,8 +13,8 @@ from csi_job.cache.dataset import CacheInfo, SplitData, load_info, load_split
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.compare import Comparison, compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
-from csi_job.evaluation.files import evaluation_folder, write_comparison, write_evaluation
-from csi_job.evaluation.loading import LoadedModel, load_model
+from csi_job.evaluation.model_file import LoadedModel, load_model
+from csi_job.evaluation.page import evaluation_folder, write_comparison, write_evaluation
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.evaluation.tables import render_comparison, render_evaluation
 

@@ -17,12 +17,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csi_job.cache.files import write_whole
 from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.files import write_whole
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.logs import get_logger
-from csi_job.study.attributes import MAX_EPOCHS
+from csi_job.storage.attributes import MAX_EPOCHS
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1

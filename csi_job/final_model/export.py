@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from csi_job.cache.files import write_whole
 from csi_job.errors import CsiJobError
 from csi_job.evaluation.evaluate import Evaluation
-from csi_job.evaluation.loading import FORMAT, file_sha256
+from csi_job.evaluation.model_file import FORMAT, file_sha256
+from csi_job.files import replacing, write_whole
 from csi_job.final_model.card import metrics_of
 from csi_job.final_model.card_text import card_markdown
-from csi_job.final_model.files import replacing
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from csi_job.cache.dataset import CacheInfo, SplitData
-from csi_job.cache.files import write_whole
 from csi_job.errors import CsiJobError, InfeasibleTrialError
-from csi_job.evaluation.loading import file_sha256
-from csi_job.final_model.files import replacing
+from csi_job.evaluation.model_file import file_sha256
+from csi_job.files import replacing, write_whole
 from csi_job.trial.checkpoint import valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult

@@ -15,11 +15,11 @@ import numpy as np
 import optuna
 
 from csi_job.cache.dataset import load_info, load_split
-from csi_job.cache.files import locked
 from csi_job.errors import CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
-from csi_job.evaluation.loading import LoadedModel
+from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.files import locked
 from csi_job.final_model.candidates import (
     Candidate,
     CandidateResult,
@@ -36,7 +36,7 @@ from csi_job.final_model.seeds import Recipe, SeedTrainer, digest_of
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.split import SPLITS
-from csi_job.study.stop import listening
+from csi_job.signals import listening
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from csi_job.cache.store import CacheInfo, load_info
+from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
-from csi_job.report import words
-from csi_job.report.files import read_json
-from csi_job.study.attributes import FINGERPRINT
+from csi_job.files import read_json
+from csi_job.report import format as words
+from csi_job.storage.attributes import FINGERPRINT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from csi_job.report.view import StudyView
+    from csi_job.report.study_view import StudyView
 
 Json = dict[str, Any]
 FORMAT = 1  # of the files that other stages write; another is left out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
 import optuna
@@ -15,16 +15,15 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.study.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET, UID
-from csi_job.study.claim import Counts, cancel_excess, count_trials
-from csi_job.study.database import lock_schema, lock_study, upsert
-from csi_job.study.fingerprint import Fingerprint
-from csi_job.study.lease import new_token
+from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET, UID
+from csi_job.storage.claim import Counts, cancel_excess, count_trials
+from csi_job.storage.engine import lock_schema, lock_study, upsert
+from csi_job.storage.lease import new_token
+from csi_job.storage.storage import StudyStorage, add_trial, storage_of
+from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import Space, check_sampler, make_sampler
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage, add_trial, storage_of
-from csi_job.study.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
 
 logger = get_logger(__name__)
 DIRECTIONS_OF: Final = {
@@ -240,3 +239,64 @@ def store_target(connection: Connection, study_id: int, target: int) -> None:
 
 def _attribute(study_id: int, key: str, value: Any) -> dict[str, Any]:
     return {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+
+
+NUM_DIFFERENCES_NAMED: Final = 10
+_ABSENT: Final = "absent"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The identity of a study; sampler, pruner and epochs are no part of it, they may change between phases."""
+
+    space: Mapping[str, Any]
+    """The search space, as `SearchSpace.fingerprint` gives it."""
+    objective: str
+    """`f1` or `f1-and-cost`."""
+    average: str
+    """How `val_f1` averages the classes: `macro` or `weighted`."""
+    cache: str
+    """The key of the cache: table, images, split, image size and normalisation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is stored with the study."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def check(self, stored: Mapping[str, Any], study_name: str) -> None:
+        """Refuse a worker whose fingerprint is not the stored one.
+
+        Raises:
+            ConfigurationError: with the dotted keys that differ, their stored and their given values.
+
+        """
+        check_same(stored, self.to_json(), study_name)
+
+
+def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:
+    """Refuse what differs from what is stored, by its dotted keys."""
+    if named := differences(stored, given):
+        message = f"study {study_name!r} was made with other settings: {named}"
+        raise ConfigurationError(message, hint="restore them, or choose another study name")
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return the dotted keys that differ with both values, in one line; nothing if none does."""
+    before, now = _flat(stored), _flat(given)
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT))
+    named = [f"{key} (was {_shown(before, key)}, now {_shown(now, key)})" for key in keys[:NUM_DIFFERENCES_NAMED]]
+    more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
+    return ", ".join(named) + more
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flat(part, f"{path}.{key}" if path else str(key))
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return _ABSENT if key not in flat else json.dumps(flat[key], ensure_ascii=False)

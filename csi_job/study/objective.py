@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
 
 from csi_job.errors import CheckpointWriteError
 from csi_job.logs import get_logger
-from csi_job.study.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
-from csi_job.study.running import Objective, RunningTrial
-from csi_job.study.uncertainty import training_f1_error
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
+from csi_job.storage.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
+from csi_job.study.trial_run import Objective, RunningTrial
+from csi_job.trial.inference import predict_logits
+from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
+from csi_job.trial.metrics import Average, confusion, zone_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.train import TrainingResult, train_model
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from csi_job.cache.dataset import SplitData
     from csi_job.trial.hyperparameters import Hyperparameters
     from csi_job.trial.settings import TrialSettings
+    from csi_job.trial.train import TrainingResult
+
 
 logger = get_logger(__name__)
 
@@ -89,3 +99,59 @@ def _attributes(result: TrainingResult) -> dict[str, Any]:
         NUM_PARAMETERS: result.num_parameters,
         MICRO_BATCH: result.micro_batch,
     }
+
+
+NUM_RESAMPLES: Final = 200
+SEED: Final = 0  # the same patients are drawn for every trial, so that trials differ by their models alone
+
+
+def f1_standard_error(
+    pred_NZ: torch.Tensor, true_NZ: torch.Tensor, patients_N: npt.NDArray[np.int64], average: Average
+) -> float:
+    """Return the standard error of `val_f1` over patients, by bootstrap.
+
+    Args:
+        pred_NZ: int64 classes 0-4.
+        true_NZ: int64 classes 0-4.
+        patients_N: each image's patient; whole patients are drawn, since their images are alike.
+        average: how `val_f1` averages the scores.
+
+    """
+    patients, index_N = np.unique(patients_N, return_inverse=True)
+    counts_PF = np.stack(
+        [confusion(pred_NZ[index_N == p], true_NZ[index_N == p]).numpy().ravel() for p in range(len(patients))]
+    )
+    generator = np.random.default_rng(SEED)
+    weights_RP = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=NUM_RESAMPLES)
+    confusion_RZKK = (weights_RP @ counts_PF).reshape(NUM_RESAMPLES, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+    f1_RZ = zone_f1(confusion_RZKK, average)
+    graded_RZ = ~np.isnan(f1_RZ)
+    f1_R = np.where(graded_RZ, f1_RZ, 0).sum(axis=1) / np.maximum(graded_RZ.sum(axis=1), 1)
+    return float(f1_R.std(ddof=1))
+
+
+def training_f1_error(
+    result: TrainingResult,
+    params: Hyperparameters,
+    validation: SplitData,
+    settings: TrialSettings,
+    normalisation: str,
+) -> float | None:
+    """Return the standard error of a finished training's best `val_f1`, None where memory does not suffice."""
+    device = choose_device(settings)
+    try:
+        model = build_model(params.model_arch)
+        model.load_state_dict(result.best_state)
+        logits_NZK = predict_logits(
+            model.to(device), validation.images_NHW, normalisation, min(result.micro_batch, params.batch_size), device
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        free_memory()
+    patients_N = validation.patients_N.cpu().numpy()
+    return f1_standard_error(
+        logits_NZK.argmax(dim=-1), validation.zones_NZ.cpu(), patients_N, settings.objective_average
+    )

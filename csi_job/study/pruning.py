@@ -15,11 +15,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.study.attributes import CONSTRAINT, CURVE, GFLOPS
-from csi_job.study.database import median_of
+from csi_job.storage.attributes import CONSTRAINT, CURVE, GFLOPS
+from csi_job.storage.engine import median_of
+from csi_job.storage.storage import storage_of
+from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import storage_of
-from csi_job.study.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 
 if TYPE_CHECKING:
     from optuna import Study

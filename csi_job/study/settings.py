@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
@@ -70,38 +69,3 @@ def checked_name(name: str) -> str:
         allowed = "up to 100 characters without slashes, not beginning with a dot"
         raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed)
     return name
-
-
-class StorageSettings(Section):
-    """The database that holds the study."""
-
-    url: SecretStr | None = None
-    """SQLAlchemy URL (`sqlite:///file`, `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`. The
-    password comes from CSI_JOB_STORAGE__PASSWORD or a file: what is written here may be seen, a flag in the process
-    list."""
-    password: SecretStr | None = None
-    """Password of the database; better than one in the URL."""
-    password_file: Path | None = None
-    """File that holds the password."""
-    create_tables: bool = True
-    """Make file and tables where they are missing; off for workers whose study another command has made: there a
-    database that refuses is waited for too, since its settings were right before."""
-    connect_s: float = Field(default=60.0, ge=0)
-    """Seconds to wait for the database at start."""
-    outage_s: float = Field(default=900.0, ge=0)
-    """Seconds to wait for a database that went away later, while training goes on."""
-    lease_s: float = Field(default=60.0, gt=0)
-    """Age at which a silent worker's trial is taken over by another."""
-
-
-class TrackingSettings(Section):
-    """Experiment tracking with Weights & Biases; off unless a project is named."""
-
-    wandb_project: str | None = None
-    """Weights & Biases project; none: no tracking."""
-    wandb_entity: str | None = None
-    """Weights & Biases team or user."""
-    wandb_mode: Literal["online", "offline"] = "online"
-    """`offline` keeps the runs under `<work>/wandb` for a later `wandb sync`."""
-    wandb_api_key_file: Path | None = None
-    """File that holds the key; none: WANDB_API_KEY or what `wandb login` keeps."""

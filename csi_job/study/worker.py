@@ -25,25 +25,35 @@ from csi_job.errors import (
     StorageUnavailableError,
 )
 from csi_job.logs import get_logger
-from csi_job.study.attributes import REASON
-from csi_job.study.beginning import Suggest, begin_trial
-from csi_job.study.checkpoints import (
+from csi_job.signals import Stop, listening
+from csi_job.storage.attributes import REASON
+from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.lease import GIVEN_BACK_S, Lease, new_token, owner_name
+from csi_job.storage.storage import StudyStorage, storage_of
+from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.definition import study_seed
+from csi_job.study.heartbeat import Keeper
+from csi_job.study.resume import (
     CheckpointReader,
+    Suggest,
+    begin_trial,
     remove_checkpoints,
     remove_left_checkpoints,
     training_checkpoints,
 )
-from csi_job.study.claim import Claim, NothingToClaim, claim_trial
-from csi_job.study.definition import study_seed
-from csi_job.study.ending import Ending, completed, failed, infeasible, pruned
-from csi_job.study.lease import GIVEN_BACK_S, Keeper, Lease, new_token, owner_name
-from csi_job.study.reasons import check_device, failure_reason
-from csi_job.study.rows import TrialWrite
-from csi_job.study.running import Objective, RunningTrial
 from csi_job.study.settings import StudySettings
-from csi_job.study.stop import Stop, listening
-from csi_job.study.storage import StudyStorage, storage_of
-from csi_job.study.tracking import NO_TRACKING, Tracker
+from csi_job.study.trial_run import (
+    Ending,
+    Objective,
+    RunningTrial,
+    check_device,
+    completed,
+    failed,
+    failure_reason,
+    infeasible,
+    pruned,
+)
+from csi_job.tracking.wandb import NO_TRACKING, Tracker
 
 logger = get_logger(__name__)
 GIVE_BACK_S: Final = 10.0  # a stopping pod has 30 s

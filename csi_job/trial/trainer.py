@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from csi_job.errors import InfeasibleTrialError
 from csi_job.trial.augment import augment_batch
+from csi_job.trial.inference import to_input
 from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.trial.model import build_model, gflops
-from csi_job.trial.predict import to_input
 
 if TYPE_CHECKING:
     from csi_job.cache.dataset import SplitData

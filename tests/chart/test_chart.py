@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from csi_job.cluster.values import ChartValues, values_schema
+from csi_job.cluster.chart_values import ChartValues, values_schema
 from csi_job.config import Settings
 from tests.chart.chart import CHART, DEMO, ROOT, containers, helm, pods, render
 from tests.conftest import missing_service

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from csi_job.study.backup_file import decode
+from csi_job.transfer.backup_file import decode
 from tests.e2e.release import Release, run, wait_until
 
 WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}

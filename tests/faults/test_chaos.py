@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.training import phantom_cache, run_training
-from tests.postgres import Server, embedded_server
+from tests.support.postgres import Server, embedded_server
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.sweep import is_rare, seen_points, sweep
 from tests.faults.harness.worker import Plan, run
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "give back", "renewal", "connect"}
 NUM_TRIALS, NUM_DEATHS = 40, 6

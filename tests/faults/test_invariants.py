@@ -16,7 +16,7 @@ from tests.faults.harness.fleet import FaultyWorker
 from tests.faults.harness.invariants import Expected, Findings, check_study
 from tests.faults.harness.starts import Starts
 from tests.faults.harness.worker import Plan, run
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 EXPECTED = Expected(num_trials=4, max_epochs=2, max_repeated=0)
 OF_TRIAL_1 = "trial_id = (SELECT trial_id FROM trials WHERE number = 1)"

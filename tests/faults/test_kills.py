@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.studies import Reader, Worker
+from tests.support.studies import Reader, Worker
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
 NUM_KILLED_TRIALS = 40

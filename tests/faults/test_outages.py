@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import Server, embedded_server
-from tests.studies import Reader, Worker
+from tests.support.postgres import Server, embedded_server
+from tests.support.studies import Reader, Worker
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import Plan, run
-from tests.postgres import Server, embedded_server
+from tests.support.postgres import Server, embedded_server
 
 SETTINGS = {"name": "scarce", "max_attempts": 100, "lease_s": 5.0, "sampler": "random", "outage_s": 300.0}
 FULL_S = 3.0

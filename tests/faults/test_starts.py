@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, StudyReader, check_study
 from tests.faults.harness.worker import Plan, run
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 NUM_STARTING, NUM_MANY = 64, 32
 SETTINGS = {"name": "starts", "max_epochs": 2, "max_attempts": 100, "sampler": "random", "connect_s": 300.0}

@@ -15,19 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError
-from csi_job.study.backup import read_backup, restore_backup
-from csi_job.study.backup_file import Backup, decode, encode
-from csi_job.study.beginning import draw
-from csi_job.study.claim import Claim, claim_trial
+from csi_job.storage.claim import Claim, claim_trial
+from csi_job.storage.lease import new_token
+from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import load_study, set_target
-from csi_job.study.lease import new_token
-from csi_job.study.migrate import migrate_study
-from csi_job.study.rows import TrialWrite
+from csi_job.study.resume import draw
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage, open_storage
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.carrying import backups, odd_trials, plain, plain_study, simple_backup
-from tests.studies import (
+from csi_job.transfer.backup import read_backup, restore_backup
+from csi_job.transfer.backup_file import Backup, decode, encode
+from csi_job.transfer.migrate import migrate_study
+from tests.support.carrying import backups, odd_trials, plain, plain_study, simple_backup
+from tests.support.studies import (
     BASELINE,
     CACHE,
     READER,

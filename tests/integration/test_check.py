@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from csi_job.cluster.check import check_database
+from csi_job.cluster.pod_check import check_database
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
-from csi_job.study.attributes import FINGERPRINT
-from csi_job.study.storage import open_storage
-from tests.studies import define, storage_settings
+from csi_job.storage.attributes import FINGERPRINT
+from csi_job.storage.storage import open_storage
+from tests.support.studies import define, storage_settings
 
 
 def settings_for(url: str, work: Path, study: str) -> Settings:

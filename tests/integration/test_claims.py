@@ -13,15 +13,15 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
-from csi_job.study.catalog import delete_study, enqueue_trial, list_studies
-from csi_job.study.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.lease import Lease, new_token, owner_name
+from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.tables import LEASES
+from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import define_study, set_target
-from csi_job.study.lease import Lease, new_token, owner_name
-from csi_job.study.rows import TrialWrite
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage, open_storage
-from csi_job.study.tables import LEASES
-from tests.studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
+from csi_job.study.studies import delete_study, enqueue_trial, list_studies
+from tests.support.studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 

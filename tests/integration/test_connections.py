@@ -11,11 +11,11 @@ import pytest
 from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError, StorageUnavailableError
-from csi_job.study.running import RunningTrial
-from csi_job.study.settings import StorageSettings
-from csi_job.study.storage import open_storage
-from tests.postgres import Server, guarded_server
-from tests.studies import define, work_on
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from csi_job.study.trial_run import RunningTrial
+from tests.support.postgres import Server, guarded_server
+from tests.support.studies import define, work_on
 
 PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.tables import STEPS
+from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.pruning import median_question, should_prune
-from csi_job.study.rows import TrialWrite
-from csi_job.study.storage import StudyStorage
-from csi_job.study.tables import STEPS
 from tests.integration.test_claims import leased
-from tests.studies import define
+from tests.support.studies import define
 
 DISTRIBUTIONS = {
     "a": FloatDistribution(1e-9, 1, log=True),

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from tests.integration.test_commands import data, run, start
-from tests.postgres import Server, guarded_server
+from tests.support.postgres import Server, guarded_server
 
 PASSWORD = "Geheim/p@ss w:{0}%23"
 FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWORD), "Geheim")

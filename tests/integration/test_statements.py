@@ -9,12 +9,12 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import define_study
-from csi_job.study.running import RunningTrial
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage
+from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.studies import CACHE, READER, counted
+from tests.support.studies import CACHE, READER, counted
 
 NUM_PARAMS, NUM_REPORTS, MAX_STATEMENTS = 8, 20, 27
 SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "median"}

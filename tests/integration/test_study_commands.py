@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from csi_job.cli import cli
-from csi_job.study.backup_file import encode
-from tests.carrying import simple_backup
+from csi_job.transfer.backup_file import encode
 from tests.integration.test_commands import ENVIRONMENT, SETTINGS, data, run, trials
-from tests.studies import Reader
+from tests.support.carrying import simple_backup
+from tests.support.studies import Reader
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
 PASSWORD = "{s3cret-%}@/: #"  # begins as a YAML mapping does

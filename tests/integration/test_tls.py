@@ -18,9 +18,9 @@ import trustme
 from sqlalchemy.engine import make_url
 
 from csi_job.errors import ConfigurationError
-from csi_job.study.storage import open_storage
-from tests.postgres import Server
-from tests.studies import define, storage_settings
+from csi_job.storage.storage import open_storage
+from tests.support.postgres import Server
+from tests.support.studies import define, storage_settings
 
 HOST = "127.0.0.1"
 

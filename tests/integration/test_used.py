@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from csi_job.cluster.budget import Use
-from csi_job.cluster.watch import StudyWatch
+from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage
-from tests.studies import define, storage_settings
+from tests.support.studies import define, storage_settings
 
 
 def watch(url: str, work: Path, name: str = "toy") -> StudyWatch:

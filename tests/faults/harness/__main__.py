@@ -19,7 +19,7 @@ from tests.faults.harness.starts import Starts, start_at_once
 from tests.faults.harness.stock import run_stock
 from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import run
-from tests.postgres import Server, embedded_server
+from tests.support.postgres import Server, embedded_server
 
 logger = get_logger("csi_job.faults")
 HOLE_S = 60.0  # longer than a worker waits for a silent peer

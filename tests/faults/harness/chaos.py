@@ -20,7 +20,7 @@ from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.proxy import Counts, running_proxy
 from tests.faults.harness.worker import Plan
 from tests.faults.harness.worker import run as run_dummies
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 LOOK_EVERY_S = 0.25
 SPREAD = 0.9  # faults are spread over this part of a study, so that all of them find it running

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.harness.crash_points import SELF_KILL
-from tests.studies import Worker
+from tests.support.studies import Worker
 
 LOST: Final = "the lease of trial"
 NOT_GIVEN_BACK: Final = "is taken over when its lease has expired"

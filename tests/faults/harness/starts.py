@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.faults.harness.fleet import FaultyWorker
 from tests.faults.harness.worker import Plan
-from tests.postgres import Server
+from tests.support.postgres import Server
 
 SETTINGS: Final[dict[str, Any]] = {"max_epochs": 2, "num_trials": 8, "sampler": "random", "pruner": "none"}
 AHEAD_S: Final = 2.0

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from tests.faults.harness.crash_points import CrashPoints
 from tests.faults.harness.worker import Plan, Watch, wait_for_start
-from tests.studies import BASELINE, ToySpace, value_at
+from tests.support.studies import BASELINE, ToySpace, value_at
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT_S, GRACE_S = 1, 3

@@ -8,14 +8,14 @@ from typing import Any
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.cache.settings import CacheSettings
-from csi_job.radiographs.phantom import write_phantoms
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.study.checkpoints import training_checkpoints
 from csi_job.study.objective import training_objective
+from csi_job.study.resume import training_checkpoints
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 from tests.faults.harness.worker import Plan, Task, be_worker
-from tests.studies import FORKS
+from tests.support.studies import FORKS
 
 FORKS.set_forkserver_preload(["tests.faults.harness.training"])
 SPACE = SearchSpace.model_validate({"model_arch": {"value": "Custom_1"}, "batch_size": {"value": 16}})

@@ -15,20 +15,20 @@ import optuna
 
 from csi_job.errors import CsiJobError
 from csi_job.logs import set_up_logging
-from csi_job.study import lease
-from csi_job.study.checkpoints import CheckpointReader
+from csi_job.storage import lease
+from csi_job.storage.schema import needed_version
+from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
-from csi_job.study.running import RunningTrial
-from csi_job.study.schema import needed_version
+from csi_job.study.resume import CheckpointReader
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import open_storage
+from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
-from tests.studies import BASELINE, CACHE, FORKS, READER, ToySpace, storage_settings, value_at, write_checkpoint
+from tests.support.studies import BASELINE, CACHE, FORKS, READER, ToySpace, storage_settings, value_at, write_checkpoint
 
-FORKS.set_forkserver_preload(["tests.studies", "tests.faults.harness.worker"])
+FORKS.set_forkserver_preload(["tests.support.studies", "tests.faults.harness.worker"])
 # Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
 # of them share, which would copy it.
 needed_version()

@@ -21,7 +21,7 @@ NUM_IMAGES = 30
 BUILD = """
 import sys
 from pathlib import Path
-import csi_job.cache.arrays as arrays
+import csi_job.cache.slot_arrays as arrays
 from csi_job.cache.build import build_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import CsiJobError

@@ -17,10 +17,10 @@ import pytest
 
 from csi_job.cache.build import build_cache, find_cache, verify_cache
 from csi_job.cache.dataset import load_split
+from csi_job.cache.manifest import load_info
 from csi_job.cache.settings import CacheSettings
-from csi_job.cache.store import load_info
 from csi_job.errors import ConfigurationError, DataError
-from csi_job.radiographs.phantom import write_phantoms
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, split_patients
@@ -87,7 +87,7 @@ def test_a_warm_cache_is_returned_without_decoding_or_digesting(
         pytest.fail("a warm cache reads no image")
 
     monkeypatch.setattr("csi_job.cache.build.decode_images", refuse)
-    monkeypatch.setattr("csi_job.cache.content.digest_file", refuse)
+    monkeypatch.setattr("csi_job.cache.key.digest_file", refuse)
     assert build_cache(settings_of(copied), cache, tmp_path) == folder
     assert find_cache(settings_of(copied), cache, tmp_path) == folder
 

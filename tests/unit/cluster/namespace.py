@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from csi_job.cluster.budget import Budget, Use
-from csi_job.cluster.search import SearchRun
+from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, STAGES, Release, Stage
 from csi_job.study.status import StudyStatus
 

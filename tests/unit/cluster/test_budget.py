@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.budget import GPU_SECONDS, METERED, SECONDS, Budget, Use, metered_use
-from csi_job.cluster.search import SearchRun
+from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import annotation
 from tests.unit.cluster.namespace import Namespace, Watch, ended, search, stage
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from csi_job.cli.cluster import cluster
-from csi_job.cluster.check import IN_A_POD, Wanted
+from csi_job.cluster.pod_check import IN_A_POD, Wanted
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,10 @@ def test_a_check_within_a_pod_looks_at_the_release_that_is_named(
 ) -> None:
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     monkeypatch.setattr("csi_job.cluster.api.Cluster", lambda namespace: namespace)
-    monkeypatch.setattr("csi_job.cluster.check.check_pod", lambda *_: ["pod"])
-    monkeypatch.setattr("csi_job.cluster.survey.check_release", lambda where, name: [f"release {name} of {where}"])
+    monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *_: ["pod"])
+    monkeypatch.setattr(
+        "csi_job.cluster.release_check.check_release", lambda where, name: [f"release {name} of {where}"]
+    )
     result = CliRunner().invoke(cluster, ["check", *arguments], catch_exceptions=False)
     assert result.output == f"{said}\n"
 
@@ -34,7 +36,7 @@ def test_a_check_within_a_pod_looks_at_the_release_that_is_named(
 def test_a_check_hands_on_what_the_chart_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     asked: list[Any] = []
-    monkeypatch.setattr("csi_job.cluster.check.check_pod", lambda *given: asked.extend(given[1:]) or [])
+    monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *given: asked.extend(given[1:]) or [])
     options = ["--num-pods=3", "--num-gpus=2", "--gpu-resource=a/b", "--database-secret=s/k", "--wandb-secret=w/k"]
     CliRunner().invoke(cluster, ["check", *options, "--wait=7"], catch_exceptions=False)
     assert asked == [Wanted(3, 2, "a/b", "s/k", "w/k"), 7.0]

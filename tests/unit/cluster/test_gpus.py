@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.budget import METERED, Budget
-from csi_job.cluster.check import Wanted
 from csi_job.cluster.gpus import GPU_RESOURCE, num_gpus
 from csi_job.cluster.overview import look_at
-from csi_job.cluster.search import SearchRun
+from csi_job.cluster.pod_check import Wanted
+from csi_job.cluster.release_check import _wanted
+from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import COMPONENT, INSTANCE, Release, annotation, find_release
-from csi_job.cluster.survey import _wanted
 from tests.unit.cluster.namespace import Namespace, Watch, stage
 
 MIG = "nvidia.com/mig-1g.10gb"

@@ -11,9 +11,9 @@ import yaml
 from csi_job.cluster.overview import Lines, watch_release
 from csi_job.cluster.stages import find_release
 from csi_job.errors import ClusterError
-from csi_job.report.release import ReleaseView
-from csi_job.report.status import status_json
 from csi_job.study.status import StudyStatus
+from csi_job.terminal.release import ReleaseView
+from csi_job.terminal.status import status_json
 from tests.unit.cluster.namespace import ended
 
 OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())

@@ -12,10 +12,10 @@ from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import load_info
 from csi_job.cache.settings import CacheSettings
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
-from csi_job.evaluation.loading import FORMAT
 from csi_job.evaluation.measures import Predictions
+from csi_job.evaluation.model_file import FORMAT
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.radiographs.phantom import write_phantoms
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.model import build_model
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from csi_job.evaluation.calibration import calibration
+from csi_job.evaluation.measures import calibration
 from tests.unit.evaluation.conftest import certain, draw_predictions
 
 

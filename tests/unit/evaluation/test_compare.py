@@ -10,8 +10,8 @@ from csi_job.cache.dataset import load_split
 from csi_job.errors import DataError
 from csi_job.evaluation.compare import compare_evaluations, compare_models
 from csi_job.evaluation.evaluate import Evaluation
-from csi_job.evaluation.loading import load_model
 from csi_job.evaluation.measures import Predictions
+from csi_job.evaluation.model_file import load_model
 from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated, write_model_file
 
 

@@ -8,8 +8,8 @@ import torch
 
 from csi_job.cache.dataset import load_split
 from csi_job.evaluation.evaluate import confusion_ZKK, evaluate_model, risk_confusion_RR
-from csi_job.evaluation.loading import load_model
 from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
+from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
 from csi_job.trial.metrics import confusion, mean_f1, zone_f1

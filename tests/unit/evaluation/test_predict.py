@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from csi_job.errors import Problem
-from csi_job.evaluation.loading import load_model, predict_probabilities
+from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.predict import Prediction, as_text, expand_folders, predict_images
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.read import read_radiograph

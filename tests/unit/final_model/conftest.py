@@ -12,7 +12,7 @@ from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.cache.settings import CacheSettings
 from csi_job.final_model.seeds import Recipe, SeedTrainer
-from csi_job.radiographs.phantom import write_phantoms
+from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model

@@ -9,7 +9,7 @@ import torch
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.errors import CsiJobError
 from csi_job.evaluation.evaluate import evaluate_model
-from csi_job.evaluation.loading import load_model
+from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import Candidate, CandidateResult
 from csi_job.final_model.card import CardContext, build_card

@@ -14,7 +14,7 @@ import torch
 
 from csi_job.cache.dataset import load_info, load_split
 from csi_job.errors import CsiJobError, InfeasibleTrialError
-from csi_job.evaluation.loading import load_model, predict_probabilities
+from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer

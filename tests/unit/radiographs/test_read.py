@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from csi_job.errors import DataError
-from csi_job.radiographs.phantom_files import NUM_VARIANTS, write_film
+from csi_job.phantoms.files import NUM_VARIANTS, write_film
 from csi_job.radiographs.read import find_images, read_radiograph
 from tests.unit.radiographs.conftest import encode, put
 

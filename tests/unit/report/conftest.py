@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from csi_job.cache.store import CacheInfo, manifest_text
+from csi_job.cache.manifest import CacheInfo, manifest_text
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions

@@ -8,9 +8,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from csi_job.study.settings import StorageSettings
-from csi_job.study.storage import StudyStorage, open_storage
-from tests.studies import define
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
+from tests.support.studies import define
 
 
 @pytest.fixture

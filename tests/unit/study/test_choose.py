@@ -5,9 +5,9 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from csi_job.study.choose import choose_trial
-from csi_job.study.storage import StudyStorage
-from tests.studies import define
+from csi_job.storage.storage import StudyStorage
+from csi_job.study.status import choose_trial
+from tests.support.studies import define
 
 
 def add(study: optuna.Study, f1: float, gflops: float | None = None, error: float | None = 0.02) -> None:

@@ -9,10 +9,11 @@ import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import define_study, load_study, set_target, study_seed
-from csi_job.study.settings import StorageSettings, StudySettings
-from csi_job.study.storage import StudyStorage, open_storage
-from tests.studies import BASELINE, CACHE, SPACE, ToySpace, define, work_on
+from csi_job.study.settings import StudySettings
+from tests.support.studies import BASELINE, CACHE, SPACE, ToySpace, define, work_on
 
 
 def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study: optuna.Study) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from csi_job.errors import ConfigurationError
-from csi_job.study.fingerprint import Fingerprint, check_same
+from csi_job.study.definition import Fingerprint, check_same
 from csi_job.trial.space import SearchSpace
 
 PRINT = Fingerprint({"x": {"low": 0, "high": 1}}, "f1", "macro", "abc")

@@ -13,11 +13,12 @@ from optuna.trial import TrialState
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import DataError
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
 from csi_job.study.objective import training_objective
-from csi_job.study.running import Objective, RunningTrial
-from csi_job.study.settings import StorageSettings, StudySettings
-from csi_job.study.storage import open_storage
+from csi_job.study.settings import StudySettings
+from csi_job.study.trial_run import Objective, RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace

@@ -10,10 +10,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.pruning import make_pruner, should_prune, should_prune_at_cost
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage
-from tests.studies import define, work_on
+from tests.support.studies import define, work_on
 
 
 def running(values: dict[int, float], number: int = 99, **system_attrs: Any) -> Any:

@@ -10,10 +10,10 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.sampling import derived_seed, make_sampler, reseed
 from csi_job.study.settings import StudySettings
-from csi_job.study.storage import StudyStorage
-from tests.studies import SPACE, define, work_on
+from tests.support.studies import SPACE, define, work_on
 
 
 class Choices:

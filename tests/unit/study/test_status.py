@@ -9,12 +9,12 @@ import optuna
 import pytest
 
 from csi_job.errors import DataError, InfeasibleTrialError
-from csi_job.study.catalog import enqueue_trial
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import set_target
-from csi_job.study.running import RunningTrial
 from csi_job.study.status import StudyStatus, study_status
-from csi_job.study.storage import StudyStorage
-from tests.studies import SPACE, define, objective, work_on
+from csi_job.study.studies import enqueue_trial
+from csi_job.study.trial_run import RunningTrial
+from tests.support.studies import SPACE, define, objective, work_on
 
 
 def test_a_new_study_has_only_its_baseline_waiting(study: optuna.Study) -> None:

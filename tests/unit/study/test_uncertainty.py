@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from csi_job.study.uncertainty import f1_standard_error
+from csi_job.study.objective import f1_standard_error
 from csi_job.trial.metrics import confusion, mean_f1
 
 

@@ -23,13 +23,12 @@ from csi_job.errors import (
     StopRequestedError,
     StudyFailedError,
 )
-from csi_job.study.catalog import enqueue_trial
-from csi_job.study.ending import Ending
-from csi_job.study.running import RunningTrial
-from csi_job.study.storage import StudyStorage
-from csi_job.study.tables import LEASES
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.tables import LEASES
+from csi_job.study.studies import enqueue_trial
+from csi_job.study.trial_run import Ending, RunningTrial
 from csi_job.study.worker import WorkerOptions
-from tests.studies import Reader, define, objective, work_on, write_checkpoint
+from tests.support.studies import Reader, define, objective, work_on, write_checkpoint
 
 Running = RunningTrial[dict[str, Any]]
 
@@ -308,7 +307,7 @@ def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
 
 
 def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
-    from tests.studies import SPACE
+    from tests.support.studies import SPACE
 
     assert enqueue_trial(study, SPACE, {"x": 0.125, "kind": "bent"}) == 1
     work_on(study, tmp_path)

@@ -99,9 +99,9 @@ def test_a_model_learns_what_can_be_learned(train: Callable[..., TrainingResult]
 
 
 def test_the_best_state_is_the_best_epoch_s(make_split: MakeSplit, train: Callable[..., TrainingResult]) -> None:
+    from csi_job.trial.inference import predict_logits
     from csi_job.trial.metrics import confusion, mean_f1
     from csi_job.trial.model import build_model
-    from csi_job.trial.predict import predict_logits
 
     result = train(max_epochs=6, params=replace(PARAMS, learning_rate=0.05))
     assert result.best_epoch < 5  # else the last state would pass

@@ -1,0 +1,258 @@
+"""The chart's values as models; `python -m csi_job.cluster.chart_values` prints `helm/values.schema.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.alias_generators import to_camel
+
+from csi_job.config import Settings
+
+Quantity = Annotated[str | int | float, Field(pattern=r"^[0-9.]+([eE][0-9]+|m|k|[KMGTPE]i?)?$")]
+Name = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
+Key = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+Labels = dict[str, str]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+# What the chart itself knows: the volumes' paths and the database.
+SET_BY_CHART: Final = ("work", "radiographs.labels", "radiographs.images", "storage.url", "storage.password",
+                       "storage.password_file", "storage.create_tables", "tracking.wandb_api_key_file")  # fmt: skip
+
+
+class Values(BaseModel):
+    """A part of the values: what it does not name is refused."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)  # Helm's spelling
+
+
+class Global(Values):
+    """Registry and pull secrets of every image."""
+
+    image_registry: str
+    image_pull_secrets: list[Name]
+
+
+class Image(Values):
+    """Where an image is."""
+
+    repository: Annotated[str, Field(min_length=1)]
+    tag: str = ""
+    digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
+
+
+class OwnImage(Image):
+    """The image of csi-job."""
+
+    pull_policy: Literal["", "Always", "IfNotPresent", "Never"]
+
+
+class Data(Values):
+    """The claim that holds the radiographs."""
+
+    existing_claim: Name
+    labels: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
+    images: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
+
+
+class Demo(Values):
+    """Phantoms drawn in the cluster."""
+
+    enabled: bool
+    num_images: Annotated[int, Field(ge=30, le=10_000)]
+    seed: Natural
+
+
+class Claim(Values):
+    """A claim that the chart makes."""
+
+    size: Quantity
+    storage_class: Name
+
+
+class Work(Claim):
+    """The claim of everything that is made."""
+
+    existing_claim: Name
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]
+
+
+class Resources(Values):
+    """Requests and limits of a container."""
+
+    requests: dict[str, Quantity] = {}
+    limits: dict[str, Quantity] = {}
+
+
+class Placed(Values):
+    """On which nodes pods run, and before which others."""
+
+    node_selector: Labels = {}
+    tolerations: list[dict[str, Any]] = []
+    affinity: dict[str, Any] = {}
+    priority_class_name: Name = ""
+
+
+class Controller(Placed):
+    """The pod that makes the stages; those of check and fetch run where it does."""
+
+    resources: Resources
+    missing_seconds: Natural
+    max_rounds: Positive
+    api_server_cidr: str
+    api_server_ports: list[Port]
+
+
+class Stage(Placed):
+    """The pods of one stage."""
+
+    gpus: Natural
+    resources: Resources
+    backoff_limit: Natural
+    deadline_seconds: Positive | None = None
+    topology_spread_constraints: list[dict[str, Any]] = []
+    runtime_class_name: Name = ""
+    env: list[dict[str, Any]] = []
+
+
+class Search(Stage):
+    """The pods of the search."""
+
+    parallelism: Annotated[int, Field(ge=0, le=1000)]
+
+
+class Budget(Values):
+    """Limits of the search over all its pods."""
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class External(Values):
+    """A database outside the release."""
+
+    url: Annotated[str, Field(pattern=r"^(postgresql(\+psycopg2)?://[^:@/]+@.+)?$")]
+    cidr: str
+    port: Port
+
+
+class Database(Claim, Placed):
+    """The database of the study."""
+
+    bundled: bool
+    image: Image
+    max_connections: Annotated[int, Field(ge=10)]
+    resources: Resources
+    existing_secret: Name
+    secret_key: Key
+    external: External
+
+
+class Wandb(Values):
+    """The key of Weights & Biases."""
+
+    existing_secret: Name
+    secret_key: Key
+
+
+class Kueue(Values):
+    """The queue of the stages."""
+
+    queue_name: Name
+
+
+class Dashboard(Placed):
+    """optuna-dashboard."""
+
+    enabled: bool
+    resources: Resources
+
+
+class NetworkPolicy(Values):
+    """What the pods may reach."""
+
+    enabled: bool
+    extra_egress: list[dict[str, Any]]
+
+
+class ServiceAccount(Values):
+    """The account of the stages' pods."""
+
+    annotations: Labels
+
+
+class ChartValues(Values):
+    """Everything that `helm install` takes, but `job`, which is the settings tree itself."""
+
+    global_: Annotated[Global, Field(alias="global")]
+    image: OwnImage
+    data: Data
+    demo: Demo
+    work: Work
+    controller: Controller
+    cache: Stage
+    search: Search
+    final: Stage
+    budget: Budget
+    gpu_resource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]
+    shm_size: Quantity
+    tmp_size: Quantity
+    termination_grace_period_seconds: Natural
+    ttl_seconds_after_finished: Positive | None = None
+    database: Database
+    wandb: Wandb
+    kueue: Kueue
+    dashboard: Dashboard
+    network_policy: NetworkPolicy
+    service_account: ServiceAccount
+    pod_security_context: dict[str, Any]
+    security_context: dict[str, Any]
+    database_user: Positive | None = None
+    common_labels: Labels
+    pod_annotations: Labels
+    env: list[dict[str, Any]]
+    volumes: list[dict[str, Any]]
+    volume_mounts: list[dict[str, Any]]
+    fullname_override: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]
+
+
+def values_schema() -> dict[str, Any]:
+    """Return the JSON schema of the chart's values."""
+    whole = create_model("WholeValues", __base__=ChartValues, job=(Settings, ...))
+    schema = whole.model_json_schema()
+    for path in SET_BY_CHART:
+        _drop(schema, path)
+    _strip(schema)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        **json.loads(json.dumps(schema).replace("$defs", "definitions")),
+    }
+
+
+def _drop(schema: dict[str, Any], path: str) -> None:
+    """Remove a setting from the schema of `job`."""
+    section = schema["$defs"]["Settings"]
+    *parents, name = path.split(".")
+    for parent in parents:
+        section = schema["$defs"][section["properties"][parent]["$ref"].rpartition("/")[2]]
+    del section["properties"][name]
+
+
+def _strip(part: Any) -> None:
+    """Remove titles and defaults, which say nothing that names and values.yaml do not."""
+    if isinstance(part, dict):
+        for key in ("title", "default"):
+            if not isinstance(part.get(key), dict) or "type" not in part[key]:
+                part.pop(key, None)
+        for value in part.values():
+            _strip(value)
+    elif isinstance(part, list):
+        for value in part:
+            _strip(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(values_schema(), indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,218 @@
+"""A model from its file: `.safetensors` with the card in its metadata, or a bare `.pth` state dict.
+
+Nothing in a model file is ever executed: safetensors hold no code, and `.pth` files are read with PyTorch's
+weights-only unpickler, which refuses everything but tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from csi_job.cache.settings import CacheSettings
+from csi_job.errors import ConfigurationError, ModelFileError
+from csi_job.evaluation.csi import FloatArray
+from csi_job.logs import get_logger
+from csi_job.trial.inference import predict_logits
+from csi_job.trial.model import build_model, infer_architecture
+
+FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
+SUFFIXES = (".safetensors", ".pth")
+
+logger = get_logger(__name__)
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to predict: on its device, in evaluation mode, with what its card says of it."""
+
+    name: str
+    model: nn.Module
+    architecture: str
+    image_size_px: int
+    normalisation: str
+    device: torch.device
+    params: dict[str, Any]
+    card: dict[str, Any]
+
+
+def load_model(
+    path: Path,
+    device: torch.device,
+    *,
+    image_size_px: int | None = None,
+    normalisation: str | None = None,
+) -> LoadedModel:
+    """Read a model file.
+
+    Args:
+        path: `.safetensors` (with metadata) or `.pth` (a state dict; its card `<stem>.json` is read if it lies there).
+        device: where the model goes.
+        image_size_px: side of the model's images, for a `.pth` without a card; a card stands above it.
+        normalisation: the same for the normalisation.
+
+    Raises:
+        ModelFileError: the file is missing, torn, unsafe, or its weights fit no architecture.
+
+    """
+    state, card = _read(path)
+    architecture = str(card.get("architecture") or _inferred(state, path))
+    model = _built(architecture, state, path)
+    size, normal = _image_form(card, image_size_px, normalisation, path)
+    return LoadedModel(
+        name=path.name,
+        model=model.to(device).eval(),
+        architecture=architecture,
+        image_size_px=size,
+        normalisation=normal,
+        device=device,
+        params=dict(card.get("params") or {}),
+        card=dict(card),
+    )
+
+
+def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_size: int) -> FloatArray:
+    """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` where they are not finite."""
+    logits_NZK = predict_logits(loaded.model, images_NHW, loaded.normalisation, batch_size, loaded.device)
+    probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
+    if not np.isfinite(probabilities_NZK).all():
+        what = "the model's output is not finite"
+        raise ModelFileError(what, got=loaded.name, hint="train it again")
+    return np.asarray(probabilities_NZK)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    if path.suffix not in SUFFIXES:
+        what = "no such kind of model file"
+        raise ModelFileError(what, got=path.name, allowed=SUFFIXES)
+    if not path.is_file():
+        hint = "run `csi-job train-optimized` first, or name another file"
+        what = "there is no such model file"
+        raise ModelFileError(what, got=str(path), hint=hint)
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    except OSError as error:
+        what = f"the model file cannot be read ({error.strerror or error})"
+        raise ModelFileError(what, got=str(path)) from None
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError:
+        what = "the model file is torn or not a safetensors file"
+        raise ModelFileError(what, got=str(path)) from None
+    if metadata.get("format") != FORMAT:
+        return state, {}
+    return state, _parsed(metadata.get("card", ""), path)
+
+
+def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about what is refused in one line anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        what = "the model file holds more than weights, or is not one of PyTorch's; nothing in it was executed"
+        raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)") from None
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - torn bytes make the unpickler raise nearly anything
+        what = "the model file is torn or not one of PyTorch's"
+        raise ModelFileError(what, got=str(path)) from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        what = "the model file holds no state dict (names and tensors)"
+        raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
+    return state, _card_beside(path)
+
+
+def _card_beside(path: Path) -> Mapping[str, Any]:
+    """Return the card `<stem>.json` if it describes this very file, known by its digest."""
+    card_file = path.with_suffix(".json")
+    if not card_file.is_file():
+        return {}
+    card = _parsed(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
+    files = card.get("files")
+    described = files.get(path.name) if isinstance(files, dict) else None
+    if isinstance(described, dict) and described.get("sha256") == file_sha256(path):
+        return card
+    logger.warning("%s describes another file than %s; it is not used", card_file.name, path.name)
+    return {}
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        what = "the model card is not a JSON object"
+        raise ModelFileError(what, got=str(path), hint="train the model again")
+    return card
+
+
+def _inferred(state: StateDict, path: Path) -> str:
+    try:
+        return infer_architecture(state)
+    except ConfigurationError:
+        what = "the weights are of no architecture that is known here"
+        raise ModelFileError(what, got=str(path), hint="use a model made by csi-job train-optimized") from None
+
+
+def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:
+    """Build the network and fill it; names and shapes must fit exactly and values be finite."""
+    try:
+        model = build_model(architecture)
+    except ConfigurationError as error:
+        what = f"the model file names an unknown architecture: {error}"
+        raise ModelFileError(what, got=str(path)) from None
+    num_wrong = len(set(model.state_dict()) ^ set(state))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        reason = f"{num_wrong} weights are missing or unknown" if num_wrong else "shapes differ"
+        what = f"the weights do not fit {architecture} ({reason})"
+        raise ModelFileError(what, got=str(path)) from None
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        what = "the weights hold values that are not finite"
+        raise ModelFileError(what, got=str(path), hint="train the model again")
+    return model
+
+
+def _image_form(
+    card: Mapping[str, Any], image_size_px: int | None, normalisation: str | None, path: Path
+) -> tuple[int, str]:
+    """Return size and normalisation: the card's, else those given; both are checked as the cache's settings are."""
+    given = {
+        "image_size_px": card.get("image_size_px", image_size_px),
+        "normalisation": card.get("normalisation", normalisation),
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        what = f"{path.name} has no card that says its {' and '.join(missing)}"
+        raise ModelFileError(what, hint="give --image-size and --normalisation, or use the .safetensors file")
+    try:
+        checked = CacheSettings.model_validate(given)
+    except ValueError:
+        what = "the model card's image size or normalisation is not allowed"
+        raise ModelFileError(what, got=given) from None
+    return checked.image_size_px, checked.normalisation

@@ -1,0 +1,1 @@
+"""Drawn chest radiographs to try everything with."""

@@ -1,0 +1,118 @@
+"""Chest phantoms: radiographs of nobody, free of any licence, with a label table, for tests, demo and benchmarks.
+
+They show what the model is to learn: fluid in six lung zones that gets denser and larger with the score. They say
+nothing about how well it reads real radiographs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from csi_job.errors import ConfigurationError, DataError
+from csi_job.logs import progress
+from csi_job.phantoms.drawing import Body, draw_chest
+from csi_job.phantoms.files import write_film
+from csi_job.radiographs.table import FILE_COLUMN, PATIENT_COLUMN
+from csi_job.radiographs.zones import NUM_ZONES, SCORES, UNKNOWN, ZONES
+
+SIDE_PX = (400, 700)  # heights are drawn between these
+UNKNOWN_SHARE = 0.08
+_MIN_SIDE_PX = 64
+_MAX_IMAGES_PER_PATIENT = 3
+_WIDTH_TO_HEIGHT = (0.85, 1.1)
+_ZONE_SHIFTS = (-0.45, -0.45, 0.0, 0.0, 0.4, 0.4)  # fluid sinks: lower zones are scored higher
+_PATIENT_SEVERITY = (0.05, 3.0)
+_VISIT_SPREAD, _SIDE_SPREAD, _ZONE_SPREAD = 0.35, 0.35, 0.5  # of the scores around the patient's severity
+
+
+def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[int, int] = SIDE_PX) -> None:
+    """Write `labels.csv` and `images/`: the same files for the same arguments.
+
+    There are one to three images a patient with similar scores, about 8 % unknown zones (something covers them),
+    and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
+    and 2) and NIfTI.
+
+    Args:
+        folder: is made if it is missing; files of these names are replaced.
+        num_images: how many images.
+        seed: of everything random.
+        side_px: smallest and largest height.
+
+    Raises:
+        ConfigurationError: no images are asked for, or impossible sizes.
+        DataError: the folder cannot be written.
+
+    """
+    if num_images < 1:
+        raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")
+    if not _MIN_SIDE_PX <= side_px[0] <= side_px[1]:
+        raise ConfigurationError("impossible side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
+    patients_N = _draw_patients(num_images, np.random.default_rng([seed, 0]))
+    zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
+    names = [f"phantom-{number:05d}" for number in range(num_images)]
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with progress("drawing phantoms", num_images, "images") as advance:
+            for index, name in enumerate(names):
+                body = Body.draw(np.random.default_rng([seed, 2, patients_N[index]]))
+                film_HW = _draw_film(body, zones_NZ[index], side_px, np.random.default_rng([seed, 3, index]))
+                write_film(film_HW, folder / "images" / name, index)
+                advance(1)
+        _write_labels(folder / "labels.csv", names, patients_N, zones_NZ)
+    except OSError as error:
+        raise DataError(
+            f"the phantoms cannot be written ({error.strerror})", got=str(error.filename or folder)
+        ) from None
+
+
+def _draw_patients(num_images: int, random: np.random.Generator) -> np.ndarray:
+    """Return the patient of each image, numbered from 0."""
+    images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
+    return np.repeat(np.arange(num_images), images_per_patient)[:num_images]
+
+
+def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return scores that agree within patients, visits and lungs, `[N, 6]`; every zone has every score."""
+    num_images = len(patients_N)
+    patient_severity = random.uniform(*_PATIENT_SEVERITY, size=num_images)
+    severity_N1 = (patient_severity[patients_N] + random.normal(0, _VISIT_SPREAD, num_images))[:, None]
+    side_N2 = random.normal(0, _SIDE_SPREAD, (num_images, 2))
+    zone_NZ = random.normal(_ZONE_SHIFTS, _ZONE_SPREAD, (num_images, NUM_ZONES))
+    scores_NZ: np.ndarray = (
+        np.rint(severity_N1 + np.tile(side_N2, NUM_ZONES // 2) + zone_NZ).clip(0, max(SCORES)).astype(np.int64)
+    )
+    scores_NZ[random.random(scores_NZ.shape) < UNKNOWN_SHARE] = UNKNOWN
+    for zone in range(NUM_ZONES):
+        _add_absent_scores(scores_NZ[:, zone])
+    return scores_NZ
+
+
+def _add_absent_scores(scores_N: np.ndarray) -> None:
+    """Give each score that a zone lacks to the first image with the zone's most frequent one."""
+    for score in SCORES:
+        counts = np.bincount(scores_N, minlength=UNKNOWN + 1)
+        if counts[score] == 0 and counts.max() > 1:
+            scores_N[np.flatnonzero(scores_N == counts.argmax())[0]] = score
+
+
+def _draw_film(body: Body, scores_Z: np.ndarray, side_px: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    height_px = int(random.integers(side_px[0], side_px[1], endpoint=True))
+    width_px = round(height_px * random.uniform(*_WIDTH_TO_HEIGHT))
+    return draw_chest(body, scores_Z.tolist(), (width_px, height_px), random)
+
+
+def _write_labels(path: Path, names: list[str], patients_N: np.ndarray, zones_NZ: np.ndarray) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=";", lineterminator="\n")
+    writer.writerow((FILE_COLUMN, PATIENT_COLUMN, *ZONES))
+    for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True):
+        cells = ["" if score == UNKNOWN else score for score in scores_Z]
+        writer.writerow((name, f"P{patient:05d}", *cells))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.replace(path)

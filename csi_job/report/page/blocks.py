@@ -1,0 +1,72 @@
+"""What a page is made of: sections of tables, figures, definitions and commands, as data for the templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from csi_job.report.figures.style import Plot
+
+Tone = Literal["plain", "good", "caution"]
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number to see first: what it is, its value, and what qualifies it."""
+
+    label: str
+    value: str
+    detail: str = ""
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; columns named in `numbers` are set flush right, rows in `marks` carry a label."""
+
+    kind: ClassVar[str] = "table"
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: frozenset[int] = frozenset()
+    caption: str = ""
+    marks: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Terms and what they mean or are."""
+
+    kind: ClassVar[str] = "definitions"
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands or data to copy."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, or the sentence that says what it waits for; `has_title` where the section has others."""
+
+    kind: ClassVar[str] = "figure"
+    plot: Plot
+    has_title: bool = False
+
+
+Block = Table | Definitions | Code | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: sentences first, then the evidence."""
+
+    key: str
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    cautions: tuple[str, ...] = ()

@@ -1,0 +1,67 @@
+"""The names under which a study and its trials keep what Optuna has no column for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from optuna.trial import TrialState
+
+# of the study
+FINGERPRINT: Final = "fingerprint"
+TARGET: Final = "target"  # the total of finished trials
+OBJECTIVE: Final = "objective"
+SEED: Final = "seed"
+UID: Final = "uid"  # tells studies of one name apart, e.g. in experiment tracking
+USED: Final = "used"  # {seconds, gpu_seconds} of the pods that have searched on a cluster
+
+# of a trial
+BASELINE: Final = "baseline"
+SAMPLER: Final = "sampler"
+PRUNER: Final = "pruner"
+MAX_EPOCHS: Final = "max_epochs"
+ATTEMPT: Final = "attempt"
+EPOCHS: Final = "epochs"  # finished ones
+CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only
+GFLOPS: Final = "gflops"  # of one image
+IMAGES_PER_S: Final = "images_per_s"
+BEST_EPOCH: Final = "best_epoch"
+NUM_PARAMETERS: Final = "num_parameters"
+MICRO_BATCH: Final = "micro_batch"
+F1_STD: Final = "f1_std"  # patient-level bootstrap standard error of the best epoch's val_f1
+REASON: Final = "reason"
+INFEASIBLE: Final = "infeasible"
+CANCELLED: Final = "cancelled"  # waited beyond the target
+MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a carried trial was trained
+
+# of a trial, Optuna's own
+FIXED_PARAMS: Final = "fixed_params"
+CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
+
+
+Outcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
+OUTCOMES: Final[tuple[Outcome, ...]] = (
+    "complete",
+    "pruned",
+    "infeasible",
+    "failed",
+    "cancelled",
+    "running",
+    "waiting",
+)
+_OF_STATE: Final[dict[TrialState, Outcome]] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> Outcome:
+    """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` one of failed."""
+    if state is TrialState.PRUNED and user_attrs.get(INFEASIBLE):
+        return "infeasible"
+    if state is TrialState.FAIL and user_attrs.get(CANCELLED):
+        return "cancelled"
+    return _OF_STATE[state]

@@ -1,0 +1,164 @@
+"""The engine: connections that end when the database is gone, and transactions that lock before they read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from csi_job.storage.tables import STUDIES
+from csi_job.storage.url import Address
+
+LOCK_CLASS: Final = 0x435349  # "CSI": the first key of our advisory locks, so that they meet nobody else's
+SCHEMA_LOCK: Final = 0
+CONNECT_TIMEOUT_S: Final = 10
+STATEMENT_TIMEOUT_S: Final = 60
+SILENCE_S: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
+BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite; signals wait meanwhile, so the longer waits are ours
+
+Insert = TypeVar("Insert", postgresql.Insert, sqlite.Insert)
+
+_mode = threading.local()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Let the transactions of this thread begin without SQLite's write lock."""
+    before = getattr(_mode, "reads", False)
+    _mode.reads = True
+    try:
+        yield
+    finally:
+        _mode.reads = before
+
+
+def make_engine(address: Address) -> Engine:
+    """Return the engine; it keeps one connection, and opens another while that is busy.
+
+    A worker's two threads thus have two at most. The pool sets no limit: one with a limit leaves a thread waiting
+    for a connection that was lost with the server and never comes back (seen with SQLAlchemy 2.1).
+    """
+    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": -1, "hide_parameters": True}
+    if address.is_sqlite:
+        engine = sa.create_engine(address.url, **arguments, connect_args={"timeout": BUSY_TIMEOUT_S})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = sa.create_engine(
+        address.url, **arguments, isolation_level="READ COMMITTED", connect_args=_postgres_arguments(address)
+    )
+    secrets = dict(address.secrets)
+
+    @event.listens_for(engine, "do_connect")
+    def give_secrets(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        parameters.update(secrets)
+
+    event.listen(engine, "connect", _prepare_postgres)
+    return engine
+
+
+def _postgres_arguments(address: Address) -> dict[str, Any]:
+    """Return libpq's parameters against half-open connections; what the URL says goes first."""
+    arguments: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": SILENCE_S * 1000,
+        "application_name": "csi-job",
+    }
+    return {name: value for name, value in arguments.items() if name not in address.url.query}
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    # Not by libpq's `options`, which poolers such as PgBouncer refuse.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET idle_in_transaction_session_timeout = "
+            f"'{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{STATEMENT_TIMEOUT_S}s'; SET timezone = 'UTC'"
+        )
+    connection.commit()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
+    connection.execute("PRAGMA synchronous = FULL")  # with WAL, less would lose acknowledged results at a power cut
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that reads and then writes fails at once when another one wrote in between.
+    connection.exec_driver_sql("BEGIN" if getattr(_mode, "reads", False) else "BEGIN IMMEDIATE")
+
+
+def lock_schema(connection: Connection) -> None:
+    """Take the lock of tables and study names until the transaction ends; SQLite has its own already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(_advisory_lock(SCHEMA_LOCK)))
+
+
+def lock_study(connection: Connection, study_id: int) -> bool:
+    """Take the lock of a study until the transaction ends, and return whether the study exists.
+
+    The row is locked too, as Optuna itself does when it makes a trial, so that one enqueued by other tools gets a
+    number of its own.
+    """
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+    if connection.dialect.name == "postgresql":
+        query = query.add_columns(_advisory_lock(study_id)).with_for_update()
+    return connection.execute(query).first() is not None
+
+
+def _advisory_lock(key: int) -> sa.ColumnElement[Any]:
+    return sa.func.pg_advisory_xact_lock(sa.cast(LOCK_CLASS, sa.Integer), sa.cast(key, sa.Integer))
+
+
+def upsert(connection: Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+    """Insert rows, or update those whose `keys` are there already, in one statement."""
+    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table).values(rows)
+    connection.execute(upserted(insert, [name for name in rows[0] if name not in keys], keys))
+
+
+def upserted(insert: Insert, names: Sequence[str], keys: tuple[str, ...]) -> Insert:
+    """Let an insert of PostgreSQL or SQLite change these columns where there is a row of the same `keys`."""
+    changed = {name: insert.excluded[name] for name in names}
+    return insert.on_conflict_do_update(index_elements=list(keys), set_=changed)
+
+
+def now_s(connection: Connection) -> sa.ColumnElement[float]:
+    """Return the expression of the database's clock, in seconds since 1970."""
+    if connection.dialect.name == "sqlite":
+        return (sa.func.julianday("now", type_=sa.Float) - 2440587.5) * 86400.0
+    return sa.cast(sa.func.date_part("epoch", sa.func.clock_timestamp()), sa.Float(53))
+
+
+def now_utc(connection: Connection) -> sa.ColumnElement[Any]:
+    """Return the expression of the database's clock as Optuna stores times: naive, in UTC."""
+    if connection.dialect.name == "sqlite":
+        return sa.func.strftime("%Y-%m-%d %H:%M:%f", "now", type_=sa.String).concat("000")
+    return sa.func.timezone("utc", sa.func.clock_timestamp())
+
+
+def median_of(column: sa.ColumnElement[float], *, sqlite: bool) -> sa.Select[Any]:
+    """Return the query of the number and the median of a column's values, as `num_values` and `median`."""
+    if not sqlite:
+        median = sa.func.percentile_cont(0.5).within_group(column)
+        return sa.select(sa.func.count(column).label("num_values"), median.label("median"))
+    place, num_values = sa.func.row_number().over(order_by=column), sa.func.count().over()
+    placed = sa.select(column.label("value"), place.label("place"), num_values.label("num_values")).subquery("placed")
+    is_middle = placed.c.place.between((placed.c.num_values + 1) // 2, placed.c.num_values // 2 + 1)
+    columns = (sa.func.coalesce(sa.func.max(placed.c.num_values), 0), sa.func.avg(placed.c.value))
+    return sa.select(columns[0].label("num_values"), columns[1].label("median")).where(is_middle)
+
+
+def server_start_s(connection: Connection) -> sa.ColumnElement[float]:
+    """Return the expression of when the server began: nobody could renew a lease before."""
+    if connection.dialect.name == "sqlite":
+        return sa.literal(0.0)
+    return sa.cast(sa.func.date_part("epoch", sa.func.pg_postmaster_start_time()), sa.Float(53))

@@ -1,0 +1,86 @@
+"""Optuna's tables and ours, made once; tables of another Optuna version are refused."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import optuna
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from optuna.storages._rdb import models
+from optuna.storages._rdb import storage as optuna_storage
+from sqlalchemy.engine import Connection, Engine
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.engine import lock_schema
+from csi_job.storage.tables import LEASES, OURS, STEP_INDEX
+from csi_job.storage.url import Address
+
+
+def create_schema(engine: Engine) -> None:
+    """Make the tables that are missing; any number of processes may do this at once on an empty database."""
+    if engine.dialect.name == "sqlite":
+        _keep_a_write_ahead_log(engine)
+    with engine.begin() as connection:
+        lock_schema(connection)
+        if _stored_version(connection) is None:
+            models.BaseModel.metadata.create_all(connection)
+            _stamp(connection)
+        OURS.create_all(connection)
+        STEP_INDEX.create(connection, checkfirst=True)
+
+
+def _keep_a_write_ahead_log(engine: Engine) -> None:
+    """Let readers and the writer not wait for each other; the file remembers it."""
+    raw = engine.raw_connection()  # outside of a transaction
+    try:
+        raw.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        raw.close()
+
+
+def check_schema(engine: Engine, address: Address) -> None:
+    """Refuse a database without tables, or with those of another Optuna version.
+
+    Raises:
+        ConfigurationError: no study was ever made there, or its tables need an upgrade.
+
+    """
+    with engine.connect() as connection:
+        stored = _stored_version(connection)
+        complete = stored is not None and sa.inspect(connection).has_table(LEASES.name)
+    if stored is not None and stored != needed_version():
+        message = f"the tables in {address} are of another Optuna version (schema {stored})"
+        hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
+        raise ConfigurationError(message, allowed=f"schema {needed_version()}", hint=hint)
+    if not complete:
+        message = f"there is no study in {address}"
+        raise ConfigurationError(message, hint="`csi-job hyperopt` makes one")
+
+
+def _stored_version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@cache
+def needed_version() -> str:
+    """Return the version of the tables that this Optuna needs."""
+    return str(_script().get_current_head())
+
+
+def _stamp(connection: Connection) -> None:
+    """Write the versions as Optuna does, so that it takes the tables for its own."""
+    MigrationContext.configure(connection).stamp(_script(), needed_version())
+    if connection.execute(sa.select(models.VersionInfoModel.__table__)).first() is None:
+        version = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
+        connection.execute(sa.insert(models.VersionInfoModel.__table__).values(version_info_id=1, **version))
+
+
+def _script() -> ScriptDirectory:
+    config = Config()
+    folder = str(Path(optuna_storage.__file__).parent / "alembic")
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    return ScriptDirectory.from_config(config)

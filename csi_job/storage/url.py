@@ -1,0 +1,190 @@
+"""Where the study's database is: the URL from the settings, checked, with every secret kept apart from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL
+from sqlalchemy.engine import make_url
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.settings import StorageSettings
+
+POSTGRES_SCHEMES: Final = ("postgres", "postgresql", "postgresql+psycopg2")
+SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
+ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
+SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq takes these from the URL's query as well
+REPEATED_OPTIONS: Final = ("host", "port")  # one for each of several servers
+HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
+NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
+    "beegfs", "glusterfs", "ocfs2", "gfs2")  # fmt: skip
+LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs"})  # the root of a rootless container, seen by one host only
+
+
+@dataclass(frozen=True)
+class Address:
+    """A database: the URL without its secrets, which go to the driver alone."""
+
+    url: URL
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Return whether the database is a file of this host."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def path(self) -> Path:
+        """Return the file of an SQLite database."""
+        return Path(self.url.database or "")
+
+    def __str__(self) -> str:
+        """Return the URL as it may be shown: no password, no options."""
+        if self.is_sqlite:
+            return f"sqlite:///{self.url.database}"
+        return self.url.set(query={}).render_as_string(hide_password=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the secrets out of a pickle; the copy takes the password from PGPASSWORD or ~/.pgpass."""
+        return {"url": self.url, "secrets": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state from a pickle."""
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
+def database_address(settings: StorageSettings, work: Path) -> Address:
+    """Return the database that the settings name.
+
+    Args:
+        settings: the storage section; without a URL it is `<work>/studies.db`.
+        work: the work folder.
+
+    Raises:
+        ConfigurationError: a URL that cannot be read, another database, a password file that cannot be read.
+
+    """
+    if settings.url is None:
+        return Address(URL.create("sqlite", database=str(work / "studies.db")))
+    url = _parsed(settings.url.get_secret_value().strip())
+    if url.drivername in SQLITE_SCHEMES:
+        return _sqlite_address(url)
+    if url.drivername not in POSTGRES_SCHEMES:
+        message = "this database cannot hold a study"
+        raise ConfigurationError(message, got=url.drivername, allowed=ALLOWED)
+    return _postgres_address(url, settings)
+
+
+def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Refuse an SQLite file on a network file system, where its locks do not hold.
+
+    Raises:
+        ConfigurationError: the file lies on nfs, cifs, fuse or the like.
+
+    """
+    kind = _file_system(path.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in LOCAL_FUSE):
+        message = f"an SQLite study cannot lie on a network file system ({kind}), whose locks do not hold"
+        hint = "put it on a local disk, or share the study on PostgreSQL: storage.url postgresql+psycopg2://…"
+        raise ConfigurationError(message, got=str(path), hint=hint)
+
+
+def _file_system(path: Path, mounts: Path) -> str:
+    """Return the type of the file system that a path lies on, `` if the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = Path(_unescaped(before.split()[4]))
+        # A later mount on the same point hides an earlier one.
+        if (point == path or point in path.parents) and len(point.parts) >= best:
+            best, kind = len(point.parts), after.split()[0]
+    return kind
+
+
+def _unescaped(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+def _parsed(text: str) -> URL:
+    # The text is never shown: where it cannot be read, nobody knows which part of it is the password.
+    message = "storage.url cannot be read"
+    try:
+        url = make_url(text)
+    except Exception:  # noqa: BLE001 - whatever the parser says quotes the URL, and with it the password
+        raise ConfigurationError(message, allowed=ALLOWED) from None
+    if "\0" in text or "%00" in text:
+        raise ConfigurationError(f"{message}: it holds a NUL byte", allowed=ALLOWED)
+    if url.drivername in POSTGRES_SCHEMES and _is_ambiguous(text, url):
+        message = "storage.url holds more than one @"
+        raise ConfigurationError(message, hint=f"the password needs percent-encoding there (@ is %40), or {HINT}")
+    return url
+
+
+def _is_ambiguous(text: str, url: URL) -> bool:
+    """Return whether an @ may belong to the password; one in an option's value after the database does not."""
+    head, _, options = text.partition("?")
+    has_database = head.partition("://")[2].count("/") > 0
+    if has_database and all("=" in option for option in options.split("&") if "@" in option):
+        return head.count("@") > 1 or "@" in (url.host or "")
+    return text.count("@") > 1
+
+
+def _sqlite_address(url: URL) -> Address:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        message = "a study needs a database file"
+        raise ConfigurationError(message, got=f"sqlite:///{url.database or ''}", allowed="sqlite:///FILE")
+    if url.query:
+        message = "the URL of an SQLite file takes no options"
+        raise ConfigurationError(message, got=", ".join(url.query), allowed="sqlite:///FILE")
+    try:
+        path = Path(url.database).expanduser()
+    except RuntimeError:  # a user that this host does not know
+        message = "the home folder of storage.url cannot be found"
+        raise ConfigurationError(message, got=url.database, hint="write the path out, or as ./~name") from None
+    return Address(URL.create("sqlite", database=str(path.absolute())))
+
+
+def _postgres_address(url: URL, settings: StorageSettings) -> Address:
+    options = {name: _once(url, name) for name in url.query if name not in REPEATED_OPTIONS}
+    secrets: dict[str, str] = {name: options[name] for name in SECRET_OPTIONS if name in options}
+    if url.password is not None:
+        secrets["password"] = str(url.password)
+    password = _given_password(settings)
+    if password is not None:
+        secrets["password"] = password
+    if "\0" in secrets.get("password", ""):
+        raise ConfigurationError("the database's password holds a NUL byte, which PostgreSQL cannot take", hint=HINT)
+    bare = url.difference_update_query(SECRET_OPTIONS)
+    clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
+    return Address(clean, secrets)
+
+
+def _once(url: URL, name: str) -> str:
+    value = url.query[name]
+    if isinstance(value, str):
+        return value
+    message = f"storage.url gives {name} {len(value)} times"
+    raise ConfigurationError(message, hint=f"give it once there, or {HINT}")
+
+
+def _given_password(settings: StorageSettings) -> str | None:
+    if settings.password is not None:
+        return settings.password.get_secret_value()
+    if settings.password_file is None:
+        return None
+    try:
+        text = settings.password_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        message = f"storage.password_file cannot be read ({reason})"
+        raise ConfigurationError(message, got=str(settings.password_file)) from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,135 @@
+"""The studies of a storage: listed, deleted, and given parameters to try next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState, create_trial
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import ConfigurationError
+from csi_job.logs import get_logger
+from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET
+from csi_job.storage.claim import Counts, count_trials
+from csi_job.storage.engine import lock_study
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.storage.tables import (
+    DIRECTIONS,
+    LEASES,
+    PARAMS,
+    STEPS,
+    STUDIES,
+    STUDY_ATTRIBUTES,
+    STUDY_SYSTEM_ATTRIBUTES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    USER_ATTRIBUTES,
+    VALUES,
+)
+from csi_job.study.definition import SearchedSpace, check_same, load_study
+from csi_job.study.settings import can_be_ours
+
+logger = get_logger(__name__)
+_OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, models.TrialHeartbeatModel.__table__, LEASES)
+_OF_STUDIES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
+
+
+@dataclass(frozen=True)
+class ListedStudy:
+    """A study in the list."""
+
+    name: str
+    objective: str
+    """`` for a study of another program."""
+    counts: Counts | None
+    """None for a study of another program, which has no target."""
+
+
+def list_studies(storage: StudyStorage) -> list[ListedStudy]:
+    """Return the studies of a storage, the oldest first."""
+    return [
+        ListedStudy(
+            study.study_name,
+            str(study.user_attrs.get(OBJECTIVE, "")),
+            _counts(storage, study._study_id) if TARGET in study.user_attrs else None,  # noqa: SLF001
+        )
+        for study in storage.get_all_studies()
+    ]
+
+
+def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study:
+    """Open a study to look at it; nothing is made.
+
+    Raises:
+        ConfigurationError: there is no such database or study.
+        StorageUnavailableError: the database could not be reached within `connect_s`.
+
+    """
+    return load_study(open_storage(settings, work, create=False), name)
+
+
+def study_counts(study: optuna.Study) -> Counts:
+    """Count a study's trials by what they mean for its target."""
+    return _counts(storage_of(study), study._study_id)  # noqa: SLF001
+
+
+def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
+    """Delete a study with its trials and checkpoints; models and reports stay.
+
+    Raises:
+        ConfigurationError: there is no study of this name.
+
+    """
+    study_id = load_study(storage, name)._study_id  # noqa: SLF001
+
+    def transaction(connection: Connection) -> None:
+        lock_study(connection, study_id)
+        trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+        for table in _OF_TRIALS:
+            connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
+        for table in _OF_STUDIES:
+            connection.execute(sa.delete(table).where(table.c.study_id == study_id))
+
+    storage.write(transaction)
+    if can_be_ours(name):  # a name such as `..`, of another program's study, would lead to other folders
+        shutil.rmtree(work / "checkpoints" / name, ignore_errors=True)
+
+
+def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str, Any]) -> int:
+    """Let the next free worker try these parameters; the sampler draws those that are left out.
+
+    Args:
+        study: the study.
+        space: its search space.
+        params: values by name; one outside the space moves to the nearest inside, with a warning.
+
+    Returns:
+        the number of the waiting trial.
+
+    Raises:
+        ConfigurationError: an unknown or illegal parameter, another space than the study's, or a full study.
+
+    """
+    stored = study.user_attrs.get(FINGERPRINT) or {}
+    check_same({"space": stored.get("space")}, {"space": space.fingerprint()}, study.study_name)
+    counts = study_counts(study)
+    if counts.num_free <= 0:
+        message = f"the study's total of {counts.target} trials leaves no room for another"
+        raise ConfigurationError(message, hint="raise it first, e.g. `csi-job hyperopt --more-trials 1`")
+    moved, sentences = space.nearest(params)
+    for sentence in sentences:
+        logger.warning("%s", sentence)
+    trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: moved})
+    return storage_of(study).add(study._study_id, trial).number  # noqa: SLF001
+
+
+def _counts(storage: StudyStorage, study_id: int) -> Counts:
+    return storage.read(lambda connection: count_trials(connection, study_id))

@@ -1,0 +1,160 @@
+"""How a study stands, for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from csi_job.errors import DataError
+from csi_job.report import format as words
+from csi_job.storage.attributes import OUTCOMES
+from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from csi_job.storage.attributes import Outcome
+
+Kind = TypeVar("Kind", RunningStatus, BestStatus)
+MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
+OUTCOME_STYLES: dict[Outcome, str] = {
+    "complete": "green",
+    "pruned": "yellow",
+    "infeasible": "red",
+    "failed": "bold red",
+    "cancelled": "dim",
+    "running": "cyan",
+    "waiting": "dim",
+}
+
+
+def render_status(status: StudyStatus) -> RenderableType:
+    """Return one picture of a study for a terminal: how far, the best so far, what runs now, what failed."""
+    parts: list[RenderableType] = [_target_line(status), _outcomes_line(status), Text(), _best(status.best)]
+    if status.running:
+        parts += [Text(), _running(status.running)]
+    parts += [Text(), Text(_pace(status))]
+    if status.failures:
+        parts += [Text(), _failures(status.failures)]
+    return Panel(Group(*parts), title=Text(status.name, style="bold"), title_align="left", padding=(1, 2))
+
+
+def status_dict(status: StudyStatus) -> dict[str, Any]:
+    """Return the same as plain values, for JSON."""
+    content = asdict(status)
+    failures = [{"reason": reason, "num_trials": number} for reason, number in status.failures]
+    counts = {"num_finished": status.num_finished, "num_running": status.num_running}
+    return {**content, **counts, "is_finished": status.is_finished, "failures": failures}
+
+
+def status_json(status: StudyStatus) -> str:
+    """Return the status as one JSON object."""
+    return json.dumps(status_dict(status), ensure_ascii=False)
+
+
+def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
+    """Return the status of which `status_json` made this; what a newer csi-job adds is left out.
+
+    Raises:
+        DataError: something is missing, as another version of csi-job has it.
+
+    """
+    best = content.get("best")
+    known = {field.name: content[field.name] for field in fields(StudyStatus) if field.name in content}
+    try:
+        known["running"] = tuple(_of(RunningStatus, trial) for trial in content["running"])
+        known["failures"] = tuple((item["reason"], item["num_trials"]) for item in content["failures"])
+        return StudyStatus(**(known | {"best": best and _of(BestStatus, best)}))
+    except (KeyError, TypeError):
+        raise DataError("this status is of another version of csi-job", hint="install that of the release") from None
+
+
+def _of(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
+    return kind(**{name: value for name, value in content.items() if name in kind.__dataclass_fields__})
+
+
+def _target_line(status: StudyStatus) -> RenderableType:
+    line = Table.grid(padding=(0, 2), expand=True)
+    line.add_column(no_wrap=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True, justify="right")
+    share = min(status.num_finished / status.target, 1.0) if status.target else 0.0
+    bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
+    line.add_row(f"{words.count(status.num_finished)} of {words.plural(status.target, 'trial')}", bar, f"{share:.0%}")
+    return line
+
+
+def _outcomes_line(status: StudyStatus) -> Text:
+    numbers: dict[Outcome, int] = {
+        "complete": status.num_complete,
+        "pruned": status.num_pruned,
+        "infeasible": status.num_infeasible,
+        "failed": status.num_failed,
+        "cancelled": status.num_cancelled,
+        "running": status.num_running,
+        "waiting": status.num_waiting,
+    }
+    shown = [outcome for outcome in OUTCOMES if numbers[outcome] or outcome in {"complete", "pruned"}]
+    pieces = [Text(f"{numbers[outcome]} {outcome}", style=OUTCOME_STYLES[outcome]) for outcome in shown]
+    return Text("  ").join(pieces)
+
+
+def _best(best: BestStatus | None) -> RenderableType:
+    if best is None:
+        return Text("No trial is complete yet.", style="dim")
+    head = Text.assemble("Best validation F1 ", (words.score(best.f1), "bold green"), f" (trial {best.number})")
+    if best.gflops is not None:
+        head.append(f", {words.value(best.gflops)} GFLOPs an image: {best.rule}")
+    names = words.in_order(set(best.params))
+    params = ", ".join(f"{name} {words.value(best.params[name])}" for name in names)
+    return Group(head, Text(params, style="dim"))
+
+
+def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for title in ("Running", "Epoch", "F1 so far", "Attempt", "Last heard of"):
+        table.add_column(title, justify="right")
+    table.add_column("Worker", overflow="fold")
+    for trial in trials[:MAX_ROWS]:
+        cells = (_epoch(trial), words.score(trial.f1), str(trial.attempt), _heard(trial))
+        style = "yellow" if trial.is_orphan else ""
+        table.add_row(f"trial {trial.number}", *cells, Text(trial.host or words.MISSING), style=style)
+    more = len(trials) - MAX_ROWS
+    return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
+
+
+def _epoch(trial: RunningStatus) -> str:
+    done = 0 if trial.epoch is None else trial.epoch + 1
+    return f"{done}/{trial.max_epochs}" if trial.max_epochs else str(done)
+
+
+def _heard(trial: RunningStatus) -> str:
+    if trial.is_orphan:
+        return "free, to be taken over"
+    return words.MISSING if trial.lease_age_s is None else f"{words.duration(max(trial.lease_age_s, 0.0))} ago"
+
+
+def _pace(status: StudyStatus) -> str:
+    if status.is_finished:
+        return "The study is finished. Go on with --more-trials K, or train the result: csi-job train-optimized."
+    if status.trials_per_h is None:
+        return "Time left: unknown until a trial has finished while others run."
+    left = f", about {words.duration(status.eta_s)} left" if status.eta_s is not None else ""
+    return f"{status.trials_per_h:.1f} trials an hour{left}"
+
+
+def _failures(failures: tuple[tuple[str, int], ...]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("Failed", justify="right")
+    table.add_column("Why", overflow="fold")
+    for reason, number in failures[:MAX_ROWS]:
+        table.add_row(str(number), Text(reason))
+    return table

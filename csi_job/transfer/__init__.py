@@ -1,0 +1,1 @@
+"""Studies copied, exported and migrated."""

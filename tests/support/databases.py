@@ -1,0 +1,40 @@
+"""Fixtures of the storage on both databases, for the folders of tests that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from csi_job.storage.storage import StudyStorage, open_storage
+from tests.support.postgres import Server, postgres_server
+from tests.support.studies import storage_settings
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture
+def postgres_url(server: Server) -> Iterator[str]:
+    with server.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/studies.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def storage(url: str, tmp_path: Path) -> Iterator[StudyStorage]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    opened = open_storage(storage_settings(url, lease_s=5), tmp_path, create=True)
+    yield opened
+    opened.close()

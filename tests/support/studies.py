@@ -1,0 +1,310 @@
+"""Small studies for tests: a space, a cheap objective, workers as processes, and a reader that shares no code."""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import psycopg2
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import SecretStr
+from sqlalchemy.engine import Engine
+
+from csi_job.logs import set_up_logging
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.study.definition import define_study
+from csi_job.study.resume import CheckpointReader, epoch_of
+from csi_job.study.settings import StudySettings
+from csi_job.study.trial_run import RunningTrial
+from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+
+BASELINE = {"x": 0.5, "kind": "plain"}
+CACHE = SimpleNamespace(key="0123456789abcdef")
+
+
+class ToySpace:
+    """A number, a choice, and a number that only one choice has."""
+
+    def __init__(self, high: float = 1.0) -> None:
+        self.high = high
+
+    def distributions(self) -> dict[str, Any]:
+        return {
+            "x": FloatDistribution(0, self.high),
+            "kind": CategoricalDistribution(["plain", "bent"]),
+            "bend": IntDistribution(1, 5),
+        }
+
+    def conditional(self) -> set[str]:
+        return {"bend"}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"x": {"low": 0, "high": self.high}, "kind": ["plain", "bent"]}
+
+    def nearest(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+        moved = dict(params)
+        if float(moved.get("x", 0)) > self.high:
+            moved["x"] = self.high
+            return moved, [f"x {params['x']} is not in the space; {self.high} is tried instead."]
+        return moved, []
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        params = {
+            "x": trial.suggest_float("x", 0, self.high),
+            "kind": trial.suggest_categorical("kind", ["plain", "bent"]),
+        }
+        if params["kind"] == "bent":
+            params["bend"] = trial.suggest_int("bend", 1, 5)
+        return params
+
+
+SPACE = ToySpace()
+
+
+def value_at(params: dict[str, Any], epoch: int) -> float:
+    """The value that an epoch gives: any worker computes the same."""
+    return float(params["x"]) * (1 - 0.5 ** (epoch + 1))
+
+
+def write_checkpoint(folder: Path, epoch: int, params: dict[str, Any]) -> Path:
+    """Write a checkpoint that can be seen to be torn, and keep the last two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({str(step): value_at(params, step) for step in range(epoch + 1)})
+    path = folder / f"epoch-{epoch:04d}.pt"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(hashlib.sha256(text.encode()).hexdigest() + text)
+    temporary.replace(path)
+    (folder / f"epoch-{epoch - 2:04d}.pt").unlink(missing_ok=True)
+    return path
+
+
+def valid_checkpoints(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("epoch-*.pt"), key=epoch_of, reverse=True)
+    return [path for path in paths if _is_whole(path.read_text())]
+
+
+def checkpoint_values(path: Path) -> dict[int, float]:
+    return {int(step): value for step, value in json.loads(path.read_text()[64:]).items()}
+
+
+def _is_whole(text: str) -> bool:
+    return hashlib.sha256(text[64:].encode()).hexdigest() == text[:64]
+
+
+READER = CheckpointReader(valid_checkpoints, checkpoint_values)
+
+
+def objective(running: RunningTrial[dict[str, Any]], epoch_s: float = 0.0) -> list[float]:
+    """Report a value an epoch, with a checkpoint, and go on after the checkpoint it is given."""
+    first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
+    for epoch in range(first, running.max_epochs):
+        if epoch_s:
+            time.sleep(epoch_s)
+        running.batch_done()
+        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
+        _remember(running, epoch)
+        running.report(epoch, value_at(running.params, epoch), checkpoint=checkpoint)
+        if running.should_prune():
+            raise optuna.TrialPruned
+    return [running.params["x"], running.max_epochs][: len(running.trial.study.directions)]
+
+
+def _remember(running: RunningTrial[dict[str, Any]], epoch: int) -> None:
+    """Note that an epoch was computed, where the test can count it."""
+    with (running.work / "computed.log").open("a") as file:
+        file.write(f"{running.number} {epoch}\n")
+
+
+def storage_settings(url: str, **settings: Any) -> StorageSettings:
+    return StorageSettings(url=SecretStr(url), **settings)
+
+
+def define(storage: StudyStorage, **settings: Any) -> optuna.Study:
+    """Define the study `toy`, as every worker does."""
+    given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
+    return define_study(storage, StudySettings(**given), space=SPACE, baseline=BASELINE, cache=CACHE)
+
+
+def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
+    """Run a worker in this process."""
+    options = settings.pop("options", None) or WorkerOptions(own_process=False)
+    given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
+    return run_worker(
+        study,
+        run,
+        suggest=SPACE.suggest,
+        settings=StudySettings(**given),
+        work=work,
+        checkpoints=READER,
+        options=options,
+    )
+
+
+# Workers fork from a warm server process, since importing Optuna takes longer than most tests let them live.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # where they find this module
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.studies"])
+
+
+class Worker:
+    """A worker process; its log is a file."""
+
+    def __init__(
+        self, url: str, work: Path, *, run: Callable[[dict[str, Any]], int] | None = None, **settings: Any
+    ) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.log_file = work / f"worker-{uuid.uuid4().hex[:8]}.log"
+        arguments = {"url": url, "work": str(work), **settings}
+        self.process = FORKS.Process(target=_run_process, args=(arguments, str(self.log_file), run or main))
+        self.process.start()
+
+    def send_signal(self, number: int) -> None:
+        if self.process.pid and self.process.is_alive():
+            with suppress(ProcessLookupError):  # it ended just now, which its sentinel tells a moment later
+                os.kill(self.process.pid, number)
+
+    def wait(self, timeout_s: float = 120) -> int:
+        """Return the exit code, negative for a signal."""
+        self.process.join(timeout_s)
+        if self.process.exitcode is None:
+            self.send_signal(signal.SIGUSR1)  # its stacks go to its log
+            time.sleep(1)
+            self.process.kill()
+            message = f"the worker hangs: {self.log()}"
+            raise TimeoutError(message)
+        return self.process.exitcode
+
+    def wait_for_trial(self) -> None:
+        """Wait until it runs a trial, or has ended."""
+        while self.process.is_alive() and "trial " not in self.log():
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+
+def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[str, Any]], int]) -> None:
+    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 2)
+    faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(run(arguments))
+
+
+def main(arguments: dict[str, Any]) -> int:
+    """What a worker process does."""
+    from csi_job.errors import CsiJobError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    set_up_logging("text")
+    work, epoch_s = Path(arguments.pop("work")), arguments.pop("epoch_s", 0.0)
+    lease_s, stall_s = arguments.pop("lease_s", 2.0), arguments.pop("stall_s", 60.0)
+    storage_part = {key: arguments.pop(key) for key in ("outage_s", "connect_s") if key in arguments}
+    try:
+        settings = storage_settings(arguments.pop("url"), lease_s=lease_s, **storage_part)
+        storage = open_storage(settings, work, create=True)
+        study = define(storage, **arguments)
+        options = WorkerOptions(stall_s=stall_s)
+        work_on(study, work, lambda running: objective(running, epoch_s), options=options, **arguments)
+    except CsiJobError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    """Collect the statements that go to the server."""
+    statements: list[str] = []
+
+    def count(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(engine, "before_cursor_execute", count)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", count)
+
+
+OF_X = "ON p.trial_id = t.trial_id AND p.param_name = 'x'"
+
+
+class Reader:
+    """Reads the study by plain SQL."""
+
+    def __init__(self, url: str) -> None:
+        if url.startswith("sqlite:///"):
+            self.connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)
+        else:
+            self.connection = psycopg2.connect(url)
+            self.connection.autocommit = True
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        cursor = self.connection.cursor()
+        cursor.execute(sql)
+        return [tuple(row) for row in cursor.fetchall()]
+
+    def is_locked(self) -> bool:
+        """Whether SQLite's one lock is taken; PostgreSQL has none of the kind."""
+        if not isinstance(self.connection, sqlite3.Connection):
+            return False
+        try:
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        finally:
+            self.connection.execute("PRAGMA busy_timeout = 30000")
+        self.connection.rollback()
+        return False
+
+    def states(self) -> dict[str, int]:
+        return {str(state): count for state, count in self.rows("SELECT state, count(*) FROM trials GROUP BY state")}
+
+    def curves(self) -> dict[int, list[tuple[int, float]]]:
+        """Steps and values of each trial, by number."""
+        rows = self.rows(
+            "SELECT t.number, v.step, v.intermediate_value FROM trial_intermediate_values v"
+            " JOIN trials t ON t.trial_id = v.trial_id ORDER BY t.number, v.step"
+        )
+        curves: dict[int, list[tuple[int, float]]] = {}
+        for number, step, value in rows:
+            curves.setdefault(number, []).append((step, value))
+        return curves
+
+    def check_exact(self, target: int, max_epochs: int) -> None:
+        """Check what must hold of a finished study, whatever was killed."""
+        states = self.states()
+        assert states.get("COMPLETE", 0) + states.get("PRUNED", 0) == target, states
+        assert not states.get("RUNNING", 0), states
+        assert not states.get("WAITING", 0), states
+        numbers = [number for (number,) in self.rows("SELECT number FROM trials ORDER BY number")]
+        assert numbers == list(range(len(numbers)))
+        complete = {number for (number,) in self.rows("SELECT number FROM trials WHERE state = 'COMPLETE'")}
+        finished = {n for (n,) in self.rows("SELECT number FROM trials WHERE state IN ('COMPLETE', 'PRUNED')")}
+        xs = dict(self.rows(f"SELECT t.number, p.param_value FROM trials t JOIN trial_params p {OF_X}"))
+        for number, curve in self.curves().items():
+            if number in finished:
+                assert [step for step, _ in curve] == list(range(len(curve))), (number, curve)
+                assert all(abs(value - value_at({"x": xs[number]}, step)) < 1e-12 for step, value in curve)
+            if number in complete:
+                assert len(curve) == max_epochs, (number, curve)
+        values = dict(
+            self.rows("SELECT t.number, v.value FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id")
+        )
+        assert all(values[number] == xs[number] for number in complete)

@@ -1,0 +1,98 @@
+"""The digest index: unchanged files are not read again, changed ones always."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from csi_job.cache import key as content
+from csi_job.cache.key import DigestIndex
+
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(bytes([number]) * 1000)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def num_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files read so far; files count as settled at once."""
+    read: list[Path] = []
+    real = content.digest_file
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(content, "digest_file", counted)
+    monkeypatch.setattr(content, "_SETTLED_NS", -1_000_000_000)
+    return read
+
+
+def digest(paths: list[Path], tmp_path: Path) -> list[str]:
+    return [digest.sha256 for digest in DigestIndex(tmp_path / "digests.json", KEY).digest(paths)]
+
+
+def test_digests_are_those_of_the_content_in_order(paths: list[Path], tmp_path: Path) -> None:
+    assert digest(paths, tmp_path) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_unchanged_files_are_read_once(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+    first = digest(paths, tmp_path)
+    assert len(num_read) == 5
+    assert digest(paths, tmp_path) == first
+    assert len(num_read) == 5
+
+
+def test_a_file_changed_behind_its_old_time_and_size_is_read_again(
+    paths: list[Path], tmp_path: Path, num_read: list[Path]
+) -> None:
+    first = digest(paths, tmp_path)
+    times = (paths[2].stat().st_atime_ns, paths[2].stat().st_mtime_ns)
+    paths[2].write_bytes(b"\xff" * 1000)
+    os.utime(paths[2], ns=times)
+    second = digest(paths, tmp_path)
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, True, False, True, True]
+    assert len(num_read) == 6
+
+
+def test_files_changed_just_now_are_not_trusted(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+    content._SETTLED_NS = 3600 * 10**9
+    digest(paths, tmp_path)
+    digest(paths, tmp_path)
+    assert len(num_read) == 10
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 3}', '{"a": [1]}'])
+def test_a_damaged_index_costs_only_time(paths: list[Path], tmp_path: Path, num_read: list[Path], text: str) -> None:
+    (tmp_path / "digests.json").write_text(text)
+    digest(paths, tmp_path)
+    digest(paths, tmp_path)
+    assert len(num_read) == 5
+
+
+def test_the_index_names_no_file(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+    digest(paths, tmp_path)
+    assert len(num_read) == 5
+    assert ".png" not in (tmp_path / "digests.json").read_text()
+
+
+def test_an_unreadable_file_has_a_digest_of_its_own(paths: list[Path], tmp_path: Path) -> None:
+    paths[1].unlink()
+    assert digest(paths, tmp_path)[1] == "unreadable"
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(
+    paths: list[Path], tmp_path: Path, num_read: list[Path]
+) -> None:
+    index = DigestIndex(tmp_path / "missing" / "digests.json", KEY)
+    assert len(index.digest(paths)) == len(num_read) == 5

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from csi_job.evaluation import figures as plots
+from csi_job.evaluation.compare import compare_evaluations
+from csi_job.evaluation.evaluate import confusion_ZKK
+from csi_job.radiographs.zones import RISK_CLASSES, ZONES
+from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+
+FIGURES = (plots.confusion_figure, plots.reliability_figure, plots.csi_figure, plots.roc_figure)
+
+
+@pytest.fixture
+def evaluation(quick):
+    return evaluated(draw_predictions(60, 0), quick)
+
+
+def test_the_patients_right_zones_are_on_the_left_side_of_the_film(evaluation):
+    figure = plots.confusion_figure(evaluation)
+    places = {note.text.split(" ")[0]: (note.x, note.y) for note in figure.layout.annotations}
+    assert places.keys() == set(ZONES)
+    for height in ("sup", "mid", "inf"):
+        assert places[f"right_{height}"][0] < places[f"left_{height}"][0]
+    assert places["right_sup"][1] > places["right_mid"][1] > places["right_inf"][1]
+
+
+def test_confusion_figures_show_the_counts_with_truth_downwards(evaluation):
+    figure, counts = plots.confusion_figure(evaluation), confusion_ZKK(evaluation.predictions)
+    for trace, expected in zip(figure.data, counts, strict=True):
+        np.testing.assert_array_equal(trace.text, expected)
+    assert figure.layout.yaxis.autorange == "reversed"
+
+
+def test_images_are_named_by_pseudonym_only(evaluation):
+    figure = plots.csi_figure(evaluation)
+    named = {name for trace in figure.data[1:] for name in trace.customdata}
+    graded = np.flatnonzero(evaluation.predictions.has_csi_N)
+    assert named == {evaluation.predictions.pseudonyms[row] for row in graded}
+
+
+def test_every_risk_class_has_its_curve_with_its_area(evaluation):
+    names = [trace.name for trace in plots.roc_figure(evaluation).data[1:]]
+    assert [name.split(":")[0] for name in names] == list(RISK_CLASSES)
+    assert f"{evaluation.metrics['risk_auroc_low'].value:.2f}" in names[0]
+
+
+def test_differences_are_turned_so_that_right_is_better(quick, evaluation):
+    truth = evaluation.predictions
+    perfect = certain(truth.zones_NZ, truth.patients_N)
+    object.__setattr__(perfect, "pseudonyms", truth.pseudonyms)
+    figure = plots.differences_figure(compare_evaluations(evaluated(perfect, quick), evaluation))
+    gains = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
+    assert gains["CSI mean: MAE"] > 0
+    assert gains["F1, macro"] > 0
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("zones", [np.full((3, 6), 4), np.full((3, 6), 2), np.empty((0, 6))])
+def test_splits_with_little_in_them_still_give_figures(figure, zones, quick):
+    figure(evaluated(certain(zones), quick)).to_json()

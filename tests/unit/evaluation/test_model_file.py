@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from csi_job.errors import ModelFileError
+from csi_job.evaluation.model_file import FORMAT, file_sha256, load_model, predict_probabilities
+from csi_job.trial.model import build_model
+from tests.unit.evaluation.conftest import write_model_file
+
+CPU = torch.device("cpu")
+FORM = {"image_size_px": 32, "normalisation": "medical"}
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+def bare(path, model=None):
+    torch.save((model or build_model("Custom_1")).state_dict(), path)
+    return path
+
+
+def refused(path, **options) -> str:
+    with pytest.raises(ModelFileError) as caught:
+        load_model(path, CPU, **options)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_safetensors_say_by_themselves_what_they_are(model_file):
+    loaded = load_model(model_file, CPU, image_size_px=64, normalisation="imagenet")
+    assert (loaded.architecture, loaded.image_size_px, loaded.normalisation) == ("Custom_1", 32, "medical")
+    assert not loaded.model.training
+
+
+def test_a_state_dict_gives_the_same_predictions_as_the_safetensors(model_file, tmp_path):
+    torch.save(load_file(model_file), tmp_path / "same.pth")
+    images = torch.randint(0, 256, (5, 32, 32), dtype=torch.uint8)
+    ours = predict_probabilities(load_model(model_file, CPU), images, 2)
+    theirs = predict_probabilities(load_model(tmp_path / "same.pth", CPU, **FORM), images, 5)
+    assert ours.shape == (5, 6, 5)
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_state_dict_finds_its_card_beside_it(tmp_path):
+    path = bare(tmp_path / "m.pth")
+    card = {"architecture": "Custom_1", "image_size_px": 48, "normalisation": "imagenet"}
+    card["files"] = {"m.pth": {"sha256": file_sha256(path)}}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    loaded = load_model(path, CPU)
+    assert (loaded.image_size_px, loaded.normalisation) == (48, "imagenet")
+
+
+def test_a_card_of_another_file_is_not_believed(tmp_path, caplog):
+    path = bare(tmp_path / "m.pth")
+    card = {"architecture": "ResNet50", "image_size_px": 48, "files": {"m.pth": {"sha256": "0" * 64}}}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with caplog.at_level("WARNING", logger="csi_job"):
+        assert load_model(path, CPU, **FORM).architecture == "Custom_1"
+    assert "describes another file" in caplog.text
+
+
+def test_a_bare_state_dict_needs_its_image_size_from_the_caller(tmp_path):
+    assert "has no card that says its image_size_px and normalisation" in refused(bare(tmp_path / "m.pth"))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_malicious_pickle_is_refused_and_never_executed(tmp_path, protocol):
+    path, target = tmp_path / "evil.pth", tmp_path / "executed"
+    path.write_bytes(pickle.dumps({"weight": Payload(target)}, protocol=protocol))
+    assert "nothing in it was executed" in refused(path, **FORM)
+    assert not target.exists()
+
+
+def test_a_malicious_pytorch_archive_is_refused_and_never_executed(tmp_path):
+    path, target = tmp_path / "evil.pth", tmp_path / "executed"
+    torch.save({"weight": torch.ones(2), "more": Payload(target)}, path)
+    assert "nothing in it was executed" in refused(path, **FORM)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_one_line(model_file, tmp_path, share):
+    for source in (model_file, bare(tmp_path / "whole.pth")):
+        torn = tmp_path / f"torn{source.suffix}"
+        torn.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
+        assert "the model file" in refused(torn, **FORM)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".safetensors"]))
+def test_junk_is_one_line(tmp_path, junk, suffix):
+    path = tmp_path / f"junk{suffix}"
+    path.write_bytes(junk)
+    refused(path, **FORM)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {}, torch.ones(2)])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "m.pth")
+    assert "no state dict" in refused(tmp_path / "m.pth", **FORM)
+
+
+def test_weights_of_no_known_architecture_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("csi_job.trial.model.ARCHITECTURES", ("Custom_1",))  # building all eighty takes a while
+    torch.save({"layer.weight": torch.ones(3)}, tmp_path / "m.pth")
+    assert "no architecture that is known here" in refused(tmp_path / "m.pth", **FORM)
+
+
+def test_weights_that_do_not_fit_the_architecture_named_are_refused(tmp_path):
+    path = write_model_file(tmp_path / "m.safetensors", architecture="resnet18")
+    assert "do not fit resnet18" in refused(path)
+
+
+def test_shapes_that_differ_are_refused(tmp_path, model_file):
+    state = load_file(model_file)
+    name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[name] = torch.ones(1)
+    card = json.dumps({"architecture": "Custom_1", **FORM})
+    save_file(state, tmp_path / "m.safetensors", {"format": FORMAT, "card": card})
+    assert "shapes differ" in refused(tmp_path / "m.safetensors")
+
+
+def test_an_unknown_architecture_is_named(tmp_path):
+    assert "ResNet5000" in refused(write_model_file(tmp_path / "m.safetensors", architecture="ResNet5000"))
+
+
+@pytest.mark.parametrize("form", [{"image_size_px": 1}, {"image_size_px": "big"}, {"normalisation": "none"}])
+def test_an_image_form_that_is_not_allowed_is_refused(tmp_path, form):
+    assert "is not allowed" in refused(write_model_file(tmp_path / "m.safetensors", **form))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = build_model("Custom_1")
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    assert "not finite" in refused(bare(tmp_path / "m.pth", model), **FORM)
+
+
+@pytest.mark.parametrize("card", ["", "[]", "{", "[" * 100_000])
+def test_metadata_that_is_no_card_is_refused(tmp_path, model_file, card):
+    save_file(load_file(model_file), tmp_path / "m.safetensors", {"format": FORMAT, "card": card})
+    assert "card is not a JSON object" in refused(tmp_path / "m.safetensors")
+
+
+def test_missing_files_folders_and_other_kinds_are_told_apart(tmp_path):
+    assert "there is no such model file" in refused(tmp_path / "m.pth")
+    assert "no such kind of model file" in refused(tmp_path / "m.onnx")
+    (tmp_path / "folder.pth").mkdir()
+    assert "there is no such model file" in refused(tmp_path / "folder.pth")
+
+
+def test_output_that_is_not_finite_is_refused(model_file):
+    loaded = load_model(model_file, CPU)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1e30)
+    with pytest.raises(ModelFileError, match="output is not finite"):
+        predict_probabilities(loaded, torch.randint(0, 256, (2, 32, 32), dtype=torch.uint8), 2)

@@ -1,0 +1,173 @@
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from csi_job.evaluation.measures import SUMMARY_METRICS
+from csi_job.report.page.page import write_report
+from csi_job.report.results import MIN_PATIENTS
+from csi_job.report.study_view import view_study
+from csi_job.trial.space import SearchSpace
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_report_opens_with_no_network_and_holds_plotly_once(work, finished_study, read_page):
+    path = write_report(finished_study, work)
+    assert path == work / "models" / "hyperopt" / "csi_optimization_report.html"
+    page = read_page(path)
+    assert page.loads() == []
+    assert sum("plotly.js v" in script for _, script in page.scripts) == 1
+    assert len(page.figures()) == 8
+
+
+def test_links_lead_to_sections_and_every_id_is_there_once(work, finished_study, read_page):
+    page = read_page(write_report(finished_study, work))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links
+    assert all(link.removeprefix("#") in ids for link in links)
+
+
+def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, finished_study, read_page):
+    text = read_page(write_report(finished_study, work)).text
+    best, baseline = finished_study.best_value, finished_study.trials[0].value
+    sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline's {baseline:.3f}"
+    assert sentence in text
+    assert "127 radiographs of 97 patients" in text
+    assert text.index(sentence) < text.index("The settings found")
+
+
+def test_candidates_are_told_with_mean_and_spread(work, finished_study, read_page):
+    confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
+    text = read_page(write_report(finished_study, work)).text
+    assert f"mean validation F1 of {confirmed['value']:.3f} with a spread of {confirmed['spread']:.3f}" in text
+    assert f"Trial {confirmed['trial']}, winner" in text
+    baseline = json.loads((work / "models" / "baseline_model.json").read_text())
+    assert f"the baseline reached {baseline['mean']:.3f} the same way" in text
+
+
+def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, finished_study, read_page):
+    evaluation = json.loads((work / "models" / "evaluation" / "optimized_model.json").read_text())
+    comparison = json.loads((work / "models" / "evaluation" / "comparison.json").read_text())
+    text = read_page(write_report(finished_study, work)).text
+    for name in ("f1_macro", "csi_mae", "risk_auroc"):
+        metric = evaluation["metrics"][name]
+        low, high = metric["interval"]
+        assert f"{metric['value']:.3f} ({low:.3f} to {high:.3f})" in text
+    assert comparison["outcome"] in text
+    assert "left_sup has no image scored 3; the macro F1 counts that as 0." in text
+
+
+def test_before_the_later_stages_the_page_says_what_is_still_to_do(finished_study, tmp_path, read_page):
+    text = read_page(write_report(finished_study, tmp_path)).text
+    assert "is not measured on the test set yet" in text
+    assert "csi-job train-optimized trains the best trials again" in text
+    assert "is not in this work folder" in text
+    assert "the best of many is partly luck" in text
+
+
+def test_a_model_of_another_study_is_not_shown_as_this_ones(work, finished_study, read_page):
+    change_json(work / "models" / "optimized_model.json", study="another <study>")
+    text = read_page(write_report(finished_study, work)).text
+    assert "is of another study (another <study>)" in text
+    assert "is not measured on the test set yet" in text
+
+
+def test_an_evaluation_of_an_older_model_is_not_shown(work, finished_study, read_page):
+    change_json(work / "models" / "optimized_model.json", test=None)
+    text = read_page(write_report(finished_study, work)).text
+    assert "is of another model or split" in text
+    assert "Test F1" not in text
+
+
+def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, finished_study, read_page):
+    path = work / "models" / "evaluation" / "baseline_model.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    metrics["f1_macro"]["value"] += 0.01
+    change_json(path, metrics=metrics)
+    text = read_page(write_report(finished_study, work)).text
+    assert "Test F1" in text
+    assert "Test F1 over baseline" not in text
+
+
+@pytest.mark.parametrize("stem", ["optimized_model", "evaluation/optimized_model", "evaluation/comparison"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}', '{"torn": '])
+def test_damaged_files_of_other_stages_are_left_out(stem, content, work, finished_study):
+    (work / "models" / f"{stem}.json").write_text(content)
+    write_report(finished_study, work)
+
+
+def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work, make_rich_study, read_page):
+    study = make_rich_study()
+    study.set_user_attr("fingerprint", {**study.user_attrs["fingerprint"], "cache": "f" * 16})
+    text = read_page(write_report(study, work)).text
+    assert "radiographs of" not in text
+    assert "winner" not in text
+    assert "Test F1" not in text
+
+
+def test_infeasible_and_failed_trials_are_listed_with_their_reasons(work, finished_study, read_page):
+    text = read_page(write_report(finished_study, work)).text
+    reasons = {trial.user_attrs["reason"] for trial in finished_study.trials if trial.user_attrs.get("infeasible")}
+    assert reasons
+    assert all(reason in text for reason in reasons)
+    assert "the worker stopped 3 times before the end of an epoch 2 9, 26" in text
+
+
+def test_the_settings_shown_make_the_same_study_again(work, finished_study, read_page):
+    codes = [data for data in read_page(write_report(finished_study, work)).words if "space:" in data]
+    settings = yaml.safe_load(codes[0])
+    fingerprint = finished_study.user_attrs["fingerprint"]
+    assert SearchSpace(**settings["space"]).fingerprint() == fingerprint["space"]
+    assert settings["trial"]["objective_average"] == fingerprint["average"]
+    assert settings["baseline"] == finished_study.trials[0].params
+
+
+def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work, make_rich_study, read_page):
+    study = make_rich_study("it's a study", 40)
+    text = next(data for data in read_page(write_report(study, work)).words if "csi-job hyperopt" in data)
+    commands = [shlex.split(part) for part in text.replace("\\\n", " ").splitlines()]
+    options = [dict(zip(words[2::2], words[3::2], strict=True)) for words in commands]
+    assert [option["--sampler"] for option in options] == ["random", "tpe"]
+    assert [option["--max-epochs"] for option in options] == ["8", "12"]
+    assert options[-1]["--n-trials"] == str(view_study(study).num_finished)
+    assert options[0]["--study-name"] == "it's a study"
+
+
+def test_two_objectives_tell_the_rule_and_show_the_front(two_objectives, tmp_path, read_page):
+    page = read_page(write_report(two_objectives, tmp_path))
+    assert "one standard error" in page.text
+    assert any(attrs.get("id") == "figure-pareto_front" for _, attrs in page.tags)
+
+
+def test_degenerate_studies_give_a_page(degenerate_study, tmp_path, read_page):
+    page = read_page(write_report(degenerate_study, tmp_path))
+    assert page.loads() == []
+    complete = view_study(degenerate_study).with_outcome("complete")
+    assert ("No trial is complete yet, so there is no result" in page.text) == (not complete)
+
+
+def test_neither_pseudonyms_nor_paths_are_on_the_page(work, finished_study, pseudonyms):
+    text = write_report(finished_study, work).read_text(encoding="utf-8")
+    assert str(work) not in text
+    assert pseudonyms() & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
+
+
+def test_all_summary_metrics_of_a_comparison_have_a_name():
+    from csi_job.report.format import METRIC_NAMES
+
+    assert set(METRIC_NAMES) <= set(SUMMARY_METRICS)
+
+
+def test_few_test_patients_bring_a_caution_and_many_do_not(work, finished_study, read_page):
+    path = work / "models" / "evaluation" / "optimized_model.json"
+    change_json(path, num_patients=MIN_PATIENTS - 1)
+    assert f"With {MIN_PATIENTS - 1} test patients the intervals" in read_page(write_report(finished_study, work)).text
+    change_json(path, num_patients=MIN_PATIENTS)
+    assert "intervals are too narrow" not in read_page(write_report(finished_study, work)).text

@@ -1,0 +1,136 @@
+"""The storage on SQLite: what Optuna reads of it, and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from pydantic import SecretStr
+
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
+from tests.support.studies import define, work_on
+
+
+def test_optuna_reads_the_study_by_the_url_of_its_file(tmp_path: Path) -> None:
+    work = tmp_path / "wörk folder"
+    study = define(open_storage(StorageSettings(), work, create=True), num_trials=6)
+    work_on(study, work, num_trials=6)
+    url = f"sqlite:///{work}/studies.db"
+    plain = optuna.load_study(study_name="toy", storage=url)
+    assert plain.trials == study.trials
+    assert plain.best_value == study.best_value
+    assert plain.user_attrs == study.user_attrs
+    assert optuna.study.get_all_study_names(url) == ["toy"]
+
+
+def test_braces_and_percents_in_a_path_survive(tmp_path: Path) -> None:
+    work = tmp_path / "{x} 100% {SCHEMA_VERSION}"
+    define(open_storage(StorageSettings(), work, create=True))
+    assert (work / "studies.db").is_file()
+    assert define(open_storage(StorageSettings(), work, create=False)).study_name == "toy"
+
+
+def test_nothing_is_made_where_nothing_may_be_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no study yet"):
+        open_storage(StorageSettings(), tmp_path / "work", create=False)
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "studies.db").touch()
+    with pytest.raises(ConfigurationError, match="there is no study in"):
+        open_storage(StorageSettings(), tmp_path, create=False)
+    assert (tmp_path / "studies.db").stat().st_size == 0
+
+
+def test_tables_of_another_optuna_version_are_refused_with_the_upgrade(storage: StudyStorage, tmp_path: Path) -> None:
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    for create in (True, False):
+        with pytest.raises(ConfigurationError, match=r"another Optuna version.*optuna storage upgrade"):
+            open_storage(StorageSettings(), tmp_path, create=create)
+
+
+def test_tables_that_optuna_made_are_taken_over(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    optuna.create_study(storage=url, study_name="plain")
+    study = define(open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True))
+    assert sorted(optuna.study.get_all_study_names(url)) == ["plain", "toy"]
+    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
+
+
+@pytest.mark.parametrize("content", ["a label table\n" * 200, None])
+def test_a_file_that_cannot_be_a_database_is_one_line(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(ConfigurationError, match="cannot be used") as caught:
+        open_storage(StorageSettings(), tmp_path, create=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="folder of the database cannot be made"):
+        open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
+
+
+def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "studies.db").symlink_to("/dev/full")
+    with pytest.raises(ConfigurationError):
+        open_storage(StorageSettings(), tmp_path, create=True)
+
+
+def test_running_trials_come_from_claims_only(study: optuna.Study) -> None:
+    with pytest.raises(CsiJobError, match="claims only"):
+        study.ask()
+    with pytest.raises(CsiJobError, match="claims only"):
+        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
+    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
+
+
+def test_without_a_lease_nothing_is_written_to_a_trial(study: optuna.Study, storage: StudyStorage) -> None:
+    trial_id = study.trials[0]._trial_id
+    for write in (
+        lambda: storage.set_trial_user_attr(trial_id, "a", 1),
+        lambda: storage.set_trial_system_attr(trial_id, "a", 1),
+        lambda: storage.set_trial_intermediate_value(trial_id, 0, 0.5),
+        lambda: storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [0.5]),
+    ):
+        with pytest.raises(LeaseLostError):
+            write()
+
+
+def test_a_pickled_storage_opens_the_same_database(study: optuna.Study, storage: StudyStorage) -> None:
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.get_all_trials(study._study_id) == storage.get_all_trials(study._study_id)
+    assert copy.lease_s == storage.lease_s
+    copy.close()
+
+
+def test_finished_trials_can_be_added(study: optuna.Study) -> None:
+    template = optuna.trial.create_trial(
+        params={"x": 0.25},
+        distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+        value=0.5,
+        intermediate_values={0: 0.1, 1: float("nan"), 2: float("inf")},
+        user_attrs={"a": [1, {"b": None}]},
+    )
+    study.add_trial(template)
+    added = study.trials[1]
+    assert (added.number, added.params, added.value, added.user_attrs) == (1, {"x": 0.25}, 0.5, {"a": [1, {"b": None}]})
+    assert added.intermediate_values[0] == 0.1
+    assert added.intermediate_values[1] != added.intermediate_values[1]  # NaN
+    assert added.intermediate_values[2] == float("inf")
+
+
+def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -> None:
+    writer = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        assert len(study.get_trials()) == 1
+        assert study.user_attrs["target"] == 5
+    finally:
+        writer.close()

@@ -1,0 +1,76 @@
+"""Trials are read and written as Optuna does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.trial_rows import MAX_LISTED, read_trials
+from tests.support.studies import define, work_on
+
+
+def test_optuna_reads_what_was_written_and_we_read_what_optuna_wrote(storage: StudyStorage, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    study = define(storage)
+    work_on(study, tmp_path)
+    plain = optuna.load_study(study_name="toy", storage=url)
+    plain.add_trial(
+        create_trial(
+            params={"a": 0.5, "b": 3, "c": None},
+            distributions={
+                "a": FloatDistribution(1e-5, 1, log=True),
+                "b": IntDistribution(1, 9, step=2),
+                "c": CategoricalDistribution([None, True, "x", 2.5]),
+            },
+            value=math.inf,
+            intermediate_values={0: 1.5, 3: -math.inf},
+            user_attrs={"text": "é", "list": [1, None]},
+            system_attrs={"deep": {"a": [True]}},
+        )
+    )
+    plain.enqueue_trial({"x": 0.5})
+    ours = study.get_trials()
+    assert len(ours) == 7
+    assert ours == optuna.load_study(study_name="toy", storage=url).get_trials()
+    assert [trial.number for trial in ours] == list(range(7))
+
+
+def test_a_part_of_the_trials_is_read_by_id(study: optuna.Study, storage: StudyStorage) -> None:
+    for _ in range(6):
+        study.add_trial(create_trial(state=TrialState.FAIL))
+    ids = [trial._trial_id for trial in study.trials]
+    read = storage.read(lambda c: read_trials(c, study._study_id, after=ids[4], also={ids[1]}))
+    assert [trial._trial_id for trial in read] == [ids[1], ids[5], ids[6]]
+
+
+def test_more_ids_than_a_statement_takes_are_read(study: optuna.Study, storage: StudyStorage) -> None:
+    from csi_job.storage.tables import TRIALS
+
+    rows = [
+        {"study_id": study._study_id, "number": number, "state": TrialState.FAIL}
+        for number in range(1, MAX_LISTED + 200)
+    ]
+    with storage.engine.begin() as connection:
+        connection.execute(sa.insert(TRIALS), rows)
+    ids = {trial._trial_id for trial in study.get_trials(deepcopy=False)}
+    assert len(ids) == MAX_LISTED + 200
+    chosen = set(sorted(ids)[: MAX_LISTED + 50])
+    read = storage.read(lambda c: read_trials(c, study._study_id, after=max(ids) - 10, also=chosen))
+    assert {trial._trial_id for trial in read} == chosen | set(sorted(ids)[-10:])
+
+
+def test_one_draw_sees_one_history(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
+    statements: list[str] = []
+    work_on(study, tmp_path, num_trials=5)
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    storage.set_study_user_attr(study._study_id, "target", 6)
+    statements.clear()
+    work_on(study, tmp_path, num_trials=6)
+    # One for the draw, and one at the end, for checkpoints that a killed worker left.
+    assert sum("WITH chosen AS" in statement for statement in statements) == 2

@@ -1,0 +1,191 @@
+"""Where the database is, and that its secrets show nowhere."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.engine import make_engine
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.url import check_file_system, database_address
+
+NASTY = "p@ss/w:o{r}d%20#?&=é' \\"
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /data rw - nfs4 server:/export rw
+31 22 0:41 / /cloud\\040drive rw - fuse.rclone remote: rw
+32 22 0:42 / /merged rw - fuse.fuse-overlayfs overlay rw
+33 22 0:43 / /layers rw - cifs //server/share rw
+34 22 0:44 / /layers rw - ext4 /dev/sdb1 rw
+"""
+
+
+def settings(url: str | None, **others: object) -> StorageSettings:
+    return StorageSettings(url=None if url is None else SecretStr(url), **others)  # type: ignore[arg-type]
+
+
+def test_without_a_url_the_database_lies_in_the_work_folder(tmp_path: Path) -> None:
+    work = tmp_path / "my wörk {x} 100%"
+    address = database_address(settings(None), work)
+    assert address.path == work / "studies.db"
+    assert address.is_sqlite
+
+
+def test_a_relative_sqlite_file_is_taken_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert database_address(settings("sqlite:///shared study.db"), Path("work")).path == tmp_path / "shared study.db"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_postgresql_gets_the_psycopg2_driver(scheme: str) -> None:
+    address = database_address(settings(f"{scheme}://anna@db:5433/csi?sslmode=require"), Path())
+    assert address.url.drivername == "postgresql+psycopg2"
+    assert address.url.query["sslmode"] == "require"
+    assert str(address) == "postgresql+psycopg2://anna@db:5433/csi"
+
+
+@pytest.mark.parametrize("source", ["setting", "file", "url", "option"])
+def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source: str, tmp_path: Path) -> None:
+    url = "postgresql://anna@db/csi"
+    given: dict[str, object] = {}
+    if source == "setting":
+        given["password"] = SecretStr(NASTY)
+    elif source == "file":
+        given["password_file"] = tmp_path / "password"
+        (tmp_path / "password").write_text(f"{NASTY}\n", encoding="utf-8")
+    else:
+        from urllib.parse import quote
+
+        coded = quote(NASTY, safe="")
+        url = f"postgresql://anna:{coded}@db/csi" if source == "url" else f"{url}?password={coded}"
+    address = database_address(settings(url, **given), Path())
+    assert address.secrets["password"] == NASTY
+    engine = make_engine(address)
+    shown = (
+        f"{address!r} {address} {engine!r} {engine.url.render_as_string(hide_password=False)} {pickle.dumps(address)!r}"
+    )
+    assert "p@ss" not in shown
+    assert "p%40ss" not in shown
+    assert pickle.loads(pickle.dumps(address)).secrets == {}
+
+
+def test_the_setting_wins_over_the_file_and_the_file_over_the_url(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("file")
+    url = "postgresql://anna:url@db/csi"
+    both = settings(url, password=SecretStr("setting"), password_file=tmp_path / "password")
+    assert database_address(both, Path()).secrets == {"password": "setting"}
+    assert database_address(settings(url, password_file=tmp_path / "password"), Path()).secrets == {"password": "file"}
+    assert database_address(settings(url), Path()).secrets == {"password": "url"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://anna:secret@word@db/csi",
+        "postgresql://anna:secret@w:ord@db/csi",
+        "postgresql://anna:secret@db:port/csi",
+        "secret",
+        "://secret",
+        "",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        database_address(settings(url), Path())
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@db/csi", "postgresql+asyncpg://u:secret@db/csi", "redis://secret"])
+def test_another_database_is_refused_with_those_allowed(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"postgresql\+psycopg2") as caught:
+        database_address(settings(url), Path())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="database file"):
+        database_address(settings(url), Path())
+
+
+def test_a_password_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "no such file"
+    with pytest.raises(ConfigurationError, match=r"password_file.*No such file.*no such file"):
+        database_address(settings("postgresql://db/csi", password_file=missing), Path())
+
+
+@pytest.mark.parametrize("path", ["/data/studies.db", "/cloud drive/a/studies.db"])
+def test_a_network_file_system_is_refused_with_the_line_that_names_postgresql(path: str, tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    with pytest.raises(ConfigurationError, match=r"network file system.*PostgreSQL"):
+        check_file_system(Path(path), mounts)
+
+
+@pytest.mark.parametrize("path", ["/home/studies.db", "/merged/studies.db", "/layers/studies.db", "/database/s.db"])
+def test_a_local_file_system_is_taken(path: str, tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    check_file_system(Path(path), mounts)
+    check_file_system(Path(path), tmp_path / "a system without mountinfo")
+
+
+@pytest.mark.parametrize("option", ["sslrootcert=/a@b", "sslmode=require&sslcert=/a@b&sslkey=/a@c", "password=a@b"])
+def test_an_at_sign_in_an_option_s_value_is_taken(option: str) -> None:
+    address = database_address(settings(f"postgresql://anna@db/csi?{option}"), Path())
+    assert (address.url.host, address.url.database) == ("db", "csi")
+    name, _, value = option.rpartition("&")[2].partition("=")
+    assert {**address.url.query, **address.secrets}[name] == value
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["a@secret?b", "a?secret=@c", "a@secret?b=c", "a/secret@b?c", "a/b?c@secret", "a@b/secret", "a@b?secret&c=d"],
+)
+def test_a_password_with_an_at_sign_is_refused_whatever_else_it_holds(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="more than one @") as caught:
+        database_address(settings(f"postgresql://anna:{password}@db/csi"), Path())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["password", "sslpassword", "sslmode"])
+def test_an_option_given_twice_is_refused_without_showing_it(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} 2 times") as caught:
+        database_address(settings(f"postgresql://anna@db/csi?{name}=secret&{name}=secret2"), Path())
+    assert "secret" not in str(caught.value)
+
+
+def test_several_servers_are_taken() -> None:
+    address = database_address(settings("postgresql://anna@/csi?host=a&host=b&port=1&port=2"), Path())
+    assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
+
+
+def test_a_nul_byte_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"sec\0ret\n")
+    given = [
+        settings("postgresql://anna@db/csi", password_file=tmp_path / "password"),
+        settings("postgresql://anna@db/csi", password=SecretStr("sec\0ret")),
+        settings("postgresql://anna:sec%00ret@db/csi"),
+        settings("sqlite:///sec\0ret"),
+    ]
+    for storage in given:
+        with pytest.raises(ConfigurationError, match="NUL") as caught:
+            database_address(storage, Path())
+        assert "sec" not in str(caught.value)
+
+
+def test_the_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"home folder.*~nosuchuser/x\.db"):
+        database_address(settings("sqlite:///~nosuchuser/x.db"), Path())
+
+
+def test_an_option_of_an_sqlite_url_is_refused_rather_than_dropped() -> None:
+    with pytest.raises(ConfigurationError, match=r"no options, got 'timeout, mode'"):
+        database_address(settings("sqlite:///x.db?timeout=3&mode=ro"), Path())

@@ -1,0 +1,86 @@
+"""Which checkpoint a trial goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csi_job.study.resume import (
+    Resumption,
+    epoch_of,
+    find_resumption,
+    fresh_attempt_folder,
+    remove_checkpoints,
+    trial_folder,
+)
+from tests.support.studies import READER, write_checkpoint
+
+PARAMS = {"x": 0.5}
+
+
+def attempt(folder: Path, number: int, *epochs: int) -> list[Path]:
+    return [write_checkpoint(folder / f"attempt-{number}", epoch, PARAMS) for epoch in epochs]
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:70])
+
+
+def test_the_promoted_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
+    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(promoted, 2)
+
+
+def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
+    tear(promoted)
+    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(before, 1)
+
+
+def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
+    *_, earlier = attempt(tmp_path, 1, 0, 1)
+    [promoted] = attempt(tmp_path, 2, 2)
+    tear(promoted)
+    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(earlier, 1)
+
+
+def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
+    _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
+    attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
+    assert find_resumption(tmp_path, promoted, 3, READER, attempt=4) == Resumption(newer, 4)
+
+
+def test_the_attempt_before_is_gone_on_from_though_it_could_store_nothing(tmp_path: Path) -> None:
+    """It was killed while the database was away."""
+    attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
+    *_, newest = attempt(tmp_path, 2, 0, 1)
+    assert find_resumption(tmp_path, None, -1, READER, attempt=3) == Resumption(newest, 1)
+
+
+def test_without_any_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    for path in attempt(tmp_path, 1, 0, 1):
+        tear(path)
+    assert find_resumption(tmp_path, None, 1, READER, attempt=3) == Resumption(None, -1)
+    assert find_resumption(tmp_path / "no folder", None, 1, READER, attempt=3) == Resumption(None, -1)
+
+
+def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
+    folder = trial_folder(tmp_path, "toy", 3)
+    attempt(folder, 1, 0)
+    attempt(folder, 2, 1)
+    assert fresh_attempt_folder(tmp_path, "toy", 3, 2) == folder / "attempt-2"
+    assert [path.name for path in folder.rglob("*.pt")] == ["epoch-0000.pt"]
+
+
+def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
+    attempt(trial_folder(tmp_path, "toy", 3), 1, 0)
+    attempt(trial_folder(tmp_path, "toy", 4), 1, 0)
+    remove_checkpoints(tmp_path, "toy", 3)
+    remove_checkpoints(tmp_path, "toy", 99)
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
+def test_the_name_tells_the_epoch(name: str, epoch: int) -> None:
+    assert epoch_of(Path(name)) == epoch

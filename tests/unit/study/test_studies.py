@@ -1,0 +1,105 @@
+"""Studies are listed and deleted, and take parameters to try next."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.storage import StudyStorage
+from csi_job.study.resume import trial_folder
+from csi_job.study.studies import delete_study, enqueue_trial, list_studies, study_counts
+from tests.support.studies import SPACE, Reader, ToySpace, define, work_on, write_checkpoint
+
+
+def test_studies_are_listed_with_their_counts(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
+    work_on(study, tmp_path)
+    define(storage, name="second", objective="f1-and-cost", num_trials=9)
+    optuna.create_study(storage=storage, study_name="foreign")
+    first, second, foreign = list_studies(storage)
+    assert (first.name, first.objective) == ("toy", "f1")
+    assert first.counts is not None
+    assert (first.counts.num_finished, first.counts.target) == (5, 5)
+    assert second.counts is not None
+    assert (second.counts.num_waiting, second.counts.num_free) == (1, 8)
+    assert foreign.counts is None
+
+
+def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, tmp_path: Path) -> None:
+    keep, gone = define(storage, name="keep"), define(storage, name="gone")
+    for study in (keep, gone):
+        work_on(study, tmp_path, name=study.study_name)
+        write_checkpoint(trial_folder(tmp_path, study.study_name, 0) / "attempt-1", 0, {"x": 0.5})
+    delete_study(storage, "gone", tmp_path)
+    assert [listed.name for listed in list_studies(storage)] == ["keep"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"keep"}
+    reader = Reader(f"sqlite:///{tmp_path}/studies.db")
+    tables = [name for (name,) in reader.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    of_trials = [table for table in tables if table.startswith("trial_") or table == "csi_job_leases"]
+    for table in of_trials:
+        query = f"SELECT count(*) FROM {table} WHERE trial_id NOT IN (SELECT trial_id FROM trials)"
+        assert reader.rows(query) == [(0,)], table
+    assert reader.rows("SELECT count(*) FROM trials") == [(5,)]
+    assert keep.best_value == max(trial.value for trial in keep.trials if trial.value is not None)
+
+
+@pytest.mark.parametrize("name", [".", "..", "{data}"])
+def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
+    name: str, storage: StudyStorage, tmp_path: Path
+) -> None:
+    data, work = tmp_path / "data", tmp_path / "work"
+    write_checkpoint(trial_folder(work, "keep", 0) / "attempt-1", 0, {"x": 0.5})
+    write_checkpoint(data, 0, {"x": 0.5})
+    foreign = name.format(data=data)
+    optuna.create_study(storage=storage, study_name=foreign)
+    before = sorted(tmp_path.rglob("*.pt"))
+    delete_study(storage, foreign, work)
+    assert list_studies(storage) == []
+    assert sorted(tmp_path.rglob("*.pt")) == before != []
+
+
+def test_a_study_of_that_name_starts_anew_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage)
+    work_on(study, tmp_path)
+    delete_study(storage, "toy", tmp_path)
+    again = define(storage)
+    assert again.user_attrs["uid"] != ""
+    work_on(again, tmp_path)
+    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
+
+
+def test_a_study_that_is_not_there_cannot_be_deleted(storage: StudyStorage, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no study of this name"):
+        delete_study(storage, "toy", tmp_path)
+
+
+def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage)
+    work_on(study, tmp_path)
+    optuna.delete_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
+    again = define(storage)
+    work_on(again, tmp_path)
+    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
+
+
+def test_enqueued_values_outside_the_space_move_with_a_warning(
+    study: optuna.Study, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = enqueue_trial(study, SPACE, {"x": 7.0})
+    assert study.trials[number].system_attrs["fixed_params"] == {"x": 1.0}
+    assert "x 7.0 is not in the space" in caplog.text
+    assert study_counts(study).num_waiting == 2
+
+
+def test_another_space_than_the_studys_is_refused(study: optuna.Study) -> None:
+    with pytest.raises(ConfigurationError, match=r"space\.x\.high"):
+        enqueue_trial(study, ToySpace(2.0), {"x": 1.5})
+
+
+def test_the_database_stays_readable_for_sqlite_itself(study: optuna.Study, tmp_path: Path) -> None:
+    work_on(study, tmp_path)
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

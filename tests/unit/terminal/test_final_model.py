@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from csi_job.final_model.train import FinalModel
+from csi_job.terminal.final_model import render_final_model
+from tests.unit.final_model.conftest import SMALL
+
+
+def card(name: str, spread: float | None = 0.02) -> dict:
+    return {"name": name, "mean": 0.5, "spread": spread, "kept_seed": 2, "seeds": [{"seed": 2, "val_f1": 0.51}]}
+
+
+def row(trial: int | None, mean: float | None, reason: str = "") -> dict:
+    spread = None if mean is None else 0.01
+    cost = None if mean is None else 8.2
+    shown = {"trial": trial, "search_value": 0.6, "params": SMALL, "mean": mean, "spread": spread, "gflops": cost}
+    return {**shown, "reason": reason, "winner": trial == 3}
+
+
+def shown(tmp_path: Path, content: object, baseline: dict | None, *, is_new: bool = True) -> str:
+    params = tmp_path / "o.json"
+    params.write_text(json.dumps(content))
+    path = tmp_path / "optimized_model.safetensors"
+    final = FinalModel(path, card("optimized_model"), None, baseline, params, is_new)
+    console = Console(width=100, record=True, quiet=False)
+    console.print(render_final_model(final))
+    return console.export_text()
+
+
+def test_candidates_and_kept_models_are_shown_with_their_spread(tmp_path):
+    content = {"candidates": [row(3, 0.5), row(None, None, "out of memory")], "rule": "best mean"}
+    text = shown(tmp_path, content, card("baseline_model", spread=None))
+    assert "0.600  0.500  0.010    8.20  model_arch Custom_1" in text
+    assert "out of memory" in text
+    assert "Rule: best mean." in text
+    assert "baseline_model" in text
+
+
+def test_one_candidate_needs_no_table_and_a_lost_file_no_error(tmp_path):
+    assert "Candidates" not in shown(tmp_path, {"candidates": [row(3, 0.5)], "rule": "one"}, None)
+    assert "optimized_model" in shown(tmp_path, {}, None)
+
+
+def test_it_says_when_nothing_was_trained(tmp_path):
+    assert "nothing was trained" in shown(tmp_path, {}, None, is_new=False)

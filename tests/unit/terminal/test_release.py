@@ -1,0 +1,64 @@
+"""A release as a terminal shows it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+from rich.console import Console
+
+from csi_job.report.format import MISSING
+from csi_job.study.status import RunningStatus, StudyStatus
+from csi_job.terminal.release import PodView, ReleaseView, release_json, render_release
+
+RUNNING = (
+    RunningStatus(7, 1, 2, 12, 0.4126, 3.0, is_orphan=False, host="r-search-0"),
+    RunningStatus(8, 1, None, 12, None, 3.0, is_orphan=False, host="r-search-0"),
+    RunningStatus(9, 1, 1, 12, 0.3, None, is_orphan=True, host="r-search-1"),
+)
+STUDY = StudyStatus("csi", "f1", 50, 6, 0, 0, 0, 0, 0, RUNNING, None, 4.0, 3600.0, ())
+SEARCH = PodView("r-search-0-abcde", "r-search-0", "search", "Running", "", "node-1", 600.0, 2)
+WAITING = PodView("r-search-1-fghij", "r-search-1", "search", "Pending", "Insufficient nvidia.com/gpu", "", 60.0, 2)
+VIEW = ReleaseView("study", "here", (SEARCH, WAITING), 12.25, STUDY)
+
+
+def shown(view: ReleaseView) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(render_release(view))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_row_tells_of_a_pod_its_trials_and_its_gpus() -> None:
+    lines = shown(VIEW).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("0-abcde")]
+    assert row == ["0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
+                   "0.413", MISSING]  # fmt: skip
+    (row,) = [line.split() for line in lines if line.startswith("1-fghij ")]
+    assert row == ["1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
+
+
+def test_what_all_pods_begin_with_is_said_once() -> None:
+    assert "Release study in here, pods r-search-…" in shown(VIEW)
+    assert "r-search-0-abcde" in shown(replace(VIEW, pods=(SEARCH,)))
+
+
+def test_only_gpus_of_pods_that_run_are_held() -> None:
+    assert VIEW.num_gpus == 2
+    assert "2 GPUs held now, 12.2 GPU hours used by the search" in shown(VIEW)
+    assert replace(VIEW, pods=(WAITING,)).num_gpus == 0
+
+
+def test_why_a_pod_does_not_start_and_why_the_study_is_unknown_are_told() -> None:
+    text = shown(replace(VIEW, study=None, note="no pod runs that could tell of the study"))
+    assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
+    assert "no pod runs that could tell of the study" in text
+    assert "6 of 50 trials" not in text
+    assert "6 of 50 trials" in shown(VIEW)
+
+
+def test_json_has_pods_trials_and_gpus() -> None:
+    content = json.loads(release_json(VIEW))
+    assert content["pods"][0]["num_gpus"] == content["num_gpus"] == 2
+    assert content["study"]["num_finished"] == 6
+    assert json.loads(release_json(replace(VIEW, study=None)))["study"] is None

@@ -1,0 +1,94 @@
+import io
+import json
+
+import pytest
+from pydantic import SecretStr
+from rich.console import Console
+
+from csi_job.errors import DataError
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from csi_job.study.definition import define_study
+from csi_job.study.settings import StudySettings
+from csi_job.study.status import BestStatus, RunningStatus, StudyStatus, study_status
+from csi_job.terminal.status import render_status, status_from_dict, status_json
+from csi_job.trial.space import Baseline, SearchSpace
+
+RUNNING = (
+    RunningStatus(58, 2, 2, 12, 0.412, 3.2, is_orphan=False, host="gpu-1"),
+    RunningStatus(57, 1, None, 12, None, None, is_orphan=True, host=""),
+)
+BEST = BestStatus(53, 0.7171, None, {"model_arch": "CheXNet", "learning_rate": 6.7e-4}, "the best val_f1, 0.7171")
+FAILURES = (("KeyError in trial/model.py:3 [bold]", 3),)
+STATUS = StudyStatus("a [b]study[/b]", "f1", 60, 41, 9, 4, 3, 0, 1, RUNNING, BEST, 14.2, 4320.0, FAILURES)
+
+
+def shown(status, width=100):
+    console = Console(width=width, file=io.StringIO())
+    console.print(render_status(status))
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_how_far_the_best_what_runs_and_what_failed():
+    text = shown(STATUS)
+    for words in (
+        "a [b]study[/b]",
+        "54 of 60 trials",
+        "90%",
+        "41 complete",
+        "4 infeasible",
+        "0.717",
+        "learning_rate 0.00067",
+        "3/12",
+        "3 s ago",
+        "gpu-1",
+        "free, to be taken over",
+        "14.2 trials an hour, about 72 min left",
+        "KeyError in trial/model.py:3 [bold]",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_any_terminal_width_is_kept(width):
+    assert max(map(len, shown(STATUS, width).splitlines())) <= width
+
+
+def test_json_has_every_number_of_the_status():
+    content = json.loads(status_json(STATUS))
+    assert (content["num_finished"], content["num_running"], content["is_finished"]) == (54, 1, False)
+    assert content["best"]["params"] == BEST.params
+    assert content["running"][0]["max_epochs"] == 12
+    assert content["failures"] == [{"reason": FAILURES[0][0], "num_trials": 3}]
+
+
+def test_a_new_study_is_shown_too(tmp_path):
+    storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{tmp_path}/studies.db")), tmp_path, create=True)
+    cache = type("Cache", (), {"key": "0" * 16})()
+    study = define_study(
+        storage, StudySettings(num_trials=7), space=SearchSpace(), baseline=Baseline().model_dump(), cache=cache
+    )
+    text = shown(study_status(study))
+    assert "0 of 7 trials" in text
+    assert "1 waiting" in text
+    assert "No trial is complete yet." in text
+    assert json.loads(status_json(study_status(study)))["best"] is None
+
+
+def test_a_finished_study_says_how_to_go_on():
+    finished = StudyStatus("s", "f1", 1, 1, 0, 0, 0, 0, 0, (), BEST, None, None, ())
+    assert "--more-trials" in shown(finished)
+
+
+def test_a_status_is_the_same_after_its_way_through_json():
+    assert status_from_dict(json.loads(status_json(STATUS))) == STATUS
+    nothing = StudyStatus("s", "f1", 1, 0, 0, 0, 0, 0, 1, (), None, None, None, ())
+    assert status_from_dict(json.loads(status_json(nothing))) == nothing
+
+
+def test_a_status_of_another_version_is_refused_in_one_line_and_what_is_new_is_left_out():
+    content = json.loads(status_json(STATUS))
+    assert status_from_dict({**content, "new": 1}) == STATUS
+    del content["target"]
+    with pytest.raises(DataError, match="another version"):
+        status_from_dict(content)

@@ -1,0 +1,65 @@
+"""Signals become requests that are looked at where stopping is safe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from csi_job.errors import StopRequestedError
+from csi_job.signals import Stop, listening
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_seen_at_the_next_look(number: int) -> None:
+    before = signal.getsignal(number)
+    with listening() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(StopRequestedError) as caught:
+            stop.check()
+        assert caught.value.exit_code == 128 + number
+        assert stop.event.is_set()
+    assert signal.getsignal(number) is before
+
+
+def test_the_first_signal_gives_the_exit_code() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    stop.request(signal.SIGTERM)
+    assert stop.signal_number == signal.SIGTERM
+
+
+def test_nobody_sleeps_through_a_request() -> None:
+    stop = Stop()
+    threading.Timer(0.1, stop.request, (signal.SIGTERM,)).start()
+    with pytest.raises(StopRequestedError):
+        stop.wait(3600)
+
+
+def test_another_thread_changes_no_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def run() -> None:
+        with listening() as stop:
+            stop.check()
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_the_second_ctrl_c_ends_the_process_at_once() -> None:
+    code = (
+        "import os, signal\nfrom csi_job.signals import listening\n"
+        "with listening():\n    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise SystemExit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 130

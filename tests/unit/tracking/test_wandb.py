@@ -1,0 +1,198 @@
+"""Weights & Biases, the real one: offline, and with a server that never answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from csi_job.errors import DataError
+from csi_job.storage.storage import StudyStorage
+from csi_job.study.trial_run import RunningTrial
+from csi_job.study.worker import WorkerOptions, WorkerSummary
+from csi_job.tracking.settings import TrackingSettings
+from csi_job.tracking.wandb import WandbTracker, track_study
+from csi_job.trial.schedule import EpochResult
+from tests.support.studies import READER, define, value_at, work_on, write_checkpoint
+
+SECRET = "s3cret-password"
+BLOCK_BYTES, FULL, LAST = 32768, 1, 4
+
+
+def objective(running: RunningTrial[dict[str, Any]]) -> list[float]:
+    first = int(running.resume_from.stem[-4:]) + 1 if running.resume_from else 0
+    for epoch in range(first, running.max_epochs):
+        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
+        value = value_at(running.params, epoch)
+        running.epoch_done(EpochResult(epoch, 0.5, 0.6, value, 1e-3, 100.0, 0.1), checkpoint)
+        if running.number == 1 and running.attempt == 1 and epoch == 1:
+            raise DataError("stop here")
+    return [running.params["x"]]
+
+
+def run(study: optuna.Study, work: Path, tracker: WandbTracker) -> WorkerSummary:
+    return work_on(study, work, objective, num_trials=3, options=WorkerOptions(tracker=tracker, own_process=False))
+
+
+def runs(work: Path) -> dict[str, list[Path]]:
+    """The files of the ended offline runs by id."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((work / "wandb").glob("offline-run-*/*.wandb")):
+        kept = list(records(path))
+        if any(record.HasField("exit") for record in kept):
+            name = next(record.run.run_id for record in kept if record.HasField("run"))
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a run's file: a log of blocks as LevelDB writes it, after a header of seven bytes."""
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = BLOCK_BYTES - place % BLOCK_BYTES
+        if left < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (FULL, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def history(paths: list[Path]) -> list[tuple[int, float]]:
+    """Epochs and F1 that a run logged."""
+    rows = []
+    for path in paths:
+        for record in records(path):
+            if record.HasField("history"):
+                items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+                rows.append((int(items["epoch"]), float(items["val_f1"])))
+    return rows
+
+
+def wait_for_runs(work: Path, num_files: int) -> dict[str, list[Path]]:
+    """Wait until the processes behind the search are done."""
+    while sum(map(len, (found := runs(work)).values())) < num_files:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def study(storage: StudyStorage) -> optuna.Study:
+    return define(storage, num_trials=3)
+
+
+def test_offline_every_trial_is_a_run_of_the_study_gone_on_with_after_a_take_over(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
+    monkeypatch.setenv("PGPASSWORD", SECRET)
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
+    with pytest.raises(DataError):
+        run(study, tmp_path, tracker)
+    summary = run(study, tmp_path, tracker)
+    track_study(study, tracker)
+    tracker.close()
+    assert summary.num_finished == 3
+    uid = study.user_attrs["uid"]
+    found = wait_for_runs(tmp_path, 5)
+    assert set(found) == {f"{uid}-0", f"{uid}-1", f"{uid}-2", f"{uid}-summary"}
+    for trial in study.trials:
+        assert sorted(history(found[f"{uid}-{trial.number}"])) == sorted(trial.intermediate_values.items())
+    assert len(found[f"{uid}-1"]) == 2  # two attempts, one id
+    [first] = [record.run for record in records(found[f"{uid}-0"][0]) if record.HasField("run")][:1]
+    assert (first.project, first.run_group, first.display_name) == ("csi", "toy", "toy 0")
+    config = {item.key: json.loads(item.value_json) for item in first.config.update}
+    assert config["x"] == study.trials[0].params["x"]
+    assert (config["trial"], config["sampler"], config["max_epochs"]) == (0, "tpe", 4)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
+    assert SECRET.encode() not in everything
+    assert b"studies.db" not in everything
+    names = b"".join(path.read_bytes() for path in found[f"{uid}-summary"])
+    assert b"importances" in names
+    assert b"parallel_coordinate" in names
+
+
+def test_a_server_that_never_answers_delays_no_trial(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as black_hole:
+        black_hole.bind(("127.0.0.1", 0))
+        black_hole.listen(100)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{black_hole.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
+        tracker = WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path)
+        with pytest.raises(DataError):
+            run(study, tmp_path, tracker)
+        assert run(study, tmp_path, tracker).num_finished == 3
+        # The trials are over, and not one run has been opened, nor given up, yet.
+        assert runs(tmp_path) == {}
+        black_hole.settimeout(60)
+        connection, _ = black_hole.accept()
+        assert connection.recv(4) in (b"POST", b"GET ")
+        wait_for_runs(tmp_path, 4)
+        tracker.close()
+    assert "server cannot be used" in caplog.text
+    assert caplog.text.count("Weights & Biases:") == 1
+
+
+def test_a_tracker_that_cannot_start_costs_nothing(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no python"))
+    (tmp_path / "wandb").write_text("no folder")
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
+    with pytest.raises(DataError):
+        run(study, tmp_path, tracker)
+    assert run(study, tmp_path, tracker).num_finished == 3
+    track_study(study, tracker)
+    tracker.close()
+    assert "cannot start" in caplog.text
+    assert READER.valid(tmp_path / "nowhere") == []
+
+
+def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.Study, tmp_path: Path) -> None:
+    key = tmp_path / "api-key"
+    key.write_text("secret\n")
+    settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=key)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s" "$WANDB_API_KEY" > "$WANDB_DIR/told"\ncat > /dev/null\n')
+    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.executable", str(python))
+        tracker = WandbTracker(settings, study, tmp_path)
+        track_study(study, tracker)
+        tracker.close()
+    assert (tmp_path / "told").read_text() == "secret"
+    assert "WANDB_API_KEY" not in os.environ
+
+
+def test_a_missing_key_is_told_and_costs_nothing(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
+    tracker = WandbTracker(settings, study, tmp_path)
+    track_study(study, tracker)
+    tracker.close()
+    assert str(tmp_path / "no-key") in caplog.text
+
+
+def test_a_study_without_finished_trials_has_a_summary_too(storage: StudyStorage, tmp_path: Path) -> None:
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), define(storage), tmp_path)
+    track_study(define(storage), tracker)
+    tracker.close()
+    wait_for_runs(tmp_path, 1)

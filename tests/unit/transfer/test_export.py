@@ -1,0 +1,169 @@
+"""An export has every trial, opens in a spreadsheet, and is strict JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from optuna.trial import TrialState
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.attributes import CURVE
+from csi_job.storage.storage import StudyStorage
+from csi_job.transfer.backup import read_backup
+from csi_job.transfer.backup_file import Backup
+from csi_job.transfer.export import export_files, to_csv, to_json, write_export
+from tests.support.carrying import backups, odd_trials
+from tests.support.studies import define, work_on
+
+
+@pytest.fixture
+def study(storage: StudyStorage, tmp_path: Path) -> optuna.Study:
+    made = define(storage, num_trials=6)
+    work_on(made, tmp_path, num_trials=6)
+    made.set_user_attr("target", 20)
+    odd_trials(made)
+    return made
+
+
+def rows_of(study: Backup) -> list[dict[str, str]]:
+    return [*csv.DictReader(io.StringIO(to_csv(study).decode("utf-8-sig"), newline=""))]
+
+
+def test_a_row_a_trial_with_the_names_of_optunas_dataframe(study: optuna.Study, storage: StudyStorage) -> None:
+    rows = rows_of(read_backup(storage, "toy"))
+    assert [int(row["number"]) for row in rows] == list(range(10))
+    for row, trial in zip(rows, study.trials, strict=True):
+        assert row["state"] == trial.state.name
+        assert row["params_x"] == str(trial.params.get("x", ""))
+        assert row["params_kind"] == trial.params.get("kind", "")
+        assert row["value"] == ("" if trial.value is None else str(trial.value))
+        for step, value in trial.intermediate_values.items():
+            assert row[f"intermediate_values_{step}"] == str(value)
+        if trial.datetime_complete is not None:
+            assert datetime.fromisoformat(row["datetime_complete"]) == trial.datetime_complete.astimezone(UTC)
+            assert row["datetime_complete"].endswith("Z")
+    assert [row["is_baseline"] for row in rows] == ["true"] + ["false"] * 9
+    assert rows[0]["attempt"] == "1"
+    epochs = [name for name in rows[0] if name.startswith("intermediate_values_")]
+    assert epochs == [f"intermediate_values_{step}" for step in (0, 1, 2, 3, 7)]
+
+
+def test_outcomes_tell_apart_what_the_state_does_not(storage: StudyStorage, study: optuna.Study) -> None:
+    marks: list[tuple[TrialState, dict[str, Any]]] = [
+        (TrialState.PRUNED, {"infeasible": True}),
+        (TrialState.FAIL, {"cancelled": True}),
+    ]
+    for state, mark in marks:
+        study.add_trial(optuna.trial.create_trial(state=state, user_attrs=mark))
+    outcomes = [row["outcome"] for row in rows_of(read_backup(storage, "toy"))]
+    assert outcomes[6:] == ["complete", "pruned", "failed", "waiting", "infeasible", "cancelled"]
+
+
+def test_the_json_holds_all_that_is_known(storage: StudyStorage, study: optuna.Study) -> None:
+    tree = json.loads(to_json(read_backup(storage, "toy")))
+    assert tree["directions"] == ["maximize"]
+    assert tree["target"] == 20
+    assert tree["user_attrs"]["fingerprint"] == study.user_attrs["fingerprint"]
+    for entry, trial in zip(tree["trials"], study.trials, strict=True):
+        assert entry["params"] == trial.params
+        assert entry["outcome"] in {"complete", "pruned", "failed", "waiting"}
+        assert [float(value) for _, value in entry["curve"]] == pytest.approx(
+            [value for _, value in sorted(trial.intermediate_values.items())], nan_ok=True
+        )
+    assert tree["trials"][0]["system_attrs"] == study.trials[0].system_attrs
+    assert tree["trials"][6]["values"] == ["-inf"]
+    assert tree["trials"][6]["user_attrs"]["nan"] == "nan"
+
+
+@given(backups())
+@settings(max_examples=40, deadline=None)
+def test_any_study_gives_strict_json_and_a_row_a_trial(backup: Backup) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert len(json.loads(to_json(backup), parse_constant=refuse)["trials"]) == len(backup.trials)
+    assert len(rows_of(backup)) == len(backup.trials)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_no_text_is_computed_by_a_spreadsheet(storage: StudyStorage, study: optuna.Study, text: str) -> None:
+    attributes = {"reason": text, "lines": "one\ntwo\r\nthree", "list": [1, "é"], "yes": True}
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes))
+    exported = read_backup(storage, "toy")
+    row = rows_of(exported)[-1]
+    assert row["user_attrs_reason"] == f"'{text}"
+    assert row["user_attrs_lines"] == "one two three"
+    assert json.loads(row["user_attrs_list"]) == [1, "é"]
+    assert row["user_attrs_yes"] == "true"
+    assert len(to_csv(exported).decode("utf-8-sig").split("\r\n")) == 1 + 11 + 1  # a line a trial
+
+
+def test_two_objectives_have_a_column_each_and_their_curve(storage: StudyStorage, tmp_path: Path) -> None:
+    made = define(storage, name="two", objective="f1-and-cost", num_trials=2)
+    work_on(made, tmp_path, name="two", objective="f1-and-cost", num_trials=2, pruner="none")
+    exported = read_backup(storage, "two")
+    row = rows_of(exported)[0]
+    assert (row["values_0"], row["values_1"]) == ("0.5", "4.0")
+    assert "value" not in row
+    assert float(row["intermediate_values_3"]) == 0.5 * (1 - 0.5**4)
+    assert len(json.loads(to_json(exported))["trials"][0]["curve"]) == 4
+
+
+def test_a_study_of_another_program_is_exported_too(storage: StudyStorage) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="a/b")
+    foreign.add_trial(optuna.trial.create_trial(value=math.inf, user_attrs={"curve": "none"}))
+    exported = read_backup(storage, "a/b")
+    assert [row["value"] for row in rows_of(exported)] == ["inf"]
+    assert json.loads(to_json(exported))["target"] is None
+
+
+CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"], [1, 2], [0, None]], {"a": 1}, "ab", 7]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_any_attribute_of_another_program_is_borne(storage: StudyStorage, curve: object) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign")
+    foreign.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
+    exported = read_backup(storage, "foreign")
+    assert len(rows_of(exported)) == 1
+    (entry,) = json.loads(to_json(exported))["trials"]
+    assert entry["curve"] == ([[0, None], [1, "x"], [1, 2]] if curve == CURVES[5] else [])
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
+def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: StudyStorage, directions: list[str]) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign", directions=directions)
+    empty = to_csv(read_backup(storage, "foreign"))
+    foreign.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    assert empty.splitlines() == to_csv(read_backup(storage, "foreign")).splitlines()[:1]
+    assert empty.startswith(b"\xef\xbb\xbfnumber,state,")
+
+
+def test_standard_output_is_no_place_for_two_files() -> None:
+    with pytest.raises(ConfigurationError, match="not to standard output, got '-'"):
+        export_files(Path("-"), "toy")
+
+
+def test_both_files_go_to_a_folder_or_one_where_it_is_named(
+    storage: StudyStorage, study: optuna.Study, tmp_path: Path
+) -> None:
+    assert study.study_name == "toy"
+    both = export_files(tmp_path / "new", "a/b")
+    assert both == [tmp_path / "new" / "a_b_trials.csv", tmp_path / "new" / "a_b_trials.json"]
+    one = export_files(tmp_path / "T.CSV", "toy")
+    assert one == [tmp_path / "T.CSV"]
+    write_export(read_backup(storage, "toy"), [*both, *one])
+    assert both[0].read_bytes() == one[0].read_bytes()
+    assert json.loads(both[1].read_text())["study"] == "toy"
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ConfigurationError, match=r"\.csv or \.json"):
+        export_files(tmp_path / "file.txt", "toy")
