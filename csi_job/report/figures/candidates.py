@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout
 from csi_job.radiographs.zones import ZONES
 from csi_job.report import format as words
-from csi_job.report.figures.style import BASELINE_MARKER, BLUE, F1_AXIS, GOLD, GREY, TEAL, Figure, Plot, layout
+from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS
 from csi_job.report.results import Measured, measured
 
 if TYPE_CHECKING:

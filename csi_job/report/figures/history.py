@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout, line
 from csi_job.report import format as words
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,
-    BLUE,
     F1_AXIS,
-    GOLD,
-    GREY,
     OUTCOME_MARKERS,
-    TEAL,
-    Figure,
-    Plot,
     f1_range,
-    layout,
-    line,
     markers,
     spread_sample,
 )

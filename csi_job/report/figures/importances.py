@@ -9,8 +9,9 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
+from csi_job.html.plot import BLUE, Figure, Plot, layout
 from csi_job.report import format as words
-from csi_job.report.figures.style import BLUE, Figure, Plot, layout, spread_sample
+from csi_job.report.figures.style import spread_sample
 
 if TYPE_CHECKING:
     from csi_job.report.study_view import StudyView, TrialView

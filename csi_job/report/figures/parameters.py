@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from csi_job.html.plot import GOLD, GREY, TEAL, Figure, Plot, axis_title, layout, line
 from csi_job.report import format as words
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,
     F1_AXIS,
-    GOLD,
-    GREY,
     OUTCOME_MARKERS,
-    TEAL,
-    Figure,
-    Plot,
-    axis_title,
     f1_range,
-    layout,
-    line,
     markers,
     spread_sample,
 )

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csi_job.files import write_json, write_text
+from csi_job.html.render import render
 from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
-from csi_job.report.page.render import render_page
 from csi_job.report.study_view import chosen_trial, view_study
 from csi_job.storage.attributes import FINGERPRINT
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
-    from csi_job.report.figures.style import Plot
+    from csi_job.html.plot import Plot
 
 
 def write_plots(study: Study, folder: Path) -> list[Path]:
@@ -75,7 +75,8 @@ def write_best_params(study: Study, folder: Path) -> Path | None:
 
 
 def _page(plot: Plot, study_name: str) -> str:
-    return render_page(
+    return render(
+        "csi_job.report.page",
         "plot.html.j2",
         title=f"{plot.title}, {study_name}",
         study_name=study_name,

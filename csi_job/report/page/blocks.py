@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from csi_job.report.figures.style import Plot
+from csi_job.html.plot import Plot
 
 Tone = Literal["plain", "good", "caution"]
 

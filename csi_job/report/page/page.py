@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csi_job.files import write_text
+from csi_job.html.render import render
 from csi_job.report.page import answer, sections_background, sections_result, sections_search
 from csi_job.report.page.blocks import Figure, Section
-from csi_job.report.page.render import render_page
 from csi_job.report.results import load_results
 from csi_job.report.study_view import chosen_trial, view_study
 
@@ -39,7 +39,8 @@ def write_report(study: Study, work: Path) -> Path:
     choice = chosen_trial(study, view)
     results = load_results(view, work)
     sections = _sections(view, choice, results)
-    page = render_page(
+    page = render(
+        "csi_job.report.page",
         "report.html.j2",
         title=f"{view.name}, report of a hyperparameter search",
         study_name=view.name,

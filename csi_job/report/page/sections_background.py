@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from csi_job.html.plot import GREY, Plot, layout
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import SCORES, ZONES
 from csi_job.report import format as words
-from csi_job.report.figures.style import GREY, Plot, layout
 from csi_job.report.page.blocks import Block, Code, Definitions, Figure, Section
 from csi_job.storage.attributes import FINGERPRINT, OBJECTIVE, SEED
 

@@ -1,4 +1,4 @@
-"""Pages from templates: one file each, everything inside, nothing loaded from anywhere."""
+"""Render templates: an HTML page is one file that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from csi_job.report.figures.style import Plot
+    from csi_job.html.plot import Plot
 
 
-def render_page(template: str, **content: Any) -> str:
-    """Return a page as HTML; text in `content` is escaped, plotly.js is put in once.
+def render(package: str, template: str, **content: Any) -> str:
+    """Render a template; in HTML, text in `content` is escaped, and plotly.js is included once.
 
     Args:
-        template: file name under `templates/`.
+        package: its `templates/` folder is searched first, then the shared one of this package.
+        template: file name, e.g. `report.html.j2`.
         content: what the template shows.
 
     """
-    return _environment().get_template(template).render(**content)
+    return _environment(package).get_template(template).render(**content)
 
 
 def plot_json(plot: Plot) -> Markup:
-    """Return a figure as JSON that no text in it can break out of its script element."""
+    """Return a figure as JSON that cannot break out of its script element."""
     text = json.dumps(plot.figure, allow_nan=False, separators=(",", ":"), ensure_ascii=False, default=str)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("csi_job.report.page"),
-        autoescape=True,
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("csi_job.html")]),
+        autoescape=select_autoescape(("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals.update(plotly_js=_plotly_js, asset=_asset)
     environment.filters["plot_json"] = plot_json
@@ -53,4 +55,4 @@ def _plotly_js() -> Markup:
 
 @cache
 def _asset(name: str) -> Markup:
-    return Markup((files("csi_job.report.page") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704
+    return Markup((files("csi_job.html") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704

@@ -1,17 +1,17 @@
 import jinja2
 import pytest
 
-from csi_job.report.figures.style import Plot
-from csi_job.report.page.render import plot_json, render_page
+from csi_job.html.plot import Plot
+from csi_job.html.render import plot_json, render
 
 
 def test_text_is_escaped_and_a_forgotten_value_is_an_error():
     content = {"title": "<b>", "study_name": "&", "plot": Plot("key", "title", missing="<i>"), "has_plots": False}
-    page = render_page("plot.html.j2", **content, footer="f")
+    page = render("csi_job.report.page", "plot.html.j2", **content, footer="f")
     assert "&lt;b&gt;" in page
     assert "&lt;i&gt;" in page
     with pytest.raises(jinja2.UndefinedError):
-        render_page("plot.html.j2", **content)
+        render("csi_job.report.page", "plot.html.j2", **content)
 
 
 def test_numbers_that_json_does_not_know_are_refused():
