@@ -39,27 +39,27 @@ class Settings(Section):
     """All settings, in the order the data flows."""
 
     work: Path = Path()
-    """Folder of everything that is made: cache, studies, checkpoints, models."""
+    """Folder for everything csi-job writes: cache, studies, checkpoints, models."""
     radiographs: RadiographsSettings = RadiographsSettings()
-    """Where the radiographs are and how they are read and split."""
+    """Where the radiographs are, and how they are read and split."""
     cache: CacheSettings = CacheSettings()
-    """The decoded images."""
+    """How the radiographs are cached for training."""
     space: SearchSpace = Field(default_factory=SearchSpace)
-    """The hyperparameters that are searched."""
+    """The hyperparameters to search."""
     baseline: Baseline = Baseline()
-    """Trial 0, and what the final model is compared with."""
+    """The hyperparameters of trial 0 and of the baseline model, against which the final model is compared."""
     trial: TrialSettings = TrialSettings()
-    """How one trial is trained."""
+    """How each trial is trained."""
     study: StudySettings = StudySettings()
-    """What is optimised, and how long."""
+    """What is optimised, for how long, and with which sampler and pruner."""
     storage: StorageSettings = StorageSettings()
-    """The database of the study."""
+    """The study database."""
     tracking: TrackingSettings = TrackingSettings()
     """Experiment tracking."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """Metrics and intervals."""
+    """How metrics and their confidence intervals are computed."""
     final_model: FinalModelSettings = FinalModelSettings()
-    """The final model."""
+    """How the best trial is confirmed and the final model trained."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one tree of errors: each says in one line what is wrong, the value got, the values allowed, what to do next."""
+"""The error hierarchy. A message is one line: what is wrong, what was got, what is allowed, what to do next."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-NUM_PROBLEMS_NAMED = 10  # a message names this many problems and counts the rest
+NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
 
 class CsiJobError(Exception):
-    """Base of every error a user can meet; the command line prints `str(error)` and exits with `exit_code`."""
+    """Base of every error shown to users; the command line prints `str(error)` and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -20,10 +20,10 @@ class CsiJobError(Exception):
         """Join the parts of the message into one line.
 
         Args:
-            what: what is wrong, without a full stop.
-            got: the offending value, quoted in the message where given.
-            allowed: the values allowed, a phrase or a sequence of values.
-            hint: what to do next, as an imperative sentence.
+            what: the problem, without a full stop.
+            got: the offending value, if it helps; quoted in the message.
+            allowed: the values allowed, as a phrase or a sequence.
+            hint: what to do next, in the imperative.
 
         """
         parts = [what]
@@ -37,23 +37,23 @@ class CsiJobError(Exception):
 
 
 class ConfigurationError(CsiJobError):
-    """A setting, flag, space or study that cannot be used as given."""
+    """A setting, flag, search space or study cannot be used as given."""
 
     exit_code = 2
 
 
 class DataError(CsiJobError):
-    """A label table, image, split or cache that cannot be used as given."""
+    """A label table, image, split or cache cannot be used as given."""
 
     exit_code = 2
 
     def __init__(self, what: str, *, problems: Iterable[Problem] = (), **parts: object) -> None:
-        """As `CsiJobError`, with the rows and files concerned."""
+        """Like `CsiJobError`, with the rows and files concerned."""
         super().__init__(what, **parts)  # type: ignore[arg-type]
         self.problems = tuple(problems)
 
     def render(self, *, identities: bool) -> str:
-        """Return the one-line message with the first problems; file names only where `identities`."""
+        """Return the message with the first problems; file names appear only if `identities` is true."""
         if not self.problems:
             return str(self)
         named = [problem.render(identities=identities) for problem in self.problems[:NUM_PROBLEMS_NAMED]]
@@ -63,63 +63,63 @@ class DataError(CsiJobError):
 
 
 class ModelFileError(CsiJobError):
-    """A model file that is missing, torn, of another architecture, or holds more than weights."""
+    """A model file is missing, truncated, of another architecture, or contains more than weights."""
 
     exit_code = 2
 
 
 class StudyFailedError(CsiJobError):
-    """More trials failed than a study may have; until the cause is mended, going on is of no use."""
+    """Too many trials failed; rerunning is pointless until the cause is fixed."""
 
     exit_code = 3
 
 
 class StorageUnavailableError(CsiJobError):
-    """The database could not be reached within the time it is waited for."""
+    """The database stayed unreachable until the retry timeout."""
 
 
 class StalledError(CsiJobError):
-    """No batch ended within `trial.stall_s`."""
+    """No batch finished within `trial.stall_s`."""
 
 
 class InfeasibleTrialError(CsiJobError):
-    """These hyperparameters cannot be trained (no memory at micro-batch 1, a loss that is not finite)."""
+    """These hyperparameters cannot be trained (out of memory at micro-batch 1, or a non-finite loss)."""
 
 
 class CheckpointError(CsiJobError):
-    """A checkpoint is torn, of another version, or missing."""
+    """A checkpoint is missing, corrupt or of another version."""
 
 
 class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be written (a full disk, a read-only folder); the one before it is whole."""
+    """A checkpoint could not be written (full disk, read-only folder); the previous one is intact."""
 
 
 class LeaseLostError(CsiJobError):
-    """Another worker owns the trial now; nothing more of it may be written."""
+    """Another worker owns the trial now; this one must write no more of it."""
 
 
 class StopRequestedError(CsiJobError):
-    """SIGTERM or SIGINT came; the exit code is the shell's 128 + signal number."""
+    """SIGTERM or SIGINT arrived; the exit code is 128 + the signal number, as in a shell."""
 
     def __init__(self, signal_number: int) -> None:
-        """Remember the signal for the exit code."""
-        super().__init__(f"stopped by signal {signal_number}; the same command goes on where this one stopped")
+        """Name the signal in the message and the exit code."""
+        super().__init__(f"stopped by signal {signal_number}; run the same command again to resume")
         self.exit_code = 128 + signal_number
 
 
 class ClusterError(CsiJobError):
-    """The Kubernetes cluster refuses something, lacks something, or cannot be reached."""
+    """The Kubernetes cluster is unreachable, rejects a request, or lacks something."""
 
 
 class StageFailedError(CsiJobError):
-    """A stage on the cluster failed for good; trying the same again is of no use."""
+    """A stage on the cluster failed permanently; retrying it unchanged is pointless."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row or file that is wrong: `row` counts the table's lines from 1, the header included."""
+    """A faulty row or file; `row` counts the table's lines from 1, including the header."""
 
     what: str
     row: int | None = None

@@ -1,4 +1,4 @@
-"""Logs and progress: text for people, JSON lines for machines, never a patient's identity."""
+"""Logs and progress: text for people, JSON lines for machines, and never a patient's identity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LogFormat = Literal["auto", "text", "json"]
-PROGRESS_LOG_EVERY_S = 15.0  # without a terminal a long step says this often how far it is
+PROGRESS_LOG_EVERY_S = 15.0  # how often a long step logs its progress when there is no terminal
 
 _root = logging.getLogger("csi_job")
 
@@ -28,7 +28,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> None:
-    """Send the package's log to standard error; `auto` is text on a terminal and in pipes, JSON in a pod."""
+    """Send the package's log to standard error; `auto` means JSON in a Kubernetes pod, text elsewhere."""
     json_lines = _wants_json(log_format)
     handler = _TerminalHandler() if sys.stderr.isatty() and not json_lines else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(message)s"))
@@ -39,15 +39,15 @@ def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> 
 
 @contextmanager
 def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Show how far a long step is: a bar on a terminal, else a log line now and then.
+    """Show the progress of a long step: a bar on a terminal, otherwise an occasional log line.
 
     Args:
-        description: what is being done, e.g. `caching radiographs`.
+        description: the step, e.g. `caching radiographs`.
         total: number of steps.
-        unit: plural noun of one step, e.g. `images`.
+        unit: plural noun for what is counted, e.g. `images`.
 
     Yields:
-        `advance(num_steps)`, to be called as steps are done.
+        `advance(num_steps)`, to call as work is done.
 
     """
     show = _bar if is_interactive() else _log_lines
@@ -56,13 +56,13 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[
 
 
 def is_interactive() -> bool:
-    """Return whether the log goes to a person's terminal, where bars can be drawn."""
+    """Return whether the log goes to a terminal, where progress bars can be drawn."""
     return any(isinstance(handler, _TerminalHandler) for handler in _root.handlers)
 
 
 @functools.cache
 def terminal() -> Console:
-    """Return the console of standard error, shared by bars and log so that lines stand above the bars."""
+    """Return the console of standard error, shared by bars and log so that log lines appear above the bars."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -99,14 +99,14 @@ def _log_lines(description: str, total: int, unit: str) -> Iterator[Callable[[in
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints through the shared console."""
+    """Prints through the shared console, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         terminal().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message."""
+    """One JSON object per line: time (UTC), level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -15,8 +15,8 @@ class CacheSettings(Section):
     """The size and normalisation of the cached images."""
 
     image_size_px: int = Field(default=224, ge=32, le=2048)
-    """Side of the square images that the model sees."""
+    """Width and height of the model's input images, in pixels."""
     normalisation: Normalisation = "medical"
-    """`medical`: mean 0.5, deviation 0.5; `imagenet`: the channel statistics of ImageNet."""
+    """Pixel normalisation; `medical`: mean 0.5, std 0.5; `imagenet`: ImageNet's mean and std."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode images; 0 means one a core."""
+    """Image-decoding processes; 0: one per core."""

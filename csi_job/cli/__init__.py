@@ -12,25 +12,25 @@ import click
 
 from csi_job.errors import CsiJobError, DataError, StopRequestedError
 
-# In the order of use; a command's module is imported only when it runs or shows its help.
+# In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
-    "phantoms": ("phantoms", "Make a folder of chest phantoms to try everything with."),
-    "config": ("config", "Show the settings in force, or write a commented file of them."),
-    "cache": ("cache", "Decode the radiographs once, check and split them."),
+    "phantoms": ("phantoms", "Generate synthetic chest radiographs to try everything out."),
+    "config": ("config", "Show the current settings, or write a commented settings file."),
+    "cache": ("cache", "Decode, check and split the radiographs, once."),
     "hyperopt": ("hyperopt", "Search for the best hyperparameters."),
-    "status": ("status", "Show how far a study is."),
-    "study": ("study", "List, show, delete, export, back up studies; enqueue parameters."),
+    "status": ("status", "Show the progress of a study."),
+    "study": ("study", "Create, list, show, export and delete studies; enqueue trials."),
     "report": ("report", "Write the plots and the report of a study."),
-    "train-optimized": ("train_optimized", "Confirm the best candidates and train the final model."),
+    "train-optimized": ("train_optimized", "Retrain the best trials with several seeds and export the winner."),
     "eval": ("evaluate", "Evaluate the optimised model on the test set."),
-    "evaluate": ("evaluate", "Evaluate any model, compared with a baseline, on the test set."),
+    "evaluate": ("evaluate", "Evaluate any model on the test set and compare it with a baseline."),
     "predict": ("predict", "Score new radiographs with a model."),
-    "cluster": ("cluster", "Run on Kubernetes: scale, check, fetch the results."),
+    "cluster": ("cluster", "Work with a release on Kubernetes: check, scale, fetch results."),
 }
 
 
 class _LazyGroup(click.Group):
-    """Lists every command without importing it, so that `--help` answers at once."""
+    """Lists the commands without importing them, so that `--help` is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
@@ -50,27 +50,27 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="csi-job")
 def cli() -> None:
-    """Find the best model that a folder of chest radiographs allows.
+    """Find and train the best model for your chest radiographs.
 
     \b
-    From a label table and images to a trained, evaluated model:
+    From a label table and a folder of images to a trained and evaluated model:
       csi-job cache build     --labels labels.csv --images images/
       csi-job hyperopt        --labels labels.csv --images images/ --n-trials 50
       csi-job train-optimized --hyperparams models/hyperopt/csi_optimization_best_params.json
       csi-job eval
 
-    Every setting is a flag, a variable (CSI_JOB_STUDY__NUM_TRIALS=50) or a line of a YAML file
-    (--config); `csi-job config show` prints them all. Each command has its own --help.
+    Every setting can be given as an environment variable (CSI_JOB_STUDY__NUM_TRIALS=50) or in a YAML file (--config),
+    the common ones also as flags. `csi-job config show` lists them all.
 
-    Exit codes: 0 done; 1 an error, the same command goes on where it ended; 2 a mistake in what was given; 3 too many
-    trials failed; 130 and 143 stopped by a signal.
+    Exit codes: 0 success; 1 error (run the same command again to resume); 2 invalid input or settings; 3 too many
+    failed trials; 130 or 143 stopped by a signal.
     """  # noqa: D301 - click reads \b
 
 
 def main() -> None:
-    """Run the command line; an error is one line on standard error and the exit code of its class."""
+    """Run the command line; an error becomes one line on standard error and the exit code of its class."""
     if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, _stop)  # as the first process of a container, SIGTERM would do nothing
+        signal.signal(signal.SIGTERM, _stop)  # PID 1 of a container ignores SIGTERM by default
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.Abort:
@@ -82,10 +82,10 @@ def main() -> None:
         identities = sys.stderr.isatty()
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second complaint when Python flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(141)
     except OSError as error:
-        _leave(_file_trouble(error), 1)
+        _leave(_describe_os_error(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -98,10 +98,10 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _file_trouble(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     advice = {
-        errno.ENOSPC: "free some space and run the same command again; it goes on where it stopped",
-        errno.EACCES: "give this user the right to it, or choose another folder with --work",
+        errno.ENOSPC: "free up some space and run the same command again to resume",
+        errno.EACCES: "grant this user access, or choose another folder with --work",
         errno.EROFS: "choose a writable folder with --work",
     }.get(error.errno or 0, "check the path and run the same command again")
     place = f" ({error.filename})" if error.filename else ""

@@ -11,20 +11,20 @@ SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corru
 
 @click.group()
 def cache() -> None:
-    """Decode the radiographs once, check them, and split them by patient."""
+    """Decode and check the radiographs once, and split them by patient."""
 
 
 @cache.command()
 @with_settings(*DATA, *SPLIT)
 def build(loaded: LoadedSettings) -> None:
-    """Build the cache, or say that it is there; an interrupted build goes on where it stopped."""
+    """Build the cache; an interrupted build is resumed, an existing cache is left as it is."""
     from csi_job.cache.dataset import load_info
     from csi_job.pipeline import ensure_cache
 
     folder = ensure_cache(loaded.settings)
     info = load_info(folder)
     splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
-    click.echo(f"{folder}: {splits} images of {info.num_patients} patients, {info.image_size_px} px")
+    click.echo(f"{folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
     for warning in info.warnings:
         click.echo(f"warning: {warning}")
 
@@ -32,10 +32,10 @@ def build(loaded: LoadedSettings) -> None:
 @cache.command()
 @with_settings(*DATA, *SPLIT)
 def verify(loaded: LoadedSettings) -> None:
-    """Read the cache whole and compare it with its checksums."""
+    """Read the entire cache and compare it with its checksums."""
     from csi_job.cache.build import verify_cache
     from csi_job.pipeline import existing_cache
 
     folder = existing_cache(loaded.settings)
     verify_cache(folder)
-    click.echo(f"{folder} is whole")
+    click.echo(f"{folder} is intact")

@@ -13,34 +13,42 @@ from csi_job.cli.options import LoadedSettings, with_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RELEASE = click.option("--release", metavar="NAME", help="The release; default: the only one of the namespace.")
-NAMESPACE = click.option("--namespace", "-n", metavar="NAME", help="Default: the kubeconfig's, or the pod's own.")
+RELEASE = click.option("--release", metavar="NAME", help="Helm release.  [default: the only one in the namespace]")
+NAMESPACE = click.option(
+    "--namespace", "-n", metavar="NAME", help="Namespace.  [default: the kubeconfig's or the pod's]"
+)
 
 
 def of_release(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name a release."""
+    """Add the options that identify a release."""
     return RELEASE(NAMESPACE(command))
 
 
 @click.group()
 def cluster() -> None:
-    """Run the stages on Kubernetes, scale and check them, fetch their results.
+    """Work with a release on Kubernetes: check it, scale the search, fetch the results.
 
-    `helm install` does all of it by itself; `run` and `check` are what its pods call.
+    `helm install` starts everything; `run` is what its controller pod executes.
     """
 
 
 @cluster.command()
 @with_settings("study.name")
-@click.option("--stages", required=True, metavar="NAME", help="ConfigMap of the stages' Jobs.")
-@click.option("--digest", required=True, help="Digest of what this controller acts on.")
-@click.option("--namespace", metavar="NAME", help="Default: the pod's own.")
-@click.option("--missing-seconds", type=float, default=120.0, show_default=True, help="Wait for claims and images.")
-@click.option("--max-rounds", type=int, default=10, show_default=True, help="Times the search is made anew.")
-@click.option("--budget-hours", type=float, help="Hours after which the search ends.")
-@click.option("--budget-gpu-hours", type=float, help="GPU hours after which the search ends.")
+@click.option("--stages", required=True, metavar="NAME", help="ConfigMap with the Jobs of the stages.")
+@click.option("--digest", required=True, help="Digest of this controller's configuration.")
+@click.option("--namespace", metavar="NAME", help="Namespace.  [default: the pod's]")
+@click.option(
+    "--missing-seconds",
+    type=float,
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for missing volumes and images.",
+)
+@click.option("--max-rounds", type=int, default=10, show_default=True, help="How often to recreate the search Job.")
+@click.option("--budget-hours", type=float, help="Hours after which to end the search.")
+@click.option("--budget-gpu-hours", type=float, help="GPU hours after which to end the search.")
 def run(loaded: LoadedSettings, *, namespace: str | None, **given: Any) -> None:
-    """Be the controller: make the stages one after the other, to the final model."""
+    """Run the controller: create the stage Jobs in order, up to the final model."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.budget import Budget
     from csi_job.cluster.controller import ControllerOptions, run_controller, tell_outcome
@@ -61,7 +69,7 @@ def run(loaded: LoadedSettings, *, namespace: str | None, **given: Any) -> None:
 @click.argument("num_pods", type=click.IntRange(min=0), metavar="N")
 @of_release
 def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
-    """Give the search N pods; 0 suspends it."""
+    """Scale the search to N pods; 0 suspends it."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.scale import scale_search
 
@@ -76,26 +84,28 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
     default=1,
     show_default=True,
     envvar="NUM_PODS",
-    help="The search has these.",
+    help="Pods of the search.",
 )
-@click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of each of them.")
-@click.option("--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the GPU resource.")
-@click.option("--database-secret", metavar="NAME/KEY", default="", help="Where the database's password is from.")
-@click.option("--wandb-secret", metavar="NAME/KEY", default="", help="Where the key of Weights & Biases is from.")
+@click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs per pod.")
+@click.option(
+    "--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the Kubernetes GPU resource."
+)
+@click.option("--database-secret", metavar="NAME/KEY", default="", help="Secret and key of the database password.")
+@click.option("--wandb-secret", metavar="NAME/KEY", default="", help="Secret and key of the Weights & Biases API key.")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
     envvar="WAIT_S",
-    help="Wait for a database that is away, and alone at fault.",
+    help="Seconds to wait for the database if nothing else is wrong.",
 )
 @of_release
 def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespace: str | None, **given: Any) -> None:
-    """Find what is wrong before a GPU is used.
+    """Check for problems before any GPU is used.
 
-    In a pod (`helm test` runs one): volumes, data, database, Secrets, memory. From a laptop, or where a release or
-    namespace is named: the claims and Secrets of a release, quotas, nodes, as the API server shows them.
+    In a pod (as in `helm test`): volumes, data, database, Secrets and memory. From a laptop, or with --release or
+    --namespace: the release's volume claims and Secrets, quotas and nodes, as seen by the API server.
     """
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.pod_check import IN_A_POD, Wanted, check_pod
@@ -114,7 +124,7 @@ def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespa
 @click.argument("destination", type=click.Path(file_okay=False, path_type=Path))
 @of_release
 def fetch(destination: Path, release: str | None, namespace: str | None) -> None:
-    """Copy models and reports from the release's volume into DESTINATION."""
+    """Copy the models and reports from the release's volume to DESTINATION."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.fetch import fetch_results
 

@@ -12,13 +12,13 @@ from csi_job.errors import ConfigurationError
 
 @click.group()
 def config() -> None:
-    """Show the settings in force, or write a commented file of them."""
+    """Show the current settings, or write a commented settings file."""
 
 
 @config.command()
 @with_settings(*dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))))
 def show(loaded: LoadedSettings) -> None:
-    """Print every setting in force and where its value comes from."""
+    """Print every setting, its current value and where that value comes from."""
     from csi_job.config import tell_settings
 
     click.echo(tell_settings(loaded))
@@ -28,10 +28,12 @@ def show(loaded: LoadedSettings) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=Path("csi-job.yaml"))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, *, force: bool) -> None:
-    """Write a commented YAML FILE of all settings with their defaults."""
+    """Write a YAML FILE with every setting, its default and an explanation (default: csi-job.yaml)."""
     from csi_job.config import commented_yaml
 
     if file.exists() and not force:
-        raise ConfigurationError("the settings file exists already", got=str(file), hint="choose a name or use --force")
+        raise ConfigurationError(
+            "the settings file already exists", got=str(file), hint="choose another name or --force"
+        )
     file.write_text(commented_yaml(), encoding="utf-8")
-    click.echo(f"{file} written; use it with --config {file}")
+    click.echo(f"wrote {file}; use it with --config {file}")

@@ -19,7 +19,10 @@ SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
 @click.command("eval")
 @with_settings(*SHOWN)
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
-    """Evaluate the optimised model on the test set: every metric with its interval, plots, JSON."""
+    """Evaluate the optimised model on the test set.
+
+    Prints every metric with its confidence interval, and writes them as JSON and plots under models/evaluation/.
+    """
     from csi_job.pipeline import run_evaluate
 
     _tell(run_evaluate(loaded.settings))
@@ -32,7 +35,10 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     "--baseline", type=MODEL, help="Model to compare with.  [default: <work>/models/baseline_model.safetensors]"
 )
 def evaluate(loaded: LoadedSettings, model_path: Path, baseline: Path | None) -> None:
-    """Evaluate a model and a baseline on the same test set, with paired intervals of the differences."""
+    """Evaluate a model and a baseline on the same test set.
+
+    The differences between the two come with paired confidence intervals.
+    """
     from csi_job.pipeline import run_evaluate, stored_baseline
 
     _tell(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings)))

@@ -27,13 +27,13 @@ STUDY = (
 
 @click.command()
 @with_settings(*DATA, *STUDY)
-@click.option("--more-trials", type=click.IntRange(min=1), metavar="K", help="Raise the study's total by K.")
+@click.option("--more-trials", type=click.IntRange(min=1), metavar="K", help="Add K trials to the study's total.")
 def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
-    """Search for the best hyperparameters; builds the cache first where it is missing.
+    """Search for the best hyperparameters, building the cache first if needed.
 
-    --n-trials is the TOTAL of finished trials of the study, shared by every process that runs this
-    command on the same storage, and exact. A study that exists is continued. Ctrl-C or a kill loses
-    at most one epoch: run the same command again.
+    --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
+    runs this command on the same database. An existing study is continued. After Ctrl-C or a crash, run
+    the same command again: at most one epoch is lost.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Options made from the settings: one line here is a flag, its type, its help and its default."""
+"""Command-line options generated from the settings; each line of `FLAGS` is one flag."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 def text(value: str) -> str:
-    """Take a word of the command line; bytes that are no UTF-8 come as characters that no database stores."""
+    """Check a command-line argument: bytes that are not UTF-8 arrive as surrogates, which no database stores."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        message = f"it is not UTF-8 text, got {value!r}"
+        message = f"not UTF-8 text, got {value!r}"
         raise click.BadParameter(message) from None
     return value
 
 
 def with_settings(*paths: str) -> Callable[[Command], Command]:
-    """Give a command a flag for each setting and pass it the `LoadedSettings` in force as its first argument.
+    """Give a command a flag per setting, and pass it the `LoadedSettings` as its first argument.
 
     Args:
-        paths: dotted paths of the settings that this command shows as flags; `--work`, `--config` and
-            `--log-format` are always there, and every other setting is reached by variable or file.
+        paths: dotted paths of the settings to offer as flags. `--work`, `--config` and `--log-format` are always
+            offered; all other settings can be given by environment variable or file.
 
     """
 
@@ -112,7 +112,7 @@ def _option(path: str) -> Callable[[Any], Any]:
 
 
 def _kind(annotation: Any) -> tuple[list[str], Any]:
-    """Return the choices of a Literal, or the plain type behind `X | None`."""
+    """Return the choices of a Literal, or the type behind `X | None`."""
     if typing.get_origin(annotation) is Literal:
         return [str(choice) for choice in typing.get_args(annotation)], str
     arguments = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
@@ -127,14 +127,14 @@ def _destination(path: str) -> str:
 _config = click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="YAML file of settings (see: csi-job config init).",
+    help="YAML settings file; `csi-job config init` writes one.",
 )
 _log_format = click.option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     envvar="CSI_JOB_LOG_FORMAT",
-    help="Log as text or as JSON lines; auto is JSON in a Kubernetes pod.",
+    help="Log as text or JSON lines; auto: JSON in a Kubernetes pod, otherwise text.",
 )
 
 __all__ = ["DATA", "FLAGS", "LoadedSettings", "field_of", "text", "walk", "with_settings"]

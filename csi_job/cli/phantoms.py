@@ -11,18 +11,22 @@ from csi_job.logs import set_up_logging
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--num-images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to make.")
+@click.option("--num-images", type=click.IntRange(min=1), default=200, show_default=True, help="Number of images.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="The same seed, the same files."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=42,
+    show_default=True,
+    help="Random seed.",
 )
 def phantoms(folder: Path, num_images: int, seed: int) -> None:
-    """Make FOLDER/labels.csv and FOLDER/images/ of chest phantoms.
+    """Generate synthetic chest radiographs: FOLDER/labels.csv and FOLDER/images/.
 
-    They look like frontal radiographs with congestion in six zones, are free of any licence, and come
-    in every format that is read: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
+    They resemble frontal radiographs with congestion in six zones, contain no patient data, are free to use,
+    and cover every supported format: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
     """
     from csi_job.phantoms.phantom import write_phantoms
 
     set_up_logging()
     write_phantoms(folder, num_images, seed)
-    click.echo(f"{num_images} phantoms: --labels {folder / 'labels.csv'} --images {folder / 'images'}")
+    click.echo(f"wrote {num_images} phantoms; use them with --labels {folder}/labels.csv --images {folder}/images")

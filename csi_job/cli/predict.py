@@ -22,9 +22,16 @@ if TYPE_CHECKING:
     help="Model to use.  [default: <work>/models/optimized_model.safetensors]",
 )
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; default: standard output."
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: standard output]"
 )
-@click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    show_default=True,
+    help="Output format.",
+)
 def predict(
     loaded: LoadedSettings,
     images: tuple[Path, ...],
@@ -32,9 +39,9 @@ def predict(
     output: Path | None,
     output_format: PredictionFormat,
 ) -> None:
-    """Score IMAGES (files, or folders of them): six zones, mean CSI, risk class with probabilities.
+    """Score IMAGES (files or folders): six zones, mean CSI, and risk class with probabilities.
 
-    A file that cannot be read is named, the rest goes on, and the exit code is 1.
+    Unreadable files are reported and skipped; the exit code is then 1.
     """
     from csi_job.pipeline import run_predict
 

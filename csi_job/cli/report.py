@@ -10,7 +10,7 @@ from csi_job.cli.options import LoadedSettings, with_settings
 @click.command()
 @with_settings("study.name", "storage.url")
 def report(loaded: LoadedSettings) -> None:
-    """Write the plots, the best parameters and the one-page report under models/hyperopt/."""
+    """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
     from csi_job.pipeline import write_everything
     from csi_job.study.studies import open_study
 

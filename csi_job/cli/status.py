@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @with_settings("study.name", "storage.url")
-@click.option("--watch", is_flag=True, help="Refresh until the study (or the release) is finished or Ctrl-C.")
-@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between looks.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, with --watch one a line for each look.")
+@click.option("--watch", is_flag=True, help="Refresh until the study or release finishes (or Ctrl-C).")
 @click.option(
-    "--release", envvar="RELEASE_NAME", metavar="NAME", help="Show a release on Kubernetes: pods, trials, GPUs."
+    "--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between refreshes."
 )
-@click.option("--namespace", "-n", metavar="NAME", help="Its namespace; alone: the only release there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")
+@click.option(
+    "--release", envvar="RELEASE_NAME", metavar="NAME", help="Show this Kubernetes release: pods, trials, GPUs."
+)
+@click.option("--namespace", "-n", metavar="NAME", help="Its namespace; without --release: of the only release there.")
 def status(
     loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool, release: str | None, namespace: str | None
 ) -> None:
-    """Show trials by state, the best so far, what runs now, the rate and the time left.
+    """Show the study's trials by state, the best so far, the running ones, the rate and the time left.
 
-    A release on Kubernetes is shown with its pods and GPUs: from a laptop by the kubeconfig, with --release or
-    --namespace, and without either in the pod of its controller.
+    For a release on Kubernetes, also shows its pods and GPUs. Name it with --release or --namespace (and a
+    kubeconfig); in the controller's pod neither is needed.
     """
     if release or namespace:
         _show_release(release, namespace, watch=watch, every=every, as_json=as_json)

@@ -27,17 +27,17 @@ for command in (export, backup, restore, migrate):
 @study.command()
 @with_settings(*DATA, *STUDY)
 def create(loaded: LoadedSettings) -> None:
-    """Make the study with its tables and its baseline trial, without running a trial; again, it changes nothing."""
+    """Create the study and its baseline trial without running anything; a study that exists is left as it is."""
     from csi_job.pipeline import define, prepare
 
     made = define(loaded.settings, prepare(loaded.settings))
-    click.echo(f"study {made.study_name} is ready; run its trials with the same settings: csi-job hyperopt")
+    click.echo(f"study {made.study_name} is ready; to run its trials, use the same settings with: csi-job hyperopt")
 
 
 @study.command("list")
 @with_settings("storage.url")
 def list_(loaded: LoadedSettings) -> None:
-    """List the studies of the storage."""
+    """List the studies in the database."""
     from csi_job.storage.storage import open_storage
     from csi_job.study.studies import list_studies
 
@@ -49,7 +49,7 @@ def list_(loaded: LoadedSettings) -> None:
 @click.argument("name", type=text)
 @with_settings("storage.url")
 def show(loaded: LoadedSettings, name: str) -> None:
-    """Show study NAME: what it searches, and each of its trials."""
+    """Show study NAME: its search space and all its trials."""
     from rich.console import Console
 
     from csi_job.study.studies import open_study
@@ -63,41 +63,41 @@ def show(loaded: LoadedSettings, name: str) -> None:
 @click.argument("parameters", type=text, nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_settings("storage.url")
 def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
-    """Try these parameters next in study NAME; the sampler draws the others.
+    """Enqueue a trial with these parameters in study NAME; the sampler chooses the rest.
 
-    For example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
+    Example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
     """
     from csi_job.study.studies import enqueue_trial, open_study
 
     pairs = [parameter.partition("=") for parameter in parameters]
     for key, equals, _ in pairs:
         if not equals:
-            raise ConfigurationError("a parameter is written PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
+            raise ConfigurationError("parameters are given as PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
     params = {key: value for key, _, value in pairs}
     study = open_study(loaded.settings.storage, loaded.settings.work, name)
     number = enqueue_trial(study, loaded.settings.space, params)
-    click.echo(f"trial {number} waits in study {name}; the next `csi-job hyperopt --study-name {name}` runs it")
+    click.echo(f"enqueued trial {number} in study {name}; run it with: csi-job hyperopt --study-name {name}")
 
 
 @study.command()
 @click.argument("name", type=text)
 @with_settings("storage.url")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
-    """Delete study NAME with its trials and checkpoints; models and reports stay."""
+    """Delete study NAME with its trials and checkpoints; models and reports are kept."""
     from csi_job.storage.storage import storage_of
     from csi_job.study.studies import delete_study, open_study
 
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
     num_trials = len(doomed.get_trials(deepcopy=False))
-    click.echo(f"study {name}: {num_trials} trials and their checkpoints go; models and reports under models/ stay")
+    click.echo(f"study {name}: {num_trials} trials and their checkpoints; models and reports in models/ are kept")
     if not yes:
-        click.confirm("Delete?", abort=True)
+        click.confirm("Delete the study?", abort=True)
     delete_study(storage_of(doomed), name, loaded.settings.work)
-    click.echo(f"study {name} is deleted")
+    click.echo(f"deleted study {name}")
 
 
 def _line(listed: ListedStudy) -> str:
     if listed.counts is None:
-        return f"{listed.name}: made by another program"
+        return f"{listed.name}: created by another program"
     return f"{listed.name}: {listed.counts.num_finished} of {listed.counts.target} trials, objective {listed.objective}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from csi_job.transfer.backup_file import Backup
     from csi_job.transfer.migrate import Migration
 
-FORCE = click.option("--force", is_flag=True, help="Overwrite files that exist.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite existing files.")
 FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
@@ -24,11 +24,11 @@ FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 @with_settings("storage.url")
 @FORCE
 def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:
-    """Write every trial of study NAME as CSV and JSON, whatever its state.
+    """Export all trials of study NAME, in any state, as CSV and JSON.
 
-    DEST is a folder for both files, or one file that ends in .csv or .json; by default they go to
-    models/hyperopt/ of the work folder. The CSV opens in a spreadsheet: a row a trial, a column a
-    parameter. The JSON holds all that is known, the epochs' values and the study's attributes too.
+    DEST is a folder for both files, or a single file ending in .csv or .json; the default is
+    models/hyperopt/ in the work folder. The CSV opens in a spreadsheet, with one row per trial and one
+    column per parameter. The JSON has everything, including values per epoch and study attributes.
 
     \b
     For example:
@@ -114,12 +114,13 @@ def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
 @click.argument("new", type=text)
 @with_settings(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url")
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
-    """Carry the finished trials of study OLD into study NEW, whose space may be another.
+    """Copy the finished trials of study OLD into study NEW, which may have a different search space.
 
-    The settings given define NEW. A trial is carried if NEW's space allows the hyperparameters that it
-    was trained with; the others are counted by reason. Only the space may change: with other data,
-    split, image size or objective, values would not compare. Carried trials count towards NEW's total,
-    which is --n-trials, else OLD's. OLD stays. Run again, it carries what OLD has finished since.
+    The current settings define NEW. A trial is copied if its hyperparameters lie in NEW's search space;
+    the others are counted by reason. Everything but the space must match, since results with other
+    data, splits, image sizes or objectives are not comparable. Copied trials count towards NEW's total,
+    which is --n-trials or otherwise OLD's. OLD is not changed. Run the command again to copy trials
+    that OLD has finished since.
 
     \b
     For example, after adding resnet18 to space.model_arch in wider.yaml:
@@ -142,11 +143,11 @@ def _counts(study: Backup) -> str:
 
 
 def _migration_lines(done: Migration, old: str, new: str, *, given: bool) -> list[str]:
-    there = f"; {done.num_there} were there already" if done.num_there else ""
-    lines = [f"{done.num_carried} trials carried from {old} to {new}{there}"]
-    lines += [f"{count} not carried: {reason}" for reason, count in done.reasons]
-    whose = "" if given else " (--n-trials sets another)"
+    there = f"; {done.num_there} were already there" if done.num_there else ""
+    lines = [f"{done.num_carried} trials copied from {old} to {new}{there}"]
+    lines += [f"{count} not copied: {reason}" for reason, count in done.reasons]
+    whose = "" if given else " (change it with --n-trials)"
     waiting = f", {done.num_waiting} waiting" if done.num_waiting else ""
-    lines.append(f"study {new} has {done.num_finished} of its total of {done.target} trials{waiting}{whose}")
+    lines.append(f"study {new} has {done.num_finished} of {done.target} trials{waiting}{whose}")
     more = " --more-trials K" if done.num_finished >= done.target else ""
-    return [*lines, f"go on with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}"]
+    return [*lines, f"to continue with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}"]

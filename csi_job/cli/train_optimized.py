@@ -18,14 +18,14 @@ FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.see
     "--hyperparams",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="The study's models/hyperopt/<study>_best_params.json, or a file like it.",
+    help="JSON file of hyperparameters, usually models/hyperopt/<study>_best_params.json.",
 )
 def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
-    """Confirm the best trials over several seeds, then keep the best model.
+    """Retrain the best trials with several seeds, and export the winner as the final model.
 
-    The best trial of a study was partly luck: the best --candidates are trained again with --seeds
-    seeds each, and the winner is the best mean. The baseline's parameters are trained the same way,
-    for a fair comparison. What is finished is kept: run the same command again to go on.
+    The top trial of a search is partly lucky. The best --candidates trials are therefore retrained with
+    --seeds seeds each, and the one with the best mean wins. The baseline is trained the same way for a
+    fair comparison. Finished trainings are kept: run the same command again to resume.
     """
     from rich.console import Console
 

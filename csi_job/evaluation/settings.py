@@ -8,13 +8,13 @@ from csi_job.settings import Section
 
 
 class EvaluationSettings(Section):
-    """How metrics and their intervals are computed."""
+    """How metrics and their confidence intervals are computed."""
 
     num_bootstrap: int = Field(default=2000, ge=100)
-    """Patient-level bootstrap samples behind each interval."""
+    """Bootstrap resamples (of patients) per confidence interval."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Coverage of the intervals."""
+    """Confidence level of the intervals."""
     seed: int = Field(default=42, ge=0)
     """Seed of the bootstrap."""
     batch_size: int = Field(default=64, ge=1)
-    """Images a forward pass."""
+    """Images per forward pass."""

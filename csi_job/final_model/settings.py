@@ -8,13 +8,13 @@ from csi_job.settings import Section
 
 
 class FinalModelSettings(Section):
-    """How the winner is confirmed and the final model trained."""
+    """How the best trial is confirmed and the final model trained."""
 
     num_candidates: int = Field(default=3, ge=1)
-    """Best trials that are trained again over all seeds to find the honest winner; 1 skips this."""
+    """Number of top trials to retrain with every seed before choosing the winner; 1 skips this step."""
     num_seeds: int = Field(default=3, ge=1)
-    """Seeds each candidate is trained with."""
+    """Number of seeds to train each candidate with."""
     seed: int = Field(default=1, ge=0)
-    """First seed; the others follow it. Not the search's seed, whose luck chose the candidates."""
+    """First seed; the rest count up from it. Differs from the search's seed, under which the candidates were chosen."""
     max_epochs: int | None = Field(default=None, ge=1)
-    """Epochs at most; default: the `max_epochs` of the trial that is trained again."""
+    """Maximum number of epochs; default: the `max_epochs` of the trial being retrained."""

@@ -1,4 +1,4 @@
-"""Settings of the database that holds the study."""
+"""Settings of the study database."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from csi_job.settings import Section
 
 
 class StorageSettings(Section):
-    """The database that holds the study."""
+    """The study database."""
 
     url: SecretStr | None = None
-    """SQLAlchemy URL (`sqlite:///file`, `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`. The
-    password comes from CSI_JOB_STORAGE__PASSWORD or a file: what is written here may be seen, a flag in the process
-    list."""
+    """Database URL (`sqlite:///file` or `postgresql+psycopg2://user@host/db`); default: `<work>/studies.db`. Give the
+    password in CSI_JOB_STORAGE__PASSWORD or a file: a URL on the command line is visible in the process list."""
     password: SecretStr | None = None
-    """Password of the database; better than one in the URL."""
+    """Database password; use this instead of a password in the URL."""
     password_file: Path | None = None
-    """File that holds the password."""
+    """File containing the database password."""
     create_tables: bool = True
-    """Make file and tables where they are missing; off for workers whose study another command has made: there a
-    database that refuses is waited for too, since its settings were right before."""
+    """Create the database file and tables if missing. Turn this off for workers that join an existing study: they then
+    also retry when the database rejects them, since the same settings worked before."""
     connect_s: float = Field(default=60.0, ge=0)
-    """Seconds to wait for the database at start."""
+    """Seconds to wait for the database at startup."""
     outage_s: float = Field(default=900.0, ge=0)
-    """Seconds to wait for a database that went away later, while training goes on."""
+    """Seconds to keep training and retrying after the database becomes unreachable."""
     lease_s: float = Field(default=60.0, gt=0)
-    """Age at which a silent worker's trial is taken over by another."""
+    """Seconds without a heartbeat after which another worker resumes the trial."""

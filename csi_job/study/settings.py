@@ -1,4 +1,4 @@
-"""Settings of the study, its storage and its tracking."""
+"""Settings of the study."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_hist
 
 
 class StudySettings(Section):
-    """What is searched, how long, and with which sampler and pruner."""
+    """What is optimised, for how long, and with which sampler and pruner."""
 
     name: str = Field(
         default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
     )
-    """Name of the study; a study of this name in the storage is continued."""
+    """Name of the study; if it exists, it is continued."""
     num_trials: int = Field(default=50, ge=1)
-    """Total of finished trials of the study, shared by every worker."""
+    """Total number of finished trials in the study, across all workers."""
     max_epochs: int = Field(default=30, ge=1)
-    """Epochs of one trial at most."""
+    """Maximum number of epochs per trial."""
     sampler: Sampler = "tpe"
-    """How the next hyperparameters are chosen."""
+    """Algorithm that suggests the next hyperparameters."""
     num_startup_trials: int = Field(default=10, ge=0)
-    """Random trials before the TPE or CMA-ES sampler starts to learn."""
+    """Random trials before TPE or CMA-ES starts to model the results."""
     pruner: Pruner = "median"
-    """How unpromising trials are stopped early."""
+    """Rule that stops unpromising trials early."""
     objective: Objective = "f1"
-    """`f1`: validation F1 alone; `f1-and-cost`: F1 up and GFLOPs an image down."""
+    """`f1`: maximise validation F1; `f1-and-cost`: also minimise GFLOPs per image."""
     seed: int = Field(default=42, ge=0)
-    """Seed from which the random state of every trial is derived."""
+    """Random seed; each trial derives its own from it."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Seconds after which no new trial is started by this worker."""
+    """Seconds after which this worker stops starting new trials."""
     max_attempts: int = Field(default=3, ge=1)
-    """Attempts of a trial that may end without a finished epoch before it is told FAIL."""
+    """Attempts without a finished epoch after which a trial fails."""
     max_failed_trials: int = Field(default=10, ge=0)
-    """Failed trials after which the study stops with an error."""
+    """Number of failed trials allowed; one more stops the study with an error."""
     report_every: int = Field(default=5, ge=1)
-    """Finished trials between two refreshes of the plots under `models/hyperopt/`."""
+    """Refresh the plots in `models/hyperopt/` after every this many finished trials."""
 
     @field_validator("name")
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings of one trial's training."""
+"""Settings for training one trial."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from csi_job.settings import Section
 
 
 class AugmentSettings(Section):
-    """Random changes to the training images, drawn anew for each image and epoch."""
+    """Random changes to the training images, sampled for each image in each epoch."""
 
     enabled: bool = True
     """Augment the training images."""
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of a horizontal flip, which swaps the labels of right and left zones."""
+    """Probability of a horizontal flip, which also swaps the labels of the right and left zones."""
     rotation_deg: float = Field(default=7.0, ge=0, le=45)
-    """Largest rotation either way."""
+    """Maximum rotation in either direction, in degrees."""
     shift: float = Field(default=0.05, ge=0, le=0.5)
-    """Largest shift either way, as a share of the side."""
+    """Maximum shift in either direction, as a fraction of the image size."""
     scale: float = Field(default=0.1, ge=0, lt=1)
-    """Largest change of scale either way, as a share."""
+    """Maximum zoom in or out, as a fraction."""
     brightness: float = Field(default=0.1, ge=0, lt=1)
-    """Largest change of brightness either way, as a share of the full range."""
+    """Maximum brightness change in either direction, as a fraction of the full range."""
     contrast: float = Field(default=0.15, ge=0, lt=1)
-    """Largest change of contrast either way, as a share."""
+    """Maximum contrast change in either direction, as a fraction."""
     noise: float = Field(default=0.02, ge=0, lt=1)
-    """Largest standard deviation of added Gaussian noise, as a share of the full range."""
+    """Maximum std of the added Gaussian noise, as a fraction of the full range."""
 
 
 class TrialSettings(Section):
-    """How one set of hyperparameters is trained."""
+    """How each trial is trained."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes the GPU where there is one."""
+    """Device to run on; `auto`: the GPU if there is one, otherwise the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast on GPUs that have it, else fp32."""
+    """`auto`: bf16 autocast on GPUs that support it, otherwise fp32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     pretrained: str = "none"
-    """Starting weights: `none`, `imagenet` (downloaded by torchvision), or the path of a weights file."""
+    """Initial weights: `none` (random), `imagenet` (downloaded by torchvision) or the path to a weights file."""
     objective_average: Literal["macro", "weighted"] = "macro"
-    """How `val_f1` averages the classes 0-3 of a zone."""
+    """How `val_f1` averages over scores 0-3 within a zone."""
     class_balance: bool = False
-    """Weight the classes of each zone by the inverse of their frequency in the training split."""
+    """Weight each zone's classes by their inverse frequency in the training set."""
     augment: AugmentSettings = AugmentSettings()
     """Random changes to the training images."""
     stall_s: float = Field(default=1800.0, gt=0)
-    """Seconds without a finished batch after which the worker gives up its trial and exits 1."""
+    """Seconds without a finished batch after which the worker releases its trial and exits with code 1."""

@@ -36,7 +36,7 @@ class SearchSpace(Section):
     """
 
     model_arch: Annotated[Parameter | None, AfterValidator(in_domain("model_arch"))] = DEFAULT_SPACE["model_arch"]
-    """Architecture: ResNet50, CheXNet, Custom_1, or a torchvision backbone such as resnet18."""
+    """Network architecture: ResNet50, CheXNet, Custom_1 or a torchvision backbone such as resnet18."""
     optimizer: Annotated[Parameter | None, AfterValidator(in_domain("optimizer"))] = DEFAULT_SPACE["optimizer"]
     """Optimizer: adam, adamw or sgd."""
     learning_rate: Annotated[Parameter | None, AfterValidator(in_domain("learning_rate"))] = DEFAULT_SPACE[
@@ -44,13 +44,13 @@ class SearchSpace(Section):
     ]
     """Learning rate after the warm-up."""
     weight_decay: Annotated[Parameter | None, AfterValidator(in_domain("weight_decay"))] = DEFAULT_SPACE["weight_decay"]
-    """Weight decay; dropped or not drawn: 0."""
+    """Weight decay; 0 where it is not searched."""
     momentum: Annotated[Parameter | None, AfterValidator(in_domain("momentum"))] = DEFAULT_SPACE["momentum"]
-    """Momentum of sgd; dropped or not drawn: 0."""
+    """Momentum of sgd; 0 where it is not searched."""
     batch_size: Annotated[Parameter | None, AfterValidator(in_domain("batch_size"))] = DEFAULT_SPACE["batch_size"]
-    """Images an optimizer step."""
+    """Images per optimizer step."""
     patience: Annotated[Parameter | None, AfterValidator(in_domain("patience"))] = DEFAULT_SPACE["patience"]
-    """Epochs without a better val_f1 after which training stops."""
+    """Epochs without improvement in val_f1 after which training stops."""
     unknown_weight: Annotated[Parameter | None, AfterValidator(in_domain("unknown_weight"))] = DEFAULT_SPACE[
         "unknown_weight"
     ]
@@ -254,9 +254,9 @@ class Baseline(Section):
     learning_rate: Annotated[float, AfterValidator(DOMAINS["learning_rate"].parse)] = 1e-3
     """Learning rate after the warm-up."""
     batch_size: Annotated[int, AfterValidator(DOMAINS["batch_size"].parse)] = 32
-    """Images an optimizer step."""
+    """Images per optimizer step."""
     patience: Annotated[int, AfterValidator(DOMAINS["patience"].parse)] = 10
-    """Epochs without a better val_f1 after which training stops."""
+    """Epochs without improvement in val_f1 after which training stops."""
     unknown_weight: Annotated[float, AfterValidator(DOMAINS["unknown_weight"].parse)] = 0.3
     """Weight of ungraded zones (class 4) in the loss."""
     weight_decay: Annotated[float, AfterValidator(DOMAINS["weight_decay"].parse)] = 0.0

@@ -95,7 +95,7 @@ def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
 def test_config_init_writes_the_defaults(tmp_path: Path) -> None:
     text = commented_yaml()
     assert load_settings({}, write(tmp_path, text), {}).settings == Settings()
-    assert "# Total of finished trials" in text
+    assert "# Total number of finished trials" in text
 
 
 def test_secrets_are_shown_nowhere() -> None:
