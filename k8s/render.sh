@@ -8,11 +8,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 helm template csi-job "$here/../helm" --namespace csi-job --skip-tests --values "$here/values.yaml" "$@" \
   --output-dir "$work" >/dev/null
-mkdir -p "$folder"
-for file in "$work"/csi-job/templates/*.yaml; do
-  sed 's|managed-by: Helm|managed-by: kustomize|' "$file" >"$folder/$(basename "$file")"
-done
+manifests=$(cd "$work/csi-job/templates" && find . -name '*.yaml' | sed 's|^\./||' | sort)
 {
   printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: csi-job\nresources:\n'
-  for file in "$work"/csi-job/templates/*.yaml; do printf '  - %s\n' "$(basename "$file")"; done
-} >"$folder/kustomization.yaml"
+  for file in $manifests; do printf '  - %s\n' "$file"; done
+} >"$work/kustomization.yaml"
+for file in $manifests; do
+  mkdir -p "$folder/$(dirname "$file")"
+  sed 's|managed-by: Helm|managed-by: kustomize|' "$work/csi-job/templates/$file" >"$folder/$file"
+done
+cp "$work/kustomization.yaml" "$folder"

@@ -1,4 +1,4 @@
-{{/* Name of every object's beginning, at most 36 characters: stage, digest and pod suffix follow within 63. */}}
+{{/* Prefix of every object's name, at most 36 characters: stage, digest and pod suffix must fit into 63. */}}
 {{- define "csi-job.fullname" -}}
 {{- $name := .Values.fullnameOverride | default (contains "csi-job" .Release.Name | ternary .Release.Name (printf "%s-csi-job" .Release.Name)) -}}
 {{- if gt (len $name) 36 }}{{ printf "%s-%s" ($name | trunc 29 | trimSuffix "-") ($name | sha256sum | trunc 6) }}{{ else }}{{ $name }}{{ end -}}
@@ -20,11 +20,16 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* Name, namespace and labels of an object: (list $ component name). */}}
+{{/* Name, namespace and labels of an object: (list $ component <suffix of the name>). */}}
 {{- define "csi-job.metadata" -}}
-name: {{ index . 2 }}
+name: {{ include "csi-job.fullname" (index . 0) }}{{ with index . 2 }}-{{ . }}{{ end }}
 namespace: {{ (index . 0).Release.Namespace | quote }}
 labels: {{- include "csi-job.labels" . | nindent 2 }}
+{{- end -}}
+
+{{/* Selects every pod of the release. */}}
+{{- define "csi-job.release" -}}
+matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .Release.Name | quote }}}
 {{- end -}}
 
 {{/* An image's reference: (list $ image). */}}
@@ -35,12 +40,12 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
-{{/* When an image is pulled: one from a registry at every start, so that the right to it is checked each time. */}}
+{{/* From a registry an image is pulled at every start, so that the right to it is checked each time. */}}
 {{- define "csi-job.pullPolicy" -}}
 {{- .Values.image.pullPolicy | default (.Values.global.imageRegistry | empty | ternary "IfNotPresent" "Always") -}}
 {{- end -}}
 
-{{/* Digest of everything that the controller acts on; each upgrade makes another, so that it retries what failed. */}}
+{{/* Digest of everything the controller acts on. Each upgrade has a new one, so that it retries what failed. */}}
 {{- define "csi-job.digest" -}}
 {{ printf "%s %d %s" (toJson .Values) .Release.Revision .Chart.Version | sha256sum | trunc 10 }}
 {{- end -}}
@@ -57,21 +62,10 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- if .Values.database.bundled -}}
 postgresql+psycopg2://csi@{{ include "csi-job.fullname" . }}-database:5432/csi
 {{- else -}}
-{{ required "database.external.url is needed where database.bundled is false" .Values.database.external.url }}
+{{ required "database.external.url is needed when database.bundled is false" .Values.database.external.url }}
 {{- end -}}
 {{- end -}}
 
 {{- define "csi-job.workClaim" -}}
 {{ .Values.work.existingClaim | default (printf "%s-work" (include "csi-job.fullname" .)) }}
-{{- end -}}
-
-{{- define "csi-job.pullSecrets" -}}
-{{- range .Values.global.imagePullSecrets }}
-- name: {{ . | quote }}
-{{- end }}
-{{- end -}}
-
-{{/* Selects every pod of the release. */}}
-{{- define "csi-job.release" -}}
-matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .Release.Name | quote }}}
 {{- end -}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -165,9 +166,11 @@ def test_the_manifests_are_the_rendered_chart(tmp_path: Path) -> None:
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     subprocess.run([ROOT / "k8s" / "render.sh", tmp_path], check=True, timeout=60)
-    made = {path.name for path in tmp_path.glob("*.yaml")}
-    assert made | {"values.yaml"} == {path.name for path in (ROOT / "k8s").glob("*.yaml")}, "run: make manifests"
-    _, different, wrong = filecmp.cmpfiles(tmp_path, ROOT / "k8s", made, shallow=False)
+    rendered, stored = (
+        {os.fspath(path.relative_to(root)) for path in root.rglob("*.yaml")} for root in (tmp_path, ROOT / "k8s")
+    )
+    assert rendered | {"values.yaml"} == stored, "run: make manifests"
+    _, different, wrong = filecmp.cmpfiles(tmp_path, ROOT / "k8s", rendered, shallow=False)
     assert (different, wrong) == ([], []), "run: make manifests"
 
 

@@ -113,7 +113,7 @@ def test_a_password_that_is_there_is_kept_under_another_key(
         missing_service("helm is not installed")
     (tmp_path / "templates").mkdir()
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: asks\nversion: 0.1.0\n")
-    shutil.copy(CHART / "templates" / "_database.tpl", tmp_path / "templates")
+    shutil.copy(CHART / "templates" / "database" / "_database.tpl", tmp_path / "templates")
     (tmp_path / "templates" / "ask.yaml").write_text('kept: {{ include "csi-job.keptPassword" .Values.ask }}')
     ask = json.dumps({"old": old, "key": "new"})
     command = ["helm", "template", "r", str(tmp_path), f"--set-json=ask={ask}"]

@@ -1,0 +1,62 @@
+{{/* Environment of a container, as (list $ <stage> <step>): each variable once. The stage's `env` overrides the
+     release's, and both override the chart's variables where that is harmless; elsewhere it is an error. */}}
+{{- define "csi-job.environment" -}}
+{{- $root := index . 0 -}}
+{{- $overridable := list "CSI_JOB_STORAGE__CONNECT_S" "TORCH_HOME" "WAIT_S" -}}
+{{- $names := list -}}
+{{- $found := dict -}}
+{{- $ours := dict -}}
+{{- range include "csi-job.chartEnvironment" . | fromYamlArray -}}
+{{- $names = append $names .name -}}
+{{- $_ := set $found .name . -}}
+{{- $_ := set $ours .name true -}}
+{{- end -}}
+{{- range concat ($root.Values.env | default list) (get (index $root.Values (index . 1) | default dict) "env" | default list) -}}
+{{- if and (hasKey $ours .name) (not (has .name $overridable)) -}}
+{{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
+{{- end -}}
+{{- if not (hasKey $found .name) -}}{{- $names = append $names .name -}}{{- end -}}
+{{- $_ := set $found .name . -}}
+{{- end -}}
+{{- range $i, $name := $names }}
+{{- if $i }}
+{{ end -}}
+- {{ get $found $name | toRawJson }}
+{{- end -}}
+{{- end -}}
+
+{{/* What the chart knows better than the settings tree, as (list $ <stage> <step>). */}}
+{{- define "csi-job.chartEnvironment" -}}
+{{- $root := index . 0 -}}
+{{- $stage := index . 1 -}}
+{{- $step := index . 2 -}}
+{{- $storage := dig "storage" dict ($root.Values.job | default dict) -}}
+{{- $outage := dig "outage_s" 900 $storage -}}
+- {name: CSI_JOB_WORK, value: /work}
+- {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" $root | quote }}}
+- {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
+- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}
+{{- if ne $step "controller" }}
+# On the shared volume: the cache stage downloads the weights, and the other stages have no way out.
+- {name: TORCH_HOME, value: /work/weights}
+{{- end }}
+{{- if has $stage (list "search" "final") }}
+# Only the first stage creates tables and study.
+- {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
+{{- end }}
+{{- if and (eq $stage "cache") (eq $step "check") }}
+# A database that is still starting is worth waiting for here, but not in `helm test`.
+- {name: WAIT_S, value: {{ $outage | quote }}}
+{{- end }}
+{{- if eq $step "check" }}
+# By reference: a changed number of pods is no reason to run the stage again.
+- {name: NUM_PODS, valueFrom: {configMapKeyRef: {name: {{ include "csi-job.fullname" $root }}-settings, key: num-pods}}}
+{{- end }}
+{{- if eq $stage "cache" }}
+- {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "/data/%s" $root.Values.data.labels | quote }}}
+- {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "/data/%s" $root.Values.data.images | quote }}}
+{{- end }}
+{{- if and (ne $step "controller") $root.Values.wandb.existingSecret }}
+- {name: CSI_JOB_TRACKING__WANDB_API_KEY_FILE, value: /run/secrets/wandb/api-key}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,32 @@
+{{- define "csi-job.controllerContainer" -}}
+name: controller
+{{ include "csi-job.containerImage" (list . .Values.image) }}
+args:
+  - cluster
+  - run
+  - {{ include "csi-job.config" . }}
+  - --stages={{ include "csi-job.fullname" . }}-stages
+  - --digest={{ include "csi-job.digest" . }}
+  - --missing-seconds={{ .Values.controller.missingSeconds | int64 }}
+  - --max-rounds={{ .Values.controller.maxRounds | int64 }}
+  {{- with .Values.budget.hours }}
+  - --budget-hours={{ . }}
+  {{- end }}
+  {{- with .Values.budget.gpuHours }}
+  - --budget-gpu-hours={{ . }}
+  {{- end }}
+env:
+  - {name: RELEASE_NAME, value: {{ .Release.Name | quote }}}
+  - {name: RELEASE_STAGES, value: {{ include "csi-job.fullname" . }}-stages}
+  {{- include "csi-job.environment" (list . "controller" "controller") | nindent 2 }}
+resources: {{- toYaml .Values.controller.resources | nindent 2 }}
+terminationMessagePolicy: FallbackToLogsOnError
+volumeMounts:
+  - {name: settings, mountPath: /etc/csi-job, readOnly: true}
+  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  {{- with .Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}

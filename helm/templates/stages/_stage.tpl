@@ -1,0 +1,58 @@
+{{/* What the stages' Jobs have in common, each part as (list $ <stage>). */}}
+{{- define "csi-job.stageMetadata" -}}
+{{ include "csi-job.metadata" (list (index . 0) (index . 1) (index . 1)) }}
+  {{- with (index . 0).Values.kueue.queueName }}
+  kueue.x-k8s.io/queue-name: {{ . | quote }}
+  {{- end }}
+{{- end -}}
+
+{{- define "csi-job.stageLimits" -}}
+{{- $root := index . 0 -}}
+podFailurePolicy: {{- include "csi-job.podFailurePolicy" $root | nindent 2 }}
+{{- with (index $root.Values (index . 1)).deadlineSeconds }}
+activeDeadlineSeconds: {{ . | int64 }}
+{{- end }}
+{{- with $root.Values.ttlSecondsAfterFinished }}
+ttlSecondsAfterFinished: {{ . | int64 }}
+{{- end }}
+{{- end -}}
+
+{{/* Changed settings change the pod, and so replace the Job. */}}
+{{- define "csi-job.stagePodMetadata" -}}
+{{- $root := index . 0 -}}
+labels: {{- include "csi-job.labels" . | nindent 2 }}
+annotations:
+  csi-job/settings: {{ include "csi-job.settings" $root | sha256sum | trunc 16 | quote }}
+  {{- with $root.Values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* A stage's pod without its containers. The check of `helm test` has the controller's resources and nodes. */}}
+{{- define "csi-job.stagePodSpec" -}}
+{{- $root := index . 0 -}}
+{{- $stage := index . 1 -}}
+{{ include "csi-job.podSpec" (list $root (index $root.Values (eq $stage "check" | ternary "controller" $stage))) }}
+restartPolicy: Never
+serviceAccountName: {{ include "csi-job.fullname" $root }}
+terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | int64 }}
+securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
+volumes:
+  - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" $root | quote }}}}
+  - {name: settings, configMap: {name: {{ include "csi-job.fullname" $root }}-settings}}
+  {{- include "csi-job.databaseVolume" $root | nindent 2 }}
+  {{- with $root.Values.wandb.existingSecret }}
+  {{- include "csi-job.secretVolume" (list "wandb" . $root.Values.wandb.secretKey "api-key") | nindent 2 }}
+  {{- end }}
+  - {name: tmp, emptyDir: {sizeLimit: {{ $root.Values.tmpSize }}}}
+  - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $root.Values.shmSize }}}}
+  {{- if and (eq $stage "cache") $root.Values.demo.enabled }}
+  - {name: data, emptyDir: {sizeLimit: 2Gi}}
+  {{- else if eq $stage "cache" }}
+  {{- $claim := required "data.existingClaim is needed (or demo.enabled=true)" $root.Values.data.existingClaim }}
+  - {name: data, persistentVolumeClaim: {claimName: {{ $claim | quote }}, readOnly: true}}
+  {{- end }}
+  {{- with $root.Values.volumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,49 @@
+{{/* A container of a stage without name and arguments: (list $ <stage> <step>). */}}
+{{- define "csi-job.step" -}}
+{{- $root := index . 0 -}}
+{{- $stage := index . 1 -}}
+{{- $values := index $root.Values (eq $stage "check" | ternary "controller" $stage) -}}
+{{- $resources := deepCopy $values.resources -}}
+{{- if $root.Values.kueue.queueName -}}
+{{- /* Kueue admits no pod that requests a resource its queue does not cover, and few queues cover this one. */ -}}
+{{- range $kind, $amounts := $resources -}}{{- $_ := set $resources $kind (omit $amounts "ephemeral-storage") -}}{{- end -}}
+{{- end -}}
+{{- with $values.gpus -}}
+{{- $gpus := dict $root.Values.gpuResource . -}}
+{{- $resources = mergeOverwrite $resources (dict "requests" $gpus "limits" $gpus) -}}
+{{- end -}}
+{{ include "csi-job.containerImage" (list $root $root.Values.image) }}
+env: {{- include "csi-job.environment" . | nindent 2 }}
+resources: {{- toYaml $resources | nindent 2 }}
+# `kubectl describe` shows the last lines of the log after a failure.
+terminationMessagePolicy: FallbackToLogsOnError
+volumeMounts:
+  - {name: work, mountPath: /work}
+  - {name: settings, mountPath: /etc/csi-job, readOnly: true}
+  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  {{- if $root.Values.wandb.existingSecret }}
+  - {name: wandb, mountPath: /run/secrets/wandb, readOnly: true}
+  {{- end }}
+  - {name: tmp, mountPath: /tmp}
+  - {name: shm, mountPath: /dev/shm}
+  {{- if eq $stage "cache" }}
+  - {name: data, mountPath: /data{{ if not $root.Values.demo.enabled }}, readOnly: true{{ end }}}
+  {{- end }}
+  {{- with $root.Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "csi-job.config" -}}--config=/etc/csi-job/settings.yaml{{- end -}}
+
+{{- define "csi-job.checkArgs" -}}
+- cluster
+- check
+- {{ include "csi-job.config" . }}
+- --num-gpus={{ int .Values.search.gpus }}
+- --gpu-resource={{ .Values.gpuResource }}
+- --database-secret={{ include "csi-job.databaseSecret" . }}/{{ .Values.database.secretKey }}
+{{- with .Values.wandb.existingSecret }}
+- --wandb-secret={{ . }}/{{ $.Values.wandb.secretKey }}
+{{- end }}
+{{- end -}}
