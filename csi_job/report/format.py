@@ -41,46 +41,50 @@ OUTCOME_NAMES: dict[Outcome, str] = {
 }
 
 METRIC_NAMES = {
-    "f1_macro": "F1, mean of the zones",
-    "f1_weighted": "F1, weighted by how often a score occurs",
+    "f1_macro": "Macro F1, mean over zones",
+    "f1_weighted": "Weighted F1, mean over zones",
     "csi_mae": "CSI: mean absolute error (points)",
     "csi_rmse": "CSI: root mean squared error (points)",
-    "csi_pearson_r": "CSI: correlation with the true one",
-    "risk_auroc": "Risk class: AUROC, mean of the classes",
-    "risk_accuracy": "Risk class: share told correctly",
+    "csi_pearson_r": "CSI: correlation with the truth (Pearson r)",
+    "risk_auroc": "Risk class: AUROC, mean over classes",
+    "risk_accuracy": "Risk class: accuracy",
 }
 
 GLOSSARY = (
-    ("AUROC", "How well a model ranks patients of a risk class above the others: 0.5 is chance, 1 is perfect."),
-    ("Baseline", "The usual settings, fixed before the search and tried first, as trial 0."),
-    ("Candidate", "One of the best trials, trained again with several seeds to see whether its result holds."),
+    ("AUROC", "How well the model ranks patients of one risk class above all others: 0.5 is chance, 1 is perfect."),
+    ("Baseline", "The standard settings, fixed before the search and tried first, as trial 0."),
+    ("Candidate", "One of the best trials, retrained with several seeds to check that its result holds up."),
+    (
+        "Confidence interval",
+        "The range that plausibly contains the true value, estimated by resampling the patients (bootstrap).",
+    ),
     (
         "CSI",
         (
-            "Congestion Score Index: six lung zones, each scored 0 (none) to 3 (severe); the mean over the graded "
-            f"zones is the patient's CSI. Up to {LOW_RISK_MAX_CSI} is low, up to {MEDIUM_RISK_MAX_CSI} medium, above "
-            "that high risk of acute heart failure."
+            "Congestion Score Index: each of six lung zones is scored from 0 (no congestion) to 3 (severe); the CSI "
+            f"is the mean over the graded zones. Up to {LOW_RISK_MAX_CSI} means low, up to {MEDIUM_RISK_MAX_CSI} "
+            "medium, and above that high risk of acute heart failure."
         ),
     ),
-    ("Epoch", "One pass over all training images."),
+    ("Epoch", "One pass through all training images."),
     (
         "F1",
         (
-            "Agreement between predicted and true scores of a zone, from 0 to 1, balanced over the scores so that "
-            "rare ones count as much as common ones; here the mean over the six zones. Ungraded zones are left out."
+            "Agreement between the predicted and true scores of a zone, from 0 to 1. Every score counts equally, "
+            "however rare it is (macro F1); zones are averaged, and ungraded zones are excluded."
         ),
     ),
-    ("GFLOPs", "Billions of arithmetic operations that the model needs for one image: its computational cost."),
-    ("Importance", "The share of the differences between good and other trials that goes with one parameter."),
-    ("Infeasible", "A trial whose settings could not be trained, for want of memory or because the loss diverged."),
-    ("Interval", "Where the true value plausibly lies, from drawing the patients again and again (bootstrap)."),
-    ("MAE", "Mean absolute error: by how much a predicted CSI is off on average."),
-    ("Pareto front", "The trials that no other trial beats in both F1 and cost."),
+    ("GFLOPs", "Billions of arithmetic operations needed to process one image: the model's computational cost."),
+    ("Importance", "How much of the difference between the best trials and the rest one hyperparameter explains."),
+    ("Infeasible", "A trial that could not be trained because memory ran out or the loss diverged."),
+    ("MAE", "Mean absolute error: how far off a predicted CSI is on average."),
+    ("Pareto front", "The trials that no other trial beats on both F1 and cost."),
     ("Pruned", "A trial stopped early because it was doing worse than others at the same epoch."),
-    ("Seed", "The number that fixes every random choice of a training run."),
-    ("Trial", "One training run with one set of parameters."),
-    ("Unknown weight", "How much ungraded zones count in training, beside graded ones."),
-    ("Validation", "Patients kept aside to choose settings; test patients are used once, at the very end."),
+    ("SD", "Standard deviation: how much results vary from one seed to the next."),
+    ("Seed", "The number that fixes every random choice in a training run."),
+    ("Trial", "One training run with one set of hyperparameters."),
+    ("Unknown weight", "How much ungraded zones count in training relative to graded ones."),
+    ("Validation", "Patients set aside for choosing settings. Test patients are used only once, at the very end."),
 )
 
 

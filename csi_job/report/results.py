@@ -55,7 +55,7 @@ def load_results(view: StudyView, work: Path) -> Results:
     cache = _cache(work, key)
     card = _of_format(models / f"{MODEL_STEM}.json")
     if card is not None and card["study"] != view.name:
-        note = f"The final model in this folder is of another study ({card['study']}), so it is not shown here."
+        note = f"The final model in this folder belongs to another study ({card['study']}) and is not shown."
         return Results(cache=cache, confirmed=confirmed, notes=(note,))
     if card is None:
         return Results(cache=cache, confirmed=confirmed)
@@ -87,8 +87,8 @@ def few_patients(evaluation: Json) -> str:
     if num_patients >= MIN_PATIENTS:
         return ""
     return (
-        f"With {words.plural(num_patients, 'test patient')} the intervals are too narrow: what looks certain here is a "
-        "hint that needs more patients."
+        f"With only {words.plural(num_patients, 'test patient')}, the intervals are too narrow: any difference is a hint "
+        "that needs more patients to confirm it."
     )
 
 
@@ -116,11 +116,21 @@ def _on_test_set(folder: Path, card: Json, key: Any) -> tuple[Json | None, Json 
     if evaluation is None:
         return None, None, None, ()
     if evaluation["split"] != "test" or (card.get("test") or {}).get("metrics") != evaluation["metrics"]:
-        return None, None, None, ("The evaluation in models/evaluation/ is of another model or split.",)
+        return (
+            None,
+            None,
+            None,
+            ("The evaluation in models/evaluation/ is of another model or split and is not shown.",),
+        )
     if comparison is None or not _is_of(comparison, "model", evaluation):
         return evaluation, None, None, ()
     if baseline is None or not _is_of(comparison, "baseline", baseline):
-        return evaluation, None, None, (f"The comparison in models/evaluation/ is with {comparison['baseline']}.",)
+        return (
+            evaluation,
+            None,
+            None,
+            (f"The comparison in models/evaluation/, with {comparison['baseline']}, is not shown.",),
+        )
     return evaluation, baseline, comparison, ()
 
 

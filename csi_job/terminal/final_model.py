@@ -26,12 +26,12 @@ def render_final_model(final: FinalModel) -> RenderableType:
         parts += [_candidates(chosen), f"Rule: {chosen['rule']}."]
     parts += [_models(final), f"Model: {final.path}", f"Card:  {final.path.with_suffix('.md')}"]
     if not final.is_new:
-        parts.append("Everything was there already; nothing was trained.")
+        parts.append("Everything is up to date; nothing was trained.")
     return Group(*parts)
 
 
 def _candidates(chosen: Mapping[str, Any]) -> Table:
-    table = _table("Candidates: validation F1 in the search, then over new seeds")
+    table = _table("Candidates: validation F1 in the search and over new seeds")
     for heading in ("trial", "search", "mean", "SD", "GFLOPs"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("hyperparameters", overflow="fold")

@@ -66,7 +66,7 @@ def render_release(view: ReleaseView) -> RenderableType:
     """Return one picture of a release: the study, a row a pod with its trial, the GPUs."""
     parts: list[RenderableType] = [render_status(view.study)] if view.study else []
     parts.append(_pods(view))
-    gpus = f"{words.plural(view.num_gpus, 'GPU')} held now, {view.gpu_hours:.1f} GPU hours used by the search"
+    gpus = f"{words.plural(view.num_gpus, 'GPU')} in use now, {view.gpu_hours:.1f} GPU hours used by the search"
     parts.append(Text(gpus, style="dim"))
     if view.note:
         parts.append(Text(view.note))

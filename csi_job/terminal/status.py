@@ -74,7 +74,9 @@ def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
         known["failures"] = tuple((item["reason"], item["num_trials"]) for item in content["failures"])
         return StudyStatus(**(known | {"best": best and _of(BestStatus, best)}))
     except (KeyError, TypeError):
-        raise DataError("this status is of another version of csi-job", hint="install that of the release") from None
+        raise DataError(
+            "this status comes from another version of csi-job", hint="install the version that the release runs"
+        ) from None
 
 
 def _of(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
@@ -112,7 +114,7 @@ def _best(best: BestStatus | None) -> RenderableType:
         return Text("No trial is complete yet.", style="dim")
     head = Text.assemble("Best validation F1 ", (words.score(best.f1), "bold green"), f" (trial {best.number})")
     if best.gflops is not None:
-        head.append(f", {words.value(best.gflops)} GFLOPs an image: {best.rule}")
+        head.append(f", {words.value(best.gflops)} GFLOPs per image: {best.rule}")
     names = words.in_order(set(best.params))
     params = ", ".join(f"{name} {words.value(best.params[name])}" for name in names)
     return Group(head, Text(params, style="dim"))
@@ -120,7 +122,7 @@ def _best(best: BestStatus | None) -> RenderableType:
 
 def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for title in ("Running", "Epoch", "F1 so far", "Attempt", "Last heard of"):
+    for title in ("Running", "Epoch", "F1 so far", "Attempt", "Last heartbeat"):
         table.add_column(title, justify="right")
     table.add_column("Worker", overflow="fold")
     for trial in trials[:MAX_ROWS]:
@@ -138,23 +140,23 @@ def _epoch(trial: RunningStatus) -> str:
 
 def _heard(trial: RunningStatus) -> str:
     if trial.is_orphan:
-        return "free, to be taken over"
+        return "orphaned, will be resumed"
     return words.MISSING if trial.lease_age_s is None else f"{words.duration(max(trial.lease_age_s, 0.0))} ago"
 
 
 def _pace(status: StudyStatus) -> str:
     if status.is_finished:
-        return "The study is finished. Go on with --more-trials K, or train the result: csi-job train-optimized."
+        return "The study is finished. Add trials (--more-trials K) or train the final model (csi-job train-optimized)."
     if status.trials_per_h is None:
-        return "Time left: unknown until a trial has finished while others run."
+        return "Time left: unknown until a trial has finished and another is running."
     left = f", about {words.duration(status.eta_s)} left" if status.eta_s is not None else ""
-    return f"{status.trials_per_h:.1f} trials an hour{left}"
+    return f"{status.trials_per_h:.1f} trials per hour{left}"
 
 
 def _failures(failures: tuple[tuple[str, int], ...]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("Failed", justify="right")
-    table.add_column("Why", overflow="fold")
+    table.add_column("Reason", overflow="fold")
     for reason, number in failures[:MAX_ROWS]:
         table.add_row(str(number), Text(reason))
     return table

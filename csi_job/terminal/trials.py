@@ -25,14 +25,14 @@ def render_trials(study: Study) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for title in ("Trial", "Outcome", "Best F1", "Epochs", *(["GFLOPs"] if view.has_cost else [])):
         table.add_column(title, justify="left" if title == "Outcome" else "right", no_wrap=True)
-    table.add_column("Parameters, or why it ended", overflow="fold")
+    table.add_column("Hyperparameters, and why it ended", overflow="fold")
     for trial in view.trials:
         cost = [words.value(trial.gflops)] if view.has_cost else []
         cells = (str(trial.number), trial.outcome, words.score(trial.f1), str(trial.num_epochs), *cost)
         table.add_row(*cells, Text(_last_cell(trial, names)))
     return Group(
         Text(f"study {view.name}: {view.num_finished}{target} trials finished", style="bold"),
-        Text(f"searched: {space}", style="dim"),
+        Text(f"search space: {space}", style="dim"),
         table,
     )
 

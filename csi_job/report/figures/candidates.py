@@ -24,18 +24,18 @@ def candidates_plot(confirmed: Json) -> Plot:
     rows = [candidate for candidate in confirmed["candidates"] if candidate["seeds"]]
     names = [candidate_name(candidate) for candidate in rows]
     caption = (
-        "Filled marks are the mean of the runs with several seeds, bars one standard deviation either way, small dots "
-        "the single runs. The hollow mark is what the search had found, which luck helped to choose."
+        "Filled markers: mean over seeds; bars: ± 1 standard deviation; small dots: single runs. Hollow markers: the "
+        "result in the search, which is partly luck."
     )
-    key, title = "candidates", "Candidates trained again"
+    key, title = "candidates", "Retrained candidates"
     if not rows:
-        return Plot(key, title, missing="No candidate could be trained again.")
+        return Plot(key, title, missing="No candidate could be retrained.")
     traces = [
         _points([c["search_value"] for c in rows], names, "In the search", GREY, symbol="circle-open", size=9),
         _points(
             [run["val_f1"] for c in rows for run in c["seeds"]],
             [name for name, c in zip(names, rows, strict=True) for _ in c["seeds"]],
-            "One seed",
+            "Single run",
             BLUE,
             symbol="circle",
             size=5,
@@ -51,19 +51,17 @@ def candidates_plot(confirmed: Json) -> Plot:
 
 def zones_plot(results: Results) -> Plot:
     """Show the test F1 of the optimised model and of the baseline, all zones together and one by one."""
-    caption = (
-        "F1 on the test patients with its interval: where intervals are wide, few patients stand behind the number."
-    )
+    caption = "F1 on the test patients with its confidence interval; a wide interval means few patients."
     names = ["All zones", *(zone.replace("_", " ") for zone in ZONES)]
     optimised = [measured(results.evaluation, "f1_macro", zone) for zone in ("", *ZONES)]
     baseline = [measured(results.baseline_evaluation, "f1_macro", zone) for zone in ("", *ZONES)]
     optimised_marker = {"color": BLUE, "symbol": "circle", "size": 10}
-    traces = [_intervals(optimised, -OFFSET, "Optimised model", optimised_marker)]
+    traces = [_intervals(optimised, -OFFSET, "Optimized model", optimised_marker)]
     if results.baseline_evaluation is not None:
         traces.append(_intervals(baseline, OFFSET, "Baseline", {**BASELINE_MARKER, "color": TEAL}))
     result = _row_layout(len(names), "F1 on the test set (0 to 1)")
     result["yaxis"].update(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6])
-    return Plot("zones", "F1 by zone on the test set", caption, {"data": traces, "layout": result})
+    return Plot("zones", "Test F1 by zone", caption, {"data": traces, "layout": result})
 
 
 def candidate_name(candidate: Json) -> str:
@@ -84,7 +82,7 @@ def _means(candidates: Sequence[Json], *, is_winner: bool) -> dict[str, Any]:
     rows = [candidate for candidate in candidates if candidate["winner"] == is_winner]
     names = [candidate_name(candidate) for candidate in rows]
     means = [candidate["mean"] for candidate in rows]
-    name, color = ("Mean, winner", GOLD) if is_winner else ("Mean, others", BLUE)
+    name, color = ("Mean (winner)", GOLD) if is_winner else ("Mean (others)", BLUE)
     trace = _points(means, names, name, color, symbol="diamond", size=12)
     spreads = [candidate["spread"] or 0.0 for candidate in rows]
     return {**trace, "error_x": {"type": "data", "array": spreads, "thickness": 2, "width": 6, "color": GREY}}

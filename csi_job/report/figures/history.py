@@ -34,12 +34,12 @@ def history_plot(view: StudyView, best: TrialView | None) -> Plot:
         best: the trial to mark as chosen.
 
     """
-    key, title = "optimization_history", "Progress of the search"
+    key, title = "optimization_history", "Search progress"
     if not any(trial.f1 is not None for trial in view.trials):
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no validation F1 to show.")
     caption = (
-        "Each mark is one trial. The line is the best complete trial so far. A pruned trial stands at the best F1 it "
-        "reached before it was stopped; infeasible and failed trials stand at the foot."
+        "Each marker is one trial; the line is the best complete trial so far. Pruned trials are shown at the best F1 "
+        "they reached, infeasible and failed trials at the bottom."
     )
     return Plot(key, title, caption, _history(view, best))
 
@@ -52,11 +52,11 @@ def curves_plot(view: StudyView, best: TrialView | None) -> Plot:
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no curve to show.")
     sampled = _sample_curves(drawn)
     sentence = (
-        f"To stay legible, {len(sampled)} of {words.count(len(drawn))} curves are drawn: the best {NUM_BEST_CURVES}, "
+        f"For readability, {len(sampled)} of {words.count(len(drawn))} curves are drawn: the best {NUM_BEST_CURVES} "
         "and others spread evenly over the search."
     )
     cautions = (sentence,) if len(sampled) < len(drawn) else ()
-    caption = "The validation F1 of each trial after each epoch. A cross marks where a trial was pruned."
+    caption = "Validation F1 of each trial after each epoch. A cross marks where a trial was pruned."
     return Plot(key, title, caption, _curves(sampled, best, view.baseline), cautions=cautions)
 
 

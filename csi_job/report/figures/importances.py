@@ -24,17 +24,19 @@ NUM_STABLE_TRIALS = 50  # from here the best tenth holds that many
 
 def importances_plot(view: StudyView) -> Plot:
     """Show the importance of each parameter for the validation F1, from the complete trials alone."""
-    key, title = "param_importances", "What mattered"
+    key, title = "param_importances", "Hyperparameter importance"
     trials = view.ranked()
     varied = _varied(trials)
     if len(trials) < MIN_TRIALS:
-        has = f"this study has {words.plural(len(trials), 'complete trial')}"
-        return Plot(key, title, missing=f"Importances need at least {MIN_TRIALS} complete trials; {has}.")
+        has = f"this study has {len(trials)} so far"
+        return Plot(key, title, missing=f"Importance needs at least {MIN_TRIALS} complete trials; {has}.")
     if not varied:
-        return Plot(key, title, missing="All complete trials took the same parameters, so none can be compared.")
+        return Plot(
+            key, title, missing="All complete trials used the same hyperparameters, so there is nothing to compare."
+        )
     caption = (
-        "The share of the differences between the best trials and the rest that goes with each parameter. "
-        "Pruned and infeasible trials are left out."
+        "How much of the difference between the best trials and the rest each hyperparameter explains. "
+        "Pruned and infeasible trials are excluded."
     )
     return Plot(key, title, caption, _bars(param_importances(view)), cautions=_cautions(trials, varied))
 
@@ -90,7 +92,7 @@ def _bars(importances: dict[str, float]) -> Figure:
         "marker": {"color": BLUE},
         "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
     }
-    figure_layout = layout("Importance (share of all)", "", height_px=100 + 34 * len(names), bargap=0.35)
+    figure_layout = layout("Importance (share of total)", "", height_px=100 + 34 * len(names), bargap=0.35)
     figure_layout["margin"].update(t=36)
     figure_layout["xaxis"].update(range=[0, max(shares, default=0) * 1.12 or 1], tickformat=".0%", showgrid=True)
     figure_layout["yaxis"].update(showgrid=False, ticks="")
@@ -101,13 +103,13 @@ def _cautions(trials: list[TrialView], varied: list[str]) -> tuple[str, ...]:
     cautions = []
     if len(trials) < NUM_STABLE_TRIALS:
         cautions.append(
-            f"Only {words.plural(len(trials), 'complete trial')} stand behind this; "
-            f"with fewer than {NUM_STABLE_TRIALS} the order of the bars can still change."
+            f"Based on only {words.plural(len(trials), 'complete trial')}; "
+            f"with fewer than {NUM_STABLE_TRIALS} the ranking can still change."
         )
     partial = [name for name in varied if any(name not in trial.params for trial in trials)]
     if partial:
         names = words.listed([words.parameter_name(name) for name in partial])
-        cautions.append(f"{names}: used by some trials only; rated among those.")
+        cautions.append(f"{names}: used by only some trials and rated among those.")
     if len({trial.phase for trial in trials}) > 1:
-        cautions.append("Trials of all phases are taken together, though they had different numbers of epochs.")
+        cautions.append("Trials of all phases are pooled, although they had different numbers of epochs.")
     return tuple(cautions)

@@ -38,28 +38,28 @@ JITTER_STEPS = 41  # places over which marks of one choice are spread, so that t
 
 def parallel_plot(view: StudyView, best: TrialView | None) -> Plot:
     """Show each trial as a line through its parameters, coloured by its validation F1."""
-    key, title = "parallel_coordinate", "Parameters together"
+    key, title = "parallel_coordinate", "Hyperparameters together"
     trials = view.ranked() + [trial for trial in view.with_outcome("pruned") if trial.f1 is not None]
     names = words.in_order({name for trial in trials for name in trial.params})
     if not trials or not names:
-        return Plot(key, title, missing="No trial has finished yet, so there is no line to draw.")
+        return Plot(key, title, missing="No trial has finished yet, so there is nothing to draw.")
     sampled, cautions = _sample(trials, MAX_LINES, "lines")
     caption = (
-        "Each line is one trial: where it crosses an axis is the value it took. The stronger the blue, the higher the "
-        "F1. Lines that pass below an axis do not use that parameter. Click the legend to hide or show a group."
+        "Each line is one trial and crosses each axis at the value the trial used. Darker blue means higher F1. A line "
+        "that passes below an axis does not use that setting. Click a legend entry to hide or show its trials."
     )
     return Plot(key, title, caption, _parallel(view, sampled, names, best), cautions=cautions, is_wide=True)
 
 
 def slices_plot(view: StudyView, best: TrialView | None) -> Plot:
     """Show the validation F1 against each parameter alone."""
-    key, title = "slices", "Parameters one by one"
+    key, title = "slices", "Hyperparameters one by one"
     trials = [trial for trial in view.with_outcome("complete", "pruned") if trial.f1 is not None]
     names = words.in_order({name for trial in trials for name in trial.params})
     if not trials or not names:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to compare.")
     sampled, cautions = _sample(trials, MAX_POINTS, "trials")
-    caption = "The validation F1 against each parameter. A parameter of some optimizers only shows those trials."
+    caption = "Validation F1 against each hyperparameter; one that only some optimizers use shows only their trials."
     return Plot(key, title, caption, _slices(view, sampled, names, best), cautions=cautions, is_wide=True)
 
 
@@ -78,7 +78,9 @@ def _sample(trials: list[TrialView], limit: int, things: str) -> tuple[list[Tria
         return trials, ()
     best = sorted(trials, key=lambda trial: -(trial.f1 or 0.0))
     sampled = spread_sample(best, limit)
-    return sampled, (f"To stay legible, {limit} of {words.count(len(trials))} {things} are drawn, spread over the F1.",)
+    return sampled, (
+        f"For readability, {limit} of {words.count(len(trials))} {things} are drawn, spread evenly over F1.",
+    )
 
 
 def _parallel(view: StudyView, trials: list[TrialView], names: list[str], best: TrialView | None) -> Figure:

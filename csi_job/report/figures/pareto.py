@@ -20,11 +20,11 @@ def pareto_plot(view: StudyView, chosen: TrialView | None, rule: str = "") -> Pl
         rule: the rule, a phrase.
 
     """
-    key, title = "pareto_front", "F1 against cost"
+    key, title = "pareto_front", "F1 versus cost"
     trials = [trial for trial in view.ranked() if trial.gflops is not None]
     if not trials:
         return Plot(key, title, missing="No trial is complete yet, so there is no front to show.")
-    caption = "Each mark is one complete trial. On the line lie those that no other beats in both F1 and cost."
+    caption = "Each marker is one complete trial. No other trial beats those on the line on both F1 and cost."
     caption += f" Chosen: {rule}." if rule else ""
     return Plot(key, title, caption, _pareto(view, trials, chosen))
 
@@ -50,7 +50,7 @@ def _pareto(view: StudyView, trials: list[TrialView], chosen: TrialView | None) 
             _costs(dominated),
             _f1s(dominated),
             marker={"color": GREY, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
-            name="Beaten by another",
+            name="Dominated",
         ),
         markers(front, _costs(front), _f1s(front), marker={"color": BLUE, "size": 10}, name="Pareto front"),
     ]
@@ -58,7 +58,7 @@ def _pareto(view: StudyView, trials: list[TrialView], chosen: TrialView | None) 
     for trial, marker, name in ((view.baseline, BASELINE_MARKER, "Baseline"), (chosen, BEST_MARKER, "Chosen trial")):
         if trial is not None and trial.gflops is not None:
             traces.append(markers([trial], _costs([trial]), _f1s([trial]), marker=marker, name=name))
-    return {"data": traces, "layout": layout("Cost of one image (GFLOPs)", F1_AXIS)}
+    return {"data": traces, "layout": layout("Cost (GFLOPs per image)", F1_AXIS)}
 
 
 def _costs(trials: list[TrialView]) -> list[float | None]:

@@ -29,16 +29,17 @@ PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn"
 def data(info: CacheInfo | None) -> Section:
     """Show how many images there are of each score in each split, and what the cache warned of."""
     if info is None:
-        sentence = "The cache that this study was searched on is not in this work folder, so the data is not described."
+        sentence = "The image cache of this study is not in this work folder, so the data cannot be described."
         return Section("data", "The data", (sentence,))
     total = sum(info.num_images.values())
     parts = [f"{words.count(info.num_images[split])} for {purpose}" for split, purpose in PURPOSES.items()]
     sentence = (
-        f"{words.plural(total, 'radiograph')} of {words.plural(info.num_patients, 'patient')}: {words.listed(parts)}. "
-        "Images of one patient are kept together, as far as the table names patients."
+        f"{words.plural(total, 'radiograph')} from {words.plural(info.num_patients, 'patient')}: "
+        f"{words.listed(parts)}. All images of a patient are in the same split, as far as the label table identifies "
+        "patients."
     )
     if info.num_corrupt:
-        sentence += f" Left out because they could not be read: {words.plural(info.num_corrupt, 'file')}."
+        sentence += f" Excluded because they could not be read: {words.plural(info.num_corrupt, 'file')}."
     warnings = tuple(words.sentence(warning) for warning in info.warnings)
     return Section("data", "The data", (sentence,), (Figure(_scores_plot(info)),), cautions=warnings)
 
@@ -46,27 +47,27 @@ def data(info: CacheInfo | None) -> Section:
 def reproduce(view: StudyView, info: CacheInfo | None) -> Section:
     """Show the commands, seeds, versions and the fingerprint that lead to this study again."""
     fingerprint = view.attributes.get(FINGERPRINT)
-    commands = Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a folder of its own:")
+    commands = Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a new folder:")
     blocks: list[Block] = [commands]
     if isinstance(fingerprint, dict):
         blocks.append(Code(_settings_yaml(fingerprint, view.baseline), "The settings file for --config:"))
     blocks.append(Definitions(tuple(_origins(view, info))))
     paragraph = (
-        "One worker on a CPU repeats a study exactly. Several workers or a GPU give other trials, since the search "
-        "learns from whatever has finished by then, and GPUs add up numbers in changing order."
+        "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
+        "search learns from whatever has finished by then and GPUs do not add numbers in a fixed order."
     )
-    return Section("reproduce", "How to reproduce it", (paragraph,), tuple(blocks))
+    return Section("reproduce", "How to reproduce this study", (paragraph,), tuple(blocks))
 
 
 def glossary() -> Section:
     """Show what the words of the page mean."""
-    return Section("glossary", "Words used here", blocks=(Definitions(words.GLOSSARY),))
+    return Section("glossary", "Glossary", blocks=(Definitions(words.GLOSSARY),))
 
 
 def _scores_plot(info: CacheInfo) -> Plot:
     caption = (
-        "How many images have each score in each zone; darker is more congested. The scores that are rare in a split "
-        "are the ones its F1 is least sure of."
+        "Number of images with each score, by zone; darker means more congested. F1 is least certain for scores that "
+        "are rare in a split."
     )
     names = [*(f"score {score}" for score in SCORES), "not graded"]
     zones = [zone.replace("_", " ") for zone in ZONES]
@@ -144,7 +145,7 @@ def _flow(value: Any) -> str:
 
 
 def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:
-    items = [("Seed of the study", str(view.attributes.get(SEED, words.MISSING)))]
+    items = [("Study seed", str(view.attributes.get(SEED, words.MISSING)))]
     if info is not None:
         shares = " / ".join(f"{share:.0%}" for share in info.split_shares)
         items += [
@@ -153,7 +154,7 @@ def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:
             ("Cache", info.key),
         ]
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    return [*items, ("Versions that made this page", f"Python {platform.python_version()}, {versions}")]
+    return [*items, ("Software versions", f"Python {platform.python_version()}, {versions}")]
 
 
 def _version(package: str) -> str:

@@ -39,8 +39,8 @@ def best_trials(view: StudyView, choice: Choice) -> Section:
         marks={index: mark for index, mark in marks.items() if mark},
     )
     sentence = (
-        f"The highest validation F1 of {words.plural(len(ranked), 'complete trial')}, each that of its best epoch in "
-        "one training run, with its standard error over the validation patients."
+        f"Ranked by validation F1 among {words.plural(len(ranked), 'complete trial')}: the best epoch of a single "
+        "training run, ± its standard error over the validation patients."
     )
     return Section("best", title, (sentence,), (table,))
 
@@ -51,59 +51,59 @@ def progress(view: StudyView, choice: Choice) -> Section:
     if view.phases:
         blocks.append(_phases(view))
     blocks.append(Figure(curves_plot(view, choice.trial), has_title=True))
-    return Section("progress", "Progress of the search", blocks=tuple(blocks))
+    return Section("progress", "Search progress", blocks=tuple(blocks))
 
 
 def parameters(view: StudyView, choice: Choice) -> Section:
     """Show which parameters mattered, and how the F1 goes with each and all of them."""
     plots = (importances_plot(view), slices_plot(view, choice.trial), parallel_plot(view, choice.trial))
     blocks = tuple(Figure(plot, has_title=index > 0) for index, plot in enumerate(plots))
-    return Section("parameters", "What mattered", blocks=blocks)
+    return Section("parameters", "Which settings mattered", blocks=blocks)
 
 
-def trade(view: StudyView, choice: Choice) -> Section | None:
+def pareto(view: StudyView, choice: Choice) -> Section | None:
     """Show F1 against cost where the study has two objectives."""
     if not view.has_cost:
         return None
-    return Section("trade", "F1 against cost", blocks=(Figure(pareto_plot(view, choice.trial, choice.rule)),))
+    return Section("pareto", "F1 versus cost", blocks=(Figure(pareto_plot(view, choice.trial, choice.rule)),))
 
 
 def cost(view: StudyView) -> Section:
     """Show the time spent by outcome, and speed and size by architecture."""
     timed = [trial for trial in view.trials if trial.seconds is not None]
     if not timed:
-        return Section("cost", "What it cost", ("No trial has ended yet.",))
+        return Section("cost", "Computing cost", ("No trial has ended yet.",))
     total = sum(trial.seconds or 0.0 for trial in timed)
     sentence = (
-        f"All trials together took {words.duration(total)} from start to end, waiting of interrupted ones included, "
-        f"and {words.count(sum(trial.num_epochs for trial in view.trials))} epochs."
+        f"All trials together took {words.duration(total)}, interruptions included, "
+        f"and ran {words.count(sum(trial.num_epochs for trial in view.trials))} epochs."
     )
-    return Section("cost", "What it cost", (sentence,), (_times(view, total), *_architectures(view)))
+    return Section("cost", "Computing cost", (sentence,), (_times(view, total), *_architectures(view)))
 
 
 def failures(view: StudyView) -> Section:
     """Show the infeasible, failed and cancelled trials with their reasons, and how many were pruned."""
     counts = view.counts()
     if not view.num_finished and not counts["failed"]:
-        return Section("failures", "What did not work", ("No trial has ended yet.",))
-    pruned = f"{words.plural(counts['pruned'], 'trial')} of {words.count(len(view.trials))} were pruned."
-    unwell = view.with_outcome("infeasible", "failed", "cancelled")
-    if not unwell:
-        return Section("failures", "What did not work", (f"Every trial could be trained. {pruned}",))
+        return Section("failures", "What went wrong", ("No trial has ended yet.",))
+    pruned = f"Pruned: {words.count(counts['pruned'])} of {words.plural(len(view.trials), 'trial')}."
+    unsuccessful = view.with_outcome("infeasible", "failed", "cancelled")
+    if not unsuccessful:
+        return Section("failures", "What went wrong", (f"Every trial could be trained. {pruned}",))
     reasons: defaultdict[tuple[str, str], list[TrialView]] = defaultdict(list)
-    for trial in unwell:
-        reasons[words.OUTCOME_NAMES[trial.outcome], trial.reason or "no reason is stored"].append(trial)
+    for trial in unsuccessful:
+        reasons[words.OUTCOME_NAMES[trial.outcome], trial.reason or "no reason recorded"].append(trial)
     rows = [
         (outcome, reason, words.count(len(trials)), _numbers(trials)) for (outcome, reason), trials in reasons.items()
     ]
     rows.sort(key=lambda row: -int(row[2].replace("\N{NARROW NO-BREAK SPACE}", "")))
-    table = Table(("Outcome", "Reason", "Trials", "Numbers"), tuple(rows[:MAX_REASONS]), frozenset({2}))
-    more = f" The {MAX_REASONS} most frequent of {len(rows)} reasons are shown." if len(rows) > MAX_REASONS else ""
+    table = Table(("Outcome", "Reason", "Trials", "Trial numbers"), tuple(rows[:MAX_REASONS]), frozenset({2}))
+    more = f" Only the {MAX_REASONS} most frequent of {len(rows)} reasons are shown." if len(rows) > MAX_REASONS else ""
     sentence = (
         f"{words.plural(counts['infeasible'], 'trial')} could not be trained and {counts['failed']} failed; failed and "
-        f"cancelled ones do not count against the target. {pruned}{more}"
+        f"cancelled trials do not count toward the target. {pruned}{more}"
     )
-    return Section("failures", "What did not work", (sentence,), (table,))
+    return Section("failures", "What went wrong", (sentence,), (table,))
 
 
 def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:
@@ -141,8 +141,8 @@ def _phases(view: StudyView) -> Table:
             *map(words.count, counted),
         )
         rows.append((str(phase.number), *cells, found))
-    columns = ("Phase", "Sampler", "Pruner", "Epochs at most", "Trials", "Complete", "Pruned", "Infeasible", "Best F1")
-    return Table(columns, tuple(rows), frozenset({3, 5, 6, 7, 8}), "The phases of the search, in the order they began.")
+    columns = ("Phase", "Sampler", "Pruner", "Max. epochs", "Trials", "Complete", "Pruned", "Infeasible", "Best F1")
+    return Table(columns, tuple(rows), frozenset({3, 5, 6, 7, 8}), "Phases of the search, in the order they started.")
 
 
 def _times(view: StudyView, total_s: float) -> Table:
@@ -153,7 +153,7 @@ def _times(view: StudyView, total_s: float) -> Table:
             share = f"{sum(seconds) / total_s:.0%}" if total_s else words.MISSING
             times = (words.duration(sum(seconds)), share, words.duration(median(seconds)))
             rows.append((words.OUTCOME_NAMES[outcome], words.count(number), *times))
-    return Table(("Outcome", "Trials", "Time", "Share", "Median of one"), tuple(rows), frozenset({1, 2, 3, 4}))
+    return Table(("Outcome", "Trials", "Time", "Share", "Median per trial"), tuple(rows), frozenset({1, 2, 3, 4}))
 
 
 def _architectures(view: StudyView) -> tuple[Table, ...]:
@@ -172,7 +172,7 @@ def _architectures(view: StudyView) -> tuple[Table, ...]:
         )
         for name, trials in sorted(groups.items())
     )
-    columns = ("Architecture", "GFLOPs an image", "Parameters (millions)", "Images/s in training (median)")
+    columns = ("Architecture", "GFLOPs per image", "Parameters (millions)", "Training speed (images/s, median)")
     return (Table(columns, rows, frozenset({1, 2, 3})),)
 
 

@@ -45,7 +45,7 @@ def test_what_all_pods_begin_with_is_said_once() -> None:
 
 def test_only_gpus_of_pods_that_run_are_held() -> None:
     assert VIEW.num_gpus == 2
-    assert "2 GPUs held now, 12.2 GPU hours used by the search" in shown(VIEW)
+    assert "2 GPUs in use now, 12.2 GPU hours used by the search" in shown(VIEW)
     assert replace(VIEW, pods=(WAITING,)).num_gpus == 0
 
 

@@ -42,8 +42,8 @@ def test_the_terminal_shows_how_far_the_best_what_runs_and_what_failed():
         "3/12",
         "3 s ago",
         "gpu-1",
-        "free, to be taken over",
-        "14.2 trials an hour, about 72 min left",
+        "orphaned, will be resumed",
+        "14.2 trials per hour, about 72 min left",
         "KeyError in trial/model.py:3 [bold]",
     ):
         assert words in text

@@ -36,16 +36,16 @@ def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(f
     view = view_study(finished_study)
     plot = importances_plot(view)
     assert {"weight_decay", "learning_rate"} <= param_importances(view).keys()
-    assert any("Weight decay" in caution and "some trials only" in caution for caution in plot.cautions)
+    assert any("Weight decay" in caution and "only some trials" in caution for caution in plot.cautions)
 
 
 def test_few_trials_bring_a_caution_and_fewer_a_reason_instead_of_bars():
     many, few = importances_plot(one_parameter_matters(60)), importances_plot(one_parameter_matters(MIN_TRIALS))
     none = importances_plot(one_parameter_matters(MIN_TRIALS - 1))
     assert many.cautions == ()
-    assert any(f"Only {MIN_TRIALS} complete trials" in caution for caution in few.cautions)
+    assert any(f"only {MIN_TRIALS} complete trials" in caution for caution in few.cautions)
     assert none.figure is None
-    assert f"has {MIN_TRIALS - 1} complete trials" in none.missing
+    assert f"has {MIN_TRIALS - 1} so far" in none.missing
 
 
 def test_bars_are_those_of_the_importances_and_a_valid_figure(finished_study):

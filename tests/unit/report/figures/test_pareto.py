@@ -18,7 +18,7 @@ def test_the_chosen_trial_is_marked_and_every_complete_trial_drawn(two_objective
     go.Figure(plot.figure)
     drawn = {trace["name"]: trace for trace in plot.figure["data"] if "name" in trace}
     assert drawn["Chosen trial"]["x"] == [choice.trial.gflops]
-    marked = {*drawn["Beaten by another"]["y"], *drawn["Pareto front"]["y"], *drawn["Baseline"]["y"]}
+    marked = {*drawn["Dominated"]["y"], *drawn["Pareto front"]["y"], *drawn["Baseline"]["y"]}
     assert marked | {choice.trial.f1} == {trial.f1 for trial in view.ranked()}
     assert "standard error" in plot.caption
 

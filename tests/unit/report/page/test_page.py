@@ -37,19 +37,19 @@ def test_links_lead_to_sections_and_every_id_is_there_once(work, finished_study,
 def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, finished_study, read_page):
     text = read_page(write_report(finished_study, work)).text
     best, baseline = finished_study.best_value, finished_study.trials[0].value
-    sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline's {baseline:.3f}"
+    sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline ({baseline:.3f})"
     assert sentence in text
-    assert "127 radiographs of 97 patients" in text
-    assert text.index(sentence) < text.index("The settings found")
+    assert "127 radiographs from 97 patients" in text
+    assert text.index(sentence) < text.index("Best settings")
 
 
 def test_candidates_are_told_with_mean_and_spread(work, finished_study, read_page):
     confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
     text = read_page(write_report(finished_study, work)).text
-    assert f"mean validation F1 of {confirmed['value']:.3f} with a spread of {confirmed['spread']:.3f}" in text
+    assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['spread']:.3f})" in text
     assert f"Trial {confirmed['trial']}, winner" in text
     baseline = json.loads((work / "models" / "baseline_model.json").read_text())
-    assert f"the baseline reached {baseline['mean']:.3f} the same way" in text
+    assert f"the baseline, retrained the same way, reached {baseline['mean']:.3f}" in text
 
 
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, finished_study, read_page):
@@ -66,8 +66,8 @@ def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, fin
 
 def test_before_the_later_stages_the_page_says_what_is_still_to_do(finished_study, tmp_path, read_page):
     text = read_page(write_report(finished_study, tmp_path)).text
-    assert "is not measured on the test set yet" in text
-    assert "csi-job train-optimized trains the best trials again" in text
+    assert "has not been evaluated on the test set yet" in text
+    assert "csi-job train-optimized retrains the best trials" in text
     assert "is not in this work folder" in text
     assert "the best of many is partly luck" in text
 
@@ -75,8 +75,8 @@ def test_before_the_later_stages_the_page_says_what_is_still_to_do(finished_stud
 def test_a_model_of_another_study_is_not_shown_as_this_ones(work, finished_study, read_page):
     change_json(work / "models" / "optimized_model.json", study="another <study>")
     text = read_page(write_report(finished_study, work)).text
-    assert "is of another study (another <study>)" in text
-    assert "is not measured on the test set yet" in text
+    assert "belongs to another study (another <study>)" in text
+    assert "has not been evaluated on the test set yet" in text
 
 
 def test_an_evaluation_of_an_older_model_is_not_shown(work, finished_study, read_page):
@@ -93,7 +93,7 @@ def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, fin
     change_json(path, metrics=metrics)
     text = read_page(write_report(finished_study, work)).text
     assert "Test F1" in text
-    assert "Test F1 over baseline" not in text
+    assert "Test F1 vs. baseline" not in text
 
 
 @pytest.mark.parametrize("stem", ["optimized_model", "evaluation/optimized_model", "evaluation/comparison"])
@@ -107,7 +107,7 @@ def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work, mak
     study = make_rich_study()
     study.set_user_attr("fingerprint", {**study.user_attrs["fingerprint"], "cache": "f" * 16})
     text = read_page(write_report(study, work)).text
-    assert "radiographs of" not in text
+    assert "radiographs from" not in text
     assert "winner" not in text
     assert "Test F1" not in text
 
@@ -168,6 +168,9 @@ def test_all_summary_metrics_of_a_comparison_have_a_name():
 def test_few_test_patients_bring_a_caution_and_many_do_not(work, finished_study, read_page):
     path = work / "models" / "evaluation" / "optimized_model.json"
     change_json(path, num_patients=MIN_PATIENTS - 1)
-    assert f"With {MIN_PATIENTS - 1} test patients the intervals" in read_page(write_report(finished_study, work)).text
+    assert (
+        f"With only {MIN_PATIENTS - 1} test patients, the intervals"
+        in read_page(write_report(finished_study, work)).text
+    )
     change_json(path, num_patients=MIN_PATIENTS)
     assert "intervals are too narrow" not in read_page(write_report(finished_study, work)).text
