@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
-from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from optuna.storages._rdb import models
-from optuna.storages._rdb import storage as optuna_storage
 from sqlalchemy.engine import Connection, Engine
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.engine import lock_schema
-from csi_job.storage.tables import LEASES, OURS, STEP_INDEX
+from csi_job.storage.optuna_private import METADATA, SCHEMA_VERSION, migration_scripts
+from csi_job.storage.tables import LEASES, OURS, STEP_INDEX, VERSION_INFO
 from csi_job.storage.url import Address
 
 
@@ -27,7 +23,7 @@ def create_schema(engine: Engine) -> None:
     with engine.begin() as connection:
         lock_schema(connection)
         if _stored_version(connection) is None:
-            models.BaseModel.metadata.create_all(connection)
+            METADATA.create_all(connection)
             _stamp(connection)
         OURS.create_all(connection)
         STEP_INDEX.create(connection, checkfirst=True)
@@ -68,19 +64,12 @@ def _stored_version(connection: Connection) -> str | None:
 @cache
 def needed_version() -> str:
     """Return the version of the tables that this Optuna needs."""
-    return str(_script().get_current_head())
+    return str(migration_scripts().get_current_head())
 
 
 def _stamp(connection: Connection) -> None:
     """Write the versions as Optuna does, so that it takes the tables for its own."""
-    MigrationContext.configure(connection).stamp(_script(), needed_version())
-    if connection.execute(sa.select(models.VersionInfoModel.__table__)).first() is None:
-        version = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
-        connection.execute(sa.insert(models.VersionInfoModel.__table__).values(version_info_id=1, **version))
-
-
-def _script() -> ScriptDirectory:
-    config = Config()
-    folder = str(Path(optuna_storage.__file__).parent / "alembic")
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    return ScriptDirectory.from_config(config)
+    MigrationContext.configure(connection).stamp(migration_scripts(), needed_version())
+    if connection.execute(sa.select(VERSION_INFO)).first() is None:
+        version = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
+        connection.execute(sa.insert(VERSION_INFO).values(version_info_id=1, **version))

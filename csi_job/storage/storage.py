@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.storage.engine import lock_study, make_engine, reading
 from csi_job.storage.lease import Lease, fence, write_fenced
+from csi_job.storage.optuna_private import backend_of, trial_id_of
 from csi_job.storage.retry import Patience, at_start
 from csi_job.storage.schema import check_schema, create_schema
 from csi_job.storage.settings import StorageSettings
@@ -292,7 +293,7 @@ class StudyStorage(RDBStorage):
             lambda connection: read_trials(connection, study_id, after=trial_id_greater_than, also=included_trial_ids)
         )
         if self._draft is not None:
-            self._snapshot = {trial._trial_id: trial for trial in trials}  # noqa: SLF001
+            self._snapshot = {trial_id_of(trial): trial for trial in trials}
         return [trial for trial in trials if states is None or trial.state in states]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -369,7 +370,7 @@ def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> i
 
 def storage_of(study: optuna.Study) -> StudyStorage:
     """Return the storage below a study; raise `ConfigurationError` if it is another's."""
-    storage = getattr(study._storage, "_backend", study._storage)  # noqa: SLF001
+    storage = backend_of(study)
     if not isinstance(storage, StudyStorage):
         message = "this study was not opened by csi-job"
         raise ConfigurationError(message, got=type(storage).__name__, hint="open it with define_study or load_study")

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 
-STUDIES: Final[sa.Table] = models.StudyModel.__table__
-DIRECTIONS: Final[sa.Table] = models.StudyDirectionModel.__table__
-STUDY_ATTRIBUTES: Final[sa.Table] = models.StudyUserAttributeModel.__table__
-STUDY_SYSTEM_ATTRIBUTES: Final[sa.Table] = models.StudySystemAttributeModel.__table__
-TRIALS: Final[sa.Table] = models.TrialModel.__table__
-PARAMS: Final[sa.Table] = models.TrialParamModel.__table__
-VALUES: Final[sa.Table] = models.TrialValueModel.__table__
-STEPS: Final[sa.Table] = models.TrialIntermediateValueModel.__table__
-USER_ATTRIBUTES: Final[sa.Table] = models.TrialUserAttributeModel.__table__
-SYSTEM_ATTRIBUTES: Final[sa.Table] = models.TrialSystemAttributeModel.__table__
+from csi_job.storage.optuna_private import METADATA
+
+STUDIES: Final = METADATA.tables["studies"]
+DIRECTIONS: Final = METADATA.tables["study_directions"]
+STUDY_ATTRIBUTES: Final = METADATA.tables["study_user_attributes"]
+STUDY_SYSTEM_ATTRIBUTES: Final = METADATA.tables["study_system_attributes"]
+TRIALS: Final = METADATA.tables["trials"]
+PARAMS: Final = METADATA.tables["trial_params"]
+VALUES: Final = METADATA.tables["trial_values"]
+STEPS: Final = METADATA.tables["trial_intermediate_values"]
+USER_ATTRIBUTES: Final = METADATA.tables["trial_user_attributes"]
+SYSTEM_ATTRIBUTES: Final = METADATA.tables["trial_system_attributes"]
+HEARTBEATS: Final = METADATA.tables["trial_heartbeats"]
+VERSION_INFO: Final = METADATA.tables["version_info"]
 
 OURS = sa.MetaData()
 LEASES: Final = sa.Table(

@@ -6,16 +6,25 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialModel, TrialValueModel
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from csi_job.storage.engine import now_utc, upsert
+from csi_job.storage.optuna_private import (
+    STEP_TYPES,
+    VALUE_TYPES,
+    from_stored_step,
+    from_stored_value,
+    to_stored_step,
+    to_stored_value,
+    trial_id_of,
+)
 from csi_job.storage.tables import PARAMS, STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 
 parsed_distribution = lru_cache(maxsize=4096)(json_to_distribution)  # a study has few, each stored once a trial
@@ -95,28 +104,17 @@ def _attribute_row(trial_id: int, key: str, value: Any) -> dict[str, Any]:
 
 def step_row(trial_id: int, step: int, value: float) -> dict[str, Any]:
     """Return the row of `trial_intermediate_values` for a number."""
-    stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(float(value))
+    stored, kind = to_stored_step(float(value))
     return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
-def step_value(row: Row[Any]) -> float:
-    """Return the number that a row of `trial_intermediate_values` stands for."""
-    return float(
-        TrialIntermediateValueModel.stored_repr_to_intermediate_value(
-            row.intermediate_value, row.intermediate_value_type
-        )
-    )
-
-
 def _value_row(trial_id: int, objective: int, value: float) -> dict[str, Any]:
-    stored, kind = TrialValueModel.value_to_stored_repr(float(value))
+    stored, kind = to_stored_value(float(value))
     return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
 MAX_LISTED: Final = 500  # ids in one IN; more are filtered here, since databases limit the variables of a statement
 
-_VALUES_OF: Final = {kind.name: kind for kind in TrialValueModel.TrialValueType}
-_STEPS_OF: Final = {kind.name: kind for kind in TrialIntermediateValueModel.TrialIntermediateValueType}
 _FINITE: Final = "FINITE"
 
 Part = tuple[int, str, Any, Any]
@@ -133,7 +131,7 @@ def read_trials(
     elif also:
         chosen = sa.true()
     trials = _read(connection, sa.and_(TRIALS.c.study_id == study_id, chosen))
-    return [trial for trial in trials if trial._trial_id > after or trial._trial_id in also]  # noqa: SLF001
+    return [trial for trial in trials if trial_id_of(trial) > after or trial_id_of(trial) in also]
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
@@ -206,24 +204,25 @@ def _frozen(
     trial_id, number, state, start, complete = trial
     distributions = {name: parsed_distribution(text) for _, name, _, text in sorted(params)}
     internal = {name: value for _, name, value, _ in params}
-    times = TrialModel()  # Optuna's own conversion from the stored UTC to local time
-    times._datetime_start_utc, times._datetime_complete_utc = start, complete  # noqa: SLF001
     return FrozenTrial(
         number=number,
         state=state,
         value=None,
-        values=[value for _, value in _numbers(values, TrialValueModel.stored_repr_to_value, _VALUES_OF)] or None,
-        datetime_start=times.datetime_start,
-        datetime_complete=times.datetime_complete,
+        values=[value for _, value in _numbers(values, from_stored_value, VALUE_TYPES)] or None,
+        datetime_start=_local_time(start),
+        datetime_complete=_local_time(complete),
         params={name: kind.to_external_repr(internal[name]) for name, kind in distributions.items()},
         distributions=distributions,
         user_attrs={key: json.loads(text) for _, key, _, text in sorted(user_attrs)},
         system_attrs={key: json.loads(text) for _, key, _, text in sorted(system_attrs)},
-        intermediate_values=dict(
-            _numbers(steps, TrialIntermediateValueModel.stored_repr_to_intermediate_value, _STEPS_OF)
-        ),
+        intermediate_values=dict(_numbers(steps, from_stored_step, STEP_TYPES)),
         trial_id=trial_id,
     )
+
+
+def _local_time(utc: datetime | None) -> datetime | None:
+    """Return a stored time as `FrozenTrial` has it: naive, in the local zone."""
+    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
 def _numbers(parts: Sequence[Part], convert: Any, kinds: dict[str, Any]) -> Iterable[tuple[int, float]]:

@@ -19,6 +19,7 @@ from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJE
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema, lock_study, upsert
 from csi_job.storage.lease import new_token
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import StudyStorage, add_trial, storage_of
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
 from csi_job.study.pruning import make_pruner
@@ -172,7 +173,7 @@ def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trial
         the target that holds now; waiting trials beyond it are cancelled.
 
     """
-    storage, study_id = storage_of(study), study._study_id  # noqa: SLF001
+    storage, study_id = storage_of(study), study_id_of(study)
     aim: int | None = num_trials
 
     def transaction(connection: Connection) -> int:

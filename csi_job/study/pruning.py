@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Row
 
 from csi_job.storage.attributes import CONSTRAINT, CURVE, GFLOPS
 from csi_job.storage.engine import median_of
+from csi_job.storage.optuna_private import PrunerStudy, study_id_of, trial_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.study.settings import StudySettings
@@ -39,7 +40,7 @@ class _Compared:
 
 
 @dataclass(frozen=True)
-class _View:
+class _View(PrunerStudy):
     """The study as successive halving sees it: the rungs of the other trials, read when asked for."""
 
     study: Study
@@ -49,14 +50,10 @@ class _View:
     def direction(self) -> StudyDirection:
         return self.study.direction
 
-    @property
-    def _storage(self) -> _View:
-        return self
-
     def get_trials(self, *, deepcopy: bool = False) -> list[_Compared]:
         """Return what is known of all other trials' rungs."""
         del deepcopy
-        study_id, mine = self.study._study_id, self.trial._trial_id  # noqa: SLF001
+        study_id, mine = study_id_of(self.study), trial_id_of(self.trial)
         rungs = storage_of(self.study).read(lambda connection: _rungs(connection, study_id, mine))
         return [_Compared(rung) for rung in rungs]
 
@@ -88,7 +85,7 @@ def median_question(study: Study, step: int) -> sa.Select[Any] | None:
     at_step = (
         sa.select(value.label("value"))
         .join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
-        .where(TRIALS.c.study_id == study._study_id, TRIALS.c.state == TrialState.COMPLETE)  # noqa: SLF001
+        .where(TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
         .where(STEPS.c.step == step, value.is_not(None))  # None: not a number, or infinite
     )
     return median_of(at_step.subquery("at_step").c.value, sqlite=storage_of(study).address.is_sqlite)
@@ -126,7 +123,7 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     Pruning on F1 alone would cut the cheap end of the Pareto front. A trial ends when its best F1 so far is below the
     median, at the same epoch, of the finished trials that cost at most as much.
     """
-    step, study_id = max(curve, default=-1), study._study_id  # noqa: SLF001
+    step, study_id = max(curve, default=-1), study_id_of(study)
     if isinstance(study.pruner, NopPruner) or step < NUM_UNJUDGED:
         return False
     others = storage_of(study).read(lambda connection: _curves(connection, study_id))

@@ -18,9 +18,10 @@ from csi_job.logs import get_logger
 from csi_job.storage.attributes import ATTEMPT, CURVE, MAX_EPOCHS, PRUNER, SAMPLER
 from csi_job.storage.claim import Claim
 from csi_job.storage.lease import Lease
+from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.sampling import derived_seed, reseed
+from csi_job.study.sampling import derived_seed
 from csi_job.study.settings import StudySettings
 
 logger = get_logger(__name__)
@@ -77,8 +78,7 @@ def draw(
     """
     reseed(study.sampler, derived_seed(seed, lease.number))
     with storage_of(study).asking(lease) as draft:
-        study._thread_local.cached_all_trials = None  # noqa: SLF001 - as `Study.ask` does
-        study._storage.get_all_trials(study._study_id, deepcopy=False)  # noqa: SLF001
+        refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
         phase = {SAMPLER: settings.sampler, PRUNER: settings.pruner, MAX_EPOCHS: settings.max_epochs}
@@ -92,7 +92,7 @@ def stored_curve(trial: optuna.Trial) -> dict[int, float]:
     pairs = trial.user_attrs.get(CURVE)
     if pairs is not None:
         return {int(epoch): float(value) for epoch, value in pairs}
-    return dict(trial._cached_frozen_trial.intermediate_values)  # noqa: SLF001 - optuna.Trial shows all but these
+    return dict(frozen_trial_of(trial).intermediate_values)
 
 
 def _fitted(
@@ -126,7 +126,7 @@ def _fitted(
     if len(trial.study.directions) > 1:
         write = TrialWrite(user_attrs={CURVE: [[epoch, fitted[epoch]] for epoch in sorted(fitted)]})
     storage.rewrite_steps(lease, resumption.epoch + 1, write, checkpoint)
-    frozen = trial._cached_frozen_trial  # noqa: SLF001 - what pruners look at
+    frozen = frozen_trial_of(trial)
     frozen.intermediate_values = copy.copy(fitted) if len(trial.study.directions) == 1 else {}
     return fitted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import optuna
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 logger = get_logger(__name__)
-_SAMPLERS_OF_SAMPLER: Final = ("_random_sampler", "_independent_sampler")
-_STATES_OF_SAMPLER: Final = ("_rng", "_cma_rng")
 
 
 class Space(Protocol):
@@ -88,16 +86,6 @@ def check_sampler(sampler: str, objective: Objective) -> None:
 def derived_seed(study_seed: int, number: int) -> int:
     """Return the seed of a trial, the same in every worker, another for each trial."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
-
-
-def reseed(sampler: BaseSampler, seed: int) -> None:
-    """Set every random state within a sampler."""
-    for name in _STATES_OF_SAMPLER:
-        if hasattr(sampler, name):
-            getattr(sampler, name).rng.seed(seed)
-    for name in _SAMPLERS_OF_SAMPLER:
-        if hasattr(sampler, name):
-            reseed(getattr(sampler, name), seed)
 
 
 def _cmaes(settings: StudySettings, space: Space) -> UnconditionalCmaEsSampler:

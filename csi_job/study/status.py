@@ -14,6 +14,7 @@ from sqlalchemy.engine import Row
 
 from csi_job.storage.attributes import CURVE, F1_STD, MAX_EPOCHS, OBJECTIVE, REASON, TARGET, outcome_of
 from csi_job.storage.lease import GIVEN_BACK_S, is_orphan, running_trials
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import TRIALS
 
@@ -89,7 +90,7 @@ class StudyStatus:
 def study_status(study: optuna.Study) -> StudyStatus:
     """Look at a study; later looks read only what changed."""
     trials = study.get_trials(deepcopy=False)
-    storage, study_id = storage_of(study), study._study_id  # noqa: SLF001
+    storage, study_id = storage_of(study), study_id_of(study)
     leases = storage.read(
         lambda connection: connection.execute(running_trials(connection, study_id).order_by(TRIALS.c.number)).all()
     )

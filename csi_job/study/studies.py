@@ -10,7 +10,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
@@ -19,10 +18,12 @@ from csi_job.logs import get_logger
 from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.engine import lock_study
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.tables import (
     DIRECTIONS,
+    HEARTBEATS,
     LEASES,
     PARAMS,
     STEPS,
@@ -38,7 +39,7 @@ from csi_job.study.definition import SearchedSpace, check_same, load_study
 from csi_job.study.settings import can_be_ours
 
 logger = get_logger(__name__)
-_OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, models.TrialHeartbeatModel.__table__, LEASES)
+_OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, HEARTBEATS, LEASES)
 _OF_STUDIES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
 
 
@@ -59,7 +60,7 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
         ListedStudy(
             study.study_name,
             str(study.user_attrs.get(OBJECTIVE, "")),
-            _counts(storage, study._study_id) if TARGET in study.user_attrs else None,  # noqa: SLF001
+            _counts(storage, study_id_of(study)) if TARGET in study.user_attrs else None,
         )
         for study in storage.get_all_studies()
     ]
@@ -78,7 +79,7 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
 
 def study_counts(study: optuna.Study) -> Counts:
     """Count a study's trials by what they mean for its target."""
-    return _counts(storage_of(study), study._study_id)  # noqa: SLF001
+    return _counts(storage_of(study), study_id_of(study))
 
 
 def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
@@ -88,7 +89,7 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
         ConfigurationError: there is no study of this name.
 
     """
-    study_id = load_study(storage, name)._study_id  # noqa: SLF001
+    study_id = study_id_of(load_study(storage, name))
 
     def transaction(connection: Connection) -> None:
         lock_study(connection, study_id)
@@ -128,7 +129,7 @@ def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str
     for sentence in sentences:
         logger.warning("%s", sentence)
     trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: moved})
-    return storage_of(study).add(study._study_id, trial).number  # noqa: SLF001
+    return storage_of(study).add(study_id_of(study), trial).number
 
 
 def _counts(storage: StudyStorage, study_id: int) -> Counts:

@@ -21,6 +21,7 @@ from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import CONSTRAINT, CURVE, EPOCHS, INFEASIBLE, REASON
 from csi_job.storage.lease import Lease
+from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.heartbeat import Keeper
@@ -150,7 +151,7 @@ class RunningTrial(Generic[Params]):
             self._unsent.user_attrs[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
         else:
             self._unsent.steps[epoch] = value
-            self.trial._cached_frozen_trial.intermediate_values[epoch] = value  # noqa: SLF001 - what pruners look at
+            frozen_trial_of(self.trial).intermediate_values[epoch] = value  # what pruners look at
         if checkpoint is not None:
             self.promoted, self._is_unpromoted = checkpoint, True
         self._send()
@@ -161,7 +162,7 @@ class RunningTrial(Generic[Params]):
         if self._away_since is not None:
             return False
         if not self.has_two_objectives:
-            return should_prune(self.trial.study, self.trial._cached_frozen_trial, self._median)  # noqa: SLF001
+            return should_prune(self.trial.study, frozen_trial_of(self.trial), self._median)
         return self.gflops is not None and should_prune_at_cost(self.trial.study, self.curve, self.gflops)
 
     def _send(self) -> None:

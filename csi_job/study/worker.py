@@ -29,6 +29,7 @@ from csi_job.signals import Stop, listening
 from csi_job.storage.attributes import REASON
 from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
 from csi_job.storage.lease import GIVEN_BACK_S, Lease, new_token, owner_name
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import study_seed
@@ -155,7 +156,7 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.storage: StudyStorage = storage_of(self.study)
-        self.study_id: int = self.study._study_id  # noqa: SLF001
+        self.study_id = study_id_of(self.study)
         self.seed = study_seed(self.study)
         self.owner = owner_name()
         self.began = time.monotonic()

@@ -19,6 +19,7 @@ from csi_job.logs import progress
 from csi_job.storage.attributes import UID, Outcome, outcome_of
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.retry import reason
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
@@ -35,7 +36,7 @@ def read_backup(storage: StudyStorage, name: str) -> Backup:
         ConfigurationError: there is no study of this name, or trials were cut out of it.
 
     """
-    study_id = load_study(storage, name)._study_id  # noqa: SLF001
+    study_id = study_id_of(load_study(storage, name))
 
     def look(connection: Connection) -> Backup:
         where = DIRECTIONS.c.study_id == study_id

@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialValueModel
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.storage.engine import reading, upsert
 from csi_job.storage.lease import GIVEN_BACK_S, new_token
+from csi_job.storage.optuna_private import from_stored_step, from_stored_value, to_stored_value
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 from csi_job.storage.trial_rows import parsed_distribution, step_row
@@ -82,10 +82,10 @@ def read_stored(connection: Connection, study_id: int) -> list[StoredTrial]:
     for row in _parts(connection, PARAMS, study_id):
         trials[row.trial_id].params[row.param_name] = (row.param_value, row.distribution_json)
     for row in _parts(connection, VALUES, study_id, VALUES.c.objective):
-        trials[row.trial_id].values.append(TrialValueModel.stored_repr_to_value(row.value, row.value_type))
+        trials[row.trial_id].values.append(from_stored_value(row.value, row.value_type))
     for row in _parts(connection, STEPS, study_id):
         stored = row.intermediate_value, row.intermediate_value_type
-        trials[row.trial_id].steps[row.step] = TrialIntermediateValueModel.stored_repr_to_intermediate_value(*stored)
+        trials[row.trial_id].steps[row.step] = from_stored_step(*stored)
     for row in _parts(connection, USER_ATTRIBUTES, study_id):
         trials[row.trial_id].user_attrs[row.key] = row.value_json
     for row in _parts(connection, SYSTEM_ATTRIBUTES, study_id):
@@ -151,7 +151,7 @@ def _rows(trial_id: int, trial: StoredTrial) -> Iterator[tuple[sa.Table, dict[st
     for name, (internal, distribution) in trial.params.items():
         yield PARAMS, mine | {"param_name": name, "param_value": internal, "distribution_json": distribution}
     for objective, value in enumerate(trial.values):
-        stored, kind = TrialValueModel.value_to_stored_repr(value)
+        stored, kind = to_stored_value(value)
         yield VALUES, mine | {"objective": objective, "value": stored, "value_type": kind}
     for step, value in trial.steps.items():
         yield STEPS, step_row(trial_id, step, value)

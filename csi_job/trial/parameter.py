@@ -122,7 +122,9 @@ class Parameter(Section):
         """Return whether this very value can be drawn."""
         if not self.is_range:
             return value in self.listed
-        return bool(self.distribution()._contains(float(value)))  # noqa: SLF001 - what Optuna takes for inside
+        from csi_job.storage.optuna_private import contains
+
+        return contains(self.distribution(), float(value))
 
     def nearest(self, value: Value) -> Value:
         """Return the allowed value nearest to this one; for a word that is not allowed, the first listed one."""

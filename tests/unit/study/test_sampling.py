@@ -10,8 +10,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.optuna_private import reseed
 from csi_job.storage.storage import StudyStorage
-from csi_job.study.sampling import derived_seed, make_sampler, reseed
+from csi_job.study.sampling import derived_seed, make_sampler
 from csi_job.study.settings import StudySettings
 from tests.support.studies import SPACE, define, work_on
 

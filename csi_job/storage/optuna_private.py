@@ -1,0 +1,120 @@
+"""Every private name of Optuna that this package uses, each with its reason.
+
+Optuna is pinned to a minor version; `tests/unit/storage/test_optuna_private.py` checks each name against it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from optuna.storages._rdb import models
+from optuna.storages._rdb import storage as rdb
+
+from csi_job.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import optuna
+    import sqlalchemy as sa
+    from alembic.script import ScriptDirectory
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.study._frozen import FrozenStudy
+    from optuna.trial import FrozenTrial
+
+# ruff: noqa: SLF001 - that is what this module is for
+
+# The tables, which our statements read and write directly: Optuna's own methods take several statements for each.
+METADATA: Final[sa.MetaData] = models.BaseModel.metadata
+SCHEMA_VERSION: Final[int] = models.SCHEMA_VERSION
+
+# How the tables store a number that may be infinite or NaN: a number or NULL, and a type.
+to_stored_value: Final = models.TrialValueModel.value_to_stored_repr
+from_stored_value: Final = models.TrialValueModel.stored_repr_to_value
+VALUE_TYPES: Final[dict[str, Any]] = dict(models.TrialValueModel.TrialValueType.__members__)
+to_stored_step: Final = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+from_stored_step: Final = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+STEP_TYPES: Final[dict[str, Any]] = dict(models.TrialIntermediateValueModel.TrialIntermediateValueType.__members__)
+
+# Random states within the samplers we use, and samplers within samplers.
+_RANDOM_STATES: Final = ("_rng", "_cma_rng")
+_INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")
+
+
+def migration_scripts() -> ScriptDirectory:
+    """Return Optuna's Alembic scripts; `RDBStorage` reaches them only by a connection of its own."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    folder = str(Path(rdb.__file__).parent / "alembic")
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    return ScriptDirectory.from_config(config)
+
+
+def study_id_of(study: optuna.Study | FrozenStudy) -> int:
+    """Return a study's key in the tables; only its name is public."""
+    return int(study._study_id)
+
+
+def trial_id_of(trial: optuna.Trial | FrozenTrial) -> int:
+    """Return a trial's key in the tables; only its number is public."""
+    return int(trial._trial_id)
+
+
+def backend_of(study: optuna.Study) -> BaseStorage:
+    """Return the storage beneath the cache that every `optuna.Study` wraps around an `RDBStorage`."""
+    storage = study._storage
+    return getattr(storage, "_backend", storage)
+
+
+def refresh_trials(study: optuna.Study) -> None:
+    """Read the study's trials again, as `Study.ask` does, which would also create a trial."""
+    study._thread_local.cached_all_trials = None
+    study._storage.get_all_trials(study._study_id, deepcopy=False)
+
+
+def frozen_trial_of(trial: optuna.Trial) -> FrozenTrial:
+    """Return what a pruner is given of a trial; `optuna.Trial` hides its intermediate values."""
+    return trial._cached_frozen_trial
+
+
+def contains(distribution: BaseDistribution, internal_value: float) -> bool:
+    """Return whether Optuna takes an internal value to be inside a distribution."""
+    return bool(distribution._contains(internal_value))
+
+
+def reseed(sampler: BaseSampler, seed: int) -> None:
+    """Set every random state within a sampler.
+
+    `BaseSampler.reseed_rng` takes no seed.
+
+    Raises:
+        ConfigurationError: there is no random state where the samplers we use keep theirs.
+
+    """
+    if not _reseed(sampler, seed):
+        message = "this sampler has no random state that can be set, so workers could draw the same points"
+        raise ConfigurationError(message, got=type(sampler).__name__, allowed=("tpe", "random", "cmaes"))
+
+
+def _reseed(sampler: BaseSampler, seed: int) -> int:
+    states = [getattr(sampler, name) for name in _RANDOM_STATES if hasattr(sampler, name)]
+    for state in states:
+        state.rng.seed(seed)
+    inner = [getattr(sampler, name) for name in _INNER_SAMPLERS if hasattr(sampler, name)]
+    return len(states) + sum(_reseed(one, seed) for one in inner)
+
+
+class PrunerStudy:
+    """Stands in for the study that a pruner is given, so that its heirs choose which trials it sees.
+
+    Successive halving writes by `study._storage.set_trial_system_attr`; that method is the heir's.
+    """
+
+    @property
+    def _storage(self) -> Self:
+        return self

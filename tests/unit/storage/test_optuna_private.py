@@ -1,0 +1,192 @@
+"""The private names of Optuna exist in the installed version and mean what we take them for."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.pruners import SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.optuna_private import (
+    METADATA,
+    SCHEMA_VERSION,
+    STEP_TYPES,
+    VALUE_TYPES,
+    PrunerStudy,
+    backend_of,
+    contains,
+    from_stored_step,
+    from_stored_value,
+    frozen_trial_of,
+    migration_scripts,
+    refresh_trials,
+    reseed,
+    study_id_of,
+    to_stored_step,
+    to_stored_value,
+    trial_id_of,
+)
+
+MINOR_VERSION = "5.0"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    return optuna.create_study(storage=f"sqlite:///{tmp_path}/plain.db", direction="maximize")
+
+
+def test_optuna_is_the_version_whose_private_names_were_checked() -> None:
+    assert optuna.__version__.startswith(f"{MINOR_VERSION}.")
+    pin = Path(__file__).parents[3] / "pyproject.toml"
+    assert f'"optuna~={MINOR_VERSION}.0"' in pin.read_text()
+
+
+def test_ids_are_the_keys_of_the_tables(study: optuna.Study) -> None:
+    other = optuna.create_study(storage=backend_of(study), study_name="other")
+    trial = other.ask()
+    assert backend_of(study).get_study_id_from_name("other") == study_id_of(other)
+    assert study_id_of(backend_of(study).get_all_studies()[1]) == study_id_of(other)
+    assert backend_of(study).get_trial(trial_id_of(trial)) == other.trials[0]
+    assert trial_id_of(other.trials[0]) == trial_id_of(trial)
+
+
+def test_the_backend_is_below_the_cache(study: optuna.Study) -> None:
+    assert isinstance(backend_of(study), RDBStorage)
+    assert isinstance(backend_of(optuna.create_study()), optuna.storages.InMemoryStorage)
+
+
+def test_a_refresh_shows_the_trials_of_others(study: optuna.Study) -> None:
+    assert study._get_trials(deepcopy=False, use_cache=True) == []
+    other = optuna.load_study(study_name=study.study_name, storage=backend_of(study))
+    other.ask()
+    assert study._get_trials(deepcopy=False, use_cache=True) == []
+    refresh_trials(study)
+    assert len(study._get_trials(deepcopy=False, use_cache=True)) == 1
+
+
+def test_the_frozen_trial_holds_what_a_pruner_looks_at(study: optuna.Study) -> None:
+    trial = study.ask()
+    frozen_trial_of(trial).intermediate_values[3] = 0.5
+    assert trial.should_prune() is study.pruner.prune(study, frozen_trial_of(trial))
+    assert frozen_trial_of(trial).last_step == 3
+
+
+def test_the_tables_have_the_columns_that_are_written() -> None:
+    columns = {name: {column.name for column in table.columns} for name, table in METADATA.tables.items()}
+    of_key = {"key", "value_json"}
+    assert columns == {
+        "studies": {"study_id", "study_name"},
+        "study_directions": {"study_direction_id", "study_id", "direction", "objective"},
+        "study_user_attributes": {"study_user_attribute_id", "study_id", *of_key},
+        "study_system_attributes": {"study_system_attribute_id", "study_id", *of_key},
+        "trials": {"trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"},
+        "trial_params": {"param_id", "trial_id", "param_name", "param_value", "distribution_json"},
+        "trial_values": {"trial_value_id", "trial_id", "objective", "value", "value_type"},
+        "trial_intermediate_values": {
+            *("trial_intermediate_value_id", "trial_id", "step"),
+            *("intermediate_value", "intermediate_value_type"),
+        },
+        "trial_user_attributes": {"trial_user_attribute_id", "trial_id", *of_key},
+        "trial_system_attributes": {"trial_system_attribute_id", "trial_id", *of_key},
+        "trial_heartbeats": {"trial_heartbeat_id", "trial_id", "heartbeat"},
+        "version_info": {"version_info_id", "schema_version", "library_version"},
+    }
+
+
+@pytest.mark.parametrize("number", [0.25, math.inf, -math.inf])
+def test_numbers_are_stored_as_a_value_and_a_type(number: float) -> None:
+    assert from_stored_value(*to_stored_value(number)) == number
+    assert from_stored_step(*to_stored_step(number)) == number
+    assert to_stored_value(number)[1] in VALUE_TYPES.values()
+    assert set(VALUE_TYPES) | {"NAN"} == set(STEP_TYPES) == {"FINITE", "INF_POS", "INF_NEG", "NAN"}
+    assert math.isnan(from_stored_step(*to_stored_step(math.nan)))
+
+
+def test_the_migration_scripts_are_those_that_optuna_applies(study: optuna.Study) -> None:
+    plain: Any = backend_of(study)
+    assert migration_scripts().get_current_head() == plain.get_head_version() == plain.get_current_version()
+    with plain.engine.connect() as connection:
+        row = connection.exec_driver_sql("SELECT schema_version, library_version FROM version_info").one()
+    assert tuple(row) == (SCHEMA_VERSION, optuna.__version__)
+
+
+def test_times_are_stored_in_utc(study: optuna.Study) -> None:
+    study.add_trial(create_trial(value=1.0))
+    plain: Any = backend_of(study)
+    with plain.engine.connect() as connection:
+        stored = connection.execute(METADATA.tables["trials"].select()).one().datetime_start
+    assert stored.replace(tzinfo=UTC) == study.trials[0].datetime_start.astimezone(UTC)
+    assert abs((datetime.now(UTC).replace(tzinfo=None) - stored).total_seconds()) < 60
+
+
+def test_what_a_distribution_contains() -> None:
+    assert contains(FloatDistribution(0, 1), 1.0)
+    assert not contains(FloatDistribution(0, 1), 1.5)
+    assert not contains(CategoricalDistribution(["a", "b"]), 2)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        RandomSampler(),
+        TPESampler(n_startup_trials=2),
+        CmaEsSampler(n_startup_trials=1, warn_independent_sampling=False),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_a_seed_determines_every_draw_of_a_sampler(sampler: BaseSampler) -> None:
+    drawn = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=sampler)
+        params = []
+        for number in range(6):
+            reseed(sampler, number)
+            trial = study.ask()
+            params.append((trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)))
+            study.tell(trial, params[-1][0])
+        drawn.append(params)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 6
+
+
+def test_a_sampler_without_a_known_random_state_is_refused() -> None:
+    class Unknown(BaseSampler):
+        def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, *_: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, *_: Any) -> Any:
+            return 0
+
+    with pytest.raises(ConfigurationError, match=r"no random state.*Unknown"):
+        reseed(Unknown(), 1)
+
+
+def test_successive_halving_writes_through_the_object_it_is_given() -> None:
+    class Study(PrunerStudy):
+        direction = optuna.study.StudyDirection.MAXIMIZE
+        written: dict[tuple[int, str], float] = {}  # noqa: RUF012
+
+        def get_trials(self, *, deepcopy: bool) -> list[Any]:
+            del deepcopy
+            return []
+
+        def set_trial_system_attr(self, trial_id: int, key: str, value: float) -> None:
+            self.written[trial_id, key] = value
+
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5})
+    trial._trial_id = 7
+    pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+    pruner.prune(Study(), trial)  # type: ignore[arg-type]
+    assert Study.written == {(7, "completed_rung_0"): 0.5}
