@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
@@ -115,6 +116,26 @@ class StageFailedError(CsiJobError):
     """A stage on the cluster failed permanently; retrying it unchanged is pointless."""
 
     exit_code = 3
+
+
+@contextmanager
+def explain_os_errors(
+    what: str, got: object = None, *, kind: type[CsiJobError] = CsiJobError, hint: str = ""
+) -> Iterator[None]:
+    """Turn an OSError raised inside into a one-line error: `what` cannot be done, and the system's reason.
+
+    Args:
+        what: the failure, e.g. `the model cannot be written`.
+        got: the path concerned.
+        kind: the error to raise.
+        hint: what to do next.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        place = None if got is None else str(got)
+        raise kind(f"{what} ({error.strerror or error})", got=place, hint=hint) from None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from csi_job.cache.manifest import (
     SPLIT_TABLE,
     CachedImage,
     CacheInfo,
-    digest_file,
     images_file,
     manifest_text,
     split_table_text,
@@ -29,7 +28,7 @@ from csi_job.cache.problems import PROBLEMS_FILE, problems_listed, write_problem
 from csi_job.cache.settings import CacheSettings
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem
-from csi_job.files import flush_folder, locked, locked_if_free, write_whole
+from csi_job.files import digest_file, flush_folder, locked, locked_if_free, write_atomic
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
@@ -221,7 +220,7 @@ def describe_cache(
 
     """
     rows = _split_rows(source, split_N, kept)
-    write_whole(folder / SPLIT_TABLE, split_table_text(rows))
+    write_atomic(folder / SPLIT_TABLE, split_table_text(rows))
     counts_SZK = class_counts(source.table.zones_NZ[kept], split_N[kept])
     warnings = (*_data_warnings(source, split_N, kept), *check_grades(counts_SZK))
     info = CacheInfo(
@@ -240,7 +239,7 @@ def describe_cache(
     for name, num_images in info.num_images.items():
         if num_images == 0:
             raise DataError(f"no image is left in the {name} split", hint="Repair the images that cannot be read")
-    write_whole(folder / MANIFEST, manifest_text(info))
+    write_atomic(folder / MANIFEST, manifest_text(info))
     return info
 
 

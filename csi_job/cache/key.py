@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi_job.cache.manifest import FORMAT_VERSION, MANIFEST, digest_file, load_info
+from csi_job.cache.manifest import FORMAT_VERSION, MANIFEST, load_info
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
-from csi_job.files import locked, write_whole
+from csi_job.files import digest_file, digest_json, locked, read_json, write_atomic
 from csi_job.logs import progress
 from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.radiographs.read import READER_VERSION, find_images
@@ -50,11 +50,7 @@ class DigestIndex:
         """Read the index where there is a sound one."""
         self._path, self._key = path, key
         self._changed = False
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, list[object]] = read_json(path) or {}
 
     def digest(self, paths: Sequence[Path]) -> list[ImageDigest]:
         """Return the digest of each file, reading only those that are new or changed."""
@@ -79,7 +75,7 @@ class DigestIndex:
         """Write the index, where it can be written."""
         if self._changed:
             with suppress(OSError):  # it only saves time
-                write_whole(self._path, json.dumps(self._known))
+                write_atomic(self._path, json.dumps(self._known))
             self._changed = False
 
     def _look_up(self, path: Path) -> ImageDigest | None:
@@ -220,7 +216,7 @@ def remember_request(root: Path, radiographs: RadiographsSettings, cache: CacheS
     request = _request(radiographs, cache)
     if _requests(root).get(request) != key:
         with suppress(OSError), locked(root / f".{_REQUESTS_FILE}.lock", ""):
-            write_whole(root / _REQUESTS_FILE, json.dumps({**_requests(root), request: key}, indent=1))
+            write_atomic(root / _REQUESTS_FILE, json.dumps({**_requests(root), request: key}, indent=1))
 
 
 def remembered_key(root: Path, radiographs: RadiographsSettings, cache: CacheSettings) -> str | None:
@@ -255,12 +251,8 @@ def _request(radiographs: RadiographsSettings, cache: CacheSettings) -> str:
         "radiographs": radiographs.model_dump(exclude={"labels", "images", "max_corrupt_fraction"}),
         "cache": cache.model_dump(exclude={"num_workers"}),
     }
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return digest_json(named)
 
 
 def _requests(root: Path) -> dict[str, str]:
-    try:
-        known = json.loads((root / _REQUESTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_json(root / _REQUESTS_FILE) or {}

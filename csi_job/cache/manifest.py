@@ -10,14 +10,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from csi_job.errors import DataError
+from csi_job.errors import DataError, explain_os_errors
+from csi_job.files import digest_file, digest_json
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import ZONES
 
@@ -25,7 +24,6 @@ FORMAT_VERSION = 1  # part of the key: raise it when the files change their mean
 MANIFEST = "manifest.json"
 SPLIT_TABLE = "split.csv"
 _DIGEST_FIELD = "manifest_sha256"
-_CHUNK_BYTES = 1 << 20
 _REBUILD = "Delete the folder and run `csi-job cache build` again"
 
 
@@ -78,7 +76,7 @@ def load_info(folder: Path) -> CacheInfo:
         version, digest = content.pop("format_version"), content.pop(_DIGEST_FIELD)
         if version != FORMAT_VERSION:
             raise DataError("the cache is of another version", got=version, allowed=FORMAT_VERSION, hint=_REBUILD)
-        if digest != _digest_of(content):
+        if digest != digest_json(content):
             raise DataError(f"{MANIFEST} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
         content["split_shares"], content["warnings"] = tuple(content["split_shares"]), tuple(content["warnings"])
         return CacheInfo(**content)
@@ -94,7 +92,7 @@ def manifest_text(info: CacheInfo) -> str:
     """Return the manifest as it is written, its own digest included."""
     content = asdict(info)
     return (
-        json.dumps({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: _digest_of(content)}, indent=1) + "\n"
+        json.dumps({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: digest_json(content)}, indent=1) + "\n"
     )
 
 
@@ -136,24 +134,7 @@ def verify_cache(folder: Path) -> None:
     """
     info = load_info(folder)
     for name in (SPLIT_TABLE, *(images_file(split) for split in SPLITS)):
-        try:
+        with explain_os_errors(f"{name} of the cache cannot be read", folder, kind=DataError, hint=_REBUILD):
             digest = digest_file(folder / name)
-        except OSError as error:
-            raise DataError(
-                f"{name} of the cache cannot be read ({error.strerror})", got=str(folder), hint=_REBUILD
-            ) from None
         if digest != info.files.get(name):
             raise DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
-
-
-def digest_file(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from csi_job.errors import DataError, Problem
-from csi_job.files import write_whole
+from csi_job.files import write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
 
 PROBLEMS_FILE = "problems.csv"
@@ -28,7 +28,7 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
     writer = csv.writer(text, delimiter=";", lineterminator="\n")
     writer.writerow(("row", "column", "FileID", "problem"))
     writer.writerows((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
-    write_whole(work / PROBLEMS_FILE, text.getvalue(), mode=_PRIVATE_MODE)
+    write_atomic(work / PROBLEMS_FILE, text.getvalue(), mode=_PRIVATE_MODE)
     return work / PROBLEMS_FILE
 
 

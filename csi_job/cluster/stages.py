@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import yaml
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.gpus import GPU_RESOURCE
 from csi_job.errors import ClusterError
+from csi_job.files import digest_json
 
 STAGES: Final = ("cache", "search", "final")
 CONTROLLER: Final = "controller"  # the component that makes them
@@ -133,8 +132,7 @@ def _release(config_map: Mapping[str, Any]) -> Release:
 
 def _stage(name: str, manifest: dict[str, Any]) -> Stage:
     fixed = {key: value for key, value in manifest["spec"].items() if key not in ELASTIC}
-    text = json.dumps([fixed, manifest["metadata"]["labels"]], sort_keys=True)
-    return Stage(name, manifest, hashlib.sha256(text.encode()).hexdigest()[:8])
+    return Stage(name, manifest, digest_json([fixed, manifest["metadata"]["labels"]])[:8])
 
 
 def sized(num_pods: int, *, queued: bool) -> dict[str, Any]:

@@ -6,7 +6,6 @@ weights-only unpickler, which refuses everything but tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import warnings
@@ -21,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from csi_job.cache.settings import CacheSettings
-from csi_job.errors import ConfigurationError, ModelFileError
+from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
+from csi_job.files import digest_file
 from csi_job.logs import get_logger
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.model import build_model, infer_architecture
@@ -93,12 +93,6 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
     return np.asarray(probabilities_NZK)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if path.suffix not in SUFFIXES:
         what = "no such kind of model file"
@@ -107,11 +101,8 @@ def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
         hint = "run `csi-job train-optimized` first, or name another file"
         what = "there is no such model file"
         raise ModelFileError(what, got=str(path), hint=hint)
-    try:
+    with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-    except OSError as error:
-        what = f"the model file cannot be read ({error.strerror or error})"
-        raise ModelFileError(what, got=str(path)) from None
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
@@ -153,7 +144,7 @@ def _card_beside(path: Path) -> Mapping[str, Any]:
     card = _parsed(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
     files = card.get("files")
     described = files.get(path.name) if isinstance(files, dict) else None
-    if isinstance(described, dict) and described.get("sha256") == file_sha256(path):
+    if isinstance(described, dict) and described.get("sha256") == digest_file(path):
         return card
     logger.warning("%s describes another file than %s; it is not used", card_file.name, path.name)
     return {}

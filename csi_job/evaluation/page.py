@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csi_job.errors import CsiJobError
+from csi_job.errors import explain_os_errors
 from csi_job.evaluation.compare import Comparison
 from csi_job.evaluation.evaluate import Evaluation
-from csi_job.files import write_whole
+from csi_job.files import json_text, write_atomic
 
 Section = tuple[str, str, Any]  # heading, caption, plotly figure
 COMPARISON_STEM = "comparison"
@@ -88,13 +87,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 
 def _write(folder: Path, stem: str, content: dict[str, Any], page: str) -> tuple[Path, Path]:
     numbers, figures = folder / f"{stem}.json", folder / f"{stem}_plots.html"
-    try:
+    with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(figures, page)
-        write_whole(numbers, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        what = f"the evaluation cannot be written ({error.strerror})"
-        raise CsiJobError(what, got=str(folder), hint="make room, or name another --work") from None
+        write_atomic(figures, page)
+        write_atomic(numbers, json_text(content))
     return numbers, figures
 
 

@@ -6,7 +6,6 @@ anew, and the spread over seeds says how much of a difference between candidates
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csi_job.errors import CsiJobError, InfeasibleTrialError
-from csi_job.files import write_whole
+from csi_job.errors import InfeasibleTrialError, explain_os_errors
+from csi_job.files import json_text, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.logs import get_logger
@@ -173,12 +172,10 @@ def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path)
         "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
     }
     path = optimized_params_file(folder, study)
-    try:
+    hint = "free space and run the same command again"
+    with explain_os_errors("the optimized parameters cannot be written", path, hint=hint):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        what = f"the optimized parameters cannot be written ({error.strerror})"
-        raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
+        write_atomic(path, json_text(content))
     return path
 
 

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from csi_job.errors import CsiJobError
+from csi_job.errors import CsiJobError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
-from csi_job.evaluation.model_file import FORMAT, file_sha256
-from csi_job.files import replacing, write_whole
+from csi_job.evaluation.model_file import FORMAT
+from csi_job.files import digest_file, json_text, read_json, replacing, write_atomic
 from csi_job.final_model.card import metrics_of
 from csi_job.final_model.card_text import card_markdown
 
@@ -52,24 +52,21 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
 def remove_model(path: Path) -> None:
     """Remove a model and what lies beside it; raise `CsiJobError` where that is not allowed."""
-    try:
+    with explain_os_errors("the model cannot be removed", path):
         _remove_companions(path)
         path.unlink(missing_ok=True)
-    except OSError as error:
-        what = f"the model cannot be removed ({error.strerror})"
-        raise CsiJobError(what, got=str(path)) from None
 
 
 def read_whole_card(path: Path) -> dict[str, Any] | None:
     """Return the card beside a model if every file it names is there unchanged, and the Markdown is."""
     try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card = read_json(path.with_suffix(".json")) or {}
         files = card["files"]
-        unchanged = all(file_sha256(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        unchanged = all(digest_file(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
+    except (OSError, KeyError, TypeError, AttributeError):
         return None
     is_whole = unchanged and path.name in files and path.with_suffix(".md").is_file()
-    return dict(card) if is_whole else None
+    return card if is_whole else None
 
 
 def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
@@ -91,11 +88,8 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
         return False
     if evaluation.split != "test" or card["data"]["cache"] != evaluation.cache:
         return False
-    try:
+    with explain_os_errors("the model card cannot be written", path.with_suffix(".json")):
         _write_card(path, {**card, "test": metrics_of(evaluation)})
-    except OSError as error:
-        what = f"the model card cannot be written ({error.strerror})"
-        raise CsiJobError(what, got=str(path.with_suffix(".json"))) from None
     return True
 
 
@@ -117,11 +111,11 @@ def _write_weights(
         with replacing(path.with_suffix(".pth")) as temporary:
             torch.save(plain, temporary)
         written.append(path.with_suffix(".pth"))
-    return {file.name: {"sha256": file_sha256(file), "num_bytes": file.stat().st_size} for file in written}
+    return {file.name: {"sha256": digest_file(file), "num_bytes": file.stat().st_size} for file in written}
 
 
 def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
     """Write Markdown, then JSON: the JSON is what a later run looks for."""
-    write_whole(path.with_suffix(".md"), card_markdown(card))
-    write_whole(path.with_suffix(".json"), json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path.with_suffix(".md"), card_markdown(card))
+    write_atomic(path.with_suffix(".json"), json_text(card))
     return card

@@ -7,8 +7,6 @@ change of parameters, data or settings trains anew, and more candidates or seeds
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,9 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from csi_job.cache.dataset import CacheInfo, SplitData
-from csi_job.errors import CsiJobError, InfeasibleTrialError
-from csi_job.evaluation.model_file import file_sha256
-from csi_job.files import replacing, write_whole
+from csi_job.errors import InfeasibleTrialError, explain_os_errors
+from csi_job.files import digest_file, digest_json, json_text, read_json, replacing, write_atomic
 from csi_job.trial.checkpoint import valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
@@ -106,17 +103,17 @@ class SeedTrainer:
         settings = self.settings.model_dump(mode="json", exclude=OUTCOME_FREE)
         weights = Path(self.settings.pretrained)
         if self.settings.pretrained not in ("none", "imagenet") and weights.is_file():
-            settings["pretrained"] = file_sha256(weights)
+            settings["pretrained"] = digest_file(weights)
         return {"cache": self.info.key, "settings": settings}
 
     def finished(self, recipe: Recipe, seed: int) -> SeedResult | None:
         """Return the kept result of a training, None where there is none that is whole."""
         record, weights = self._files(recipe, seed)
         try:
-            content = json.loads(record.read_text(encoding="utf-8"))
+            content = read_json(record) or {}
             result = SeedResult(**{**content["result"], "curve": tuple(content["result"]["curve"])})
-            return result if file_sha256(weights) == result.sha256 else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return result if digest_file(weights) == result.sha256 else None
+        except (OSError, KeyError, TypeError):
             return None
 
     def weights(self, recipe: Recipe, result: SeedResult) -> dict[str, Tensor]:
@@ -153,11 +150,8 @@ class SeedTrainer:
 
     def _make_folder(self, recipe: Recipe) -> None:
         """Make the recipe's folder, so that one that cannot be written is known before the training."""
-        try:
+        with explain_os_errors("the folder of the trainings cannot be created", self.folder):
             (self.folder / self.digest(recipe)).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            what = f"the folder of the trainings cannot be made ({error.strerror})"
-            raise CsiJobError(what, got=str(self.folder)) from None
 
     def _train(self, recipe: Recipe, seed: int, hooks: SeedHooks) -> TrainingResult:
         checkpoints = self._checkpoints(recipe, seed)
@@ -178,15 +172,13 @@ class SeedTrainer:
         """Write weights, then the record that makes them count, then drop the checkpoints."""
         record, weights = self._files(recipe, seed)
         state = {name: tensor.contiguous() for name, tensor in trained.best_state.items()}
-        try:
+        hint = "free space and run the same command again"
+        with explain_os_errors("the trained weights cannot be saved", weights, hint=hint):
             with replacing(weights) as temporary:
                 temporary.write_bytes(save(state))
-            result = _result(trained, seed, file_sha256(weights))
+            result = _result(trained, seed, digest_file(weights))
             content = {"params": recipe.params.to_params(), "max_epochs": recipe.max_epochs, "result": asdict(result)}
-            write_whole(record, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            what = f"the trained weights cannot be kept ({error.strerror or error})"
-            raise CsiJobError(what, got=str(weights), hint="make room and run the same command again") from None
+            write_atomic(record, json_text(content))
         shutil.rmtree(self._checkpoints(recipe, seed), ignore_errors=True)
         return result
 
@@ -200,8 +192,7 @@ class SeedTrainer:
 
 def digest_of(content: Any) -> str:
     """Return 16 hexadecimal digits of JSON-able content."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+    return digest_json(content)[:16]
 
 
 def _result(trained: TrainingResult, seed: int, sha256: str) -> SeedResult:

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 
 from csi_job.cache.dataset import load_info, load_split
-from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
@@ -241,12 +241,9 @@ class _Job:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the study's lock, so that two processes do not train the same; the death of one frees it."""
-    try:
+    with explain_os_errors("the work folder cannot be written", folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
-    except OSError as error:
-        what = f"the work folder cannot be written ({error.strerror})"
-        raise CsiJobError(what, got=str(folder)) from None
     with locked(folder / ".lock", BUSY):
         yield
 

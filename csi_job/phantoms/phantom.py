@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
 from csi_job.errors import ConfigurationError, DataError
+from csi_job.files import write_atomic
 from csi_job.logs import progress
 from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
@@ -113,6 +113,4 @@ def _write_labels(path: Path, names: list[str], patients_N: np.ndarray, zones_NZ
     for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True):
         cells = ["" if score == UNKNOWN else score for score in scores_Z]
         writer.writerow((name, f"P{patient:05d}", *cells))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, text.getvalue())

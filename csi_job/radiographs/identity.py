@@ -8,7 +8,8 @@ import os
 import secrets
 from pathlib import Path
 
-from csi_job.errors import DataError
+from csi_job.errors import DataError, explain_os_errors
+from csi_job.files import write_atomic
 
 PSEUDONYM_LENGTH = 12
 _KEY_BYTES = 32
@@ -31,35 +32,24 @@ def load_key(path: Path) -> bytes:
         DataError: the file can be neither read nor written, or holds no key.
 
     """
-    try:
+    with explain_os_errors("the pseudonym key cannot be stored", path, kind=DataError):
         if not path.exists():
             _write_once(path, secrets.token_bytes(_KEY_BYTES))
         key = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the key of the pseudonyms cannot be kept ({error.strerror})", got=str(path)) from None
     if len(key) != _KEY_BYTES:
-        raise DataError("the key of the pseudonyms is damaged", got=str(path), hint="Delete it to draw another")
+        raise DataError("the pseudonym key is damaged", got=str(path), hint="Delete it to create another")
     return key
 
 
 def _write_once(path: Path, key: bytes) -> None:
-    """Write the whole key under another name and link it, so that of two processes one wins and none reads half."""
+    """Write the key under a temporary name and link it: of two processes one wins, and neither reads half a key."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
+    write_atomic(temporary, key, mode=_PRIVATE_MODE)
     try:
         os.link(temporary, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without links; the race is then one of two equally good keys
+    except OSError:  # a file system without links: the race is between two equally good keys
         temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csi_job.errors import DataError, Problem
+from csi_job.errors import DataError, Problem, explain_os_errors
 from csi_job.radiographs.folder import EXTENSIONS, ImageFolder
 
 __all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "READER_VERSION", "find_images", "read_radiograph"]
@@ -37,10 +37,8 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
             All such rows are in its `problems`.
 
     """
-    try:
+    with explain_os_errors("the folder of images cannot be read", folder, kind=DataError):
         images = ImageFolder(folder)
-    except OSError as error:
-        raise DataError(f"the folder of images cannot be read ({error.strerror})", got=str(folder)) from None
     found: dict[Path, int] = {}
     problems: list[Problem] = []
     for file_id, row in zip(file_ids, rows, strict=True):
@@ -101,15 +99,14 @@ def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
 
 def _read_content(path: Path) -> bytes:
     try:
-        if not path.is_file():  # a pipe or device would be waited for
-            raise DataError("the image is not a file" if path.exists() else "the image does not exist")
-        num_bytes = path.stat().st_size
-        if num_bytes > MAX_FILE_BYTES:
-            raise DataError(f"the image file has {num_bytes} bytes", allowed=f"up to {MAX_FILE_BYTES}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the image cannot be read ({error.strerror})") from None
-    except ValueError:  # a zero character in the path
+        with explain_os_errors("the image cannot be read", kind=DataError):
+            if not path.is_file():  # reading a pipe or device could block
+                raise DataError("the image is not a file" if path.exists() else "the image does not exist")
+            num_bytes = path.stat().st_size
+            if num_bytes > MAX_FILE_BYTES:
+                raise DataError(f"the image file has {num_bytes} bytes", allowed=f"up to {MAX_FILE_BYTES}")
+            content = path.read_bytes()
+    except ValueError:  # a null character in the path
         raise DataError("the image does not exist") from None
     if not content:
         raise DataError("the image file is empty")

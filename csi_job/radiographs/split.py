@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from csi_job.errors import DataError
+from csi_job.files import digest
 from csi_job.radiographs.settings import SplitSettings
 from csi_job.radiographs.table import LabelTable
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, UNKNOWN, ZONES
@@ -42,7 +42,7 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
     shares_S = np.array([settings.train, settings.validation, settings.test])
     room_S = _patients_per_split(len(patients), shares_S)
     labels_PL = _patient_labels(table.zones_NZ, patient_of_image_N, len(patients))
-    order = sorted(range(len(patients)), key=lambda p: _hash(settings.seed, str(patients[p])))
+    order = sorted(range(len(patients)), key=lambda p: digest(f"{settings.seed}:{patients[p]}"))
     split_P = _stratify(labels_PL, order, shares_S, room_S)
     return split_P[patient_of_image_N].astype(np.int8)
 
@@ -135,7 +135,3 @@ def _stratify(labels_PL: np.ndarray, order: Sequence[int], shares_S: np.ndarray,
         if split_P[patient] < 0:
             assign(patient, room_S.astype(float))
     return split_P
-
-
-def _hash(seed: int, patient_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{patient_id}".encode("utf-8", "surrogatepass")).digest()

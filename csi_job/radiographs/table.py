@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csi_job.errors import DataError, Problem
+from csi_job.errors import DataError, Problem, explain_os_errors
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 
@@ -226,17 +226,15 @@ def _header_merit(header: str, separator: str) -> tuple[int, int]:
 def _read_text(path: Path) -> str:
     """Return the file's text: UTF-8 or UTF-16 by its mark, UTF-8, else CP1252, else Latin-1 (which takes any byte)."""
     try:
-        if not path.is_file():
-            raise DataError(
-                "the label table is not a file" if path.exists() else "the label table does not exist", got=str(path)
-            )
-        num_bytes = path.stat().st_size
-        if num_bytes > MAX_TABLE_BYTES:
-            raise DataError(f"the label table has {num_bytes} bytes", allowed=f"up to {MAX_TABLE_BYTES}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the label table cannot be read ({error.strerror})", got=str(path)) from None
-    except ValueError:  # a zero character in the path
+        with explain_os_errors("the label table cannot be read", path, kind=DataError):
+            if not path.is_file():
+                what = "the label table is not a file" if path.exists() else "the label table does not exist"
+                raise DataError(what, got=str(path))
+            num_bytes = path.stat().st_size
+            if num_bytes > MAX_TABLE_BYTES:
+                raise DataError(f"the label table has {num_bytes} bytes", allowed=f"up to {MAX_TABLE_BYTES}")
+            content = path.read_bytes()
+    except ValueError:  # a null character in the path
         raise DataError("the label table is not a file", got=str(path)) from None
     utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):

@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError, explain_os_errors
 from csi_job.storage.engine import lock_study, make_engine, reading
 from csi_job.storage.lease import Lease, fence, write_fenced
 from csi_job.storage.optuna_private import backend_of, trial_id_of
@@ -390,8 +390,5 @@ def _check_file(address: Address, *, create: bool) -> None:
     if not create:
         message = "there is no study yet: the database file does not exist"
         raise ConfigurationError(message, got=str(path), hint="`csi-job hyperopt` makes it")
-    try:
+    with explain_os_errors("the folder of the database cannot be created", path.parent, kind=ConfigurationError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"the folder of the database cannot be made ({error.strerror})"
-        raise ConfigurationError(message, got=str(path.parent)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from csi_job.files import read_json
 from csi_job.final_model.train import FinalModel
 
 MISSING = "-"
@@ -17,10 +17,7 @@ MISSING = "-"
 
 def render_final_model(final: FinalModel) -> RenderableType:
     """Return the candidates with their spread, the two models over their seeds, and where they are."""
-    try:
-        chosen = json.loads(final.optimized_params.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        chosen = {}
+    chosen = read_json(final.optimized_params) or {}
     parts: list[RenderableType] = []
     if len(chosen.get("candidates", [])) > 1:
         parts += [_candidates(chosen), f"Rule: {chosen['rule']}."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from csi_job.files import write_json, write_text
+from csi_job.files import json_text, write_file
 from csi_job.html.render import render
 from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
@@ -43,7 +43,7 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
     plots = [history_plot(view, choice.trial), importances_plot(view), parallel_plot(view, choice.trial)]
     if view.has_cost:
         plots.append(pareto_plot(view, choice.trial, choice.rule))
-    return [write_text(folder / f"{view.name}_{plot.key}.html", _page(plot, view.name)) for plot in plots]
+    return [write_file(folder / f"{view.name}_{plot.key}.html", _page(plot, view.name)) for plot in plots]
 
 
 def write_best_params(study: Study, folder: Path) -> Path | None:
@@ -71,7 +71,7 @@ def write_best_params(study: Study, folder: Path) -> Path | None:
         "fingerprint": view.attributes.get(FINGERPRINT),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return write_json(folder / f"{view.name}_best_params.json", content)
+    return write_file(folder / f"{view.name}_best_params.json", json_text(content, indent=2))
 
 
 def _page(plot: Plot, study_name: str) -> str:

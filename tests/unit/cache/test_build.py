@@ -313,7 +313,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_cache(
     assert process.returncode == 2, errors
     assert output == ""
     assert len(errors.splitlines()) == 1
-    assert "cannot be kept (File too large)" in errors or "no room for the cache (File too large)" in errors
+    assert "cannot be stored (File too large)" in errors or "no room for the cache (File too large)" in errors
     assert finished(tmp_path / "work") == []
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from csi_job.errors import ModelFileError
-from csi_job.evaluation.model_file import FORMAT, file_sha256, load_model, predict_probabilities
+from csi_job.evaluation.model_file import FORMAT, load_model, predict_probabilities
+from csi_job.files import digest_file
 from csi_job.trial.model import build_model
 from tests.unit.evaluation.conftest import write_model_file
 
@@ -59,7 +60,7 @@ def test_a_state_dict_gives_the_same_predictions_as_the_safetensors(model_file, 
 def test_a_state_dict_finds_its_card_beside_it(tmp_path):
     path = bare(tmp_path / "m.pth")
     card = {"architecture": "Custom_1", "image_size_px": 48, "normalisation": "imagenet"}
-    card["files"] = {"m.pth": {"sha256": file_sha256(path)}}
+    card["files"] = {"m.pth": {"sha256": digest_file(path)}}
     path.with_suffix(".json").write_text(json.dumps(card))
     loaded = load_model(path, CPU)
     assert (loaded.image_size_px, loaded.normalisation) == (48, "imagenet")

@@ -34,5 +34,5 @@ def test_a_damaged_key_and_a_missing_folder_are_told_in_one_line(tmp_path: Path)
     (tmp_path / "identity.key").write_bytes(b"short")
     with pytest.raises(DataError, match="damaged"):
         load_key(tmp_path / "identity.key")
-    with pytest.raises(DataError, match="cannot be kept"):
+    with pytest.raises(DataError, match="cannot be stored"):
         load_key(tmp_path / "missing" / "identity.key")
