@@ -10,11 +10,14 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import Command, cold_command, preload
+
+preload("tests.support.warm")
 
 SETTINGS = """
 cache: {image_size_px: 32}
@@ -26,18 +29,13 @@ evaluation: {num_bootstrap: 100}
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(work: Path, *arguments: object) -> subprocess.Popen[str]:
-    """Start a command in the work folder's parent, with the small settings."""
+def start(work: Path, *arguments: object, is_cold: bool = False) -> Command | subprocess.Popen[str]:
+    """Start a command with the small settings; a cold one in an interpreter of its own, as a shell does."""
     settings = work.parent / "settings.yaml"
     settings.write_text(SETTINGS)
-    command = [sys.executable, "-c", "from csi_job.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(
-        [*command, "--work", str(work), "--config", str(settings)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ENVIRONMENT},
-    )
+    given = [*map(str, arguments), "--work", str(work), "--config", str(settings)]
+    environment = {**os.environ, **ENVIRONMENT}
+    return cold_command(*given, env=environment) if is_cold else Command(*given, environment=environment)
 
 
 def run(work: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
@@ -168,7 +166,8 @@ def test_two_processes_share_a_study_exactly(phantoms: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_search_that_was_stopped_goes_on(phantoms: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     work = tmp_path / "work"
-    process = start(work, "hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
+    search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
+    process = start(work, *search, is_cold=number is signal.SIGINT)
     deadline = time.monotonic() + 120
     while not (work / "studies.db").exists() or not steps(work).get(0):
         assert time.monotonic() < deadline
@@ -189,12 +188,11 @@ def test_a_search_that_was_stopped_goes_on(phantoms: Path, tmp_path: Path, numbe
 def test_another_space_is_refused_by_name(finished: Path, tmp_path: Path) -> None:
     settings = tmp_path / "other.yaml"
     settings.write_text(SETTINGS.replace("[16, 32]", "[8]"))
-    command = [sys.executable, "-c", "from csi_job.cli import main; main()", "hyperopt", "--n-trials", "4"]
-    result = subprocess.run(
-        [*command, "--work", str(finished), "--config", str(settings)], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2
-    assert "batch_size" in result.stderr
+    given = ("hyperopt", "--n-trials", "4", "--work", str(finished), "--config", str(settings))
+    process = Command(*given, environment=os.environ)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "batch_size" in err
     assert len(trials(finished)) == 3
 
 

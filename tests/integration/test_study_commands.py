@@ -18,6 +18,7 @@ from csi_job.cli import cli
 from csi_job.transfer.backup_file import encode
 from tests.integration.test_commands import ENVIRONMENT, SETTINGS, data, run, trials
 from tests.support.carrying import simple_backup
+from tests.support.processes import Command
 from tests.support.studies import Reader
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
@@ -133,14 +134,13 @@ def test_a_file_that_exists_or_is_missing_is_one_line(searched: Path, tmp_path: 
 def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_path: Path) -> None:
     wider = tmp_path / "wider.yaml"
     wider.write_text(SETTINGS.replace("[16, 32]", "[8, 16, 32]"))
-    command = [sys.executable, "-c", "from csi_job.cli import main; main()"]
     options = ["--work", str(searched), "--config", str(wider)]
 
     def call(*arguments: str, code: int = 0) -> tuple[str, str]:
-        given = [*command, *arguments, *options]
-        done = subprocess.run(given, capture_output=True, text=True, check=False, env={**os.environ, **ENVIRONMENT})
-        assert done.returncode == code, done.stderr
-        return done.stdout, done.stderr
+        process = Command(*arguments, *options, environment={**os.environ, **ENVIRONMENT})
+        out, err = process.communicate()
+        assert process.returncode == code, err
+        return out, err
 
     out, _ = call("study", "migrate", "csi_optimization", "wider", "--n-trials", "3")
     assert "2 trials copied from csi_optimization to wider" in out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -13,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +32,9 @@ from csi_job.study.resume import CheckpointReader, epoch_of
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from tests.support.processes import Process, preload
+
+preload("tests.support.studies")
 
 BASELINE = {"x": 0.5, "kind": "plain"}
 CACHE = SimpleNamespace(key="0123456789abcdef")
@@ -156,13 +158,7 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
     )
 
 
-# Workers fork from a warm server process, since importing Optuna takes longer than most tests let them live.
-os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # where they find this module
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.support.studies"])
-
-
-class Worker:
+class Worker(Process):
     """A worker process; its log is a file."""
 
     def __init__(
@@ -170,25 +166,11 @@ class Worker:
     ) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.log_file = work / f"worker-{uuid.uuid4().hex[:8]}.log"
-        arguments = {"url": url, "work": str(work), **settings}
-        self.process = FORKS.Process(target=_run_process, args=(arguments, str(self.log_file), run or main))
-        self.process.start()
-
-    def send_signal(self, number: int) -> None:
-        if self.process.pid and self.process.is_alive():
-            with suppress(ProcessLookupError):  # it ended just now, which its sentinel tells a moment later
-                os.kill(self.process.pid, number)
+        super().__init__(_run_process, {"url": url, "work": str(work), **settings}, str(self.log_file), run or main)
 
     def wait(self, timeout_s: float = 120) -> int:
         """Return the exit code, negative for a signal."""
-        self.process.join(timeout_s)
-        if self.process.exitcode is None:
-            self.send_signal(signal.SIGUSR1)  # its stacks go to its log
-            time.sleep(1)
-            self.process.kill()
-            message = f"the worker hangs: {self.log()}"
-            raise TimeoutError(message)
-        return self.process.exitcode
+        return self.join(timeout_s)
 
     def wait_for_trial(self) -> None:
         """Wait until it runs a trial, or has ended."""

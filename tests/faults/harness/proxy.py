@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from sqlalchemy.engine import make_url
 
-from tests.support.studies import FORKS
+from tests.support.processes import FORKS
 
 SO_ATTACH_FILTER: Final = 26
 DROP_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)  # the one instruction of a socket filter that keeps 0 bytes

@@ -15,9 +15,9 @@ from csi_job.study.resume import training_checkpoints
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 from tests.faults.harness.worker import Plan, Task, be_worker
-from tests.support.studies import FORKS
+from tests.support.processes import preload
 
-FORKS.set_forkserver_preload(["tests.faults.harness.training"])
+preload("tests.faults.harness.training")
 SPACE = SearchSpace.model_validate({"model_arch": {"value": "Custom_1"}, "batch_size": {"value": 16}})
 BASELINE = {"model_arch": "Custom_1", "learning_rate": 1e-3, "batch_size": 16}
 

@@ -26,9 +26,10 @@ from csi_job.study.worker import WorkerOptions, run_worker
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
-from tests.support.studies import BASELINE, CACHE, FORKS, READER, ToySpace, storage_settings, value_at, write_checkpoint
+from tests.support.processes import preload
+from tests.support.studies import BASELINE, CACHE, READER, ToySpace, storage_settings, value_at, write_checkpoint
 
-FORKS.set_forkserver_preload(["tests.support.studies", "tests.faults.harness.worker"])
+preload("tests.faults.harness.worker")
 # Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
 # of them share, which would copy it.
 needed_version()
