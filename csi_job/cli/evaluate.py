@@ -47,6 +47,8 @@ def evaluate(loaded: LoadedSettings, model_path: Path, baseline: Path | None) ->
 def _tell(run: EvaluationRun) -> None:
     from rich.console import Console
 
-    Console().print(run)
+    from csi_job.terminal.evaluation import render_run
+
+    Console().print(render_run(run))
     for path in run.files:
         click.echo(path)

@@ -1,7 +1,7 @@
-"""Patient-level bootstrap: whole patients are drawn with replacement, for images of one patient are not independent.
+"""Patient-level bootstrap: whole patients are resampled, because images of one patient are not independent.
 
-A resample is a row of weights: how often each image counts. Metrics take weights [R, N] and give values [R], so that
-one vectorised pass serves the point estimate (weights of one) and all resamples alike.
+A resample is a row of weights, how many times each image counts. Metrics map weights [R, N] to values [R], so one
+vectorised pass computes the point estimate (all weights one) and every resample alike.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from csi_job.evaluation.csi import FloatArray
 from csi_job.evaluation.settings import EvaluationSettings
 
 MAX_WEIGHTS = 2_000_000  # weights in memory at once: 16 MB, whatever the number of images
-MIN_DEFINED_SHARE = 0.5  # with fewer resamples than this an interval would describe a subset of the worlds
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval, or none with the reason; degenerate resamples are those where the metric is undefined."""
+    """A percentile interval, or none with the reason; a resample is degenerate where the metric is undefined."""
 
     low: float | None
     high: float | None
@@ -42,7 +41,7 @@ def resample_weights(patients_N: npt.NDArray[np.integer], settings: EvaluationSe
         return
     generator = np.random.default_rng(settings.seed)
     shares_P = np.full(len(patients), 1 / len(patients))
-    chunk = max(1, MAX_WEIGHTS // max(len(index_N), 1))
+    chunk = max(1, MAX_WEIGHTS // len(index_N))
     for start in range(0, settings.num_bootstrap, chunk):
         size = min(chunk, settings.num_bootstrap - start)
         yield generator.multinomial(len(patients), shares_P, size=size)[:, index_N].astype(np.float64)
@@ -52,9 +51,9 @@ def percentile_interval(values_R: FloatArray, confidence: float, num_patients: i
     """Return the central interval of the defined (not NaN) values."""
     defined = values_R[~np.isnan(values_R)]
     num_degenerate = len(values_R) - len(defined)
-    if num_patients < 2:  # noqa: PLR2004 - one patient gives the same resample each time
+    if num_patients < 2:  # noqa: PLR2004 - every resample of one patient is the same
         return Interval(None, None, num_degenerate, "fewer than two patients")
-    if len(defined) < MIN_DEFINED_SHARE * len(values_R):
+    if len(defined) < len(values_R) / 2:  # the rest would be a biased subset of resamples
         return Interval(None, None, num_degenerate, f"undefined in {num_degenerate} of {len(values_R)} resamples")
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])

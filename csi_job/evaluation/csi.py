@@ -1,13 +1,13 @@
-"""From the probabilities of zone classes to scores, the CSI mean and the risk class.
+"""From class probabilities of the zones to scores, the CSI mean and the risk class.
 
-Which zones count: those the model predicts graded (argmax is a score, not unknown), for the true CSI is a mean over
-graded zones too. Where the model predicts none graded, all six stand in, so that every image has a number and two
-models are compared on the same images; `num_graded_N` tells such images apart.
+The CSI averages the zones that the model predicts to be graded (argmax is a score, not unknown), as the true CSI
+averages graded zones. An image without any uses all six, so that every image has a CSI and two models are compared on
+the same images; `num_graded_N` tells such images apart.
 
-What is summed: each zone's scores given that it is graded, p(s) / (1 - p(unknown)). The CSI is the mean of that
-distribution (the expected score), because it uses what the model knows between two scores; the risk probabilities are
-the masses of the very same distribution below, between and above the two limits, zones taken as independent given the
-image. The risk class follows from the CSI by the published limits.
+A zone contributes its score distribution given that it is graded, p(s) / (1 - p(unknown)). The CSI is the expected
+score, which uses what the model knows between two scores. The risk probabilities are the mass of that same
+distribution below, between and above the two limits, with zones independent given the image. The risk class follows
+from the CSI by the published limits.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ NUM_TOTALS = NUM_ZONES * max(SCORES) + 1  # sums of six scores: 0 to 18
 
 @dataclass(frozen=True)
 class CsiPredictions:
-    """What follows from the zone probabilities of N images.
+    """Scores, CSI and risk of N images.
 
     Args:
         scores_NZ: most probable class of each zone, 0 to 4.
-        num_graded_N: zones predicted graded; 0 where all six stand in.
+        num_graded_N: zones predicted graded; 0 where all six are used.
         csi_N: CSI mean, 0 to 3.
         risk_NR: probability of low, medium and high risk; rows sum to 1.
 
@@ -64,7 +64,7 @@ def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
 
 
 def score_distributions(probabilities_NZK: FloatArray) -> FloatArray:
-    """Return P(score | graded) [N, 6 zones, 4 scores]; uniform where the model gives the scores no mass at all."""
+    """Return P(score | graded) [N, 6 zones, 4 scores]; uniform where no score has any probability."""
     scores_NZS = probabilities_NZK[..., :NUM_SCORES]
     mass_NZ1 = scores_NZS.sum(axis=2, keepdims=True)
     return np.where(mass_NZ1 > 0, scores_NZS / np.where(mass_NZ1 > 0, mass_NZ1, 1), 1 / NUM_SCORES)
@@ -84,7 +84,7 @@ def risk_indices(csi_N: FloatArray) -> IntArray:
 
 
 def _risk_probabilities(score_NZS: FloatArray, used_NZ: npt.NDArray[np.bool_]) -> FloatArray:
-    """Convolve the used zones' score distributions exactly and sum the masses of each risk class [N, 3]."""
+    """Convolve the score distributions of the used zones and sum the mass of each risk class [N, 3]."""
     total_NT = np.zeros((len(score_NZS), NUM_TOTALS))
     total_NT[:, 0] = 1
     for zone in range(NUM_ZONES):
@@ -97,7 +97,7 @@ def _risk_probabilities(score_NZS: FloatArray, used_NZ: npt.NDArray[np.bool_]) -
 
 
 def _risk_of_totals() -> FloatArray:
-    """Return one-hot risk classes [number of zones 0..6, total 0..18, 3]; by division, as `risk_class` is defined."""
+    """Return one-hot risk classes [number of zones 0..6, total 0..18, 3], by division like `risk_class`."""
     table_GTR = np.zeros((NUM_ZONES + 1, NUM_TOTALS, len(RISK_CLASSES)))
     for num_zones in range(1, NUM_ZONES + 1):
         for total in range(NUM_TOTALS):

@@ -21,27 +21,27 @@ from csi_job.evaluation.measures import (
 )
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.radiographs.zones import NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
+from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 
 DEFINITIONS = {
     "f1_macro": "mean over zones of the mean F1 of the scores 0-3; graded zones only, a predicted unknown is wrong",
-    "f1_weighted": "as f1_macro, each score weighted by how often it occurs",
+    "f1_weighted": "like f1_macro, each score weighted by how often it occurs",
     "zones": "precision, recall and accuracy over graded zones, means over the scores 0-3; confusion: rows truth 0-4",
     "csi": "predicted: mean expected score of the zones predicted graded (all six if none is); "
     "true: mean over graded zones; images without a graded zone are left out",
-    "risk": "class by the CSI: low <= 1.3 < medium <= 2.2 < high; probabilities: exact distribution of the mean "
+    "risk": "class from the CSI: low <= 1.3 < medium <= 2.2 < high; probabilities: exact distribution of the mean "
     "of the same zones' scores given that they are graded, zones independent given the image",
     "risk_auroc": "one class against the rest, mean over the classes that occur in the split",
-    "majority": "what always predicting the most frequent class of this split would reach",
+    "majority": "what always predicting the most frequent class of this split would score",
     "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
     "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
-    "patients a resample may lack a rare score, whose F1 is 0 there, so that intervals of the macro F1 lie low",
+    "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 lie low",
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with its interval; `value` is None where it is undefined, and `reason` says why."""
+    """A metric with its interval; `value` is None where it is undefined, and `reason` says why."""
 
     value: float | None
     interval: Interval
@@ -55,7 +55,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's metrics on a split, with the predictions that they come from."""
+    """A model's metrics on a split, and the predictions behind them."""
 
     model: str
     architecture: str
@@ -67,7 +67,7 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return every number of the evaluation; no patient, file or image is named in it."""
+        """Return every number of the evaluation; it identifies no patient, file or image."""
         return {
             "format": 1,
             "model": self.model,
@@ -107,8 +107,8 @@ def evaluate_model(
         data: the images and their true zones.
         settings: bootstrap and batch size.
         split: name of the split.
-        cache: key of the cache that the split is from.
-        warnings: sentences kept with the numbers.
+        cache: key of the cache it belongs to.
+        warnings: sentences to keep with the numbers.
 
     Raises:
         ModelFileError: the model's output is not finite.
@@ -121,20 +121,12 @@ def evaluate_model(
         pseudonyms=tuple(data.pseudonyms),
     )
     metrics = measure_with_intervals(predictions, settings)
-    return Evaluation(
-        loaded.name,
-        loaded.architecture,
-        split,
-        cache,
-        predictions,
-        settings,
-        metrics,
-        (*warnings, *_absent(predictions)),
-    )
+    all_warnings = (*warnings, *_absent_scores(predictions))
+    return Evaluation(loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, all_warnings)
 
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:
-    """Return every metric by name, with the interval of its bootstrap distribution."""
+    """Return every metric by name, with the percentile interval of its bootstrap distribution."""
     values = measure(predictions, np.ones((1, len(predictions))))
     chunks = [measure(predictions, weights_RN) for weights_RN in resample_weights(predictions.patients_N, settings)]
     return {
@@ -145,14 +137,14 @@ def measure_with_intervals(predictions: Predictions, settings: EvaluationSetting
                 settings.confidence,
                 predictions.num_patients,
             ),
-            reason=undefined_because(name, predictions) if np.isnan(value_R[0]) else "",
+            reason=why_undefined(name, predictions) if np.isnan(value_R[0]) else "",
         )
         for name, value_R in values.items()
     }
 
 
-def undefined_because(name: str, predictions: Predictions) -> str:
-    """Return why a metric that came out undefined is so."""
+def why_undefined(name: str, predictions: Predictions) -> str:
+    """Explain why a metric is undefined."""
     if "." in name:
         return "the zone is not graded in any image"
     if not predictions.has_csi_N.any():
@@ -177,13 +169,13 @@ def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the
     """Return the confusion matrix of the risk classes [3, 3]: rows truth, columns prediction."""
     with_csi = predictions.has_csi_N
     counts_RR = np.zeros((len(RISK_CLASSES), len(RISK_CLASSES)), dtype=np.int64)
-    said_N = risk_indices(predictions.predicted.csi_N[with_csi])
-    np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), said_N), 1)
+    predicted_N = risk_indices(predictions.predicted.csi_N[with_csi])
+    np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), predicted_N), 1)
     return counts_RR
 
 
 def describe_images(predictions: Predictions) -> dict[str, int]:
-    """Return how many images and patients the numbers come from."""
+    """Return how many images and patients were evaluated."""
     return {
         "num_images": len(predictions),
         "num_patients": predictions.num_patients,
@@ -192,7 +184,7 @@ def describe_images(predictions: Predictions) -> dict[str, int]:
 
 
 def describe_bootstrap(settings: EvaluationSettings) -> dict[str, Any]:
-    """Return what the intervals come from."""
+    """Return how the intervals were computed."""
     return {
         "num_resamples": settings.num_bootstrap,
         "confidence": settings.confidence,
@@ -214,7 +206,7 @@ def _risk(predictions: Predictions) -> dict[str, Any]:
 
 
 def _majority(counts_S: IntArray) -> dict[str, Any]:
-    """Return what always predicting the zone's most frequent score would reach."""
+    """Return what always predicting the zone's most frequent score would score."""
     if not counts_S.any():
         return {"majority_class": None, "majority_accuracy": None, "majority_f1": None}
     share = float(counts_S.max() / counts_S.sum())
@@ -225,13 +217,12 @@ def _majority(counts_S: IntArray) -> dict[str, Any]:
     }
 
 
-def _absent(predictions: Predictions) -> list[str]:
-    """Return a sentence for each score that a zone lacks in this split: its F1 counts as 0 there."""
-    sentences = []
-    for index in range(NUM_ZONES):
-        zone_N = predictions.zones_NZ[:, index]
-        absent = sorted(set(range(NUM_SCORES)) - set(zone_N[zone_N != UNKNOWN].tolist()))
+def _absent_scores(predictions: Predictions) -> list[str]:
+    """Return one warning for each zone that lacks a score in this split, whose F1 counts as 0."""
+    warnings = []
+    for zone, zone_N in zip(ZONES, predictions.zones_NZ.T, strict=True):
+        absent = sorted(set(range(NUM_SCORES)) - set(zone_N.tolist()))
         if absent:
             scores = ", ".join(str(score) for score in absent)
-            sentences.append(f"{ZONES[index]} has no image scored {scores}; the macro F1 counts that as 0")
-    return sentences
+            warnings.append(f"{zone} has no image scored {scores}; the macro F1 counts that as 0")
+    return warnings

@@ -1,19 +1,19 @@
-"""Figures of an evaluation and of a comparison; images appear by pseudonym only."""
+"""Figures of an evaluation and of a comparison; images appear under their pseudonyms only.
+
+As in the report, a figure is a plain dictionary; the tests validate each with `plotly.graph_objects.Figure`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-from sklearn.metrics import roc_curve
 
 from csi_job.evaluation.compare import Comparison, Difference
 from csi_job.evaluation.csi import risk_indices
 from csi_job.evaluation.evaluate import Evaluation, confusion_ZKK
-from csi_job.evaluation.measures import SUMMARY_METRICS, calibration
-from csi_job.evaluation.tables import metric_name
+from csi_job.evaluation.measures import SUMMARY_METRICS, calibration, metric_name
+from csi_job.html.plot import BLUE, GOLD, GREY, RED, TEAL, Plot, layout, line
 from csi_job.radiographs.zones import (
     LOW_RISK_MAX_CSI,
     MEDIUM_RISK_MAX_CSI,
@@ -24,171 +24,194 @@ from csi_job.radiographs.zones import (
     ZONES,
 )
 
-# Told apart by colour-blind readers; the contrast is at least 3 : 1 on white.
-BLUE, GREY, RED, TEAL, GOLD = "#3b82c4", "#848e9a", "#d5552b", "#16967f", "#c47a0a"
-RISK_COLORS = dict(zip(RISK_CLASSES, (TEAL, GOLD, RED), strict=True))
-RISK_SYMBOLS = dict(zip(RISK_CLASSES, ("circle", "diamond", "square"), strict=True))
-OUTCOME_COLORS = {"better": TEAL, "worse": RED, "within the noise": GREY, "undefined": GREY}
+Trace = dict[str, Any]
+RISK_MARKERS = dict(zip(RISK_CLASSES, ((TEAL, "circle"), (GOLD, "diamond"), (RED, "square")), strict=True))
+VERDICT_COLORS = {"better": TEAL, "worse": RED, "within the noise": GREY, "undefined": GREY}
+CLASS_NAMES = [*(str(score) for score in SCORES), "unknown"]
 MAX_CSI = float(max(SCORES))
+CLEAR_TO_BLUE = [[0, "rgba(59,130,196,0)"], [1, BLUE]]  # shows the page's own paper, light or dark, where nothing is
 
 
-def confusion_figure(evaluation: Evaluation) -> go.Figure:
-    """Return the six confusion matrices where the zones lie on the film: the patient's right is on the left side."""
+def confusion_plot(evaluation: Evaluation) -> Plot:
+    """Show the six confusion matrices where the zones lie on the film."""
     counts_ZKK = confusion_ZKK(evaluation.predictions)
     num_rows = NUM_CLASSES if counts_ZKK[:, UNKNOWN].any() else UNKNOWN
-    titles = [f"{zone} ({counts_ZKK[index, :UNKNOWN].sum()} graded)" for index, zone in enumerate(ZONES)]
-    figure = make_subplots(3, 2, subplot_titles=titles, horizontal_spacing=0.14, vertical_spacing=0.11)
-    names = [*(str(score) for score in SCORES), "unknown"]
-    for index in range(len(ZONES)):
-        counts_KK = counts_ZKK[index, :num_rows]
-        share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
-        figure.add_trace(_heatmap(counts_KK, share_KK, names), row=index // 2 + 1, col=index % 2 + 1)
-    figure.update_xaxes(title_text="predicted", type="category")
-    figure.update_yaxes(title_text="true", type="category", autorange="reversed")
-    return figure.update_layout(**_layout(height_px=1000))
-
-
-def reliability_figure(evaluation: Evaluation) -> go.Figure:
-    """Return how often the most probable score is right, against how probable the model says it is."""
-    content = calibration(evaluation.predictions)
-    bins = content["bins"]
-    figure = go.Figure(_diagonal(0, 1, "perfectly calibrated"))
-    sizes = [8 + 22 * np.sqrt(entry["num_zones"] / max(entry["num_zones"] for entry in bins)) for entry in bins]
-    figure.add_scatter(
-        x=[entry["confidence"] for entry in bins],
-        y=[entry["accuracy"] for entry in bins],
-        customdata=[entry["num_zones"] for entry in bins],
-        mode="lines+markers",
-        name="this model (area: number of zones)",
-        marker={"size": sizes, "color": BLUE},
-        hovertemplate="%{customdata} zones<br>says %{x:.0%}<br>right in %{y:.0%}<extra></extra>",
+    figure = layout("predicted", "true", height_px=1000, annotations=[])
+    x_axis, y_axis = ({**figure[axis], "type": "category", "showgrid": False} for axis in ("xaxis", "yaxis"))
+    traces = []
+    for index, zone in enumerate(ZONES):
+        row, column = divmod(index, 2)
+        left, top, number = 0.57 * column, 1 - 0.37 * row, str(index + 1) if index else ""
+        across, down = [left, left + 0.43], [round(top - 0.26, 4), top]
+        figure[f"xaxis{number}"] = {**x_axis, "domain": across, "anchor": f"y{number}"}
+        figure[f"yaxis{number}"] = {**y_axis, "domain": down, "anchor": f"x{number}", "autorange": "reversed"}
+        title = f"{zone} ({counts_ZKK[index, :UNKNOWN].sum()} graded)"
+        place = {"x": left + 0.215, "y": top, "xref": "paper", "yref": "paper"}
+        place |= {"xanchor": "center", "yanchor": "bottom"}
+        figure["annotations"].append({"text": title, "showarrow": False, "font": {"size": 15}, **place})
+        traces.append({**_heatmap(counts_ZKK[index, :num_rows]), "xaxis": f"x{number}", "yaxis": f"y{number}"})
+    return Plot(
+        "confusion",
+        "Scores of the zones",
+        "Zones are arranged as on the film, with the patient's right on the left. Numbers count images; colours show "
+        "the share within each true score.",
+        {"data": traces, "layout": figure},
     )
-    figure.update_xaxes(title_text="probability of the most probable score", range=[0, 1.04], tickformat=".0%")
-    figure.update_yaxes(title_text="share of zones where it is right", range=[0, 1.04], tickformat=".0%")
-    return figure.update_layout(**_layout())
 
 
-def csi_figure(evaluation: Evaluation) -> go.Figure:
-    """Return the predicted against the true CSI mean, an image a marker, with the limits of the risk classes."""
+def csi_plot(evaluation: Evaluation) -> Plot:
+    """Show the predicted against the true CSI mean, one marker per image, with the limits of the risk classes."""
     predictions = evaluation.predictions
     with_csi = np.flatnonzero(predictions.has_csi_N)
     risk_N = risk_indices(predictions.csi_N[with_csi])
-    figure = go.Figure(_diagonal(0, MAX_CSI, "perfect agreement"))
-    for index, name in enumerate(RISK_CLASSES):
+    traces = [_diagonal(MAX_CSI, "perfect agreement")]
+    for index, (name, (color, symbol)) in enumerate(RISK_MARKERS.items()):
         rows = with_csi[risk_N == index]
-        figure.add_scatter(
-            x=predictions.csi_N[rows],
-            y=predictions.predicted.csi_N[rows],
-            customdata=[predictions.pseudonyms[row] for row in rows],
-            mode="markers",
-            name=f"truly {name} risk",
-            marker={"color": RISK_COLORS[name], "symbol": RISK_SYMBOLS[name], "size": 9, "opacity": 0.75},
-            hovertemplate="image %{customdata}<br>true %{x:.2f}<br>predicted %{y:.2f}<extra></extra>",
+        traces.append(
+            {
+                "type": "scatter",
+                "x": predictions.csi_N[rows].tolist(),
+                "y": predictions.predicted.csi_N[rows].tolist(),
+                "customdata": [predictions.pseudonyms[row] for row in rows],
+                "mode": "markers",
+                "name": f"true {name} risk",
+                "marker": {"color": color, "symbol": symbol, "size": 9, "opacity": 0.75},
+                "hovertemplate": "image %{customdata}<br>true %{x:.2f}<br>predicted %{y:.2f}<extra></extra>",
+            }
         )
-    for limit in (LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI):
-        figure.add_hline(y=limit, line={"color": GREY, "width": 1, "dash": "dot"})
-        figure.add_vline(x=limit, line={"color": GREY, "width": 1, "dash": "dot"})
-    figure.update_xaxes(title_text="true CSI mean", range=[-0.1, MAX_CSI + 0.1])
-    figure.update_yaxes(title_text="predicted CSI mean", range=[-0.1, MAX_CSI + 0.1])
-    return figure.update_layout(**_layout(height_px=560))
+    figure = layout("true CSI mean", "predicted CSI mean", height_px=560)
+    figure["xaxis"]["range"] = figure["yaxis"]["range"] = [-0.1, MAX_CSI + 0.1]
+    figure["shapes"] = [
+        {"type": "line", f"{along}ref": "paper", f"{along}0": 0, f"{along}1": 1, f"{at}0": limit, f"{at}1": limit}
+        | {"line": {"color": GREY, "width": 1, "dash": "dot"}}
+        for limit in (LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI)
+        for along, at in ("xy", "yx")
+    ]
+    caption = "One marker per image; dotted lines are the limits of the risk classes."
+    return Plot("csi", "CSI mean", caption, {"data": traces, "layout": figure})
 
 
-def roc_figure(evaluation: Evaluation) -> go.Figure:
-    """Return the ROC curve of each risk class against the rest, with its area and interval."""
+def roc_plot(evaluation: Evaluation) -> Plot:
+    """Show the ROC curve of each risk class against the rest, with its area and interval."""
+    from sklearn.metrics import roc_curve
+
     predictions = evaluation.predictions
     risk_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
-    said_NR = predictions.predicted.risk_NR[predictions.has_csi_N]
-    figure = go.Figure(_diagonal(0, 1, "chance"))
-    for index, name in enumerate(RISK_CLASSES):
+    risk_NR = predictions.predicted.risk_NR[predictions.has_csi_N]
+    traces = [_diagonal(1, "chance")]
+    for index, (name, (color, _)) in enumerate(RISK_MARKERS.items()):
         metric = evaluation.metrics[f"risk_auroc_{name}"]
         if metric.value is None:
             continue
-        false_positive, true_positive, threshold = roc_curve(risk_N == index, said_NR[:, index])
-        interval = metric.interval
-        bounds = "" if interval.low is None else f" ({interval.low:.2f} to {interval.high:.2f})"
-        figure.add_scatter(
-            x=false_positive,
-            y=true_positive,
-            customdata=np.where(np.isfinite(threshold), threshold, 1),
-            mode="lines",
-            name=f"{name}: {metric.value:.2f}{bounds}",
-            line={"color": RISK_COLORS[name], "width": 2.5},
-            hovertemplate="P ≥ %{customdata:.2f}<br>found %{y:.0%}<br>false alarms %{x:.0%}<extra></extra>",
+        false_positive, true_positive, threshold = roc_curve(risk_N == index, risk_NR[:, index])
+        low, high = metric.interval.low, metric.interval.high
+        bounds = "" if low is None else f" ({low:.2f} to {high:.2f})"
+        traces.append(
+            line(
+                false_positive.tolist(),
+                true_positive.tolist(),
+                color,
+                width=2.5,
+                customdata=np.where(np.isfinite(threshold), threshold, 1).tolist(),
+                name=f"{name}: {metric.value:.2f}{bounds}",
+                hovertemplate="P ≥ %{customdata:.2f}<br>sensitivity %{y:.0%}<br>false positives %{x:.0%}"
+                "<extra></extra>",
+            )
         )
-    figure.update_xaxes(title_text="false alarms among the others", range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_yaxes(title_text="found in the class", range=[-0.02, 1.02], tickformat=".0%")
-    return figure.update_layout(**_layout(height_px=560))
-
-
-def differences_figure(comparison: Comparison) -> go.Figure:
-    """Return the differences with their intervals, each turned so that the right side means a better model."""
-    names = (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES))
-    figure = go.Figure()
-    for outcome, color in OUTCOME_COLORS.items():
-        shown = [comparison.differences[name] for name in names if comparison.differences[name].outcome == outcome]
-        drawn = [difference for difference in shown if difference.difference is not None]
-        if drawn:
-            figure.add_trace(_forest(drawn, outcome, color))
-    figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
-    figure.update_xaxes(title_text="← baseline better     gain     model better →", zeroline=False)
-    ordered = [metric_name(name) for name in reversed(names)]
-    figure.update_yaxes(categoryorder="array", categoryarray=ordered, type="category")
-    return figure.update_layout(**_layout(height_px=620))
-
-
-def _forest(differences: list[Difference], outcome: str, color: str) -> go.Scatter:
-    signs = [1 if difference.higher_is_better else -1 for difference in differences]
-    gains = [sign * (difference.difference or 0.0) for sign, difference in zip(signs, differences, strict=True)]
-    ends = [
-        sorted(sign * bound for bound in (difference.interval.low, difference.interval.high) if bound is not None)
-        for sign, difference in zip(signs, differences, strict=True)
-    ]
-    return go.Scatter(
-        x=gains,
-        y=[metric_name(difference.metric) for difference in differences],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [end[1] - gain if end else 0 for gain, end in zip(gains, ends, strict=True)],
-            "arrayminus": [gain - end[0] if end else 0 for gain, end in zip(gains, ends, strict=True)],
-        },
-        mode="markers",
-        name=outcome,
-        marker={"color": color, "size": 10},
-        customdata=[[difference.model, difference.baseline] for difference in differences],
-        hovertemplate="%{y}<br>model %{customdata[0]:.3f}<br>baseline %{customdata[1]:.3f}<br>gain %{x:+.3f}"
-        "<extra></extra>",
+    figure = layout("false positive rate", "true positive rate (sensitivity)", height_px=560)
+    for axis in ("xaxis", "yaxis"):
+        figure[axis] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
+    caption = (
+        "Each class against the rest, by the probability the model gives it. The legend shows the area under each "
+        f"curve and its {evaluation.settings.confidence:.0%} interval."
     )
+    return Plot("roc", "Risk class", caption, {"data": traces, "layout": figure})
 
 
-def _heatmap(counts_KK: np.ndarray, share_KK: np.ndarray, names: list[str]) -> go.Heatmap:
-    return go.Heatmap(
-        z=share_KK,
-        x=names,
-        y=names[: len(counts_KK)],
-        customdata=counts_KK,
-        text=counts_KK,
-        texttemplate="%{text}",
-        colorscale=[[0, "#ffffff"], [1, BLUE]],
-        zmin=0,
-        zmax=1,
-        showscale=False,
-        xgap=1,
-        ygap=1,
-        hovertemplate="true %{y}, predicted %{x}: %{customdata}<br>%{z:.0%} of this truth<extra></extra>",
-    )
-
-
-def _diagonal(low: float, high: float, name: str) -> go.Scatter:
-    line = {"color": GREY, "width": 1.5, "dash": "dash"}
-    return go.Scatter(x=[low, high], y=[low, high], mode="lines", name=name, line=line, hoverinfo="skip")
-
-
-def _layout(height_px: int = 460) -> dict[str, Any]:
-    return {
-        "height": height_px,
-        "template": "plotly_white",
-        "margin": {"l": 64, "r": 16, "t": 48, "b": 56},
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+def reliability_plot(evaluation: Evaluation) -> Plot:
+    """Show how often the most probable score is right against how probable the model says it is."""
+    bins = calibration(evaluation.predictions)["bins"]
+    most = max((entry["num_zones"] for entry in bins), default=1)
+    model = {
+        "type": "scatter",
+        "x": [entry["confidence"] for entry in bins],
+        "y": [entry["accuracy"] for entry in bins],
+        "customdata": [entry["num_zones"] for entry in bins],
+        "mode": "lines+markers",
+        "name": "this model (area: number of zones)",
+        "marker": {"size": [8 + 22 * (entry["num_zones"] / most) ** 0.5 for entry in bins], "color": BLUE},
+        "hovertemplate": "%{customdata} zones<br>confidence %{x:.0%}<br>correct %{y:.0%}<extra></extra>",
     }
+    figure = layout("probability of the most probable score", "share of zones where it is correct", height_px=460)
+    for axis in ("xaxis", "yaxis"):
+        figure[axis] |= {"range": [0, 1.04], "tickformat": ".0%"}
+    caption = "On the dashed line, the model is right as often as it claims. Below it, the model is overconfident."
+    data = [_diagonal(1, "perfectly calibrated"), model]
+    return Plot("reliability", "Are its probabilities reliable?", caption, {"data": data, "layout": figure})
+
+
+def differences_plot(comparison: Comparison) -> Plot:
+    """Show the differences with their intervals, errors with the sign reversed so that right means better."""
+    shown = [comparison.differences[name] for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES))]
+    traces = []
+    for verdict, color in VERDICT_COLORS.items():
+        defined = [entry for entry in shown if entry.verdict == verdict and entry.difference is not None]
+        if defined:
+            traces.append(_forest(defined, verdict, color))
+    figure = layout("← baseline better     gain     model better →", "", height_px=620)
+    figure["xaxis"] |= {"showgrid": True}
+    names = [metric_name(entry.metric) for entry in reversed(shown)]
+    figure["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": names, "showgrid": False}
+    zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1}
+    figure["shapes"] = [{**zero, "line": {"color": GREY, "width": 1.5}}]
+    caption = (
+        f"Model minus baseline with {comparison.model.settings.confidence:.0%} intervals over patients. Errors have "
+        "their sign reversed, so right is always better. CSI errors are in score points, everything else is a share."
+    )
+    return Plot("differences", "Differences", caption, {"data": traces, "layout": figure})
+
+
+def _forest(differences: list[Difference], verdict: str, color: str) -> Trace:
+    gains, above, below = [], [], []
+    for entry in differences:
+        sign = 1 if entry.higher_is_better else -1
+        gain = sign * (entry.difference or 0.0)
+        bounds = [sign * bound for bound in (entry.interval.low, entry.interval.high) if bound is not None] or [gain]
+        gains.append(gain)
+        above.append(max(bounds) - gain)
+        below.append(gain - min(bounds))
+    return {
+        "type": "scatter",
+        "x": gains,
+        "y": [metric_name(entry.metric) for entry in differences],
+        "error_x": {"type": "data", "symmetric": False, "array": above, "arrayminus": below},
+        "mode": "markers",
+        "name": verdict,
+        "marker": {"color": color, "size": 10},
+        "customdata": [[entry.model, entry.baseline] for entry in differences],
+        "hovertemplate": "%{y}<br>model %{customdata[0]:.3f}<br>baseline %{customdata[1]:.3f}<br>gain %{x:+.3f}"
+        "<extra></extra>",
+    }
+
+
+def _heatmap(counts_KK: np.ndarray) -> Trace:
+    return {
+        "type": "heatmap",
+        "z": (counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)).tolist(),
+        "x": CLASS_NAMES,
+        "y": CLASS_NAMES[: len(counts_KK)],
+        "customdata": counts_KK.tolist(),
+        "text": counts_KK.tolist(),
+        "texttemplate": "%{text}",
+        "colorscale": CLEAR_TO_BLUE,
+        "zmin": 0,
+        "zmax": 1,
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "hovertemplate": "true %{y}, predicted %{x}: %{customdata}<br>%{z:.0%} of this true score<extra></extra>",
+    }
+
+
+def _diagonal(end: float, name: str) -> Trace:
+    return line([0, end], [0, end], GREY, width=1.5, line={"dash": "dash"}, name=name, hoverinfo="skip")

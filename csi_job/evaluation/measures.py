@@ -1,10 +1,9 @@
 """Every metric of an evaluation as a function of weights: [R, N] in, {name: [R]} out, NaN where undefined.
 
-With weights of one these are scikit-learn's numbers on the same predictions. Zone metrics are over graded zones and
-the scores 0-3 with `zero_division=0`; a predicted "unknown" on a graded zone counts as wrong. CSI and risk metrics are
-over images with at least one graded zone. The risk AUROC is the mean of one class against the rest over the classes
-that can be told apart in the whole split; a resample that lacks one of them is degenerate, for the mean of fewer
-classes would be another quantity.
+With all weights one these are scikit-learn's numbers on the same predictions. Zone metrics cover graded zones and the
+scores 0-3 with `zero_division=0`; a predicted "unknown" on a graded zone counts as wrong. CSI and risk metrics cover
+images with at least one graded zone. The risk AUROC is the mean one-vs-rest AUROC over the classes that the whole split
+can separate; a resample that lacks one of them is degenerate, since a mean over fewer classes is another quantity.
 """
 
 from __future__ import annotations
@@ -28,25 +27,27 @@ from csi_job.evaluation.csi import (
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
 from csi_job.trial.metrics import zone_f1, zone_precision, zone_recall
 
-MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) are one value and rounding
+MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) differ by rounding only
+NUM_BINS = 10
 
-SUMMARY_METRICS = (
-    "f1_macro",
-    "f1_weighted",
-    "csi_mae",
-    "csi_rmse",
-    "csi_pearson_r",
-    "risk_auroc",
-    *(f"risk_auroc_{name}" for name in RISK_CLASSES),
-    "risk_accuracy",
-)
+METRIC_NAMES = {
+    "f1_macro": "F1, macro",
+    "f1_weighted": "F1, weighted",
+    "csi_mae": "CSI mean: MAE",
+    "csi_rmse": "CSI mean: RMSE",
+    "csi_pearson_r": "CSI mean: r",
+    "risk_auroc": "risk: AUROC",
+    **{f"risk_auroc_{name}": f"  AUROC {name}" for name in RISK_CLASSES},
+    "risk_accuracy": "risk: accuracy",
+}
+SUMMARY_METRICS = tuple(METRIC_NAMES)
 LOWER_IS_BETTER = ("csi_mae", "csi_rmse")
 ZONE_METRICS = ("f1_macro", "f1_weighted", "precision", "recall", "accuracy")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's probabilities for the images of a split, beside the truth.
+    """A model's class probabilities for the images of a split, and the truth.
 
     Args:
         probabilities_NZK: class probabilities [N, 6, 5]; the last axis sums to 1.
@@ -83,17 +84,27 @@ class Predictions:
         return len(self.zones_NZ)
 
 
+def metric_name(name: str) -> str:
+    """Return a metric's display name, e.g. `F1, right_sup` for `right_sup.f1_macro`."""
+    zone, _, _ = name.rpartition(".")
+    return f"F1, {zone}" if zone else METRIC_NAMES[name]
+
+
 def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
     """Return every metric for each row of weights, by name (`f1_macro`, `right_sup.recall`, `risk_auroc_high`, …)."""
-    confusion_RZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
-    values = {f"{zone}.{name}": value for zone, name, value in _zone_values(confusion_RZKK)}
+    values = _zone_values(weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN))
     graded_Z = (predictions.zones_NZ != UNKNOWN).any(axis=0)
     for name in ("f1_macro", "f1_weighted"):
         zones_RZ = np.stack([values[f"{zone}.{name}"] for zone in ZONES], axis=1)[:, graded_Z]
         values[name] = zones_RZ.mean(axis=1) if graded_Z.any() else np.full(len(weights_RN), np.nan)
     with_csi = predictions.has_csi_N
-    values |= _csi_values(predictions.csi_N[with_csi], predictions.predicted.csi_N[with_csi], weights_RN[:, with_csi])
-    return values | _risk_values(predictions, weights_RN)
+    true_N, predicted_N = predictions.csi_N[with_csi], predictions.predicted.csi_N[with_csi]
+    weights_RN = weights_RN[:, with_csi]
+    values["csi_mae"] = _mean(weights_RN, np.abs(predicted_N - true_N))
+    values["csi_rmse"] = np.sqrt(_mean(weights_RN, (predicted_N - true_N) ** 2))
+    values["csi_pearson_r"] = _pearson(true_N, predicted_N, weights_RN)
+    risk_NR = predictions.predicted.risk_NR[with_csi]
+    return values | _risk_values(risk_indices(true_N), risk_indices(predicted_N), risk_NR, weights_RN)
 
 
 def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray) -> FloatArray:
@@ -104,56 +115,40 @@ def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: Floa
     return counts_RC.reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
 
 
-def _zone_values(confusion_RZKK: FloatArray) -> list[tuple[str, str, FloatArray]]:
-    """Return (zone, metric, [R]); NaN where a zone has no graded image under the weights."""
+def _zone_values(confusion_RZKK: FloatArray) -> dict[str, FloatArray]:
+    """Return {zone.metric: [R]}; NaN where a zone has no graded image under the weights."""
     graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
-    num_RZ = graded_RZSK.sum(axis=(2, 3))
     hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
     by_name = {
         "f1_macro": zone_f1(confusion_RZKK, "macro"),
         "f1_weighted": zone_f1(confusion_RZKK, "weighted"),
         "precision": zone_precision(confusion_RZKK),
         "recall": zone_recall(confusion_RZKK),
-        "accuracy": np.where(num_RZ > 0, hits_RZ / np.where(num_RZ > 0, num_RZ, 1), np.nan),
+        "accuracy": _ratio(hits_RZ, graded_RZSK.sum(axis=(2, 3))),
     }
-    return [(zone, name, value_RZ[:, index]) for name, value_RZ in by_name.items() for index, zone in enumerate(ZONES)]
+    return {f"{zone}.{name}": by_name[name][:, index] for name in by_name for index, zone in enumerate(ZONES)}
 
 
-def _csi_values(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray) -> dict[str, FloatArray]:
-    """Return MAE, RMSE and Pearson r of the CSI mean."""
-    error_N = predicted_N - true_N
-    return {
-        "csi_mae": _mean(weights_RN, np.abs(error_N)),
-        "csi_rmse": np.sqrt(_mean(weights_RN, error_N**2)),
-        "csi_pearson_r": _pearson(true_N, predicted_N, weights_RN),
-    }
-
-
-def _risk_values(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
-    """Return the accuracy of the risk class and its AUROC, class by class and their mean."""
-    with_csi = predictions.has_csi_N
-    weights_RN = weights_RN[:, with_csi]
-    truth_N = risk_indices(predictions.csi_N[with_csi])
-    said_N = risk_indices(predictions.predicted.csi_N[with_csi])
-    risk_NR = predictions.predicted.risk_NR[with_csi]
+def _risk_values(
+    true_N: IntArray, predicted_N: IntArray, risk_NR: FloatArray, weights_RN: FloatArray
+) -> dict[str, FloatArray]:
+    """Return the accuracy of the risk class, its AUROC per class, and their mean over the separable classes."""
     values = {
-        f"risk_auroc_{name}": weighted_auroc(truth_N == index, risk_NR[:, index], weights_RN)
+        f"risk_auroc_{name}": weighted_auroc(true_N == index, risk_NR[:, index], weights_RN)
         for index, name in enumerate(RISK_CLASSES)
     }
-    told_apart = [f"risk_auroc_{RISK_CLASSES[index]}" for index in classes_told_apart(truth_N)]
-    undefined_R = np.full(len(weights_RN), np.nan)
-    values["risk_auroc"] = np.mean([values[name] for name in told_apart], axis=0) if told_apart else undefined_R
-    values["risk_accuracy"] = _mean(weights_RN, (truth_N == said_N).astype(np.float64))
+    separable = [  # some images belong to the class, others do not
+        values[f"risk_auroc_{name}"]
+        for index, name in enumerate(RISK_CLASSES)
+        if 0 < (true_N == index).sum() < len(true_N)
+    ]
+    values["risk_auroc"] = np.mean(separable, axis=0) if separable else np.full(len(weights_RN), np.nan)
+    values["risk_accuracy"] = _mean(weights_RN, (true_N == predicted_N).astype(np.float64))
     return values
 
 
-def classes_told_apart(truth_N: IntArray) -> list[int]:
-    """Return the risk classes that some images have and others have not."""
-    return [index for index in range(len(RISK_CLASSES)) if 0 < (truth_N == index).sum() < len(truth_N)]
-
-
 def weighted_auroc(positive_N: npt.NDArray[np.bool_], score_N: FloatArray, weights_RN: FloatArray) -> FloatArray:
-    """Return the area under the ROC curve [R] as the Mann-Whitney statistic, ties counted half; NaN for one class."""
+    """Return the AUROC [R] as the Mann-Whitney statistic, ties counted half; NaN if one class is missing."""
     if len(score_N) == 0:
         return np.full(len(weights_RN), np.nan)
     order_N = np.argsort(score_N, kind="stable")
@@ -163,11 +158,11 @@ def weighted_auroc(positive_N: npt.NDArray[np.bool_], score_N: FloatArray, weigh
     negative_RG = np.add.reduceat(sorted_RN * ~positive_N[order_N], starts_G, axis=1)
     below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
     pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
-    return np.where(pairs_R > 0, (positive_RG * below_RG).sum(axis=1) / np.where(pairs_R > 0, pairs_R, 1), np.nan)
+    return _ratio((positive_RG * below_RG).sum(axis=1), pairs_R)
 
 
 def _pearson(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray) -> FloatArray:
-    """Return the correlation [R]; NaN where either side is one value."""
+    """Return the correlation [R]; NaN where either side is constant."""
     true_RN = true_N - _mean(weights_RN, true_N)[:, None]
     predicted_RN = predicted_N - _mean(weights_RN, predicted_N)[:, None]
     total_R = weights_RN.sum(axis=1)
@@ -180,18 +175,20 @@ def _pearson(true_N: FloatArray, predicted_N: FloatArray, weights_RN: FloatArray
 
 def _mean(weights_RN: FloatArray, values_N: FloatArray) -> FloatArray:
     """Return the weighted mean [R]; NaN where the weights sum to zero."""
-    total_R = weights_RN.sum(axis=1)
-    return np.where(total_R > 0, weights_RN @ values_N / np.where(total_R > 0, total_R, 1), np.nan)
+    return _ratio(weights_RN @ values_N, weights_RN.sum(axis=1))
 
 
-NUM_BINS = 10
+def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+    """Divide element by element; NaN where the denominator is zero."""
+    return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), np.nan)
 
 
 def calibration(predictions: Predictions) -> dict[str, Any]:
-    """Return the bins of confidence and the expected calibration error over all graded zones.
+    """Return the bins of a reliability diagram and the expected calibration error over all graded zones.
 
-    The confidence of a zone is the probability of its most probable score given that it is graded, the same
-    distribution that the CSI and the risk probabilities come from.
+    The confidence of a zone is the probability of its most probable score given that it is graded, from the same
+    distribution as the CSI and the risk probabilities. scikit-learn's `calibration_curve` gives the same bins, but not
+    how many zones are in each, which the error and the diagram need.
     """
     graded_NZ = predictions.zones_NZ != UNKNOWN
     score_MS = score_distributions(predictions.probabilities_NZK)[graded_NZ]

@@ -1,4 +1,4 @@
-"""One evaluation from files to files: a model, and if wanted a baseline beside it, on a split of a cache."""
+"""Evaluate a model file, and optionally a baseline, on a split of a cache, and write the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Group, RenderableType
 
 from csi_job.cache.dataset import CacheInfo, SplitData, load_info, load_split
 from csi_job.errors import ConfigurationError
@@ -16,29 +15,21 @@ from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel, load_model
 from csi_job.evaluation.page import evaluation_folder, write_comparison, write_evaluation
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.evaluation.tables import render_comparison, render_evaluation
 
 Split = Literal["train", "validation", "test"]
 OTHER_CACHE = (
-    "{name} was trained on another cache than the one it is evaluated on; unless that is other data on purpose, "
+    "{name} was trained on another cache than the one it is evaluated on; unless the data is different on purpose, "
     "patients of this {split} set may have been among its training patients"
 )
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """What was measured, and the files it was written to."""
+    """What was measured, and the files written."""
 
     evaluation: Evaluation
     comparison: Comparison | None
     files: tuple[Path, ...]
-
-    def __rich__(self) -> RenderableType:
-        """Return the tables: the model's metrics, then the comparison."""
-        tables = [render_evaluation(self.evaluation)]
-        if self.comparison is not None:
-            tables.append(render_comparison(self.comparison))
-        return Group(*tables)
 
 
 def run_evaluation(
@@ -55,17 +46,17 @@ def run_evaluation(
 
     Args:
         work: the work folder.
-        cache_folder: a finished cache; its image size and normalisation stand in for those of a bare `.pth` file.
+        cache_folder: a finished cache; its image size and normalisation apply to a bare `.pth` file.
         model_path: the model.
         settings: bootstrap and batch size.
         device: where to compute.
-        baseline_path: another model, evaluated on the same images and compared.
+        baseline_path: another model, to evaluate on the same images and compare with.
         split: which split.
 
     Raises:
-        ModelFileError: a model file that cannot be used.
-        ConfigurationError: a model of another image size than the cache's.
-        DataError: a damaged cache.
+        ModelFileError: a model file cannot be used.
+        ConfigurationError: a model's image size is not the cache's.
+        DataError: the cache is damaged.
         CsiJobError: the results cannot be written.
 
     """

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS
-from csi_job.evaluation.tables import metric_name
+from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, metric_name
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import ZONES
 

@@ -8,8 +8,8 @@ import torch
 
 from csi_job.cache.dataset import load_split
 from csi_job.errors import DataError
-from csi_job.evaluation.compare import compare_evaluations, compare_models
-from csi_job.evaluation.evaluate import Evaluation
+from csi_job.evaluation.compare import compare_evaluations
+from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.model_file import load_model
 from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated, write_model_file
@@ -27,8 +27,8 @@ def test_a_model_against_itself_differs_by_nothing_and_is_said_to_be_the_same(qu
     for difference in comparison.differences.values():
         assert difference.difference == 0
         assert (difference.interval.low, difference.interval.high) == (0, 0)
-        assert difference.share_better == difference.share_worse == 0
-    assert comparison.outcome.startswith("Both models give the same predictions")
+        assert difference.share_better == 0
+    assert comparison.summary.startswith("Both models make the same predictions")
 
 
 def test_a_clearly_better_model_is_called_better_and_the_other_way_round_worse(quick):
@@ -36,12 +36,12 @@ def test_a_clearly_better_model_is_called_better_and_the_other_way_round_worse(q
     good, poor = evaluated(certain(truth.zones_NZ, truth.patients_N), quick), evaluated(truth, quick)
     poor = Evaluation(**{**vars(poor), "predictions": _renamed(poor.predictions)})
     forward, backward = compare_evaluations(good, poor), compare_evaluations(poor, good)
-    assert forward.differences["f1_macro"].outcome == "better"
-    assert forward.differences["csi_mae"].outcome == "better"
+    assert forward.differences["f1_macro"].verdict == "better"
+    assert forward.differences["csi_mae"].verdict == "better"
     assert forward.differences["csi_mae"].difference < 0
     assert forward.differences["csi_mae"].share_better == 1
-    assert backward.differences["csi_mae"].outcome == "worse"
-    assert "the model is worse than the baseline" in backward.outcome
+    assert backward.differences["csi_mae"].verdict == "worse"
+    assert "the model is worse than the baseline" in backward.summary
 
 
 def _renamed(predictions: Predictions) -> Predictions:
@@ -85,7 +85,7 @@ def test_json_is_json_also_where_metrics_are_undefined(quick):
 
 def test_one_patient_is_too_few_to_compare(quick):
     one = evaluated(certain([[1] * 6, [2] * 6], patients=[0, 0]), quick)
-    assert compare_evaluations(one, one).outcome.startswith("The test set is too small")
+    assert compare_evaluations(one, one).summary.startswith("The test set is too small")
 
 
 def test_models_evaluated_on_different_images_are_refused(quick):
@@ -95,9 +95,13 @@ def test_models_evaluated_on_different_images_are_refused(quick):
 
 
 def test_two_model_files_are_compared_on_one_split(cache_folder, model_file, tmp_path, quick):
-    other = load_model(write_model_file(tmp_path / "other.safetensors", seed=1), torch.device("cpu"))
-    model, data = load_model(model_file, torch.device("cpu")), load_split(cache_folder, "validation")
-    comparison = compare_models(model, other, data, quick, split="validation", cache="k")
+    paths = (model_file, write_model_file(tmp_path / "other.safetensors", seed=1))
+    data = load_split(cache_folder, "validation")
+    model, other = (
+        evaluate_model(load_model(path, torch.device("cpu")), data, quick, split="validation", cache="k")
+        for path in paths
+    )
+    comparison = compare_evaluations(model, other)
     assert comparison.to_json()["model"] == "small.safetensors"
     assert comparison.to_json()["baseline"] == "other.safetensors"
-    assert "validation set" in comparison.outcome
+    assert "validation set" in comparison.summary

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from csi_job.evaluation import figures as plots
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import confusion_ZKK
+from csi_job.html.render import plot_json
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
 
-FIGURES = (plots.confusion_figure, plots.reliability_figure, plots.csi_figure, plots.roc_figure)
+PLOTS = (plots.confusion_plot, plots.reliability_plot, plots.csi_plot, plots.roc_plot)
+
+
+def drawn(plot) -> go.Figure:
+    """The figure, whose every key plotly knows."""
+    return go.Figure(plot.figure)
 
 
 @pytest.fixture
@@ -18,7 +27,7 @@ def evaluation(quick):
 
 
 def test_the_patients_right_zones_are_on_the_left_side_of_the_film(evaluation):
-    figure = plots.confusion_figure(evaluation)
+    figure = drawn(plots.confusion_plot(evaluation))
     places = {note.text.split(" ")[0]: (note.x, note.y) for note in figure.layout.annotations}
     assert places.keys() == set(ZONES)
     for height in ("sup", "mid", "inf"):
@@ -26,22 +35,22 @@ def test_the_patients_right_zones_are_on_the_left_side_of_the_film(evaluation):
     assert places["right_sup"][1] > places["right_mid"][1] > places["right_inf"][1]
 
 
-def test_confusion_figures_show_the_counts_with_truth_downwards(evaluation):
-    figure, counts = plots.confusion_figure(evaluation), confusion_ZKK(evaluation.predictions)
+def test_confusion_plots_show_the_counts_with_truth_downwards(evaluation):
+    figure, counts = drawn(plots.confusion_plot(evaluation)), confusion_ZKK(evaluation.predictions)
     for trace, expected in zip(figure.data, counts, strict=True):
         np.testing.assert_array_equal(trace.text, expected)
     assert figure.layout.yaxis.autorange == "reversed"
 
 
 def test_images_are_named_by_pseudonym_only(evaluation):
-    figure = plots.csi_figure(evaluation)
+    figure = drawn(plots.csi_plot(evaluation))
     named = {name for trace in figure.data[1:] for name in trace.customdata}
     graded = np.flatnonzero(evaluation.predictions.has_csi_N)
     assert named == {evaluation.predictions.pseudonyms[row] for row in graded}
 
 
 def test_every_risk_class_has_its_curve_with_its_area(evaluation):
-    names = [trace.name for trace in plots.roc_figure(evaluation).data[1:]]
+    names = [trace.name for trace in drawn(plots.roc_plot(evaluation)).data[1:]]
     assert [name.split(":")[0] for name in names] == list(RISK_CLASSES)
     assert f"{evaluation.metrics['risk_auroc_low'].value:.2f}" in names[0]
 
@@ -50,13 +59,15 @@ def test_differences_are_turned_so_that_right_is_better(quick, evaluation):
     truth = evaluation.predictions
     perfect = certain(truth.zones_NZ, truth.patients_N)
     object.__setattr__(perfect, "pseudonyms", truth.pseudonyms)
-    figure = plots.differences_figure(compare_evaluations(evaluated(perfect, quick), evaluation))
+    figure = drawn(plots.differences_plot(compare_evaluations(evaluated(perfect, quick), evaluation)))
     gains = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
     assert gains["CSI mean: MAE"] > 0
     assert gains["F1, macro"] > 0
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("zones", [np.full((3, 6), 4), np.full((3, 6), 2), np.empty((0, 6))])
-def test_splits_with_little_in_them_still_give_figures(figure, zones, quick):
-    figure(evaluated(certain(zones), quick)).to_json()
+def test_splits_with_little_in_them_still_give_figures(plot, zones, quick):
+    made = plot(evaluated(certain(zones), quick))
+    assert drawn(made).data
+    assert json.loads(plot_json(made))["layout"]["height"] > 0

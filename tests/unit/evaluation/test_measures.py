@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -14,8 +15,15 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from csi_job.evaluation.csi import risk_indices
-from csi_job.evaluation.measures import Predictions, measure, weighted_auroc, weighted_confusion
+from csi_job.evaluation.csi import risk_indices, score_distributions
+from csi_job.evaluation.measures import (
+    Predictions,
+    calibration,
+    measure,
+    metric_name,
+    weighted_auroc,
+    weighted_confusion,
+)
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 from tests.unit.evaluation.conftest import certain, draw_predictions
 
@@ -128,3 +136,36 @@ def test_a_split_that_is_all_unknown_or_all_alike_gives_nan_not_an_error(zones):
     values = measure(certain(zones), np.ones((1, 5)))
     assert np.isnan(values["risk_auroc"][0])
     assert np.isnan(values["csi_pearson_r"][0])
+
+
+def test_metrics_have_display_names():
+    assert metric_name("left_inf.f1_macro") == "F1, left_inf"
+    assert metric_name("csi_mae") == "CSI mean: MAE"
+
+
+def test_bins_hold_every_graded_zone_once():
+    predictions = draw_predictions(100, 0, unknown=0.3)
+    bins = calibration(predictions)["bins"]
+    assert sum(entry["num_zones"] for entry in bins) == (predictions.zones_NZ != 4).sum()
+    assert all(entry["low"] <= entry["confidence"] <= entry["high"] for entry in bins)
+
+
+def test_the_error_is_the_gap_between_confidence_and_accuracy():
+    half_right = calibration(certain([[0] * 6, [1] * 6], said=[[0] * 6, [2] * 6]))
+    assert half_right["expected_calibration_error"] == pytest.approx(0.5)
+    assert half_right["bins"] == [{"low": 0.9, "high": 1.0, "num_zones": 12, "confidence": 1.0, "accuracy": 0.5}]
+
+
+def test_nothing_graded_has_no_calibration():
+    assert calibration(certain(np.full((3, 6), 4))) == {"expected_calibration_error": None, "bins": []}
+
+
+def test_the_bins_are_scikit_learns():
+    predictions = draw_predictions(300, 7, unknown=0.2)
+    graded = predictions.zones_NZ != 4
+    given_graded = score_distributions(predictions.probabilities_NZK)[graded]
+    correct = given_graded.argmax(axis=1) == predictions.zones_NZ[graded]
+    accuracy, confidence = calibration_curve(correct, given_graded.max(axis=1), n_bins=10)
+    bins = calibration(predictions)["bins"]
+    np.testing.assert_allclose([entry["accuracy"] for entry in bins], accuracy, atol=1e-12)
+    np.testing.assert_allclose([entry["confidence"] for entry in bins], confidence, atol=1e-12)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+
+from csi_job.evaluation.compare import compare_evaluations
+from csi_job.evaluation.run import EvaluationRun
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
+from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+
+QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
+
+
+def shown(renderable, width=80) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_an_evaluation_fits_eighty_columns_with_every_value_whole():
+    evaluation = evaluated(draw_predictions(60, 0), QUICK, "optimized_model.safetensors")
+    text = shown(render_evaluation(evaluation))
+    metric = evaluation.metrics["f1_macro"]
+    assert f"{metric.value:.3f}  {metric.interval.low:.3f} to {metric.interval.high:.3f}" in text
+    assert "right_sup" in text
+    assert "always" in text
+    assert "…" not in text
+
+
+def test_undefined_metrics_are_shown_with_their_reason():
+    text = shown(render_evaluation(evaluated(certain(np.full((4, 6), 2)), QUICK)))
+    assert "all images are of one risk class" in text
+    assert "nan" not in text.lower()
+
+
+def test_nothing_graded_is_shown_without_an_error():
+    assert "no image has a graded zone" in shown(render_evaluation(evaluated(certain(np.full((4, 6), 4)), QUICK)), 120)
+
+
+def test_degenerate_resamples_are_counted():
+    text = shown(render_evaluation(evaluated(certain([[0] * 6, *[[2] * 6] * 5]), QUICK)), 120)
+    assert "of 200 resamples" in text
+
+
+def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
+    predictions = draw_predictions(60, 1)
+    better = certain(predictions.zones_NZ, predictions.patients_N)
+    object.__setattr__(better, "pseudonyms", predictions.pseudonyms)
+    comparison = compare_evaluations(evaluated(better, QUICK), evaluated(predictions, QUICK))
+    text = shown(render_comparison(comparison))
+    assert "…" not in text
+    assert "better" in text
+    assert " ".join(comparison.summary.split()) in " ".join(text.split())
+
+
+def test_a_run_shows_the_model_then_the_comparison():
+    evaluation = evaluated(draw_predictions(60, 0), QUICK)
+    assert "compared with" not in shown(render_run(EvaluationRun(evaluation, None, ())))
+    text = shown(render_run(EvaluationRun(evaluation, compare_evaluations(evaluation, evaluation), ())))
+    assert "model.safetensors compared with model.safetensors" in " ".join(text.split())
