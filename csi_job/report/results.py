@@ -87,8 +87,8 @@ def few_patients(evaluation: Json) -> str:
     if num_patients >= MIN_PATIENTS:
         return ""
     return (
-        f"With only {words.plural(num_patients, 'test patient')}, the intervals are too narrow: any difference is a hint "
-        "that needs more patients to confirm it."
+        f"With only {words.plural(num_patients, 'test patient')}, the intervals are too narrow: any difference is a "
+        "hint that needs more patients to confirm it."
     )
 
 
