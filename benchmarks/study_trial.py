@@ -62,7 +62,7 @@ class Space:
         """Return what tells spaces apart."""
         return {"names": NAMES}
 
-    def nearest(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
         """Return the parameters as they are."""
         return dict(params), []
 

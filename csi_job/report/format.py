@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
+from csi_job.trial.hyperparameters import HYPERPARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,17 +19,8 @@ MINUS = "\N{MINUS SIGN}"
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 MISSING = DASH  # written where there is no value
 
-# In the order in which tables and figures show them; a parameter not named here comes last.
-PARAMETER_NAMES = {
-    "model_arch": "Architecture",
-    "optimizer": "Optimizer",
-    "learning_rate": "Learning rate",
-    "weight_decay": "Weight decay",
-    "momentum": "Momentum",
-    "batch_size": "Batch size",
-    "patience": "Patience (epochs)",
-    "unknown_weight": "Unknown weight",
-}
+# In the order in which tables and figures show them; a parameter of another version comes last.
+PARAMETER_NAMES = {name: entry.label for name, entry in HYPERPARAMETERS.items()}
 
 OUTCOME_NAMES: dict[Outcome, str] = {
     "complete": "Complete",

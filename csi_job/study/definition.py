@@ -39,8 +39,8 @@ class SearchedSpace(Space, Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Return the space as JSON-able data."""
 
-    def nearest(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return parameters moved into the space, and one sentence for each move."""
+    def clip_to_space(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Return parameters moved into the space, and one sentence for each adjustment."""
 
 
 class Keyed(Protocol):
@@ -67,7 +67,7 @@ class Definition:
         cls, settings: StudySettings, *, space: SearchedSpace, baseline: Mapping[str, Any], cache: Keyed, average: str
     ) -> Definition:
         """Return the definition that these arguments of `define_study` make."""
-        params, moves = space.nearest(baseline)
+        params, moves = space.clip_to_space(baseline)
         return cls(settings, Fingerprint(space.fingerprint(), settings.objective, average, cache.key), params, moves)
 
     def attributes(self) -> dict[str, Any]:

@@ -125,10 +125,10 @@ def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str
     if counts.num_free <= 0:
         message = f"the study's total of {counts.target} trials leaves no room for another"
         raise ConfigurationError(message, hint="raise it first, e.g. `csi-job hyperopt --more-trials 1`")
-    moved, sentences = space.nearest(params)
-    for sentence in sentences:
-        logger.warning("%s", sentence)
-    trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: moved})
+    clipped, adjustments = space.clip_to_space(params)
+    for adjustment in adjustments:
+        logger.warning("%s", adjustment)
+    trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
     return storage_of(study).add(study_id_of(study), trial).number
 
 

@@ -182,7 +182,7 @@ class FittingSpace(SearchedSpace, Protocol):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distribution of every parameter, conditional ones too."""
 
-    def fitted(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    def convert(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Return a trial's parameters as one of this space has them, or nothing and the reason."""
 
 
@@ -229,7 +229,7 @@ class Fitting:
             self.num_there += 1
             return None
         try:
-            params, reason = self.space.fitted(self._others | trial.external_params())
+            params, reason = self.space.convert(self._others | trial.external_params())
         except ConfigurationError as error:  # a hyperparameter or value that this version does not know
             params, reason = {}, str(error)
         if reason:

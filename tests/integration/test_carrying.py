@@ -47,7 +47,7 @@ from tests.support.studies import (
 class FittingToySpace(ToySpace):
     """The toy space, which tells what fits it."""
 
-    def fitted(self, params: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    def convert(self, params: dict[str, Any]) -> tuple[dict[str, Any], str]:
         return ({}, f"x is above {self.high}") if params["x"] > self.high else (dict(params), "")
 
 

@@ -32,7 +32,7 @@ class Wide:
     def fingerprint(self) -> dict[str, Any]:
         return {}
 
-    def nearest(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
         return dict(params), []
 
     def suggest(self, trial: optuna.Trial) -> dict[str, float]:

@@ -59,11 +59,11 @@ class ToySpace:
     def fingerprint(self) -> dict[str, Any]:
         return {"x": {"low": 0, "high": self.high}, "kind": ["plain", "bent"]}
 
-    def nearest(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
         moved = dict(params)
         if float(moved.get("x", 0)) > self.high:
             moved["x"] = self.high
-            return moved, [f"x {params['x']} is not in the space; {self.high} is tried instead."]
+            return moved, [f"x {params['x']} is outside the search space; using {self.high} instead."]
         return moved, []
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_a_baseline_outside_the_space_moves_with_a_warning(
     space = ToySpace(0.2)
     study = define_study(storage, StudySettings(name="narrow"), space=space, baseline=BASELINE, cache=CACHE)
     assert study.trials[0].system_attrs["fixed_params"]["x"] == 0.2
-    assert "baseline: x 0.5 is not in the space" in caplog.text
+    assert "baseline: x 0.5 is outside the search space" in caplog.text
 
 
 def test_a_study_that_is_not_there_is_refused_with_those_that_are(study: optuna.Study, storage: StudyStorage) -> None:

@@ -90,7 +90,7 @@ def test_enqueued_values_outside_the_space_move_with_a_warning(
 ) -> None:
     number = enqueue_trial(study, SPACE, {"x": 7.0})
     assert study.trials[number].system_attrs["fixed_params"] == {"x": 1.0}
-    assert "x 7.0 is not in the space" in caplog.text
+    assert "x 7.0 is outside the search space" in caplog.text
     assert study_counts(study).num_waiting == 2
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
-from csi_job.trial.hyperparameters import DEFAULTS, DOMAINS, PARAMETERS, Hyperparameters
+from csi_job.trial.hyperparameters import DEFAULTS, HYPERPARAMETERS, Hyperparameters
 from csi_job.trial.parameter import Parameter
 from csi_job.trial.space import BASELINE, Baseline, SearchSpace
 
@@ -29,7 +29,7 @@ def complaints(space: object) -> list[tuple[str, str]]:
     return [(".".join(map(str, error["loc"])), error["msg"]) for error in caught.value.errors()]
 
 
-def draw(space: SearchSpace, num_trials: int = 60) -> list[tuple[Hyperparameters, optuna.trial.FrozenTrial]]:
+def sample(space: SearchSpace, num_trials: int = 60) -> list[tuple[Hyperparameters, optuna.trial.FrozenTrial]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = []
     for _ in range(num_trials):
@@ -63,7 +63,7 @@ def test_a_user_s_parameter_replaces_that_one_and_leaves_the_others() -> None:
 
 
 def test_conditional_parameters_are_drawn_only_where_their_condition_holds() -> None:
-    drawn = draw(SearchSpace())
+    drawn = sample(SearchSpace())
     assert {params.optimizer for params, _ in drawn} == {"adam", "adamw", "sgd"}
     for params, trial in drawn:
         assert ("momentum" in trial.params) == (params.optimizer == "sgd") == (params.momentum > 0)
@@ -81,7 +81,7 @@ def test_a_replaced_parameter_keeps_its_condition_unless_another_is_given() -> N
 
 def test_a_dropped_parameter_takes_its_default_and_is_no_parameter_of_the_trial() -> None:
     space = SearchSpace.model_validate({"unknown_weight": None, "optimizer": None})
-    params, trial = draw(space, 1)[0]
+    params, trial = sample(space, 1)[0]
     assert params.unknown_weight == DEFAULTS["unknown_weight"]
     assert params.optimizer == "adam"
     assert not {"unknown_weight", "optimizer", "momentum", "weight_decay"} & set(trial.params)
@@ -90,7 +90,7 @@ def test_a_dropped_parameter_takes_its_default_and_is_no_parameter_of_the_trial(
 
 def test_a_fixed_parameter_stands_in_the_trial() -> None:
     space = SearchSpace.model_validate({"batch_size": {"value": "32"}, "model_arch": {"value": "resnet18"}})
-    params, trial = draw(space, 1)[0]
+    params, trial = sample(space, 1)[0]
     assert (params.batch_size, params.model_arch) == (32, "resnet18")
     assert trial.params["batch_size"] == 32
 
@@ -106,14 +106,14 @@ def test_conditions_may_follow_one_another() -> None:
             "unknown_weight": {"choices": [0.5], "when": {"optimizer": ["sgd"]}},
         }
     )
-    for params, trial in draw(space):
+    for params, trial in sample(space):
         assert ("optimizer" in trial.params) == (params.model_arch == "Custom_1")
         assert ("unknown_weight" in trial.params) == (trial.params.get("optimizer") == "sgd")
 
 
 def test_what_is_drawn_has_the_stated_distribution_and_never_a_dynamic_one() -> None:
     space = SearchSpace()
-    for _, trial in draw(space):
+    for _, trial in sample(space):
         for name, distribution in trial.distributions.items():
             assert distribution == space.distributions()[name]
 
@@ -148,7 +148,7 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
         ({"batch_size": {"choices": [16, 0]}}, "space.batch_size.choices", "whole number from 1"),
         ({"batch_size": {"choices": [16.5]}}, "space.batch_size.choices", "whole number"),
         ({"batch_size": {"choices": []}}, "space.batch_size.choices", "at least 1"),
-        ({"batch_size": {"choices": [16, 16]}}, "space.batch_size.choices", "named twice"),
+        ({"batch_size": {"choices": [16, 16]}}, "space.batch_size.choices", "given twice"),
         ({"batch_size": {"choices": 32}}, "space.batch_size.choices", "must be a list such as [32]"),
         ({"batch_size": {"value": True}}, "space.batch_size.value", "got True"),
         ({"batch_size": 32}, "space.batch_size", "valid dictionary"),
@@ -175,7 +175,7 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
         ({"momentum": {"value": 0.9, "when": {"optim": ["sgd"]}}}, "space.momentum.when.optim", "unknown parameter"),
         ({"momentum": {"value": 0.9, "when": {"optimizer": ["sdg"]}}}, "space.momentum.when.optimizer", "got 'sdg'"),
         ({"momentum": {"value": 0.9, "when": {"patience": [5]}}}, "space.momentum.when.patience", "a range"),
-        ({"optimizer": {"value": "sgd", "when": {"optimizer": ["sgd"]}}}, "space.optimizer.when", "circle"),
+        ({"optimizer": {"value": "sgd", "when": {"optimizer": ["sgd"]}}}, "space.optimizer.when", "circular"),
         (
             {
                 "optimizer": {"choices": ["sgd"], "when": {"model_arch": ["ResNet50"]}},
@@ -203,7 +203,8 @@ def test_the_schema_of_the_settings_says_what_a_parameter_may_be() -> None:
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*PARAMETERS, *Parameter.model_fields]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*HYPERPARAMETERS, *Parameter.model_fields]), inner)
     ),
     max_leaves=12,
 )
@@ -216,7 +217,7 @@ def test_no_space_makes_anything_but_a_space_or_a_refusal(space: object) -> None
         tree = Tree.model_validate({"space": space})
     except ValidationError:
         return
-    for params, _ in draw(tree.space, 2):
+    for params, _ in sample(tree.space, 2):
         assert Hyperparameters.from_params(params.to_params()) == params
 
 
@@ -225,23 +226,23 @@ numbers = st.floats(0.0001, 0.99) | st.integers(1, 500)
 
 @settings(max_examples=60, deadline=None)
 @given(numbers, numbers, st.integers(1, 500), st.sampled_from(["adam", "adamw", "sgd"]))
-def test_moved_parameters_are_what_optuna_then_draws(rate: float, momentum: float, batch: int, optimizer: str) -> None:
+def test_optuna_samples_clipped_parameters_unchanged(rate: float, momentum: float, batch: int, optimizer: str) -> None:
     params = {"learning_rate": min(rate, 10), "momentum": momentum % 1, "batch_size": batch, "optimizer": optimizer}
     space = SearchSpace.model_validate({"unknown_weight": {"low": 0.1, "high": 0.9, "step": 0.2}})
-    moved, _ = space.nearest({**params, "unknown_weight": momentum % 1})
+    clipped, _ = space.clip_to_space({**params, "unknown_weight": momentum % 1})
     study = optuna.create_study()
-    study.enqueue_trial(moved)
+    study.enqueue_trial(clipped)
     space.suggest(trial := study.ask())
-    assert trial.params.items() >= moved.items()  # Optuna took each as given: it was inside
+    assert trial.params.items() >= clipped.items()  # Optuna took each as given: it was inside
 
 
 def test_the_baseline_lies_in_the_default_space() -> None:
     params = BASELINE.hyperparameters().to_params()
-    assert SearchSpace().nearest(params) == (params, [])
+    assert SearchSpace().clip_to_space(params) == (params, [])
     assert BASELINE.hyperparameters() == Hyperparameters()
 
 
-def test_parameters_outside_the_space_are_moved_with_a_sentence_each() -> None:
+def test_each_parameter_outside_the_space_is_clipped_with_a_message() -> None:
     space = SearchSpace.model_validate(
         {
             "model_arch": {"choices": ["resnet18", "Custom_1"]},
@@ -250,41 +251,43 @@ def test_parameters_outside_the_space_are_moved_with_a_sentence_each() -> None:
             "unknown_weight": None,
         }
     )
-    moved, sentences = space.nearest({**BASELINE.hyperparameters().to_params(), "unknown_weight": 0.7, "momentum": 0.9})
-    assert moved == {
+    clipped, adjustments = space.clip_to_space(
+        {**BASELINE.hyperparameters().to_params(), "unknown_weight": 0.7, "momentum": 0.9}
+    )
+    assert clipped == {
         "model_arch": "resnet18",
         "optimizer": "adam",
         "learning_rate": 1e-3,
         "batch_size": 16,
         "patience": 6,
     }
-    assert sorted(sentences) == [
-        "batch_size 32 is not in the space; 16 is tried instead.",
-        "model_arch ResNet50 is not in the space; resnet18 is tried instead.",
-        "momentum 0.9 is left out, since it is drawn only when optimizer is sgd.",
-        "patience 10 is not in the space; 6 is tried instead.",
-        "unknown_weight is not searched; 0.3 is used, not 0.7.",
+    assert sorted(adjustments) == [
+        "batch_size 32 is outside the search space; using 16 instead.",
+        "model_arch ResNet50 is outside the search space; using resnet18 instead.",
+        "momentum 0.9 is ignored: it is searched only when optimizer is sgd.",
+        "patience 10 is outside the search space; using 6 instead.",
+        "unknown_weight is not searched; using 0.3 instead of 0.7.",
     ]
 
 
 def test_a_partial_set_stays_partial_and_its_open_conditions_may_yet_hold() -> None:
-    assert SearchSpace().nearest({"momentum": 0.8}) == ({"momentum": 0.8}, [])
+    assert SearchSpace().clip_to_space({"momentum": 0.8}) == ({"momentum": 0.8}, [])
 
 
 @pytest.mark.parametrize("params", [{"lr": 1}, {"batch_size": "many"}, {"batch_size": None}, {"momentum": 1.0}])
 def test_parameters_that_are_illegal_anywhere_are_refused_in_one_line(params: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(params))) as caught:
-        SearchSpace().nearest(params)
+        SearchSpace().clip_to_space(params)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigurationError):
         Hyperparameters.from_params(params)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_a_baseline_value_is_checked_like_one_of_the_space(name: str) -> None:
     with pytest.raises(ValidationError, match=name):
         Baseline.model_validate({name: -1})
-    assert DOMAINS[name].parse(DEFAULTS[name]) == DEFAULTS[name]
+    assert HYPERPARAMETERS[name].parse(DEFAULTS[name]) == DEFAULTS[name]
 
 
 DRAWN = BASELINE.hyperparameters().to_params()
@@ -294,20 +297,20 @@ DRAWN = BASELINE.hyperparameters().to_params()
     ("space", "changes", "expected"),
     [
         ({}, {}, ""),
-        ({"batch_size": {"choices": [8, 16]}}, {}, "batch_size=32 is not among 8, 16"),
+        ({"batch_size": {"choices": [8, 16]}}, {}, "batch_size=32 is not one of 8, 16"),
         ({"batch_size": {"value": 16}}, {}, "batch_size=32 is not 16"),
         ({"batch_size": {"value": 32}}, {}, ""),
         ({"batch_size": {"low": 8, "high": 64, "step": 8}}, {}, ""),
-        ({"patience": {"low": 5, "high": 20, "step": 3}}, {}, "patience=10 is not from 5 to 20 in steps of 3"),
-        ({"learning_rate": {"low": 1e-5, "high": 1e-4}}, {}, "learning_rate is not from 1e-05 to 0.0001"),
+        ({"patience": {"low": 5, "high": 20, "step": 3}}, {}, "patience=10 is not between 5 and 20 in steps of 3"),
+        ({"learning_rate": {"low": 1e-5, "high": 1e-4}}, {}, "learning_rate is not between 1e-05 and 0.0001"),
         ({"learning_rate": {"low": 1e-3, "high": 1e-1}}, {}, ""),
-        ({"optimizer": {"choices": ["sgd", "adamw"]}}, {}, "optimizer=adam is not among sgd, adamw"),
-        ({}, {"weight_decay": 1e-3}, "weight_decay is drawn only when optimizer is adamw or sgd"),
+        ({"optimizer": {"choices": ["sgd", "adamw"]}}, {}, "optimizer=adam is not one of sgd, adamw"),
+        ({}, {"weight_decay": 1e-3}, "weight_decay is searched only when optimizer is adamw or sgd"),
         ({}, {"optimizer": "adamw", "weight_decay": 1e-3}, ""),
         (
             {},
             {"optimizer": "adamw"},
-            "weight_decay=0.0, which was not searched, is not from 1e-06 to 0.01",
+            "weight_decay=0.0, which was not searched, is not between 1e-06 and 0.01",
         ),
         ({"weight_decay": {"low": 0, "high": 1e-2, "when": {}}}, {}, ""),
         ({"unknown_weight": None}, {}, ""),
@@ -316,11 +319,11 @@ DRAWN = BASELINE.hyperparameters().to_params()
         ({"optimizer": None}, {"optimizer": "sgd"}, "optimizer=sgd is not adam, and optimizer is not searched"),
     ],
 )
-def test_a_trial_of_another_space_fits_or_says_why_not(
+def test_a_trial_of_another_space_is_converted_or_the_reason_given(
     space: dict[str, object], changes: dict[str, object], expected: str
 ) -> None:
     new = SearchSpace.model_validate(space)
-    params, reason = new.fitted({**DRAWN, **changes})
+    params, reason = new.convert({**DRAWN, **changes})
     assert reason.startswith(expected)
     assert bool(reason) == bool(expected)
     if not expected:
@@ -332,15 +335,15 @@ def test_a_trial_of_another_space_fits_or_says_why_not(
 
 def test_a_parameter_that_a_trial_lacks_had_its_default() -> None:
     new = SearchSpace.model_validate({"patience": {"low": 5, "high": 20}})
-    params, reason = new.fitted({name: value for name, value in DRAWN.items() if name != "patience"})
+    params, reason = new.convert({name: value for name, value in DRAWN.items() if name != "patience"})
     assert (params["patience"], reason) == (10, "")
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=50, deadline=None)
-def test_every_trial_of_a_space_fits_it_unchanged(seed: int) -> None:
+def test_converting_a_trial_of_the_same_space_changes_nothing(seed: int) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     trial = study.ask()
     space = SearchSpace.model_validate({"unknown_weight": {"low": 0.1, "high": 1.0, "step": 0.3}})
     space.suggest(trial)
-    assert space.fitted(trial.params) == (trial.params, "")
+    assert space.convert(trial.params) == (trial.params, "")
