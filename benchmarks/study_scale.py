@@ -40,7 +40,7 @@ from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.support.postgres import Server, embedded_server
-from tests.support.studies import FORKS, READER
+from tests.support.studies import FORKS
 
 NUM_EPOCHS = 2
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -194,7 +194,7 @@ def _work_on_ours(url: str, work: Path, target: int, sleep_s: float, barrier: An
     settings = StudySettings(name="ours", num_trials=target, max_epochs=NUM_EPOCHS, sampler="random")
     barrier.wait()
     options = WorkerOptions(own_process=False)
-    given = {"suggest": SPACE.suggest, "work": work, "checkpoints": READER, "options": options}
+    given = {"suggest": SPACE.suggest, "work": work, "options": options}
     run_worker(study, objective, settings=settings, **given)
 
 

@@ -39,7 +39,7 @@ from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.support.postgres import Server, embedded_server
-from tests.support.studies import FORKS, READER, counted
+from tests.support.studies import FORKS, counted
 
 NUM_PARAMS, NUM_EPOCHS, NUM_ATTRIBUTES = 8, 20, 5
 PHASES = ("ask", "report", "prune", "tell")
@@ -196,8 +196,8 @@ class Ours(Side):
             if not left:
                 raise KeyboardInterrupt
 
-        options = WorkerOptions(on_told=told, own_process=False)
-        given: dict[str, Any] = {"suggest": SPACE.suggest, "work": self.work, "checkpoints": READER}
+        options = WorkerOptions(on_trial_finished=told, own_process=False)
+        given: dict[str, Any] = {"suggest": SPACE.suggest, "work": self.work}
         try:
             run_worker(self.study, objective, settings=self.settings, options=options, **given)
         except Exception:  # the worker's way to obey the interrupt above

@@ -30,7 +30,7 @@ from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.terminal.live import live_study
-from csi_job.tracking.wandb import Trackers, WandbTracker, track_study
+from csi_job.tracking.wandb import WandbTracker, track_study
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
@@ -195,12 +195,12 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_
             num_finished=state.num_finished,
             max_epochs=settings.study.max_epochs,
         ) as live,
-        contextlib.closing(Trackers(live, *([wandb] if wandb else []))) as tracker,
+        contextlib.closing(wandb) if wandb else contextlib.nullcontext(),
     ):
 
-        def on_told(summary: WorkerSummary) -> None:
+        def on_trial_finished(summary: WorkerSummary) -> None:
             live.trials_finished(study_status(study).num_finished)
-            if summary.num_told % settings.study.report_every == 0:
+            if summary.outcomes.total() % settings.study.report_every == 0:
                 write_everything(study, settings.work)
 
         run_worker(
@@ -210,7 +210,10 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_
             settings=settings.study,
             work=settings.work,
             options=WorkerOptions(
-                stall_s=settings.trial.stall_s, tracker=tracker, on_told=on_told, own_process=own_process
+                stall_s=settings.trial.stall_s,
+                trackers=[live, wandb] if wandb else [live],
+                on_trial_finished=on_trial_finished,
+                own_process=own_process,
             ),
         )
         if wandb is not None and study_status(study).is_finished:

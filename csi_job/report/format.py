@@ -12,7 +12,7 @@ from csi_job.trial.hyperparameters import HYPERPARAMETERS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csi_job.storage.attributes import Outcome
+    from csi_job.storage.attributes import TrialOutcome
 
 DASH = "\N{EN DASH}"  # between two ends of a range
 MINUS = "\N{MINUS SIGN}"
@@ -22,7 +22,7 @@ MISSING = DASH  # written where there is no value
 # In the order in which tables and figures show them; a parameter of another version comes last.
 PARAMETER_NAMES = {name: entry.label for name, entry in HYPERPARAMETERS.items()}
 
-OUTCOME_NAMES: dict[Outcome, str] = {
+OUTCOME_NAMES: dict[TrialOutcome, str] = {
     "complete": "Complete",
     "pruned": "Pruned",
     "infeasible": "Infeasible",

@@ -28,7 +28,7 @@ from csi_job.storage.attributes import (
     REASON,
     SAMPLER,
     TARGET,
-    Outcome,
+    TrialOutcome,
     outcome_of,
 )
 from csi_job.study.status import choose_trial
@@ -70,7 +70,7 @@ class TrialView:
     """
 
     number: int
-    outcome: Outcome
+    outcome: TrialOutcome
     f1: float | None
     f1_error: float | None
     params: dict[str, Any]
@@ -100,11 +100,11 @@ class StudyView:
     target: int | None
     attributes: dict[str, Any]
 
-    def with_outcome(self, *outcomes: Outcome) -> list[TrialView]:
+    def with_outcome(self, *outcomes: TrialOutcome) -> list[TrialView]:
         """Return the trials of these outcomes, by number."""
         return [trial for trial in self.trials if trial.outcome in outcomes]
 
-    def counts(self) -> dict[Outcome, int]:
+    def counts(self) -> dict[TrialOutcome, int]:
         """Return the number of trials of each outcome."""
         counted = Counter(trial.outcome for trial in self.trials)
         return {outcome: counted[outcome] for outcome in OUTCOMES}

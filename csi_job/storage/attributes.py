@@ -39,8 +39,8 @@ FIXED_PARAMS: Final = "fixed_params"
 CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
 
 
-Outcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
-OUTCOMES: Final[tuple[Outcome, ...]] = (
+TrialOutcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
+OUTCOMES: Final[tuple[TrialOutcome, ...]] = (
     "complete",
     "pruned",
     "infeasible",
@@ -49,7 +49,7 @@ OUTCOMES: Final[tuple[Outcome, ...]] = (
     "running",
     "waiting",
 )
-_OF_STATE: Final[dict[TrialState, Outcome]] = {
+_OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
@@ -58,7 +58,7 @@ _OF_STATE: Final[dict[TrialState, Outcome]] = {
 }
 
 
-def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> Outcome:
+def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> TrialOutcome:
     """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` one of failed."""
     if state is TrialState.PRUNED and user_attrs.get(INFEASIBLE):
         return "infeasible"

@@ -1,4 +1,4 @@
-"""The thread that renews the lease of the trial that runs here."""
+"""The thread that renews the lease of the running trial."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from csi_job.storage.lease import Lease
 from csi_job.storage.retry import reason
 
 logger = get_logger(__name__)
-RENEWALS_A_LEASE: Final = 4
+RENEWALS_PER_LEASE: Final = 4
 
 
-class Keeper(threading.Thread):
-    """Renews the lease of the trial that runs here, through outages, until the training stalls."""
+class Heartbeat(threading.Thread):
+    """Renews the lease of the running trial, through outages, until the training stalls."""
 
     def __init__(
         self, renew: Callable[[Lease], None], lease_s: float, *, stall_s: float, on_stall: Callable[[], None]
     ) -> None:
-        """Keep leases of this length.
+        """Set up the thread.
 
         Args:
-            renew: renews a lease, or raises `CsiJobError` without waiting for a database that is away.
-            lease_s: the age at which a lease is taken over.
-            stall_s: seconds without a finished batch after which nothing is renewed any more.
+            renew: renews a lease, or raises `CsiJobError` at once if the database is unreachable.
+            lease_s: the age at which a lease expires.
+            stall_s: seconds without a finished batch after which renewing ends.
             on_stall: called once then, in this thread.
 
         """
         super().__init__(name="lease", daemon=True)
         self._renew_lease = renew
-        self._interval_s = lease_s / RENEWALS_A_LEASE
+        self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._stall_s = stall_s
         self._on_stall = on_stall
         self._lease: Lease | None = None
@@ -42,11 +42,11 @@ class Keeper(threading.Thread):
         self.stalled = False
 
     def beat(self) -> None:
-        """Tell that the training goes on."""
+        """Note that the training makes progress."""
         self._beat_at = time.monotonic()
 
     def watch(self, lease: Lease | None) -> None:
-        """Keep this lease from now on, or none."""
+        """Renew this lease from now on, or none."""
         self.beat()
         self._lease = lease
 
@@ -56,7 +56,7 @@ class Keeper(threading.Thread):
         self.join(timeout=5)
 
     def run(self) -> None:
-        """Renew, several times within the age at which a lease is taken over."""
+        """Renew the lease several times before it would expire."""
         while not self.over.wait(self._interval_s):
             lease = self._lease
             if lease is None or lease.lost:
@@ -69,10 +69,10 @@ class Keeper(threading.Thread):
 
     def _renew(self, lease: Lease) -> None:
         try:
-            # A database that is away: the next turn of the loop tries again, and the main thread decides when to give
-            # up. A lease that is lost: the main thread sees it by the lease's mark.
+            # If the database is unreachable, the next turn tries again, and the main thread decides when to give up.
+            # If the lease is lost, the main thread sees `lease.lost`.
             self._renew_lease(lease)
         except CsiJobError as error:
             logger.debug("%s", error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a thread that ended would give the trial away
+        except Exception as error:  # noqa: BLE001 - whatever it is, the trial would be lost with this thread
             logger.warning("the lease of trial %d could not be renewed: %s", lease.number, reason(error))

@@ -12,7 +12,7 @@ from csi_job.errors import CheckpointWriteError
 from csi_job.logs import get_logger
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.storage.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
-from csi_job.study.trial_run import Objective, RunningTrial
+from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
 from csi_job.trial.metrics import Average, confusion, zone_f1
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 def training_objective(
     train: SplitData, validation: SplitData, settings: TrialSettings, *, normalisation: str
-) -> Objective:
+) -> TrialObjective:
     """Return the objective that trains a model with a trial's hyperparameters.
 
     Args:

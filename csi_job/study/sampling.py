@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.study.settings import Objective, StudySettings
+from csi_job.study.settings import ObjectiveName, StudySettings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -71,7 +71,7 @@ def make_sampler(settings: StudySettings, space: Space) -> BaseSampler:
         )
 
 
-def check_sampler(sampler: str, objective: Objective) -> None:
+def check_sampler(sampler: str, objective: ObjectiveName) -> None:
     """Refuse CMA-ES for two objectives, before anything is made.
 
     Raises:

@@ -11,7 +11,7 @@ from csi_job.settings import Section
 
 Sampler = Literal["tpe", "random", "cmaes"]
 Pruner = Literal["median", "successive_halving", "none"]
-Objective = Literal["f1", "f1-and-cost"]
+ObjectiveName = Literal["f1", "f1-and-cost"]
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
@@ -32,7 +32,7 @@ class StudySettings(Section):
     """Random trials before TPE or CMA-ES starts to model the results."""
     pruner: Pruner = "median"
     """Rule that stops unpromising trials early."""
-    objective: Objective = "f1"
+    objective: ObjectiveName = "f1"
     """`f1`: maximise validation F1; `f1-and-cost`: also minimise GFLOPs per image."""
     seed: int = Field(default=42, ge=0)
     """Random seed; each trial derives its own from it."""

@@ -1,8 +1,7 @@
-"""A trial that runs here: what an objective is handed."""
+"""One trial under a lease: start or resume it, report its epochs, finish or release it."""
 
 from __future__ import annotations
 
-import enum
 import math
 import re
 import time
@@ -10,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -19,106 +18,188 @@ from sqlalchemy.engine import Row
 from csi_job.errors import CsiJobError, LeaseLostError, StalledError, StorageUnavailableError
 from csi_job.logs import get_logger
 from csi_job.signals import Stop
-from csi_job.storage.attributes import CONSTRAINT, CURVE, EPOCHS, INFEASIBLE, REASON
-from csi_job.storage.lease import Lease
-from csi_job.storage.optuna_private import frozen_trial_of
-from csi_job.storage.storage import StudyStorage
+from csi_job.storage.attributes import (
+    ATTEMPT,
+    CONSTRAINT,
+    CURVE,
+    EPOCHS,
+    INFEASIBLE,
+    MAX_EPOCHS,
+    PRUNER,
+    REASON,
+    SAMPLER,
+    TrialOutcome,
+)
+from csi_job.storage.claim import Claim
+from csi_job.storage.lease import GIVEN_BACK_S, Lease
+from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
+from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.heartbeat import Keeper
+from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import median_question, should_prune, should_prune_at_cost
+from csi_job.study.resume import Checkpoint, checkpoint_values, find_checkpoint, fresh_attempt_folder, trial_folder
+from csi_job.study.sampling import derived_seed
+from csi_job.study.settings import StudySettings
+from csi_job.tracking.wandb import Tracker
 
 if TYPE_CHECKING:
     from csi_job.trial.schedule import EpochResult
 
-
 logger = get_logger(__name__)
 Params = TypeVar("Params")
-
-
-class EpochListener(Protocol):
-    """Who is told of epochs, e.g. experiment tracking; it must not wait."""
-
-    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of an epoch of a trial."""
+RELEASE_S: Final = 10.0  # a pod that is stopped has 30 s
+MAX_REASON_CHARACTERS: Final = 200
+DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
+_PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
+_PACKAGE: Final = Path(__file__).parent.parent
+_FINAL_STATES: Final[dict[TrialOutcome, TrialState]] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "infeasible": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 @dataclass
 class RunningTrial(Generic[Params]):
-    """A trial under a lease of this process, and the hooks of its training.
+    """A claimed trial: an objective trains it, and calls its hooks.
 
-    An objective calls `epoch_done` (or `report` and `should_prune`) after each epoch and `batch_done` now and then;
-    whatever they raise must end it.
+    The objective calls `epoch_done` (or `report` and `should_prune`) after each epoch and `batch_done` in between, and
+    lets through whatever they raise.
     """
 
-    trial: optuna.Trial
-    params: Params
-    lease: Lease
-    max_epochs: int
-    """Epochs at most, of the phase in which the trial began."""
+    study: optuna.Study
+    claim: Claim
+    settings: StudySettings
     seed: int
+    """The study's."""
     work: Path
-    checkpoint_folder: Path
-    """Where this attempt keeps its checkpoints, `epoch-<eeee>.pt`."""
-    resume_from: Path | None
-    """The checkpoint to go on from."""
-    promoted: Path | None
-    """The newest checkpoint of an epoch that is stored, or about to be; at first `resume_from`."""
-    curve: dict[int, float]
-    """Values of the finished epochs."""
-    storage: StudyStorage
-    keeper: Keeper
+    heartbeat: Heartbeat
     stop: Stop
-    listener: EpochListener | None = None
+    trackers: Sequence[Tracker] = ()
+
+    trial: optuna.Trial = field(init=False)
+    params: Params = field(init=False)
+    max_epochs: int = field(init=False)
+    """From the phase of the study in which the trial first started."""
+    checkpoint_folder: Path = field(init=False)
+    """For this attempt's checkpoints, `epoch-<eeee>.pt`."""
+    resume_from: Path | None = None
+    promoted: Path | None = None
+    """The newest checkpoint whose epoch is stored or about to be; initially `resume_from`."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """Value of each finished epoch."""
     gflops: float | None = None
-    """Cost of one image, which pruning with two objectives needs."""
+    """Cost per image; pruning with two objectives needs it."""
     attributes: dict[str, Any] = field(default_factory=dict)
-    """User attributes that are stored when the trial ends."""
-    _unsent: TrialWrite = field(default_factory=TrialWrite)
+    """User attributes stored when the trial finishes."""
+    unsent: TrialWrite = field(default_factory=TrialWrite)
+    """What the database does not have yet."""
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
     _median: Row[Any] | None = None
-    """Of the others at the last epoch, as `median_question` asks."""
+    """The answer to `median_question` at the last epoch."""
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of this process."""
+        return self.claim.lease
+
+    @property
+    def storage(self) -> StudyStorage:
+        """The study's storage."""
+        return storage_of(self.study)
 
     @property
     def number(self) -> int:
-        """Return the trial's number."""
+        """The trial's number."""
         return self.lease.number
 
     @property
     def attempt(self) -> int:
-        """Return which attempt at the trial this is, from 1."""
+        """The attempt at the trial, from 1."""
         return self.lease.attempt
 
     @property
     def has_two_objectives(self) -> bool:
-        """Return whether the study has two objectives."""
-        return len(self.trial.study.directions) > 1
+        """Whether the study has two objectives."""
+        return len(self.study.directions) > 1
+
+    def start(self, suggest: Suggest) -> None:
+        """Sample the trial's parameters, or read the stored ones and find the checkpoint to resume from."""
+        self.trial, self.params = sample_params(self.study, self.lease, suggest, self.settings, self.seed)
+        stored = self.trial.user_attrs
+        self.max_epochs = int(stored.get(MAX_EPOCHS, self.settings.max_epochs))
+        self.checkpoint_folder = fresh_attempt_folder(self.work, self.study.study_name, self.number, self.attempt)
+        self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
+        if CURVE in stored:
+            self.curve = {int(epoch): float(value) for epoch, value in stored[CURVE]}
+        if self.claim.taken_over:
+            self._resume()
+        self.attributes[EPOCHS] = len(self.curve)
+        phase = {"sampler": self.settings.sampler, "pruner": self.settings.pruner, "max_epochs": self.max_epochs}
+        for tracker in self.trackers:
+            tracker.trial_started(self.number, self.attempt, self.trial.params, phase)
+        if not self.claim.taken_over:
+            logger.info("trial %d starts: %s", self.number, _format_params(self.trial.params))
+
+    def _resume(self) -> None:
+        last = max(self.curve, default=-1)
+        folder = trial_folder(self.work, self.study.study_name, self.number)
+        promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
+        found = find_checkpoint(folder, promoted, last, attempt=self.attempt)
+        if found.epoch != last:
+            self._reconcile(found, last)
+        self.resume_from = self.promoted = found.path
+        logger.info("trial %d resumes at epoch %d (attempt %d)", self.number, found.epoch + 1, self.attempt)
+
+    def _reconcile(self, found: Checkpoint, last: int) -> None:
+        """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
+        curve = {epoch: value for epoch, value in self.curve.items() if epoch <= found.epoch}
+        if found.path is not None and found.epoch > last:
+            values = checkpoint_values(found.path)
+            curve |= {epoch: value for epoch, value in values.items() if last < epoch <= found.epoch}
+        else:
+            logger.warning(
+                "trial %d: no intact checkpoint of epoch %d in %s; epochs %d to %d are computed again",
+                self.number,
+                last,
+                self.work / "checkpoints",
+                found.epoch + 1,
+                last,
+            )
+        write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
+        if self.has_two_objectives:
+            write = TrialWrite(user_attrs={CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
+        self.storage.rewrite_steps(self.lease, found.epoch + 1, write, self._relative(found.path))
+        frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
+        self.curve = curve
 
     def batch_done(self) -> None:
-        """Take note that training goes on.
+        """Note that the training makes progress.
 
         Raises:
             StopRequestedError: a signal came.
-            LeaseLostError: another worker goes on with the trial.
-            StalledError: no batch had ended for too long; the lease may be gone.
+            LeaseLostError: another worker owns the trial now.
+            StalledError: no batch had ended for too long; the lease may have expired.
 
         """
-        self.keeper.beat()
+        self.heartbeat.beat()
         self.check()
 
     def check(self) -> None:
-        """Raise what `batch_done` raises, without taking note of anything."""
+        """Raise what `batch_done` raises, without counting as progress."""
         self.stop.check()
         if self.lease.lost:
-            message = f"the lease of trial {self.number} is lost, another worker goes on with it"
+            message = f"the lease of trial {self.number} is lost; another worker resumes the trial"
             raise LeaseLostError(message)
-        if self.keeper.stalled:
+        if self.heartbeat.stalled:
             message = f"trial {self.number} stalled"
             raise StalledError(message)
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Store an epoch and its checkpoint; raise `optuna.TrialPruned` if the trial is not worth going on."""
+        """Store an epoch and its checkpoint; raise `optuna.TrialPruned` if the trial is to be pruned."""
         metrics = {
             "val_f1": result.val_f1,
             "val_loss": result.val_loss,
@@ -127,8 +208,8 @@ class RunningTrial(Generic[Params]):
             "images_per_s": result.images_per_s,
         }
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
-        if self.listener is not None:
-            self.listener.epoch(self.number, result.epoch, metrics)
+        for tracker in self.trackers:
+            tracker.epoch(self.number, result.epoch, metrics)
         if self.should_prune():
             message = f"below the others at epoch {result.epoch}"
             raise optuna.TrialPruned(message)
@@ -136,133 +217,128 @@ class RunningTrial(Generic[Params]):
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
         """Store the value of an epoch and promote its checkpoint, in one fenced transaction.
 
-        While the database is away the training goes on; what could not be stored is stored with the next epoch. A
-        signal that came meanwhile is obeyed after that, so that no finished epoch is lost to it.
+        While the database is unreachable, training continues and the epoch is stored with a later one. A pending
+        signal is raised only afterwards, so that it costs no finished epoch.
 
         Raises:
-            StorageUnavailableError: the database has been away for `storage.outage_s`.
-            LeaseLostError, StopRequestedError, StalledError: as `batch_done`.
+            StorageUnavailableError: the database has been unreachable for `storage.outage_s`.
+            LeaseLostError, StopRequestedError, StalledError: as for `batch_done`.
 
         """
-        self.keeper.beat()
+        self.heartbeat.beat()
         self.curve[epoch] = value
+        self.attributes[EPOCHS] = len(self.curve)
         self._num_epochs += 1
         if self.has_two_objectives:
-            self._unsent.user_attrs[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
+            self.unsent.user_attrs[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
         else:
-            self._unsent.steps[epoch] = value
-            frozen_trial_of(self.trial).intermediate_values[epoch] = value  # what pruners look at
+            self.unsent.steps[epoch] = value
+            frozen_trial_of(self.trial).intermediate_values[epoch] = value
         if checkpoint is not None:
             self.promoted, self._is_unpromoted = checkpoint, True
         self._send()
         self.check()
 
-    def should_prune(self) -> bool:
-        """Tell whether the trial should end, compared with others at the same epoch."""
-        if self._away_since is not None:
-            return False
-        if not self.has_two_objectives:
-            return should_prune(self.trial.study, frozen_trial_of(self.trial), self._median)
-        return self.gflops is not None and should_prune_at_cost(self.trial.study, self.curve, self.gflops)
-
     def _send(self) -> None:
         changes: dict[str, Any] = {"num_epochs": self._num_epochs}
-        if self._is_unpromoted and self.promoted is not None:
-            changes["checkpoint"] = self.promoted.relative_to(self.work).as_posix()
-        question = median_question(self.trial.study, max(self.curve))
+        if self._is_unpromoted:
+            changes["checkpoint"] = self._relative(self.promoted)
+        question = median_question(self.study, max(self.curve))
         try:
-            self._median = self.storage.write_trial(self.lease, self._unsent, question, limit_s=0, **changes)
+            self._median = self.storage.write_trial(self.lease, self.unsent, question, limit_s=0, **changes)
         except StorageUnavailableError as error:
-            self._stay_patient(error)
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                logger.warning("%s; training continues meanwhile", error)
+            if time.monotonic() - self._away_since >= self.storage.patience.limit_s:
+                raise
             return
         if self._away_since is not None:
             logger.warning("the database is back after %.0f s", time.monotonic() - self._away_since)
-        self._unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
+        self.unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
 
-    def _stay_patient(self, error: StorageUnavailableError) -> None:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            logger.warning("%s; the training goes on meanwhile", error)
-        if time.monotonic() - self._away_since >= self.storage.patience.limit_s:
-            raise error
+    def _relative(self, checkpoint: Path | None) -> str | None:
+        return checkpoint.relative_to(self.work).as_posix() if checkpoint else None
 
-    def unsent(self) -> TrialWrite:
-        """Return what is yet to be stored, for the last write of this attempt."""
-        return self._unsent
+    def should_prune(self) -> bool:
+        """Whether the trial is worse than others at the same epoch; never during an outage."""
+        if self._away_since is not None:
+            return False
+        if self.has_two_objectives:
+            return self.gflops is not None and should_prune_at_cost(self.study, self.curve, self.gflops)
+        return should_prune(self.study, frozen_trial_of(self.trial), self._median)
+
+    def finish(self, outcome: TrialOutcome, values: Sequence[float] = (), reason: str = "") -> None:
+        """Store how the trial ended.
+
+        Like in Optuna, the last value of a pruned trial is its value. An infeasible trial gets a violated constraint,
+        from which the sampler learns to avoid its kind.
+        """
+        write = self.unsent
+        write.state = _FINAL_STATES[outcome]
+        write.user_attrs |= self.attributes | ({REASON: reason} if reason else {})
+        if outcome == "infeasible":
+            write.user_attrs[INFEASIBLE] = True
+            write.system_attrs[CONSTRAINT] = 1.0
+        if outcome == "pruned" and self.curve and not self.has_two_objectives:
+            last = self.curve[max(self.curve)]
+            values = () if math.isnan(last) else (last,)
+        write.values = values
+        self.storage.write_trial(self.lease, write)
+        shown = f" {values[0]:.4f}" if values else ""
+        log = logger.warning if outcome == "failed" else logger.info
+        log("trial %d %s%s%s", self.number, outcome, shown, f" ({reason})" if reason else "")
+
+    def release(self) -> None:
+        """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
+        self.heartbeat.watch(None)
+        try:
+            self.storage.write_trial(self.lease, self.unsent, limit_s=RELEASE_S, check=False, renewed_at_s=GIVEN_BACK_S)
+        except CsiJobError as error:
+            logger.warning("trial %d can be resumed only when its lease has expired: %s", self.number, error)
+        else:
+            epoch = max(self.curve, default=-1) + 1
+            logger.info("trial %d released; the next worker resumes it from epoch %d", self.number, epoch)
 
 
-Objective = Callable[[RunningTrial[Any]], Sequence[float]]
+Suggest = Callable[[optuna.Trial], Any]
+TrialObjective = Callable[[RunningTrial[Any]], Sequence[float]]
 
 
-class Ending(enum.Enum):
-    """How a trial ended on this worker."""
+def sample_params(
+    study: optuna.Study, lease: Lease, suggest: Suggest, settings: StudySettings, seed: int
+) -> tuple[optuna.Trial, Any]:
+    """Sample a trial's parameters from the history, the study's seed and the trial's number.
 
-    COMPLETE = "complete"
-    PRUNED = "pruned"
-    INFEASIBLE = "infeasible"
-    FAILED = "failed"
-    LEFT = "left"
-    """For another worker, or for the next start."""
+    Returns:
+        the trial, and what `suggest` returned for it.
+
+    """
+    reseed(study.sampler, derived_seed(seed, lease.number))
+    with storage_of(study).asking(lease) as draft:
+        refresh_trials(study)
+        trial = optuna.Trial(study, lease.trial_id)
+        params = suggest(trial)
+        phase = {SAMPLER: settings.sampler, PRUNER: settings.pruner, MAX_EPOCHS: settings.max_epochs}
+        draft.user_attrs |= {key: value for key, value in phase.items() if key not in trial.user_attrs}
+        draft.user_attrs[ATTEMPT] = lease.attempt
+    return trial, params
 
 
-def completed(running: RunningTrial[Any], values: Sequence[float]) -> tuple[Ending, TrialWrite]:
-    """Return what is told of a trial whose objective returned; values that are no numbers make it a failure."""
-    num_objectives = len(running.trial.study.directions)
+def check_values(values: Sequence[float], num_objectives: int) -> list[float]:
+    """Return an objective's values as floats; raise `CsiJobError` if one is missing or not a number."""
     numbers = [float(value) for value in values]
     if len(numbers) != num_objectives or any(math.isnan(number) for number in numbers):
-        return failed(running, f"the objective returned {numbers}, {num_objectives} numbers are needed")
-    return Ending.COMPLETE, _last(running, TrialState.COMPLETE, values=numbers)
-
-
-def pruned(running: RunningTrial[Any] | None, reason: str) -> tuple[Ending, TrialWrite]:
-    """Return what is told of a trial that is not worth going on; as Optuna has it, its last value is its value."""
-    values: list[float] = []
-    if running is not None and running.curve and not running.has_two_objectives:
-        last = running.curve[max(running.curve)]
-        values = [] if math.isnan(last) else [last]
-    return Ending.PRUNED, _last(running, TrialState.PRUNED, values=values, attributes={REASON: reason})
-
-
-def infeasible(running: RunningTrial[Any] | None, reason: str) -> tuple[Ending, TrialWrite]:
-    """Return what is told of a trial that cannot be trained, so that the sampler learns to avoid its kind."""
-    write = _last(running, TrialState.PRUNED, attributes={INFEASIBLE: True, REASON: reason})
-    write.system_attrs[CONSTRAINT] = 1.0
-    return Ending.INFEASIBLE, write
-
-
-def failed(running: RunningTrial[Any] | None, reason: str) -> tuple[Ending, TrialWrite]:
-    """Return what is told of a trial that failed, perhaps before it ran."""
-    return Ending.FAILED, _last(running, TrialState.FAIL, attributes={REASON: reason})
-
-
-def _last(
-    running: RunningTrial[Any] | None,
-    state: TrialState,
-    *,
-    values: Sequence[float] = (),
-    attributes: dict[str, Any] | None = None,
-) -> TrialWrite:
-    """Return the last write of a trial, which may have ended before it ran."""
-    write = TrialWrite()
-    if running is not None:
-        write = running.unsent()
-        write.user_attrs |= {**running.attributes, EPOCHS: len(running.curve)}
-    write.user_attrs |= attributes or {}
-    write.values, write.state = values, state
-    return write
-
-
-MAX_CHARACTERS: Final = 200
-DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
-_PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
-_PACKAGE: Final = Path(__file__).parent.parent
+        message = f"the objective returned {numbers}, {num_objectives} numbers are needed"
+        raise CsiJobError(message)
+    return numbers
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return the reason of a failure.
+    """Describe an error in one line that identifies no patient.
 
-    Our own errors are free of identities. Of others the type, the place in this package, and the words are kept, but
-    for what looks like a path; a `KeyError` or a system error quotes what may be an identity: its words are left out.
+    Our own errors contain no identities. For others we keep the type, the place in this package, and the message
+    without anything that looks like a path; a `KeyError` or an OS error may quote an identity, so its message goes.
     """
     if isinstance(error, CsiJobError):
         return str(error)
@@ -271,23 +347,27 @@ def failure_reason(error: BaseException) -> str:
         words = error.strerror or ""
     elif not isinstance(error, LookupError):
         words = _PATH_LIKE.sub("…", " ".join(str(error).split()))
-    place = _place(error)
+    place = _innermost_place(error)
     parts = [type(error).__name__ + (f" in {place}" if place else ""), words]
-    return ": ".join(part for part in parts if part)[:MAX_CHARACTERS]
+    return ": ".join(part for part in parts if part)[:MAX_REASON_CHARACTERS]
 
 
 def check_device(error: BaseException) -> None:
-    """Raise `CsiJobError` if the error has lost the GPU for this process: every later trial would fail by it."""
+    """Raise `CsiJobError` if this process has lost its GPU, for every later trial would fail as well."""
     if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_LOST_WORDS):
         message = f"the GPU is lost to this process: {failure_reason(error)}"
-        hint = "start the same command again; the trial goes on from its last epoch"
-        raise CsiJobError(message, hint=hint) from None
+        raise CsiJobError(message, hint="run the same command again to resume the trial") from None
 
 
-def _place(error: BaseException) -> str:
+def _innermost_place(error: BaseException) -> str:
     """Return file and line of the innermost frame within this package."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if _PACKAGE in path.parents:
             return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.lineno}"
     return ""
+
+
+def _format_params(params: dict[str, Any]) -> str:
+    shown = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return ", ".join(shown)

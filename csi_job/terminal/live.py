@@ -13,6 +13,8 @@ from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, is_interactive, termi
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from csi_job.storage.attributes import TrialOutcome
+
 logger = get_logger(__name__)
 
 
@@ -48,13 +50,10 @@ class LiveStudy:
             self._said = time.monotonic()
             logger.info("trial %d: epoch %d of at most %d, val_f1 %.4f", number, epoch + 1, self._max_epochs, val_f1)
 
-    def trial_ended(self, number: int, outcome: str) -> None:  # noqa: ARG002
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
         """Hide the trial's bar."""
         if self._bars is not None:
             self._bars.update(self._trial, visible=False)
-
-    def close(self) -> None:
-        """Do nothing; `live_study` removes the bars."""
 
 
 @contextmanager

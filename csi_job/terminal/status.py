@@ -21,11 +21,11 @@ from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from csi_job.storage.attributes import Outcome
+    from csi_job.storage.attributes import TrialOutcome
 
 Kind = TypeVar("Kind", RunningStatus, BestStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
-OUTCOME_STYLES: dict[Outcome, str] = {
+OUTCOME_STYLES: dict[TrialOutcome, str] = {
     "complete": "green",
     "pruned": "yellow",
     "infeasible": "red",
@@ -95,7 +95,7 @@ def _target_line(status: StudyStatus) -> RenderableType:
 
 
 def _outcomes_line(status: StudyStatus) -> Text:
-    numbers: dict[Outcome, int] = {
+    numbers: dict[TrialOutcome, int] = {
         "complete": status.num_complete,
         "pruned": status.num_pruned,
         "infeasible": status.num_infeasible,

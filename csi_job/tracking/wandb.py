@@ -21,7 +21,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import UID
+from csi_job.storage.attributes import UID, TrialOutcome
 from csi_job.tracking.settings import TrackingSettings
 
 logger = get_logger(__name__)
@@ -30,66 +30,16 @@ HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password
 
 
 class Tracker(Protocol):
-    """Who is told of trials; none of these may wait or raise."""
+    """Follows the trials of a worker; no method may wait or raise."""
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
-        """Take note that a trial begins, or goes on in another attempt."""
+        """Take note that a trial starts, or resumes in another attempt."""
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Take the metrics of an epoch."""
 
-    def trial_ended(self, number: int, outcome: str) -> None:
-        """Take note that a trial was told, or left to another worker."""
-
-    def close(self) -> None:
-        """Let go of everything."""
-
-
-class NoTracking:
-    """Tells nobody."""
-
-    def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Do nothing."""
-
-    def trial_ended(self, number: int, outcome: str) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-NO_TRACKING: Final = NoTracking()
-
-
-class Trackers:
-    """Tells several trackers, in their order."""
-
-    def __init__(self, *trackers: Tracker) -> None:
-        """Take the trackers."""
-        self._trackers = trackers
-
-    def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
-        """Tell each that a trial begins."""
-        for tracker in self._trackers:
-            tracker.trial_started(number, attempt, params, phase)
-
-    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Tell each the metrics of an epoch."""
-        for tracker in self._trackers:
-            tracker.epoch(number, epoch, metrics)
-
-    def trial_ended(self, number: int, outcome: str) -> None:
-        """Tell each that a trial was told, or left to another worker."""
-        for tracker in self._trackers:
-            tracker.trial_ended(number, outcome)
-
-    def close(self) -> None:
-        """Close each."""
-        for tracker in self._trackers:
-            tracker.close()
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
+        """Take the outcome of a trial; None: another worker resumes it."""
 
 
 class WandbTracker:
@@ -123,10 +73,10 @@ class WandbTracker:
         del number
         self._send({"step": epoch, "metrics": metrics})
 
-    def trial_ended(self, number: int, outcome: str) -> None:
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
         """Close the trial's run."""
         del number
-        self._send({"outcome": outcome})
+        self._send({"outcome": outcome or "released"})
         self._let_go()
 
     def study_summary(self, importances: Mapping[str, float], trials: list[dict[str, Any]], parallel: str) -> None:

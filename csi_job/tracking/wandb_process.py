@@ -22,7 +22,7 @@ def main(lines: IO[str], told: IO[str]) -> None:
     if not first:
         return
     run = _open_run(json.loads(first), told)
-    outcome = "left"
+    outcome = "released"
     for line in lines:
         message = json.loads(line)
         if "metrics" in message:
@@ -36,7 +36,7 @@ def main(lines: IO[str], told: IO[str]) -> None:
     timer = threading.Timer(FINISH_TIMEOUT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
-    run.finish(exit_code=1 if outcome in ("failed", "left") else 0)
+    run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
 
 
 def _open_run(arguments: dict[str, Any], told: IO[str]) -> Any:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError
 from csi_job.files import write_file
 from csi_job.logs import progress
-from csi_job.storage.attributes import UID, Outcome, outcome_of
+from csi_job.storage.attributes import UID, TrialOutcome, outcome_of
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -69,7 +69,7 @@ def write_backup(backup: Backup, file: Path) -> None:
     write_file(file, gzip.compress(content, mtime=0) if file.suffix == ".gz" else content)
 
 
-def count_outcomes(backup: Backup) -> list[tuple[Outcome, int]]:
+def count_outcomes(backup: Backup) -> list[tuple[TrialOutcome, int]]:
     """Return the number of trials by outcome, the most frequent first."""
     return Counter(outcome_of(trial.state, trial.user_attributes()) for trial in backup.trials).most_common()
 

@@ -82,6 +82,12 @@ def valid_checkpoints(folder: Path) -> list[Path]:
     return [path for path in reversed(_in_order(folder)) if _is_whole(path.read_bytes())]
 
 
+def epoch_of(path: Path) -> int:
+    """Return the epoch in a checkpoint's name, -1 for any other file."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 class _HashingFile(io.RawIOBase, IO[bytes]):
     """Passes writes on and hashes them, so that a large state is never held twice; keeps the error of a failed one."""
 

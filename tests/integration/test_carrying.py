@@ -20,8 +20,8 @@ from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import load_study, set_target
-from csi_job.study.resume import draw
 from csi_job.study.settings import StudySettings
+from csi_job.study.trial_run import sample_params
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer.backup import read_backup, restore_backup
 from csi_job.transfer.backup_file import Backup, decode, encode
@@ -30,7 +30,6 @@ from tests.support.carrying import backups, odd_trials, plain, plain_study, simp
 from tests.support.studies import (
     BASELINE,
     CACHE,
-    READER,
     SPACE,
     Reader,
     ToySpace,
@@ -147,7 +146,7 @@ def test_a_running_trial_is_taken_over_after_a_restore(
     claimed = claim(first)
     sqlite.hold(claimed.lease)
     folder = tmp_path / "work" / "checkpoints" / "toy" / "trial-0" / "attempt-1"
-    _, params = draw(first, claimed.lease, SPACE.suggest, StudySettings(name="toy", max_epochs=4), seed=42)
+    _, params = sample_params(first, claimed.lease, SPACE.suggest, StudySettings(name="toy", max_epochs=4), seed=42)
     for epoch in range(2):
         path = write_checkpoint(folder, epoch, params)
         write = TrialWrite(steps={epoch: value_at(params, epoch)})
@@ -155,8 +154,7 @@ def test_a_running_trial_is_taken_over_after_a_restore(
         sqlite.write_trial(claimed.lease, write, checkpoint=relative, num_epochs=epoch + 1)
     carried("toy", sqlite, storage, name)
     again = define(storage, name=name, num_trials=1)
-    summary = work_on(again, tmp_path / "work", name=name, num_trials=1)
-    assert summary.num_taken_over == 1
+    assert work_on(again, tmp_path / "work", name=name, num_trials=1).num_finished == 1
     computed = (tmp_path / "work" / "computed.log").read_text().split("\n")[:-1]
     assert computed == [f"0 {epoch}" for epoch in range(2 if goes_on else 0, 4)]
     done = again.trials[0]
@@ -234,7 +232,7 @@ def test_a_worker_goes_on_with_a_migrated_study_to_its_exact_total(storage: Stud
     new = load_study(storage, "new")
     before = [plain(trial) for trial in new.trials[:4]]
     run_worker(
-        new, objective, suggest=space.suggest, settings=given, work=tmp_path, checkpoints=READER,
+        new, objective, suggest=space.suggest, settings=given, work=tmp_path,
         options=WorkerOptions(own_process=False),
     )  # fmt: skip
     finished = [trial for trial in new.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]

@@ -14,7 +14,7 @@ from csi_job.study.definition import define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.support.studies import CACHE, READER, counted
+from tests.support.studies import CACHE, counted
 
 NUM_PARAMS, NUM_REPORTS, MAX_STATEMENTS = 8, 20, 27
 SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "median"}
@@ -62,9 +62,7 @@ def test_a_trial_costs_a_fraction_of_stock_optunas_statements(
         storage.set_study_user_attr(study._study_id, "target", num_trials)
         given = StudySettings(name="wide", num_trials=num_trials, **SETTINGS)  # type: ignore[arg-type]
         options = WorkerOptions(own_process=False)
-        run_worker(
-            study, ours, suggest=Wide().suggest, settings=given, work=tmp_path, checkpoints=READER, options=options
-        )
+        run_worker(study, ours, suggest=Wide().suggest, settings=given, work=tmp_path, options=options)
 
     storage.lease_s = 3600  # so that no renewal is counted, however slow the machine
     settings = StudySettings(name="wide", num_trials=10, **SETTINGS)  # type: ignore[arg-type]

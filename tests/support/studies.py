@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
-import json
 import os
 import signal
 import sqlite3
@@ -28,10 +26,10 @@ from csi_job.logs import set_up_logging
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import define_study
-from csi_job.study.resume import CheckpointReader, epoch_of
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.trial.checkpoint import epoch_of, save_checkpoint
 from tests.support.processes import Process, preload
 
 preload("tests.support.studies")
@@ -85,35 +83,13 @@ def value_at(params: dict[str, Any], epoch: int) -> float:
 
 
 def write_checkpoint(folder: Path, epoch: int, params: dict[str, Any]) -> Path:
-    """Write a checkpoint that can be seen to be torn, and keep the last two."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({str(step): value_at(params, step) for step in range(epoch + 1)})
-    path = folder / f"epoch-{epoch:04d}.pt"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(hashlib.sha256(text.encode()).hexdigest() + text)
-    temporary.replace(path)
-    (folder / f"epoch-{epoch - 2:04d}.pt").unlink(missing_ok=True)
-    return path
-
-
-def valid_checkpoints(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("epoch-*.pt"), key=epoch_of, reverse=True)
-    return [path for path in paths if _is_whole(path.read_text())]
-
-
-def checkpoint_values(path: Path) -> dict[int, float]:
-    return {int(step): value for step, value in json.loads(path.read_text()[64:]).items()}
-
-
-def _is_whole(text: str) -> bool:
-    return hashlib.sha256(text[64:].encode()).hexdigest() == text[:64]
-
-
-READER = CheckpointReader(valid_checkpoints, checkpoint_values)
+    """Write a checkpoint like training does, without a model."""
+    results = [{"epoch": step, "val_f1": value_at(params, step)} for step in range(epoch + 1)]
+    return save_checkpoint(folder, epoch, {"results": results})
 
 
 def objective(running: RunningTrial[dict[str, Any]], epoch_s: float = 0.0) -> list[float]:
-    """Report a value an epoch, with a checkpoint, and go on after the checkpoint it is given."""
+    """Report a value per epoch, with a checkpoint; resume from the checkpoint it is given."""
     first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
     for epoch in range(first, running.max_epochs):
         if epoch_s:
@@ -153,7 +129,6 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
         suggest=SPACE.suggest,
         settings=StudySettings(**given),
         work=work,
-        checkpoints=READER,
         options=options,
     )
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from csi_job.report.study_view import TrialView
-    from csi_job.storage.attributes import Outcome
+    from csi_job.storage.attributes import TrialOutcome
 
 T = TypeVar("T")
 
 # The symbols differ too.
-OUTCOME_MARKERS: dict[Outcome, dict[str, Any]] = {
+OUTCOME_MARKERS: dict[TrialOutcome, dict[str, Any]] = {
     "complete": {"color": BLUE, "symbol": "circle", "size": 8},
     "pruned": {"color": GREY, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
     "infeasible": {"color": RED, "symbol": "x-thin", "size": 8, "line": {"width": 2, "color": RED}},

@@ -14,7 +14,7 @@ from tests.faults.harness.crash_points import SELF_KILL
 from tests.support.studies import Worker
 
 LOST: Final = "the lease of trial"
-NOT_GIVEN_BACK: Final = "is taken over when its lease has expired"
+NOT_GIVEN_BACK: Final = "can be resumed only when its lease has expired"
 
 
 class FaultyWorker(Worker):

@@ -11,7 +11,6 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.study.objective import training_objective
-from csi_job.study.resume import training_checkpoints
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 from tests.faults.harness.worker import Plan, Task, be_worker
@@ -44,4 +43,4 @@ def _task(plan: Plan) -> Task:
     train, validation = (load_split(plan.cache, split) for split in ("train", "validation"))
     info = load_info(plan.cache)
     objective = training_objective(train, validation, TrialSettings(device="cpu"), normalisation=info.normalisation)
-    return Task(SPACE, BASELINE, info, lambda _: objective, training_checkpoints())
+    return Task(SPACE, BASELINE, info, lambda _: objective)

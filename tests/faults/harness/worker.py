@@ -16,18 +16,19 @@ import optuna
 from csi_job.errors import CsiJobError
 from csi_job.logs import set_up_logging
 from csi_job.storage import lease
+from csi_job.storage.attributes import TrialOutcome
 from csi_job.storage.schema import needed_version
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
-from csi_job.study.resume import CheckpointReader
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
+from csi_job.trial.checkpoint import epoch_of
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
 from tests.support.processes import preload
-from tests.support.studies import BASELINE, CACHE, READER, ToySpace, storage_settings, value_at, write_checkpoint
+from tests.support.studies import BASELINE, CACHE, ToySpace, storage_settings, value_at, write_checkpoint
 
 preload("tests.faults.harness.worker")
 # Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
@@ -68,7 +69,6 @@ class Task:
     baseline: dict[str, Any]
     cache: Any
     train: Callable[[Watch], Callable[[RunningTrial[Any]], Any]]
-    reader: CheckpointReader
 
 
 class Watch:
@@ -88,15 +88,12 @@ class Watch:
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Take no note."""
 
-    def trial_ended(self, number: int, outcome: str) -> None:
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
         if outcome in {"complete", "pruned"}:
             self.acknowledgements.write("tell", number, outcome, self.values[number])
-        self.points.enter("claim" if outcome == "left" else "clean up")
+        self.points.enter("claim" if outcome is None else "clean up")
 
-    def close(self) -> None:
-        """Have nothing to close."""
-
-    def told(self, _summary: Any) -> None:
+    def finished(self, _summary: Any) -> None:
         self.points.enter("claim")
 
     def suggest(self, trial: optuna.Trial, space: Any) -> Any:
@@ -130,7 +127,7 @@ class Watch:
             self.computed(running.number, epoch)
             with self.points.within("report"):
                 report(epoch, value, checkpoint=checkpoint)
-            if epoch not in running.unsent().steps:
+            if epoch not in running.unsent.steps:
                 self.acknowledgements.write("report", running.number, epoch, value)
 
         def watched_should_prune() -> bool:
@@ -152,7 +149,7 @@ def dummy_task(plan: Plan) -> Task:
     """Return trials that cost nothing: an epoch is a number, written down, kept in a checkpoint, reported."""
 
     def train(running: RunningTrial[Any], watch: Watch) -> list[float]:
-        first = max(READER.values(running.resume_from), default=-1) + 1 if running.resume_from else 0
+        first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
         for epoch in range(first, running.max_epochs):
             time.sleep(plan.epoch_s)
             running.batch_done()
@@ -164,7 +161,7 @@ def dummy_task(plan: Plan) -> Task:
                 raise optuna.TrialPruned
         return [running.params["x"]]
 
-    return Task(ToySpace(plan.high), BASELINE, CACHE, lambda watch: lambda running: train(running, watch), READER)
+    return Task(ToySpace(plan.high), BASELINE, CACHE, lambda watch: lambda running: train(running, watch))
 
 
 def run(arguments: dict[str, Any]) -> int:
@@ -212,6 +209,5 @@ def _search(arguments: dict[str, Any], plan: Plan, task: Task, watch: Watch) -> 
         suggest=lambda trial: watch.suggest(trial, task.space),
         settings=settings,
         work=work,
-        checkpoints=task.reader,
-        options=WorkerOptions(stall_s=300.0, tracker=watch, on_told=watch.told),
+        options=WorkerOptions(stall_s=300.0, trackers=[watch], on_trial_finished=watch.finished),
     )

@@ -1,22 +1,14 @@
-"""Owners, and the thread that keeps a lease."""
+"""Owners, and the tokens of leases."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
-from csi_job.errors import LeaseLostError, StorageUnavailableError
-from csi_job.storage.lease import Lease, is_dead, new_token, owner_name
-from csi_job.study.heartbeat import Keeper
-
-
-def lease() -> Lease:
-    return Lease(trial_id=1, number=0, token=new_token(), attempt=1)
+from csi_job.storage.lease import is_dead, new_token, owner_name
 
 
 def test_this_process_is_alive() -> None:
@@ -53,60 +45,3 @@ def test_an_owner_that_tells_nothing_is_not_taken_for_dead() -> None:
 
 def test_tokens_differ() -> None:
     assert len({new_token() for _ in range(1000)}) == 1000
-
-
-def test_a_keeper_renews_until_it_is_told_to_stop() -> None:
-    renewed: list[Lease] = []
-    keeper = Keeper(renewed.append, 0.08, stall_s=60, on_stall=lambda: None)
-    kept = lease()
-    keeper.watch(kept)
-    keeper.start()
-    while len(renewed) < 3:
-        time.sleep(0.01)
-    keeper.watch(None)
-    keeper.end()
-    assert set(map(id, renewed)) == {id(kept)}
-    assert not keeper.is_alive()
-
-
-def test_a_keeper_outlives_outages_and_lost_leases() -> None:
-    errors = iter([StorageUnavailableError("away"), LeaseLostError("lost"), ValueError("foreign")])
-    calls: list[int] = []
-
-    def renew(_: Lease) -> None:
-        calls.append(1)
-        for error in errors:
-            raise error
-
-    keeper = Keeper(renew, 0.08, stall_s=60, on_stall=lambda: None)
-    keeper.watch(lease())
-    keeper.start()
-    while len(calls) < 6:
-        time.sleep(0.01)
-    keeper.end()
-
-
-def test_a_keeper_renews_nothing_after_a_stall_and_says_so_once() -> None:
-    stalled = threading.Event()
-    renewed: list[Lease] = []
-    keeper = Keeper(renewed.append, 0.08, stall_s=0.2, on_stall=stalled.set)
-    keeper.watch(lease())
-    keeper.start()
-    assert stalled.wait(10)
-    keeper.join(10)
-    assert keeper.stalled
-    count = len(renewed)
-    keeper.beat()
-    time.sleep(0.1)
-    assert len(renewed) == count
-
-
-def test_beats_keep_a_slow_training_alive() -> None:
-    keeper = Keeper(lambda _: None, 0.08, stall_s=0.5, on_stall=lambda: None)
-    keeper.watch(lease())
-    keeper.start()
-    for _ in range(20):
-        keeper.beat()
-        time.sleep(0.05)
-    keeper.end()
-    assert not keeper.stalled

@@ -18,7 +18,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
 from csi_job.study.objective import training_objective
 from csi_job.study.settings import StudySettings
-from csi_job.study.trial_run import Objective, RunningTrial
+from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
@@ -36,7 +36,7 @@ def split(num_images: int, seed: int) -> SplitData:
     return SplitData(images_NHW, zones_NZ, torch.arange(num_images) // 2, tuple(map(str, range(num_images))))
 
 
-def objective() -> Objective:
+def objective() -> TrialObjective:
     return training_objective(split(16, 0), split(8, 1), TrialSettings(device="cpu"), normalisation="medical")
 
 
@@ -46,7 +46,9 @@ def define(work: Path, **settings: Any) -> tuple[optuna.Study, StudySettings]:
     return define_study(storage, given, space=SPACE, baseline=BASELINE, cache=SimpleNamespace(key="k")), given
 
 
-def work_on(study: optuna.Study, settings: StudySettings, work: Path, run: Objective | None = None) -> WorkerSummary:
+def work_on(
+    study: optuna.Study, settings: StudySettings, work: Path, run: TrialObjective | None = None
+) -> WorkerSummary:
     options = WorkerOptions(own_process=False)
     return run_worker(study, run or objective(), suggest=SPACE.suggest, settings=settings, work=work, options=options)
 

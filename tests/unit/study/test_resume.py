@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from csi_job.study.resume import (
-    Resumption,
-    epoch_of,
-    find_resumption,
+    Checkpoint,
+    checkpoint_values,
+    find_checkpoint,
     fresh_attempt_folder,
     remove_checkpoints,
     trial_folder,
 )
-from tests.support.studies import READER, write_checkpoint
+from tests.support.studies import value_at, write_checkpoint
 
 PARAMS = {"x": 0.5}
 
@@ -29,40 +27,40 @@ def tear(path: Path) -> None:
 
 def test_the_promoted_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
-    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(promoted, 2)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(promoted, 2)
 
 
 def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
     _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
     tear(promoted)
-    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(before, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(before, 1)
 
 
 def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
     *_, earlier = attempt(tmp_path, 1, 0, 1)
     [promoted] = attempt(tmp_path, 2, 2)
     tear(promoted)
-    assert find_resumption(tmp_path, promoted, 2, READER, attempt=3) == Resumption(earlier, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(earlier, 1)
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
-    assert find_resumption(tmp_path, promoted, 3, READER, attempt=4) == Resumption(newer, 4)
+    assert find_checkpoint(tmp_path, promoted, 3, attempt=4) == Checkpoint(newer, 4)
 
 
 def test_the_attempt_before_is_gone_on_from_though_it_could_store_nothing(tmp_path: Path) -> None:
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
-    assert find_resumption(tmp_path, None, -1, READER, attempt=3) == Resumption(newest, 1)
+    assert find_checkpoint(tmp_path, None, -1, attempt=3) == Checkpoint(newest, 1)
 
 
 def test_without_any_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert find_resumption(tmp_path, None, 1, READER, attempt=3) == Resumption(None, -1)
-    assert find_resumption(tmp_path / "no folder", None, 1, READER, attempt=3) == Resumption(None, -1)
+    assert find_checkpoint(tmp_path, None, 1, attempt=3) == Checkpoint(None, -1)
+    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3) == Checkpoint(None, -1)
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
@@ -81,6 +79,6 @@ def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
 
 
-@pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
-def test_the_name_tells_the_epoch(name: str, epoch: int) -> None:
-    assert epoch_of(Path(name)) == epoch
+def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path: Path) -> None:
+    *_, newest = attempt(tmp_path, 1, 0, 1, 2)
+    assert checkpoint_values(newest) == {epoch: value_at(PARAMS, epoch) for epoch in range(3)}

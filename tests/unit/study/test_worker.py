@@ -25,8 +25,8 @@ from csi_job.errors import (
 )
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES
-from csi_job.study.studies import enqueue_trial
-from csi_job.study.trial_run import Ending, RunningTrial
+from csi_job.study.studies import enqueue_trial, study_counts
+from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from tests.support.studies import Reader, define, objective, work_on, write_checkpoint
 
@@ -41,8 +41,9 @@ def seize(storage: StudyStorage) -> None:
 
 def test_a_worker_runs_the_study_to_its_total(study: optuna.Study, tmp_path: Path) -> None:
     summary = work_on(study, tmp_path)
-    assert summary.num_told == summary.num_finished == summary.target == 5
-    assert summary.num_running_elsewhere == 0
+    assert summary.outcomes.total() == summary.num_finished == 5
+    counts = study_counts(study)
+    assert (counts.num_finished, counts.target, counts.num_running) == (5, 5, 0)
     Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
     first = study.trials[0]
     assert first.params == {"x": 0.5, "kind": "plain"}
@@ -54,7 +55,7 @@ def test_a_full_study_is_left_alone(study: optuna.Study, tmp_path: Path, caplog:
     caplog.set_level("INFO")
     work_on(study, tmp_path)
     summary = work_on(study, tmp_path)
-    assert summary.num_told == 0
+    assert not summary.outcomes
     assert "study toy has all its 5 trials" in caplog.text
 
 
@@ -77,7 +78,7 @@ def test_an_infeasible_trial_counts_and_teaches_the_sampler(study: optuna.Study,
         return objective(running)
 
     summary = work_on(study, tmp_path, infeasible)
-    assert summary.endings[Ending.INFEASIBLE] == 2
+    assert summary.outcomes["infeasible"] == 2
     assert summary.num_finished == 5
     trial = study.trials[1]
     assert (trial.state, trial.value) == (TrialState.PRUNED, None)
@@ -96,7 +97,7 @@ def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.S
         return objective(running)
 
     summary = work_on(study, tmp_path, failing)
-    assert (summary.endings[Ending.FAILED], summary.num_finished, len(study.trials)) == (2, 5, 7)
+    assert (summary.outcomes["failed"], summary.num_finished, len(study.trials)) == (2, 5, 7)
     reasons = [trial.user_attrs["reason"] for trial in study.trials[1:3]]
     assert "cannot load … now" in reasons[0]
     assert "KeyError" in reasons[1]
@@ -155,7 +156,7 @@ def test_a_worker_whose_lease_was_taken_writes_nothing_and_goes_on(
 
     storage.set_study_user_attr(study._study_id, "target", 2)
     summary = work_on(study, tmp_path, robbed, timeout_s=3)
-    assert summary.endings[Ending.LEFT] == 1
+    assert summary.outcomes == {"complete": 1}
     assert study.trials[0].state is TrialState.RUNNING
     assert study.trials[0].intermediate_values == {0: 0.1}
     assert study.trials[1].state is TrialState.COMPLETE
@@ -249,14 +250,18 @@ def test_a_training_that_stalls_ends_the_worker(storage: StudyStorage, tmp_path:
     assert study.trials[0].state is TrialState.RUNNING
 
 
-def test_after_the_timeout_no_trial_is_started(study: optuna.Study, tmp_path: Path) -> None:
+def test_after_the_timeout_no_trial_is_started(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
     def slow(running: Running) -> list[float]:
         time.sleep(0.3)
         return objective(running)
 
     summary = work_on(study, tmp_path, slow, timeout_s=0.2)
-    assert summary.timed_out
-    assert summary.num_told == 1
+    assert summary.outcomes.total() == 1
+    assert "time limit of 0 s reached" in caplog.text
 
 
 def test_plots_that_fail_do_not_end_the_search(
@@ -265,7 +270,7 @@ def test_plots_that_fail_do_not_end_the_search(
     def broken(_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    summary = work_on(study, tmp_path, options=WorkerOptions(on_told=broken, own_process=False))
+    summary = work_on(study, tmp_path, options=WorkerOptions(on_trial_finished=broken, own_process=False))
     assert summary.num_finished == 5
     assert "No space left" in caplog.text
 

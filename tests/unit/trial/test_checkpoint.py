@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError
-from csi_job.trial.checkpoint import MARK, load_checkpoint, save_checkpoint, valid_checkpoints
+from csi_job.trial.checkpoint import MARK, epoch_of, load_checkpoint, save_checkpoint, valid_checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
 
@@ -134,3 +134,8 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointWriteError, match="could not be written"):
         save_checkpoint(tmp_path / "file", 1, STATE)
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
+def test_the_name_gives_the_epoch(name: str, epoch: int) -> None:
+    assert epoch_of(Path(name)) == epoch
