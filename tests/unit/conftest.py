@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import optuna
 import pytest
 
-from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage
-from tests.support.studies import define
+if TYPE_CHECKING:
+    import optuna
+
+    from csi_job.storage.storage import StudyStorage
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[StudyStorage]:
+    import optuna  # here, since most tests need none of this and it takes seconds
+
+    from csi_job.storage.settings import StorageSettings
+    from csi_job.storage.storage import open_storage
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = open_storage(StorageSettings(lease_s=5), tmp_path, create=True)
     yield opened
@@ -23,4 +29,6 @@ def storage(tmp_path: Path) -> Iterator[StudyStorage]:
 
 @pytest.fixture
 def study(storage: StudyStorage) -> optuna.Study:
+    from tests.support.studies import define
+
     return define(storage)
