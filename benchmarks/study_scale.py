@@ -40,7 +40,7 @@ from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.support.postgres import Server, embedded_server
-from tests.support.studies import FORKS
+from tests.support.processes import FORKS
 
 NUM_EPOCHS = 2
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -39,7 +39,8 @@ from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from tests.support.postgres import Server, embedded_server
-from tests.support.studies import FORKS, counted
+from tests.support.processes import FORKS
+from tests.support.studies import counted
 
 NUM_PARAMS, NUM_EPOCHS, NUM_ATTRIBUTES = 8, 20, 5
 PHASES = ("ask", "report", "prune", "tell")
