@@ -33,7 +33,7 @@ demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo
 	@echo "Your own data: $(BIN)/csi-job hyperopt --labels TABLE.csv --images FOLDER --work RESULTS --n-trials 50"
 
 test: $(READY) ## Pass the tests
-	@$(BIN)/pytest --ignore=tests/e2e
+	@$(BIN)/pytest --ignore=tests/e2e -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder --durations 10
 
 faults: $(READY) ## Kill, cut, crash and stop at full size; FAULTS_ARGS=--help tells of sizes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.harness $(FAULTS_ARGS)

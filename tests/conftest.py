@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
 
@@ -18,6 +15,21 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's shell reaches a test."""
     for name in [name for name in os.environ if name.startswith(("CSI_JOB_", "WANDB_"))]:
         monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file in one process, which shares its fixtures, and all faults in one; start with the slow rooms."""
+    root = Path(__file__).parent
+    slow = {"faults": 0, "integration": 1}
+
+    def room(item: pytest.Item) -> str:
+        return item.path.relative_to(root).parts[0]
+
+    for item in items:
+        group = "faults" if room(item) == "faults" else str(item.path)
+        if room(item) != "e2e":
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: slow.get(room(item), 2))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The six lung zones, their scores, and the Congestion Score Index (CSI) made of them.
 
-Source: T. Kobayashi et al., the radiographic Congestion Score Index for acute heart failure.
+Source: M. Kobayashi et al., PLoS Medicine 17(11): e1003419, 2020; the limits of the risk classes are those of the
+CSI-Predictor project.
 """
 
 from __future__ import annotations
