@@ -26,6 +26,7 @@ from csi_job.tracking.settings import TrackingSettings
 from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace
+from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,6 +61,11 @@ class Settings(Section):
     """How metrics and their confidence intervals are computed."""
     final_model: FinalModelSettings = FinalModelSettings()
     """How the best trial is confirmed and the final model trained."""
+
+    @property
+    def folder(self) -> WorkFolder:
+        """The paths of all files under `work`."""
+        return WorkFolder(self.work)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from csi_job.evaluation.predictions_file import PredictionFormat, write_predicti
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import read_whole_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
-from csi_job.final_model.train import BASELINE_NAME, MODEL_NAME, FinalModel, run_final_training
+from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.logs import get_logger, progress
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page.page import write_report
@@ -35,6 +35,7 @@ from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
+from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     import optuna
 
 logger = get_logger(__name__)
-HYPEROPT_FOLDER = Path("models", "hyperopt")
 
 
 def optimize_hyperparameters(
@@ -101,14 +101,14 @@ def existing_cache(settings: Settings, key: str = "") -> Path:
         ConfigurationError: there is none, or several fit and none is named.
 
     """
-    named = settings.work / "cache" / key
+    named = settings.folder.cache(key)
     if key and settings.radiographs.labels is None and named.is_dir():
         return named
     folder = find_cache(settings.radiographs, settings.cache, settings.work)
     if folder is None:
         raise ConfigurationError(
             "there is no cache for these settings",
-            got=str(settings.work / "cache"),
+            got=str(settings.folder.caches),
             hint="build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)",
         )
     return folder
@@ -220,16 +220,11 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_
             track_study(study, wandb)
 
 
-def best_params_file(study: optuna.Study, work: Path) -> Path:
-    """Return where `write_everything` puts the study's best parameters."""
-    return work / HYPEROPT_FOLDER / f"{study.study_name}_best_params.json"
-
-
 def write_everything(study: optuna.Study, work: Path) -> list[Path]:
     """Write best parameters, plots and report under `models/hyperopt/`; return the files."""
-    folder = work / HYPEROPT_FOLDER
-    best = write_best_params(study, folder)
-    return [*([best] if best else []), *write_plots(study, folder), write_report(study, work)]
+    folder = WorkFolder(work)
+    best = write_best_params(study, folder.best_params(study.study_name))
+    return [*([best] if best else []), *write_plots(study, folder.hyperopt), write_report(study, work)]
 
 
 def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
@@ -291,7 +286,7 @@ def run_evaluate(
 
 def stored_baseline(settings: Settings) -> Path | None:
     """Return the baseline model that `train-optimized` left, if it did."""
-    path = settings.work / "models" / BASELINE_NAME
+    path = settings.folder.baseline_model
     return path if path.is_file() else None
 
 
@@ -316,7 +311,7 @@ def run_predict(
 
 
 def _model_file(settings: Settings, path: Path | None) -> Path:
-    model = path or settings.work / "models" / MODEL_NAME
+    model = path or settings.folder.optimized_model
     if not model.is_file():
         hint = "name one with --model-path, or make one: csi-job train-optimized"
         raise ModelFileError("there is no such model file", got=str(model), hint=hint)

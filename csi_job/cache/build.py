@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from csi_job.cache.decode_pool import decode_images, num_cores
-from csi_job.cache.key import IDENTITY_KEY_FILE, Source, only_cache, read_source, remember_request, remembered_key
+from csi_job.cache.key import Source, only_cache, read_source, remember_request, remembered_key
 from csi_job.cache.manifest import (
     MANIFEST,
     SPLIT_TABLE,
@@ -24,7 +24,7 @@ from csi_job.cache.manifest import (
     split_table_text,
     verify_cache,
 )
-from csi_job.cache.problems import PROBLEMS_FILE, problems_listed, write_problems
+from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.settings import CacheSettings
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem
@@ -34,10 +34,10 @@ from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
+from csi_job.work_folder import WorkFolder
 
 __all__ = ["build_cache", "find_cache", "verify_cache"]
 
-CACHE_FOLDER = "cache"
 _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that nobody went on with for so long is removed
 _NUM_ROWS_NAMED = 10
 
@@ -63,10 +63,10 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
         ConfigurationError: the table or the folder of images is not set.
 
     """
-    root = work / CACHE_FOLDER
-    with problems_listed(work, root / IDENTITY_KEY_FILE):
+    root = WorkFolder(work).caches
+    with problems_listed(work):
         root.mkdir(parents=True, exist_ok=True)
-        source = read_source(radiographs, cache, root)
+        source = read_source(radiographs, cache, work)
         folder = root / source.key
         if not folder.exists():
             waiting = f"another process is building cache {source.key}; waiting for it"
@@ -88,15 +88,15 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
         ConfigurationError: half of the data is named, or none and several caches fit.
 
     """
-    root = work / CACHE_FOLDER
+    root = WorkFolder(work).caches
     if not root.is_dir():
         return None
     named = [path for path in (radiographs.labels, radiographs.images) if path is not None]
     if not named:
         return only_cache(root, radiographs, cache)
     if len(named) == 1 or any(path.exists() for path in named):
-        with problems_listed(work, root / IDENTITY_KEY_FILE):
-            key: str | None = read_source(radiographs, cache, root).key
+        with problems_listed(work):
+            key: str | None = read_source(radiographs, cache, work).key
     else:
         key = remembered_key(root, radiographs, cache)
     return root / key if key and (root / key).is_dir() else None
@@ -104,7 +104,7 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:
     """Decode into a folder of another name, and rename it when all is on the disk."""
-    root = work / CACHE_FOLDER
+    root = WorkFolder(work).caches
     partial, marks = root / f".{source.key}.partial", root / f".{source.key}.marks"
     _remove_abandoned(root)
     split_N = split_patients(source.table, radiographs.split)
@@ -193,7 +193,7 @@ def _remove_abandoned(root: Path) -> None:
 def _tell_corrupt(work: Path, corrupt: dict[int, Problem]) -> None:
     """List the images left out, or remove the list of an earlier build."""
     if not corrupt:
-        (work / PROBLEMS_FILE).unlink(missing_ok=True)
+        WorkFolder(work).problems.unlink(missing_ok=True)
         return
     path = write_problems(work, corrupt.values())
     rows = sorted(problem.row or 0 for problem in corrupt.values())

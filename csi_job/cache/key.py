@@ -21,6 +21,7 @@ from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.radiographs.read import READER_VERSION, find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
+from csi_job.work_folder import WorkFolder
 
 KEY_LENGTH = 16
 _UNREADABLE = "unreadable"
@@ -140,7 +141,6 @@ def _batches(places: Sequence[int]) -> Iterator[Sequence[int]]:
         yield places[start : start + _BATCH]
 
 
-IDENTITY_KEY_FILE = "identity.key"
 _DIGESTS_FILE = "digests.json"
 
 
@@ -174,13 +174,13 @@ class Source:
             raise DataError("images changed while the cache was built", problems=changed, hint="Run it again")
 
 
-def read_source(radiographs: RadiographsSettings, cache: CacheSettings, root: Path) -> Source:
+def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
     """Read the table, find the images, digest those that are new.
 
     Args:
         radiographs: where table and images are.
         cache: size and normalisation, which are part of the key.
-        root: the folder of all caches of a work folder.
+        work: the work folder; the folder of its caches exists.
 
     Raises:
         ConfigurationError: table or images are not set.
@@ -192,8 +192,9 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, root: Pa
         raise ConfigurationError(f"{missing} is not set", hint="Give --labels TABLE and --images FOLDER")
     table = _sorted_by_file(read_table(radiographs.labels, radiographs))
     paths = find_images(radiographs.images, table.file_ids, table.rows)
-    identity_key = load_key(root / IDENTITY_KEY_FILE)
-    digests = tuple(DigestIndex(root / _DIGESTS_FILE, identity_key).digest(paths))
+    folder = WorkFolder(work)
+    identity_key = load_key(folder.identity_key)
+    digests = tuple(DigestIndex(folder.caches / _DIGESTS_FILE, identity_key).digest(paths))
     return Source(table, paths, digests, cache_key(table, digests, radiographs, cache), identity_key)
 
 

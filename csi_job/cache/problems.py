@@ -12,8 +12,8 @@ from pathlib import Path
 from csi_job.errors import DataError, Problem
 from csi_job.files import write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
+from csi_job.work_folder import WorkFolder
 
-PROBLEMS_FILE = "problems.csv"
 _PRIVATE_MODE = 0o600  # the names may be identities
 
 
@@ -28,12 +28,13 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
     writer = csv.writer(text, delimiter=";", lineterminator="\n")
     writer.writerow(("row", "column", "FileID", "problem"))
     writer.writerows((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
-    write_atomic(work / PROBLEMS_FILE, text.getvalue(), mode=_PRIVATE_MODE)
-    return work / PROBLEMS_FILE
+    path = WorkFolder(work).problems
+    write_atomic(path, text.getvalue(), mode=_PRIVATE_MODE)
+    return path
 
 
 @contextmanager
-def problems_listed(work: Path, identity_key_file: Path) -> Iterator[None]:
+def problems_listed(work: Path) -> Iterator[None]:
     """List the problems of a data error before it goes on, and make one line of a failed write.
 
     Raises:
@@ -47,15 +48,15 @@ def problems_listed(work: Path, identity_key_file: Path) -> Iterator[None]:
         got = str(error.filename or work)
         raise DataError(what, got=got, hint="Free space, or choose another --work folder") from None
     except DataError as error:
-        raise _listed(error, work, identity_key_file) from None
+        raise _listed(error, work) from None
 
 
-def _listed(error: DataError, work: Path, identity_key_file: Path) -> DataError:
+def _listed(error: DataError, work: Path) -> DataError:
     if not error.problems:
         return error
     try:
         path = write_problems(work, error.problems)
-        key = load_key(identity_key_file)
+        key = load_key(WorkFolder(work).identity_key)
     except (OSError, DataError):  # the folder cannot be written: what is wrong with the data still counts
         return error
     problems = [

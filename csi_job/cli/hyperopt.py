@@ -37,14 +37,14 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     """
     from rich.console import Console
 
-    from csi_job.pipeline import best_params_file, run_hyperopt
+    from csi_job.pipeline import run_hyperopt
     from csi_job.study.status import study_status
     from csi_job.terminal.status import render_status
 
     given = "study.num_trials" in loaded.origins
     study = run_hyperopt(loaded.settings, num_trials_given=given, more_trials=more_trials)
     Console().print(render_status(study_status(study)))
-    best = best_params_file(study, loaded.settings.work)
+    best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
     if best.is_file():
         click.echo(f"next: csi-job train-optimized --hyperparams {shlex.quote(str(best))} (and the same --work)")

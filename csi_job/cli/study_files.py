@@ -41,7 +41,7 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
     from csi_job.transfer.export import export_files, write_export
 
     settings = loaded.settings
-    files = export_files(dest or settings.work / "models" / "hyperopt", name)
+    files = export_files(dest or settings.folder.hyperopt, name)
     check_free(*files, force=force)
     study = read_backup(open_storage(settings.storage, settings.work, create=False), name)
     write_export(study, files)

@@ -191,7 +191,7 @@ def check_shared(storage: StudyStorage, settings: Settings) -> None:
     except ConfigurationError:  # none yet
         return
     key = (study.user_attrs.get(FINGERPRINT) or {}).get("cache", "")
-    if key and not (settings.work / "cache" / key).is_dir():
+    if key and not settings.folder.cache(key).is_dir():
         message = f"the work folder {settings.work} is not shared: the cache {key} of the study is not on it"
         raise ConfigurationError(message, hint="let all pods mount the same claim, ReadWriteMany on several nodes")
 

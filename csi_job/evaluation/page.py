@@ -15,11 +15,6 @@ from csi_job.html.plot import Plot
 from csi_job.html.render import render
 
 
-def evaluation_folder(work: Path) -> Path:
-    """Return the folder of all evaluations."""
-    return work / "models" / "evaluation"
-
-
 def write_evaluation(evaluation: Evaluation, folder: Path, stem: str) -> tuple[Path, Path]:
     """Write `<stem>.json` and `<stem>_plots.html`, each atomically; return both.
 

@@ -13,8 +13,9 @@ from csi_job.errors import ConfigurationError
 from csi_job.evaluation.compare import Comparison, compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel, load_model
-from csi_job.evaluation.page import evaluation_folder, write_comparison, write_evaluation
+from csi_job.evaluation.page import write_comparison, write_evaluation
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.work_folder import WorkFolder
 
 Split = Literal["train", "validation", "test"]
 OTHER_CACHE = (
@@ -60,7 +61,7 @@ def run_evaluation(
         CsiJobError: the results cannot be written.
 
     """
-    info, data, folder = load_info(cache_folder), load_split(cache_folder, split), evaluation_folder(work)
+    info, data, folder = load_info(cache_folder), load_split(cache_folder, split), WorkFolder(work).evaluations
     evaluation = _evaluate(model_path, info, data, settings, device, split)
     files: tuple[Path, ...] = write_evaluation(evaluation, folder, model_path.stem)
     if baseline_path is None:

@@ -148,7 +148,7 @@ def confirm_candidates(
     return Winner(_cheapest(trained) if prefer_cheap else _highest(trained), results, rule)
 
 
-def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path) -> Path:
+def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -> Path:
     """Write `<study>_optimized_params.json`, whole or not at all; it is a file of hyperparameters too.
 
     Raises:
@@ -171,17 +171,11 @@ def write_optimized_params(winner: Winner, study: str, cache: str, folder: Path)
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
     }
-    path = optimized_params_file(folder, study)
     hint = "free space and run the same command again"
     with explain_os_errors("the optimized parameters cannot be written", path, hint=hint):
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json_text(content))
     return path
-
-
-def optimized_params_file(folder: Path, study: str) -> Path:
-    """Return where the winner's parameters are kept."""
-    return folder / f"{study}_optimized_params.json"
 
 
 def _best_trials(study: optuna.Study) -> list[FrozenTrial]:

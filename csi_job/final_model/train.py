@@ -26,7 +26,6 @@ from csi_job.final_model.candidates import (
     Winner,
     confirm_candidates,
     find_candidates,
-    optimized_params_file,
     write_optimized_params,
 )
 from csi_job.final_model.card import FORMAT, CardContext, build_card
@@ -42,8 +41,8 @@ from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import check_pretrained
 from csi_job.trial.settings import TrialSettings
+from csi_job.work_folder import WorkFolder
 
-MODEL_NAME, BASELINE_NAME = "optimized_model.safetensors", "baseline_model.safetensors"
 BUSY = "another process trains the final model of this study in this work folder; waiting for it"
 OTHER_DATA = "the hyperparameters were searched on another cache than the one trained on"
 
@@ -97,15 +96,15 @@ def run_final_training(
         StopRequestedError: a signal came; the same call goes on later.
 
     """
-    models = work / "models"
-    folder = models / "candidates" / file.study
+    paths = WorkFolder(work)
+    folder = paths.candidates(file.study)
     with _alone(folder), listening() as stop:
         info = load_info(cache_folder)
         trainer = SeedTrainer(
             folder, load_split(cache_folder, "train"), load_split(cache_folder, "validation"), info, trial, stop.check
         )
         job = _Job(
-            models=models,
+            paths=paths,
             file=file,
             candidates=tuple(find_candidates(file, study, settings.num_candidates, settings.max_epochs)),
             seeds=tuple(range(settings.seed, settings.seed + settings.num_seeds)),
@@ -122,7 +121,7 @@ def run_final_training(
 class _Job:
     """One final training, from candidates to files."""
 
-    models: Path
+    paths: WorkFolder
     file: HyperparamsFile
     candidates: tuple[Candidate, ...]
     seeds: tuple[int, ...]
@@ -148,8 +147,8 @@ class _Job:
 
     def finished(self) -> FinalModel | None:
         """Return the models if this very request was fulfilled and its files are whole."""
-        card = read_whole_card(self.models / MODEL_NAME)
-        baseline_card = read_whole_card(self.models / BASELINE_NAME)
+        card = read_whole_card(self.paths.optimized_model)
+        baseline_card = read_whole_card(self.paths.baseline_model)
         params = self._params_file
         if card is None or baseline_card is None or not params.is_file():
             return None
@@ -167,14 +166,14 @@ class _Job:
         baseline = self._baseline(Candidate(recipe))
         params = self._params_file
         if not (self.file.is_confirmed and params.is_file()):  # that one has the candidates it was chosen from
-            write_optimized_params(winner, self.file.study, self.trainer.info.key, params.parent)
-        baseline_card = None if baseline is None else self._keep(BASELINE_NAME, baseline, with_pth=False)
-        card = self._keep(MODEL_NAME, winner.result, with_pth=True)
+            write_optimized_params(winner, self.file.study, self.trainer.info.key, params)
+        baseline_card = None if baseline is None else self._keep(self.paths.baseline_model, baseline, with_pth=False)
+        card = self._keep(self.paths.optimized_model, winner.result, with_pth=True)
         return self._final(card, baseline_card, params, is_new=True)
 
     @property
     def _params_file(self) -> Path:
-        return optimized_params_file(self.models / "hyperopt", self.file.study)
+        return self.paths.optimized_params(self.file.study)
 
     def _confirm(self, candidates: Sequence[Candidate], description: str) -> Winner:
         num_epochs = len(self.seeds) * sum(candidate.recipe.max_epochs for candidate in candidates)
@@ -189,23 +188,23 @@ class _Job:
             return self._confirm((candidate,), "training the baseline").result
         except InfeasibleTrialError as error:
             logger.warning("There is no baseline to compare with: %s", error)
-            remove_model(self.models / BASELINE_NAME)
+            remove_model(self.paths.baseline_model)
             return None
 
-    def _keep(self, name: str, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
+    def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
         """Write the best seed's weights with their card."""
         state = self.trainer.weights(result.candidate.recipe, result.best)
         warnings = (OTHER_DATA,) if self.file.cache not in ("", self.trainer.info.key) else ()
         context = CardContext(
-            name=Path(name).stem,
+            name=path.stem,
             study=self.file.study,
             trainer=self.trainer,
             num_patients=self.num_patients,
             warnings=warnings,
             request=self.request,
         )
-        card = build_card(context, result, self._validate(name, state, result))
-        return write_model(self.models / name, state, card, with_pth=with_pth)
+        card = build_card(context, result, self._validate(path.name, state, result))
+        return write_model(path, state, card, with_pth=with_pth)
 
     def _validate(self, name: str, state: dict[str, Any], result: CandidateResult) -> Evaluation:
         """Measure the kept weights on the validation split."""
@@ -229,9 +228,9 @@ class _Job:
         self, card: dict[str, Any], baseline_card: dict[str, Any] | None, params: Path, *, is_new: bool
     ) -> FinalModel:
         return FinalModel(
-            path=self.models / MODEL_NAME,
+            path=self.paths.optimized_model,
             card=card,
-            baseline=None if baseline_card is None else self.models / BASELINE_NAME,
+            baseline=None if baseline_card is None else self.paths.baseline_model,
             baseline_card=baseline_card,
             optimized_params=params,
             is_new=is_new,

@@ -14,6 +14,7 @@ from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.report import format as words
 from csi_job.storage.attributes import FINGERPRINT
+from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 FORMAT = 1  # of the files that other stages write; another is left out
 MIN_PATIENTS = 20  # below, bootstrap intervals are known to be too narrow
-MODEL_STEM, BASELINE_STEM = "optimized_model", "baseline_model"
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ def load_results(view: StudyView, work: Path) -> Results:
     """
     fingerprint = view.attributes.get(FINGERPRINT)
     key = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
-    models = work / "models"
-    confirmed = _of_cache(models / "hyperopt" / f"{view.name}_optimized_params.json", key)
-    cache = _cache(work, key)
-    card = _of_format(models / f"{MODEL_STEM}.json")
+    folder = WorkFolder(work)
+    confirmed = _of_cache(folder.optimized_params(view.name), key)
+    cache = _cache(folder, key)
+    card = _of_format(folder.optimized_model.with_suffix(".json"))
     if card is not None and card["study"] != view.name:
         note = f"The final model in this folder belongs to another study ({card['study']}) and is not shown."
         return Results(cache=cache, confirmed=confirmed, notes=(note,))
     if card is None:
         return Results(cache=cache, confirmed=confirmed)
-    evaluation, baseline, comparison, notes = _on_test_set(models / "evaluation", card, key)
+    evaluation, baseline, comparison, notes = _on_test_set(folder, card, key)
     return Results(
         cache=cache,
         confirmed=confirmed,
         model_card=card,
-        baseline_card=_of_format(models / f"{BASELINE_STEM}.json"),
+        baseline_card=_of_format(folder.baseline_model.with_suffix(".json")),
         evaluation=evaluation,
         baseline_evaluation=baseline,
         comparison=comparison,
@@ -109,10 +109,12 @@ def measured(content: Json | None, name: str, zone: str = "") -> Measured:
     return Measured(entry.get("value", entry.get("difference")), low, high)
 
 
-def _on_test_set(folder: Path, card: Json, key: Any) -> tuple[Json | None, Json | None, Json | None, tuple[str, ...]]:
+def _on_test_set(
+    folder: WorkFolder, card: Json, key: Any
+) -> tuple[Json | None, Json | None, Json | None, tuple[str, ...]]:
     """Return the evaluations of model and baseline and their comparison, as far as they are of this very model."""
-    stems = (MODEL_STEM, BASELINE_STEM, "comparison")
-    evaluation, baseline, comparison = (_of_cache(folder / f"{stem}.json", key) for stem in stems)
+    stems = (folder.optimized_model.stem, folder.baseline_model.stem, "comparison")
+    evaluation, baseline, comparison = (_of_cache(folder.evaluations / f"{stem}.json", key) for stem in stems)
     if evaluation is None:
         return None, None, None, ()
     if evaluation["split"] != "test" or (card.get("test") or {}).get("metrics") != evaluation["metrics"]:
@@ -150,10 +152,10 @@ def _of_cache(path: Path, key: Any) -> Json | None:
     return content if content is not None and content["cache"] == key else None
 
 
-def _cache(work: Path, key: Any) -> CacheInfo | None:
+def _cache(folder: WorkFolder, key: Any) -> CacheInfo | None:
     if not isinstance(key, str) or not key.isalnum():
         return None
     try:
-        return load_info(work / "cache" / key)
+        return load_info(folder.cache(key))
     except DataError:
         return None

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
+from csi_job.work_folder import WorkFolder
 
 POSTGRES_SCHEMES: Final = ("postgres", "postgresql", "postgresql+psycopg2")
 SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
@@ -68,7 +69,7 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
 
     """
     if settings.url is None:
-        return Address(URL.create("sqlite", database=str(work / "studies.db")))
+        return Address(URL.create("sqlite", database=str(WorkFolder(work).database)))
     url = _parsed(settings.url.get_secret_value().strip())
     if url.drivername in SQLITE_SCHEMES:
         return _sqlite_address(url)

@@ -11,6 +11,7 @@ from optuna import Study
 from csi_job.errors import CheckpointError
 from csi_job.logs import get_logger
 from csi_job.trial.checkpoint import epoch_of, load_checkpoint, valid_checkpoints
+from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
 
@@ -59,25 +60,20 @@ def _intact_checkpoints(folder: Path) -> list[Path]:
         return []
 
 
-def trial_folder(work: Path, study_name: str, number: int) -> Path:
-    """Return the folder of all attempts of a trial."""
-    return work / "checkpoints" / study_name / f"trial-{number}"
-
-
 def fresh_attempt_folder(work: Path, study_name: str, number: int, attempt: int) -> Path:
     """Return the folder of an attempt, cleared of what a deleted study of the same name may have left there."""
-    folder = trial_folder(work, study_name, number) / f"attempt-{attempt}"
+    folder = WorkFolder(work).trial_checkpoints(study_name, number) / f"attempt-{attempt}"
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def remove_checkpoints(work: Path, study_name: str, number: int) -> None:
     """Remove the checkpoints of a finished trial."""
-    shutil.rmtree(trial_folder(work, study_name, number), ignore_errors=True)
+    shutil.rmtree(WorkFolder(work).trial_checkpoints(study_name, number), ignore_errors=True)
 
 
 def remove_leftover_checkpoints(work: Path, study: Study) -> None:
     """Remove the checkpoints of trials whose worker was killed between finishing them and removing these."""
     for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished() and trial_folder(work, study.study_name, trial.number).exists():
+        if trial.state.is_finished() and WorkFolder(work).trial_checkpoints(study.study_name, trial.number).exists():
             remove_checkpoints(work, study.study_name, trial.number)

@@ -37,6 +37,7 @@ from csi_job.storage.tables import (
 )
 from csi_job.study.definition import SearchedSpace, check_same, load_study
 from csi_job.study.settings import can_be_ours
+from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
 _OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, HEARTBEATS, LEASES)
@@ -101,7 +102,7 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
 
     storage.write(transaction)
     if can_be_ours(name):  # a name such as `..`, of another program's study, would lead to other folders
-        shutil.rmtree(work / "checkpoints" / name, ignore_errors=True)
+        shutil.rmtree(WorkFolder(work).checkpoints(name), ignore_errors=True)
 
 
 def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str, Any]) -> int:

@@ -37,10 +37,11 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import median_question, should_prune, should_prune_at_cost
-from csi_job.study.resume import Checkpoint, checkpoint_values, find_checkpoint, fresh_attempt_folder, trial_folder
+from csi_job.study.resume import Checkpoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
 from csi_job.study.sampling import derived_seed
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
+from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from csi_job.trial.schedule import EpochResult
@@ -146,7 +147,7 @@ class RunningTrial(Generic[Params]):
 
     def _resume(self) -> None:
         last = max(self.curve, default=-1)
-        folder = trial_folder(self.work, self.study.study_name, self.number)
+        folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
         found = find_checkpoint(folder, promoted, last, attempt=self.attempt)
         if found.epoch != last:

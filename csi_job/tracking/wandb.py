@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import UID, TrialOutcome
 from csi_job.tracking.settings import TrackingSettings
+from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
 CLOSE_S: Final = 5.0  # the end of a search waits so long for the last uploads, which go on behind it
@@ -57,7 +58,7 @@ class WandbTracker:
         self._settings = settings
         self._group = study.study_name
         self._uid = str(study.user_attrs.get(UID, study.study_name))
-        self._folder = work.absolute()
+        self._folder = WorkFolder(work.absolute())
         self._is_offline = settings.wandb_mode == "offline"
         self._run: subprocess.Popen[bytes] | None = None
         self._ending: list[subprocess.Popen[bytes]] = []
@@ -89,7 +90,7 @@ class WandbTracker:
 
         """
         self._start(f"{self._uid}-summary", f"{self._group} summary", {"study": self._group}, job_type="summary")
-        content = self._folder / "wandb" / f"{self._uid}-summary.json"
+        content = self._folder.wandb / f"{self._uid}-summary.json"
         try:
             text = json.dumps({"importances": importances, "trials": trials, "parallel": parallel})
             content.write_text(text, encoding="utf-8")
@@ -124,11 +125,11 @@ class WandbTracker:
         }
         hidden = tuple(name for name in os.environ if name.startswith(HIDDEN_VARIABLES))
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        environment["WANDB_DIR"] = str(self._folder)
+        environment["WANDB_DIR"] = str(self._folder.root)
         try:
             if self._settings.wandb_api_key_file is not None and not self._is_offline:
                 environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
-            (self._folder / "wandb").mkdir(parents=True, exist_ok=True)
+            (self._folder.wandb).mkdir(parents=True, exist_ok=True)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.tracking.wandb_process"],
                 stdin=subprocess.PIPE,
@@ -178,7 +179,7 @@ class WandbTracker:
 
     def _tell(self, words: str) -> None:
         if not self._was_told:
-            logger.warning("Weights & Biases: %s %s", words, self._folder / "wandb")
+            logger.warning("Weights & Biases: %s %s", words, self._folder.wandb)
             self._was_told = True
 
 

@@ -46,7 +46,7 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
     return [write_file(folder / f"{view.name}_{plot.key}.html", _page(plot, view.name)) for plot in plots]
 
 
-def write_best_params(study: Study, folder: Path) -> Path | None:
+def write_best_params(study: Study, path: Path) -> Path | None:
     """Write the parameters of the best trial to `<study>_best_params.json`.
 
     With two objectives it is the trial that `study.choose` chooses.
@@ -71,7 +71,7 @@ def write_best_params(study: Study, folder: Path) -> Path | None:
         "fingerprint": view.attributes.get(FINGERPRINT),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return write_file(folder / f"{view.name}_best_params.json", json_text(content, indent=2))
+    return write_file(path, json_text(content, indent=2))
 
 
 def _page(plot: Plot, study_name: str) -> str:

@@ -13,8 +13,9 @@ from csi_job.errors import DataError, Problem
 
 
 def test_problems_are_listed_and_go_on_with_pseudonyms(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
     problems = [Problem('torn; "half"', row=3, file_id="Jane Doe"), Problem("score 9", row=4, column="left_mid")]
-    with pytest.raises(DataError) as caught, problems_listed(tmp_path, tmp_path / "key"):
+    with pytest.raises(DataError) as caught, problems_listed(tmp_path):
         raise DataError("2 images are wrong", problems=problems)
     rows = list(csv.reader((tmp_path / "problems.csv").open(), delimiter=";"))
     assert rows[1:] == [["3", "", "Jane Doe", 'torn; "half"'], ["4", "left_mid", "", "score 9"]]
@@ -27,21 +28,18 @@ def test_problems_are_listed_and_go_on_with_pseudonyms(tmp_path: Path) -> None:
 
 def test_an_error_without_problems_is_left_as_it_is(tmp_path: Path) -> None:
     error = DataError("nothing listed")
-    with pytest.raises(DataError) as caught, problems_listed(tmp_path, tmp_path / "key"):
+    with pytest.raises(DataError) as caught, problems_listed(tmp_path):
         raise error
     assert caught.value is error
     assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_written_the_error_still_comes(tmp_path: Path) -> None:
-    with (
-        pytest.raises(DataError, match="1 image is wrong"),
-        problems_listed(tmp_path / "none", tmp_path / "none" / "key"),
-    ):
+    with pytest.raises(DataError, match="1 image is wrong"), problems_listed(tmp_path / "none"):
         raise DataError("1 image is wrong", problems=[Problem("torn", row=3, file_id="Jane Doe")])
 
 
 def test_a_failed_write_becomes_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the cache cannot be written") as caught, problems_listed(tmp_path, tmp_path):
+    with pytest.raises(DataError, match="the cache cannot be written") as caught, problems_listed(tmp_path):
         (tmp_path / "missing" / "file").write_text("")
     assert "\n" not in str(caught.value)

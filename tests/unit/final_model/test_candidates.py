@@ -21,6 +21,7 @@ from csi_job.final_model.candidates import (
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedResult, SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.work_folder import WorkFolder
 from tests.unit.final_model.conftest import SMALL, diverging, recipe, study_of, write_hyperparams
 
 LOW, HIGH = {"learning_rate": 1e-3}, {"learning_rate": 3e-3}
@@ -148,7 +149,7 @@ def test_optimized_params_tell_all_candidates_and_are_read_as_confirmed(trainer,
     results = {1e-3: ([0.5, 0.6], 1.0), 3e-3: ([0.7, 0.9], 2.0)}
     candidates = [Candidate(recipe(), 4, 0.55), Candidate(recipe(learning_rate=3e-3), 7, 0.5)]
     winner = confirm_candidates(candidates, (1, 2), shelf(trainer, results))
-    path = write_optimized_params(winner, "s", "abc", tmp_path / "hyperopt")
+    path = write_optimized_params(winner, "s", "abc", WorkFolder(tmp_path).optimized_params("s"))
     content = json.loads(path.read_text())
     assert path.name == "s_optimized_params.json"
     assert (content["trial"], content["value"], content["seeds"]) == (7, pytest.approx(0.8), [1, 2])
@@ -168,6 +169,6 @@ def test_a_candidate_without_results_is_written_as_null():
 
 def test_parameters_that_cannot_be_written_are_one_line(trainer, tmp_path):
     winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
-    (tmp_path / "hyperopt").touch()
+    (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):
-        write_optimized_params(winner, "s", "", tmp_path / "hyperopt")
+        write_optimized_params(winner, "s", "", WorkFolder(tmp_path).optimized_params("s"))

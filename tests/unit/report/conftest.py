@@ -21,6 +21,7 @@ from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
+from csi_job.work_folder import WorkFolder
 
 CACHE_KEY = "0123456789abcdef"
 CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
@@ -199,7 +200,8 @@ def write_results(work, study):
     info = CacheInfo(CACHE_KEY, 224, "medical", 42, (0.7, 0.15, 0.15), CLASS_COUNTS, 97, 1, counts, warnings, {})
     (folder / "manifest.json").write_text(manifest_text(info))
     best = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.values[0])[:3]
-    write_optimized_params(confirmed(best), study.study_name, CACHE_KEY, work / "models" / "hyperopt")
+    path = WorkFolder(work).optimized_params(study.study_name)
+    write_optimized_params(confirmed(best), study.study_name, CACHE_KEY, path)
     first, second = (
         evaluation("optimized_model.safetensors", 3, skill=2.2),
         evaluation("baseline_model.safetensors", 4, skill=1.6),

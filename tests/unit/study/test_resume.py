@@ -10,8 +10,8 @@ from csi_job.study.resume import (
     find_checkpoint,
     fresh_attempt_folder,
     remove_checkpoints,
-    trial_folder,
 )
+from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
 
 PARAMS = {"x": 0.5}
@@ -64,7 +64,7 @@ def test_without_any_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) ->
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
-    folder = trial_folder(tmp_path, "toy", 3)
+    folder = WorkFolder(tmp_path).trial_checkpoints("toy", 3)
     attempt(folder, 1, 0)
     attempt(folder, 2, 1)
     assert fresh_attempt_folder(tmp_path, "toy", 3, 2) == folder / "attempt-2"
@@ -72,8 +72,8 @@ def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
-    attempt(trial_folder(tmp_path, "toy", 3), 1, 0)
-    attempt(trial_folder(tmp_path, "toy", 4), 1, 0)
+    attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0)
+    attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 4), 1, 0)
     remove_checkpoints(tmp_path, "toy", 3)
     remove_checkpoints(tmp_path, "toy", 99)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]

@@ -10,8 +10,8 @@ import pytest
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import StudyStorage
-from csi_job.study.resume import trial_folder
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies, study_counts
+from csi_job.work_folder import WorkFolder
 from tests.support.studies import SPACE, Reader, ToySpace, define, work_on, write_checkpoint
 
 
@@ -32,7 +32,7 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
     keep, gone = define(storage, name="keep"), define(storage, name="gone")
     for study in (keep, gone):
         work_on(study, tmp_path, name=study.study_name)
-        write_checkpoint(trial_folder(tmp_path, study.study_name, 0) / "attempt-1", 0, {"x": 0.5})
+        write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(study.study_name, 0) / "attempt-1", 0, {"x": 0.5})
     delete_study(storage, "gone", tmp_path)
     assert [listed.name for listed in list_studies(storage)] == ["keep"]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"keep"}
@@ -51,7 +51,7 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     name: str, storage: StudyStorage, tmp_path: Path
 ) -> None:
     data, work = tmp_path / "data", tmp_path / "work"
-    write_checkpoint(trial_folder(work, "keep", 0) / "attempt-1", 0, {"x": 0.5})
+    write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, {"x": 0.5})
     write_checkpoint(data, 0, {"x": 0.5})
     foreign = name.format(data=data)
     optuna.create_study(storage=storage, study_name=foreign)

@@ -6,6 +6,7 @@ import pytest
 from csi_job.errors import CsiJobError
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.work_folder import WorkFolder
 
 REFERENCE = ("optimization_history", "param_importances", "parallel_coordinate")
 
@@ -68,7 +69,7 @@ def test_degenerate_studies_write_pages_that_say_what_is_missing(degenerate_stud
 
 
 def test_best_params_are_a_whole_set_of_hyperparameters_with_their_origin(finished_study, tmp_path):
-    path = write_best_params(finished_study, tmp_path)
+    path = write_best_params(finished_study, WorkFolder(tmp_path).best_params(finished_study.study_name))
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "csi_optimization_best_params.json"
     assert content["trial"] == finished_study.best_trial.number
@@ -79,7 +80,7 @@ def test_best_params_are_a_whole_set_of_hyperparameters_with_their_origin(finish
 
 
 def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objectives, tmp_path):
-    content = json.loads(write_best_params(two_objectives, tmp_path).read_text(encoding="utf-8"))
+    content = json.loads(write_best_params(two_objectives, tmp_path / "best.json").read_text(encoding="utf-8"))
     leader = max(two_objectives.best_trials, key=lambda trial: trial.values[0])
     limit = leader.values[0] - leader.user_attrs["f1_std"]
     as_good = [t for t in two_objectives.trials if t.values and t.values[0] >= limit]
@@ -91,7 +92,7 @@ def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objecti
 def test_without_a_complete_trial_the_older_best_params_stay(degenerate_study, tmp_path):
     older = tmp_path / f"{degenerate_study.study_name}_best_params.json"
     older.write_text("older")
-    if write_best_params(degenerate_study, tmp_path) is None:
+    if write_best_params(degenerate_study, older) is None:
         assert older.read_text() == "older"
     else:
         assert json.loads(older.read_text())["value"] is not None
