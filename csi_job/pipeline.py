@@ -20,6 +20,7 @@ from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.logs import get_logger, progress
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page.page import write_report
+from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study, set_target
@@ -217,14 +218,15 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_
             ),
         )
         if wandb is not None and study_status(study).is_finished:
-            track_study(study, wandb)
+            track_study(study, wandb, view_study(study).importances)
 
 
 def write_everything(study: optuna.Study, work: Path) -> list[Path]:
     """Write best parameters, plots and report under `models/hyperopt/`; return the files."""
     folder = WorkFolder(work)
-    best = write_best_params(study, folder.best_params(study.study_name))
-    return [*([best] if best else []), *write_plots(study, folder.hyperopt), write_report(study, work)]
+    view = view_study(study)
+    best = write_best_params(view, folder.best_params(view.name))
+    return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, work)]
 
 
 def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
@@ -250,7 +252,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         settings.evaluation,
     )
     if study is not None:
-        write_report(study, settings.work)
+        write_report(view_study(study), settings.work)
     return final
 
 
@@ -280,7 +282,7 @@ def run_evaluate(
         record_test_metrics(baseline_path, run.comparison.baseline)
     study = _study_of(settings, str(card["study"])) if "study" in card else None
     if study is not None:
-        write_report(study, settings.work)
+        write_report(view_study(study), settings.work)
     return run
 
 

@@ -13,7 +13,6 @@ from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.report import format as words
-from csi_job.storage.attributes import FINGERPRINT
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def load_results(view: StudyView, work: Path) -> Results:
         work: the work folder.
 
     """
-    fingerprint = view.attributes.get(FINGERPRINT)
-    key = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
+    key = view.fingerprint.get("cache")
     folder = WorkFolder(work)
     confirmed = _of_cache(folder.optimized_params(view.name), key)
     cache = _cache(folder, key)

@@ -1,27 +1,24 @@
-"""The study as the report sees it: every trial once, told apart by outcome and phase."""
+"""The study as the report sees it, read once: every trial with its outcome and phase, and the chosen trial."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from csi_job.storage.attributes import (
-    ATTEMPT,
     BASELINE,
-    BEST_EPOCH,
-    CURVE,
     EPOCHS,
     F1_STD,
+    FINGERPRINT,
+    FINISHED,
     GFLOPS,
     IMAGES_PER_S,
     MAX_EPOCHS,
-    MICRO_BATCH,
     NUM_PARAMETERS,
     OUTCOMES,
     PRUNER,
@@ -29,13 +26,13 @@ from csi_job.storage.attributes import (
     SAMPLER,
     TARGET,
     TrialOutcome,
+    curve_of,
     outcome_of,
 )
+from csi_job.study.importances import param_importances
 from csi_job.study.status import choose_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """Trials made with one sampler, pruner and number of epochs; `number` counts phases from 1 as they appeared."""
+    """Trials run with one sampler, pruner and number of epochs; phases are numbered from 1 in order of appearance."""
 
     number: int
     sampler: str
@@ -59,49 +56,48 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrialView:
-    """One trial.
-
-    Args:
-        f1: the final validation F1, or the best so far.
-        f1_error: its standard error over patients.
-        curve: validation F1 by epoch, from epoch 0.
-        seconds: from start to end.
-
-    """
+    """One trial."""
 
     number: int
     outcome: TrialOutcome
     f1: float | None
+    """The final validation F1; of a trial that is not complete, the best so far."""
     f1_error: float | None
+    """Its standard error over patients."""
     params: dict[str, Any]
     phase: Phase | None
     curve: tuple[tuple[int, float], ...]
+    """Epochs, from 0, and their validation F1."""
     is_baseline: bool
     num_epochs: int
-    best_epoch: int | None
     seconds: float | None
+    """From start to end."""
     gflops: float | None
     images_per_s: float | None
     num_parameters: int | None
-    micro_batch: int | None
-    attempt: int
     reason: str
 
 
 @dataclass(frozen=True)
 class StudyView:
-    """What the report needs of a study, read once."""
+    """A study at one moment."""
 
     name: str
     trials: tuple[TrialView, ...]
     phases: tuple[Phase, ...]
     distributions: dict[str, BaseDistribution]
     has_cost: bool
+    """Whether the study has two objectives, F1 and cost."""
     target: int | None
     attributes: dict[str, Any]
+    best: TrialView | None
+    """The trial that `choose_trial` chooses; None while none is complete."""
+    rule: str
+    """How it was chosen, a phrase."""
+    frozen_trials: list[FrozenTrial] = field(repr=False)
 
     def with_outcome(self, *outcomes: TrialOutcome) -> list[TrialView]:
-        """Return the trials of these outcomes, by number."""
+        """Return the trials with these outcomes, by number."""
         return [trial for trial in self.trials if trial.outcome in outcomes]
 
     def counts(self) -> dict[TrialOutcome, int]:
@@ -111,66 +107,60 @@ class StudyView:
 
     @property
     def num_finished(self) -> int:
-        """Return the number of trials that count against the target: complete, pruned or infeasible."""
-        return len(self.with_outcome("complete", "pruned", "infeasible"))
+        """Return the number of trials that count toward the target."""
+        return len(self.with_outcome(*FINISHED))
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that define the study; empty if it has none."""
+        fingerprint = self.attributes.get(FINGERPRINT)
+        return fingerprint if isinstance(fingerprint, dict) else {}
+
+    @cached_property
     def ranked(self) -> list[TrialView]:
-        """Return the complete trials, best validation F1 first, the earlier one first where equal."""
+        """Return the complete trials, best validation F1 first, ties by number."""
         scored = [trial for trial in self.with_outcome("complete") if trial.f1 is not None]
         return sorted(scored, key=lambda trial: (-(trial.f1 or 0.0), trial.number))
 
     @cached_property
     def baseline(self) -> TrialView | None:
-        """Return the baseline's trial, if it is complete."""
+        """Return the baseline's trial if it is complete."""
         return next((trial for trial in self.with_outcome("complete") if trial.is_baseline), None)
 
-    def trial(self, number: int) -> TrialView | None:
-        """Return the trial of this number, if there is one."""
-        return next((trial for trial in self.trials if trial.number == number), None)
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """Return the importance of each hyperparameter that varies, highest first; see `param_importances`."""
+        return param_importances(self.frozen_trials)
 
 
 def view_study(study: Study) -> StudyView:
-    """Read a study once.
-
-    Args:
-        study: a study with the attributes that `study/` writes; absent ones are left out of the view.
-
-    """
+    """Read a study once; attributes that are absent are left out of the view."""
     frozen_trials = study.get_trials(deepcopy=False)
     phases: dict[tuple[str, str, int | None], Phase] = {}
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
+    distributions: dict[str, BaseDistribution] = {}
+    for frozen in frozen_trials:
+        distributions = frozen.distributions | distributions
     attributes = study.user_attrs
     target = attributes.get(TARGET)
+    chosen = choose_trial(study)
     return StudyView(
         name=study.study_name,
         trials=trials,
         phases=tuple(phases.values()),
-        distributions=_distributions(frozen_trials),
+        distributions=distributions,
         has_cost=len(study.directions) > 1,
         target=target if isinstance(target, int) else None,
         attributes=attributes,
+        best=next((trial for trial in trials if chosen and trial.number == chosen.trial.number), None),
+        rule=chosen.rule if chosen else "",
+        frozen_trials=frozen_trials,
     )
-
-
-def choices_of(distribution: BaseDistribution, trials: Sequence[TrialView], name: str) -> list[Any]:
-    """Return the choices of a categorical parameter that some trial took, in the order of the space."""
-    taken = {trial.params.get(name) for trial in trials}
-    return [choice for choice in getattr(distribution, "choices", ()) if choice in taken]
-
-
-def is_categorical(distribution: BaseDistribution) -> bool:
-    """Return whether the parameter is one of a list of choices."""
-    return isinstance(distribution, CategoricalDistribution)
-
-
-def is_log(distribution: BaseDistribution) -> bool:
-    """Return whether the parameter is searched on a logarithmic scale."""
-    return isinstance(distribution, (FloatDistribution, IntDistribution)) and distribution.log
 
 
 def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], Phase]) -> TrialView:
     attrs = frozen.user_attrs
-    curve = _curve(frozen)
+    curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
     return TrialView(
         number=frozen.number,
         outcome=outcome_of(frozen.state, attrs),
@@ -181,27 +171,18 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         curve=curve,
         is_baseline=bool(attrs.get(BASELINE)),
         num_epochs=attrs.get(EPOCHS) or len(curve),
-        best_epoch=attrs.get(BEST_EPOCH),
         seconds=frozen.duration.total_seconds() if frozen.duration else None,
         gflops=_number(attrs.get(GFLOPS)),
         images_per_s=_number(attrs.get(IMAGES_PER_S)),
         num_parameters=attrs.get(NUM_PARAMETERS),
-        micro_batch=attrs.get(MICRO_BATCH),
-        attempt=attrs.get(ATTEMPT) or 1,
         reason=" ".join(str(attrs.get(REASON, "")).split()),
     )
-
-
-def _curve(frozen: FrozenTrial) -> tuple[tuple[int, float], ...]:
-    # With two objectives Optuna refuses intermediate values, so the curve is an attribute there.
-    pairs = frozen.user_attrs.get(CURVE) or sorted(frozen.intermediate_values.items())
-    return tuple((int(epoch), float(value)) for epoch, value in pairs if _number(value) is not None)
 
 
 def _f1(frozen: FrozenTrial, curve: tuple[tuple[int, float], ...]) -> float | None:
     if frozen.state == TrialState.COMPLETE and frozen.values:
         return _number(frozen.values[0])
-    return max((value for _, value in curve), default=None)
+    return max((f1 for _, f1 in curve), default=None)
 
 
 def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phase]) -> Phase | None:
@@ -211,29 +192,5 @@ def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phas
     return phases.setdefault(key, Phase(len(phases) + 1, *key))
 
 
-def _distributions(frozen_trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    distributions: dict[str, BaseDistribution] = {}
-    for frozen in frozen_trials:
-        for name, distribution in frozen.distributions.items():
-            distributions.setdefault(name, distribution)
-    return distributions
-
-
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen trial, None while none is complete, and the rule that chose it, a phrase."""
-
-    trial: TrialView | None
-    rule: str = ""
-
-
-def chosen_trial(study: Study, view: StudyView) -> Choice:
-    """Return the trial that `study.choose` chooses."""
-    chosen = choose_trial(study)
-    if chosen is None:
-        return Choice(None)
-    return Choice(view.trial(chosen.trial.number), chosen.rule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 # of the study
 FINGERPRINT: Final = "fingerprint"
@@ -49,6 +49,7 @@ OUTCOMES: Final[tuple[TrialOutcome, ...]] = (
     "running",
     "waiting",
 )
+FINISHED: Final[tuple[TrialOutcome, ...]] = ("complete", "pruned", "infeasible")  # what counts toward the target
 _OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -65,3 +66,12 @@ def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> TrialOutcome
     if state is TrialState.FAIL and user_attrs.get(CANCELLED):
         return "cancelled"
     return _OF_STATE[state]
+
+
+def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """Return the epochs of a trial, from 0, with their validation F1.
+
+    With two objectives Optuna refuses intermediate values, so there the curve is an attribute.
+    """
+    pairs = trial.user_attrs.get(CURVE) or sorted(trial.intermediate_values.items())
+    return [(int(epoch), float(f1)) for epoch, f1 in pairs]

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.storage.attributes import CURVE, F1_STD, MAX_EPOCHS, OBJECTIVE, REASON, TARGET, outcome_of
+from csi_job.storage.attributes import F1_STD, FINISHED, MAX_EPOCHS, OBJECTIVE, REASON, TARGET, curve_of, outcome_of
 from csi_job.storage.lease import GIVEN_BACK_S, is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
@@ -98,7 +98,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
     running = tuple(_running(row, trials) for row in leases)
-    num_left = target - outcomes["complete"] - outcomes["pruned"] - outcomes["infeasible"]
+    num_left = target - sum(outcomes[outcome] for outcome in FINISHED)
     rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
     return StudyStatus(
         name=study.study_name,
@@ -120,7 +120,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
 
 def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
     trial = next((trial for trial in trials if trial.number == row.number), None)
-    curve = dict(trial.user_attrs.get(CURVE, trial.intermediate_values.items())) if trial else {}
+    curve = dict(curve_of(trial)) if trial else {}
     is_silent = row.token is None or row.renewed_at_s == GIVEN_BACK_S
     return RunningStatus(
         number=row.number,

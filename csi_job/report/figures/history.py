@@ -26,14 +26,8 @@ MAX_SINGLE_TICKS = 12  # trials or epochs that each get a tick
 NUM_BEST_CURVES = 20  # of these, the best are always drawn
 
 
-def history_plot(view: StudyView, best: TrialView | None) -> Plot:
-    """Show each trial's validation F1 in the order of the trials, and the best so far.
-
-    Args:
-        view: the study.
-        best: the trial to mark as chosen.
-
-    """
+def history_plot(view: StudyView) -> Plot:
+    """Show each trial's validation F1 in the order of the trials, and the best so far."""
     key, title = "optimization_history", "Search progress"
     if not any(trial.f1 is not None for trial in view.trials):
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no validation F1 to show.")
@@ -41,10 +35,10 @@ def history_plot(view: StudyView, best: TrialView | None) -> Plot:
         "Each marker is one trial; the line is the best complete trial so far. Pruned trials are shown at the best F1 "
         "they reached, infeasible and failed trials at the bottom."
     )
-    return Plot(key, title, caption, _history(view, best))
+    return Plot(key, title, caption, _history(view))
 
 
-def curves_plot(view: StudyView, best: TrialView | None) -> Plot:
+def curves_plot(view: StudyView) -> Plot:
     """Show the validation F1 of all trials by epoch, pruned ones marked where they were stopped."""
     key, title = "curves", "Training curves"
     drawn = [trial for trial in view.trials if trial.curve]
@@ -57,11 +51,12 @@ def curves_plot(view: StudyView, best: TrialView | None) -> Plot:
     )
     cautions = (sentence,) if len(sampled) < len(drawn) else ()
     caption = "Validation F1 of each trial after each epoch. A cross marks where a trial was pruned."
-    return Plot(key, title, caption, _curves(sampled, best, view.baseline), cautions=cautions)
+    return Plot(key, title, caption, _curves(view, sampled), cautions=cautions)
 
 
-def _history(view: StudyView, best: TrialView | None) -> Figure:
-    traces = [_best_so_far(view), *_outcome_traces(view, best)]
+def _history(view: StudyView) -> Figure:
+    best = view.best
+    traces = [_best_so_far(view), *_outcome_traces(view)]
     if (baseline := view.baseline) is not None and baseline.f1 is not None:
         traces.append(markers([baseline], [baseline.number], [baseline.f1], marker=BASELINE_MARKER, name="Baseline"))
     if best is not None and not best.is_baseline:
@@ -102,14 +97,14 @@ def _best_so_far(view: StudyView) -> dict[str, Any]:
     return line(xs, ys, BLUE, width=1.5, line=shape, name="Best so far", hoverinfo="skip", showlegend=bool(xs))
 
 
-def _outcome_traces(view: StudyView, best: TrialView | None) -> list[dict[str, Any]]:
+def _outcome_traces(view: StudyView) -> list[dict[str, Any]]:
     """Return a trace of markers an outcome."""
     foot = _foot(view)
     traces = []
     for outcome, marker in OUTCOME_MARKERS.items():
         on_foot = outcome in {"infeasible", "failed"}
         trials = [trial for trial in view.with_outcome(outcome) if on_foot or trial.f1 is not None]
-        trials = [trial for trial in trials if trial is not best and trial is not view.baseline]
+        trials = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
         if trials:
             ys = [foot if on_foot else trial.f1 for trial in trials]
             name = words.OUTCOME_NAMES[outcome]
@@ -153,7 +148,8 @@ def _sample_curves(trials: Sequence[TrialView]) -> list[TrialView]:
     return sorted([*best, *others], key=lambda trial: trial.number)
 
 
-def _curves(trials: Sequence[TrialView], best: TrialView | None, baseline: TrialView | None) -> Figure:
+def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
+    best, baseline = view.best, view.baseline
     plain = [trial for trial in trials if trial not in (best, baseline)]
     pruned = [trial for trial in plain if trial.outcome == "pruned"]
     complete = [trial for trial in plain if trial.outcome == "complete"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
 from csi_job.html.plot import GOLD, GREY, TEAL, Figure, Plot, axis_title, layout, line
 from csi_job.report import format as words
 from csi_job.report.figures.style import (
@@ -18,10 +20,11 @@ from csi_job.report.figures.style import (
     markers,
     spread_sample,
 )
-from csi_job.report.study_view import choices_of, is_categorical, is_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from optuna.distributions import BaseDistribution
 
     from csi_job.report.study_view import StudyView, TrialView
 
@@ -36,10 +39,10 @@ MIN_DECADES_SPAN = 100  # highest over lowest value from which powers of ten lab
 JITTER_STEPS = 41  # places over which marks of one choice are spread, so that they do not hide each other
 
 
-def parallel_plot(view: StudyView, best: TrialView | None) -> Plot:
+def parallel_plot(view: StudyView) -> Plot:
     """Show each trial as a line through its parameters, coloured by its validation F1."""
     key, title = "parallel_coordinate", "Hyperparameters together"
-    trials = view.ranked() + [trial for trial in view.with_outcome("pruned") if trial.f1 is not None]
+    trials = view.ranked + [trial for trial in view.with_outcome("pruned") if trial.f1 is not None]
     names = words.in_order({name for trial in trials for name in trial.params})
     if not trials or not names:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to draw.")
@@ -48,10 +51,10 @@ def parallel_plot(view: StudyView, best: TrialView | None) -> Plot:
         "Each line is one trial and crosses each axis at the value the trial used. Darker blue means higher F1. A line "
         "that passes below an axis does not use that setting. Click a legend entry to hide or show its trials."
     )
-    return Plot(key, title, caption, _parallel(view, sampled, names, best), cautions=cautions, is_wide=True)
+    return Plot(key, title, caption, _parallel(view, sampled, names), cautions=cautions, is_wide=True)
 
 
-def slices_plot(view: StudyView, best: TrialView | None) -> Plot:
+def slices_plot(view: StudyView) -> Plot:
     """Show the validation F1 against each parameter alone."""
     key, title = "slices", "Hyperparameters one by one"
     trials = [trial for trial in view.with_outcome("complete", "pruned") if trial.f1 is not None]
@@ -60,7 +63,7 @@ def slices_plot(view: StudyView, best: TrialView | None) -> Plot:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to compare.")
     sampled, cautions = _sample(trials, MAX_POINTS, "trials")
     caption = "Validation F1 against each hyperparameter; one that only some optimizers use shows only their trials."
-    return Plot(key, title, caption, _slices(view, sampled, names, best), cautions=cautions, is_wide=True)
+    return Plot(key, title, caption, _slices(view, sampled, names), cautions=cautions, is_wide=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def _sample(trials: list[TrialView], limit: int, things: str) -> tuple[list[Tria
     )
 
 
-def _parallel(view: StudyView, trials: list[TrialView], names: list[str], best: TrialView | None) -> Figure:
+def _parallel(view: StudyView, trials: list[TrialView], names: list[str]) -> Figure:
+    best = view.best
     axes = [_f1_axis(trials)] + [_axis(view, trials, name) for name in names]
     complete = [trial for trial in trials if trial.outcome == "complete" and trial not in (best, view.baseline)]
     pruned = [trial for trial in trials if trial.outcome == "pruned"]
@@ -154,10 +158,10 @@ def _f1_axis(trials: Sequence[TrialView]) -> _Axis:
 
 def _axis(view: StudyView, trials: Sequence[TrialView], name: str) -> _Axis:
     distribution = view.distributions[name]
-    if not is_categorical(distribution):
+    if not isinstance(distribution, CategoricalDistribution):
         values = [trial.params[name] for trial in trials if name in trial.params]
-        return _number_axis(name, values, log=is_log(distribution))
-    choices = choices_of(distribution, trials, name)
+        return _number_axis(name, values, log=_is_log(distribution))
+    choices = _choices(distribution, trials, name)
     heights = {choice: (index + 0.5) / len(choices) for index, choice in enumerate(choices)}
     ticks = tuple((height, words.value(choice)) for choice, height in heights.items())
     return _Axis(name, heights, ticks, spread=0.3 / len(choices))
@@ -220,7 +224,7 @@ def _label(x: float, y: float, text: str, *, size: int = 11, **more: Any) -> dic
     return {"x": x, "y": y, "text": text, "showarrow": False, "borderpad": 1, "font": {"size": size}, **more}
 
 
-def _slices(view: StudyView, trials: list[TrialView], names: list[str], best: TrialView | None) -> Figure:
+def _slices(view: StudyView, trials: list[TrialView], names: list[str]) -> Figure:
     num_columns = min(NUM_COLUMNS, len(names))
     num_rows = math.ceil(len(names) / num_columns)
     grid = {"rows": num_rows, "columns": num_columns, "pattern": "independent", "xgap": 0.12, "ygap": 0.28}
@@ -230,7 +234,7 @@ def _slices(view: StudyView, trials: list[TrialView], names: list[str], best: Tr
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         suffix = str(index + 1) if index else ""
-        traces += _slice_traces(view, trials, name, best, first=not index, suffix=suffix)
+        traces += _slice_traces(view, trials, name, first=not index, suffix=suffix)
         result[f"xaxis{suffix}"] = {**x_axis, **_slice_x_axis(view, trials, name)}
         title = axis_title(F1_AXIS if index % num_columns == 0 else "")
         result[f"yaxis{suffix}"] = {**y_axis, "title": title, **({"matches": "y"} if index else {})}
@@ -238,17 +242,19 @@ def _slices(view: StudyView, trials: list[TrialView], names: list[str], best: Tr
 
 
 def _slice_traces(
-    view: StudyView, trials: list[TrialView], name: str, best: TrialView | None, *, first: bool, suffix: str
+    view: StudyView, trials: list[TrialView], name: str, *, first: bool, suffix: str
 ) -> list[dict[str, Any]]:
     """Return the marks of one small figure; only the first one's enter the legend, which hides and shows all."""
     having = [trial for trial in trials if name in trial.params]
-    marked = {id(best), id(view.baseline)}
+    marked = {id(view.best), id(view.baseline)}
     groups: list[tuple[str, list[TrialView], dict[str, Any]]] = []
     for outcome in ("complete", "pruned"):
         group = [trial for trial in having if trial.outcome == outcome and id(trial) not in marked]
         groups.append((words.OUTCOME_NAMES[outcome], group, {**OUTCOME_MARKERS[outcome], "opacity": 0.8}))
     groups.append(("Baseline", [trial for trial in having if trial is view.baseline], BASELINE_MARKER))
-    groups.append(("Best", [trial for trial in having if trial is best and trial is not view.baseline], BEST_MARKER))
+    groups.append(
+        ("Best", [trial for trial in having if trial is view.best and trial is not view.baseline], BEST_MARKER)
+    )
     on_axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": first}
     return [
         markers(
@@ -267,23 +273,33 @@ def _slice_traces(
 
 def _slice_xs(view: StudyView, trials: list[TrialView], group: list[TrialView], name: str) -> list[Any]:
     """Return the values; choices as places 0, 1, … with a small fixed shift, so that marks do not hide each other."""
-    if not is_categorical(view.distributions[name]):
+    if not isinstance(view.distributions[name], CategoricalDistribution):
         return [trial.params[name] for trial in group]
-    places = {choice: place for place, choice in enumerate(choices_of(view.distributions[name], trials, name))}
+    places = {choice: place for place, choice in enumerate(_choices(view.distributions[name], trials, name))}
     return [places[trial.params[name]] + 0.36 * _jitter(trial) for trial in group]
 
 
 def _slice_x_axis(view: StudyView, trials: list[TrialView], name: str) -> dict[str, Any]:
     title = {"title": axis_title(words.parameter_name(name))}
     distribution = view.distributions[name]
-    if is_categorical(distribution):
-        choices = choices_of(distribution, trials, name)
+    if isinstance(distribution, CategoricalDistribution):
+        choices = _choices(distribution, trials, name)
         labels = [words.value(choice) for choice in choices]
         places = list(range(len(choices)))
         return {**title, "tickvals": places, "ticktext": labels, "range": [-0.5, len(choices) - 0.5]}
     values = [trial.params[name] for trial in trials if name in trial.params]
-    if is_log(distribution) or (isinstance(values[0], int) and max(values) - min(values) <= NUM_TICKS):
-        ticks = _tick_values(min(values), max(values), log=is_log(distribution))
-        scale = {"type": "log"} if is_log(distribution) else {}
+    if _is_log(distribution) or (isinstance(values[0], int) and max(values) - min(values) <= NUM_TICKS):
+        ticks = _tick_values(min(values), max(values), log=_is_log(distribution))
+        scale = {"type": "log"} if _is_log(distribution) else {}
         return {**title, **scale, "tickvals": ticks, "ticktext": [words.number(tick) for tick in ticks]}
     return title
+
+
+def _choices(distribution: BaseDistribution, trials: Sequence[TrialView], name: str) -> list[Any]:
+    """Return the choices of a categorical parameter that some trial used, in the order of the space."""
+    used = {trial.params.get(name) for trial in trials}
+    return [choice for choice in getattr(distribution, "choices", ()) if choice in used]
+
+
+def _is_log(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, (FloatDistribution, IntDistribution)) and distribution.log

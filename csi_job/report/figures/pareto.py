@@ -11,22 +11,15 @@ if TYPE_CHECKING:
     from csi_job.report.study_view import StudyView, TrialView
 
 
-def pareto_plot(view: StudyView, chosen: TrialView | None, rule: str = "") -> Plot:
-    """Show F1 against cost, the Pareto front, and the chosen trial.
-
-    Args:
-        view: a study of two objectives.
-        chosen: the trial that the rule chose.
-        rule: the rule, a phrase.
-
-    """
+def pareto_plot(view: StudyView) -> Plot:
+    """Show F1 against cost, the Pareto front, and the chosen trial of a study with two objectives."""
     key, title = "pareto_front", "F1 versus cost"
-    trials = [trial for trial in view.ranked() if trial.gflops is not None]
+    trials = [trial for trial in view.ranked if trial.gflops is not None]
     if not trials:
         return Plot(key, title, missing="No trial is complete yet, so there is no front to show.")
     caption = "Each marker is one complete trial. No other trial beats those on the line on both F1 and cost."
-    caption += f" Chosen: {rule}." if rule else ""
-    return Plot(key, title, caption, _pareto(view, trials, chosen))
+    caption += f" Chosen: {view.rule}." if view.rule else ""
+    return Plot(key, title, caption, _pareto(view, trials))
 
 
 def pareto_front(trials: list[TrialView]) -> list[TrialView]:
@@ -38,7 +31,8 @@ def pareto_front(trials: list[TrialView]) -> list[TrialView]:
     return front
 
 
-def _pareto(view: StudyView, trials: list[TrialView], chosen: TrialView | None) -> Figure:
+def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
+    chosen = view.best
     front = pareto_front(trials)
     marked = {id(trial) for trial in (*front, chosen, view.baseline)}
     dominated = [trial for trial in trials if id(trial) not in marked]

@@ -11,23 +11,20 @@ from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
-from csi_job.report.study_view import chosen_trial, view_study
-from csi_job.storage.attributes import FINGERPRINT
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from optuna import Study
-
     from csi_job.html.plot import Plot
+    from csi_job.report.study_view import StudyView
 
 
-def write_plots(study: Study, folder: Path) -> list[Path]:
+def write_plots(view: StudyView, folder: Path) -> list[Path]:
     """Write the plots of a study, each a page of its own; one that has nothing to show says what it waits for.
 
     Args:
-        study: the study, finished or not.
+        view: the study, finished or not.
         folder: where the files go; it is made where it is missing.
 
     Returns:
@@ -38,15 +35,13 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
         CsiJobError: the folder cannot be written.
 
     """
-    view = view_study(study)
-    choice = chosen_trial(study, view)
-    plots = [history_plot(view, choice.trial), importances_plot(view), parallel_plot(view, choice.trial)]
+    plots = [history_plot(view), importances_plot(view), parallel_plot(view)]
     if view.has_cost:
-        plots.append(pareto_plot(view, choice.trial, choice.rule))
+        plots.append(pareto_plot(view))
     return [write_file(folder / f"{view.name}_{plot.key}.html", _page(plot, view.name)) for plot in plots]
 
 
-def write_best_params(study: Study, path: Path) -> Path | None:
+def write_best_params(view: StudyView, path: Path) -> Path | None:
     """Write the parameters of the best trial to `<study>_best_params.json`.
 
     With two objectives it is the trial that `study.choose` chooses.
@@ -58,8 +53,7 @@ def write_best_params(study: Study, path: Path) -> Path | None:
         CsiJobError: the folder cannot be written.
 
     """
-    view = view_study(study)
-    best = chosen_trial(study, view).trial
+    best = view.best
     if best is None:
         return None
     content = {
@@ -68,7 +62,7 @@ def write_best_params(study: Study, path: Path) -> Path | None:
         "value": best.f1,
         "params": Hyperparameters.from_params(best.params).to_params(),
         "max_epochs": best.phase.max_epochs if best.phase else None,
-        "fingerprint": view.attributes.get(FINGERPRINT),
+        "fingerprint": view.fingerprint or None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return write_file(path, json_text(content, indent=2))

@@ -10,7 +10,7 @@ from csi_job.report.results import few_patients, measured
 
 if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
-    from csi_job.report.study_view import Choice, StudyView, TrialView
+    from csi_job.report.study_view import StudyView, TrialView
 
 
 def state(view: StudyView) -> str:
@@ -23,20 +23,20 @@ def state(view: StudyView) -> str:
     return f"{words.count(view.num_finished)}{target} trials finished{made_of}{going_on}."
 
 
-def answer(view: StudyView, choice: Choice, results: Results) -> list[str]:
+def answer(view: StudyView, results: Results) -> list[str]:
     """Return the answer: what was found, how sure it is, how it did on the test patients."""
-    best = choice.trial
+    best = view.best
     if best is None:
         return ["No trial is complete yet, so there is no result to report."]
     sentences = [_found(view, best, results)]
-    if view.has_cost and choice.rule:
-        sentences.append(f"How it was chosen, weighing F1 against cost: {choice.rule}.")
+    if view.has_cost and view.rule:
+        sentences.append(f"How it was chosen, weighing F1 against cost: {view.rule}.")
     return [*sentences, _how_sure(view, best, results), _on_test(results)]
 
 
-def key_figures(view: StudyView, choice: Choice, results: Results) -> list[KeyFigure]:
+def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
     """Return the numbers to see first."""
-    best = choice.trial
+    best = view.best
     if best is None:
         return []
     error = f", standard error {words.score(best.f1_error)}" if best.f1_error else ""
@@ -63,7 +63,7 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
     baseline = view.baseline
     if baseline is None or baseline.f1 is None or best.f1 is None:
         return f"{tried} The best reached a validation F1 of {words.score(best.f1)}{cost}."
-    if best is baseline and len(view.ranked()) == 1:
+    if best is baseline and len(view.ranked) == 1:
         return f"Only the baseline is complete so far, with a validation F1 of {words.score(baseline.f1)}{cost}."
     if best is baseline:
         return f"{tried} None beat the baseline, whose validation F1 is {words.score(baseline.f1)}{cost}."

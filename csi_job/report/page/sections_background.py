@@ -15,7 +15,7 @@ from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import SCORES, ZONES
 from csi_job.report import format as words
 from csi_job.report.page.blocks import Block, Code, Definitions, Figure, Section
-from csi_job.storage.attributes import FINGERPRINT, OBJECTIVE, SEED
+from csi_job.storage.attributes import FINISHED, OBJECTIVE, SEED
 
 if TYPE_CHECKING:
     from csi_job.cache.manifest import CacheInfo
@@ -46,11 +46,10 @@ def data(info: CacheInfo | None) -> Section:
 
 def reproduce(view: StudyView, info: CacheInfo | None) -> Section:
     """Show the commands, seeds, versions and the fingerprint that lead to this study again."""
-    fingerprint = view.attributes.get(FINGERPRINT)
     commands = Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a new folder:")
     blocks: list[Block] = [commands]
-    if isinstance(fingerprint, dict):
-        blocks.append(Code(_settings_yaml(fingerprint, view.baseline), "The settings file for --config:"))
+    if view.fingerprint:
+        blocks.append(Code(_settings_yaml(view.fingerprint, view.baseline), "The settings file for --config:"))
     blocks.append(Definitions(tuple(_origins(view, info))))
     paragraph = (
         "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
@@ -120,7 +119,7 @@ def _commands(view: StudyView, info: CacheInfo | None) -> list[str]:
 
 def _phase_flags(view: StudyView, phase: Phase) -> str:
     last = max(trial.number for trial in view.trials if trial.phase is phase)
-    total = sum(trial.number <= last for trial in view.with_outcome("complete", "pruned", "infeasible"))
+    total = sum(trial.number <= last for trial in view.with_outcome(*FINISHED))
     epochs = f"--max-epochs {phase.max_epochs} " if phase.max_epochs else ""
     return f"--n-trials {total} {epochs}--sampler {phase.sampler} --pruner {phase.pruner}"
 

@@ -10,21 +10,20 @@ from csi_job.report import format as words
 from csi_job.report.figures.candidates import candidate_name, candidates_plot, zones_plot
 from csi_job.report.page.blocks import Definitions, Figure, Section, Table
 from csi_job.report.results import few_patients, measured
-from csi_job.storage.attributes import FINGERPRINT
 
 if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
-    from csi_job.report.study_view import Choice, StudyView, TrialView
+    from csi_job.report.study_view import StudyView, TrialView
 
 VERDICTS = {"better": "better", "worse": "worse", "within the noise": "could be chance", "undefined": "undefined"}
 
 
-def settings_found(view: StudyView, choice: Choice, results: Results) -> Section:
+def settings_found(view: StudyView, results: Results) -> Section:
     """Show each parameter: where it was searched, what the baseline has, what the best trial has."""
     ranges = searched(view)
     confirmed = (results.confirmed or {}).get("params", {})
-    columns = ["Hyperparameter", "Search range", "Baseline", _trial_heading(view, choice.trial)]
-    taken = [_params(view.baseline), _params(choice.trial)]
+    columns = ["Hyperparameter", "Search range", "Baseline", _trial_heading(view, view.best)]
+    taken = [_params(view.baseline), _params(view.best)]
     if confirmed:
         columns.append("Confirmed across seeds")
         taken.append(confirmed)
@@ -45,7 +44,7 @@ def settings_found(view: StudyView, choice: Choice, results: Results) -> Section
 
 def searched(view: StudyView) -> dict[str, str]:
     """Return what the space says of each parameter, e.g. `1e-05 to 0.1, log scale`."""
-    space = (view.attributes.get(FINGERPRINT) or {}).get("space") or {}
+    space = view.fingerprint.get("space") or {}
     return {name: _range(space[name]) for name in words.in_order(set(space))}
 
 

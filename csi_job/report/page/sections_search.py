@@ -14,24 +14,24 @@ from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.page.blocks import Figure, Section, Table
 
 if TYPE_CHECKING:
-    from csi_job.report.study_view import Choice, StudyView, TrialView
+    from csi_job.report.study_view import StudyView, TrialView
 
 NUM_BEST = 10
 MAX_REASONS = 20
 
 
-def best_trials(view: StudyView, choice: Choice) -> Section:
+def best_trials(view: StudyView) -> Section:
     """Show the best complete trials with their parameters, and the baseline whatever its rank."""
-    ranked = view.ranked()
+    ranked = view.ranked
     title = "Best trials"
     if not ranked:
         return Section("best", title, ("No trial is complete yet.",))
     shown = ranked[:NUM_BEST]
-    shown += [trial for trial in (choice.trial, view.baseline) if trial is not None and trial not in shown]
+    shown += [trial for trial in (view.best, view.baseline) if trial is not None and trial not in shown]
     names = words.in_order({name for trial in shown for name in trial.params})
     fixed = ("Trial", "Validation F1", "GFLOPs" if view.has_cost else "Epochs")
     rows = tuple(_trial_row(view, trial, names) for trial in shown)
-    marks = {index: _mark(view, trial, choice) for index, trial in enumerate(shown)}
+    marks = {index: _mark(view, trial) for index, trial in enumerate(shown)}
     table = Table(
         columns=(*fixed, *(words.parameter_name(name) for name in names)),
         rows=rows,
@@ -45,27 +45,27 @@ def best_trials(view: StudyView, choice: Choice) -> Section:
     return Section("best", title, (sentence,), (table,))
 
 
-def progress(view: StudyView, choice: Choice) -> Section:
+def progress(view: StudyView) -> Section:
     """Show the course of the search, its phases, and the training curves."""
-    blocks: list[Figure | Table] = [Figure(history_plot(view, choice.trial))]
+    blocks: list[Figure | Table] = [Figure(history_plot(view))]
     if view.phases:
         blocks.append(_phases(view))
-    blocks.append(Figure(curves_plot(view, choice.trial), has_title=True))
+    blocks.append(Figure(curves_plot(view), has_title=True))
     return Section("progress", "Search progress", blocks=tuple(blocks))
 
 
-def parameters(view: StudyView, choice: Choice) -> Section:
+def parameters(view: StudyView) -> Section:
     """Show which parameters mattered, and how the F1 goes with each and all of them."""
-    plots = (importances_plot(view), slices_plot(view, choice.trial), parallel_plot(view, choice.trial))
+    plots = (importances_plot(view), slices_plot(view), parallel_plot(view))
     blocks = tuple(Figure(plot, has_title=index > 0) for index, plot in enumerate(plots))
     return Section("parameters", "Which settings mattered", blocks=blocks)
 
 
-def pareto(view: StudyView, choice: Choice) -> Section | None:
+def pareto(view: StudyView) -> Section | None:
     """Show F1 against cost where the study has two objectives."""
     if not view.has_cost:
         return None
-    return Section("pareto", "F1 versus cost", blocks=(Figure(pareto_plot(view, choice.trial, choice.rule)),))
+    return Section("pareto", "F1 versus cost", blocks=(Figure(pareto_plot(view)),))
 
 
 def cost(view: StudyView) -> Section:
@@ -112,9 +112,9 @@ def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str
     return (str(trial.number), words.with_error(trial.f1, trial.f1_error), third, *values)
 
 
-def _mark(view: StudyView, trial: TrialView, choice: Choice) -> str:
+def _mark(view: StudyView, trial: TrialView) -> str:
     chosen = "chosen" if view.has_cost else "best"
-    return ", ".join([chosen] * (trial is choice.trial) + ["baseline"] * trial.is_baseline)
+    return ", ".join([chosen] * (trial is view.best) + ["baseline"] * trial.is_baseline)
 
 
 def _number_columns(trials: list[TrialView], names: list[str], first: int) -> frozenset[int]:

@@ -25,7 +25,7 @@ def test_a_pruned_trial_stands_at_the_best_f1_of_its_curve(finished_study):
 
 
 def test_ranking_is_by_f1_with_optunas_best_trial_first(finished_study):
-    ranked = view_study(finished_study).ranked()
+    ranked = view_study(finished_study).ranked
     assert ranked[0].number == finished_study.best_trial.number
     assert [trial.f1 for trial in ranked] == sorted((trial.f1 for trial in ranked), reverse=True)
 

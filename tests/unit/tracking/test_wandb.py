@@ -25,6 +25,7 @@ from csi_job.trial.schedule import EpochResult
 from tests.support.studies import define, value_at, work_on, write_checkpoint
 
 SECRET = "s3cret-password"
+IMPORTANCES = {"x": 0.75, "y": 0.25}
 BLOCK_BYTES, FULL, LAST = 32768, 1, 4
 
 
@@ -104,7 +105,7 @@ def test_offline_every_trial_is_a_run_of_the_study_gone_on_with_after_a_take_ove
     with pytest.raises(DataError):
         run(study, tmp_path, tracker)
     summary = run(study, tmp_path, tracker)
-    track_study(study, tracker)
+    track_study(study, tracker, IMPORTANCES)
     tracker.close()
     assert summary.num_finished == 3
     uid = study.user_attrs["uid"]
@@ -159,7 +160,7 @@ def test_a_tracker_that_cannot_start_costs_nothing(
     with pytest.raises(DataError):
         run(study, tmp_path, tracker)
     assert run(study, tmp_path, tracker).num_finished == 3
-    track_study(study, tracker)
+    track_study(study, tracker, IMPORTANCES)
     tracker.close()
     assert "cannot start" in caplog.text
 
@@ -174,7 +175,7 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.executable", str(python))
         tracker = WandbTracker(settings, study, tmp_path)
-        track_study(study, tracker)
+        track_study(study, tracker, IMPORTANCES)
         tracker.close()
     assert (tmp_path / "told").read_text() == "secret"
     assert "WANDB_API_KEY" not in os.environ
@@ -185,13 +186,13 @@ def test_a_missing_key_is_told_and_costs_nothing(
 ) -> None:
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
     tracker = WandbTracker(settings, study, tmp_path)
-    track_study(study, tracker)
+    track_study(study, tracker, IMPORTANCES)
     tracker.close()
     assert str(tmp_path / "no-key") in caplog.text
 
 
 def test_a_study_without_finished_trials_has_a_summary_too(storage: StudyStorage, tmp_path: Path) -> None:
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), define(storage), tmp_path)
-    track_study(define(storage), tracker)
+    track_study(define(storage), tracker, {})
     tracker.close()
     wait_for_runs(tmp_path, 1)

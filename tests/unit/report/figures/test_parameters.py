@@ -2,7 +2,7 @@ import plotly.graph_objects as go
 import pytest
 
 from csi_job.report.figures.parameters import MAX_LINES, NOT_USED_HEIGHT, parallel_plot, slices_plot
-from csi_job.report.study_view import chosen_trial, view_study
+from csi_job.report.study_view import view_study
 
 
 def num_lines(plot):
@@ -11,13 +11,13 @@ def num_lines(plot):
 
 def test_every_finished_trial_is_one_line_also_those_without_a_conditional_parameter(finished_study):
     view = view_study(finished_study)
-    plot = parallel_plot(view, chosen_trial(finished_study, view).trial)
+    plot = parallel_plot(view)
     go.Figure(plot.figure)
     assert num_lines(plot) == len(view.with_outcome("complete", "pruned"))
 
 
 def test_a_line_passes_below_the_axes_of_parameters_its_trial_does_not_have(finished_study):
-    plot = parallel_plot(view_study(finished_study), None)
+    plot = parallel_plot(view_study(finished_study))
     baseline = next(
         trace for trace in plot.figure["data"] if trace["name"] == "Baseline"
     )  # adam: no decay, no momentum
@@ -27,7 +27,7 @@ def test_a_line_passes_below_the_axes_of_parameters_its_trial_does_not_have(fini
 
 def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic(finished_study):
     view = view_study(finished_study)
-    plot = parallel_plot(view, None)
+    plot = parallel_plot(view)
     names = [annotation["text"] for annotation in plot.figure["layout"]["annotations"] if "<b>" in annotation["text"]]
     axis = names.index("<b>Learning<br>rate</b>")
     rates = [trial.params["learning_rate"] for trial in view.with_outcome("complete", "pruned")]
@@ -40,14 +40,14 @@ def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic
 
 
 def test_many_lines_are_sampled_and_the_page_says_so(make_long_study):
-    plot = parallel_plot(view_study(make_long_study(420)), None)
+    plot = parallel_plot(view_study(make_long_study(420)))
     assert num_lines(plot) == MAX_LINES
     assert f"{MAX_LINES} of" in plot.cautions[0]
 
 
 def test_slices_show_each_parameter_with_the_trials_that_have_it(finished_study):
     view = view_study(finished_study)
-    plot = slices_plot(view, None)
+    plot = slices_plot(view)
     go.Figure(plot.figure)
     places = {axis["title"]["text"]: key for key, axis in plot.figure["layout"].items() if key.startswith("xaxis")}
     momentum = f"x{places['Momentum'].removeprefix('xaxis')}"
@@ -57,7 +57,7 @@ def test_slices_show_each_parameter_with_the_trials_that_have_it(finished_study)
 
 
 def test_categorical_slices_keep_their_own_labels(finished_study):
-    layout = slices_plot(view_study(finished_study), None).figure["layout"]
+    layout = slices_plot(view_study(finished_study)).figure["layout"]
     labels = {layout[key]["title"]["text"]: layout[key].get("ticktext") for key in layout if key.startswith("xaxis")}
     assert labels["Optimizer"] == ["adam", "adamw", "sgd"]
     assert labels["Batch size"] == ["16", "32", "64", "128"]
@@ -66,7 +66,6 @@ def test_categorical_slices_keep_their_own_labels(finished_study):
 
 def test_degenerate_studies_give_a_figure_or_a_reason(degenerate_study):
     view = view_study(degenerate_study)
-    best = chosen_trial(degenerate_study, view).trial
-    for plot in (parallel_plot(view, best), slices_plot(view, best)):
+    for plot in (parallel_plot(view), slices_plot(view)):
         assert bool(plot.figure) != bool(plot.missing)
         go.Figure(plot.figure)

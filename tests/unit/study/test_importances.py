@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from csi_job.study.importances import MIN_TRIALS, param_importances
+
+
+def one_parameter_matters(num_trials: int, num_infeasible: int = 0, *, has_cost: bool = False) -> optuna.Study:
+    directions = ["maximize", "minimize"] if has_cost else ["maximize"]
+    study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1))
+    for number in range(num_trials + num_infeasible):
+        trial = study.ask()
+        learning_rate = trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True)
+        cost = trial.suggest_float("unknown_weight", 0.1, 1.0)
+        if number >= num_trials:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, [1 - 20 * learning_rate, cost] if has_cost else 1 - 20 * learning_rate)
+    return study
+
+
+def test_the_parameter_that_decides_the_result_is_the_most_important() -> None:
+    importances = param_importances(one_parameter_matters(60).trials)
+    assert next(iter(importances)) == "learning_rate"
+    assert importances["learning_rate"] > 0.7
+    assert sum(importances.values()) == pytest.approx(1)
+
+
+def test_trials_that_are_not_complete_do_not_count() -> None:
+    complete, both = one_parameter_matters(60), one_parameter_matters(60, 30)
+    assert param_importances(both.trials) == param_importances(complete.trials)
+
+
+def test_two_objectives_are_rated_by_f1_alone() -> None:
+    assert param_importances(one_parameter_matters(60, has_cost=True).trials) == param_importances(
+        one_parameter_matters(60).trials
+    )
+
+
+def test_too_few_trials_or_equal_ones_give_no_importances() -> None:
+    assert param_importances(one_parameter_matters(MIN_TRIALS).trials)
+    assert param_importances(one_parameter_matters(MIN_TRIALS - 1).trials) == {}
+    study = optuna.create_study(direction="maximize")
+    for _ in range(MIN_TRIALS):
+        study.enqueue_trial({"learning_rate": 0.1})
+        trial = study.ask({"learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-1)})
+        study.tell(trial, 0.5)
+    assert param_importances(study.trials) == {}
