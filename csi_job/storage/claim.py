@@ -1,4 +1,4 @@
-"""The claim: one transaction that hands out a trial without ever exceeding the study's target."""
+"""Claims: one transaction picks the next trial to run and never exceeds the study's target."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, TARGET
 from csi_job.storage.engine import lock_study, now_s, upsert
-from csi_job.storage.lease import GIVEN_BACK_S, Lease, is_orphan, running_trials
+from csi_job.storage.lease import Lease, is_orphan, running_trials
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, insert_trial, set_state, write_trial
+from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
 
 logger = get_logger(__name__)
 
@@ -34,17 +34,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class NothingToClaim:
-    """Why there is no trial to run: the target is reached, or covered by the trials of others."""
+    """Why there is no trial to run: the target is reached, or will be by trials of other workers."""
 
     num_finished: int
     target: int
     running: dict[int, float]
-    """Other workers' trials by id, with the time their lease was renewed."""
+    """Other workers' trials by id, with the time of their lease's last renewal."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials of a study by what they mean for the target."""
+    """Trials of a study by what they mean for its target."""
 
     num_finished: int
     num_running: int
@@ -56,167 +56,152 @@ class Counts:
 
     @property
     def num_free(self) -> int:
-        """Return how many more trials the target allows; below 0, so many are too many."""
+        """How many more trials may start; negative when waiting trials exceed the target."""
         return self.target - self.num_finished - self.num_running - self.num_waiting
 
 
 def claim_trial(
-    storage: StudyStorage, study_id: int, *, token: str, owner: str, max_attempts: int, max_failed: int
+    storage: StudyStorage, study_id: int, *, token: str, worker_id: str, max_attempts: int, max_failed: int
 ) -> Claim | NothingToClaim:
-    """Take over an orphan, else start a waiting trial, else a new one, if the target allows.
+    """Claim an orphaned trial, else a waiting one, else a new one if the target allows.
 
     Args:
         storage: the storage.
         study_id: the study.
-        token: a token that no other claim has; it settles a COMMIT whose answer was lost.
-        owner: who claims, as `owner_name` says.
-        max_attempts: attempts that may end without a finished epoch before a trial is told FAIL.
-        max_failed: failed trials past which nothing is handed out.
+        token: unique to this claim, so that it is recognised if the reply to its COMMIT is lost.
+        worker_id: who claims, from `lease.worker_id`.
+        max_attempts: attempts without a finished epoch after which a trial fails.
+        max_failed: failed trials beyond which nothing more is claimed.
 
     Raises:
-        CsiJobError: more trials failed than `max_failed`.
+        CsiJobError: more than `max_failed` trials failed.
         ConfigurationError: the study was deleted.
 
     """
-    claimant = _Claimant(study_id, token, owner, storage.lease_s, max_attempts, max_failed)
-    outcome = storage.write(claimant.claim)
+    transaction = _ClaimTransaction(study_id, token, worker_id, storage.lease_s, max_attempts, max_failed)
+    outcome = storage.write(transaction.run)
     if isinstance(outcome, CsiJobError):
         raise outcome
     return outcome
 
 
 @dataclass
-class _Claimant:
+class _ClaimTransaction:
     """One claim, which may be tried several times under the same token."""
 
     study_id: int
     token: str
-    owner: str
+    worker_id: str
     lease_s: float
     max_attempts: int
     max_failed: int
     tried: bool = False
 
-    def claim(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
-        """Return a trial, or why there is none; an error is returned, so that what was decided is committed."""
+    def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
+        """Return a trial, or why there is none; errors are returned, since what was decided is to be committed."""
         if not lock_study(connection, self.study_id):
-            return ConfigurationError("the study was deleted", hint="start again to make it anew")
-        settled = self._settled(connection) if self.tried else None
+            return ConfigurationError("the study was deleted", hint="run the same command again to create a new one")
+        committed = self._already_committed(connection) if self.tried else None
         self.tried = True
-        return settled or self._decided(connection)
+        return committed or self._claim_next(connection)
 
-    def _decided(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
-        counts, running = _look(connection, self.study_id)
+    def _already_committed(self, connection: Connection) -> Claim | None:
+        """Return the claim an earlier try committed if the reply to its COMMIT was lost.
+
+        The study lock makes the answer final: the row is there or never will be.
+        """
+        query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+        query = query.where(LEASES.c.token == self.token, TRIALS.c.state == TrialState.RUNNING)
+        row = connection.execute(query).first()
+        if row is None:
+            return None
+        return self._claim(row, attempt=row.attempt, checkpoint=row.checkpoint)
+
+    def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
+        counts, running = _counts_and_running(connection, self.study_id)
         orphans = [row for row in running if is_orphan(row)]
-        left = [row for row in orphans if not self._failed_as_hopeless(connection, row)]
-        if len(left) < len(orphans):
+        resumable = [row for row in orphans if not self._failed_after_max_attempts(connection, row)]
+        if len(resumable) < len(orphans):
             counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
         counts = cancel_excess(connection, self.study_id, counts)
-        taken = next((claim for row in left if (claim := self._take_over(connection, row))), None)
-        if taken is not None:
-            return taken
+        for row in resumable:
+            attempt = (row.attempt or 1) + 1
+            if self._take_lease(connection, row, attempt=attempt):
+                return self._claim(row, attempt=attempt, checkpoint=row.checkpoint)
         if counts.num_waiting:
-            return self._start_waiting(connection)
+            row = connection.execute(_waiting(self.study_id).order_by(TRIALS.c.trial_id).limit(1)).one()
+            set_state(connection, row.trial_id, TrialState.RUNNING)
+            return self._start(connection, row.trial_id, row.number)
         if counts.num_free > 0:
-            return self._start_new(connection, counts.num_all)
-        return NothingToClaim(
-            counts.num_finished, counts.target, {row.trial_id: row.renewed_at_s or 0.0 for row in running}
-        )
+            trial_id = insert_running(connection, self.study_id, counts.num_all)
+            return self._start(connection, trial_id, counts.num_all)
+        renewed = {row.trial_id: row.renewed_at_s or 0.0 for row in running}
+        return NothingToClaim(counts.num_finished, counts.target, renewed)
 
-    def _settled(self, connection: Connection) -> Claim | None:
-        """Return the claim whose COMMIT was answered to nobody; under the lock it is there or never will be."""
-        query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-        row = connection.execute(
-            query.where(LEASES.c.token == self.token, TRIALS.c.state == TrialState.RUNNING)
-        ).first()
-        if row is None:
-            return None
-        lease = Lease(row.trial_id, row.number, self.token, row.attempt)
-        return Claim(lease, taken_over=row.attempt > 1, checkpoint=row.checkpoint)
+    def _claim(self, row: Row[Any], *, attempt: int, checkpoint: str | None) -> Claim:
+        lease = Lease(row.trial_id, row.number, self.token, attempt)
+        return Claim(lease, taken_over=attempt > 1, checkpoint=checkpoint)
 
-    def _failed_as_hopeless(self, connection: Connection, row: Row[Any]) -> bool:
+    def _start(self, connection: Connection, trial_id: int, number: int) -> Claim:
+        self._create_lease(connection, trial_id, attempt=1)
+        return Claim(Lease(trial_id, number, self.token, attempt=1), taken_over=False, checkpoint=None)
+
+    def _failed_after_max_attempts(self, connection: Connection, row: Row[Any]) -> bool:
         num_lost = _num_lost(row)
         if num_lost < self.max_attempts:
             return False
-        if self._seize(connection, row, attempt=row.attempt):
+        if self._take_lease(connection, row, attempt=row.attempt):
             reason = f"no epoch was finished in {num_lost} attempts, whose workers died or stalled"
             write_trial(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
             logger.warning("trial %d failed: %s", row.number, reason)
         return True
 
-    def _take_over(self, connection: Connection, row: Row[Any]) -> Claim | None:
-        attempt = (row.attempt or 1) + 1
-        if not self._seize(connection, row, attempt=attempt):
-            return None
-        return Claim(Lease(row.trial_id, row.number, self.token, attempt), taken_over=True, checkpoint=row.checkpoint)
-
-    def _seize(self, connection: Connection, row: Row[Any], *, attempt: int) -> bool:
-        """Make the lease ours, unless its owner came back since it was read."""
+    def _take_lease(self, connection: Connection, row: Row[Any], *, attempt: int) -> bool:
+        """Take over the lease, unless its worker renewed it after it was read."""
         if row.token is None:
-            self._grant(connection, row.trial_id, attempt=attempt)
+            self._create_lease(connection, row.trial_id, attempt=attempt)
             return True
         unchanged = (LEASES.c.trial_id == row.trial_id, LEASES.c.token == row.token)
-        changes = {
-            "token": self.token,
-            "owner": self.owner,
-            "attempt": attempt,
-            "renewed_at_s": now_s(connection),
-            "lease_s": self.lease_s,
-            "num_epochs": 0,
-            "num_lost": _num_lost(row),
-        }
-        seize = sa.update(LEASES).where(*unchanged, LEASES.c.renewed_at_s == row.renewed_at_s).values(**changes)
-        return bool(connection.execute(seize).rowcount)
+        changes = self._columns(connection, attempt) | {"num_lost": _num_lost(row)}
+        take = sa.update(LEASES).where(*unchanged, LEASES.c.renewed_at_s == row.renewed_at_s).values(**changes)
+        return bool(connection.execute(take).rowcount)
 
-    def _grant(self, connection: Connection, trial_id: int, *, attempt: int) -> None:
-        row = {
-            "trial_id": trial_id,
-            "token": self.token,
-            "owner": self.owner,
-            "attempt": attempt,
-            "renewed_at_s": now_s(connection),
-            "lease_s": self.lease_s,
-            "num_epochs": 0,
-            "num_lost": 0,
-            "checkpoint": None,
-        }
+    def _create_lease(self, connection: Connection, trial_id: int, *, attempt: int) -> None:
+        row = self._columns(connection, attempt) | {"trial_id": trial_id, "num_lost": 0, "checkpoint": None}
         upsert(connection, LEASES, [row], ("trial_id",))
 
-    def _start_waiting(self, connection: Connection) -> Claim:
-        waiting = _waiting(self.study_id).order_by(TRIALS.c.trial_id).limit(1)
-        row = connection.execute(waiting).one()
-        set_state(connection, row.trial_id, TrialState.RUNNING)
-        self._grant(connection, row.trial_id, attempt=1)
-        return Claim(Lease(row.trial_id, row.number, self.token, attempt=1), taken_over=False, checkpoint=None)
-
-    def _start_new(self, connection: Connection, number: int) -> Claim:
-        trial_id = insert_trial(connection, self.study_id, number, TrialState.RUNNING)
-        self._grant(connection, trial_id, attempt=1)
-        return Claim(Lease(trial_id, number, self.token, attempt=1), taken_over=False, checkpoint=None)
+    def _columns(self, connection: Connection, attempt: int) -> dict[str, Any]:
+        return {
+            "token": self.token,
+            "owner": self.worker_id,
+            "attempt": attempt,
+            "renewed_at_s": now_s(connection),
+            "lease_s": self.lease_s,
+            "num_epochs": 0,
+        }
 
 
 def _num_lost(row: Row[Any]) -> int:
-    """Return how many attempts of a trial ended without a finished epoch and were not given back."""
+    """Return how many attempts in a row ended without a finished epoch and without releasing the lease."""
     if row.token is None:
         return 0
-    lost = row.num_epochs == 0 and row.renewed_at_s != GIVEN_BACK_S
-    return int(row.num_lost) + int(lost)
+    return int(row.num_lost) + int(row.num_epochs == 0 and not row.released)
 
 
 def count_trials(connection: Connection, study_id: int) -> Counts:
-    """Count a study's trials; exact under its lock.
+    """Count a study's trials; under its lock the counts are exact.
 
     Raises:
-        ConfigurationError: the study has no target, so it is another program's.
+        ConfigurationError: the study has no target, so another program made it.
 
     """
     return _counts(connection.execute(_counting(study_id)).one())
 
 
-def _look(connection: Connection, study_id: int) -> tuple[Counts, list[Row[Any]]]:
-    """Return the counts of a study's trials and its running ones, in one statement."""
+def _counts_and_running(connection: Connection, study_id: int) -> tuple[Counts, list[Row[Any]]]:
+    """Return the counts of a study's trials, and the rows of `running_trials`, in one statement."""
     counts, running = _counting(study_id).subquery("counts"), running_trials(connection, study_id).subquery("running")
     query = sa.select(*counts.c, *running.c).select_from(counts.outerjoin(running, sa.true()))
     rows = connection.execute(query.order_by(running.c.number)).all()
@@ -249,7 +234,7 @@ def _num_in(*states: TrialState) -> sa.ColumnElement[int]:
 
 def _counts(row: Row[Any]) -> Counts:
     if row.target is None:
-        message = "this study was not made by csi-job: it has no target"
+        message = "this study was not created by csi-job: it has no target"
         raise ConfigurationError(message, hint="choose another study name")
     return Counts(
         num_finished=row.num_finished,
@@ -262,7 +247,7 @@ def _counts(row: Row[Any]) -> Counts:
 
 
 def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Counts:
-    """Cancel the waiting trials beyond the target, the last enqueued first, and say so."""
+    """Cancel the waiting trials beyond the target, the last enqueued first, and log their numbers."""
     excess = min(max(-counts.num_free, 0), counts.num_waiting)
     if not excess:
         return counts
@@ -272,7 +257,7 @@ def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Coun
         write = TrialWrite(user_attrs={CANCELLED: True, REASON: reason}, state=TrialState.FAIL)
         write_trial(connection, row.trial_id, write)
     numbers = ", ".join(str(row.number) for row in reversed(rows))
-    logger.warning("waiting trials beyond the study's total of %d are cancelled: %s", counts.target, numbers)
+    logger.warning("cancelled waiting trials beyond the study's total of %d: %s", counts.target, numbers)
     return replace(counts, num_waiting=counts.num_waiting - excess)
 
 
@@ -286,7 +271,5 @@ def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -
     failed = sa.and_(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL)
     query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, is_reason).where(failed)
     last = connection.execute(query.order_by(TRIALS.c.trial_id.desc()).limit(1)).scalar()
-    message = (
-        f"{num_failed} trials failed, the study stops; the last one: {json.loads(last) if last else 'no reason known'}"
-    )
-    return StudyFailedError(message, hint="mend the cause, then raise study.max_failed_trials to go on")
+    message = f"{num_failed} trials failed, so the study stops; last reason: {json.loads(last) if last else 'unknown'}"
+    return StudyFailedError(message, hint="fix the cause, then raise study.max_failed_trials to continue")

@@ -1,10 +1,8 @@
-"""The engine: connections that end when the database is gone, and transactions that lock before they read."""
+"""The engine: connections that notice a dead server, transactions that lock before they read, and SQL for both."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -15,34 +13,23 @@ from sqlalchemy.engine import Connection, Engine
 from csi_job.storage.tables import STUDIES
 from csi_job.storage.url import Address
 
-LOCK_CLASS: Final = 0x435349  # "CSI": the first key of our advisory locks, so that they meet nobody else's
+LOCK_CLASS: Final = 0x435349  # "CSI", the first key of our advisory locks, to avoid those of other programs
 SCHEMA_LOCK: Final = 0
 CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_S: Final = 60
-SILENCE_S: Final = 30  # a peer that acknowledges nothing for so long is gone, whatever TCP hopes
-BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite; signals wait meanwhile, so the longer waits are ours
+TCP_USER_TIMEOUT_S: Final = 30  # without an acknowledgement; the kernel's default is over 15 minutes
+BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite, where signals have to wait; longer waits are left to `retry`
 
 Insert = TypeVar("Insert", postgresql.Insert, sqlite.Insert)
 
-_mode = threading.local()
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Let the transactions of this thread begin without SQLite's write lock."""
-    before = getattr(_mode, "reads", False)
-    _mode.reads = True
-    try:
-        yield
-    finally:
-        _mode.reads = before
-
 
 def make_engine(address: Address) -> Engine:
-    """Return the engine; it keeps one connection, and opens another while that is busy.
+    """Return an engine that keeps one connection, and opens others while that is in use.
 
-    A worker's two threads thus have two at most. The pool sets no limit: one with a limit leaves a thread waiting
-    for a connection that was lost with the server and never comes back (seen with SQLAlchemy 2.1).
+    A worker has two threads, hence at most two connections. The pool has no limit, because with one a thread may wait
+    for a connection that was lost with the server and is never returned (seen with SQLAlchemy 2.1).
+
+    A transaction with the execution option `sqlite_readonly=True` does not take SQLite's write lock.
     """
     arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": -1, "hide_parameters": True}
     if address.is_sqlite:
@@ -64,21 +51,21 @@ def make_engine(address: Address) -> Engine:
 
 
 def _postgres_arguments(address: Address) -> dict[str, Any]:
-    """Return libpq's parameters against half-open connections; what the URL says goes first."""
+    """Return libpq's options against half-open connections; those in the URL take precedence."""
     arguments: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives": 1,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 4,
-        "tcp_user_timeout": SILENCE_S * 1000,
+        "tcp_user_timeout": TCP_USER_TIMEOUT_S * 1000,
         "application_name": "csi-job",
     }
     return {name: value for name, value in arguments.items() if name not in address.url.query}
 
 
 def _prepare_postgres(connection: Any, _record: Any) -> None:
-    # Not by libpq's `options`, which poolers such as PgBouncer refuse.
+    # Not by libpq's `options`, which poolers such as PgBouncer reject.
     with connection.cursor() as cursor:
         cursor.execute(
             f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET idle_in_transaction_session_timeout = "
@@ -88,26 +75,29 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
-    connection.execute("PRAGMA synchronous = FULL")  # with WAL, less would lose acknowledged results at a power cut
+    connection.isolation_level = None  # transactions begin in `_begin_sqlite`, not in the driver
+    connection.execute(
+        "PRAGMA synchronous = FULL"
+    )  # with WAL, anything less could lose committed results in a power cut
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that reads and then writes fails at once when another one wrote in between.
-    connection.exec_driver_sql("BEGIN" if getattr(_mode, "reads", False) else "BEGIN IMMEDIATE")
+    # A deferred transaction that reads and then writes fails at once if another one wrote in between.
+    is_readonly = connection.get_execution_options().get("sqlite_readonly", False)
+    connection.exec_driver_sql("BEGIN" if is_readonly else "BEGIN IMMEDIATE")
 
 
 def lock_schema(connection: Connection) -> None:
-    """Take the lock of tables and study names until the transaction ends; SQLite has its own already."""
+    """Lock tables and study names until the transaction ends; SQLite has locked the file already."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(_advisory_lock(SCHEMA_LOCK)))
 
 
 def lock_study(connection: Connection, study_id: int) -> bool:
-    """Take the lock of a study until the transaction ends, and return whether the study exists.
+    """Lock a study until the transaction ends, and return whether it exists.
 
-    The row is locked too, as Optuna itself does when it makes a trial, so that one enqueued by other tools gets a
-    number of its own.
+    Its row is locked too, as Optuna does when it creates a trial, so that a trial added by another tool gets a unique
+    number.
     """
     query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
     if connection.dialect.name == "postgresql":
@@ -120,33 +110,33 @@ def _advisory_lock(key: int) -> sa.ColumnElement[Any]:
 
 
 def upsert(connection: Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
-    """Insert rows, or update those whose `keys` are there already, in one statement."""
+    """Insert rows, or update those that exist under the same `keys`, in one statement."""
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table).values(rows)
-    connection.execute(upserted(insert, [name for name in rows[0] if name not in keys], keys))
+    connection.execute(on_conflict_update(insert, [name for name in rows[0] if name not in keys], keys))
 
 
-def upserted(insert: Insert, names: Sequence[str], keys: tuple[str, ...]) -> Insert:
-    """Let an insert of PostgreSQL or SQLite change these columns where there is a row of the same `keys`."""
+def on_conflict_update(insert: Insert, names: Sequence[str], keys: tuple[str, ...]) -> Insert:
+    """Let an insert update these columns where a row with the same `keys` exists."""
     changed = {name: insert.excluded[name] for name in names}
     return insert.on_conflict_do_update(index_elements=list(keys), set_=changed)
 
 
 def now_s(connection: Connection) -> sa.ColumnElement[float]:
-    """Return the expression of the database's clock, in seconds since 1970."""
+    """Return the database's clock as an expression, in seconds since 1970."""
     if connection.dialect.name == "sqlite":
         return (sa.func.julianday("now", type_=sa.Float) - 2440587.5) * 86400.0
     return sa.cast(sa.func.date_part("epoch", sa.func.clock_timestamp()), sa.Float(53))
 
 
 def now_utc(connection: Connection) -> sa.ColumnElement[Any]:
-    """Return the expression of the database's clock as Optuna stores times: naive, in UTC."""
+    """Return the database's clock as an expression of the type in which Optuna stores times: naive, in UTC."""
     if connection.dialect.name == "sqlite":
         return sa.func.strftime("%Y-%m-%d %H:%M:%f", "now", type_=sa.String).concat("000")
     return sa.func.timezone("utc", sa.func.clock_timestamp())
 
 
 def median_of(column: sa.ColumnElement[float], *, sqlite: bool) -> sa.Select[Any]:
-    """Return the query of the number and the median of a column's values, as `num_values` and `median`."""
+    """Return a query of one row: the number of a column's values and their median, as `num_values` and `median`."""
     if not sqlite:
         median = sa.func.percentile_cont(0.5).within_group(column)
         return sa.select(sa.func.count(column).label("num_values"), median.label("median"))
@@ -158,7 +148,7 @@ def median_of(column: sa.ColumnElement[float], *, sqlite: bool) -> sa.Select[Any
 
 
 def server_start_s(connection: Connection) -> sa.ColumnElement[float]:
-    """Return the expression of when the server began: nobody could renew a lease before."""
+    """Return the start of the server as an expression, in seconds since 1970; 0 for SQLite."""
     if connection.dialect.name == "sqlite":
         return sa.literal(0.0)
     return sa.cast(sa.func.date_part("epoch", sa.func.pg_postmaster_start_time()), sa.Float(53))

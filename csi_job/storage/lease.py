@@ -1,4 +1,4 @@
-"""Leases: whose a running trial is, and who keeps it."""
+"""Leases: which worker may write to a running trial, and writes that go through only under one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import LeaseLostError
-from csi_job.logs import get_logger
-from csi_job.storage.engine import now_s, server_start_s, upserted
+from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
 
-logger = get_logger(__name__)
-GIVEN_BACK_S: Final = 0.0  # as `renewed_at_s`: free for anyone, and the attempt is not held against the trial
+# The value of `renewed_at_s` in a lease that its worker released. Read it by `running_trials`' column `released`. A
+# column of its own would be plainer, but workers of earlier versions, still alive during an upgrade, know only this.
+RELEASED_AT_S: Final = 0.0
 
 
 @dataclass
@@ -35,6 +35,11 @@ class Lease:
     attempt: int
     num_epochs: int = 0
     lost: bool = field(default=False, repr=False)
+    """Whether a write or a renewal has found that another worker has the trial."""
+
+    def lost_error(self) -> LeaseLostError:
+        """Return the error of a worker that has lost this lease."""
+        return LeaseLostError(f"the lease of trial {self.number} is lost; another worker resumes the trial")
 
 
 def new_token() -> str:
@@ -42,21 +47,25 @@ def new_token() -> str:
     return uuid.uuid4().hex
 
 
-def owner_name() -> str:
-    """Return who this process is: host, boot, process namespace, process, and when it began."""
-    return "|".join((socket.gethostname(), *_process_space(), str(os.getpid()), _start_of(os.getpid()) or ""))
+# The worker's process. psutil computes start times from the wall clock, which may be set between two readings; it does
+# not know PID namespaces either, and equal process ids in two containers are two processes.
 
 
-def is_dead(owner: str) -> bool:
-    """Return whether the owner was a process of this very machine that is gone, so that nobody need wait for it."""
-    _, *space, process, began = owner.split("|") if owner.count("|") == 4 else ("", "", "", "", "")  # noqa: PLR2004
-    if not process or not all(space) or tuple(space) != _process_space():
+def worker_id() -> str:
+    """Identify this process: host, boot, PID namespace, process id, and start time."""
+    return "|".join((socket.gethostname(), *_boot_and_pid_namespace(), str(os.getpid()), _start_of(os.getpid()) or ""))
+
+
+def owner_process_is_gone(owner: str) -> bool:
+    """Return whether the lease's owner was a process of this machine and PID namespace that no longer exists."""
+    _, *namespace, process, began = owner.split("|") if owner.count("|") == 4 else [""] * 5  # noqa: PLR2004
+    if not process or not all(namespace) or tuple(namespace) != _boot_and_pid_namespace():
         return False
     now = _start_of(int(process))
-    return now != began if now is not None else not _is_there(int(process))
+    return now != began if now is not None else not _exists(int(process))
 
 
-def _process_space() -> tuple[str, str]:
+def _boot_and_pid_namespace() -> tuple[str, str]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return boot, str(Path("/proc/self/ns/pid").readlink())
@@ -65,7 +74,7 @@ def _process_space() -> tuple[str, str]:
 
 
 def _start_of(process: int) -> str | None:
-    """Return when a process began, in clock ticks since boot; `` if it only waits to be collected, None if not seen."""
+    """Return a process's start in clock ticks since boot; `""` for a zombie, None if `/proc` does not show it."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -73,58 +82,66 @@ def _start_of(process: int) -> str | None:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _is_there(process: int) -> bool:
-    """Return whether a process lives that `/proc` may hide from us."""
+def _exists(process: int) -> bool:
+    """Return whether a process exists, even one that `/proc` hides from us."""
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
     except PermissionError:
         return True
+    except (ProcessLookupError, OverflowError):
+        return False
     return True
+
+
+# Leases of a study
 
 
 def running_trials(connection: Connection, study_id: int) -> sa.Select[Any]:
     """Return the query of a study's running trials with their leases and the database's time.
 
-    Columns: `trial_id`, `number`, those of `LEASES` (None where there is no lease), `now_s`, `server_start_s`.
+    Columns: `trial_id`, `number`, those of `LEASES` and `released` (None where there is no lease), `now_s`,
+    `server_start_s`.
     """
-    clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
     leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
+    released = (LEASES.c.renewed_at_s == RELEASED_AT_S).label("released")
+    clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
     return (
-        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, *clock)
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, released, *clock)
         .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
     )
 
 
 def is_orphan(row: Row[Any]) -> bool:
-    """Return whether a trial of `running_trials` is free to be taken over."""
-    if row.token is None or row.renewed_at_s == GIVEN_BACK_S:
+    """Return whether a trial of `running_trials` has no live worker."""
+    if row.token is None or row.released:
         return True
-    # While the server was down nobody could renew, so a lease counts from its start at the earliest.
+    # Nobody could renew a lease while the server was down, so its age counts from the server's start at the earliest.
     age_s = row.now_s - max(row.renewed_at_s, row.server_start_s)
-    return bool(age_s > row.lease_s or is_dead(row.owner))
+    return bool(age_s > row.lease_s or owner_process_is_gone(row.owner))
 
 
-def fence(connection: Connection, lease: Lease, *, only_held: bool = False, **changes: Any) -> None:
-    """Renew the lease in this transaction, which holds its row until it ends.
+# Fenced writes
+
+
+def fence(connection: Connection, lease: Lease, *, unless_released: bool = False, **changes: Any) -> None:
+    """Renew the lease in this transaction, which locks its row until the end.
 
     Args:
         connection: inside the transaction that writes to the trial.
         lease: the caller's lease.
-        only_held: leave one that was given back as it is.
+        unless_released: leave a released lease as it is.
         changes: other columns of the lease to set.
 
     Raises:
-        LeaseLostError: the trial is another's by now, given back, finished, or deleted.
+        LeaseLostError: another worker has the trial, or it is released, finished or deleted.
 
     """
     renewal = _renewal(connection, lease, changes)
-    if only_held:
-        renewal = renewal.where(LEASES.c.renewed_at_s != GIVEN_BACK_S)
+    if unless_released:
+        renewal = renewal.where(LEASES.c.renewed_at_s != RELEASED_AT_S)
     if connection.execute(renewal).rowcount != 1:
-        raise _lost(lease)
+        raise lease.lost_error()
 
 
 def write_fenced(
@@ -132,72 +149,61 @@ def write_fenced(
     lease: Lease,
     write: TrialWrite,
     changes: dict[str, Any],
-    question: sa.Select[Any] | None = None,
+    query: sa.Select[Any] | None = None,
 ) -> Row[Any] | None:
     """Write to a running trial under its lease; on PostgreSQL this is one statement.
 
     Args:
         connection: inside a transaction, or on PostgreSQL in autocommit mode.
         lease: the caller's lease.
-        write: what is written.
+        write: what to write.
         changes: other columns of the lease to set.
-        question: a query of one row to ask beside, of nothing that is written here.
+        query: a query of one row to run along with it, which reads nothing that is written here.
 
     Returns:
-        the answer to the question, whose columns are known by name.
+        the query's row; its columns are known by name.
 
     Raises:
-        LeaseLostError: the trial is another's by now, finished, or deleted; nothing was written.
+        LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
 
     """
     if connection.dialect.name == "sqlite":
         fence(connection, lease, **changes)
         write_trial(connection, lease.trial_id, write)
-        return None if question is None else connection.execute(question).one()
-    row = connection.execute(_statement(connection, lease, write, changes, question)).one()
+        return None if query is None else connection.execute(query).one()
+    row = connection.execute(_fenced_statement(connection, lease, write, changes, query)).one()
     if row[0] != 1:
-        raise _lost(lease)
-    return None if question is None else row
+        raise lease.lost_error()
+    return None if query is None else row
 
 
-def _statement(
+def is_finished_under(connection: Connection, lease: Lease, state: TrialState) -> bool:
+    """Return whether a trial has this final state, written under this very lease."""
+    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, TRIALS.c.state == state)
+    query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id).where(mine)
+    return connection.execute(query).first() is not None
+
+
+def _fenced_statement(
     connection: Connection,
     lease: Lease,
     write: TrialWrite,
     changes: dict[str, Any],
-    question: sa.Select[Any] | None,
+    query: sa.Select[Any] | None,
 ) -> sa.Select[Any]:
-    """Return the statement whose every part depends on the row of the lease that its first part renews."""
+    """Return a statement in which every part depends on the lease row that its first part renews."""
     held = _renewal(connection, lease, changes).returning(LEASES.c.trial_id).cte("held")
-    parts: list[sa.CTE] = []
-    for table, rows, keys in child_rows(lease.trial_id, write):
-        parts.append(_inserted(held, table, rows, keys).cte(f"new_{table.name}"))
+    parts = [
+        _fenced_insert(held, table, rows, keys).cte(f"new_{table.name}")
+        for table, rows, keys in child_rows(lease.trial_id, write)
+    ]
     if write.state is not None:
-        mine = TRIALS.c.trial_id == held.c.trial_id
-        parts.append(sa.update(TRIALS).where(mine).values(**state_changes(connection, write.state)).cte("told"))
+        update = sa.update(TRIALS).where(TRIALS.c.trial_id == held.c.trial_id)
+        parts.append(update.values(**state_changes(connection, write.state)).cte("finished"))
     columns: list[Any] = [sa.select(sa.func.count()).select_from(held).scalar_subquery()]
-    if question is not None:
-        columns += question.subquery().c
+    if query is not None:
+        columns += query.subquery().c
     return sa.select(*columns).add_cte(*parts)
-
-
-def _inserted(
-    held: sa.CTE, table: sa.Table, rows: Sequence[dict[str, Any]], keys: tuple[str, ...]
-) -> postgresql.Insert:
-    """Return the insert of rows that are given as one array a column, so that it is the same for any number of them."""
-    columns = [table.c[name] for name in rows[0] if name != "trial_id"]
-    arrays = [_array(column, [row[column.name] for row in rows]) for column in columns]
-    given = sa.func.unnest(*arrays).table_valued(*(column.name for column in columns), name="given").render_derived()
-    values = [sa.cast(given.c[column.name], column.type) for column in columns]
-    selected = sa.select(held.c.trial_id, *values).select_from(held.join(given, sa.true()))
-    insert = postgresql.insert(table).from_select(["trial_id", *(column.name for column in columns)], selected)
-    return upserted(insert, [column.name for column in columns if column.name not in keys], keys)
-
-
-def _array(column: sa.Column[Any], values: list[Any]) -> sa.ColumnElement[Any]:
-    if isinstance(column.type, sa.Enum):
-        return sa.cast([value.name for value in values], postgresql.ARRAY(sa.String))
-    return sa.cast(values, postgresql.ARRAY(column.type))
 
 
 def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
@@ -207,6 +213,21 @@ def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> s
     return sa.update(LEASES).where(mine, running).values(**({"renewed_at_s": now_s(connection)} | changes))
 
 
-def _lost(lease: Lease) -> LeaseLostError:
-    lease.lost = True
-    return LeaseLostError(f"the lease of trial {lease.number} is lost, another worker goes on with it")
+def _fenced_insert(
+    held: sa.CTE, table: sa.Table, rows: Sequence[dict[str, Any]], keys: tuple[str, ...]
+) -> postgresql.Insert:
+    """Return an upsert of rows given as one array per column, so that its text is the same for any number of rows."""
+    columns = [table.c[name] for name in rows[0] if name != "trial_id"]
+    names = [column.name for column in columns]
+    arrays = [_array(column, [row[column.name] for row in rows]) for column in columns]
+    given = sa.func.unnest(*arrays).table_valued(*names, name="given").render_derived()
+    values = [sa.cast(given.c[column.name], column.type) for column in columns]
+    selected = sa.select(held.c.trial_id, *values).select_from(held.join(given, sa.true()))
+    insert = postgresql.insert(table).from_select(["trial_id", *names], selected)
+    return on_conflict_update(insert, [name for name in names if name not in keys], keys)
+
+
+def _array(column: sa.Column[Any], values: list[Any]) -> sa.ColumnElement[Any]:
+    if isinstance(column.type, sa.Enum):
+        return sa.cast([value.name for value in values], postgresql.ARRAY(sa.String))
+    return sa.cast(values, postgresql.ARRAY(column.type))

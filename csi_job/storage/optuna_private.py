@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Self
 
     import optuna
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.study import StudyDirection
     from optuna.study._frozen import FrozenStudy
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
 # ruff: noqa: SLF001 - that is what this module is for
 
@@ -118,3 +122,79 @@ class PrunerStudy:
     @property
     def _storage(self) -> Self:
         return self
+
+
+class OptunaStorage(RDBStorage):
+    """`RDBStorage` over a given engine, with a public name for each private method that `_CachedStorage` calls.
+
+    The parent's constructor is not called: it formats braces in the URL, keeps the password in it, and connects at
+    once. Everything that it sets is set here.
+    """
+
+    def __init__(self, url: str, engine: sa.Engine) -> None:
+        """Use this engine, whose tables exist; the URL may be without secrets."""
+        self.url, self.engine = url, engine
+        self.engine_kwargs: dict[str, Any] = {}
+        self.skip_compatibility_check = True
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.scoped_session = scoped_session(sessionmaker(bind=engine))
+
+    def migration_url(self) -> str:
+        """Return the URL by which `upgrade` connects."""
+        return self.url
+
+    @property
+    def _version_manager(self) -> rdb._VersionManager:  # type: ignore[override]
+        # Not an attribute, since it connects when it is made.
+        return rdb._VersionManager(self.migration_url(), self.engine, self.scoped_session)
+
+    def create_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+        """Create a trial and return it."""
+        return super()._create_new_trial(study_id, template)
+
+    def write_param(
+        self,
+        trial_id: int,
+        name: str,
+        internal_value: float,
+        distribution: BaseDistribution,
+        known: BaseDistribution | None,
+    ) -> None:
+        """Store a parameter; `known` is a distribution that another trial of the study has for it."""
+        super()._set_trial_param(trial_id, name, internal_value, distribution, known)
+
+    def list_trials(
+        self, study_id: int, states: Container[TrialState] | None, included_ids: set[int], after: int
+    ) -> list[FrozenTrial]:
+        """Return a study's trials with an id among `included_ids` or greater than `after`."""
+        return super()._get_trials(study_id, states, included_ids, after)
+
+    def get_best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
+        """Return the id of the best complete trial."""
+        return super()._get_best_trial_id(study_id, direction)
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        return self.create_trial(study_id, template_trial)
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        self.write_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        return self.list_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+
+    def _get_best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
+        return self.get_best_trial_id(study_id, direction)

@@ -1,4 +1,4 @@
-"""A database that goes away is waited for; one that refuses us is an error in one line."""
+"""Retry while the database is unreachable; fail at once when it rejects us."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ Result = TypeVar("Result")
 
 FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 10.0
-MAX_BUSY_DELAY_S: Final = 0.5  # a lock that another worker holds is free again soon
-BUSY_LIMIT_S: Final = 120.0  # a lock is waited for so long, however impatient the caller is with outages
+MAX_BUSY_DELAY_S: Final = 0.5  # another worker releases its lock soon
+BUSY_LIMIT_S: Final = 120.0  # at least this long for a lock, even where the caller does not wait for outages
 CHECK_EVERY_S: Final = 0.5
-SAID_AFTER_S: Final = 1.0  # a shorter outage is nothing to tell
+LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
-AWAY_CLASSES: Final = ("08", "53", "57", "58")  # connection, resources (slots, disk), operator intervention, system
-AWAY_CODES: Final = ("25006", "25P03", "25P04")  # a standby after a fail-over; transactions ended for us
+UNREACHABLE_CLASSES: Final = (
+    "08",
+    "53",
+    "57",
+    "58",
+)  # connection, resources (slots, disk), operator intervention, system
+UNREACHABLE_CODES: Final = (
+    "25006",
+    "25P03",
+    "25P04",
+)  # a standby after a fail-over; transactions that the server timed out
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
-REFUSED_CLASSES: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
-# While connecting libpq gives no code, only words. What is not known here is waited for.
-REFUSED_WORDS: Final = (
+REJECTED_CLASSES: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
+# While connecting, libpq gives no code, only words. Unknown ones count as an outage.
+REJECTED_WORDS: Final = (
     "authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist", "permission denied",
     "does not support ssl", "certificate verify failed", "invalid sslmode", "invalid connection option",
     "is not permitted to log in", "sslrootcert", "root certificate", "unknown ca", "alert certificate",
@@ -43,8 +52,8 @@ REFUSED_WORDS: Final = (
     "invalid port number", "invalid value", "invalid integer value", "invalid dsn", "private key", "certificate file",
 )  # fmt: skip
 SQLITE_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)
-SQLITE_AWAY: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
-SQLITE_REFUSED: Final = (
+SQLITE_UNREACHABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
+SQLITE_REJECTED: Final = (
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_CORRUPT,
@@ -53,77 +62,84 @@ SQLITE_REFUSED: Final = (
 )
 
 
-class Verdict(enum.Enum):
-    """What an error says about the database."""
+class ErrorKind(enum.Enum):
+    """What an error means for the caller."""
 
     BUSY = "busy"
-    """Another worker holds a lock: again at once."""
-    AWAY = "away"
-    """It cannot be reached now: again later."""
-    REFUSED = "refused"
-    """It will not take us as we are."""
-    FOREIGN = "foreign"
-    """No error of the database."""
+    """Another worker holds a lock: retry soon."""
+    UNREACHABLE = "unreachable"
+    """No connection, or the server cannot work at the moment: retry later."""
+    REJECTED = "rejected"
+    """It rejects our credentials or configuration."""
+    NOT_DATABASE = "not_database"
+    """The error does not come from the database."""
 
 
-def judge(error: BaseException) -> Verdict:
-    """Tell what an error of SQLAlchemy, Optuna or a driver says about the database."""
+def classify(error: BaseException) -> ErrorKind:
+    """Classify an error of SQLAlchemy, Optuna or a driver."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        return judge(error.__cause__)
+        return classify(error.__cause__)
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # of the connection pool
-        return Verdict.BUSY
-    original = _original(error)
+        return ErrorKind.BUSY
+    original = _driver_error(error)
     if isinstance(original, psycopg2.Error):
-        return _judge_postgres(original)
+        return _classify_postgres(original)
     if isinstance(original, sqlite3.Error):
-        return _judge_sqlite(original)
+        return _classify_sqlite(original)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
-        return Verdict.AWAY
-    return Verdict.FOREIGN
+        return ErrorKind.UNREACHABLE
+    return ErrorKind.NOT_DATABASE
 
 
-def _original(error: BaseException) -> BaseException:
-    """Return the driver's own error."""
+def _driver_error(error: BaseException) -> BaseException:
     return getattr(error, "orig", None) or error
 
 
-def _judge_postgres(error: psycopg2.Error) -> Verdict:
+def _classify_postgres(error: psycopg2.Error) -> ErrorKind:
     code = error.pgcode
     if code is None:
         if isinstance(error, psycopg2.ProgrammingError):  # a connection option that libpq does not know
-            return Verdict.REFUSED
-        is_refused = any(words in str(error).lower() for words in REFUSED_WORDS)
+            return ErrorKind.REJECTED
+        is_rejected = any(words in str(error).lower() for words in REJECTED_WORDS)
         is_connection = isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError))
-        return Verdict.REFUSED if is_refused else Verdict.AWAY if is_connection else Verdict.FOREIGN
+        return ErrorKind.REJECTED if is_rejected else ErrorKind.UNREACHABLE if is_connection else ErrorKind.NOT_DATABASE
     if code in BUSY_CODES:
-        return Verdict.BUSY
-    if code.startswith(REFUSED_CLASSES):
-        return Verdict.REFUSED
-    return Verdict.AWAY if code.startswith(AWAY_CLASSES) or code in AWAY_CODES else Verdict.FOREIGN
+        return ErrorKind.BUSY
+    if code.startswith(REJECTED_CLASSES):
+        return ErrorKind.REJECTED
+    return (
+        ErrorKind.UNREACHABLE
+        if code.startswith(UNREACHABLE_CLASSES) or code in UNREACHABLE_CODES
+        else ErrorKind.NOT_DATABASE
+    )
 
 
-def _judge_sqlite(error: sqlite3.Error) -> Verdict:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine it
+def _sqlite_code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine it
+
+
+def _classify_sqlite(error: sqlite3.Error) -> ErrorKind:
+    code = _sqlite_code(error)
     if code in SQLITE_BUSY:
-        return Verdict.BUSY
-    if code in SQLITE_REFUSED:
-        return Verdict.REFUSED
-    return Verdict.AWAY if code in SQLITE_AWAY else Verdict.FOREIGN
+        return ErrorKind.BUSY
+    if code in SQLITE_REJECTED:
+        return ErrorKind.REJECTED
+    return ErrorKind.UNREACHABLE if code in SQLITE_UNREACHABLE else ErrorKind.NOT_DATABASE
 
 
 def reason(error: BaseException) -> str:
-    """Return the driver's words in one line, without statement and parameters."""
+    """Return the driver's message in one line, without statement and parameters."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return reason(error.__cause__)
-    original = _original(error)
+    original = _driver_error(error)
     return " ".join(str(original).split())[:300] or type(original).__name__
 
 
 @dataclass
-class Patience:
-    """How long and how often a database is tried again.
+class RetryPolicy:
+    """How long to retry a database operation, and what may interrupt the wait.
 
-    `check` is called before and, again and again, within each wait; it may raise to end it, e.g. because a signal came.
+    `check` is called before each wait and repeatedly during it; it may raise to end it, e.g. because a signal came.
     """
 
     where: str
@@ -133,7 +149,7 @@ class Patience:
 
     @contextmanager
     def interrupted_by(self, check: Callable[[], None], wake: threading.Event) -> Iterator[None]:
-        """Let `check` end waits while the block runs; `wake` is set when there is something to check."""
+        """Let `check` end waits within the block; set `wake` to have it called at once."""
         before = self.check, self.wake
         self.check, self.wake = check, wake
         try:
@@ -141,39 +157,41 @@ class Patience:
         finally:
             self.check, self.wake = before
 
-    def ride(self, operation: Callable[[], Result], *, limit_s: float | None = None, check: bool = True) -> Result:
-        """Run an operation, again and again while the database is away or busy.
+    def call(self, operation: Callable[[], Result], *, limit_s: float | None = None, check: bool = True) -> Result:
+        """Run an operation, retrying it with exponential back-off while the database is unreachable or busy.
 
         Args:
-            operation: what to do; it may run several times, so it must bear that.
-            limit_s: seconds to wait at most, this object's own by default.
-            check: let `self.check` end the wait.
+            operation: what to run; it must bear being run several times.
+            limit_s: seconds to retry at most, by default this policy's limit.
+            check: whether `self.check` may end the wait.
 
         Raises:
-            StorageUnavailableError: the database stayed away, or refused us, for so long.
+            StorageUnavailableError: the database was still unreachable, or rejected us, when the limit was reached.
 
         """
         limit = self.limit_s if limit_s is None else limit_s
-        began, delay, told = time.monotonic(), FIRST_DELAY_S, False
+        began, delay, logged = time.monotonic(), FIRST_DELAY_S, False
         while True:
             try:
                 result = operation()
             except CsiJobError:
                 raise
             except Exception as error:
-                verdict = judge(error)
-                if verdict is Verdict.FOREIGN:
+                kind = classify(error)
+                if kind is ErrorKind.NOT_DATABASE:
                     raise
-                away_s = time.monotonic() - began
-                if away_s >= (max(limit, BUSY_LIMIT_S) if verdict is Verdict.BUSY else limit):
-                    raise self._given_up(error, away_s) from None
-                if not told and away_s >= SAID_AFTER_S and verdict is not Verdict.BUSY:
-                    logger.warning("%s is away (%s); waiting up to %.0f s", self.where, reason(error), limit)
-                    told = True
+                elapsed_s = time.monotonic() - began
+                if elapsed_s >= (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit):
+                    raise self._unavailable(error, elapsed_s) from None
+                if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
+                    logger.warning(
+                        "%s is unreachable (%s); retrying for up to %.0f s", self.where, reason(error), limit
+                    )
+                    logged = True
                 self._wait(delay * random.uniform(0.5, 1.5), check=check)
-                delay = min(delay * 2, MAX_BUSY_DELAY_S if verdict is Verdict.BUSY else MAX_DELAY_S)
+                delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
             else:
-                if told:
+                if logged:
                     logger.warning("%s is back after %.0f s", self.where, time.monotonic() - began)
                 return result
 
@@ -184,29 +202,28 @@ class Patience:
         until = time.monotonic() + seconds
         self.check()
         while (left_s := until - time.monotonic()) > 0:
-            self.wake.wait(min(left_s, CHECK_EVERY_S))  # a signal sets it: nobody waits for a database before stopping
+            self.wake.wait(min(left_s, CHECK_EVERY_S))  # a signal sets it, so that stopping never waits for a database
             self.check()
 
-    def _given_up(self, error: Exception, away_s: float) -> StorageUnavailableError:
-        if away_s < SAID_AFTER_S:
-            return StorageUnavailableError(f"{self.where} is away: {reason(error)}")
+    def _unavailable(self, error: Exception, elapsed_s: float) -> StorageUnavailableError:
+        if elapsed_s < LOG_AFTER_S:
+            return StorageUnavailableError(f"{self.where} is unreachable: {reason(error)}")
         return StorageUnavailableError(
-            f"{self.where} could not be used for {away_s:.0f} s: {reason(error)}",
-            hint="start the same command again once it is back; nothing that was reported is lost",
+            f"{self.where} could not be used for {elapsed_s:.0f} s: {reason(error)}",
+            hint="run the same command again once it is back; no reported result is lost",
         )
 
 
-def at_start(operation: Callable[[], Result], patience: Patience) -> Result:
-    """As `Patience.ride`, for the first contact: what refuses us is a setting that is wrong (exit code 2)."""
+def call_at_start(operation: Callable[[], Result], policy: RetryPolicy) -> Result:
+    """Like `RetryPolicy.call`, for the first contact: a rejection is a wrong setting (exit code 2)."""
 
     def first_contact() -> Result:
         try:
             return operation()
         except Exception as error:
-            unusable = getattr(_original(error), "sqlite_errorcode", 0) & 0xFF in SQLITE_AWAY
-            if judge(error) is Verdict.REFUSED or unusable:
-                message = f"{patience.where} cannot be used: {reason(error)}"
+            if classify(error) is ErrorKind.REJECTED or _sqlite_code(_driver_error(error)) in SQLITE_UNREACHABLE:
+                message = f"{policy.where} cannot be used: {reason(error)}"
                 raise ConfigurationError(message) from None
             raise
 
-    return patience.ride(first_contact)
+    return policy.call(first_contact)

@@ -1,124 +1,131 @@
-"""Optuna's storage, in which no write of a running trial goes through without its lease."""
+"""Optuna's storage, in which a running trial is written only under its lease."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
-import sqlalchemy.orm
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError, explain_os_errors
-from csi_job.storage.engine import lock_study, make_engine, reading
-from csi_job.storage.lease import Lease, fence, write_fenced
-from csi_job.storage.optuna_private import backend_of, trial_id_of
-from csi_job.storage.retry import Patience, at_start
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.storage.engine import lock_study, make_engine
+from csi_job.storage.lease import RELEASED_AT_S, Lease, fence, is_finished_under, write_fenced
+from csi_job.storage.optuna_private import OptunaStorage, backend_of, trial_id_of
+from csi_job.storage.retry import RetryPolicy, call_at_start
 from csi_job.storage.schema import check_schema, create_schema
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.tables import LEASES, TRIALS
-from csi_job.storage.trial_rows import TrialWrite, insert_trial, read_trial, read_trials, remove_steps, write_trial
-from csi_job.storage.url import Address, check_file_system, database_address
+from csi_job.storage.tables import TRIALS
+from csi_job.storage.trial_rows import (
+    TrialWrite,
+    add_trial,
+    read_trial,
+    read_trials,
+    remove_steps,
+    stored_distribution,
+    write_trial,
+)
+from csi_job.storage.url import Address, check_sqlite_file, database_address
 
 Result = TypeVar("Result")
 
 
-def _read(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Let a reading method of the parent outlive outages and take no lock."""
+def _retried(method: Callable[..., Result], *, readonly: bool = False) -> Callable[..., Result]:
+    """Retry one of Optuna's methods through outages; a read-only one takes no write lock."""
 
     @functools.wraps(method)
-    def read(self: StudyStorage, *args: Any, **kwargs: Any) -> Result:
-        with reading():
-            return self.patience.ride(lambda: method(self, *args, **kwargs))
+    def retried(self: StudyStorage, *args: Any, **kwargs: Any) -> Result:
+        return self.retry.call(lambda: method(self._reader if readonly else self, *args, **kwargs))
 
-    return read
-
-
-def _write(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Let a writing method of the parent, which may run twice, outlive outages."""
-
-    @functools.wraps(method)
-    def write(self: StudyStorage, *args: Any, **kwargs: Any) -> Result:
-        return self.patience.ride(lambda: method(self, *args, **kwargs))
-
-    return write
+    return retried
 
 
-class StudyStorage(RDBStorage):
+@dataclass
+class _AskBuffer:
+    """What `buffered_ask` has read and will write, on one thread."""
+
+    trial_id: int
+    write: TrialWrite = field(default_factory=TrialWrite)
+    history: dict[int, FrozenTrial] | None = None
+    """The trials by id, as the first read found them."""
+    thread: int = field(default_factory=threading.get_ident)
+
+
+class StudyStorage(OptunaStorage):
     """Optuna's tables on SQLite or PostgreSQL, with leases (design §5).
 
-    Everything that is written to a running trial needs a lease held by this object (`hold`), which is proven in the
-    same transaction; else `LeaseLostError` is raised. Outages are waited for (`patience`).
+    It keeps the contract of `RDBStorage`, with these differences:
+
+    - a running trial is written only under a lease that this object holds (`hold`) and that the same transaction
+      checks; otherwise `LeaseLostError` is raised;
+    - a trial starts running only by `claim_trial`; creating a running one, or setting one to running, is a
+      `CsiJobError`;
+    - an outage is waited out (`retry`).
     """
 
     def __init__(self, address: Address, *, lease_s: float = 60.0, outage_s: float = 900.0) -> None:
-        """Open a database whose tables exist.
-
-        The parent's constructor is not called: it formats braces in the URL, keeps the password in it, and talks to
-        the database unasked.
-        """
+        """Open a database whose tables exist."""
+        engine = make_engine(address)
+        super().__init__(str(address), engine)
         self.address = address
         self.lease_s = lease_s
-        self.url = str(address)
-        self.engine_kwargs: dict[str, Any] = {}
-        self.skip_compatibility_check = True
-        self.heartbeat_interval = self.grace_period = None
-        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
-        self.patience = Patience(f"the database {address}", outage_s)
+        self.retry = RetryPolicy(f"the database {address}", outage_s)
+        # On PostgreSQL a single statement needs no transaction around it, which saves two round trips.
+        options = {} if address.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._autocommit_engine = engine.execution_options(**options)
+        self._read_engine = self._autocommit_engine.execution_options(sqlite_readonly=True)
+        self._reader = OptunaStorage(self.url, self._read_engine)
         self._held: dict[int, Lease] = {}
-        self._draft: tuple[int, TrialWrite] | None = None
-        self._snapshot: dict[int, FrozenTrial] | None = None
-        self._connect()
-
-    def _connect(self) -> None:
-        self.engine = make_engine(self.address)
-        # One statement, one round trip: nothing is begun and ended around it. SQLite has its own way (`reading`).
-        self._at_once = self.engine
-        if not self.address.is_sqlite:
-            self._at_once = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self.scoped_session = sa.orm.scoped_session(sa.orm.sessionmaker(bind=self.engine))
+        self._buffer: _AskBuffer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave connections, leases and secrets out of a pickle."""
-        return {"address": self.address, "lease_s": self.lease_s, "outage_s": self.patience.limit_s}
+        return {"address": self.address, "lease_s": self.lease_s, "outage_s": self.retry.limit_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Connect anew, without leases."""
+        """Connect again, without leases."""
         StudyStorage.__init__(self, state["address"], lease_s=state["lease_s"], outage_s=state["outage_s"])
 
     def close(self) -> None:
         """Close all connections."""
         self.scoped_session.remove()
+        self._reader.scoped_session.remove()
         self.engine.dispose()
+
+    def migration_url(self) -> str:
+        """Return the URL with its secrets."""
+        return self.address.with_secrets()
 
     # Transactions
 
-    def write(self, operation: Callable[[Connection], Result], **patience: Any) -> Result:
-        """Run an operation that bears being run twice in one transaction; outages are waited for."""
+    def write(
+        self, operation: Callable[[Connection], Result], *, limit_s: float | None = None, check: bool = True
+    ) -> Result:
+        """Run an operation in one transaction; it is retried through outages and must bear that."""
 
         def transaction() -> Result:
             with self.engine.begin() as connection:
                 return operation(connection)
 
-        return self.patience.ride(transaction, **patience)
+        return self.retry.call(transaction, limit_s=limit_s, check=check)
 
     def read(self, operation: Callable[[Connection], Result]) -> Result:
-        """Run an operation that only reads; outages are waited for."""
+        """Run an operation that only reads, retrying through outages."""
 
-        def look() -> Result:
-            with self._at_once.connect() as connection:
+        def transaction() -> Result:
+            with self._read_engine.connect() as connection:
                 return operation(connection)
 
-        with reading():
-            return self.patience.ride(look)
+        return self.retry.call(transaction)
 
     # Leases
 
@@ -127,152 +134,169 @@ class StudyStorage(RDBStorage):
         self._held[lease.trial_id] = lease
 
     def drop(self, lease: Lease) -> None:
-        """Write no more to this trial."""
+        """Stop writing to this trial."""
         self._held.pop(lease.trial_id, None)
 
-    def lease_of(self, trial_id: int) -> Lease:
-        """Return the lease held for a trial; raise `LeaseLostError` if there is none."""
-        if trial_id not in self._held:
-            message = "this process holds no lease of that trial, so it writes nothing to it"
-            raise LeaseLostError(message)
-        return self._held[trial_id]
+    def _lease_of(self, trial_id: int) -> Lease:
+        if (lease := self._held.get(trial_id)) is not None:
+            return lease
+        self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+        message = "this process holds no lease of that trial, so it may not write to it"
+        raise LeaseLostError(message)
 
     def renew(self, lease: Lease) -> None:
-        """Renew a lease, without waiting for a database that is away; raise `LeaseLostError` if another has it."""
-        # A renewal that comes after the trial was given back would hold it for a worker that is gone.
-        self.write(lambda connection: fence(connection, lease, only_held=True), limit_s=0, check=False)
+        """Renew a lease without retrying; raise `LeaseLostError` if another worker has it."""
+        # Renewing a lease that was released meanwhile would hold the trial for a worker that is gone.
+        with _marking_loss(lease):
+            self.write(lambda connection: fence(connection, lease, unless_released=True), limit_s=0, check=False)
+
+    def release(self, lease: Lease, write: TrialWrite, *, limit_s: float) -> None:
+        """Write to a trial and free it for the next worker; the attempt does not count as lost."""
+        self.write_trial(lease, write, limit_s=limit_s, check=False, renewed_at_s=RELEASED_AT_S)
 
     def write_trial(
         self,
         lease: Lease,
         write: TrialWrite,
-        question: sa.Select[Any] | None = None,
+        query: sa.Select[Any] | None = None,
         *,
         limit_s: float | None = None,
         check: bool = True,
         **changes: Any,
     ) -> sa.Row[Any] | None:
-        """Write to a running trial, fenced; on PostgreSQL in one statement and one round trip.
+        """Write to a running trial under its lease; on PostgreSQL in one statement and one round trip.
 
         Args:
             lease: of the trial.
-            write: what is written.
-            question: a query of one row that is asked with it.
-            limit_s: seconds for which an outage is waited for, `outage_s` by default.
-            check: let a signal end the wait.
+            write: what to write.
+            query: a query of one row to run along with it.
+            limit_s: seconds to retry during an outage, `outage_s` by default.
+            check: whether a signal ends the wait.
             changes: columns of the lease to set.
 
         Returns:
-            the answer to the question.
+            the query's row.
+
+        Raises:
+            LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
 
         """
-        attempts = 0
+        tries = 0
 
-        def operation() -> sa.Row[Any] | None:
-            nonlocal attempts
-            attempts += 1
+        def transaction() -> sa.Row[Any] | None:
+            nonlocal tries
+            tries += 1
             try:
-                with self._at_once.begin() as connection:
-                    return write_fenced(connection, lease, write, changes, question)
+                with self._autocommit_engine.begin() as connection:
+                    return write_fenced(connection, lease, write, changes, query)
             except LeaseLostError:
-                # The answer to an earlier COMMIT may have been lost: what was to be written is then there.
-                if attempts == 1 or write.state is None or not self._is_told(lease, write.state):
+                if tries == 1 or write.state is None:
                     raise
-                lease.lost = False
-                return None
+                with self._read_engine.connect() as connection:
+                    if not is_finished_under(connection, lease, write.state):
+                        raise
+                return None  # an earlier try committed, and only the reply was lost
 
-        return self.patience.ride(operation, limit_s=limit_s, check=check)
-
-    def _is_told(self, lease: Lease, state: TrialState) -> bool:
-        """Return whether the trial is finished as this very lease would have it."""
-        mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, TRIALS.c.state == state)
-        query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id).where(mine)
-        with reading(), self._at_once.connect() as connection:
-            return connection.execute(query).first() is not None
+        with _marking_loss(lease):
+            return self.retry.call(transaction, limit_s=limit_s, check=check)
 
     def rewrite_steps(self, lease: Lease, num_kept: int, write: TrialWrite, checkpoint: str | None) -> None:
-        """Keep a trial's first intermediate values only, write others, and change its promoted checkpoint."""
+        """Keep only a trial's first intermediate values, write others, and change its promoted checkpoint."""
 
         def transaction(connection: Connection) -> None:
             fence(connection, lease, checkpoint=checkpoint)
             remove_steps(connection, lease.trial_id, num_kept)
             write_trial(connection, lease.trial_id, write)
 
-        self.write(transaction)
+        with _marking_loss(lease):
+            self.write(transaction)
 
     @contextmanager
-    def asking(self, lease: Lease) -> Iterator[TrialWrite]:
-        """Draw the parameters of a trial: the study is read once, and all that was drawn is written at the end.
+    def buffered_ask(self, lease: Lease) -> Iterator[TrialWrite]:
+        """Let this thread sample a trial's parameters from one read of the study, and write them in one transaction.
+
+        Other threads read and write as usual meanwhile.
 
         Yields:
-            what will be written in one fenced transaction; the caller may add to it.
+            what will be written at the end; the caller may add to it.
 
         """
-        draft = TrialWrite()
-        self._draft = (lease.trial_id, draft)
+        self._buffer = _AskBuffer(lease.trial_id)
         try:
-            yield draft
+            yield self._buffer.write
+            write = self._buffer.write
         finally:
-            self._draft = self._snapshot = None
-        self.write_trial(lease, draft)
+            self._buffer = None
+        self.write_trial(lease, write)
+
+    def _own_buffer(self) -> _AskBuffer | None:
+        buffer = self._buffer
+        return buffer if buffer is not None and buffer.thread == threading.get_ident() else None
 
     # Optuna's interface: writing a trial
 
-    def _write_or_draft(self, trial_id: int, write: TrialWrite) -> None:
-        if self._draft is None or self._draft[0] != trial_id:
-            self.write_trial(self.lease_of(trial_id), write)
+    def _write_or_buffer(self, trial_id: int, write: TrialWrite) -> None:
+        buffer = self._own_buffer()
+        if buffer is None or buffer.trial_id != trial_id:
+            self.write_trial(self._lease_of(trial_id), write)
             return
-        draft = self._draft[1]
-        draft.params |= write.params
-        draft.user_attrs |= write.user_attrs
-        draft.system_attrs |= write.system_attrs
+        buffer.write.params |= write.params
+        buffer.write.user_attrs |= write.user_attrs
+        buffer.write.system_attrs |= write.system_attrs
 
-    def _set_trial_param(
+    def write_param(
         self,
         trial_id: int,
-        param_name: str,
-        param_value_internal: float,
+        name: str,
+        internal_value: float,
         distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None,
+        known: BaseDistribution | None,
     ) -> None:
-        if previous_distribution is not None:
-            check_distribution_compatibility(previous_distribution, distribution)
-        self._write_or_draft(trial_id, TrialWrite(params={param_name: (param_value_internal, distribution)}))
+        """Store a parameter under the trial's lease."""
+        if self._own_buffer() is None:
+            self._lease_of(trial_id)
+            known = known or self.read(lambda connection: stored_distribution(connection, trial_id, name))
+        if known is not None:
+            check_distribution_compatibility(known, distribution)
+        self._write_or_buffer(trial_id, TrialWrite(params={name: (internal_value, distribution)}))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As the parent's, fenced."""
-        self._write_or_draft(trial_id, TrialWrite(user_attrs={key: value}))
+        """Set a user attribute under the trial's lease."""
+        self._write_or_buffer(trial_id, TrialWrite(user_attrs={key: value}))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As the parent's, fenced."""
-        self._write_or_draft(trial_id, TrialWrite(system_attrs={key: value}))
+        """Set a system attribute under the trial's lease."""
+        self._write_or_buffer(trial_id, TrialWrite(system_attrs={key: value}))
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """As the parent's, fenced."""
-        self.write_trial(self.lease_of(trial_id), TrialWrite(steps={step: intermediate_value}))
+        """Store an intermediate value under the trial's lease."""
+        self.write_trial(self._lease_of(trial_id), TrialWrite(steps={step: intermediate_value}))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Finish a trial, fenced; trials are started by claims only."""
+        """Finish a trial under its lease, which is over then."""
         if not state.is_finished():
-            raise _claims_only()
-        self.write_trial(self.lease_of(trial_id), TrialWrite(values=values or (), state=state))
+            current = self.get_trial(trial_id).state
+            self.check_trial_is_updatable(trial_id, current)
+            if state is current is TrialState.RUNNING:
+                return False  # as `RDBStorage`: another worker started it
+            raise _only_by_claims()
+        lease = self._lease_of(trial_id)
+        self.write_trial(lease, TrialWrite(values=values or (), state=state))
+        self.drop(lease)
         return True
 
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """Add a waiting or finished trial under the study's lock; running ones come from claims only."""
-        if template_trial is None or template_trial.state is TrialState.RUNNING:
-            raise _claims_only()
-        return self.add(study_id, template_trial)
-
-    def add(self, study_id: int, template: FrozenTrial) -> FrozenTrial:
-        """Add a waiting or finished trial."""
+    def create_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+        """Add a waiting or finished trial under the study's lock."""
+        if template is None or template.state is TrialState.RUNNING:
+            raise _only_by_claims()
         inserted = -1
 
         def transaction(connection: Connection) -> int:
             nonlocal inserted
-            lock_study(connection, study_id)
-            there = connection.execute(sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == inserted)).first()
-            if there is None:  # else it was the answer to the COMMIT that was lost
+            if not lock_study(connection, study_id):
+                raise KeyError(study_id)
+            query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == inserted)
+            if connection.execute(query).first() is None:  # else only the reply to the COMMIT was lost
                 inserted = add_trial(connection, study_id, template)
             return inserted
 
@@ -280,46 +304,55 @@ class StudyStorage(RDBStorage):
 
     # Optuna's interface: reading
 
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Any,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        if self._snapshot is not None:
-            return []  # the cache above has them all, and one draw sees one history
-        trials = self.read(
-            lambda connection: read_trials(connection, study_id, after=trial_id_greater_than, also=included_trial_ids)
-        )
-        if self._draft is not None:
-            self._snapshot = {trial_id_of(trial): trial for trial in trials}
+    def list_trials(self, study_id: int, states: Any, included_ids: set[int], after: int) -> list[FrozenTrial]:
+        """Return a study's trials with an id among `included_ids` or greater than `after`, in one statement."""
+        buffer = self._own_buffer()
+        if buffer is not None and buffer.history is not None:
+            return []  # Optuna's cache has them all
+        trials = self.read(lambda connection: read_trials(connection, study_id, after=after, also=included_ids))
+        if buffer is not None:
+            buffer.history = {trial_id_of(trial): trial for trial in trials}
+        if not trials and after < 0:
+            self.get_study_name_from_id(study_id)  # KeyError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """As the parent's, with fewer statements."""
-        if self._snapshot is not None and trial_id in self._snapshot:
-            return copy.deepcopy(self._snapshot[trial_id])
+        """Return a trial, read in one statement; raise `KeyError` if there is none of this id."""
+        buffer = self._own_buffer()
+        if buffer is not None and buffer.history is not None and trial_id in buffer.history:
+            return copy.deepcopy(buffer.history[trial_id])
         trial = self.read(lambda connection: read_trial(connection, trial_id))
         if trial is None:
             raise KeyError(trial_id)
         return trial
 
-    get_study_id_from_name = _read(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = _read(RDBStorage.get_study_name_from_id)
-    get_study_directions = _read(RDBStorage.get_study_directions)
-    get_study_user_attrs = _read(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = _read(RDBStorage.get_study_system_attrs)
-    get_all_studies = _read(RDBStorage.get_all_studies)
-    get_trial_user_attrs = _read(RDBStorage.get_trial_user_attrs)
-    get_trial_system_attrs = _read(RDBStorage.get_trial_system_attrs)
-    get_trial_id_from_study_id_trial_number = _read(RDBStorage.get_trial_id_from_study_id_trial_number)
-    get_trial_param = _read(RDBStorage.get_trial_param)
-    _get_best_trial_id = _read(RDBStorage._get_best_trial_id)  # noqa: SLF001
-    create_new_study = _write(RDBStorage.create_new_study)
-    delete_study = _write(RDBStorage.delete_study)
-    set_study_user_attr = _write(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _write(RDBStorage.set_study_system_attr)
+    get_study_id_from_name = _retried(OptunaStorage.get_study_id_from_name, readonly=True)
+    get_study_name_from_id = _retried(OptunaStorage.get_study_name_from_id, readonly=True)
+    get_study_directions = _retried(OptunaStorage.get_study_directions, readonly=True)
+    get_study_user_attrs = _retried(OptunaStorage.get_study_user_attrs, readonly=True)
+    get_study_system_attrs = _retried(OptunaStorage.get_study_system_attrs, readonly=True)
+    get_all_studies = _retried(OptunaStorage.get_all_studies, readonly=True)
+    get_trial_user_attrs = _retried(OptunaStorage.get_trial_user_attrs, readonly=True)
+    get_trial_system_attrs = _retried(OptunaStorage.get_trial_system_attrs, readonly=True)
+    get_trial_id_from_study_id_trial_number = _retried(
+        OptunaStorage.get_trial_id_from_study_id_trial_number, readonly=True
+    )
+    get_trial_param = _retried(OptunaStorage.get_trial_param, readonly=True)
+    get_best_trial_id = _retried(OptunaStorage.get_best_trial_id, readonly=True)
+    create_new_study = _retried(OptunaStorage.create_new_study)
+    delete_study = _retried(OptunaStorage.delete_study)
+    set_study_user_attr = _retried(OptunaStorage.set_study_user_attr)
+    set_study_system_attr = _retried(OptunaStorage.set_study_system_attr)
+
+
+@contextmanager
+def _marking_loss(lease: Lease) -> Iterator[None]:
+    """Mark the lease as lost when the block finds it so, for the threads that look at the mark."""
+    try:
+        yield
+    except LeaseLostError:
+        lease.lost = True
+        raise
 
 
 def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> StudyStorage:
@@ -328,48 +361,32 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     Args:
         settings: the storage section.
         work: the work folder, where the default database lies.
-        create: make file and tables where they are missing and the settings allow it; else nothing is ever made.
+        create: create missing file and tables if the settings allow it; otherwise nothing is ever created.
 
     Raises:
-        ConfigurationError: a URL, password, file or schema that cannot be used.
+        ConfigurationError: an unusable URL, password, file or schema.
         StorageUnavailableError: the database could not be reached within `connect_s`.
 
     """
     address = database_address(settings, work)
     create = create and settings.create_tables
     if address.is_sqlite:
-        _check_file(address, create=create)
+        check_sqlite_file(address.path, create=create)
     storage = StudyStorage(address, lease_s=settings.lease_s, outage_s=settings.outage_s)
-    first = Patience(f"the database {address}", settings.connect_s)
-    ride = functools.partial(at_start, patience=first) if settings.create_tables else first.ride
+    policy = RetryPolicy(f"the database {address}", settings.connect_s)
+    call = functools.partial(call_at_start, policy=policy) if settings.create_tables else policy.call
     try:
         if create:
-            ride(lambda: create_schema(storage.engine))
-        ride(lambda: check_schema(storage.engine, address))
+            call(lambda: create_schema(storage.engine))
+        call(lambda: check_schema(storage.engine, address))
     except BaseException:
         storage.close()
         raise
     return storage
 
 
-def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> int:
-    """Insert a trial with all its parts and return its id; the caller holds the study's lock."""
-    count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-    number = connection.execute(count).scalar_one()
-    trial_id = insert_trial(connection, study_id, number, template.state)
-    distributions = template.distributions
-    params = {
-        name: (distributions[name].to_internal_repr(value), distributions[name])
-        for name, value in template.params.items()
-    }
-    write = TrialWrite(params, template.user_attrs, template.system_attrs, template.intermediate_values)
-    write.values = template.values or ()
-    write_trial(connection, trial_id, write)
-    return trial_id
-
-
 def storage_of(study: optuna.Study) -> StudyStorage:
-    """Return the storage below a study; raise `ConfigurationError` if it is another's."""
+    """Return the storage beneath a study; raise `ConfigurationError` if another program opened it."""
     storage = backend_of(study)
     if not isinstance(storage, StudyStorage):
         message = "this study was not opened by csi-job"
@@ -377,18 +394,6 @@ def storage_of(study: optuna.Study) -> StudyStorage:
     return storage
 
 
-def _claims_only() -> CsiJobError:
-    message = "running trials of this study come from its claims only, or its total would not be exact"
+def _only_by_claims() -> CsiJobError:
+    message = "trials of this study are started by claims only, so that its total stays exact"
     return CsiJobError(message, hint="run `csi-job hyperopt`, or optimize_hyperparameters in Python")
-
-
-def _check_file(address: Address, *, create: bool) -> None:
-    path = address.path
-    check_file_system(path)
-    if path.is_file():
-        return
-    if not create:
-        message = "there is no study yet: the database file does not exist"
-        raise ConfigurationError(message, got=str(path), hint="`csi-job hyperopt` makes it")
-    with explain_os_errors("the folder of the database cannot be created", path.parent, kind=ConfigurationError):
-        path.parent.mkdir(parents=True, exist_ok=True)

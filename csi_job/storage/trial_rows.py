@@ -1,14 +1,14 @@
-"""Trials written to Optuna's tables with few statements."""
+"""Trials as rows of Optuna's tables, read and written with few statements."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -27,7 +27,13 @@ from csi_job.storage.optuna_private import (
 )
 from csi_job.storage.tables import PARAMS, STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 
-parsed_distribution = lru_cache(maxsize=4096)(json_to_distribution)  # a study has few, each stored once a trial
+RUNG_KEY_PREFIX: Final = "completed_rung_"  # of the system attributes in which successive halving keeps its rungs
+MAX_LISTED: Final = 500  # ids in one IN clause, since databases limit a statement's variables
+
+parsed_distribution = lru_cache(maxsize=4096)(json_to_distribution)  # a study has few, each stored once per trial
+
+
+# Writing
 
 
 @dataclass
@@ -45,20 +51,40 @@ class TrialWrite:
     state: TrialState | None = None
 
 
-def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[dict[str, Any]], tuple[str, ...]]]:
-    """Return what is written beside the trial's own row: tables, their rows, and the columns that tell rows apart."""
-    written = [
-        (PARAMS, [_param_row(trial_id, name, *param) for name, param in write.params.items()], "param_name"),
-        (USER_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.user_attrs.items()], "key"),
-        (SYSTEM_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.system_attrs.items()], "key"),
-        (STEPS, [step_row(trial_id, step, value) for step, value in write.steps.items()], "step"),
-        (VALUES, [_value_row(trial_id, index, value) for index, value in enumerate(write.values)], "objective"),
-    ]
-    return [(table, rows, ("trial_id", key)) for table, rows, key in written if rows]
+def insert_running(connection: Connection, study_id: int, number: int) -> int:
+    """Insert a trial that starts now and return its id; the caller holds the study's lock."""
+    return _insert(connection, study_id, number, state_changes(connection, TrialState.RUNNING))
+
+
+def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> int:
+    """Insert a trial with all its parts and return its id; the caller holds the study's lock."""
+    count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    times = {"datetime_start": _utc(template.datetime_start), "datetime_complete": _utc(template.datetime_complete)}
+    number = connection.execute(count).scalar_one()
+    trial_id = _insert(connection, study_id, number, {"state": template.state, **times})
+    distributions = template.distributions
+    params = {
+        name: (distributions[name].to_internal_repr(value), distributions[name])
+        for name, value in template.params.items()
+    }
+    write = TrialWrite(params, template.user_attrs, template.system_attrs, template.intermediate_values)
+    write.values = template.values or ()
+    write_trial(connection, trial_id, write)
+    return trial_id
+
+
+def _insert(connection: Connection, study_id: int, number: int, columns: dict[str, Any]) -> int:
+    insert = sa.insert(TRIALS).values(study_id=study_id, number=number, **columns)
+    return int(connection.execute(insert.returning(TRIALS.c.trial_id)).scalar_one())
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    """Return a naive local time as it is stored: naive, in UTC."""
+    return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
 
 
 def write_trial(connection: Connection, trial_id: int, write: TrialWrite) -> None:
-    """Write the rows of one trial; whether the caller may is not asked here."""
+    """Write the rows of one trial; the caller has checked that it may."""
     for table, rows, keys in child_rows(trial_id, write):
         upsert(connection, table, rows, keys)
     if write.state is not None:
@@ -66,7 +92,7 @@ def write_trial(connection: Connection, trial_id: int, write: TrialWrite) -> Non
 
 
 def set_state(connection: Connection, trial_id: int, state: TrialState) -> None:
-    """Change a trial's state and stamp its start or end."""
+    """Change a trial's state and set its start or end to now."""
     changes = state_changes(connection, state)
     connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(**changes))
 
@@ -78,19 +104,16 @@ def state_changes(connection: Connection, state: TrialState) -> dict[str, Any]:
     return {"state": state} | ({"datetime_complete": now_utc(connection)} if state.is_finished() else {})
 
 
-def insert_trial(connection: Connection, study_id: int, number: int, state: TrialState) -> int:
-    """Insert a trial and return its id; the caller holds the study's lock."""
-    start = now_utc(connection) if state is TrialState.RUNNING else None
-    row = {"study_id": study_id, "number": number, "state": state, "datetime_start": start}
-    result = connection.execute(sa.insert(TRIALS).values(**row).returning(TRIALS.c.trial_id))
-    return int(result.scalar_one())
-
-
-def remove_steps(connection: Connection, trial_id: int, first: int) -> None:
-    """Remove a trial's intermediate values from this step on, and the pruner's notes, which stem from them."""
-    connection.execute(sa.delete(STEPS).where(STEPS.c.trial_id == trial_id, STEPS.c.step >= first))
-    notes = SYSTEM_ATTRIBUTES.c.key.startswith("completed_rung_", autoescape=True)
-    connection.execute(sa.delete(SYSTEM_ATTRIBUTES).where(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, notes))
+def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[dict[str, Any]], tuple[str, ...]]]:
+    """Return what is written beside the trial's own row: tables, their rows, and the columns of their unique keys."""
+    written = [
+        (PARAMS, [_param_row(trial_id, name, *param) for name, param in write.params.items()], "param_name"),
+        (USER_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.user_attrs.items()], "key"),
+        (SYSTEM_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.system_attrs.items()], "key"),
+        (STEPS, [step_row(trial_id, step, value) for step, value in write.steps.items()], "step"),
+        (VALUES, [value_row(trial_id, index, value) for index, value in enumerate(write.values)], "objective"),
+    ]
+    return [(table, rows, ("trial_id", key)) for table, rows, key in written if rows]
 
 
 def _param_row(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> dict[str, Any]:
@@ -103,28 +126,31 @@ def _attribute_row(trial_id: int, key: str, value: Any) -> dict[str, Any]:
 
 
 def step_row(trial_id: int, step: int, value: float) -> dict[str, Any]:
-    """Return the row of `trial_intermediate_values` for a number."""
+    """Return a row of `trial_intermediate_values`."""
     stored, kind = to_stored_step(float(value))
     return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
-def _value_row(trial_id: int, objective: int, value: float) -> dict[str, Any]:
+def value_row(trial_id: int, objective: int, value: float) -> dict[str, Any]:
+    """Return a row of `trial_values`."""
     stored, kind = to_stored_value(float(value))
     return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
-MAX_LISTED: Final = 500  # ids in one IN; more are filtered here, since databases limit the variables of a statement
+def remove_steps(connection: Connection, trial_id: int, first: int) -> None:
+    """Remove a trial's intermediate values from this step on, and the rungs that a pruner derived from them."""
+    connection.execute(sa.delete(STEPS).where(STEPS.c.trial_id == trial_id, STEPS.c.step >= first))
+    is_rung = SYSTEM_ATTRIBUTES.c.key.startswith(RUNG_KEY_PREFIX, autoescape=True)
+    connection.execute(sa.delete(SYSTEM_ATTRIBUTES).where(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, is_rung))
 
-_FINITE: Final = "FINITE"
 
-Part = tuple[int, str, Any, Any]
-"""A row of a child table: its place among the trial's rows, a name or type, a number and a text, or None."""
+# Reading
 
 
 def read_trials(
     connection: Connection, study_id: int, *, after: int = -1, also: Collection[int] = ()
 ) -> list[FrozenTrial]:
-    """Return a study's trials with an id greater than `after` or among `also`, by id."""
+    """Return a study's trials with an id greater than `after` or among `also`, ordered by id."""
     chosen = TRIALS.c.trial_id > after
     if also and len(also) <= MAX_LISTED:
         chosen = sa.or_(chosen, TRIALS.c.trial_id.in_(sorted(also)))
@@ -135,61 +161,73 @@ def read_trials(
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
-    """Return one trial, or nothing if there is none of this id."""
+    """Return one trial, None if there is none with this id."""
     trials = _read(connection, TRIALS.c.trial_id == trial_id)
     return trials[0] if trials else None
 
 
+def stored_distribution(connection: Connection, trial_id: int, name: str) -> BaseDistribution | None:
+    """Return a distribution that the trial's study has stored for a parameter, if any."""
+    study_id = sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id).scalar_subquery()
+    query = sa.select(PARAMS.c.distribution_json).join(TRIALS, TRIALS.c.trial_id == PARAMS.c.trial_id)
+    text = connection.execute(query.where(TRIALS.c.study_id == study_id, PARAMS.c.param_name == name)).scalar()
+    return None if text is None else parsed_distribution(text)
+
+
+class Part(NamedTuple):
+    """A row of one of the tables with parts of trials, in the columns that all of them share in `_query`."""
+
+    order: int
+    """The row's place among those of its trial and table."""
+    key: str
+    """A name, or the type of the number."""
+    number: float | None
+    text: str | None
+
+
 def _read(connection: Connection, wanted: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """Read trials with all their parts as they stand at one moment."""
+    """Read trials with all their parts in one statement, hence as of one moment."""
     parts: defaultdict[int, tuple[list[Part], ...]] = defaultdict(lambda: ([], [], [], [], []))
     trials = []
-    for part, trial_id, place, name, number, text, start, complete in connection.execute(_query(wanted)).all():
-        if part < 0:
-            trials.append((trial_id, place, TrialState[name], start, complete))
+    for table, trial_id, order, key, number, text, start, complete in connection.execute(_query(wanted)).all():
+        if table < 0:
+            trials.append((trial_id, order, TrialState[key], start, complete))
         else:
-            parts[trial_id][part].append((place, name, number, text))
+            parts[trial_id][table].append(Part(order, key, number, text))
     return [_frozen(trial, *parts[trial[0]]) for trial in sorted(trials)]
 
 
 def _query(wanted: sa.ColumnElement[bool]) -> sa.CompoundSelect[Any]:
     chosen = sa.select(TRIALS.c.trial_id).where(wanted).cte("chosen")
     ids = sa.select(chosen.c.trial_id)
-    nothing, state = sa.cast(sa.null(), TRIALS.c.datetime_start.type), sa.cast(TRIALS.c.state, sa.String)
-    head: tuple[Any, ...] = (
-        sa.literal_column("-1").label("part"),
-        TRIALS.c.trial_id,
-        TRIALS.c.number,
-        state,
-        _no_number,
-        _no_text,
-    )
-    trials = sa.select(*head, TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
-    selects: list[sa.Select[Any]] = [trials.where(TRIALS.c.trial_id.in_(ids))]
-    for index, (table, *columns) in enumerate(_CHILDREN):
-        part: sa.Select[Any] = sa.select(sa.literal_column(str(index)), table.c.trial_id, *columns, nothing, nothing)
+    no_time, state = sa.cast(sa.null(), TRIALS.c.datetime_start.type), sa.cast(TRIALS.c.state, sa.String)
+    head: tuple[Any, ...] = (sa.literal_column("-1").label("part"), TRIALS.c.trial_id, TRIALS.c.number, state)
+    times = (TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
+    selects: list[sa.Select[Any]] = [sa.select(*head, _NO_NUMBER, _NO_TEXT, *times).where(TRIALS.c.trial_id.in_(ids))]
+    for index, (table, *columns) in enumerate(_PART_TABLES):
+        part: sa.Select[Any] = sa.select(sa.literal_column(str(index)), table.c.trial_id, *columns, no_time, no_time)
         selects.append(part.where(table.c.trial_id.in_(ids)))
     return sa.union_all(*selects)
 
 
-_no_number: Final = sa.cast(sa.null(), sa.Float(53))
-_no_text: Final = sa.cast(sa.null(), sa.Text)
+_NO_NUMBER: Final = sa.cast(sa.null(), sa.Float(53))
+_NO_TEXT: Final = sa.cast(sa.null(), sa.Text)
 
 
-def _typed(table: sa.Table, place: str, kind: str, number: str) -> tuple[Any, ...]:
-    return table, table.c[place], sa.cast(table.c[kind], sa.String), table.c[number], _no_text
+def _typed(table: sa.Table, order: str, kind: str, number: str) -> tuple[Any, ...]:
+    return table, table.c[order], sa.cast(table.c[kind], sa.String), table.c[number], _NO_TEXT
 
 
-def _named(table: sa.Table, place: str, name: str, number: Any, text: str) -> tuple[Any, ...]:
-    return table, table.c[place], table.c[name], number, table.c[text]
+def _named(table: sa.Table, order: str, name: str, number: Any, text: str) -> tuple[Any, ...]:
+    return table, table.c[order], table.c[name], number, table.c[text]
 
 
-_CHILDREN: Final = (
+_PART_TABLES: Final = (
     _named(PARAMS, "param_id", "param_name", PARAMS.c.param_value, "distribution_json"),
     _typed(VALUES, "objective", "value_type", "value"),
     _typed(STEPS, "step", "intermediate_value_type", "intermediate_value"),
-    _named(USER_ATTRIBUTES, "trial_user_attribute_id", "key", _no_number, "value_json"),
-    _named(SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", _no_number, "value_json"),
+    _named(USER_ATTRIBUTES, "trial_user_attribute_id", "key", _NO_NUMBER, "value_json"),
+    _named(SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", _NO_NUMBER, "value_json"),
 )
 
 
@@ -202,31 +240,37 @@ def _frozen(
     system_attrs: list[Part],
 ) -> FrozenTrial:
     trial_id, number, state, start, complete = trial
-    distributions = {name: parsed_distribution(text) for _, name, _, text in sorted(params)}
-    internal = {name: value for _, name, value, _ in params}
+    distributions = {part.key: parsed_distribution(part.text) for part in sorted(params) if part.text is not None}
+    internal: dict[str, Any] = {part.key: part.number for part in params}
     return FrozenTrial(
         number=number,
         state=state,
         value=None,
-        values=[value for _, value in _numbers(values, from_stored_value, VALUE_TYPES)] or None,
-        datetime_start=_local_time(start),
-        datetime_complete=_local_time(complete),
+        values=[*_numbers(values, from_stored_value, VALUE_TYPES).values()] or None,
+        datetime_start=_local(start),
+        datetime_complete=_local(complete),
         params={name: kind.to_external_repr(internal[name]) for name, kind in distributions.items()},
         distributions=distributions,
-        user_attrs={key: json.loads(text) for _, key, _, text in sorted(user_attrs)},
-        system_attrs={key: json.loads(text) for _, key, _, text in sorted(system_attrs)},
-        intermediate_values=dict(_numbers(steps, from_stored_step, STEP_TYPES)),
+        user_attrs=_attributes(user_attrs),
+        system_attrs=_attributes(system_attrs),
+        intermediate_values=_numbers(steps, from_stored_step, STEP_TYPES),
         trial_id=trial_id,
     )
 
 
-def _local_time(utc: datetime | None) -> datetime | None:
+def _local(utc: datetime | None) -> datetime | None:
     """Return a stored time as `FrozenTrial` has it: naive, in the local zone."""
     return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def _numbers(parts: Sequence[Part], convert: Any, kinds: dict[str, Any]) -> Iterable[tuple[int, float]]:
-    """Return places with the numbers that the rows stand for, in order."""
-    return [
-        (place, value if kind == _FINITE else convert(value, kinds[kind])) for place, kind, value, _ in sorted(parts)
-    ]
+def _numbers(parts: list[Part], convert: Callable[..., float], types: dict[str, Any]) -> dict[int, float]:
+    return {
+        part.order: part.number
+        if part.key == "FINITE" and part.number is not None
+        else convert(part.number, types[part.key])
+        for part in sorted(parts)
+    }
+
+
+def _attributes(parts: list[Part]) -> dict[str, Any]:
+    return {part.key: json.loads(part.text or "") for part in sorted(parts)}

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.storage.settings import StorageSettings
 from csi_job.work_folder import WorkFolder
 
@@ -46,6 +46,12 @@ class Address:
         if self.is_sqlite:
             return f"sqlite:///{self.url.database}"
         return self.url.set(query={}).render_as_string(hide_password=True)
+
+    def with_secrets(self) -> str:
+        """Return the URL with its secrets, for a library that connects by itself."""
+        url = self.url.set(password=self.secrets.get("password"))
+        options = {name: secret for name, secret in self.secrets.items() if name != "password"}
+        return url.update_query_dict(options).render_as_string(hide_password=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the secrets out of a pickle; the copy takes the password from PGPASSWORD or ~/.pgpass."""
@@ -91,6 +97,23 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -
         message = f"an SQLite study cannot lie on a network file system ({kind}), whose locks do not hold"
         hint = "put it on a local disk, or share the study on PostgreSQL: storage.url postgresql+psycopg2://…"
         raise ConfigurationError(message, got=str(path), hint=hint)
+
+
+def check_sqlite_file(path: Path, *, create: bool) -> None:
+    """Refuse an SQLite file that does not exist, or create its folder.
+
+    Raises:
+        ConfigurationError: no file and nothing to be created, a folder that cannot be, or a network file system.
+
+    """
+    check_file_system(path)
+    if path.is_file():
+        return
+    if not create:
+        message = "there is no study yet: the database file does not exist"
+        raise ConfigurationError(message, got=str(path), hint="`csi-job hyperopt` creates it")
+    with explain_os_errors("the folder of the database cannot be created", path.parent, kind=ConfigurationError):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _file_system(path: Path, mounts: Path) -> str:

@@ -20,8 +20,9 @@ from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema, lock_study, upsert
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
-from csi_job.storage.storage import StudyStorage, add_trial, storage_of
+from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
+from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import Space, check_sampler, make_sampler
 from csi_job.study.settings import StudySettings

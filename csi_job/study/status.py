@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
 from csi_job.storage.attributes import F1_STD, FINISHED, MAX_EPOCHS, OBJECTIVE, REASON, TARGET, curve_of, outcome_of
-from csi_job.storage.lease import GIVEN_BACK_S, is_orphan, running_trials
+from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import TRIALS
@@ -121,7 +121,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
 def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
     trial = next((trial for trial in trials if trial.number == row.number), None)
     curve = dict(curve_of(trial)) if trial else {}
-    is_silent = row.token is None or row.renewed_at_s == GIVEN_BACK_S
+    is_silent = row.token is None or row.released
     return RunningStatus(
         number=row.number,
         attempt=row.attempt or 1,

@@ -130,7 +130,7 @@ def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str
     for adjustment in adjustments:
         logger.warning("%s", adjustment)
     trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
-    return storage_of(study).add(study_id_of(study), trial).number
+    return storage_of(study).create_trial(study_id_of(study), trial).number
 
 
 def _counts(storage: StudyStorage, study_id: int) -> Counts:

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.errors import CsiJobError, LeaseLostError, StalledError, StorageUnavailableError
+from csi_job.errors import CsiJobError, StalledError, StorageUnavailableError
 from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import (
@@ -31,7 +31,7 @@ from csi_job.storage.attributes import (
     TrialOutcome,
 )
 from csi_job.storage.claim import Claim
-from csi_job.storage.lease import GIVEN_BACK_S, Lease
+from csi_job.storage.lease import Lease
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
@@ -193,8 +193,7 @@ class RunningTrial(Generic[Params]):
         """Raise what `batch_done` raises, without counting as progress."""
         self.stop.check()
         if self.lease.lost:
-            message = f"the lease of trial {self.number} is lost; another worker resumes the trial"
-            raise LeaseLostError(message)
+            raise self.lease.lost_error()
         if self.heartbeat.stalled:
             message = f"trial {self.number} stalled"
             raise StalledError(message)
@@ -251,7 +250,7 @@ class RunningTrial(Generic[Params]):
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 logger.warning("%s; training continues meanwhile", error)
-            if time.monotonic() - self._away_since >= self.storage.patience.limit_s:
+            if time.monotonic() - self._away_since >= self.storage.retry.limit_s:
                 raise
             return
         if self._away_since is not None:
@@ -294,7 +293,7 @@ class RunningTrial(Generic[Params]):
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
         self.heartbeat.watch(None)
         try:
-            self.storage.write_trial(self.lease, self.unsent, limit_s=RELEASE_S, check=False, renewed_at_s=GIVEN_BACK_S)
+            self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:
             logger.warning("trial %d can be resumed only when its lease has expired: %s", self.number, error)
         else:
@@ -316,7 +315,7 @@ def sample_params(
 
     """
     reseed(study.sampler, derived_seed(seed, lease.number))
-    with storage_of(study).asking(lease) as draft:
+    with storage_of(study).buffered_ask(lease) as draft:
         refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)

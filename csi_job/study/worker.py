@@ -27,7 +27,7 @@ from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
 from csi_job.storage.attributes import TrialOutcome
 from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
-from csi_job.storage.lease import new_token, owner_name
+from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.study.definition import study_seed
@@ -129,14 +129,14 @@ class _Worker:
     def __post_init__(self) -> None:
         self.storage = storage_of(self.study)
         self.seed = study_seed(self.study)
-        self.worker_id = owner_name()
+        self.worker_id = worker_id()
         self.start_s = time.monotonic()
         self.heartbeat = Heartbeat(
             self.storage.renew, self.storage.lease_s, stall_s=self.options.stall_s, on_stall=self._on_stall
         )
 
     def run(self) -> WorkerSummary:
-        with self.storage.patience.interrupted_by(self._check_while_waiting, self.stop.event):
+        with self.storage.retry.interrupted_by(self._check_while_waiting, self.stop.event):
             self.heartbeat.start()
             try:
                 self._run_trials()
@@ -160,7 +160,7 @@ class _Worker:
                 self.storage,
                 study_id_of(self.study),
                 token=new_token(),
-                owner=self.worker_id,
+                worker_id=self.worker_id,
                 max_attempts=self.settings.max_attempts,
                 max_failed=self.settings.max_failed_trials,
             )

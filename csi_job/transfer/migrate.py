@@ -17,8 +17,9 @@ from csi_job.logs import progress
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, MIGRATED_FROM, TARGET, UID, outcome_of
 from csi_job.storage.claim import count_trials
 from csi_job.storage.engine import lock_study
-from csi_job.storage.storage import StudyStorage, add_trial
+from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import TRIALS, USER_ATTRIBUTES
+from csi_job.storage.trial_rows import add_trial
 from csi_job.study.definition import (
     Definition,
     Keyed,

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.storage.engine import reading, upsert
-from csi_job.storage.lease import GIVEN_BACK_S, new_token
+from csi_job.storage.engine import upsert
+from csi_job.storage.lease import RELEASED_AT_S, new_token
 from csi_job.storage.optuna_private import from_stored_step, from_stored_value, to_stored_value
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
@@ -60,16 +60,15 @@ class StoredTrial:
 
 def snapshot(storage: StudyStorage, operation: Callable[[Connection], Result]) -> Result:
     """Run an operation that only reads, all of whose statements see the same moment; workers go on meanwhile."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"sqlite_readonly": True}
     if not storage.address.is_sqlite:
-        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
     def look() -> Result:
         with storage.engine.connect().execution_options(**options) as connection, connection.begin():
             return operation(connection)
 
-    with reading():
-        return storage.patience.ride(look)
+    return storage.retry.call(look)
 
 
 def read_stored(connection: Connection, study_id: int) -> list[StoredTrial]:
@@ -166,7 +165,7 @@ def _lease_row(lease: StoredLease) -> dict[str, Any]:
         "token": new_token(),
         "owner": "",
         "attempt": lease.attempt,
-        "renewed_at_s": GIVEN_BACK_S,
+        "renewed_at_s": RELEASED_AT_S,
         "lease_s": 0.0,
         "num_epochs": lease.num_epochs,
         "num_lost": lease.num_lost,

@@ -75,7 +75,7 @@ def test_trials_that_die_for_memory_are_tried_so_often_and_no_more(release: Rele
     killed = [status["state"]["terminated"]["reason"] for status in release.containers("search")]
     assert killed.count("OOMKilled") == 4
     assert "killed for memory; raise the stage's resources.limits.memory" in release.story()
-    assert "2 trials failed, the study stops" in release.outcome()
+    assert "2 trials failed, so the study stops" in release.outcome()
     assert release.items("jobs", "final") == []
 
 

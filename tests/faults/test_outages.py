@@ -118,7 +118,7 @@ def test_an_outage_that_lasts_too_long_ends_the_worker_in_one_line(
 def test_a_worker_waits_at_its_start_for_a_server_that_starts(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     mortal.stop()
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
-    while "is away" not in worker.log():
+    while "is unreachable" not in worker.log():
         time.sleep(0.05)
     mortal.start()
     assert worker.wait() == 0, worker.log()

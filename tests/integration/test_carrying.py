@@ -128,7 +128,7 @@ def test_a_restored_study_goes_on_to_its_exact_total(
 def claim(study: optuna.Study) -> Claim:
     storage = study._storage._backend  # type: ignore[attr-defined]
     claimed = claim_trial(
-        storage, study._study_id, token=new_token(), owner="host|b|n|1|1", max_attempts=3, max_failed=10
+        storage, study._study_id, token=new_token(), worker_id="host|b|n|1|1", max_attempts=3, max_failed=10
     )
     assert isinstance(claimed, Claim)
     return claimed

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
-from csi_job.storage.lease import Lease, new_token, owner_name
+from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
@@ -28,7 +28,7 @@ DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
 def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
     storage = study._storage._backend  # type: ignore[attr-defined]
-    given = {"token": new_token(), "owner": owner_name(), "max_attempts": 3, "max_failed": 10, **options}
+    given = {"token": new_token(), "worker_id": worker_id(), "max_attempts": 3, "max_failed": 10, **options}
     return claim_trial(storage, study._study_id, **given)
 
 
@@ -69,14 +69,14 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStor
 
 def test_a_live_lease_is_not_taken(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
-    leased(study, owner="another-host|boot|space|1|1")
+    leased(study, worker_id="another-host|boot|space|1|1")
     assert isinstance(claim(study), NothingToClaim)
 
 
 def test_a_lease_of_a_dead_process_of_this_host_is_taken_at_once(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
-    host, boot, space, _, _ = owner_name().split("|")
-    leased(study, owner=f"{host}|{boot}|{space}|999999999|1")
+    host, boot, space, _, _ = worker_id().split("|")
+    leased(study, worker_id=f"{host}|{boot}|{space}|999999999|1")
     assert leased(study).attempt == 2
 
 
@@ -140,7 +140,7 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_are_no_failure
     for x in (0.1, 0.2, 0.3):
         enqueue_trial(study, SPACE, {"x": x})
     assert set_target(study, num_trials=2) == 2
-    assert "beyond the study's total of 2 are cancelled: 2, 3" in caplog.text
+    assert "beyond the study's total of 2: 2, 3" in caplog.text
     assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
     storage.write_trial(leased(study, max_failed=0), DONE)
     assert isinstance(claim(study, max_failed=0), NothingToClaim)

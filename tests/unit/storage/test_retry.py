@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from csi_job.errors import ConfigurationError, StopRequestedError, StorageUnavailableError
 from csi_job.signals import Stop
-from csi_job.storage.retry import Patience, Verdict, at_start, judge, reason
+from csi_job.storage.retry import ErrorKind, RetryPolicy, call_at_start, classify, reason
 
 
 def locked_error(folder: Path) -> Exception:
@@ -40,52 +40,52 @@ def connect_error(url: str) -> Exception:
 
 
 def test_a_locked_file_is_busy(tmp_path: Path) -> None:
-    assert judge(locked_error(tmp_path)) is Verdict.BUSY
+    assert classify(locked_error(tmp_path)) is ErrorKind.BUSY
 
 
 def test_a_port_where_nobody_listens_is_waited_for() -> None:
     error = connect_error("postgresql+psycopg2://127.0.0.1:1/csi")
-    assert judge(error) is Verdict.AWAY
+    assert classify(error) is ErrorKind.UNREACHABLE
     assert "refused" in reason(error)
 
 
 def test_a_host_without_a_name_is_waited_for() -> None:
-    assert judge(connect_error("postgresql+psycopg2://no-such-host.invalid/csi")) is Verdict.AWAY
+    assert classify(connect_error("postgresql+psycopg2://no-such-host.invalid/csi")) is ErrorKind.UNREACHABLE
 
 
 def test_a_connection_option_that_libpq_does_not_know_is_refused() -> None:
-    assert judge(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?sslmode=nonsense")) is Verdict.REFUSED
-    assert judge(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?nonsense=1")) is Verdict.REFUSED
+    assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?sslmode=nonsense")) is ErrorKind.REJECTED
+    assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?nonsense=1")) is ErrorKind.REJECTED
 
 
 @pytest.mark.parametrize(
-    ("words", "verdict"),
+    ("words", "kind"),
     [
-        ('FATAL:  password authentication failed for user "anna"', Verdict.REFUSED),
-        ('FATAL:  database "csi" does not exist', Verdict.REFUSED),
-        ("fe_sendauth: no password supplied", Verdict.REFUSED),
-        ("SSL error: certificate verify failed", Verdict.REFUSED),
-        ("SSL error: tlsv1 alert unknown ca", Verdict.REFUSED),
-        ("SSL error: tlsv13 alert certificate required", Verdict.REFUSED),
-        ("SSL error: unexpected eof while reading", Verdict.AWAY),
-        ("SSL error: decryption failed or bad record mac", Verdict.AWAY),
-        ('FATAL:  database "csi" is not currently accepting connections', Verdict.AWAY),
-        ("FATAL:  the database system is starting up", Verdict.AWAY),
-        ("FATAL:  sorry, too many clients already", Verdict.AWAY),
-        ("FATAL:  remaining connection slots are reserved", Verdict.AWAY),
-        ("timeout expired", Verdict.AWAY),
-        ("server closed the connection unexpectedly", Verdict.AWAY),
+        ('FATAL:  password authentication failed for user "anna"', ErrorKind.REJECTED),
+        ('FATAL:  database "csi" does not exist', ErrorKind.REJECTED),
+        ("fe_sendauth: no password supplied", ErrorKind.REJECTED),
+        ("SSL error: certificate verify failed", ErrorKind.REJECTED),
+        ("SSL error: tlsv1 alert unknown ca", ErrorKind.REJECTED),
+        ("SSL error: tlsv13 alert certificate required", ErrorKind.REJECTED),
+        ("SSL error: unexpected eof while reading", ErrorKind.UNREACHABLE),
+        ("SSL error: decryption failed or bad record mac", ErrorKind.UNREACHABLE),
+        ('FATAL:  database "csi" is not currently accepting connections', ErrorKind.UNREACHABLE),
+        ("FATAL:  the database system is starting up", ErrorKind.UNREACHABLE),
+        ("FATAL:  sorry, too many clients already", ErrorKind.UNREACHABLE),
+        ("FATAL:  remaining connection slots are reserved", ErrorKind.UNREACHABLE),
+        ("timeout expired", ErrorKind.UNREACHABLE),
+        ("server closed the connection unexpectedly", ErrorKind.UNREACHABLE),
     ],
 )
-def test_the_words_of_a_failed_connection_tell(words: str, verdict: Verdict) -> None:
-    assert judge(psycopg2.OperationalError(words)) is verdict
+def test_the_words_of_a_failed_connection_tell(words: str, kind: ErrorKind) -> None:
+    assert classify(psycopg2.OperationalError(words)) is kind
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text("FileID;right_sup\n" * 100)
     with pytest.raises(DBAPIError) as caught, sa.create_engine(f"sqlite:///{tmp_path}/a.db").connect() as connection:
         connection.exec_driver_sql("SELECT * FROM sqlite_master")
-    assert judge(caught.value) is Verdict.REFUSED
+    assert classify(caught.value) is ErrorKind.REJECTED
 
 
 def test_a_mistake_in_a_statement_is_not_waited_for() -> None:
@@ -96,7 +96,7 @@ def test_a_mistake_in_a_statement_is_not_waited_for() -> None:
             connection.exec_driver_sql("SELECT nothing FROM nowhere")
 
     with pytest.raises(DBAPIError):
-        Patience("the database", 60).ride(mistake)
+        RetryPolicy("the database", 60).call(mistake)
 
 
 def test_what_fails_a_few_times_is_tried_again() -> None:
@@ -107,7 +107,7 @@ def test_what_fails_a_few_times_is_tried_again() -> None:
             raise failure
         return "done"
 
-    assert Patience("the database", 60).ride(operation) == "done"
+    assert RetryPolicy("the database", 60).call(operation) == "done"
 
 
 def test_after_its_limit_an_outage_is_one_line() -> None:
@@ -115,38 +115,38 @@ def test_after_its_limit_an_outage_is_one_line() -> None:
         raise psycopg2.OperationalError("connection refused\n\tIs the server running?")
 
     with pytest.raises(StorageUnavailableError, match=r"^the database db .*refused Is the server") as caught:
-        Patience("the database db", 0.1).ride(operation)
+        RetryPolicy("the database db", 0.1).call(operation)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
 
 def test_a_signal_ends_a_wait() -> None:
     stop = Stop()
-    patience = Patience("the database", 3600)
+    policy = RetryPolicy("the database", 3600)
 
     def operation() -> None:
         stop.request(15)
         raise psycopg2.OperationalError("timeout expired")
 
-    with patience.interrupted_by(stop.check, stop.event), pytest.raises(StopRequestedError) as caught:
-        patience.ride(operation)
+    with policy.interrupted_by(stop.check, stop.event), pytest.raises(StopRequestedError) as caught:
+        policy.call(operation)
     assert caught.value.exit_code == 143
-    assert patience.check is not stop.check
+    assert policy.check is not stop.check
 
 
 def test_another_thread_is_not_ended_by_the_signal_of_the_worker() -> None:
     stop = Stop()
     stop.request(15)
     failures = [psycopg2.OperationalError("timeout expired")]
-    patience = Patience("the database", 60)
+    policy = RetryPolicy("the database", 60)
 
     def operation() -> str:
         if failures:
             raise failures.pop()
         return threading.current_thread().name
 
-    with patience.interrupted_by(stop.check, stop.event):
-        assert patience.ride(operation, check=False)
+    with policy.interrupted_by(stop.check, stop.event):
+        assert policy.call(operation, check=False)
 
 
 def test_at_the_start_what_refuses_us_is_a_wrong_setting() -> None:
@@ -154,7 +154,7 @@ def test_at_the_start_what_refuses_us_is_a_wrong_setting() -> None:
         raise psycopg2.OperationalError('FATAL:  password authentication failed for user "anna"')
 
     with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
-        at_start(operation, Patience("the database", 60))
+        call_at_start(operation, RetryPolicy("the database", 60))
     assert caught.value.exit_code == 2
     with pytest.raises(StorageUnavailableError):  # later the password may only be in change
-        Patience("the database", 0.1).ride(operation)
+        RetryPolicy("the database", 0.1).call(operation)

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from tests.support.studies import define, work_on
@@ -89,18 +89,6 @@ def test_running_trials_come_from_claims_only(study: optuna.Study) -> None:
     with pytest.raises(CsiJobError, match="claims only"):
         study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
     assert [trial.state for trial in study.trials] == [TrialState.WAITING]
-
-
-def test_without_a_lease_nothing_is_written_to_a_trial(study: optuna.Study, storage: StudyStorage) -> None:
-    trial_id = study.trials[0]._trial_id
-    for write in (
-        lambda: storage.set_trial_user_attr(trial_id, "a", 1),
-        lambda: storage.set_trial_system_attr(trial_id, "a", 1),
-        lambda: storage.set_trial_intermediate_value(trial_id, 0, 0.5),
-        lambda: storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [0.5]),
-    ):
-        with pytest.raises(LeaseLostError):
-            write()
 
 
 def test_a_pickled_storage_opens_the_same_database(study: optuna.Study, storage: StudyStorage) -> None:
