@@ -257,7 +257,10 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
 
 
 def run_evaluate(
-    settings: Settings, model_path: Path | None = None, baseline_path: Path | None = None
+    settings: Settings,
+    model_path: Path | None = None,
+    baseline_path: Path | None = None,
+    architecture: str | None = None,
 ) -> EvaluationRun:
     """Evaluate a model on the test set, and a baseline beside it.
 
@@ -265,6 +268,7 @@ def run_evaluate(
         settings: the settings in force.
         model_path: the model; default: the optimised one.
         baseline_path: a model to compare with.
+        architecture: of models whose file has no card.
 
     """
     model = _model_file(settings, model_path)
@@ -276,6 +280,7 @@ def run_evaluate(
         settings.evaluation,
         choose_device(settings.trial),
         baseline_path=baseline_path,
+        architecture=architecture,
     )
     record_test_metrics(model, run.evaluation)
     if baseline_path is not None and run.comparison is not None:

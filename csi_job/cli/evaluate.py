@@ -31,17 +31,18 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 @click.command()
 @with_settings(*SHOWN)
 @click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors or .pth).")
+@click.option("--model-arch", metavar="NAME", help="Architecture of a .pth file without a model card.")
 @click.option(
     "--baseline", type=MODEL, help="Model to compare with.  [default: <work>/models/baseline_model.safetensors]"
 )
-def evaluate(loaded: LoadedSettings, model_path: Path, baseline: Path | None) -> None:
+def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, baseline: Path | None) -> None:
     """Evaluate a model and a baseline on the same test set.
 
     The differences between the two come with paired confidence intervals.
     """
     from csi_job.pipeline import run_evaluate, stored_baseline
 
-    _tell(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings)))
+    _tell(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings), model_arch))
 
 
 def _tell(run: EvaluationRun) -> None:

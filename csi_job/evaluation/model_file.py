@@ -25,7 +25,7 @@ from csi_job.evaluation.csi import FloatArray
 from csi_job.files import digest_file
 from csi_job.logs import get_logger
 from csi_job.trial.inference import predict_logits
-from csi_job.trial.model import build_model, infer_architecture
+from csi_job.trial.model import build_model
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
 SUFFIXES = (".safetensors", ".pth")
@@ -52,6 +52,7 @@ def load_model(
     path: Path,
     device: torch.device,
     *,
+    architecture: str | None = None,
     image_size_px: int | None = None,
     normalisation: str | None = None,
 ) -> LoadedModel:
@@ -60,6 +61,7 @@ def load_model(
     Args:
         path: `.safetensors` (with metadata) or `.pth` (a state dict; its card `<stem>.json` is read if it lies there).
         device: where the model goes.
+        architecture: name of the network, for a file without a card; a card takes precedence.
         image_size_px: side of the model's images, for a `.pth` without a card; a card stands above it.
         normalisation: the same for the normalisation.
 
@@ -68,13 +70,16 @@ def load_model(
 
     """
     state, card = _read(path)
-    architecture = str(card.get("architecture") or _inferred(state, path))
-    model = _built(architecture, state, path)
+    architecture = card.get("architecture") or architecture
+    if architecture is None:
+        what = "the model file has no card that names its architecture"
+        raise ModelFileError(what, got=str(path), hint="name it with --model-arch, e.g. --model-arch ResNet50")
+    model = _built(str(architecture), state, path)
     size, normal = _image_form(card, image_size_px, normalisation, path)
     return LoadedModel(
         name=path.name,
         model=model.to(device).eval(),
-        architecture=architecture,
+        architecture=str(architecture),
         image_size_px=size,
         normalisation=normal,
         device=device,
@@ -159,14 +164,6 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         what = "the model card is not a JSON object"
         raise ModelFileError(what, got=str(path), hint="train the model again")
     return card
-
-
-def _inferred(state: StateDict, path: Path) -> str:
-    try:
-        return infer_architecture(state)
-    except ConfigurationError:
-        what = "the weights are of no architecture that is known here"
-        raise ModelFileError(what, got=str(path), hint="use a model made by csi-job train-optimized") from None
 
 
 def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -41,6 +41,7 @@ def run_evaluation(
     device: torch.device,
     *,
     baseline_path: Path | None = None,
+    architecture: str | None = None,
     split: Split = "test",
 ) -> EvaluationRun:
     """Evaluate a model on a split and write numbers and figures to `models/evaluation/`.
@@ -52,6 +53,7 @@ def run_evaluation(
         settings: bootstrap and batch size.
         device: where to compute.
         baseline_path: another model, to evaluate on the same images and compare with.
+        architecture: name of the network, for models whose file has no card.
         split: which split.
 
     Raises:
@@ -62,11 +64,16 @@ def run_evaluation(
 
     """
     info, data, folder = load_info(cache_folder), load_split(cache_folder, split), WorkFolder(work).evaluations
-    evaluation = _evaluate(model_path, info, data, settings, device, split)
+    form: dict[str, Any] = {
+        "architecture": architecture,
+        "image_size_px": info.image_size_px,
+        "normalisation": info.normalisation,
+    }
+    evaluation = _evaluate(load_model(model_path, device, **form), info, data, settings, split)
     files: tuple[Path, ...] = write_evaluation(evaluation, folder, model_path.stem)
     if baseline_path is None:
         return EvaluationRun(evaluation, None, files)
-    baseline = _evaluate(baseline_path, info, data, settings, device, split)
+    baseline = _evaluate(load_model(baseline_path, device, **form), info, data, settings, split)
     same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
     files += write_evaluation(
         baseline, folder, f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
@@ -76,9 +83,8 @@ def run_evaluation(
 
 
 def _evaluate(
-    path: Path, info: CacheInfo, data: SplitData, settings: EvaluationSettings, device: torch.device, split: Split
+    loaded: LoadedModel, info: CacheInfo, data: SplitData, settings: EvaluationSettings, split: Split
 ) -> Evaluation:
-    loaded = load_model(path, device, image_size_px=info.image_size_px, normalisation=info.normalisation)
     if loaded.image_size_px != info.image_size_px:
         what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
         raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")

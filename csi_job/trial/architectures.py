@@ -1,4 +1,4 @@
-"""Names of the architectures, kept apart from torch so that settings are checked without importing it."""
+"""Names of the architectures, apart from torch, so that settings can be checked without importing it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from csi_job.errors import ConfigurationError
 
 OWN: Final = ("ResNet50", "CheXNet", "Custom_1")
 
-# Convolutional and windowed classification networks of torchvision (BSD-3-Clause). Left out are those that take one
-# image size only (vit_*, maxvit_t), since the size is a setting of the cache here. A test compares this list with
-# torchvision's own, so that it is checked without the seconds that importing torchvision takes.
+# Convolutional and windowed classification networks of torchvision (BSD-3-Clause), without those that accept a single
+# image size (vit_*, maxvit_t), since the size is a setting here. Importing torchvision takes seconds, so the list is
+# written out; a test compares it with torchvision's own.
 TORCHVISION: Final = tuple(
     """
     alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
@@ -23,19 +23,19 @@ TORCHVISION: Final = tuple(
     resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
     shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn
     vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet101_2 wide_resnet50_2
-    """.split()  # noqa: SIM905 - one a line is 76 lines
+    """.split()  # noqa: SIM905 - one per line would be 76 lines
 )
 ARCHITECTURES: Final = OWN + TORCHVISION
 TORCHVISION_NAMES: Final = {"ResNet50": "resnet50", "CheXNet": "densenet121"}
 
 
 def torchvision_name(arch: str) -> str | None:
-    """Return the torchvision network behind an architecture, or none if it is this package's own."""
+    """Return the torchvision network behind an architecture, or None if the network is this package's own."""
     return TORCHVISION_NAMES.get(arch, arch if arch in TORCHVISION else None)
 
 
 def check_architecture(arch: str) -> str:
-    """Return the name unchanged; raise `ConfigurationError` with the nearest names if there is no such network."""
+    """Return the name unchanged; raise `ConfigurationError`, with the nearest name, if there is no such network."""
     if arch in ARCHITECTURES:
         return arch
     near = difflib.get_close_matches(arch, ARCHITECTURES, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""The networks: a backbone of an architecture with random weights and outputs for six zones by five classes."""
+"""The networks: backbones with random weights and outputs for six zones by five classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CUSTOM_1_CHANNELS = (32, 64, 128, 256, 256)
 
 
 class ZoneClassifier(nn.Module):
-    """The backbone of an architecture with 30 outputs, read as six zones by five classes."""
+    """A backbone with 30 outputs, reshaped to six zones by five classes."""
 
     def __init__(self, arch: str, backbone: nn.Module) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class ZoneClassifier(nn.Module):
 
 
 class Custom1(nn.Sequential):
-    """Five convolutions with batch norm, pooled to a grid of 3 x 2, the layout of the zones, and one linear layer.
+    """Five convolutions with batch norm, pooled to 3 x 2 (the layout of the zones), and one linear layer.
 
-    The grid keeps where in the chest a feature lies, which a small network cannot learn through one global pool.
+    Unlike global pooling, the grid keeps where in the chest a feature is, which helps a small network.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ def _torchvision_backbone(name: str) -> nn.Module:
 
 
 def _take_one_channel(backbone: nn.Module) -> None:
-    """Replace the first convolution, which takes red, green and blue, by one that takes grey."""
+    """Replace the first convolution, which takes RGB, by one that takes a grey channel."""
     path, stem = next((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
     grey = nn.Conv2d(
         1,
@@ -76,7 +76,7 @@ def _take_one_channel(backbone: nn.Module) -> None:
         bias=stem.bias is not None,
     )
     with torch.no_grad():
-        grey.weight.copy_(stem.weight.sum(dim=1, keepdim=True))  # a grey image repeated three times gives the same
+        grey.weight.copy_(stem.weight.sum(dim=1, keepdim=True))  # equivalent to repeating grey three times
         if stem.bias is not None and grey.bias is not None:
             grey.bias.copy_(stem.bias)
     backbone.set_submodule(path, grey)

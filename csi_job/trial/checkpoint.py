@@ -1,12 +1,11 @@
-"""Checkpoints: written whole or not at all, and checked when read.
+"""Checkpoints: written atomically, and verified when read.
 
-A file is the weights-only content that `torch.save` writes, then its SHA-256, then a mark of the format. A torn write
-or a flipped byte therefore never becomes a wrong resume.
+A file is the weights-only content that `torch.save` writes, followed by its SHA-256 and a format marker, so that a
+truncated write or a flipped byte never becomes a wrong resume.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -17,69 +16,61 @@ from typing import IO, Any, Final
 
 import torch
 
-from csi_job.errors import CheckpointError, CheckpointWriteError
+from csi_job.errors import CheckpointError, CheckpointWriteError, explain_os_errors
+from csi_job.files import flush_folder, replacing
 
-MARK: Final = b"csi-job checkpoint 1"
-NUM_KEPT: Final = 2  # the newest, and the one before it should the newest be torn by the disk
-TRAILER_BYTES: Final = hashlib.sha256().digest_size + len(MARK)
+MARKER: Final = b"csi-job checkpoint 1"
+NUM_KEPT: Final = 2  # the newest, and the one before it in case the disk corrupts the newest
+TRAILER_BYTES: Final = hashlib.sha256().digest_size + len(MARKER)
 NAME: Final = re.compile(r"epoch-(\d{4,})\.pt")
 
 
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint so that it is on the disk when this returns, and keep the newest two of the folder.
+    """Write a checkpoint, flushed to disk when this returns, and keep the newest two in the folder.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         epoch: names the file, `epoch-0007.pt`.
-        state: tensors, numbers, words, and lists and dicts of them.
+        state: tensors, numbers, strings, and lists and dicts of them.
 
     Raises:
-        CheckpointWriteError: a full disk, a read-only folder; older checkpoints are as they were.
+        CheckpointWriteError: full disk, read-only folder; older checkpoints are unchanged.
 
     """
     path = folder / f"epoch-{epoch:04d}.pt"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
+    hint = f"free up space in {folder}; the previous checkpoint is kept"
+    with explain_os_errors(
+        f"the checkpoint of epoch {epoch} could not be written", kind=CheckpointWriteError, hint=hint
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:
             _write(file, state)
-        temporary.replace(path)
-        _sync_folder(folder)
-        _remove_old(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        message = f"the checkpoint of epoch {epoch} could not be written ({_reason(error)})"
-        raise CheckpointWriteError(message, hint=f"make room in {folder}; the checkpoint before it is kept") from error
+        flush_folder(folder)
+        for old in _in_order(folder)[:-NUM_KEPT]:
+            old.unlink(missing_ok=True)
+        for partial in folder.glob(".epoch-*.tmp"):  # left by a killed process: a folder has one writer
+            partial.unlink(missing_ok=True)
     return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state, tensors on the CPU.
-
-    Raises:
-        CheckpointError: it is missing, torn, changed, or of another version.
-
-    """
-    try:
+    """Read a checkpoint's state, with tensors on the CPU; raise `CheckpointError` if it is missing or corrupt."""
+    with explain_os_errors(f"the checkpoint {path.name} could not be read", kind=CheckpointError):
         content = path.read_bytes()
-    except OSError as error:
-        message = f"the checkpoint {path.name} could not be read ({_reason(error)})"
-        raise CheckpointError(message) from error
-    if not _is_whole(content):
-        message = f"the checkpoint {path.name} is torn, changed, or of another version"
-        raise CheckpointError(message, hint="an older checkpoint or a new start takes its place")
+    if not _is_intact(content):
+        message = f"the checkpoint {path.name} is truncated, corrupt, or of another version"
+        raise CheckpointError(message, hint="an older checkpoint or a fresh start takes its place")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content[:-TRAILER_BYTES]), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, ValueError) as error:
-        message = f"the checkpoint {path.name} holds more than weights"
+        message = f"the checkpoint {path.name} contains more than weights"
         raise CheckpointError(message) from error
     return state
 
 
 def valid_checkpoints(folder: Path) -> list[Path]:
-    """Return the folder's whole checkpoints, newest first; none if there is no such folder."""
-    return [path for path in reversed(_in_order(folder)) if _is_whole(path.read_bytes())]
+    """Return the folder's intact checkpoints, newest first; none if there is no such folder."""
+    return [path for path in reversed(_in_order(folder)) if _is_intact(path.read_bytes())]
 
 
 def epoch_of(path: Path) -> int:
@@ -89,7 +80,7 @@ def epoch_of(path: Path) -> int:
 
 
 class _HashingFile(io.RawIOBase, IO[bytes]):
-    """Passes writes on and hashes them, so that a large state is never held twice; keeps the error of a failed one."""
+    """Hashes what is written, so that a large state is never in memory twice; keeps the error of a failed write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -115,38 +106,16 @@ def _write(file: IO[bytes], state: dict[str, Any]) -> None:
         if hashing.failure is None:
             raise
         raise hashing.failure from None
-    file.write(hashing.digest.digest() + MARK)
-    file.flush()
-    os.fsync(file.fileno())
+    file.write(hashing.digest.digest() + MARKER)
 
 
-def _is_whole(content: bytes) -> bool:
-    if len(content) < TRAILER_BYTES or not content.endswith(MARK):
+def _is_intact(content: bytes) -> bool:
+    if len(content) < TRAILER_BYTES or not content.endswith(MARKER):
         return False
     view = memoryview(content)
-    return hashlib.sha256(view[:-TRAILER_BYTES]).digest() == bytes(view[-TRAILER_BYTES : -len(MARK)])
+    return hashlib.sha256(view[:-TRAILER_BYTES]).digest() == bytes(view[-TRAILER_BYTES : -len(MARKER)])
 
 
 def _in_order(folder: Path) -> list[Path]:
     numbered = [(int(match[1]), path) for path in folder.glob("epoch-*.pt") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
-
-
-def _remove_old(folder: Path) -> None:
-    for path in _in_order(folder)[:-NUM_KEPT]:
-        path.unlink(missing_ok=True)
-    for path in folder.glob(".epoch-*.tmp"):  # of a process that was killed while it wrote; a folder has one writer
-        path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__

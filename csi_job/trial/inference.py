@@ -1,4 +1,4 @@
-"""From stored pixels to a model's input, and from a model to logits of many images."""
+"""From stored pixels to model input, and from a model to logits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from csi_job.trial.augment import to_unit
 if TYPE_CHECKING:
     from csi_job.cache.settings import Normalisation
 
-# Mean and standard deviation of pixels from 0 to 1. ImageNet's are the means over its three channels: the stem of a
-# pretrained model is summed over red, green and blue to take grey.
+# Mean and standard deviation of pixels from 0 to 1. ImageNet's are averaged over its three channels, since the stem of
+# a pretrained model is summed over RGB to take grey.
 NORMALISATIONS: Final[dict[str, tuple[float, float]]] = {"medical": (0.5, 0.5), "imagenet": (0.449, 0.226)}
 
 
 def to_input(image_BHW: Tensor, normalisation: Normalisation | str) -> Tensor:
     """Return `image_BCHW`, one normalised float32 channel, from uint8 0-255 or float 0-1 pixels."""
-    mean, deviation = NORMALISATIONS[normalisation]
-    return to_unit(image_BHW).sub(mean).div_(deviation).unsqueeze(1)
+    mean, std = NORMALISATIONS[normalisation]
+    return to_unit(image_BHW).sub(mean).div_(std).unsqueeze(1)
 
 
 @torch.inference_mode()
@@ -32,13 +32,13 @@ def predict_logits(
     batch_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Return the model's logits of every image, in full precision.
+    """Return the logits of every image, computed in full precision.
 
     Args:
         model: on `device`; it is put into evaluation mode.
         images_NHW: uint8 pixels, on any device.
-        normalisation: as the model was trained.
-        batch_size: images a forward pass.
+        normalisation: the one the model was trained with.
+        batch_size: images per forward pass.
         device: where to compute.
 
     Returns:

@@ -1,7 +1,7 @@
 """The objective `val_f1`: F1 over the scores 0-3 of each zone, from confusion matrices kept on the device.
 
-It equals scikit-learn's `f1_score(labels=[0, 1, 2, 3], zero_division=0)` over the graded labels of a zone: a label
-whose truth is unknown (class 4) is left out, a 4 predicted for a graded one counts as wrong.
+It equals scikit-learn's `f1_score(labels=[0, 1, 2, 3], zero_division=0)` over the graded labels of a zone. Labels of
+unknown truth (class 4) are excluded; a 4 predicted for a graded zone counts as wrong.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
-    """Count predictions by zone, truth and prediction.
+    """Count images by zone, truth and prediction, without waiting for the device.
 
     Args:
         pred_NZ: int64 classes 0-4.
         true_NZ: int64 classes 0-4 on the same device.
 
     Returns:
-        `confusion_ZKK`, int64: rows are the truth, columns the prediction. Made without waiting for the device.
+        `confusion_ZKK`, int64: rows are the truth, columns the prediction.
 
     """
     zone_Z = torch.arange(NUM_ZONES, device=pred_NZ.device)
@@ -44,11 +44,11 @@ def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
     """Return the F1 of each zone.
 
     Args:
-        confusion_ZKK: counts `[…, Z, 5, 5]`, rows the truth; leading axes (bootstrap samples) are kept.
-        average: `macro`: the mean over the four scores; `weighted`: weighted by how often each is the truth.
+        confusion_ZKK: counts `[…, Z, 5, 5]`, rows are the truth; leading axes (bootstrap samples) are kept.
+        average: `macro`: the mean over the four scores; `weighted`: weighted by the frequency of each score.
 
     Returns:
-        float64 `[…, Z]`; NaN for a zone without a graded label.
+        float64 `[…, Z]`; NaN for a zone without graded labels.
 
     """
     rates = score_rates(confusion_ZKK)
@@ -56,25 +56,19 @@ def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
 
 
 def zone_precision(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
-    """Return the precision of each zone, as `zone_f1` does F1."""
+    """Return the precision of each zone; arguments and result as for `zone_f1`."""
     rates = score_rates(confusion_ZKK)
     return _averaged(rates.precision, rates.support, average)
 
 
 def zone_recall(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
-    """Return the recall of each zone, as `zone_f1` does F1."""
+    """Return the recall of each zone; arguments and result as for `zone_f1`."""
     rates = score_rates(confusion_ZKK)
     return _averaged(rates.recall, rates.support, average)
 
 
 def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:
-    """Return the mean F1 over the zones that have a graded label (`val_f1`), NaN if none has.
-
-    Args:
-        confusion_ZKK: counts `[Z, 5, 5]`.
-        average: as for `zone_f1`.
-
-    """
+    """Return `val_f1`: the mean F1 over the zones with graded labels, NaN if there are none."""
     zone_f1_Z = zone_f1(confusion_ZKK, average)
     graded = ~np.isnan(zone_f1_Z)
     return float(zone_f1_Z[graded].mean()) if graded.any() else math.nan
@@ -82,19 +76,19 @@ def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:
 
 @dataclass(frozen=True)
 class ScoreRates:
-    """Rates of each score in each zone, `[…, Z, 4]`; 0 where a division by zero would stand."""
+    """Rates of each score in each zone, `[…, Z, 4]`; 0 instead of a division by zero."""
 
     precision: Floats
     recall: Floats
     f1: Floats
     support: Floats
-    """Labels whose truth is this score."""
+    """Number of labels with this score."""
 
 
 def score_rates(confusion_ZKK: npt.ArrayLike) -> ScoreRates:
     """Return precision, recall and F1 of each score in each zone from counts `[…, Z, 5, 5]`."""
     graded = np.asarray(confusion_ZKK, dtype=np.float64)[..., :NUM_SCORES, :]  # rows whose truth is a score
-    support = graded.sum(axis=-1)  # a 4 predicted is in the row's sum: wrong
+    support = graded.sum(axis=-1)  # includes predicted 4s, which are wrong
     predicted = graded[..., :NUM_SCORES].sum(axis=-2)
     hits = np.diagonal(graded, axis1=-2, axis2=-1)
     f1 = _ratio(2 * hits, support + predicted)

@@ -1,6 +1,6 @@
-"""The models: built with random or pretrained weights, measured, and recognised by their weights.
+"""The models: built with random or pretrained weights, and measured.
 
-A model takes `image_BCHW` with one grey channel and gives `logits_BZK` (Z = 6 zones, K = 5 classes).
+A model maps `image_BCHW` with one grey channel to `logits_BZK` (Z = 6 zones, K = 5 classes).
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from csi_job.errors import ConfigurationError
-from csi_job.trial.architectures import ARCHITECTURES
 from csi_job.trial.backbones import ZoneClassifier, random_model
 from csi_job.trial.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-TAKEN_BY_ALL_PX: Final = 96  # a test tries every architecture; Custom_1 takes the smallest images that there are
+MIN_SIZE_FOR_ALL_PX: Final = 96  # accepted by every architecture, as a test confirms; Custom_1 accepts all sizes
 
 
 def build_model(arch: str, pretrained: str = "none") -> ZoneClassifier:
@@ -30,10 +29,10 @@ def build_model(arch: str, pretrained: str = "none") -> ZoneClassifier:
     Args:
         arch: `ResNet50` (He et al. 2016), `CheXNet` (the DenseNet-121 of Rajpurkar et al. 2017), `Custom_1`, or the
             name of a torchvision backbone.
-        pretrained: `none`, `imagenet`, or the path of a weights file.
+        pretrained: `none`, `imagenet`, or the path to a weights file.
 
     Raises:
-        ConfigurationError: no such architecture, or weights that are missing or do not fit.
+        ConfigurationError: no such architecture, or weights that are missing or do not match it.
 
     """
     model = random_model(arch)
@@ -43,15 +42,14 @@ def build_model(arch: str, pretrained: str = "none") -> ZoneClassifier:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of trained numbers of a model."""
+    """Return the number of trainable parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def gflops(model: ZoneClassifier, image_size_px: int) -> float:
-    """Return the cost of one image through the model, the same on every machine.
+    """Return the cost of a forward pass of one image, the same on every machine.
 
-    Counted by shapes alone (nothing is computed), forward only, and one multiply-add as two operations: ResNet50 at
-    224 px costs about 8.0 (8.2 in colour).
+    It is counted from shapes alone, with a multiply-add as two operations: 8.0 for ResNet50 at 224 px (8.2 in colour).
 
     Raises:
         ConfigurationError: images of this size are too small for the model.
@@ -75,31 +73,21 @@ def gflops(model: ZoneClassifier, image_size_px: int) -> float:
 
 
 def check_architectures(archs: Iterable[str], image_size_px: int) -> None:
-    """Raise `ConfigurationError` for an architecture that cannot take images of this size; costs no training."""
-    doubtful = [] if image_size_px >= TAKEN_BY_ALL_PX else [arch for arch in dict.fromkeys(archs) if arch != "Custom_1"]
-    for arch in doubtful:
-        with _NothingFilledIn():
-            model = random_model(arch)
-        gflops(model, image_size_px)
+    """Raise `ConfigurationError` for an architecture that cannot take images of this size."""
+    if image_size_px >= MIN_SIZE_FOR_ALL_PX:
+        return
+    for arch in dict.fromkeys(archs):
+        if arch != "Custom_1":
+            with _MetaInit():
+                model = random_model(arch)
+            gflops(model, image_size_px)
 
 
-class _NothingFilledIn(TorchFunctionMode):
-    """Makes weights without memory or values; what constructors compute with (RegNet's widths) stays real."""
+class _MetaInit(TorchFunctionMode):
+    """Creates weights on the meta device; tensors that constructors compute with (RegNet's widths) stay real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
-
-
-def infer_architecture(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the architecture whose parameters have these names and shapes; raise `ConfigurationError` if none has."""
-    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    for arch in ARCHITECTURES if all(name.startswith("backbone.") for name in shapes) else ():
-        with _NothingFilledIn():
-            model = random_model(arch)
-        if {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes:
-            return arch
-    message = f"the weights ({len(shapes)} tensors) are those of no known architecture"
-    raise ConfigurationError(message, hint="use a model file that csi-job wrote")

@@ -1,4 +1,4 @@
-"""Pretrained starting weights: torchvision's own for ImageNet, or a file."""
+"""Pretrained initial weights: torchvision's own for ImageNet, or a file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from csi_job.trial.backbones import random_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-DOWNLOAD_TIMEOUT_S = 30.0  # of one silent read; without it a black-holed download never ends
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the weights
-# DenseNet weights of 2017, CheXNet's among them, number layers with dots that attribute names cannot have today.
+DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
+# Modules that networks are commonly wrapped in: by PyTorch (DataParallel, compile) and by training scripts.
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densenet121)\.)+")
+# DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 _log = get_logger(__name__)
 
 
 def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
-    """Download or read the starting weights of every architecture, before any training.
+    """Download or read the initial weights of every architecture, before any training.
 
     Raises:
-        ConfigurationError: a download or file that is missing, unreadable, or does not fit an architecture.
+        ConfigurationError: a download or file is missing, unreadable, or does not match an architecture.
 
     """
     if pretrained == "none":
@@ -42,23 +44,23 @@ def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
 
 
 def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
-    """Load starting weights into a new model; the head stays random unless the file has one of the same shape.
+    """Load initial weights into a new model; the head stays random unless the weights have one of the same shape.
 
     Args:
         model: the new model.
-        arch: its name, for messages.
-        pretrained: `imagenet` or the path of a weights file (`.safetensors`, or a PyTorch file of weights only).
+        arch: its architecture.
+        pretrained: `imagenet` or the path to a weights file (`.safetensors`, or a PyTorch file of weights only).
 
     Raises:
         ConfigurationError: as for `check_pretrained`.
 
     """
     if pretrained != "imagenet":
-        _fit(model, arch, _read_file(Path(pretrained)), f"the weights file {Path(pretrained).name}")
+        _copy(_read_file(Path(pretrained)), model, arch, f"the weights file {Path(pretrained).name}")
     elif torchvision_name(arch) is None:
-        _log.warning("%s has no ImageNet weights; it starts from random ones.", arch)
+        _log.warning("%s has no ImageNet weights; starting from random weights", arch)
     else:
-        _fit(model, arch, _imagenet(arch), "the ImageNet weights")
+        _copy(_imagenet(arch), model, arch, "the ImageNet weights")
 
 
 def _imagenet(arch: str) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def _imagenet(arch: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         message = f"the ImageNet weights of {arch} could not be downloaded ({_first_line(error)})"
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        hint = f"put {weights.url.rsplit('/', 1)[-1]} into {folder}, or set trial.pretrained to none or to a file"
+        hint = f"put {weights.url.rsplit('/', 1)[-1]} into {folder}, or set trial.pretrained to none or a file"
         raise ConfigurationError(message, hint=hint) from error
     return state
 
@@ -79,7 +81,7 @@ def _imagenet(arch: str) -> dict[str, Tensor]:
 @contextmanager
 def _download_timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub offers no timeout of its own
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub has no timeout setting
     try:
         yield
     finally:
@@ -92,58 +94,42 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         message = "trial.pretrained: no such weights file"
-        raise ConfigurationError(message, got=str(path), allowed="none, imagenet, or the path of a file") from None
-    except Exception as error:  # torch raises whatever junk makes its reader stumble over
-        message = f"trial.pretrained: {path.name} is not a file of weights only ({_first_line(error)})"
+        raise ConfigurationError(message, got=str(path), allowed="none, imagenet, or the path to a file") from None
+    except Exception as error:  # torch's reader raises nearly anything on junk
+        message = f"trial.pretrained: {path.name} does not contain weights only ({_first_line(error)})"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors") from error
-    return _tensors(content, path)
-
-
-def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict) and (wrapper := next((key for key in WRAPPERS if key in content), None)):
         content = content[wrapper]
-    tensors = content if isinstance(content, dict) else {}
-    tensors = {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
     if not tensors:
-        message = f"trial.pretrained: {path.name} holds no tensors by name"
+        message = f"trial.pretrained: {path.name} contains no named tensors"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors")
     return tensors
 
 
-def _fit(model: nn.Module, arch: str, source: Mapping[str, Tensor], what: str) -> None:
-    """Copy the weights whose names and shapes fit; all but the head's must."""
+def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) -> None:
+    """Copy the weights that match by name and shape; all must, except the head's."""
     target = model.state_dict()
-    found = {name: _as_stem(tensor, target[name]) for name, tensor in _renamed(source, target).items()}
-    fitting = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
+    renamed = {f"backbone.{_modern(name)}": tensor for name, tensor in source.items()}
+    found = {name: _as_stem(tensor, target[name]) for name, tensor in renamed.items() if name in target}
+    matching = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
     optional = {name for name in target if name.endswith("num_batches_tracked")} | _head(model)
-    missing = [name for name in target if name not in fitting and name not in optional]
+    missing = [name for name in target if name not in matching and name not in optional]
     if missing:
-        message = f"trial.pretrained: {what} does not fit {arch}: {len(fitting)} of {len(target)} keys fit"
-        hint = f"first one missing: {missing[0]}; narrow space.model_arch to the architecture of the weights"
+        message = f"trial.pretrained: {what} does not match {arch}: {len(matching)} of {len(target)} keys match"
+        hint = f"first missing key: {missing[0]}; restrict space.model_arch to the architecture of the weights"
         raise ConfigurationError(message, hint=hint)
-    model.load_state_dict(target | fitting)
+    model.load_state_dict(target | matching)
 
 
-def _renamed(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the source's tensors under the target's names: wrappers' prefixes differ (`module.densenet121.`)."""
-    modern = {OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in source.items()}
-    prefixes = {name[:end] for name in modern for end in _dotted_ends(name)}
-    best: dict[str, Tensor] = {}
-    for old in sorted(prefixes, key=len):
-        for new in ("", "backbone."):
-            renamed = {new + name.removeprefix(old): tensor for name, tensor in modern.items() if name.startswith(old)}
-            known = {name: tensor for name, tensor in renamed.items() if name in target}
-            best = max(best, known, key=len)
-    return best
-
-
-def _dotted_ends(name: str) -> list[int]:
-    ends = [match.end() for match in re.finditer(r"\.", name)]
-    return [0, *ends[:3]]  # wrappers are at most three deep
+def _modern(name: str) -> str:
+    """Return a weight's name in torchvision's network of today, without wrappers."""
+    return PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name))
 
 
 def _as_stem(source: Tensor, target: Tensor) -> Tensor:
-    """Sum a first convolution over red, green and blue where the target takes grey, which is those three alike."""
+    """Sum a first convolution over RGB if the target takes grey, which stands for three equal channels."""
     if source.ndim == 4 and source.shape[1] == 3 and target.ndim == 4 and target.shape[1] == 1:  # noqa: PLR2004
         return source.sum(dim=1, keepdim=True)
     return source

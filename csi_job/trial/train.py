@@ -1,4 +1,4 @@
-"""Training of one model with one set of hyperparameters."""
+"""Training of one model with one set of hyperparameters: the epochs, their checkpoints, and resuming from one."""
 
 from __future__ import annotations
 
@@ -32,26 +32,13 @@ MAX_SEED = 2**63
 
 
 class TrainingHooks(Protocol):
-    """What the owner of a trial does while it trains; whatever a hook raises ends the training."""
+    """Called while a model trains; an exception raised by a hook ends the training."""
 
     def batch_done(self) -> None:
-        """Take note that training goes on; called after every batch."""
+        """Note that training is alive; called after every batch."""
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Take the result of an epoch; its checkpoint, if any, is already on the disk."""
-
-
-class NoHooks:
-    """Hooks that do nothing."""
-
-    def batch_done(self) -> None:
-        """Do nothing."""
-
-    def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Do nothing."""
-
-
-NO_HOOKS = NoHooks()
+        """Take the result of an epoch; its checkpoint, if any, is already on disk."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +52,10 @@ class TrainingResult:
     """The model's state at the best epoch, on the CPU."""
     num_parameters: int
     gflops: float
-    """Cost of one image, as `model.gflops` counts it."""
+    """Cost per image, as counted by `model.gflops`."""
     micro_batch: int
-    """Images computed at once; less than the batch size where memory ran out."""
+    """Images computed at once; less than the batch size if memory ran out."""
     stopped_early: bool
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the random numbers of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries still use the global state
-    torch.manual_seed(seed)
 
 
 def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, and the run's own state
@@ -87,54 +67,48 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     normalisation: str,
     max_epochs: int,
     seed: int,
-    hooks: TrainingHooks = NO_HOOKS,
+    hooks: TrainingHooks,
     checkpoint_folder: Path | None = None,
     resume_from: Path | None = None,
 ) -> TrainingResult:
-    """Train a model until `val_f1` stops getting better or `max_epochs` are done.
+    """Train a model until `val_f1` stops improving or `max_epochs` are done.
 
-    Deterministic for a seed on the CPU: a training that was cut and resumed gives the same bits as one that was not.
+    On the CPU it is deterministic for a seed: interrupted and resumed training gives the same bits as uninterrupted.
 
     Args:
         train: the split to learn from.
         validation: the split that decides when to stop and which epoch is best.
         params: the hyperparameters.
-        settings: everything of training that is not searched.
-        normalisation: of the pixels, by name.
-        max_epochs: epochs at most, those before a resume included.
+        settings: everything about training that is not searched.
+        normalisation: name of the pixel normalisation.
+        max_epochs: maximum number of epochs, including those before a resume.
         seed: of weights, order, augmentation and dropout.
         hooks: called after batches and epochs.
-        checkpoint_folder: where each epoch's checkpoint goes; none: no checkpoints.
-        resume_from: a checkpoint to go on from.
+        checkpoint_folder: where each epoch's checkpoint is written; without it, none are.
+        resume_from: a checkpoint.
 
     Raises:
-        InfeasibleTrialError: out of memory even at one image at a time, or a loss that is not finite.
-        CheckpointError: a checkpoint that cannot be written, cannot be read, or is of another training.
-        ConfigurationError: a device, architecture, compiler or weights that are not there.
+        InfeasibleTrialError: out of memory even with one image at a time, or a non-finite loss.
+        CheckpointError: a checkpoint cannot be written or read, or belongs to another training.
+        ConfigurationError: the device, architecture, compiler or weights are not available.
         DataError: too few images, or no graded label to validate on.
 
     """
     run = _Run(params, settings, seed)
     try:
-        run.start(train, validation, normalisation)
-        if resume_from is not None:
-            run.resume(resume_from)
-        return run.to_the_end(max_epochs, hooks, checkpoint_folder)
+        run.start(train, validation, normalisation, resume_from)
+        return run.train(max_epochs, hooks, checkpoint_folder)
     except (RuntimeError, MemoryError) as error:
-        _raise_if_no_lack_of_memory(error, settings)
+        if settings.compile and is_compiler_failure(error):
+            message = "trial.compile is true, but compiling the model failed"
+            raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
+        if not is_out_of_memory(error):
+            raise
     finally:
         run.release()
-    # Raised out here, so that it holds no reference to the frames, and so to the memory, of what failed.
-    message = "out of memory: model, optimizer and a batch of images do not fit"
-    raise InfeasibleTrialError(message, hint="use a smaller architecture, smaller batches or a larger GPU")
-
-
-def _raise_if_no_lack_of_memory(error: RuntimeError | MemoryError, settings: TrialSettings) -> None:
-    if settings.compile and is_compiler_failure(error):
-        message = "trial.compile is true, but the model could not be compiled"
-        raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
-    if not is_out_of_memory(error):
-        raise error
+    # Raised outside the handler, so that it does not keep the frames, and the memory, of the failure alive.
+    hint = "use a smaller architecture, smaller batches or a larger GPU"
+    raise InfeasibleTrialError("out of memory: model, optimizer and a batch of images do not fit", hint=hint)
 
 
 class _Run:
@@ -149,21 +123,32 @@ class _Run:
         self.schedule = Schedule(params.learning_rate, params.patience)
         self.identity: dict[str, Any] = {**params.to_params(), "seed": seed}
 
-    def start(self, train: SplitData, validation: SplitData, normalisation: str) -> None:
-        _check_data(train, validation)
+    def start(self, train: SplitData, validation: SplitData, normalisation: str, resume_from: Path | None) -> None:
+        if len(train) < 2 or not bool((validation.zones_NZ != UNKNOWN).any()):  # noqa: PLR2004 - batch norm needs two
+            message = "training needs two training images and a graded validation label"
+            raise DataError(message, got=f"{len(train)} and {len(validation)} images")
         self.identity |= {"image_size_px": train.images_NHW.shape[-1], "num_images": len(train)}
         device = choose_device(self.settings)
         seed_everything(self.seed)
         self.trainer = Trainer(
             train, validation, self.params, self.settings, normalisation=normalisation, device=device
         )
+        if resume_from is not None:
+            self._resume(resume_from)
 
-    def release(self) -> None:
-        if hasattr(self, "trainer"):
-            self.trainer.release()
-        free_memory()
+    def _resume(self, path: Path) -> None:
+        """Continue after the checkpoint's epoch; raise `CheckpointError` if it belongs to another training."""
+        state = load_checkpoint(path)
+        differing = [name for name, value in self.identity.items() if state.get("identity", {}).get(name) != value]
+        if differing:
+            message = f"the checkpoint {path.name} belongs to another training: {', '.join(differing)} differ"
+            raise CheckpointError(message)
+        self.trainer.load_state(state)
+        self.results = [EpochResult(**result) for result in state["results"]]
+        self.schedule = Schedule(self.params.learning_rate, self.params.patience, self.results)
+        self.best_state = state["best"] or state["model"]
 
-    def to_the_end(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
+    def train(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
         while len(self.results) < max_epochs and not self.schedule.should_stop:
             result = self._epoch(hooks)
             self.results.append(result)
@@ -194,11 +179,11 @@ class _Run:
         train_s = time.perf_counter() - start
         _check_finite(train_loss, "training", epoch)
         learning_rate = self.schedule.learning_rate
-        validation = self.trainer.validate(hooks.batch_done)
-        _check_finite(validation.loss, "validation", epoch)
+        val_loss, val_f1 = self.trainer.validate(hooks.batch_done)
+        _check_finite(val_loss, "validation", epoch)
         seconds = time.perf_counter() - start
         images_per_s = len(self.trainer.train_data) / train_s
-        return EpochResult(epoch, train_loss, validation.loss, validation.f1, learning_rate, images_per_s, seconds)
+        return EpochResult(epoch, train_loss, val_loss, val_f1, learning_rate, images_per_s, seconds)
 
     def _state(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         return {
@@ -209,26 +194,20 @@ class _Run:
             "results": [asdict(result) for result in self.results],
         }
 
-    def resume(self, path: Path) -> None:
-        """Go on after the checkpoint's epoch; raise `CheckpointError` if it is of another training."""
-        state = load_checkpoint(path)
-        differing = [name for name, value in self.identity.items() if state.get("identity", {}).get(name) != value]
-        if differing:
-            message = f"the checkpoint {path.name} is of another training: {', '.join(differing)} differ"
-            raise CheckpointError(message)
-        self.trainer.load_state(state)
-        self.results = [EpochResult(**result) for result in state["results"]]
-        self.schedule = Schedule(self.params.learning_rate, self.params.patience, self.results)
-        self.best_state = state["best"] or state["model"]
+    def release(self) -> None:
+        if hasattr(self, "trainer"):
+            self.trainer.release()
+        free_memory()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random numbers of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries still use the global state
+    torch.manual_seed(seed)
 
 
 def _check_finite(loss: float, which: str, epoch: int) -> None:
     if not math.isfinite(loss):
         message = f"the {which} loss of epoch {epoch} is {loss}"
         raise InfeasibleTrialError(message, hint="narrow space.learning_rate if this happens often")
-
-
-def _check_data(train: SplitData, validation: SplitData) -> None:
-    if len(train) < 2 or not bool((validation.zones_NZ != UNKNOWN).any()):  # noqa: PLR2004 - batch norm needs two
-        message = "training needs two training images and a graded validation label"
-        raise DataError(message, got=f"{len(train)} and {len(validation)} images")

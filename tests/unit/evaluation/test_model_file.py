@@ -16,7 +16,7 @@ from csi_job.trial.model import build_model
 from tests.unit.evaluation.conftest import write_model_file
 
 CPU = torch.device("cpu")
-FORM = {"image_size_px": 32, "normalisation": "medical"}
+FORM = {"architecture": "Custom_1", "image_size_px": 32, "normalisation": "medical"}
 
 
 class Payload:
@@ -76,7 +76,8 @@ def test_a_card_of_another_file_is_not_believed(tmp_path, caplog):
 
 
 def test_a_bare_state_dict_needs_its_image_size_from_the_caller(tmp_path):
-    assert "has no card that says its image_size_px and normalisation" in refused(bare(tmp_path / "m.pth"))
+    message = refused(bare(tmp_path / "m.pth"), architecture="Custom_1")
+    assert "has no card that says its image_size_px and normalisation" in message
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -116,10 +117,15 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     assert "no state dict" in refused(tmp_path / "m.pth", **FORM)
 
 
-def test_weights_of_no_known_architecture_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("csi_job.trial.model.ARCHITECTURES", ("Custom_1",))  # building all eighty takes a while
+def test_a_bare_state_dict_needs_its_architecture_from_the_caller(tmp_path):
+    message = refused(bare(tmp_path / "m.pth"), **{**FORM, "architecture": None})
+    assert "no card that names its architecture" in message
+    assert "--model-arch" in message
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save({"layer.weight": torch.ones(3)}, tmp_path / "m.pth")
-    assert "no architecture that is known here" in refused(tmp_path / "m.pth", **FORM)
+    assert "do not fit Custom_1 (33 weights are missing or unknown)" in refused(tmp_path / "m.pth", **FORM)
 
 
 def test_weights_that_do_not_fit_the_architecture_named_are_refused(tmp_path):
@@ -131,7 +137,7 @@ def test_shapes_that_differ_are_refused(tmp_path, model_file):
     state = load_file(model_file)
     name = next(name for name, tensor in state.items() if tensor.ndim == 4)
     state[name] = torch.ones(1)
-    card = json.dumps({"architecture": "Custom_1", **FORM})
+    card = json.dumps(FORM)
     save_file(state, tmp_path / "m.safetensors", {"format": FORMAT, "card": card})
     assert "shapes differ" in refused(tmp_path / "m.safetensors")
 

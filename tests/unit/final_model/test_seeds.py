@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from csi_job.errors import CsiJobError, InfeasibleTrialError, StopRequestedError
+from csi_job.final_model.seeds import SeedHooks
 from csi_job.trial.train import train_model
 from tests.unit.final_model.conftest import TRIAL, diverging, recipe
 
@@ -31,7 +32,14 @@ def same(first, second) -> bool:
 def test_a_training_is_kept_as_train_model_gives_it(trainer):
     result = trainer.run(recipe(), 5)
     expected = train_model(
-        trainer.train, trainer.validation, recipe().params, TRIAL, normalisation="medical", max_epochs=2, seed=5
+        trainer.train,
+        trainer.validation,
+        recipe().params,
+        TRIAL,
+        normalisation="medical",
+        max_epochs=2,
+        seed=5,
+        hooks=SeedHooks(lambda: None, lambda _: None),
     )
     assert result.val_f1 == expected.best_val_f1
     assert result.curve == tuple(epoch.val_f1 for epoch in expected.epochs)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent: torn, changed and half-written ones are never read."""
+"""Checkpoints are intact or absent: truncated, corrupt and partly written ones are never read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError
-from csi_job.trial.checkpoint import MARK, epoch_of, load_checkpoint, save_checkpoint, valid_checkpoints
+from csi_job.trial.checkpoint import MARKER, epoch_of, load_checkpoint, save_checkpoint, valid_checkpoints
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
 
@@ -40,14 +40,14 @@ def test_the_newest_two_are_kept_newest_first(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_or_a_lost_tail_anywhere_is_found(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, STATE)
-    whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    intact = path.read_bytes()
+    for place in range(0, len(intact), 7):
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
         assert valid_checkpoints(tmp_path) == []
-        path.write_bytes(whole[:place])
-        with pytest.raises(CheckpointError, match="torn"):
+        path.write_bytes(intact[:place])
+        with pytest.raises(CheckpointError, match="truncated, corrupt"):
             load_checkpoint(path)
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     assert valid_checkpoints(tmp_path) == [path]
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_that_carries_code_is_refused_though_its_digest_is_right(tm
     file = io.BytesIO()
     torch.save({"model": Bomb()}, file, pickle_module=pickle)
     path = tmp_path / "epoch-0001.pt"
-    path.write_bytes(file.getvalue() + sha256(file.getvalue()).digest() + MARK)
+    path.write_bytes(file.getvalue() + sha256(file.getvalue()).digest() + MARKER)
     with pytest.raises(CheckpointError, match="more than weights"):
         load_checkpoint(path)
 

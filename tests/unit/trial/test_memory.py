@@ -26,34 +26,34 @@ def test_pieces_cover_the_batch_evenly(num_images: int, size: int) -> None:
 def test_pieces_are_halved_until_they_fit(num_images: int, fits: int, tried: list[int]) -> None:
     sizes = []
 
-    def attempt(pieces: list[slice]) -> str:
+    def compute(pieces: list[slice]) -> str:
         sizes.append(max(piece.stop - piece.start for piece in pieces))
         if sizes[-1] > fits:
             raise torch.OutOfMemoryError
         return "done"
 
     micro_batches = MicroBatches(64)
-    assert micro_batches.run(num_images, attempt) == "done"
+    assert micro_batches.run(num_images, compute) == "done"
     assert sizes == tried
-    micro_batches.run(num_images, attempt)
+    micro_batches.run(num_images, compute)
     assert sizes == [*tried, tried[-1]]  # what fits is remembered
 
 
 def test_one_image_that_does_not_fit_is_infeasible() -> None:
-    def attempt(_: list[slice]) -> None:
+    def compute(_: list[slice]) -> None:
         raise torch.OutOfMemoryError
 
     with pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"):
-        MicroBatches(64).run(64, attempt)
+        MicroBatches(64).run(64, compute)
 
 
 def test_other_errors_pass() -> None:
-    def attempt(_: list[slice]) -> None:
+    def compute(_: list[slice]) -> None:
         message = "shapes differ"
         raise RuntimeError(message)
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        MicroBatches(64).run(64, attempt)
+        MicroBatches(64).run(64, compute)
 
 
 def test_the_host_s_own_refusal_is_out_of_memory_too() -> None:
@@ -67,7 +67,7 @@ def test_the_host_s_own_refusal_is_out_of_memory_too() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
     assert choose_device(TrialSettings()).type == "cpu"
-    with pytest.raises(ConfigurationError, match="torch sees no GPU"):
+    with pytest.raises(ConfigurationError, match="torch finds no GPU"):
         choose_device(TrialSettings(device="cuda"))
 
 

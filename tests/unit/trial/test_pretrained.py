@@ -58,6 +58,31 @@ def test_chexnet_weights_as_published_are_taken(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.features.denseblock4.denselayer16.conv2.weight, last)
 
 
+def test_torchxrayvision_weights_are_taken(tmp_path: Path) -> None:
+    """Its DenseNet takes grey, has 18 findings and a tensor of its own; its ResNet wraps torchvision's as `model`."""
+    densenet = models.densenet121(num_classes=18)
+    densenet.features.conv0 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    torch.save(densenet.state_dict() | {"op_threshs": torch.zeros(18)}, tmp_path / "densenet121.pt")
+    model = build_model("CheXNet", str(tmp_path / "densenet121.pt"))
+    assert torch.equal(model.backbone.features.conv0.weight, densenet.features.conv0.weight)
+    assert torch.equal(model.backbone.features.norm5.weight, densenet.features.norm5.weight)
+    resnet = models.resnet50(num_classes=18)
+    resnet.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    wrapped = {f"model.{name}": tensor for name, tensor in resnet.state_dict().items()}
+    torch.save(wrapped, tmp_path / "resnet50.pt")
+    model = build_model("ResNet50", str(tmp_path / "resnet50.pt"))
+    assert torch.equal(model.backbone.conv1.weight, resnet.conv1.weight)
+    assert torch.equal(model.backbone.layer4[2].bn3.running_var, resnet.layer4[2].bn3.running_var)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net.", "module.backbone.", "encoder."])
+def test_the_prefixes_of_common_wrappers_are_removed(prefix: str, tmp_path: Path) -> None:
+    source = models.resnet18()
+    torch.save({prefix + name: tensor for name, tensor in source.state_dict().items()}, tmp_path / "wrapped.pth")
+    model = build_model("resnet18", str(tmp_path / "wrapped.pth"))
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_our_own_model_is_taken_with_its_head(tmp_path: Path, suffix: str) -> None:
     source = build_model("Custom_1").state_dict()
@@ -71,10 +96,10 @@ def test_weights_of_another_architecture_are_refused_with_the_number_of_keys_tha
     path = tmp_path / "resnet18.pth"
     torch.save(models.resnet18().state_dict(), path)
     check_pretrained(str(path), ["resnet18"])
-    with pytest.raises(ConfigurationError, match=r"resnet18.pth does not fit resnet34: 120 of 218 keys fit") as caught:
+    with pytest.raises(ConfigurationError, match=r"does not match resnet34: 120 of 218 keys match") as caught:
         check_pretrained(str(path), ["resnet18", "resnet34"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match=r"does not fit Custom_1: \d of 32 keys"):
+    with pytest.raises(ConfigurationError, match=r"does not match Custom_1: \d of 32 keys"):
         check_pretrained(str(path), ["Custom_1"])
 
 

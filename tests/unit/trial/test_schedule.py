@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from csi_job.trial.schedule import LEARNING_RATE_FALL, EpochResult, Schedule
+from csi_job.trial.schedule import LR_DECAY_FACTOR, EpochResult, Schedule
 
 
 def results(f1: list[float], loss: list[float] | None = None) -> list[EpochResult]:
@@ -35,9 +35,9 @@ def test_the_first_epoch_counts_as_best_even_at_zero() -> None:
 def test_the_rate_falls_after_half_the_patience_without_progress_in_f1_or_loss() -> None:
     still = [0.5] * 5
     assert Schedule(0.1, 8, results(still[:4])).learning_rate == 0.1
-    assert Schedule(0.1, 8, results(still)).learning_rate == pytest.approx(0.1 * LEARNING_RATE_FALL)
+    assert Schedule(0.1, 8, results(still)).learning_rate == pytest.approx(0.1 * LR_DECAY_FACTOR)
     assert Schedule(0.1, 8, results(still, loss=[5, 4, 3, 2, 1])).learning_rate == 0.1
-    assert Schedule(0.1, 8, results([0.5] * 9)).learning_rate == pytest.approx(0.1 * LEARNING_RATE_FALL**2)
+    assert Schedule(0.1, 8, results([0.5] * 9)).learning_rate == pytest.approx(0.1 * LR_DECAY_FACTOR**2)
 
 
 def test_the_rate_rises_over_the_first_epoch_only() -> None:

@@ -25,7 +25,7 @@ from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
-from csi_job.trial.train import NO_HOOKS, TrainingHooks, TrainingResult, seed_everything, train_model
+from csi_job.trial.train import TrainingHooks, TrainingResult, seed_everything, train_model
 
 MakeSplit = Callable[..., SplitData]
 PARAMS = Hyperparameters(model_arch="Custom_1", batch_size=8, learning_rate=3e-3, patience=20)
@@ -60,7 +60,7 @@ def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
 
     def run(
         params: Hyperparameters = PARAMS,
-        hooks: TrainingHooks = NO_HOOKS,
+        hooks: TrainingHooks | None = None,
         *,
         num_train: int = 25,
         max_epochs: int = 3,
@@ -70,7 +70,7 @@ def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
         **more: Path,
     ) -> TrainingResult:
         splits = make_split(num_train, side_px, seed=1), make_split(12, side_px, seed=2)
-        options = {"normalisation": "medical", "max_epochs": max_epochs, "seed": seed, "hooks": hooks}
+        options = {"normalisation": "medical", "max_epochs": max_epochs, "seed": seed, "hooks": hooks or Hooks()}
         return train_model(*splits, params, settings or TrialSettings(device="cpu"), **options, **more)
 
     return run
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_training_is_refused_by_what_differs(
     with pytest.raises(CheckpointError, match="learning_rate, batch_size"):
         train(replace(PARAMS, learning_rate=0.1, batch_size=4), resume_from=newest)
     newest.write_bytes(newest.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match="torn"):
+    with pytest.raises(CheckpointError, match="truncated, corrupt"):
         train(resume_from=newest)
 
 
@@ -293,7 +293,14 @@ def test_splits_that_cannot_be_trained_on_are_data_errors(make_split: MakeSplit)
     for train, validation in ((one, few), (few, ungraded)):
         with pytest.raises(DataError, match="needs two training images and a graded validation label"):
             train_model(
-                train, validation, PARAMS, TrialSettings(device="cpu"), normalisation="medical", max_epochs=1, seed=0
+                train,
+                validation,
+                PARAMS,
+                TrialSettings(device="cpu"),
+                normalisation="medical",
+                max_epochs=1,
+                seed=0,
+                hooks=Hooks(),
             )
 
 
