@@ -14,9 +14,9 @@ from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import expand_folders, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
-from csi_job.final_model.export import read_whole_card, record_test_metrics
+from csi_job.final_model.export import read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
-from csi_job.final_model.train import FinalModel, run_final_training
+from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
 from csi_job.logs import get_logger, progress
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page.page import write_report
@@ -242,14 +242,16 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     )
     study = _study_of(settings, file.study) if file.is_search_result else None
     final = run_final_training(
-        settings.work,
-        ensure_cache(settings, file.cache),
-        file,
-        study,
-        settings.baseline.hyperparameters(),
-        settings.final_model,
-        settings.trial,
-        settings.evaluation,
+        FinalTrainingRequest(
+            work=settings.folder,
+            cache_folder=ensure_cache(settings, file.cache),
+            file=file,
+            study=study,
+            baseline=settings.baseline.hyperparameters(),
+            settings=settings.final_model,
+            trial=settings.trial,
+            evaluation=settings.evaluation,
+        )
     )
     if study is not None:
         write_report(view_study(study), settings.work)
@@ -272,7 +274,7 @@ def run_evaluate(
 
     """
     model = _model_file(settings, model_path)
-    card = read_whole_card(model) or {}
+    card = read_valid_card(model) or {}
     run = run_evaluation(
         settings.work,
         existing_cache(settings, str(card.get("data", {}).get("cache", ""))),

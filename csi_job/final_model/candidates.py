@@ -1,7 +1,7 @@
-"""The honest winner: the best trials trained again over several seeds, the best mean chosen.
+"""Confirm the winner: train the best trials again over several seeds and choose the best mean.
 
-The best value of many trials is partly luck, the more so the more trials there are: with new seeds the luck is drawn
-anew, and the spread over seeds says how much of a difference between candidates it explains.
+The best value among many trials is partly luck, more so the more trials there are. Fresh seeds remove that luck, and
+the standard deviation over them shows how much of a difference between candidates chance explains.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from csi_job.storage.attributes import MAX_EPOCHS
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1
-RULE_ONE = "one candidate: the hyperparameters as given, not chosen among others over seeds"
+RULE_ONE = "one candidate: the hyperparameters as given, not compared with others over seeds"
 RULE_MEAN = "best mean validation F1 over the seeds"
-RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one spread of the best mean"
+RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one standard deviation of the best mean"
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hyperparameters to confirm: the recipe, the trial they are from, and that trial's validation F1."""
+    """Hyperparameters to confirm: the recipe, the trial they come from, and that trial's validation F1."""
 
     recipe: Recipe
     trial: int | None = None
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """A candidate trained over the seeds; `reason` says why there are no results where it could not be trained."""
+    """A candidate trained over the seeds; `reason` says why it could not be trained if there are no results."""
 
     candidate: Candidate
     seeds: tuple[SeedResult, ...]
@@ -55,29 +55,29 @@ class CandidateResult:
         return statistics.fmean(result.val_f1 for result in self.seeds) if self.seeds else None
 
     @property
-    def spread(self) -> float | None:
-        """Return the standard deviation over the seeds, None for fewer than two."""
+    def std(self) -> float | None:
+        """Return the standard deviation over the seeds, None with fewer than two."""
         return statistics.stdev(result.val_f1 for result in self.seeds) if len(self.seeds) > 1 else None
 
     @property
     def gflops(self) -> float | None:
-        """Return the cost of one image."""
+        """Return the cost per image."""
         return self.seeds[0].gflops if self.seeds else None
 
     @property
     def best(self) -> SeedResult:
-        """Return the seed with the best validation F1, the earlier one where equal."""
+        """Return the seed with the best validation F1, the earlier one in a tie."""
         return max(self.seeds, key=lambda result: (result.val_f1, -result.seed))
 
     def to_json(self, *, winner: bool) -> dict[str, Any]:
-        """Return the row of the table of candidates."""
+        """Return the candidate's row in `<study>_optimized_params.json`."""
         return {
             "trial": self.candidate.trial,
             "search_value": self.candidate.search_value,
             "params": self.candidate.recipe.params.to_params(),
             "max_epochs": self.candidate.recipe.max_epochs,
             "mean": self.mean,
-            "spread": self.spread,
+            "std": self.std,
             "gflops": self.gflops,
             "reason": self.reason,
             "winner": winner,
@@ -97,13 +97,13 @@ class Winner:
 def find_candidates(
     file: HyperparamsFile, study: optuna.Study | None, num_candidates: int, max_epochs: int | None
 ) -> list[Candidate]:
-    """Return the hyperparameters of the file, then the study's other best trials with distinct ones.
+    """Return the file's hyperparameters, then those of the study's best trials, without duplicates.
 
     Args:
-        file: where the search's result is; one that was confirmed, or written by hand, is the only candidate.
-        study: the study the file is from, None where it cannot be read.
-        num_candidates: candidates at most.
-        max_epochs: epochs at most; None: those of each trial.
+        file: the result of a search; if it was confirmed, or written by hand, it is the only candidate.
+        study: the study it comes from, None if that cannot be read.
+        num_candidates: maximum number of candidates.
+        max_epochs: maximum number of epochs; None: as in each trial.
 
     """
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
@@ -125,18 +125,18 @@ def confirm_candidates(
     prefer_cheap: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Winner:
-    """Train every candidate with every seed and choose the winner; what is finished already is not trained again.
+    """Train every candidate with every seed and choose the winner; finished trainings are not repeated.
 
     Args:
         candidates: at least one.
         seeds: at least one.
         trainer: trains and keeps results.
-        prefer_cheap: the study had two objectives, so the cheapest of those as good as the best wins.
+        prefer_cheap: the study had two objectives, so the cheapest candidate about as good as the best wins.
         advance: called with numbers of epochs.
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
-        CsiJobError: as for `SeedTrainer.run`.
+        CsiJobError: as in `SeedTrainer.run`.
 
     """
     results = tuple(_train_candidate(candidate, seeds, trainer, advance) for candidate in candidates)
@@ -149,7 +149,7 @@ def confirm_candidates(
 
 
 def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -> Path:
-    """Write `<study>_optimized_params.json`, whole or not at all; it is a file of hyperparameters too.
+    """Write `<study>_optimized_params.json` atomically; `read_hyperparams` reads it too.
 
     Raises:
         CsiJobError: the folder cannot be written.
@@ -163,7 +163,7 @@ def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -
         "params": candidate.recipe.params.to_params(),
         "max_epochs": candidate.recipe.max_epochs,
         "value": winner.result.mean,
-        "spread": winner.result.spread,
+        "std": winner.result.std,
         "seeds": [result.seed for result in winner.result.seeds],
         "confirmed": True,
         "rule": winner.rule,
@@ -179,7 +179,7 @@ def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -
 
 
 def _best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials by value, of two objectives those on the Pareto front; earlier ones first."""
+    """Return the complete trials, best first; with two objectives, those on the Pareto front."""
     if len(study.directions) > 1:
         trials = study.best_trials
     else:
@@ -194,7 +194,7 @@ def _train_candidate(
     for seed in seeds:
         try:
             results.append(trainer.run(candidate.recipe, seed, advance))
-        except InfeasibleTrialError as error:  # with one seed only, so its mean could not be compared
+        except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
             advance(candidate.recipe.max_epochs * (len(seeds) - len(results) - 1))
             logger.warning("A candidate cannot be trained with seed %d and is left out: %s", seed, error)
             return CandidateResult(candidate, (), str(error))
@@ -207,6 +207,6 @@ def _highest(results: Sequence[CandidateResult]) -> CandidateResult:
 
 def _cheapest(results: Sequence[CandidateResult]) -> CandidateResult:
     leader = _highest(results)
-    within = (leader.mean or 0.0) - (leader.spread or 0.0)
+    within = (leader.mean or 0.0) - (leader.std or 0.0)
     as_good = [result for result in results if (result.mean or 0.0) >= within]
     return min(as_good, key=lambda result: (result.gflops or 0.0, -(result.mean or 0.0)))

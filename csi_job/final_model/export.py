@@ -1,8 +1,8 @@
 """The model's files: weights as safetensors and `.pth`, the card as JSON and Markdown.
 
-A kill at any moment leaves no new weights beside an old card: cards go first and come last, weights are replaced
-whole, and the card names the digest of each file it speaks of. The safetensors carry the card in their metadata too,
-so the one file is enough to use the model.
+A kill at any moment never leaves new weights beside an old card: cards are removed first and written last, weights are
+replaced atomically, and the card holds the digest of each file it describes. The safetensors carry the card in their
+metadata too, so that one file is enough to use the model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from csi_job.errors import CsiJobError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
 from csi_job.files import digest_file, json_text, read_json, replacing, write_atomic
-from csi_job.final_model.card import metrics_of
-from csi_job.final_model.card_text import card_markdown
+from csi_job.final_model.card import card_markdown, card_metrics
+from csi_job.final_model.hyperparams import rename_old_keys
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
     Args:
         path: the `.safetensors`; the other files lie beside it under the same stem.
         state: weights by name, on the CPU.
-        card: as `build_card` returns it.
-        with_pth: write a PyTorch state dict too, for readers that know no safetensors.
+        card: from `build_card`.
+        with_pth: also write a PyTorch state dict, for software that does not read safetensors.
 
     Returns:
         the card with the digests of the files.
@@ -47,54 +47,54 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
         what = f"the model cannot be written ({reason})"
-        raise CsiJobError(what, got=str(path), hint="make room and run the same command again") from None
+        raise CsiJobError(what, got=str(path), hint="free space and run the same command again") from None
 
 
 def remove_model(path: Path) -> None:
-    """Remove a model and what lies beside it; raise `CsiJobError` where that is not allowed."""
+    """Remove a model and the files that describe it; raise `CsiJobError` if that is not allowed."""
     with explain_os_errors("the model cannot be removed", path):
         _remove_companions(path)
         path.unlink(missing_ok=True)
 
 
-def read_whole_card(path: Path) -> dict[str, Any] | None:
-    """Return the card beside a model if every file it names is there unchanged, and the Markdown is."""
+def read_valid_card(path: Path) -> dict[str, Any] | None:
+    """Return the card beside a model if every file it lists is there unchanged, and its Markdown exists."""
+    card = read_json(path.with_suffix(".json")) or {}
     try:
-        card = read_json(path.with_suffix(".json")) or {}
         files = card["files"]
         unchanged = all(digest_file(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
     except (OSError, KeyError, TypeError, AttributeError):
         return None
-    is_whole = unchanged and path.name in files and path.with_suffix(".md").is_file()
-    return card if is_whole else None
+    is_valid = unchanged and path.name in files and path.with_suffix(".md").is_file()
+    return rename_old_keys(card) if is_valid else None
 
 
 def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
-    """Fill the test metrics of a model's card in, where the evaluation is of this model's own test set.
+    """Add the test metrics to a model's card if the evaluation covers the model's own test set.
 
     Args:
         path: the model that was evaluated.
-        evaluation: what was measured.
+        evaluation: its metrics.
 
     Returns:
-        whether the card was changed; a model without a whole card, or evaluated on other data, is left as it is.
+        whether the card was changed; a model without a valid card, or evaluated on other data, is left alone.
 
     Raises:
         CsiJobError: the card cannot be written.
 
     """
-    card = read_whole_card(path.with_suffix(".safetensors"))
+    card = read_valid_card(path.with_suffix(".safetensors"))
     if card is None or path.name not in card["files"]:
         return False
     if evaluation.split != "test" or card["data"]["cache"] != evaluation.cache:
         return False
     with explain_os_errors("the model card cannot be written", path.with_suffix(".json")):
-        _write_card(path, {**card, "test": metrics_of(evaluation)})
+        _write_card(path, {**card, "test": card_metrics(evaluation)})
     return True
 
 
 def _remove_companions(path: Path) -> None:
-    """Remove cards and state dict, which speak of the weights as they were."""
+    """Remove the cards and the state dict, which describe the old weights."""
     for suffix in (".json", ".md", ".pth"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ def _write_weights(
 
 
 def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Write Markdown, then JSON: the JSON is what a later run looks for."""
+    """Write the Markdown, then the JSON, which is what a later run looks for."""
     write_atomic(path.with_suffix(".md"), card_markdown(card))
     write_atomic(path.with_suffix(".json"), json_text(card))
     return card

@@ -1,4 +1,4 @@
-"""The file of hyperparameters that the final model starts from."""
+"""Read the file of hyperparameters that the final model starts from."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
 from csi_job.trial.hyperparameters import Hyperparameters
 
-MAX_BYTES = 10_000_000  # an optimized_params.json of hundreds of candidates is far below it
+MAX_BYTES = 10_000_000  # far above an optimized_params.json with hundreds of candidates
 HINT = "use models/hyperopt/<study>_best_params.json, or write a file like it"
 
 
 @dataclass(frozen=True)
 class HyperparamsFile:
-    """What a hyperparameters file says.
+    """The content of a hyperparameters file.
 
     Args:
         params: the hyperparameters.
-        study: the study they are from, or that the results are named after.
-        max_epochs: epochs at most.
-        trial: number of the trial they are from, if any.
+        study: the study they come from, or the name to give the results.
+        max_epochs: maximum number of epochs.
+        trial: number of the trial they come from, if any.
         value: validation F1 of that trial, if any.
-        is_search_result: the file names its study and was not confirmed over seeds yet, so candidates are looked for.
+        is_search_result: the file names its study and was not yet confirmed over seeds, so the study's other best
+            trials become candidates too.
         is_confirmed: the file is the result of an earlier confirmation.
-        cache: key of the cache that was searched on, if the file says so.
+        cache: key of the cache that was searched on, if known.
 
     """
 
@@ -44,15 +45,16 @@ class HyperparamsFile:
 def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int) -> HyperparamsFile:
     """Read `<study>_best_params.json`, `<study>_optimized_params.json`, or a file written by hand.
 
-    A file by hand holds the hyperparameters by name, alone or under `params` beside `study` and `max_epochs`.
+    A file written by hand holds the hyperparameters by name, either alone or under `params` next to `study` and
+    `max_epochs`.
 
     Args:
         path: the JSON file.
-        default_study: names the results of a file without a study.
-        default_max_epochs: where the file has no `max_epochs`.
+        default_study: the study's name if the file has none.
+        default_max_epochs: the maximum number of epochs if the file has none.
 
     Raises:
-        ConfigurationError: no such file, no JSON object, an unknown name or an illegal value.
+        ConfigurationError: the file is missing or not a JSON object, or a name or value in it is not allowed.
 
     """
     content = _content(path)
@@ -60,29 +62,39 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     if not isinstance(params, dict) or not params:
         what = f"{path.name} holds no hyperparameters"
         raise ConfigurationError(what, got=params, allowed="a JSON object of them, or one under `params`", hint=HINT)
-    has_form = "params" in content
-    study = content.get("study") if has_form else None
+    form = content if "params" in content else {}
+    study, trial, max_epochs = (form.get(name) for name in ("study", "trial", "max_epochs"))
+    is_confirmed = form.get("confirmed") is True
     return HyperparamsFile(
         params=_hyperparameters(params, path),
         study=_study_name(default_study if study is None else study, path),
-        max_epochs=_count(content.get("max_epochs") if has_form else None, default_max_epochs, path),
-        trial=content["trial"] if has_form and _is_whole(content.get("trial")) else None,
-        value=_finite(content.get("value")) if has_form else None,
-        is_search_result=study is not None and content.get("confirmed") is not True,
-        is_confirmed=has_form and content.get("confirmed") is True,
-        cache=_cache(content) if has_form else "",
+        max_epochs=_max_epochs(default_max_epochs if max_epochs is None else max_epochs, path),
+        trial=trial if _is_int(trial) else None,
+        value=_finite(form.get("value")),
+        is_search_result=study is not None and not is_confirmed,
+        is_confirmed=is_confirmed,
+        cache=_cache(form),
     )
 
 
+def rename_old_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a model card or an `optimized_params.json` with today's keys; version 0.1 wrote `spread` for `std`."""
+
+    def renamed(entry: dict[str, Any]) -> dict[str, Any]:
+        return {"std" if key == "spread" else key: value for key, value in entry.items()}
+
+    candidates = {"candidates": [renamed(row) for row in content["candidates"]]} if "candidates" in content else {}
+    return renamed(content) | candidates
+
+
 def _content(path: Path) -> dict[str, Any]:
-    try:
+    with explain_os_errors("the hyperparameters file cannot be read", path, kind=ConfigurationError, hint=HINT):
         if path.stat().st_size > MAX_BYTES:
-            what = "the hyperparameters file is far too large"
+            what = "the hyperparameters file is too large"
             raise ConfigurationError(what, got=str(path), hint=HINT)
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        what = f"the hyperparameters file cannot be read ({error.strerror})"
-        raise ConfigurationError(what, got=str(path), hint=HINT) from None
+        text = path.read_bytes()
+    try:
+        content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         what = "the hyperparameters file is not JSON"
         raise ConfigurationError(what, got=str(path), hint=HINT) from None
@@ -101,24 +113,22 @@ def _hyperparameters(params: dict[str, Any], path: Path) -> Hyperparameters:
 
 
 def _study_name(name: Any, path: Path) -> str:
-    """Refuse names that would lead out of the folder of results; a file from elsewhere is not to be trusted."""
-    is_plain = isinstance(name, str) and name.strip(". ") and len(name) <= 100  # noqa: PLR2004 - as StudySettings has it
+    """Reject names that would escape the results folder; the file may come from anywhere."""
+    is_plain = isinstance(name, str) and name.strip(". ") and len(name) <= 100  # noqa: PLR2004 - like StudySettings
     if not is_plain or any(character in "/\\" or ord(character) < 32 for character in name):  # noqa: PLR2004
         what = f"{path.name}: study cannot be used as a name"
         raise ConfigurationError(what, got=name, allowed="1 to 100 characters, no slashes")
     return str(name)
 
 
-def _count(value: Any, default: int, path: Path) -> int:
-    if value is None:
-        return default
-    if not _is_whole(value) or value < 1:
+def _max_epochs(value: Any, path: Path) -> int:
+    if not _is_int(value) or value < 1:
         what = f"{path.name}: max_epochs cannot be used"
-        raise ConfigurationError(what, got=value, allowed="a whole number from 1")
+        raise ConfigurationError(what, got=value, allowed="an integer of at least 1")
     return int(value)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -128,7 +138,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _cache(content: dict[str, Any]) -> str:
-    """Return the key of the cache: in the study's fingerprint, or in the file itself once confirmed."""
+    """Return the cache key: in the study's fingerprint, or in the file itself once confirmed."""
     fingerprint = content.get("fingerprint")
     cache = fingerprint.get("cache") if isinstance(fingerprint, dict) else content.get("cache")
     return cache if isinstance(cache, str) else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.files import locked
+from csi_job.files import digest_json, locked
 from csi_job.final_model.candidates import (
     Candidate,
     CandidateResult,
@@ -29,9 +30,9 @@ from csi_job.final_model.candidates import (
     write_optimized_params,
 )
 from csi_job.final_model.card import FORMAT, CardContext, build_card
-from csi_job.final_model.export import read_whole_card, remove_model, write_model
+from csi_job.final_model.export import read_valid_card, remove_model, write_model
 from csi_job.final_model.hyperparams import HyperparamsFile
-from csi_job.final_model.seeds import Recipe, SeedTrainer, digest_of
+from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.split import SPLITS
@@ -43,15 +44,40 @@ from csi_job.trial.pretrained import check_pretrained
 from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import WorkFolder
 
-BUSY = "another process trains the final model of this study in this work folder; waiting for it"
 OTHER_DATA = "the hyperparameters were searched on another cache than the one trained on"
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class FinalTrainingRequest:
+    """What to train and how.
+
+    Args:
+        work: the work folder.
+        cache_folder: a finished cache.
+        file: the hyperparameters to start from.
+        study: the study they come from; None: they are the only candidate.
+        baseline: the hyperparameters to compare with.
+        settings: candidates, seeds and epochs.
+        trial: the training settings that are not searched.
+        evaluation: settings of the validation metrics in the cards.
+
+    """
+
+    work: WorkFolder
+    cache_folder: Path
+    file: HyperparamsFile
+    study: optuna.Study | None
+    baseline: Hyperparameters
+    settings: FinalModelSettings
+    trial: TrialSettings
+    evaluation: EvaluationSettings
+
+
+@dataclass(frozen=True)
 class FinalModel:
-    """The models that were kept, with their cards; `is_new` is False where everything was there already.
+    """The kept models and their cards; `is_new` is False where everything was up to date.
 
     `baseline` and its card are None where the baseline cannot be trained on this device.
     """
@@ -64,116 +90,94 @@ class FinalModel:
     is_new: bool
 
 
-def run_final_training(
-    work: Path,
-    cache_folder: Path,
-    file: HyperparamsFile,
-    study: optuna.Study | None,
-    baseline: Hyperparameters,
-    settings: FinalModelSettings,
-    trial: TrialSettings,
-    evaluation: EvaluationSettings,
-) -> FinalModel:
-    """Confirm the winner over seeds, train the baseline likewise, and keep the best seed of each.
+def run_final_training(request: FinalTrainingRequest) -> FinalModel:
+    """Confirm the winner over seeds, train the baseline the same way, and keep the best seed of each.
 
-    Run again, it goes on where it stopped; with the same study, candidates, data and settings it does nothing.
-
-    Args:
-        work: the work folder.
-        cache_folder: a finished cache.
-        file: the hyperparameters to start from.
-        study: the study that the file is from; None: the file's hyperparameters are the only candidate.
-        baseline: the hyperparameters to compare with.
-        settings: candidates, seeds and epochs.
-        trial: everything of training that is not searched.
-        evaluation: of the metrics on the validation split in the cards.
+    Run again, it resumes where it stopped; with the same study, candidates, data and settings it does nothing.
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
-        ConfigurationError: a device or weights that are not there.
-        DataError: a damaged cache.
+        ConfigurationError: a device or weights are missing.
+        DataError: the cache is damaged.
         CsiJobError: results cannot be written.
-        StopRequestedError: a signal came; the same call goes on later.
+        StopRequestedError: a signal came; the same call resumes later.
 
     """
-    paths = WorkFolder(work)
-    folder = paths.candidates(file.study)
-    with _alone(folder), listening() as stop:
-        info = load_info(cache_folder)
-        trainer = SeedTrainer(
-            folder, load_split(cache_folder, "train"), load_split(cache_folder, "validation"), info, trial, stop.check
-        )
-        job = _Job(
-            paths=paths,
-            file=file,
-            candidates=tuple(find_candidates(file, study, settings.num_candidates, settings.max_epochs)),
-            seeds=tuple(range(settings.seed, settings.seed + settings.num_seeds)),
-            prefer_cheap=study is not None and len(study.directions) > 1,
-            baseline=baseline,
-            trainer=trainer,
-            evaluation=evaluation,
-            num_patients={split: _num_patients(cache_folder, split) for split in SPLITS},
-        )
-        return job.finished() or job.run()
+    folder = request.work.candidates(request.file.study)
+    with _exclusive(folder), listening() as stop:
+        train, validation = (load_split(request.cache_folder, split) for split in ("train", "validation"))
+        info = load_info(request.cache_folder)
+        training = _FinalTraining(request, SeedTrainer(folder, train, validation, info, request.trial, stop.check))
+        return training.finished() or training.run()
 
 
 @dataclass(frozen=True)
-class _Job:
+class _FinalTraining:
     """One final training, from candidates to files."""
 
-    paths: WorkFolder
-    file: HyperparamsFile
-    candidates: tuple[Candidate, ...]
-    seeds: tuple[int, ...]
-    prefer_cheap: bool
-    baseline: Hyperparameters
+    request: FinalTrainingRequest
     trainer: SeedTrainer
-    evaluation: EvaluationSettings
-    num_patients: dict[str, int]
 
     @property
-    def request(self) -> str:
-        """Return a digest of all that decides what is kept; it stands in the cards."""
+    def work(self) -> WorkFolder:
+        return self.request.work
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        settings = self.request.settings
+        return find_candidates(self.request.file, self.request.study, settings.num_candidates, settings.max_epochs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        settings = self.request.settings
+        return tuple(range(settings.seed, settings.seed + settings.num_seeds))
+
+    @property
+    def prefer_cheap(self) -> bool:
+        return self.request.study is not None and len(self.request.study.directions) > 1
+
+    @property
+    def params_file(self) -> Path:
+        return self.work.optimized_params(self.request.file.study)
+
+    @cached_property
+    def request_digest(self) -> str:
+        """Return a digest of everything that decides what is kept; the cards carry it."""
         content = {
             "format": FORMAT,
-            "study": self.file.study,
-            "candidates": [[self.trainer.digest(entry.recipe), entry.trial] for entry in self.candidates],
+            "study": self.request.file.study,
+            "candidates": [[self.trainer.recipe_digest(entry.recipe), entry.trial] for entry in self.candidates],
             "seeds": self.seeds,
             "prefer_cheap": self.prefer_cheap,
-            "baseline": self.baseline.to_params(),
-            "evaluation": self.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+            "baseline": self.request.baseline.to_params(),
+            "evaluation": self.request.evaluation.model_dump(mode="json", exclude={"batch_size"}),
         }
-        return digest_of(content)
+        return digest_json(content)[:16]
 
     def finished(self) -> FinalModel | None:
-        """Return the models if this very request was fulfilled and its files are whole."""
-        card = read_whole_card(self.paths.optimized_model)
-        baseline_card = read_whole_card(self.paths.baseline_model)
-        params = self._params_file
-        if card is None or baseline_card is None or not params.is_file():
+        """Return the models if this very request was completed and its files are intact."""
+        card, baseline_card = (read_valid_card(path) for path in (self.work.optimized_model, self.work.baseline_model))
+        if card is None or baseline_card is None or not self.params_file.is_file():
             return None
-        if {card.get("request"), baseline_card.get("request")} != {self.request}:
+        if {card.get("request"), baseline_card.get("request")} != {self.request_digest}:
             return None
-        logger.info("The final model is there already, for the same study, data and settings; nothing is trained.")
-        return self._final(card, baseline_card, params, is_new=False)
+        logger.info("The final model is up to date (same study, data and settings); nothing is trained.")
+        return self._final(card, baseline_card, is_new=False)
 
     def run(self) -> FinalModel:
-        """Train what is not there yet, and write models, cards and the winner's parameters."""
-        archs = (self.baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
+        """Train what is missing, and write models, cards and the winner's hyperparameters."""
+        baseline = self.request.baseline
+        archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
         check_pretrained(self.trainer.settings.pretrained, archs)
         winner = self._confirm(self.candidates, f"confirming {len(self.candidates)} candidate(s)")
-        recipe = Recipe(self.baseline, winner.result.candidate.recipe.max_epochs)
-        baseline = self._baseline(Candidate(recipe))
-        params = self._params_file
-        if not (self.file.is_confirmed and params.is_file()):  # that one has the candidates it was chosen from
-            write_optimized_params(winner, self.file.study, self.trainer.info.key, params)
-        baseline_card = None if baseline is None else self._keep(self.paths.baseline_model, baseline, with_pth=False)
-        card = self._keep(self.paths.optimized_model, winner.result, with_pth=True)
-        return self._final(card, baseline_card, params, is_new=True)
-
-    @property
-    def _params_file(self) -> Path:
-        return self.paths.optimized_params(self.file.study)
+        result = self._train_baseline(Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs)))
+        file = self.request.file
+        if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
+            write_optimized_params(winner, file.study, self.trainer.info.key, self.params_file)
+        baseline_card = None if result is None else self._keep(self.work.baseline_model, result, with_pth=False)
+        return self._final(
+            self._keep(self.work.optimized_model, winner.result, with_pth=True), baseline_card, is_new=True
+        )
 
     def _confirm(self, candidates: Sequence[Candidate], description: str) -> Winner:
         num_epochs = len(self.seeds) * sum(candidate.recipe.max_epochs for candidate in candidates)
@@ -182,34 +186,33 @@ class _Job:
                 candidates, self.seeds, self.trainer, prefer_cheap=self.prefer_cheap, advance=advance
             )
 
-    def _baseline(self, candidate: Candidate) -> CandidateResult | None:
-        """Train the baseline; where it does not fit this device, drop one from before: it is of another request."""
+    def _train_baseline(self, candidate: Candidate) -> CandidateResult | None:
+        """Train the baseline; if this device cannot, remove an earlier one, which belongs to another request."""
         try:
             return self._confirm((candidate,), "training the baseline").result
         except InfeasibleTrialError as error:
             logger.warning("There is no baseline to compare with: %s", error)
-            remove_model(self.paths.baseline_model)
+            remove_model(self.work.baseline_model)
             return None
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
-        """Write the best seed's weights with their card."""
+        """Write the best seed's weights and their card."""
         state = self.trainer.weights(result.candidate.recipe, result.best)
-        warnings = (OTHER_DATA,) if self.file.cache not in ("", self.trainer.info.key) else ()
+        file, info = self.request.file, self.trainer.info
         context = CardContext(
             name=path.stem,
-            study=self.file.study,
+            study=file.study,
             trainer=self.trainer,
-            num_patients=self.num_patients,
-            warnings=warnings,
-            request=self.request,
+            num_patients={split: _num_patients(self.request.cache_folder, split) for split in SPLITS},
+            warnings=(OTHER_DATA,) if file.cache not in ("", info.key) else (),
+            request_digest=self.request_digest,
         )
-        card = build_card(context, result, self._validate(path.name, state, result))
+        card = build_card(context, result, self._validate(path.name, state, result.candidate.recipe.params))
         return write_model(path, state, card, with_pth=with_pth)
 
-    def _validate(self, name: str, state: dict[str, Any], result: CandidateResult) -> Evaluation:
+    def _validate(self, name: str, state: dict[str, Any], params: Hyperparameters) -> Evaluation:
         """Measure the kept weights on the validation split."""
         device, info = choose_device(self.trainer.settings), self.trainer.info
-        params = result.candidate.recipe.params
         model = build_model(params.model_arch)
         model.load_state_dict(state)
         loaded = LoadedModel(
@@ -222,28 +225,23 @@ class _Job:
             params=params.to_params(),
             card={},
         )
-        return evaluate_model(loaded, self.trainer.validation, self.evaluation, split="validation", cache=info.key)
-
-    def _final(
-        self, card: dict[str, Any], baseline_card: dict[str, Any] | None, params: Path, *, is_new: bool
-    ) -> FinalModel:
-        return FinalModel(
-            path=self.paths.optimized_model,
-            card=card,
-            baseline=None if baseline_card is None else self.paths.baseline_model,
-            baseline_card=baseline_card,
-            optimized_params=params,
-            is_new=is_new,
+        return evaluate_model(
+            loaded, self.trainer.validation, self.request.evaluation, split="validation", cache=info.key
         )
+
+    def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:
+        baseline = None if baseline_card is None else self.work.baseline_model
+        return FinalModel(self.work.optimized_model, card, baseline, baseline_card, self.params_file, is_new)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the study's lock, so that two processes do not train the same; the death of one frees it."""
     with explain_os_errors("the work folder cannot be written", folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
-    with locked(folder / ".lock", BUSY):
+    busy = "another process is training the final model of this study in this work folder; waiting for it"
+    with locked(folder / ".lock", busy):
         yield
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
+from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.report import format as words
 from csi_job.work_folder import WorkFolder
 
@@ -142,7 +143,7 @@ def _is_of(comparison: Json, side: str, evaluation: Json) -> bool:
 
 def _of_format(path: Path) -> Json | None:
     content = read_json(path)
-    return content if content is not None and content.get("format") == FORMAT else None
+    return rename_old_keys(content) if content is not None and content.get("format") == FORMAT else None
 
 
 def _of_cache(path: Path, key: Any) -> Json | None:

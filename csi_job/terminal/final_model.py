@@ -10,14 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from csi_job.files import read_json
+from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.final_model.train import FinalModel
 
 MISSING = "-"
 
 
 def render_final_model(final: FinalModel) -> RenderableType:
-    """Return the candidates with their spread, the two models over their seeds, and where they are."""
-    chosen = read_json(final.optimized_params) or {}
+    """Return the candidates over their seeds, the two models, and where the files are."""
+    chosen = rename_old_keys(read_json(final.optimized_params) or {})
     parts: list[RenderableType] = []
     if len(chosen.get("candidates", [])) > 1:
         parts += [_candidates(chosen), f"Rule: {chosen['rule']}."]
@@ -33,7 +34,7 @@ def _candidates(chosen: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("hyperparameters", overflow="fold")
     for entry in chosen["candidates"]:
-        numbers = [_number(entry[name]) for name in ("search_value", "mean", "spread")]
+        numbers = [_number(entry[name]) for name in ("search_value", "mean", "std")]
         params = ", ".join(f"{name} {_value(value)}" for name, value in entry["params"].items())
         trial = MISSING if entry["trial"] is None else str(entry["trial"])
         gflops = MISSING if entry["gflops"] is None else f"{entry['gflops']:.2f}"
@@ -49,7 +50,7 @@ def _models(final: FinalModel) -> Table:
     for card in (final.card, final.baseline_card):
         if card is not None:
             seeds = "  ".join(f"{row['seed']}: {row['val_f1']:.3f}" for row in card["seeds"])
-            numbers = _number(card["mean"]), _number(card["spread"])
+            numbers = _number(card["mean"]), _number(card["std"])
             table.add_row(card["name"], *numbers, seeds, f"seed {card['kept_seed']}")
     return table
 

@@ -20,7 +20,7 @@ OFFSET = 0.13  # of a row, by which two series stand apart
 
 
 def candidates_plot(confirmed: Json) -> Plot:
-    """Show each candidate's F1 of the search, of each seed, and their mean with the spread."""
+    """Show each candidate's F1 of the search, of each seed, and their mean ± 1 standard deviation."""
     rows = [candidate for candidate in confirmed["candidates"] if candidate["seeds"]]
     names = [candidate_name(candidate) for candidate in rows]
     caption = (
@@ -84,8 +84,8 @@ def _means(candidates: Sequence[Json], *, is_winner: bool) -> dict[str, Any]:
     means = [candidate["mean"] for candidate in rows]
     name, color = ("Mean (winner)", GOLD) if is_winner else ("Mean (others)", BLUE)
     trace = _points(means, names, name, color, symbol="diamond", size=12)
-    spreads = [candidate["spread"] or 0.0 for candidate in rows]
-    return {**trace, "error_x": {"type": "data", "array": spreads, "thickness": 2, "width": 6, "color": GREY}}
+    stds = [candidate["std"] or 0.0 for candidate in rows]
+    return {**trace, "error_x": {"type": "data", "array": stds, "thickness": 2, "width": 6, "color": GREY}}
 
 
 def _intervals(values: Sequence[Measured], offset: float, name: str, marker: dict[str, Any]) -> dict[str, Any]:

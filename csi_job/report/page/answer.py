@@ -89,7 +89,7 @@ def _how_sure(view: StudyView, best: TrialView, results: Results) -> str:
 
 def _trained_again(confirmed: Json, baseline_card: Json | None) -> str:
     """Say what the winner reached over several seeds, and the baseline beside it."""
-    spread = f" (SD {words.score(confirmed['spread'])})" if confirmed.get("spread") is not None else ""
+    std = f" (SD {words.score(confirmed['std'])})" if confirmed.get("std") is not None else ""
     origin = f"trial {confirmed['trial']}" if confirmed.get("trial") is not None else "the winner"
     seeds = words.plural(len(confirmed["seeds"]), "seed")
     beside = (
@@ -97,7 +97,7 @@ def _trained_again(confirmed: Json, baseline_card: Json | None) -> str:
     )
     return (
         f"How certain: {origin}, retrained with {seeds}, reached a mean validation F1 of "
-        f"{words.score(confirmed['value'])}{spread}{beside}. Trust these means more than the best single run of the "
+        f"{words.score(confirmed['value'])}{std}{beside}. Trust these means more than the best single run of the "
         "search, which is partly luck."
     )
 
@@ -131,7 +131,7 @@ def _on_test(results: Results) -> str:
 
 def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:
     parts = [words.plural(len(confirmed["seeds"]), "seed")]
-    parts += [f"SD {words.score(confirmed['spread'])}"] if confirmed.get("spread") is not None else []
+    parts += [f"SD {words.score(confirmed['std'])}"] if confirmed.get("std") is not None else []
     parts += [f"baseline {words.score(baseline_card['mean'])}"] if baseline_card is not None else []
     return KeyFigure("Retrained, mean F1", words.score(confirmed.get("value")), ", ".join(parts))
 

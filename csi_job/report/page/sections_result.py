@@ -132,7 +132,7 @@ def _range(form: Json) -> str:
 
 
 def _candidate_row(candidate: Json) -> tuple[str, ...]:
-    numbers = (words.score(candidate[name]) for name in ("search_value", "mean", "spread"))
+    numbers = (words.score(candidate[name]) for name in ("search_value", "mean", "std"))
     seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or words.MISSING
     return (candidate_name(candidate), *numbers, seeds, candidate["reason"])
 
@@ -177,8 +177,8 @@ def _risk(evaluation: Json) -> Table:
 
 
 def _mean_of_seeds(card: Json) -> str:
-    spread = f" ± {words.score(card['spread'])}" if card["spread"] is not None else ""
-    return f"{words.score(card['mean'])}{spread} ({words.plural(len(card['seeds']), 'seed')})"
+    std = f" ± {words.score(card['std'])}" if card["std"] is not None else ""
+    return f"{words.score(card['mean'])}{std} ({words.plural(len(card['seeds']), 'seed')})"
 
 
 def _kept_seed(card: Json) -> str:

@@ -91,12 +91,12 @@ def test_the_best_mean_wins_not_the_best_single_seed(trainer):
     assert rates([winner.result.candidate]) == [3e-3]
     assert winner.rule == RULE_MEAN
     assert winner.result.mean == pytest.approx(statistics.fmean([0.5, 0.5, 0.6]))
-    assert winner.result.spread == pytest.approx(statistics.stdev([0.5, 0.5, 0.6]))
+    assert winner.result.std == pytest.approx(statistics.stdev([0.5, 0.5, 0.6]))
     assert winner.result.best.seed == 3
 
 
 @pytest.mark.parametrize(("cheap_mean", "expected"), [(0.55, 3e-3), (0.3, 1e-3)])
-def test_the_cheapest_within_the_leaders_spread_wins_where_cost_counts(trainer, cheap_mean, expected):
+def test_the_cheapest_within_the_leaders_std_wins_where_cost_counts(trainer, cheap_mean, expected):
     results = {1e-3: ([0.5, 0.6, 0.7], 9.0), 3e-3: ([cheap_mean] * 3, 1.0)}
     candidates = [candidate(1e-3), candidate(3e-3)]
     winner = confirm_candidates(candidates, (1, 2, 3), shelf(trainer, results), prefer_cheap=True)
@@ -104,9 +104,9 @@ def test_the_cheapest_within_the_leaders_spread_wins_where_cost_counts(trainer, 
     assert winner.rule == RULE_COST
 
 
-def test_one_seed_has_no_spread_and_one_candidate_its_own_rule(trainer):
+def test_one_seed_has_no_std_and_one_candidate_its_own_rule(trainer):
     winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
-    assert winner.result.spread is None
+    assert winner.result.std is None
     assert winner.rule == RULE_ONE
 
 
@@ -163,7 +163,7 @@ def test_optimized_params_tell_all_candidates_and_are_read_as_confirmed(trainer,
 def test_a_candidate_without_results_is_written_as_null():
     poor, good = CandidateResult(candidate(1e-3), (), "no memory"), CandidateResult(candidate(3e-3), (kept(1, 0.5),))
     row = poor.to_json(winner=False)
-    assert (row["mean"], row["spread"], row["gflops"], row["reason"]) == (None, None, None, "no memory")
+    assert (row["mean"], row["std"], row["gflops"], row["reason"]) == (None, None, None, "no memory")
     assert good.to_json(winner=True)["seeds"] == [{"seed": 1, "val_f1": 0.5, "best_epoch": 1, "num_epochs": 2}]
 
 

@@ -13,7 +13,7 @@ from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import Candidate, CandidateResult
 from csi_job.final_model.card import CardContext, build_card
-from csi_job.final_model.export import read_whole_card, record_test_metrics, remove_model, write_model
+from csi_job.final_model.export import read_valid_card, record_test_metrics, remove_model, write_model
 from csi_job.trial.model import build_model
 from tests.unit.final_model.conftest import recipe
 from tests.unit.final_model.test_candidates import kept
@@ -45,7 +45,7 @@ def test_both_kinds_of_file_give_the_model_back_with_its_card(tmp_path, state, c
     path = tmp_path / "models" / "optimized_model.safetensors"
     written = write_model(path, state, card, with_pth=True)
     assert set(written["files"]) == {"optimized_model.safetensors", "optimized_model.pth"}
-    assert read_whole_card(path) == json.loads(json.dumps(written))
+    assert read_valid_card(path) == json.loads(json.dumps(written))
     for suffix in (".safetensors", ".pth"):
         loaded = load_model(path.with_suffix(suffix), CPU)
         assert (loaded.architecture, loaded.image_size_px) == ("Custom_1", 32)
@@ -114,13 +114,13 @@ def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_descr
         with pytest.raises(PulledPlugError):
             write_model(path, newer, card | {"request": "r2"}, with_pth=True)
     load_model(path, CPU)  # old or new, but whole
-    whole = read_whole_card(path)
+    whole = read_valid_card(path)
     if whole is not None:
         first = next(iter(state))
         is_new = torch.equal(load_model(path, CPU).model.state_dict()[first], newer[first])
         assert whole["request"] == ("r2" if is_new else "r1")
     write_model(path, newer, card | {"request": "r2"}, with_pth=True)
-    assert read_whole_card(path)["request"] == "r2"
+    assert read_valid_card(path)["request"] == "r2"
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.json", "m.md"])
@@ -131,7 +131,7 @@ def test_a_card_is_not_whole_once_a_file_of_it_is_gone_or_changed(tmp_path, stat
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     else:
         (tmp_path / name).unlink()
-    assert read_whole_card(path) is None
+    assert read_valid_card(path) is None
 
 
 def test_test_metrics_are_filled_in_for_the_models_own_test_set(tmp_path, state, card, cache_folder):
@@ -140,10 +140,19 @@ def test_test_metrics_are_filled_in_for_the_models_own_test_set(tmp_path, state,
     loaded, data, key = load_model(path, CPU), load_split(cache_folder, "test"), load_info(cache_folder).key
     evaluation = evaluate_model(loaded, data, QUICK, split="test", cache=key)
     assert record_test_metrics(path.with_suffix(".pth"), evaluation)
-    changed = read_whole_card(path)
+    changed = read_valid_card(path)
     assert changed["test"]["metrics"]["f1_macro"]["value"] == evaluation.metrics["f1_macro"].value
-    assert {**changed, "test": None} == {**read_whole_card(path), "test": None}
+    assert {**changed, "test": None} == {**read_valid_card(path), "test": None}
     assert "Not measured yet" not in path.with_suffix(".md").read_text()
+
+
+def test_a_card_of_version_0_1_is_read_with_todays_keys(tmp_path, state, card):
+    path = tmp_path / "m.safetensors"
+    write_model(path, state, card, with_pth=False)
+    written = path.with_suffix(".json").read_text()
+    path.with_suffix(".json").write_text(written.replace('"std":', '"spread":'))
+    assert '"spread"' in path.with_suffix(".json").read_text()
+    assert read_valid_card(path) == json.loads(written)
 
 
 def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path, state, card, cache_folder):
@@ -156,7 +165,7 @@ def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path,
     assert not record_test_metrics(path, other_cache)
     assert not record_test_metrics(path, other_split)
     assert not record_test_metrics(path.with_suffix(".pth"), own)
-    assert read_whole_card(path)["test"] is None
+    assert read_valid_card(path)["test"] is None
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, state, card):

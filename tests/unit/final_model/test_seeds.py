@@ -71,7 +71,7 @@ def test_an_interrupted_training_goes_on_and_ends_in_the_same_bits(trainer, tmp_
 def test_checkpoints_go_once_the_result_is_kept(trainer):
     trainer.run(recipe(), 5)
     names = sorted(path.name for path in trainer.folder.rglob("*"))
-    assert names == sorted([trainer.digest(recipe()), "seed-5.json", "seed-5.safetensors"])
+    assert names == sorted([trainer.recipe_digest(recipe()), "seed-5.json", "seed-5.safetensors"])
 
 
 @pytest.mark.parametrize("damage", ["weights", "record", "no weights"])
@@ -89,21 +89,21 @@ def test_a_damaged_result_is_trained_again(trainer, damage):
 
 
 def test_the_digest_is_of_what_decides_the_outcome(trainer):
-    digest = trainer.digest(recipe())
-    assert trainer.digest(recipe(3)) != digest
-    assert trainer.digest(recipe(learning_rate=2e-3)) != digest
-    assert replace(trainer, info=replace(trainer.info, key="0" * 16)).digest(recipe()) != digest
+    digest = trainer.recipe_digest(recipe())
+    assert trainer.recipe_digest(recipe(3)) != digest
+    assert trainer.recipe_digest(recipe(learning_rate=2e-3)) != digest
+    assert replace(trainer, info=replace(trainer.info, key="0" * 16)).recipe_digest(recipe()) != digest
     balanced = TRIAL.model_copy(update={"class_balance": True})
-    assert replace(trainer, settings=balanced).digest(recipe()) != digest
+    assert replace(trainer, settings=balanced).recipe_digest(recipe()) != digest
     elsewhere = TRIAL.model_copy(update={"device": "auto", "stall_s": 5.0, "compile": True})
-    assert replace(trainer, settings=elsewhere).digest(recipe()) == digest
+    assert replace(trainer, settings=elsewhere).recipe_digest(recipe()) == digest
 
 
 def test_pretrained_weights_count_by_content_not_by_name(trainer, tmp_path):
     def digest(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
         settings = TRIAL.model_copy(update={"pretrained": str(tmp_path / name)})
-        return replace(trainer, settings=settings).digest(recipe())
+        return replace(trainer, settings=settings).recipe_digest(recipe())
 
     assert digest("a.pth", b"1") == digest("b.pth", b"1") != digest("a.pth", b"2")
 

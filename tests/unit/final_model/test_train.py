@@ -19,9 +19,10 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
-from csi_job.final_model.train import FinalModel, run_final_training
+from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.metrics import confusion, mean_f1
+from csi_job.work_folder import WorkFolder
 from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, study_of, write_hyperparams
 
 BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
@@ -37,7 +38,8 @@ def final(
         write_hyperparams(path)
     file = read_hyperparams(path, default_study="s", default_max_epochs=2)
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
-    return run_final_training(work, cache_folder, file, study, baseline, chosen, trial, evaluation)
+    request = FinalTrainingRequest(WorkFolder(work), cache_folder, file, study, baseline, chosen, trial, evaluation)
+    return run_final_training(request)
 
 
 def trained_files(work: Path) -> dict[Path, int]:

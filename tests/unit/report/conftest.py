@@ -16,7 +16,7 @@ from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
-from csi_job.final_model.card import CardContext, build_card, metrics_of
+from csi_job.final_model.card import CardContext, build_card, card_metrics
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.settings import TrialSettings
@@ -220,7 +220,7 @@ def write_results(work, study):
         ("baseline_model", confirmed(best[-1:]).result, second),
     ):
         context = CardContext(name, study.study_name, trainer, {"train": 68}, (), "digest")
-        card = build_card(context, result, test) | {"test": metrics_of(test)}
+        card = build_card(context, result, test) | {"test": card_metrics(test)}
         (models / f"{name}.json").write_text(json.dumps(card))
 
 

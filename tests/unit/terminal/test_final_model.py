@@ -10,14 +10,14 @@ from csi_job.terminal.final_model import render_final_model
 from tests.unit.final_model.conftest import SMALL
 
 
-def card(name: str, spread: float | None = 0.02) -> dict:
-    return {"name": name, "mean": 0.5, "spread": spread, "kept_seed": 2, "seeds": [{"seed": 2, "val_f1": 0.51}]}
+def card(name: str, std: float | None = 0.02) -> dict:
+    return {"name": name, "mean": 0.5, "std": std, "kept_seed": 2, "seeds": [{"seed": 2, "val_f1": 0.51}]}
 
 
 def row(trial: int | None, mean: float | None, reason: str = "") -> dict:
-    spread = None if mean is None else 0.01
+    std = None if mean is None else 0.01
     cost = None if mean is None else 8.2
-    shown = {"trial": trial, "search_value": 0.6, "params": SMALL, "mean": mean, "spread": spread, "gflops": cost}
+    shown = {"trial": trial, "search_value": 0.6, "params": SMALL, "mean": mean, "std": std, "gflops": cost}
     return {**shown, "reason": reason, "winner": trial == 3}
 
 
@@ -31,13 +31,19 @@ def shown(tmp_path: Path, content: object, baseline: dict | None, *, is_new: boo
     return console.export_text()
 
 
-def test_candidates_and_kept_models_are_shown_with_their_spread(tmp_path):
+def test_candidates_and_kept_models_are_shown_with_their_std(tmp_path):
     content = {"candidates": [row(3, 0.5), row(None, None, "out of memory")], "rule": "best mean"}
-    text = shown(tmp_path, content, card("baseline_model", spread=None))
+    text = shown(tmp_path, content, card("baseline_model", std=None))
     assert "0.600  0.500  0.010    8.20  model_arch Custom_1" in text
     assert "out of memory" in text
     assert "Rule: best mean." in text
     assert "baseline_model" in text
+
+
+def test_files_of_version_0_1_are_read_too(tmp_path):
+    content = {"candidates": [row(3, 0.5), row(4, 0.4)], "rule": "best mean"}
+    old = json.loads(json.dumps(content).replace('"std"', '"spread"'))
+    assert shown(tmp_path, old, None) == shown(tmp_path, content, None)
 
 
 def test_one_candidate_needs_no_table_and_a_lost_file_no_error(tmp_path):

@@ -43,10 +43,10 @@ def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, fini
     assert text.index(sentence) < text.index("Best settings")
 
 
-def test_candidates_are_told_with_mean_and_spread(work, finished_study, read_page):
+def test_candidates_are_told_with_mean_and_std(work, finished_study, read_page):
     confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
     text = read_page(write_report(view_study(finished_study), work)).text
-    assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['spread']:.3f})" in text
+    assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['std']:.3f})" in text
     assert f"Trial {confirmed['trial']}, winner" in text
     baseline = json.loads((work / "models" / "baseline_model.json").read_text())
     assert f"the baseline, retrained the same way, reached {baseline['mean']:.3f}" in text
