@@ -51,7 +51,7 @@ def run(loaded: LoadedSettings, *, namespace: str | None, **given: Any) -> None:
     """Run the controller: create the stage Jobs in order, up to the final model."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.budget import Budget
-    from csi_job.cluster.controller import ControllerOptions, run_controller, tell_outcome
+    from csi_job.cluster.controller import ControllerOptions, run_controller, write_termination_message
 
     options = ControllerOptions(
         stages=given["stages"],
@@ -61,7 +61,7 @@ def run(loaded: LoadedSettings, *, namespace: str | None, **given: Any) -> None:
         budget=Budget(given["budget_hours"], given["budget_gpu_hours"]),
     )
     outcome = run_controller(Cluster(namespace), options, loaded.settings)
-    tell_outcome(outcome)
+    write_termination_message(outcome)
     click.echo(outcome)
 
 
@@ -108,12 +108,12 @@ def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespa
     --namespace: the release's volume claims and Secrets, quotas and nodes, as seen by the API server.
     """
     from csi_job.cluster.api import Cluster
-    from csi_job.cluster.pod_check import IN_A_POD, Wanted, check_pod
+    from csi_job.cluster.pod_check import IN_A_POD, Requirements, check_pod
     from csi_job.cluster.release_check import check_release
 
     if IN_A_POD in os.environ and not (release or namespace):
         wait_s = given.pop("wait")
-        lines = check_pod(loaded.settings, Wanted(num_pods, **given), wait_s)
+        lines = check_pod(loaded.settings, Requirements(num_pods, **given), wait_s)
     else:
         lines = check_release(Cluster(namespace), release)
     for line in lines:

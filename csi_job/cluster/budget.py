@@ -1,4 +1,4 @@
-"""The budget over all pods of the search: what they use is read off its Job, and kept with the study."""
+"""The search's budget: usage over all pods is metered from its Job and stored with the study."""
 
 from __future__ import annotations
 
@@ -7,86 +7,86 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from csi_job.cluster.gpus import GPU_RESOURCE, num_gpus
-from csi_job.cluster.stages import annotation, ending_of
+from csi_job.cluster.stages import GPU_RESOURCE, get_annotation, job_result, num_gpus
 
+# Annotations of the search Job.
 SECONDS: Final = "csi-job/seconds"
 GPU_SECONDS: Final = "csi-job/gpu-seconds"
-METERED: Final = "csi-job/metered-s"
-RUNNING: Final = "csi-job/running"  # pods that ran when it was metered
-ENDED: Final = "csi-job/ended-by"  # the budget holds the pods back, and not the user
+METERED_AT: Final = "csi-job/metered-s"
+RUNNING: Final = "csi-job/running"  # pods that were running when it was last metered
+ENDED_BY: Final = "csi-job/ended-by"  # the budget suspended the Job, not the user
 METER_EVERY_S: Final = 30.0
 S_PER_H: Final = 3600.0
 
 
 @dataclass(frozen=True)
-class Use:
-    """What searching has used."""
+class Usage:
+    """What the search has used."""
 
     seconds: float = 0.0
-    """In which any pod ran."""
+    """With at least one pod running."""
     gpu_seconds: float = 0.0
     """Over all pods."""
 
-    def __add__(self, other: Use) -> Use:
-        """Return both together."""
-        return Use(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum."""
+        return Usage(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of the search; None is no limit."""
+    """The limits of the search; None means no limit."""
 
     hours: float | None = None
     gpu_hours: float | None = None
 
-    def spent(self, job: Mapping[str, Any]) -> str:
-        """Return what of the budget is spent, in words; `` while some is left."""
-        use = metered_use(job) + unmetered_use(job)
-        if self.hours is not None and use.seconds > self.hours * S_PER_H:
-            return f"the budget of {self.hours:g} hours is spent"
-        if self.gpu_hours is not None and use.gpu_seconds > self.gpu_hours * S_PER_H:
-            return f"the budget of {self.gpu_hours:g} GPU hours is spent"
+    def exhausted_reason(self, job: Mapping[str, Any]) -> str:
+        """Return which limit is exhausted, empty if none is."""
+        usage = metered_usage(job) + unmetered_usage(job)
+        if self.hours is not None and usage.seconds > self.hours * S_PER_H:
+            return f"the budget of {self.hours:g} hours is exhausted"
+        if self.gpu_hours is not None and usage.gpu_seconds > self.gpu_hours * S_PER_H:
+            return f"the budget of {self.gpu_hours:g} GPU hours is exhausted"
         return ""
 
 
-def first_reading() -> dict[str, str]:
-    """Return the annotations of a search that is made; what the study has used so far is read at once."""
-    return {METERED: f"{time.time():.0f}", RUNNING: "0"}
+def initial_annotations() -> dict[str, str]:
+    """Return the annotations of a new search Job; what the study has used so far is read right away."""
+    return {METERED_AT: f"{time.time():.0f}", RUNNING: "0"}
 
 
-def is_due(job: Mapping[str, Any]) -> bool:
-    """Return whether the use is to be read: the first time, when the number of pods has changed, and regularly."""
-    metered_s = float(annotation(job, METERED, "0"))
-    is_changed = annotation(job, RUNNING) != str(_num_running(job))
-    return not annotation(job, SECONDS) or is_changed or time.time() - metered_s >= METER_EVERY_S
+def metering_is_due(job: Mapping[str, Any]) -> bool:
+    """Return whether to meter now: the first time, whenever the number of pods has changed, and regularly."""
+    metered_at_s = float(get_annotation(job, METERED_AT, "0"))
+    has_changed = get_annotation(job, RUNNING) != str(_num_running(job))
+    return not get_annotation(job, SECONDS) or has_changed or time.time() - metered_at_s >= METER_EVERY_S
 
 
-def reading(job: Mapping[str, Any], total: Use) -> dict[str, str]:
-    """Return the annotations after a reading that came to this total."""
+def metering_annotations(job: Mapping[str, Any], total: Usage) -> dict[str, str]:
+    """Return the annotations that record this total."""
     return {
         SECONDS: f"{total.seconds:.0f}",
         GPU_SECONDS: f"{total.gpu_seconds:.0f}",
-        METERED: f"{time.time():.0f}",
+        METERED_AT: f"{time.time():.0f}",
         RUNNING: str(_num_running(job)),
     }
 
 
-def metered_use(job: Mapping[str, Any]) -> Use:
-    """Return what the study had used at the last reading."""
-    return Use(float(annotation(job, SECONDS, "0")), float(annotation(job, GPU_SECONDS, "0")))
+def metered_usage(job: Mapping[str, Any]) -> Usage:
+    """Return what the study had used when it was last metered."""
+    return Usage(float(get_annotation(job, SECONDS, "0")), float(get_annotation(job, GPU_SECONDS, "0")))
 
 
-def unmetered_use(job: Mapping[str, Any]) -> Use:
-    """Return what was used since the last reading: pods that ran then are taken to have run on."""
-    ending = ending_of(job)
-    until_s = ending.at_s if ending else time.time()
-    elapsed_s = max(until_s - float(annotation(job, METERED, f"{until_s}")), 0.0)
-    running = int(annotation(job, RUNNING, "0"))
-    gpus = running * num_gpus(job["spec"]["template"], annotation(job, GPU_RESOURCE))
-    return Use(elapsed_s if running else 0.0, elapsed_s * gpus)
+def unmetered_usage(job: Mapping[str, Any]) -> Usage:
+    """Return what was used since, assuming that the pods running then are still running."""
+    result = job_result(job)
+    until_s = result.at_s if result else time.time()
+    elapsed_s = max(until_s - float(get_annotation(job, METERED_AT, f"{until_s}")), 0.0)
+    running = int(get_annotation(job, RUNNING, "0"))
+    gpus = running * num_gpus(job["spec"]["template"], get_annotation(job, GPU_RESOURCE))
+    return Usage(elapsed_s if running else 0.0, elapsed_s * gpus)
 
 
 def _num_running(job: Mapping[str, Any]) -> int:
-    """Return the number of pods that run; one that waits for a node has no GPU yet."""
+    """Return the number of running pods; a pod that waits for a node holds no GPU yet."""
     return int((job.get("status") or {}).get("ready") or 0)

@@ -18,47 +18,47 @@ Labels = dict[str, str]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-# What the chart itself knows: the volumes' paths and the database.
+# The chart sets these itself: mount paths and the database.
 SET_BY_CHART: Final = ("work", "radiographs.labels", "radiographs.images", "storage.url", "storage.password",
                        "storage.password_file", "storage.create_tables", "tracking.wandb_api_key_file")  # fmt: skip
 
 
-class Values(BaseModel):
-    """A part of the values: what it does not name is refused."""
+class ValuesSection(BaseModel):
+    """A section of the values; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)  # Helm's spelling
 
 
-class Global(Values):
+class GlobalValues(ValuesSection):
     """Registry and pull secrets of every image."""
 
     image_registry: str
     image_pull_secrets: list[Name]
 
 
-class Image(Values):
-    """Where an image is."""
+class ImageValues(ValuesSection):
+    """Where to find an image."""
 
     repository: Annotated[str, Field(min_length=1)]
     tag: str = ""
     digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
 
 
-class OwnImage(Image):
+class OwnImageValues(ImageValues):
     """The image of csi-job."""
 
     pull_policy: Literal["", "Always", "IfNotPresent", "Never"]
 
 
-class Data(Values):
-    """The claim that holds the radiographs."""
+class DataValues(ValuesSection):
+    """The volume claim that holds the radiographs."""
 
     existing_claim: Name
     labels: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
     images: Annotated[str, Field(min_length=1, pattern=r"^[^/]")]
 
 
-class Demo(Values):
+class DemoValues(ValuesSection):
     """Phantoms drawn in the cluster."""
 
     enabled: bool
@@ -66,29 +66,29 @@ class Demo(Values):
     seed: Natural
 
 
-class Claim(Values):
-    """A claim that the chart makes."""
+class ClaimValues(ValuesSection):
+    """A volume claim that the chart creates."""
 
     size: Quantity
     storage_class: Name
 
 
-class Work(Claim):
-    """The claim of everything that is made."""
+class WorkValues(ClaimValues):
+    """The volume claim for all results."""
 
     existing_claim: Name
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]
 
 
-class Resources(Values):
+class ResourcesValues(ValuesSection):
     """Requests and limits of a container."""
 
     requests: dict[str, Quantity] = {}
     limits: dict[str, Quantity] = {}
 
 
-class Placed(Values):
-    """On which nodes pods run, and before which others."""
+class PlacementValues(ValuesSection):
+    """Which nodes pods may run on, and their priority."""
 
     node_selector: Labels = {}
     tolerations: list[dict[str, Any]] = []
@@ -96,21 +96,21 @@ class Placed(Values):
     priority_class_name: Name = ""
 
 
-class Controller(Placed):
-    """The pod that makes the stages; those of check and fetch run where it does."""
+class ControllerValues(PlacementValues):
+    """The pod that creates the stages; those of check and fetch run on the same nodes."""
 
-    resources: Resources
+    resources: ResourcesValues
     missing_seconds: Natural
     max_rounds: Positive
     api_server_cidr: str
     api_server_ports: list[Port]
 
 
-class Stage(Placed):
+class StageValues(PlacementValues):
     """The pods of one stage."""
 
     gpus: Natural
-    resources: Resources
+    resources: ResourcesValues
     backoff_limit: Natural
     deadline_seconds: Positive | None = None
     topology_spread_constraints: list[dict[str, Any]] = []
@@ -118,20 +118,20 @@ class Stage(Placed):
     env: list[dict[str, Any]] = []
 
 
-class Search(Stage):
+class SearchValues(StageValues):
     """The pods of the search."""
 
     parallelism: Annotated[int, Field(ge=0, le=1000)]
 
 
-class Budget(Values):
+class BudgetValues(ValuesSection):
     """Limits of the search over all its pods."""
 
     hours: Annotated[float, Field(gt=0)] | None = None
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
 
 
-class External(Values):
+class ExternalDatabaseValues(ValuesSection):
     """A database outside the release."""
 
     url: Annotated[str, Field(pattern=r"^(postgresql(\+psycopg2)?://[^:@/]+@.+)?$")]
@@ -139,75 +139,75 @@ class External(Values):
     port: Port
 
 
-class Database(Claim, Placed):
+class DatabaseValues(ClaimValues, PlacementValues):
     """The database of the study."""
 
     bundled: bool
-    image: Image
+    image: ImageValues
     max_connections: Annotated[int, Field(ge=10)]
-    resources: Resources
+    resources: ResourcesValues
     existing_secret: Name
     secret_key: Key
-    external: External
+    external: ExternalDatabaseValues
 
 
-class Wandb(Values):
-    """The key of Weights & Biases."""
+class WandbValues(ValuesSection):
+    """The Weights & Biases API key."""
 
     existing_secret: Name
     secret_key: Key
 
 
-class Kueue(Values):
-    """The queue of the stages."""
+class KueueValues(ValuesSection):
+    """The queue for the stages."""
 
     queue_name: Name
 
 
-class Dashboard(Placed):
+class DashboardValues(PlacementValues):
     """optuna-dashboard."""
 
     enabled: bool
-    resources: Resources
+    resources: ResourcesValues
 
 
-class NetworkPolicy(Values):
-    """What the pods may reach."""
+class NetworkPolicyValues(ValuesSection):
+    """What the pods may connect to."""
 
     enabled: bool
     extra_egress: list[dict[str, Any]]
 
 
-class ServiceAccount(Values):
+class ServiceAccountValues(ValuesSection):
     """The account of the stages' pods."""
 
     annotations: Labels
 
 
-class ChartValues(Values):
-    """Everything that `helm install` takes, but `job`, which is the settings tree itself."""
+class ChartValues(ValuesSection):
+    """All values of the chart except `job`, which is the settings tree."""
 
-    global_: Annotated[Global, Field(alias="global")]
-    image: OwnImage
-    data: Data
-    demo: Demo
-    work: Work
-    controller: Controller
-    cache: Stage
-    search: Search
-    final: Stage
-    budget: Budget
+    global_: Annotated[GlobalValues, Field(alias="global")]
+    image: OwnImageValues
+    data: DataValues
+    demo: DemoValues
+    work: WorkValues
+    controller: ControllerValues
+    cache: StageValues
+    search: SearchValues
+    final: StageValues
+    budget: BudgetValues
     gpu_resource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]
     shm_size: Quantity
     tmp_size: Quantity
     termination_grace_period_seconds: Natural
     ttl_seconds_after_finished: Positive | None = None
-    database: Database
-    wandb: Wandb
-    kueue: Kueue
-    dashboard: Dashboard
-    network_policy: NetworkPolicy
-    service_account: ServiceAccount
+    database: DatabaseValues
+    wandb: WandbValues
+    kueue: KueueValues
+    dashboard: DashboardValues
+    network_policy: NetworkPolicyValues
+    service_account: ServiceAccountValues
     pod_security_context: dict[str, Any]
     security_context: dict[str, Any]
     database_user: Positive | None = None
@@ -220,9 +220,9 @@ class ChartValues(Values):
 
 
 def values_schema() -> dict[str, Any]:
-    """Return the JSON schema of the chart's values."""
-    whole = create_model("WholeValues", __base__=ChartValues, job=(Settings, ...))
-    schema = whole.model_json_schema()
+    """Return the JSON schema of all values, including `job`."""
+    model = create_model("AllValues", __base__=ChartValues, job=(Settings, ...))
+    schema = model.model_json_schema()
     for path in SET_BY_CHART:
         _drop(schema, path)
     _strip(schema)
@@ -242,7 +242,7 @@ def _drop(schema: dict[str, Any], path: str) -> None:
 
 
 def _strip(part: Any) -> None:
-    """Remove titles and defaults, which say nothing that names and values.yaml do not."""
+    """Remove titles and defaults, which add nothing to names and values.yaml."""
     if isinstance(part, dict):
         for key in ("title", "default"):
             if not isinstance(part.get(key), dict) or "type" not in part[key]:

@@ -1,4 +1,4 @@
-"""Results brought from the release's volume to this machine."""
+"""Copy the results from the release's volume to this machine."""
 
 from __future__ import annotations
 
@@ -6,96 +6,95 @@ import copy
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.pods import trouble_of
-from csi_job.cluster.stages import COMPONENT, INSTANCE, find_release
+from csi_job.cluster.pods import startup_problem
+from csi_job.cluster.stages import Release, find_release
 from csi_job.errors import ClusterError
 
 RESULTS: Final = ("models", "problems.csv")
-START_S: Final = 180.0
-SILENCE_S: Final = 120.0
-# An exec can lose the end of its output and report success all the same, a known flaw: the last bytes tell.
-WHOLE: Final = b"all results are here"
-TRIES: Final = 5
-# What is there is packed, but not the models of candidates that lost.
+STARTUP_TIMEOUT_S: Final = 180.0
+EXEC_IDLE_TIMEOUT_S: Final = 120.0
+# An exec can lose the end of its output and still report success, a known bug; this marker is that end.
+END_MARKER: Final = b"all results are here"
+MAX_TRIES: Final = 5
+# Packs whatever exists, except the models of candidates that lost.
 PACK: Final = (
     f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T - "
-    f"&& printf '%s' '{WHOLE.decode()}'"
+    f"&& printf '%s' '{END_MARKER.decode()}'"
 )
 
 
 def fetch_results(cluster: Cluster, release_name: str | None, destination: Path) -> Iterator[Path]:
-    """Copy models and reports from the volume through a small pod that is removed afterwards.
+    """Copy models and reports from the volume through a small temporary pod.
 
     Args:
         cluster: the namespace.
         release_name: the release; None: the only one.
-        destination: folder that is made and filled.
+        destination: folder to create and fill.
 
     Yields:
-        the files that were copied.
+        the files copied.
 
     Raises:
-        ClusterError: no such release, no results yet, or the copy broke off.
+        ClusterError: no such release, no results yet, or the copy was interrupted.
 
     """
     release = find_release(cluster, release_name)
-    with _running(cluster, release.fetch_pod, release.owner) as pod, tempfile.TemporaryFile() as archive:
-        _read_whole(cluster, pod, archive)
-        yield from _unpacked(archive, destination)
+    with _running_pod(cluster, release) as pod, tempfile.TemporaryFile() as archive:
+        _read_archive(cluster, pod, archive)
+        yield from _unpack(archive, destination)
 
 
-def _read_whole(cluster: Cluster, pod: str, archive: IO[bytes]) -> None:
-    """Read the archive, again where its end is missing, and leave it at its beginning."""
-    for _ in range(TRIES):
+def _read_archive(cluster: Cluster, pod: str, archive: IO[bytes]) -> None:
+    """Read the archive, again if its end is missing, and rewind it."""
+    for _ in range(MAX_TRIES):
         archive.seek(0)
         archive.truncate()
-        cluster.read_from(pod, ["sh", "-c", PACK], archive, silence_s=SILENCE_S)
-        archive.seek(max(archive.tell() - len(WHOLE), 0))
-        is_whole = archive.read() == WHOLE
+        cluster.read_from(pod, ["sh", "-c", PACK], archive.write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
+        archive.seek(max(archive.tell() - len(END_MARKER), 0))
+        is_complete = archive.read() == END_MARKER
         archive.seek(0)
-        if is_whole:
+        if is_complete:
             return
-    raise ClusterError(f"the copy from the volume broke off {TRIES} times", hint="run the same command again")
+    raise ClusterError(f"the copy from the volume was cut off {MAX_TRIES} times", hint="run the same command again")
 
 
 @contextmanager
-def _running(cluster: Cluster, manifest: Mapping[str, Any], owner: Mapping[str, Any]) -> Iterator[str]:
-    """Make the pod, wait until it runs, and remove it."""
-    pod = copy.deepcopy(dict(manifest))
+def _running_pod(cluster: Cluster, release: Release) -> Iterator[str]:
+    """Create the release's fetch pod, wait until it runs, and delete it at the end."""
+    pod = copy.deepcopy(dict(release.fetch_pod))
     name = pod["metadata"]["name"] = f"{pod['metadata']['name']}-{time.time_ns() % 10**8:08d}"
     pod["metadata"].pop("namespace", None)
-    pod["metadata"]["ownerReferences"] = [dict(owner)]
-    labels = {INSTANCE: pod["metadata"]["labels"][INSTANCE], COMPONENT: "fetch"}
-    cluster.create_pod(pod)
+    pod["metadata"]["ownerReferences"] = [dict(release.owner)]
+    cluster.create(pod)
     try:
-        _wait(cluster, name, labels)
+        _wait_until_running(cluster, name)
         yield name
     finally:
-        cluster.delete_pod(name)
+        cluster.delete("Pod", name)
 
 
-def _wait(cluster: Cluster, name: str, labels: Mapping[str, str]) -> None:
-    until = time.monotonic() + START_S
-    trouble = "it is still starting"
-    while time.monotonic() < until:
-        pod = next((pod for pod in cluster.pods(labels) if pod["metadata"]["name"] == name), None)
+def _wait_until_running(cluster: Cluster, name: str) -> None:
+    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    reason = "it is still starting"
+    while time.monotonic() < deadline:
+        pod = cluster.get("Pod", name)
         if pod is not None:
             if pod["status"].get("phase") == "Running":
                 return
-            found = trouble_of(pod)
-            trouble = found.why if found else trouble
+            problem = startup_problem(pod)
+            reason = problem.reason if problem else reason
         time.sleep(1)
-    message = f"the pod that reads the volume did not start in {START_S:.0f} s: {trouble}"
+    message = f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}"
     raise ClusterError(message)
 
 
-def _unpacked(archive: IO[bytes], destination: Path) -> Iterator[Path]:
+def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:
     try:
         with tarfile.open(fileobj=archive) as tar:
             members = [member for member in tar.getmembers() if member.isfile()]
@@ -106,4 +105,4 @@ def _unpacked(archive: IO[bytes], destination: Path) -> Iterator[Path]:
                 tar.extract(member, destination, filter="data")
                 yield destination / member.name
     except tarfile.TarError:
-        raise ClusterError("the copy from the volume broke off", hint="run the same command again") from None
+        raise ClusterError("the copy from the volume is incomplete", hint="run the same command again") from None

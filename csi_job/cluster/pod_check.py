@@ -1,4 +1,4 @@
-"""What is wrong with an installation as its pods see it, found before a GPU is used."""
+"""Problems of an installation that a pod can see, found before any GPU is used."""
 
 from __future__ import annotations
 
@@ -18,73 +18,74 @@ from csi_job.storage.attributes import FINGERPRINT
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
 
-IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # a variable of every pod
-SHM: Final = Path("/dev/shm")  # noqa: S108 - looked at, not written
+IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # set in every pod
+SHM: Final = Path("/dev/shm")  # noqa: S108 - only its size is read
 MIN_SHM_BYTES: Final = 128 * 2**20
-CONNECTIONS_A_POD: Final = 4  # trials and leases, and the same of a dead pod, until the server notices
 MIN_FREE_BYTES: Final = 2**30
-PATIENCE_S: Final = 10.0  # with one more try to connect (10 s), a database that is away is named within 30 s
+CONNECTIONS_PER_POD: Final = 4  # trials and leases, and as many of a dead pod until the server notices
+DATABASE_WAIT_S: Final = 10.0  # with one more attempt to connect (10 s), a missing database is reported within 30 s
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the release asks for, as the chart tells it."""
+class Requirements:
+    """What the release needs, according to the chart."""
 
     num_pods: int
     """Pods of the search."""
     num_gpus: int = 0
-    """GPUs that each of them wants."""
+    """GPUs per pod of the search."""
     gpu_resource: str = "nvidia.com/gpu"
-    """Its name."""
+    """Name of the GPU resource."""
     database_secret: str = ""
-    """`NAME/KEY` of the database's password; `` where that is not known."""
+    """`NAME/KEY` of the database password; empty if unknown."""
     wandb_secret: str = ""
-    """The same of the key of Weights & Biases."""
+    """`NAME/KEY` of the Weights & Biases API key; empty if unknown."""
 
 
-def check_pod(settings: Settings, wanted: Wanted, wait_s: float = 0.0) -> Iterator[str]:
-    """Check everything that a pod sees, and name all that is wrong at once, within 30 s.
+def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -> Iterator[str]:
+    """Check everything that a pod sees, and report all problems at once, within 30 s.
 
     Args:
         settings: the settings in force.
-        wanted: what the release asks for.
-        wait_s: seconds to wait for a database that is away, where nothing else is wrong; it is named before.
+        required: what the release needs.
+        wait_s: seconds to wait for an unreachable database if nothing else is wrong; it is reported first.
 
     Yields:
-        one line for each thing that is as it should be.
+        one line per passed check.
 
     Raises:
-        ConfigurationError: something is wrong; the message names each.
-        StorageUnavailableError: the database is away, and nothing else is wrong.
+        ConfigurationError: there are problems; the message lists them.
+        StorageUnavailableError: the database is unreachable, and nothing else is wrong.
 
     """
+    problems: list[str] = []
     checks: tuple[Callable[[], str], ...] = (
         lambda: check_work(settings.work),
         lambda: check_shared_memory(SHM),
         lambda: check_labels(settings),
-        lambda: check_secrets(settings, wanted),
-        lambda: check_nodes(wanted, nodes_seen()),
+        lambda: check_secrets(settings, required),
+        lambda: check_nodes(required, _visible_nodes()),
     )
-    problems: list[str] = []
-    yield from passed(checks, problems)
+    yield from run_checks(checks, problems)
     password = settings.storage.password_file
-    if password is not None and not password.is_file():  # said already
-        raise problem_of(problems)
+    if password is not None and not password.is_file():  # already reported
+        raise combined_error(problems)
     try:
-        yield check_database(settings, wanted.num_pods, PATIENCE_S)
+        yield check_database(settings, required.num_pods, DATABASE_WAIT_S)
     except StorageUnavailableError as error:
-        if problems or wait_s <= PATIENCE_S:
-            raise problem_of([*problems, str(error)], kind=ConfigurationError if problems else type(error)) from None
+        if problems or wait_s <= DATABASE_WAIT_S:
+            kind = ConfigurationError if problems else type(error)
+            raise combined_error([*problems, str(error)], kind) from None
         yield f"{error}; waiting up to {wait_s:.0f} s"
-        yield check_database(settings, wanted.num_pods, wait_s)
+        yield check_database(settings, required.num_pods, wait_s)
     except CsiJobError as error:
         problems.append(str(error))
     if problems:
-        raise problem_of(problems)
+        raise combined_error(problems)
 
 
-def passed(checks: Iterable[Callable[[], str]], problems: list[str]) -> Iterator[str]:
-    """Yield the line of each check that passes, and collect what the others say."""
+def run_checks(checks: Iterable[Callable[[], str]], problems: list[str]) -> Iterator[str]:
+    """Yield the line of each passed check, and collect the errors of the others."""
     for check in checks:
         try:
             yield check()
@@ -94,22 +95,22 @@ def passed(checks: Iterable[Callable[[], str]], problems: list[str]) -> Iterator
             problems.append(str(error))
 
 
-def problem_of(problems: Iterable[str], kind: type[CsiJobError] = ConfigurationError) -> CsiJobError:
-    """Return the one error that names every problem."""
+def combined_error(problems: Iterable[str], kind: type[CsiJobError] = ConfigurationError) -> CsiJobError:
+    """Return one error that lists every problem."""
     return kind("; also: ".join(problems))
 
 
 def check_work(work: Path) -> str:
-    """Check that the work folder is a volume where this is a pod, can be written, and has room."""
+    """Check that the work folder is writable, has space, and in a pod is a mounted volume."""
     if IN_A_POD in os.environ and not work.is_mount():
         message = f"no volume is mounted at the work folder {work}"
-        raise ConfigurationError(message, hint="mount the claim of work.existingClaim, or the one the chart makes")
+        raise ConfigurationError(message, hint="mount the claim of work.existingClaim, or the chart's own")
     try:
         with tempfile.NamedTemporaryFile(dir=work, prefix=".check-") as file:
             file.write(b"csi-job")
             file.flush()
     except OSError as error:
-        message = f"the work folder {work} can't be written by user {os.getuid()} ({error.strerror})"
+        message = f"the work folder {work} is not writable for user {os.getuid()} ({error.strerror})"
         hint = "check the claim's access mode and podSecurityContext.fsGroup (on NFS: supplementalGroups)"
         raise ConfigurationError(message, hint=hint) from None
     state = os.statvfs(work)
@@ -133,7 +134,7 @@ def check_shared_memory(shm: Path, smallest: int = MIN_SHM_BYTES) -> str:
 
 
 def check_labels(settings: Settings) -> str:
-    """Check that the label table can be read and its images are there."""
+    """Check that the label table is readable and that its images exist."""
     radiographs = settings.radiographs
     if radiographs.labels is None or radiographs.images is None:
         return "label table: not mounted here"
@@ -145,76 +146,72 @@ def check_labels(settings: Settings) -> str:
     return f"label table: {len(table.file_ids)} images"
 
 
-def check_secrets(settings: Settings, wanted: Wanted) -> str:
-    """Check that the files which the Secrets give are there."""
-    if (file := settings.storage.password_file) is not None and not file.is_file():
-        message = f"the database's password is missing ({file} is not there)"
-        raise ConfigurationError(message, hint=_hint(wanted.database_secret, "database"))
-    if (file := settings.tracking.wandb_api_key_file) is not None and not file.is_file():
-        message = f"the key of Weights & Biases is missing ({file} is not there)"
-        raise ConfigurationError(message, hint=_hint(wanted.wandb_secret, "wandb"))
-    return "Secrets: there"
-
-
-def _hint(secret: str, value: str) -> str:
-    """Return what to look at: the Secret and key where they are known, else the values that name them."""
-    name, _, key = secret.partition("/")
-    if secret:
-        return f"check that the Secret {name} exists and has the key {key} ({value}.secretKey)"
-    return f"check that the Secret of {value}.existingSecret exists and has the key {value}.secretKey"
+def check_secrets(settings: Settings, required: Requirements) -> str:
+    """Check that the files from the Secrets exist."""
+    files = (
+        ("the database password", settings.storage.password_file, required.database_secret, "database"),
+        ("the Weights & Biases API key", settings.tracking.wandb_api_key_file, required.wandb_secret, "wandb"),
+    )
+    for what, file, secret, section in files:
+        if file is not None and not file.is_file():
+            name, _, key = (secret or f"in {section}.existingSecret/in {section}.secretKey").partition("/")
+            hint = f"check that the Secret {name} exists and has the key {key}"
+            hint += f" ({section}.secretKey)" if secret else ""
+            raise ConfigurationError(f"{what} is missing (no file {file})", hint=hint)
+    return "Secrets: found"
 
 
 def check_database(settings: Settings, num_pods: int, wait_s: float) -> str:
-    """Check that the database answers, knows the password, has connections enough, and fits the work folder."""
+    """Check that the database answers, accepts the password, allows enough connections and fits the work folder."""
     storage = open_storage(settings.storage.model_copy(update={"connect_s": wait_s}), settings.work, create=True)
     try:
         if storage.engine.dialect.name != "postgresql":
-            return "database: SQLite, for one pod only"
+            return "database: SQLite, for a single pod"
         with storage.engine.connect() as connection:
-            most = int(connection.execute(sa.text("SHOW max_connections")).scalar_one())
-        check_shared(storage, settings)
+            allowed = int(connection.execute(sa.text("SHOW max_connections")).scalar_one())
+        _check_volume_is_shared(storage, settings)
     finally:
         storage.close()
-    wanted = num_pods * CONNECTIONS_A_POD + CONNECTIONS_A_POD
-    if most < wanted:
-        message = f"the database takes {most} connections, and {num_pods} pods want {wanted}"
+    required = (num_pods + 1) * CONNECTIONS_PER_POD
+    if allowed < required:
+        message = f"the database allows {allowed} connections, but {num_pods} pods need {required}"
         raise ConfigurationError(message, hint="raise database.maxConnections, or lower search.parallelism")
-    return f"database: answers, {most} connections for {num_pods} pods"
+    return f"database: answers, {allowed} connections for {num_pods} pods"
 
 
-def check_shared(storage: StudyStorage, settings: Settings) -> None:
-    """Check that this pod sees the volume on which the study's cache was built; the cache stage builds it."""
+def _check_volume_is_shared(storage: StudyStorage, settings: Settings) -> None:
+    """Check that this pod sees the volume that holds the study's cache; the cache stage has yet to build it."""
     if settings.radiographs.labels is not None:
         return
     try:
         study = load_study(storage, settings.study.name)
-    except ConfigurationError:  # none yet
+    except ConfigurationError:  # not created yet
         return
     key = (study.user_attrs.get(FINGERPRINT) or {}).get("cache", "")
     if key and not settings.folder.cache(key).is_dir():
-        message = f"the work folder {settings.work} is not shared: the cache {key} of the study is not on it"
+        message = f"the work folder {settings.work} is not shared: it lacks the study's cache {key}"
         raise ConfigurationError(message, hint="let all pods mount the same claim, ReadWriteMany on several nodes")
 
 
-def nodes_seen() -> list[dict[str, Any]] | None:
-    """Return the nodes, None where this process may not list them: a stage's pod has no token."""
+def _visible_nodes() -> list[dict[str, Any]] | None:
+    """Return the nodes, None if this process may not list them: a stage's pod has no token."""
     if IN_A_POD in os.environ and not NAMESPACE_FILE.exists():
         return None
     try:
-        return Cluster().nodes()
+        return Cluster().find("Node")
     except ClusterError:
         return None
 
 
-def check_nodes(wanted: Wanted, nodes: Iterable[Mapping[str, Any]] | None) -> str:
-    """Check that some node has the GPUs of one pod; `nodes` is None where they can't be looked at."""
-    num_gpus, gpu = wanted.num_gpus, wanted.gpu_resource
+def check_nodes(required: Requirements, nodes: Iterable[Mapping[str, Any]] | None) -> str:
+    """Check that some node has the GPUs of one pod; `nodes` is None if they can't be listed."""
+    num_gpus, resource = required.num_gpus, required.gpu_resource
     if num_gpus == 0:
-        return "nodes: no GPU is asked for"
+        return "nodes: no GPU required"
     if nodes is None:
-        return "nodes: could not look (no right to list them)"
-    most = max((int(node["status"].get("allocatable", {}).get(gpu, 0)) for node in nodes), default=0)
-    if most < num_gpus:
-        message = f"no node has {num_gpus} {gpu}, the most is {most}"
+        return "nodes: not checked (no permission to list them)"
+    largest = max((int(node["status"].get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
+    if largest < num_gpus:
+        message = f"no node has {num_gpus} {resource}; the largest has {largest}"
         raise ConfigurationError(message, hint="lower search.gpus, or add such a node")
-    return f"nodes: one has {most} {gpu}"
+    return f"nodes: one has {largest} {resource}"

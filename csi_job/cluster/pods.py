@@ -1,27 +1,27 @@
-"""What pods tell: how they failed, in csi-job's own line, and why they do not start."""
+"""What a pod's status says: how it failed, in csi-job's own words, and why it does not start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-# Why a container waits for what is not there at all.
-NEVER_STARTS: Final = (
+# A container with one of these waits for something that does not exist.
+WAITING_REASONS_FATAL: Final = (
     "ErrImagePull",
     "ImagePullBackOff",
     "InvalidImageName",
     "ErrImageNeverPull",
     "CreateContainerConfigError",
 )
-PREFIX: Final = "csi-job: "  # before every error of the command line
-KILLED_FOR_MEMORY: Final = "OOMKilled"
+PREFIX: Final = "csi-job: "  # before every error on the command line
+OOM_KILLED: Final = "OOMKilled"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A container that ended with an error."""
+    """A container that exited with an error."""
 
     pod: str
     container: str
@@ -34,62 +34,64 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Why a pod does not start; `is_missing` tells that what it needs is not there at all."""
+class StartupProblem:
+    """Why a pod does not start."""
 
     pod: str
-    why: str
+    reason: str
     is_missing: bool
+    """Whether what it needs does not exist at all."""
     age_s: float
-    """Since the pod could have started: an upper bound of the trouble's age."""
+    """Since the pod could have started: an upper bound of the problem's age."""
 
 
 def failure_of(pod: Mapping[str, Any]) -> Failure | None:
-    """Return how a pod failed, None where it did not."""
+    """Return how a pod failed, None if it did not."""
     for status in _containers(pod):
         ended = (status.get("state") or {}).get("terminated")
         if ended and ended["exitCode"] != 0:
             message = last_line(ended.get("message") or "") or str(ended.get("reason", ""))
-            if ended.get("reason") == KILLED_FOR_MEMORY:
-                message = "killed for memory; raise the stage's resources.limits.memory"
+            if ended.get("reason") == OOM_KILLED:
+                message = "out of memory; raise the stage's resources.limits.memory"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
     return None
 
 
-def trouble_of(pod: Mapping[str, Any]) -> Trouble | None:
-    """Return why a pod does not start, None where nothing is wrong."""
+def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
+    """Return why a pod does not start, None if nothing is wrong."""
     name = pod["metadata"]["name"]
     age_s = (datetime.now(UTC) - _ready_to_start(pod)).total_seconds()
     condition = _scheduled(pod)
     if condition.get("status") == "False":
-        why = condition.get("message", condition.get("reason", ""))
-        return Trouble(name, why, "persistentvolumeclaim" in why and "not found" in why, age_s)
+        reason = condition.get("message", condition.get("reason", ""))
+        return StartupProblem(name, reason, "persistentvolumeclaim" in reason and "not found" in reason, age_s)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
-        if (reason := waiting.get("reason", "")) in NEVER_STARTS:
-            return Trouble(name, f"{reason}: {waiting.get('message', '')}".strip(": "), is_missing=True, age_s=age_s)
+        if waiting.get("reason") in WAITING_REASONS_FATAL:
+            reason = f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+            return StartupProblem(name, reason, is_missing=True, age_s=age_s)
     return None
 
 
 def last_line(log: str) -> str:
-    """Return the last line of a log, without the name of the program before an error."""
+    """Return the last line of a log, or of csi-job's own errors in it, without the program's name."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     own = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
     return (own or lines or [""])[-1]
 
 
 def is_active(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod runs, or is about to."""
+    """Return whether a pod runs or is about to."""
     return pod.get("status", {}).get("phase") in ("Pending", "Running")
 
 
 def is_running(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod runs and is to go on."""
+    """Return whether a pod runs and is not being deleted."""
     return pod.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> datetime:
-    """Return when the container that is next could have started: all of these have to come before it."""
+    """Return when the next container could have started: after its pod has a node, and after those before it."""
     condition = _scheduled(pod)
     times = [pod["metadata"]["creationTimestamp"]]
     if condition.get("status") == "True":
@@ -100,11 +102,11 @@ def _ready_to_start(pod: Mapping[str, Any]) -> datetime:
 
 
 def _scheduled(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the condition that tells whether a pod has its node, empty while there is none."""
-    conditions: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
+    """Return the condition that says whether a pod has a node, empty if there is none yet."""
+    conditions: Sequence[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
     return next((condition for condition in conditions if condition["type"] == "PodScheduled"), {})
 
 
-def _containers(pod: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _containers(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     status = pod.get("status", {})
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]

@@ -1,4 +1,4 @@
-"""The stages of a release: the Jobs that the chart describes in a ConfigMap, and how far they are."""
+"""The stages of a release: the Jobs that the chart describes in a ConfigMap, and what they look like on the cluster."""
 
 from __future__ import annotations
 
@@ -12,55 +12,68 @@ from typing import Any, Final
 import yaml
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.gpus import GPU_RESOURCE
 from csi_job.errors import ClusterError
 from csi_job.files import digest_json
 
 STAGES: Final = ("cache", "search", "final")
-CONTROLLER: Final = "controller"  # the component that makes them
-DATABASE: Final = "database"  # the component that holds the study, where the chart brings it
-ELASTIC: Final = ("parallelism", "completions", "suspend")  # changed on a living Job; all else makes another
+CONTROLLER: Final = "controller"  # the component that creates them
+DATABASE: Final = "database"  # the component that holds the study, if the chart installs it
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
-OWN_STAGES: Final = "RELEASE_STAGES"  # variable of the controller's pod: the ConfigMap of its release
+MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend")  # of a Job; any other change needs a new one
+# Set in the controller's pod: name of the release, and of the ConfigMap with its stages.
+RELEASE_VARIABLE: Final = "RELEASE_NAME"
+STAGES_VARIABLE: Final = "RELEASE_STAGES"
 # Annotations of the Jobs, which are all the memory that the controller has.
 DIGEST: Final = "csi-job/digest"
-MADE_BY: Final = "csi-job/controller"  # digest of the controller that made the Job
+MADE_BY: Final = "csi-job/controller"  # digest of the controller that created the Job
 ROUND: Final = "csi-job/round"
 TRIES: Final = "csi-job/tries"
-PARALLELISM: Final = "csi-job/parallelism"
+PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
+GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the Job as the chart describes it, and the digest of all that a living Job can't change."""
+    """One stage: its Job as in the chart, and a digest of all fields that can't be changed on an existing Job."""
 
     name: str
     manifest: Mapping[str, Any]
     digest: str
 
+    @classmethod
+    def of(cls, name: str, manifest: Mapping[str, Any]) -> Stage:
+        """Compute the digest."""
+        fixed = {key: value for key, value in manifest["spec"].items() if key not in MUTABLE_FIELDS}
+        return cls(name, manifest, digest_json([fixed, manifest["metadata"]["labels"]])[:8])
+
+    @property
+    def pod(self) -> Mapping[str, Any]:
+        """The spec of its pods."""
+        spec: Mapping[str, Any] = self.manifest["spec"]["template"]["spec"]
+        return spec
+
     @property
     def parallelism(self) -> int:
-        """Return the number of pods that the values ask for."""
+        """Number of pods in the values."""
         return int(self.manifest["spec"].get("parallelism", 1))
 
     @property
     def labels(self) -> dict[str, str]:
-        """Return the labels by which the stage's Jobs and pods are found."""
-        given = self.manifest["metadata"]["labels"]
-        return {INSTANCE: given[INSTANCE], COMPONENT: self.name}
+        """Labels that select the stage's Jobs and pods."""
+        return {INSTANCE: self.manifest["metadata"]["labels"][INSTANCE], COMPONENT: self.name}
 
     def job(self, number: int, owner: Mapping[str, Any], annotations: Mapping[str, str]) -> dict[str, Any]:
-        """Return the manifest of the stage's Job, made for the `number`-th time, owned by the ConfigMap."""
+        """Return the manifest of the stage's Job for the `number`-th round, owned by the ConfigMap."""
         job = copy.deepcopy(dict(self.manifest))
         suffix = "" if number == 1 else f"-{number}"
         job["metadata"]["name"] = f"{job['metadata']['name']}-{self.digest}{suffix}"
         own = {DIGEST: self.digest, ROUND: str(number)}
         if "parallelism" in job["spec"]:
             own[PARALLELISM] = str(self.parallelism)
-            job["spec"] |= sized(self.parallelism, queued=is_queued(job))
+            job["spec"] |= scale_patch(self.parallelism, queued=is_queued(job))
         job["metadata"].pop("namespace", None)
         job["metadata"]["annotations"] = own | dict(annotations)
         job["metadata"]["ownerReferences"] = [dict(owner)]
@@ -69,7 +82,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Release:
-    """An installed release: its stages in order, and what its Jobs are owned by."""
+    """An installed release: its stages in order, and the owner of its Jobs."""
 
     name: str
     digest: str
@@ -77,11 +90,11 @@ class Release:
     stages: tuple[Stage, ...]
     fetch_pod: Mapping[str, Any]
     gpu_resource: str = ""
-    """Name of what counts as a GPU; `` where the chart does not say."""
+    """Name of what counts as a GPU; empty if the chart does not say."""
 
     @property
     def search(self) -> Stage:
-        """Return the stage whose number of pods may change."""
+        """The stage with any number of pods."""
         return next(stage for stage in self.stages if stage.name == "search")
 
     def after(self, stage: Stage) -> tuple[Stage, ...]:
@@ -91,55 +104,49 @@ class Release:
 
 def read_release(cluster: Cluster, config_map_name: str) -> Release | None:
     """Read a release from the ConfigMap of its stages; None once it is uninstalled."""
-    found = cluster.config_map(config_map_name)
+    found = cluster.get("ConfigMap", config_map_name)
     return None if found is None else _release(found)
 
 
 def find_release(cluster: Cluster, name: str | None) -> Release:
-    """Return the release of this name, or the one that this pod controls, or the only one of the namespace.
+    """Find the release with this name; by default the one this pod controls, else the only one in the namespace.
 
     Raises:
-        ClusterError: there is none, or several and none is named.
+        ClusterError: there is none, or several and no name was given.
 
     """
-    own = read_release(cluster, os.environ[OWN_STAGES]) if OWN_STAGES in os.environ else None
+    own = read_release(cluster, os.environ[STAGES_VARIABLE]) if STAGES_VARIABLE in os.environ else None
     if own is not None and name in {None, own.name}:
         return own  # a pod has no right to list
     labels = {**NAME, COMPONENT: "stages", **({INSTANCE: name} if name else {})}
-    found = [item for item in cluster.config_maps(labels) if "final.yaml" in item.get("data", {})]
-    names = sorted(item["metadata"]["labels"][INSTANCE] for item in found)
+    found = [item for item in cluster.find("ConfigMap", labels) if "final.yaml" in item.get("data", {})]
     if not found:
-        message = f"there is no release of csi-job in the namespace {cluster.namespace}"
-        raise ClusterError(message, got=name, hint="name another with --namespace")
+        message = f"no release of csi-job in namespace {cluster.namespace}"
+        raise ClusterError(message, got=name, hint="choose another with --namespace")
     if len(found) > 1:
-        message = f"there are several releases in the namespace {cluster.namespace}"
-        raise ClusterError(message, allowed=names, hint="name one with --release")
+        names = sorted(item["metadata"]["labels"][INSTANCE] for item in found)
+        message = f"several releases in namespace {cluster.namespace}"
+        raise ClusterError(message, allowed=names, hint="choose one with --release")
     return _release(found[0])
 
 
 def _release(config_map: Mapping[str, Any]) -> Release:
     metadata, data = config_map["metadata"], config_map["data"]
-    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]}
     return Release(
         name=metadata["labels"][INSTANCE],
-        digest=annotation(config_map, DIGEST),
-        owner=owner,
-        stages=tuple(_stage(name, yaml.safe_load(data[f"{name}.yaml"])) for name in STAGES),
+        digest=get_annotation(config_map, DIGEST),
+        owner={"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]},
+        stages=tuple(Stage.of(name, yaml.safe_load(data[f"{name}.yaml"])) for name in STAGES),
         fetch_pod=yaml.safe_load(data["fetch.yaml"]),
-        gpu_resource=annotation(config_map, GPU_RESOURCE),
+        gpu_resource=get_annotation(config_map, GPU_RESOURCE),
     )
 
 
-def _stage(name: str, manifest: dict[str, Any]) -> Stage:
-    fixed = {key: value for key, value in manifest["spec"].items() if key not in ELASTIC}
-    return Stage(name, manifest, digest_json([fixed, manifest["metadata"]["labels"]])[:8])
+def scale_patch(num_pods: int, *, queued: bool) -> dict[str, Any]:
+    """Return the fields of a Job's spec for this number of pods; 0 keeps its indexes (completions).
 
-
-def sized(num_pods: int, *, queued: bool) -> dict[str, Any]:
-    """Return the fields of a Job's spec that give it so many pods; 0 leaves its places (completions).
-
-    A Job in a queue of Kueue is suspended and resumed by Kueue alone, which resumes whatever has its quota; so 0 is
-    there no suspension but a parallelism, that takes no quota.
+    Only Kueue suspends and resumes a Job in one of its queues, and it resumes whatever has quota. There, 0 is a
+    parallelism, which takes no quota, rather than a suspension.
     """
     if num_pods == 0:
         return {"parallelism": 0} if queued else {"suspend": True}
@@ -153,12 +160,12 @@ def is_queued(job: Mapping[str, Any]) -> bool:
 
 
 def is_paused(job: Mapping[str, Any]) -> bool:
-    """Return whether `sized(0)` holds a Job's pods back."""
+    """Return whether a Job was scaled to 0."""
     return job["spec"].get("parallelism") == 0 if is_queued(job) else bool(job["spec"].get("suspend"))
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobResult:
     """How a Job ended."""
 
     failed: bool
@@ -168,16 +175,28 @@ class Ending:
     message: str = ""
 
 
-def ending_of(job: Mapping[str, Any]) -> Ending | None:
-    """Return how a Job ended, None while it goes on."""
+def job_result(job: Mapping[str, Any]) -> JobResult | None:
+    """Return how a Job ended, None while it is active."""
     for condition in job.get("status", {}).get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             at_s = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
             failed = condition["type"] == "Failed"
-            return Ending(failed, at_s, condition.get("reason", ""), condition.get("message", ""))
+            return JobResult(failed, at_s, condition.get("reason", ""), condition.get("message", ""))
     return None
 
 
-def annotation(job: Mapping[str, Any], name: str, default: str = "") -> str:
+def get_annotation(item: Mapping[str, Any], name: str, default: str = "") -> str:
     """Return an annotation of an object."""
-    return str((job["metadata"].get("annotations") or {}).get(name, default))
+    return str((item["metadata"].get("annotations") or {}).get(name, default))
+
+
+def is_gpu(resource: str, gpu_resource: str) -> bool:
+    """Return whether a resource is the release's GPU; if that is unknown, go by the resource's name."""
+    return resource == gpu_resource if gpu_resource else "gpu" in resource
+
+
+def num_gpus(pod: Mapping[str, Any], gpu_resource: str) -> int:
+    """Return the number of GPUs of a pod, or of a Job's template."""
+    resources = pod["spec"]["containers"][0]["resources"]
+    amounts = (resources.get("requests") or {}) | (resources.get("limits") or {})
+    return sum(int(number) for name, number in amounts.items() if is_gpu(name, gpu_resource))

@@ -1,4 +1,4 @@
-"""The study as the controller sees it: looks that outlive an outage of the database, and what the search has used."""
+"""The study as the controller sees it: reads that survive database outages, and the search's usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
-from csi_job.cluster.budget import Use
+from csi_job.cluster.budget import Usage
 from csi_job.errors import CsiJobError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import USED
@@ -18,78 +18,75 @@ if TYPE_CHECKING:
     from csi_job.study.status import StudyStatus
 
 logger = get_logger(__name__)
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class StudyWatch:
-    """Opens the study when it is first looked at, and again after an error."""
+    """Opens the study on first use, and again after an error."""
 
     def __init__(self, settings: Settings) -> None:
-        """Remember where the study is."""
+        """Open nothing yet."""
         self._settings = settings
         self._study: optuna.Study | None = None
-        self._complaint = ""
+        self._problem = ""
 
-    def look(self) -> StudyStatus | None:
-        """Return how the study stands, None while that can't be known."""
+    def status(self) -> StudyStatus | None:
+        """Return the study's status, None while it is unavailable."""
         from csi_job.study.status import study_status
 
-        return self._asked(study_status)
+        return self._query(study_status)
 
-    def spend(self, use: Use) -> Use | None:
-        """Add to what searching has used and return the total, None while the study does not answer."""
-        return self._asked(lambda study: add_use(study, use))
+    def add_usage(self, usage: Usage) -> Usage | None:
+        """Add to what the search has used and return the total, None while the study is unavailable."""
+        return self._query(lambda study: add_usage(study, usage))
 
-    def _asked(self, ask: Callable[[optuna.Study], Answer]) -> Answer | None:
+    def _query(self, query: Callable[[optuna.Study], Result]) -> Result | None:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            answer = ask(self._opened())
-        except KeyError:  # Optuna's word for a study that was deleted
-            complaint = "it is not there any more"
+            result = query(self._open())
+        except KeyError:  # raised by Optuna for a study that was deleted
+            problem = "it no longer exists"
         except CsiJobError as error:
-            complaint = str(error)
+            problem = str(error)
         except SQLAlchemyError:
-            complaint = "the database does not answer"
+            problem = "the database does not answer"
         else:
-            self._complain("")
-            return answer
+            self._problem = ""
+            return result
         self._study = None
-        self._complain(complaint)
+        if problem != self._problem:
+            logger.warning("the study is unavailable: %s", problem)
+        self._problem = problem
         return None
 
-    def _opened(self) -> optuna.Study:
+    def _open(self) -> optuna.Study:
         from csi_job.storage.storage import open_storage
         from csi_job.study.definition import load_study
 
         if self._study is None:
-            # The controller has time: it looks again later rather than wait here.
-            at_once = self._settings.storage.model_copy(update={"connect_s": 0.0, "outage_s": 0.0})
-            storage = open_storage(at_once, self._settings.work, create=False)
+            # The controller is in no hurry: it comes back later rather than wait here.
+            no_wait = self._settings.storage.model_copy(update={"connect_s": 0.0, "outage_s": 0.0})
+            storage = open_storage(no_wait, self._settings.work, create=False)
             self._study = load_study(storage, self._settings.study.name)
         return self._study
 
-    def _complain(self, complaint: str) -> None:
-        if complaint and complaint != self._complaint:
-            logger.warning("the study can't be looked at: %s", complaint)
-        self._complaint = complaint
 
-
-def add_use(study: optuna.Study, use: Use) -> Use:
-    """Add to what searching has used of a study, and return the total; the controller alone writes it."""
-    total = Use(**study.user_attrs.get(USED, {})) + use
+def add_usage(study: optuna.Study, usage: Usage) -> Usage:
+    """Add to what the search has used of a study, and return the total; only the controller writes it."""
+    total = Usage(**study.user_attrs.get(USED, {})) + usage
     study.set_user_attr(USED, asdict(total))
     return total
 
 
-def story_of(status: StudyStatus) -> str:
-    """Return how a study stands in one line."""
+def summarize(status: StudyStatus) -> str:
+    """Describe a study's status in one line."""
     outcomes = {
         "complete": status.num_complete,
         "pruned": status.num_pruned,
         "infeasible": status.num_infeasible,
         "failed": status.num_failed,
     }
-    named = ", ".join(f"{number} {name}" for name, number in outcomes.items() if number)
+    counts = ", ".join(f"{number} {name}" for name, number in outcomes.items() if number)
     best = f"; best val_f1 {status.best.f1:.4f} (trial {status.best.number})" if status.best else ""
-    return f"{status.num_finished} of {status.target} trials finished{f' ({named})' if named else ''}{best}"
+    return f"{status.num_finished} of {status.target} trials finished{f' ({counts})' if counts else ''}{best}"

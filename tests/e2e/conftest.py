@@ -1,4 +1,4 @@
-"""A release in a namespace of its own, with Pod Security `restricted` enforced."""
+"""A release in its own namespace, with Pod Security `restricted` enforced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.e2e.release import Release, run
 
 STANDARD = "pod-security.kubernetes.io"
 HOW = (
-    "make a cluster of one node, 2 CPUs and 8 GiB, with a ReadWriteMany storage class `shared` (or name yours by "
+    "make a cluster of one node, 2 CPUs and 8 GiB, with a ReadWriteMany storage class `shared` (or name yours in "
     "E2E_VALUES) and the images: kind create cluster && kind load docker-image csi-job:test postgres:17; or k3d "
     "cluster create && k3d image import csi-job:test postgres:17; any other will do, with KUBECONFIG set and E2E_IMAGE"
 )
@@ -36,7 +36,7 @@ def _cluster() -> None:
 
 @pytest.fixture
 def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]:
-    """A release that is not installed yet; its story is shown where the test fails."""
+    """A release that is not installed yet; its log is shown if the test fails."""
     base = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:30].strip("-")
     namespace = f"{base}-{uuid.uuid4().hex[:6]}"
     labels = {f"{STANDARD}/enforce": "restricted", f"{STANDARD}/warn": "restricted"}
@@ -46,24 +46,24 @@ def release(_cluster: None, request: pytest.FixtureRequest) -> Iterator[Release]
     yield made
     if os.environ.get("E2E_KEEP"):
         return
-    sys.stdout.write(made.story())
+    sys.stdout.write(made.log())
     sys.stdout.write(made.kubectl("get", "pods,jobs", "-o", "wide", check=False))
-    # Jobs first: a namespace ends its pods before its Jobs, which want to replace them and can't.
+    # Jobs first: a namespace deletes its pods before its Jobs, which then try in vain to replace them.
     made.kubectl("delete", "jobs", "--all", "--wait=false", check=False)
     run("kubectl", "delete", "namespace", namespace, "--wait=false", check=False)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Say at once what failed, not when the last of the tests is over."""
+    """Report a failure at once, not only after the last test."""
     if report.failed and not os.environ.get("PYTEST_XDIST_WORKER"):
         sys.stderr.write(f"\n{report.nodeid} failed after {report.duration:.0f} s\n{report.longreprtext}\n")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest first, by the time that each is given: run side by side, none is left to run alone at the end."""
+    """Longest first, by their time limits, so that in parallel no long one runs alone at the end."""
 
-    def given(item: pytest.Item) -> float:
+    def limit(item: pytest.Item) -> float:
         marker = item.get_closest_marker("timeout")
         return float(marker.args[0]) if marker else 0.0
 
-    items.sort(key=given, reverse=True)
+    items.sort(key=limit, reverse=True)

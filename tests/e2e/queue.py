@@ -1,4 +1,4 @@
-"""A queue of Kueue for one namespace, whose quota is a number of pods."""
+"""A Kueue queue for one namespace, whose quota is a number of pods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "stages"
 
 @dataclass(frozen=True)
 class Queue:
-    """The local queue `stages` of a release's namespace; what has no namespace bears the namespace's name."""
+    """The local queue `stages` of a release's namespace; its cluster-scoped objects carry the namespace's name."""
 
     release: Release
 
@@ -35,7 +35,7 @@ class Queue:
         self.release.apply(self._cluster_queue(num_pods))
 
     def preempt(self, num_pods: int, seconds: int) -> None:
-        """Queue a Job of a higher priority."""
+        """Queue a Job of higher priority."""
         labels = {"kueue.x-k8s.io/queue-name": NAME, "kueue.x-k8s.io/priority-class": self.release.namespace}
         template = {"spec": pod("urgent", IMAGE, 10001, command=["sleep", str(seconds)])["spec"]}
         job = {
@@ -53,7 +53,7 @@ class Queue:
         return list(dict.fromkeys(re.findall(r"csi-job-(cache|search|final)-", told)))
 
     def remove(self) -> None:
-        """Remove what has no namespace; the namespace's own objects hold it until they are gone."""
+        """Delete the cluster-scoped objects; they stay until the namespace's own objects are gone."""
         name = self.release.namespace
         for kind in ("clusterqueue", "resourceflavor", "workloadpriorityclass"):
             run("kubectl", "delete", kind, name, "--wait=false", "--ignore-not-found", check=False)

@@ -1,4 +1,4 @@
-"""A release on the test cluster, driven as a user would: by helm, kubectl and csi-job."""
+"""A release on the test cluster, driven like a user would: with helm, kubectl and csi-job."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ VALUES = Path(__file__).parent / "values.yaml"
 MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage classes, image, resources
 IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
 
-
-PATIENCE = 2.0  # several releases share the cores with each other, and with whatever else runs there
+SLOWDOWN = 2.0  # several releases share the cores with each other and with whatever else runs there
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> dict[str, Any]:
-    """A pod as Pod Security `restricted` wants it, with a volume at /data."""
+    """A pod that Pod Security `restricted` admits, with a volume at /data."""
     security = {"runAsNonRoot": True, "runAsUser": user, "fsGroup": user, "seccompProfile": {"type": "RuntimeDefault"}}
     mount = {"name": "data", "mountPath": "/data"}
-    resources = {"requests": {"cpu": "100m", "memory": "64Mi"}}  # without any it would starve beside the others
+    resources = {"requests": {"cpu": "100m", "memory": "64Mi"}}  # without requests it would starve beside the others
     volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     return {
         "apiVersion": "v1",
@@ -67,8 +66,8 @@ def run(*command: str | Path, check: bool = True, **options: Any) -> subprocess.
 
 
 def wait_until(what: str, is_so: Callable[[], Any], seconds: float, every: float = 1.0) -> Any:
-    """Return the first true answer; fail when it takes too long, `seconds` being plenty on two idle cores."""
-    seconds *= PATIENCE
+    """Return the first true answer, or fail; `seconds` is generous on two idle cores."""
+    seconds *= SLOWDOWN
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if answer := is_so():
@@ -100,7 +99,7 @@ class Release:
         return run("kubectl", "-n", self.namespace, *arguments, check=check).stdout
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        """Apply objects, into the release's namespace where they have one."""
+        """Apply objects, namespaced ones to the release's namespace."""
         bundle = {"apiVersion": "v1", "kind": "List", "items": manifests}
         run("kubectl", "apply", "-n", self.namespace, "-f", "-", input=json.dumps(bundle))
 
@@ -109,8 +108,8 @@ class Release:
         return result.stdout + result.stderr
 
     def status(self, *options: str) -> list[dict[str, Any]]:
-        """Each look of `csi-job status` at the release."""
-        result = run(*self._ours("status", "--json", *options), timeout=600)  # watched to its end, that takes long
+        """Each snapshot of the release by `csi-job status`."""
+        result = run(*self._ours("status", "--json", *options), timeout=600)  # watching to the end takes long
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     def _ours(self, *command: str) -> tuple[str, ...]:
@@ -124,14 +123,14 @@ class Release:
         return found
 
     def running(self, component: str) -> list[str]:
-        """Names of the pods that run and are not on their way out."""
-        return [pod["metadata"]["name"] for pod in self._living(component)]
+        """Names of the running pods, without those being deleted."""
+        return [pod["metadata"]["name"] for pod in self._alive(component)]
 
     def uids(self, component: str) -> set[str]:
-        """Identities of the same pods; a name may be used again."""
-        return {pod["metadata"]["uid"] for pod in self._living(component)}
+        """UIDs of the same pods; names may be reused."""
+        return {pod["metadata"]["uid"] for pod in self._alive(component)}
 
-    def _living(self, component: str) -> list[dict[str, Any]]:
+    def _alive(self, component: str) -> list[dict[str, Any]]:
         pods = self.items("pods", component)
         return [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" not in p["metadata"]]
 
@@ -140,17 +139,17 @@ class Release:
         return [status for pod in self.items("pods", component) for status in pod["status"]["containerStatuses"]]
 
     def phases(self, component: str) -> set[str]:
-        """Phases of the pods, also of those on their way out, which may still finish a trial."""
+        """Phases of the pods, including those being deleted, which may still finish a trial."""
         return {pod["status"]["phase"] for pod in self.items("pods", component)}
 
     def pause(self) -> int:
-        """Suspend the search; return the number of finished trials once every pod has handed over."""
+        """Suspend the search; return the number of finished trials once every pod has handed over its own."""
         self.csi_job("scale", "0")
         wait_until("every pod has handed over", lambda: "Running" not in self.phases("search"), 120)
         return self.num_finished()
 
     def has_ended(self) -> str:
-        """How the controller's Job ended: `Complete`, `Failed` or ``."""
+        """How the controller's Job ended: `Complete`, `Failed`, or empty."""
         jobs = self.items("jobs", "controller")
         conditions = jobs[-1]["status"].get("conditions", []) if jobs else []
         ends = [c["type"] for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")]
@@ -166,19 +165,19 @@ class Release:
 
     def wait_for_end(self, seconds: float, how: str = "Complete") -> None:
         wait_until("the release ends", self.has_ended, seconds, every=2)
-        assert self.has_ended() == how, self.story()
+        assert self.has_ended() == how, self.log()
 
-    def story(self) -> str:
+    def log(self) -> str:
         chosen = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=controller"
         return self.kubectl("logs", "-l", chosen, "--tail=-1", check=False)
 
     def sql(self, query: str) -> list[str]:
-        """Ask the database, again where it is away or the answer was lost: an exec may drop its output."""
+        """Query the database; retry if it is down or the answer was lost, since an exec may drop its output."""
         ask = ("exec", self.database, "--", "psql", "-U", "csi", "-v", "ON_ERROR_STOP=1", "-tAc")
         ended = f"{query}; select 'end'"
         text = wait_until(
             f"the database answers {query}",
-            lambda: (said := self.kubectl(*ask, ended, check=False)).endswith("end\n") and said,
+            lambda: (output := self.kubectl(*ask, ended, check=False)).endswith("end\n") and output,
             120,
         )
         return [line for line in text.splitlines()[:-1] if line]

@@ -1,4 +1,4 @@
-"""A study that is scaled, upgraded and robbed of its pods comes to exactly its number of trials."""
+"""A study that is scaled, upgraded and loses its pods still runs exactly its number of trials."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) 
     _delete_pods(release)
     _evict_and_drain(release)
     _upgrade_and_roll_back(release, endless)
-    # Suspended, since the search goes on to the old total until the cache stage has stored another; a changed
-    # parallelism of the values resumes it.
+    # Suspended, since the search continues to the old total until the cache stage has stored the new one; a changed
+    # parallelism in the values resumes it.
     num_trials = release.pause() + 8
     release.helm("upgrade", values={**endless, "search.parallelism": 3, "job.study.num_trials": num_trials})
 
@@ -66,7 +66,7 @@ def _evict_and_drain(release: Release) -> None:
     run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
     node = release.items("pods", "database")[0]["spec"]["nodeName"]
     chosen = f"--pod-selector={MARK}={release.namespace},app.kubernetes.io/component=search"
-    try:  # other releases of the tests are on the node, too: theirs are left alone, and wait no longer than this
+    try:  # pods of other releases on this node are left alone, and wait no longer than this
         run("kubectl", "drain", node, chosen, "--delete-emptydir-data", "--timeout=120s")
     finally:
         run("kubectl", "uncordon", node)

@@ -1,4 +1,4 @@
-"""GPUs, as far as scheduling goes: one a pod, and a pod without one waits. The containers run on the CPU."""
+"""GPU scheduling: one per pod, and a pod without one waits. The containers run on the CPU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ GPU = "nvidia.com/gpu"
 
 
 def advertise(node: str, number: int | None) -> None:
-    """Let a node say that it has so many GPUs, as NVIDIA's device plugin would."""
-    said = None if number is None else str(number)
-    patch = {"status": {"capacity": {GPU: said}, "allocatable": {GPU: said}}}
+    """Let a node advertise this many GPUs, like NVIDIA's device plugin; None removes them."""
+    amount = None if number is None else str(number)
+    patch = {"status": {"capacity": {GPU: amount}, "allocatable": {GPU: amount}}}
     run("kubectl", "patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
 
 
 @pytest.fixture
 def node(release: Release) -> Iterator[str]:
-    """The only node of the test cluster; what it had is given back."""
+    """The only node of the test cluster; its GPUs are restored."""
     found = json.loads(release.kubectl("get", "nodes", "-o", "json"))["items"]
     if len(found) > 1:
         pytest.skip("this cluster has several nodes")
@@ -33,12 +33,12 @@ def node(release: Release) -> Iterator[str]:
     advertise(name, None if before is None else int(before))
 
 
-def test_each_pod_of_the_search_gets_a_gpu_and_waits_where_there_is_none(release: Release, node: str) -> None:
+def test_each_pod_of_the_search_gets_a_gpu_or_waits_for_one(release: Release, node: str) -> None:
     advertise(node, 1)
     values = {"search.gpus": 1, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 240)
-    wait_until("the other is said to wait", lambda: f"Insufficient {GPU}" in release.story(), 60)
+    wait_until("the other is reported as waiting", lambda: f"Insufficient {GPU}" in release.log(), 60)
     assert [pod["status"]["phase"] for pod in release.items("pods", "search")].count("Pending") == 1
 
     advertise(node, 2)

@@ -1,4 +1,4 @@
-"""Kueue, the real one: each stage waits for its quota; a resize, a pause and a preemption cost no trial."""
+"""A real Kueue: each stage waits for quota, and neither a resize nor a pause nor a preemption costs a trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(2400)
 ENDLESS = {"kueue.queueName": NAME, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
-WAITS = "search: waits for its quota"
+WAITS = "search: waiting for quota"
 
 
 @pytest.fixture
@@ -25,11 +25,9 @@ def queue(release: Release) -> Iterator[Queue]:
     made.remove()
 
 
-def test_stages_wait_for_quota_and_a_resize_a_pause_and_a_preemption_cost_no_trial(
-    release: Release, queue: Queue
-) -> None:
+def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(release: Release, queue: Queue) -> None:
     release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
-    _stages_wait_for_their_quota(release, queue)
+    _stages_wait_for_quota(release, queue)
     _resize(release)
     _preempt(release, queue)
     _pause_and_resume(release)
@@ -44,18 +42,18 @@ def test_stages_wait_for_quota_and_a_resize_a_pause_and_a_preemption_cost_no_tri
     assert queue.admissions() == ["cache", "search", "final"]
 
 
-def _stages_wait_for_their_quota(release: Release, queue: Queue) -> None:
-    wait_until("the cache waits", lambda: "cache: waits for its quota" in release.story(), 90)
+def _stages_wait_for_quota(release: Release, queue: Queue) -> None:
+    wait_until("the cache waits", lambda: "cache: waiting for quota" in release.log(), 90)
     assert release.items("pods", "cache") == []
     queue.allow(1)
-    wait_until("the search waits", lambda: WAITS in release.story(), 240)
+    wait_until("the search waits", lambda: WAITS in release.log(), 240)
     assert release.items("pods", "search") == []
     queue.allow(4)
     wait_until("two pods search", lambda: len(release.running("search")) == 2, 120)
 
 
 def _resize(release: Release) -> None:
-    """A Job that was admitted is sent away and queued again by Kueue, and comes back in its new size."""
+    """Kueue evicts and requeues an admitted Job that is resized, and admits it in its new size."""
     release.csi_job("scale", "3")
     wait_until("three pods search", lambda: len(release.running("search")) == 3, 120)
 
@@ -64,7 +62,7 @@ def _preempt(release: Release, queue: Queue) -> None:
     queue.preempt(2, seconds=8)
     wait_until("the search is preempted", lambda: release.uids("search") == set(), 90, every=0.5)
     wait_until("three pods search again", lambda: len(release.running("search")) == 3, 180)
-    assert release.story().count(WAITS) > 1
+    assert release.log().count(WAITS) > 1
 
 
 def _pause_and_resume(release: Release) -> None:

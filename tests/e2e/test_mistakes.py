@@ -1,4 +1,4 @@
-"""A mistake is named in one line by the stage that meets it; nothing retries for ever, no pod of the search starts."""
+"""A mistake is reported in one line by the first stage that meets it; no retry loop, no pod of the search."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.timeout(800)
     ],
     ids=["claim", "secret", "table"],
 )
-def test_a_mistake_is_named_in_one_line(release: Release, values: dict[str, Any], named: str) -> None:
+def test_a_mistake_is_reported_in_one_line(release: Release, values: dict[str, Any], named: str) -> None:
     release.helm("install", values=values)
 
     release.wait_for_end(200, "Failed")
 
-    _is_said_once(release, named)
+    _is_reported_once(release, named)
 
 
-def test_a_score_that_is_none_is_named_by_row_and_column(release: Release) -> None:
+def test_an_invalid_score_is_reported_by_row_and_column(release: Release) -> None:
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "radiographs"}, "spec": spec}
     broken = "csi-job phantoms /data --num-images 30 && sed -i '3s/;[^;]*$/;7/' /data/labels.csv"
@@ -38,10 +38,10 @@ def test_a_score_that_is_none_is_named_by_row_and_column(release: Release) -> No
 
     release.wait_for_end(200, "Failed")
 
-    _is_said_once(release, "row 3 column left_inf")
+    _is_reported_once(release, "row 3 column left_inf")
 
 
-def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(release: Release) -> None:
+def test_a_wrong_password_is_reported_and_an_upgrade_after_the_fix_continues(release: Release) -> None:
     release.apply(secret("given", password="right"))
     values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
     release.helm("install", "--wait", values=values)
@@ -51,22 +51,22 @@ def test_a_wrong_password_is_named_and_an_upgrade_after_the_repair_goes_on(relea
 
     release.wait_for_end(200, "Failed")
 
-    _is_said_once(release, "password")
+    _is_reported_once(release, "password")
     release.apply(secret("given", password="right"))
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
     wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
 
 
-def test_an_upgrade_replaces_a_database_whose_image_was_not_there(release: Release) -> None:
+def test_an_upgrade_replaces_a_database_whose_image_was_missing(release: Release) -> None:
     release.helm("install", values={"database.image.tag": "none"})
-    wait_until("the image is missed", lambda: "postgres:none" in str(release.status()), 60)
+    wait_until("the image is missing", lambda: "postgres:none" in str(release.status()), 60)
 
     release.helm("upgrade", values={"job.study.num_trials": 1, "search.parallelism": 1})
 
     wait_until("the search is finished", lambda: release.num_finished() == 1, 300)
 
 
-def test_what_a_claim_cannot_become_is_refused_before_anything_is_touched(release: Release) -> None:
+def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(release: Release) -> None:
     release.helm("install")
     before = release.items("jobs", "controller")[0]["metadata"]["uid"]
     for value, given, named in (
@@ -80,7 +80,7 @@ def test_what_a_claim_cannot_become_is_refused_before_anything_is_touched(releas
     assert [job["metadata"]["uid"] for job in controllers] == [before]
 
 
-def _is_said_once(release: Release, named: str) -> None:
+def _is_reported_once(release: Release, named: str) -> None:
     outcome = release.outcome()
     assert named in outcome, outcome
     assert len(outcome.strip().splitlines()[-1]) > len(named)

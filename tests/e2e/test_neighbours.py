@@ -1,4 +1,4 @@
-"""Two releases in one namespace, one of them on a PostgreSQL of the user's, with no way out but to it and DNS."""
+"""Two releases in one namespace, one with an external PostgreSQL and egress only to it and DNS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATABASE_IMAGE = os.environ.get("E2E_DATABASE_IMAGE", "docker.io/library/postgre
 VALUES = {"search.parallelism": 1, "job.study.num_trials": 3}
 
 
-def test_two_releases_live_side_by_side_one_of_them_on_an_external_database(release: Release) -> None:
+def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(release: Release) -> None:
     address = _start_database(release)
     other = Release(release.namespace, "other", database="outside")
     external = {"url": f"postgresql+psycopg2://csi@{address}:5432/csi", "cidr": f"{address}/32", "port": 5432}
@@ -34,7 +34,7 @@ def test_two_releases_live_side_by_side_one_of_them_on_an_external_database(rele
 
 
 def _start_database(release: Release) -> str:
-    """Start the user's own PostgreSQL and return its address."""
+    """Start an external PostgreSQL and return its address."""
     given = {"POSTGRES_USER": "csi", "POSTGRES_DB": "csi", "PGDATA": "/data/pgdata"}
     env = [{"name": name, "value": value} for name, value in given.items()]
     env.append({"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "outside", "key": "password"}}})

@@ -1,4 +1,4 @@
-"""Network policies as the cluster enforces them: the search reaches the database and DNS, and nothing else."""
+"""Network policies as the cluster enforces them: the search reaches only the database and DNS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ try:
 except OSError as error:
     print('not', error)
 """
-SETTLED_S = 4  # a new pod's policies count after a moment
+SETTLED_S = 4  # the policies take effect shortly after a pod has started
 
 
 def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_pod(release: Release) -> None:
@@ -49,6 +49,6 @@ def _api_server(release: Release) -> dict[str, Any]:
 
 
 def reaches(release: Release, pod: str, host: str, port: int) -> bool:
-    """Whether a pod can open a connection; names are asked of DNS."""
+    """Whether a pod can open a connection; names are resolved by DNS."""
     ask = ("exec", pod, "--", "python", "-c", REACH, host, str(port))
     return "reached" in wait_until(f"an answer from {pod}", lambda: release.kubectl(*ask, check=False).strip(), 60)

@@ -1,4 +1,4 @@
-"""A study whose place in the search fails for good, that is suspended, uninstalled and installed again, goes on."""
+"""A study continues after a permanently failed index, a suspension, and a reinstall."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(2400)
 VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
-NUM_MORE = 8  # trials after the uninstall: more than are finished while it goes on
+NUM_MORE = 8  # trials after the uninstall: more than finish while it is under way
 LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 200, "job.baseline.patience": 1000}
 LONG_TRIALS |= {"job.space.patience": {"value": 1000}}
-# Activations of several GiB in the first batch; a trial has two attempts, the second failed one ends the study.
+# Activations of several GiB in the first batch; a trial has two attempts, and the second failed trial ends the study.
 TOO_LARGE = {"job.cache.image_size_px": 256, "job.space.model_arch": {"value": "resnet50"}}
 TOO_LARGE |= {"job.space.batch_size": {"value": 32}, "job.baseline.model_arch": "resnet50"}
 TOO_LARGE |= {"job.study.max_attempts": 2, "job.study.max_failed_trials": 1}
 TOO_LARGE |= {"search.parallelism": 1, "search.resources.limits": {"memory": "2Gi"}, "search.backoffLimit": 6}
-HEAD_START = 50  # epochs by which the first trial ends before the second
+HEAD_START = 50  # epochs by which the first trial is ahead of the second
 NUM_EPOCHS = "select count(*) from trial_intermediate_values"
 
 
@@ -38,11 +38,11 @@ def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Rele
 
 def _fail_the_only_index(release: Release) -> None:
     before = release.uids("search")
-    # An interrupt is exit 130, which counts; with no retries of a place the Job fails for good.
-    interrupt = ("python", "-c", "import os; os.kill(1, 2)")  # it may be ended with the container, before it can say so
+    # An interrupt is exit 130, which counts; without retries per index the Job fails permanently.
+    interrupt = ("python", "-c", "import os; os.kill(1, 2)")  # it may die with the container before it can report
     release.kubectl("exec", release.running("search")[0], "--", *interrupt, check=False)
-    wait_until("the search is made anew", lambda: release.uids("search") - before, 120)
-    assert "made anew" in release.story()
+    wait_until("the search is recreated", lambda: release.uids("search") - before, 120)
+    assert "recreating it" in release.log()
 
 
 def _suspend_and_resume(release: Release) -> None:
@@ -55,7 +55,7 @@ def _suspend_and_resume(release: Release) -> None:
 
 
 def _reinstall(release: Release) -> int:
-    """Uninstall in the middle, install again, and return the total that the study is to have now."""
+    """Uninstall in the middle, install again, and return the new number of trials."""
     finished = release.num_finished()
     num_trials = finished + NUM_MORE
     run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
@@ -66,7 +66,7 @@ def _reinstall(release: Release) -> int:
     return num_trials
 
 
-def test_trials_that_die_for_memory_are_tried_so_often_and_no_more(release: Release) -> None:
+def test_trials_that_run_out_of_memory_are_retried_up_to_the_limit(release: Release) -> None:
     release.helm("install", "--wait", "--timeout", "5m", values=TOO_LARGE)
 
     release.wait_for_end(600, "Failed")
@@ -74,12 +74,12 @@ def test_trials_that_die_for_memory_are_tried_so_often_and_no_more(release: Rele
     assert release.trials() == {"FAIL": 2}
     killed = [status["state"]["terminated"]["reason"] for status in release.containers("search")]
     assert killed.count("OOMKilled") == 4
-    assert "killed for memory; raise the stage's resources.limits.memory" in release.story()
+    assert "out of memory; raise the stage's resources.limits.memory" in release.log()
     assert "2 trials failed, so the study stops" in release.outcome()
     assert release.items("jobs", "final") == []
 
 
-def test_the_last_trial_is_finished_though_its_pod_is_scaled_away_after_the_others_were_done(release: Release) -> None:
+def test_the_last_trial_finishes_although_its_pod_is_scaled_away_after_the_others_ended(release: Release) -> None:
     values = {**LONG_TRIALS, "search.parallelism": 1}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("the first trial is ahead", lambda: int(release.sql(NUM_EPOCHS)[0]) >= HEAD_START, 240)
@@ -91,7 +91,7 @@ def test_the_last_trial_is_finished_though_its_pod_is_scaled_away_after_the_othe
     release.csi_job("scale", "1")
     release.wait_for_end(500)
 
-    assert "made anew" in release.story()
+    assert "recreating it" in release.log()
     assert before
     assert not before & release.uids("search")
     assert release.trials() == {"COMPLETE": 2}

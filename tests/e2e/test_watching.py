@@ -1,4 +1,4 @@
-"""What a user sees from outside: the check before anything runs, and the state of a study that does."""
+"""What a user sees from outside: the check before anything runs, and the status of a running study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release: Release) -> None:
     quota = {"pods": "20", "requests.cpu": "2", "requests.memory": "4Gi", "limits.cpu": "200", "limits.memory": "400Gi"}
     release.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": quota}})
-    # The database's image, the data's claim and the key of tracking are not there.
+    # The database's image, the data claim and the tracking key do not exist.
     values: dict[str, Any] = {
         "demo.enabled": False,
         "data.existingClaim": "radiographs",
@@ -28,29 +28,29 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
         "controller.missingSeconds": 600,
     }
     release.helm("install", values=values)
-    told = release.csi_job("check", check=False)
-    assert "the claim radiographs is not there" in told
-    assert "the Secret nowhere is not there" in told
-    assert "the quota small allows requests.cpu 2, and one pod of the search wants 4" in told
-    assert "claim demo-csi-job-work: " in told
+    output = release.csi_job("check", check=False)
+    assert "the volume claim radiographs does not exist" in output
+    assert "the Secret nowhere does not exist" in output
+    assert "the quota small allows requests.cpu 2, but one pod of the search needs 4" in output
+    assert "volume claim demo-csi-job-work: " in output
 
     tested = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "3m", check=False)
     assert tested.returncode != 0
     pod = f"app.kubernetes.io/instance={release.name},app.kubernetes.io/component=check"
-    said = release.kubectl("logs", "-l", pod, "--tail=-1")
-    assert "the key of Weights & Biases is missing" in said
-    assert "demo-csi-job-database" in said
-    assert "work folder /work: writable" in said
+    log = release.kubectl("logs", "-l", pod, "--tail=-1")
+    assert "the Weights & Biases API key is missing" in log
+    assert "demo-csi-job-database" in log
+    assert "work folder /work: writable" in log
 
 
-def seen_to_run(release: Release) -> dict[str, Any] | None:
+def shows_a_running_trial(release: Release) -> dict[str, Any] | None:
     now = release.status()[-1]
     return now if now["study"] and now["study"]["running"] else None
 
 
-def test_a_study_is_watched_to_its_end_from_outside(release: Release) -> None:
+def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     release.helm("install", "--wait", "--timeout", "5m", values={**WATCHED, "job.study.num_trials": 500})
-    now = wait_until("a trial is seen to run", lambda: seen_to_run(release), 400)
+    now = wait_until("a running trial is shown", lambda: shows_a_running_trial(release), 400)
     assert now["study"]["target"] == 500
     hosts = {pod["host"] for pod in now["pods"] if pod["stage"] == "search"}
     assert {trial["host"] for trial in now["study"]["running"] if trial["host"]} <= hosts

@@ -1,4 +1,4 @@
-"""`helm install`, and nothing else done: cache, search with three pods, final model, all on the volume."""
+"""`helm install` and nothing else: cache, search with three pods, final model, all on the volume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.release import Release, run, wait_until
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_an_install_alone_leads_to_report_model_and_evaluation(release: Release, tmp_path: Path) -> None:
+def test_an_install_alone_produces_report_model_and_evaluation(release: Release, tmp_path: Path) -> None:
     release.helm("install", "--wait", "--timeout", "5m")
 
     release.wait_for_end(700)
@@ -49,7 +49,7 @@ def _everything_is_on_the_volume(release: Release, results: Path) -> None:
     assert release.running("fetch") == []
 
 
-def test_a_spent_budget_ends_the_search_with_a_final_model_and_is_spent_after_a_reinstall_too(
+def test_an_exhausted_budget_ends_the_search_with_a_final_model_and_survives_a_reinstall(
     release: Release, tmp_path: Path
 ) -> None:
     values = {"job.study.num_trials": 500, "search.parallelism": 2}
@@ -62,7 +62,7 @@ def test_a_spent_budget_ends_the_search_with_a_final_model_and_is_spent_after_a_
 
     num_finished = release.num_finished()
     assert 1 <= num_finished < 500
-    assert "budget of 0.001 hours is spent" in release.story()
+    assert "budget of 0.001 hours is exhausted" in release.log()
     release.csi_job("fetch", str(tmp_path))
     assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
 
@@ -71,4 +71,4 @@ def test_a_spent_budget_ends_the_search_with_a_final_model_and_is_spent_after_a_
     release.helm("install", values=values)
     release.wait_for_end(400)
     assert release.num_finished() == num_finished
-    assert "budget of 0.001 hours is spent" in release.story()
+    assert "budget of 0.001 hours is exhausted" in release.log()

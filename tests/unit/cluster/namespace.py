@@ -1,83 +1,158 @@
-"""A namespace that is a dictionary, and the stages that the controller makes in it."""
+"""A namespace in memory for unit tests, and the stages of a release in it.
+
+`api_contract.py` holds it to the rules of the real API server.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
 
-from csi_job.cluster.budget import Budget, Use
+from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
+from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, STAGES, Release, Stage
+from csi_job.cluster.stages import COMPONENT, INSTANCE, MUTABLE_FIELDS, NAME, QUEUE, STAGES, Release, Stage
+from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
 
 
-def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> dict[str, Any]:
+class Namespace(Cluster):
+    """The real `Cluster` on an API server in memory; a write to an object changes the dictionary in place."""
+
+    def __init__(self, *objects: Object, forbidden: Collection[str] = ()) -> None:
+        self.namespace, self.forbidden = "here", forbidden
+        self.objects: dict[tuple[str, str], Object] = {}
+        self._applied: dict[tuple[str, str], Object] = {}
+        for item in objects:
+            self._create(item["kind"], body=item)
+
+    def _request(self, verb: str, kind: str, **arguments: Any) -> Object:
+        if kind in self.forbidden:
+            raise NotAllowedError(f"the API server rejected the request: {kind} is forbidden")
+        reply: Object = getattr(self, f"_{verb}")(kind, **arguments)
+        return copy.deepcopy(reply)
+
+    def _get(self, kind: str, name: str = "", label_selector: str = "") -> Object:
+        if name:
+            return self._existing(kind, name)
+        wanted = dict(part.split("=") for part in label_selector.split(",") if part)
+        items = [item for (one, _), item in self.objects.items() if one == kind]
+        return {"items": [item for item in items if wanted.items() <= item["metadata"].get("labels", {}).items()]}
+
+    def _create(self, kind: str, *, body: Mapping[str, Any]) -> Object:
+        item = copy.deepcopy(dict(body))
+        item["metadata"].setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+        return self.objects.setdefault((kind, item["metadata"]["name"]), item)
+
+    def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], **_: Any) -> Object:
+        key = (kind, body["metadata"]["name"])
+        before = self._applied.get(key, {})
+        self._applied[key] = copy.deepcopy(dict(body))
+        if key not in self.objects:
+            return self._create(kind, body=body)
+        return self._write(kind, key[1], _apply(self.objects[key], before, copy.deepcopy(dict(body))))
+
+    def _patch(self, kind: str, *, name: str, body: Mapping[str, Any], **_: Any) -> Object:
+        merged = merge_patch(self._existing(kind, name), copy.deepcopy(body))
+        _disown(self._applied.get((kind, name), {}), body)
+        return self._write(kind, name, merged)
+
+    def _delete(self, kind: str, *, name: str, **_: Any) -> Object:
+        self._applied.pop((kind, name), None)
+        self._existing(kind, name)
+        return self.objects.pop((kind, name))
+
+    def _existing(self, kind: str, name: str) -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f'the API server rejected the request: {kind} "{name}" not found')
+        return self.objects[kind, name]
+
+    def _write(self, kind: str, name: str, new: Object) -> Object:
+        item = self._existing(kind, name)
+        if kind == "Job":
+            before, after = item["spec"], new["spec"]
+            if any(before.get(key) != after.get(key) for key in {*before, *after} - {*MUTABLE_FIELDS}):
+                raise ClusterError("the API server rejected the request: field is immutable")
+            number = after.get("completions")
+            if before.get("completions") != number and number != after.get("parallelism"):
+                raise ClusterError("the API server rejected the request: completions only change with parallelism")
+        item.clear()
+        item.update(new)
+        return item
+
+    def end(self, kind: str, reason: str = "") -> None:
+        """End every Job."""
+        for (one, _), item in self.objects.items():
+            if one == "Job":
+                item["status"] = ended(kind, reason)
+
+    def names(self, component: str) -> list[str]:
+        return [job["metadata"]["name"] for job in self.jobs({COMPONENT: component})]
+
+    def only(self) -> Object:
+        """Return the only Job, the stored object itself."""
+        (job,) = [item for (kind, _), item in self.objects.items() if kind == "Job"]
+        return job
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """Apply a JSON merge patch (RFC 7386)."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def _apply(live: Any, before: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
+    """Set what is applied, and remove what was applied before but no longer is; lists are atomic here."""
+    result = dict(live)
+    for key in {*before, *new}:
+        nested = all(isinstance(part.get(key, {}), Mapping) for part in (result, before, new))
+        if nested and (key in new or key in result):
+            result[key] = _apply(result.get(key, {}), before.get(key, {}), new.get(key, {}))
+        elif key in new:
+            result[key] = new[key]
+        else:
+            result.pop(key, None)
+    return result
+
+
+def _disown(applied: Object, patch: Mapping[str, Any]) -> None:
+    """Forget that a patched field was applied: the patch owns it now."""
+    for key, value in patch.items():
+        if isinstance(value, Mapping) and isinstance(applied.get(key), dict):
+            _disown(applied[key], value)
+        else:
+            applied.pop(key, None)
+
+
+def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> Object:
     """Return the status of a Job that is Complete or Failed."""
     at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
     return {"conditions": [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": at}]}
 
 
-@dataclass
-class Namespace:
-    """What the controller asks of the API server, kept in memory."""
-
-    namespace = "here"
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-    all_pods: list[dict[str, Any]] = field(default_factory=list)
-
-    def jobs(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        return [job for job in self.kept.values() if labels.items() <= job["metadata"]["labels"].items()]
-
-    def config_maps(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        data = {f"{name}.yaml": yaml.safe_dump(dict(stage(name).manifest)) for name in (*STAGES, "fetch")}
-        return [{"metadata": {"name": "r-stages", "uid": "u", "labels": {INSTANCE: "r"}}, "data": data}]
-
-    def pods(self, _labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        return self.all_pods
-
-    def apply_job(self, manifest: Mapping[str, Any]) -> None:
-        self.kept[manifest["metadata"]["name"]] = copy.deepcopy(dict(manifest))
-
-    def patch_job(self, name: str, patch: Mapping[str, Any]) -> bool:
-        if name not in self.kept:
-            return False
-        job = self.kept[name]
-        job["spec"].update(patch.get("spec", {}))
-        job["metadata"]["annotations"].update(patch.get("metadata", {}).get("annotations", {}))
-        return True
-
-    def delete_job(self, name: str) -> None:
-        del self.kept[name]
-
-    def end(self, kind: str, reason: str = "") -> None:
-        for job in self.kept.values():
-            job["status"] = ended(kind, reason)
-
-    def names(self, component: str) -> list[str]:
-        return [job["metadata"]["name"] for job in self.jobs({COMPONENT: component})]
-
-    def only(self) -> dict[str, Any]:
-        (job,) = self.kept.values()
-        return job
-
-
 class Watch:
-    """A study that stands as it is told to."""
+    """A study with a fixed status."""
 
     def __init__(self, num_finished: int, target: int = 4) -> None:
         self.num_finished, self.target = num_finished, target
-        self.used = Use()
+        self.used = Usage()
 
-    def spend(self, use: Use) -> Use:
-        self.used += use
+    def add_usage(self, usage: Usage) -> Usage | None:
+        self.used += usage
         return self.used
 
-    def look(self) -> StudyStatus:
+    def status(self) -> StudyStatus:
         none: Any = None
         return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
 
@@ -86,12 +161,20 @@ def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue
     container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
     labels = {INSTANCE: "r", COMPONENT: name} | ({QUEUE: queue} if queue else {})
-    return Stage(name, {"metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}, image * 8)
+    manifest = {"kind": "Job", "metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}
+    return Stage(name, manifest, image * 8)
 
 
-def search(namespace: Namespace, watch: Watch, chosen: Stage, me: str = "first", **limits: Any) -> SearchRun:
-    release = Release("r", me, {"kind": "ConfigMap", "name": "r-stages"}, (chosen, stage("final")), {})
+def release_map(name: str = "r", **annotations: str) -> Object:
+    """Return the ConfigMap of a release's stages."""
+    data = {f"{one}.yaml": yaml.safe_dump(dict(stage(one).manifest)) for one in (*STAGES, "fetch")}
+    labels = {**NAME, INSTANCE: name, COMPONENT: "stages"}
+    metadata = {"name": f"{name}-stages", "uid": "u", "labels": labels, "annotations": annotations}
+    return {"kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def search(namespace: Namespace, watch: Watch, chosen: Stage, digest: str = "first", **limits: Any) -> SearchRun:
+    release = Release("r", digest, {"kind": "ConfigMap", "name": "r-stages"}, (chosen, stage("final")), {})
     options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
-    cluster: Any = namespace
-    looks: Any = watch
-    return SearchRun(cluster, release, chosen, me=me, missing_s=1, watch=looks, **options)
+    study: Any = watch
+    return SearchRun(namespace, release, chosen, controller_digest=digest, missing_s=1, watch=study, **options)

@@ -1,4 +1,4 @@
-"""What an API server's refusals become, told by a server that answers as it is told to."""
+"""What the API server's errors become, with a server that answers as configured."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from csi_job.errors import ClusterError
 
 @dataclass
 class Server:
-    """Answers every request alike."""
+    """Gives every request the same answer."""
 
     status: int = 200
     body: str = "{}"
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    told = Server()
+    configured = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            told.asked.append(f"{self.command} {self.path.partition('?')[0]}")
+            configured.requests.append(f"{self.command} {self.path.partition('?')[0]}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(told.status)
+            self.send_response(configured.status)
             self.end_headers()
-            self.wfile.write(told.body.encode())
+            self.wfile.write(configured.body.encode())
 
         do_GET = do_PATCH = do_DELETE = answer  # noqa: N815 - the server's names
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     listening = HTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=listening.serve_forever, daemon=True).start()
     _use(f"http://127.0.0.1:{listening.server_port}", tmp_path / "kubeconfig", monkeypatch)
-    yield told
+    yield configured
     listening.shutdown()
     listening.server_close()
 
@@ -63,37 +63,44 @@ def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
 
 
-def test_an_answer_of_the_servers_own_fault_tells_the_servers_reason(server: Server) -> None:
+def test_a_server_error_gives_the_servers_reason(server: Server) -> None:
     server.status, server.body = 500, json.dumps({"message": 'duplicate entries for key [name="A"]'})
     with pytest.raises(UnreachableError, match=r"status 500: duplicate entries for key \[name=\"A\"\]"):
-        Cluster("here").apply_job({"metadata": {"name": "r"}})
+        Cluster("here").apply({"kind": "Job", "metadata": {"name": "r"}})
 
 
 @pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
-def test_an_answer_that_is_none_of_kubernetes_is_told_by_its_status(server: Server, body: str) -> None:
+def test_an_answer_that_is_not_from_kubernetes_is_described_by_its_status(server: Server, body: str) -> None:
     server.status, server.body = 503, body
     with pytest.raises(UnreachableError, match="status 503: Service Unavailable"):
-        Cluster("here").patch_job("r", {})
+        Cluster("here").patch("Job", "r", {})
 
 
-def test_a_job_that_is_gone_can_be_patched_and_deleted_without_an_error(server: Server) -> None:
+def test_patching_or_deleting_a_missing_job_is_no_error(server: Server) -> None:
     server.status, server.body = 404, json.dumps({"message": "not found"})
     cluster = Cluster("here")
-    assert not cluster.patch_job("r", {"spec": {}})
-    cluster.delete_job("r")
+    assert not cluster.patch("Job", "r", {"spec": {}})
+    cluster.delete("Job", "r")
     path = "/apis/batch/v1/namespaces/here/jobs/r"
-    assert server.asked == [f"PATCH {path}", f"DELETE {path}"]
+    assert server.requests == [f"PATCH {path}", f"DELETE {path}"]
     server.status = 200
-    assert cluster.patch_job("r", {"spec": {}})
+    assert cluster.patch("Job", "r", {"spec": {}})
     server.status = 422
-    with pytest.raises(ClusterError, match="the API server refuses: not found"):
-        cluster.patch_job("r", {"spec": {}})
+    with pytest.raises(ClusterError, match="the API server rejected the request: not found"):
+        cluster.patch("Job", "r", {"spec": {}})
 
 
-def test_a_pod_reads_from_itself_without_a_right(server: Server) -> None:
+def test_a_pod_reads_from_itself_without_permission(server: Server) -> None:
     into, me = io.BytesIO(), socket.gethostname()
-    Cluster("here").read_from(me, ["sh", "-c", "echo one; echo two"], into, silence_s=1)
+    Cluster("here").read_from(me, ["sh", "-c", "echo one; echo two"], into.write, idle_timeout_s=1)
     assert into.getvalue() == b"one\ntwo\n"
     with pytest.raises(ClusterError, match="no such study"):
-        Cluster("here").read_from(me, ["sh", "-c", "echo no such study >&2; exit 2"], into, silence_s=1)
-    assert server.asked == []
+        Cluster("here").read_from(me, ["sh", "-c", "echo no such study >&2; exit 2"], into.write, idle_timeout_s=1)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("body", ["<html>log in</html>", "[]"])
+def test_a_reply_that_is_not_from_kubernetes_is_retried(server: Server, body: str) -> None:
+    server.body = body
+    with pytest.raises(UnreachableError, match="reply is not JSON"):
+        Cluster("here").get("ConfigMap", "r-stages")

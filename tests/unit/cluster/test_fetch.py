@@ -1,16 +1,17 @@
-"""Results that reach this machine whole or not at all; the real exec is driven by tests/e2e."""
+"""Results arrive completely or not at all; tests/e2e uses the real exec."""
 
 from __future__ import annotations
 
 import io
 import tarfile
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 
-from csi_job.cluster.fetch import WHOLE, _read_whole, _unpacked
+from csi_job.cluster.api import Write
+from csi_job.cluster.fetch import END_MARKER, _read_archive, _unpack
 from csi_job.errors import ClusterError
+from tests.unit.cluster.namespace import Namespace
 
 
 def archive() -> bytes:
@@ -23,29 +24,31 @@ def archive() -> bytes:
     return file.getvalue()
 
 
-class Exec:
-    """Answers one after the other; the last one stays."""
+class Exec(Namespace):
+    """Gives one answer after the other; the last one is repeated."""
 
     def __init__(self, *answers: bytes) -> None:
+        super().__init__()
         self.answers = list(answers)
 
-    def read_from(self, _pod: str, _command: list[str], into: IO[bytes], *, silence_s: float) -> None:
-        assert silence_s > 0
-        into.write(self.answers[0])
+    def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
+        assert (pod, command[0]) == ("pod", "sh")
+        assert idle_timeout_s > 0
+        write(self.answers[0])
         if len(self.answers) > 1:
             self.answers.pop(0)
 
 
 @pytest.mark.parametrize("lost", [b"", archive()[:2048], archive()], ids=["all", "a file", "the mark"])
 def test_a_copy_that_lost_its_end_is_made_again(lost: bytes, tmp_path: Path) -> None:
-    cluster: Any = Exec(lost, archive() + WHOLE)
+    cluster = Exec(lost, archive() + END_MARKER)
     file = io.BytesIO()
-    _read_whole(cluster, "pod", file)
-    files = list(_unpacked(file, tmp_path / "results"))
+    _read_archive(cluster, "pod", file)
+    files = list(_unpack(file, tmp_path / "results"))
     assert [path.stat().st_size for path in files] == [600, 600]
 
 
-def test_a_copy_that_is_never_whole_is_an_error_of_one_line() -> None:
-    cluster: Any = Exec(archive())
-    with pytest.raises(ClusterError, match="broke off 5 times"):
-        _read_whole(cluster, "pod", io.BytesIO())
+def test_a_copy_that_is_never_complete_is_a_one_line_error() -> None:
+    cluster = Exec(archive())
+    with pytest.raises(ClusterError, match="was cut off 5 times"):
+        _read_archive(cluster, "pod", io.BytesIO())

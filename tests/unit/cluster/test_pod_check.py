@@ -1,4 +1,4 @@
-"""What is wrong is found as a pod sees it: real folders, a real PostgreSQL, and servers that do not answer."""
+"""Problems are found as a pod sees them: real folders, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.pod_check import (
+    DATABASE_WAIT_S,
     IN_A_POD,
-    PATIENCE_S,
-    Wanted,
+    Requirements,
     check_database,
     check_nodes,
     check_pod,
@@ -27,7 +27,7 @@ from csi_job.storage.engine import CONNECT_TIMEOUT_S
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """The address of a port where nobody listens."""
+    """Address of a port on which nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -38,15 +38,15 @@ def settings_for(work: Path, url: str = "", **more: Any) -> Settings:
     return Settings.model_validate({"work": work, "storage": storage})
 
 
-def test_a_work_folder_that_is_no_volume_is_named_within_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pod_a_work_folder_that_is_no_volume_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "writable" in check_work(tmp_path)
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     with pytest.raises(ConfigurationError, match="no volume is mounted at the work folder"):
         check_work(tmp_path)
 
 
-def test_a_folder_that_can_not_be_written_is_named_with_the_user() -> None:
-    with pytest.raises(ConfigurationError, match=r"the work folder /proc can't be written by user \d+ \(.*fsGroup"):
+def test_a_folder_that_is_not_writable_is_named_with_the_user() -> None:
+    with pytest.raises(ConfigurationError, match=r"the work folder /proc is not writable for user \d+ \(.*fsGroup"):
         check_work(Path("/proc"))
 
 
@@ -55,20 +55,20 @@ def test_shared_memory_that_is_too_small_is_named(tmp_path: Path) -> None:
         check_shared_memory(tmp_path, smallest=2**60)
 
 
-def test_a_missing_secret_is_told_by_the_value_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_secret_is_named_by_its_value(tmp_path: Path) -> None:
     missing = tmp_path / "password"
     with pytest.raises(ConfigurationError, match=r"database.secretKey"):
-        check_secrets(settings_for(tmp_path, password_file=missing), Wanted(1))
+        check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1))
     tracking = {"tracking": {"wandb_api_key_file": missing}}
     with pytest.raises(ConfigurationError, match=r"wandb.existingSecret"):
-        check_secrets(Settings.model_validate(tracking), Wanted(1))
+        check_secrets(Settings.model_validate(tracking), Requirements(1))
     missing.write_text("secret")
-    assert check_secrets(settings_for(tmp_path, password_file=missing), Wanted(1)) == "Secrets: there"
+    assert check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1)) == "Secrets: found"
 
 
-def test_a_missing_secret_is_named_with_its_key_where_the_chart_tells_them(tmp_path: Path) -> None:
+def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path: Path) -> None:
     missing = tmp_path / "password"
-    wanted = Wanted(1, database_secret="given/word", wandb_secret="own/token")
+    wanted = Requirements(1, database_secret="given/word", wandb_secret="own/token")
     with pytest.raises(ConfigurationError, match=r"password is missing.*the Secret given exists and has the key word"):
         check_secrets(settings_for(tmp_path, password_file=missing), wanted)
     tracking = {"tracking": {"wandb_api_key_file": missing}}
@@ -76,39 +76,39 @@ def test_a_missing_secret_is_named_with_its_key_where_the_chart_tells_them(tmp_p
         check_secrets(Settings.model_validate(tracking), wanted)
 
 
-def test_a_database_that_is_away_is_named_well_within_30_seconds(tmp_path: Path, nobody: str) -> None:
-    assert PATIENCE_S + 1.5 * CONNECT_TIMEOUT_S < 30
+def test_an_unreachable_database_is_reported_well_within_30_seconds(tmp_path: Path, nobody: str) -> None:
+    assert DATABASE_WAIT_S + 1.5 * CONNECT_TIMEOUT_S < 30
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(StorageUnavailableError, match=nobody):
         check_database(settings, 1, wait_s=0.1)
 
 
-def test_a_database_that_is_away_is_told_before_it_is_waited_for(
+def test_an_unreachable_database_is_reported_before_the_wait_for_it(
     tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csi_job.cluster.pod_check.PATIENCE_S", 0.1)
+    monkeypatch.setattr("csi_job.cluster.pod_check.DATABASE_WAIT_S", 0.1)
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(StorageUnavailableError):
-        told.extend(check_pod(settings, Wanted(1), wait_s=0.3))
-    assert nobody in told[-1]
-    assert "waiting up to" in told[-1]
+        lines.extend(check_pod(settings, Requirements(1), wait_s=0.3))
+    assert nobody in lines[-1]
+    assert "waiting up to" in lines[-1]
 
 
-def test_another_problem_beside_a_database_that_is_away_is_not_waited_with(
+def test_with_another_problem_the_database_is_not_waited_for(
     tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csi_job.cluster.pod_check.PATIENCE_S", 0.1)
+    monkeypatch.setattr("csi_job.cluster.pod_check.DATABASE_WAIT_S", 0.1)
     settings = settings_for(tmp_path / "nowhere", f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(ConfigurationError, match=f"nowhere.*; also: .*{nobody}"):
-        list(check_pod(settings, Wanted(1), wait_s=600))
+        list(check_pod(settings, Requirements(1), wait_s=600))
 
 
-def test_nodes_are_judged_by_the_gpus_of_one_pod() -> None:
+def test_nodes_are_checked_for_the_gpus_of_one_pod() -> None:
     def node(number: str) -> dict[str, Any]:
         return {"status": {"allocatable": {"nvidia.com/gpu": number}}}
 
-    assert "could not look" in check_nodes(Wanted(1, 1), None)
-    assert check_nodes(Wanted(1, 2), [node("1"), node("2")]) == "nodes: one has 2 nvidia.com/gpu"
-    with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu, the most is 2"):
-        check_nodes(Wanted(1, 4), [node("1"), node("2")])
+    assert "not checked" in check_nodes(Requirements(1, 1), None)
+    assert check_nodes(Requirements(1, 2), [node("1"), node("2")]) == "nodes: one has 2 nvidia.com/gpu"
+    with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu; the largest has 2"):
+        check_nodes(Requirements(1, 4), [node("1"), node("2")])

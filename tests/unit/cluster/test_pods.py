@@ -1,3 +1,5 @@
+"""What a pod's status says about its failure or its start."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -5,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.pods import failure_of, is_active, last_line, trouble_of
+from csi_job.cluster.pods import failure_of, is_active, last_line, startup_problem
 
 
 def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -16,62 +18,62 @@ def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]]
     return {"metadata": {"name": "r-cache-0", "creationTimestamp": created}, "status": status}
 
 
-def test_a_failure_is_told_by_the_programs_own_line_of_the_log() -> None:
+def test_a_failure_is_described_by_the_programs_own_error_in_the_log() -> None:
     log = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
     failure = failure_of(pod({"terminated": {"exitCode": 2, "message": log, "reason": "Error"}}))
     assert str(failure) == "pod r-cache-0 (cache) exit 2: row 7 column left_mid: score 9; allowed: 0 to 4"
 
 
-def test_a_pod_killed_for_memory_is_told_so() -> None:
+def test_a_pod_killed_for_memory_is_reported_as_such() -> None:
     failure = failure_of(pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))
     assert failure is not None
     assert "limits.memory" in failure.message
 
 
-def test_a_pod_that_ended_well_has_no_failure() -> None:
+def test_a_pod_that_succeeded_has_no_failure() -> None:
     assert failure_of(pod({"terminated": {"exitCode": 0}})) is None
     assert failure_of(pod({"running": {}})) is None
 
 
 @pytest.mark.parametrize(
-    ("why", "is_missing"),
+    ("reason", "is_missing"),
     [
         ('persistentvolumeclaim "radiographs" not found', True),
         ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu", False),
     ],
 )
-def test_what_is_not_there_is_told_apart_from_what_is_not_free(why: str, *, is_missing: bool) -> None:
-    trouble = trouble_of(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": why}]))
-    assert trouble is not None
-    assert (trouble.why, trouble.is_missing) == (why, is_missing)
-    assert trouble.age_s < 5
+def test_a_missing_resource_is_distinguished_from_a_busy_one(reason: str, *, is_missing: bool) -> None:
+    problem = startup_problem(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": reason}]))
+    assert problem is not None
+    assert (problem.reason, problem.is_missing) == (reason, is_missing)
+    assert problem.age_s < 5
 
 
 def test_an_image_that_cannot_be_pulled_is_missing() -> None:
-    trouble = trouble_of(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
-    assert trouble is not None
-    assert (trouble.why, trouble.is_missing) == ("ImagePullBackOff: no such image", True)
-    assert trouble_of(pod({"waiting": {"reason": "PodInitializing"}})) is None
+    problem = startup_problem(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
+    assert problem is not None
+    assert (problem.reason, problem.is_missing) == ("ImagePullBackOff: no such image", True)
+    assert startup_problem(pod({"waiting": {"reason": "PodInitializing"}})) is None
 
 
-def test_a_trouble_is_as_old_as_the_pods_place_on_a_node_and_not_as_the_pod() -> None:
+def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node() -> None:
     def ago(**time: int) -> str:
         return (datetime.now(UTC) - timedelta(**time)).isoformat()
 
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(minutes=30)}
     waiting = pod({"waiting": {"reason": "ErrImagePull"}}, conditions=[scheduled])
     waiting["metadata"]["creationTimestamp"] = ago(hours=5)
-    trouble = trouble_of(waiting)
-    assert trouble is not None
-    assert trouble.age_s == pytest.approx(1800, abs=60)
+    problem = startup_problem(waiting)
+    assert problem is not None
+    assert problem.age_s == pytest.approx(1800, abs=60)
     ended = {"terminated": {"exitCode": 0, "finishedAt": ago(minutes=1)}}
     waiting["status"]["initContainerStatuses"].insert(0, {"name": "train", "state": ended})
-    later = trouble_of(waiting)
+    later = startup_problem(waiting)
     assert later is not None
     assert later.age_s == pytest.approx(60, abs=60)
 
 
-def test_the_last_line_of_a_log_without_an_error_of_ours_is_its_last() -> None:
+def test_the_last_line_counts_in_a_log_without_an_error_of_ours() -> None:
     assert last_line("a\n\nb\n\n") == "b"
     assert last_line("") == ""
 

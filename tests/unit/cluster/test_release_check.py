@@ -1,17 +1,16 @@
-"""What the API server's objects tell of a release, judged; the real API server is asked by tests/e2e."""
+"""Problems of a release are found in the API server's objects; tests/e2e asks a real API server."""
 
 from __future__ import annotations
 
-import copy
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from csi_job.cluster.api import NotAllowedError
-from csi_job.cluster.release_check import amounts_of, check_claim, check_quotas, check_secret
-from csi_job.cluster.stages import Stage
+from csi_job.cluster.release_check import check_pvc, check_quotas, check_secret, quota_usage_per_pod
+from csi_job.cluster.stages import COMPONENT, INSTANCE, Stage
 from csi_job.errors import ConfigurationError
+from tests.unit.cluster.namespace import Namespace
 
 POD = {
     "initContainers": [{"resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3", "memory": "1Gi"}}}],
@@ -24,41 +23,23 @@ POD = {
 
 
 def search(parallelism: int = 4) -> Stage:
-    labels = {"app.kubernetes.io/instance": "r"}
+    labels = {INSTANCE: "r"}
     spec = {"parallelism": parallelism, "template": {"spec": POD}}
     return Stage("search", {"metadata": {"name": "r-search", "labels": labels}, "spec": spec}, "digest")
 
 
-class Namespace:
-    """What the survey asks of the API server."""
-
-    def __init__(self, **given: Any) -> None:
-        self.given = given
-
-    def claim(self, _name: str) -> Any:
-        return self.given.get("claim")
-
-    def secret_keys(self, _name: str) -> Any:
-        return self._answer("secret")
-
-    def quotas(self) -> Any:
-        return self._answer("quotas")
-
-    def pods(self, _labels: Any) -> list[dict[str, Any]]:
-        return copy.deepcopy(self.given.get("pods", []))
-
-    def _answer(self, name: str) -> Any:
-        if isinstance(self.given[name], Exception):
-            raise self.given[name]
-        return self.given[name]
+def pod(name: str, phase: str, component: str = "search") -> dict[str, Any]:
+    metadata = {"name": name, "labels": {INSTANCE: "r", COMPONENT: component}}
+    return {"kind": "Pod", "metadata": metadata, "status": {"phase": phase}}
 
 
-def quota(hard: dict[str, str], used: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    return {"metadata": {"name": "q"}, "spec": {"hard": hard, **spec}, "status": {"hard": hard, "used": used or {}}}
+def quota(hard: dict[str, str], used: dict[str, str] | None = None, name: str = "q", **spec: Any) -> dict[str, Any]:
+    status = {"hard": hard, "used": used or {}}
+    return {"kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard, **spec}, "status": status}
 
 
-def test_a_pod_counts_as_the_sum_of_its_containers_or_the_largest_before_them() -> None:
-    amounts = amounts_of(POD)
+def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container() -> None:
+    amounts = quota_usage_per_pod(POD)
     assert amounts["requests.cpu"] == amounts["cpu"] == 3
     assert amounts["requests.memory"] == Decimal(3 * 2**30)
     assert amounts["limits.memory"] == Decimal(2**30)
@@ -67,7 +48,7 @@ def test_a_pod_counts_as_the_sum_of_its_containers_or_the_largest_before_them() 
 
 
 @pytest.mark.parametrize(
-    ("hard", "used", "told"),
+    ("hard", "used", "message"),
     [
         ({"requests.nvidia.com/gpu": "8"}, {}, "room for 4 of 4"),
         ({"requests.nvidia.com/gpu": "6"}, {}, "room for 3 of 4"),
@@ -75,65 +56,67 @@ def test_a_pod_counts_as_the_sum_of_its_containers_or_the_largest_before_them() 
         ({"services": "0"}, {"services": "0"}, "room for 4 of 4"),
     ],
 )
-def test_the_room_is_that_of_the_tightest_quota(hard: dict[str, str], used: dict[str, str], told: str) -> None:
-    assert told in check_quotas(Namespace(quotas=[quota(hard, used), quota({"pods": "99"})]), search())
+def test_the_room_is_that_of_the_tightest_quota(hard: dict[str, str], used: dict[str, str], message: str) -> None:
+    assert message in check_quotas(Namespace(quota(hard, used), quota({"pods": "99"}, name="large")), search())
 
 
-def test_pods_of_the_search_that_run_have_their_room_already() -> None:
-    running = [{"status": {"phase": "Running"}}, {"status": {"phase": "Succeeded"}}]
+def test_running_pods_of_the_search_need_no_more_room() -> None:
     full = quota({"pods": "2"}, {"pods": "1"})
-    assert "room for 2 of 4" in check_quotas(Namespace(quotas=[full], pods=running), search())
+    pods = [pod("a", "Running"), pod("b", "Succeeded"), pod("c", "Running", component="final")]
+    assert "room for 2 of 4" in check_quotas(Namespace(full, *pods), search())
 
 
 @pytest.mark.parametrize(
-    ("hard", "used", "complaint"),
+    ("hard", "used", "message"),
     [
-        ({"requests.nvidia.com/gpu": "1"}, {}, "q allows requests.nvidia.com/gpu 1, and one pod of the search wants 2"),
+        ({"requests.nvidia.com/gpu": "1"}, {}, "q allows requests.nvidia.com/gpu 1, but one pod of the search needs 2"),
         ({"requests.memory": "4Gi"}, {"requests.memory": "2Gi"}, "q leaves no room: requests.memory 2Gi of 4Gi"),
         ({"limits.cpu": "9"}, {"limits.cpu": "9"}, "q leaves no room"),
     ],
 )
-def test_a_quota_without_room_for_one_pod_is_named(hard: dict[str, str], used: dict[str, str], complaint: str) -> None:
-    with pytest.raises(ConfigurationError, match=complaint):
-        check_quotas(Namespace(quotas=[quota(hard, used)]), search())
+def test_a_quota_without_room_for_one_pod_is_named(hard: dict[str, str], used: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_quotas(Namespace(quota(hard, used)), search())
 
 
-def test_a_quota_with_scopes_is_not_judged_and_one_that_can_not_be_seen_is_said() -> None:
+def test_quotas_with_scopes_are_ignored_and_forbidden_ones_reported() -> None:
     scoped = quota({"pods": "0"}, scopes=["Terminating"])
-    assert "room for 4" in check_quotas(Namespace(quotas=[scoped]), search())
-    refused = Namespace(quotas=NotAllowedError("no"))
-    assert "could not look" in check_quotas(refused, search())
-    assert check_quotas(Namespace(quotas=[]), search()) == "quotas: none"
+    assert "room for 4" in check_quotas(Namespace(scoped), search())
+    assert "not checked" in check_quotas(Namespace(forbidden={"ResourceQuota"}), search())
+    assert check_quotas(Namespace(), search()) == "quotas: none"
 
 
 def claim(*modes: str, phase: str = "Bound") -> dict[str, Any]:
-    return {"spec": {"accessModes": list(modes)}, "status": {"phase": phase}}
+    metadata, spec = {"name": "work"}, {"accessModes": list(modes)}
+    return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 
 @pytest.mark.parametrize(
-    ("found", "complaint"),
+    ("found", "message"),
     [
-        (None, "the claim work is not there"),
-        (claim("ReadWriteMany", phase="Lost"), "has lost its volume"),
-        (claim("ReadWriteOncePod"), "for one pod"),
+        ((), "the volume claim work does not exist"),
+        ((claim("ReadWriteMany", phase="Lost"),), "has lost its volume"),
+        ((claim("ReadWriteOncePod"),), "for one pod"),
     ],
 )
-def test_a_claim_that_is_missing_lost_or_not_shared_is_named(found: Any, complaint: str) -> None:
-    with pytest.raises(ConfigurationError, match=complaint):
-        check_claim(Namespace(claim=found), "work", search())
+def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_pvc(Namespace(*found), "work", search())
 
 
-def test_a_claim_for_one_node_is_said_to_be_so() -> None:
-    assert "on one node" in check_claim(Namespace(claim=claim("ReadWriteOnce")), "work", search())
-    told = check_claim(Namespace(claim=claim("ReadWriteMany")), "work", search())
-    assert told == "claim work: bound, ReadWriteMany"
+def test_a_claim_for_one_node_is_reported_as_such() -> None:
+    assert "on one node" in check_pvc(Namespace(claim("ReadWriteOnce")), "work", search())
+    line = check_pvc(Namespace(claim("ReadWriteMany")), "work", search())
+    assert line == "volume claim work: bound, ReadWriteMany"
 
 
 def test_a_secret_or_key_that_is_missing_is_named() -> None:
-    assert "there" in check_secret(Namespace(secret={"password"}), "s", {"password"})
-    with pytest.raises(ConfigurationError, match="Secret s is not there"):
-        check_secret(Namespace(secret=None), "s", {"password"})
+    def secret(key: str) -> dict[str, Any]:
+        return {"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "c2VjcmV0"}}
+
+    assert check_secret(Namespace(secret("password")), "s", {"password"}) == "Secret s: found, with its key"
+    with pytest.raises(ConfigurationError, match="Secret s does not exist"):
+        check_secret(Namespace(), "s", {"password"})
     with pytest.raises(ConfigurationError, match=r"Secret s has no key password; allowed: .*other"):
-        check_secret(Namespace(secret={"other"}), "s", {"password"})
-    refused = Namespace(secret=NotAllowedError("no"))
-    assert "could not look" in check_secret(refused, "s", {"password"})
+        check_secret(Namespace(secret("other")), "s", {"password"})
+    assert "not checked" in check_secret(Namespace(forbidden={"Secret"}), "s", {"password"})

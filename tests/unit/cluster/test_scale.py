@@ -1,4 +1,4 @@
-"""A search is resized while it goes on; what does not go on is refused with the reason."""
+"""A running search is resized; anything else is rejected with the reason."""
 
 from __future__ import annotations
 
@@ -6,72 +6,68 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import ENDED
+from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.scale import scale_search
-from csi_job.cluster.stages import COMPONENT, CONTROLLER, DIGEST, INSTANCE, QUEUE, find_release, sized
+from csi_job.cluster.stages import COMPONENT, CONTROLLER, DIGEST, INSTANCE, QUEUE, find_release, scale_patch
 from csi_job.errors import ClusterError
-from tests.unit.cluster.namespace import Namespace, ended, stage
+from tests.unit.cluster.namespace import Namespace, ended, release_map, stage
 
 COMPLETE, FAILED = ended("Complete"), ended("Failed")
 
 
-def scaled(namespace: Namespace, num_pods: int) -> str:
-    cluster: Any = namespace
-    return scale_search(cluster, None, num_pods)
-
-
 def searching(**options: Any) -> Namespace:
-    namespace = Namespace()
-    namespace.apply_job(stage(**options).job(1, {}, {}))
+    namespace = Namespace(release_map())
+    namespace.apply(stage(**options).job(1, {}, {}))
     return namespace
 
 
-def made(namespace: Namespace, component: str, status: dict[str, Any], digest: str = "") -> None:
-    """Make a Job beside the search's."""
+def other_job(component: str, status: dict[str, Any], digest: str = "") -> dict[str, Any]:
+    """A Job beside the search's."""
     metadata = {"name": component, "labels": {INSTANCE: "r", COMPONENT: component}, "annotations": {DIGEST: digest}}
-    namespace.kept[component] = {"metadata": metadata, "spec": {}, "status": status}
+    return {"kind": "Job", "metadata": metadata, "spec": {}, "status": status}
 
 
 def test_a_search_gets_more_pods_is_suspended_and_resumed() -> None:
     namespace = searching(parallelism=2)
-    assert scaled(namespace, 5) == "the search of r: 2 pods -> 5 pods"
+    assert scale_search(namespace, None, 5) == "the search of r: 2 pods -> 5 pods"
     assert namespace.only()["spec"].items() >= {"parallelism": 5, "completions": 5, "suspend": False}.items()
-    assert "5 pods -> suspended" in scaled(namespace, 0)
+    assert "5 pods -> suspended" in scale_search(namespace, None, 0)
     assert namespace.only()["spec"]["suspend"] is True
-    assert "suspended -> 3 pods" in scaled(namespace, 3)
+    assert "suspended -> 3 pods" in scale_search(namespace, None, 3)
     assert namespace.only()["spec"]["suspend"] is False
 
 
 def test_a_search_in_a_queue_is_paused_by_its_parallelism() -> None:
     namespace = searching(queue="queue")
     assert QUEUE in namespace.only()["metadata"]["labels"]
-    scaled(namespace, 0)
+    scale_search(namespace, None, 0)
     assert namespace.only()["spec"]["parallelism"] == 0
     assert "suspend" not in namespace.only()["spec"]
 
 
-def test_a_search_whose_budget_is_spent_stays_suspended() -> None:
+def test_a_search_whose_budget_is_exhausted_stays_suspended() -> None:
     namespace = searching()
-    namespace.patch_job(
+    namespace.patch(
+        "Job",
         namespace.names("search")[0],
-        {"spec": sized(0, queued=False), "metadata": {"annotations": {ENDED: "budget"}}},
+        {"spec": scale_patch(0, queued=False), "metadata": {"annotations": {ENDED_BY: "budget"}}},
     )
     with pytest.raises(
-        ClusterError, match=r"the budget is spent; raise budget.hours or budget.gpuHours by helm upgrade"
+        ClusterError, match=r"its budget is exhausted; raise budget.hours or budget.gpuHours with helm upgrade"
     ):
-        scaled(namespace, 4)
+        scale_search(namespace, None, 4)
     assert namespace.only()["spec"]["suspend"] is True
 
 
-def test_a_search_that_ended_is_said_to_be_finished() -> None:
+def test_a_search_that_ended_is_reported_as_finished() -> None:
     namespace = searching()
     namespace.end("Complete")
     with pytest.raises(ClusterError, match=r"is finished; raise job\.study\.num_trials"):
-        scaled(namespace, 4)
+        scale_search(namespace, None, 4)
 
 
 @pytest.mark.parametrize(
-    ("component", "status", "said"),
+    ("component", "status", "message"),
     [
         ("cache", {}, "has not started yet"),
         ("final", {}, "is finished"),
@@ -80,25 +76,23 @@ def test_a_search_that_ended_is_said_to_be_finished() -> None:
         (CONTROLLER, {}, "has not started yet"),
     ],
 )
-def test_without_a_search_the_other_jobs_tell_whether_it_is_over(
-    component: str, status: dict[str, Any], said: str
+def test_without_a_search_job_the_other_jobs_show_whether_it_is_over(
+    component: str, status: dict[str, Any], message: str
 ) -> None:
-    namespace = Namespace()
-    cluster: Any = namespace
-    made(namespace, component, status, find_release(cluster, None).stages[-1].digest)
-    with pytest.raises(ClusterError, match=said):
-        scaled(namespace, 4)
+    namespace = Namespace(release_map())
+    namespace.create(other_job(component, status, find_release(namespace, None).stages[-1].digest))
+    with pytest.raises(ClusterError, match=message):
+        scale_search(namespace, None, 4)
 
 
-def test_a_final_model_of_other_settings_does_not_say_that_the_search_is_over() -> None:
-    namespace = Namespace()
-    made(namespace, "final", COMPLETE, digest="older")
+def test_a_final_job_of_other_settings_does_not_mean_that_the_search_is_over() -> None:
+    namespace = Namespace(release_map(), other_job("final", COMPLETE, digest="older"))
     with pytest.raises(ClusterError, match="has not started yet"):
-        scaled(namespace, 4)
+        scale_search(namespace, None, 4)
 
 
-def test_a_search_that_is_replaced_meanwhile_is_not_said_to_be_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_replaced_meanwhile_is_not_reported_as_resized(monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = searching()
-    monkeypatch.setattr(namespace, "patch_job", lambda *_: False)
+    monkeypatch.setattr(namespace, "patch", lambda *_: False)
     with pytest.raises(ClusterError, match="is being replaced; run the same command again"):
-        scaled(namespace, 4)
+        scale_search(namespace, None, 4)

@@ -1,4 +1,4 @@
-"""Where `cluster check` looks: in its own pod, or at the release that is named."""
+"""`cluster check` examines its own pod, or the release that is named."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from csi_job.cli.cluster import cluster
-from csi_job.cluster.pod_check import IN_A_POD, Wanted
+from csi_job.cluster.pod_check import IN_A_POD, Requirements
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ([], "pod"),
         (["--release", "r"], "release r of None"),
@@ -20,8 +20,8 @@ from csi_job.cluster.pod_check import IN_A_POD, Wanted
         (["--release", "r", "-n", "there"], "release r of there"),
     ],
 )
-def test_a_check_within_a_pod_looks_at_the_release_that_is_named(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_check_in_a_pod_examines_the_release_that_is_named(
+    arguments: list[str], output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     monkeypatch.setattr("csi_job.cluster.api.Cluster", lambda namespace: namespace)
@@ -30,13 +30,13 @@ def test_a_check_within_a_pod_looks_at_the_release_that_is_named(
         "csi_job.cluster.release_check.check_release", lambda where, name: [f"release {name} of {where}"]
     )
     result = CliRunner().invoke(cluster, ["check", *arguments], catch_exceptions=False)
-    assert result.output == f"{said}\n"
+    assert result.output == f"{output}\n"
 
 
-def test_a_check_hands_on_what_the_chart_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_passes_on_the_charts_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
-    asked: list[Any] = []
-    monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *given: asked.extend(given[1:]) or [])
+    received: list[Any] = []
+    monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *given: received.extend(given[1:]) or [])
     options = ["--num-pods=3", "--num-gpus=2", "--gpu-resource=a/b", "--database-secret=s/k", "--wandb-secret=w/k"]
     CliRunner().invoke(cluster, ["check", *options, "--wait=7"], catch_exceptions=False)
-    assert asked == [Wanted(3, 2, "a/b", "s/k", "w/k"), 7.0]
+    assert received == [Requirements(3, 2, "a/b", "s/k", "w/k"), 7.0]

@@ -1,0 +1,15 @@
+"""The real API server keeps the rules that the unit tests' namespace follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from csi_job.cluster.api import Cluster
+from tests.e2e.release import Release
+from tests.unit.cluster.api_contract import ApiContract
+
+
+class TestApiServer(ApiContract):
+    @pytest.fixture
+    def cluster(self, release: Release) -> Cluster:
+        return Cluster(release.namespace)

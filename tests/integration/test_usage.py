@@ -1,0 +1,47 @@
+"""The usage of a search, stored with its study in a real database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csi_job.cluster.budget import Usage
+from csi_job.cluster.study_watch import StudyWatch
+from csi_job.config import Settings
+from csi_job.storage.storage import StudyStorage
+from csi_job.study.settings import StudySettings
+from tests.support.studies import define, storage_settings
+
+
+def watch(url: str, work: Path, name: str = "toy") -> StudyWatch:
+    return StudyWatch(Settings(work=work, storage=storage_settings(url), study=StudySettings(name=name)))
+
+
+def test_usage_adds_up_over_controllers_per_study(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+    define(storage)
+    define(storage, name="other")
+    controller = watch(url, tmp_path)
+    assert controller.add_usage(Usage()) == Usage()
+    assert controller.add_usage(Usage(10, 40)) == Usage(10, 40)
+    assert watch(url, tmp_path).add_usage(Usage(1, 2)) == Usage(11, 42)
+    assert controller.add_usage(Usage()) == Usage(11, 42)
+    assert watch(url, tmp_path, "other").add_usage(Usage()) == Usage()
+
+
+def test_a_deleted_study_is_reported_and_opened_again(
+    storage: StudyStorage, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = define(storage)
+    controller = watch(url, tmp_path)
+    assert controller.status() is not None
+    storage.delete_study(study._study_id)
+    assert (controller.status(), controller.add_usage(Usage(1, 1))) == (None, None)
+    assert any("the study is unavailable" in line for line in caplog.messages)
+    define(storage)
+    assert controller.add_usage(Usage(2, 3)) == Usage(2, 3)
+
+
+def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path: Path) -> None:
+    away = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
+    assert (away.status(), away.add_usage(Usage(1, 1))) == (None, None)

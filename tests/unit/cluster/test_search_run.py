@@ -1,0 +1,192 @@
+"""The controller's decisions in a namespace in memory; tests/e2e drives a real one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget
+from csi_job.cluster.search_run import SearchRun
+from csi_job.cluster.stages import PARALLELISM, get_annotation, scale_patch
+from csi_job.errors import StageFailedError
+from tests.unit.cluster.namespace import Namespace, Watch, search, stage
+
+
+def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times() -> None:
+    namespace, watch = Namespace(), Watch(num_finished=3)
+    run = search(namespace, watch, stage())
+    run.reconcile()
+    for number in (2, 3):
+        namespace.end("Complete")
+        assert not run.reconcile()
+        assert not run.reconcile()
+        assert namespace.only()["metadata"]["name"].endswith(f"-{number}")
+    namespace.end("Failed", "FailedIndexes")
+    with pytest.raises(StageFailedError, match="3 times"):
+        run.reconcile()
+
+
+def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=4), stage())
+    run.reconcile()
+    namespace.end("Failed", "FailedIndexes")
+    assert run.reconcile()
+
+
+def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controller() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage())
+    run.reconcile()
+    namespace.end("Failed", "PodFailurePolicy")
+    with pytest.raises(StageFailedError):
+        run.reconcile()
+    again = search(namespace, Watch(num_finished=0), stage(), digest="second")
+    assert not again.reconcile()
+    assert not again.reconcile()
+    assert namespace.only()["metadata"]["name"].endswith("-2")
+
+
+def test_only_a_changed_parallelism_in_the_values_overrides_scale() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(parallelism=2))
+    run.reconcile()
+    name = namespace.only()["metadata"]["name"]
+    namespace.patch("Job", name, {"spec": scale_patch(5, queued=False)})
+    run.reconcile()
+    assert namespace.only()["spec"]["parallelism"] == 5
+    search(namespace, Watch(num_finished=0), stage(parallelism=3), digest="second").reconcile()
+    assert namespace.only()["metadata"]["name"] == name
+    assert namespace.only()["spec"]["completions"] == 3
+    assert get_annotation(namespace.only(), PARALLELISM) == "3"
+
+
+def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension() -> None:
+    namespace = Namespace()
+    search(namespace, Watch(num_finished=0), stage(image="a")).reconcile()
+    namespace.patch(
+        "Job", namespace.only()["metadata"]["name"], {"spec": scale_patch(5, queued=False) | {"suspend": True}}
+    )
+    run = search(namespace, Watch(num_finished=0), stage(image="b"), digest="second")
+    run.reconcile()
+    run.reconcile()
+    job = namespace.only()
+    assert job["metadata"]["name"] == "r-search-bbbbbbbb"
+    assert (job["spec"]["parallelism"], job["spec"]["suspend"]) == (5, True)
+
+
+def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
+    """Start a search with a budget of one GPU hour that has used more, as its next step finds out."""
+    run = search(namespace, Watch(num_finished=num_finished), stage(), budget=Budget(gpu_hours=1))
+    run.reconcile()
+    run.reconcile()
+    namespace.only()["metadata"]["annotations"][GPU_SECONDS] = "3601"
+    return run
+
+
+def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage() -> None:
+    namespace = Namespace()
+    run, job = past_its_budget(namespace), namespace.only()
+    job["status"] = {"active": 2}
+    assert not run.reconcile()
+    assert job["spec"]["suspend"] is True
+    job["status"] = {}
+    assert run.reconcile()
+
+
+def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error() -> None:
+    namespace = Namespace()
+    run = past_its_budget(namespace, num_finished=0)
+    run.reconcile()
+    with pytest.raises(StageFailedError, match="GPU hours is exhausted, but no trial is complete"):
+        run.reconcile()
+
+
+def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_suspended() -> None:
+    namespace = Namespace()
+    run, job = past_its_budget(namespace), namespace.only()
+    run.reconcile()
+    assert job["spec"]["suspend"] is True
+    raised = search(namespace, Watch(num_finished=1), stage(), digest="second", budget=Budget(gpu_hours=2))
+    raised.reconcile()
+    assert job["spec"]["suspend"] is False
+    namespace.patch("Job", job["metadata"]["name"], {"spec": scale_patch(0, queued=False)})
+    raised.reconcile()
+    assert job["spec"]["suspend"] is True
+
+
+def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_use_a_raised_one() -> None:
+    namespace, watch, an_hour_ago = Namespace(), Watch(num_finished=1), f"{time.time() - 3600:.0f}"
+    run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
+    run.reconcile()
+    job = namespace.only()
+    job["status"] = {"active": 2, "ready": 2}
+    run.reconcile()
+    job["metadata"]["annotations"][METERED_AT] = an_hour_ago
+    assert not run.reconcile()
+    job["status"] = {}
+    assert run.reconcile()
+    assert job["spec"]["suspend"] is True
+    job["metadata"]["annotations"][METERED_AT] = an_hour_ago
+    raised = search(namespace, watch, stage(), digest="second", budget=Budget(gpu_hours=3))
+    raised.reconcile()
+    job["status"] = {"active": 2, "ready": 2}
+    raised.reconcile()
+    assert job["spec"]["suspend"] is False
+    assert float(get_annotation(job, GPU_SECONDS)) == pytest.approx(7200, abs=60)
+
+
+def train(namespace: Namespace) -> None:
+    """Start the final stage."""
+    namespace.apply(stage("final").job(1, {}, {}))
+
+
+def test_a_raised_budget_deletes_the_final_job_of_fewer_trials_before_the_search_resumes() -> None:
+    namespace = Namespace()
+    run, job = past_its_budget(namespace), namespace.only()
+    run.reconcile()
+    train(namespace)
+    run.reconcile()
+    assert namespace.names("final")
+    raised = search(namespace, Watch(num_finished=1), stage(parallelism=3), digest="second", budget=Budget(gpu_hours=2))
+    raised.reconcile()
+    assert namespace.only() is job
+    assert job["spec"]["suspend"] is False
+
+
+def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left() -> None:
+    for num_finished, num_kept in ((3, 0), (4, 1)):
+        namespace = Namespace()
+        train(namespace)
+        search(namespace, Watch(num_finished=num_finished), stage()).reconcile()
+        assert len(namespace.names("search")) == 1
+        assert len(namespace.names("final")) == num_kept
+
+
+def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    chosen = stage()
+    chosen.manifest["spec"]["activeDeadlineSeconds"] = 600
+    namespace, watch = Namespace(), Watch(num_finished=1)
+    run = search(namespace, watch, chosen)
+    run.reconcile()
+    namespace.end("Failed", "DeadlineExceeded")
+    assert run.reconcile()
+    assert "search: done, the deadline of 600 s has passed" in caplog.messages
+    watch.num_finished = 0
+    with pytest.raises(StageFailedError, match=r"no trial is complete.*search\.deadlineSeconds"):
+        run.reconcile()
+
+
+def test_a_search_in_a_queue_is_paused_and_resized_without_touching_its_suspension() -> None:
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
+    run.reconcile()
+    job = namespace.only()
+    search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), digest="second").reconcile()
+    assert job["spec"]["completions"] == 3
+    job["metadata"]["annotations"][GPU_SECONDS] = "3601"
+    run.reconcile()
+    assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (0, 3)
+    assert "suspend" not in job["spec"]

@@ -1,0 +1,100 @@
+"""A release is found by name, and its GPUs are counted by the resource's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from csi_job.cluster.budget import METERED_AT, Budget
+from csi_job.cluster.overview import view_release
+from csi_job.cluster.pod_check import Requirements
+from csi_job.cluster.release_check import _requirements
+from csi_job.cluster.search_run import SearchRun
+from csi_job.cluster.stages import (
+    COMPONENT,
+    GPU_RESOURCE,
+    INSTANCE,
+    STAGES_VARIABLE,
+    Release,
+    find_release,
+    get_annotation,
+    num_gpus,
+)
+from csi_job.errors import ClusterError
+from tests.unit.cluster.namespace import Namespace, Watch, release_map, stage
+
+MIG = "nvidia.com/mig-1g.10gb"
+
+
+def pod_of(**resources: Any) -> dict[str, Any]:
+    labels = {INSTANCE: "r", COMPONENT: "search"}
+    metadata = {"name": "r-0", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00+00:00"}
+    spec = {"containers": [{"resources": resources}]}
+    return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "name", "number"),
+    [
+        ({"limits": {MIG: "2", "cpu": 1}}, MIG, 2),
+        ({"requests": {MIG: 2}, "limits": {MIG: 2}}, MIG, 2),
+        ({"requests": {MIG: 1}}, MIG, 1),
+        ({"limits": {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 4000}}, "nvidia.com/gpu", 1),
+        ({"limits": {"amd.com/gpu": 3}}, "", 3),
+        ({"limits": {MIG: 1}}, "", 0),
+        ({}, MIG, 0),
+    ],
+)
+def test_a_gpu_is_what_the_release_names_or_else_what_is_called_so(
+    resources: dict[str, Any], name: str, number: int
+) -> None:
+    assert num_gpus(pod_of(**resources), name) == number
+
+
+def test_status_and_check_know_from_the_chart_what_a_gpu_is() -> None:
+    namespace = Namespace(release_map(**{GPU_RESOURCE: MIG}), pod_of(limits={MIG: 2}))
+    release = find_release(namespace, None)
+    assert view_release(namespace, release).num_gpus == 2
+    chosen = stage()
+    chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
+    assert _requirements(chosen, release.gpu_resource) == Requirements(2, 2, MIG)
+    assert _requirements(chosen, "") == Requirements(2, 0, "")
+
+
+def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
+    namespace, chosen = Namespace(), stage()
+    chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
+    release = Release("r", "c", {}, (chosen,), {}, MIG)
+    options: dict[str, Any] = {"watch": Watch(1), "budget": Budget(gpu_hours=1), "max_rounds": 1}
+    run = SearchRun(namespace, release, chosen, controller_digest="c", missing_s=1, **options)
+    run.reconcile()
+    job = namespace.only()
+    job["status"] = {"ready": 2}
+    run.reconcile()
+    metered_s = float(get_annotation(job, METERED_AT))
+    job["metadata"]["annotations"][METERED_AT] = f"{metered_s - 1000:.0f}"
+    assert run.budget.exhausted_reason(job) == "the budget of 1 GPU hours is exhausted"
+
+
+def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Narrow(Namespace):
+        def find(self, kind: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+            message = f"{kind} with {labels} is forbidden"
+            raise ClusterError(message)
+
+    cluster = Narrow(release_map())
+    monkeypatch.setenv(STAGES_VARIABLE, "r-stages")
+    assert find_release(cluster, "r").name == "r"
+    with pytest.raises(ClusterError, match=r"ConfigMap with .* is forbidden"):
+        find_release(cluster, "another")
+
+
+def test_a_release_is_chosen_by_name_if_there_are_several() -> None:
+    cluster = Namespace(release_map("a"), release_map("b"))
+    assert find_release(cluster, "b").name == "b"
+    with pytest.raises(ClusterError, match=r"several releases in namespace here; allowed: .*a.*b.*--release"):
+        find_release(cluster, None)
+    with pytest.raises(ClusterError, match="no release of csi-job in namespace here"):
+        find_release(cluster, "c")
