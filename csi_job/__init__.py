@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["optimize_hyperparameters"]
+__all__ = ["__version__", "optimize_hyperparameters"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline (torch, optuna) only when it is asked for, so that the command line starts at once."""
+    """Look up the version, or import the pipeline (torch, optuna), only on request: the command line starts at once."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("csi-job")
     if name in __all__:
         return getattr(import_module("csi_job.pipeline"), name)
     message = f"module {__name__!r} has no attribute {name!r}"

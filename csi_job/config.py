@@ -1,4 +1,4 @@
-"""The settings tree: assembled from the sections, and read from flags, variables, a YAML file and defaults."""
+"""The settings tree: assembled from the sections, and read from flags, environment, a YAML file and defaults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ENVIRONMENT_PREFIX = "CSI_JOB_"
-NO_SETTINGS = {"CSI_JOB_LOG_FORMAT"}  # concerns the process, not the study
+NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT"}  # about the process, not the study
 Tree = dict[str, Any]
 
 
@@ -70,7 +70,7 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """Settings in force; `origins` names for each dotted path that was given where its value comes from."""
+    """The current settings; `origins` says for each dotted path that was given where its value comes from."""
 
     settings: Settings
     origins: dict[str, str]
@@ -82,16 +82,16 @@ def load_settings(
     environment: Mapping[str, str] | None = None,
     flag_names: Mapping[str, str] | None = None,
 ) -> LoadedSettings:
-    """Merge the sources, the earlier of flag, variable, file, default winning.
+    """Merge the sources: flags take precedence over variables, then the file, then the defaults.
 
     Args:
         flags: value by dotted path, e.g. `{"study.num_trials": 20}`.
-        config_file: YAML file of the settings tree.
+        config_file: YAML file with the settings tree.
         environment: variables; `CSI_JOB_STUDY__NUM_TRIALS` sets `study.num_trials`. Default: the process's.
-        flag_names: how each dotted path is spelled on the command line, for origins and errors.
+        flag_names: each dotted path's flag on the command line, for origins and errors.
 
     Raises:
-        ConfigurationError: an unreadable file, an unknown key or a value that is not allowed, by its dotted path.
+        ConfigurationError: an unreadable file, an unknown key or an invalid value, by its dotted path.
 
     """
     variables = _from_environment(os.environ if environment is None else environment)
@@ -125,13 +125,13 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (`1e-5` is one), and a key given twice is an error."""
+    """Reads numbers as YAML 1.2 does (`1e-5` is one), and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                problem = "a key is a mapping or a list, where one word is expected"
+                problem = "a key is a mapping or a list instead of a name"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if key.value in seen:
                 problem = f"the key {key.value} is given twice"
@@ -148,22 +148,22 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str) -> Any:
-    """Return what a YAML text holds; whatever is wrong with it is a `YAMLError`."""
+    """Parse YAML; raise `YAMLError` for whatever is wrong with it."""
     try:
         tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except ValueError:  # of a day or number that is none, e.g. 2024-13-45
-        raise yaml.MarkedYAMLError(problem="a value is not what it looks like; put it in quotes") from None
+    except ValueError:  # e.g. 2024-13-45, which looks like a date
+        raise yaml.MarkedYAMLError(problem="a value is not a valid date or number; put it in quotes") from None
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
     try:
         json.dumps(tree, default=str, skipkeys=True)
     except ValueError:
-        raise yaml.MarkedYAMLError(problem="a part holds itself by an alias") from None
+        raise yaml.MarkedYAMLError(problem="an alias refers to a part that contains it") from None
     return tree
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Return what the parser says, without the word it quotes last: an alias or a tag may begin a password."""
+    """Return the parser's message without the word it quotes last: what looks like an alias may be a password."""
     problem = getattr(error, "problem", None) or "not YAML"
     return re.sub(r" '[^<' ][^ ]+'$", "", problem)
 
@@ -182,15 +182,17 @@ def _from_file(path: Path) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{path} must hold a mapping of settings", got=tree, hint="see `csi-job config init`")
+        raise ConfigurationError(
+            f"{path} must contain a mapping of settings", got=tree, hint="see `csi-job config init`"
+        )
     return tree
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
-    """Return `{dotted path: (variable, value)}`; mappings and lists are written as YAML, where a text is not meant."""
+    """Return `{dotted path: (variable, value)}`; mappings and lists are parsed as YAML, unless the setting is text."""
     found = {}
     for name, text in sorted(environment.items()):
-        if not name.startswith(ENVIRONMENT_PREFIX) or name in NO_SETTINGS:
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS:
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         try:
@@ -210,9 +212,9 @@ def _nested(path: str, value: Any) -> Tree:
 
 
 def _merged(base: Tree, over: Tree, parent: str = "") -> Tree:
-    """Return `base` with `over` laid on it, key by key; a searched parameter is replaced as a whole.
+    """Return `base` overridden by `over`, key by key; a searched parameter is replaced, not merged.
 
-    What stands where a section belongs stays, for the refusal that it deserves.
+    A plain value in the place of a section is kept, so that validation rejects it.
     """
     result = dict(base)
     for key, value in over.items():
@@ -232,30 +234,28 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 
 def _refusal(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
-    """Turn pydantic's first complaint into our one line."""
+    """Turn pydantic's first error into one line."""
     first, num_more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in first["loc"])
     origin = _origin(path, origins)
     source = "" if origin == "default" else f" ({origin})"
-    more = f"; {num_more} more setting(s) are wrong" if num_more else ""
+    more = f"; {num_more} more invalid setting(s)" if num_more else ""
     if first["type"] == "extra_forbidden":
-        known = [known for known, _, _ in walk(Settings())]
-        return ConfigurationError(
-            f"unknown setting {path}{source}", allowed=_nearest(path, known), hint=f"see `csi-job config show`{more}"
-        )
+        hint = f"see `csi-job config show`{more}"
+        return ConfigurationError(f"unknown setting {path}{source}", allowed=_siblings(path), hint=hint)
     what, hint = first["msg"].removeprefix("Value error, "), "see `csi-job config show`"
     section = _type_of(path)
     if first["type"] == "model_type" and _is_section(section):
         inner = f"{path}.{next(iter(section.model_fields))}"
         variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
-        what, hint = "a section of settings is wanted, not one value", f"write {inner}, or the variable {variable}"
+        what, hint = "this is a section of settings, not a single one", f"set {inner}, or the variable {variable}"
     hidden = _may_be_secret(path) or first["input"] is None or isinstance(first["input"], (dict, list))
     got = None if hidden else first["input"]
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
 
 
 def _type_of(path: str) -> Any:
-    """Return the type of the setting or section at a path, without `| None`; None if there is none."""
+    """Return the type of the setting or section at a path, without `| None`; None if there is no such path."""
     kind: Any = Settings
     for name in path.split("."):
         field = kind.model_fields.get(name) if _is_section(kind) else None
@@ -272,42 +272,34 @@ def _is_section(kind: Any) -> bool:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a setting is taken as it is written, even if it begins like YAML."""
+    """Return whether a setting is text, to be taken literally even if it looks like YAML."""
     kind = _type_of(path)
     return kind in (str, SecretStr, Path) or get_origin(kind) is Literal
 
 
 def _may_be_secret(path: str) -> bool:
-    """Whether a value may hold a password: all of the storage but its numbers, whatever it was called."""
+    """Return whether a value may contain a password: anything under `storage` except numbers, misspelt or not."""
     return (path.startswith("storage") and _type_of(path) is not float) or "password" in path
 
 
-def _ends(path: str) -> Iterator[int]:
-    """Yield the lengths of `path` and of each of its parents."""
-    end = len(path)
-    while end > 0:
-        yield end
-        end = path.rfind(".", 0, end)
-
-
-def _nearest(path: str, known: list[str]) -> str:
+def _siblings(path: str) -> str:
     """Return the settings beside an unknown one, or the top-level ones."""
-    parent = path.rpartition(".")[0]
-    siblings = {name for name in known if name.startswith(f"{parent}.")} if parent else set()
-    names = sorted({name.removeprefix(f"{parent}.").split(".")[0] for name in siblings}) or list(Settings.model_fields)
-    return ", ".join(names)
+    section = _type_of(path.rpartition(".")[0])
+    return ", ".join(sorted(section.model_fields) if _is_section(section) else Settings.model_fields)
 
 
-def tell_settings(loaded: LoadedSettings) -> str:
-    """Return every setting in force as `path: value  # origin`, secrets masked."""
+def format_settings(loaded: LoadedSettings) -> str:
+    """Return every setting as `path: value  # origin`, with secrets masked."""
     lines = [(f"{path}: {_shown(value)}", _origin(path, loaded.origins)) for path, _, value in walk(loaded.settings)]
     width = min(max(len(line) for line, _ in lines), 60)
     return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)
 
 
 def commented_yaml() -> str:
-    """Return all settings with their defaults as YAML, each under its help text."""
-    lines = ["# Settings of csi-job. A flag or a CSI_JOB_ variable (CSI_JOB_STUDY__NUM_TRIALS=20) wins over this file."]
+    """Return all settings with their defaults as YAML, each below its help text."""
+    lines = [
+        "# Settings of csi-job. Flags and variables (CSI_JOB_STUDY__NUM_TRIALS=20) take precedence over this file."
+    ]
     lines += _yaml_lines(Settings(), "")
     return "\n".join(lines) + "\n"
 
@@ -325,19 +317,19 @@ def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
 
 
 def _has_fields(value: Any) -> bool:
-    """Whether a value is a section of its own; a searched parameter is one value, written in one line."""
+    """Return whether a value is a section; a searched parameter is a value, written on one line."""
     return isinstance(value, Section) and not isinstance(value, Parameter)
 
 
 def _origin(path: str, origins: Mapping[str, str]) -> str:
-    """Return what set a path, one of its parents, or something below it."""
-    above = (origins[path[:end]] for end in _ends(path) if path[:end] in origins)
-    below = (origin for given, origin in origins.items() if given.startswith(f"{path}."))
-    return next(above, None) or next(below, "default")
+    """Return what set a path, its nearest parent, or something below it."""
+    above = [given for given in origins if f"{path}.".startswith(f"{given}.")]
+    below = [given for given in origins if given.startswith(f"{path}.")]
+    return origins[max(above, key=len)] if above else origins[below[0]] if below else "default"
 
 
 def _shown(value: Any) -> str:
-    """Return a value as one line of YAML."""
+    """Return a value as one line of YAML, with secrets masked."""
     if isinstance(value, SecretStr):
         return "'********'"
     plain = TypeAdapter(Any).dump_python(value, mode="json")

@@ -19,9 +19,9 @@ def config() -> None:
 @with_settings(*dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))))
 def show(loaded: LoadedSettings) -> None:
     """Print every setting, its current value and where that value comes from."""
-    from csi_job.config import tell_settings
+    from csi_job.config import format_settings
 
-    click.echo(tell_settings(loaded))
+    click.echo(format_settings(loaded))
 
 
 @config.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_job.config import Settings, commented_yaml, load_settings, tell_settings
+from csi_job.config import Settings, commented_yaml, format_settings, load_settings
 from csi_job.errors import ConfigurationError
 
 PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
@@ -59,8 +60,8 @@ def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Pa
         ("study: {[1]: 2}", "line 1 is not valid YAML: a key is a mapping or a list"),
         ("study: {name: 2024-13-45}", "put it in quotes"),
         ("study: " + "[" * 5000, "nested too deeply"),
-        ("&a {x: *a}", "holds itself by an alias"),
-        ("study: &a {more: [*a]}", "holds itself by an alias"),
+        ("&a {x: *a}", "an alias refers to a part that contains it"),
+        ("study: &a {more: [*a]}", "an alias refers to a part that contains it"),
         ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
 )
@@ -102,8 +103,8 @@ def test_secrets_are_shown_nowhere() -> None:
     loaded = load_settings(
         {"storage.url": "postgresql://u:topsecret@host/db"}, None, {"CSI_JOB_STORAGE__PASSWORD": "s3"}
     )
-    assert "topsecret" not in tell_settings(loaded) + repr(loaded)
-    assert "'s3'" not in tell_settings(loaded) + repr(loaded)
+    assert "topsecret" not in format_settings(loaded) + repr(loaded)
+    assert "'s3'" not in format_settings(loaded) + repr(loaded)
     with pytest.raises(ConfigurationError) as caught:
         load_settings({"storage.url": ["topsecret"]}, None, {})
     assert "topsecret" not in str(caught.value)
@@ -119,7 +120,7 @@ def test_a_password_in_a_variable_is_taken_as_it_is(password: str) -> None:
 @pytest.mark.parametrize("name", ["STUDY__NAME", "WORK", "TRACKING__WANDB_PROJECT"])
 def test_a_text_in_a_variable_may_begin_like_yaml(name: str) -> None:
     loaded = load_settings({}, None, {f"CSI_JOB_{name}": "{x}"})
-    assert "'{x}'" in tell_settings(loaded)
+    assert "'{x}'" in format_settings(loaded)
 
 
 @pytest.mark.parametrize("text", [f"postgresql://anna:{password}@h/db" for password in PASSWORDS] + PASSWORDS)
@@ -176,3 +177,16 @@ def test_generated_settings_are_taken_or_refused_in_one_line(tree: object) -> No
         load_settings(flags, None, {})
     except ConfigurationError as error:
         assert "\n" not in str(error)
+
+
+def test_an_unknown_key_is_refused_with_those_beside_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown setting space.momentum.lowest.*allowed: choices, high, log"):
+        load_settings({"space.momentum.lowest": 1})
+    with pytest.raises(ConfigurationError, match=r"unknown setting sduty.*allowed: work, radiographs"):
+        load_settings({"sduty.x": 1})
+
+
+def test_the_package_has_the_version_of_its_metadata() -> None:
+    import csi_job
+
+    assert csi_job.__version__ == version("csi-job")
