@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_job.cli.options import LoadedSettings, with_settings
+from csi_job.cli.options import with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from csi_job.config import LoadedSettings
 
 RELEASE = click.option("--release", metavar="NAME", help="Helm release.  [default: the only one in the namespace]")
 NAMESPACE = click.option(

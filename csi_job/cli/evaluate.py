@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from csi_job.cli.options import DATA, LoadedSettings, with_settings
+from csi_job.cli.options import DATA, with_settings
 
 if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
     from csi_job.evaluation.run import EvaluationRun
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
@@ -25,7 +26,7 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     """
     from csi_job.pipeline import run_evaluate
 
-    _tell(run_evaluate(loaded.settings))
+    _print(run_evaluate(loaded.settings))
 
 
 @click.command()
@@ -42,10 +43,10 @@ def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, b
     """
     from csi_job.pipeline import run_evaluate, stored_baseline
 
-    _tell(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings), model_arch))
+    _print(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings), model_arch))
 
 
-def _tell(run: EvaluationRun) -> None:
+def _print(run: EvaluationRun) -> None:
     from rich.console import Console
 
     from csi_job.terminal.evaluation import render_run

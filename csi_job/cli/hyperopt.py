@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 import click
 
-from csi_job.cli.options import DATA, LoadedSettings, with_settings
+from csi_job.cli.options import DATA, with_settings
+
+if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
 
 STUDY = (
     "study.name",

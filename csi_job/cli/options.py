@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from pydantic import BaseModel, SecretStr
 
-from csi_job.config import LoadedSettings, Settings, load_settings, walk
+from csi_job.config import Settings, load_settings
 from csi_job.logs import set_up_logging
 
 if TYPE_CHECKING:
@@ -136,5 +136,3 @@ _log_format = click.option(
     envvar="CSI_JOB_LOG_FORMAT",
     help="Log as text or JSON lines; auto: JSON in a Kubernetes pod, otherwise text.",
 )
-
-__all__ = ["DATA", "FLAGS", "LoadedSettings", "field_of", "text", "walk", "with_settings"]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
-from csi_job.cli.options import LoadedSettings, with_settings
+from csi_job.cli.options import with_settings
 
 if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
     from csi_job.evaluation.predictions_file import PredictionFormat
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from csi_job.cli.options import LoadedSettings, with_settings
+from csi_job.cli.options import with_settings
+
+if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
 
 
 @click.command()

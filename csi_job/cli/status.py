@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_job.cli.options import LoadedSettings, with_settings
+from csi_job.cli.options import with_settings
 
 if TYPE_CHECKING:
-    from csi_job.terminal.release import ReleaseView
+    from collections.abc import Callable, Iterator
+
+    from rich.console import RenderableType
+
+    from csi_job.config import LoadedSettings
 
 
 @click.command()
@@ -33,52 +38,38 @@ def status(
     kubeconfig); in the controller's pod neither is needed.
     """
     if release or namespace:
-        _show_release(release, namespace, watch=watch, every=every, as_json=as_json)
-        return
-    from rich.console import Console
-    from rich.live import Live
+        from csi_job.cluster.api import Cluster
+        from csi_job.cluster.overview import watch_release
+        from csi_job.terminal.release import release_json, render_release
 
+        with _display(render_release, release_json, watch=watch, as_json=as_json) as show:
+            watch_release(Cluster(namespace), release, show, every_s=every, once=not watch)
+        return
     from csi_job.study.status import study_status
     from csi_job.study.studies import open_study
     from csi_job.terminal.status import render_status, status_json
 
     settings = loaded.settings
     study = open_study(settings.storage, settings.work, settings.study.name)
-    state = study_status(study)
-    if as_json:
-        click.echo(status_json(state))
+    with _display(render_status, status_json, watch=watch, as_json=as_json) as show:
+        show(state := study_status(study))
         while watch and not state.is_finished:
             time.sleep(every)
-            state = study_status(study)
-            click.echo(status_json(state))
-        return
-    if not watch:
-        Console().print(render_status(state))
-        return
-    with Live(render_status(state), refresh_per_second=4) as live:
-        while not state.is_finished:
-            time.sleep(every)
-            state = study_status(study)
-            live.update(render_status(state))
+            show(state := study_status(study))
 
 
-def _show_release(release: str | None, namespace: str | None, *, watch: bool, every: float, as_json: bool) -> None:
+@contextmanager
+def _display(
+    render: Callable[[Any], RenderableType], to_json: Callable[[Any], str], *, watch: bool, as_json: bool
+) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that shows a state: as a line of JSON, as a table, or in place of the state before it."""
     from rich.console import Console
     from rich.live import Live
 
-    from csi_job.cluster.api import Cluster
-    from csi_job.cluster.overview import watch_release
-    from csi_job.terminal.release import release_json, render_release
-
-    cluster = Cluster(namespace)
     if as_json:
-        watch_release(cluster, release, lambda view: click.echo(release_json(view)), every_s=every, once=not watch)
+        yield lambda state: click.echo(to_json(state))
     elif not watch:
-        watch_release(cluster, release, lambda view: Console().print(render_release(view)), every_s=every, once=True)
+        yield lambda state: Console().print(render(state))
     else:
         with Live(refresh_per_second=4) as live:
-
-            def show(view: ReleaseView) -> None:
-                live.update(render_release(view))
-
-            watch_release(cluster, release, show, every_s=every)
+            yield lambda state: live.update(render(state))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from csi_job.cli.hyperopt import STUDY
-from csi_job.cli.options import DATA, LoadedSettings, text, with_settings
+from csi_job.cli.options import DATA, text, with_settings
 from csi_job.cli.study_files import backup, export, migrate, restore
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
     from csi_job.study.studies import ListedStudy
 
 

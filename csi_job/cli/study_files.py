@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from csi_job.cli.options import DATA, LoadedSettings, text, with_settings
+from csi_job.cli.options import DATA, text, with_settings
 
 if TYPE_CHECKING:
+    from csi_job.config import LoadedSettings
     from csi_job.transfer.backup_file import Backup
     from csi_job.transfer.migrate import Migration
 
