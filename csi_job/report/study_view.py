@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from csi_job.storage.attributes import (
     BASELINE,
     EPOCHS,
-    F1_STD,
     FINGERPRINT,
     FINISHED,
     GFLOPS,
@@ -27,6 +26,7 @@ from csi_job.storage.attributes import (
     TARGET,
     TrialOutcome,
     curve_of,
+    f1_standard_error_of,
     outcome_of,
 )
 from csi_job.study.importances import param_importances
@@ -165,7 +165,7 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         number=frozen.number,
         outcome=outcome_of(frozen.state, attrs),
         f1=_f1(frozen, curve),
-        f1_error=_number(attrs.get(F1_STD)),
+        f1_error=_number(f1_standard_error_of(frozen)),
         params=dict(frozen.params),
         phase=_phase(attrs, phases),
         curve=curve,

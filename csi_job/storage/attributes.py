@@ -1,4 +1,4 @@
-"""The names under which a study and its trials keep what Optuna has no column for."""
+"""Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FINGERPRINT: Final = "fingerprint"
 TARGET: Final = "target"  # the total of finished trials
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
-UID: Final = "uid"  # tells studies of one name apart, e.g. in experiment tracking
-USED: Final = "used"  # {seconds, gpu_seconds} of the pods that have searched on a cluster
+UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking
+USED: Final = "used"  # {seconds, gpu_seconds} of the search's pods on a cluster
 
 # of a trial
 BASELINE: Final = "baseline"
@@ -23,16 +23,17 @@ MAX_EPOCHS: Final = "max_epochs"
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
 CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only
-GFLOPS: Final = "gflops"  # of one image
+GFLOPS: Final = "gflops"  # per image
 IMAGES_PER_S: Final = "images_per_s"
 BEST_EPOCH: Final = "best_epoch"
 NUM_PARAMETERS: Final = "num_parameters"
 MICRO_BATCH: Final = "micro_batch"
-F1_STD: Final = "f1_std"  # patient-level bootstrap standard error of the best epoch's val_f1
+F1_SE: Final = "f1_se"  # standard error of the best epoch's val_f1, by a patient-level bootstrap
+OLD_F1_SE: Final = "f1_std"  # read for one release
 REASON: Final = "reason"
 INFEASIBLE: Final = "infeasible"
 CANCELLED: Final = "cancelled"  # waited beyond the target
-MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a carried trial was trained
+MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a migrated trial was trained
 
 # of a trial, Optuna's own
 FIXED_PARAMS: Final = "fixed_params"
@@ -75,3 +76,9 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
     """
     pairs = trial.user_attrs.get(CURVE) or sorted(trial.intermediate_values.items())
     return [(int(epoch), float(f1)) for epoch, f1 in pairs]
+
+
+def f1_standard_error_of(trial: FrozenTrial) -> float | None:
+    """Return the standard error of a trial's F1, under whichever name it was stored."""
+    error = trial.user_attrs.get(F1_SE, trial.user_attrs.get(OLD_F1_SE))
+    return None if error is None else float(error)

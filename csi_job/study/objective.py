@@ -11,7 +11,7 @@ import torch
 from csi_job.errors import CheckpointWriteError
 from csi_job.logs import get_logger
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
-from csi_job.storage.attributes import BEST_EPOCH, F1_STD, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
+from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
@@ -54,7 +54,7 @@ def training_objective(
         result = _train(running, train, validation, settings, normalisation)
         running.attributes |= _attributes(result)
         running.check()
-        running.attributes[F1_STD] = training_f1_error(result, running.params, validation, settings, normalisation)
+        running.attributes[F1_SE] = training_f1_error(result, running.params, validation, settings, normalisation)
         values = [result.best_val_f1]
         return [*values, result.gflops] if running.has_two_objectives else values
 

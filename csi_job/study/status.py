@@ -12,7 +12,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.storage.attributes import F1_STD, FINISHED, MAX_EPOCHS, OBJECTIVE, REASON, TARGET, curve_of, outcome_of
+from csi_job.storage.attributes import (
+    FINISHED,
+    MAX_EPOCHS,
+    OBJECTIVE,
+    REASON,
+    TARGET,
+    curve_of,
+    f1_standard_error_of,
+    outcome_of,
+)
 from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
@@ -182,7 +191,7 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
     best_f1 = leader.values[0]
     if len(study.directions) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
-    error = float(leader.user_attrs.get(F1_STD) or 0.0)
+    error = f1_standard_error_of(leader) or 0.0
     equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
     chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     rule = (

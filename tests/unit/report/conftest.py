@@ -112,7 +112,7 @@ def run_epochs(study, trial, max_epochs, noise):
         trial.set_user_attr("curve", curve)
     best_epoch, best = max(curve, key=lambda point: point[1])
     trial.set_user_attr("best_epoch", best_epoch)
-    trial.set_user_attr("f1_std", 0.035 + 0.01 * noise.random())
+    trial.set_user_attr("f1_se", 0.035 + 0.01 * noise.random())
     trial.set_user_attr("images_per_s", 900 / GFLOPS[trial.params["model_arch"]] + noise.gauss(0, 10))
     study.tell(trial, [best, GFLOPS[trial.params["model_arch"]]] if two_objectives else best)
 

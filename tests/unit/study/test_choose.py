@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState, create_trial
 
+from csi_job.storage.attributes import f1_standard_error_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.study.status import choose_trial
 from tests.support.studies import define
@@ -12,7 +13,7 @@ from tests.support.studies import define
 
 def add(study: optuna.Study, f1: float, gflops: float | None = None, error: float | None = 0.02) -> None:
     values = [f1] if gflops is None else [f1, gflops]
-    study.add_trial(create_trial(values=values, user_attrs={"f1_std": error}))
+    study.add_trial(create_trial(values=values, user_attrs={"f1_se": error}))
 
 
 def test_nothing_is_chosen_while_nothing_is_complete(study: optuna.Study) -> None:
@@ -46,3 +47,13 @@ def test_without_a_known_uncertainty_only_equals_are_cheaper(storage: StudyStora
     chosen = choose_trial(study)
     assert chosen is not None
     assert chosen.trial.values == [0.80, 3.0]
+
+
+def test_a_standard_error_stored_under_its_earlier_name_counts_too(storage: StudyStorage) -> None:
+    study = define(storage, objective="f1-and-cost")
+    study.add_trial(create_trial(values=[0.80, 4.0], user_attrs={"f1_std": 0.02}))
+    study.add_trial(create_trial(values=[0.785, 1.5]))
+    chosen = choose_trial(study)
+    assert chosen is not None
+    assert chosen.trial.values == [0.785, 1.5]
+    assert [f1_standard_error_of(trial) for trial in study.trials] == [None, 0.02, None]

@@ -71,7 +71,7 @@ def test_a_trial_trains_and_tells_what_the_report_needs(tmp_path: Path) -> None:
     assert told["num_parameters"] > 1000
     assert told["micro_batch"] == 8
     assert told["images_per_s"] > 0
-    assert 0 < told["f1_std"] < 0.5
+    assert 0 < told["f1_se"] < 0.5
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -100,7 +100,7 @@ def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
     work_on(parted, settings, tmp_path / "parted", stopped)
     assert resumed == ["epoch-0001.pt"]
     assert parted.trials[0].intermediate_values == whole.trials[0].intermediate_values
-    assert parted.trials[0].user_attrs["f1_std"] == whole.trials[0].user_attrs["f1_std"]
+    assert parted.trials[0].user_attrs["f1_se"] == whole.trials[0].user_attrs["f1_se"]
 
 
 def test_without_room_for_checkpoints_the_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -84,7 +84,7 @@ def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objecti
     path = write_best_params(view_study(two_objectives), tmp_path / "best.json")
     content = json.loads(path.read_text(encoding="utf-8"))
     leader = max(two_objectives.best_trials, key=lambda trial: trial.values[0])
-    limit = leader.values[0] - leader.user_attrs["f1_std"]
+    limit = leader.values[0] - leader.user_attrs["f1_se"]
     as_good = [t for t in two_objectives.trials if t.values and t.values[0] >= limit]
     assert content["trial"] in {t.number for t in as_good}
     chosen = two_objectives.trials[content["trial"]]
