@@ -1,7 +1,7 @@
-"""A model from its file: `.safetensors` with the card in its metadata, or a bare `.pth` state dict.
+"""Load a model file: `.safetensors` with the card in its metadata, or a bare `.pth` state dict.
 
-Nothing in a model file is ever executed: safetensors hold no code, and `.pth` files are read with PyTorch's
-weights-only unpickler, which refuses everything but tensors.
+Nothing in a model file is ever executed: safetensors cannot contain code, and `.pth` files are read with PyTorch's
+weights-only unpickler, which rejects everything but tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict: on its device, in evaluation mode, with what its card says of it."""
+    """A model ready to predict, on its device and in evaluation mode; `card` is empty if the file has none."""
 
     name: str
     model: nn.Module
@@ -44,7 +44,6 @@ class LoadedModel:
     image_size_px: int
     normalisation: str
     device: torch.device
-    params: dict[str, Any]
     card: dict[str, Any]
 
 
@@ -59,14 +58,14 @@ def load_model(
     """Read a model file.
 
     Args:
-        path: `.safetensors` (with metadata) or `.pth` (a state dict; its card `<stem>.json` is read if it lies there).
-        device: where the model goes.
+        path: `.safetensors` (with metadata) or `.pth` (a state dict; a card `<stem>.json` beside it is read too).
+        device: where to put the model.
         architecture: name of the network, for a file without a card; a card takes precedence.
-        image_size_px: side of the model's images, for a `.pth` without a card; a card stands above it.
-        normalisation: the same for the normalisation.
+        image_size_px: side of the model's images, likewise.
+        normalisation: of the pixels, by name, likewise.
 
     Raises:
-        ModelFileError: the file is missing, torn, unsafe, or its weights fit no architecture.
+        ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
 
     """
     state, card = _read(path)
@@ -74,7 +73,7 @@ def load_model(
     if architecture is None:
         what = "the model file has no card that names its architecture"
         raise ModelFileError(what, got=str(path), hint="name it with --model-arch, e.g. --model-arch ResNet50")
-    model = _built(str(architecture), state, path)
+    model = _build(str(architecture), state, path)
     size, normal = _image_form(card, image_size_px, normalisation, path)
     return LoadedModel(
         name=path.name,
@@ -83,13 +82,12 @@ def load_model(
         image_size_px=size,
         normalisation=normal,
         device=device,
-        params=dict(card.get("params") or {}),
         card=dict(card),
     )
 
 
 def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_size: int) -> FloatArray:
-    """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` where they are not finite."""
+    """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` if they are not finite."""
     logits_NZK = predict_logits(loaded.model, images_NHW, loaded.normalisation, batch_size, loaded.device)
     probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
     if not np.isfinite(probabilities_NZK).all():
@@ -100,12 +98,11 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
 
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if path.suffix not in SUFFIXES:
-        what = "no such kind of model file"
+        what = "unknown type of model file"
         raise ModelFileError(what, got=path.name, allowed=SUFFIXES)
     if not path.is_file():
-        hint = "run `csi-job train-optimized` first, or name another file"
         what = "there is no such model file"
-        raise ModelFileError(what, got=str(path), hint=hint)
+        raise ModelFileError(what, got=str(path), hint="run `csi-job train-optimized` first, or name another file")
     with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
 
@@ -116,46 +113,46 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             metadata = stored.metadata() or {}
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError:
-        what = "the model file is torn or not a safetensors file"
+        what = "the model file is corrupt or not a safetensors file"
         raise ModelFileError(what, got=str(path)) from None
     if metadata.get("format") != FORMAT:
         return state, {}
-    return state, _parsed(metadata.get("card", ""), path)
+    return state, _parse_card(metadata.get("card", ""), path)
 
 
 def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about what is refused in one line anyway
+        with warnings.catch_warnings(action="ignore"):  # about what is rejected in one line anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        what = "the model file holds more than weights, or is not one of PyTorch's; nothing in it was executed"
+        what = "the model file contains more than weights, or is not a PyTorch file; nothing in it was executed"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)") from None
     except OSError:
         raise
-    except Exception:  # noqa: BLE001 - torn bytes make the unpickler raise nearly anything
-        what = "the model file is torn or not one of PyTorch's"
+    except Exception:  # noqa: BLE001 - corrupt bytes make the unpickler raise nearly anything
+        what = "the model file is corrupt or not a PyTorch file"
         raise ModelFileError(what, got=str(path)) from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        what = "the model file holds no state dict (names and tensors)"
+        what = "the model file contains no state dict (names and tensors)"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
     return state, _card_beside(path)
 
 
 def _card_beside(path: Path) -> Mapping[str, Any]:
-    """Return the card `<stem>.json` if it describes this very file, known by its digest."""
+    """Return the card `<stem>.json` if it holds the digest of this very file."""
     card_file = path.with_suffix(".json")
     if not card_file.is_file():
         return {}
-    card = _parsed(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
+    card = _parse_card(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
     files = card.get("files")
     described = files.get(path.name) if isinstance(files, dict) else None
     if isinstance(described, dict) and described.get("sha256") == digest_file(path):
         return card
-    logger.warning("%s describes another file than %s; it is not used", card_file.name, path.name)
+    logger.warning("%s describes another file than %s; ignoring it", card_file.name, path.name)
     return {}
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def _parse_card(text: str, path: Path) -> dict[str, Any]:
     try:
         card = json.loads(text)
     except (ValueError, RecursionError):
@@ -166,12 +163,12 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     return card
 
 
-def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:
-    """Build the network and fill it; names and shapes must fit exactly and values be finite."""
+def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
+    """Build the network and load its weights; names and shapes must match exactly and values be finite."""
     try:
         model = build_model(architecture)
     except ConfigurationError as error:
-        what = f"the model file names an unknown architecture: {error}"
+        what = f"the model's architecture is unknown: {error}"
         raise ModelFileError(what, got=str(path)) from None
     num_wrong = len(set(model.state_dict()) ^ set(state))
     try:
@@ -181,7 +178,7 @@ def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:
         what = f"the weights do not fit {architecture} ({reason})"
         raise ModelFileError(what, got=str(path)) from None
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        what = "the weights hold values that are not finite"
+        what = "some weights are not finite"
         raise ModelFileError(what, got=str(path), hint="train the model again")
     return model
 
@@ -189,14 +186,14 @@ def _built(architecture: str, state: StateDict, path: Path) -> nn.Module:
 def _image_form(
     card: Mapping[str, Any], image_size_px: int | None, normalisation: str | None, path: Path
 ) -> tuple[int, str]:
-    """Return size and normalisation: the card's, else those given; both are checked as the cache's settings are."""
+    """Return the card's image size and normalisation, or those given, validated like the cache's settings."""
     given = {
         "image_size_px": card.get("image_size_px", image_size_px),
         "normalisation": card.get("normalisation", normalisation),
     }
     missing = [name for name, value in given.items() if value is None]
     if missing:
-        what = f"{path.name} has no card that says its {' and '.join(missing)}"
+        what = f"{path.name} has no card with its {' and '.join(missing)}"
         raise ModelFileError(what, hint="give --image-size and --normalisation, or use the .safetensors file")
     try:
         checked = CacheSettings.model_validate(given)

@@ -1,4 +1,4 @@
-"""Any number of image files through a model, in order, with memory that does not grow with their number."""
+"""Predict any number of image files in order, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES, risk_class
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Args:
-        path: the file as it was named by the caller.
+        path: the file as the caller named it.
         scores: most probable class of each zone, 4 for unknown.
         probabilities_ZK: class probabilities of each zone.
-        csi: mean expected score of the zones predicted graded; None where none is.
+        csi: mean expected score of the zones predicted graded; None if none is.
         risk: risk class of that CSI; None likewise.
         risk_probabilities: of low, medium and high risk; None likewise.
 
@@ -44,7 +44,7 @@ class Prediction:
 
     @property
     def file(self) -> str:
-        """Name of the file, as text that any stream takes."""
+        """Name of the file, as text that any stream accepts."""
         return as_text(self.path)
 
     @property
@@ -54,18 +54,17 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction as JSON values."""
+        risks = None
+        if self.risk_probabilities is not None:
+            risks = dict(zip(RISK_CLASSES, self.risk_probabilities, strict=True))
         return {
             "file": self.file,
             "csi": self.csi,
             "risk": self.risk,
-            "risk_probabilities": self._by_risk(),
+            "risk_probabilities": risks,
             "num_graded_zones": self.num_graded_zones,
             "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
         }
-
-    def _by_risk(self) -> dict[str, float] | None:
-        probabilities = self.risk_probabilities
-        return None if probabilities is None else dict(zip(RISK_CLASSES, probabilities, strict=True))
 
     def _zone(self, index: int) -> dict[str, Any]:
         score = self.scores[index]
@@ -86,13 +85,13 @@ def predict_images(
 
     Args:
         loaded: the model.
-        paths: the files; they are taken as decoders become free.
-        evaluation: its `batch_size` images make a forward pass.
-        radiographs: its `max_image_side_px` refuses decompression bombs.
-        advance: called with the number of images done, for a progress bar.
+        paths: the files; each is read when a decoder becomes free.
+        evaluation: its `batch_size` is the number of images per forward pass.
+        radiographs: its `max_image_side_px` rejects decompression bombs.
+        advance: called with numbers of images done, for a progress bar.
 
     Yields:
-        For each file, in order, a prediction, or a problem with the file's name in `file_id` if it cannot be read.
+        a prediction per file, in order, or a problem with the file's name in `file_id` if it cannot be read.
 
     Raises:
         ModelFileError: the model's output is not finite.
@@ -110,7 +109,7 @@ def predict_images(
 
 
 def expand_folders(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are, and for a folder the images in it and below, by name."""
+    """Yield files as they are, and the images in and below each folder, sorted by name."""
     for path in paths:
         if path.is_dir():
             inside = sorted(found for found in path.rglob("*") if found.name.casefold().endswith(EXTENSIONS))
@@ -120,67 +119,52 @@ def expand_folders(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def as_text(path: Path) -> str:
-    """Return a path with bytes that are no Unicode (a name of an older system) written out as escapes."""
+    """Return a path as text, with bytes that are not Unicode (names from older systems) as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _in_any_order(
     loaded: LoadedModel, paths: Iterable[Path], batch_size: int, max_image_side_px: int
 ) -> Iterator[dict[int, Prediction | Problem]]:
-    """Yield results by index, a batch at a time, in the order in which images were decoded.
+    """Yield results by index, batch by batch, in the order in which images were decoded.
 
-    Only predictions wait for their turn, never pixels: one slow image does not fill the memory.
+    Only predictions wait for their turn, never pixels, so one slow image does not fill the memory.
     """
-    named: dict[int, Path] = {}
+    pending: dict[int, Path] = {}
     pixels: dict[int, np.ndarray] = {}
-    decoded = decode_images(_noting(paths, named), loaded.image_size_px, max_image_side_px, num_cores())
-    for index, answer in decoded:
+
+    def numbered() -> Iterator[tuple[int, Path]]:
+        for index, path in enumerate(paths):
+            pending[index] = path
+            yield index, path
+
+    for index, answer in decode_images(numbered(), loaded.image_size_px, max_image_side_px, num_cores()):
         if isinstance(answer, str):
-            path = named.pop(index)
-            yield {index: Problem(answer, file_id=as_text(path))}
+            yield {index: Problem(answer, file_id=as_text(pending.pop(index)))}
             continue
         pixels[index] = answer
         if len(pixels) == batch_size:
-            yield _predict_batch(loaded, pixels, named)
+            yield _predict_batch(loaded, pixels, pending)
             pixels = {}
     if pixels:
-        yield _predict_batch(loaded, pixels, named)
-
-
-def _noting(paths: Iterable[Path], named: dict[int, Path]) -> Iterator[tuple[int, Path]]:
-    """Yield paths with their index, and keep each by its index until its result is made."""
-    for index, path in enumerate(paths):
-        named[index] = path
-        yield index, path
+        yield _predict_batch(loaded, pixels, pending)
 
 
 def _predict_batch(
-    loaded: LoadedModel, pixels: dict[int, np.ndarray], named: dict[int, Path]
+    loaded: LoadedModel, pixels: dict[int, np.ndarray], pending: dict[int, Path]
 ) -> dict[int, Prediction | Problem]:
     images_NHW = torch.from_numpy(np.stack(list(pixels.values())))
     probabilities_NZK = predict_probabilities(loaded, images_NHW, len(pixels))
     predicted = predict_csi(probabilities_NZK)
-    return {
-        index: _prediction(
-            named.pop(index),
-            predicted.scores_NZ[row],
-            probabilities_NZK[row],
-            float(predicted.csi_N[row]),
-            predicted.risk_NR[row],
+    results: dict[int, Prediction | Problem] = {}
+    for row, index in enumerate(pixels):
+        csi, is_graded = float(predicted.csi_N[row]), predicted.num_graded_N[row] > 0
+        results[index] = Prediction(
+            path=pending.pop(index),
+            scores=tuple(predicted.scores_NZ[row].tolist()),
+            probabilities_ZK=probabilities_NZK[row],
+            csi=csi if is_graded else None,
+            risk=risk_class(csi) if is_graded else None,
+            risk_probabilities=tuple(predicted.risk_NR[row].tolist()) if is_graded else None,
         )
-        for row, index in enumerate(pixels)
-    }
-
-
-def _prediction(
-    path: Path, scores_Z: np.ndarray, probabilities_ZK: FloatArray, csi: float, risk_R: FloatArray
-) -> Prediction:
-    graded = bool((scores_Z != UNKNOWN).any())
-    return Prediction(
-        path=path,
-        scores=tuple(int(score) for score in scores_Z),
-        probabilities_ZK=probabilities_ZK,
-        csi=csi if graded else None,
-        risk=risk_class(csi) if graded else None,
-        risk_probabilities=tuple(float(value) for value in risk_R) if graded else None,
-    )
+    return results

@@ -1,10 +1,10 @@
-"""Predictions as CSV (one row a file) or JSON (one array), written as they come."""
+"""Write predictions as they arrive, as CSV (one row per file) or JSON (one array)."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, TextIO
 
 from csi_job.errors import Problem
@@ -28,28 +28,28 @@ COLUMNS = (
 
 
 def write_predictions(results: Results, stream: TextIO, file_format: PredictionFormat) -> list[Problem]:
-    """Write each result as soon as it is there.
+    """Write each result as soon as it is available.
 
     Args:
-        results: of `predict_images`; a file that could not be read keeps its place with only `problem` filled.
+        results: from `predict_images`; a file that could not be read keeps its place, with only `problem` filled in.
         stream: text stream, opened with `newline=""` for CSV.
         file_format: `csv` or `json`.
 
     Returns:
-        The problems among the results.
+        the problems among the results.
 
     """
     problems: list[Problem] = []
+
+    def collecting_problems() -> Results:
+        for result in results:
+            if isinstance(result, Problem):
+                problems.append(result)
+            yield result
+
     write = _write_csv if file_format == "csv" else _write_json
-    write(_setting_aside(results, problems), stream)
+    write(collecting_problems(), stream)
     return problems
-
-
-def _setting_aside(results: Results, problems: list[Problem]) -> Iterator[Prediction | Problem]:
-    for result in results:
-        if isinstance(result, Problem):
-            problems.append(result)
-        yield result
 
 
 def _write_csv(results: Results, stream: TextIO) -> None:
@@ -60,7 +60,7 @@ def _write_csv(results: Results, stream: TextIO) -> None:
 
 
 def _write_json(results: Results, stream: TextIO) -> None:
-    """Write an array with one object a line, which is valid JSON also where the results end early by an error."""
+    """Write an array with one object per line, which stays valid JSON if an error ends the results early."""
     separator = "["
     try:
         for result in results:
@@ -76,7 +76,7 @@ def _problem(problem: Problem) -> dict[str, str]:
 
 
 def _row(result: Prediction | Problem) -> dict[str, Any]:
-    """Return the filled columns; probabilities and the CSI with four decimals, scores as digits or `unknown`."""
+    """Return the filled columns: probabilities and CSI with four decimals, scores as digits or `unknown`."""
     if isinstance(result, Problem):
         return _problem(result)
     row: dict[str, Any] = {"file": result.file, "num_graded_zones": result.num_graded_zones}

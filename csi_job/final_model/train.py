@@ -222,7 +222,6 @@ class _FinalTraining:
             image_size_px=info.image_size_px,
             normalisation=info.normalisation,
             device=device,
-            params=params.to_params(),
             card={},
         )
         return evaluate_model(

@@ -42,13 +42,13 @@ def refused(path, **options) -> str:
     return str(caught.value)
 
 
-def test_safetensors_say_by_themselves_what_they_are(model_file):
+def test_safetensors_describe_themselves(model_file):
     loaded = load_model(model_file, CPU, image_size_px=64, normalisation="imagenet")
     assert (loaded.architecture, loaded.image_size_px, loaded.normalisation) == ("Custom_1", 32, "medical")
     assert not loaded.model.training
 
 
-def test_a_state_dict_gives_the_same_predictions_as_the_safetensors(model_file, tmp_path):
+def test_a_state_dict_makes_the_same_predictions_as_the_safetensors(model_file, tmp_path):
     torch.save(load_file(model_file), tmp_path / "same.pth")
     images = torch.randint(0, 256, (5, 32, 32), dtype=torch.uint8)
     ours = predict_probabilities(load_model(model_file, CPU), images, 2)
@@ -66,7 +66,7 @@ def test_a_state_dict_finds_its_card_beside_it(tmp_path):
     assert (loaded.image_size_px, loaded.normalisation) == (48, "imagenet")
 
 
-def test_a_card_of_another_file_is_not_believed(tmp_path, caplog):
+def test_a_card_of_another_file_is_ignored(tmp_path, caplog):
     path = bare(tmp_path / "m.pth")
     card = {"architecture": "ResNet50", "image_size_px": 48, "files": {"m.pth": {"sha256": "0" * 64}}}
     path.with_suffix(".json").write_text(json.dumps(card))
@@ -77,7 +77,7 @@ def test_a_card_of_another_file_is_not_believed(tmp_path, caplog):
 
 def test_a_bare_state_dict_needs_its_image_size_from_the_caller(tmp_path):
     message = refused(bare(tmp_path / "m.pth"), architecture="Custom_1")
-    assert "has no card that says its image_size_px and normalisation" in message
+    assert "has no card with its image_size_px and normalisation" in message
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -96,16 +96,16 @@ def test_a_malicious_pytorch_archive_is_refused_and_never_executed(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_file_is_one_line(model_file, tmp_path, share):
-    for source in (model_file, bare(tmp_path / "whole.pth")):
-        torn = tmp_path / f"torn{source.suffix}"
-        torn.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
-        assert "the model file" in refused(torn, **FORM)
+def test_a_truncated_file_is_a_one_line_error(model_file, tmp_path, share):
+    for source in (model_file, bare(tmp_path / "intact.pth")):
+        cut = tmp_path / f"cut{source.suffix}"
+        cut.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
+        assert "the model file" in refused(cut, **FORM)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".safetensors"]))
-def test_junk_is_one_line(tmp_path, junk, suffix):
+def test_junk_is_a_one_line_error(tmp_path, junk, suffix):
     path = tmp_path / f"junk{suffix}"
     path.write_bytes(junk)
     refused(path, **FORM)
@@ -164,9 +164,9 @@ def test_metadata_that_is_no_card_is_refused(tmp_path, model_file, card):
     assert "card is not a JSON object" in refused(tmp_path / "m.safetensors")
 
 
-def test_missing_files_folders_and_other_kinds_are_told_apart(tmp_path):
+def test_missing_files_folders_and_other_types_are_distinguished(tmp_path):
     assert "there is no such model file" in refused(tmp_path / "m.pth")
-    assert "no such kind of model file" in refused(tmp_path / "m.onnx")
+    assert "unknown type of model file" in refused(tmp_path / "m.onnx")
     (tmp_path / "folder.pth").mkdir()
     assert "there is no such model file" in refused(tmp_path / "folder.pth")
 

@@ -51,14 +51,14 @@ def test_risk_follows_from_the_csi_and_probabilities_sum_to_one(loaded, images):
             assert sum(result.risk_probabilities) == pytest.approx(1)
 
 
-def test_corrupt_files_become_problems_in_their_place_and_the_rest_goes_on(loaded, images, tmp_path):
-    torn, empty, missing = tmp_path / "torn.png", tmp_path / "empty.dcm", tmp_path / "missing.jpg"
-    torn.write_bytes(next(path for path in images if path.suffix == ".png").read_bytes()[:60])
+def test_corrupt_files_become_problems_in_their_place_and_the_rest_is_predicted(loaded, images, tmp_path):
+    cut, empty, missing = tmp_path / "cut.png", tmp_path / "empty.dcm", tmp_path / "missing.jpg"
+    cut.write_bytes(next(path for path in images if path.suffix == ".png").read_bytes()[:60])
     empty.touch()
-    results = predict(loaded, [torn, images[0], empty, tmp_path, missing, images[1]])
+    results = predict(loaded, [cut, images[0], empty, tmp_path, missing, images[1]])
     assert [isinstance(result, Problem) for result in results] == [True, False, True, True, True, False]
     problems = [result for result in results if isinstance(result, Problem)]
-    assert [problem.file_id for problem in problems] == [str(path) for path in (torn, empty, tmp_path, missing)]
+    assert [problem.file_id for problem in problems] == [str(path) for path in (cut, empty, tmp_path, missing)]
     assert not any(problem.file_id in problem.what for problem in problems)
 
 
@@ -66,7 +66,7 @@ def test_no_files_give_no_predictions(loaded):
     assert predict(loaded, []) == []
 
 
-def test_files_are_taken_as_they_are_needed_and_progress_counts_each_once(loaded, images):
+def test_files_are_read_as_needed_and_progress_counts_each_once(loaded, images):
     taken, done = 0, []
 
     def paths():
@@ -104,5 +104,5 @@ def test_folders_stand_for_the_images_below_them(tmp_path):
     assert names == ["single.bin", "a/deep.png/one.nii.gz", "a/two.PNG", "missing"]
 
 
-def test_a_name_that_is_no_unicode_is_written_with_escapes():
+def test_a_name_that_is_not_unicode_is_written_with_escapes():
     assert as_text(Path(os.fsdecode(b"film\xff.png"))) == "film\\udcff.png"

@@ -29,7 +29,7 @@ def written(results, file_format) -> tuple[str, list[Problem]]:
     return stream.getvalue(), problems
 
 
-def test_csv_has_one_row_a_file_in_order_problems_in_their_place():
+def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["file"] for row in rows] == ["a, b.png", 'söme "file".dcm', "u.png"]
@@ -54,7 +54,7 @@ def test_json_is_an_array_of_the_same():
     assert problems == [PROBLEM]
 
 
-def test_no_results_are_an_empty_table_or_array():
+def test_no_results_give_an_empty_table_or_array():
     assert written([], "json")[0] == "[]\n"
     assert len(written([], "csv")[0].splitlines()) == 1
 

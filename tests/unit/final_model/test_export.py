@@ -49,7 +49,7 @@ def test_both_kinds_of_file_give_the_model_back_with_its_card(tmp_path, state, c
     for suffix in (".safetensors", ".pth"):
         loaded = load_model(path.with_suffix(suffix), CPU)
         assert (loaded.architecture, loaded.image_size_px) == ("Custom_1", 32)
-        assert loaded.params == card["params"]
+        assert loaded.card["params"] == card["params"]
         assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
 
 
