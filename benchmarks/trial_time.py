@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.figures import machine, spread
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_split
+from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
@@ -185,15 +185,15 @@ def peer_files(radiographs: RadiographsSettings, side_px: int) -> dict[str, File
 
 def cached_trial(cache: Path, params: Hyperparameters, num_epochs: int) -> None:
     """Train from the cache as a trial of a study does, without checkpoints, which the peer has none of."""
-    splits = [load_split(cache, name) for name in SPLITS]
-    train_model(*splits, params, SETTINGS, normalisation="medical", max_epochs=num_epochs, seed=0)
+    opened = Cache.open(cache)
+    train_model(opened.train, opened.validation, params, SETTINGS, max_epochs=num_epochs, seed=0)
 
 
 def cached_supply(cache: Path, num_epochs: int) -> None:
     """Read every image from the cache for a number of epochs, in batches of random order."""
     for _ in range(num_epochs):
         for name in SPLITS:
-            split = load_split(cache, name)
+            split = Cache.open(cache).split(name)
             for index_B in torch.randperm(len(split)).split(32):
                 split.images_NHW[index_B].clone()
 

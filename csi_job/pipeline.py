@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from csi_job.cache.build import build_cache, find_cache
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, ModelFileError, Problem
 from csi_job.evaluation.model_file import load_model
@@ -87,16 +87,16 @@ def optimize_hyperparameters(
     return run_hyperopt(load_settings(given).settings, own_process=False)
 
 
-def ensure_cache(settings: Settings, key: str = "") -> Path:
-    """Return the cache's folder, built where it is missing; without named data, the one of `key` or of the settings."""
+def ensure_cache(settings: Settings, key: str = "") -> Cache:
+    """Return the cache, built if it is missing; if no data is named, the cache of `key` or of the settings."""
     radiographs = settings.radiographs
     if radiographs.labels is None and radiographs.images is None:
         return existing_cache(settings, key)
-    return build_cache(radiographs, settings.cache, settings.work)
+    return Cache.open(build_cache(radiographs, settings.cache, settings.work))
 
 
-def existing_cache(settings: Settings, key: str = "") -> Path:
-    """Return a finished cache's folder; `key` names it where no data is named.
+def existing_cache(settings: Settings, key: str = "") -> Cache:
+    """Return a finished cache; `key` names it if no data is named.
 
     Raises:
         ConfigurationError: there is none, or several fit and none is named.
@@ -104,7 +104,7 @@ def existing_cache(settings: Settings, key: str = "") -> Path:
     """
     named = settings.folder.cache(key)
     if key and settings.radiographs.labels is None and named.is_dir():
-        return named
+        return Cache.open(named)
     folder = find_cache(settings.radiographs, settings.cache, settings.work)
     if folder is None:
         raise ConfigurationError(
@@ -112,7 +112,7 @@ def existing_cache(settings: Settings, key: str = "") -> Path:
             got=str(settings.folder.caches),
             hint="build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)",
         )
-    return folder
+    return Cache.open(folder)
 
 
 def run_hyperopt(
@@ -127,17 +127,17 @@ def run_hyperopt(
         own_process: whether this process may be ended when its training hangs; not in a notebook.
 
     """
-    folder = prepare(settings)
-    study = define(settings, folder)
+    cache = prepare(settings)
+    study = define(settings, cache)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials)
-    _search(study, folder, settings, own_process=own_process)
+    _search(study, cache, settings, own_process=own_process)
     write_everything(study, settings.work)
     return study
 
 
-def prepare(settings: Settings) -> Path:
+def prepare(settings: Settings) -> Cache:
     """Check what would fail late, and return the cache."""
     check_sampler(settings.study.sampler, settings.study.objective)
     model_arch = settings.space.model_arch
@@ -155,14 +155,14 @@ def _check_reachable(settings: Settings) -> None:
         open_storage(settings.storage, settings.work, create=True).close()
 
 
-def define(settings: Settings, cache_folder: Path) -> optuna.Study:
+def define(settings: Settings, cache: Cache) -> optuna.Study:
     """Make the study of these settings, or continue it."""
     return define_study(
         open_storage(settings.storage, settings.work, create=True),
         settings.study,
         space=settings.space,
         baseline=settings.baseline.model_dump(),
-        cache=load_info(cache_folder),
+        cache=cache.info,
         average=settings.trial.objective_average,
     )
 
@@ -170,23 +170,21 @@ def define(settings: Settings, cache_folder: Path) -> optuna.Study:
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Carry the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
     check_sampler(settings.study.sampler, settings.study.objective)
-    cache = load_info(existing_cache(settings))
+    cache = existing_cache(settings)
     return migrate_study(
         open_storage(settings.storage, settings.work, create=False),
         old,
         settings.study.model_copy(update={"name": checked_name(new)}),
         space=settings.space,
         baseline=settings.baseline.model_dump(),
-        cache=cache,
+        cache=cache.info,
         average=settings.trial.objective_average,
         num_trials=settings.study.num_trials if num_trials_given else None,
     )
 
 
-def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_process: bool) -> None:
+def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_process: bool) -> None:
     """Run trials until the study needs this worker no more."""
-    train, validation = (load_split(cache_folder, split) for split in ("train", "validation"))
-    normalisation = load_info(cache_folder).normalisation
     state = study_status(study)
     wandb = WandbTracker(settings.tracking, study, settings.work) if settings.tracking.wandb_project else None
     with (
@@ -206,7 +204,7 @@ def _search(study: optuna.Study, cache_folder: Path, settings: Settings, *, own_
 
         run_worker(
             study,
-            training_objective(train, validation, settings.trial, normalisation=normalisation),
+            training_objective(cache.train, cache.validation, settings.trial),
             suggest=settings.space.suggest,
             settings=settings.study,
             work=settings.work,
@@ -244,7 +242,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     final = run_final_training(
         FinalTrainingRequest(
             work=settings.folder,
-            cache_folder=ensure_cache(settings, file.cache),
+            cache=ensure_cache(settings, file.cache),
             file=file,
             study=study,
             baseline=settings.baseline.hyperparameters(),

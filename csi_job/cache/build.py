@@ -22,7 +22,6 @@ from csi_job.cache.manifest import (
     images_file,
     manifest_text,
     split_table_text,
-    verify_cache,
 )
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.settings import CacheSettings
@@ -35,8 +34,6 @@ from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.work_folder import WorkFolder
-
-__all__ = ["build_cache", "find_cache", "verify_cache"]
 
 _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that nobody went on with for so long is removed
 _NUM_ROWS_NAMED = 10

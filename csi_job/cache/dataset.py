@@ -1,18 +1,20 @@
-"""The splits of a finished cache as tensors."""
+"""A finished cache, opened: its manifest, and its splits as tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 
-from csi_job.cache.manifest import CacheInfo, images_file, load_info, read_split_table
+from csi_job.cache.manifest import CachedImage, CacheInfo, images_file, load_info, read_split_table
 from csi_job.errors import DataError
 
-__all__ = ["CacheInfo", "SplitData", "load_info", "load_split"]
+SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,15 @@ class SplitData:
     """One split, N images.
 
     `images_NHW` is uint8; `zones_NZ` int64 `[N, 6]` with the scores 0-3 and 4 for unknown; `patients_N` int64, the
-    index of each image's patient within the whole cache; `pseudonyms` stand for the FileIDs.
+    index of each image's patient within the entire cache; `pseudonyms` stand for the FileIDs; `normalisation` names
+    the one that models take the pixels in.
     """
 
     images_NHW: torch.Tensor  # noqa: N815 - a tensor carries its axes
     zones_NZ: torch.Tensor  # noqa: N815
     patients_N: torch.Tensor  # noqa: N815
     pseudonyms: tuple[str, ...]
+    normalisation: str
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -42,31 +46,66 @@ class SplitData:
         )
 
 
-def load_split(folder: Path, name: Literal["train", "validation", "test"]) -> SplitData:
-    """Open a split of a finished cache; its images stay on disk until they are read (a private memory map).
+@dataclass(frozen=True)
+class Cache:
+    """A finished cache; each file is read at most once, and only when it is needed."""
 
-    Args:
-        folder: the folder that `build_cache` returned.
-        name: which split.
+    folder: Path
+    info: CacheInfo
+    _splits: dict[SplitName, SplitData] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    Raises:
-        DataError: the cache is damaged or of another version.
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the folder that `build_cache` returned; raise `DataError` if its manifest is missing or damaged."""
+        return cls(folder, load_info(folder))
 
-    """
-    info = load_info(folder)
-    rows = [row for row in read_split_table(folder) if row.split == name]
-    try:
-        images_NHW = np.load(folder / images_file(name), mmap_mode="c")
-    except (OSError, ValueError, EOFError):
-        raise DataError(f"{images_file(name)} of the cache is damaged", got=str(folder)) from None
-    expected = (len(rows), info.image_size_px, info.image_size_px)
-    if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows) != info.num_images[name]:
-        raise DataError(
-            f"{images_file(name)} of the cache is damaged", got=images_NHW.shape, allowed=f"uint8 {expected}"
+    @property
+    def train(self) -> SplitData:
+        """The split to learn from."""
+        return self.split("train")
+
+    @property
+    def validation(self) -> SplitData:
+        """The split that chooses epochs and hyperparameters."""
+        return self.split("validation")
+
+    @property
+    def num_patients(self) -> dict[str, int]:
+        """Number of patients in each split."""
+        return {name: len({row.patient_index for row in rows}) for name, rows in self._rows.items()}
+
+    def split(self, name: SplitName) -> SplitData:
+        """Return a split, whose images stay on disk until they are read (a private memory map).
+
+        Raises:
+            DataError: the cache is damaged or of another version.
+
+        """
+        if name not in self._splits:
+            self._splits[name] = self._load(name)
+        return self._splits[name]
+
+    @cached_property
+    def _rows(self) -> dict[str, list[CachedImage]]:
+        rows: dict[str, list[CachedImage]] = defaultdict(list)
+        for row in read_split_table(self.folder):
+            rows[row.split].append(row)
+        return rows
+
+    def _load(self, name: SplitName) -> SplitData:
+        rows, side_px = self._rows.get(name, []), self.info.image_size_px
+        damaged = f"{images_file(name)} of the cache is damaged"
+        try:
+            images_NHW = np.load(self.folder / images_file(name), mmap_mode="c")
+        except (OSError, ValueError, EOFError):
+            raise DataError(damaged, got=str(self.folder)) from None
+        expected = (len(rows), side_px, side_px)
+        if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows) != self.info.num_images[name]:
+            raise DataError(damaged, got=images_NHW.shape, allowed=f"uint8 {expected}")
+        return SplitData(
+            images_NHW=torch.from_numpy(images_NHW),
+            zones_NZ=torch.tensor([row.zones for row in rows], dtype=torch.int64),
+            patients_N=torch.tensor([row.patient_index for row in rows], dtype=torch.int64),
+            pseudonyms=tuple(row.image for row in rows),
+            normalisation=self.info.normalisation,
         )
-    return SplitData(
-        images_NHW=torch.from_numpy(images_NHW),
-        zones_NZ=torch.tensor([row.zones for row in rows], dtype=torch.int64),
-        patients_N=torch.tensor([row.patient_index for row in rows], dtype=torch.int64),
-        pseudonyms=tuple(row.image for row in rows),
-    )

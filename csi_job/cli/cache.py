@@ -23,13 +23,12 @@ def cache() -> None:
 @with_settings(*DATA, *SPLIT)
 def build(loaded: LoadedSettings) -> None:
     """Build the cache; an interrupted build is resumed, an existing cache is left as it is."""
-    from csi_job.cache.dataset import load_info
     from csi_job.pipeline import ensure_cache
 
-    folder = ensure_cache(loaded.settings)
-    info = load_info(folder)
+    cache = ensure_cache(loaded.settings)
+    info = cache.info
     splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
-    click.echo(f"{folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
+    click.echo(f"{cache.folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
     for warning in info.warnings:
         click.echo(f"warning: {warning}")
 
@@ -38,9 +37,9 @@ def build(loaded: LoadedSettings) -> None:
 @with_settings(*DATA, *SPLIT)
 def verify(loaded: LoadedSettings) -> None:
     """Read the entire cache and compare it with its checksums."""
-    from csi_job.cache.build import verify_cache
+    from csi_job.cache.manifest import verify_cache
     from csi_job.pipeline import existing_cache
 
-    folder = existing_cache(loaded.settings)
+    folder = existing_cache(loaded.settings).folder
     verify_cache(folder)
     click.echo(f"{folder} is intact")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from csi_job.cache.dataset import CacheInfo, SplitData, load_info, load_split
+from csi_job.cache.dataset import Cache, SplitName
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.compare import Comparison, compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
@@ -17,7 +17,6 @@ from csi_job.evaluation.page import write_comparison, write_evaluation
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.work_folder import WorkFolder
 
-Split = Literal["train", "validation", "test"]
 OTHER_CACHE = (
     "{name} was trained on another cache than the one it is evaluated on; unless the data is different on purpose, "
     "patients of this {split} set may have been among its training patients"
@@ -35,20 +34,20 @@ class EvaluationRun:
 
 def run_evaluation(
     work: Path,
-    cache_folder: Path,
+    cache: Cache,
     model_path: Path,
     settings: EvaluationSettings,
     device: torch.device,
     *,
     baseline_path: Path | None = None,
     architecture: str | None = None,
-    split: Split = "test",
+    split: SplitName = "test",
 ) -> EvaluationRun:
     """Evaluate a model on a split and write numbers and figures to `models/evaluation/`.
 
     Args:
         work: the work folder.
-        cache_folder: a finished cache; its image size and normalisation apply to a bare `.pth` file.
+        cache: its image size and normalisation apply to a bare `.pth` file.
         model_path: the model.
         settings: bootstrap and batch size.
         device: where to compute.
@@ -63,17 +62,17 @@ def run_evaluation(
         CsiJobError: the results cannot be written.
 
     """
-    info, data, folder = load_info(cache_folder), load_split(cache_folder, split), WorkFolder(work).evaluations
+    info, folder = cache.info, WorkFolder(work).evaluations
     form: dict[str, Any] = {
         "architecture": architecture,
         "image_size_px": info.image_size_px,
         "normalisation": info.normalisation,
     }
-    evaluation = _evaluate(load_model(model_path, device, **form), info, data, settings, split)
+    evaluation = _evaluate(load_model(model_path, device, **form), cache, settings, split)
     files: tuple[Path, ...] = write_evaluation(evaluation, folder, model_path.stem)
     if baseline_path is None:
         return EvaluationRun(evaluation, None, files)
-    baseline = _evaluate(load_model(baseline_path, device, **form), info, data, settings, split)
+    baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings, split)
     same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
     files += write_evaluation(
         baseline, folder, f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
@@ -82,17 +81,16 @@ def run_evaluation(
     return EvaluationRun(evaluation, comparison, files + write_comparison(comparison, folder))
 
 
-def _evaluate(
-    loaded: LoadedModel, info: CacheInfo, data: SplitData, settings: EvaluationSettings, split: Split
-) -> Evaluation:
+def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, split: SplitName) -> Evaluation:
+    info = cache.info
     if loaded.image_size_px != info.image_size_px:
         what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
         raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")
-    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if _is_of_another_cache(loaded, info) else []
-    return evaluate_model(loaded, data, settings, split=split, cache=info.key, warnings=warnings)
+    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if _is_of_another_cache(loaded, info.key) else []
+    return evaluate_model(loaded, cache.split(split), settings, split=split, cache=info.key, warnings=warnings)
 
 
-def _is_of_another_cache(loaded: LoadedModel, info: CacheInfo) -> bool:
+def _is_of_another_cache(loaded: LoadedModel, key: str) -> bool:
     """Return whether the card names another cache; a model without a card says nothing."""
     data = loaded.card.get("data")
-    return isinstance(data, dict) and data.get("cache") not in (None, info.key)
+    return isinstance(data, dict) and data.get("cache") not in (None, key)

@@ -63,7 +63,7 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
         validation: the kept model on the validation split.
 
     """
-    params, kept, info = result.candidate.recipe.params, result.best, context.trainer.info
+    params, kept, info = result.candidate.recipe.params, result.best, context.trainer.cache.info
     return {
         "format": FORMAT,
         "name": context.name,

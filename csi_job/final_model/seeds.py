@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from csi_job.cache.dataset import CacheInfo, SplitData
+from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.files import digest_file, digest_json, json_text, read_json, replacing, write_atomic
 from csi_job.trial.checkpoint import valid_checkpoints
@@ -75,24 +75,20 @@ class SeedTrainer:
 
     Args:
         folder: `models/candidates/<study>`.
-        train: the split to learn from.
-        validation: the split that stops early and chooses the epoch.
-        info: the cache they are from.
+        cache: its training split is learned from; its validation split stops early and chooses the epoch.
         settings: the training settings that are not searched.
         check: raises when the process is asked to stop.
 
     """
 
     folder: Path
-    train: SplitData
-    validation: SplitData
-    info: CacheInfo
+    cache: Cache
     settings: TrialSettings
     check: Callable[[], None] = lambda: None
 
     def recipe_digest(self, recipe: Recipe) -> str:
         """Return 16 hexadecimal digits of everything that decides how the recipe's trainings come out."""
-        training = {"cache": self.info.key, "settings": self.training_settings()}
+        training = {"cache": self.cache.info.key, "settings": self.training_settings()}
         return digest_json({"format": FORMAT, "training": training, **asdict(recipe)})[:16]
 
     def training_settings(self) -> dict[str, Any]:
@@ -150,11 +146,10 @@ class SeedTrainer:
     def _train(self, recipe: Recipe, seed: int, hooks: SeedHooks) -> TrainingResult:
         checkpoints = self._stem(recipe, seed)
         return train_model(
-            self.train,
-            self.validation,
+            self.cache.train,
+            self.cache.validation,
             recipe.params,
             self.settings,
-            normalisation=self.info.normalisation,
             max_epochs=recipe.max_epochs,
             seed=seed,
             hooks=hooks,

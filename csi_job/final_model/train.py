@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
@@ -35,7 +34,6 @@ from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.logs import get_logger, progress
-from csi_job.radiographs.split import SPLITS
 from csi_job.signals import listening
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
@@ -55,7 +53,7 @@ class FinalTrainingRequest:
 
     Args:
         work: the work folder.
-        cache_folder: a finished cache.
+        cache: what to train on.
         file: the hyperparameters to start from.
         study: the study they come from; None: they are the only candidate.
         baseline: the hyperparameters to compare with.
@@ -66,7 +64,7 @@ class FinalTrainingRequest:
     """
 
     work: WorkFolder
-    cache_folder: Path
+    cache: Cache
     file: HyperparamsFile
     study: optuna.Study | None
     baseline: Hyperparameters
@@ -105,9 +103,7 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
     """
     folder = request.work.candidates(request.file.study)
     with _exclusive(folder), listening() as stop:
-        train, validation = (load_split(request.cache_folder, split) for split in ("train", "validation"))
-        info = load_info(request.cache_folder)
-        training = _FinalTraining(request, SeedTrainer(folder, train, validation, info, request.trial, stop.check))
+        training = _FinalTraining(request, SeedTrainer(folder, request.cache, request.trial, stop.check))
         return training.finished() or training.run()
 
 
@@ -173,7 +169,7 @@ class _FinalTraining:
         result = self._train_baseline(Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs)))
         file = self.request.file
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
-            write_optimized_params(winner, file.study, self.trainer.info.key, self.params_file)
+            write_optimized_params(winner, file.study, self.request.cache.info.key, self.params_file)
         baseline_card = None if result is None else self._keep(self.work.baseline_model, result, with_pth=False)
         return self._final(
             self._keep(self.work.optimized_model, winner.result, with_pth=True), baseline_card, is_new=True
@@ -198,12 +194,12 @@ class _FinalTraining:
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
         """Write the best seed's weights and their card."""
         state = self.trainer.weights(result.candidate.recipe, result.best)
-        file, info = self.request.file, self.trainer.info
+        file, info = self.request.file, self.request.cache.info
         context = CardContext(
             name=path.stem,
             study=file.study,
             trainer=self.trainer,
-            num_patients={split: _num_patients(self.request.cache_folder, split) for split in SPLITS},
+            num_patients=self.request.cache.num_patients,
             warnings=(OTHER_DATA,) if file.cache not in ("", info.key) else (),
             request_digest=self.request_digest,
         )
@@ -212,7 +208,7 @@ class _FinalTraining:
 
     def _validate(self, name: str, state: dict[str, Any], params: Hyperparameters) -> Evaluation:
         """Measure the kept weights on the validation split."""
-        device, info = choose_device(self.trainer.settings), self.trainer.info
+        device, info = choose_device(self.trainer.settings), self.request.cache.info
         model = build_model(params.model_arch)
         model.load_state_dict(state)
         loaded = LoadedModel(
@@ -225,7 +221,7 @@ class _FinalTraining:
             card={},
         )
         return evaluate_model(
-            loaded, self.trainer.validation, self.request.evaluation, split="validation", cache=info.key
+            loaded, self.request.cache.validation, self.request.evaluation, split="validation", cache=info.key
         )
 
     def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:
@@ -242,7 +238,3 @@ def _exclusive(folder: Path) -> Iterator[None]:
     busy = "another process is training the final model of this study in this work folder; waiting for it"
     with locked(folder / ".lock", busy):
         yield
-
-
-def _num_patients(cache_folder: Path, split: str) -> int:
-    return len(np.unique(load_split(cache_folder, split).patients_N.numpy()))  # type: ignore[arg-type] # one of SPLITS

@@ -31,16 +31,13 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-def training_objective(
-    train: SplitData, validation: SplitData, settings: TrialSettings, *, normalisation: str
-) -> TrialObjective:
+def training_objective(train: SplitData, validation: SplitData, settings: TrialSettings) -> TrialObjective:
     """Return the objective that trains a model with a trial's hyperparameters.
 
     Args:
         train: the split to learn from.
         validation: the split that `val_f1` is measured on.
         settings: everything of training that is not searched.
-        normalisation: of the pixels, by name.
 
     Returns:
         an objective whose values are the best `val_f1`, and GFLOPs an image where the study has two objectives.
@@ -51,10 +48,10 @@ def training_objective(
         if running.has_two_objectives:
             model = build_model(running.params.model_arch)
             running.gflops = gflops(model, train.images_NHW.shape[-1])
-        result = _train(running, train, validation, settings, normalisation)
+        result = _train(running, train, validation, settings)
         running.attributes |= _attributes(result)
         running.check()
-        running.attributes[F1_SE] = training_f1_error(result, running.params, validation, settings, normalisation)
+        running.attributes[F1_SE] = training_f1_error(result, running.params, validation, settings)
         values = [result.best_val_f1]
         return [*values, result.gflops] if running.has_two_objectives else values
 
@@ -66,10 +63,8 @@ def _train(
     train: SplitData,
     validation: SplitData,
     settings: TrialSettings,
-    normalisation: str,
 ) -> TrainingResult:
     options: dict[str, Any] = {
-        "normalisation": normalisation,
         "max_epochs": running.max_epochs,
         "seed": running.seed,
         "hooks": running,
@@ -135,16 +130,15 @@ def training_f1_error(
     params: Hyperparameters,
     validation: SplitData,
     settings: TrialSettings,
-    normalisation: str,
 ) -> float | None:
     """Return the standard error of a finished training's best `val_f1`, None where memory does not suffice."""
     device = choose_device(settings)
     try:
         model = build_model(params.model_arch)
         model.load_state_dict(result.best_state)
-        logits_NZK = predict_logits(
-            model.to(device), validation.images_NHW, normalisation, min(result.micro_batch, params.batch_size), device
-        )
+        batch_size = min(result.micro_batch, params.batch_size)
+        model.to(device)
+        logits_NZK = predict_logits(model, validation.images_NHW, validation.normalisation, batch_size, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

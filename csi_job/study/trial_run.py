@@ -166,7 +166,7 @@ class RunningTrial(Generic[Params]):
                 "trial %d: no intact checkpoint of epoch %d in %s; epochs %d to %d are computed again",
                 self.number,
                 last,
-                self.work / "checkpoints",
+                WorkFolder(self.work).checkpoints(self.study.study_name),
                 found.epoch + 1,
                 last,
             )

@@ -64,7 +64,6 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     params: Hyperparameters,
     settings: TrialSettings,
     *,
-    normalisation: str,
     max_epochs: int,
     seed: int,
     hooks: TrainingHooks,
@@ -80,7 +79,6 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
         validation: the split that decides when to stop and which epoch is best.
         params: the hyperparameters.
         settings: everything about training that is not searched.
-        normalisation: name of the pixel normalisation.
         max_epochs: maximum number of epochs, including those before a resume.
         seed: of weights, order, augmentation and dropout.
         hooks: called after batches and epochs.
@@ -96,7 +94,7 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     """
     run = _Run(params, settings, seed)
     try:
-        run.start(train, validation, normalisation, resume_from)
+        run.start(train, validation, resume_from)
         return run.train(max_epochs, hooks, checkpoint_folder)
     except (RuntimeError, MemoryError) as error:
         if settings.compile and is_compiler_failure(error):
@@ -123,16 +121,14 @@ class _Run:
         self.schedule = Schedule(params.learning_rate, params.patience)
         self.identity: dict[str, Any] = {**params.to_params(), "seed": seed}
 
-    def start(self, train: SplitData, validation: SplitData, normalisation: str, resume_from: Path | None) -> None:
+    def start(self, train: SplitData, validation: SplitData, resume_from: Path | None) -> None:
         if len(train) < 2 or not bool((validation.zones_NZ != UNKNOWN).any()):  # noqa: PLR2004 - batch norm needs two
             message = "training needs two training images and a graded validation label"
             raise DataError(message, got=f"{len(train)} and {len(validation)} images")
         self.identity |= {"image_size_px": train.images_NHW.shape[-1], "num_images": len(train)}
         device = choose_device(self.settings)
         seed_everything(self.seed)
-        self.trainer = Trainer(
-            train, validation, self.params, self.settings, normalisation=normalisation, device=device
-        )
+        self.trainer = Trainer(train, validation, self.params, self.settings, device)
         if resume_from is not None:
             self._resume(resume_from)
 

@@ -37,11 +37,9 @@ class Trainer:
         validation: SplitData,
         params: Hyperparameters,
         settings: TrialSettings,
-        *,
-        normalisation: str,
         device: torch.device,
     ) -> None:
-        self.params, self.settings, self.normalisation, self.device = params, settings, normalisation, device
+        self.params, self.settings, self.device = params, settings, device
         self.train_data, self.validation_data = _resident(train, device), _resident(validation, device)
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
@@ -77,7 +75,7 @@ class Trainer:
             image_BHW, zones_BZ = self._fetch(data, index_B)
             if self.settings.augment.enabled:
                 image_BHW, zones_BZ = augment_batch(image_BHW, zones_BZ, self.settings.augment, augmentation)
-            total += self._learn(to_input(image_BHW, self.normalisation), zones_BZ) * len(index_B)
+            total += self._learn(to_input(image_BHW, self.train_data.normalisation), zones_BZ) * len(index_B)
             batch_done()
         return float(total) / len(data)
 
@@ -118,7 +116,7 @@ class Trainer:
         confusion_ZKK: Tensor | int = 0
         for index_B in torch.split(torch.arange(len(data), device=data.images_NHW.device), self.params.batch_size):
             image_BHW, zones_BZ = self._fetch(data, index_B)
-            logits_BZK = self._infer(to_input(image_BHW, self.normalisation))
+            logits_BZK = self._infer(to_input(image_BHW, self.train_data.normalisation))
             total += self.loss(logits_BZK, zones_BZ) * len(index_B)
             confusion_ZKK = confusion_ZKK + confusion(logits_BZK.argmax(dim=-1), zones_BZ)
             batch_done()

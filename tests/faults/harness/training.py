@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.settings import RadiographsSettings
@@ -40,7 +40,6 @@ def _task(plan: Plan) -> Task:
         message = "there is no cache to train on"
         raise ValueError(message)
     torch.set_num_threads(1)
-    train, validation = (load_split(plan.cache, split) for split in ("train", "validation"))
-    info = load_info(plan.cache)
-    objective = training_objective(train, validation, TrialSettings(device="cpu"), normalisation=info.normalisation)
-    return Task(SPACE, BASELINE, info, lambda _: objective)
+    cache = Cache.open(plan.cache)
+    objective = training_objective(cache.train, cache.validation, TrialSettings(device="cpu"))
+    return Task(SPACE, BASELINE, cache.info, lambda _: objective)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csi_job.cache.build import build_cache, find_cache, verify_cache
-from csi_job.cache.dataset import load_split
-from csi_job.cache.manifest import load_info
+from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.dataset import Cache
+from csi_job.cache.manifest import load_info, verify_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError
 from csi_job.phantoms.phantom import write_phantoms
@@ -51,7 +51,7 @@ def test_the_cache_holds_every_image_once_in_its_split(
     paths = find_images(radiographs.images, table.file_ids, table.rows)
     split_N = split_patients(table, radiographs.split)
     for place, name in enumerate(SPLITS):
-        split = load_split(folder, name)
+        split = Cache.open(folder).split(name)
         members = np.flatnonzero(split_N == place)
         expected = [read_radiograph(paths[index], SIDE_PX, max_image_side_px=20_000) for index in members]
         assert np.array_equal(split.images_NHW.numpy(), np.stack(expected))
@@ -148,7 +148,7 @@ def test_few_corrupt_images_are_listed_and_left_out(
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
     assert "rows 5, 6" in caplog.text
     assert "jane" not in caplog.text
-    kept = sum(load_split(folder, name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
+    kept = sum(Cache.open(folder).split(name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
     assert kept == NUM_IMAGES - 2
     shutil.copy(images_of(copied)[5], corrupt[0])
     shutil.copy(images_of(copied)[6], corrupt[1])
@@ -159,10 +159,10 @@ def test_few_corrupt_images_are_listed_and_left_out(
 def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(
     copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
 ) -> None:
-    whole = load_split(build_cache(settings_of(data), cache, tmp_path), "train")
+    whole = Cache.open(build_cache(settings_of(data), cache, tmp_path)).split("train")
     images_of(copied)[0].write_bytes(b"")
     images_of(copied)[11].write_bytes(b"")
-    part = load_split(build_cache(settings_of(copied, max_corrupt_fraction=0.2), cache, tmp_path), "train")
+    part = Cache.open(build_cache(settings_of(copied, max_corrupt_fraction=0.2), cache, tmp_path)).split("train")
     by_name = dict(zip(whole.pseudonyms, whole.images_NHW, strict=True))
     assert len(part) < len(whole)
     for name, image_HW in zip(part.pseudonyms, part.images_NHW, strict=True):
@@ -258,7 +258,7 @@ def test_a_killed_build_leaves_nothing_half_made_and_is_gone_on_with(
     verify_cache(work / "cache" / key)
     whole = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "other")
     for name in SPLITS:
-        resumed, fresh = (load_split(folder, name).images_NHW for folder in (work / "cache" / key, whole))
+        resumed, fresh = (Cache.open(folder).split(name).images_NHW for folder in (work / "cache" / key, whole))
         assert resumed.equal(fresh)
 
 

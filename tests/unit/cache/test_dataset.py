@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
+from csi_job.cache.manifest import load_info
 from csi_job.cache.settings import CacheSettings
 from tests.unit.cache.conftest import SIDE_PX, settings_of
 
@@ -23,7 +24,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tensors_have_their_types_and_shapes(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        split = load_split(folder, "train")
+        split = Cache.open(folder).split("train")
     num_images = load_info(folder).num_images["train"]
     assert len(split) == num_images == len(split.pseudonyms)
     assert split.images_NHW.shape == (num_images, SIDE_PX, SIDE_PX)
@@ -34,19 +35,19 @@ def test_tensors_have_their_types_and_shapes(folder: Path) -> None:
 
 
 def test_no_patient_is_in_two_splits(folder: Path) -> None:
-    patients = [set(load_split(folder, name).patients_N.tolist()) for name in ("train", "validation", "test")]
+    patients = [set(Cache.open(folder).split(name).patients_N.tolist()) for name in ("train", "validation", "test")]
     assert not patients[0] & patients[1]
     assert not (patients[0] | patients[1]) & patients[2]
     assert len(set().union(*patients)) == load_info(folder).num_patients
 
 
 def test_writing_to_the_tensor_does_not_change_the_cache(folder: Path) -> None:
-    first, second = load_split(folder, "test"), load_split(folder, "test")
+    first, second = Cache.open(folder).split("test"), Cache.open(folder).split("test")
     before = second.images_NHW.clone()
     first.images_NHW.zero_()
-    assert load_split(folder, "test").images_NHW.equal(before)
+    assert Cache.open(folder).split("test").images_NHW.equal(before)
 
 
 def test_a_split_moves_to_a_device_whole(folder: Path) -> None:
-    moved = load_split(folder, "validation").to("meta")
+    moved = Cache.open(folder).split("validation").to("meta")
     assert {tensor.device.type for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {"meta"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_split
+from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import load_info, verify_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError
@@ -61,7 +61,7 @@ def test_a_short_and_a_missing_file_are_found(folder: Path, name: str) -> None:
 def test_damaged_files_are_data_errors_when_loaded(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        load_split(folder, "train")
+        Cache.open(folder).split("train")
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_info
+from csi_job.cache.manifest import load_info
 from csi_job.cache.settings import CacheSettings
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csi_job.cache.dataset import load_split
+from csi_job.cache.dataset import Cache
 from csi_job.errors import DataError
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
@@ -96,7 +96,7 @@ def test_models_evaluated_on_different_images_are_refused(quick):
 
 def test_two_model_files_are_compared_on_one_split(cache_folder, model_file, tmp_path, quick):
     paths = (model_file, write_model_file(tmp_path / "other.safetensors", seed=1))
-    data = load_split(cache_folder, "validation")
+    data = Cache.open(cache_folder).split("validation")
     model, other = (
         evaluate_model(load_model(path, torch.device("cpu")), data, quick, split="validation", cache="k")
         for path in paths

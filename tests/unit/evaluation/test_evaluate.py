@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from csi_job.cache.dataset import load_split
+from csi_job.cache.dataset import Cache
 from csi_job.evaluation.evaluate import confusion_ZKK, evaluate_model, risk_confusion_RR
 from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
 from csi_job.evaluation.model_file import load_model
@@ -27,7 +27,7 @@ def test_f1_equals_the_objective_of_the_trials(quick):
 
 
 def test_a_model_is_measured_on_a_split_of_a_cache(cache_folder, model_file, quick):
-    data, loaded = load_split(cache_folder, "test"), load_model(model_file, torch.device("cpu"))
+    data, loaded = Cache.open(cache_folder).split("test"), load_model(model_file, torch.device("cpu"))
     evaluation = evaluate_model(loaded, data, quick, split="test", cache="k")
     with torch.inference_mode():
         logits = loaded.model((data.images_NHW.float() / 255 - 0.5).div(0.5).unsqueeze(1))
@@ -109,7 +109,7 @@ def test_risk_confusion_has_truth_in_rows():
 
 
 def test_scores_that_a_zone_lacks_are_warned_of(quick, cache_folder, model_file):
-    data = load_split(cache_folder, "test")
+    data = Cache.open(cache_folder).split("test")
     zones = data.zones_NZ.clone()
     zones[:, 0] = torch.where(zones[:, 0] == 3, 2, zones[:, 0])
     changed = type(data)(data.images_NHW, zones, data.patients_N, data.pseudonyms)

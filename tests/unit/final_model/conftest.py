@@ -9,7 +9,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.phantoms.phantom import write_phantoms
@@ -73,5 +73,4 @@ def cache_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def trainer(cache_folder, tmp_path) -> SeedTrainer:
-    splits = (load_split(cache_folder, split) for split in ("train", "validation"))
-    return SeedTrainer(tmp_path / "candidates ü", *splits, load_info(cache_folder), TRIAL)
+    return SeedTrainer(tmp_path / "candidates ü", Cache.open(cache_folder), TRIAL)

@@ -50,7 +50,7 @@ class Shelf(SeedTrainer):
 
 
 def shelf(trainer, results) -> Shelf:
-    stocked = Shelf(trainer.folder, trainer.train, trainer.validation, trainer.info, trainer.settings)
+    stocked = Shelf(trainer.folder, trainer.cache, trainer.settings)
     object.__setattr__(stocked, "results", results)
     return stocked
 
@@ -131,7 +131,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer)
                 raise InfeasibleTrialError(message)
             return super().run(recipe, seed, advance)
 
-    stocked = Picky(trainer.folder, trainer.train, trainer.validation, trainer.info, trainer.settings)
+    stocked = Picky(trainer.folder, trainer.cache, trainer.settings)
     object.__setattr__(stocked, "results", {3e-3: ([0.1, 0.1], 1.0)})
     advanced: list[int] = []
     winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), stocked, advance=advanced.append)

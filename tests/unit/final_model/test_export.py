@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
+from csi_job.cache.manifest import load_info
 from csi_job.errors import CsiJobError
 from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import load_model
@@ -37,7 +38,9 @@ def card(trainer, state, tmp_path):
     probe = tmp_path / "probe.pth"
     torch.save(state, probe)
     loaded = load_model(probe, CPU, image_size_px=32, normalisation="medical")
-    evaluation = evaluate_model(loaded, trainer.validation, QUICK, split="validation", cache=trainer.info.key)
+    evaluation = evaluate_model(
+        loaded, trainer.cache.validation, QUICK, split="validation", cache=trainer.cache.info.key
+    )
     return build_card(context, result, evaluation)
 
 
@@ -137,7 +140,7 @@ def test_a_card_is_not_whole_once_a_file_of_it_is_gone_or_changed(tmp_path, stat
 def test_test_metrics_are_filled_in_for_the_models_own_test_set(tmp_path, state, card, cache_folder):
     path = tmp_path / "m.safetensors"
     write_model(path, state, card, with_pth=True)
-    loaded, data, key = load_model(path, CPU), load_split(cache_folder, "test"), load_info(cache_folder).key
+    loaded, data, key = load_model(path, CPU), Cache.open(cache_folder).split("test"), load_info(cache_folder).key
     evaluation = evaluate_model(loaded, data, QUICK, split="test", cache=key)
     assert record_test_metrics(path.with_suffix(".pth"), evaluation)
     changed = read_valid_card(path)
@@ -158,7 +161,7 @@ def test_a_card_of_version_0_1_is_read_with_todays_keys(tmp_path, state, card):
 def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path, state, card, cache_folder):
     path = tmp_path / "m.safetensors"
     write_model(path, state, card, with_pth=False)
-    loaded, data, key = load_model(path, CPU), load_split(cache_folder, "test"), load_info(cache_folder).key
+    loaded, data, key = load_model(path, CPU), Cache.open(cache_folder).split("test"), load_info(cache_folder).key
     other_cache = evaluate_model(loaded, data, QUICK, split="test", cache="f" * 16)
     other_split = evaluate_model(loaded, data, QUICK, split="validation", cache=key)
     own = evaluate_model(loaded, data, QUICK, split="test", cache=key)

@@ -32,11 +32,10 @@ def same(first, second) -> bool:
 def test_a_training_is_kept_as_train_model_gives_it(trainer):
     result = trainer.run(recipe(), 5)
     expected = train_model(
-        trainer.train,
-        trainer.validation,
+        trainer.cache.train,
+        trainer.cache.validation,
         recipe().params,
         TRIAL,
-        normalisation="medical",
         max_epochs=2,
         seed=5,
         hooks=SeedHooks(lambda: None, lambda _: None),
@@ -56,7 +55,7 @@ def test_a_finished_training_is_not_trained_again(trainer):
 def test_an_interrupted_training_goes_on_and_ends_in_the_same_bits(trainer, tmp_path):
     whole = replace(trainer, folder=tmp_path / "whole")
     expected = whole.run(recipe(EPOCHS), 5)
-    num_batches = len(trainer.train) // 16 + 2
+    num_batches = len(trainer.cache.train) // 16 + 2
     with pytest.raises(StopRequestedError):
         replace(trainer, check=StopAfter(2 * num_batches + 1)).run(recipe(EPOCHS), 5)
     assert trainer.finished(recipe(EPOCHS), 5) is None
@@ -92,7 +91,8 @@ def test_the_digest_is_of_what_decides_the_outcome(trainer):
     digest = trainer.recipe_digest(recipe())
     assert trainer.recipe_digest(recipe(3)) != digest
     assert trainer.recipe_digest(recipe(learning_rate=2e-3)) != digest
-    assert replace(trainer, info=replace(trainer.info, key="0" * 16)).recipe_digest(recipe()) != digest
+    other = replace(trainer.cache, info=replace(trainer.cache.info, key="0" * 16))
+    assert replace(trainer, cache=other).recipe_digest(recipe()) != digest
     balanced = TRIAL.model_copy(update={"class_balance": True})
     assert replace(trainer, settings=balanced).recipe_digest(recipe()) != digest
     elsewhere = TRIAL.model_copy(update={"device": "auto", "stall_s": 5.0, "compile": True})

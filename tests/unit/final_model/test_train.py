@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from csi_job.cache.dataset import load_info, load_split
+from csi_job.cache.dataset import Cache
+from csi_job.cache.manifest import load_info
 from csi_job.errors import CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
@@ -38,7 +39,9 @@ def final(
         write_hyperparams(path)
     file = read_hyperparams(path, default_study="s", default_max_epochs=2)
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
-    request = FinalTrainingRequest(WorkFolder(work), cache_folder, file, study, baseline, chosen, trial, evaluation)
+    request = FinalTrainingRequest(
+        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, trial, evaluation
+    )
     return run_final_training(request)
 
 
@@ -67,7 +70,7 @@ def test_the_kept_model_is_the_best_seed_of_the_best_mean_with_its_own_validatio
     assert model.card["seeds"] == best["seeds"]
     kept = max(best["seeds"], key=lambda row: row["val_f1"])
     assert model.card["kept_seed"] == kept["seed"]
-    loaded, data = load_model(model.path, torch.device("cpu")), load_split(cache_folder, "validation")
+    loaded, data = load_model(model.path, torch.device("cpu")), Cache.open(cache_folder).split("validation")
     said = predict_probabilities(loaded, data.images_NHW, 8).argmax(axis=2)
     measured = mean_f1(confusion(torch.from_numpy(said), data.zones_NZ))
     assert measured == pytest.approx(kept["val_f1"], abs=1e-9)

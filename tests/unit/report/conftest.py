@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import CacheInfo, manifest_text
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
@@ -214,7 +215,7 @@ def write_results(work, study):
         ("comparison", compare_evaluations(first, second)),
     ):
         (models / "evaluation" / f"{name}.json").write_text(json.dumps(content.to_json()))
-    trainer = SeedTrainer(models / "candidates", None, None, info, TrialSettings())
+    trainer = SeedTrainer(models / "candidates", Cache(folder, info), TrialSettings())
     for name, result, test in (
         ("optimized_model", confirmed(best).result, first),
         ("baseline_model", confirmed(best[-1:]).result, second),

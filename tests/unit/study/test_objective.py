@@ -33,11 +33,11 @@ def split(num_images: int, seed: int) -> SplitData:
     generator = torch.Generator().manual_seed(seed)
     zones_NZ = torch.randint(0, 5, (num_images, 6), generator=generator)
     images_NHW = torch.randint(0, 256, (num_images, 32, 32), generator=generator, dtype=torch.uint8)
-    return SplitData(images_NHW, zones_NZ, torch.arange(num_images) // 2, tuple(map(str, range(num_images))))
+    return SplitData(images_NHW, zones_NZ, torch.arange(num_images) // 2, tuple(map(str, range(num_images))), "medical")
 
 
 def objective() -> TrialObjective:
-    return training_objective(split(16, 0), split(8, 1), TrialSettings(device="cpu"), normalisation="medical")
+    return training_objective(split(16, 0), split(8, 1), TrialSettings(device="cpu"))
 
 
 def define(work: Path, **settings: Any) -> tuple[optuna.Study, StudySettings]:

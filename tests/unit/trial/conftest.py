@@ -33,6 +33,7 @@ def make_split() -> MakeSplit:
             zones_NZ=zones_NZ,
             patients_N=torch.arange(num_images),
             pseudonyms=tuple(f"{index:012x}" for index in range(num_images)),
+            normalisation="medical",
         )
 
     return make

@@ -70,7 +70,7 @@ def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
         **more: Path,
     ) -> TrainingResult:
         splits = make_split(num_train, side_px, seed=1), make_split(12, side_px, seed=2)
-        options = {"normalisation": "medical", "max_epochs": max_epochs, "seed": seed, "hooks": hooks or Hooks()}
+        options = {"max_epochs": max_epochs, "seed": seed, "hooks": hooks or Hooks()}
         return train_model(*splits, params, settings or TrialSettings(device="cpu"), **options, **more)
 
     return run
@@ -297,7 +297,6 @@ def test_splits_that_cannot_be_trained_on_are_data_errors(make_split: MakeSplit)
                 validation,
                 PARAMS,
                 TrialSettings(device="cpu"),
-                normalisation="medical",
                 max_epochs=1,
                 seed=0,
                 hooks=Hooks(),

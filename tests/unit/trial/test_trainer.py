@@ -37,7 +37,7 @@ def make_trainer(make_split: Callable[..., SplitData]) -> Callable[..., Trainer]
     def make(num_train: int = 24, **params: object) -> Trainer:
         hyperparameters = Hyperparameters.from_params({"model_arch": "Custom_1", "batch_size": 4, **params})
         splits = make_split(num_train), make_split(8)
-        return Trainer(*splits, hyperparameters, TrialSettings(), normalisation="medical", device=torch.device("cpu"))
+        return Trainer(*splits, hyperparameters, TrialSettings(), torch.device("cpu"))
 
     return make
 
