@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, real phantoms, a folder with spaces and umlauts."""
+"""The commands as users run them, on phantoms, in a folder with spaces and umlauts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def test_the_search_leaves_the_files_that_the_reference_names(finished: Path) -> None:
+def test_the_search_writes_the_documented_files(finished: Path) -> None:
     names = {path.name for path in (finished / "models/hyperopt").iterdir()}
     plots = {"optimization_history.html", "param_importances.html", "parallel_coordinate.html", "report.html"}
     assert {f"csi_optimization_{name}" for name in (*plots, "best_params.json", "optimized_params.json")} <= names
@@ -87,7 +87,7 @@ def test_the_search_leaves_the_files_that_the_reference_names(finished: Path) ->
     assert 0 <= best["value"] <= 1
 
 
-def test_the_search_run_again_trains_nothing_and_says_how_to_go_on(finished: Path) -> None:
+def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(finished: Path) -> None:
     before = trials(finished)
     out, err = run(finished, "hyperopt", "--n-trials", 3)
     assert trials(finished) == before
@@ -95,7 +95,7 @@ def test_the_search_run_again_trains_nothing_and_says_how_to_go_on(finished: Pat
     assert "--more-trials" in out
 
 
-def test_the_final_model_run_again_trains_nothing(finished: Path) -> None:
+def test_rerunning_the_final_model_trains_nothing(finished: Path) -> None:
     model = finished / "models/optimized_model.safetensors"
     before = model.stat().st_mtime_ns
     best = finished / "models/hyperopt/csi_optimization_best_params.json"
@@ -118,7 +118,7 @@ def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(fin
     assert f"{metric['value']:.3f}" in report
 
 
-def test_predictions_name_a_corrupt_file_and_go_on(finished: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: Path, tmp_path: Path) -> None:
     good = sorted((phantoms / "images").iterdir())[:3]
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -164,7 +164,7 @@ def test_two_processes_share_a_study_exactly(phantoms: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_search_that_was_stopped_goes_on(phantoms: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_search_resumes(phantoms: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     work = tmp_path / "work"
     search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
     process = start(work, *search, is_cold=number is signal.SIGINT)
@@ -185,7 +185,7 @@ def test_a_search_that_was_stopped_goes_on(phantoms: Path, tmp_path: Path, numbe
     assert re.search(r"trial 0 .*(goes on|taken over|epoch)", err)
 
 
-def test_another_space_is_refused_by_name(finished: Path, tmp_path: Path) -> None:
+def test_another_space_is_rejected_naming_the_parameter(finished: Path, tmp_path: Path) -> None:
     settings = tmp_path / "other.yaml"
     settings.write_text(SETTINGS.replace("[16, 32]", "[8]"))
     given = ("hyperopt", "--n-trials", "4", "--work", str(finished), "--config", str(settings))
@@ -220,7 +220,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: lis
     assert not (work / "studies.db").exists()
 
 
-def test_images_too_small_for_an_architecture_are_refused_before_the_search(
+def test_images_too_small_for_an_architecture_are_rejected_before_the_search(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSI_JOB_SPACE__MODEL_ARCH", '{"choices": ["Custom_1", "alexnet"]}')

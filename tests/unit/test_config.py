@@ -1,4 +1,4 @@
-"""Settings: precedence, origins, and refusals by dotted path."""
+"""Settings: precedence, origins, and errors by dotted path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
+def test_flags_override_variables_override_the_file_overrides_defaults(tmp_path: Path) -> None:
     file = write(tmp_path, "study: {num_trials: 1, max_epochs: 1, seed: 1}")
     variables = {"CSI_JOB_STUDY__NUM_TRIALS": "2", "CSI_JOB_STUDY__MAX_EPOCHS": "2"}
     loaded = load_settings({"study.num_trials": 3}, file, variables, {"study.num_trials": "--n-trials"})
@@ -33,7 +33,7 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
     assert "study.sampler" not in loaded.origins
 
 
-def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Path) -> None:
+def test_a_searched_parameter_is_replaced_not_merged(tmp_path: Path) -> None:
     file = write(tmp_path, "space: {batch_size: {choices: [16]}, learning_rate: {low: 1e-4, high: 1e-3, log: true}}")
     variables = {"CSI_JOB_SPACE__BATCH_SIZE": "{value: 8}"}
     space = load_settings({}, file, variables).settings.space.fingerprint()
@@ -65,7 +65,7 @@ def test_a_searched_parameter_is_replaced_whole_and_the_others_stay(tmp_path: Pa
         ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(tmp_path: Path, text: str, expected: str) -> None:
+def test_an_invalid_file_is_rejected_in_one_line_with_the_place(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings({}, write(tmp_path, text), {})
     message = str(caught.value)
@@ -75,16 +75,16 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["CSI_JOB_STUDY__FOO", "CSI_JOB_FOO", "CSI_JOB_STUDY__NUM_TRIALS__X"])
-def test_an_unknown_variable_is_refused(name: str) -> None:
+def test_an_unknown_variable_is_rejected(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         load_settings({}, None, {name: "1"})
 
 
-def test_the_log_format_variable_is_no_setting() -> None:
+def test_the_log_format_variable_is_not_a_setting() -> None:
     assert load_settings({}, None, {"CSI_JOB_LOG_FORMAT": "json"}).settings == Settings()
 
 
-def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings({}, tmp_path / "none.yaml", {})
     binary = tmp_path / "binary.yaml"
@@ -99,7 +99,7 @@ def test_config_init_writes_the_defaults(tmp_path: Path) -> None:
     assert "# Total number of finished trials" in text
 
 
-def test_secrets_are_shown_nowhere() -> None:
+def test_secrets_are_never_shown() -> None:
     loaded = load_settings(
         {"storage.url": "postgresql://u:topsecret@host/db"}, None, {"CSI_JOB_STORAGE__PASSWORD": "s3"}
     )
@@ -111,21 +111,21 @@ def test_secrets_are_shown_nowhere() -> None:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_password_in_a_variable_is_taken_as_it_is(password: str) -> None:
+def test_a_password_in_a_variable_is_taken_literally(password: str) -> None:
     storage = load_settings({}, None, {"CSI_JOB_STORAGE__PASSWORD": password}).settings.storage
     assert storage.password is not None
     assert storage.password.get_secret_value() == password
 
 
 @pytest.mark.parametrize("name", ["STUDY__NAME", "WORK", "TRACKING__WANDB_PROJECT"])
-def test_a_text_in_a_variable_may_begin_like_yaml(name: str) -> None:
+def test_text_in_a_variable_is_not_parsed_as_yaml(name: str) -> None:
     loaded = load_settings({}, None, {f"CSI_JOB_{name}": "{x}"})
     assert "'{x}'" in format_settings(loaded)
 
 
 @pytest.mark.parametrize("text", [f"postgresql://anna:{password}@h/db" for password in PASSWORDS] + PASSWORDS)
 @pytest.mark.parametrize("name", ["STORAGE", "STORAGE_URL", "STORAGE__URI", "STORAGE__URL__X", "PASSWORD"])
-def test_a_misspelt_variable_shows_no_secret(name: str, text: str) -> None:
+def test_a_misspelt_variable_reveals_no_secret(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"CSI_JOB_{name}") as caught:
         load_settings({}, None, {f"CSI_JOB_{name}": text})
     assert "geheim" not in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_misspelt_variable_shows_no_secret(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     "line", ["storage: {}", "storage: {{password: {}}}", "storage:\n  password: {}\n  passwort: 1"]
 )
-def test_a_wrong_file_shows_no_secret(tmp_path: Path, line: str, password: str) -> None:
+def test_an_invalid_file_reveals_no_secret(tmp_path: Path, line: str, password: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings({}, write(tmp_path, line.format(password)), {"CSI_JOB_STORAGE__X": ""})
     assert "geheim" not in str(caught.value)
@@ -144,7 +144,7 @@ def test_a_wrong_file_shows_no_secret(tmp_path: Path, line: str, password: str) 
 
 
 @pytest.mark.parametrize("variables", [{}, {"CSI_JOB_STORAGE__PASSWORD": "x"}])
-def test_a_url_for_the_whole_storage_is_refused_by_the_name_of_its_setting(
+def test_a_url_in_place_of_the_storage_section_is_rejected_naming_the_setting(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
     file = write(tmp_path, "storage: postgresql://anna:geheim@h/db")
@@ -154,7 +154,7 @@ def test_a_url_for_the_whole_storage_is_refused_by_the_name_of_its_setting(
     assert "geheim" not in str(caught.value)
 
 
-def test_a_number_of_the_storage_is_shown_where_it_is_wrong() -> None:
+def test_an_invalid_number_under_storage_is_shown() -> None:
     with pytest.raises(ConfigurationError, match="got 'soon'"):
         load_settings({}, None, {"CSI_JOB_STORAGE__LEASE_S": "soon"})
 
@@ -171,7 +171,7 @@ def test_a_number_of_the_storage_is_shown_where_it_is_wrong() -> None:
         max_leaves=8,
     )
 )
-def test_generated_settings_are_taken_or_refused_in_one_line(tree: object) -> None:
+def test_arbitrary_settings_are_accepted_or_rejected_in_one_line(tree: object) -> None:
     flags = tree if isinstance(tree, dict) else {"space": tree}
     try:
         load_settings(flags, None, {})
@@ -179,7 +179,7 @@ def test_generated_settings_are_taken_or_refused_in_one_line(tree: object) -> No
         assert "\n" not in str(error)
 
 
-def test_an_unknown_key_is_refused_with_those_beside_it() -> None:
+def test_an_unknown_key_is_rejected_with_its_siblings() -> None:
     with pytest.raises(ConfigurationError, match=r"unknown setting space.momentum.lowest.*allowed: choices, high, log"):
         load_settings({"space.momentum.lowest": 1})
     with pytest.raises(ConfigurationError, match=r"unknown setting sduty.*allowed: work, radiographs"):

@@ -1,4 +1,4 @@
-"""Options come from the settings, and a wrong one is one line."""
+"""Options are generated from the settings, and an invalid call is one line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_every_flag_names_a_setting_with_a_help_text() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_that_says_what_it_does(name: str) -> None:
+def test_every_command_has_help(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 5
 
 
-def test_a_flag_reaches_the_settings_under_its_own_name() -> None:
+def test_flags_reach_the_settings_and_origins() -> None:
     seen: list[LoadedSettings] = []
 
     @click.command()
@@ -70,7 +70,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_a_wrong_call_is_one_line_on_standard_error(arguments: list[str], code: int, expected: str) -> None:
+def test_an_invalid_call_is_one_line_on_standard_error(arguments: list[str], code: int, expected: str) -> None:
     result = csi_job(*arguments)
     assert result.returncode == code, result.stderr
     assert expected in result.stderr
@@ -79,7 +79,7 @@ def test_a_wrong_call_is_one_line_on_standard_error(arguments: list[str], code: 
     assert result.stdout == ""
 
 
-def test_config_show_says_where_values_come_from() -> None:
+def test_config_show_prints_origins() -> None:
     out = csi_job("config", "show", "--n-trials", "7").stdout
     assert "study.num_trials: 7" in out
     assert "# flag --n-trials" in out

@@ -1,4 +1,4 @@
-"""Small made-up splits: each zone of an image is as bright as its score, so that a model can learn them at once."""
+"""Small synthetic splits: a zone is as bright as its score, so that a model learns them at once."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from csi_job.trial.checkpoint import MARKER, epoch_of, load_checkpoint, save_che
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_state_survives_a_round_trip(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "new folder ä", 7, STATE)
     assert path.name == "epoch-0007.pt"
     state = load_checkpoint(path)
@@ -38,7 +38,7 @@ def test_the_newest_two_are_kept_newest_first(tmp_path: Path) -> None:
     assert valid_checkpoints(tmp_path / "missing") == []
 
 
-def test_a_flipped_bit_or_a_lost_tail_anywhere_is_found(tmp_path: Path) -> None:
+def test_any_flipped_bit_or_truncation_is_detected(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, STATE)
     intact = path.read_bytes()
     for place in range(0, len(intact), 7):
@@ -51,7 +51,7 @@ def test_a_flipped_bit_or_a_lost_tail_anywhere_is_found(tmp_path: Path) -> None:
     assert valid_checkpoints(tmp_path) == [path]
 
 
-def test_the_one_before_a_torn_one_is_found(tmp_path: Path) -> None:
+def test_the_checkpoint_before_a_truncated_one_is_found(tmp_path: Path) -> None:
     old, new = (save_checkpoint(tmp_path, epoch, STATE) for epoch in (1, 2))
     new.write_bytes(new.read_bytes()[:-1])
     assert valid_checkpoints(tmp_path) == [old]
@@ -67,7 +67,7 @@ class Bomb:
         return (os.abort, ())
 
 
-def test_a_checkpoint_that_carries_code_is_refused_though_its_digest_is_right(tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save({"model": Bomb()}, file, pickle_module=pickle)
     path = tmp_path / "epoch-0001.pt"
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_carries_code_is_refused_though_its_digest_is_right(tm
         load_checkpoint(path)
 
 
-def test_a_disk_that_fills_leaves_the_previous_one_and_nothing_half_made(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_only_the_previous_checkpoint(tmp_path: Path) -> None:
     """The limit on a file's size makes the kernel refuse the write as a full disk does."""
     before = save_checkpoint(tmp_path, 1, STATE)
     code = """
@@ -104,7 +104,7 @@ except CheckpointWriteError as error:
     assert valid_checkpoints(tmp_path) == [before]
 
 
-def test_a_process_killed_while_it_writes_leaves_the_previous_one(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     before = save_checkpoint(tmp_path, 1, STATE)
     code = """
 import sys, torch
@@ -125,7 +125,7 @@ while True:
     assert not list(tmp_path.glob(".*"))  # what the killed process left is cleared away
 
 
-def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+def test_a_folder_that_cannot_be_created_is_one_line() -> None:
     with pytest.raises(CheckpointWriteError, match="could not be written"):
         save_checkpoint(Path("/proc/checkpoints"), 1, STATE)  # not even root may
 

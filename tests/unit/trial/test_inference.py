@@ -10,7 +10,7 @@ from csi_job.trial.model import build_model
 
 
 @pytest.mark.parametrize(("name", "black", "white"), [("medical", -1, 1), ("imagenet", -1.987, 2.438)])
-def test_pixels_are_normalised_by_name_and_left_as_they_were(name: str, black: float, white: float) -> None:
+def test_pixels_are_normalised_without_changing_the_input(name: str, black: float, white: float) -> None:
     image_BHW = torch.tensor([[[0, 255]]], dtype=torch.uint8)
     for pixels in (image_BHW, image_BHW / 255):
         before = pixels.clone()

@@ -14,14 +14,14 @@ def batch(num_images: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(num_images, 6, 5), torch.randint(0, 5, (num_images, 6))
 
 
-def test_it_is_torch_s_weighted_cross_entropy_over_the_number_of_labels() -> None:
+def test_the_loss_is_torchs_weighted_cross_entropy_over_the_number_of_labels() -> None:
     logits_BZK, zones_BZ = batch()
     weight = torch.tensor([1, 1, 1, 1, 0.3])
     theirs = functional.cross_entropy(logits_BZK.flatten(0, 1), zones_BZ.flatten(), weight, reduction="sum") / (9 * 6)
     assert CsiLoss(0.3)(logits_BZK, zones_BZ) == pytest.approx(theirs.item(), rel=1e-6)
 
 
-def test_unknown_zones_pull_towards_unknown_by_their_weight() -> None:
+def test_unknown_zones_pull_towards_unknown_in_proportion_to_their_weight() -> None:
     zones_BZ = torch.full((2, 6), 4)
     grads = []
     for weight in (0.1, 1.0):
@@ -59,7 +59,7 @@ def test_half_precision_logits_are_summed_in_full_precision() -> None:
     assert loss == CsiLoss(0.3)(logits_BZK.bfloat16().float(), zones_BZ)
 
 
-def test_balancing_weighs_a_score_by_the_inverse_of_its_frequency() -> None:
+def test_balancing_weights_are_inverse_frequencies() -> None:
     zones_NZ = torch.zeros(100, 6, dtype=torch.int64)
     zones_NZ[:20, 0] = 3  # zone 0: 80 zeros and 20 threes; the other zones: only zeros
     zones_NZ[:10, 1] = 4  # unknown labels do not count as graded ones
@@ -70,7 +70,7 @@ def test_balancing_weighs_a_score_by_the_inverse_of_its_frequency() -> None:
     assert weights_ZK[2, 1] == MAX_CLASS_WEIGHT
 
 
-def test_balancing_changes_scores_and_never_the_unknown_class() -> None:
+def test_balancing_never_changes_the_unknown_class() -> None:
     logits_BZK, zones_BZ = batch()
     balance_ZK = class_weights(zones_BZ)
     log_prob_BZK = logits_BZK.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Out of memory: smaller pieces, the same step, and an end where one image does not fit."""
+"""Out of memory: smaller pieces, the same step, and infeasible if one image does not fit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_image_that_does_not_fit_is_infeasible() -> None:
         MicroBatches(64).run(64, compute)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_passed_on() -> None:
     def compute(_: list[slice]) -> None:
         message = "shapes differ"
         raise RuntimeError(message)
@@ -56,7 +56,7 @@ def test_other_errors_pass() -> None:
         MicroBatches(64).run(64, compute)
 
 
-def test_the_host_s_own_refusal_is_out_of_memory_too() -> None:
+def test_running_out_of_host_memory_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
@@ -65,13 +65,13 @@ def test_the_host_s_own_refusal_is_out_of_memory_too() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_one_line() -> None:
+def test_a_missing_gpu_is_one_line() -> None:
     assert choose_device(TrialSettings()).type == "cpu"
     with pytest.raises(ConfigurationError, match="torch finds no GPU"):
         choose_device(TrialSettings(device="cuda"))
 
 
-def test_a_failure_of_the_compiler_is_told_from_one_of_the_training() -> None:
+def test_compiler_failures_are_recognised() -> None:
     from torch._dynamo.exc import InternalTorchDynamoError
     from torch._inductor.exc import InductorError
 

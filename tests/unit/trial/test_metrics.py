@@ -31,7 +31,7 @@ def labels(max_images: int = 40) -> st.SearchStrategy[tuple[torch.Tensor, torch.
 
 @settings(max_examples=30, deadline=None)
 @given(labels(), st.sampled_from(["macro", "weighted"]))
-def test_f1_precision_and_recall_are_scikit_learn_s(pair: tuple[torch.Tensor, torch.Tensor], average: Average) -> None:
+def test_f1_precision_and_recall_equal_scikit_learn(pair: tuple[torch.Tensor, torch.Tensor], average: Average) -> None:
     pred_NZ, true_NZ = pair
     counts_ZKK = confusion(pred_NZ, true_NZ)
     ours = [rate(counts_ZKK, average) for rate in (zone_f1, zone_precision, zone_recall)]
@@ -52,7 +52,7 @@ def test_f1_precision_and_recall_are_scikit_learn_s(pair: tuple[torch.Tensor, to
 
 @settings(max_examples=50, deadline=None)
 @given(labels())
-def test_counts_are_scikit_learn_s_and_add_up_over_batches(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_counts_equal_scikit_learn_and_add_up_over_batches(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     pred_NZ, true_NZ = pair
     whole_ZKK = confusion(pred_NZ, true_NZ)
     for zone in range(6):
@@ -62,7 +62,7 @@ def test_counts_are_scikit_learn_s_and_add_up_over_batches(pair: tuple[torch.Ten
     assert torch.equal(sum(parts, torch.zeros_like(whole_ZKK)), whole_ZKK)
 
 
-def test_an_unknown_predicted_for_a_graded_zone_is_wrong_and_an_unknown_truth_counts_nowhere() -> None:
+def test_a_predicted_unknown_is_wrong_and_a_true_unknown_is_excluded() -> None:
     true_NZ = torch.tensor([[0] * 6, [0] * 6, [4] * 6])
     right = confusion(torch.tensor([[0] * 6, [0] * 6, [3] * 6]), true_NZ)
     hedged = confusion(torch.tensor([[0] * 6, [4] * 6, [4] * 6]), true_NZ)

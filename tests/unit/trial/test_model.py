@@ -1,4 +1,4 @@
-"""Models: every architecture takes a grey image to six zones by five classes, at a cost that is known beforehand."""
+"""Models: every architecture maps a grey image to six zones by five classes, at a known cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE_OF_EACH_FAMILY = [
 ]
 
 
-def test_the_names_are_torchvision_s_but_for_those_of_one_image_size() -> None:
+def test_the_names_are_torchvisions_except_those_with_a_fixed_image_size() -> None:
     from torchvision import models
 
     theirs = set(models.list_models(module=models))
@@ -44,14 +44,14 @@ def test_an_architecture_of_each_family_gives_six_zones_by_five_classes(arch: st
 
 
 @pytest.mark.parametrize("arch", ["Custom_1", "resnet18", "densenet121"])
-def test_a_model_learns_through_all_its_weights(arch: str) -> None:
+def test_gradients_reach_all_weights(arch: str) -> None:
     torch.manual_seed(0)
     model = build_model(arch)
     model(torch.randn(2, 1, 64, 64)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
-def test_custom_1_is_five_convolutions_at_a_cost_that_can_be_counted_by_hand() -> None:
+def test_custom_1_has_five_convolutions_and_the_hand_counted_cost() -> None:
     model = build_model("Custom_1")
     assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == 5
     channels = (1, *CUSTOM_1_CHANNELS)
@@ -59,7 +59,7 @@ def test_custom_1_is_five_convolutions_at_a_cost_that_can_be_counted_by_hand() -
     assert gflops(model, 64) == 2 * multiply_adds / 1e9
 
 
-def test_the_cost_of_resnet50_is_the_published_one_and_grows_with_the_image() -> None:
+def test_the_cost_of_resnet50_matches_the_paper_and_grows_with_the_image() -> None:
     model = build_model("ResNet50").train()
     cost = gflops(model, 224)
     # 4.09 billion multiply-adds (He et al.) in colour; grey takes two thirds off the first convolution's 0.118
@@ -83,12 +83,12 @@ def test_architectures_that_are_not_checked_accept_every_allowed_size(monkeypatc
 
 
 @pytest.mark.parametrize(("name", "hint"), [("resnet", "did you mean"), ("", "allowed"), ("custom_1", "Custom_1")])
-def test_an_unknown_name_gets_the_nearest_ones(name: str, hint: str) -> None:
+def test_an_unknown_name_is_rejected_with_suggestions(name: str, hint: str) -> None:
     with pytest.raises(ConfigurationError, match=hint):
         check_architecture(name)
     with pytest.raises(ConfigurationError):
         build_model(name)
 
 
-def test_no_name_stands_twice() -> None:
+def test_names_are_unique() -> None:
     assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)

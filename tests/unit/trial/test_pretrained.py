@@ -1,4 +1,4 @@
-"""Pretrained weights: torchvision's from its cache, files of several kinds, and one line for each that does not fit."""
+"""Pretrained weights: ImageNet from torchvision, files of several kinds, and one line for each that does not match."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def colour_resnet() -> torch.nn.Module:
     return models.resnet18(num_classes=30).eval()
 
 
-def test_a_colour_network_s_weights_give_the_same_for_a_grey_image(
-    colour_resnet: torch.nn.Module, tmp_path: Path
-) -> None:
+def test_rgb_weights_give_the_same_result_on_a_grey_image(colour_resnet: torch.nn.Module, tmp_path: Path) -> None:
     torch.save(colour_resnet.state_dict(), tmp_path / "weights.pth")
     model = build_model("resnet18", str(tmp_path / "weights.pth")).eval()
     grey_BCHW = torch.randn(3, 1, 64, 64)
@@ -33,7 +31,7 @@ def test_a_colour_network_s_weights_give_the_same_for_a_grey_image(
     assert torch.allclose(model(grey_BCHW), theirs_BZK, atol=1e-4)
 
 
-def test_a_head_of_another_size_stays_random_and_the_backbone_is_taken(tmp_path: Path) -> None:
+def test_a_head_of_another_size_stays_random_while_the_backbone_is_loaded(tmp_path: Path) -> None:
     source = models.resnet18(num_classes=1000)
     torch.save({"epoch": 3, "state_dict": source.state_dict()}, tmp_path / "with a wrapper ä.pth")
     model = build_model("resnet18", str(tmp_path / "with a wrapper ä.pth"))
@@ -42,8 +40,8 @@ def test_a_head_of_another_size_stays_random_and_the_backbone_is_taken(tmp_path:
     assert model.backbone.fc.weight.shape == (30, 512)
 
 
-def test_chexnet_weights_as_published_are_taken(tmp_path: Path) -> None:
-    """`module.densenet121.` of DataParallel, layers named with dots, and a head of 14 findings."""
+def test_published_chexnet_weights_are_loaded(tmp_path: Path) -> None:
+    """DataParallel's `module.densenet121.`, layers named with dots, and a head for 14 findings."""
     source = models.densenet121(num_classes=14).state_dict()
     published = {}
     for name, tensor in source.items():
@@ -58,7 +56,7 @@ def test_chexnet_weights_as_published_are_taken(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.features.denseblock4.denselayer16.conv2.weight, last)
 
 
-def test_torchxrayvision_weights_are_taken(tmp_path: Path) -> None:
+def test_torchxrayvision_weights_are_loaded(tmp_path: Path) -> None:
     """Its DenseNet takes grey, has 18 findings and a tensor of its own; its ResNet wraps torchvision's as `model`."""
     densenet = models.densenet121(num_classes=18)
     densenet.features.conv0 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -84,7 +82,7 @@ def test_the_prefixes_of_common_wrappers_are_removed(prefix: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_our_own_model_is_taken_with_its_head(tmp_path: Path, suffix: str) -> None:
+def test_our_own_models_are_loaded_with_their_head(tmp_path: Path, suffix: str) -> None:
     source = build_model("Custom_1").state_dict()
     path = tmp_path / f"model{suffix}"
     save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
@@ -92,7 +90,7 @@ def test_our_own_model_is_taken_with_its_head(tmp_path: Path, suffix: str) -> No
     assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_of_another_architecture_are_refused_with_the_number_of_keys_that_fit(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_rejected_with_the_number_of_matching_keys(tmp_path: Path) -> None:
     path = tmp_path / "resnet18.pth"
     torch.save(models.resnet18().state_dict(), path)
     check_pretrained(str(path), ["resnet18"])
@@ -108,7 +106,7 @@ class Bomb:
         return (Path.touch, (Path("/tmp/csi-job-bomb-went-off"),))
 
 
-def test_files_that_are_no_weights_are_refused_in_one_line_and_never_run(tmp_path: Path) -> None:
+def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tmp_path: Path) -> None:
     contents = {"junk": b"junk", "empty": b"", "bomb": pickle.dumps(Bomb()), "zip": b"PK\x03\x04" + b"0" * 50}
     for name, content in contents.items():
         for suffix in (".pth", ".safetensors"):
@@ -122,7 +120,7 @@ def test_files_that_are_no_weights_are_refused_in_one_line_and_never_run(tmp_pat
     assert not Path("/tmp/csi-job-bomb-went-off").exists()
 
 
-def test_imagenet_weights_come_from_torch_s_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_come_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     cached.parent.mkdir(parents=True)
@@ -132,7 +130,7 @@ def test_imagenet_weights_come_from_torch_s_own_cache(tmp_path: Path, monkeypatc
     assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.sum(dim=1, keepdim=True))
 
 
-def test_a_download_that_fails_is_one_line_that_names_the_file_to_bring(
+def test_a_failed_download_is_one_line_that_names_the_file_to_provide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -145,7 +143,7 @@ def test_a_download_that_fails_is_one_line_that_names_the_file_to_bring(
     assert "\n" not in str(caught.value)
 
 
-def test_an_architecture_without_imagenet_weights_says_so_and_starts_at_random(
+def test_an_architecture_without_imagenet_weights_warns_and_starts_at_random(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level("WARNING", logger="csi_job"):

@@ -1,4 +1,4 @@
-"""Early stopping and learning rate, from the results alone."""
+"""Early stopping and the learning rate as functions of the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def results(f1: list[float], loss: list[float] | None = None) -> list[EpochResul
     return [EpochResult(i, 1.0, losses[i], f1[i], 0.1, 1.0, 1.0) for i in range(len(f1))]
 
 
-def test_training_stops_when_patience_is_over() -> None:
+def test_training_stops_when_patience_runs_out() -> None:
     schedule = Schedule(0.1, 3)
     stops = []
     for result in results([0.1, 0.3, 0.2, 0.3, 0.1]):
@@ -22,7 +22,7 @@ def test_training_stops_when_patience_is_over() -> None:
     assert (schedule.best_epoch, schedule.best_val_f1) == (1, 0.3)  # the first of equals
 
 
-def test_a_better_epoch_starts_the_patience_anew() -> None:
+def test_an_improvement_resets_the_patience() -> None:
     assert not Schedule(0.1, 2, results([0.1, 0.0, 0.2, 0.1])).should_stop
     assert Schedule(0.1, 2, results([0.1, 0.0, 0.2, 0.1, 0.2])).should_stop
     assert not Schedule(0.1, 1).should_stop
@@ -32,7 +32,7 @@ def test_the_first_epoch_counts_as_best_even_at_zero() -> None:
     assert Schedule(0.1, 5, results([0.0, 0.0])).best_epoch == 0
 
 
-def test_the_rate_falls_after_half_the_patience_without_progress_in_f1_or_loss() -> None:
+def test_the_rate_drops_after_half_the_patience_without_progress_in_f1_or_loss() -> None:
     still = [0.5] * 5
     assert Schedule(0.1, 8, results(still[:4])).learning_rate == 0.1
     assert Schedule(0.1, 8, results(still)).learning_rate == pytest.approx(0.1 * LR_DECAY_FACTOR)
@@ -40,7 +40,7 @@ def test_the_rate_falls_after_half_the_patience_without_progress_in_f1_or_loss()
     assert Schedule(0.1, 8, results([0.5] * 9)).learning_rate == pytest.approx(0.1 * LR_DECAY_FACTOR**2)
 
 
-def test_the_rate_rises_over_the_first_epoch_only() -> None:
+def test_the_rate_warms_up_over_the_first_epoch_only() -> None:
     schedule = Schedule(0.1, 5)
     assert [schedule.step_rate(0, step, 4) for step in range(4)] == pytest.approx([0.025, 0.05, 0.075, 0.1])
     assert schedule.step_rate(1, 0, 4) == 0.1

@@ -1,4 +1,4 @@
-"""The search space: data in, Optuna distributions out, nothing impossible let through."""
+"""The search space: data in, Optuna distributions out, invalid data rejected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sample(space: SearchSpace, num_trials: int = 60) -> list[tuple[Hyperparamete
     return drawn
 
 
-def test_the_default_space_is_the_design_s() -> None:
+def test_the_default_space_is_as_designed() -> None:
     assert SearchSpace().model_dump(mode="json") == {
         "model_arch": {"choices": ["ResNet50", "CheXNet", "Custom_1"]},
         "optimizer": {"choices": ["adam", "adamw", "sgd"]},
@@ -57,12 +57,12 @@ def test_reading_settings_imports_neither_torch_nor_optuna() -> None:
     assert answer.stdout.strip() == "set()"
 
 
-def test_a_user_s_parameter_replaces_that_one_and_leaves_the_others() -> None:
+def test_a_users_parameter_replaces_only_that_one() -> None:
     space = SearchSpace.model_validate({"batch_size": {"choices": [8, 16]}})
     assert space.fingerprint() == SearchSpace().fingerprint() | {"batch_size": {"choices": [8, 16]}}
 
 
-def test_conditional_parameters_are_drawn_only_where_their_condition_holds() -> None:
+def test_conditional_parameters_are_sampled_only_if_their_condition_holds() -> None:
     drawn = sample(SearchSpace())
     assert {params.optimizer for params, _ in drawn} == {"adam", "adamw", "sgd"}
     for params, trial in drawn:
@@ -79,27 +79,27 @@ def test_a_replaced_parameter_keeps_its_condition_unless_another_is_given() -> N
     assert SearchSpace.model_validate(freed.model_dump(mode="json")) == freed
 
 
-def test_a_dropped_parameter_takes_its_default_and_is_no_parameter_of_the_trial() -> None:
+def test_a_dropped_parameter_takes_its_default_and_is_not_in_the_trial() -> None:
     space = SearchSpace.model_validate({"unknown_weight": None, "optimizer": None})
     params, trial = sample(space, 1)[0]
     assert params.unknown_weight == DEFAULTS["unknown_weight"]
     assert params.optimizer == "adam"
     assert not {"unknown_weight", "optimizer", "momentum", "weight_decay"} & set(trial.params)
-    assert "momentum" not in space.distributions()  # the dropped optimizer is adam: its condition never holds
+    assert "momentum" not in space.distributions()  # the dropped optimizer is adam, so the condition never holds
 
 
-def test_a_fixed_parameter_stands_in_the_trial() -> None:
+def test_a_fixed_parameter_is_in_the_trial() -> None:
     space = SearchSpace.model_validate({"batch_size": {"value": "32"}, "model_arch": {"value": "resnet18"}})
     params, trial = sample(space, 1)[0]
     assert (params.batch_size, params.model_arch) == (32, "resnet18")
     assert trial.params["batch_size"] == 32
 
 
-def test_a_condition_that_always_holds_makes_no_conditional_parameter() -> None:
+def test_a_parameter_whose_condition_always_holds_is_not_conditional() -> None:
     assert SearchSpace.model_validate({"optimizer": {"value": "sgd"}}).conditional() == set()
 
 
-def test_conditions_may_follow_one_another() -> None:
+def test_conditions_can_be_chained() -> None:
     space = SearchSpace.model_validate(
         {
             "optimizer": {"choices": ["adam", "sgd"], "when": {"model_arch": ["Custom_1"]}},
@@ -111,7 +111,7 @@ def test_conditions_may_follow_one_another() -> None:
         assert ("unknown_weight" in trial.params) == (trial.params.get("optimizer") == "sgd")
 
 
-def test_what_is_drawn_has_the_stated_distribution_and_never_a_dynamic_one() -> None:
+def test_sampled_parameters_have_the_declared_distributions() -> None:
     space = SearchSpace()
     for _, trial in sample(space):
         for name, distribution in trial.distributions.items():
@@ -130,7 +130,7 @@ for name, distribution in SearchSpace().distributions().items():
     assert answer.stdout.splitlines() == [f"{n} {optuna.distributions.distribution_to_json(d)}" for n, d in here]
 
 
-def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> None:
+def test_the_fingerprint_is_json_and_ignores_notation() -> None:
     one = SearchSpace.model_validate(
         {"learning_rate": {"low": "1e-4", "high": 0.01}, "patience": {"low": 5.0, "high": 9}}
     )
@@ -186,11 +186,11 @@ def test_the_fingerprint_is_json_and_ignores_how_the_values_are_written() -> Non
         ),
     ],
 )
-def test_an_impossible_space_is_refused_with_its_place(space: object, place: str, message: str) -> None:
+def test_an_invalid_space_is_rejected_with_the_path(space: object, place: str, message: str) -> None:
     assert [(where, message in what) for where, what in complaints(space)] == [(place, True)]
 
 
-def test_the_schema_of_the_settings_says_what_a_parameter_may_be() -> None:
+def test_the_json_schema_describes_a_parameter() -> None:
     parameter = SearchSpace.model_json_schema()["$defs"]["Parameter"]
     assert parameter["additionalProperties"] is False
     assert {form["type"]: form.get("minItems") for form in parameter["properties"]["choices"]["anyOf"]} == {
@@ -212,7 +212,7 @@ junk = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(junk)
-def test_no_space_makes_anything_but_a_space_or_a_refusal(space: object) -> None:
+def test_arbitrary_data_is_either_a_space_or_rejected(space: object) -> None:
     try:
         tree = Tree.model_validate({"space": space})
     except ValidationError:
@@ -233,7 +233,7 @@ def test_optuna_samples_clipped_parameters_unchanged(rate: float, momentum: floa
     study = optuna.create_study()
     study.enqueue_trial(clipped)
     space.suggest(trial := study.ask())
-    assert trial.params.items() >= clipped.items()  # Optuna took each as given: it was inside
+    assert trial.params.items() >= clipped.items()  # Optuna took each as given, since it was inside
 
 
 def test_the_baseline_lies_in_the_default_space() -> None:
@@ -270,12 +270,12 @@ def test_each_parameter_outside_the_space_is_clipped_with_a_message() -> None:
     ]
 
 
-def test_a_partial_set_stays_partial_and_its_open_conditions_may_yet_hold() -> None:
+def test_a_partial_set_stays_partial_since_open_conditions_may_still_hold() -> None:
     assert SearchSpace().clip_to_space({"momentum": 0.8}) == ({"momentum": 0.8}, [])
 
 
 @pytest.mark.parametrize("params", [{"lr": 1}, {"batch_size": "many"}, {"batch_size": None}, {"momentum": 1.0}])
-def test_parameters_that_are_illegal_anywhere_are_refused_in_one_line(params: dict[str, object]) -> None:
+def test_illegal_parameters_are_rejected_in_one_line(params: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(params))) as caught:
         SearchSpace().clip_to_space(params)
     assert "\n" not in str(caught.value)
@@ -333,7 +333,7 @@ def test_a_trial_of_another_space_is_converted_or_the_reason_given(
         assert trial.params == params
 
 
-def test_a_parameter_that_a_trial_lacks_had_its_default() -> None:
+def test_a_parameter_missing_from_a_trial_had_its_default() -> None:
     new = SearchSpace.model_validate({"patience": {"low": 5, "high": 20}})
     params, reason = new.convert({name: value for name, value in DRAWN.items() if name != "patience"})
     assert (params["patience"], reason) == (10, "")

@@ -1,4 +1,4 @@
-"""Training: it learns, stops, resumes bit for bit, and names what cannot be trained."""
+"""Training: it learns, stops, resumes bit for bit, and reports what cannot be trained."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARAMS = Hyperparameters(model_arch="Custom_1", batch_size=8, learning_rate=3e-3
 
 
 class Hooks:
-    """Notes what happens, and raises after a number of batches or epochs."""
+    """Records what happens, and raises after a given number of batches or epochs."""
 
     def __init__(self, *, stop_at_batch: int = -1, prune_at_epoch: int = -1) -> None:
         self.stop_at_batch, self.prune_at_epoch = stop_at_batch, prune_at_epoch
@@ -56,7 +56,7 @@ class Hooks:
 
 @pytest.fixture
 def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
-    """Return `train(params, hooks, settings, …)` on 25 and 12 made-up images of 32 px."""
+    """Return `train(params, hooks, settings, …)` on 25 and 12 synthetic images of 32 px."""
 
     def run(
         params: Hyperparameters = PARAMS,
@@ -87,7 +87,7 @@ def same(one: TrainingResult, two: TrainingResult) -> bool:
     return states and curve(one) == curve(two) and one.best_epoch == two.best_epoch
 
 
-def test_a_model_learns_what_can_be_learned(train: Callable[..., TrainingResult]) -> None:
+def test_a_model_learns(train: Callable[..., TrainingResult]) -> None:
     result = train(num_train=72, max_epochs=9)
     assert result.best_val_f1 > 0.6
     assert result.epochs[-1].train_loss < 0.5 * result.epochs[0].train_loss
@@ -98,13 +98,13 @@ def test_a_model_learns_what_can_be_learned(train: Callable[..., TrainingResult]
     assert all(epoch.images_per_s > 0 and epoch.seconds > 0 for epoch in result.epochs)
 
 
-def test_the_best_state_is_the_best_epoch_s(make_split: MakeSplit, train: Callable[..., TrainingResult]) -> None:
+def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: Callable[..., TrainingResult]) -> None:
     from csi_job.trial.inference import predict_logits
     from csi_job.trial.metrics import confusion, mean_f1
     from csi_job.trial.model import build_model
 
     result = train(max_epochs=6, params=replace(PARAMS, learning_rate=0.05))
-    assert result.best_epoch < 5  # else the last state would pass
+    assert result.best_epoch < 5  # otherwise the last state would pass
     model = build_model("Custom_1")
     model.load_state_dict(result.best_state)
     validation = make_split(12, 32, seed=2)
@@ -112,7 +112,7 @@ def test_the_best_state_is_the_best_epoch_s(make_split: MakeSplit, train: Callab
     assert mean_f1(confusion(pred_NZ, validation.zones_NZ)) == pytest.approx(result.best_val_f1)
 
 
-def test_a_seed_gives_the_same_bits_and_another_seed_others(train: Callable[..., TrainingResult]) -> None:
+def test_the_seed_determines_the_result_bit_for_bit(train: Callable[..., TrainingResult]) -> None:
     once, again, other = train(), train(), train(seed=6)
     assert same(once, again)
     assert not same(once, other)
@@ -128,12 +128,12 @@ def test_a_seed_gives_the_same_bits_and_another_seed_others(train: Callable[...,
     ],
     ids=["adam", "adamw", "sgd", "dropout"],
 )
-def test_a_training_cut_anywhere_and_resumed_gives_the_same_bits(
+def test_interrupted_and_resumed_training_gives_the_same_bits(
     train: Callable[..., TrainingResult], params: Hyperparameters, tmp_path: Path
 ) -> None:
-    whole = train(params, max_epochs=4)
-    batches_an_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
-    cut = Hooks(stop_at_batch=2 * batches_an_epoch + 2)  # in the middle of epoch 2
+    uninterrupted = train(params, max_epochs=4)
+    batches_per_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
+    cut = Hooks(stop_at_batch=2 * batches_per_epoch + 2)  # in the middle of epoch 2
     with pytest.raises(StopRequestedError):
         train(params, cut, max_epochs=4, checkpoint_folder=tmp_path / "attempt-1")
     assert len(cut.epochs) == 2
@@ -142,10 +142,10 @@ def test_a_training_cut_anywhere_and_resumed_gives_the_same_bits(
     hooks = Hooks()
     resumed = train(params, hooks, max_epochs=4, checkpoint_folder=tmp_path / "attempt-2", resume_from=newest)
     assert [epoch.epoch for epoch in hooks.epochs] == [2, 3]
-    assert same(resumed, whole)
+    assert same(resumed, uninterrupted)
 
 
-def test_every_cut_in_the_first_epochs_leaves_the_last_epoch_s_checkpoint(
+def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
     for batch in (1, 3, 4, 5, 6, 10, 11):
@@ -156,7 +156,7 @@ def test_every_cut_in_the_first_epochs_leaves_the_last_epoch_s_checkpoint(
         assert names == [f"epoch-{epoch:04d}.pt" for epoch in range((batch - 1) // 5)][::-1]
 
 
-def test_a_resumed_training_may_have_more_epochs_and_a_finished_one_ends_at_once(
+def test_resuming_can_add_epochs_and_ends_at_once_if_finished(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
     short = train(max_epochs=2, checkpoint_folder=tmp_path)
@@ -169,7 +169,7 @@ def test_a_resumed_training_may_have_more_epochs_and_a_finished_one_ends_at_once
     assert same(longer, train(max_epochs=4))
 
 
-def test_a_checkpoint_of_another_training_is_refused_by_what_differs(
+def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
     train(max_epochs=1, checkpoint_folder=tmp_path)
@@ -189,7 +189,7 @@ def test_training_stops_early(train: Callable[..., TrainingResult]) -> None:
     assert len(result.epochs) == result.best_epoch + 3
 
 
-def test_a_hook_that_prunes_ends_training_after_its_epoch_s_checkpoint(
+def test_a_pruning_hook_ends_training_after_the_epochs_checkpoint(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
     hooks = Hooks(prune_at_epoch=1)
@@ -205,14 +205,14 @@ def test_without_a_folder_there_is_no_checkpoint(train: Callable[..., TrainingRe
     assert hooks.checkpoints == [None]
 
 
-def test_a_loss_that_is_not_finite_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+def test_a_non_finite_loss_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
     params = Hyperparameters(model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10, batch_size=8)
     with pytest.raises(InfeasibleTrialError, match=r"the (training|validation) loss of epoch \d is (nan|inf)"):
         train(params, max_epochs=5)
 
 
 class NoMemory:
-    """Makes every forward pass of more than `most` images run out of memory, through torch's own hook."""
+    """Makes every forward pass of more than `most` images run out of memory, through torch's hook."""
 
     def __init__(self, most: int) -> None:
         self.most, self.sizes = most, []
@@ -233,14 +233,14 @@ class NoMemory:
         self.handle.remove()
 
 
-def test_out_of_memory_halves_the_micro_batch_and_goes_on(train: Callable[..., TrainingResult]) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_continues(train: Callable[..., TrainingResult]) -> None:
     with NoMemory(most=3) as tight:
         result = train(max_epochs=1, num_train=16)
     assert result.micro_batch == 2
     assert tight.sizes == [8, 4, *[2] * (4 + 4 + 6)]  # both batches of 8, then the 12 validation images
 
 
-def test_the_micro_batch_that_fits_is_kept_over_a_resume(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
+def test_the_reduced_micro_batch_survives_a_resume(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
     with NoMemory(most=4):
         train(max_epochs=1, checkpoint_folder=tmp_path)
         assert train(max_epochs=2, resume_from=valid_checkpoints(tmp_path)[0]).micro_batch == 4
@@ -254,14 +254,14 @@ def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Callable[...,
         train()
 
 
-def test_batch_norm_that_cannot_take_one_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+def test_batch_norm_on_a_single_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
     params = Hyperparameters(model_arch="resnet18", batch_size=1)
     with pytest.raises(InfeasibleTrialError, match="batch norm cannot learn from one image"):
         train(params, side_px=32)
 
 
 @pytest.mark.parametrize(("num_train", "batch_size"), [(2, 64), (9, 8), (8, 8), (17, 8), (5, 1)])
-def test_no_number_of_images_leaves_a_last_batch_of_one(
+def test_the_last_batch_never_has_one_image(
     train: Callable[..., TrainingResult], num_train: int, batch_size: int
 ) -> None:
     with NoMemory(most=100) as seen:
@@ -287,7 +287,7 @@ def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Cal
     assert {tensor.dtype for tensor in result.best_state.values()} == {torch.float32, torch.int64}
 
 
-def test_splits_that_cannot_be_trained_on_are_data_errors(make_split: MakeSplit) -> None:
+def test_unusable_splits_are_data_errors(make_split: MakeSplit) -> None:
     one, few = make_split(1), make_split(4)
     ungraded = replace(few, zones_NZ=torch.full((4, 6), 4))
     for train, validation in ((one, few), (few, ungraded)):
@@ -303,14 +303,12 @@ def test_splits_that_cannot_be_trained_on_are_data_errors(make_split: MakeSplit)
             )
 
 
-def test_images_too_small_for_the_architecture_are_one_line(train: Callable[..., TrainingResult]) -> None:
+def test_too_small_images_are_one_line(train: Callable[..., TrainingResult]) -> None:
     with pytest.raises(ConfigurationError, match="too small for inception_v3"):
         train(replace(PARAMS, model_arch="inception_v3"))
 
 
-def test_a_full_disk_ends_the_training_with_the_checkpoint_before_it(
-    train: Callable[..., TrainingResult], tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_training(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointWriteError, match="could not be written"):
         train(checkpoint_folder=tmp_path / "file")

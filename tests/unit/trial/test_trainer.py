@@ -1,4 +1,4 @@
-"""Inside an epoch nothing waits for the device, and what a finished trial held is given back."""
+"""Within an epoch the host never waits for the device, and a finished trial frees its memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select"
 
 
 class CountWaits(TorchDispatchMode):
-    """Counts the operations that make the host wait for the device's values."""
+    """Counts the operations that make the host wait for values from the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def make_trainer(make_split: Callable[..., SplitData]) -> Callable[..., Trainer]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_the_host_waits_once_an_epoch_and_once_a_validation_whatever_their_length(
+def test_the_host_waits_for_the_device_once_per_epoch_and_validation(
     make_trainer: Callable[..., Trainer], optimizer: str
 ) -> None:
     waits = {}
@@ -58,7 +58,7 @@ def test_the_host_waits_once_an_epoch_and_once_a_validation_whatever_their_lengt
     assert counted.num_waits == 1
 
 
-def test_smaller_pieces_take_the_same_steps(make_trainer: Callable[..., Trainer]) -> None:
+def test_micro_batches_take_the_same_steps(make_trainer: Callable[..., Trainer]) -> None:
     weights = []
     for size in (8, 3):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_smaller_pieces_take_the_same_steps(make_trainer: Callable[..., Trainer]
     assert torch.allclose(*weights, atol=1e-5)
 
 
-def test_released_memory_is_free_even_while_an_error_is_still_held(make_trainer: Callable[..., Trainer]) -> None:
+def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
     model = weakref.ref(trainer.model)
     kept_by_a_traceback = trainer
@@ -81,7 +81,7 @@ def test_released_memory_is_free_even_while_an_error_is_still_held(make_trainer:
     assert kept_by_a_traceback is trainer
 
 
-def test_batches_are_a_new_order_of_all_images_each_time() -> None:
+def test_batches_contain_all_images_in_a_new_order_each_time() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.cat(batch_indices(50, 8, generator)) for _ in range(2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
@@ -96,7 +96,7 @@ def test_batches_are_a_new_order_of_all_images_each_time() -> None:
         ("sgd", torch.optim.SGD, {"weight_decay": 0.1, "lr": 0.01, "momentum": 0.8}),
     ],
 )
-def test_an_optimizer_has_the_trial_s_parameters(name: str, kind: type, options: dict[str, float]) -> None:
+def test_the_optimizer_has_the_trials_hyperparameters(name: str, kind: type, options: dict[str, float]) -> None:
     params = Hyperparameters(
         optimizer=name, learning_rate=0.01, weight_decay=options["weight_decay"], momentum=options.get("momentum", 0)
     )
