@@ -196,7 +196,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, An
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         try:
-            value = _parse(text) if text[:1] in ("{", "[") and not _is_text(path) else text
+            kind = _type_of(path)
+            is_text = kind in (str, SecretStr, Path) or get_origin(kind) is Literal  # taken literally
+            value = _parse(text) if text[:1] in ("{", "[") and not is_text else text
         except yaml.YAMLError as error:
             message = f"the variable {name} is not valid YAML: {_problem(error)}"
             raise ConfigurationError(message, got=None if _may_be_secret(path) else text) from None
@@ -269,12 +271,6 @@ def _type_of(path: str) -> Any:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _is_text(path: str) -> bool:
-    """Return whether a setting is text, to be taken literally even if it looks like YAML."""
-    kind = _type_of(path)
-    return kind in (str, SecretStr, Path) or get_origin(kind) is Literal
 
 
 def _may_be_secret(path: str) -> bool:

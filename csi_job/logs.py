@@ -29,7 +29,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> None:
     """Send the package's log to standard error; `auto` means JSON in a Kubernetes pod, text elsewhere."""
-    json_lines = _wants_json(log_format)
+    json_lines = log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
     handler = _TerminalHandler() if sys.stderr.isatty() and not json_lines else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(message)s"))
     _root.handlers = [handler]
@@ -119,7 +119,3 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
-
-
-def _wants_json(log_format: LogFormat) -> bool:
-    return log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)

@@ -13,7 +13,6 @@ from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from csi_job.config import LoadedSettings
-    from csi_job.study.studies import ListedStudy
 
 
 @click.group()
@@ -43,7 +42,11 @@ def list_(loaded: LoadedSettings) -> None:
     from csi_job.study.studies import list_studies
 
     for listed in list_studies(open_storage(loaded.settings.storage, loaded.settings.work, create=False)):
-        click.echo(_line(listed))
+        counts = listed.counts
+        state = "created by another program"
+        if counts is not None:
+            state = f"{counts.num_finished} of {counts.target} trials, objective {listed.objective}"
+        click.echo(f"{listed.name}: {state}")
 
 
 @study.command()
@@ -96,9 +99,3 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
         click.confirm("Delete the study?", abort=True)
     delete_study(storage_of(doomed), name, loaded.settings.work)
     click.echo(f"deleted study {name}")
-
-
-def _line(listed: ListedStudy) -> str:
-    if listed.counts is None:
-        return f"{listed.name}: created by another program"
-    return f"{listed.name}: {listed.counts.num_finished} of {listed.counts.target} trials, objective {listed.objective}"

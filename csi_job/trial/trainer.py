@@ -51,7 +51,9 @@ class Trainer:
         self.loss = CsiLoss(params.unknown_weight, balance_ZK).to(device)
         self.optimizer = make_optimizer(self.model, params)
         self.micro_batches = MicroBatches(params.batch_size)
-        self.is_bf16 = _wants_bf16(settings, device)
+        self.is_bf16 = settings.precision == "bf16" or (
+            settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
 
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
         """Train on every training image once, and return the mean loss.
@@ -186,9 +188,3 @@ def _resident(data: SplitData, device: torch.device) -> SplitData:
         if not is_out_of_memory(error):
             raise
         return data
-
-
-def _wants_bf16(settings: TrialSettings, device: torch.device) -> bool:
-    if settings.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return settings.precision == "bf16"
