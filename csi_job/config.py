@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ENVIRONMENT_PREFIX = "CSI_JOB_"
-NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT"}  # about the process, not the study
+# Variables of single flags: the log's format, and the target of `study copy`.
+NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
 Tree = dict[str, Any]
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "cache": ("cache", "Decode, check and split the radiographs, once."),
     "hyperopt": ("hyperopt", "Search for the best hyperparameters."),
     "status": ("status", "Show the progress of a study."),
-    "study": ("study", "Create, list, show, export and delete studies; enqueue trials."),
+    "study": ("study", "Create, list, show, copy, export and delete studies; enqueue trials."),
     "report": ("report", "Write the plots and the report of a study."),
     "train-optimized": ("train_optimized", "Retrain the best trials with several seeds and export the winner."),
     "eval": ("evaluate", "Evaluate the optimised model on the test set."),

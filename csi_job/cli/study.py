@@ -8,7 +8,7 @@ import click
 
 from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, text, with_settings
-from csi_job.cli.study_files import backup, export, migrate, restore
+from csi_job.cli.study_files import copy, export, migrate
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def study() -> None:
-    """Create, list, show and delete studies; enqueue parameters to try next; export, back up and migrate trials."""
+    """Create, list, show, copy and delete studies; enqueue parameters to try next; export and migrate trials."""
 
 
-for command in (export, backup, restore, migrate):
+for command in (copy, export, migrate):
     study.add_command(command)
 
 

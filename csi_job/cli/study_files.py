@@ -1,29 +1,87 @@
-"""`csi-job study export | backup | restore | migrate`."""
+"""`csi-job study copy | export | migrate`."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
+from pydantic import SecretStr
 
 from csi_job.cli.options import DATA, text, with_settings
+from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from csi_job.config import LoadedSettings
-    from csi_job.transfer.backup_file import Backup
+    from csi_job.storage.settings import StorageSettings
+    from csi_job.storage.storage import StudyStorage
     from csi_job.transfer.migrate import Migration
 
-FORCE = click.option("--force", is_flag=True, help="Overwrite existing files.")
-FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+TO_PASSWORD: Final = "CSI_JOB_TO_PASSWORD"  # noqa: S105 - the name of a variable
+TARGET_NAMES: Final = {
+    "storage.url": "--to",
+    "storage.password_file": "--to-password-file",
+    "CSI_JOB_STORAGE__PASSWORD": TO_PASSWORD,
+}
+"""What errors call the settings of the storage when it is the target of a copy."""
+
+
+@click.command()
+@click.argument("name", type=text)
+@click.option("--to", "url", type=text, required=True, metavar="URL", envvar="CSI_JOB_TO_URL",
+    help="Database to copy to: sqlite:///FILE or postgresql+psycopg2://USER@HOST/DATABASE.")  # fmt: skip
+@click.option("--to-password-file", "password_file", type=click.Path(path_type=Path), metavar="PATH",
+    envvar="CSI_JOB_TO_PASSWORD_FILE", help=f"File with that database's password; or set {TO_PASSWORD}.")  # fmt: skip
+@click.option("--as", "new_name", type=text, metavar="TEXT", help="Name of the copy.  [default: NAME]")
+@with_settings("storage.url")
+def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None, new_name: str | None) -> None:
+    """Copy study NAME into another database, completely or not at all; its workers may keep running.
+
+    Everything in the database is copied: the definition, and every trial in any state with its
+    attempts. Images, caches, checkpoints and models stay where they are. Missing tables are created.
+    The copy's next worker resumes trials that are running: from their checkpoints if the copy has the
+    same name and work folder, else from epoch 0. If it has, stop the original's workers first.
+
+    \b
+    For example, from a laptop's SQLite into a team's PostgreSQL, and back under another name:
+      csi-job study copy csi_optimization --to postgresql+psycopg2://me@db.example.org/csi
+      csi-job study copy csi_optimization --storage postgresql+psycopg2://me@db.example.org/csi \\
+        --to sqlite:///studies.db --as from_team
+    """  # noqa: D301 - click reads \b
+    from optuna.trial import TrialState
+
+    from csi_job.storage.attributes import outcome_of
+    from csi_job.storage.storage import open_storage
+    from csi_job.transfer.copy import copy_study
+
+    settings = loaded.settings
+    with (
+        contextlib.closing(open_storage(settings.storage, settings.work, create=False)) as source,
+        contextlib.closing(_open_target(settings.storage, settings.work, url, password_file)) as target,
+    ):
+        study = copy_study(source, name, target, new_name)
+        trials = study.get_trials(deepcopy=False)
+        outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials).most_common()
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
+        renamed = f" as {study.study_name}" if study.study_name != name else ""
+        click.echo(f"study {name} copied to {target.address}{renamed}: {len(trials)} trials ({counts})")
+    if num_running := sum(trial.state is TrialState.RUNNING for trial in trials):
+        start = "from its checkpoint if the work folder is the same" if study.study_name == name else "from epoch 0"
+        click.echo(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
+    click.echo(
+        f"to continue with the settings it was made with: csi-job hyperopt --study-name {shlex.quote(study.study_name)}"
+    )
 
 
 @click.command()
 @click.argument("name", type=text)
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
 @with_settings("storage.url")
-@FORCE
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:
     """Export all trials of study NAME, in any state, as CSV and JSON.
 
@@ -37,77 +95,14 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
       csi-job study export csi_optimization trials.csv --force
     """  # noqa: D301 - click reads \b
     from csi_job.files import check_free
-    from csi_job.storage.storage import open_storage
-    from csi_job.transfer.backup import read_backup
+    from csi_job.study.studies import open_study
     from csi_job.transfer.export import export_files, write_export
 
     settings = loaded.settings
     files = export_files(dest or settings.folder.hyperopt, name)
     check_free(*files, force=force)
-    study = read_backup(open_storage(settings.storage, settings.work, create=False), name)
-    write_export(study, files)
-    click.echo(f"{len(study.trials)} trials of {name}: {', '.join(map(str, files))}")
-
-
-@click.command()
-@click.argument("name", type=text)
-@click.argument("file", type=FILE)
-@with_settings("storage.url")
-@FORCE
-def backup(loaded: LoadedSettings, name: str, file: Path, *, force: bool) -> None:
-    """Write study NAME as it is now into one FILE; workers go on meanwhile.
-
-    Nothing is lost or rounded, and a checksum tells a damaged file. A name that ends in .gz is
-    compressed; - is standard output. Images, caches, checkpoints and models are not in it.
-
-    \b
-    For example, from the laptop's SQLite into a team's PostgreSQL:
-      csi-job study backup csi_optimization study.json.gz
-      csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
-    """  # noqa: D301 - click reads \b
-    from csi_job.files import STREAM, check_free
-    from csi_job.storage.storage import open_storage
-    from csi_job.transfer.backup import read_backup, write_backup
-
-    check_free(file, force=force)
-    study = read_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=False), name)
-    write_backup(study, file)
-    click.echo(f"study {name} is in {file}: {_counts(study)}", err=file == STREAM)
-
-
-@click.command()
-@click.argument("file", type=FILE)
-@with_settings("storage.url")
-@click.option("--study-name", "new_name", metavar="TEXT", help="Another name for the study.  [default: as it was]")
-def restore(loaded: LoadedSettings, file: Path, new_name: str | None) -> None:
-    """Bring the study in FILE, which `backup` wrote, into a database, whole or not at all.
-
-    The database may be another, and of another kind; its tables are made where they are missing. A
-    trial that ran during the backup is taken over by the next worker: from its checkpoint if the work
-    folder and the study's name are the same, else from epoch 0. End the workers of the first study
-    before, if both share a work folder and a name. FILE may be -, which is standard input.
-
-    \b
-    For example:
-      csi-job study restore study.json.gz --storage postgresql+psycopg2://me@db.example.org/csi
-      csi-job study restore study.json.gz --study-name second_try
-    """  # noqa: D301 - click reads \b
-    from optuna.trial import TrialState
-
-    from csi_job.files import read_file
-    from csi_job.storage.storage import open_storage
-    from csi_job.study.settings import checked_name
-    from csi_job.transfer.backup import restore_backup
-    from csi_job.transfer.backup_file import decode
-
-    study = decode(read_file(file))
-    name = checked_name(new_name or study.name)
-    restore_backup(open_storage(loaded.settings.storage, loaded.settings.work, create=True), study, name)
-    click.echo(f"study {name} is restored: {_counts(study)}")
-    if num_running := study.num_in(TrialState.RUNNING):
-        where = "from its checkpoint, if the work folder is the same" if name == study.name else "from epoch 0"
-        click.echo(f"{num_running} ran during the backup: the next worker takes each over, {where}")
-    click.echo(f"go on with the settings it was made with: csi-job hyperopt --study-name {shlex.quote(name)}")
+    num_trials = write_export(open_study(settings.storage, settings.work, name), files)
+    click.echo(f"{num_trials} trials of {name}: {', '.join(map(str, files))}")
 
 
 @click.command()
@@ -136,19 +131,34 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
         click.echo(line)
 
 
-def _counts(study: Backup) -> str:
-    from csi_job.transfer.backup import count_outcomes
+def _open_target(source: StorageSettings, work: Path, url: str, password_file: Path | None) -> StudyStorage:
+    """Open the target of a copy; errors call its settings by the names of its flags."""
+    from csi_job.storage.settings import StorageSettings
+    from csi_job.storage.storage import open_storage
 
-    counts = count_outcomes(study)
-    return f"{len(study.trials)} trials ({', '.join(f'{count} {outcome}' for outcome, count in counts)})"
+    password = os.environ.get(TO_PASSWORD)
+    settings = StorageSettings(
+        url=SecretStr(url),
+        password=None if password is None else SecretStr(password),
+        password_file=password_file,
+        connect_s=source.connect_s,
+        outage_s=source.outage_s,
+    )
+    try:
+        return open_storage(settings, work, create=True)
+    except ConfigurationError as error:
+        message = str(error)
+        for name, flag in TARGET_NAMES.items():
+            message = message.replace(name, flag)
+        raise ConfigurationError(message) from None
 
 
 def _migration_lines(done: Migration, old: str, new: str, *, given: bool) -> list[str]:
     there = f"; {done.num_there} were already there" if done.num_there else ""
     lines = [f"{done.num_carried} trials copied from {old} to {new}{there}"]
     lines += [f"{count} not copied: {reason}" for reason, count in done.reasons]
-    whose = "" if given else " (change it with --n-trials)"
+    hint = "" if given else " (change it with --n-trials)"
     waiting = f", {done.num_waiting} waiting" if done.num_waiting else ""
-    lines.append(f"study {new} has {done.num_finished} of {done.target} trials{waiting}{whose}")
+    lines.append(f"study {new} has {done.num_finished} of {done.target} trials{waiting}{hint}")
     more = " --more-trials K" if done.num_finished >= done.target else ""
     return [*lines, f"to continue with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from csi_job.transfer.backup_file import decode
 from tests.e2e.release import Release, run, wait_until
 
 WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}
@@ -55,7 +54,7 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     hosts = {pod["host"] for pod in now["pods"] if pod["stage"] == "search"}
     assert {trial["host"] for trial in now["study"]["running"] if trial["host"]} <= hosts
     _the_controllers_pod_shows_the_same(release)
-    _backups_are_taken_while_it_runs(release)
+    _copies_are_made_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
     looks = release.status("--watch", "--every", "2")
@@ -80,8 +79,9 @@ def _the_controllers_pod_shows_the_same(release: Release) -> None:
     assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache", "search"}
 
 
-def _backups_are_taken_while_it_runs(release: Release) -> None:
-    backup = _in_the_controllers_pod(release, "study", "backup", "demo", "-")
-    assert decode(backup.encode()).trials
+def _copies_are_made_while_it_runs(release: Release) -> None:
+    copied = _in_the_controllers_pod(release, "study", "copy", "demo", "--to", "sqlite:////tmp/copy.db")
+    assert "trials (" in copied
+    assert "demo: " in _in_the_controllers_pod(release, "study", "list", "--storage", "sqlite:////tmp/copy.db")
     dump = release.kubectl("exec", release.database, "--", "pg_dump", "-U", "csi", "csi")
     assert "COPY public.trials " in dump

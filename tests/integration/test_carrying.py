@@ -1,7 +1,12 @@
-"""Studies carried between SQLite and PostgreSQL and between spaces, while workers run and when started twice."""
+"""Studies copied between SQLite and PostgreSQL and migrated between spaces: beside workers, under kills, repeatedly."""
 
 from __future__ import annotations
 
+import math
+import os
+import random
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +23,25 @@ from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.storage.claim import Claim, claim_trial
 from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import load_study, set_target
 from csi_job.study.settings import StudySettings
+from csi_job.study.studies import delete_study
 from csi_job.study.trial_run import sample_params
 from csi_job.study.worker import WorkerOptions, run_worker
-from csi_job.transfer.backup import read_backup, restore_backup
-from csi_job.transfer.backup_file import Backup, decode, encode
+from csi_job.transfer.copy import StudyRows, copy_study, insert_study, read_study
 from csi_job.transfer.migrate import migrate_study
-from tests.support.carrying import backups, odd_trials, plain, plain_study, simple_backup
+from tests.support.carrying import (
+    DISTRIBUTIONS,
+    odd_trials,
+    plain,
+    plain_study,
+    simple_study,
+    studies,
+    trial_rows,
+    without_ids,
+)
 from tests.support.studies import (
     BASELINE,
     CACHE,
@@ -34,6 +49,7 @@ from tests.support.studies import (
     Reader,
     ToySpace,
     Worker,
+    counted,
     define,
     objective,
     storage_settings,
@@ -62,13 +78,6 @@ def by_optuna(name: str, url: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=url.replace("postgresql://", "postgresql+psycopg2://"))
 
 
-def carried(study: str, source: StudyStorage, target: StudyStorage, name: str | None = None) -> Backup:
-    """Carry a study by a file."""
-    backup = decode(encode(read_backup(source, study)))
-    restore_backup(target, backup, name or study)
-    return backup
-
-
 def test_a_study_is_the_same_after_the_way_there_and_back(
     storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
 ) -> None:
@@ -76,49 +85,44 @@ def test_a_study_is_the_same_after_the_way_there_and_back(
     work_on(study, tmp_path)
     odd_trials(study)
     before = plain_study(study)
-    first = carried("toy", sqlite, storage)
-    assert plain_study(load_study(storage, "toy")) == before
+    assert plain_study(copy_study(sqlite, "toy", storage)) == before
     assert [plain(trial) for trial in by_optuna("toy", url).trials] == before["trials"]
-    restore_backup(sqlite, read_backup(storage, "toy"), "back")
-    back = plain_study(load_study(sqlite, "back"))
+    back = plain_study(copy_study(storage, "toy", sqlite, "back"))
     assert back["trials"] == before["trials"]
-    assert repr(read_backup(sqlite, "back").trials) == repr(first.trials)
+    assert repr(without_ids(read_study(sqlite, "back"))) == repr(without_ids(read_study(sqlite, "toy")))
 
 
-@given(backups())
+@given(studies())
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_study_holds_a_database_gives_back(storage: StudyStorage, backup: Backup) -> None:
+def test_whatever_a_study_holds_arrives(storage: StudyStorage, sqlite: StudyStorage, rows: StudyRows) -> None:
     name = new_token()
-    restore_backup(storage, backup, name)
-    again = read_backup(storage, name)
-    stored = [part.user_attrs | part.system_attrs for part in (again, backup)]
-    assert {**stored[0], "uid": ""} == {**stored[1], "uid": ""}
-    assert again.directions == backup.directions
-    assert repr(again.trials) == repr(backup.trials)
+    insert_study(sqlite, rows, name)
+    stored = read_study(sqlite, name)
+    assert repr(without_ids(stored)) == repr(without_ids(rows))
+    copy_study(sqlite, name, storage)
+    assert repr(without_ids(read_study(storage, name))) == repr(without_ids(rows))
 
 
-def test_many_trials_are_restored_with_few_statements(storage: StudyStorage) -> None:
-    backup = simple_backup()
-    num_trials, statements = 3000, []
-    first = backup.trials[0]
+def test_many_trials_are_copied_with_few_statements(storage: StudyStorage, sqlite: StudyStorage) -> None:
+    rows = simple_study()
+    num_trials, params = 3000, {"a": (0.5, DISTRIBUTIONS[0])}
     for number in range(2, num_trials):
-        backup.trials.append(type(first)(number, first.state, None, None, first.params, [0.5], {0: 0.5, 1: 0.5}))
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
-    restore_backup(storage, backup, "toy")
+        rows.trials.append(trial_rows(number, TrialState.COMPLETE, params=params, values=[0.5], steps={0: 0.5, 1: 0.5}))
+    insert_study(sqlite, rows, "toy")
+    with counted(storage.engine) as statements:
+        study = copy_study(sqlite, "toy", storage)
     assert len(statements) < num_trials / 20
-    assert read_backup(storage, "toy").trials == backup.trials
-    numbers = [trial.number for trial in load_study(storage, "toy").trials]
-    assert numbers == [*range(num_trials)]
+    assert without_ids(read_study(storage, "toy")) == without_ids(rows)
+    assert [trial.number for trial in study.trials] == [*range(num_trials)]
 
 
-def test_a_restored_study_goes_on_to_its_exact_total(
+def test_a_copied_study_continues_to_its_exact_total(
     storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
 ) -> None:
     study = define(sqlite, num_trials=4)
     work_on(study, tmp_path / "first", num_trials=4)
     set_target(study, num_trials=8)
-    carried("toy", sqlite, storage)
-    before = plain_study(load_study(storage, "toy"))["trials"]
+    before = plain_study(copy_study(sqlite, "toy", storage))["trials"]
     workers = [Worker(url, tmp_path / "work", num_trials=8) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
     Reader(url).check_exact(8, 4)
@@ -134,13 +138,9 @@ def claim(study: optuna.Study) -> Claim:
     return claimed
 
 
-@pytest.mark.parametrize(("name", "goes_on"), [("toy", True), ("copy", False)])
-def test_a_running_trial_is_taken_over_after_a_restore(
-    storage: StudyStorage,
-    sqlite: StudyStorage,
-    tmp_path: Path,
-    name: str,
-    goes_on: bool,  # noqa: FBT001
+@pytest.mark.parametrize(("name", "first_epoch"), [("toy", 2), ("copy", 0)])
+def test_a_running_trial_is_resumed_in_the_copy(
+    storage: StudyStorage, sqlite: StudyStorage, tmp_path: Path, name: str, first_epoch: int
 ) -> None:
     first = define(sqlite, num_trials=1)
     claimed = claim(first)
@@ -152,38 +152,42 @@ def test_a_running_trial_is_taken_over_after_a_restore(
         write = TrialWrite(steps={epoch: value_at(params, epoch)})
         relative = path.relative_to(tmp_path / "work").as_posix()
         sqlite.write_trial(claimed.lease, write, checkpoint=relative, num_epochs=epoch + 1)
-    carried("toy", sqlite, storage, name)
+    copy_study(sqlite, "toy", storage, name)
     again = define(storage, name=name, num_trials=1)
     assert work_on(again, tmp_path / "work", name=name, num_trials=1).num_finished == 1
     computed = (tmp_path / "work" / "computed.log").read_text().split("\n")[:-1]
-    assert computed == [f"0 {epoch}" for epoch in range(2 if goes_on else 0, 4)]
+    assert computed == [f"0 {epoch}" for epoch in range(first_epoch, 4)]
     done = again.trials[0]
     assert done.state is TrialState.COMPLETE
     assert done.user_attrs["attempt"] == 2
     assert done.intermediate_values == {epoch: value_at(params, epoch) for epoch in range(4)}
 
 
-def test_a_backup_shows_one_moment_while_workers_run(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_a_copy_shows_one_moment_while_workers_run(
+    storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
+) -> None:
     study = define(storage, num_trials=25)
     worker = Worker(url, tmp_path / "work", num_trials=25, epoch_s=0.01)
-    seen = []
+    copies = []
     while worker.process.is_alive():
-        seen.append(read_backup(storage, "toy"))
+        copies.append(copy_study(storage, "toy", sqlite, f"copy-{len(copies)}").study_name)
         time.sleep(0.02)
     assert worker.wait() == 0
-    assert len(seen) > 3
-    for backup in seen:
-        assert [trial.number for trial in backup.trials] == [*range(len(backup.trials))]
-        for trial in backup.trials:
+    assert len(copies) > 3
+    for name in copies:
+        trials = load_study(sqlite, name).trials
+        assert [trial.number for trial in trials] == [*range(len(trials))]
+        leases = [LEASES in trial.parts for trial in read_study(sqlite, name).trials]
+        for trial, has_lease in zip(trials, leases, strict=True):
             finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
             assert finished == (trial.datetime_complete is not None)
             assert finished == bool(trial.values)
             assert finished == ("epochs" in trial.user_attrs)
-            assert [*trial.steps] == [*range(len(trial.steps))]
-            assert (trial.lease is not None) == (trial.state is TrialState.RUNNING)
+            assert [*trial.intermediate_values] == [*range(len(trial.intermediate_values))]
+            assert has_lease == (trial.state is TrialState.RUNNING)
             if trial.state is TrialState.COMPLETE:
-                assert len(trial.steps) == 4
-    assert len({len(backup.trials) for backup in seen}) > 2
+                assert len(trial.intermediate_values) == 4
+    assert len({len(load_study(sqlite, name).trials) for name in copies}) > 2
     assert len(study.trials) == 25
 
 
@@ -195,12 +199,96 @@ def outcome_of(operation: Any) -> str:
     return "done"
 
 
-def test_of_many_restores_at_once_one_goes_through(storage: StudyStorage) -> None:
+def test_of_many_copies_at_once_one_succeeds(storage: StudyStorage, sqlite: StudyStorage) -> None:
+    insert_study(sqlite, simple_study(), "toy")
     with ThreadPoolExecutor(6) as pool:
-        told = [*pool.map(lambda _: outcome_of(lambda: restore_backup(storage, simple_backup(), "toy")), range(6))]
-    assert told.count("done") == 1
-    assert all("already" in message for message in told if message != "done")
+        outcomes = [*pool.map(lambda _: outcome_of(lambda: copy_study(sqlite, "toy", storage)), range(6))]
+    assert outcomes.count("done") == 1
+    assert all("already" in outcome for outcome in outcomes if outcome != "done")
     assert len(load_study(storage, "toy").trials) == 2
+
+
+NUM_TRIALS_UNDER_KILLS = 700
+
+
+def copy_to_be_killed(arguments: dict[str, Any]) -> int:
+    """Copy a study in a process that kills itself before its nth statement or COMMIT, or is killed from outside."""
+    storages = [
+        open_storage(storage_settings(arguments[end]), Path(arguments["work"]), create=True) for end in ("from", "to")
+    ]
+    num_left = arguments.get("num_statements", -1)
+
+    def count(*_: Any) -> None:
+        nonlocal num_left
+        if num_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        num_left -= 1
+
+    for event in ("before_cursor_execute", "commit"):
+        sa.event.listen(storages[1].engine, event, count)
+    sys.stderr.write("copying\n")
+    copy_study(storages[0], "toy", storages[1])
+    return 0
+
+
+@pytest.fixture
+def large(sqlite: StudyStorage) -> StudyRows:
+    """A study that takes several rounds of inserts, with a running, a waiting and a pruned trial."""
+    rows = simple_study()
+    states = {2: TrialState.WAITING, 3: TrialState.PRUNED, NUM_TRIALS_UNDER_KILLS - 1: TrialState.RUNNING}
+    for number in range(2, NUM_TRIALS_UNDER_KILLS):
+        state = states.get(number, TrialState.COMPLETE)
+        parts = {"params": {"a": (0.5, DISTRIBUTIONS[0])}, "values": [0.5], "steps": {0: 0.5, 1: math.nan}}
+        rows.trials.append(trial_rows(number, state, **parts, user_attrs={"epochs": "2"}))
+    insert_study(sqlite, rows, "toy")
+    return rows
+
+
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
+    storage: StudyStorage, sqlite: StudyStorage, large: StudyRows, url: str, tmp_path: Path, way: str
+) -> None:
+    urls = {"from": f"sqlite:///{tmp_path}/other.db", "to": url}
+    source, target = sqlite, storage
+    if way == "back":
+        copy_study(sqlite, "toy", storage)
+        (tmp_path / "back").mkdir()
+        urls = {"from": url, "to": f"sqlite:///{tmp_path}/back/studies.db"}
+        source, target = storage, open_storage(storage_settings(urls["to"]), tmp_path, create=True)
+    with counted(target.engine) as statements:
+        copy_study(source, "toy", target, "measure")
+    chance = random.Random(7)
+    last_insert = max(index for index, statement in enumerate(statements) if statement.startswith("INSERT"))
+    points = [*chance.sample(range(last_insert), 3), last_insert]  # no uid is changed in `toy`: this one is the COMMIT
+    begin = time.monotonic()
+    copy_study(source, "toy", target, "measure again")
+    duration_s = time.monotonic() - begin
+    kills = [{"num_statements": point} for point in points] + [
+        {"after_s": chance.uniform(0, duration_s)} for _ in range(4)
+    ]
+    num_killed = 0
+    for kill in kills:
+        worker = Worker("", tmp_path / "work", run=copy_to_be_killed, **urls, **kill)
+        if "after_s" in kill:
+            while worker.process.is_alive() and "copying" not in worker.log():
+                time.sleep(0.002)
+            time.sleep(kill["after_s"])
+            worker.send_signal(signal.SIGKILL)
+        code = worker.wait()
+        names = [study.study_name for study in target.get_all_studies()]
+        if code == 0 or "toy" in names:  # the kill came too late: after COMMIT
+            assert "after_s" in kill
+            assert without_ids(read_study(target, "toy")) == without_ids(large)
+            delete_study(target, "toy", tmp_path)
+            continue
+        assert code == -signal.SIGKILL, worker.log()
+        num_killed += 1
+        assert names == ["measure", "measure again"]
+    assert num_killed >= len(points)
+    assert Reader(urls["to"]).rows("SELECT count(*) FROM trials") == [(2 * NUM_TRIALS_UNDER_KILLS,)]
+    copied = copy_study(source, "toy", target)
+    assert repr(without_ids(read_study(target, "toy"))) == repr(without_ids(large))
+    assert [plain(trial) for trial in copied.trials] == [plain(trial) for trial in load_study(source, "toy").trials]
 
 
 def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, url: str, tmp_path: Path) -> None:
@@ -221,7 +309,7 @@ def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, ur
     assert new.best_value == old.best_value
 
 
-def test_a_worker_goes_on_with_a_migrated_study_to_its_exact_total(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudyStorage, tmp_path: Path) -> None:
     old = define(storage)
     work_on(old, tmp_path)
     high = sorted(trial.params["x"] for trial in old.trials)[3]

@@ -1,23 +1,25 @@
-"""Export, backup, restore and migration as a user runs them: real processes, real phantoms, both databases."""
+"""Copy, export and migration as a user runs them: real processes, real phantoms, both databases."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import psycopg2
 import pytest
 from click.testing import CliRunner
 
 from csi_job.cli import cli
-from csi_job.transfer.backup_file import encode
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from csi_job.transfer.copy import insert_study
 from tests.integration.test_commands import ENVIRONMENT, SETTINGS, data, run, trials
-from tests.support.carrying import simple_backup
+from tests.support.carrying import simple_study
+from tests.support.postgres import guarded_server
 from tests.support.processes import Command
 from tests.support.studies import Reader
 
@@ -39,7 +41,7 @@ def one_line(err: str) -> str:
     return err
 
 
-def test_an_export_is_two_files_that_are_not_overwritten_unasked(searched: Path) -> None:
+def test_an_export_is_two_files_that_are_not_overwritten_without_force(searched: Path) -> None:
     folder = searched / "models/hyperopt"
     out, _ = run(searched, "study", "export", "csi_optimization")
     table, tree = folder / "csi_optimization_trials.csv", folder / "csi_optimization_trials.json"
@@ -60,75 +62,64 @@ def test_an_export_is_two_files_that_are_not_overwritten_unasked(searched: Path)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_nothing_in_an_export_or_a_backup_tells_of_a_patient(searched: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched: Path, phantoms: Path, tmp_path: Path) -> None:
     run(searched, "study", "export", "csi_optimization", tmp_path)
-    run(searched, "study", "backup", "csi_optimization", tmp_path / "b.json")
+    run(searched, "study", "copy", "csi_optimization", "--to", f"sqlite:///{tmp_path}/copy.db")
     names = {row["FileID"] for row in csv.DictReader((phantoms / "labels.csv").open(), delimiter=";")}
     assert len(names) > 50
+    assert {path.name for path in tmp_path.iterdir()} >= {"copy.db", "csi_optimization_trials.csv"}
     for path in tmp_path.iterdir():
-        text = path.read_text()
-        assert not [name for name in names if name in text]
-        assert str(phantoms) not in text
+        content = path.read_bytes()
+        assert not [name for name in names if name.encode() in content]
+        assert str(phantoms).encode() not in content
 
 
-def test_a_study_goes_to_postgresql_is_continued_there_and_comes_back(
-    searched: Path, postgres_url: str, tmp_path: Path
-) -> None:
-    run(searched, "study", "backup", "csi_optimization", tmp_path / "study.json.gz")
-    out, _ = run(tmp_path / "w", "study", "restore", tmp_path / "study.json.gz", "--storage", postgres_url)
+def test_a_study_goes_to_postgresql_is_continued_there_and_comes_back(searched: Path, postgres_url: str) -> None:
+    out, _ = run(searched, "study", "copy", "csi_optimization", "--to", postgres_url)
     assert "2 trials (2 complete)" in out
     assert "csi-job hyperopt --study-name csi_optimization" in out
     with_postgres = ("--storage", postgres_url, "--max-epochs", 1, "--image-size", 32)
     run(searched, "hyperopt", *with_postgres, "--more-trials", 1)
     assert Reader(postgres_url).states() == {"COMPLETE": 3}
-    run(searched, "study", "backup", "csi_optimization", tmp_path / "back.json", "--storage", postgres_url)
-    _, err = run(searched, "study", "restore", tmp_path / "back.json", code=2)
-    assert "--study-name" in one_line(err)
-    run(searched, "study", "restore", tmp_path / "back.json", "--study-name", "back")
+    back = ("study", "copy", "csi_optimization", "--storage", postgres_url, "--to", f"sqlite:///{searched}/studies.db")
+    _, err = run(searched, *back, code=2)
+    assert "--as NEW" in one_line(err)
+    out, _ = run(searched, *back, "--as", "back")
+    assert "studies.db as back: 3 trials (3 complete)" in out
     assert "back: 3 of 3 trials" in run(searched, "study", "list")[0]
+    assert trials(searched)[:2] == [(0, "COMPLETE"), (0, "COMPLETE")]
 
 
-def test_a_backup_streams(searched: Path, tmp_path: Path) -> None:
-    out, err = run(searched, "study", "backup", "csi_optimization", "-")
-    assert json.loads(out)["format"] == "csi-job study backup"
-    assert "2 complete" in err
-    command = [sys.executable, "-c", "from csi_job.cli import main; main()", "study", "restore", "-"]
-    subprocess.run([*command, "--work", str(tmp_path / "w")], input=out.encode(), check=True)
-    assert trials(tmp_path / "w") == [(0, "COMPLETE"), (1, "COMPLETE")]
+def test_a_copied_sqlite_file_is_complete_without_others_beside_it(searched: Path, tmp_path: Path) -> None:
+    work = tmp_path / "other work"
+    run(searched, "study", "copy", "csi_optimization", "--to", f"sqlite:///{work}/studies.db")
+    assert [path.name for path in work.iterdir()] == ["studies.db"]
+    assert trials(work) == [(0, "COMPLETE"), (1, "COMPLETE")]
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "cut short": lambda content: content[: len(content) // 2],
-    "a number": lambda content: content.replace(b"[0.5]", b"[0.9]"),
-    "not ours": lambda _: b"number,state\r\n0,COMPLETE\r\n",
-    "another version": lambda content: content.replace(b'"version":1', b'"version":2'),
-}  # more of them in the unit tests of the file
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_backup_is_one_line_and_leaves_nothing(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    content = encode(simple_backup())
-    file = tmp_path / "b.json"
-    file.write_bytes(damage(content))
-    assert file.read_bytes() != content
-    _, err = run(tmp_path / "w", "study", "restore", file, code=2)
-    one_line(err)
-    assert not (tmp_path / "w").exists()
-
-
-def test_a_file_that_exists_or_is_missing_is_one_line(searched: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "kept.json"
-    kept.write_text("mine")
-    _, err = run(searched, "study", "backup", "csi_optimization", kept, code=2)
-    assert "--force" in one_line(err)
-    assert kept.read_text() == "mine"
-    run(searched, "study", "backup", "csi_optimization", kept, "--force")
-    assert kept.read_text() != "mine"
-    _, err = run(searched, "study", "restore", tmp_path / "none.json", code=2)
-    assert "none.json" in one_line(err)
-    _, err = run(searched, "study", "backup", "none", tmp_path / "n.json", code=2)
-    assert "csi_optimization" in one_line(err)
-    assert not (tmp_path / "n.json").exists()
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("none", "--to", "sqlite:///WORK/new.db"), "no study of this name, got 'none'; allowed: csi_optimization"),
+        (("csi_optimization", "--to", "mysql://h/d"), "this database cannot hold a study, got 'mysql'"),
+        (("csi_optimization", "--to", "postgresql://a:b@c@h/d"), "--to holds more than one @"),
+        (("csi_optimization", "--to", "sqlite:///WORK/new.db", "--as", "a/b"), "cannot have this name, got 'a/b'"),
+        (("csi_optimization", "--to", "sqlite:///WORK/settings.yaml"), "file is not a database"),
+        (
+            ("csi_optimization", "--to", "postgresql://a@h/d", "--to-password-file", "WORK/none"),
+            "--to-password-file cannot be read",
+        ),
+        (("csi_optimization",), "Missing option '--to'"),
+    ],
+)
+def test_a_copy_that_cannot_be_is_refused_in_one_line(
+    searched: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    _, err = run(searched, "study", "copy", *(word.replace("WORK", str(searched.parent)) for word in arguments), code=2)
+    assert expected in one_line(err)
+    assert not err.count("storage.")
+    with contextlib.suppress(FileNotFoundError):
+        assert Reader(f"sqlite:///{searched.parent}/new.db").rows("SELECT * FROM studies") == []
 
 
 def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_path: Path) -> None:
@@ -156,29 +147,50 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_pa
     assert "other" not in names
 
 
-@pytest.mark.parametrize("name", ["export", "backup", "restore", "migrate"])
+@pytest.mark.parametrize("name", ["copy", "export", "migrate"])
 def test_the_help_teaches_by_an_example(name: str) -> None:
     out = CliRunner().invoke(cli, ["study", name, "--help"]).output
     assert f"csi-job study {name} " in out.partition("For example")[2]
 
 
 def test_no_secret_is_in_what_is_written(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
+        insert_study(source, simple_study(), "toy")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", PASSWORD)
-    file = tmp_path / "b.json"
-    file.write_bytes(encode(simple_backup()))
+    monkeypatch.setenv("CSI_JOB_TO_PASSWORD", PASSWORD)
+    out, err = run(tmp_path, "study", "copy", "toy", "--to", postgres_url)
+    assert "1 of them were running: the copy's next worker resumes each, from its checkpoint" in out
     storage = ("--storage", postgres_url)
-    restored, _ = run(tmp_path / "w", "study", "restore", file, *storage)
-    assert "1 ran during the backup: the next worker takes each over, from its checkpoint" in restored
-    told = [
-        restored,
-        *run(tmp_path / "w", "study", "backup", "toy", tmp_path / "out.json", *storage),
-        *run(tmp_path / "w", "study", "export", "toy", tmp_path / "out", *storage),
+    shown = [
+        *(out, err),
+        *run(tmp_path, "study", "copy", "toy", *storage, "--to", f"sqlite:///{tmp_path}/copy.db"),
+        *run(tmp_path, "study", "export", "toy", tmp_path / "out", *storage),
     ]
-    written = [path.read_text() for path in tmp_path.rglob("*.*") if path.suffix in {".json", ".csv"}]
-    assert len(written) == 4
-    for text in (*written, *told):
+    written = [path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*.*") if path.is_file()]
+    assert len(written) >= 4
+    for text in (*written, *shown):
         assert PASSWORD not in text
         assert postgres_url.partition("://")[2] not in text
+
+
+@pytest.mark.parametrize("way", ["variable", "file"])
+def test_a_copy_takes_the_targets_own_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
+        insert_study(source, simple_study(), "toy")
+    monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", "of the source")
+    with guarded_server(PASSWORD) as server:
+        monkeypatch.setenv("CSI_JOB_TO_URL", f"postgresql://anna@/csi?host={server.data}")
+        _, err = run(tmp_path, "study", "copy", "toy", code=2)
+        assert "no password supplied" in one_line(err)
+        file = tmp_path / "password"
+        file.write_text(f"{PASSWORD}\n")
+        if way == "variable":
+            monkeypatch.setenv("CSI_JOB_TO_PASSWORD", PASSWORD)
+        run(tmp_path, "study", "copy", "toy", *(("--to-password-file", file) if way == "file" else ()))
+        connection = psycopg2.connect(f"host={server.data} dbname=csi user=anna", password=PASSWORD)
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute("SELECT study_name FROM studies")
+            assert cursor.fetchall() == [("toy",)]
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_then_one_line(

@@ -1,20 +1,41 @@
-"""What tests of backup, restore, export and migration share: odd trials, and trials compared without their ids."""
+"""What tests of copy, export and migration share: odd trials, and trials compared without their ids."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import optuna
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from csi_job.transfer.backup_file import Backup
-from csi_job.transfer.stored import StoredLease, StoredTrial
+from csi_job.storage.optuna_private import to_stored_step, to_stored_value
+from csi_job.storage.tables import (
+    DIRECTIONS,
+    LEASES,
+    PARAMS,
+    STEPS,
+    STUDY_ATTRIBUTES,
+    STUDY_SYSTEM_ATTRIBUTES,
+    SYSTEM_ATTRIBUTES,
+    USER_ATTRIBUTES,
+    VALUES,
+)
+from csi_job.transfer.copy import StudyRows, TrialRows
+
+LIVE_LEASE = {"token": "t", "owner": "host", "renewed_at_s": 1e12, "lease_s": 60.0}
+LEASE_COLUMNS = ("attempt", "num_epochs", "num_lost", "checkpoint")
 
 DISTRIBUTIONS = (
     FloatDistribution(-1e300, 1e300),
@@ -38,21 +59,19 @@ TIMES = st.none() | MOMENTS
 
 
 @st.composite
-def trials(draw: st.DrawFn, number: int) -> StoredTrial:
+def trials(draw: st.DrawFn, number: int) -> TrialRows:
     state = draw(st.sampled_from(TrialState))
     kinds = draw(st.dictionaries(NAMES, st.sampled_from(DISTRIBUTIONS), max_size=3))
-    lease = StoredLease(draw(st.integers(1, 9)), 2, 1, draw(st.none() | NAMES))
-    return StoredTrial(
+    return trial_rows(
         number,
         state,
-        draw(TIMES),
-        draw(TIMES),
-        params={name: (draw(internal_values(kind)), distribution_to_json(kind)) for name, kind in kinds.items()},
+        *draw(st.tuples(TIMES, TIMES)),
+        params={name: (draw(internal_values(kind)), kind) for name, kind in kinds.items()},
         values=draw(st.lists(FINITE, max_size=3)),
         steps=draw(st.dictionaries(st.integers(-(2**31), 2**31 - 1), FINITE | st.just(math.nan), max_size=4)),
         user_attrs=draw(ATTRIBUTES),
         system_attrs=draw(ATTRIBUTES),
-        lease=lease if state is TrialState.RUNNING else None,
+        lease=(draw(st.integers(1, 9)), 2, 1, draw(st.none() | NAMES)) if state is TrialState.RUNNING else None,
     )
 
 
@@ -65,26 +84,99 @@ def internal_values(kind: Any) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def backups(draw: st.DrawFn) -> Backup:
-    return Backup(
-        name="toy",
-        created=draw(MOMENTS),
-        directions=draw(st.lists(st.sampled_from(StudyDirection), min_size=1, max_size=3)),
-        user_attrs=draw(ATTRIBUTES),
-        system_attrs=draw(ATTRIBUTES),
-        trials=[draw(trials(number)) for number in range(draw(st.integers(0, 4)))],
-    )
+def studies(draw: st.DrawFn) -> StudyRows:
+    directions = draw(st.lists(st.sampled_from(StudyDirection), min_size=1, max_size=3))
+    made = [draw(trials(number)) for number in range(draw(st.integers(0, 4)))]
+    return study_rows(directions, draw(ATTRIBUTES), draw(ATTRIBUTES), made)
 
 
-def simple_backup() -> Backup:
+def simple_study() -> StudyRows:
     """A study of two trials."""
-    params = {"a": (0.5, distribution_to_json(DISTRIBUTIONS[0]))}
+    params = {"a": (0.5, DISTRIBUTIONS[0])}
     began = datetime(2026, 1, 2, 3, 4, 5, 678900)  # noqa: DTZ001 - in UTC, as stored
-    trials = [
-        StoredTrial(0, TrialState.COMPLETE, began, began, params, [0.5], {0: 0.25}, {"reason": '"é"'}),
-        StoredTrial(1, TrialState.RUNNING, began, None, params, lease=StoredLease(2, 3, 1, "checkpoints/epoch.pt")),
-    ]
-    return Backup("toy", began, [StudyDirection.MAXIMIZE], {"uid": '"0123"'}, {}, trials)
+    first = trial_rows(
+        0, TrialState.COMPLETE, began, began, params=params, values=[0.5], steps={0: 0.25},
+        user_attrs={"reason": '"é"'},
+    )  # fmt: skip
+    second = trial_rows(1, TrialState.RUNNING, began, params=params, lease=(2, 3, 1, "checkpoints/epoch.pt"))
+    return study_rows([StudyDirection.MAXIMIZE], {"uid": '"0123"'}, {}, [first, second])
+
+
+def study_rows(
+    directions: list[StudyDirection], user_attrs: dict[str, str], system_attrs: dict[str, str], made: list[TrialRows]
+) -> StudyRows:
+    parts: dict[Any, list[Any]] = {
+        DIRECTIONS: [{"objective": index, "direction": direction} for index, direction in enumerate(directions)],
+        STUDY_ATTRIBUTES: attribute_rows(user_attrs),
+        STUDY_SYSTEM_ATTRIBUTES: attribute_rows(system_attrs),
+    }
+    return StudyRows("toy", parts, made)
+
+
+def trial_rows(
+    number: int,
+    state: TrialState,
+    start: datetime | None = None,
+    complete: datetime | None = None,
+    *,
+    lease: tuple[int, int, int, str | None] | None = None,
+    **parts: Any,
+) -> TrialRows:
+    """A trial as the tables hold it.
+
+    Args:
+        number: its number.
+        state: its state.
+        start: naive and in UTC, as stored; so is `complete`.
+        complete: when it ended.
+        lease: attempt, epochs, lost attempts and checkpoint of a running one.
+        parts: `params` (internal value and distribution), `values`, `steps`, `user_attrs` and `system_attrs` (JSON).
+
+    """
+    own = {"number": number, "state": state, "datetime_start": start, "datetime_complete": complete}
+    rows: dict[Any, list[Any]] = {
+        PARAMS: [
+            {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(kind)}
+            for name, (value, kind) in parts.get("params", {}).items()
+        ],
+        VALUES: [value_row(index, value) for index, value in enumerate(parts.get("values", ()))],
+        STEPS: [step_row(step, value) for step, value in parts.get("steps", {}).items()],
+        USER_ATTRIBUTES: attribute_rows(parts.get("user_attrs", {})),
+        SYSTEM_ATTRIBUTES: attribute_rows(parts.get("system_attrs", {})),
+        LEASES: [] if lease is None else [LIVE_LEASE | dict(zip(LEASE_COLUMNS, lease, strict=True))],
+    }
+    return TrialRows(own, {table: part for table, part in rows.items() if part})
+
+
+def value_row(objective: int, value: float) -> dict[str, Any]:
+    stored, kind = to_stored_value(value)
+    return {"objective": objective, "value": stored, "value_type": kind}
+
+
+def step_row(step: int, value: float) -> dict[str, Any]:
+    stored, kind = to_stored_step(value)
+    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def attribute_rows(attributes: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value_json": text} for key, text in attributes.items()]
+
+
+def without_ids(study: StudyRows) -> dict[str, Any]:
+    """Everything in the rows of a study except ids, and what a copy changes: uid, and by whom trials are held."""
+    return {**plain_parts(study.parts), "trials": [(plain_row(t.own), plain_parts(t.parts)) for t in study.trials]}
+
+
+def plain_parts(parts: Mapping[Any, list[Any]]) -> dict[str, list[dict[str, Any]]]:
+    by_name = sorted(((table.name, rows) for table, rows in parts.items() if rows), key=itemgetter(0))
+    return {name: [plain_row(row) for row in rows] for name, rows in by_name}
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    if row.get("key") == "uid":
+        return {"key": "uid"}
+    names = sorted(name for name in row if name not in LIVE_LEASE and not name.endswith("_id"))
+    return {name: row[name] for name in names}
 
 
 def plain(trial: FrozenTrial) -> dict[str, Any]:

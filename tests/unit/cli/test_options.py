@@ -63,7 +63,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
                 ["delete", "\udcff"],
                 ["enqueue", "s", "\udcff"],
                 ["export", "\udcff"],
-                ["backup", "\udcff", "-"],
+                ["copy", "\udcff", "--to", "sqlite:///x.db"],
                 ["migrate", "\udcff", "s"],
                 ["migrate", "s", "\udcff"],
             )

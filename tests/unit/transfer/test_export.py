@@ -12,16 +12,17 @@ from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import CURVE
+from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage
-from csi_job.transfer.backup import read_backup
-from csi_job.transfer.backup_file import Backup
+from csi_job.study.definition import load_study
+from csi_job.transfer.copy import StudyRows, insert_study
 from csi_job.transfer.export import export_files, to_csv, to_json, write_export
-from tests.support.carrying import backups, odd_trials
+from tests.support.carrying import odd_trials, studies
 from tests.support.studies import define, work_on
 
 
@@ -34,12 +35,20 @@ def study(storage: StudyStorage, tmp_path: Path) -> optuna.Study:
     return made
 
 
-def rows_of(study: Backup) -> list[dict[str, str]]:
-    return [*csv.DictReader(io.StringIO(to_csv(study).decode("utf-8-sig"), newline=""))]
+def csv_of(study: optuna.Study) -> bytes:
+    return to_csv(study, study.trials, lambda _: None)
 
 
-def test_a_row_a_trial_with_the_names_of_optunas_dataframe(study: optuna.Study, storage: StudyStorage) -> None:
-    rows = rows_of(read_backup(storage, "toy"))
+def json_of(study: optuna.Study) -> bytes:
+    return to_json(study, study.trials, lambda _: None)
+
+
+def rows_of(study: optuna.Study) -> list[dict[str, str]]:
+    return [*csv.DictReader(io.StringIO(csv_of(study).decode("utf-8-sig"), newline=""))]
+
+
+def test_one_row_per_trial_with_the_names_of_optunas_dataframe(study: optuna.Study) -> None:
+    rows = rows_of(study)
     assert [int(row["number"]) for row in rows] == list(range(10))
     for row, trial in zip(rows, study.trials, strict=True):
         assert row["state"] == trial.state.name
@@ -57,19 +66,19 @@ def test_a_row_a_trial_with_the_names_of_optunas_dataframe(study: optuna.Study, 
     assert epochs == [f"intermediate_values_{step}" for step in (0, 1, 2, 3, 7)]
 
 
-def test_outcomes_tell_apart_what_the_state_does_not(storage: StudyStorage, study: optuna.Study) -> None:
+def test_outcomes_distinguish_what_states_do_not(study: optuna.Study) -> None:
     marks: list[tuple[TrialState, dict[str, Any]]] = [
         (TrialState.PRUNED, {"infeasible": True}),
         (TrialState.FAIL, {"cancelled": True}),
     ]
     for state, mark in marks:
         study.add_trial(optuna.trial.create_trial(state=state, user_attrs=mark))
-    outcomes = [row["outcome"] for row in rows_of(read_backup(storage, "toy"))]
+    outcomes = [row["outcome"] for row in rows_of(study)]
     assert outcomes[6:] == ["complete", "pruned", "failed", "waiting", "infeasible", "cancelled"]
 
 
-def test_the_json_holds_all_that_is_known(storage: StudyStorage, study: optuna.Study) -> None:
-    tree = json.loads(to_json(read_backup(storage, "toy")))
+def test_the_json_holds_everything_that_is_stored(study: optuna.Study) -> None:
+    tree = json.loads(json_of(study))
     assert tree["directions"] == ["maximize"]
     assert tree["target"] == 20
     assert tree["user_attrs"]["fingerprint"] == study.user_attrs["fingerprint"]
@@ -84,84 +93,80 @@ def test_the_json_holds_all_that_is_known(storage: StudyStorage, study: optuna.S
     assert tree["trials"][6]["user_attrs"]["nan"] == "nan"
 
 
-@given(backups())
-@settings(max_examples=40, deadline=None)
-def test_any_study_gives_strict_json_and_a_row_a_trial(backup: Backup) -> None:
+@given(studies())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_study_gives_strict_json_and_one_row_per_trial(storage: StudyStorage, rows: StudyRows) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    assert len(json.loads(to_json(backup), parse_constant=refuse)["trials"]) == len(backup.trials)
-    assert len(rows_of(backup)) == len(backup.trials)
+    name = new_token()
+    insert_study(storage, rows, name)
+    made = load_study(storage, name)
+    assert len(json.loads(json_of(made), parse_constant=refuse)["trials"]) == len(rows.trials)
+    assert len(rows_of(made)) == len(rows.trials)
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
-def test_no_text_is_computed_by_a_spreadsheet(storage: StudyStorage, study: optuna.Study, text: str) -> None:
+def test_no_text_is_evaluated_by_a_spreadsheet(study: optuna.Study, text: str) -> None:
     attributes = {"reason": text, "lines": "one\ntwo\r\nthree", "list": [1, "é"], "yes": True}
     study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes))
-    exported = read_backup(storage, "toy")
-    row = rows_of(exported)[-1]
+    row = rows_of(study)[-1]
     assert row["user_attrs_reason"] == f"'{text}"
     assert row["user_attrs_lines"] == "one two three"
     assert json.loads(row["user_attrs_list"]) == [1, "é"]
     assert row["user_attrs_yes"] == "true"
-    assert len(to_csv(exported).decode("utf-8-sig").split("\r\n")) == 1 + 11 + 1  # a line a trial
+    assert len(csv_of(study).decode("utf-8-sig").split("\r\n")) == 1 + 11 + 1  # one line per trial
 
 
 def test_two_objectives_have_a_column_each_and_their_curve(storage: StudyStorage, tmp_path: Path) -> None:
     made = define(storage, name="two", objective="f1-and-cost", num_trials=2)
     work_on(made, tmp_path, name="two", objective="f1-and-cost", num_trials=2, pruner="none")
-    exported = read_backup(storage, "two")
-    row = rows_of(exported)[0]
+    row = rows_of(made)[0]
     assert (row["values_0"], row["values_1"]) == ("0.5", "4.0")
     assert "value" not in row
     assert float(row["intermediate_values_3"]) == 0.5 * (1 - 0.5**4)
-    assert len(json.loads(to_json(exported))["trials"][0]["curve"]) == 4
+    assert len(json.loads(json_of(made))["trials"][0]["curve"]) == 4
 
 
 def test_a_study_of_another_program_is_exported_too(storage: StudyStorage) -> None:
     foreign = optuna.create_study(storage=storage, study_name="a/b")
     foreign.add_trial(optuna.trial.create_trial(value=math.inf, user_attrs={"curve": "none"}))
-    exported = read_backup(storage, "a/b")
-    assert [row["value"] for row in rows_of(exported)] == ["inf"]
-    assert json.loads(to_json(exported))["target"] is None
+    assert [row["value"] for row in rows_of(foreign)] == ["inf"]
+    assert json.loads(json_of(foreign))["target"] is None
 
 
 CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"], [1, 2], [0, None]], {"a": 1}, "ab", 7]
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_any_attribute_of_another_program_is_borne(storage: StudyStorage, curve: object) -> None:
+def test_any_attribute_of_another_program_is_exported(storage: StudyStorage, curve: object) -> None:
     foreign = optuna.create_study(storage=storage, study_name="foreign")
     foreign.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
-    exported = read_backup(storage, "foreign")
-    assert len(rows_of(exported)) == 1
-    (entry,) = json.loads(to_json(exported))["trials"]
+    assert len(rows_of(foreign)) == 1
+    (entry,) = json.loads(json_of(foreign))["trials"]
     assert entry["curve"] == ([[0, None], [1, "x"], [1, 2]] if curve == CURVES[5] else [])
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
 def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: StudyStorage, directions: list[str]) -> None:
     foreign = optuna.create_study(storage=storage, study_name="foreign", directions=directions)
-    empty = to_csv(read_backup(storage, "foreign"))
+    empty = csv_of(foreign)
     foreign.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-    assert empty.splitlines() == to_csv(read_backup(storage, "foreign")).splitlines()[:1]
+    assert empty.splitlines() == csv_of(foreign).splitlines()[:1]
     assert empty.startswith(b"\xef\xbb\xbfnumber,state,")
 
 
-def test_standard_output_is_no_place_for_two_files() -> None:
+def test_standard_output_cannot_take_two_files() -> None:
     with pytest.raises(ConfigurationError, match="not to standard output, got '-'"):
         export_files(Path("-"), "toy")
 
 
-def test_both_files_go_to_a_folder_or_one_where_it_is_named(
-    storage: StudyStorage, study: optuna.Study, tmp_path: Path
-) -> None:
-    assert study.study_name == "toy"
+def test_both_files_go_to_a_folder_and_one_to_a_file_name(study: optuna.Study, tmp_path: Path) -> None:
     both = export_files(tmp_path / "new", "a/b")
     assert both == [tmp_path / "new" / "a_b_trials.csv", tmp_path / "new" / "a_b_trials.json"]
     one = export_files(tmp_path / "T.CSV", "toy")
     assert one == [tmp_path / "T.CSV"]
-    write_export(read_backup(storage, "toy"), [*both, *one])
+    assert write_export(study, [*both, *one]) == 10
     assert both[0].read_bytes() == one[0].read_bytes()
     assert json.loads(both[1].read_text())["study"] == "toy"
     (tmp_path / "file.txt").touch()

@@ -121,7 +121,7 @@ def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(
     assert done.num_carried == 3
     assert dict(done.reasons) == {
         "optimizer=sgd is not adam": 1,
-        "learning_rate is not from 0.0001 to 0.01": 2,
+        "learning_rate is not between 0.0001 and 0.01": 2,
         "failed": 1,
         "still waiting": 1,
     }
@@ -149,7 +149,7 @@ def test_a_parameter_that_the_old_study_did_not_search_had_its_default(storage: 
     done = migrate(storage, space_of({"unknown_weight": {"low": 0.5, "high": 1.0}}), "other")
     assert done.num_carried == 0
     assert dict(done.reasons) == {
-        "unknown_weight=0.3, which was not searched, is not from 0.5 to 1.0": 1,
+        "unknown_weight=0.3, which was not searched, is not between 0.5 and 1.0": 1,
         "still waiting": 1,
     }
 

@@ -1,0 +1,211 @@
+"""Copy a study into another database: read in one snapshot while workers run, written in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import ConfigurationError
+from csi_job.logs import progress
+from csi_job.storage.attributes import UID
+from csi_job.storage.engine import lock_schema
+from csi_job.storage.lease import RELEASED_AT_S, new_token
+from csi_job.storage.retry import reason
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.tables import (
+    DIRECTIONS,
+    LEASES,
+    PARAMS,
+    STEPS,
+    STUDIES,
+    STUDY_ATTRIBUTES,
+    STUDY_SYSTEM_ATTRIBUTES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    USER_ATTRIBUTES,
+    VALUES,
+)
+from csi_job.study.definition import find_study, load_study
+from csi_job.study.settings import checked_name
+
+BATCH_SIZE: Final = 500  # trials per round of inserts
+_STUDY_TABLES: Final = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES)
+_TRIAL_TABLES: Final = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES)
+Row = Mapping[str, Any]
+Result = TypeVar("Result")
+
+
+@dataclass
+class TrialRows:
+    """One trial as the tables hold it, under the ids of the database it was read from."""
+
+    own: Row
+    """Its row of `trials`."""
+    parts: dict[sa.Table, list[Row]] = field(default_factory=dict)
+    """Its rows of the other tables."""
+
+
+@dataclass
+class StudyRows:
+    """One study as the tables hold it."""
+
+    name: str
+    parts: dict[sa.Table, list[Row]]
+    """Its directions and attributes."""
+    trials: list[TrialRows]
+    """By number."""
+
+
+def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: str | None = None) -> optuna.Study:
+    """Copy a study with everything the tables hold: definition, attributes, unfinished trials and their attempts.
+
+    Rows are copied as they are stored, so that nothing is rounded or converted; `optuna.copy_study` writes one
+    transaction per trial and knows neither running trials nor leases. A running trial becomes an orphan in the copy:
+    the next worker there resumes it from its checkpoint if it finds one in its work folder.
+
+    Args:
+        source: where the study is; its workers may be running.
+        name: the study to copy.
+        target: another storage, or the same one.
+        new_name: the name of the copy; a renamed copy gets a new uid, which tells the two apart in W&B.
+
+    Raises:
+        ConfigurationError: no such study, trials missing from it, a target that has a study of this name already or
+            cannot store part of this one.
+
+    """
+    checked_name(new_name or name)
+    rows = read_study(source, name)
+    insert_study(target, rows, new_name or name)
+    return load_study(target, new_name or name)
+
+
+def read_study(storage: StudyStorage, name: str) -> StudyRows:
+    """Read all rows of a study in one snapshot.
+
+    Raises:
+        ConfigurationError: there is no study of this name, or trials were deleted from it.
+
+    """
+    load_study(storage, name)  # if it is missing, the error names those that exist
+
+    def look(connection: Connection) -> StudyRows:
+        study_id = find_study(connection, name)
+        if study_id is None:
+            raise ConfigurationError("the study was deleted in the meantime", got=name)
+        parts = {
+            table: _select(connection, sa.select(table).where(table.c.study_id == study_id), table)
+            for table in _STUDY_TABLES
+        }
+        return StudyRows(name, parts, read_trial_rows(connection, study_id))
+
+    rows = _snapshot(storage, look)
+    if [trial.own["number"] for trial in rows.trials] != [*range(len(rows.trials))]:
+        message = f"the numbers of the {len(rows.trials)} trials of study {name} have gaps"
+        raise ConfigurationError(message, hint=f"save its trials with `csi-job study export {name} FOLDER`")
+    return rows
+
+
+def insert_study(storage: StudyStorage, rows: StudyRows, name: str) -> None:
+    """Insert a study in one transaction.
+
+    Raises:
+        ConfigurationError: there is a study of this name already, or the database cannot store part of it.
+
+    """
+    inserted: int | None = None
+
+    def transaction(connection: Connection) -> None:
+        nonlocal inserted
+        lock_schema(connection)
+        existing = find_study(connection, name)
+        if existing is not None and existing == inserted:
+            return  # an earlier try committed, but the reply was lost
+        if existing is not None:
+            message = "the target already has a study of this name"
+            raise ConfigurationError(message, got=name, hint="copy it under another name: --as NEW")
+        query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+        inserted = int(connection.execute(query).scalar_one())
+        for table, part in rows.parts.items():
+            if part:
+                values = [_without_key(table, row) | {"study_id": inserted} for row in part]
+                connection.execute(sa.insert(table), values)
+        if name != rows.name:
+            is_uid = sa.and_(STUDY_ATTRIBUTES.c.study_id == inserted, STUDY_ATTRIBUTES.c.key == UID)
+            new_uid = json.dumps(new_token()[:8])
+            connection.execute(sa.update(STUDY_ATTRIBUTES).where(is_uid).values(value_json=new_uid))
+        insert_trial_rows(connection, inserted, rows.trials, "copying trials")
+
+    try:
+        storage.write(transaction)
+    except (sa.exc.DBAPIError, ValueError, OverflowError) as error:
+        message = f"the target cannot store part of the study: {reason(error)}"
+        raise ConfigurationError(message, hint="nothing was copied") from None
+
+
+def read_trial_rows(connection: Connection, study_id: int) -> list[TrialRows]:
+    """Read the rows of a study's trials, by number; leases only of running ones."""
+    mine = TRIALS.c.study_id == study_id
+    trials = {row["trial_id"]: TrialRows(row) for row in _select(connection, sa.select(TRIALS).where(mine), TRIALS)}
+    for table in (*_TRIAL_TABLES, LEASES):
+        query = sa.select(table).join(TRIALS, TRIALS.c.trial_id == table.c.trial_id).where(mine)
+        if table is LEASES:
+            query = query.where(TRIALS.c.state == TrialState.RUNNING)
+        for row in _select(connection, query, table):
+            trials[row["trial_id"]].parts.setdefault(table, []).append(row)
+    return sorted(trials.values(), key=lambda trial: int(trial.own["number"]))
+
+
+def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[TrialRows], description: str) -> None:
+    """Insert trials under their numbers, in few statements; the caller holds the study's lock."""
+    query = sa.insert(TRIALS).returning(TRIALS.c.number, TRIALS.c.trial_id)
+    with progress(description, len(trials), "trials") as advance:
+        for first in range(0, len(trials), BATCH_SIZE):
+            batch = trials[first : first + BATCH_SIZE]
+            rows = [_without_key(TRIALS, trial.own) | {"study_id": study_id} for trial in batch]
+            ids = {row.number: row.trial_id for row in connection.execute(query, rows)}
+            # Optuna deletes trials without their leases, and SQLite uses their ids again.
+            connection.execute(sa.delete(LEASES).where(LEASES.c.trial_id.in_(ids.values())))
+            for table in (*_TRIAL_TABLES, LEASES):
+                parts = [
+                    _without_key(table, row) | {"trial_id": ids[trial.own["number"]]}
+                    for trial in batch
+                    for row in trial.parts.get(table, ())
+                ]
+                if parts:
+                    connection.execute(sa.insert(table), [*map(_released, parts)] if table is LEASES else parts)
+            advance(len(batch))
+
+
+def _snapshot(storage: StudyStorage, operation: Callable[[Connection], Result]) -> Result:
+    """Run an operation whose statements all see the same moment, without stopping the workers."""
+    options: dict[str, Any] = {"sqlite_readonly": True}
+    if not storage.address.is_sqlite:
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+    def transaction() -> Result:
+        with storage.engine.connect().execution_options(**options) as connection, connection.begin():
+            return operation(connection)
+
+    return storage.retry.call(transaction)
+
+
+def _select(connection: Connection, query: sa.Select[Any], table: sa.Table) -> list[Row]:
+    """Return rows in the order they were inserted, which is that of a trial's parameters."""
+    return [*connection.execute(query.order_by(*table.primary_key)).mappings()]
+
+
+def _without_key(table: sa.Table, row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in table.primary_key}
+
+
+def _released(lease: dict[str, Any]) -> dict[str, Any]:
+    """Return a lease that anyone may take, with the attempt not counted as lost."""
+    return lease | {"token": new_token(), "owner": "", "renewed_at_s": RELEASED_AT_S, "lease_s": 0.0}
