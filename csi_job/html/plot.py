@@ -27,7 +27,7 @@ class Plot:
         caption: what is seen, in one or two sentences.
         figure: the figure; None where `missing` says what it waits for.
         missing: one sentence.
-        cautions: what the reader must keep in mind, e.g. that few trials stand behind it.
+        warnings: what the reader must keep in mind, e.g. that few trials stand behind it.
         is_wide: many small parts lie side by side, so a narrow screen scrolls rather than squeezes.
 
     """
@@ -37,7 +37,7 @@ class Plot:
     caption: str = ""
     figure: Figure | None = None
     missing: str = ""
-    cautions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     is_wide: bool = False
 
 

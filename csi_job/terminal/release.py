@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from csi_job.report import format as words
+from csi_job.report import format as fmt
 from csi_job.study.status import RunningStatus, StudyStatus
 from csi_job.terminal.status import render_status, status_dict
 
@@ -66,7 +66,7 @@ def render_release(view: ReleaseView) -> RenderableType:
     """Return one picture of a release: the study, a row a pod with its trial, the GPUs."""
     parts: list[RenderableType] = [render_status(view.study)] if view.study else []
     parts.append(_pods(view))
-    gpus = f"{words.plural(view.num_gpus, 'GPU')} in use now, {view.gpu_hours:.1f} GPU hours used by the search"
+    gpus = f"{fmt.plural(view.num_gpus, 'GPU')} in use now, {view.gpu_hours:.1f} GPU hours used by the search"
     parts.append(Text(gpus, style="dim"))
     if view.note:
         parts.append(Text(view.note))
@@ -90,7 +90,7 @@ def _pods(view: ReleaseView) -> RenderableType:
         table.add_column(title, justify="right")
     for pod in view.pods[:MAX_PODS]:
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
-        cells = (pod.node or words.MISSING, words.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
+        cells = (pod.node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
         table.add_row(pod.name.removeprefix(f"{shared}-"), pod.stage, state, *cells)
     troubles = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
@@ -112,7 +112,7 @@ def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:
     return (
         _joined(str(trial.number) for trial in trials),
         _joined(_epoch(trial) for trial in trials),
-        _joined(words.score(trial.f1) for trial in trials),
+        _joined(fmt.score(trial.f1) for trial in trials),
     )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csi_job.errors import DataError
-from csi_job.report import format as words
+from csi_job.report import format as fmt
 from csi_job.storage.attributes import OUTCOMES
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 
@@ -90,7 +90,7 @@ def _target_line(status: StudyStatus) -> RenderableType:
     line.add_column(no_wrap=True, justify="right")
     share = min(status.num_finished / status.target, 1.0) if status.target else 0.0
     bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
-    line.add_row(f"{words.count(status.num_finished)} of {words.plural(status.target, 'trial')}", bar, f"{share:.0%}")
+    line.add_row(f"{fmt.count(status.num_finished)} of {fmt.plural(status.target, 'trial')}", bar, f"{share:.0%}")
     return line
 
 
@@ -112,11 +112,11 @@ def _outcomes_line(status: StudyStatus) -> Text:
 def _best(best: BestStatus | None) -> RenderableType:
     if best is None:
         return Text("No trial is complete yet.", style="dim")
-    head = Text.assemble("Best validation F1 ", (words.score(best.f1), "bold green"), f" (trial {best.number})")
+    head = Text.assemble("Best validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
     if best.gflops is not None:
-        head.append(f", {words.value(best.gflops)} GFLOPs per image: {best.rule}")
-    names = words.in_order(set(best.params))
-    params = ", ".join(f"{name} {words.value(best.params[name])}" for name in names)
+        head.append(f", {fmt.value(best.gflops)} GFLOPs per image: {best.rule}")
+    names = fmt.in_order(set(best.params))
+    params = ", ".join(f"{name} {fmt.value(best.params[name])}" for name in names)
     return Group(head, Text(params, style="dim"))
 
 
@@ -126,9 +126,9 @@ def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
         table.add_column(title, justify="right")
     table.add_column("Worker", overflow="fold")
     for trial in trials[:MAX_ROWS]:
-        cells = (_epoch(trial), words.score(trial.f1), str(trial.attempt), _heard(trial))
+        cells = (_epoch(trial), fmt.score(trial.f1), str(trial.attempt), _heard(trial))
         style = "yellow" if trial.is_orphan else ""
-        table.add_row(f"trial {trial.number}", *cells, Text(trial.host or words.MISSING), style=style)
+        table.add_row(f"trial {trial.number}", *cells, Text(trial.host or fmt.MISSING), style=style)
     more = len(trials) - MAX_ROWS
     return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
 
@@ -141,7 +141,7 @@ def _epoch(trial: RunningStatus) -> str:
 def _heard(trial: RunningStatus) -> str:
     if trial.is_orphan:
         return "orphaned, will be resumed"
-    return words.MISSING if trial.lease_age_s is None else f"{words.duration(max(trial.lease_age_s, 0.0))} ago"
+    return fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(max(trial.lease_age_s, 0.0))} ago"
 
 
 def _pace(status: StudyStatus) -> str:
@@ -149,7 +149,7 @@ def _pace(status: StudyStatus) -> str:
         return "The study is finished. Add trials (--more-trials K) or train the final model (csi-job train-optimized)."
     if status.trials_per_h is None:
         return "Time left: unknown until a trial has finished and another is running."
-    left = f", about {words.duration(status.eta_s)} left" if status.eta_s is not None else ""
+    left = f", about {fmt.duration(status.eta_s)} left" if status.eta_s is not None else ""
     return f"{status.trials_per_h:.1f} trials per hour{left}"
 
 

@@ -1,4 +1,4 @@
-"""How sure the result is: candidates trained again with other seeds, and two models on the test patients."""
+"""How certain the result is: candidates retrained with other seeds, and two models on the test patients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout
 from csi_job.radiographs.zones import ZONES
-from csi_job.report import format as words
-from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS
-from csi_job.report.results import Measured, measured
+from csi_job.report import format as fmt
+from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS, SHOW_HOVERTEXT
+from csi_job.report.results import measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,97 +16,92 @@ if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
 
 ROW_HEIGHT_PX = 46
-OFFSET = 0.13  # of a row, by which two series stand apart
+OFFSET = 0.13  # of a row, by which two series are set apart
 
 
 def candidates_plot(confirmed: Json) -> Plot:
-    """Show each candidate's F1 of the search, of each seed, and their mean ± 1 standard deviation."""
+    """Show each candidate's F1 in the search, of each seed, and their mean with the standard deviation."""
+    key, title = "candidates", "Retrained candidates"
     rows = [candidate for candidate in confirmed["candidates"] if candidate["seeds"]]
-    names = [candidate_name(candidate) for candidate in rows]
+    if not rows:
+        return Plot(key, title, missing="No candidate could be retrained.")
     caption = (
         "Filled markers: mean over seeds; bars: ± 1 standard deviation; small dots: single runs. Hollow markers: the "
         "result in the search, which is partly luck."
     )
-    key, title = "candidates", "Retrained candidates"
-    if not rows:
-        return Plot(key, title, missing="No candidate could be retrained.")
+    names = [candidate_name(row) for row in rows]
+    hollow = {"color": GREY, "symbol": "circle-open", "size": 9, "line": {"width": 1.5}}
+    runs = [(run["val_f1"], name) for row, name in zip(rows, names, strict=True) for run in row["seeds"]]
     traces = [
-        _points([c["search_value"] for c in rows], names, "In the search", GREY, symbol="circle-open", size=9),
-        _points(
-            [run["val_f1"] for c in rows for run in c["seeds"]],
-            [name for name, c in zip(names, rows, strict=True) for _ in c["seeds"]],
-            "Single run",
-            BLUE,
-            symbol="circle",
-            size=5,
-        ),
-        *(_means(rows, is_winner=is_winner) for is_winner in (True, False)),
+        _points([row["search_value"] for row in rows], names, "In the search", hollow),
+        _points([f1 for f1, _ in runs], [name for _, name in runs], "Single run", {"color": BLUE, "size": 5}),
+        _means([row for row in rows if row["winner"]], "Mean (winner)", GOLD),
+        _means([row for row in rows if not row["winner"]], "Mean (others)", BLUE),
     ]
-    result = _row_layout(len(rows), F1_AXIS)
-    result["yaxis"].update(
-        type="category", categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(rows) - 0.4]
-    )
+    order = {"type": "category", "categoryorder": "array", "categoryarray": names[::-1]}
+    result = _row_layout(len(rows), F1_AXIS, range=[-0.6, len(rows) - 0.4], **order)
     return Plot(key, title, caption, {"data": traces, "layout": result})
 
 
 def zones_plot(results: Results) -> Plot:
-    """Show the test F1 of the optimised model and of the baseline, all zones together and one by one."""
+    """Show the test F1 of the optimized model and of the baseline, for all zones together and one by one."""
     caption = "F1 on the test patients with its confidence interval; a wide interval means few patients."
     names = ["All zones", *(zone.replace("_", " ") for zone in ZONES)]
-    optimised = [measured(results.evaluation, "f1_macro", zone) for zone in ("", *ZONES)]
-    baseline = [measured(results.baseline_evaluation, "f1_macro", zone) for zone in ("", *ZONES)]
-    optimised_marker = {"color": BLUE, "symbol": "circle", "size": 10}
-    traces = [_intervals(optimised, -OFFSET, "Optimized model", optimised_marker)]
+    marker = {"color": BLUE, "symbol": "circle", "size": 10}
+    traces = [_intervals(results.evaluation, -OFFSET, "Optimized model", marker)]
     if results.baseline_evaluation is not None:
-        traces.append(_intervals(baseline, OFFSET, "Baseline", {**BASELINE_MARKER, "color": TEAL}))
-    result = _row_layout(len(names), "F1 on the test set (0 to 1)")
-    result["yaxis"].update(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6])
+        marker = {**BASELINE_MARKER, "color": TEAL}
+        traces.append(_intervals(results.baseline_evaluation, OFFSET, "Baseline", marker))
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names}
+    result = _row_layout(len(names), "F1 on the test set (0 to 1)", range=[len(names) - 0.4, -0.6], **ticks)
     return Plot("zones", "Test F1 by zone", caption, {"data": traces, "layout": result})
 
 
 def candidate_name(candidate: Json) -> str:
-    """Return what a candidate is called."""
+    """Return the label of a candidate."""
     name = "As given" if candidate["trial"] is None else f"Trial {candidate['trial']}"
     return f"{name}, winner" if candidate["winner"] else name
 
 
-def _points(xs: Sequence[float | None], ys: Sequence[str], name: str, color: str, **marker: Any) -> dict[str, Any]:
-    style = (
-        {"color": color, **marker, "line": {"width": 1.5}} if "open" in marker["symbol"] else {"color": color, **marker}
-    )
-    trace = {"type": "scatter", "mode": "markers", "x": list(xs), "y": list(ys), "name": name, "marker": style}
+def _points(xs: Sequence[float | None], ys: Sequence[str], name: str, marker: dict[str, Any]) -> dict[str, Any]:
+    trace = {"type": "scatter", "mode": "markers", "x": list(xs), "y": list(ys), "name": name, "marker": marker}
     return {**trace, "hovertemplate": f"%{{y}}<br>{name}: %{{x:.3f}}<extra></extra>"}
 
 
-def _means(candidates: Sequence[Json], *, is_winner: bool) -> dict[str, Any]:
-    rows = [candidate for candidate in candidates if candidate["winner"] == is_winner]
-    names = [candidate_name(candidate) for candidate in rows]
-    means = [candidate["mean"] for candidate in rows]
-    name, color = ("Mean (winner)", GOLD) if is_winner else ("Mean (others)", BLUE)
-    trace = _points(means, names, name, color, symbol="diamond", size=12)
-    stds = [candidate["std"] or 0.0 for candidate in rows]
+def _means(candidates: Sequence[Json], name: str, color: str) -> dict[str, Any]:
+    marker = {"color": color, "symbol": "diamond", "size": 12}
+    trace = _points([row["mean"] for row in candidates], list(map(candidate_name, candidates)), name, marker)
+    stds = [row["std"] or 0.0 for row in candidates]
     return {**trace, "error_x": {"type": "data", "array": stds, "thickness": 2, "width": 6, "color": GREY}}
 
 
-def _intervals(values: Sequence[Measured], offset: float, name: str, marker: dict[str, Any]) -> dict[str, Any]:
-    known = [(place, value) for place, value in enumerate(values) if value.value is not None]
-    texts = [words.with_interval(value.value, value.low, value.high) for _, value in known]
-    bars = {
-        "type": "data",
-        "symmetric": False,
-        "array": [(v.high if v.high is not None else v.value) - v.value for _, v in known],  # type: ignore[operator]
-        "arrayminus": [v.value - (v.low if v.low is not None else v.value) for _, v in known],  # type: ignore[operator]
-        "thickness": 2,
-        "width": 5,
-        "color": marker["color"],
+def _intervals(evaluation: Json | None, offset: float, name: str, marker: dict[str, Any]) -> dict[str, Any]:
+    """Return one marker with an interval per row; rows without a value are left out."""
+    xs, ys, above, below, texts = [], [], [], [], []
+    for place, zone in enumerate(("", *ZONES)):
+        f1 = measured(evaluation, "f1_macro", zone)
+        if f1.value is not None:
+            xs.append(f1.value)
+            ys.append(place + offset)
+            above.append(0.0 if f1.high is None else f1.high - f1.value)
+            below.append(0.0 if f1.low is None else f1.value - f1.low)
+            texts.append(fmt.with_interval(f1.value, f1.low, f1.high))
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 2, "width": 5}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": xs,
+        "y": ys,
+        "name": name,
+        "marker": marker,
+        "error_x": {**bars, "color": marker["color"]},
+        "hovertext": texts,
+        "hovertemplate": f"{name}: {SHOW_HOVERTEXT}",
     }
-    trace = {"type": "scatter", "mode": "markers", "name": name, "marker": marker, "error_x": bars}
-    places = {"x": [value.value for _, value in known], "y": [place + offset for place, _ in known]}
-    return {**trace, **places, "hovertext": texts, "hovertemplate": f"{name}: %{{hovertext}}<extra></extra>"}
 
 
-def _row_layout(num_rows: int, x_title: str) -> Figure:
+def _row_layout(num_rows: int, x_title: str, **y_axis: Any) -> Figure:
     result = layout(x_title, "", height_px=130 + ROW_HEIGHT_PX * num_rows)
     result["xaxis"].update(showgrid=True)
-    result["yaxis"].update(showgrid=True, ticks="")
+    result["yaxis"].update(showgrid=True, ticks="", **y_axis)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csi_job.html.plot import BLUE, GREY, Figure, Plot, layout, line
 from csi_job.report.figures.style import BASELINE_MARKER, BEST_MARKER, F1_AXIS, markers
@@ -23,7 +23,7 @@ def pareto_plot(view: StudyView) -> Plot:
 
 
 def pareto_front(trials: list[TrialView]) -> list[TrialView]:
-    """Return the trials that no other beats in both F1 and GFLOPs, cheapest first; each needs both."""
+    """Return the trials that no other beats on both F1 and GFLOPs, cheapest first; each needs both."""
     front: list[TrialView] = []
     for trial in sorted(trials, key=lambda trial: (trial.gflops or 0.0, -(trial.f1 or 0.0), trial.number)):
         if not front or (trial.f1 or 0.0) > (front[-1].f1 or 0.0):
@@ -32,36 +32,24 @@ def pareto_front(trials: list[TrialView]) -> list[TrialView]:
 
 
 def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
-    chosen = view.best
     front = pareto_front(trials)
-    marked = {id(trial) for trial in (*front, chosen, view.baseline)}
+    marked = {id(trial) for trial in (*front, view.best, view.baseline)}
     dominated = [trial for trial in trials if id(trial) not in marked]
-    step = {"shape": "hv"}
+    costs, f1s = [trial.gflops for trial in front], [trial.f1 for trial in front]
+    hollow = {"color": GREY, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
     traces = [
-        line(_costs(front), _f1s(front), BLUE, width=1.5, line=step, hoverinfo="skip", showlegend=False),
-        markers(
-            dominated,
-            _costs(dominated),
-            _f1s(dominated),
-            marker={"color": GREY, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}},
-            name="Dominated",
-        ),
-        markers(front, _costs(front), _f1s(front), marker={"color": BLUE, "size": 10}, name="Pareto front"),
+        line(costs, f1s, BLUE, width=1.5, line={"shape": "hv"}, hoverinfo="skip", showlegend=False),
+        _points(dominated, "Dominated", hollow),
+        _points(front, "Pareto front", {"color": BLUE, "size": 10}),
     ]
-    traces[-1].update(mode="markers+text", textposition="bottom right", text=[_short_name(trial) for trial in front])
-    for trial, marker, name in ((view.baseline, BASELINE_MARKER, "Baseline"), (chosen, BEST_MARKER, "Chosen trial")):
+    names = [f"{trial.params.get('model_arch', '')} (trial {trial.number})" for trial in front]
+    traces[-1].update(mode="markers+text", textposition="bottom right", text=names)
+    for trial, marker, name in ((view.baseline, BASELINE_MARKER, "Baseline"), (view.best, BEST_MARKER, "Chosen trial")):
         if trial is not None and trial.gflops is not None:
-            traces.append(markers([trial], _costs([trial]), _f1s([trial]), marker=marker, name=name))
+            traces.append(_points([trial], name, marker))
     return {"data": traces, "layout": layout("Cost (GFLOPs per image)", F1_AXIS)}
 
 
-def _costs(trials: list[TrialView]) -> list[float | None]:
-    return [trial.gflops for trial in trials]
-
-
-def _f1s(trials: list[TrialView]) -> list[float | None]:
-    return [trial.f1 for trial in trials]
-
-
-def _short_name(trial: TrialView) -> str:
-    return f"{trial.params.get('model_arch', '')} (trial {trial.number})"
+def _points(trials: list[TrialView], name: str, marker: dict[str, Any]) -> dict[str, Any]:
+    costs, f1s = [trial.gflops for trial in trials], [trial.f1 for trial in trials]
+    return markers(trials, costs, f1s, marker=marker, name=name)

@@ -1,4 +1,4 @@
-"""The files beside the study: interactive plots that open with no network, and the best parameters."""
+"""The files beside the report: standalone interactive plots, and the best hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_plots(view: StudyView, folder: Path) -> list[Path]:
-    """Write the plots of a study, each a page of its own; one that has nothing to show says what it waits for.
-
-    Args:
-        view: the study, finished or not.
-        folder: where the files go; it is made where it is missing.
+    """Write the plots of a study, one page each; a plot with nothing to show says what it waits for.
 
     Returns:
         the files: `<study>_optimization_history.html`, `_param_importances.html`, `_parallel_coordinate.html`, and
@@ -36,18 +32,15 @@ def write_plots(view: StudyView, folder: Path) -> list[Path]:
 
     """
     plots = [history_plot(view), importances_plot(view), parallel_plot(view)]
-    if view.has_cost:
-        plots.append(pareto_plot(view))
+    plots += [pareto_plot(view)] if view.has_cost else []
     return [write_file(folder / f"{view.name}_{plot.key}.html", _page(plot, view.name)) for plot in plots]
 
 
 def write_best_params(view: StudyView, path: Path) -> Path | None:
-    """Write the parameters of the best trial to `<study>_best_params.json`.
-
-    With two objectives it is the trial that `study.choose` chooses.
+    """Write the hyperparameters of the best trial; with two objectives, of the chosen one.
 
     Returns:
-        the file, or None where no trial is complete yet (an older file is left alone).
+        the file, or None if no trial is complete yet (an older file is left alone).
 
     Raises:
         CsiJobError: the folder cannot be written.

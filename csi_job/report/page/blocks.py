@@ -1,4 +1,4 @@
-"""What a page is made of: sections of tables, figures, definitions and commands, as data for the templates."""
+"""What the page is made of: sections of tables, figures, definitions and commands, as data for the templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from csi_job.html.plot import Plot
 
-Tone = Literal["plain", "good", "caution"]
+Tone = Literal["plain", "good", "warning"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; columns named in `numbers` are set flush right, rows in `marks` carry a label."""
+    """Rows of text; columns in `numbers` are aligned right, rows in `marks` carry a label."""
 
     kind: ClassVar[str] = "table"
     columns: tuple[str, ...]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Definitions:
-    """Terms and what they mean or are."""
+    """Terms with their meanings."""
 
     kind: ClassVar[str] = "definitions"
     items: tuple[tuple[str, str], ...]
@@ -42,7 +42,7 @@ class Definitions:
 
 @dataclass(frozen=True)
 class Code:
-    """Commands or data to copy."""
+    """Commands or settings to copy."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -51,7 +51,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, or the sentence that says what it waits for; `has_title` where the section has others."""
+    """A plot, or the sentence that says why there is none; `has_title` if the section has several."""
 
     kind: ClassVar[str] = "figure"
     plot: Plot
@@ -62,11 +62,11 @@ Block = Table | Definitions | Code | Figure
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One part of the page: sentences first, then the evidence."""
 
     key: str
     title: str
     paragraphs: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
-    cautions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

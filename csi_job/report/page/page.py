@@ -1,4 +1,4 @@
-"""One page about a study: the answer first, the evidence after it."""
+"""One page about a study: the answer first, then the evidence."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING
 from csi_job.files import write_file
 from csi_job.html.render import render
 from csi_job.report.page import answer, sections_background, sections_result, sections_search
-from csi_job.report.page.blocks import Figure, Section
+from csi_job.report.page.blocks import Figure
 from csi_job.report.results import load_results
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from csi_job.report.page.blocks import PageSection
     from csi_job.report.results import Results
     from csi_job.report.study_view import StudyView
 
 
 def write_report(view: StudyView, work: Path) -> Path:
-    """Write `models/hyperopt/<study>_report.html`: one file that opens with no network.
+    """Write `models/hyperopt/<study>_report.html`, one file that opens without a network, and return it.
 
     Args:
         view: the study, finished or not.
-        work: the work folder; what later stages left there is shown if it is of this study.
-
-    Returns:
-        the file.
+        work: the work folder; what later stages left there is shown if it belongs to this study.
 
     Raises:
         CsiJobError: the folder cannot be written.
@@ -50,14 +48,14 @@ def write_report(view: StudyView, work: Path) -> Path:
     return write_file(WorkFolder(work).report(view.name), page)
 
 
-def _sections(view: StudyView, results: Results) -> list[Section]:
-    sections = [
-        sections_result.settings_found(view, results),
+def _sections(view: StudyView, results: Results) -> list[PageSection]:
+    return [
+        sections_result.best_settings(view, results),
         sections_result.candidates(results),
         sections_result.test_result(results),
         sections_search.best_trials(view),
         sections_search.progress(view),
-        sections_search.pareto(view),
+        *([sections_search.pareto(view)] if view.has_cost else []),
         sections_search.parameters(view),
         sections_search.cost(view),
         sections_search.failures(view),
@@ -66,4 +64,3 @@ def _sections(view: StudyView, results: Results) -> list[Section]:
         sections_background.reproduce(view, results.cache),
         sections_background.glossary(),
     ]
-    return [section for section in sections if section is not None]

@@ -1,4 +1,4 @@
-"""The parts of the page that stay in the background: the data, how to reproduce the result, the words."""
+"""The sections in the background: the data, how to reproduce the study, the glossary."""
 
 from __future__ import annotations
 
@@ -10,109 +10,101 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from csi_job.html.plot import GREY, Plot, layout
 from csi_job.radiographs.split import SPLITS
-from csi_job.radiographs.zones import SCORES, ZONES
-from csi_job.report import format as words
-from csi_job.report.page.blocks import Block, Code, Definitions, Figure, Section
+from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
+from csi_job.report import format as fmt
+from csi_job.report.figures.scores import scores_plot
+from csi_job.report.page.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.storage.attributes import FINISHED, OBJECTIVE, SEED
 
 if TYPE_CHECKING:
     from csi_job.cache.manifest import CacheInfo
-    from csi_job.report.study_view import Phase, StudyView, TrialView
+    from csi_job.report.study_view import Phase, StudyView
 
-SCORE_COLOURS = ("#b9d5ec", "#7fb2dd", "#3b82c4", "#285f94", GREY)  # scores 0 to 3, then unknown
 PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn")
+GLOSSARY = (
+    ("AUROC", "How well the model ranks patients of one risk class above all others: 0.5 is chance, 1 is perfect."),
+    ("Baseline", "The standard settings, fixed before the search and tried first, as trial 0."),
+    ("Candidate", "One of the best trials, retrained with several seeds to check that its result holds up."),
+    (
+        "Confidence interval",
+        "The range that plausibly contains the true value, estimated by resampling the patients (bootstrap).",
+    ),
+    (
+        "CSI",
+        (
+            "Congestion Score Index: each of six lung zones is scored from 0 (no congestion) to 3 (severe); the CSI "
+            f"is the mean over the graded zones. Up to {LOW_RISK_MAX_CSI} means low, up to {MEDIUM_RISK_MAX_CSI} "
+            "medium, and above that high risk of acute heart failure."
+        ),
+    ),
+    ("Epoch", "One pass through all training images."),
+    (
+        "F1",
+        (
+            "Agreement between the predicted and true scores of a zone, from 0 to 1. Every score counts equally, "
+            "however rare it is (macro F1); zones are averaged, and ungraded zones are excluded."
+        ),
+    ),
+    ("GFLOPs", "Billions of arithmetic operations needed to process one image: the model's computational cost."),
+    ("Importance", "How much of the difference between the best trials and the rest one hyperparameter explains."),
+    ("Infeasible", "A trial that could not be trained because memory ran out or the loss diverged."),
+    ("MAE", "Mean absolute error: how far off a predicted CSI is on average."),
+    ("Pareto front", "The trials that no other trial beats on both F1 and cost."),
+    ("Pruned", "A trial stopped early because it was doing worse than others at the same epoch."),
+    ("SD", "Standard deviation: how much results vary from one seed to the next."),
+    ("Seed", "The number that fixes every random choice in a training run."),
+    ("Trial", "One training run with one set of hyperparameters."),
+    ("Unknown weight", "How much ungraded zones count in training relative to graded ones."),
+    ("Validation", "Patients set aside for choosing settings. Test patients are used only once, at the very end."),
+)
 
 
-def data(info: CacheInfo | None) -> Section:
-    """Show how many images there are of each score in each split, and what the cache warned of."""
+def data(info: CacheInfo | None) -> PageSection:
+    """Show how many images of each score are in each split, and the warnings of the cache."""
+    key, title = "data", "The data"
     if info is None:
         sentence = "The image cache of this study is not in this work folder, so the data cannot be described."
-        return Section("data", "The data", (sentence,))
-    total = sum(info.num_images.values())
-    parts = [f"{words.count(info.num_images[split])} for {purpose}" for split, purpose in PURPOSES.items()]
+        return PageSection(key, title, (sentence,))
+    images = fmt.plural(sum(info.num_images.values()), "radiograph")
+    parts = [f"{fmt.count(info.num_images[split])} for {purpose}" for split, purpose in PURPOSES.items()]
     sentence = (
-        f"{words.plural(total, 'radiograph')} from {words.plural(info.num_patients, 'patient')}: "
-        f"{words.listed(parts)}. All images of a patient are in the same split, as far as the label table identifies "
-        "patients."
+        f"{images} from {fmt.plural(info.num_patients, 'patient')}: {fmt.listed(parts)}. All images of a patient are "
+        "in the same split, as far as the label table identifies patients."
     )
     if info.num_corrupt:
-        sentence += f" Excluded because they could not be read: {words.plural(info.num_corrupt, 'file')}."
-    warnings = tuple(words.sentence(warning) for warning in info.warnings)
-    return Section("data", "The data", (sentence,), (Figure(_scores_plot(info)),), cautions=warnings)
+        sentence += f" Excluded because they could not be read: {fmt.plural(info.num_corrupt, 'file')}."
+    warnings = tuple(map(fmt.sentence, info.warnings))
+    return PageSection(key, title, (sentence,), (Figure(scores_plot(info)),), warnings)
 
 
-def reproduce(view: StudyView, info: CacheInfo | None) -> Section:
-    """Show the commands, seeds, versions and the fingerprint that lead to this study again."""
-    commands = Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a new folder:")
-    blocks: list[Block] = [commands]
+def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
+    """Show the commands, settings, seeds and versions that lead to this study again."""
+    blocks: list[Block] = [Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a new folder:")]
     if view.fingerprint:
-        blocks.append(Code(_settings_yaml(view.fingerprint, view.baseline), "The settings file for --config:"))
+        blocks.append(Code(_settings_yaml(view), "The settings file for --config:"))
     blocks.append(Definitions(tuple(_origins(view, info))))
     paragraph = (
         "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
         "search learns from whatever has finished by then and GPUs do not add numbers in a fixed order."
     )
-    return Section("reproduce", "How to reproduce this study", (paragraph,), tuple(blocks))
+    return PageSection("reproduce", "How to reproduce this study", (paragraph,), tuple(blocks))
 
 
-def glossary() -> Section:
-    """Show what the words of the page mean."""
-    return Section("glossary", "Glossary", blocks=(Definitions(words.GLOSSARY),))
-
-
-def _scores_plot(info: CacheInfo) -> Plot:
-    caption = (
-        "Number of images with each score, by zone; darker means more congested. F1 is least certain for scores that "
-        "are rare in a split."
-    )
-    names = [*(f"score {score}" for score in SCORES), "not graded"]
-    zones = [zone.replace("_", " ") for zone in ZONES]
-    traces = []
-    for place, split in enumerate(SPLITS):
-        counts_ZK = info.class_counts[split]
-        for index, name in enumerate(names):
-            counts = [counts_K[index] for counts_K in counts_ZK]
-            traces.append(_score_bars(counts, zones, name, index, place))
-    result = layout("", "", height_px=330, barmode="stack", bargap=0.25)
-    result["legend"].update(traceorder="normal")
-    for place, split in enumerate(SPLITS):
-        suffix = str(place + 1) if place else ""
-        ends = [place / 3 + (0.02 if place else 0), (place + 1) / 3 - 0.02]
-        title = {"text": f"{split.capitalize()} (images)", "font": {"size": 13}, "standoff": 6}
-        result[f"xaxis{suffix}"] = {**result["xaxis"], "domain": ends, "anchor": f"y{suffix}", "title": title}
-        hidden = {"showticklabels": not place, "autorange": "reversed", "anchor": f"x{suffix}", "showgrid": False}
-        result[f"yaxis{suffix}"] = {**result["yaxis"], **hidden, "ticks": ""}
-    return Plot("scores", "Scores by zone and split", caption, {"data": traces, "layout": result}, is_wide=True)
-
-
-def _score_bars(counts: list[int], zones: list[str], name: str, index: int, place: int) -> dict[str, Any]:
-    suffix = str(place + 1) if place else ""
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "x": counts,
-        "y": zones,
-        "name": name,
-        "legendgroup": name,
-        "showlegend": not place,
-        "xaxis": f"x{suffix}",
-        "yaxis": f"y{suffix}",
-        "marker": {"color": SCORE_COLOURS[index]},
-        "hovertemplate": f"%{{y}}, {name}: %{{x}}<extra></extra>",
-    }
+def glossary() -> PageSection:
+    """Explain the terms of the page."""
+    return PageSection("glossary", "Glossary", blocks=(Definitions(GLOSSARY),))
 
 
 def _commands(view: StudyView, info: CacheInfo | None) -> list[str]:
-    """Return a command a phase, with the total of trials at its end."""
+    """Return one command per phase, which ends at the total of trials that the phase ended at."""
     objective = view.attributes.get(OBJECTIVE, "f1")
-    names = [f"--study-name {shlex.quote(view.name)}"]
-    names += [f"--seed {view.attributes[SEED]}"] if SEED in view.attributes else []
-    names += [f"--objective {objective}"] if objective != "f1" else []
-    names += [f"--image-size {info.image_size_px} --split-seed {info.split_seed}"] if info else []
-    shared = ["csi-job hyperopt --config FILE --labels TABLE --images FOLDER", " ".join(names)]
+    flags = [f"--study-name {shlex.quote(view.name)}"]
+    flags += [f"--seed {view.attributes[SEED]}"] if SEED in view.attributes else []
+    flags += [f"--objective {objective}"] if objective != "f1" else []
+    flags += [f"--image-size {info.image_size_px} --split-seed {info.split_seed}"] if info else []
+    shared = ["csi-job hyperopt --config FILE --labels TABLE --images FOLDER", " ".join(flags)]
     commands = [[*shared, _phase_flags(view, phase)] for phase in view.phases] or [shared]
     return [" \\\n    ".join(lines) for lines in commands]
 
@@ -124,13 +116,15 @@ def _phase_flags(view: StudyView, phase: Phase) -> str:
     return f"--n-trials {total} {epochs}--sampler {phase.sampler} --pruner {phase.pruner}"
 
 
-def _settings_yaml(fingerprint: dict[str, Any], baseline: TrialView | None) -> str:
-    """Return what made the study's fingerprint as the YAML that makes it again; a dropped parameter is null there."""
-    space = {name: None if form.get("dropped") else form for name, form in fingerprint.get("space", {}).items()}
-    settings: dict[str, dict[str, Any]] = {"space": space}
-    settings["trial"] = {"objective_average": fingerprint.get("average", "macro")}
-    if baseline is not None:
-        settings["baseline"] = baseline.params
+def _settings_yaml(view: StudyView) -> str:
+    """Return the fingerprint as the YAML that results in it again; a dropped hyperparameter is null there."""
+    space = view.fingerprint.get("space", {})
+    settings: dict[str, dict[str, Any]] = {
+        "space": {name: None if form.get("dropped") else form for name, form in space.items()},
+        "trial": {"objective_average": view.fingerprint.get("average", "macro")},
+    }
+    if view.baseline is not None:
+        settings["baseline"] = view.baseline.params
     lines = []
     for section, content in settings.items():
         lines += [f"{section}:", *(f"  {key}: {_flow(value)}" for key, value in content.items())]
@@ -144,11 +138,11 @@ def _flow(value: Any) -> str:
 
 
 def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:
-    items = [("Study seed", str(view.attributes.get(SEED, words.MISSING)))]
+    items = [("Study seed", str(view.attributes.get(SEED, fmt.MISSING)))]
     if info is not None:
         shares = " / ".join(f"{share:.0%}" for share in info.split_shares)
         items += [
-            ("Split", f"by patient, {shares} for {words.listed(list(SPLITS))}, seed {info.split_seed}"),
+            ("Split", f"by patient, {shares} for {fmt.listed(SPLITS)}, seed {info.split_seed}"),
             ("Images", f"{info.image_size_px} × {info.image_size_px} px, normalisation {info.normalisation}"),  # noqa: RUF001
             ("Cache", info.key),
         ]
@@ -160,4 +154,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return words.MISSING
+        return fmt.MISSING

@@ -1,4 +1,4 @@
-"""The parts of the page that tell of the result: settings found, candidates trained again, test patients, files."""
+"""The sections about the result: best settings, retrained candidates, test patients, final models."""
 
 from __future__ import annotations
 
@@ -6,58 +6,68 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from csi_job.radiographs.zones import RISK_CLASSES
-from csi_job.report import format as words
+from csi_job.report import format as fmt
 from csi_job.report.figures.candidates import candidate_name, candidates_plot, zones_plot
-from csi_job.report.page.blocks import Definitions, Figure, Section, Table
+from csi_job.report.page.blocks import Definitions, Figure, PageSection, Table
 from csi_job.report.results import few_patients, measured
 
 if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
-    from csi_job.report.study_view import StudyView, TrialView
+    from csi_job.report.study_view import StudyView
 
-VERDICTS = {"better": "better", "worse": "worse", "within the noise": "could be chance", "undefined": "undefined"}
+METRIC_NAMES = {
+    "f1_macro": "Macro F1, mean over zones",
+    "f1_weighted": "Weighted F1, mean over zones",
+    "csi_mae": "CSI: mean absolute error (points)",
+    "csi_rmse": "CSI: root mean squared error (points)",
+    "csi_pearson_r": "CSI: correlation with the truth (Pearson r)",
+    "risk_auroc": "Risk class: AUROC, mean over classes",
+    "risk_accuracy": "Risk class: accuracy",
+}
 
 
-def settings_found(view: StudyView, results: Results) -> Section:
-    """Show each parameter: where it was searched, what the baseline has, what the best trial has."""
-    ranges = searched(view)
-    confirmed = (results.confirmed or {}).get("params", {})
-    columns = ["Hyperparameter", "Search range", "Baseline", _trial_heading(view, view.best)]
-    taken = [_params(view.baseline), _params(view.best)]
-    if confirmed:
-        columns.append("Confirmed across seeds")
-        taken.append(confirmed)
-    names = words.in_order({*ranges, *(name for params in taken for name in params)})
+def best_settings(view: StudyView, results: Results) -> PageSection:
+    """Show each hyperparameter: its search range, and its value in the baseline and in the best trial."""
+    key, title = "settings", "Best settings"
+    ranges = search_ranges(view)
+    which = "Best trial" if view.best is None else f"{'Chosen' if view.has_cost else 'Best'} trial ({view.best.number})"
+    columns: dict[str, dict[str, Any]] = {
+        "Baseline": view.baseline.params if view.baseline else {},
+        which: view.best.params if view.best else {},
+    }
+    if confirmed := (results.confirmed or {}).get("params"):
+        columns["Confirmed across seeds"] = confirmed
+    names = fmt.in_order({*ranges, *(name for params in columns.values() for name in params)})
+    if not names:
+        return PageSection(key, title, ("No trial has started yet.",))
     rows = tuple(
         (
-            words.parameter_name(name),
-            ranges.get(name, words.MISSING),
-            *(words.value(params.get(name)) for params in taken),
+            fmt.parameter_name(name),
+            ranges.get(name, fmt.MISSING),
+            *(fmt.value(params.get(name)) for params in columns.values()),
         )
         for name in names
     )
-    if not rows:
-        return Section("settings", "Best settings", ("No trial has started yet.",))
-    sentence = f"A dash ({words.MISSING}) means that the optimizer does not use this setting."
-    return Section("settings", "Best settings", (sentence,), (Table(tuple(columns), rows),))
+    sentence = f"A dash ({fmt.MISSING}) means that the optimizer does not use this setting."
+    return PageSection(key, title, (sentence,), (Table(("Hyperparameter", "Search range", *columns), rows),))
 
 
-def searched(view: StudyView) -> dict[str, str]:
-    """Return what the space says of each parameter, e.g. `1e-05 to 0.1, log scale`."""
+def search_ranges(view: StudyView) -> dict[str, str]:
+    """Return where each hyperparameter is searched, e.g. `1e-05 to 0.1, log scale`."""
     space = view.fingerprint.get("space") or {}
-    return {name: _range(space[name]) for name in words.in_order(set(space))}
+    return {name: _range(space[name]) for name in fmt.in_order(set(space))}
 
 
-def candidates(results: Results) -> Section:
-    """Show the best trials trained again over seeds, and which won."""
-    title = "Does it hold up across seeds?"
+def candidates(results: Results) -> PageSection:
+    """Show the best trials retrained over several seeds, and which won."""
+    key, title = "candidates", "Does it hold up across seeds?"
     confirmed = results.confirmed
     if confirmed is None:
         sentence = (
             "Not checked yet: csi-job train-optimized retrains the best trials with several seeds and keeps the best "
             "mean."
         )
-        return Section("candidates", title, (sentence,))
+        return PageSection(key, title, (sentence,))
     columns = ("Candidate", "F1 in the search", "Mean over seeds", "SD", "Seeds", "Note")
     rows = [_candidate_row(candidate) for candidate in confirmed["candidates"]]
     num_columns = len(columns) if any(row[-1] for row in rows) else len(columns) - 1  # no note, no column
@@ -68,130 +78,106 @@ def candidates(results: Results) -> Section:
         "SD: standard deviation over seeds.",
     )
     paragraph = f"How the winner was chosen: {confirmed['rule'].rstrip('.')}."
-    return Section("candidates", title, (paragraph,), (Figure(candidates_plot(confirmed)), table))
+    return PageSection(key, title, (paragraph,), (Figure(candidates_plot(confirmed)), table))
 
 
-def test_result(results: Results) -> Section:
+def test_result(results: Results) -> PageSection:
     """Show the final model and the baseline on the test patients."""
-    title = "Results on the test set"
+    key, title = "test", "Results on the test set"
     evaluation = results.evaluation
     if evaluation is None:
         sentence = "This study's final model has not been evaluated on the test set yet: run csi-job evaluate."
-        return Section("test", title, (sentence, *results.notes))
+        return PageSection(key, title, (sentence, *results.notes))
     percent = f"{evaluation['bootstrap']['confidence']:.0%}"
     sentence = (
-        f"{words.plural(evaluation['num_images'], 'image')} of {words.plural(evaluation['num_patients'], 'patient')} "
+        f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')} "
         f"that were not used before. Parentheses: {percent} confidence intervals over patients, not including the "
         "randomness of training."
     )
     blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
-    few = few_patients(evaluation)
-    cautions = (*([few] if few else []), *(words.sentence(warning) for warning in evaluation["warnings"]))
-    return Section("test", title, (sentence,), blocks, (*cautions, *results.notes))
+    warnings = [few_patients(evaluation), *map(fmt.sentence, evaluation["warnings"]), *results.notes]
+    return PageSection(key, title, (sentence,), blocks, tuple(filter(None, warnings)))
 
 
-def models(results: Results) -> Section:
+def models(results: Results) -> PageSection:
     """Show which models are kept, and what they are."""
-    title = "Final models"
-    if results.model_card is None:
-        sentence = "No final model has been trained for this study yet: run csi-job train-optimized."
-        return Section("models", title, (sentence, *results.notes))
-    cards = [card for card in (results.model_card, results.baseline_card) if card is not None]
-    columns = ("", "Optimized model", "Baseline")[: 1 + len(cards)]
-    rows = tuple((title, *(write(card) for card in cards)) for title, write in CARD_ROWS.items())
+    key, title = "models", "Final models"
     card = results.model_card
+    if card is None:
+        sentence = "No final model has been trained for this study yet: run csi-job train-optimized."
+        return PageSection(key, title, (sentence, *results.notes))
+    cards = [card, *([results.baseline_card] if results.baseline_card is not None else [])]
+    rows = tuple((row, *(write(card) for card in cards)) for row, write in CARD_ROWS.items())
+    table = Table(("", "Optimized model", "Baseline")[: 1 + len(cards)], rows)
     uses = [("Intended use", card["intended_use"]), ("Not intended for", card["out_of_scope_use"])]
     uses += [("" if index else "Limitations", sentence) for index, sentence in enumerate(card["limits"])]
     sentence = "Each model was trained with several seeds; the one with the best validation F1 is kept."
-    if len(cards) > 1:
-        sentence += " The baseline was trained the same way."
-    return Section("models", title, (sentence,), (Table(columns, rows), Definitions(tuple(uses))))
-
-
-def _trial_heading(view: StudyView, trial: TrialView | None) -> str:
-    if trial is None:
-        return "Best trial"
-    return f"{'Chosen' if view.has_cost else 'Best'} trial ({trial.number})"
-
-
-def _params(trial: TrialView | None) -> dict[str, Any]:
-    return trial.params if trial is not None else {}
+    return PageSection(key, title, (sentence,), (table, Definitions(tuple(uses))))
 
 
 def _range(form: Json) -> str:
     if form.get("choices"):
-        text = ", ".join(words.value(choice) for choice in form["choices"])
+        text = ", ".join(map(fmt.value, form["choices"]))
     elif form.get("low") is not None:
-        text = f"{words.value(form['low'])} to {words.value(form['high'])}"
+        text = f"{fmt.value(form['low'])} to {fmt.value(form['high'])}"
         text += ", log scale" if form.get("log") else ""
-        text += f", steps of {words.value(form['step'])}" if form.get("step") not in (None, 1) else ""
+        text += f", steps of {fmt.value(form['step'])}" if form.get("step") not in (None, 1) else ""
     else:
-        text = f"fixed at {words.value(form.get('value'))}"
-    conditions = [f"{parent} {' or '.join(map(str, taken))}" for parent, taken in (form.get("when") or {}).items()]
-    return f"{text} (only for {words.listed(conditions)})" if conditions else text
+        text = f"fixed at {fmt.value(form.get('value'))}"
+    conditions = [f"{parent} {' or '.join(map(str, values))}" for parent, values in (form.get("when") or {}).items()]
+    return f"{text} (only for {fmt.listed(conditions)})" if conditions else text
 
 
 def _candidate_row(candidate: Json) -> tuple[str, ...]:
-    numbers = (words.score(candidate[name]) for name in ("search_value", "mean", "std"))
-    seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or words.MISSING
+    numbers = (fmt.score(candidate[name]) for name in ("search_value", "mean", "std"))
+    seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or fmt.MISSING
     return (candidate_name(candidate), *numbers, seeds, candidate["reason"])
 
 
 def _metrics(results: Results) -> Table:
-    has_baseline = results.baseline_evaluation is not None
-    has_comparison = results.comparison is not None
-    columns = ["Metric", "Optimized model"]
-    columns += ["Baseline"] if has_baseline else []
-    columns += ["Difference", "Verdict"] if has_comparison else []
-    rows = []
-    for name, title in words.METRIC_NAMES.items():
-        cells = [_cell(results.evaluation, name)]
-        cells += [_cell(results.baseline_evaluation, name)] if has_baseline else []
-        if results.comparison is not None:
-            gap = measured(results.comparison, name)
-            ends = words.interval(gap.low, gap.high, words.signed)
-            text = words.MISSING if gap.value is None else words.signed(gap.value)
-            outcome = results.comparison["metrics"][name]["outcome"]
-            cells += [f"{text} ({ends})" if ends else text, VERDICTS.get(outcome, outcome)]
-        rows.append((title, *cells))
+    columns = {"Optimized model": results.evaluation}
+    columns |= {"Baseline": results.baseline_evaluation} if results.baseline_evaluation is not None else {}
+    rows = [[title, *(_cell(column, name) for column in columns.values())] for name, title in METRIC_NAMES.items()]
+    numbers = frozenset(range(1, 2 + len(columns)))
+    if results.comparison is None:
+        return Table(("Metric", *columns), tuple(map(tuple, rows)), numbers)
+    for row, name in zip(rows, METRIC_NAMES, strict=True):
+        outcome = results.comparison["metrics"][name]["outcome"]
+        row += [_cell(results.comparison, name, fmt.signed), outcome.replace("within the noise", "could be chance")]
     caption = (
         "Verdict: the optimized model compared with the baseline. Only the first row was chosen in advance as the one "
         "that decides."
     )
-    numbers = frozenset(range(1, len(columns) - (1 if has_comparison else 0)))
-    return Table(tuple(columns), tuple(rows), numbers, caption if has_comparison else "")
+    return Table(("Metric", *columns, "Difference", "Verdict"), tuple(map(tuple, rows)), numbers, caption)
 
 
-def _cell(evaluation: Json | None, name: str) -> str:
-    value = measured(evaluation, name)
-    return words.with_interval(value.value, value.low, value.high)
+def _cell(content: Json | None, name: str, write: Callable[[float], str] = fmt.score) -> str:
+    metric = measured(content, name)
+    return fmt.with_interval(metric.value, metric.low, metric.high, write)
 
 
 def _risk(evaluation: Json) -> Table:
-    rows = tuple(
-        (f"true {name}", *(words.count(number) for number in counts))
-        for name, counts in zip(RISK_CLASSES, evaluation["risk"]["confusion"], strict=True)
-    )
+    counts_per_class = zip(RISK_CLASSES, evaluation["risk"]["confusion"], strict=True)
+    rows = tuple((f"true {name}", *map(fmt.count, counts)) for name, counts in counts_per_class)
     columns = ("Risk class", *(f"predicted {name}" for name in RISK_CLASSES))
     return Table(columns, rows, frozenset({1, 2, 3}), "Images by true and predicted risk class (optimized model).")
 
 
-def _mean_of_seeds(card: Json) -> str:
-    std = f" ± {words.score(card['std'])}" if card["std"] is not None else ""
-    return f"{words.score(card['mean'])}{std} ({words.plural(len(card['seeds']), 'seed')})"
+def _mean_over_seeds(card: Json) -> str:
+    return f"{fmt.with_error(card['mean'], card['std'])} ({fmt.plural(len(card['seeds']), 'seed')})"
 
 
 def _kept_seed(card: Json) -> str:
     kept = next(run for run in card["seeds"] if run["seed"] == card["kept_seed"])
-    return f"{kept['seed']}: {words.score(kept['val_f1'])} at epoch {kept['best_epoch'] + 1} of {kept['num_epochs']}"
+    return f"{kept['seed']}: {fmt.score(kept['val_f1'])} at epoch {kept['best_epoch'] + 1} of {kept['num_epochs']}"
 
 
 CARD_ROWS: dict[str, Callable[[Json], str]] = {
     "File": lambda card: f"models/{card['name']}.safetensors",
     "Architecture": lambda card: str(card["architecture"]),
-    "Parameters (millions)": lambda card: words.millions(card["num_parameters"]),
-    "GFLOPs per image": lambda card: words.value(card["gflops"]),
-    "Validation F1, mean over seeds": _mean_of_seeds,
+    "Parameters (millions)": lambda card: fmt.millions(card["num_parameters"]),
+    "GFLOPs per image": lambda card: fmt.value(card["gflops"]),
+    "Validation F1, mean ± SD over seeds": _mean_over_seeds,
     "Seed kept, with its validation F1": _kept_seed,
     "Created": lambda card: str(card["created"])[:10],
 }

@@ -1,4 +1,4 @@
-"""The parts of the page that tell of the search: best trials, course, parameters, cost, failures."""
+"""The sections about the search: best trials, progress, hyperparameters, cost, failures."""
 
 from __future__ import annotations
 
@@ -6,110 +6,104 @@ from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING
 
-from csi_job.report import format as words
+from csi_job.report import format as fmt
 from csi_job.report.figures.history import curves_plot, history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
-from csi_job.report.page.blocks import Figure, Section, Table
+from csi_job.report.page.blocks import Figure, PageSection, Table
+from csi_job.storage.attributes import FINISHED
 
 if TYPE_CHECKING:
     from csi_job.report.study_view import StudyView, TrialView
 
 NUM_BEST = 10
 MAX_REASONS = 20
+MAX_RUNS = 8  # of trial numbers that fit a cell
 
 
-def best_trials(view: StudyView) -> Section:
-    """Show the best complete trials with their parameters, and the baseline whatever its rank."""
-    ranked = view.ranked
-    title = "Best trials"
-    if not ranked:
-        return Section("best", title, ("No trial is complete yet.",))
-    shown = ranked[:NUM_BEST]
-    shown += [trial for trial in (view.best, view.baseline) if trial is not None and trial not in shown]
-    names = words.in_order({name for trial in shown for name in trial.params})
+def best_trials(view: StudyView) -> PageSection:
+    """Show the best complete trials with their hyperparameters, and the baseline whatever its rank."""
+    key, title = "best", "Best trials"
+    if not view.ranked:
+        return PageSection(key, title, ("No trial is complete yet.",))
+    trials = view.ranked[:NUM_BEST]
+    trials += [trial for trial in (view.best, view.baseline) if trial is not None and trial not in trials]
+    names = fmt.in_order({name for trial in trials for name in trial.params})
     fixed = ("Trial", "Validation F1", "GFLOPs" if view.has_cost else "Epochs")
-    rows = tuple(_trial_row(view, trial, names) for trial in shown)
-    marks = {index: _mark(view, trial) for index, trial in enumerate(shown)}
     table = Table(
-        columns=(*fixed, *(words.parameter_name(name) for name in names)),
-        rows=rows,
-        numbers=frozenset(range(1, len(fixed))) | _number_columns(shown, names, len(fixed)),
-        marks={index: mark for index, mark in marks.items() if mark},
+        columns=(*fixed, *map(fmt.parameter_name, names)),
+        rows=tuple(_trial_row(view, trial, names) for trial in trials),
+        numbers=frozenset(range(1, len(fixed))) | _number_columns(trials, names, len(fixed)),
+        marks={index: mark for index, trial in enumerate(trials) if (mark := _mark(view, trial))},
     )
     sentence = (
-        f"Ranked by validation F1 among {words.plural(len(ranked), 'complete trial')}: the best epoch of a single "
+        f"Ranked by validation F1 among {fmt.plural(len(view.ranked), 'complete trial')}: the best epoch of a single "
         "training run, ± its standard error over the validation patients."
     )
-    return Section("best", title, (sentence,), (table,))
+    return PageSection(key, title, (sentence,), (table,))
 
 
-def progress(view: StudyView) -> Section:
+def progress(view: StudyView) -> PageSection:
     """Show the course of the search, its phases, and the training curves."""
-    blocks: list[Figure | Table] = [Figure(history_plot(view))]
-    if view.phases:
-        blocks.append(_phases(view))
-    blocks.append(Figure(curves_plot(view), has_title=True))
-    return Section("progress", "Search progress", blocks=tuple(blocks))
+    phases = (_phases(view),) if view.phases else ()
+    blocks = (Figure(history_plot(view)), *phases, Figure(curves_plot(view), has_title=True))
+    return PageSection("progress", "Search progress", blocks=blocks)
 
 
-def parameters(view: StudyView) -> Section:
-    """Show which parameters mattered, and how the F1 goes with each and all of them."""
+def parameters(view: StudyView) -> PageSection:
+    """Show which hyperparameters mattered, and how F1 varies with each and all of them."""
     plots = (importances_plot(view), slices_plot(view), parallel_plot(view))
     blocks = tuple(Figure(plot, has_title=index > 0) for index, plot in enumerate(plots))
-    return Section("parameters", "Which settings mattered", blocks=blocks)
+    return PageSection("parameters", "Which settings mattered", blocks=blocks)
 
 
-def pareto(view: StudyView) -> Section | None:
-    """Show F1 against cost where the study has two objectives."""
-    if not view.has_cost:
-        return None
-    return Section("pareto", "F1 versus cost", blocks=(Figure(pareto_plot(view)),))
+def pareto(view: StudyView) -> PageSection:
+    """Show F1 against cost in a study with two objectives."""
+    return PageSection("pareto", "F1 versus cost", blocks=(Figure(pareto_plot(view)),))
 
 
-def cost(view: StudyView) -> Section:
-    """Show the time spent by outcome, and speed and size by architecture."""
-    timed = [trial for trial in view.trials if trial.seconds is not None]
-    if not timed:
-        return Section("cost", "Computing cost", ("No trial has ended yet.",))
-    total = sum(trial.seconds or 0.0 for trial in timed)
+def cost(view: StudyView) -> PageSection:
+    """Show the time spent per outcome, and the speed and size of each architecture."""
+    key, title = "cost", "Computing cost"
+    if all(trial.seconds is None for trial in view.trials):
+        return PageSection(key, title, ("No trial has ended yet.",))
+    total_s = sum(trial.seconds or 0.0 for trial in view.trials)
     sentence = (
-        f"All trials together took {words.duration(total)}, interruptions included, "
-        f"and ran {words.count(sum(trial.num_epochs for trial in view.trials))} epochs."
+        f"All trials together took {fmt.duration(total_s)}, interruptions included, "
+        f"and ran {fmt.count(sum(trial.num_epochs for trial in view.trials))} epochs."
     )
-    return Section("cost", "Computing cost", (sentence,), (_times(view, total), *_architectures(view)))
+    return PageSection(key, title, (sentence,), (_times(view, total_s), *_architectures(view)))
 
 
-def failures(view: StudyView) -> Section:
+def failures(view: StudyView) -> PageSection:
     """Show the infeasible, failed and cancelled trials with their reasons, and how many were pruned."""
+    key, title = "failures", "What went wrong"
     counts = view.counts()
     if not view.num_finished and not counts["failed"]:
-        return Section("failures", "What went wrong", ("No trial has ended yet.",))
-    pruned = f"Pruned: {words.count(counts['pruned'])} of {words.plural(len(view.trials), 'trial')}."
+        return PageSection(key, title, ("No trial has ended yet.",))
+    pruned = f"Pruned: {fmt.count(counts['pruned'])} of {fmt.plural(len(view.trials), 'trial')}."
     unsuccessful = view.with_outcome("infeasible", "failed", "cancelled")
     if not unsuccessful:
-        return Section("failures", "What went wrong", (f"Every trial could be trained. {pruned}",))
+        return PageSection(key, title, (f"Every trial could be trained. {pruned}",))
     reasons: defaultdict[tuple[str, str], list[TrialView]] = defaultdict(list)
     for trial in unsuccessful:
-        reasons[words.OUTCOME_NAMES[trial.outcome], trial.reason or "no reason recorded"].append(trial)
-    rows = [
-        (outcome, reason, words.count(len(trials)), _numbers(trials)) for (outcome, reason), trials in reasons.items()
-    ]
-    rows.sort(key=lambda row: -int(row[2].replace("\N{NARROW NO-BREAK SPACE}", "")))
-    table = Table(("Outcome", "Reason", "Trials", "Trial numbers"), tuple(rows[:MAX_REASONS]), frozenset({2}))
-    more = f" Only the {MAX_REASONS} most frequent of {len(rows)} reasons are shown." if len(rows) > MAX_REASONS else ""
+        reasons[fmt.OUTCOME_NAMES[trial.outcome], trial.reason or "no reason recorded"].append(trial)
+    most_frequent = sorted(reasons.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
+    rows = tuple((*reason, fmt.count(len(trials)), _numbers(trials)) for reason, trials in most_frequent)
+    more = f" Only the {MAX_REASONS} most frequent of {len(reasons)} reasons are shown."
     sentence = (
-        f"{words.plural(counts['infeasible'], 'trial')} could not be trained and {counts['failed']} failed; failed and "
-        f"cancelled trials do not count toward the target. {pruned}{more}"
+        f"{fmt.plural(counts['infeasible'], 'trial')} could not be trained and {counts['failed']} failed; failed and "
+        f"cancelled trials do not count toward the target. {pruned}{more if len(reasons) > MAX_REASONS else ''}"
     )
-    return Section("failures", "What went wrong", (sentence,), (table,))
+    table = Table(("Outcome", "Reason", "Trials", "Trial numbers"), rows, frozenset({2}))
+    return PageSection(key, title, (sentence,), (table,))
 
 
 def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:
-    third = words.value(trial.gflops) if view.has_cost else words.count(trial.num_epochs)
-    values = [words.value(trial.params.get(name)) for name in names]
-    return (str(trial.number), words.with_error(trial.f1, trial.f1_error), third, *values)
+    third = fmt.value(trial.gflops) if view.has_cost else fmt.count(trial.num_epochs)
+    values = (fmt.value(trial.params.get(name)) for name in names)
+    return (str(trial.number), fmt.with_error(trial.f1, trial.f1_error), third, *values)
 
 
 def _mark(view: StudyView, trial: TrialView) -> str:
@@ -118,30 +112,39 @@ def _mark(view: StudyView, trial: TrialView) -> str:
 
 
 def _number_columns(trials: list[TrialView], names: list[str], first: int) -> frozenset[int]:
-    """Return the places of the columns that hold numbers."""
-    values = {name: [trial.params[name] for trial in trials if name in trial.params] for name in names}
-    numeric = [all(isinstance(value, (int, float)) for value in values[name]) for name in names]
-    return frozenset(first + index for index, is_number in enumerate(numeric) if is_number)
+    """Return the indices of the hyperparameter columns that hold only numbers."""
+    return frozenset(
+        first + index
+        for index, name in enumerate(names)
+        if all(isinstance(trial.params[name], (int, float)) for trial in trials if name in trial.params)
+    )
 
 
 def _phases(view: StudyView) -> Table:
     rows = []
     for phase in view.phases:
         trials = [trial for trial in view.trials if trial.phase is phase]
-        best = max((trial for trial in trials if trial.outcome == "complete"), key=lambda t: t.f1 or 0.0, default=None)
-        counted = [
-            sum(trial.outcome == outcome for trial in trials) for outcome in ("complete", "pruned", "infeasible")
-        ]
-        found = f"{words.score(best.f1)} (trial {best.number})" if best else words.MISSING
-        cells = (
-            phase.sampler,
-            phase.pruner,
-            words.count(phase.max_epochs),
-            _numbers(trials),
-            *map(words.count, counted),
+        best = next((trial for trial in view.ranked if trial.phase is phase), None)
+        rows.append(
+            (
+                str(phase.number),
+                phase.sampler,
+                phase.pruner,
+                fmt.count(phase.max_epochs),
+                _numbers(trials),
+                *(fmt.count(sum(trial.outcome == outcome for trial in trials)) for outcome in FINISHED),
+                f"{fmt.score(best.f1)} (trial {best.number})" if best else fmt.MISSING,
+            )
         )
-        rows.append((str(phase.number), *cells, found))
-    columns = ("Phase", "Sampler", "Pruner", "Max. epochs", "Trials", "Complete", "Pruned", "Infeasible", "Best F1")
+    columns = (
+        "Phase",
+        "Sampler",
+        "Pruner",
+        "Max. epochs",
+        "Trials",
+        *map(fmt.OUTCOME_NAMES.__getitem__, FINISHED),
+        "Best F1",
+    )
     return Table(columns, tuple(rows), frozenset({3, 5, 6, 7, 8}), "Phases of the search, in the order they started.")
 
 
@@ -150,9 +153,9 @@ def _times(view: StudyView, total_s: float) -> Table:
     for outcome, number in view.counts().items():
         seconds = [trial.seconds for trial in view.with_outcome(outcome) if trial.seconds is not None]
         if seconds:
-            share = f"{sum(seconds) / total_s:.0%}" if total_s else words.MISSING
-            times = (words.duration(sum(seconds)), share, words.duration(median(seconds)))
-            rows.append((words.OUTCOME_NAMES[outcome], words.count(number), *times))
+            share = f"{sum(seconds) / total_s:.0%}" if total_s else fmt.MISSING
+            times = (fmt.duration(sum(seconds)), share, fmt.duration(median(seconds)))
+            rows.append((fmt.OUTCOME_NAMES[outcome], fmt.count(number), *times))
     return Table(("Outcome", "Trials", "Time", "Share", "Median per trial"), tuple(rows), frozenset({1, 2, 3, 4}))
 
 
@@ -160,29 +163,26 @@ def _architectures(view: StudyView) -> tuple[Table, ...]:
     groups: defaultdict[str, list[TrialView]] = defaultdict(list)
     for trial in view.trials:
         if trial.gflops is not None or trial.images_per_s is not None:
-            groups[str(trial.params.get("model_arch", words.MISSING))].append(trial)
+            groups[str(trial.params.get("model_arch", fmt.MISSING))].append(trial)
     if not groups:
         return ()
-    rows = tuple(
-        (
-            name,
-            words.value(next((trial.gflops for trial in trials if trial.gflops is not None), None)),
-            words.millions(next((trial.num_parameters for trial in trials if trial.num_parameters), None)),
-            words.speed([trial.images_per_s for trial in trials if trial.images_per_s is not None]),
-        )
-        for name, trials in sorted(groups.items())
-    )
+    rows = []
+    for name, trials in sorted(groups.items()):
+        rates = [trial.images_per_s for trial in trials if trial.images_per_s is not None]
+        gflops = next((trial.gflops for trial in trials if trial.gflops is not None), None)
+        size = fmt.millions(next((trial.num_parameters for trial in trials if trial.num_parameters), None))
+        rows.append((name, fmt.value(gflops), size, fmt.count(round(median(rates)) if rates else None)))
     columns = ("Architecture", "GFLOPs per image", "Parameters (millions)", "Training speed (images/s, median)")
-    return (Table(columns, rows, frozenset({1, 2, 3})),)
+    return (Table(columns, tuple(rows), frozenset({1, 2, 3})),)
 
 
 def _numbers(trials: list[TrialView]) -> str:
-    """Write trial numbers with runs joined, e.g. `0-19, 25`; many runs are cut short."""
+    """Return trial numbers with runs joined, e.g. `0-19, 25`; a long list is cut."""
     runs: list[list[int]] = []
     for trial in trials:
         if runs and trial.number == runs[-1][1] + 1:
             runs[-1][1] = trial.number
         else:
             runs.append([trial.number, trial.number])
-    texts = [str(low) if low == high else f"{low}{words.DASH}{high}" for low, high in runs]
-    return ", ".join(texts[:8]) + (" …" if len(texts) > 8 else "")  # noqa: PLR2004 - what fits a cell
+    texts = [str(low) if low == high else f"{low}{fmt.DASH}{high}" for low, high in runs]
+    return ", ".join(texts[:MAX_RUNS]) + (" …" if len(texts) > MAX_RUNS else "")

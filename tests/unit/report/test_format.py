@@ -1,12 +1,12 @@
 import pytest
 
-from csi_job.report import format as words
+from csi_job.report import format as fmt
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (None, words.MISSING),
+        (None, fmt.MISSING),
         (0, "0 s"),
         (89.4, "89 s"),
         (90, "2 min"),
@@ -16,13 +16,13 @@ from csi_job.report import format as words
     ],
 )
 def test_durations_are_written_in_the_unit_a_person_would_choose(seconds, text):
-    assert words.duration(seconds) == text
+    assert fmt.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("parameter", "text"),
     [
-        (None, words.MISSING),
+        (None, fmt.MISSING),
         (16, "16"),
         (1e-05, "1e-05"),
         (0.00066812, "0.000668"),
@@ -32,26 +32,26 @@ def test_durations_are_written_in_the_unit_a_person_would_choose(seconds, text):
     ],
 )
 def test_parameters_are_written_with_three_digits(parameter, text):
-    assert words.value(parameter) == text
+    assert fmt.value(parameter) == text
 
 
 @pytest.mark.parametrize(
     ("amount", "text"), [(1e-4, "10⁻⁴"), (1e-3, "10⁻³"), (0.01, "0.01"), (0.37, "0.37"), (20, "20")]
 )
 def test_powers_of_ten_on_axes_are_written_as_such(amount, text):
-    assert words.number(amount) == text
+    assert fmt.tick(amount) == text
 
 
 def test_differences_carry_their_sign_and_intervals_both_ends():
-    assert words.signed(-0.0312) == f"{words.MINUS}0.031"
-    assert words.with_interval(0.5, 0.4, 0.6) == "0.500 (0.400 to 0.600)"
-    assert words.with_interval(0.5, None, None) == "0.500"
-    assert words.with_interval(None, None, None) == words.MISSING
+    assert fmt.signed(-0.0312) == f"{fmt.MINUS}0.031"
+    assert fmt.with_interval(0.5, 0.4, 0.6) == "0.500 (0.400 to 0.600)"
+    assert fmt.with_interval(0.5, None, None) == "0.500"
+    assert fmt.with_interval(None, None, None) == fmt.MISSING
 
 
 def test_known_parameters_come_in_the_order_of_the_space_and_others_last():
-    assert words.in_order({"zeta", "patience", "model_arch", "alpha"}) == ["model_arch", "patience", "alpha", "zeta"]
+    assert fmt.in_order({"zeta", "patience", "model_arch", "alpha"}) == ["model_arch", "patience", "alpha", "zeta"]
 
 
 def test_lists_read_like_a_sentence():
-    assert [words.listed(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert [fmt.listed(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]

@@ -51,7 +51,7 @@ def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so(m
     drawn = traces(plot)
     num_curves = sum(trace["x"].count(None) for trace in drawn.values())
     assert num_curves == MAX_CURVES
-    assert f"{MAX_CURVES} of" in plot.cautions[0]
+    assert f"{MAX_CURVES} of" in plot.warnings[0]
     assert f"Trial {study.best_trial.number}" in drawn
 
 

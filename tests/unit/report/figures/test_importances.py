@@ -30,13 +30,13 @@ def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(f
     view = view_study(finished_study)
     plot = importances_plot(view)
     assert {"weight_decay", "learning_rate"} <= view.importances.keys()
-    assert any("Weight decay" in caution and "only some trials" in caution for caution in plot.cautions)
+    assert any("Weight decay" in warning and "only some trials" in warning for warning in plot.warnings)
 
 
 def test_few_trials_bring_a_warning_and_fewer_a_reason_instead_of_bars():
     many, few, none = (importances_plot(view_of(number)) for number in (60, MIN_TRIALS, MIN_TRIALS - 1))
-    assert many.cautions == ()
-    assert any(f"only {MIN_TRIALS} complete trials" in caution for caution in few.cautions)
+    assert many.warnings == ()
+    assert any(f"only {MIN_TRIALS} complete trials" in warning for warning in few.warnings)
     assert none.figure is None
     assert f"has {MIN_TRIALS - 1} so far" in none.missing
 

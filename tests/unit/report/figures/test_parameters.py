@@ -42,7 +42,7 @@ def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic
 def test_many_lines_are_sampled_and_the_page_says_so(make_long_study):
     plot = parallel_plot(view_study(make_long_study(420)))
     assert num_lines(plot) == MAX_LINES
-    assert f"{MAX_LINES} of" in plot.cautions[0]
+    assert f"{MAX_LINES} of" in plot.warnings[0]
 
 
 def test_slices_show_each_parameter_with_the_trials_that_have_it(finished_study):

@@ -160,12 +160,12 @@ def test_neither_pseudonyms_nor_paths_are_on_the_page(work, finished_study, pseu
 
 
 def test_all_summary_metrics_of_a_comparison_have_a_name():
-    from csi_job.report.format import METRIC_NAMES
+    from csi_job.report.page.sections_result import METRIC_NAMES
 
     assert set(METRIC_NAMES) <= set(SUMMARY_METRICS)
 
 
-def test_few_test_patients_bring_a_caution_and_many_do_not(work, finished_study, read_page):
+def test_few_test_patients_bring_a_warning_and_many_do_not(work, finished_study, read_page):
     path = work / "models" / "evaluation" / "optimized_model.json"
     change_json(path, num_patients=MIN_PATIENTS - 1)
     assert (
