@@ -1,4 +1,4 @@
-"""Optuna's tables and ours, made once; tables of another Optuna version are refused."""
+"""Create Optuna's tables and ours once; reject tables of another Optuna version."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from csi_job.storage.url import Address
 
 
 def create_schema(engine: Engine) -> None:
-    """Make the tables that are missing; any number of processes may do this at once on an empty database."""
+    """Create missing tables; any number of processes may do this concurrently on an empty database."""
     if engine.dialect.name == "sqlite":
-        _keep_a_write_ahead_log(engine)
+        _enable_write_ahead_log(engine)
     with engine.begin() as connection:
         lock_schema(connection)
         if _stored_version(connection) is None:
@@ -29,8 +29,8 @@ def create_schema(engine: Engine) -> None:
         STEP_INDEX.create(connection, checkfirst=True)
 
 
-def _keep_a_write_ahead_log(engine: Engine) -> None:
-    """Let readers and the writer not wait for each other; the file remembers it."""
+def _enable_write_ahead_log(engine: Engine) -> None:
+    """Let readers and the writer work in parallel; the setting is stored in the file."""
     raw = engine.raw_connection()  # outside of a transaction
     try:
         raw.cursor().execute("PRAGMA journal_mode = WAL")
@@ -39,10 +39,10 @@ def _keep_a_write_ahead_log(engine: Engine) -> None:
 
 
 def check_schema(engine: Engine, address: Address) -> None:
-    """Refuse a database without tables, or with those of another Optuna version.
+    """Reject a database without tables, or with those of another Optuna version.
 
     Raises:
-        ConfigurationError: no study was ever made there, or its tables need an upgrade.
+        ConfigurationError: it never held a study, or its tables need an upgrade.
 
     """
     with engine.connect() as connection:
@@ -54,7 +54,7 @@ def check_schema(engine: Engine, address: Address) -> None:
         raise ConfigurationError(message, allowed=f"schema {needed_version()}", hint=hint)
     if not complete:
         message = f"there is no study in {address}"
-        raise ConfigurationError(message, hint="`csi-job hyperopt` makes one")
+        raise ConfigurationError(message, hint="`csi-job hyperopt` creates one")
 
 
 def _stored_version(connection: Connection) -> str | None:
@@ -63,12 +63,12 @@ def _stored_version(connection: Connection) -> str | None:
 
 @cache
 def needed_version() -> str:
-    """Return the version of the tables that this Optuna needs."""
+    """Return the schema version that this Optuna needs."""
     return str(migration_scripts().get_current_head())
 
 
 def _stamp(connection: Connection) -> None:
-    """Write the versions as Optuna does, so that it takes the tables for its own."""
+    """Store the versions as Optuna does, so that it accepts the tables as its own."""
     MigrationContext.configure(connection).stamp(migration_scripts(), needed_version())
     if connection.execute(sa.select(VERSION_INFO)).first() is None:
         version = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}

@@ -1,4 +1,4 @@
-"""The tables: Optuna's own, and the one of the leases."""
+"""The tables: Optuna's, and ours with the leases."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ OURS = sa.MetaData()
 LEASES: Final = sa.Table(
     "csi_job_leases",
     OURS,
-    # No foreign key: Optuna's own `delete_study` knows nothing of this table. Whoever claims a trial overwrites a
-    # row that a deleted trial of the same id left behind.
+    # No foreign key, since Optuna's `delete_study` does not know this table. A claim overwrites a row that a deleted
+    # trial with the same id left behind.
     sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("token", sa.String(64), nullable=False, index=True),  # of the claim: who has it, owns the trial
+    sa.Column("token", sa.String(64), nullable=False, index=True),  # of the claim; whoever has it owns the trial
     sa.Column("owner", sa.String(300), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("renewed_at_s", sa.Float(53), nullable=False),  # by the database's clock; 0: given back
+    sa.Column(
+        "renewed_at_s", sa.Float(53), nullable=False
+    ),  # by the database's clock; 0: released, see `lease.RELEASED_AT_S`
     sa.Column("lease_s", sa.Float(53), nullable=False),
     sa.Column("num_epochs", sa.Integer, nullable=False),  # finished in this attempt
     sa.Column("num_lost", sa.Integer, nullable=False),  # earlier attempts that ended without a finished epoch
     sa.Column("checkpoint", sa.Text, nullable=True),  # the promoted one, relative to the work folder
 )
 
-# Optuna has no index by epoch, so that a median over many trials would read every value of every study.
+# Optuna has no index by epoch; without one, a median over many trials would read every value of every study.
 STEP_INDEX: Final = sa.Index(
     "csi_job_steps", STEPS.c.step, STEPS.c.trial_id, postgresql_include=[STEPS.c.intermediate_value.name]
 )

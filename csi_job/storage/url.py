@@ -1,4 +1,4 @@
-"""Where the study's database is: the URL from the settings, checked, with every secret kept apart from it."""
+"""The database URL from the settings, validated, with all secrets kept separately."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from csi_job.work_folder import WorkFolder
 POSTGRES_SCHEMES: Final = ("postgres", "postgresql", "postgresql+psycopg2")
 SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
-SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq takes these from the URL's query as well
-REPEATED_OPTIONS: Final = ("host", "port")  # one for each of several servers
+SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq also accepts these in the URL's query
+REPEATED_OPTIONS: Final = ("host", "port")  # once per server
 HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
     "beegfs", "glusterfs", "ocfs2", "gfs2")  # fmt: skip
-LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs"})  # the root of a rootless container, seen by one host only
+LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs"})  # the root of a rootless container, visible to one host only
 
 
 @dataclass(frozen=True)
 class Address:
-    """A database: the URL without its secrets, which go to the driver alone."""
+    """A database: its URL without the secrets, which only the driver gets."""
 
     url: URL
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_sqlite(self) -> bool:
-        """Return whether the database is a file of this host."""
+        """Whether the database is a file on this host."""
         return self.url.get_backend_name() == "sqlite"
 
     @property
     def path(self) -> Path:
-        """Return the file of an SQLite database."""
+        """The file of an SQLite database."""
         return Path(self.url.database or "")
 
     def __str__(self) -> str:
-        """Return the URL as it may be shown: no password, no options."""
+        """Return the URL for display: no password, no options."""
         if self.is_sqlite:
             return f"sqlite:///{self.url.database}"
         return self.url.set(query={}).render_as_string(hide_password=True)
@@ -58,7 +58,7 @@ class Address:
         return {"url": self.url, "secrets": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state from a pickle."""
+        """Restore the state from a pickle."""
         for name, value in state.items():
             object.__setattr__(self, name, value)
 
@@ -71,7 +71,7 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
         work: the work folder.
 
     Raises:
-        ConfigurationError: a URL that cannot be read, another database, a password file that cannot be read.
+        ConfigurationError: an invalid URL, an unsupported database, an unreadable password file.
 
     """
     if settings.url is None:
@@ -86,24 +86,24 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
-    """Refuse an SQLite file on a network file system, where its locks do not hold.
+    """Reject an SQLite file on a network file system, where its locks do not work.
 
     Raises:
-        ConfigurationError: the file lies on nfs, cifs, fuse or the like.
+        ConfigurationError: the file is on nfs, cifs, fuse or similar.
 
     """
     kind = _file_system(path.resolve(), mounts)
     if kind in NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in LOCAL_FUSE):
-        message = f"an SQLite study cannot lie on a network file system ({kind}), whose locks do not hold"
+        message = f"an SQLite study cannot be on a network file system ({kind}), whose locks do not work"
         hint = "put it on a local disk, or share the study on PostgreSQL: storage.url postgresql+psycopg2://…"
         raise ConfigurationError(message, got=str(path), hint=hint)
 
 
 def check_sqlite_file(path: Path, *, create: bool) -> None:
-    """Refuse an SQLite file that does not exist, or create its folder.
+    """Reject a missing SQLite file, or create its folder.
 
     Raises:
-        ConfigurationError: no file and nothing to be created, a folder that cannot be, or a network file system.
+        ConfigurationError: the file is missing or on a network file system, or its folder cannot be created.
 
     """
     check_file_system(path)
@@ -117,7 +117,7 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
 
 
 def _file_system(path: Path, mounts: Path) -> str:
-    """Return the type of the file system that a path lies on, `` if the system does not tell."""
+    """Return the type of the file system that a path is on, `""` if unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -139,8 +139,8 @@ def _unescaped(text: str) -> str:
 
 
 def _parsed(text: str) -> URL:
-    # The text is never shown: where it cannot be read, nobody knows which part of it is the password.
-    message = "storage.url cannot be read"
+    # Never show the text: if it cannot be parsed, any part of it may be the password.
+    message = "storage.url cannot be parsed"
     try:
         url = make_url(text)
     except Exception:  # noqa: BLE001 - whatever the parser says quotes the URL, and with it the password
@@ -154,7 +154,7 @@ def _parsed(text: str) -> URL:
 
 
 def _is_ambiguous(text: str, url: URL) -> bool:
-    """Return whether an @ may belong to the password; one in an option's value after the database does not."""
+    """Return whether an @ may belong to the password, unlike one in the value of an option after the database."""
     head, _, options = text.partition("?")
     has_database = head.partition("://")[2].count("/") > 0
     if has_database and all("=" in option for option in options.split("&") if "@" in option):
@@ -171,7 +171,7 @@ def _sqlite_address(url: URL) -> Address:
         raise ConfigurationError(message, got=", ".join(url.query), allowed="sqlite:///FILE")
     try:
         path = Path(url.database).expanduser()
-    except RuntimeError:  # a user that this host does not know
+    except RuntimeError:  # unknown user
         message = "the home folder of storage.url cannot be found"
         raise ConfigurationError(message, got=url.database, hint="write the path out, or as ./~name") from None
     return Address(URL.create("sqlite", database=str(path.absolute())))

@@ -1,4 +1,4 @@
-"""Everything at once, at a small size; `make faults` does the same at full size."""
+"""All faults at once in small studies; `make faults` runs the same at full size."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def test_real_training_under_faults_leaves_an_exact_study(mortal: Server, tmp_pa
 
 
 def test_black_holed_connections_are_ended_by_keepalives(mortal: Server, tmp_path: Path) -> None:
-    """The proxy would keep them for an hour, so the study ends only if the workers notice."""
+    """The proxy would hold them for an hour, so the study finishes only if the workers notice."""
     silence = {"tcp_user_timeout": "2000", "keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "2"}
     dose = Dose(
         trials=60, workers=4, epoch_s=0.1, kills=0, cuts=0, holes=3, crashes=0, stops=0, terminations=0, hole_s=3600.0,
         holes_in_transactions=False, connection=silence,
     )  # fmt: skip
     with mortal.database() as url:
-        figures = chaos(mortal, url, tmp_path, dose, seed=10)  # holes are wanted at 39 to 52 % of the study
+        figures = chaos(
+            mortal, url, tmp_path, dose, seed=10
+        )  # with this seed the holes are due at 39 to 52 % of the study
     assert figures.complaints == []
     assert figures.holes == 3
     assert figures.finished == 60

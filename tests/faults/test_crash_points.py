@@ -1,4 +1,4 @@
-"""Workers are killed at every point between two statements, around every COMMIT and between file operations."""
+"""Workers are killed between any two statements, around every COMMIT and between file operations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.harness.sweep import is_rare, seen_points, sweep
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import Server
 
-NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "give back", "renewal", "connect"}
+NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "release", "renewal", "connect"}
 NUM_TRIALS, NUM_DEATHS = 40, 6
 
 
@@ -31,7 +31,7 @@ def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_
     assert done.num_kills >= len(seen - done.missed)
 
 
-def test_workers_killed_while_they_make_tables_and_study_leave_it_to_the_next(server: Server, tmp_path: Path) -> None:
+def test_workers_killed_while_creating_tables_and_study_leave_it_to_the_next(server: Server, tmp_path: Path) -> None:
     draws = random.Random(1)
     afters = sorted(draws.sample(range(1, 60), NUM_DEATHS))
     settings = {"name": "set-up", "num_trials": 4, "max_epochs": 2, "lease_s": 1.0, "max_attempts": 100}

@@ -1,4 +1,4 @@
-"""The check of a study sees what is wrong with one."""
+"""The check of a study detects every kind of damage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(server: Server, record: Path) -> Iterator[str]:
     """The URL of a database with a study of four complete trials."""
     with server.database() as url:
-        settings = {"name": "whole", "num_trials": 4, "max_epochs": 2, "pruner": "none"}
+        settings = {"name": "intact", "num_trials": 4, "max_epochs": 2, "pruner": "none"}
         worker = FaultyWorker(url, record.parent, run=run, plan=Plan(record), **settings)
         assert worker.wait() == 0, worker.log()
         yield url
@@ -56,35 +56,35 @@ def findings_after(server: Server, finished: str, record: Path, damage: str) -> 
         with connection, connection.cursor() as cursor:
             cursor.execute(damage)
         connection.close()
-        return check_study(url, "whole", record, EXPECTED)
+        return check_study(url, "intact", record, EXPECTED)
 
 
-def test_a_whole_study_has_no_violation(server: Server, finished: str, record: Path) -> None:
+def test_an_intact_study_has_no_violation(server: Server, finished: str, record: Path) -> None:
     findings = findings_after(server, finished, record, "SELECT 1")
     assert findings.violations == []
     assert (findings.num_complete, findings.num_acknowledged, findings.num_repeated) == (4, 12, 0)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damage_is_seen(server: Server, finished: str, record: Path, damage: str) -> None:
+def test_damage_is_detected(server: Server, finished: str, record: Path, damage: str) -> None:
     violations = findings_after(server, finished, record, damage).violations
     for words in DAMAGES[damage]:
         assert any(words in line for line in violations), violations
 
 
-def test_an_epoch_computed_again_is_seen(finished: str, record: Path) -> None:
+def test_an_epoch_computed_twice_is_detected(finished: str, record: Path) -> None:
     file = record / "computed.log"
     before = file.read_text()
     file.write_text(before + "1 0\n")
     try:
-        findings = check_study(finished, "whole", record, EXPECTED)
+        findings = check_study(finished, "intact", record, EXPECTED)
     finally:
         file.write_text(before)
     assert findings.num_repeated == 1
     assert "1 epochs were computed again, 0 are accounted for" in findings.violations
 
 
-def test_a_complaint_of_any_part_ends_the_run_with_an_error(server: Server, tmp_path: Path) -> None:
+def test_a_complaint_from_any_part_fails_the_run(server: Server, tmp_path: Path) -> None:
     session = Session(Namespace(), server, tmp_path)
     session.columns = {"all": Figures(), "stock": Figures(complaints=["too many trials"])}
     session.starts = {"ours": Starts(rounds=2), "stock": Starts(rounds=2, failed_rounds=2)}

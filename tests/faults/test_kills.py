@@ -70,12 +70,12 @@ def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, seed: int
     num_killed = fleet.codes.count(KILLED)
     assert num_killed >= NUM_KILLS // 2
     repeated = sum(count - 1 for count in computed(tmp_path).values())
-    assert repeated <= num_killed  # at most one epoch a kill
+    assert repeated <= num_killed  # at most one epoch per kill
     assert not list((tmp_path / "checkpoints" / "toy").glob("trial-*/*/*.pt"))
 
 
-def test_terminated_workers_hand_their_trials_over_at_once(url: str, tmp_path: Path) -> None:
-    # With leases of ten minutes the study can only finish if they are given back.
+def test_terminated_workers_release_their_trials_immediately(url: str, tmp_path: Path) -> None:
+    # With leases of ten minutes the study finishes in time only if they are released.
     fleet = Fleet(url, tmp_path, **settings(num_trials=9, lease_s=600.0, epoch_s=0.1))
     draws = random.Random(2)
     for _ in range(4):
@@ -104,13 +104,13 @@ def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: s
     reader.check_exact(4, MAX_EPOCHS)
 
 
-def test_many_workers_start_at_once_on_an_empty_database(url: str, tmp_path: Path) -> None:
+def test_many_workers_start_simultaneously_on_an_empty_database(url: str, tmp_path: Path) -> None:
     workers = [Worker(url, tmp_path, num_trials=8, max_epochs=2) for _ in range(8)]
     assert [worker.wait() for worker in workers] == [0] * 8, [worker.log() for worker in workers]
     Reader(url).check_exact(8, 2)
 
 
-def test_a_stalled_worker_ends_and_its_trial_is_taken_over(url: str, tmp_path: Path) -> None:
+def test_a_stalled_worker_exits_and_its_trial_is_resumed(url: str, tmp_path: Path) -> None:
     stalled = Worker(url, tmp_path, num_trials=2, max_epochs=2, epoch_s=3600.0, stall_s=1.0, lease_s=1.0)
     assert stalled.wait() == 1
     assert "no batch ended for 1 s" in stalled.log()
@@ -140,7 +140,7 @@ def test_without_any_checkpoint_a_trial_starts_at_epoch_0_with_a_warning(url: st
 
 
 def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
-    """Stop a worker while it locks nothing: SQLite has one lock, which a stopped process would keep for ever."""
+    """Suspend a worker while it holds no lock: a suspended process would keep SQLite's only lock forever."""
     while True:
         worker.send_signal(signal.SIGSTOP)
         if not reader.is_locked():
@@ -159,7 +159,7 @@ def _kill_after_epochs(url: str, work: Path, num_epochs: int) -> None:
 
 
 def _finish(url: str, work: Path) -> str:
-    """Go on with the study; the dead owner's lease of a minute is not waited for on this very host."""
+    """Resume the study; on the same host, nobody waits for the one-minute lease of a dead worker."""
     worker = Worker(url, work, num_trials=1, max_epochs=8, lease_s=60.0)
     assert worker.wait(30) == 0, worker.log()
     Reader(url).check_exact(1, 8)
@@ -167,7 +167,7 @@ def _finish(url: str, work: Path) -> str:
 
 
 def _once_running(url: str) -> Reader:
-    """Return a reader once a trial runs and has an epoch."""
+    """Return a reader once a trial has a finished epoch."""
     while True:
         try:
             reader = Reader(url)

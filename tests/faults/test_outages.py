@@ -1,4 +1,4 @@
-"""PostgreSQL goes away and comes back while workers run."""
+"""PostgreSQL goes down and comes back while workers run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mortal_url(mortal: Server) -> Iterator[str]:
 
 
 def wait_for_epochs(work: Path, more_than: int) -> int:
-    """Wait until so many epochs have been computed, and return how many have."""
+    """Wait until more than this many epochs have been computed, and return their number."""
     file = work / "computed.log"
     while True:
         num_epochs = len(file.read_text().splitlines()) if file.exists() else 0
@@ -35,7 +35,7 @@ def wait_for_epochs(work: Path, more_than: int) -> int:
         time.sleep(0.02)
 
 
-def test_training_goes_on_while_the_database_is_away(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_training_continues_during_an_outage(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=150, epoch_s=0.1, pruner="none")
     num_epochs = wait_for_epochs(tmp_path, 2)
     mortal.stop()
@@ -83,8 +83,8 @@ def test_restarts_leave_an_exact_study(mortal: Server, mortal_url: str, tmp_path
     assert len(computed) == len(set(computed))  # nobody lost a trial to another
 
 
-def test_waiting_for_the_database_is_no_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
-    """A trial that is to be told, and a claim, wait for longer than a training may stand still."""
+def test_waiting_for_the_database_does_not_count_as_a_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+    """Finishing a trial and claiming one wait longer than `stall_s`."""
     worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=1.5, pruner="none")
     wait_for_epochs(tmp_path, 2)
     mortal.stop()
@@ -97,9 +97,7 @@ def test_waiting_for_the_database_is_no_stall(mortal: Server, mortal_url: str, t
     Reader(mortal_url).check_exact(20, 2)
 
 
-def test_an_outage_that_lasts_too_long_ends_the_worker_in_one_line(
-    mortal: Server, mortal_url: str, tmp_path: Path
-) -> None:
+def test_too_long_an_outage_ends_the_worker_with_one_line(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.1, outage_s=1.0)
     wait_for_epochs(tmp_path, 1)
     mortal.stop()
@@ -115,7 +113,7 @@ def test_an_outage_that_lasts_too_long_ends_the_worker_in_one_line(
     Reader(mortal_url).check_exact(1, 400)
 
 
-def test_a_worker_waits_at_its_start_for_a_server_that_starts(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_a_starting_worker_waits_for_a_starting_server(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     mortal.stop()
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
     while "is unreachable" not in worker.log():

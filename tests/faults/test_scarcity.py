@@ -1,4 +1,4 @@
-"""Too little of everything: connections, disk for the database, disk for the checkpoints."""
+"""Scarce resources: connections, disk space for the database, disk space for checkpoints."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def log_of(server: Server) -> str:
     return (Path(str(server.data)) / "log").read_text(errors="replace")
 
 
-def test_a_full_disk_of_the_database_is_waited_for(tmp_path: Path) -> None:
+def test_workers_wait_while_the_database_s_disk_is_full(tmp_path: Path) -> None:
     record = tmp_path / "record"
     with small_disk(160) as disk, embedded_server(disk.folder) as server, server.database() as url:
         server.stop()
-        server.start()  # its log is in a file then
+        server.start()  # which directs its log to a file
         settings = {**SETTINGS, "num_trials": 400, "max_epochs": 3}
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run, plan=Plan(record), **settings), 4)
         wait_until(lambda: num_lines(record / "computed.log") > 20, fleet)
@@ -80,7 +80,7 @@ def test_a_full_disk_of_the_database_is_waited_for(tmp_path: Path) -> None:
 
 
 def restart_if_dead(server: Server) -> None:
-    """Start the server as its supervisor would: it ends where it cannot write its log of transactions."""
+    """Start the server as its supervisor would: it exits when it cannot write its transaction log."""
     try:
         server.run("SELECT 1")
     except Exception:  # noqa: BLE001 - dead, or just starting
@@ -90,7 +90,7 @@ def restart_if_dead(server: Server) -> None:
             server.run("SELECT 1")
 
 
-def test_training_goes_on_without_checkpoints_on_a_full_disk(server: Server, tmp_path: Path) -> None:
+def test_training_continues_without_checkpoints_on_a_full_disk(server: Server, tmp_path: Path) -> None:
     cache, record = phantom_cache(tmp_path), tmp_path / "record"
     with small_disk(8) as disk, server.database() as url:
         plan = Plan(record, cache=cache, work=disk.folder)

@@ -1,4 +1,4 @@
-"""Many workers at once, more and fewer while trials run, wrong clocks, and two studies of one name."""
+"""Simultaneous starts, scaling while trials run, wrong clocks, and two studies with one name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_STARTING, NUM_MANY = 64, 32
 SETTINGS = {"name": "starts", "max_epochs": 2, "max_attempts": 100, "sampler": "random", "connect_s": 300.0}
 
 
-def test_64_workers_start_at_once_on_an_empty_database(server: Server, tmp_path: Path) -> None:
+def test_64_workers_start_simultaneously_on_an_empty_database(server: Server, tmp_path: Path) -> None:
     record = tmp_path / "record"
     settings = {**SETTINGS, "num_trials": 64, "lease_s": 30.0}
     with server.database() as url:
@@ -26,7 +26,7 @@ def test_64_workers_start_at_once_on_an_empty_database(server: Server, tmp_path:
     assert findings.num_repeated == 0
 
 
-def test_workers_come_and_go_while_trials_run(server: Server, tmp_path: Path) -> None:
+def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server: Server, tmp_path: Path) -> None:
     record = tmp_path / "record"
     settings = {**SETTINGS, "num_trials": 80, "max_epochs": 3, "lease_s": 30.0}
     plan = Plan(record, epoch_s=0.05)
@@ -39,7 +39,7 @@ def test_workers_come_and_go_while_trials_run(server: Server, tmp_path: Path) ->
         findings = check_study(url, "starts", record, Expected(80, 3, accounted(endings)))
     assert endings.others == []
     assert endings.num_terminated >= NUM_MANY // 2
-    assert endings.num_not_given_back == 0
+    assert endings.num_not_released == 0
     assert not findings.violations
 
 
@@ -80,7 +80,7 @@ def test_wrong_clocks_and_time_zones_change_nothing(server: Server, tmp_path: Pa
     assert findings.num_taken_over <= endings.num_killed  # nobody's clock made a live worker's lease look old
 
 
-def test_of_two_studies_with_one_name_and_different_spaces_one_wins(server: Server, tmp_path: Path) -> None:
+def test_one_of_two_studies_with_the_same_name_and_different_spaces_wins(server: Server, tmp_path: Path) -> None:
     record = tmp_path / "record"
     with server.database() as url:
         settings = {**SETTINGS, "num_trials": 12, "lease_s": 30.0}

@@ -27,24 +27,24 @@ SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, termin
 
 
 def options() -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="make faults FAULTS_ARGS=", description=__doc__)
     for name, size, meaning in (
         ("trials", 10_000, "dummy trials in all"),
-        ("studies", 20, "studies that share them, one after the other"),
-        ("workers", 16, "workers of a study"),
-        ("kills", 6_200, "SIGKILLs asked for; some find a worker that ends just then"),
+        ("studies", 20, "studies that share them, in sequence"),
+        ("workers", 16, "workers per study"),
+        ("kills", 6_200, "SIGKILLs to send; some hit a worker that is just exiting"),
         ("cuts", 5_200, "connections cut"),
         ("crashes", 210, "database crashes"),
-        ("stops", 60, "workers stopped past their lease"),
+        ("stops", 60, "workers suspended beyond their lease"),
         ("terminations", 200, "workers ended by SIGTERM"),
         ("holes", 20, "black-holed connections"),
         ("starts", 20, "simultaneous starts on an empty database"),
-        ("seed", 1, "of everything that is drawn"),
+        ("seed", 1, "random seed"),
     ):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (default {size:,})")
     parser.add_argument(
-        "--outages", type=int, nargs="*", default=[60, 900], help="seconds of long outages, a study each"
+        "--outages", type=int, nargs="*", default=[60, 900], help="seconds of long outages, one study each"
     )
     parser.add_argument("--only", choices=("chaos", "training", "outage", "points", "starts", "stock"), action="append")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
@@ -52,7 +52,7 @@ def options() -> argparse.Namespace:
 
 
 class Session:
-    """One run of everything that was asked for."""
+    """One run of the requested parts."""
 
     def __init__(self, given: argparse.Namespace, server: Server, folder: Path) -> None:
         self.given, self.server, self.folder = given, server, folder
@@ -63,7 +63,7 @@ class Session:
         self.complaints: list[str] = []
 
     def chaos(self) -> None:
-        """Run studies under everything at once."""
+        """Run studies under all faults at once."""
         given, total = self.given, Figures()
         with progress("trials under faults", given.trials, "trials") as advance, self.server.database() as url:
             for index in range(given.studies):
@@ -77,17 +77,17 @@ class Session:
                     },
                 )
                 folder, seed = self.folder / f"chaos-{index}", given.seed * 1000 + index
-                figures = chaos(self.server, url, folder, dose, seed=seed, name=f"chaos-{index}", tell=advance)
+                figures = chaos(self.server, url, folder, dose, seed=seed, name=f"chaos-{index}", advance=advance)
                 total.add(figures)
                 self.columns["all"] = total
                 logger.info("study %d of %d\n%s", index + 1, given.studies, table({"this": figures, "so far": total}))
                 self.save()
 
     def training(self) -> None:
-        """Run a study that really trains; PyTorch is imported for it alone, since it makes forks dear."""
+        """Run a study that really trains; PyTorch is imported only here, since it makes forking expensive."""
         from tests.faults.harness.training import phantom_cache, run_training
 
-        forkserver._forkserver._stop()  # the next one imports what it is asked for now
+        forkserver._forkserver._stop()  # the next one preloads the modules named now
         cache = phantom_cache(self.folder / "phantoms")
         dose = Dose(trials=40, workers=4, max_epochs=4, kills=40, cuts=40, crashes=8, stops=2, terminations=6)
         dose = replace(dose, run=run_training, cache=cache)
@@ -95,7 +95,7 @@ class Session:
             self.columns["training"] = chaos(self.server, url, self.folder / "training", dose, seed=self.given.seed)
 
     def outage(self) -> None:
-        """Run a study in which connections fall silent within transactions, and ones without a database for long."""
+        """Run a study whose connections go silent within transactions, and studies with long outages."""
         dose = Dose(trials=60, kills=5, cuts=5, crashes=0, stops=0, terminations=0, holes=3, hole_s=120.0)
         with self.server.database() as url:
             self.columns["silent"] = chaos(self.server, url, self.folder / "silent", dose, seed=self.given.seed)
@@ -103,7 +103,7 @@ class Session:
             dose = Dose(trials=100, kills=10, cuts=10, crashes=1, terminations=2, down_s=down_s)
             with self.server.database() as url:
                 figures = chaos(self.server, url, self.folder / f"outage-{down_s}", dose, seed=self.given.seed)
-            self.columns[f"{down_s} s away"] = figures
+            self.columns[f"{down_s} s outage"] = figures
 
     def points(self) -> None:
         """Kill a worker at each crash point."""
@@ -114,13 +114,13 @@ class Session:
         self.complaints += [f"crash points: {complaint}" for complaint in done.complaints]
 
     def start(self) -> None:
-        """Start workers at once, ours and the stock recipe's."""
+        """Start workers simultaneously, ours and the stock recipe's."""
         for name, what in (("ours", run), ("stock", run_stock)):
             folder = self.folder / f"starts-{name}"
             self.starts[name] = start_at_once(self.server, folder, what, rounds=self.given.starts, num_workers=8)
 
     def stock(self) -> None:
-        """Run a small study of ours and one of the stock recipe under the same faults."""
+        """Run a small study with our workers and one with the stock recipe, under the same faults."""
         for name, dose in (("ours, small", SMALL), ("stock", replace(SMALL, run=run_stock, replaces_others=True))):
             with self.server.database() as url:
                 folder = self.folder / name.replace(", ", "-")
@@ -137,22 +137,22 @@ class Session:
 
     @property
     def is_exact(self) -> bool:
-        """Return whether ours kept every promise."""
+        """Whether our workers kept every promise."""
         ours = [figures for name, figures in self.columns.items() if name != "stock"]
         wrong = [*self.missed, *self.complaints, *(line for figures in ours for line in figures.complaints)]
         return not wrong and ("ours" not in self.starts or not self.starts["ours"].failed_rounds)
 
 
 def share(total: int, parts: int, index: int) -> int:
-    """Return one of nearly equal parts of a number."""
+    """Return one of several nearly equal parts of a number."""
     return total * (index + 1) // parts - total * index // parts
 
 
 def main() -> int:
-    """Run what is asked for, and print the figures."""
+    """Run the requested parts and print the figures."""
     given = options()
     set_up_logging("text")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server and no worker is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that neither servers nor workers are left running
     logging.getLogger("csi_job").setLevel(logging.INFO)
     with embedded_server() as server, tempfile.TemporaryDirectory(prefix="faults-") as folder:
         session = Session(given, server, Path(folder))

@@ -1,4 +1,4 @@
-"""What a worker was told to be stored, written to a file of its own after the storage's call returned."""
+"""What the storage acknowledged to a worker, appended to a file after each call has returned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Acknowledgements:
     """A file to which each acknowledged result is appended and flushed to disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Write into a folder that exists."""
+        """Write into an existing folder, one file per process."""
         self._file = os.open(folder / f"acknowledged-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def write(self, *entry: Any) -> None:

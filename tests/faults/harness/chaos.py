@@ -1,4 +1,4 @@
-"""A study under everything at once: kills, cut connections, crashes of the database, stopped and ended workers."""
+"""A study under all faults at once: killed, suspended and terminated workers, cut connections, database crashes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SPREAD = 0.9  # faults are spread over this part of a study, so that all of them
 
 @dataclass(frozen=True)
 class Dose:
-    """How large a study is, and how much is done to it."""
+    """The size of a study and the number of faults."""
 
     trials: int = 100
     workers: int = 8
     max_epochs: int = 2
     epoch_s: float = 0.0
-    """Seconds that an epoch of a dummy trial takes at least."""
+    """Minimum seconds per epoch of a dummy trial."""
     kills: int = 40
     cuts: int = 40
     holes: int = 0
@@ -42,7 +42,7 @@ class Dose:
     stops: int = 2
     terminations: int = 4
     down_s: float = 0.0
-    """Seconds that the database stays away after each crash."""
+    """Seconds until the database is restarted after each crash."""
     lease_s: float = 3.0
     outage_s: float = 1800.0
     hole_s: float = 20.0
@@ -52,15 +52,15 @@ class Dose:
     run: Callable[[dict[str, Any]], int] = run_dummies
     """What a worker process does."""
     cache: Path | None = None
-    """What it trains on, if it does."""
+    """The cache to train on, if the workers train."""
     replaces_others: bool = False
-    """Whether workers that crash are started again too, and only counted."""
+    """Whether workers that crash are replaced too, and merely counted."""
     sampler: str = "random"
     pruner: str = "median"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the settings of study and storage; a trial may be killed as often as it takes."""
+        """Settings of study and storage; a trial may be killed any number of times."""
         return {
             "num_trials": self.trials,
             "max_epochs": self.max_epochs,
@@ -81,18 +81,18 @@ def chaos(
     *,
     seed: int = 0,
     name: str = "chaos",
-    tell: Callable[[int], Any] = lambda _: None,
+    advance: Callable[[int], Any] = lambda _: None,
 ) -> Figures:
-    """Run a study under faults and return what came of it.
+    """Run a study under faults and return its figures.
 
     Args:
-        server: the server, which is killed.
-        direct: URL of a database of it.
-        folder: where the workers' files go.
-        dose: what is done.
-        seed: of everything that is drawn.
+        server: the server to crash.
+        direct: URL of one of its databases.
+        folder: for the workers' files.
+        dose: size and faults.
+        seed: random seed.
         name: of the study.
-        tell: called with the number of trials that finished since the last call.
+        advance: called with the number of trials that finished since the last call.
 
     """
     record = folder / "record"
@@ -115,7 +115,7 @@ def chaos(
         fleet.replaces_others = dose.replaces_others
         storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
         try:
-            storm.rage(Progress(direct, name, dose.trials, tell))
+            storm.rage(Progress(direct, name, dose.trials, advance))
         finally:
             fleet.end()
     endings = fleet.endings
@@ -129,18 +129,18 @@ def chaos(
 
 
 class Progress:
-    """How far a study is, as the database says; while it is away, as it said last."""
+    """The progress of a study according to the database, or its last answer during an outage."""
 
-    def __init__(self, url: str, study: str, total: int, tell: Callable[[int], Any] = lambda _: None) -> None:
-        self._url, self._study, self._total, self._tell = url, study, total, tell
+    def __init__(self, url: str, study: str, total: int, advance: Callable[[int], Any] = lambda _: None) -> None:
+        self._url, self._study, self._total, self._advance = url, study, total, advance
         self._looked_at, self._count = 0.0, 0
 
     def part(self) -> float:
-        """Return the finished part of the study."""
+        """Return the finished fraction of the study."""
         if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
             count = self._finished()
             self._looked_at = time.monotonic()
-            self._tell(count - self._count)
+            self._advance(count - self._count)
             self._count = count
         return self._count / self._total
 
@@ -157,12 +157,12 @@ class Progress:
                     return int(cursor.fetchone()[0])
             finally:
                 connection.close()
-        except psycopg2.Error:  # it is away, or has no tables yet
+        except psycopg2.Error:  # unreachable, or without tables yet
             return self._count
 
 
 class Storm:
-    """The faults of a study, spread over its course by a seed."""
+    """The faults of a study, spread randomly over its course."""
 
     def __init__(self, fleet: Fleet, server: Server, counts: Counts, dose: Dose, draws: random.Random) -> None:
         self.fleet, self.server, self.counts, self.dose, self.draws = fleet, server, counts, dose, draws
@@ -181,7 +181,7 @@ class Storm:
         self._due = sorted(when, key=lambda pair: pair[0], reverse=True)
 
     def rage(self, progress: Progress) -> None:
-        """Do everything in its time, until all workers have ended by themselves."""
+        """Inject each fault when it is due, until all workers have exited by themselves."""
         while self.fleet.workers:
             self.fleet.collect(0.02)
             part = progress.part()
@@ -196,7 +196,7 @@ class Storm:
         return self.draws.choice(self.fleet.workers) if self.fleet.workers else None
 
     def _kill(self) -> None:
-        """Kill a worker now, or let it kill itself at one of the next crash points."""
+        """Kill a worker now, or have it kill itself at one of the next crash points."""
         if (worker := self._anyone()) is None:
             return
         if self.draws.random() < 0.5:

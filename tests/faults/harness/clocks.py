@@ -1,4 +1,4 @@
-"""A clock that is wrong, in another time zone, for one process."""
+"""A wrong clock and another time zone for one process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def shift_clock(offset_s: float, time_zone: str) -> None:
-    """Let this process's wall clock be off by so much, in this time zone; monotonic time goes on as it is."""
+    """Shift this process's wall clock and change its time zone; monotonic time is unaffected."""
     os.environ["TZ"] = time_zone
     time.tzset()
     right, right_ns = time.time, time.time_ns

@@ -1,7 +1,7 @@
 """The points at which a worker may be killed: between any two statements, around COMMITs, between file operations.
 
-All of it is put into the worker's process from outside: connections and cursors of the database driver are replaced
-by ones that count, and Python's audit events tell of files. Nothing here knows a statement's text.
+They are injected into the worker's process from outside: counting connections and cursors replace the database
+driver's, and Python's audit events report file operations. Nothing here depends on the text of a statement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 SELF_KILL: Final = "killed itself at "
-MAX_TRANSACTION, MAX_STATEMENT = 2, 20  # polls and retries repeat themselves: higher ones share a name
+MAX_TRANSACTION, MAX_STATEMENT = 2, 20  # later ones, of polls and retries, share a name
 SOON: Final = 40  # points
 FILE_EVENTS: Final = {"open": "open", "os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir"}
 RENEWAL_THREAD: Final = "lease"
@@ -34,7 +34,7 @@ NEW: Final = " of a new connection"
 
 @dataclass(frozen=True)
 class Death:
-    """Where a worker kills itself: at a named point, or after so many points; a signal (SIGUSR2) asks for soon."""
+    """Where a worker kills itself: at a named point, or after that many points; SIGUSR2 requests it soon."""
 
     at: str | None = None
     after: int | None = None
@@ -45,7 +45,7 @@ class CrashPoints:
     """Counts and names the points that a worker passes."""
 
     def __init__(self, death: Death, record: Path | None = None) -> None:
-        """Kill this process as told; with `record`, write the name of every point passed to that file."""
+        """Kill this process as requested; with `record`, write the name of each point passed to that file."""
         self._at, self._after, self._draws = death.at, death.after, random.Random(death.seed)
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if record else None
         self._seen: set[str] = set()
@@ -54,10 +54,10 @@ class CrashPoints:
         self._mine = threading.local()
 
     def install(self) -> None:
-        """Watch this process from now on, for good."""
+        """Observe this process from now on."""
         event.listen(Engine, "do_connect", self._give_factories)
         event.listen(Pool, "checkout", _mark_as_used)
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._on_audit_event)
         signal.signal(signal.SIGUSR2, self._die_soon)
 
     def enter(self, phase: str) -> None:
@@ -67,7 +67,7 @@ class CrashPoints:
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """Be in another phase while the block runs."""
+        """Enter another phase for the block."""
         before = self._phase
         self.enter(phase)
         try:
@@ -76,7 +76,7 @@ class CrashPoints:
             self.enter(before)
 
     def next_statement(self, connection: _CountingConnection) -> str:
-        """Count a statement and return how it is called."""
+        """Count a statement and return its name."""
         if connection.is_new:
             connection.num_statements += 1
             return f"statement {connection.num_statements}{NEW}"
@@ -84,16 +84,16 @@ class CrashPoints:
         return f"statement {min(self._mine.statement, MAX_STATEMENT)} of transaction {self.transaction()}"
 
     def transaction(self) -> int:
-        """Return which transaction of the phase this is."""
+        """Return the number of the current transaction within the phase."""
         return min(getattr(self._mine, "transaction", 1), MAX_TRANSACTION)
 
     def transaction_ended(self) -> None:
-        """Count the next statement as the first of another transaction; every renewal is the first of its kind."""
+        """Start counting the statements of the next transaction; each renewal counts as the first."""
         number = 1 if _is_renewal() else self.transaction() + 1
         self._mine.transaction, self._mine.statement = number, 0
 
     def reach(self, what: str, last_act: Callable[[], Any] | None = None) -> None:
-        """Pass a point, or end here: after `last_act`, which sends what the server is still to get."""
+        """Pass a point, or die here after `last_act`, which sends what the server is still to receive."""
         phase = "connect" if what.endswith(NEW) else "renewal" if _is_renewal() else self._phase
         name = f"{phase}: {what}"
         self._count += 1
@@ -118,7 +118,7 @@ class CrashPoints:
 
         parameters["connection_factory"], parameters["cursor_factory"] = Connection, _CountingCursor
 
-    def _hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def _on_audit_event(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name not in FILE_EVENTS:
             return
         path = Path(os.fsdecode(arguments[0])) if isinstance(arguments[0], (str, bytes, os.PathLike)) else Path()
@@ -140,7 +140,7 @@ class _CountingConnection(extensions.connection):
 
     crash_points: CrashPoints
     is_new = True
-    """Whether it is still being prepared."""
+    """Whether the engine is still setting it up."""
     num_statements = 0
 
     def commit(self) -> None:
@@ -163,7 +163,7 @@ class _CountingConnection(extensions.connection):
 
 
 class _CountingCursor(extensions.cursor):
-    """A cursor of the driver whose statements are points; one that commits itself is three of them."""
+    """A cursor of the driver whose statements are points; in autocommit mode each is three points."""
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - the driver's name
         points = self.connection.crash_points

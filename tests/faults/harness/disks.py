@@ -21,13 +21,13 @@ class SmallDisk:
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Use up what is free, to the last byte."""
+        """Fill it to the last byte."""
         with self._ballast.open("ab", buffering=0) as file:
             for size in (1 << 20, 4096, 1):
                 _write_until_full(file.fileno(), size)
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space again."""
         self._ballast.unlink()
 
 
@@ -44,7 +44,7 @@ def _write_until_full(file: int, size: int) -> None:
 
 @contextmanager
 def small_disk(size_mib: int) -> Iterator[SmallDisk]:
-    """Mount a small disk, or skip with the reason; that needs root, under CI too."""
+    """Mount a small disk, or skip with the reason; mounting needs root, also in CI."""
     folder = Path(tempfile.mkdtemp(prefix="disk-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=755", "tmpfs", str(folder)]
     try:

@@ -28,7 +28,7 @@ MEANINGS: Final = {
     "stops": "workers stopped past their lease (SIGSTOP, SIGCONT)",
     "terminations": "workers terminated (SIGTERM)",
     "taken_over": "take-overs of a trial",
-    "leases_lost": "leases lost by a live worker, and noticed",
+    "leases_lost": "leases lost by live workers, which noticed",
     "repeated": "epochs computed again",
     "failed": "trials told FAIL",
     "workers": "worker processes started",
@@ -38,7 +38,7 @@ MEANINGS: Final = {
 
 @dataclass
 class Figures:
-    """What was done to a study, or to several, and what came of it; `MEANINGS` says what each number is."""
+    """The faults and results of one or more studies; `MEANINGS` explains each number."""
 
     trials: int = 0
     finished: int = 0
@@ -65,12 +65,12 @@ class Figures:
     complaints: list[str] = field(default_factory=list)
 
     def add(self, other: Figures) -> None:
-        """Count another study's figures to these."""
+        """Add another study's figures."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
     def take(self, findings: Findings, endings: Endings) -> None:
-        """Take what the database and the workers' ends say."""
+        """Add what was found in the database and how the workers exited."""
         self.finished = findings.num_complete + findings.num_pruned
         self.overshoot = self.finished - self.trials
         self.stuck, self.failed = findings.num_stuck, findings.num_failed
@@ -84,7 +84,7 @@ class Figures:
 
 
 def table(columns: dict[str, Figures]) -> str:
-    """Return figures side by side, as a table of Markdown, which can be read as text."""
+    """Return figures side by side as a Markdown table."""
     names = list(columns)
     width = max(map(len, MEANINGS.values()))
     lines = [f"| {'':<{width}} | {' | '.join(f'{name:>12}' for name in names)} |"]

@@ -1,4 +1,4 @@
-"""Worker processes under a supervisor: whoever is killed is replaced, and how each one ended is written down."""
+"""Worker processes under a supervisor that replaces those that are killed and records how each one exited."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tests.faults.harness.crash_points import SELF_KILL
 from tests.support.studies import Worker
 
 LOST: Final = "the lease of trial"
-NOT_GIVEN_BACK: Final = "can be resumed only when its lease has expired"
+NOT_RELEASED: Final = "can be resumed only when its lease has expired"
 
 
 class FaultyWorker(Worker):
-    """A worker process that knows which signals it was sent."""
+    """A worker process that remembers the signals it was sent."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.signals: set[int] = set()
         self.is_surplus = False
         self.point: str | None = None
-        """The crash point at which it is to die."""
+        """The crash point at which it should die."""
 
     def send_signal(self, number: int) -> None:
         self.signals.add(number)
         super().send_signal(number)
 
     def kill_at_a_point(self) -> None:
-        """Let the worker kill itself at one of the next crash points; one that cannot hear yet is killed."""
-        self.send_signal(signal.SIGUSR2 if self._hears(signal.SIGUSR2) else signal.SIGKILL)
+        """Have the worker kill itself at one of the next crash points, or kill it if it is not ready for the signal."""
+        self.send_signal(signal.SIGUSR2 if self._catches(signal.SIGUSR2) else signal.SIGKILL)
 
-    def _hears(self, number: int) -> bool:
+    def _catches(self, number: int) -> bool:
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
@@ -46,28 +46,28 @@ class FaultyWorker(Worker):
 
 @dataclass
 class Endings:
-    """How workers ended."""
+    """How workers exited."""
 
     num_started: int = 0
     num_killed: int = 0
     num_killed_themselves: int = 0
-    """At crash points; they are among the killed."""
+    """At crash points; included in `num_killed`."""
     num_terminated: int = 0
     num_leases_lost: int = 0
-    """By workers that lived and noticed."""
-    num_not_given_back: int = 0
+    """By live workers, which noticed."""
+    num_not_released: int = 0
     num_finished: int = 0
     others: list[str] = field(default_factory=list)
-    """Codes and last words of workers that ended by anything but our doing."""
+    """Exit codes and last log lines of workers that failed by themselves."""
     points: Counter[str] = field(default_factory=Counter)
     """Crash points that were hit."""
 
     def take(self, worker: FaultyWorker) -> None:
-        """Take note of a worker that has ended."""
+        """Count a worker that has exited."""
         code, log = worker.process.exitcode, worker.log()
         point = log.rpartition(SELF_KILL)[2].strip() if SELF_KILL in log else None
         self.num_leases_lost += log.count(LOST)
-        self.num_not_given_back += log.count(NOT_GIVEN_BACK)
+        self.num_not_released += log.count(NOT_RELEASED)
         if code == 0:
             self.num_finished += 1
         elif code == -signal.SIGKILL and (point or signal.SIGKILL in worker.signals):
@@ -83,10 +83,10 @@ class Endings:
 
 
 class Fleet:
-    """Workers that run until each has ended by itself."""
+    """Workers that run until each has exited by itself."""
 
     def __init__(self, start: Callable[[int], FaultyWorker], num_workers: int = 0) -> None:
-        """Start workers; `start` is given how many were started before."""
+        """Start workers; `start` is given a running number."""
         self._start = start
         self.workers: list[FaultyWorker] = []
         self.endings = Endings()
@@ -94,7 +94,7 @@ class Fleet:
         self.resize(num_workers)
 
     def resize(self, num_workers: int) -> None:
-        """Start workers, or end the newest as a scale-down does."""
+        """Start workers, or terminate the newest as a scale-down does."""
         staying = [worker for worker in self.workers if not worker.is_surplus]
         for worker in staying[num_workers:]:
             worker.is_surplus = True
@@ -103,7 +103,7 @@ class Fleet:
             self.workers.append(self._next())
 
     def collect(self, timeout_s: float) -> None:
-        """Replace those that were killed, as a supervisor does; return at the first one or after a while."""
+        """Replace killed workers, as a supervisor does; return once one has exited or after the timeout."""
         if not self.workers:
             return
         multiprocessing.connection.wait([worker.process.sentinel for worker in self.workers], timeout_s)
@@ -116,13 +116,13 @@ class Fleet:
                 self.workers.append(self._next())
 
     def finish(self) -> Endings:
-        """Wait for all."""
+        """Wait for all workers to exit."""
         while self.workers:
             self.collect(1.0)
         return self.endings
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """Kill all remaining workers."""
         for worker in self.workers:
             worker.process.kill()
 
@@ -132,5 +132,5 @@ class Fleet:
 
 
 def accounted(endings: Endings) -> int:
-    """Return how many epochs may have been computed twice: one for each worker that lost its trial unawares."""
-    return endings.num_killed + endings.num_leases_lost + endings.num_not_given_back
+    """Return how many epochs may have been computed twice: one per worker that lost its trial unexpectedly."""
+    return endings.num_killed + endings.num_leases_lost + endings.num_not_released

@@ -1,4 +1,4 @@
-"""What must hold of a study in the end, read from the database by plain SQL; nothing is shared with the worker."""
+"""The invariants of a finished study, checked by plain SQL that shares no code with the worker."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.faults.harness.acknowledged import acknowledged
 
 @dataclass(frozen=True)
 class Expected:
-    """What a study was to be."""
+    """What a study should contain."""
 
     num_trials: int
     max_epochs: int
     max_repeated: int
-    """Epochs that may have been computed twice: one for each kill, and for each lease lost by a live worker."""
+    """Epochs that may have been computed twice: one per kill, and per lease lost by a live worker."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """How a study ended."""
+    """What was found in a study."""
 
     violations: list[str]
     num_complete: int
@@ -45,7 +45,7 @@ class StudyReader:
     """Reads one study."""
 
     def __init__(self, url: str, study: str) -> None:
-        """Connect to the database itself, not through a proxy."""
+        """Connect to the database directly, not through a proxy."""
         self._connection = psycopg2.connect(url)
         self._connection.autocommit = True
         self._study = study
@@ -71,7 +71,7 @@ class StudyReader:
 
 
 def check_study(url: str, study: str, record: Path, expected: Expected) -> Findings:
-    """Look at a study that has ended, and list everything that should not be."""
+    """List all violations in a finished study."""
     reader = StudyReader(url, study)
     states = Counter(state for _, state in reader.rows("t.number, t.state"))
     lost, num_acknowledged = _lost(reader, record)
@@ -157,7 +157,7 @@ def _stray_leases(reader: StudyReader) -> Iterator[str]:
 
 
 def _lost(reader: StudyReader, record: Path) -> tuple[list[str], int]:
-    """Return the acknowledged results that are not in the database as they were acknowledged, and how many were."""
+    """Return the acknowledged results that the database lacks or has changed, and the number of all."""
     curves = {number: dict(curve) for number, curve in _curves(reader).items()}
     states = dict(reader.rows("t.number, t.state"))
     values = dict(reader.rows("t.number, p.value", "trial_values"))
@@ -173,7 +173,7 @@ def _lost(reader: StudyReader, record: Path) -> tuple[list[str], int]:
 
 
 def _repeats(record: Path) -> Counter[int]:
-    """Return how many epochs of each trial were computed again."""
+    """Return how many epochs of each trial were computed more than once."""
     computed = Counter((record / "computed.log").read_text().splitlines())
     repeats: Counter[int] = Counter()
     for line, count in computed.items():
@@ -182,10 +182,10 @@ def _repeats(record: Path) -> Counter[int]:
 
 
 def _attempts(reader: StudyReader) -> dict[int, int]:
-    told = dict(reader.rows("t.number, p.value_json", "trial_user_attributes", "p.key = 'attempt'"))
-    # also of one that died before it could tell
+    stored = dict(reader.rows("t.number, p.value_json", "trial_user_attributes", "p.key = 'attempt'"))
+    # the lease also counts attempts that died before they stored their number
     leased = dict(reader.rows("t.number, p.attempt", "csi_job_leases")) if reader.has_leases else {}
-    return {number: max(int(told.get(number, 1)), leased.get(number, 1)) for number in {**told, **leased}}
+    return {number: max(int(stored.get(number, 1)), leased.get(number, 1)) for number in {**stored, **leased}}
 
 
 def _repeated_too_often(reader: StudyReader, repeats: Counter[int], allowed: int) -> Iterator[str]:

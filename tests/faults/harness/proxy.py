@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL, in a process of its own, that cuts connections, withholds answers and makes black holes.
+"""A proxy to PostgreSQL, in a separate process, that cuts connections, withholds replies and black-holes traffic.
 
 It knows the frames of PostgreSQL's protocol (https://www.postgresql.org/docs/current/protocol-message-formats.html)
 but no statement: a transaction has ended where ReadyForQuery says `idle`.
@@ -26,38 +26,38 @@ SO_ATTACH_FILTER: Final = 26
 DROP_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)  # the one instruction of a socket filter that keeps 0 bytes
 IDLE, READY, COMPLETE = b"I", b"Z"[0], b"C"[0]
 READY_AND_IDLE: Final = b"Z\0\0\0\5I"
-UNINTERESTING: Final = (b"SET", b"ROLLBACK", b"BEGIN")  # ends nothing that was to be stored
-CHANCE: Final = 0.1  # that a due fault hits the next query; else it waits for another one
+UNINTERESTING: Final = (b"SET", b"ROLLBACK", b"BEGIN")  # these end nothing that should be stored
+CHANCE: Final = 0.1  # that a due fault hits the next query; otherwise it waits for a later one
 DETOURS: Final = ("sslmode", "disable"), ("gssencmode", "disable")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many faults are wanted so far, and how many were done; shared between the processes."""
+    """The numbers of faults requested and injected so far, shared between the processes."""
 
     wanted_cuts: Any
     wanted_holes: Any
     cuts: Any
     """Connections that were cut."""
     withheld: Any
-    """Those among them that were cut between the end of a transaction and its answer."""
+    """Of these, the ones cut between the end of a transaction and its reply."""
     holes: Any
 
     @classmethod
     def zero(cls) -> Counts:
-        """Return new ones."""
+        """Return new counters."""
         return cls(*(FORKS.Value("i", 0) for _ in range(5)))
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running proxy: what it did, and the URL that leads through it."""
+    """A running proxy: its counters, and URLs that lead through it."""
 
     counts: Counts
     port: int
 
     def url(self, direct: str, **options: str) -> str:
-        """Return a database's URL through this proxy, with options of the driver."""
+        """Return a database's URL through this proxy, with driver options."""
         through = make_url(direct).set(host="127.0.0.1", port=self.port, query={**dict(DETOURS), **options})
         return through.render_as_string(hide_password=False)
 
@@ -78,7 +78,7 @@ def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0, anywher
     process = FORKS.Process(target=_serve, args=(listener, upstream, counts, seed, hole_s, anywhere), daemon=True)
     process.start()
     port = listener.getsockname()[1]
-    listener.close()  # the process has its own
+    listener.close()  # the process has a copy
     try:
         yield Proxy(counts, port)
     finally:
@@ -134,7 +134,7 @@ class _Passage:
     async def _requests(
         self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, writer: asyncio.StreamWriter
     ) -> None:
-        """Pass on what the client sends, and end where a fault ends the connection."""
+        """Forward what the client sends until a fault ends the connection."""
         while data := await reader.read(65536):
             fault = self._fault() if data[:1] == b"Q" else ""
             if fault == "hole":
@@ -147,7 +147,7 @@ class _Passage:
                 return
 
     def _fault(self) -> str:
-        """Return what is done to the query that comes now, mostly nothing."""
+        """Return the fault to inject into the next query, usually none."""
         counts = self.counts
         if self.withholds or self.draws.random() > CHANCE:
             return ""
@@ -163,7 +163,7 @@ class _Passage:
         return fault
 
     async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what the server sends, or withhold the answer that tells the end of a transaction."""
+        """Forward what the server sends, or withhold the reply to the end of a transaction."""
         while data := await up_reader.read(65536):
             self.is_idle = data.endswith(READY_AND_IDLE)
             if self.is_hole:
@@ -186,7 +186,7 @@ class _Passage:
 
 
 def _last_words(answer: bytes) -> tuple[bytes, bytes | None]:
-    """Return the tag of the last command of whole messages, and ReadyForQuery's status if they end with it."""
+    """Return the last command's tag in complete messages, and the status of ReadyForQuery if they end with it."""
     tag, status, start = b"", None, 0
     while start + 5 <= len(answer):
         length = int.from_bytes(answer[start + 1 : start + 5], "big")
@@ -198,6 +198,6 @@ def _last_words(answer: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _drop_everything(connection: Any) -> None:
-    """Let the kernel drop what the peer sends from now on, unacknowledged, as a network that lost us would."""
+    """Have the kernel drop what the peer sends from now on, unacknowledged, as a broken network would."""
     program = ctypes.create_string_buffer(DROP_ALL)
     connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))

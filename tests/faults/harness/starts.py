@@ -1,4 +1,4 @@
-"""Several workers that start at once on an empty database, again and again."""
+"""Repeated simultaneous starts of several workers on an empty database."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AHEAD_S: Final = 2.0
 
 @dataclass
 class Starts:
-    """What came of them."""
+    """The outcome of several rounds."""
 
     rounds: int = 0
     workers: int = 0
     failed_rounds: int = 0
-    """In which at least one worker ended by an error."""
+    """Rounds in which at least one worker failed."""
     failed_workers: int = 0
 
 

@@ -1,4 +1,4 @@
-"""The stock recipe: what Optuna 5 documents for many workers that may die, under the same faults.
+"""The stock recipe, what Optuna 5 documents for many workers that may die, under the same faults.
 
 `RDBStorage` with a heartbeat and `RetryHeartbeatStaleTrialCallback` (the name, since Optuna 4.9, of
 `RetryFailedTrialCallback`), connections tested before use (`pool_pre_ping`), `MaxTrialsCallback` for the total, and
@@ -25,7 +25,7 @@ HEARTBEAT_S, GRACE_S = 1, 3
 
 
 def run_stock(arguments: dict[str, Any]) -> int:
-    """Be a worker process of the stock recipe; whatever it raises ends it, as it would end a script."""
+    """Run a worker process of the stock recipe; any exception ends it, as it would end a script."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan: Plan = arguments["plan"]

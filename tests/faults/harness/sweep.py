@@ -1,4 +1,4 @@
-"""Every crash point once: workers are killed at each of the points that a study was seen to pass."""
+"""A sweep over all crash points that a study is seen to pass: a worker is killed at each of them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SETTINGS: Final[dict[str, Any]] = {
 AT_ONCE: Final = 4
 EPOCH_S: Final = 0.1
 PATIENCE_S: Final = 20.0
-"""A worker that has not come to its point by then is killed, and another tries."""
+"""A worker that has not reached its point by then is killed, and another one tries."""
 
 
 @dataclass
 class Sweep:
-    """What came of it."""
+    """The outcome of a sweep."""
 
     missed: set[str]
-    """Points at which nobody was killed yet."""
+    """Points at which no worker was killed yet."""
     num_kills: int = 0
     complaints: list[str] = field(default_factory=list)
 
 
 def seen_points(url: str, folder: Path, num_trials: int = 6) -> set[str]:
-    """Return the points that are passed by a study with a take-over, a hand-over and renewals."""
+    """Return the points passed by a study with a resumed orphan, a released trial and renewals."""
     plan = Plan(folder / "record", record_points=True, epoch_s=EPOCH_S)
     settings = {**SETTINGS, "name": "seen", "num_trials": num_trials}
     fleet = Fleet(lambda _: FaultyWorker(url, folder, run=run, plan=plan, **settings), 2)
@@ -51,7 +51,7 @@ def seen_points(url: str, folder: Path, num_trials: int = 6) -> set[str]:
 
 
 def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
-    """Wait until another epoch was computed."""
+    """Wait until another epoch has been computed."""
     file = folder / "record" / "computed.log"
 
     def size() -> int:
@@ -64,17 +64,17 @@ def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
 
 @dataclass(frozen=True)
 class Hunt:
-    """A study in which workers are killed at points."""
+    """A study whose workers are killed at crash points."""
 
     name: str
     num_trials: int
     lease_s: float = SETTINGS["lease_s"]
     num_prey: int = 0
-    """Workers that are killed in their first trial, before the eyes of others that find nothing to claim."""
+    """Workers killed in their first trial, while others find nothing to claim."""
 
 
 def is_rare(point: str) -> bool:
-    """Whether a worker only passes it after another was killed between a checkpoint and its report.
+    """Whether a worker passes it only after another was killed between a checkpoint and its report.
 
     It then takes over a trial whose stored epochs do not fit, which it mends in a transaction before it asks.
     """
@@ -82,8 +82,8 @@ def is_rare(point: str) -> bool:
 
 
 def kill_at_each(points: set[str], url: str, folder: Path, hunt: Hunt) -> Endings:
-    """Kill a worker at each point, several at once, and let others finish the study."""
-    # Rare ones last: four workers that wait for such points would finish the study before anybody else can die.
+    """Kill a worker at each point, several in parallel, and let others finish the study."""
+    # Rare points last: four workers waiting for such points would finish the study before any other could die.
     left = [None] * hunt.num_prey + sorted(points, key=lambda point: (is_rare(point), point))
     began: dict[FaultyWorker, float] = {}
 
@@ -112,13 +112,13 @@ def kill_at_each(points: set[str], url: str, folder: Path, hunt: Hunt) -> Ending
 
 
 def _trains(worker: FaultyWorker, folder: Path) -> bool:
-    """Return whether a worker has had a result acknowledged."""
+    """Return whether a worker has an acknowledged result."""
     file = folder / "record" / f"acknowledged-{worker.process.pid}.jsonl"
     return file.exists() and file.stat().st_size > 0
 
 
 def sweep(points: set[str], url: str, folder: Path, *, num_trials: int, num_studies: int) -> Sweep:
-    """Kill a worker at each point; the points that no worker of a study came to are tried again in another.
+    """Kill a worker at each point; points that no worker of a study reached are tried again in another study.
 
     Args:
         points: where to kill.

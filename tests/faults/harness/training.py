@@ -1,4 +1,4 @@
-"""Workers under faults that really train, tiny models on tiny phantoms."""
+"""Workers that really train under faults: tiny models on tiny phantoms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.study.objective import training_objective
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
-from tests.faults.harness.worker import Plan, Task, be_worker
+from tests.faults.harness.worker import Plan, Task, run_observed
 from tests.support.processes import preload
 
 preload("tests.faults.harness.training")
@@ -22,15 +22,15 @@ BASELINE = {"model_arch": "Custom_1", "learning_rate": 1e-3, "batch_size": 16}
 
 
 def phantom_cache(folder: Path, num_images: int = 60, side_px: int = 32) -> Path:
-    """Make phantoms and their cache, and return the cache's folder."""
+    """Write phantoms, build their cache, and return its folder."""
     write_phantoms(folder / "data", num_images, seed=7)
     radiographs = RadiographsSettings(labels=folder / "data" / "labels.csv", images=folder / "data" / "images")
     return build_cache(radiographs, CacheSettings(image_size_px=side_px, num_workers=1), folder)
 
 
 def run_training(arguments: dict[str, Any]) -> int:
-    """Be a worker process that trains; the exit code is the program's own."""
-    return be_worker(arguments, _task)
+    """Run a worker process that trains and return the program's exit code."""
+    return run_observed(arguments, _task)
 
 
 def _task(plan: Plan) -> Task:

@@ -72,7 +72,7 @@ class Task:
 
 
 class Watch:
-    """Tells crash points which phase a worker is in, and writes down what was acknowledged and computed."""
+    """Names the phases of a worker for crash points, and records what was acknowledged and computed."""
 
     def __init__(self, points: CrashPoints, plan: Plan) -> None:
         self.points, self.record = points, plan.record
@@ -86,7 +86,7 @@ class Watch:
         self.points.enter("train")
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Take no note."""
+        """Do nothing."""
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
         if outcome in {"complete", "pruned"}:
@@ -101,7 +101,7 @@ class Watch:
         return space.suggest(trial)
 
     def objective(self, train: Callable[[RunningTrial[Any]], Any]) -> Callable[[RunningTrial[Any]], Any]:
-        """Wrap an objective: its reports are watched, and so is how it ends."""
+        """Wrap an objective to record its reports and how it ends."""
 
         def objective(running: RunningTrial[Any]) -> Any:
             self._watch(running)
@@ -111,7 +111,7 @@ class Watch:
                 self.points.enter("tell")
                 raise
             except CsiJobError:
-                self.points.enter("give back")
+                self.points.enter("release")
                 raise
             self.values[running.number] = values[0]
             self.points.enter("tell")
@@ -137,7 +137,7 @@ class Watch:
         running.report, running.should_prune = watched_report, watched_should_prune
 
     def computed(self, number: int, epoch: int) -> None:
-        """Write down once that an epoch was computed."""
+        """Record once that an epoch was computed."""
         if epoch in self._noted:
             return
         self._noted.add(epoch)
@@ -146,7 +146,7 @@ class Watch:
 
 
 def dummy_task(plan: Plan) -> Task:
-    """Return trials that cost nothing: an epoch is a number, written down, kept in a checkpoint, reported."""
+    """Return trials that cost nothing: each epoch is a number that is recorded, checkpointed and reported."""
 
     def train(running: RunningTrial[Any], watch: Watch) -> list[float]:
         first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
@@ -165,17 +165,17 @@ def dummy_task(plan: Plan) -> Task:
 
 
 def run(arguments: dict[str, Any]) -> int:
-    """Be a worker process with dummy trials; the exit code is the program's own."""
-    return be_worker(arguments, dummy_task)
+    """Run a worker process with dummy trials and return the program's exit code."""
+    return run_observed(arguments, dummy_task)
 
 
 def wait_for_start(plan: Plan) -> None:
-    """Wait until it is time to begin."""
+    """Sleep until the common start time."""
     time.sleep(max(0.0, plan.start_at_s - time.time()))
 
 
-def be_worker(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int:
-    """Do what the program's worker does, watched."""
+def run_observed(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int:
+    """Run the program's worker, observed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     set_up_logging("text")
     plan: Plan = arguments.pop("plan")
@@ -184,7 +184,7 @@ def be_worker(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int
     points.install()
     wait_for_start(plan)
     if plan.own_host:
-        lease._process_space = lambda: (f"boot of {os.getpid()}", "pid:[1]")
+        lease._boot_and_pid_namespace = lambda: (f"boot of {os.getpid()}", "pid:[1]")
     if plan.clock_offset_s or plan.time_zone != "UTC":
         shift_clock(plan.clock_offset_s, plan.time_zone)
     try:
