@@ -6,7 +6,7 @@ vectorised pass computes the point estimate (all weights one) and every resample
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,16 @@ def resample_weights(patients_N: npt.NDArray[np.integer], settings: EvaluationSe
     for start in range(0, settings.num_bootstrap, chunk):
         size = min(chunk, settings.num_bootstrap - start)
         yield generator.multinomial(len(patients), shares_P, size=size)[:, index_N].astype(np.float64)
+
+
+def resampled(
+    patients_N: npt.NDArray[np.integer],
+    settings: EvaluationSettings,
+    measure: Callable[[FloatArray], dict[str, FloatArray]],
+) -> dict[str, FloatArray]:
+    """Return each metric's values [R] over all resamples; empty if there are no images."""
+    chunks = [measure(weights_RN) for weights_RN in resample_weights(patients_N, settings)]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in (chunks[0] if chunks else ())}
 
 
 def percentile_interval(values_R: FloatArray, confidence: float, num_patients: int) -> Interval:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from csi_job.errors import DataError
-from csi_job.evaluation.bootstrap import Interval, percentile_interval, resample_weights
+from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
 from csi_job.evaluation.csi import FloatArray
-from csi_job.evaluation.evaluate import Evaluation, describe_bootstrap, describe_images
+from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.measures import LOWER_IS_BETTER, SUMMARY_METRICS, ZONE_METRICS, measure
 from csi_job.radiographs.zones import ZONES
 
@@ -97,10 +97,7 @@ class Comparison:
             "format": 1,
             "model": self.model.model,
             "baseline": self.baseline.model,
-            "split": self.model.split,
-            "cache": self.model.cache,
-            **describe_images(self.model.predictions),
-            "bootstrap": describe_bootstrap(self.model.settings),
+            **self.model.provenance(),
             "outcome": self.summary,
             "metrics": {name: difference.to_json() for name, difference in self.differences.items()},
             "warnings": sorted({*self.model.warnings, *self.baseline.warnings}),
@@ -118,17 +115,17 @@ def compare_evaluations(model: Evaluation, baseline: Evaluation) -> Comparison:
     if not same_images or not np.array_equal(model.predictions.zones_NZ, baseline.predictions.zones_NZ):
         what = "the two models were evaluated on different images"
         raise DataError(what, hint="evaluate both on the same cache")
-    resampled = _resampled_differences(model, baseline)
-    return Comparison(model, baseline, {name: _difference(name, model, baseline, resampled[name]) for name in COMPARED})
 
-
-def _resampled_differences(model: Evaluation, baseline: Evaluation) -> dict[str, FloatArray]:
-    """Return model minus baseline [R] for each metric, both measured under the same weights."""
-    chunks: list[dict[str, FloatArray]] = []
-    for weights_RN in resample_weights(model.predictions.patients_N, model.settings):
+    def differences(weights_RN: FloatArray) -> dict[str, FloatArray]:
         first, second = measure(model.predictions, weights_RN), measure(baseline.predictions, weights_RN)
-        chunks.append({name: first[name] - second[name] for name in COMPARED})
-    return {name: np.concatenate([chunk[name] for chunk in chunks] or [np.empty(0)]) for name in COMPARED}
+        return {name: first[name] - second[name] for name in COMPARED}
+
+    values_R = resampled(model.predictions.patients_N, model.settings, differences)
+    return Comparison(
+        model,
+        baseline,
+        {name: _difference(name, model, baseline, values_R.get(name, np.empty(0))) for name in COMPARED},
+    )
 
 
 def _difference(name: str, model: Evaluation, baseline: Evaluation, resampled_R: FloatArray) -> Difference:

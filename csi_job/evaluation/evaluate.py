@@ -1,15 +1,16 @@
-"""A model on a split: every metric with its patient-level interval, as numbers and as JSON."""
+"""Evaluate a model on a split: every metric with its patient-level interval, as numbers and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from csi_job.cache.dataset import SplitData
-from csi_job.evaluation.bootstrap import Interval, percentile_interval, resample_weights
+from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
 from csi_job.evaluation.measures import (
     SUMMARY_METRICS,
@@ -72,16 +73,29 @@ class Evaluation:
             "format": 1,
             "model": self.model,
             "architecture": self.architecture,
-            "split": self.split,
-            "cache": self.cache,
-            **describe_images(self.predictions),
-            "bootstrap": describe_bootstrap(self.settings),
+            **self.provenance(),
             "metrics": {name: self.metrics[name].to_json() for name in SUMMARY_METRICS},
             "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
             "risk": _risk(self.predictions),
             "calibration": calibration(self.predictions),
             "definitions": DEFINITIONS,
             "warnings": list(self.warnings),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return which images and patients the numbers come from, and how the intervals were computed."""
+        return {
+            "split": self.split,
+            "cache": self.cache,
+            "num_images": len(self.predictions),
+            "num_patients": self.predictions.num_patients,
+            "num_images_with_csi": int(self.predictions.has_csi_N.sum()),
+            "bootstrap": {
+                "num_resamples": self.settings.num_bootstrap,
+                "confidence": self.settings.confidence,
+                "seed": self.settings.seed,
+                "unit": "patient",
+            },
         }
 
     def _zone(self, index: int) -> dict[str, Any]:
@@ -127,19 +141,17 @@ def evaluate_model(
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:
     """Return every metric by name, with the percentile interval of its bootstrap distribution."""
-    values = measure(predictions, np.ones((1, len(predictions))))
-    chunks = [measure(predictions, weights_RN) for weights_RN in resample_weights(predictions.patients_N, settings)]
+    point = measure(predictions, np.ones((1, len(predictions))))
+    values_R = resampled(predictions.patients_N, settings, partial(measure, predictions))
     return {
         name: Metric(
-            value=None if np.isnan(value_R[0]) else float(value_R[0]),
+            value=None if np.isnan(value) else float(value),
             interval=percentile_interval(
-                np.concatenate([chunk[name] for chunk in chunks] or [np.empty(0)]),
-                settings.confidence,
-                predictions.num_patients,
+                values_R.get(name, np.empty(0)), settings.confidence, predictions.num_patients
             ),
-            reason=why_undefined(name, predictions) if np.isnan(value_R[0]) else "",
+            reason=why_undefined(name, predictions) if np.isnan(value) else "",
         )
-        for name, value_R in values.items()
+        for name, (value,) in point.items()
     }
 
 
@@ -172,25 +184,6 @@ def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the
     predicted_N = risk_indices(predictions.predicted.csi_N[with_csi])
     np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), predicted_N), 1)
     return counts_RR
-
-
-def describe_images(predictions: Predictions) -> dict[str, int]:
-    """Return how many images and patients were evaluated."""
-    return {
-        "num_images": len(predictions),
-        "num_patients": predictions.num_patients,
-        "num_images_with_csi": int(predictions.has_csi_N.sum()),
-    }
-
-
-def describe_bootstrap(settings: EvaluationSettings) -> dict[str, Any]:
-    """Return how the intervals were computed."""
-    return {
-        "num_resamples": settings.num_bootstrap,
-        "confidence": settings.confidence,
-        "seed": settings.seed,
-        "unit": "patient",
-    }
 
 
 def _risk(predictions: Predictions) -> dict[str, Any]:
