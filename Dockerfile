@@ -1,5 +1,5 @@
 # csi-job: one image for a laptop, one machine, and every pod of the chart.
-# CUDA's libraries come once, as wheels that torch requires, and the driver is the host's: no CUDA base is needed.
+# No CUDA base is needed: torch's wheels bring the CUDA libraries, and the driver is the host's.
 ARG BASE_IMAGE=debian:trixie-slim
 
 FROM ${BASE_IMAGE:-debian:trixie-slim} AS base
@@ -21,20 +21,20 @@ RUN --mount=type=cache,target=/root/.cache \
     && python3 image/slim.py /opt/csi-job
 COPY pyproject.toml README.md ./
 COPY csi_job csi_job
-# Into a folder of its own, so that a change of the source leaves the large layer above as it is.
+# In a separate folder, so that a change of the source leaves the large layer above untouched.
 RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \
     && bootstrap/bin/uv pip install --python /opt/csi-job/bin/python --prefix /opt/source --no-deps --offline \
     --compile-bytecode dist/*.whl
 
 FROM base
-# image/packages.txt says why each package is there.
+# image/packages.txt says why each package is needed.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,source=image/install.sh,target=/mnt/install.sh \
     --mount=type=bind,source=image/packages.txt,target=/mnt/packages.txt \
     sh /mnt/install.sh /mnt/packages.txt && install -d -m 1777 /work && install -d /data
 COPY --from=build /opt/csi-job /opt/csi-job
 COPY --from=build /opt/source /opt/csi-job
-# Every cache lies under HOME, which any user may write; in a pod a volume is mounted there.
+# All caches are under HOME, which any user may write; in a pod a volume is mounted there.
 ENV PATH=/opt/csi-job/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp/home XDG_CACHE_HOME=/tmp/home/.cache TORCH_HOME=/tmp/home/torch TORCHINDUCTOR_CACHE_DIR=/tmp/home/inductor \
     TRITON_CACHE_DIR=/tmp/home/triton CUDA_CACHE_PATH=/tmp/home/nv MPLCONFIGDIR=/tmp/home/matplotlib USER=csi-job \
@@ -43,12 +43,12 @@ ARG VERSION=0.1.0
 ARG COMMIT=unknown
 ENV SOURCE_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title=csi-job \
-      org.opencontainers.image.description="Hyperparameter optimisation for chest-radiograph models" \
+      org.opencontainers.image.description="Hyperparameter optimization for chest-radiograph models" \
       org.opencontainers.image.version=${VERSION} \
       org.opencontainers.image.revision=${COMMIT}
 WORKDIR /work
 USER 65532:0
-# A batch job is judged by its exit code.
+# A batch job reports by its exit code.
 HEALTHCHECK NONE
 ENTRYPOINT ["csi-job"]
 CMD ["--help"]

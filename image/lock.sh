@@ -1,6 +1,6 @@
 #!/bin/sh
 # Renews the lock files. Usage: image/lock.sh path/to/uv
-# image/requirements.lock is what runs; tests/requirements.lock is the same and what tests and builds need.
+# image/requirements.lock is the runtime; tests/requirements.lock adds what tests and builds need.
 set -eu
 compile() { "$1" pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade "$2" -o "$3" $4; }
 compile "$1" pyproject.toml image/requirements.lock "--extra dashboard"

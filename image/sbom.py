@@ -1,6 +1,6 @@
 """Writes the bill of materials of the image, CycloneDX 1.6 as JSON: `python image/sbom.py IMAGE FILE`.
 
-The image itself is asked what is in it (Python's and Debian's own records), so that no registry is needed.
+The image itself lists its contents (Python's and Debian's own records), so no registry is needed.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ print(json.dumps({"python": sorted(set(python)), "debian": [l.split("\t") for l 
 
 
 def main(image: str, path: Path) -> None:
-    """Ask the image, write the file, check it against the schema, and say how much it names."""
+    """List the image's packages, write the file, validate it, and print the number of packages."""
     docker = os.environ.get("DOCKER", "docker")
     command = [docker, "run", "--rm", "--network=none", "--entrypoint=python", image, "-c", INVENTORY]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    whole = Component(type=ComponentType.CONTAINER, name=image.rpartition(":")[0], version=image.rpartition(":")[2])
+    name, _, tag = image.rpartition(":")
+    described = Component(type=ComponentType.CONTAINER, name=name, version=tag)
     bom = Bom(components=[*python_packages(found), *debian_packages(found)])
-    bom.metadata.component = whole
-    bom.register_dependency(whole, bom.components)
+    bom.metadata.component = described
+    bom.register_dependency(described, bom.components)
     text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
     if wrong := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
-        sys.exit(f"the bill of materials does not fit its schema: {wrong.data!r}")
+        sys.exit(f"the bill of materials violates its schema: {wrong.data!r}")
     path.write_text(text, encoding="utf-8")
     print(f"{path}: {len(found['python'])} Python packages, {len(found['debian'])} Debian packages")
 
 
 def python_packages(found: dict[str, Any]) -> list[Component]:
-    """Return the components that the environment holds."""
+    """Return the components in the Python environment."""
     return [
         Component(
             type=ComponentType.LIBRARY,
@@ -81,7 +82,7 @@ def debian_packages(found: dict[str, Any]) -> list[Component]:
 
 
 def license_of(text: str) -> License:
-    """Return a licence by its SPDX identifier or expression, else by its name."""
+    """Return a license by its SPDX identifier or expression, else by its name."""
     return LicenseFactory().make_from_string(text)
 
 

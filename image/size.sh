@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the image's size by layer and by what is in it, in MB. Usage: image/size.sh IMAGE
+# Prints the image's size by layer and by content, in MB. Usage: image/size.sh IMAGE
 set -eu
 docker=${DOCKER:-docker}
 echo "by layer:"

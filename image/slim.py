@@ -1,6 +1,6 @@
 """Removes from the environment what no pod needs, and compiles what every pod imports: `python image/slim.py FOLDER`.
 
-Kept: all that torch.compile reads at run time (torch's and Triton's headers, every source file).
+Everything that torch.compile reads at run time stays: torch's and Triton's headers, and all source files.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-# Packages of which all is kept: PyTorch looks for its own parts in ways of its own.
+# These packages stay complete: PyTorch finds its own parts in unusual ways.
 TORCH = ("cuda", "functorch", "nvidia", "torch", "torchgen", "torchvision", "triton")
 UNUSED = (
-    "kubernetes/aio",  # the client a second time, for asyncio
-    "plotly/labextension",  # of notebooks
+    "kubernetes/aio",  # a second client, for asyncio
+    "plotly/labextension",  # for notebooks
     "torch/bin/protoc",  # builds torch
     "torch/bin/protoc-*",
 )
 TESTS = ("test", "tests")
-STATIC = "*.a"  # for linking programs, which nobody does here; Triton alone has 170 MB
+STATIC = "*.a"  # only for linking programs; 170 MB in Triton alone
 MIN_COPY_BYTES = 100_000
-# Third parties of csi_job: what importing them reads is compiled; all else is when it is first imported.
+# csi_job's dependencies: only the modules that these imports load are compiled in advance.
 IMPORTED = """
-import alembic.command, click, cmaes, gdcm, jinja2, kubernetes.client, kubernetes.config, kubernetes.stream, nibabel
-import numpy, optuna, PIL.Image, plotly.graph_objects, plotly.io, plotly.subplots, psycopg2, pydantic, pydicom
+import alembic.command, click, cmaes, gdcm, jinja2
+import kubernetes.client, kubernetes.config, kubernetes.dynamic, kubernetes.stream
+import nibabel, numpy, optuna, PIL.Image, plotly.graph_objects, plotly.io, plotly.subplots, psycopg2, pydantic, pydicom
 import rich.live, rich.progress, safetensors.torch, scipy.stats, sklearn.ensemble, sklearn.metrics
 import sqlalchemy.dialects.postgresql, sqlalchemy.dialects.sqlite, torch, torchvision.models, wandb, yaml
 import optuna.importance, optuna.visualization, optuna.storages, optuna.samplers, optuna.pruners
 plotly.graph_objects.Figure(plotly.graph_objects.Scatter(x=[1], y=[1])).to_json()
-kubernetes.client.BatchV1Api, kubernetes.client.CoreV1Api
+kubernetes.client.CoreV1Api
 """
 
 
 def main(environment: Path) -> None:
-    """Slim an environment in place and say by how much."""
+    """Slim an environment in place and print by how much."""
     before = size_of(environment)
     site = next(environment.glob("lib/python3*/site-packages"))
     remove(unused(site))
@@ -51,7 +52,7 @@ def main(environment: Path) -> None:
 
 
 def unused(site: Path) -> Iterable[Path]:
-    """Return the files and folders that go."""
+    """Return the files and folders to remove."""
     for pattern in UNUSED:
         yield from site.glob(pattern)
     yield from site.rglob(STATIC)
@@ -61,7 +62,7 @@ def unused(site: Path) -> Iterable[Path]:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files and folders, also those within others that went before."""
+    """Remove files and folders, which may be nested."""
     for path in list(paths):
         if path.is_dir():
             shutil.rmtree(path)
@@ -70,7 +71,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def link_copies(site: Path) -> None:
-    """Make one file of copies in one folder: wheels hold no links, so that a library lies there once a name."""
+    """Replace copies in a folder by links: wheels can't hold links, so they contain a library once per name."""
     for folder in {path.parent for path in site.rglob("*.so*")}:
         copies: dict[tuple[int, str], list[Path]] = defaultdict(list)
         for path in sorted(folder.iterdir()):
@@ -83,7 +84,7 @@ def link_copies(site: Path) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
+    """Return the total size of all files in a folder, in bytes."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Lints Dockerfile, chart and plain manifests by every rule, none skipped. Usage: tests/linters/lint.sh FOLDER-OF-TOOLS
+# Lints Dockerfile, chart and plain manifests by every rule, without exceptions. Usage: tests/linters/lint.sh FOLDER-OF-TOOLS
 set -eu
 tools=$1
 work=$(mktemp -d)
@@ -13,10 +13,10 @@ helm lint --quiet --strict --set demo.enabled=true helm
 LOG_LEVEL=ERROR "$tools/checkov" --compact --quiet --skip-download --framework dockerfile --file Dockerfile
 LOG_LEVEL=ERROR "$tools/checkov" --compact --quiet --skip-download --framework kubernetes --directory "$work"
 for file in "$work"/*.yaml; do
-  # One dashboard is enough, which kube-score warns of.
+  # kube-score warns that the dashboard has a single replica, which is enough.
   strict=--exit-one-on-warning
   case $file in */dashboard.yaml) strict= ;; esac
-  "$tools/kube-score" score --kubernetes-version v1.31 $strict --output-format ci "$file" >"$work/told" \
-    || { grep -v '^\[OK\]\|^\[SKIPPED\]' "$work/told" >&2; exit 1; }
-  echo "kube-score: $(basename "$file" .yaml): $(grep -c '^\[OK\]' "$work/told") checks passed"
+  "$tools/kube-score" score --kubernetes-version v1.31 $strict --output-format ci "$file" >"$work/output" \
+    || { grep -v '^\[OK\]\|^\[SKIPPED\]' "$work/output" >&2; exit 1; }
+  echo "kube-score: $(basename "$file" .yaml): $(grep -c '^\[OK\]' "$work/output") checks passed"
 done

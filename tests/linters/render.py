@@ -1,7 +1,7 @@
-"""Writes what a cluster would get, one file a set of values, for linters: `python tests/linters/render.py FOLDER`.
+"""Renders for linters what a cluster would get, one file per set of values: `python tests/linters/render.py FOLDER`.
 
-The stages' Jobs lie as text in a ConfigMap, where no linter sees them; they are written as the objects they become.
-Every set is installed from a registry by digest, as docs/kubernetes.md advises: that address is all that is added.
+The stages' Jobs are text in a ConfigMap, which linters do not read; here they are written as objects.
+Every set is installed by digest from a registry, as docs/kubernetes.md recommends; nothing else is added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BY_DIGEST = (
     f"--set=image.digest={DIGEST}",
     f"--set=database.image.digest={DIGEST}",
 )
-UNSEEN = ("kueue", "openshift")  # where the cluster sets what the linters look for: docs/kubernetes.md, Linters
+UNSEEN = ("kueue", "openshift")  # the cluster itself sets what the linters look for: docs/kubernetes.md, Linters
 DATA = "--set=data.existingClaim=radiographs"
 SETS: dict[str, tuple[str, ...]] = {
     "default": (DATA,),
@@ -45,16 +45,16 @@ def main(folder: Path) -> None:
 
 
 def run(command: Sequence[str]) -> str:
-    """Return what a command prints; its complaint is shown where it fails."""
+    """Return what a command prints; its errors go to stderr."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
 
 
 def write(path: Path, documents: Iterator[Any]) -> None:
-    """Write objects into one file, and after them the Jobs and the pod that the ConfigMap of the stages describes."""
+    """Write objects to one file, followed by the Jobs and the pod from the ConfigMap of the stages."""
     objects = [document for document in documents if document]
     (stages,) = [item for item in objects if item["metadata"]["name"].endswith("-stages")]
-    made = [yaml.safe_load(text) for text in stages["data"].values()]
-    path.write_text(yaml.safe_dump_all([*objects, *made]), encoding="utf-8")
+    extracted = [yaml.safe_load(text) for text in stages["data"].values()]
+    path.write_text(yaml.safe_dump_all([*objects, *extracted]), encoding="utf-8")
 
 
 if __name__ == "__main__":
