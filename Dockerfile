@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache \
     python3 -m venv --without-pip /opt/csi-job \
     && bootstrap/bin/uv pip sync --python /opt/csi-job/bin/python --require-hashes image/requirements.lock \
     && python3 image/slim.py /opt/csi-job
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY csi_job csi_job
 # In a separate folder, so that a change of the source leaves the large layer above untouched.
 RUN bootstrap/bin/python -m hatchling build -t wheel -d dist \

@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint lint-cluster types lock image image-smoke image-size sbom schema manifests e2e bench-study clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke image image-smoke image-size sbom schema manifests e2e bench-study clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,12 @@ $(READY): $(LOCK) image/bootstrap.lock pyproject.toml
 
 lock: $(READY) ## Renew the lock files within pyproject.toml's bounds
 	@sh image/lock.sh $(BIN)/uv
+
+wheel: $(READY) ## Build the wheel into dist/
+	@rm -rf dist && $(BIN)/python -m hatchling build -t wheel -d dist
+
+wheel-smoke: wheel ## Install the wheel into a fresh environment and try it there
+	@sh tests/wheel/smoke.sh dist/csi_job-$(VERSION)-py3-none-any.whl $(BIN)/uv $(BIN)/python
 
 image: ## Build the image csi-job:$(IMAGE_TAG) with Docker
 	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
