@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BrokenBarrierError
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,14 +30,15 @@ from optuna.trial import TrialState
 from pydantic import SecretStr
 
 from benchmarks.figures import machine
-from benchmarks.study_trial import SPACE, value_at
+from benchmarks.study_trial import suggest, value_at
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study import worker
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
+from csi_job.trial.space import SearchSpace
 from tests.support.postgres import Server, embedded_server
 from tests.support.processes import FORKS
 
@@ -145,7 +145,7 @@ def make_ours(url: str, work: Path, target: int) -> optuna.Study:
     """Make or open our study."""
     settings = StudySettings(name="ours", num_trials=target, max_epochs=NUM_EPOCHS, sampler="random")
     storage = open_storage(StorageSettings(url=SecretStr(url)), work, create=True)
-    return define_study(storage, settings, space=SPACE, baseline={}, cache=SimpleNamespace(key="0" * 16))
+    return define_study(storage, Definition.of(settings, SearchSpace(), {}, cache_key="0" * 16))
 
 
 def make_stock(url: str, _work: Path, _target: int) -> optuna.Study:
@@ -194,7 +194,7 @@ def _work_on_ours(url: str, work: Path, target: int, sleep_s: float, barrier: An
     settings = StudySettings(name="ours", num_trials=target, max_epochs=NUM_EPOCHS, sampler="random")
     barrier.wait()
     options = WorkerOptions(own_process=False)
-    given = {"suggest": SPACE.suggest, "work": work, "options": options}
+    given = {"suggest": suggest, "work": work, "options": options}
     run_worker(study, objective, settings=settings, **given)
 
 
@@ -209,7 +209,7 @@ def _work_on_stock(url: str, work: Path, target: int, sleep_s: float, barrier: A
         return trial_id
 
     def objective(trial: optuna.Trial) -> float:
-        params = SPACE.suggest(trial)
+        params = suggest(trial)
         for epoch in range(NUM_EPOCHS):
             time.sleep(sleep_s / NUM_EPOCHS)
             trial.report(value_at(epoch, trial.number), epoch)

@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -34,10 +33,11 @@ from sqlalchemy.engine import Engine, make_url
 from benchmarks.figures import machine, spread
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
+from csi_job.trial.space import SearchSpace
 from tests.support.postgres import Server, embedded_server
 from tests.support.processes import FORKS
 from tests.support.studies import counted
@@ -48,31 +48,9 @@ NAMES = [f"p{index}" for index in range(NUM_PARAMS)]
 Times = dict[str, list[float]]
 
 
-class Space:
-    """Eight numbers."""
-
-    def distributions(self) -> dict[str, Any]:
-        """Return their distributions."""
-        return {name: FloatDistribution(0, 1) for name in NAMES}
-
-    def conditional(self) -> set[str]:
-        """Return no name."""
-        return set()
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells spaces apart."""
-        return {"names": NAMES}
-
-    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
-        """Return the parameters as they are."""
-        return dict(params), []
-
-    def suggest(self, trial: optuna.Trial) -> dict[str, float]:
-        """Draw them."""
-        return {name: trial.suggest_float(name, 0, 1) for name in NAMES}
-
-
-SPACE = Space()
+def suggest(trial: optuna.Trial) -> dict[str, float]:
+    """Sample eight numbers."""
+    return {name: trial.suggest_float(name, 0, 1) for name in NAMES}
 
 
 def main() -> None:
@@ -170,8 +148,8 @@ class Ours(Side):
         self.work, self.num_trials = work, 10**6
         self.storage: StudyStorage = open_storage(settings, work, create=True)
         self.settings = StudySettings(name="ours", num_trials=self.num_trials, max_epochs=NUM_EPOCHS)
-        cache = SimpleNamespace(key="0" * 16)
-        self.study = define_study(self.storage, self.settings, space=SPACE, baseline={}, cache=cache)
+        definition = Definition.of(self.settings, SearchSpace(), {}, cache_key="0" * 16)
+        self.study = define_study(self.storage, definition)
         self.study_id = self.study._study_id
 
     def run(self, num_trials: int) -> Times:
@@ -198,7 +176,7 @@ class Ours(Side):
                 raise KeyboardInterrupt
 
         options = WorkerOptions(on_trial_finished=told, own_process=False)
-        given: dict[str, Any] = {"suggest": SPACE.suggest, "work": self.work}
+        given: dict[str, Any] = {"suggest": suggest, "work": self.work}
         try:
             run_worker(self.study, objective, settings=self.settings, options=options, **given)
         except Exception:  # the worker's way to obey the interrupt above
@@ -232,7 +210,7 @@ class Stock(Side):
         clock = Clock(times)
         for _ in range(num_trials):
             trial = self.study.ask()
-            params = SPACE.suggest(trial)
+            params = suggest(trial)
             clock.lap("ask")
             for epoch in range(NUM_EPOCHS):
                 trial.report(value_at(epoch, trial.number), epoch)

@@ -23,10 +23,10 @@ from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
-from csi_job.study.definition import define_study, set_target
+from csi_job.study.definition import Definition, define_study, set_target
 from csi_job.study.objective import training_objective
 from csi_job.study.sampling import check_sampler
-from csi_job.study.settings import checked_name
+from csi_job.study.settings import StudySettings, checked_name
 from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
@@ -157,30 +157,26 @@ def _check_reachable(settings: Settings) -> None:
 
 def define(settings: Settings, cache: Cache) -> optuna.Study:
     """Make the study of these settings, or continue it."""
-    return define_study(
-        open_storage(settings.storage, settings.work, create=True),
-        settings.study,
-        space=settings.space,
-        baseline=settings.baseline.model_dump(),
-        cache=cache.info,
+    storage = open_storage(settings.storage, settings.work, create=True)
+    return define_study(storage, _definition(settings, settings.study, cache))
+
+
+def _definition(settings: Settings, study: StudySettings, cache: Cache) -> Definition:
+    return Definition.of(
+        study,
+        settings.space,
+        settings.baseline.model_dump(),
+        cache_key=cache.info.key,
         average=settings.trial.objective_average,
     )
 
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Carry the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
-    check_sampler(settings.study.sampler, settings.study.objective)
-    cache = existing_cache(settings)
-    return migrate_study(
-        open_storage(settings.storage, settings.work, create=False),
-        old,
-        settings.study.model_copy(update={"name": checked_name(new)}),
-        space=settings.space,
-        baseline=settings.baseline.model_dump(),
-        cache=cache.info,
-        average=settings.trial.objective_average,
-        num_trials=settings.study.num_trials if num_trials_given else None,
-    )
+    named = settings.study.model_copy(update={"name": checked_name(new)})
+    definition = _definition(settings, named, existing_cache(settings))
+    storage = open_storage(settings.storage, settings.work, create=False)
+    return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
 
 def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_process: bool) -> None:

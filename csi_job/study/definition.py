@@ -1,11 +1,11 @@
-"""The definition of a study: made once, continued by everyone who agrees with it."""
+"""The definition of a study: the first process creates it, every other one must agree with it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final
 
 import optuna
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET, UID
-from csi_job.storage.claim import Counts, cancel_excess, count_trials
+from csi_job.storage.claim import cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema, lock_study, upsert
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -24,32 +24,17 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
-from csi_job.study.sampling import Space, check_sampler, make_sampler
+from csi_job.study.sampling import check_sampler, make_sampler
 from csi_job.study.settings import StudySettings
+from csi_job.trial.space import SearchSpace
 
 logger = get_logger(__name__)
 DIRECTIONS_OF: Final = {
     "f1": (StudyDirection.MAXIMIZE,),
     "f1-and-cost": (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE),
 }
-
-
-class SearchedSpace(Space, Protocol):
-    """What the definition of a study needs to know of a search space."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the space as JSON-able data."""
-
-    def clip_to_space(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return parameters moved into the space, and one sentence for each adjustment."""
-
-
-class Keyed(Protocol):
-    """What the definition of a study needs to know of a cache."""
-
-    @property
-    def key(self) -> str:
-        """Return the digest of table, images, split, image size and normalisation."""
+NUM_DIFFERENCES_NAMED: Final = 10
+_ABSENT: Final = "absent"
 
 
 @dataclass(frozen=True)
@@ -57,24 +42,46 @@ class Definition:
     """What a study is to be."""
 
     settings: StudySettings
-    fingerprint: Fingerprint
+    space: SearchSpace
+    fingerprint: dict[str, Any]
+    """What all workers must agree on; sampler, pruner and epochs may change between phases."""
     baseline: dict[str, Any]
     """The parameters of trial 0, inside the space."""
-    moves: list[str]
+    adjustments: list[str]
     """A sentence for each parameter that was moved there."""
 
     @classmethod
     def of(
-        cls, settings: StudySettings, *, space: SearchedSpace, baseline: Mapping[str, Any], cache: Keyed, average: str
+        cls,
+        settings: StudySettings,
+        space: SearchSpace,
+        baseline: Mapping[str, Any],
+        *,
+        cache_key: str,
+        average: str = "macro",
     ) -> Definition:
-        """Return the definition that these arguments of `define_study` make."""
-        params, moves = space.clip_to_space(baseline)
-        return cls(settings, Fingerprint(space.fingerprint(), settings.objective, average, cache.key), params, moves)
+        """Define a study.
+
+        Args:
+            settings: name, objective, seed, sampler, pruner; `num_trials` is the target if the study is new.
+            space: the search space.
+            baseline: the parameters of trial 0, moved into the space where they lie outside.
+            cache_key: of the cache that the trials train on.
+            average: how `val_f1` averages the classes: `macro` or `weighted`.
+
+        Raises:
+            ConfigurationError: a sampler that cannot search for this objective.
+
+        """
+        check_sampler(settings.sampler, settings.objective)
+        params, adjustments = space.clip_to_space(baseline)
+        searched = {"space": space.fingerprint(), "objective": settings.objective}
+        return cls(settings, space, {**searched, "average": average, "cache": cache_key}, params, adjustments)
 
     def attributes(self) -> dict[str, Any]:
-        """Return what is stored with a study that is made."""
+        """Return the attributes of a new study."""
         return {
-            FINGERPRINT: self.fingerprint.to_json(),
+            FINGERPRINT: self.fingerprint,
             TARGET: self.settings.num_trials,
             OBJECTIVE: self.settings.objective,
             SEED: self.settings.seed,
@@ -82,59 +89,47 @@ class Definition:
         }
 
     def first_trial(self) -> FrozenTrial:
-        """Return the baseline as it waits in a study that is made."""
+        """Return the baseline as a waiting trial."""
         fixed, mark = {FIXED_PARAMS: self.baseline}, {BASELINE: True}
         return create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs=mark)
 
-    def tell_moves(self) -> None:
-        """Warn of what was moved."""
-        for sentence in self.moves:
+    def log_adjustments(self) -> None:
+        """Warn of each baseline parameter that was moved into the space."""
+        for sentence in self.adjustments:
             logger.warning("baseline: %s", sentence)
 
     def check(self, stored: Mapping[str, Any]) -> None:
-        """Refuse a study that was made with other settings, or by another program."""
+        """Reject a stored study that has another fingerprint or was created by another program.
+
+        Raises:
+            ConfigurationError: with the dotted keys that differ, their stored and their given values.
+
+        """
         if not isinstance(stored.get(FINGERPRINT), Mapping):
-            message = "a study of this name was made by another program"
+            message = "a study of this name was created by another program"
             raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
-        self.fingerprint.check(stored[FINGERPRINT], self.settings.name)
+        check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
         if stored.get(SEED) != self.settings.seed:
-            logger.warning("the study was made with seed %s, which stays in force", stored.get(SEED))
+            logger.warning("the study was created with seed %s, which stays in force", stored.get(SEED))
 
 
-def define_study(
-    storage: StudyStorage,
-    settings: StudySettings,
-    *,
-    space: SearchedSpace,
-    baseline: Mapping[str, Any],
-    cache: Keyed,
-    average: str = "macro",
-) -> optuna.Study:
-    """Make the study, or continue it; any number of processes may do this at once.
+def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
+    """Create the study, or continue it; any number of processes may do so at once.
 
-    The target of a study that exists stays (see `set_target`), and so does its seed.
-
-    Args:
-        storage: where the study is.
-        settings: name, objective, seed, sampler, pruner; `num_trials` is the target of a study that is made.
-        space: the search space.
-        baseline: the parameters of trial 0, moved into the space with a warning where they lie outside.
-        cache: what the trials are trained on.
-        average: how `val_f1` averages the classes.
+    An existing study keeps its target (see `set_target`) and its seed.
 
     Returns:
         the study, with the sampler and pruner of these settings.
 
     Raises:
-        ConfigurationError: a study of this name with another fingerprint, or made by another program.
+        ConfigurationError: a study of this name has another fingerprint, or was created by another program.
 
     """
-    check_sampler(settings.sampler, settings.objective)
-    sampler, pruner = make_sampler(settings, space), make_pruner(settings)
-    definition = Definition.of(settings, space=space, baseline=baseline, cache=cache, average=average)
+    settings = definition.settings
+    sampler, pruner = make_sampler(settings, definition.space), make_pruner(settings)
 
     def transaction(connection: Connection) -> dict[str, Any]:
-        study_id, stored = find_or_make(connection, definition)
+        study_id, stored = find_or_create(connection, definition)
         if not stored:
             add_trial(connection, study_id, definition.first_trial())
         return stored
@@ -143,15 +138,15 @@ def define_study(
     if stored:
         definition.check(stored)
     else:
-        definition.tell_moves()
+        definition.log_adjustments()
     return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
 
 
 def load_study(storage: StudyStorage, name: str) -> optuna.Study:
-    """Open a study to look at it.
+    """Open a study for reading.
 
     Raises:
-        ConfigurationError: there is no study of this name; those that are there are named.
+        ConfigurationError: there is no study of this name; the message lists the existing ones.
 
     """
     try:
@@ -162,48 +157,44 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
         raise ConfigurationError(message, got=name, allowed=names or "none, the storage is empty") from None
 
 
+def study_seed(study: optuna.Study) -> int:
+    """Return the seed that the study was created with."""
+    return int(study.user_attrs.get(SEED, 0))
+
+
 def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trials: int | None = None) -> int:
-    """Change the total of finished trials, once, under the study's lock.
+    """Change the total number of finished trials, once, under the study's lock.
 
     Args:
         study: the study.
         num_trials: the new total.
-        more_trials: trials to add to the total, or to what is finished already, whichever is more.
+        more_trials: trials to add to the total, or to the number of finished trials if that is larger.
 
     Returns:
-        the target that holds now; waiting trials beyond it are cancelled.
+        the new target; waiting trials beyond it are cancelled.
 
     """
     storage, study_id = storage_of(study), study_id_of(study)
-    aim: int | None = num_trials
+    target = num_trials
 
     def transaction(connection: Connection) -> int:
-        nonlocal aim
+        nonlocal target
         lock_study(connection, study_id)
         counts = count_trials(connection, study_id)
-        if aim is None:  # else this is the second try of a COMMIT whose answer was lost: nothing is added twice
-            aim = _raised(counts, more_trials or 0)
-        store_target(connection, study_id, aim)
+        if target is None:  # otherwise the reply to an earlier COMMIT was lost, and nothing may be added twice
+            target = max(counts.target, counts.num_finished) + (more_trials or 0)
+        store_target(connection, study_id, target)
         cancel_excess(connection, study_id, count_trials(connection, study_id))
-        return aim
+        return target
 
     return storage.write(transaction)
 
 
-def _raised(counts: Counts, more_trials: int) -> int:
-    return max(counts.target, counts.num_finished) + more_trials
-
-
-def study_seed(study: optuna.Study) -> int:
-    """Return the seed that the study was made with."""
-    return int(study.user_attrs.get(SEED, 0))
-
-
-def find_or_make(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:
-    """Find a study, or make it without trials, under the schema's lock.
+def find_or_create(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:
+    """Find a study, or create it without trials, under the schema's lock.
 
     Returns:
-        its id, and the attributes of a study that was there; none of one that was made.
+        its id, and the attributes of an existing study, none of a new one.
 
     """
     lock_schema(connection)
@@ -211,14 +202,14 @@ def find_or_make(connection: Connection, definition: Definition) -> tuple[int, d
     study_id = find_study(connection, settings.name)
     if study_id is not None:
         return study_id, stored_attributes(connection, study_id) or {FINGERPRINT: None}
-    made = sa.insert(STUDIES).values(study_name=settings.name).returning(STUDIES.c.study_id)
-    study_id = int(connection.execute(made).scalar_one())
+    new = sa.insert(STUDIES).values(study_name=settings.name).returning(STUDIES.c.study_id)
+    study_id = int(connection.execute(new).scalar_one())
     directions = [
         {"study_id": study_id, "objective": objective, "direction": direction}
         for objective, direction in enumerate(DIRECTIONS_OF[settings.objective])
     ]
     connection.execute(sa.insert(DIRECTIONS).values(directions))
-    rows = [_attribute(study_id, key, value) for key, value in definition.attributes().items()]
+    rows = [_attribute_row(study_id, key, value) for key, value in definition.attributes().items()]
     connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
     return study_id, {}
 
@@ -236,69 +227,38 @@ def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
 
 def store_target(connection: Connection, study_id: int, target: int) -> None:
     """Store a study's total of finished trials; the caller holds the study's lock."""
-    upsert(connection, STUDY_ATTRIBUTES, [_attribute(study_id, TARGET, target)], ("study_id", "key"))
+    upsert(connection, STUDY_ATTRIBUTES, [_attribute_row(study_id, TARGET, target)], ("study_id", "key"))
 
 
-def _attribute(study_id: int, key: str, value: Any) -> dict[str, Any]:
+def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:
     return {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
 
 
-NUM_DIFFERENCES_NAMED: Final = 10
-_ABSENT: Final = "absent"
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """The identity of a study; sampler, pruner and epochs are no part of it, they may change between phases."""
-
-    space: Mapping[str, Any]
-    """The search space, as `SearchSpace.fingerprint` gives it."""
-    objective: str
-    """`f1` or `f1-and-cost`."""
-    average: str
-    """How `val_f1` averages the classes: `macro` or `weighted`."""
-    cache: str
-    """The key of the cache: table, images, split, image size and normalisation."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what is stored with the study."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
-
-    def check(self, stored: Mapping[str, Any], study_name: str) -> None:
-        """Refuse a worker whose fingerprint is not the stored one.
-
-        Raises:
-            ConfigurationError: with the dotted keys that differ, their stored and their given values.
-
-        """
-        check_same(stored, self.to_json(), study_name)
-
-
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:
-    """Refuse what differs from what is stored, by its dotted keys."""
+    """Raise `ConfigurationError` with the dotted keys in which the given fingerprint differs from the stored one."""
     if named := differences(stored, given):
-        message = f"study {study_name!r} was made with other settings: {named}"
+        message = f"study {study_name!r} was created with other settings: {named}"
         raise ConfigurationError(message, hint="restore them, or choose another study name")
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Return the dotted keys that differ with both values, in one line; nothing if none does."""
-    before, now = _flat(stored), _flat(given)
+    """List the dotted keys that differ, with both values, in one line; empty if none does."""
+
+    def shown(flat: Mapping[str, Any], key: str) -> str:
+        return json.dumps(flat[key], ensure_ascii=False) if key in flat else _ABSENT
+
+    before, now = _flatten(stored), _flatten(given)
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT))
-    named = [f"{key} (was {_shown(before, key)}, now {_shown(now, key)})" for key in keys[:NUM_DIFFERENCES_NAMED]]
-    more = f" and {len(keys) - len(named)} more" if len(keys) > len(named) else ""
-    return ", ".join(named) + more
+    named = [f"{key} (was {shown(before, key)}, now {shown(now, key)})" for key in keys]
+    more = f" and {len(keys) - NUM_DIFFERENCES_NAMED} more" if len(keys) > NUM_DIFFERENCES_NAMED else ""
+    return ", ".join(named[:NUM_DIFFERENCES_NAMED]) + more
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Return each leaf by its dotted path."""
     if not isinstance(value, Mapping):
         return {path: value}
     flat: dict[str, Any] = {}
     for key, part in value.items():
-        flat |= _flat(part, f"{path}.{key}" if path else str(key))
+        flat |= _flatten(part, f"{path}.{key}" if path else str(key))
     return flat
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return _ABSENT if key not in flat else json.dumps(flat[key], ensure_ascii=False)

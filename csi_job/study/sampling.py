@@ -1,9 +1,9 @@
-"""Samplers whose random state depends on the study's seed and the trial's number alone."""
+"""Samplers whose random state depends only on the study's seed and the trial's number."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.study.settings import ObjectiveName, StudySettings
+from csi_job.trial.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -21,36 +22,26 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class Space(Protocol):
-    """What the study needs to know of a search space."""
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the distribution of every parameter, conditional ones too."""
-
-    def conditional(self) -> set[str]:
-        """Return the names of the parameters that only some trials have."""
-
-
 class UnconditionalCmaEsSampler(CmaEsSampler):
-    """CMA-ES over the numbers that every trial has.
+    """CMA-ES over the numerical parameters that every trial has.
 
-    Optuna's own takes whatever numbers the trials so far had in common; a conditional one among them, missing in a
-    later trial, changes the dimension and turns CMA-ES off for good.
+    Optuna's own models all numbers that the trials so far have in common. If a conditional one is among them and a
+    later trial lacks it, the dimension changes and CMA-ES is off for good.
     """
 
     def __init__(self, numbers: dict[str, BaseDistribution], **options: Any) -> None:
-        """Model these parameters; the others are drawn at random."""
+        """Model these parameters, and sample the others at random."""
         super().__init__(**options)
         self._numbers = numbers
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the modelled parameters, whatever the trials had."""
+        """Return the modelled parameters, whatever the trials have in common."""
         del study, trial
         return dict(self._numbers)
 
 
-def make_sampler(settings: StudySettings, space: Space) -> BaseSampler:
-    """Return the sampler that the settings name; `reseed` it before every trial.
+def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
+    """Return the sampler for these settings; `reseed` it before every trial.
 
     Raises:
         ConfigurationError: CMA-ES with two objectives, or in a space without numbers for it.
@@ -72,23 +63,18 @@ def make_sampler(settings: StudySettings, space: Space) -> BaseSampler:
 
 
 def check_sampler(sampler: str, objective: ObjectiveName) -> None:
-    """Refuse CMA-ES for two objectives, before anything is made.
-
-    Raises:
-        ConfigurationError: `cmaes` with `f1-and-cost`.
-
-    """
+    """Raise `ConfigurationError` for CMA-ES with two objectives."""
     if sampler == "cmaes" and objective != "f1":
         message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
         raise ConfigurationError(message, got=sampler, allowed=("tpe", "random"))
 
 
 def derived_seed(study_seed: int, number: int) -> int:
-    """Return the seed of a trial, the same in every worker, another for each trial."""
+    """Return the seed of a trial, which is the same in every worker."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
 
 
-def _cmaes(settings: StudySettings, space: Space) -> UnconditionalCmaEsSampler:
+def _cmaes(settings: StudySettings, space: SearchSpace) -> UnconditionalCmaEsSampler:
     distributions, conditional = space.distributions(), space.conditional()
     numbers: dict[str, BaseDistribution] = {
         name: distribution
@@ -102,6 +88,6 @@ def _cmaes(settings: StudySettings, space: Space) -> UnconditionalCmaEsSampler:
         raise ConfigurationError(message, got=", ".join(distributions), hint="use the tpe sampler")
     others = [name for name, distribution in distributions.items() if name not in numbers and not distribution.single()]
     if others:
-        logger.info("CMA-ES models %s; it draws %s at random", ", ".join(numbers), ", ".join(others))
+        logger.info("CMA-ES models %s and samples %s at random", ", ".join(numbers), ", ".join(others))
     options = {"seed": settings.seed, "n_startup_trials": max(1, settings.num_startup_trials)}
     return UnconditionalCmaEsSampler(numbers, **options, warn_independent_sampling=False)

@@ -35,8 +35,9 @@ from csi_job.storage.tables import (
     USER_ATTRIBUTES,
     VALUES,
 )
-from csi_job.study.definition import SearchedSpace, check_same, load_study
+from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
+from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
@@ -105,7 +106,7 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
         shutil.rmtree(WorkFolder(work).checkpoints(name), ignore_errors=True)
 
 
-def enqueue_trial(study: optuna.Study, space: SearchedSpace, params: Mapping[str, Any]) -> int:
+def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, Any]) -> int:
     """Let the next free worker try these parameters; the sampler draws those that are left out.
 
     Args:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
@@ -23,18 +23,17 @@ from csi_job.storage.tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRI
 from csi_job.storage.trial_rows import add_trial, read_trials
 from csi_job.study.definition import (
     Definition,
-    Keyed,
-    SearchedSpace,
     differences,
-    find_or_make,
+    find_or_create,
     find_study,
     load_study,
     store_target,
     stored_attributes,
 )
-from csi_job.study.settings import StudySettings, checked_name
+from csi_job.study.settings import checked_name
 from csi_job.transfer.copy import Row, TrialRows, insert_trial_rows, read_trial_rows
 from csi_job.trial.hyperparameters import DEFAULTS
+from csi_job.trial.space import SearchSpace
 
 # Whatever else Optuna stores with a trial belongs to the space it was sampled from, e.g. the state of CMA-ES.
 KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", "completed_rung_")
@@ -42,16 +41,6 @@ FINISHED: Final = ("complete", "pruned", "infeasible")
 UNFINISHED: Final = {"running": "still running", "waiting": "still waiting"}
 Origin = tuple[Any, int]
 """The uid of the study a trial was trained in, and its number there."""
-
-
-class FittingSpace(SearchedSpace, Protocol):
-    """What a migration needs to know of a search space."""
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the distribution of every parameter, conditional ones too."""
-
-    def convert(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Return a trial's parameters as one of this space has them, or nothing and the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +60,8 @@ class Migration:
 def migrate_study(
     storage: StudyStorage,
     old_name: str,
-    settings: StudySettings,
+    definition: Definition,
     *,
-    space: FittingSpace,
-    baseline: Mapping[str, Any],
-    cache: Keyed,
-    average: str = "macro",
     num_trials: int | None = None,
 ) -> Migration:
     """Create or continue a study, and carry another's finished trials into it where its space allows them.
@@ -87,11 +72,7 @@ def migrate_study(
     Args:
         storage: where both studies are.
         old_name: the study whose trials are carried; it is not changed.
-        settings: of the new study, whose name is `settings.name`.
-        space: the new study's search space.
-        baseline: as in `define_study`.
-        cache: what trials are trained on.
-        average: how `val_f1` averages the classes.
+        definition: of the new study.
         num_trials: the new study's total, which carried trials count towards; by default its own, or the old
             study's, and always enough for the trials that are there.
 
@@ -100,16 +81,14 @@ def migrate_study(
             the settings, or a total below the number of trials that the new study has.
 
     """
-    checked_name(settings.name)
-    if settings.name == old_name:
+    if checked_name(definition.settings.name) == old_name:
         message = "a study cannot be migrated into itself"
         raise ConfigurationError(message, got=old_name, hint="choose another name for the new study")
     load_study(storage, old_name)  # if it is missing, the error names those that exist
-    definition = Definition.of(settings, space=space, baseline=baseline, cache=cache, average=average)
-    transaction = _Transaction(old_name, definition, space, num_trials)
+    transaction = _Transaction(old_name, definition, num_trials)
     migration = storage.write(transaction.run)
     if transaction.made:
-        definition.tell_moves()
+        definition.log_adjustments()
     return migration
 
 
@@ -119,20 +98,19 @@ class _Transaction:
 
     old_name: str
     definition: Definition
-    space: FittingSpace
     num_trials: int | None
     made: bool = False
     done: Migration | None = None
 
     def run(self, connection: Connection) -> Migration:
-        new_id, there = find_or_make(connection, self.definition)
+        new_id, there = find_or_create(connection, self.definition)
         old_id = find_study(connection, self.old_name)
         if old_id is None or not lock_study(connection, old_id) or not lock_study(connection, new_id):
             raise ConfigurationError("a study was deleted in the meantime", hint="run the same command again")
         old, new = stored_attributes(connection, old_id), stored_attributes(connection, new_id)
         self._check(old, there)
         origins = _origins(connection, new_id)
-        matcher = TrialMatcher(self.old_name, old, new.get(UID), self.space, origins)
+        matcher = TrialMatcher(self.old_name, old, new.get(UID), self.definition.space, origins)
         baseline = None if there else self.definition.baseline
         carried = _carried(connection, old_id, matcher, baseline)
         if not there:
@@ -157,7 +135,7 @@ class _Transaction:
         if not isinstance(fingerprint, Mapping):
             raise ConfigurationError("the old study was made by another program", got=self.old_name)
         no_space = {"space": None}
-        if named := differences({**fingerprint, **no_space}, {**self.definition.fingerprint.to_json(), **no_space}):
+        if named := differences({**fingerprint, **no_space}, {**self.definition.fingerprint, **no_space}):
             message = f"only the space may differ, or values would not compare; study {self.old_name!r}: {named}"
             raise ConfigurationError(message, hint="restore these settings")
         if there:
@@ -183,7 +161,7 @@ class TrialMatcher:
     old: Mapping[str, Any]
     """Attributes of the old study."""
     new_uid: str | None
-    space: FittingSpace
+    space: SearchSpace
     origins: set[Origin]
     """Where the trials that the new study has were trained."""
     reasons: Counter[str] = field(default_factory=Counter)

@@ -94,5 +94,5 @@ def test_one_of_two_studies_with_the_same_name_and_different_spaces_wins(server:
     assert codes.count(0) == 3
     for worker, code in zip(workers, codes, strict=True):
         if code == 2:
-            assert "space.x.high" in worker.log(), worker.log()
+            assert "space.unknown_weight.high" in worker.log(), worker.log()
     assert not findings.violations

@@ -25,7 +25,7 @@ from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import load_study, set_target
+from csi_job.study.definition import Definition, load_study, set_target
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study
 from csi_job.study.trial_run import sample_params
@@ -44,26 +44,19 @@ from tests.support.carrying import (
 )
 from tests.support.studies import (
     BASELINE,
-    CACHE,
+    CACHE_KEY,
     SPACE,
     Reader,
-    ToySpace,
     Worker,
     counted,
     define,
     objective,
     storage_settings,
+    toy_space,
     value_at,
     work_on,
     write_checkpoint,
 )
-
-
-class FittingToySpace(ToySpace):
-    """The toy space, which tells what fits it."""
-
-    def convert(self, params: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        return ({}, f"x is above {self.high}") if params["x"] > self.high else (dict(params), "")
 
 
 @pytest.fixture
@@ -148,8 +141,8 @@ def test_a_running_trial_is_resumed_in_the_copy(
     folder = tmp_path / "work" / "checkpoints" / "toy" / "trial-0" / "attempt-1"
     _, params = sample_params(first, claimed.lease, SPACE.suggest, StudySettings(name="toy", max_epochs=4), seed=42)
     for epoch in range(2):
-        path = write_checkpoint(folder, epoch, params)
-        write = TrialWrite(steps={epoch: value_at(params, epoch)})
+        path = write_checkpoint(folder, epoch, params.unknown_weight)
+        write = TrialWrite(steps={epoch: value_at(params.unknown_weight, epoch)})
         relative = path.relative_to(tmp_path / "work").as_posix()
         sqlite.write_trial(claimed.lease, write, checkpoint=relative, num_epochs=epoch + 1)
     copy_study(sqlite, "toy", storage, name)
@@ -160,7 +153,7 @@ def test_a_running_trial_is_resumed_in_the_copy(
     done = again.trials[0]
     assert done.state is TrialState.COMPLETE
     assert done.user_attrs["attempt"] == 2
-    assert done.intermediate_values == {epoch: value_at(params, epoch) for epoch in range(4)}
+    assert done.intermediate_values == {epoch: value_at(params.unknown_weight, epoch) for epoch in range(4)}
 
 
 def test_a_copy_shows_one_moment_while_workers_run(
@@ -294,29 +287,31 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
 def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, url: str, tmp_path: Path) -> None:
     old = define(storage)
     work_on(old, tmp_path)
-    space = FittingToySpace(2.0)
+    space = toy_space(2.0)
 
     def migrate(_: int) -> int:
         given = StudySettings(name="new", num_trials=8, max_epochs=4)
-        return migrate_study(storage, "toy", given, space=space, baseline=BASELINE, cache=CACHE).num_carried
+        return migrate_study(storage, "toy", Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)).num_carried
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(migrate, range(6))) == [0, 0, 0, 0, 0, 5]
     new = by_optuna("new", url)
     assert [trial.number for trial in new.trials] == [*range(5)]
     assert [trial.params for trial in new.trials] == [trial.params for trial in old.trials]
-    assert {trial.distributions["x"].high for trial in new.trials} == {2.0}
+    assert {trial.distributions["unknown_weight"].high for trial in new.trials} == {2.0}
     assert new.best_value == old.best_value
 
 
 def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudyStorage, tmp_path: Path) -> None:
     old = define(storage)
     work_on(old, tmp_path)
-    high = sorted(trial.params["x"] for trial in old.trials)[3]
-    space = FittingToySpace(high)
+    high = sorted(trial.params["unknown_weight"] for trial in old.trials)[3]
+    space = toy_space(high)
     given = StudySettings(name="new", max_epochs=4, num_startup_trials=3)
-    done = migrate_study(storage, "toy", given, space=space, baseline=BASELINE, cache=CACHE, num_trials=9)
-    assert (done.num_carried, done.reasons, done.target) == (4, ((f"x is above {high}", 1),), 9)
+    definition = Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)
+    done = migrate_study(storage, "toy", definition, num_trials=9)
+    reason = f"unknown_weight is not {space.parameters['unknown_weight'].allowed}"
+    assert (done.num_carried, done.reasons, done.target) == (4, ((reason, 1),), 9)
     new = load_study(storage, "new")
     before = [plain(trial) for trial in new.trials[:4]]
     run_worker(
@@ -327,4 +322,4 @@ def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudySt
     assert len(finished) == len(new.trials) == 9
     assert [plain(trial) for trial in new.trials[:4]] == before
     with pytest.raises(ConfigurationError, match="--n-trials 9"):
-        migrate_study(storage, "toy", given, space=space, baseline=BASELINE, cache=CACHE, num_trials=5)
+        migrate_study(storage, "toy", definition, num_trials=5)

@@ -18,10 +18,9 @@ from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import define_study, set_target
-from csi_job.study.settings import StudySettings
+from csi_job.study.definition import set_target
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
-from tests.support.studies import CACHE, SPACE, Reader, ToySpace, define, storage_settings
+from tests.support.studies import SPACE, Reader, define, storage_settings, toy_space
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
@@ -57,7 +56,7 @@ def test_the_baseline_is_trial_0_and_new_trials_follow(storage: StudyStorage, ur
 def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStorage) -> None:
     study = define(storage, num_trials=10)
     first = leased(study)
-    enqueue_trial(study, SPACE, {"x": 0.25})
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.25})
     expire(storage, first)
     outcome = claim(study)
     assert isinstance(outcome, Claim)
@@ -138,7 +137,7 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_are_no_failure
     study = define(storage, num_trials=5)
     storage.write_trial(leased(study), DONE)
     for x in (0.1, 0.2, 0.3):
-        enqueue_trial(study, SPACE, {"x": x})
+        enqueue_trial(study, SPACE, {"unknown_weight": x})
     assert set_target(study, num_trials=2) == 2
     assert "beyond the study's total of 2: 2, 3" in caplog.text
     assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
@@ -149,7 +148,7 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_are_no_failure
 def test_enqueueing_into_a_full_study_is_refused(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     with pytest.raises(ConfigurationError, match=r"no room.*--more-trials"):
-        enqueue_trial(study, SPACE, {"x": 0.1})
+        enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
 
 
 def test_more_trials_are_added_to_the_target(storage: StudyStorage) -> None:
@@ -264,8 +263,8 @@ def test_a_deleted_study_ends_its_workers_in_one_line(storage: StudyStorage, tmp
 
 def test_a_study_of_another_space_is_refused_by_the_keys_that_differ(storage: StudyStorage) -> None:
     define(storage)
-    with pytest.raises(ConfigurationError, match=r"space\.x\.high \(was 1\.0, now 2\.0\)"):
-        define_study(storage, StudySettings(name="toy"), space=ToySpace(2.0), baseline={}, cache=CACHE)
+    with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high \(was 1\.0, now 2\.0\)"):
+        define(storage, space=toy_space(2.0))
 
 
 def test_two_studies_in_one_database_do_not_touch(storage: StudyStorage) -> None:

@@ -10,11 +10,12 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from csi_job.storage.storage import StudyStorage
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from tests.support.studies import CACHE, counted
+from csi_job.trial.space import SearchSpace
+from tests.support.studies import counted
 
 NUM_PARAMS, NUM_REPORTS, MAX_STATEMENTS = 8, 20, 27
 SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "median"}
@@ -66,7 +67,7 @@ def test_a_trial_costs_a_fraction_of_stock_optunas_statements(
 
     storage.lease_s = 3600  # so that no renewal is counted, however slow the machine
     settings = StudySettings(name="wide", num_trials=10, **SETTINGS)  # type: ignore[arg-type]
-    study = define_study(storage, settings, space=Wide(), baseline={}, cache=CACHE)
+    study = define_study(storage, Definition.of(settings, SearchSpace(), {}, cache_key="0" * 16))
     work(10)
     with counted(storage.engine) as of_five:
         work(15)

@@ -9,101 +9,76 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import psycopg2
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.checkpoint import epoch_of, save_checkpoint
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.space import SearchSpace
 from tests.support.processes import Process, preload
 
 preload("tests.support.studies")
 
-BASELINE = {"x": 0.5, "kind": "plain"}
-CACHE = SimpleNamespace(key="0123456789abcdef")
+BASELINE = {"unknown_weight": 0.5, "optimizer": "adam"}
+CACHE_KEY = "0123456789abcdef"
 
 
-class ToySpace:
-    """A number, a choice, and a number that only one choice has."""
-
-    def __init__(self, high: float = 1.0) -> None:
-        self.high = high
-
-    def distributions(self) -> dict[str, Any]:
-        return {
-            "x": FloatDistribution(0, self.high),
-            "kind": CategoricalDistribution(["plain", "bent"]),
-            "bend": IntDistribution(1, 5),
-        }
-
-    def conditional(self) -> set[str]:
-        return {"bend"}
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"x": {"low": 0, "high": self.high}, "kind": ["plain", "bent"]}
-
-    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
-        moved = dict(params)
-        if float(moved.get("x", 0)) > self.high:
-            moved["x"] = self.high
-            return moved, [f"x {params['x']} is outside the search space; using {self.high} instead."]
-        return moved, []
-
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        params = {
-            "x": trial.suggest_float("x", 0, self.high),
-            "kind": trial.suggest_categorical("kind", ["plain", "bent"]),
-        }
-        if params["kind"] == "bent":
-            params["bend"] = trial.suggest_int("bend", 1, 5)
-        return params
+def toy_space(high: float = 1.0) -> SearchSpace:
+    """A number, which is a trial's final value, a choice, and a number that only one choice has."""
+    searched = {
+        "unknown_weight": {"low": 0, "high": high},
+        "optimizer": {"choices": ["adam", "sgd"]},
+        "patience": {"low": 1, "high": 5, "step": 1, "when": {"optimizer": ["sgd"]}},
+    }
+    return SearchSpace.model_validate({**dict.fromkeys(SearchSpace.model_fields), **searched})
 
 
-SPACE = ToySpace()
+SPACE = toy_space()
 
 
-def value_at(params: dict[str, Any], epoch: int) -> float:
-    """The value that an epoch gives: any worker computes the same."""
-    return float(params["x"]) * (1 - 0.5 ** (epoch + 1))
+def value_at(x: float, epoch: int) -> float:
+    """The value of an epoch of the trial with unknown_weight `x`: every worker computes the same."""
+    return x * (1 - 0.5 ** (epoch + 1))
 
 
-def write_checkpoint(folder: Path, epoch: int, params: dict[str, Any]) -> Path:
+def write_checkpoint(folder: Path, epoch: int, x: float) -> Path:
     """Write a checkpoint like training does, without a model."""
-    results = [{"epoch": step, "val_f1": value_at(params, step)} for step in range(epoch + 1)]
+    results = [{"epoch": step, "val_f1": value_at(x, step)} for step in range(epoch + 1)]
     return save_checkpoint(folder, epoch, {"results": results})
 
 
-def objective(running: RunningTrial[dict[str, Any]], epoch_s: float = 0.0) -> list[float]:
+def objective(running: RunningTrial[Hyperparameters], epoch_s: float = 0.0) -> list[float]:
     """Report a value per epoch, with a checkpoint; resume from the checkpoint it is given."""
+    x = running.params.unknown_weight
     first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
     for epoch in range(first, running.max_epochs):
         if epoch_s:
             time.sleep(epoch_s)
         running.batch_done()
-        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
+        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
         _remember(running, epoch)
-        running.report(epoch, value_at(running.params, epoch), checkpoint=checkpoint)
+        running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
         if running.should_prune():
             raise optuna.TrialPruned
-    return [running.params["x"], running.max_epochs][: len(running.trial.study.directions)]
+    return [x, running.max_epochs][: len(running.trial.study.directions)]
 
 
-def _remember(running: RunningTrial[dict[str, Any]], epoch: int) -> None:
+def _remember(running: RunningTrial[Hyperparameters], epoch: int) -> None:
     """Note that an epoch was computed, where the test can count it."""
     with (running.work / "computed.log").open("a") as file:
         file.write(f"{running.number} {epoch}\n")
@@ -113,21 +88,32 @@ def storage_settings(url: str, **settings: Any) -> StorageSettings:
     return StorageSettings(url=SecretStr(url), **settings)
 
 
-def define(storage: StudyStorage, **settings: Any) -> optuna.Study:
+def toy_settings(**settings: Any) -> StudySettings:
+    return StudySettings(**{"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings})
+
+
+def define(
+    storage: StudyStorage,
+    *,
+    space: SearchSpace = SPACE,
+    baseline: Mapping[str, Any] = BASELINE,
+    cache_key: str = CACHE_KEY,
+    average: str = "macro",
+    **settings: Any,
+) -> optuna.Study:
     """Define the study `toy`, as every worker does."""
-    given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
-    return define_study(storage, StudySettings(**given), space=SPACE, baseline=BASELINE, cache=CACHE)
+    given = toy_settings(**settings)
+    return define_study(storage, Definition.of(given, space, baseline, cache_key=cache_key, average=average))
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
     """Run a worker in this process."""
     options = settings.pop("options", None) or WorkerOptions(own_process=False)
-    given = {"name": "toy", "num_trials": 5, "max_epochs": 4, "num_startup_trials": 3, **settings}
     return run_worker(
         study,
         run,
         suggest=SPACE.suggest,
-        settings=StudySettings(**given),
+        settings=toy_settings(**settings),
         work=work,
         options=options,
     )
@@ -198,7 +184,7 @@ def counted(engine: Engine) -> Iterator[list[str]]:
     sa.event.remove(engine, "before_cursor_execute", count)
 
 
-OF_X = "ON p.trial_id = t.trial_id AND p.param_name = 'x'"
+OF_X = "ON p.trial_id = t.trial_id AND p.param_name = 'unknown_weight'"
 
 
 class Reader:
@@ -258,7 +244,7 @@ class Reader:
         for number, curve in self.curves().items():
             if number in finished:
                 assert [step for step, _ in curve] == list(range(len(curve))), (number, curve)
-                assert all(abs(value - value_at({"x": xs[number]}, step)) < 1e-12 for step, value in curve)
+                assert all(abs(value - value_at(xs[number], step)) < 1e-12 for step, value in curve)
             if number in complete:
                 assert len(curve) == max_epochs, (number, curve)
         values = dict(

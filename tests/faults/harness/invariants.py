@@ -128,7 +128,7 @@ def _curves(reader: StudyReader) -> dict[int, list[tuple[int, float]]]:
 
 
 def _wrong_curves(reader: StudyReader, max_epochs: int) -> Iterator[str]:
-    xs = dict(reader.rows("t.number, p.param_value", "trial_params", "p.param_name = 'x'"))
+    xs = dict(reader.rows("t.number, p.param_value", "trial_params", "p.param_name = 'unknown_weight'"))
     curves = _curves(reader)
     for number, state in reader.rows("t.number, t.state", condition="t.state IN ('COMPLETE', 'PRUNED')"):
         curve = curves.get(number, [])

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from tests.faults.harness.crash_points import CrashPoints
 from tests.faults.harness.worker import Plan, Watch, wait_for_start
-from tests.support.studies import BASELINE, ToySpace, value_at
+from tests.support.studies import BASELINE, toy_space, value_at
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT_S, GRACE_S = 1, 3
@@ -75,13 +75,13 @@ def _study(arguments: dict[str, Any]) -> optuna.Study:
 
 def _objective(trial: optuna.Trial, watch: Watch, max_epochs: int, plan: Plan) -> float:
     watch.trial_started(trial.number, 1, {}, {})
-    params = ToySpace(plan.high).suggest(trial)
+    x = toy_space(plan.high).suggest(trial).unknown_weight
     for epoch in range(max_epochs):
         time.sleep(plan.epoch_s)
         watch.computed(trial.number, epoch)
-        value = value_at(params, epoch)
+        value = value_at(x, epoch)
         trial.report(value, epoch)
         watch.acknowledgements.write("report", trial.number, epoch, value)
         if trial.should_prune():
             raise optuna.TrialPruned
-    return float(params["x"])
+    return x

@@ -42,4 +42,4 @@ def _task(plan: Plan) -> Task:
     torch.set_num_threads(1)
     cache = Cache.open(plan.cache)
     objective = training_objective(cache.train, cache.validation, TrialSettings(device="cpu"))
-    return Task(SPACE, BASELINE, cache.info, lambda _: objective)
+    return Task(SPACE, BASELINE, cache.info.key, lambda _: objective)

@@ -19,16 +19,17 @@ from csi_job.storage import lease
 from csi_job.storage.attributes import TrialOutcome
 from csi_job.storage.schema import needed_version
 from csi_job.storage.storage import open_storage
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.trial.checkpoint import epoch_of
+from csi_job.trial.space import SearchSpace
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
 from tests.support.processes import preload
-from tests.support.studies import BASELINE, CACHE, ToySpace, storage_settings, value_at, write_checkpoint
+from tests.support.studies import BASELINE, CACHE_KEY, storage_settings, toy_space, value_at, write_checkpoint
 
 preload("tests.faults.harness.worker")
 # Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
@@ -65,9 +66,9 @@ class Plan:
 class Task:
     """What a worker works on."""
 
-    space: Any
+    space: SearchSpace
     baseline: dict[str, Any]
-    cache: Any
+    cache_key: str
     train: Callable[[Watch], Callable[[RunningTrial[Any]], Any]]
 
 
@@ -149,19 +150,20 @@ def dummy_task(plan: Plan) -> Task:
     """Return trials that cost nothing: each epoch is a number that is recorded, checkpointed and reported."""
 
     def train(running: RunningTrial[Any], watch: Watch) -> list[float]:
+        x = running.params.unknown_weight
         first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
         for epoch in range(first, running.max_epochs):
             time.sleep(plan.epoch_s)
             running.batch_done()
             watch.computed(running.number, epoch)
             with watch.points.within("checkpoint"):
-                checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
-            running.report(epoch, value_at(running.params, epoch), checkpoint=checkpoint)
+                checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
+            running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
             if running.should_prune():
                 raise optuna.TrialPruned
-        return [running.params["x"]]
+        return [x]
 
-    return Task(ToySpace(plan.high), BASELINE, CACHE, lambda watch: lambda running: train(running, watch))
+    return Task(toy_space(plan.high), BASELINE, CACHE_KEY, lambda watch: lambda running: train(running, watch))
 
 
 def run(arguments: dict[str, Any]) -> int:
@@ -201,7 +203,7 @@ def _search(arguments: dict[str, Any], plan: Plan, task: Task, watch: Watch) -> 
     storage_part = {key: arguments.pop(key) for key in ("lease_s", "outage_s", "connect_s") if key in arguments}
     settings = StudySettings(**arguments)
     storage = open_storage(storage_settings(url, **storage_part), work, create=True)
-    study = define_study(storage, settings, space=task.space, baseline=task.baseline, cache=task.cache)
+    study = define_study(storage, Definition.of(settings, task.space, task.baseline, cache_key=task.cache_key))
     watch.points.enter("claim")
     run_worker(
         study,

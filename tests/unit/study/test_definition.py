@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,15 +12,16 @@ import pytest
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.study.definition import define_study, load_study, set_target, study_seed
+from csi_job.study.definition import Definition, check_same, load_study, set_target, study_seed
 from csi_job.study.settings import StudySettings
-from tests.support.studies import BASELINE, CACHE, SPACE, ToySpace, define, work_on
+from csi_job.trial.space import SearchSpace
+from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
 
 def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study: optuna.Study) -> None:
     attributes = study.user_attrs
     assert (attributes["target"], attributes["seed"], attributes["objective"]) == (5, 42, "f1")
-    assert attributes["fingerprint"]["cache"] == CACHE.key
+    assert attributes["fingerprint"]["cache"] == CACHE_KEY
     assert study.direction is optuna.study.StudyDirection.MAXIMIZE
     [trial] = study.trials
     assert trial.state is optuna.trial.TrialState.WAITING
@@ -49,17 +51,16 @@ def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"cache": type("Other", (), {"key": "fff"})()}, "cache"),
+        ({"cache_key": "fff"}, "cache"),
         ({"average": "weighted"}, "average"),
-        ({"space": ToySpace(0.5)}, "space.x.high"),
+        ({"space": toy_space(0.5)}, "space.unknown_weight.high"),
     ],
 )
 def test_a_worker_that_differs_is_refused_by_the_key(
     study: optuna.Study, storage: StudyStorage, changed: dict[str, object], named: str
 ) -> None:
-    given = {"space": SPACE, "baseline": BASELINE, "cache": CACHE, **changed}
     with pytest.raises(ConfigurationError, match=rf"{named} \(was .*, now .*\).*another study name"):
-        define_study(storage, StudySettings(name=study.study_name), **given)  # type: ignore[arg-type]
+        define(storage, name=study.study_name, **changed)
 
 
 def test_another_objective_is_refused(study: optuna.Study, storage: StudyStorage) -> None:
@@ -90,10 +91,9 @@ def test_a_study_of_another_program_is_refused(storage: StudyStorage) -> None:
 def test_a_baseline_outside_the_space_moves_with_a_warning(
     storage: StudyStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    space = ToySpace(0.2)
-    study = define_study(storage, StudySettings(name="narrow"), space=space, baseline=BASELINE, cache=CACHE)
-    assert study.trials[0].system_attrs["fixed_params"]["x"] == 0.2
-    assert "baseline: x 0.5 is outside the search space" in caplog.text
+    study = define(storage, name="narrow", space=toy_space(0.2))
+    assert study.trials[0].system_attrs["fixed_params"]["unknown_weight"] == 0.2
+    assert "baseline: unknown_weight 0.5 is outside the search space" in caplog.text
 
 
 def test_a_study_that_is_not_there_is_refused_with_those_that_are(study: optuna.Study, storage: StudyStorage) -> None:
@@ -124,3 +124,26 @@ def test_other_names_are_taken(name: str, storage: StudyStorage, tmp_path: Path)
     study = define(storage, name=name, num_trials=1)
     work_on(study, tmp_path, name=name)
     assert study.best_trial.number == 0
+
+
+def test_the_same_definition_agrees_after_a_trip_through_json() -> None:
+    fingerprint = Definition.of(StudySettings(), SearchSpace(), {}, cache_key="abc").fingerprint
+    check_same(json.loads(json.dumps(fingerprint)), fingerprint, "toy")
+
+
+def test_a_narrower_space_is_named_by_its_bound() -> None:
+    stored = Definition.of(StudySettings(), SearchSpace(), {}, cache_key="abc").fingerprint
+    space = SearchSpace.model_validate({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}})
+    given = Definition.of(StudySettings(), space, {}, cache_key="abc").fingerprint
+    with pytest.raises(ConfigurationError, match=r"space\.learning_rate\.low \(was 1e-05, now 0\.0001\);"):
+        check_same(stored, given, "toy")
+
+
+def test_a_key_missing_on_either_side_differs() -> None:
+    with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), b\.c \(was absent, now 2\)"):
+        check_same({"a": 1}, {"b": {"c": 2}}, "toy")
+
+
+def test_many_differences_are_counted() -> None:
+    with pytest.raises(ConfigurationError, match=r"and 5 more"):
+        check_same({str(i): 1 for i in range(15)}, {str(i): 2 for i in range(15)}, "toy")

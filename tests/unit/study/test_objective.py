@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,7 +14,7 @@ from csi_job.cache.dataset import SplitData
 from csi_job.errors import DataError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.study.definition import define_study
+from csi_job.study.definition import Definition, define_study
 from csi_job.study.objective import training_objective
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial, TrialObjective
@@ -43,7 +42,7 @@ def objective() -> TrialObjective:
 def define(work: Path, **settings: Any) -> tuple[optuna.Study, StudySettings]:
     given = StudySettings(**{"num_trials": 1, "max_epochs": 3, "pruner": "none", **settings})
     storage = open_storage(StorageSettings(lease_s=30), work, create=True)
-    return define_study(storage, given, space=SPACE, baseline=BASELINE, cache=SimpleNamespace(key="k")), given
+    return define_study(storage, Definition.of(given, SPACE, BASELINE, cache_key="k")), given
 
 
 def work_on(

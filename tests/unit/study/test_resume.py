@@ -14,11 +14,11 @@ from csi_job.study.resume import (
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
 
-PARAMS = {"x": 0.5}
+X = 0.5
 
 
 def attempt(folder: Path, number: int, *epochs: int) -> list[Path]:
-    return [write_checkpoint(folder / f"attempt-{number}", epoch, PARAMS) for epoch in epochs]
+    return [write_checkpoint(folder / f"attempt-{number}", epoch, X) for epoch in epochs]
 
 
 def tear(path: Path) -> None:
@@ -81,4 +81,4 @@ def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path: Path) -> None:
     *_, newest = attempt(tmp_path, 1, 0, 1, 2)
-    assert checkpoint_values(newest) == {epoch: value_at(PARAMS, epoch) for epoch in range(3)}
+    assert checkpoint_values(newest) == {epoch: value_at(X, epoch) for epoch in range(3)}

@@ -81,7 +81,7 @@ def test_a_trial_given_back_is_an_orphan(study: optuna.Study, tmp_path: Path) ->
 
 
 def test_cancelled_trials_are_no_failures(study: optuna.Study) -> None:
-    enqueue_trial(study, SPACE, {"x": 0.1})
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
     set_target(study, num_trials=1)
     status = study_status(study)
     assert (status.num_cancelled, status.num_failed, status.failures) == (1, 0, ())

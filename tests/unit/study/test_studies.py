@@ -12,7 +12,7 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import StudyStorage
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies, study_counts
 from csi_job.work_folder import WorkFolder
-from tests.support.studies import SPACE, Reader, ToySpace, define, work_on, write_checkpoint
+from tests.support.studies import SPACE, Reader, define, toy_space, work_on, write_checkpoint
 
 
 def test_studies_are_listed_with_their_counts(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
     keep, gone = define(storage, name="keep"), define(storage, name="gone")
     for study in (keep, gone):
         work_on(study, tmp_path, name=study.study_name)
-        write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(study.study_name, 0) / "attempt-1", 0, {"x": 0.5})
+        write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(study.study_name, 0) / "attempt-1", 0, 0.5)
     delete_study(storage, "gone", tmp_path)
     assert [listed.name for listed in list_studies(storage)] == ["keep"]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"keep"}
@@ -51,8 +51,8 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     name: str, storage: StudyStorage, tmp_path: Path
 ) -> None:
     data, work = tmp_path / "data", tmp_path / "work"
-    write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, {"x": 0.5})
-    write_checkpoint(data, 0, {"x": 0.5})
+    write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, 0.5)
+    write_checkpoint(data, 0, 0.5)
     foreign = name.format(data=data)
     optuna.create_study(storage=storage, study_name=foreign)
     before = sorted(tmp_path.rglob("*.pt"))
@@ -88,15 +88,15 @@ def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudySto
 def test_enqueued_values_outside_the_space_move_with_a_warning(
     study: optuna.Study, caplog: pytest.LogCaptureFixture
 ) -> None:
-    number = enqueue_trial(study, SPACE, {"x": 7.0})
-    assert study.trials[number].system_attrs["fixed_params"] == {"x": 1.0}
-    assert "x 7.0 is outside the search space" in caplog.text
+    number = enqueue_trial(study, SPACE, {"unknown_weight": 7.0})
+    assert study.trials[number].system_attrs["fixed_params"] == {"unknown_weight": 1.0}
+    assert "unknown_weight 7.0 is outside the search space" in caplog.text
     assert study_counts(study).num_waiting == 2
 
 
 def test_another_space_than_the_studys_is_refused(study: optuna.Study) -> None:
-    with pytest.raises(ConfigurationError, match=r"space\.x\.high"):
-        enqueue_trial(study, ToySpace(2.0), {"x": 1.5})
+    with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high"):
+        enqueue_trial(study, toy_space(2.0), {"unknown_weight": 1.5})
 
 
 def test_the_database_stays_readable_for_sqlite_itself(study: optuna.Study, tmp_path: Path) -> None:

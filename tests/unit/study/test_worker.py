@@ -28,9 +28,10 @@ from csi_job.storage.tables import LEASES
 from csi_job.study.studies import enqueue_trial, study_counts
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
-from tests.support.studies import Reader, define, objective, work_on, write_checkpoint
+from csi_job.trial.hyperparameters import Hyperparameters
+from tests.support.studies import SPACE, Reader, define, objective, work_on, write_checkpoint
 
-Running = RunningTrial[dict[str, Any]]
+Running = RunningTrial[Hyperparameters]
 
 
 def seize(storage: StudyStorage) -> None:
@@ -46,7 +47,7 @@ def test_a_worker_runs_the_study_to_its_total(study: optuna.Study, tmp_path: Pat
     assert (counts.num_finished, counts.target, counts.num_running) == (5, 5, 0)
     Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
     first = study.trials[0]
-    assert first.params == {"x": 0.5, "kind": "plain"}
+    assert first.params == {"unknown_weight": 0.5, "optimizer": "adam"}
     kept = {name: first.user_attrs[name] for name in ("sampler", "pruner", "max_epochs", "attempt", "epochs")}
     assert kept == {"sampler": "tpe", "pruner": "median", "max_epochs": 4, "attempt": 1, "epochs": 4}
 
@@ -184,7 +185,7 @@ def test_the_renewing_thread_tells_the_training_that_the_lease_is_gone(storage: 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_gives_the_trial_back_after_its_last_epoch(number: int, study: optuna.Study, tmp_path: Path) -> None:
     def stopped(running: Running) -> list[float]:
-        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, running.params))
+        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, 0.1))
         os.kill(os.getpid(), number)
         running.batch_done()
         raise AssertionError
@@ -209,7 +210,7 @@ def test_a_signal_gives_the_trial_back_after_its_last_epoch(number: int, study: 
 def test_a_signal_during_an_epoch_that_ends_costs_nothing(study: optuna.Study, tmp_path: Path) -> None:
     def stopped(running: Running) -> list[float]:
         os.kill(os.getpid(), signal.SIGTERM)
-        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, running.params))
+        running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, 0.1))
         raise AssertionError
 
     with pytest.raises(StopRequestedError):
@@ -300,7 +301,7 @@ def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
 
     def stopped(running: Running) -> list[float]:
         for epoch in range(2):
-            checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
+            checkpoint = write_checkpoint(running.checkpoint_folder, epoch, 0.25)
             running.report(epoch, 0.25, checkpoint=checkpoint)
         raise DataError("stop here")
 
@@ -312,13 +313,11 @@ def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
 
 
 def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
-    from tests.support.studies import SPACE
-
-    assert enqueue_trial(study, SPACE, {"x": 0.125, "kind": "bent"}) == 1
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.125, "optimizer": "sgd"}) == 1
     work_on(study, tmp_path)
     params = study.trials[1].params
-    assert (params["x"], params["kind"]) == (0.125, "bent")
-    assert "bend" in params
+    assert (params["unknown_weight"], params["optimizer"]) == (0.125, "sgd")
+    assert "patience" in params
 
 
 def test_a_worker_can_run_outside_the_main_thread(study: optuna.Study, tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from rich.console import Console
 from csi_job.errors import DataError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.study.definition import define_study
-from csi_job.study.settings import StudySettings
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus, study_status
 from csi_job.terminal.status import render_status, status_from_dict, status_json
-from csi_job.trial.space import Baseline, SearchSpace
+from tests.support.studies import define
 
 RUNNING = (
     RunningStatus(58, 2, 2, 12, 0.412, 3.2, is_orphan=False, host="gpu-1"),
@@ -64,10 +62,7 @@ def test_json_has_every_number_of_the_status():
 
 def test_a_new_study_is_shown_too(tmp_path):
     storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{tmp_path}/studies.db")), tmp_path, create=True)
-    cache = type("Cache", (), {"key": "0" * 16})()
-    study = define_study(
-        storage, StudySettings(num_trials=7), space=SearchSpace(), baseline=Baseline().model_dump(), cache=cache
-    )
+    study = define(storage, num_trials=7)
     text = shown(study_status(study))
     assert "0 of 7 trials" in text
     assert "1 waiting" in text

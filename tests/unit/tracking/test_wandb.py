@@ -21,6 +21,7 @@ from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary
 from csi_job.tracking.settings import TrackingSettings
 from csi_job.tracking.wandb import WandbTracker, track_study
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
 from tests.support.studies import define, value_at, work_on, write_checkpoint
 
@@ -29,15 +30,16 @@ IMPORTANCES = {"x": 0.75, "y": 0.25}
 BLOCK_BYTES, FULL, LAST = 32768, 1, 4
 
 
-def objective(running: RunningTrial[dict[str, Any]]) -> list[float]:
+def objective(running: RunningTrial[Hyperparameters]) -> list[float]:
+    x = running.params.unknown_weight
     first = int(running.resume_from.stem[-4:]) + 1 if running.resume_from else 0
     for epoch in range(first, running.max_epochs):
-        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, running.params)
-        value = value_at(running.params, epoch)
+        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
+        value = value_at(x, epoch)
         running.epoch_done(EpochResult(epoch, 0.5, 0.6, value, 1e-3, 100.0, 0.1), checkpoint)
         if running.number == 1 and running.attempt == 1 and epoch == 1:
             raise DataError("stop here")
-    return [running.params["x"]]
+    return [x]
 
 
 def run(study: optuna.Study, work: Path, tracker: WandbTracker) -> WorkerSummary:
@@ -117,7 +119,7 @@ def test_offline_every_trial_is_a_run_of_the_study_gone_on_with_after_a_take_ove
     [first] = [record.run for record in records(found[f"{uid}-0"][0]) if record.HasField("run")][:1]
     assert (first.project, first.run_group, first.display_name) == ("csi", "toy", "toy 0")
     config = {item.key: json.loads(item.value_json) for item in first.config.update}
-    assert config["x"] == study.trials[0].params["x"]
+    assert config["unknown_weight"] == study.trials[0].params["unknown_weight"]
     assert (config["trial"], config["sampler"], config["max_epochs"]) == (0, "tpe", 4)
     everything = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
     assert SECRET.encode() not in everything

@@ -52,8 +52,8 @@ def test_one_row_per_trial_with_the_names_of_optunas_dataframe(study: optuna.Stu
     assert [int(row["number"]) for row in rows] == list(range(10))
     for row, trial in zip(rows, study.trials, strict=True):
         assert row["state"] == trial.state.name
-        assert row["params_x"] == str(trial.params.get("x", ""))
-        assert row["params_kind"] == trial.params.get("kind", "")
+        assert row["params_unknown_weight"] == str(trial.params.get("unknown_weight", ""))
+        assert row["params_optimizer"] == trial.params.get("optimizer", "")
         assert row["value"] == ("" if trial.value is None else str(trial.value))
         for step, value in trial.intermediate_values.items():
             assert row[f"intermediate_values_{step}"] == str(value)

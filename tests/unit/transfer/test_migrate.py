@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -14,11 +13,11 @@ from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import StudyStorage
-from csi_job.study.definition import define_study, load_study
+from csi_job.study.definition import Definition, define_study, load_study
 from csi_job.study.settings import StudySettings
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.space import BASELINE, SearchSpace
-from tests.support.studies import CACHE, Reader
+from tests.support.studies import CACHE_KEY, Reader
 
 SMALL = {"model_arch": {"value": "Custom_1"}, "optimizer": {"choices": ["adam", "sgd"]}}
 BASE = {**BASELINE.model_dump(), "model_arch": "Custom_1"}
@@ -47,9 +46,13 @@ def add(study: optuna.Study, space: SearchSpace, state: TrialState = TrialState.
     study.add_trial(create_trial(state=state, value=value, params=params, distributions=kinds, **steps, **parts))
 
 
+def definition_of(settings: StudySettings, space: SearchSpace, **parts: Any) -> Definition:
+    return Definition.of(settings, space, **{"baseline": BASE, "cache_key": CACHE_KEY, **parts})
+
+
 def define_old(storage: StudyStorage, space: SearchSpace, num_trials: int = 9, **settings: Any) -> optuna.Study:
     given = StudySettings(name="old", num_trials=num_trials, **settings)
-    return define_study(storage, given, space=space, baseline=BASE, cache=CACHE)
+    return define_study(storage, definition_of(given, space))
 
 
 def finish_baseline(study: optuna.Study) -> None:
@@ -66,8 +69,8 @@ def finish_baseline(study: optuna.Study) -> None:
 
 def migrate(storage: StudyStorage, space: SearchSpace, new: str = "new", **parts: Any) -> Migration:
     settings = StudySettings(**parts.pop("settings", {})).model_copy(update={"name": new})
-    given = {"baseline": BASE, "cache": CACHE, **parts}
-    return migrate_study(storage, "old", settings, space=space, **given)
+    num_trials = parts.pop("num_trials", None)
+    return migrate_study(storage, "old", definition_of(settings, space, **parts), num_trials=num_trials)
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def test_the_sampler_uses_carried_trials(storage: StudyStorage, old: optuna.Stud
     space = space_of({"batch_size": {"choices": [8, 16, 32, 64, 128]}})
     migrate(storage, space)
     settings = StudySettings(name="new", num_startup_trials=2)
-    new = define_study(storage, settings, space=space, baseline=BASE, cache=CACHE)
+    new = define_study(storage, definition_of(settings, space))
     seen = [trial for trial in new.trials if trial.state.is_finished()]
     groups = optuna.search_space._GroupDecomposedSearchSpace().calculate(new).search_spaces
     assert sum(len(group) for group in groups) == len(space.distributions())
@@ -181,10 +184,10 @@ def test_a_second_run_carries_only_what_was_finished_since(storage: StudyStorage
 def test_a_trial_keeps_its_origin_over_several_studies(storage: StudyStorage, old: optuna.Study) -> None:
     migrate(storage, space_of({"patience": {"low": 5, "high": 40}}))
     migrate(storage, space_of({"patience": {"low": 5, "high": 60}}), "third")
-    given = {"space": space_of({"patience": {"low": 5, "high": 60}}), "baseline": BASE, "cache": CACHE}
-    again = migrate_study(storage, "new", StudySettings(name="third"), **given)
+    third = definition_of(StudySettings(name="third"), space_of({"patience": {"low": 5, "high": 60}}))
+    again = migrate_study(storage, "new", third)
     assert (again.num_carried, again.num_there) == (0, 6)
-    back = migrate_study(storage, "new", StudySettings(name="old"), **{**given, "space": space_of({})})
+    back = migrate_study(storage, "new", definition_of(StudySettings(name="old"), space_of({})))
     assert (back.num_carried, back.num_there) == (0, 6)
     assert len(old.trials) == 8
 
@@ -224,7 +227,7 @@ def test_the_total_is_given_or_the_old_one_or_enough(storage: StudyStorage, old:
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ({"cache": SimpleNamespace(key="f" * 16)}, "cache"),
+        ({"cache_key": "f" * 16}, "cache"),
         ({"average": "weighted"}, "average"),
         ({"settings": {"objective": "f1-and-cost"}}, "objective"),
     ],
@@ -242,7 +245,7 @@ def test_what_makes_values_incomparable_is_refused_by_name(
 def test_a_new_study_of_other_settings_is_refused_and_stays(storage: StudyStorage, old: optuna.Study) -> None:
     migrate(storage, space_of({"patience": {"value": 10}}))
     add(old, space_of({}))
-    with pytest.raises(ConfigurationError, match=r"'new' was made with other settings: space\.patience"):
+    with pytest.raises(ConfigurationError, match=r"'new' was created with other settings: space\.patience"):
         migrate(storage, space_of({"patience": {"value": 11}}))
     assert len(load_study(storage, "new").trials) == 6
 
