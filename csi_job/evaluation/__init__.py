@@ -1,1 +1,1 @@
-"""Evaluation: metrics of a model on a split, with intervals; predictions on new images."""
+"""Evaluate models: metrics on a split with their intervals, comparisons, predictions for new images."""

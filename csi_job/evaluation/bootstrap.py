@@ -1,4 +1,4 @@
-"""Patient-level bootstrap: whole patients are resampled, because images of one patient are not independent.
+"""Patient-level bootstrap: patients are resampled, not images, because images of one patient are not independent.
 
 A resample is a row of weights, how many times each image counts. Metrics map weights [R, N] to values [R], so one
 vectorised pass computes the point estimate (all weights one) and every resample alike.

@@ -2,7 +2,7 @@
 
 The CSI averages the zones that the model predicts to be graded (argmax is a score, not unknown), as the true CSI
 averages graded zones. An image without any uses all six, so that every image has a CSI and two models are compared on
-the same images; `num_graded_N` tells such images apart.
+the same images; `num_graded_N` is 0 for such an image.
 
 A zone contributes its score distribution given that it is graded, p(s) / (1 - p(unknown)). The CSI is the expected
 score, which uses what the model knows between two scores. The risk probabilities are the mass of that same

@@ -47,16 +47,13 @@ def write_predictions(results: Results, stream: TextIO, file_format: PredictionF
                 problems.append(result)
             yield result
 
-    write = _write_csv if file_format == "csv" else _write_json
-    write(collecting_problems(), stream)
-    return problems
-
-
-def _write_csv(results: Results, stream: TextIO) -> None:
+    if file_format == "json":
+        _write_json(collecting_problems(), stream)
+        return problems
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for result in results:
-        writer.writerow(_row(result))
+    writer.writerows(_row(result) for result in collecting_problems())
+    return problems
 
 
 def _write_json(results: Results, stream: TextIO) -> None:

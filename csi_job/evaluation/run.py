@@ -86,11 +86,7 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, s
     if loaded.image_size_px != info.image_size_px:
         what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
         raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")
-    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if _is_of_another_cache(loaded, info.key) else []
-    return evaluate_model(loaded, cache.split(split), settings, split=split, cache=info.key, warnings=warnings)
-
-
-def _is_of_another_cache(loaded: LoadedModel, key: str) -> bool:
-    """Return whether the card names another cache; a model without a card says nothing."""
     data = loaded.card.get("data")
-    return isinstance(data, dict) and data.get("cache") not in (None, key)
+    trained_on = data.get("cache") if isinstance(data, dict) else None
+    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if trained_on not in (None, info.key) else []
+    return evaluate_model(loaded, cache.split(split), settings, split=split, cache=info.key, warnings=warnings)

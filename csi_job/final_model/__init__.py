@@ -1,1 +1,1 @@
-"""The final model: the best candidates trained again over seeds, the best kept and exported."""
+"""The final model: the best trials retrained over several seeds, the winner exported with its card."""

@@ -145,7 +145,7 @@ def confirm_candidates(
         what = f"none of the {len(results)} candidates can be trained here: {results[0].reason}"
         raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
     rule = RULE_ONE if len(results) == 1 else RULE_COST if prefer_cheap else RULE_MEAN
-    return Winner(_cheapest(trained) if prefer_cheap else _highest(trained), results, rule)
+    return Winner(_choose(trained, prefer_cheap=prefer_cheap), results, rule)
 
 
 def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -> Path:
@@ -201,12 +201,11 @@ def _train_candidate(
     return CandidateResult(candidate, tuple(results))
 
 
-def _highest(results: Sequence[CandidateResult]) -> CandidateResult:
-    return max(results, key=lambda result: result.mean or 0.0)
-
-
-def _cheapest(results: Sequence[CandidateResult]) -> CandidateResult:
-    leader = _highest(results)
+def _choose(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:
+    """Return the best mean, or the cheapest candidate within one standard deviation of it."""
+    leader = max(trained, key=lambda result: result.mean or 0.0)
+    if not prefer_cheap:
+        return leader
     within = (leader.mean or 0.0) - (leader.std or 0.0)
-    as_good = [result for result in results if (result.mean or 0.0) >= within]
+    as_good = [result for result in trained if (result.mean or 0.0) >= within]
     return min(as_good, key=lambda result: (result.gflops or 0.0, -(result.mean or 0.0)))

@@ -136,26 +136,23 @@ class SeedTrainer:
             stem.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails before the training
         hooks = SeedHooks(self.check, advance)
         try:
-            result = self._keep(recipe, seed, self._train(recipe, seed, hooks))
+            trained = train_model(
+                self.cache.train,
+                self.cache.validation,
+                recipe.params,
+                self.settings,
+                max_epochs=recipe.max_epochs,
+                seed=seed,
+                hooks=hooks,
+                checkpoint_folder=stem,
+                resume_from=next(iter(valid_checkpoints(stem)), None),
+            )
         except InfeasibleTrialError:
             advance(recipe.max_epochs - hooks.num_epochs)
             raise
+        result = self._keep(recipe, seed, trained)
         advance(recipe.max_epochs - hooks.num_epochs)  # what early stopping saved
         return result
-
-    def _train(self, recipe: Recipe, seed: int, hooks: SeedHooks) -> TrainingResult:
-        checkpoints = self._stem(recipe, seed)
-        return train_model(
-            self.cache.train,
-            self.cache.validation,
-            recipe.params,
-            self.settings,
-            max_epochs=recipe.max_epochs,
-            seed=seed,
-            hooks=hooks,
-            checkpoint_folder=checkpoints,
-            resume_from=next(iter(valid_checkpoints(checkpoints)), None),
-        )
 
     def _keep(self, recipe: Recipe, seed: int, trained: TrainingResult) -> SeedResult:
         """Write the weights, then the record that makes them count, then remove the checkpoints."""

@@ -42,17 +42,15 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(plotly_js=_plotly_js, asset=_asset)
+    environment.globals.update(
+        plotly_js=lambda: _verbatim("plotly", "package_data", "plotly.min.js"),
+        asset=lambda name: _verbatim("csi_job.html", "templates", name),
+    )
     environment.filters["plot_json"] = plot_json
     return environment
 
 
 @cache
-def _plotly_js() -> Markup:
-    """Return plotly.js from the installed package, read without importing plotly itself."""
-    return Markup((files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"))  # noqa: S704
-
-
-@cache
-def _asset(name: str) -> Markup:
-    return Markup((files("csi_job.html") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704
+def _verbatim(package: str, *path: str) -> Markup:
+    """Return the text of a package's file, without importing the package; it is not escaped."""
+    return Markup(files(package).joinpath(*path).read_text(encoding="utf-8"))  # noqa: S704

@@ -22,7 +22,7 @@ from csi_job.trial.model import build_model
 SIDE_PX = 32
 
 
-def draw_predictions(num_images: int, seed: int, *, skill: float = 1.5, unknown: float = 0.1, num_patients: int = 0):
+def random_predictions(num_images: int, seed: int, *, skill: float = 1.5, unknown: float = 0.1, num_patients: int = 0):
     """Random truth and probabilities that know something of it; `unknown` is the share of ungraded zones."""
     generator = np.random.default_rng(seed)
     severity = generator.integers(0, 4, size=(num_images, 1))
@@ -38,12 +38,12 @@ def draw_predictions(num_images: int, seed: int, *, skill: float = 1.5, unknown:
     )
 
 
-def certain(zones, patients=None, said=None) -> Predictions:
-    """Predictions that are sure of `said` (default: the truth)."""
+def certain(zones, patients=None, predicted=None) -> Predictions:
+    """Fully confident predictions of `predicted` (default: the truth)."""
     zones_NZ = np.asarray(zones, dtype=np.int64)
-    said_NZ = zones_NZ if said is None else np.asarray(said, dtype=np.int64)
+    predicted_NZ = zones_NZ if predicted is None else np.asarray(predicted, dtype=np.int64)
     return Predictions(
-        probabilities_NZK=np.eye(5)[said_NZ],
+        probabilities_NZK=np.eye(5)[predicted_NZ],
         zones_NZ=zones_NZ,
         patients_N=np.arange(len(zones_NZ)) if patients is None else np.asarray(patients, dtype=np.int64),
         pseudonyms=tuple(str(index) for index in range(len(zones_NZ))),

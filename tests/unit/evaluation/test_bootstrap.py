@@ -14,7 +14,7 @@ def all_weights(patients, settings=SETTINGS) -> np.ndarray:
     return np.concatenate(list(resample_weights(np.asarray(patients), settings)))
 
 
-def test_images_of_one_patient_are_drawn_together_and_patients_with_replacement():
+def test_images_of_one_patient_are_resampled_together_and_patients_with_replacement():
     weights = all_weights([7, 7, 2, 9, 2, 7])
     assert weights.shape == (300, 6)
     np.testing.assert_array_equal(weights[:, 0], weights[:, 5])
@@ -25,9 +25,9 @@ def test_images_of_one_patient_are_drawn_together_and_patients_with_replacement(
 
 
 def test_the_weights_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
-    whole = all_weights(range(10))
+    expected = all_weights(range(10))
     monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 70)
-    np.testing.assert_array_equal(all_weights(range(10)), whole)
+    np.testing.assert_array_equal(all_weights(range(10)), expected)
     assert max(len(chunk) for chunk in resample_weights(np.arange(10), SETTINGS)) == 7
 
 
@@ -39,7 +39,7 @@ def test_no_images_give_no_resamples():
     assert list(resample_weights(np.empty(0, dtype=int), SETTINGS)) == []
 
 
-def test_the_interval_of_a_mean_covers_as_its_theory_says():
+def test_the_interval_of_a_mean_matches_theory():
     values = np.random.default_rng(0).normal(size=400)
     weights = all_weights(range(400), EvaluationSettings(num_bootstrap=2000))
     interval = percentile_interval(weights @ values / 400, 0.95, 400)

@@ -12,7 +12,7 @@ from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.model_file import load_model
-from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated, write_model_file
+from tests.unit.evaluation.conftest import certain, evaluated, random_predictions, write_model_file
 
 
 def blurred(predictions: Predictions, share: float) -> Predictions:
@@ -21,8 +21,8 @@ def blurred(predictions: Predictions, share: float) -> Predictions:
     return Predictions(probabilities, predictions.zones_NZ, predictions.patients_N, predictions.pseudonyms)
 
 
-def test_a_model_against_itself_differs_by_nothing_and_is_said_to_be_the_same(quick):
-    model = evaluated(draw_predictions(50, 0), quick)
+def test_a_model_compared_with_itself_shows_no_difference(quick):
+    model = evaluated(random_predictions(50, 0), quick)
     comparison = compare_evaluations(model, model)
     for difference in comparison.differences.values():
         assert difference.difference == 0
@@ -31,8 +31,8 @@ def test_a_model_against_itself_differs_by_nothing_and_is_said_to_be_the_same(qu
     assert comparison.summary.startswith("Both models make the same predictions")
 
 
-def test_a_clearly_better_model_is_called_better_and_the_other_way_round_worse(quick):
-    truth = draw_predictions(60, 1, unknown=0)
+def test_a_clearly_better_model_is_better_and_the_reverse_is_worse(quick):
+    truth = random_predictions(60, 1, unknown=0)
     good, poor = evaluated(certain(truth.zones_NZ, truth.patients_N), quick), evaluated(truth, quick)
     poor = Evaluation(**{**vars(poor), "predictions": _renamed(poor.predictions)})
     forward, backward = compare_evaluations(good, poor), compare_evaluations(poor, good)
@@ -49,16 +49,16 @@ def _renamed(predictions: Predictions) -> Predictions:
     return Predictions(predictions.probabilities_NZK, predictions.zones_NZ, predictions.patients_N, names)
 
 
-def test_both_models_see_the_same_resamples_so_a_constant_difference_has_no_width(quick):
-    predictions = draw_predictions(80, 2, unknown=0)
+def test_paired_resamples_narrow_the_interval_of_a_constant_difference(quick):
+    predictions = random_predictions(80, 2, unknown=0)
     model, shifted = evaluated(predictions, quick), evaluated(blurred(predictions, 0.3), quick)
     paired = compare_evaluations(shifted, model).differences["csi_mae"].interval
     alone = model.metrics["csi_mae"].interval
     assert paired.high - paired.low < 0.7 * (alone.high - alone.low)
 
 
-def test_the_paired_interval_is_that_of_a_loop_over_the_same_patients(quick):
-    model = evaluated(draw_predictions(40, 3, num_patients=25), quick)
+def test_the_paired_interval_equals_a_loop_over_the_same_patients(quick):
+    model = evaluated(random_predictions(40, 3, num_patients=25), quick)
     baseline = evaluated(blurred(model.predictions, 0.5), quick)
     difference = compare_evaluations(model, baseline).differences["csi_mae"]
     generator, patients = np.random.default_rng(quick.seed), np.unique(model.predictions.patients_N)
@@ -74,7 +74,7 @@ def test_the_paired_interval_is_that_of_a_loop_over_the_same_patients(quick):
     assert difference.share_better == np.mean(np.array(gaps) < 0)
 
 
-def test_json_is_json_also_where_metrics_are_undefined(quick):
+def test_json_stays_valid_where_metrics_are_undefined(quick):
     model = evaluated(certain(np.full((4, 6), 2)), quick)
     content = json.loads(json.dumps(compare_evaluations(model, model).to_json(), allow_nan=False))
     auroc = content["metrics"]["risk_auroc"]
@@ -88,8 +88,8 @@ def test_one_patient_is_too_few_to_compare(quick):
     assert compare_evaluations(one, one).summary.startswith("The test set is too small")
 
 
-def test_models_evaluated_on_different_images_are_refused(quick):
-    first, second = evaluated(draw_predictions(30, 4), quick), evaluated(draw_predictions(30, 5), quick)
+def test_models_evaluated_on_different_images_are_rejected(quick):
+    first, second = evaluated(random_predictions(30, 4), quick), evaluated(random_predictions(30, 5), quick)
     with pytest.raises(DataError, match="different images"):
         compare_evaluations(first, second)
 

@@ -38,7 +38,7 @@ def test_a_zone_predicted_unknown_is_left_out_of_the_csi():
     assert predicted.csi_N[0] == 1.5
 
 
-def test_all_six_zones_stand_in_where_none_is_predicted_graded():
+def test_all_six_zones_are_used_where_none_is_predicted_graded():
     probabilities = np.zeros((1, 6, 5))
     probabilities[..., 4], probabilities[..., 2] = 0.9, 0.1
     predicted = predict_csi(probabilities)
@@ -46,7 +46,7 @@ def test_all_six_zones_stand_in_where_none_is_predicted_graded():
     assert predicted.csi_N[0] == pytest.approx(2)
 
 
-def test_no_mass_on_any_score_is_spread_evenly_and_never_nan():
+def test_no_probability_on_any_score_becomes_uniform_and_never_nan():
     predicted = predict_csi(np.eye(5)[np.full((1, 6), 4)])
     assert predicted.csi_N[0] == 1.5
     assert predicted.risk_NR.sum() == pytest.approx(1)

@@ -13,11 +13,11 @@ from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
 from csi_job.trial.metrics import confusion, mean_f1, zone_f1
-from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 
 def test_f1_equals_the_objective_of_the_trials(quick):
-    predictions = draw_predictions(80, 0)
+    predictions = random_predictions(80, 0)
     counts = confusion(torch.tensor(predictions.predicted.scores_NZ), torch.tensor(predictions.zones_NZ))
     metrics = evaluated(predictions, quick).metrics
     assert metrics["f1_macro"].value == pytest.approx(mean_f1(counts, "macro"))
@@ -35,8 +35,8 @@ def test_a_model_is_measured_on_a_split_of_a_cache(cache_folder, model_file, qui
     assert evaluation.to_json()["num_images"] == len(data)
 
 
-def test_json_holds_every_metric_with_interval_and_nothing_that_is_no_json(quick):
-    content = json.loads(json.dumps(evaluated(draw_predictions(60, 1), quick).to_json(), allow_nan=False))
+def test_json_holds_every_metric_with_its_interval_and_only_valid_values(quick):
+    content = json.loads(json.dumps(evaluated(random_predictions(60, 1), quick).to_json(), allow_nan=False))
     assert set(content["metrics"]) == set(SUMMARY_METRICS)
     for metric in content["metrics"].values():
         low, high = metric["interval"]
@@ -47,13 +47,13 @@ def test_json_holds_every_metric_with_interval_and_nothing_that_is_no_json(quick
 
 
 def test_json_names_no_image(quick):
-    predictions = draw_predictions(30, 1)
+    predictions = random_predictions(30, 1)
     text = json.dumps(evaluated(predictions, quick).to_json())
     assert not any(f'"{pseudonym}"' in text for pseudonym in predictions.pseudonyms)
 
 
-def test_copies_of_an_image_add_no_certainty_where_they_are_one_patients():
-    settings, single = EvaluationSettings(num_bootstrap=1000), draw_predictions(25, 2)
+def test_copies_of_an_image_add_no_certainty_if_they_belong_to_one_patient():
+    settings, single = EvaluationSettings(num_bootstrap=1000), random_predictions(25, 2)
     rows = np.repeat(np.arange(25), 16)
 
     def width(patients) -> float:
@@ -93,9 +93,9 @@ def test_degenerate_resamples_are_reported(quick):
     assert metric["num_degenerate_resamples"] == pytest.approx(expected, abs=30)
 
 
-def test_the_majority_class_is_what_a_constant_answer_reaches(quick):
+def test_the_majority_baseline_is_what_a_constant_prediction_scores(quick):
     truth = np.array([[1] * 6] * 6 + [[0] * 6] * 3 + [[3] * 6])
-    content = evaluated(certain(truth, said=np.ones_like(truth)), quick).to_json()
+    content = evaluated(certain(truth, predicted=np.ones_like(truth)), quick).to_json()
     zone = content["zones"]["right_mid"]
     assert zone["majority_class"] == 1
     assert zone["majority_accuracy"] == zone["accuracy"]["value"] == 0.6
@@ -104,11 +104,11 @@ def test_the_majority_class_is_what_a_constant_answer_reaches(quick):
 
 
 def test_risk_confusion_has_truth_in_rows():
-    counts = risk_confusion_RR(certain([[0] * 6, [2] * 6, [3] * 6], said=[[0] * 6, [3] * 6, [3] * 6]))
+    counts = risk_confusion_RR(certain([[0] * 6, [2] * 6, [3] * 6], predicted=[[0] * 6, [3] * 6, [3] * 6]))
     assert counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
-def test_scores_that_a_zone_lacks_are_warned_of(quick, cache_folder, model_file):
+def test_scores_missing_from_a_zone_give_a_warning(quick, cache_folder, model_file):
     data = Cache.open(cache_folder).split("test")
     zones = data.zones_NZ.clone()
     zones[:, 0] = torch.where(zones[:, 0] == 3, 2, zones[:, 0])

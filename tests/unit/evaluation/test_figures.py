@@ -11,7 +11,7 @@ from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import confusion_ZKK
 from csi_job.html.render import plot_json
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
-from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 PLOTS = (plots.confusion_plot, plots.reliability_plot, plots.csi_plot, plots.roc_plot)
 
@@ -23,10 +23,10 @@ def drawn(plot) -> go.Figure:
 
 @pytest.fixture
 def evaluation(quick):
-    return evaluated(draw_predictions(60, 0), quick)
+    return evaluated(random_predictions(60, 0), quick)
 
 
-def test_the_patients_right_zones_are_on_the_left_side_of_the_film(evaluation):
+def test_the_patients_right_zones_are_on_the_left(evaluation):
     figure = drawn(plots.confusion_plot(evaluation))
     places = {note.text.split(" ")[0]: (note.x, note.y) for note in figure.layout.annotations}
     assert places.keys() == set(ZONES)
@@ -35,7 +35,7 @@ def test_the_patients_right_zones_are_on_the_left_side_of_the_film(evaluation):
     assert places["right_sup"][1] > places["right_mid"][1] > places["right_inf"][1]
 
 
-def test_confusion_plots_show_the_counts_with_truth_downwards(evaluation):
+def test_confusion_matrices_show_the_counts_with_the_truth_downwards(evaluation):
     figure, counts = drawn(plots.confusion_plot(evaluation)), confusion_ZKK(evaluation.predictions)
     for trace, expected in zip(figure.data, counts, strict=True):
         np.testing.assert_array_equal(trace.text, expected)
@@ -55,7 +55,7 @@ def test_every_risk_class_has_its_curve_with_its_area(evaluation):
     assert f"{evaluation.metrics['risk_auroc_low'].value:.2f}" in names[0]
 
 
-def test_differences_are_turned_so_that_right_is_better(quick, evaluation):
+def test_differences_are_signed_so_that_right_is_better(quick, evaluation):
     truth = evaluation.predictions
     perfect = certain(truth.zones_NZ, truth.patients_N)
     object.__setattr__(perfect, "pseudonyms", truth.pseudonyms)
@@ -67,7 +67,7 @@ def test_differences_are_turned_so_that_right_is_better(quick, evaluation):
 
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("zones", [np.full((3, 6), 4), np.full((3, 6), 2), np.empty((0, 6))])
-def test_splits_with_little_in_them_still_give_figures(plot, zones, quick):
+def test_nearly_empty_splits_still_give_figures(plot, zones, quick):
     made = plot(evaluated(certain(zones), quick))
     assert drawn(made).data
     assert json.loads(plot_json(made))["layout"]["height"] > 0

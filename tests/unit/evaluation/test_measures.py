@@ -25,7 +25,7 @@ from csi_job.evaluation.measures import (
     weighted_confusion,
 )
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
-from tests.unit.evaluation.conftest import certain, draw_predictions
+from tests.unit.evaluation.conftest import certain, random_predictions
 
 SCIKIT = {"labels": [0, 1, 2, 3], "zero_division": 0}
 
@@ -44,30 +44,33 @@ def by_scikit_learn(predictions: Predictions) -> dict[str, float]:
     values: dict[str, float] = {}
     for index, zone in enumerate(ZONES):
         graded = predictions.zones_NZ[:, index] != 4
-        truth, said = predictions.zones_NZ[graded, index], predictions.probabilities_NZK[graded, index].argmax(axis=1)
-        values[f"{zone}.f1_macro"] = f1_score(truth, said, average="macro", **SCIKIT)
-        values[f"{zone}.f1_weighted"] = f1_score(truth, said, average="weighted", **SCIKIT)
-        values[f"{zone}.precision"] = precision_score(truth, said, average="macro", **SCIKIT)
-        values[f"{zone}.recall"] = recall_score(truth, said, average="macro", **SCIKIT)
-        values[f"{zone}.accuracy"] = accuracy_score(truth, said)
+        truth, predicted = (
+            predictions.zones_NZ[graded, index],
+            predictions.probabilities_NZK[graded, index].argmax(axis=1),
+        )
+        values[f"{zone}.f1_macro"] = f1_score(truth, predicted, average="macro", **SCIKIT)
+        values[f"{zone}.f1_weighted"] = f1_score(truth, predicted, average="weighted", **SCIKIT)
+        values[f"{zone}.precision"] = precision_score(truth, predicted, average="macro", **SCIKIT)
+        values[f"{zone}.recall"] = recall_score(truth, predicted, average="macro", **SCIKIT)
+        values[f"{zone}.accuracy"] = accuracy_score(truth, predicted)
     for name in ("f1_macro", "f1_weighted"):
         values[name] = np.mean([values[f"{zone}.{name}"] for zone in ZONES])
     known = predictions.has_csi_N
-    truth, said = predictions.csi_N[known], predictions.predicted.csi_N[known]
-    values["csi_mae"] = mean_absolute_error(truth, said)
-    values["csi_rmse"] = root_mean_squared_error(truth, said)
-    values["csi_pearson_r"] = pearsonr(truth, said).statistic
+    truth, predicted = predictions.csi_N[known], predictions.predicted.csi_N[known]
+    values["csi_mae"] = mean_absolute_error(truth, predicted)
+    values["csi_rmse"] = root_mean_squared_error(truth, predicted)
+    values["csi_pearson_r"] = pearsonr(truth, predicted).statistic
     risk, probabilities = risk_indices(truth), predictions.predicted.risk_NR[known]
     values["risk_auroc"] = roc_auc_score(risk, probabilities, multi_class="ovr", average="macro")
     for index, name in enumerate(RISK_CLASSES):
         values[f"risk_auroc_{name}"] = roc_auc_score(risk == index, probabilities[:, index])
-    values["risk_accuracy"] = accuracy_score(risk, risk_indices(said))
+    values["risk_accuracy"] = accuracy_score(risk, risk_indices(predicted))
     return values
 
 
 @pytest.mark.parametrize(("num_images", "seed", "unknown"), [(200, 0, 0.0), (60, 1, 0.2), (35, 2, 0.5)])
-def test_every_metric_equals_scikit_learns(num_images, seed, unknown):
-    predictions = draw_predictions(num_images, seed, unknown=unknown)
+def test_every_metric_equals_scikit_learn(num_images, seed, unknown):
+    predictions = random_predictions(num_images, seed, unknown=unknown)
     ours = measure(predictions, np.ones((1, num_images)))
     theirs = by_scikit_learn(predictions)
     assert set(ours) == set(theirs)
@@ -76,7 +79,7 @@ def test_every_metric_equals_scikit_learns(num_images, seed, unknown):
 
 
 def test_weights_mean_the_same_as_repeating_the_images():
-    predictions = draw_predictions(80, 3)
+    predictions = random_predictions(80, 3)
     counts = np.random.default_rng(4).integers(0, 4, size=(3, 80))
     ours = measure(predictions, counts.astype(float))
     for row in range(3):
@@ -84,12 +87,12 @@ def test_weights_mean_the_same_as_repeating_the_images():
             assert ours[name][row] == pytest.approx(value, abs=1e-12), name
 
 
-def test_confusion_matrices_equal_scikit_learns_with_truth_in_rows():
-    predictions = draw_predictions(50, 5, unknown=0.3)
-    said = predictions.predicted.scores_NZ
-    ours = weighted_confusion(said, predictions.zones_NZ, np.ones((1, 50)))[0]
+def test_confusion_matrices_equal_scikit_learn_with_truth_in_rows():
+    predictions = random_predictions(50, 5, unknown=0.3)
+    predicted = predictions.predicted.scores_NZ
+    ours = weighted_confusion(predicted, predictions.zones_NZ, np.ones((1, 50)))[0]
     for zone in range(6):
-        theirs = confusion_matrix(predictions.zones_NZ[:, zone], said[:, zone], labels=range(5))
+        theirs = confusion_matrix(predictions.zones_NZ[:, zone], predicted[:, zone], labels=range(5))
         np.testing.assert_array_equal(ours[zone], theirs)
 
 
@@ -100,7 +103,7 @@ def test_auroc_counts_ties_half():
     assert ours == pytest.approx(roc_auc_score(positive, score))
 
 
-def test_a_perfect_model_scores_one_and_errs_by_nothing():
+def test_a_perfect_model_scores_one_with_zero_error():
     predictions = certain([[0] * 6, [1] * 6, [2] * 6, [3] * 6])
     values = {name: value[0] for name, value in measure(predictions, np.ones((1, 4))).items()}
     assert values["f1_macro"] == values["risk_auroc"] == values["risk_accuracy"] == 1
@@ -110,12 +113,12 @@ def test_a_perfect_model_scores_one_and_errs_by_nothing():
 
 def test_a_predicted_unknown_on_a_graded_zone_counts_as_wrong():
     truth = [[0] * 6, [1] * 6, [2] * 6, [3] * 6]
-    values = measure(certain(truth, said=[[4] * 6, *truth[1:]]), np.ones((1, 4)))
+    values = measure(certain(truth, predicted=[[4] * 6, *truth[1:]]), np.ones((1, 4)))
     assert values["f1_macro"][0] == pytest.approx(0.75)
 
 
-def test_auroc_over_the_classes_that_occur_where_one_is_absent():
-    predictions = draw_predictions(100, 6, unknown=0)
+def test_auroc_averages_the_classes_that_occur():
+    predictions = random_predictions(100, 6, unknown=0)
     without_high = repeated(predictions, (predictions.csi_N <= 2.2).astype(int))
     values = measure(without_high, np.ones((1, len(without_high))))
     assert np.isnan(values["risk_auroc_high"][0])
@@ -132,7 +135,7 @@ def test_undefined_metrics_are_nan_under_the_weights_that_make_them_so():
 
 
 @pytest.mark.parametrize("zones", [np.full((5, 6), 4), np.full((5, 6), 2)])
-def test_a_split_that_is_all_unknown_or_all_alike_gives_nan_not_an_error(zones):
+def test_a_split_that_is_all_unknown_or_all_one_score_gives_nan_not_an_error(zones):
     values = measure(certain(zones), np.ones((1, 5)))
     assert np.isnan(values["risk_auroc"][0])
     assert np.isnan(values["csi_pearson_r"][0])
@@ -144,14 +147,14 @@ def test_metrics_have_display_names():
 
 
 def test_bins_hold_every_graded_zone_once():
-    predictions = draw_predictions(100, 0, unknown=0.3)
+    predictions = random_predictions(100, 0, unknown=0.3)
     bins = calibration(predictions)["bins"]
     assert sum(entry["num_zones"] for entry in bins) == (predictions.zones_NZ != 4).sum()
     assert all(entry["low"] <= entry["confidence"] <= entry["high"] for entry in bins)
 
 
 def test_the_error_is_the_gap_between_confidence_and_accuracy():
-    half_right = calibration(certain([[0] * 6, [1] * 6], said=[[0] * 6, [2] * 6]))
+    half_right = calibration(certain([[0] * 6, [1] * 6], predicted=[[0] * 6, [2] * 6]))
     assert half_right["expected_calibration_error"] == pytest.approx(0.5)
     assert half_right["bins"] == [{"low": 0.9, "high": 1.0, "num_zones": 12, "confidence": 1.0, "accuracy": 0.5}]
 
@@ -160,8 +163,8 @@ def test_nothing_graded_has_no_calibration():
     assert calibration(certain(np.full((3, 6), 4))) == {"expected_calibration_error": None, "bins": []}
 
 
-def test_the_bins_are_scikit_learns():
-    predictions = draw_predictions(300, 7, unknown=0.2)
+def test_the_bins_equal_scikit_learn():
+    predictions = random_predictions(300, 7, unknown=0.2)
     graded = predictions.zones_NZ != 4
     given_graded = score_distributions(predictions.probabilities_NZK)[graded]
     correct = given_graded.argmax(axis=1) == predictions.zones_NZ[graded]

@@ -81,14 +81,14 @@ def test_a_bare_state_dict_needs_its_image_size_from_the_caller(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_malicious_pickle_is_refused_and_never_executed(tmp_path, protocol):
+def test_a_malicious_pickle_is_rejected_and_never_executed(tmp_path, protocol):
     path, target = tmp_path / "evil.pth", tmp_path / "executed"
     path.write_bytes(pickle.dumps({"weight": Payload(target)}, protocol=protocol))
     assert "nothing in it was executed" in refused(path, **FORM)
     assert not target.exists()
 
 
-def test_a_malicious_pytorch_archive_is_refused_and_never_executed(tmp_path):
+def test_a_malicious_pytorch_archive_is_rejected_and_never_executed(tmp_path):
     path, target = tmp_path / "evil.pth", tmp_path / "executed"
     torch.save({"weight": torch.ones(2), "more": Payload(target)}, path)
     assert "nothing in it was executed" in refused(path, **FORM)
@@ -112,7 +112,7 @@ def test_junk_is_a_one_line_error(tmp_path, junk, suffix):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {}, torch.ones(2)])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+def test_a_file_without_a_state_dict_is_rejected(tmp_path, content):
     torch.save(content, tmp_path / "m.pth")
     assert "no state dict" in refused(tmp_path / "m.pth", **FORM)
 
@@ -123,17 +123,17 @@ def test_a_bare_state_dict_needs_its_architecture_from_the_caller(tmp_path):
     assert "--model-arch" in message
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
+def test_weights_of_another_architecture_are_rejected(tmp_path):
     torch.save({"layer.weight": torch.ones(3)}, tmp_path / "m.pth")
     assert "do not fit Custom_1 (33 weights are missing or unknown)" in refused(tmp_path / "m.pth", **FORM)
 
 
-def test_weights_that_do_not_fit_the_architecture_named_are_refused(tmp_path):
+def test_weights_that_do_not_fit_the_named_architecture_are_rejected(tmp_path):
     path = write_model_file(tmp_path / "m.safetensors", architecture="resnet18")
     assert "do not fit resnet18" in refused(path)
 
 
-def test_shapes_that_differ_are_refused(tmp_path, model_file):
+def test_shapes_that_differ_are_rejected(tmp_path, model_file):
     state = load_file(model_file)
     name = next(name for name, tensor in state.items() if tensor.ndim == 4)
     state[name] = torch.ones(1)
@@ -147,11 +147,11 @@ def test_an_unknown_architecture_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("form", [{"image_size_px": 1}, {"image_size_px": "big"}, {"normalisation": "none"}])
-def test_an_image_form_that_is_not_allowed_is_refused(tmp_path, form):
+def test_an_invalid_image_size_or_normalisation_is_rejected(tmp_path, form):
     assert "is not allowed" in refused(write_model_file(tmp_path / "m.safetensors", **form))
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_are_not_finite_are_rejected(tmp_path):
     model = build_model("Custom_1")
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")
@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("card", ["", "[]", "{", "[" * 100_000])
-def test_metadata_that_is_no_card_is_refused(tmp_path, model_file, card):
+def test_metadata_without_a_valid_card_is_rejected(tmp_path, model_file, card):
     save_file(load_file(model_file), tmp_path / "m.safetensors", {"format": FORMAT, "card": card})
     assert "card is not a JSON object" in refused(tmp_path / "m.safetensors")
 
@@ -171,7 +171,7 @@ def test_missing_files_folders_and_other_types_are_distinguished(tmp_path):
     assert "there is no such model file" in refused(tmp_path / "folder.pth")
 
 
-def test_output_that_is_not_finite_is_refused(model_file):
+def test_output_that_is_not_finite_is_rejected(model_file):
     loaded = load_model(model_file, CPU)
     with torch.no_grad():
         for parameter in loaded.model.parameters():

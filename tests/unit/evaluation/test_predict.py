@@ -32,7 +32,7 @@ def predict(loaded, paths, batch_size=4, advance=lambda _: None):
     return list(predict_images(loaded, paths, EvaluationSettings(batch_size=batch_size), RADIOGRAPHS, advance))
 
 
-def test_every_format_is_predicted_in_order_as_if_it_were_alone(loaded, images):
+def test_every_format_is_predicted_in_order_as_it_is_alone(loaded, images):
     assert len({"".join(path.suffixes) for path in images}) > 2
     results = predict(loaded, images)
     assert [result.path for result in results] == images

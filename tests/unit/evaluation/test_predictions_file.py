@@ -43,7 +43,7 @@ def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     assert problems == [PROBLEM]
 
 
-def test_json_is_an_array_of_the_same():
+def test_json_is_an_array_of_the_same_results():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "json")
     first, problem, ungraded = json.loads(text)
     assert first["risk_probabilities"] == {"low": 0.2, "medium": 0.7, "high": 0.1}

@@ -42,25 +42,25 @@ def test_a_baseline_is_evaluated_and_compared_on_the_same_images(cache_folder, m
     assert "small.safetensors compared with base.safetensors" in run.files[5].read_text()
 
 
-def test_two_models_of_one_name_do_not_overwrite_each_other(cache_folder, model_file, tmp_path, quick):
+def test_two_models_with_the_same_name_do_not_overwrite_each_other(cache_folder, model_file, tmp_path, quick):
     baseline = write_model_file(tmp_path / "small.safetensors", seed=3)
     run = run_evaluation(tmp_path, Cache.open(cache_folder), model_file, quick, CPU, baseline_path=baseline)
     assert [path.name for path in run.files[:4:2]] == ["small.json", "small_as_baseline.json"]
 
 
-def test_a_model_of_another_cache_is_warned_of(cache_folder, tmp_path, quick):
+def test_a_model_from_another_cache_gives_a_warning(cache_folder, tmp_path, quick):
     path = write_model_file(tmp_path / "m.safetensors", data={"cache": "f" * 16})
     run = run_evaluation(tmp_path, Cache.open(cache_folder), path, quick, CPU)
     assert "may have been among its training patients" in run.evaluation.warnings[0]
 
 
-def test_a_model_of_another_image_size_is_refused(cache_folder, tmp_path, quick):
+def test_a_model_for_another_image_size_is_rejected(cache_folder, tmp_path, quick):
     path = write_model_file(tmp_path / "m.safetensors", image_size_px=64)
     with pytest.raises(ConfigurationError, match="64 px, the cache holds 32 px"):
         run_evaluation(tmp_path, Cache.open(cache_folder), path, quick, CPU)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(cache_folder, model_file, tmp_path, quick):
+def test_a_read_only_folder_is_a_one_line_error(cache_folder, model_file, tmp_path, quick):
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="evaluation cannot be written"):
         run_evaluation(tmp_path, Cache.open(cache_folder), model_file, quick, CPU)

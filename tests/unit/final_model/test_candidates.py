@@ -59,7 +59,7 @@ def candidate(rate: float) -> Candidate:
     return Candidate(recipe(learning_rate=rate))
 
 
-def test_candidates_are_the_files_own_then_the_best_complete_trials_with_distinct_parameters(tmp_path):
+def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicates(tmp_path):
     study = study_of((SMALL, 0.5), (HIGH, 0.4), (HIGH, 0.45), ({"learning_rate": 9e-3}, 0.1), ({"patience": 6}, 0.42))
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     found = find_candidates(hyperparams(tmp_path), study, 3, None)
@@ -70,12 +70,12 @@ def test_candidates_are_the_files_own_then_the_best_complete_trials_with_distinc
 
 
 @pytest.mark.parametrize("changes", [{"confirmed": True}, {"study": None}])
-def test_a_confirmed_file_or_one_by_hand_is_the_only_candidate(tmp_path, changes):
+def test_a_confirmed_or_handwritten_file_is_the_only_candidate(tmp_path, changes):
     found = find_candidates(hyperparams(tmp_path, **changes), study_of((HIGH, 0.9)), 3, None)
     assert rates(found) == [1e-3]
 
 
-def test_one_candidate_or_no_study_leaves_the_files_own(tmp_path):
+def test_one_candidate_or_no_study_leaves_only_the_file(tmp_path):
     assert len(find_candidates(hyperparams(tmp_path), study_of((HIGH, 0.9)), 1, None)) == 1
     assert len(find_candidates(hyperparams(tmp_path), None, 3, None)) == 1
 
@@ -140,12 +140,12 @@ def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer)
     assert sum(advanced) == 8
 
 
-def test_no_candidate_that_can_be_trained_is_one_line(trainer, tmp_path):
+def test_no_trainable_candidate_is_a_one_line_error(trainer, tmp_path):
     with pytest.raises(InfeasibleTrialError, match="none of the 1 candidates can be trained here: the training loss"):
         confirm_candidates([candidate(1e-3)], (1,), replace(trainer, settings=diverging(tmp_path)))
 
 
-def test_optimized_params_tell_all_candidates_and_are_read_as_confirmed(trainer, tmp_path):
+def test_optimized_params_list_all_candidates_and_read_as_confirmed(trainer, tmp_path):
     results = {1e-3: ([0.5, 0.6], 1.0), 3e-3: ([0.7, 0.9], 2.0)}
     candidates = [Candidate(recipe(), 4, 0.55), Candidate(recipe(learning_rate=3e-3), 7, 0.5)]
     winner = confirm_candidates(candidates, (1, 2), shelf(trainer, results))
@@ -167,7 +167,7 @@ def test_a_candidate_without_results_is_written_as_null():
     assert good.to_json(winner=True)["seeds"] == [{"seed": 1, "val_f1": 0.5, "best_epoch": 1, "num_epochs": 2}]
 
 
-def test_parameters_that_cannot_be_written_are_one_line(trainer, tmp_path):
+def test_params_that_cannot_be_written_are_a_one_line_error(trainer, tmp_path):
     winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):

@@ -44,7 +44,7 @@ def card(trainer, state, tmp_path):
     return build_card(context, result, evaluation)
 
 
-def test_both_kinds_of_file_give_the_model_back_with_its_card(tmp_path, state, card):
+def test_both_file_types_load_as_the_model_with_its_card(tmp_path, state, card):
     path = tmp_path / "models" / "optimized_model.safetensors"
     written = write_model(path, state, card, with_pth=True)
     assert set(written["files"]) == {"optimized_model.safetensors", "optimized_model.pth"}
@@ -63,7 +63,7 @@ def test_the_state_dict_is_plain(tmp_path, state, card):
     assert plain.keys() == state.keys()
 
 
-def test_the_card_tells_what_a_reader_must_know(tmp_path, state, card):
+def test_the_card_has_every_section(tmp_path, state, card):
     path = tmp_path / "m.safetensors"
     write_model(path, state, card, with_pth=False)
     text = path.with_suffix(".md").read_text()
@@ -116,18 +116,18 @@ def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_descr
         patch.setattr(Path, "unlink", counted(real_unlink))
         with pytest.raises(PulledPlugError):
             write_model(path, newer, card | {"request": "r2"}, with_pth=True)
-    load_model(path, CPU)  # old or new, but whole
-    whole = read_valid_card(path)
-    if whole is not None:
+    load_model(path, CPU)  # old or new, but intact
+    valid = read_valid_card(path)
+    if valid is not None:
         first = next(iter(state))
         is_new = torch.equal(load_model(path, CPU).model.state_dict()[first], newer[first])
-        assert whole["request"] == ("r2" if is_new else "r1")
+        assert valid["request"] == ("r2" if is_new else "r1")
     write_model(path, newer, card | {"request": "r2"}, with_pth=True)
     assert read_valid_card(path)["request"] == "r2"
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.json", "m.md"])
-def test_a_card_is_not_whole_once_a_file_of_it_is_gone_or_changed(tmp_path, state, card, name):
+def test_a_card_is_invalid_once_one_of_its_files_is_missing_or_changed(tmp_path, state, card, name):
     path = tmp_path / "m.safetensors"
     write_model(path, state, card, with_pth=True)
     if name == "m.safetensors":
@@ -171,14 +171,14 @@ def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path,
     assert read_valid_card(path)["test"] is None
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, state, card):
+def test_a_read_only_folder_is_a_one_line_error(tmp_path, state, card):
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="the model cannot be written") as caught:
         write_model(tmp_path / "models" / "m.safetensors", state, card, with_pth=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_is_removed_with_all_that_speaks_of_it(tmp_path, state, card):
+def test_a_model_is_removed_with_the_files_that_describe_it(tmp_path, state, card):
     path = tmp_path / "models" / "m.safetensors"
     write_model(path, state, card, with_pth=True)
     remove_model(path)

@@ -30,13 +30,13 @@ def test_the_best_params_of_a_study_are_a_search_result(tmp_path):
     assert (file.is_search_result, file.is_confirmed) == (True, False)
 
 
-def test_optimized_params_are_confirmed_already(tmp_path):
+def test_optimized_params_are_already_confirmed(tmp_path):
     file = read(write_hyperparams(tmp_path / "o.json", confirmed=True, cache="abc"))
     assert (file.is_search_result, file.is_confirmed, file.cache) == (False, True, "abc")
 
 
 @pytest.mark.parametrize("content", [{"params": {"learning_rate": 0.01}}, {"learning_rate": "1e-2"}])
-def test_a_file_by_hand_takes_defaults_for_what_it_leaves_out(tmp_path, content):
+def test_a_handwritten_file_takes_defaults_for_what_it_omits(tmp_path, content):
     path = tmp_path / "h.json"
     path.write_text(json.dumps(content), encoding="utf-8-sig")
     file = read(path)
@@ -60,18 +60,18 @@ def test_a_file_by_hand_takes_defaults_for_what_it_leaves_out(tmp_path, content)
         ({"max_epochs": "many"}, "max_epochs cannot be used"),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(tmp_path, changes, message):
+def test_invalid_content_is_named_in_one_line(tmp_path, changes, message):
     assert message in refused(write_hyperparams(tmp_path / "b.json", **changes))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00", "[" * 100_000])
-def test_what_is_no_json_object_is_refused(tmp_path, text):
+def test_anything_but_a_json_object_is_rejected(tmp_path, text):
     path = tmp_path / "b.json"
     path.write_text(text)
     assert "JSON" in refused(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_rejected(tmp_path):
     assert "cannot be read" in refused(tmp_path / "missing.json")
     assert "cannot be read" in refused(tmp_path)
 

@@ -29,7 +29,7 @@ def same(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_training_is_kept_as_train_model_gives_it(trainer):
+def test_a_result_is_stored_as_train_model_returns_it(trainer):
     result = trainer.run(recipe(), 5)
     expected = train_model(
         trainer.cache.train,
@@ -52,9 +52,9 @@ def test_a_finished_training_is_not_trained_again(trainer):
     assert sum(advanced) == 2
 
 
-def test_an_interrupted_training_goes_on_and_ends_in_the_same_bits(trainer, tmp_path):
-    whole = replace(trainer, folder=tmp_path / "whole")
-    expected = whole.run(recipe(EPOCHS), 5)
+def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(trainer, tmp_path):
+    uninterrupted = replace(trainer, folder=tmp_path / "uninterrupted")
+    expected = uninterrupted.run(recipe(EPOCHS), 5)
     num_batches = len(trainer.cache.train) // 16 + 2
     with pytest.raises(StopRequestedError):
         replace(trainer, check=StopAfter(2 * num_batches + 1)).run(recipe(EPOCHS), 5)
@@ -64,10 +64,10 @@ def test_an_interrupted_training_goes_on_and_ends_in_the_same_bits(trainer, tmp_
     resumed = replace(trainer, check=check).run(recipe(EPOCHS), 5, advanced.append)
     assert resumed == expected
     assert sum(advanced) == EPOCHS
-    assert same(trainer.weights(recipe(EPOCHS), resumed), whole.weights(recipe(EPOCHS), expected))
+    assert same(trainer.weights(recipe(EPOCHS), resumed), uninterrupted.weights(recipe(EPOCHS), expected))
 
 
-def test_checkpoints_go_once_the_result_is_kept(trainer):
+def test_checkpoints_are_removed_once_the_result_is_stored(trainer):
     trainer.run(recipe(), 5)
     names = sorted(path.name for path in trainer.folder.rglob("*"))
     assert names == sorted([trainer.recipe_digest(recipe()), "seed-5.json", "seed-5.safetensors"])
@@ -87,7 +87,7 @@ def test_a_damaged_result_is_trained_again(trainer, damage):
     assert trainer.run(recipe(), 5) == result
 
 
-def test_the_digest_is_of_what_decides_the_outcome(trainer):
+def test_the_digest_covers_what_decides_the_result(trainer):
     digest = trainer.recipe_digest(recipe())
     assert trainer.recipe_digest(recipe(3)) != digest
     assert trainer.recipe_digest(recipe(learning_rate=2e-3)) != digest
@@ -108,7 +108,7 @@ def test_pretrained_weights_count_by_content_not_by_name(trainer, tmp_path):
     assert digest("a.pth", b"1") == digest("b.pth", b"1") != digest("a.pth", b"2")
 
 
-def test_what_cannot_be_trained_is_not_kept(trainer, tmp_path):
+def test_an_infeasible_training_is_not_kept(trainer, tmp_path):
     advanced: list[int] = []
     with pytest.raises(InfeasibleTrialError):
         replace(trainer, settings=diverging(tmp_path)).run(recipe(3), 5, advanced.append)
@@ -116,7 +116,7 @@ def test_what_cannot_be_trained_is_not_kept(trainer, tmp_path):
     assert not list(trainer.folder.rglob("seed-5.json"))
 
 
-def test_a_place_that_cannot_be_written_is_one_line(trainer):
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(trainer):
     trainer.folder.write_text("a file")
     with pytest.raises(CsiJobError) as caught:
         trainer.run(recipe(1), 5)

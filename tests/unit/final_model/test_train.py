@@ -71,8 +71,8 @@ def test_the_kept_model_is_the_best_seed_of_the_best_mean_with_its_own_validatio
     kept = max(best["seeds"], key=lambda row: row["val_f1"])
     assert model.card["kept_seed"] == kept["seed"]
     loaded, data = load_model(model.path, torch.device("cpu")), Cache.open(cache_folder).split("validation")
-    said = predict_probabilities(loaded, data.images_NHW, 8).argmax(axis=2)
-    measured = mean_f1(confusion(torch.from_numpy(said), data.zones_NZ))
+    predicted = predict_probabilities(loaded, data.images_NHW, 8).argmax(axis=2)
+    measured = mean_f1(confusion(torch.from_numpy(predicted), data.zones_NZ))
     assert measured == pytest.approx(kept["val_f1"], abs=1e-9)
     assert model.card["validation"]["metrics"]["f1_macro"]["value"] == pytest.approx(measured, abs=1e-9)
 
@@ -94,7 +94,7 @@ def test_the_card_names_the_data_and_counts_patients_and_leaves_the_test_set_alo
     assert card["data"]["warnings"][: len(info.warnings)] == list(info.warnings)
 
 
-def test_again_it_does_nothing(done, copied, cache_folder):
+def test_running_again_does_nothing(done, copied, cache_folder):
     before = trained_files(copied)
     again = final(copied, cache_folder, study_of(*TRIALS))
     assert (done[1].is_new, again.is_new) == (True, False)
@@ -102,12 +102,12 @@ def test_again_it_does_nothing(done, copied, cache_folder):
     assert trained_files(copied) == before
 
 
-def test_it_needs_no_kept_trainings_to_know_that_all_is_done(copied, cache_folder):
+def test_it_needs_no_stored_trainings_to_know_that_all_is_done(copied, cache_folder):
     shutil.rmtree(copied / "models" / "candidates")
     assert not final(copied, cache_folder, study_of(*TRIALS)).is_new
 
 
-def test_a_lost_or_torn_file_is_made_again_without_training(copied, cache_folder):
+def test_a_corrupt_file_is_restored_without_training(copied, cache_folder):
     candidates = {path for path in trained_files(copied) if "candidates" in path.parts}
     before = {path: time_ns for path, time_ns in trained_files(copied).items() if path in candidates}
     weights = copied / "models" / "optimized_model.safetensors"
@@ -122,7 +122,7 @@ def test_a_lost_or_torn_file_is_made_again_without_training(copied, cache_folder
 @pytest.mark.parametrize(
     "changes", [{"num_candidates": 1}, {"num_seeds": 1}, {"evaluation": EvaluationSettings(num_bootstrap=101)}]
 )
-def test_less_or_other_metrics_reuse_every_training(copied, cache_folder, changes):
+def test_fewer_candidates_or_seeds_or_other_metrics_reuse_every_training(copied, cache_folder, changes):
     candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
     changed = final(copied, cache_folder, study_of(*TRIALS), **changes)
     assert changed.is_new
@@ -130,7 +130,7 @@ def test_less_or_other_metrics_reuse_every_training(copied, cache_folder, change
     assert len([path for path in trained_files(copied) if "candidates" in path.parts]) == len(candidates)
 
 
-def test_another_seed_trains_anew(copied, cache_folder):
+def test_another_seed_trains_again(copied, cache_folder):
     other = final(copied, cache_folder, study_of(*TRIALS), seed=50, num_seeds=1, num_candidates=1)
     assert [row["seed"] for row in other.card["seeds"]] == [50]
 
@@ -167,12 +167,12 @@ def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(
     assert not list((copied / "models").glob("baseline_model.*"))
 
 
-def test_nothing_that_can_be_trained_is_one_line(tmp_path, cache_folder):
+def test_nothing_trainable_is_a_one_line_error(tmp_path, cache_folder):
     with pytest.raises(InfeasibleTrialError, match="can be trained here"):
         final(tmp_path, cache_folder, trial=diverging(tmp_path), num_seeds=1)
 
 
-def test_a_work_folder_that_cannot_be_written_is_one_line(tmp_path, cache_folder):
+def test_a_read_only_work_folder_is_a_one_line_error(tmp_path, cache_folder):
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="work folder cannot be written"):
         final(tmp_path, cache_folder)
@@ -197,11 +197,11 @@ def start(work: Path, cache_folder: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(cache_folder, tmp_path_factory) -> FinalModel:
-    return final(tmp_path_factory.mktemp("whole"), cache_folder, num_seeds=1, max_epochs=4)
+    return final(tmp_path_factory.mktemp("uninterrupted"), cache_folder, num_seeds=1, max_epochs=4)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 1)])
-def test_a_killed_training_goes_on_from_its_last_epoch_and_ends_the_same(
+def test_a_killed_training_resumes_from_its_last_epoch_and_ends_the_same(
     tmp_path, cache_folder, uninterrupted, number, code
 ):
     work = tmp_path / "killed"

@@ -7,7 +7,7 @@ from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
-from tests.unit.evaluation.conftest import certain, draw_predictions, evaluated
+from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
 
@@ -19,7 +19,7 @@ def shown(renderable, width=80) -> str:
 
 
 def test_an_evaluation_fits_eighty_columns_with_every_value_whole():
-    evaluation = evaluated(draw_predictions(60, 0), QUICK, "optimized_model.safetensors")
+    evaluation = evaluated(random_predictions(60, 0), QUICK, "optimized_model.safetensors")
     text = shown(render_evaluation(evaluation))
     metric = evaluation.metrics["f1_macro"]
     assert f"{metric.value:.3f}  {metric.interval.low:.3f} to {metric.interval.high:.3f}" in text
@@ -44,7 +44,7 @@ def test_degenerate_resamples_are_counted():
 
 
 def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
-    predictions = draw_predictions(60, 1)
+    predictions = random_predictions(60, 1)
     better = certain(predictions.zones_NZ, predictions.patients_N)
     object.__setattr__(better, "pseudonyms", predictions.pseudonyms)
     comparison = compare_evaluations(evaluated(better, QUICK), evaluated(predictions, QUICK))
@@ -55,7 +55,7 @@ def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
 
 
 def test_a_run_shows_the_model_then_the_comparison():
-    evaluation = evaluated(draw_predictions(60, 0), QUICK)
+    evaluation = evaluated(random_predictions(60, 0), QUICK)
     assert "compared with" not in shown(render_run(EvaluationRun(evaluation, None, ())))
     text = shown(render_run(EvaluationRun(evaluation, compare_evaluations(evaluation, evaluation), ())))
     assert "model.safetensors compared with model.safetensors" in " ".join(text.split())
