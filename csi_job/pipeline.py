@@ -1,4 +1,4 @@
-"""The stages joined, in the order the data flows: cache, study, plots, final model, evaluation, predictions."""
+"""The stages in the order the data flows: cache, study, search, results, final model, evaluation, predictions."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def optimize_hyperparameters(
     wandb_project: str | None = None,
     **settings: Any,
 ) -> optuna.Study:
-    """Search for the best hyperparameters, from a script or a notebook.
+    """Search for the best hyperparameters from a script or a notebook.
 
     Args:
-        study_name: name of the study; one of this name in the storage is continued.
-        n_trials: total of finished trials of the study, shared by all its workers.
-        max_epochs: epochs of a trial at most.
+        study_name: name of the study; if it exists, it is continued.
+        n_trials: total number of finished trials in the study, across all workers.
+        max_epochs: maximum number of epochs per trial.
         sampler: `tpe`, `random` or `cmaes`.
         pruner: `median`, `successive_halving` or `none`.
-        wandb_project: Weights & Biases project; none: no tracking.
-        settings: further sections of the settings tree, e.g. `work="results"`,
+        wandb_project: Weights & Biases project; without one, nothing is tracked.
+        settings: other sections of the settings tree, e.g. `work="results"`,
             `radiographs={"labels": "labels.csv", "images": "images/"}`, `storage={"url": "sqlite:///studies.db"}`.
 
     Returns:
         the study, with its best value and parameters.
 
     Raises:
-        ConfigurationError: a setting that is not allowed, by its dotted path.
-        DataError: a label table or images that cannot be used.
+        ConfigurationError: an invalid setting, by its dotted path.
+        DataError: the label table or images cannot be used.
 
     """
     flags = {
@@ -99,7 +99,7 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
     """Return a finished cache; `key` names it if no data is named.
 
     Raises:
-        ConfigurationError: there is none, or several fit and none is named.
+        ConfigurationError: there is none, or several match and none is named.
 
     """
     named = settings.folder.cache(key)
@@ -115,50 +115,20 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
     return Cache.open(folder)
 
 
-def run_hyperopt(
-    settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None, own_process: bool = True
-) -> optuna.Study:
-    """Search until the study has its total of trials; builds the cache first where it is missing.
-
-    Args:
-        settings: the settings in force.
-        num_trials_given: whether `study.num_trials` was asked for, and so becomes the total of a study that exists.
-        more_trials: trials to add to the total.
-        own_process: whether this process may be ended when its training hangs; not in a notebook.
-
-    """
-    cache = prepare(settings)
-    study = define(settings, cache)
-    if more_trials is not None or num_trials_given:
-        num_trials = settings.study.num_trials if more_trials is None else None
-        set_target(study, num_trials=num_trials, more_trials=more_trials)
-    _search(study, cache, settings, own_process=own_process)
-    write_everything(study, settings.work)
-    return study
-
-
-def prepare(settings: Settings) -> Cache:
-    """Check what would fail late, and return the cache."""
+def define(settings: Settings) -> tuple[optuna.Study, Cache]:
+    """Check everything that would otherwise fail late, build the cache, and create the study or continue it."""
     check_sampler(settings.study.sampler, settings.study.objective)
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
-    if settings.radiographs.labels is not None:
-        _check_reachable(settings)
-    return ensure_cache(settings)
-
-
-def _check_reachable(settings: Settings) -> None:
-    """Open a database server and close it again, so that a wrong password shows before hours of decoding."""
-    if not database_address(settings.storage, settings.work).is_sqlite:
-        open_storage(settings.storage, settings.work, create=True).close()
-
-
-def define(settings: Settings, cache: Cache) -> optuna.Study:
-    """Make the study of these settings, or continue it."""
-    storage = open_storage(settings.storage, settings.work, create=True)
-    return define_study(storage, _definition(settings, settings.study, cache))
+    storage = None
+    if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
+        # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
+        storage = open_storage(settings.storage, settings.work, create=True)
+    cache = ensure_cache(settings)
+    storage = storage or open_storage(settings.storage, settings.work, create=True)
+    return define_study(storage, _definition(settings, settings.study, cache)), cache
 
 
 def _definition(settings: Settings, study: StudySettings, cache: Cache) -> Definition:
@@ -171,16 +141,29 @@ def _definition(settings: Settings, study: StudySettings, cache: Cache) -> Defin
     )
 
 
-def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
-    """Carry the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
-    named = settings.study.model_copy(update={"name": checked_name(new)})
-    definition = _definition(settings, named, existing_cache(settings))
-    storage = open_storage(settings.storage, settings.work, create=False)
-    return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
+def run_hyperopt(
+    settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None, own_process: bool = True
+) -> optuna.Study:
+    """Search until the study has its total of trials, building the cache first if needed.
+
+    Args:
+        settings: the current settings.
+        num_trials_given: whether `study.num_trials` was given, and becomes the total of an existing study.
+        more_trials: trials to add to the total.
+        own_process: whether this process may be ended if training hangs; not in a notebook.
+
+    """
+    study, cache = define(settings)
+    if more_trials is not None or num_trials_given:
+        num_trials = settings.study.num_trials if more_trials is None else None
+        set_target(study, num_trials=num_trials, more_trials=more_trials)
+    _search(study, cache, settings, own_process=own_process)
+    write_results(study, settings.folder)
+    return study
 
 
 def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_process: bool) -> None:
-    """Run trials until the study needs this worker no more."""
+    """Run trials until the study no longer needs this worker."""
     state = study_status(study)
     wandb = WandbTracker(settings.tracking, study, settings.work) if settings.tracking.wandb_project else None
     with (
@@ -196,7 +179,7 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
         def on_trial_finished(summary: WorkerSummary) -> None:
             live.trials_finished(study_status(study).num_finished)
             if summary.outcomes.total() % settings.study.report_every == 0:
-                write_everything(study, settings.work)
+                write_results(study, settings.folder)
 
         run_worker(
             study,
@@ -215,26 +198,33 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
             track_study(study, wandb, view_study(study).importances)
 
 
-def write_everything(study: optuna.Study, work: Path) -> list[Path]:
-    """Write best parameters, plots and report under `models/hyperopt/`; return the files."""
-    folder = WorkFolder(work)
+def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
+    """Write the best parameters, plots and report to `models/hyperopt/`; return the files."""
     view = view_study(study)
     best = write_best_params(view, folder.best_params(view.name))
-    return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, work)]
+    return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, folder.root)]
+
+
+def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
+    """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
+    named = settings.study.model_copy(update={"name": checked_name(new)})
+    definition = _definition(settings, named, existing_cache(settings))
+    storage = open_storage(settings.storage, settings.work, create=False)
+    return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
 
 def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
-    """Confirm the best candidates over several seeds, then train and export the final model and the baseline.
+    """Confirm the best candidates with several seeds, then train and export the final model and the baseline.
 
     Args:
-        settings: the settings in force.
+        settings: the current settings.
         hyperparams: `<study>_best_params.json`, or a file like it.
 
     """
     file = read_hyperparams(
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
-    study = _study_of(settings, file.study) if file.is_search_result else None
+    study = _study_named(file.study, settings) if file.is_search_result else None
     final = run_final_training(
         FinalTrainingRequest(
             work=settings.folder,
@@ -258,13 +248,13 @@ def run_evaluate(
     baseline_path: Path | None = None,
     architecture: str | None = None,
 ) -> EvaluationRun:
-    """Evaluate a model on the test set, and a baseline beside it.
+    """Evaluate a model, and optionally a baseline, on the test set.
 
     Args:
-        settings: the settings in force.
+        settings: the current settings.
         model_path: the model; default: the optimised one.
         baseline_path: a model to compare with.
-        architecture: of models whose file has no card.
+        architecture: name of the network, for models whose file has no card.
 
     """
     model = _model_file(settings, model_path)
@@ -281,16 +271,10 @@ def run_evaluate(
     record_test_metrics(model, run.evaluation)
     if baseline_path is not None and run.comparison is not None:
         record_test_metrics(baseline_path, run.comparison.baseline)
-    study = _study_of(settings, str(card["study"])) if "study" in card else None
+    study = _study_named(str(card["study"]), settings) if "study" in card else None
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
-
-
-def stored_baseline(settings: Settings) -> Path | None:
-    """Return the baseline model that `train-optimized` left, if it did."""
-    path = settings.folder.baseline_model
-    return path if path.is_file() else None
 
 
 def run_predict(
@@ -299,10 +283,10 @@ def run_predict(
     """Predict image files, or the images in folders; return the files that could not be read.
 
     Args:
-        settings: the settings in force.
+        settings: the current settings.
         paths: files and folders.
         model_path: the model; default: the optimised one.
-        stream: where the predictions are written as they come.
+        stream: where to write the predictions, as they are made.
         file_format: `csv` or `json`.
 
     """
@@ -316,15 +300,15 @@ def run_predict(
 def _model_file(settings: Settings, path: Path | None) -> Path:
     model = path or settings.folder.optimized_model
     if not model.is_file():
-        hint = "name one with --model-path, or make one: csi-job train-optimized"
+        hint = "name one with --model-path, or train one: csi-job train-optimized"
         raise ModelFileError("there is no such model file", got=str(model), hint=hint)
     return model
 
 
-def _study_of(settings: Settings, name: str) -> optuna.Study | None:
-    """Return the study that a file names, or None where this storage does not have it."""
+def _study_named(name: str, settings: Settings) -> optuna.Study | None:
+    """Return the study that a file names, or None, with a warning, if it is not in this database."""
     try:
         return open_study(settings.storage, settings.work, name)
     except ConfigurationError as error:
-        logger.warning("study %s cannot be looked at, so only what the file says is used: %s", name, error)
+        logger.warning("cannot open study %s, using only what the file contains: %s", name, error)
         return None

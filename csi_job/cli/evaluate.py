@@ -41,9 +41,11 @@ def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, b
 
     The differences between the two come with paired confidence intervals.
     """
-    from csi_job.pipeline import run_evaluate, stored_baseline
+    from csi_job.pipeline import run_evaluate
 
-    _print(run_evaluate(loaded.settings, model_path, baseline or stored_baseline(loaded.settings), model_arch))
+    stored = loaded.settings.folder.baseline_model
+    baseline = baseline or (stored if stored.is_file() else None)
+    _print(run_evaluate(loaded.settings, model_path, baseline, model_arch))
 
 
 def _print(run: EvaluationRun) -> None:

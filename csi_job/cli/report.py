@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @with_settings("study.name", "storage.url")
 def report(loaded: LoadedSettings) -> None:
     """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
-    from csi_job.pipeline import write_everything
+    from csi_job.pipeline import write_results
     from csi_job.study.studies import open_study
 
     settings = loaded.settings
-    for path in write_everything(open_study(settings.storage, settings.work, settings.study.name), settings.work):
+    for path in write_results(open_study(settings.storage, settings.work, settings.study.name), settings.folder):
         click.echo(path)

@@ -28,9 +28,9 @@ for command in (copy, export, migrate):
 @with_settings(*DATA, *STUDY)
 def create(loaded: LoadedSettings) -> None:
     """Create the study and its baseline trial without running anything; a study that exists is left as it is."""
-    from csi_job.pipeline import define, prepare
+    from csi_job.pipeline import define
 
-    made = define(loaded.settings, prepare(loaded.settings))
+    made, _ = define(loaded.settings)
     click.echo(f"study {made.study_name} is ready; to run its trials, use the same settings with: csi-job hyperopt")
 
 
