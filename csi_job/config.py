@@ -111,7 +111,7 @@ def load_settings(
     try:
         settings = Settings.model_validate(reduce(_merged, trees, Tree()))
     except ValidationError as error:
-        raise _refusal(error, origins) from None
+        raise _one_line(error, origins) from None
     return LoadedSettings(settings, origins)
 
 
@@ -236,7 +236,7 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{path}.")
 
 
-def _refusal(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
+def _one_line(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
     """Turn pydantic's first error into one line."""
     first, num_more = error.errors()[0], error.error_count() - 1
     path = ".".join(str(part) for part in first["loc"])

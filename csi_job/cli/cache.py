@@ -22,7 +22,10 @@ def cache() -> None:
 @cache.command()
 @with_settings(*DATA, *SPLIT)
 def build(loaded: LoadedSettings) -> None:
-    """Build the cache; an interrupted build is resumed, an existing cache is left as it is."""
+    """Build the cache.
+
+    An interrupted build is resumed; a finished cache of the same data and settings is left as it is.
+    """
     from csi_job.pipeline import ensure_cache
 
     cache = ensure_cache(loaded.settings)

@@ -27,7 +27,10 @@ for command in (copy, export, migrate):
 @study.command()
 @with_settings(*DATA, *STUDY)
 def create(loaded: LoadedSettings) -> None:
-    """Create the study and its baseline trial without running anything; a study that exists is left as it is."""
+    """Create the study and its baseline trial, without running any.
+
+    The cache is built first if needed. A study that already exists is left as it is.
+    """
     from csi_job.pipeline import define
 
     made, _ = define(loaded.settings)
