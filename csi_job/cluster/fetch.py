@@ -13,10 +13,10 @@ from typing import IO, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.pods import startup_problem
-from csi_job.cluster.stages import Release, find_release
+from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
 
-RESULTS: Final = ("models", "problems.csv")
+RESULTS: Final = ("models", WORK.problems.name)
 STARTUP_TIMEOUT_S: Final = 180.0
 EXEC_IDLE_TIMEOUT_S: Final = 120.0
 # An exec can lose the end of its output and still report success, a known bug; this marker is that end.
@@ -24,7 +24,7 @@ END_MARKER: Final = b"all results are here"
 MAX_TRIES: Final = 5
 # Packs whatever exists, except the models of candidates that lost.
 PACK: Final = (
-    f"cd /work && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T - "
+    f"cd {WORK.root} && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T - "
     f"&& printf '%s' '{END_MARKER.decode()}'"
 )
 

@@ -18,6 +18,7 @@ from csi_job.cluster.stages import (
     DATABASE,
     INSTANCE,
     RELEASE_VARIABLE,
+    SETTINGS_FILE,
     STAGES,
     Release,
     find_release,
@@ -37,7 +38,7 @@ STATUS_COMMAND: Final = (
     "CSI_JOB_STORAGE__CONNECT_S=5",  # instead of the stage's own, which is minutes
     "csi-job",
     "status",
-    "--config=/etc/csi-job/settings.yaml",
+    f"--config={SETTINGS_FILE}",
     "--json",
 )
 EXEC_IDLE_TIMEOUT_S: Final = 60.0

@@ -25,7 +25,7 @@ from csi_job.logs import get_logger
 
 logger = get_logger(__name__)
 POD_FAILURE_POLICY: Final = "PodFailurePolicy"  # reason of a Job that failed by an exit code no retry can fix
-# The chart's podFailurePolicy names the same codes; a test compares them.
+# The chart's podFailurePolicy has the same codes; tests/chart/test_contract.py compares them.
 NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedError.exit_code)
 EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -14,6 +15,7 @@ import yaml
 from csi_job.cluster.api import Cluster
 from csi_job.errors import ClusterError
 from csi_job.files import digest_json
+from csi_job.work_folder import WorkFolder
 
 STAGES: Final = ("cache", "search", "final")
 CONTROLLER: Final = "controller"  # the component that creates them
@@ -23,6 +25,9 @@ COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
 MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend")  # of a Job; any other change needs a new one
+# What follows is also in the chart; tests/chart/test_contract.py compares them.
+WORK: Final = WorkFolder(Path("/work"))  # mount of the work volume
+SETTINGS_FILE: Final = Path("/etc/csi-job/settings.yaml")
 # Set in the controller's pod: name of the release, and of the ConfigMap with its stages.
 RELEASE_VARIABLE: Final = "RELEASE_NAME"
 STAGES_VARIABLE: Final = "RELEASE_STAGES"

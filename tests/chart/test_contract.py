@@ -1,0 +1,134 @@
+"""What chart, image and program must agree on: exit codes, paths, variables, labels, annotations, command lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from csi_job.cli import cli
+from csi_job.cluster import stages
+from csi_job.cluster.fetch import PACK
+from csi_job.cluster.overview import STATUS_COMMAND
+from csi_job.cluster.stage_run import EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES
+from csi_job.config import load_settings
+from csi_job.errors import StageFailedError
+from tests.chart.chart import DEMO, ROOT, Document, containers, pods, render
+
+EVERYTHING: dict[str, Any] = {
+    **DEMO,
+    "dashboard.enabled": True,
+    "wandb.existingSecret": "w",
+    "job.tracking.wandb_project": "p",
+    "kueue.queueName": "gpus",
+    "budget": {"hours": 1, "gpuHours": 2},
+}
+PROGRAM = ("controller", *stages.STAGES, "check")  # components whose containers run csi-job itself
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return render(EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def ours(documents: list[Document]) -> list[Document]:
+    """The containers that run a command of csi-job."""
+    found = pods(documents)
+    return [container for component in PROGRAM for container in containers(found[component])]
+
+
+def environment(container: Document) -> dict[str, str]:
+    return {variable["name"]: variable.get("value", "1") for variable in container["env"]}
+
+
+def test_the_pod_failure_policies_know_the_programs_exit_codes(documents: list[Document]) -> None:
+    policies = [d["spec"]["podFailurePolicy"]["rules"] for d in documents if "podFailurePolicy" in d.get("spec", {})]
+    assert len(policies) == 1 + len(stages.STAGES)
+    for disruption, ignored, fatal in policies:
+        assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
+        assert (ignored["action"], ignored["onExitCodes"]["values"]) == ("Ignore", [EXIT_SIGTERM])
+        assert (fatal["action"], fatal["onExitCodes"]["values"]) == ("FailJob", list(NON_RETRIABLE_EXIT_CODES))
+    assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES) == (143, (2, 3))
+    assert StageFailedError.exit_code in NON_RETRIABLE_EXIT_CODES
+
+
+def test_work_volume_and_settings_are_mounted_where_the_program_looks(
+    documents: list[Document], ours: list[Document]
+) -> None:
+    (fetch,) = containers(pods(documents)["fetch"])
+    assert {mount["mountPath"] for mount in fetch["volumeMounts"]} == {str(stages.WORK.root)}
+    assert PACK.startswith(f"cd {stages.WORK.root} && ls -d models problems.csv")
+    assert f"--config={stages.SETTINGS_FILE}" in STATUS_COMMAND
+    for container in ours:
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(stages.SETTINGS_FILE.parent) in mounts
+        assert container["name"] == "controller" or str(stages.WORK.root) in mounts
+        assert environment(container)["CSI_JOB_WORK"] == str(stages.WORK.root)
+        paths = [value for name, value in environment(container).items() if name.endswith("_FILE")]
+        assert all(str(Path(path).parent) in mounts for path in paths)
+    image = (ROOT / "Dockerfile").read_text()
+    assert f"CSI_JOB_WORK={stages.WORK.root}\n" in image
+    assert "HOME=/tmp/home" in image  # the chart mounts a volume at /tmp
+
+
+def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None:
+    (user,) = re.findall(r"^USER (\d+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert {pods(documents)[name]["securityContext"]["runAsUser"] for name in PROGRAM} == {int(user)}
+
+
+def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:
+    arguments = {container["name"]: container["args"] for container in containers(pods(documents)["final"])}
+    assert f"--hyperparams={stages.WORK.best_params('csi_optimization')}" in arguments["train"]
+    assert f"--model-path={stages.WORK.optimized_model}" in arguments["evaluate"]
+
+
+def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) -> None:
+    for container in ours:
+        variables = environment(container)
+        settings = load_settings(environment=variables).settings
+        assert settings.work == stages.WORK.root
+        others = {name for name in variables if not name.startswith("CSI_JOB_")}
+        read = {parameter.envvar for _, command in commands() for parameter in command.params}
+        assert others <= {*read, stages.STAGES_VARIABLE, "TORCH_HOME"}
+        if container["name"] == "controller":
+            assert {stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE} <= others
+
+
+def test_every_command_line_is_one_of_the_program(ours: list[Document]) -> None:
+    known = dict(commands())
+    for container in ours:
+        arguments = container["args"]
+        length = next(n for n in (2, 1) if tuple(arguments[:n]) in known)
+        command = known[tuple(arguments[:length])]
+        command.make_parser(click.Context(command)).parse_args(list(arguments[length:]))  # raises on an unknown option
+
+
+def test_labels_annotations_and_keys_are_those_that_the_controller_reads(documents: list[Document]) -> None:
+    (found,) = [document for document in documents if document["metadata"]["name"].endswith("-stages")]
+    assert found["metadata"]["annotations"].keys() == {stages.DIGEST, stages.GPU_RESOURCE}
+    assert (
+        found["metadata"]["labels"].items() >= {**stages.NAME, stages.INSTANCE: "r", stages.COMPONENT: "stages"}.items()
+    )
+    assert found["data"].keys() == {f"{name}.yaml" for name in (*stages.STAGES, "fetch")}
+    components = {document["metadata"]["labels"][stages.COMPONENT] for document in documents}
+    assert components >= {stages.CONTROLLER, stages.DATABASE, *stages.STAGES, "fetch"}
+    jobs = [d for d in documents if d["kind"] == "Job" and d["metadata"]["labels"][stages.COMPONENT] in stages.STAGES]
+    assert [job["metadata"]["labels"][stages.QUEUE] for job in jobs] == ["gpus"] * len(stages.STAGES)
+
+
+def commands() -> list[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its words on the command line."""
+    found: list[tuple[tuple[str, ...], click.Command]] = []
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found += [((name, sub), child) for sub, child in command.commands.items()]
+        else:
+            found.append(((name,), command))
+    return found
