@@ -1,1 +1,1 @@
-"""What commands print: tables, status and progress."""
+"""What commands print: tables, status and live progress."""

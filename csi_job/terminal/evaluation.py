@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -12,6 +11,7 @@ from csi_job.evaluation.evaluate import Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.radiographs.zones import ZONES
+from csi_job.terminal.table import titled_table
 
 ZONE_HEADINGS = {"f1_macro": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
 COMPARISON_NOTE = (
@@ -40,25 +40,17 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     """Return the differences with intervals and the result in one sentence."""
     title = f"{comparison.model.model} compared with {comparison.baseline.model} on the {_images(comparison.model)}"
     interval = f"{comparison.model.settings.confidence:.0%} interval"
-    table = _table(title, "metric", "model", "base", "diff.", interval, "better in")
-    table.add_column("verdict", no_wrap=True)
+    headings = ("metric", "model", "base", "diff.", interval, "better in", "verdict")
+    table = titled_table(title, *headings, left=("metric", "verdict"))
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):
         table.add_row(*_difference_row(comparison.differences[name]))
     return Group(table, comparison.summary, COMPARISON_NOTE)
 
 
-def _table(title: str, heading: str, *numbers: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(heading, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
 def _summary(evaluation: Evaluation, risk: dict[str, object]) -> Table:
     interval = f"{evaluation.settings.confidence:.0%} interval"
-    table = _table(f"{evaluation.model} on the {_images(evaluation)}", "metric", "value", interval)
-    table.add_column("note")
+    title = f"{evaluation.model} on the {_images(evaluation)}"
+    table = titled_table(title, "metric", "value", interval, "note", left=("metric", "note"))
     for name, shown_name in METRIC_NAMES.items():
         metric = evaluation.metrics[name]
         note = _note(metric, evaluation.settings.num_bootstrap)
@@ -70,8 +62,7 @@ def _summary(evaluation: Evaluation, risk: dict[str, object]) -> Table:
 
 def _zones(evaluation: Evaluation, zones: dict[str, dict[str, object]]) -> Table:
     title = "per zone, over graded images; majority: always predicting the most frequent score"
-    table = _table(title, "zone", "graded", *ZONE_HEADINGS.values())
-    table.add_column("majority", no_wrap=True)
+    table = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), "majority", left=("zone", "majority"))
     for zone in ZONES:
         cells = (_with_interval(evaluation.metrics[f"{zone}.{name}"]) for name in ZONE_HEADINGS)
         majority = f"F1 {_number(zones[zone]['majority_f1'])}\nacc. {_number(zones[zone]['majority_accuracy'])}"

@@ -1,4 +1,4 @@
-"""A study as it runs: bars on a terminal, else a log line now and then."""
+"""Live progress of a study: bars on a terminal, otherwise a log line now and then."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ logger = get_logger(__name__)
 
 
 class LiveStudy:
-    """Shows the study's trials and the running trial's epochs; a tracker of the worker."""
+    """Shows the trials of the study and the epochs of the running trial; a tracker of the worker."""
 
     def __init__(self, bars: Progress | None, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
-        """Begin with what is finished already; without bars it logs."""
+        """Start from the trials that are finished already; log if there are no bars."""
         self._bars = bars
         self._max_epochs = max_epochs
-        self._said = time.monotonic()
+        self._logged_at = time.monotonic()
         if bars is not None:
             self._study = bars.add_task(f"study {study_name}", total=target, completed=num_finished, unit="trials")
             self._trial = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
 
     def trials_finished(self, num_finished: int) -> None:
-        """Take the number of finished trials of the whole study."""
+        """Update the number of finished trials, by all workers."""
         if self._bars is not None:
             self._bars.update(self._study, completed=num_finished)
 
@@ -42,12 +42,12 @@ class LiveStudy:
             self._bars.update(self._trial, visible=True, description=f"trial {number}")
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Advance the trial's bar, or say once in a while where it is."""
+        """Advance the trial's bar, or log its progress now and then."""
         val_f1 = metrics["val_f1"]
         if self._bars is not None:
             self._bars.update(self._trial, completed=epoch + 1, description=f"trial {number}, val_f1 {val_f1:.3f}")
-        elif time.monotonic() - self._said >= PROGRESS_LOG_EVERY_S:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
+            self._logged_at = time.monotonic()
             logger.info("trial %d: epoch %d of at most %d, val_f1 %.4f", number, epoch + 1, self._max_epochs, val_f1)
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
@@ -58,13 +58,13 @@ class LiveStudy:
 
 @contextmanager
 def live_study(study_name: str, *, target: int, num_finished: int, max_epochs: int) -> Iterator[LiveStudy]:
-    """Show a study while a worker runs.
+    """Show the progress of a study while a worker runs.
 
     Args:
         study_name: the study.
-        target: total of its trials.
+        target: total number of trials.
         num_finished: how many are finished now.
-        max_epochs: epochs of a trial at most.
+        max_epochs: most epochs per trial.
 
     """
     if not is_interactive():

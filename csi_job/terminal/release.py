@@ -1,20 +1,20 @@
-"""A release on Kubernetes for a terminal and as JSON: its pods, the trials they run, and the GPUs they hold."""
+"""A release on Kubernetes, for a terminal and as JSON: its pods, the trials they run, and the GPUs they hold."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from csi_job.report import format as fmt
-from csi_job.study.status import RunningStatus, StudyStatus
-from csi_job.terminal.status import render_status, status_dict
+from csi_job.study.status import StudyStatus
+from csi_job.terminal.status import epochs_done, render_status, status_dict
+from csi_job.terminal.table import plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,16 +29,16 @@ class PodView:
 
     name: str
     host: str
-    """The name by which the study knows what runs in it."""
+    """The host name that the study has for its worker."""
     stage: str
     state: str
     """`Running`, `Pending`, `Succeeded`, `Failed`, `Terminating`."""
     why: str
-    """Why it does not start, or how it failed."""
+    """Why it does not start, or why it failed."""
     node: str
     age_s: float
     num_gpus: int
-    """GPUs it asks for, and holds while it runs."""
+    """GPUs it requests, and holds while it runs."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,21 @@ class ReleaseView:
     namespace: str
     pods: tuple[PodView, ...]
     gpu_hours: float
-    """Over all pods of the search so far."""
+    """Used by all pods of the search so far."""
     study: StudyStatus | None = None
-    """None while it can't be known; `note` says why."""
+    """None if it is unknown; `note` says why."""
     note: str = ""
     is_over: bool = False
     """Whether the controller has ended."""
 
     @property
     def num_gpus(self) -> int:
-        """Return the GPUs that pods hold now."""
+        """Return the number of GPUs that pods hold now."""
         return sum(pod.num_gpus for pod in self.pods if pod.state in ("Running", "Terminating"))
 
 
 def render_release(view: ReleaseView) -> RenderableType:
-    """Return one picture of a release: the study, a row a pod with its trial, the GPUs."""
+    """Return the study, one row per pod with its trials, and the GPUs."""
     parts: list[RenderableType] = [render_status(view.study)] if view.study else []
     parts.append(_pods(view))
     gpus = f"{fmt.plural(view.num_gpus, 'GPU')} in use now, {view.gpu_hours:.1f} GPU hours used by the search"
@@ -74,52 +74,36 @@ def render_release(view: ReleaseView) -> RenderableType:
 
 
 def release_json(view: ReleaseView) -> str:
-    """Return the same as one JSON object."""
+    """Return the release as one JSON object."""
     content = asdict(view) | {"num_gpus": view.num_gpus}
     content["study"] = status_dict(view.study) if view.study else None
     return json.dumps(content, ensure_ascii=False)
 
 
 def _pods(view: ReleaseView) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False, title_justify="left")
-    shared = _shared([pod.name for pod in view.pods])
-    table.title = f"Release {view.name} in {view.namespace}" + (f", pods {shared}-…" if shared else "")
-    for title in ("Pod", "Stage", "State", "Node"):
-        table.add_column(title, overflow="fold")
-    for title in ("Age", "GPUs", "Trial", "Epoch", "F1 so far"):
-        table.add_column(title, justify="right")
+    shared = _shared_prefix([pod.name for pod in view.pods])
+    title = f"Release {view.name} in {view.namespace}" + (f", pods {shared}-…" if shared else "")
+    left = ("Pod", "Stage", "State", "Node")
+    table = plain_table(*left, "Age", "GPUs", "Trial", "Epoch", "F1 so far", left=left, title=title)
     for pod in view.pods[:MAX_PODS]:
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
         cells = (pod.node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
         table.add_row(pod.name.removeprefix(f"{shared}-"), pod.stage, state, *cells)
-    troubles = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
+    problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
-    return Group(table, *troubles, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
+    return Group(table, *problems, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
 
 
-def _shared(names: Sequence[str]) -> str:
-    """Return the words that all names begin with, `` for a single name."""
-    words_of_all = zip(*(name.split("-") for name in names), strict=False)
-    same = takewhile(lambda words: len(set(words)) == 1, words_of_all)
-    return "-".join(words[0] for words in same) if len(names) > 1 else ""
+def _shared_prefix(names: Sequence[str]) -> str:
+    """Return the parts, divided by hyphens, that all names start with; empty for a single name."""
+    parts = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split("-") for name in names), strict=False))
+    return "-".join(part for part, *_ in parts) if len(names) > 1 else ""
 
 
 def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:
     """Return trial, epoch and F1 of what runs in a pod; several trials may share it."""
-    trials = [trial for trial in study.running if trial.host == pod.host and not trial.is_orphan] if study else []
-    if pod.state not in ("Running", "Terminating") or not trials:
+    if study is None or pod.state not in ("Running", "Terminating"):
         return ("", "", "")
-    return (
-        _joined(str(trial.number) for trial in trials),
-        _joined(_epoch(trial) for trial in trials),
-        _joined(fmt.score(trial.f1) for trial in trials),
-    )
-
-
-def _epoch(trial: RunningStatus) -> str:
-    done = 0 if trial.epoch is None else trial.epoch + 1
-    return f"{done}/{trial.max_epochs}" if trial.max_epochs else str(done)
-
-
-def _joined(cells: Iterable[str]) -> str:
-    return " ".join(cells)
+    trials = [trial for trial in study.running if trial.host == pod.host and not trial.is_orphan]
+    cells = [(str(trial.number), epochs_done(trial), fmt.score(trial.f1)) for trial in trials]
+    return [" ".join(column) for column in zip(*cells, strict=True)] or ("", "", "")

@@ -1,4 +1,4 @@
-"""How a study stands, for a terminal and as JSON."""
+"""The status of a study, for a terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from csi_job.errors import DataError
 from csi_job.report import format as fmt
 from csi_job.storage.attributes import OUTCOMES
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
+from csi_job.terminal.table import plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +38,7 @@ OUTCOME_STYLES: dict[TrialOutcome, str] = {
 
 
 def render_status(status: StudyStatus) -> RenderableType:
-    """Return one picture of a study for a terminal: how far, the best so far, what runs now, what failed."""
+    """Return the progress of a study, its best trial, what is running, and what failed."""
     parts: list[RenderableType] = [_target_line(status), _outcomes_line(status), Text(), _best(status.best)]
     if status.running:
         parts += [Text(), _running(status.running)]
@@ -48,7 +49,7 @@ def render_status(status: StudyStatus) -> RenderableType:
 
 
 def status_dict(status: StudyStatus) -> dict[str, Any]:
-    """Return the same as plain values, for JSON."""
+    """Return the status as plain values, for JSON."""
     content = asdict(status)
     failures = [{"reason": reason, "num_trials": number} for reason, number in status.failures]
     counts = {"num_finished": status.num_finished, "num_running": status.num_running}
@@ -61,10 +62,10 @@ def status_json(status: StudyStatus) -> str:
 
 
 def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
-    """Return the status of which `status_json` made this; what a newer csi-job adds is left out.
+    """Return the status from `status_dict`; fields that a newer csi-job adds are ignored.
 
     Raises:
-        DataError: something is missing, as another version of csi-job has it.
+        DataError: a field is missing, because another version of csi-job wrote it.
 
     """
     best = content.get("best")
@@ -115,30 +116,27 @@ def _best(best: BestStatus | None) -> RenderableType:
     head = Text.assemble("Best validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
     if best.gflops is not None:
         head.append(f", {fmt.value(best.gflops)} GFLOPs per image: {best.rule}")
-    names = fmt.in_order(set(best.params))
-    params = ", ".join(f"{name} {fmt.value(best.params[name])}" for name in names)
-    return Group(head, Text(params, style="dim"))
+    return Group(head, Text(fmt.parameters(best.params), style="dim"))
 
 
 def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for title in ("Running", "Epoch", "F1 so far", "Attempt", "Last heartbeat"):
-        table.add_column(title, justify="right")
-    table.add_column("Worker", overflow="fold")
+    headings = ("Running", "Epoch", "F1 so far", "Attempt", "Last heartbeat", "Worker")
+    table = plain_table(*headings, left=("Worker",))
     for trial in trials[:MAX_ROWS]:
-        cells = (_epoch(trial), fmt.score(trial.f1), str(trial.attempt), _heard(trial))
+        cells = (epochs_done(trial), fmt.score(trial.f1), str(trial.attempt), _last_heartbeat(trial))
         style = "yellow" if trial.is_orphan else ""
         table.add_row(f"trial {trial.number}", *cells, Text(trial.host or fmt.MISSING), style=style)
     more = len(trials) - MAX_ROWS
     return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
 
 
-def _epoch(trial: RunningStatus) -> str:
+def epochs_done(trial: RunningStatus) -> str:
+    """Return e.g. `3/30`, or `3` if the limit is unknown."""
     done = 0 if trial.epoch is None else trial.epoch + 1
     return f"{done}/{trial.max_epochs}" if trial.max_epochs else str(done)
 
 
-def _heard(trial: RunningStatus) -> str:
+def _last_heartbeat(trial: RunningStatus) -> str:
     if trial.is_orphan:
         return "orphaned, will be resumed"
     return fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(max(trial.lease_age_s, 0.0))} ago"
@@ -154,9 +152,7 @@ def _pace(status: StudyStatus) -> str:
 
 
 def _failures(failures: tuple[tuple[str, int], ...]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("Failed", justify="right")
-    table.add_column("Reason", overflow="fold")
+    table = plain_table("Failed", "Reason", left=("Reason",))
     for reason, number in failures[:MAX_ROWS]:
         table.add_row(str(number), Text(reason))
     return table

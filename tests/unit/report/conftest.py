@@ -46,16 +46,7 @@ def _quiet_optuna():
 
 
 def suggest(trial):
-    trial.suggest_categorical("model_arch", list(GFLOPS)[:3])
-    optimizer = trial.suggest_categorical("optimizer", list(OPTIMIZERS))
-    trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True)
-    if optimizer != "adam":
-        trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
-    if optimizer == "sgd":
-        trial.suggest_float("momentum", 0.5, 0.99)
-    trial.suggest_categorical("batch_size", [16, 32, 64, 128])
-    trial.suggest_int("patience", 5, 20)
-    trial.suggest_float("unknown_weight", 0.1, 1.0)
+    return SearchSpace().suggest(trial)
 
 
 def f1_at(params, epoch, max_epochs, noise):

@@ -4,6 +4,10 @@ import stat
 import pytest
 
 from csi_job.errors import CsiJobError
+from csi_job.report.figures.history import history_plot
+from csi_job.report.figures.importances import importances_plot
+from csi_job.report.figures.parameters import parallel_plot
+from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -20,7 +24,7 @@ def test_files_are_named_as_the_reference_names_them(finished_study, tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o044 for path in written)  # others may read them
 
 
-def test_two_objectives_have_a_front_as_well(two_objectives, tmp_path):
+def test_two_objectives_have_a_pareto_front_too(two_objectives, tmp_path):
     assert write_plots(view_study(two_objectives), tmp_path)[-1].name == "costs_pareto_front.html"
 
 
@@ -29,10 +33,32 @@ def test_each_page_holds_plotly_once_and_loads_nothing(finished_study, tmp_path,
         page = read_page(path)
         assert page.loads() == []
         assert sum("plotly.js v" in script for _, script in page.scripts) == 1
-        assert len(page.figures()) == 1
 
 
-def test_the_browser_is_told_to_load_nothing(finished_study, tmp_path, read_page):
+def test_each_page_draws_its_plot_with_title_and_caption(finished_study, two_objectives, tmp_path, read_page):
+    one, two = view_study(finished_study), view_study(two_objectives)
+    pages = [*write_plots(one, tmp_path), write_plots(two, tmp_path)[-1]]
+    plots = [history_plot(one), importances_plot(one), parallel_plot(one), pareto_plot(two)]
+    for path, plot in zip(pages, plots, strict=True):
+        page = read_page(path)
+        assert path.stem.endswith(plot.key)
+        assert page.figures() == [json.loads(json.dumps(plot.figure))]
+        assert plot.title in page.text
+        assert plot.caption in page.text
+        assert all(warning in page.text for warning in plot.warnings)
+
+
+def test_the_pages_draw_every_trial_and_every_importance(finished_study, tmp_path, read_page):
+    view = view_study(finished_study)
+    history, importances, parallel = (read_page(path).figures()[0]["data"] for path in write_plots(view, tmp_path))
+    drawn = sorted(x for trace in history if trace["name"] != "Best so far" for x in trace["x"])
+    assert drawn == [trial.number for trial in view.trials if trial.outcome != "waiting"]
+    assert sorted(importances[0]["x"]) == pytest.approx(sorted(view.importances.values()))
+    lines = sum(trace["x"].count(None) for trace in parallel)
+    assert lines == len(view.with_outcome("complete", "pruned"))
+
+
+def test_the_policy_forbids_the_browser_to_load_anything(finished_study, tmp_path, read_page):
     page = read_page(write_plots(view_study(finished_study), tmp_path)[0])
     policies = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0].startswith("default-src 'none'")
@@ -61,15 +87,16 @@ def test_a_reason_with_markup_neither_ends_the_script_nor_becomes_markup(make_ri
     assert any("&lt;/script&gt;&lt;img src=x&gt;" in text for text in texts)
 
 
-def test_degenerate_studies_write_pages_that_say_what_is_missing(degenerate_study, tmp_path, read_page):
+def test_degenerate_studies_give_figures_or_say_why_there_is_none(degenerate_study, tmp_path, read_page):
     for path in write_plots(view_study(degenerate_study), tmp_path):
         page = read_page(path)
-        if not page.figures():
-            assert any(attrs.get("class") == "missing" for _, attrs in page.tags)
+        has_reason = any(attrs.get("class") == "missing" for _, attrs in page.tags)
+        assert has_reason != bool(page.figures())
+        if has_reason:
             assert page.scripts == []  # without a figure no plotly either
 
 
-def test_best_params_are_a_whole_set_of_hyperparameters_with_their_origin(finished_study, tmp_path):
+def test_best_params_are_a_complete_set_of_hyperparameters_with_their_origin(finished_study, tmp_path):
     path = write_best_params(view_study(finished_study), WorkFolder(tmp_path).best_params(finished_study.study_name))
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "csi_optimization_best_params.json"

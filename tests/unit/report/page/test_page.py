@@ -96,11 +96,26 @@ def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, fin
     assert "Test F1 vs. baseline" not in text
 
 
-@pytest.mark.parametrize("stem", ["optimized_model", "evaluation/optimized_model", "evaluation/comparison"])
+@pytest.mark.parametrize(
+    ("stem", "shown", "not_shown"),
+    [
+        ("optimized_model", "No final model has been trained for this study yet", "optimized_model.safetensors"),
+        ("optimized_model", "has not been evaluated on the test set yet", "Test F1"),
+        ("baseline_model", "optimized_model.safetensors", "baseline_model.safetensors"),
+        ("baseline_model", "Retrained, mean F1", "retrained the same way"),
+        ("evaluation/optimized_model", "has not been evaluated on the test set yet", "Test F1"),
+        ("evaluation/baseline_model", "Test F1", "Test F1 vs. baseline"),
+        ("evaluation/comparison", "Test F1", "Verdict"),
+        ("hyperopt/csi_optimization_optimized_params", "Not checked yet", "winner"),
+    ],
+)
 @pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}', '{"torn": '])
-def test_damaged_files_of_other_stages_are_left_out(stem, content, work, finished_study):
+def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, content, work, finished_study, read_page):
+    assert not_shown in read_page(write_report(view_study(finished_study), work)).text
     (work / "models" / f"{stem}.json").write_text(content)
-    write_report(view_study(finished_study), work)
+    text = read_page(write_report(view_study(finished_study), work)).text
+    assert shown in text
+    assert not_shown not in text
 
 
 def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work, make_rich_study, read_page):
