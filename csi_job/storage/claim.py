@@ -98,7 +98,7 @@ class _ClaimTransaction:
     tried: bool = False
 
     def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
-        """Return a trial, or why there is none; errors are returned, since what was decided is to be committed."""
+        """Return a trial, or why there is none; errors are returned, so that what was decided is committed."""
         if not lock_study(connection, self.study_id):
             return ConfigurationError("the study was deleted", hint="run the same command again to create a new one")
         committed = self._already_committed(connection) if self.tried else None

@@ -49,7 +49,7 @@ _INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")
 
 
 def migration_scripts() -> ScriptDirectory:
-    """Return Optuna's Alembic scripts; `RDBStorage` reaches them only by a connection of its own."""
+    """Return Optuna's Alembic scripts; `RDBStorage` reaches them only through its own connection."""
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 

@@ -317,7 +317,7 @@ class StudyStorage(OptunaStorage):
         return [trial for trial in trials if states is None or trial.state in states]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial, read in one statement; raise `KeyError` if there is none of this id."""
+        """Return a trial, read in one statement; raise `KeyError` if none has this id."""
         buffer = self._own_buffer()
         if buffer is not None and buffer.history is not None and trial_id in buffer.history:
             return copy.deepcopy(buffer.history[trial_id])

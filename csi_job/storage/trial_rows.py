@@ -161,7 +161,7 @@ def read_trials(
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
-    """Return one trial, None if there is none with this id."""
+    """Return one trial, None if none has this id."""
     trials = _read(connection, TRIALS.c.trial_id == trial_id)
     return trials[0] if trials else None
 

@@ -1,4 +1,4 @@
-"""The claim's order, its exactness, and what fences a trial, on both databases."""
+"""Claims: their order, the exact total, and fencing, on both databases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leased(study: optuna.Study, **options: Any) -> Lease:
 
 
 def expire(storage: StudyStorage, lease: Lease) -> None:
-    """Let a lease be too old."""
+    """Make a lease too old."""
     with storage.engine.begin() as connection:
         connection.execute(sa.update(LEASES).where(LEASES.c.trial_id == lease.trial_id).values(lease_s=0))
 
@@ -66,38 +66,38 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStor
     assert leased(study).number == 2  # new
 
 
-def test_a_live_lease_is_not_taken(storage: StudyStorage) -> None:
+def test_a_live_lease_is_not_taken_over(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     leased(study, worker_id="another-host|boot|space|1|1")
     assert isinstance(claim(study), NothingToClaim)
 
 
-def test_a_lease_of_a_dead_process_of_this_host_is_taken_at_once(storage: StudyStorage) -> None:
+def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     host, boot, space, _, _ = worker_id().split("|")
     leased(study, worker_id=f"{host}|{boot}|{space}|999999999|1")
     assert leased(study).attempt == 2
 
 
-def test_a_trial_given_back_is_free_at_once_and_not_held_against_it(storage: StudyStorage) -> None:
+def test_a_released_trial_is_free_immediately_and_counts_no_lost_attempt(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     for attempt in range(1, 8):
         lease = leased(study, max_attempts=2)
         assert lease.attempt == attempt
-        storage.write_trial(lease, TrialWrite(), renewed_at_s=0.0)
+        storage.release(lease, TrialWrite(), limit_s=0)
 
 
-def test_a_renewal_that_comes_late_does_not_take_a_trial_back_that_was_given_away(storage: StudyStorage) -> None:
+def test_a_late_renewal_does_not_take_a_released_trial_back(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     lease = leased(study)
     storage.renew(lease)
-    storage.write_trial(lease, TrialWrite(), renewed_at_s=0.0)
+    storage.release(lease, TrialWrite(), limit_s=0)
     with pytest.raises(LeaseLostError):
         storage.renew(lease)
     assert leased(study, max_attempts=1).attempt == 2
 
 
-def test_attempts_without_an_epoch_end_a_trial_and_free_its_place(storage: StudyStorage, url: str) -> None:
+def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=1)
     for _ in range(2):
         expire(storage, leased(study, max_attempts=2))
@@ -106,7 +106,7 @@ def test_attempts_without_an_epoch_end_a_trial_and_free_its_place(storage: Study
     assert "2 attempts" in study.trials[0].user_attrs["reason"]
 
 
-def test_an_attempt_with_an_epoch_is_not_held_against_the_trial(storage: StudyStorage) -> None:
+def test_an_attempt_with_an_epoch_does_not_count_as_lost(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     for attempt in range(1, 6):
         lease = leased(study, max_attempts=2)
@@ -115,7 +115,7 @@ def test_an_attempt_with_an_epoch_is_not_held_against_the_trial(storage: StudySt
         expire(storage, lease)
 
 
-def test_too_many_failures_end_the_study_with_the_last_reason(storage: StudyStorage) -> None:
+def test_too_many_failures_stop_the_study_with_the_last_reason(storage: StudyStorage) -> None:
     study = define(storage, num_trials=5)
     for _ in range(2):
         storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": "no such layer"}, state=TrialState.FAIL))
@@ -131,7 +131,7 @@ def test_failed_trials_do_not_count_for_the_total(storage: StudyStorage) -> None
     assert isinstance(claim(study), NothingToClaim)
 
 
-def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_are_no_failures(
+def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_as_failures(
     storage: StudyStorage, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = define(storage, num_trials=5)
@@ -157,7 +157,7 @@ def test_more_trials_are_added_to_the_target(storage: StudyStorage) -> None:
     assert study.user_attrs["target"] == 7
 
 
-def test_claims_at_once_never_exceed_the_target(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_concurrent_claims_never_exceed_the_target(storage: StudyStorage, url: str, tmp_path: Path) -> None:
     define(storage, num_trials=12)
 
     def worker(_: int) -> int:
@@ -176,7 +176,7 @@ def test_claims_at_once_never_exceed_the_target(storage: StudyStorage, url: str,
     assert sorted(number for (number,) in Reader(url).rows("SELECT number FROM trials")) == list(range(12))
 
 
-def test_an_owner_whose_lease_was_taken_writes_nothing_any_more(storage: StudyStorage, url: str) -> None:
+def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=1)
     old = leased(study)
     storage.write_trial(old, TrialWrite(steps={0: 0.1}), num_epochs=1)
@@ -187,56 +187,58 @@ def test_an_owner_whose_lease_was_taken_writes_nothing_any_more(storage: StudySt
             storage.write_trial(old, write)
     with pytest.raises(LeaseLostError):
         storage.renew(old)
+    assert (old.lost, new.lost) == (True, False)
     storage.write_trial(new, DONE)
     reader = Reader(url)
     assert reader.curves() == {0: [(0, 0.1)]}
     assert reader.rows("SELECT value FROM trial_values") == [(0.5,)]
 
 
-def test_a_claimant_spares_an_owner_that_comes_back_between_look_and_grasp(storage: StudyStorage) -> None:
+def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     lease = leased(study)
     expire(storage, lease)
-    came_back: list[bool] = []
+    renewed: list[bool] = []
 
     @sa.event.listens_for(storage.engine, "before_cursor_execute")
-    def come_back(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "SET token=" in statement and not came_back:
-            came_back.append(True)
+    def renew_meanwhile(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "SET token=" in statement and not renewed:
+            renewed.append(True)
             connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 1))
 
     assert isinstance(claim(study), NothingToClaim)
-    assert came_back
+    assert renewed
     storage.renew(lease)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_claim_whose_commit_was_not_answered_is_found_again(storage: StudyStorage, url: str) -> None:
+def test_a_claim_is_recognised_if_the_reply_to_its_commit_was_lost(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=5)
-    _lose_the_next_answer(storage)
+    _lose_the_next_reply(storage)
     assert leased(study).number == 0
     assert Reader(url).states() == {"RUNNING": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_an_end_whose_commit_was_not_answered_is_not_a_lost_lease(storage: StudyStorage, url: str) -> None:
+def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=5)
     lease = leased(study)
-    _lose_the_next_answer(storage)
+    _lose_the_next_reply(storage)
     storage.write_trial(lease, DONE)
+    assert not lease.lost
     assert Reader(url).states() == {"COMPLETE": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_target_raised_without_an_answer_is_raised_once(storage: StudyStorage) -> None:
+def test_a_target_is_raised_once_even_if_the_reply_was_lost(storage: StudyStorage) -> None:
     study = define(storage, num_trials=5)
-    _lose_the_next_answer(storage)
+    _lose_the_next_reply(storage)
     assert set_target(study, more_trials=3) == 8
     assert study.user_attrs["target"] == 8
 
 
-def _lose_the_next_answer(storage: StudyStorage) -> None:
-    """Commit the next transaction, and tell its client that the connection broke."""
+def _lose_the_next_reply(storage: StudyStorage) -> None:
+    """Commit the next transaction, but break its client's connection."""
     dialect = storage.engine.dialect
     commit = dialect.do_commit
 
@@ -250,7 +252,7 @@ def _lose_the_next_answer(storage: StudyStorage) -> None:
     dialect.do_commit = broken  # type: ignore[method-assign]
 
 
-def test_a_deleted_study_ends_its_workers_in_one_line(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_deleted_study_ends_its_workers_with_one_line(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage)
     lease = leased(study)
     delete_study(storage, "toy", tmp_path)
@@ -261,13 +263,13 @@ def test_a_deleted_study_ends_its_workers_in_one_line(storage: StudyStorage, tmp
     assert list_studies(storage) == []
 
 
-def test_a_study_of_another_space_is_refused_by_the_keys_that_differ(storage: StudyStorage) -> None:
+def test_another_space_is_rejected_with_the_keys_that_differ(storage: StudyStorage) -> None:
     define(storage)
     with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high \(was 1\.0, now 2\.0\)"):
         define(storage, space=toy_space(2.0))
 
 
-def test_two_studies_in_one_database_do_not_touch(storage: StudyStorage) -> None:
+def test_two_studies_in_one_database_are_independent(storage: StudyStorage) -> None:
     one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=1)
     assert [leased(study).number for study in (one, two, one)] == [0, 0, 1]
     assert isinstance(claim(two), NothingToClaim)
@@ -278,11 +280,11 @@ def test_two_studies_in_one_database_do_not_touch(storage: StudyStorage) -> None
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_server_restart_gives_every_owner_the_length_of_a_lease_to_come_back(storage: StudyStorage) -> None:
+def test_after_a_server_restart_every_worker_has_a_full_lease_to_renew(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     lease = leased(study)
     up_s = sa.literal_column("extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
-    renewed_at_s = LEASES.c.renewed_at_s - up_s - 700  # before the server began
+    renewed_at_s = LEASES.c.renewed_at_s - up_s - 700  # before the server's start
     with storage.engine.begin() as connection:
         connection.execute(sa.update(LEASES).values(renewed_at_s=renewed_at_s, lease_s=up_s + 600))
     outcome = claim(study)

@@ -1,4 +1,4 @@
-"""Passwords, roles and databases of a real PostgreSQL: what is refused, what is waited for, what is shown."""
+"""Passwords, roles and databases of a real PostgreSQL: what is rejected, retried and shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Server]:
-    """A server that asks `anna` for a password."""
+    """A server that requires a password from `anna`."""
     with guarded_server(PASSWORD, "CONNECTION LIMIT 2") as server:
         yield server
 
@@ -32,14 +32,16 @@ def settings(server: Server, password: str = PASSWORD, database: str = "csi", **
     return StorageSettings(url=SecretStr(url), password=SecretStr(password), **others)  # type: ignore[arg-type]
 
 
-def test_a_password_of_any_characters_opens_the_database(guarded: Server, tmp_path: Path) -> None:
+def test_a_password_may_contain_any_characters(guarded: Server, tmp_path: Path) -> None:
     storage = open_storage(settings(guarded), tmp_path, create=True)
     study = define(storage)
     assert work_on(study, tmp_path).num_finished == 5
+    storage.upgrade()  # connects by itself, with the password
+    assert PASSWORD not in storage.url
     storage.close()
 
 
-def test_a_wrong_password_is_one_line_that_shows_none(guarded: Server, tmp_path: Path) -> None:
+def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded: Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
         open_storage(settings(guarded, "wr0ng-secret"), tmp_path, create=True)
     assert caught.value.exit_code == 2
@@ -48,7 +50,7 @@ def test_a_wrong_password_is_one_line_that_shows_none(guarded: Server, tmp_path:
     assert caught.value.__cause__ is None
 
 
-def test_a_worker_waits_where_it_is_refused_since_the_password_was_right_before(
+def test_a_joining_worker_retries_when_rejected_since_the_password_worked_before(
     guarded: Server, tmp_path: Path
 ) -> None:
     refused = settings(guarded, "wr0ng-secret", connect_s=1.5).model_copy(update={"create_tables": False})
@@ -56,7 +58,7 @@ def test_a_worker_waits_where_it_is_refused_since_the_password_was_right_before(
         open_storage(refused, tmp_path, create=True)
 
 
-def test_a_worker_makes_no_tables(server: Server, tmp_path: Path) -> None:
+def test_a_joining_worker_creates_no_tables(server: Server, tmp_path: Path) -> None:
     with server.database() as url:
         given = StorageSettings(url=SecretStr(url), create_tables=False)
         with pytest.raises(ConfigurationError, match="there is no study in"):
@@ -70,7 +72,7 @@ def test_a_missing_database_is_one_line(guarded: Server, tmp_path: Path) -> None
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
 
 
-def test_a_host_where_nobody_listens_is_waited_for_and_then_one_line(tmp_path: Path) -> None:
+def test_a_host_without_a_server_is_retried_and_then_one_line(tmp_path: Path) -> None:
     url = SecretStr("postgresql://anna:s3cret@127.0.0.1:1/csi")
     with pytest.raises(StorageUnavailableError, match=r"could not be used for \d+ s.*refused") as caught:
         open_storage(StorageSettings(url=url, connect_s=1.5), tmp_path, create=True)
@@ -78,7 +80,7 @@ def test_a_host_where_nobody_listens_is_waited_for_and_then_one_line(tmp_path: P
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_server_without_a_free_slot_is_waited_for(guarded: Server, tmp_path: Path) -> None:
+def test_a_server_without_a_free_slot_is_retried(guarded: Server, tmp_path: Path) -> None:
     first = open_storage(settings(guarded), tmp_path, create=True)
     held = [first.engine.connect(), first.engine.connect()]  # all that `anna` may have
     timer = threading.Timer(1.0, lambda: [*(connection.close() for connection in held), first.close()])
@@ -89,7 +91,7 @@ def test_a_server_without_a_free_slot_is_waited_for(guarded: Server, tmp_path: P
     second.close()
 
 
-def test_without_tables_nothing_is_made_by_a_look(guarded: Server, tmp_path: Path) -> None:
+def test_looking_into_an_empty_database_creates_nothing(guarded: Server, tmp_path: Path) -> None:
     guarded.run("CREATE DATABASE empty OWNER anna")
     with pytest.raises(ConfigurationError, match="there is no study in"):
         open_storage(settings(guarded, database="empty"), tmp_path, create=False)
@@ -97,7 +99,7 @@ def test_without_tables_nothing_is_made_by_a_look(guarded: Server, tmp_path: Pat
     assert Server(url).run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
-def test_transactions_are_read_committed_and_end_when_nobody_answers(guarded: Server, tmp_path: Path) -> None:
+def test_transactions_are_read_committed_and_time_out(guarded: Server, tmp_path: Path) -> None:
     guarded.run("ALTER ROLE anna SET default_transaction_isolation = 'serializable'")
     storage = open_storage(settings(guarded), tmp_path, create=True)
     with storage.engine.connect() as connection:
@@ -113,7 +115,7 @@ def test_transactions_are_read_committed_and_end_when_nobody_answers(guarded: Se
     guarded.run("ALTER ROLE anna RESET default_transaction_isolation")
 
 
-def test_a_worker_has_two_connections_at_most(guarded: Server, tmp_path: Path) -> None:
+def test_a_worker_has_at_most_two_connections(guarded: Server, tmp_path: Path) -> None:
     guarded.run("ALTER ROLE anna CONNECTION LIMIT 3")
     storage = open_storage(settings(guarded, lease_s=0.2), tmp_path, create=True)
     study = define(storage, name="connections", num_trials=2)

@@ -1,4 +1,4 @@
-"""What is read by one statement is what Optuna reads, and what numpy computes, on both databases."""
+"""What one statement reads equals what Optuna reads and numpy computes, on both databases."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def curves_of(study: optuna.Study, values: Sequence[float]) -> None:
 
 
 @pytest.mark.parametrize("num_values", [1, 2, 5, 8, 31])
-def test_the_median_is_numpys(storage: StudyStorage, num_values: int) -> None:
+def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> None:
     study, other = define(storage, num_trials=99), define(storage, name="other")
     curves_of(other, [9.0] * 3)
     values = [random.Random(num_values).random() for _ in range(num_values)]
@@ -67,7 +67,7 @@ def test_the_median_is_numpys(storage: StudyStorage, num_values: int) -> None:
     assert row.median == pytest.approx(np.median(values), rel=1e-15)
 
 
-def test_where_nobody_has_been_nothing_is_pruned(storage: StudyStorage) -> None:
+def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage: StudyStorage) -> None:
     study = define(storage)
     question = median_question(study, 7)
     assert question is not None
@@ -76,12 +76,12 @@ def test_where_nobody_has_been_nothing_is_pruned(storage: StudyStorage) -> None:
     assert not should_prune(study, trial)
 
 
-def test_the_median_is_found_by_an_index(storage: StudyStorage) -> None:
+def test_the_median_has_an_index(storage: StudyStorage) -> None:
     names = {index["name"] for index in sa.inspect(storage.engine).get_indexes(STEPS.name)}
     assert "csi_job_steps" in names
 
 
-def test_whatever_is_written_under_a_lease_is_read_again(storage: StudyStorage) -> None:
+def test_all_kinds_of_values_survive_a_round_trip(storage: StudyStorage) -> None:
     study = define(storage, num_trials=2)
     lease = leased(study)
     odd = {"quote ' \" \\ {a,b} %s :x": ["é", None, 1e-300], "NULL": "NULL", "": {"a": math.inf}}

@@ -1,4 +1,4 @@
-"""The database's password reaches nothing that a run leaves, prints or shows in the process list."""
+"""The database's password appears in nothing that a run writes, prints or shows in the process list."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWOR
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Server]:
-    """A server that asks `anna` for a password."""
+    """A server that requires a password from `anna`."""
     with guarded_server(PASSWORD) as server:
         yield server
 
 
-def test_a_run_with_tracking_and_a_crash_of_the_database_shows_no_password(
+def test_a_run_with_tracking_and_a_database_crash_shows_no_password(
     guarded: Server, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
@@ -52,17 +52,17 @@ def test_a_run_with_tracking_and_a_crash_of_the_database_shows_no_password(
 
 
 def command_lines() -> list[bytes]:
-    """The process list, as every user of the machine sees it."""
+    """The process list as any user of the machine sees it."""
     lines = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             lines.append((process / "cmdline").read_bytes())
-        except OSError:  # gone meanwhile
+        except OSError:  # exited meanwhile
             continue
     return lines
 
 
-def test_an_error_of_the_database_shows_no_password(guarded: Server, tmp_path: Path) -> None:
+def test_a_database_error_shows_no_password(guarded: Server, tmp_path: Path) -> None:
     wrong = f"postgresql://anna:Geheim1@/csi?host={guarded.data}"
     for url in (wrong, wrong.replace("/csi", "/none"), "postgresql://anna:Geheim@[::1/csi"):
         settings = tmp_path / "settings.yaml"

@@ -1,4 +1,4 @@
-"""How many statements a trial costs, beside stock Optuna on the same server."""
+"""The number of statements per trial, compared with stock Optuna on the same server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "media
 
 
 class Wide:
-    """Eight numbers."""
+    """A space of eight numbers."""
 
     def distributions(self) -> dict[str, Any]:
         return {f"p{index}": FloatDistribution(0, 1) for index in range(NUM_PARAMS)}

@@ -133,7 +133,7 @@ def test_trials_start_by_claims_only(storage: StudyStorage, what: str) -> None:
     assert [trial.state for trial in storage.get_all_trials(study_id)] == [TrialState.WAITING]
 
 
-def test_the_versions_of_the_tables_are_those_that_optuna_tells(storage: StudyStorage, tmp_path: Path) -> None:
+def test_schema_versions_equal_those_of_optuna(storage: StudyStorage, tmp_path: Path) -> None:
     plain = RDBStorage(f"sqlite:///{tmp_path}/plain.db")
     assert storage.get_current_version() == plain.get_current_version() == plain.get_head_version()
     assert storage.get_head_version() == plain.get_head_version()

@@ -1,6 +1,6 @@
-"""TLS options of the URL reach the driver; a wrong one is a setting, said in one line.
+"""TLS options in the URL reach the driver; a wrong one is a configuration error of one line.
 
-The embedded PostgreSQL is built without TLS, so a proxy stands before it that speaks TLS as PostgreSQL does
+The embedded PostgreSQL is built without TLS, so a proxy in front of it speaks TLS as PostgreSQL does
 (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL).
 """
 
@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 
 
 class Proxy:
-    """Takes connections, asks for TLS where it has a certificate, and passes bytes on to the server."""
+    """Accepts connections, with TLS if it has a certificate, and forwards them to the server."""
 
     def __init__(self, upstream: str, context: ssl.SSLContext | None) -> None:
         self.upstream, self.context = upstream, context
@@ -79,7 +79,7 @@ def through(url: str, proxy: Proxy, **options: str) -> str:
     return make_url(url).set(host=HOST, port=proxy.port, query=query).render_as_string(hide_password=False)
 
 
-def test_a_study_is_made_over_tls_with_a_certificate_that_is_checked(
+def test_a_study_is_created_over_tls_with_a_verified_certificate(
     secure: Proxy, authority: trustme.CA, postgres_url: str, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "root.pem")
@@ -90,38 +90,36 @@ def test_a_study_is_made_over_tls_with_a_certificate_that_is_checked(
     storage.close()
 
 
-def test_a_certificate_of_another_authority_is_refused_in_one_line(
+def test_a_certificate_of_another_authority_is_rejected_with_one_line(
     secure: Proxy, postgres_url: str, tmp_path: Path
 ) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     url = through(postgres_url, secure, sslmode="verify-ca", sslrootcert=str(tmp_path / "other.pem"))
-    _is_refused(url, tmp_path, "certificate verify failed")
+    _check_rejected(url, tmp_path, "certificate verify failed")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "words"),
     [
         ({"sslmode": "verify-full", "sslrootcert": "/none.pem"}, "/none.pem"),
         ({"sslmode": "perhaps"}, "sslmode"),
         ({"sslmode": "require", "sslcert": "/etc/hosts", "sslkey": "/etc/hosts"}, "/etc/hosts"),  # no certificate
     ],
 )
-def test_a_tls_setting_that_cannot_be_is_refused_in_one_line(
-    secure: Proxy, postgres_url: str, tmp_path: Path, options: dict[str, str], said: str
+def test_an_impossible_tls_setting_is_rejected_with_one_line(
+    secure: Proxy, postgres_url: str, tmp_path: Path, options: dict[str, str], words: str
 ) -> None:
-    _is_refused(through(postgres_url, secure, **options), tmp_path, said)
+    _check_rejected(through(postgres_url, secure, **options), tmp_path, words)
 
 
-def test_a_server_without_tls_is_refused_where_tls_is_asked_for(
-    server: Server, postgres_url: str, tmp_path: Path
-) -> None:
+def test_a_server_without_tls_is_rejected_if_tls_is_required(server: Server, postgres_url: str, tmp_path: Path) -> None:
     plain = Proxy(f"{server.data}/.s.PGSQL.5432", None)
-    _is_refused(through(postgres_url, plain, sslmode="require"), tmp_path, "does not support SSL")
+    _check_rejected(through(postgres_url, plain, sslmode="require"), tmp_path, "does not support SSL")
     plain.listener.close()
 
 
-def _is_refused(url: str, work: Path, said: str) -> None:
+def _check_rejected(url: str, work: Path, words: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         open_storage(storage_settings(url), work, create=True)
-    assert said in str(error.value)
+    assert words in str(error.value)
     assert len(str(error.value).splitlines()) == 1

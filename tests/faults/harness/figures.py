@@ -30,7 +30,7 @@ MEANINGS: Final = {
     "taken_over": "take-overs of a trial",
     "leases_lost": "leases lost by live workers, which noticed",
     "repeated": "epochs computed again",
-    "failed": "trials told FAIL",
+    "failed": "failed trials",
     "workers": "worker processes started",
     "wall_s": "wall time, s",
 }

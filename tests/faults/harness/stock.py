@@ -39,13 +39,13 @@ def run_stock(arguments: dict[str, Any]) -> int:
     if len(study.get_trials(deepcopy=False, states=COUNTED)) >= total:
         return 0
 
-    def told(_study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    def acknowledge(_study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if trial.state in COUNTED:
             watch.acknowledgements.write("tell", trial.number, trial.state.name.lower(), trial.value)
 
     study.optimize(
         lambda trial: _objective(trial, watch, arguments["max_epochs"], plan),
-        callbacks=[told, MaxTrialsCallback(total, states=COUNTED)],
+        callbacks=[acknowledge, MaxTrialsCallback(total, states=COUNTED)],
         catch=(Exception,),
     )
     return 0

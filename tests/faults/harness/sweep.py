@@ -19,9 +19,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "max_attempts": 1000,
     "sampler": "random",
 }
-AT_ONCE: Final = 4
+NUM_PARALLEL: Final = 4
 EPOCH_S: Final = 0.1
-PATIENCE_S: Final = 20.0
+MAX_WAIT_S: Final = 20.0
 """A worker that has not reached its point by then is killed, and another one tries."""
 
 
@@ -63,50 +63,50 @@ def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
 
 
 @dataclass(frozen=True)
-class Hunt:
+class SweptStudy:
     """A study whose workers are killed at crash points."""
 
     name: str
     num_trials: int
     lease_s: float = SETTINGS["lease_s"]
-    num_prey: int = 0
+    num_victims: int = 0
     """Workers killed in their first trial, while others find nothing to claim."""
 
 
 def is_rare(point: str) -> bool:
     """Whether a worker passes it only after another was killed between a checkpoint and its report.
 
-    It then takes over a trial whose stored epochs do not fit, which it mends in a transaction before it asks.
+    It then resumes a trial whose stored epochs do not match the checkpoint, and rewrites them before it asks.
     """
     return point.startswith("ask:") and ("transaction" in point or "COMMIT" in point)
 
 
-def kill_at_each(points: set[str], url: str, folder: Path, hunt: Hunt) -> Endings:
+def kill_at_each(points: set[str], url: str, folder: Path, swept: SweptStudy) -> Endings:
     """Kill a worker at each point, several in parallel, and let others finish the study."""
     # Rare points last: four workers waiting for such points would finish the study before any other could die.
-    left = [None] * hunt.num_prey + sorted(points, key=lambda point: (is_rare(point), point))
+    left = [None] * swept.num_victims + sorted(points, key=lambda point: (is_rare(point), point))
     began: dict[FaultyWorker, float] = {}
 
     def start(index: int) -> FaultyWorker:
         point = left.pop(0) if left else None
         plan = Plan(folder / "record", death=Death(at=point), epoch_s=EPOCH_S)
-        settings = {**SETTINGS, "lease_s": hunt.lease_s, "name": hunt.name, "num_trials": hunt.num_trials}
+        settings = {**SETTINGS, "lease_s": swept.lease_s, "name": swept.name, "num_trials": swept.num_trials}
         worker = FaultyWorker(url, folder, run=run, plan=plan, **settings)
-        worker.point = "prey" if index < hunt.num_prey else point
+        worker.point = "victim" if index < swept.num_victims else point
         began[worker] = time.monotonic()
         return worker
 
-    fleet = Fleet(start, AT_ONCE)
+    fleet = Fleet(start, NUM_PARALLEL)
     while fleet.workers:
-        fleet.collect(0.1 if not hunt.num_prey else 0.01)
+        fleet.collect(0.1 if not swept.num_victims else 0.01)
         for worker in fleet.workers:
             if worker.signals:
                 continue
-            if worker.point == "prey" and _trains(worker, folder):
+            if worker.point == "victim" and _trains(worker, folder):
                 worker.send_signal(signal.SIGKILL)
-            elif (worker.point or "").startswith("give back") and _trains(worker, folder):
+            elif (worker.point or "").startswith("release") and _trains(worker, folder):
                 worker.send_signal(signal.SIGTERM)
-            elif worker.point and time.monotonic() - began[worker] > PATIENCE_S:
+            elif worker.point and time.monotonic() - began[worker] > MAX_WAIT_S:
                 worker.send_signal(signal.SIGKILL)
     return fleet.endings
 
@@ -123,19 +123,19 @@ def sweep(points: set[str], url: str, folder: Path, *, num_trials: int, num_stud
     Args:
         points: where to kill.
         url: of a database.
-        folder: where the workers' files go.
-        num_trials: of each study, but for every second one, which is there for points of those who wait.
-        num_studies: after which the points that are left are given up.
+        folder: for the workers' files.
+        num_trials: per study, except every second one, which has few, for the points of workers that wait.
+        num_studies: studies at most; points still left are reported as missed.
 
     """
     done = Sweep(set(points))
     for index in range(num_studies):
-        hunt = Hunt(f"sweep-{index}", num_trials)
+        swept = SweptStudy(f"sweep-{index}", num_trials)
         if index % 2 == 1:
-            hunt = Hunt(hunt.name, num_trials=2, lease_s=4.0, num_prey=2)
-        endings = kill_at_each(done.missed, url, folder / hunt.name, hunt)
-        expected = Expected(hunt.num_trials, SETTINGS["max_epochs"], accounted(endings))
-        findings = check_study(url, hunt.name, folder / hunt.name / "record", expected)
+            swept = SweptStudy(swept.name, num_trials=2, lease_s=4.0, num_victims=2)
+        endings = kill_at_each(done.missed, url, folder / swept.name, swept)
+        expected = Expected(swept.num_trials, SETTINGS["max_epochs"], accounted(endings))
+        findings = check_study(url, swept.name, folder / swept.name / "record", expected)
         done.missed -= set(endings.points)
         done.num_kills += endings.num_killed_themselves
         done.complaints += [*findings.violations, *endings.others]

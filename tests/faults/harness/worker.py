@@ -40,14 +40,14 @@ gc.freeze()
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a worker beside its work."""
+    """What happens to a worker besides its work."""
 
     record: Path
-    """Folder of what the workers write for the harness."""
+    """Folder in which the workers write for the harness."""
     death: Death = field(default_factory=Death)
     record_points: bool = False
     own_host: bool = False
-    """Whether the worker seems to run on a host of its own, so that its death shows by its lease's age only."""
+    """Whether the worker appears to run on a separate host, so that only its lease's age reveals its death."""
     clock_offset_s: float = 0.0
     time_zone: str = "UTC"
     high: float = 1.0
@@ -55,11 +55,11 @@ class Plan:
     epoch_s: float = 0.0
     """Seconds that an epoch of the dummy objective takes."""
     start_at_s: float = 0.0
-    """When to begin, in seconds since 1970, so that several do so at once."""
+    """Common start time of several workers, in seconds since 1970."""
     cache: Path | None = None
     """What real training trains on."""
     work: Path | None = None
-    """The work folder, if it is not the one of the logs."""
+    """The work folder, if not the logs' folder."""
 
 
 @dataclass(frozen=True)

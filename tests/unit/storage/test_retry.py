@@ -1,4 +1,4 @@
-"""What is waited for, what is refused, and what is no error of the database."""
+"""Which errors are retried, which are rejections, and which do not come from the database."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def test_a_locked_file_is_busy(tmp_path: Path) -> None:
     assert classify(locked_error(tmp_path)) is ErrorKind.BUSY
 
 
-def test_a_port_where_nobody_listens_is_waited_for() -> None:
+def test_a_port_without_a_server_is_retried() -> None:
     error = connect_error("postgresql+psycopg2://127.0.0.1:1/csi")
     assert classify(error) is ErrorKind.UNREACHABLE
     assert "refused" in reason(error)
 
 
-def test_a_host_without_a_name_is_waited_for() -> None:
+def test_an_unknown_host_name_is_retried() -> None:
     assert classify(connect_error("postgresql+psycopg2://no-such-host.invalid/csi")) is ErrorKind.UNREACHABLE
 
 
-def test_a_connection_option_that_libpq_does_not_know_is_refused() -> None:
+def test_a_connection_option_unknown_to_libpq_is_a_rejection() -> None:
     assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?sslmode=nonsense")) is ErrorKind.REJECTED
     assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?nonsense=1")) is ErrorKind.REJECTED
 
@@ -77,18 +77,18 @@ def test_a_connection_option_that_libpq_does_not_know_is_refused() -> None:
         ("server closed the connection unexpectedly", ErrorKind.UNREACHABLE),
     ],
 )
-def test_the_words_of_a_failed_connection_tell(words: str, kind: ErrorKind) -> None:
+def test_a_failed_connection_is_classified_by_its_message(words: str, kind: ErrorKind) -> None:
     assert classify(psycopg2.OperationalError(words)) is kind
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_a_rejection(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_text("FileID;right_sup\n" * 100)
     with pytest.raises(DBAPIError) as caught, sa.create_engine(f"sqlite:///{tmp_path}/a.db").connect() as connection:
         connection.exec_driver_sql("SELECT * FROM sqlite_master")
     assert classify(caught.value) is ErrorKind.REJECTED
 
 
-def test_a_mistake_in_a_statement_is_not_waited_for() -> None:
+def test_an_invalid_statement_is_not_retried() -> None:
     engine = sa.create_engine("sqlite://")
 
     def mistake() -> None:
@@ -99,7 +99,7 @@ def test_a_mistake_in_a_statement_is_not_waited_for() -> None:
         RetryPolicy("the database", 60).call(mistake)
 
 
-def test_what_fails_a_few_times_is_tried_again() -> None:
+def test_an_operation_is_retried_until_it_succeeds() -> None:
     failures = iter([psycopg2.OperationalError("timeout expired")] * 3)
 
     def operation() -> str:
@@ -110,7 +110,7 @@ def test_what_fails_a_few_times_is_tried_again() -> None:
     assert RetryPolicy("the database", 60).call(operation) == "done"
 
 
-def test_after_its_limit_an_outage_is_one_line() -> None:
+def test_an_outage_beyond_the_limit_is_one_line() -> None:
     def operation() -> None:
         raise psycopg2.OperationalError("connection refused\n\tIs the server running?")
 
@@ -120,7 +120,7 @@ def test_after_its_limit_an_outage_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_signal_ends_a_wait() -> None:
+def test_a_signal_ends_the_wait() -> None:
     stop = Stop()
     policy = RetryPolicy("the database", 3600)
 
@@ -134,7 +134,7 @@ def test_a_signal_ends_a_wait() -> None:
     assert policy.check is not stop.check
 
 
-def test_another_thread_is_not_ended_by_the_signal_of_the_worker() -> None:
+def test_a_signal_for_the_worker_does_not_interrupt_another_thread() -> None:
     stop = Stop()
     stop.request(15)
     failures = [psycopg2.OperationalError("timeout expired")]
@@ -149,7 +149,7 @@ def test_another_thread_is_not_ended_by_the_signal_of_the_worker() -> None:
         assert policy.call(operation, check=False)
 
 
-def test_at_the_start_what_refuses_us_is_a_wrong_setting() -> None:
+def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
     def operation() -> None:
         raise psycopg2.OperationalError('FATAL:  password authentication failed for user "anna"')
 

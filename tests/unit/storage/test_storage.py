@@ -1,9 +1,10 @@
-"""The storage on SQLite: what Optuna reads of it, and what it refuses."""
+"""The storage on SQLite: what Optuna reads, and what is rejected."""
 
 from __future__ import annotations
 
 import pickle
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -12,6 +13,8 @@ from optuna.trial import TrialState
 from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.storage.claim import Claim, claim_trial
+from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from tests.support.studies import define, work_on
@@ -36,7 +39,7 @@ def test_braces_and_percents_in_a_path_survive(tmp_path: Path) -> None:
     assert define(open_storage(StorageSettings(), work, create=False)).study_name == "toy"
 
 
-def test_nothing_is_made_where_nothing_may_be_made(tmp_path: Path) -> None:
+def test_nothing_is_created_without_permission(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no study yet"):
         open_storage(StorageSettings(), tmp_path / "work", create=False)
     assert not (tmp_path / "work").exists()
@@ -46,7 +49,9 @@ def test_nothing_is_made_where_nothing_may_be_made(tmp_path: Path) -> None:
     assert (tmp_path / "studies.db").stat().st_size == 0
 
 
-def test_tables_of_another_optuna_version_are_refused_with_the_upgrade(storage: StudyStorage, tmp_path: Path) -> None:
+def test_tables_of_another_optuna_version_are_rejected_with_the_upgrade_command(
+    storage: StudyStorage, tmp_path: Path
+) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
     for create in (True, False):
@@ -54,7 +59,7 @@ def test_tables_of_another_optuna_version_are_refused_with_the_upgrade(storage: 
             open_storage(StorageSettings(), tmp_path, create=create)
 
 
-def test_tables_that_optuna_made_are_taken_over(tmp_path: Path) -> None:
+def test_tables_created_by_optuna_are_used(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/optuna.db"
     optuna.create_study(storage=url, study_name="plain")
     study = define(open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True))
@@ -71,7 +76,7 @@ def test_a_file_that_cannot_be_a_database_is_one_line(content: str | None, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="folder of the database cannot be created"):
         open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
@@ -83,7 +88,7 @@ def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
         open_storage(StorageSettings(), tmp_path, create=True)
 
 
-def test_running_trials_come_from_claims_only(study: optuna.Study) -> None:
+def test_trials_start_by_claims_only(study: optuna.Study) -> None:
     with pytest.raises(CsiJobError, match="claims only"):
         study.ask()
     with pytest.raises(CsiJobError, match="claims only"):
@@ -122,3 +127,32 @@ def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -
         assert study.user_attrs["target"] == 5
     finally:
         writer.close()
+
+
+def test_while_one_thread_samples_another_reads_and_writes_as_usual(study: optuna.Study, storage: StudyStorage) -> None:
+    trial_id = study.trials[0]._trial_id
+    lease = claimed(storage, study).lease
+    storage.hold(lease)
+
+    def elsewhere() -> tuple[list[str], str]:
+        storage.set_trial_user_attr(trial_id, "elsewhere", "stored")
+        return [trial.state.name for trial in storage.get_all_trials(study._study_id)], attribute("elsewhere")
+
+    def attribute(key: str) -> str:
+        return str(storage.get_trial(trial_id).user_attrs.get(key))
+
+    with ThreadPoolExecutor(1) as pool, storage.buffered_ask(lease):
+        storage.get_all_trials(study._study_id)
+        storage.set_trial_user_attr(trial_id, "here", "buffered")
+        assert pool.submit(elsewhere).result() == (["RUNNING"], "stored")
+        assert attribute("elsewhere") == "None"  # this thread sees one history
+        assert pool.submit(attribute, "here").result() == "None"
+    assert attribute("here") == "buffered"
+
+
+def claimed(storage: StudyStorage, study: optuna.Study) -> Claim:
+    claim = claim_trial(
+        storage, study._study_id, token=new_token(), worker_id=worker_id(), max_attempts=3, max_failed=1
+    )
+    assert isinstance(claim, Claim)
+    return claim

@@ -41,7 +41,7 @@ def test_optuna_reads_what_was_written_and_we_read_what_optuna_wrote(storage: St
     assert [trial.number for trial in ours] == list(range(7))
 
 
-def test_a_part_of_the_trials_is_read_by_id(study: optuna.Study, storage: StudyStorage) -> None:
+def test_some_trials_are_read_by_id(study: optuna.Study, storage: StudyStorage) -> None:
     for _ in range(6):
         study.add_trial(create_trial(state=TrialState.FAIL))
     ids = [trial._trial_id for trial in study.trials]
@@ -49,7 +49,7 @@ def test_a_part_of_the_trials_is_read_by_id(study: optuna.Study, storage: StudyS
     assert [trial._trial_id for trial in read] == [ids[1], ids[5], ids[6]]
 
 
-def test_more_ids_than_a_statement_takes_are_read(study: optuna.Study, storage: StudyStorage) -> None:
+def test_more_ids_than_fit_into_a_statement_are_read(study: optuna.Study, storage: StudyStorage) -> None:
     from csi_job.storage.tables import TRIALS
 
     rows = [
@@ -65,12 +65,12 @@ def test_more_ids_than_a_statement_takes_are_read(study: optuna.Study, storage: 
     assert {trial._trial_id for trial in read} == chosen | set(sorted(ids)[-10:])
 
 
-def test_one_draw_sees_one_history(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
+def test_sampling_reads_the_history_once(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
     statements: list[str] = []
     work_on(study, tmp_path, num_trials=5)
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     storage.set_study_user_attr(study._study_id, "target", 6)
     statements.clear()
     work_on(study, tmp_path, num_trials=6)
-    # One for the draw, and one at the end, for checkpoints that a killed worker left.
+    # One to sample, and one at the end, to find checkpoints that a killed worker left.
     assert sum("WITH chosen AS" in statement for statement in statements) == 2

@@ -28,14 +28,14 @@ def settings(url: str | None, **others: object) -> StorageSettings:
     return StorageSettings(url=None if url is None else SecretStr(url), **others)  # type: ignore[arg-type]
 
 
-def test_without_a_url_the_database_lies_in_the_work_folder(tmp_path: Path) -> None:
+def test_the_default_database_is_in_the_work_folder(tmp_path: Path) -> None:
     work = tmp_path / "my wörk {x} 100%"
     address = database_address(settings(None), work)
     assert address.path == work / "studies.db"
     assert address.is_sqlite
 
 
-def test_a_relative_sqlite_file_is_taken_from_the_current_folder(
+def test_a_relative_sqlite_file_is_relative_to_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_the_setting_wins_over_the_file_and_the_file_over_the_url(tmp_path: Path
         "",
     ],
 )
-def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> None:
+def test_a_malformed_url_is_rejected_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         database_address(settings(url), Path())
     assert "secret" not in str(caught.value)
@@ -103,26 +103,26 @@ def test_a_url_that_cannot_be_read_is_refused_without_showing_it(url: str) -> No
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@db/csi", "postgresql+asyncpg://u:secret@db/csi", "redis://secret"])
-def test_another_database_is_refused_with_those_allowed(url: str) -> None:
+def test_another_kind_of_database_is_rejected_with_the_allowed_ones(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"postgresql\+psycopg2") as caught:
         database_address(settings(url), Path())
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
-def test_a_database_in_memory_is_refused(url: str) -> None:
+def test_a_database_in_memory_is_rejected(url: str) -> None:
     with pytest.raises(ConfigurationError, match="database file"):
         database_address(settings(url), Path())
 
 
-def test_a_password_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_password_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "no such file"
     with pytest.raises(ConfigurationError, match=r"password_file.*No such file.*no such file"):
         database_address(settings("postgresql://db/csi", password_file=missing), Path())
 
 
 @pytest.mark.parametrize("path", ["/data/studies.db", "/cloud drive/a/studies.db"])
-def test_a_network_file_system_is_refused_with_the_line_that_names_postgresql(path: str, tmp_path: Path) -> None:
+def test_a_network_file_system_is_rejected_with_a_hint_at_postgresql(path: str, tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     with pytest.raises(ConfigurationError, match=r"network file system.*PostgreSQL"):
@@ -130,7 +130,7 @@ def test_a_network_file_system_is_refused_with_the_line_that_names_postgresql(pa
 
 
 @pytest.mark.parametrize("path", ["/home/studies.db", "/merged/studies.db", "/layers/studies.db", "/database/s.db"])
-def test_a_local_file_system_is_taken(path: str, tmp_path: Path) -> None:
+def test_a_local_file_system_is_accepted(path: str, tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     check_file_system(Path(path), mounts)
@@ -138,7 +138,7 @@ def test_a_local_file_system_is_taken(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["sslrootcert=/a@b", "sslmode=require&sslcert=/a@b&sslkey=/a@c", "password=a@b"])
-def test_an_at_sign_in_an_option_s_value_is_taken(option: str) -> None:
+def test_an_at_sign_in_the_value_of_an_option_is_accepted(option: str) -> None:
     address = database_address(settings(f"postgresql://anna@db/csi?{option}"), Path())
     assert (address.url.host, address.url.database) == ("db", "csi")
     name, _, value = option.rpartition("&")[2].partition("=")
@@ -149,25 +149,25 @@ def test_an_at_sign_in_an_option_s_value_is_taken(option: str) -> None:
     "password",
     ["a@secret?b", "a?secret=@c", "a@secret?b=c", "a/secret@b?c", "a/b?c@secret", "a@b/secret", "a@b?secret&c=d"],
 )
-def test_a_password_with_an_at_sign_is_refused_whatever_else_it_holds(password: str) -> None:
+def test_a_password_with_an_at_sign_is_rejected_whatever_else_it_contains(password: str) -> None:
     with pytest.raises(ConfigurationError, match="more than one @") as caught:
         database_address(settings(f"postgresql://anna:{password}@db/csi"), Path())
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["password", "sslpassword", "sslmode"])
-def test_an_option_given_twice_is_refused_without_showing_it(name: str) -> None:
+def test_a_repeated_option_is_rejected_without_showing_it(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} 2 times") as caught:
         database_address(settings(f"postgresql://anna@db/csi?{name}=secret&{name}=secret2"), Path())
     assert "secret" not in str(caught.value)
 
 
-def test_several_servers_are_taken() -> None:
+def test_several_servers_are_accepted() -> None:
     address = database_address(settings("postgresql://anna@/csi?host=a&host=b&port=1&port=2"), Path())
     assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
 
 
-def test_a_nul_byte_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path: Path) -> None:
     (tmp_path / "password").write_bytes(b"sec\0ret\n")
     given = [
         settings("postgresql://anna@db/csi", password_file=tmp_path / "password"),
@@ -181,11 +181,11 @@ def test_a_nul_byte_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
         assert "sec" not in str(caught.value)
 
 
-def test_the_home_of_an_unknown_user_is_refused() -> None:
+def test_the_home_of_an_unknown_user_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match=r"home folder.*~nosuchuser/x\.db"):
         database_address(settings("sqlite:///~nosuchuser/x.db"), Path())
 
 
-def test_an_option_of_an_sqlite_url_is_refused_rather_than_dropped() -> None:
+def test_an_option_in_an_sqlite_url_is_rejected_rather_than_ignored() -> None:
     with pytest.raises(ConfigurationError, match=r"no options, got 'timeout, mode'"):
         database_address(settings("sqlite:///x.db?timeout=3&mode=ro"), Path())
