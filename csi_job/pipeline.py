@@ -6,8 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
+from csi_job.cache.key import find_cache
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, ModelFileError, Problem
 from csi_job.evaluation.model_file import load_model

@@ -1,1 +1,1 @@
-"""The cache: every radiograph decoded once into one uint8 array a split."""
+"""The cache: every radiograph decoded once into one uint8 array per split."""

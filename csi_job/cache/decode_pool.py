@@ -1,8 +1,8 @@
-"""Decoding in processes of their own, so that all cores work and a file that kills its decoder kills nothing else.
+"""A pool of decoder processes: it uses all cores, and survives files that crash or hang a decoder.
 
-Each decoder is a fresh interpreter (`python -m csi_job.cache.decode_pool`) that imports the image readers only: it
-starts quickly, never runs the caller's script again as multiprocessing's spawn does, and inherits no threads or
-locks. It is sent a path at a time on its standard input and answers with pixels or with what is wrong.
+Each decoder is a fresh interpreter (`python -m csi_job.cache.decode_pool`) that imports only the image readers: it
+starts quickly, never runs the caller's script again as multiprocessing's spawn and forkserver do, and inherits no
+threads or locks. It receives one path at a time on standard input and answers with pixels or a problem.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from csi_job.errors import CsiJobError, DataError
 from csi_job.radiographs.read import read_radiograph
 
-DECODE_LIMIT_S = 120  # what takes longer to decode is no radiograph
-MAX_DECODER_BYTES = 6 << 30  # of addresses; some ten times what the largest image allowed needs
-_ATTEMPTS = 2  # a decoder that died may have been the victim of others' memory
+DECODE_LIMIT_S = 120  # no radiograph takes longer
+MAX_DECODER_BYTES = 6 << 30  # of address space; about ten times what the largest image allowed needs
+_ATTEMPTS = 2  # a decoder may have died because others used up the memory
 _READY = "ready"
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # the decoders themselves are the parallelism
 
@@ -38,29 +38,28 @@ def decode_images(
     num_decoders: int,
     limit_s: float = DECODE_LIMIT_S,
 ) -> Generator[tuple[int, np.ndarray | str]]:
-    """Decode images in parallel, at most one under way for each decoder, so memory does not grow with their number.
+    """Decode images in parallel, one at a time per decoder, so memory does not grow with their number.
 
     Args:
         images: index and path of each.
         side_px: side of the squares.
         max_image_side_px: largest width or height decoded.
-        num_decoders: how many processes.
-        limit_s: how long an image may take.
+        num_decoders: number of processes.
+        limit_s: time limit per image.
 
     Yields:
-        The index, with uint8 `[side_px, side_px]` or with what is wrong; in the order in which they are done.
+        The index with uint8 `[side_px, side_px]`, or with the problem; in the order in which they finish.
 
     Raises:
         CsiJobError: a decoder cannot be started.
 
     """
     waiting = iter(images)
-    decoders: list[_Decoder] = []
     with contextlib.ExitStack() as at_end, selectors.DefaultSelector() as selector:
-        at_end.callback(_kill_all, decoders)
         for _, image in zip(range(num_decoders), waiting, strict=False):
-            decoders.append(_Decoder(image, side_px, max_image_side_px, limit_s))
-            selector.register(decoders[-1], selectors.EVENT_READ)
+            started = _Decoder(image, side_px, max_image_side_px, limit_s)
+            at_end.callback(started.kill)
+            selector.register(started, selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select():
                 decoder: Any = key.fileobj
@@ -71,12 +70,12 @@ def decode_images(
                     image_or_end = next(waiting, None)
                     if image_or_end is None:
                         continue
-                    decoder.take(image_or_end)
+                    decoder.assign(image_or_end)
                 selector.register(decoder, selectors.EVENT_READ)
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: its affinity, and the quota of its container (cgroup v2)."""
+    """Return the number of cores this process may use: its affinity, and its container's quota (cgroup v2)."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -86,7 +85,7 @@ def num_cores() -> int:
 
 
 class _Decoder:
-    """One process and the image it is at; it is started anew where it died."""
+    """One process and its current image; restarted if it dies."""
 
     def __init__(self, image: tuple[int, Path], side_px: int, max_image_side_px: int, limit_s: float) -> None:
         self._arguments = (side_px, max_image_side_px, limit_s)
@@ -96,22 +95,22 @@ class _Decoder:
     def fileno(self) -> int:
         return self._output.fileno()
 
-    def take(self, image: tuple[int, Path]) -> None:
-        """Give it the next image; it has answered for the one before."""
+    def assign(self, image: tuple[int, Path]) -> None:
+        """Send the next image, after the answer for the previous one."""
         self.image, self._attempt = image, 1
         self._send()
 
     def receive(self) -> np.ndarray | str | None:
-        """Return the answer for its image, or None if it has only just started, for the first time or again.
+        """Return the answer for the current image, or None if the process has only just started or restarted.
 
         Raises:
-            CsiJobError: it cannot be started.
+            CsiJobError: the process cannot be started.
 
         """
         try:
             answer: np.ndarray | str = pickle.load(self._output)  # noqa: S301 - our own process wrote it
         except (EOFError, pickle.UnpicklingError):
-            return self._bury()
+            return self._restart()
         if not self._is_ready:
             self._is_ready = True
             self._send()
@@ -130,25 +129,26 @@ class _Decoder:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _bury(self) -> str | None:
-        """Start another process in place of a dead one, for the same image if it deserves another attempt."""
+    def _restart(self) -> str | None:
+        """Replace a dead process; return None to retry the image, or the problem if it has had its attempts."""
         code = self._process.wait()
         self.kill()
         if not self._is_ready:
-            raise CsiJobError("a process that decodes images cannot be started", got=f"exit code {code}")
+            raise CsiJobError("a decoder process cannot be started", got=f"exit code {code}")
         self._start()
         if code == -signal.SIGALRM:
             return f"the image cannot be decoded (it took longer than {self._arguments[-1]:g} s)"
         self._attempt += 1
         if self._attempt <= _ATTEMPTS:
             return None
-        return f"the image cannot be decoded (its decoder ended with {_death(code)})"
+        reason = f"signal {-code}" if code < 0 else f"code {code}"
+        return f"the image cannot be decoded (its decoder ended with {reason})"
 
     def _send(self) -> None:
-        """Write the path of its image, once it is ready; a new process gets it when it has started."""
+        """Write the path of the current image; a process that is not ready yet gets it once it is."""
         assert self._process.stdin is not None
         if self._is_ready:
-            with contextlib.suppress(BrokenPipeError):  # it died; `receive` finds out
+            with contextlib.suppress(BrokenPipeError):  # it died; `receive` notices
                 pickle.dump(str(self.image[1]), self._process.stdin)
                 self._process.stdin.flush()
 
@@ -166,21 +166,12 @@ class _Decoder:
         )
 
 
-def _kill_all(decoders: list[_Decoder]) -> None:
-    for decoder in decoders:
-        decoder.kill()
-
-
-def _death(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"code {code}"
-
-
-def _serve(side_px: int, max_image_side_px: int, limit_s: float) -> None:
-    """Answer paths with pixels until the parent is gone."""
+def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:
+    """Answer paths with pixels or problems until the parent exits."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a C library prints must not end up among the answers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keep what C libraries print out of the answers
     answer: np.ndarray | str = _READY
     while True:
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
@@ -189,7 +180,7 @@ def _serve(side_px: int, max_image_side_px: int, limit_s: float) -> None:
             path = Path(pickle.load(sys.stdin.buffer))  # noqa: S301 - the parent wrote it
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its default action ends the process, also inside a C library
+        signal.setitimer(signal.ITIMER_REAL, limit_s)  # its default action ends the process, even inside a C library
         try:
             answer = read_radiograph(path, side_px, max_image_side_px=max_image_side_px)
         except DataError as error:
@@ -199,4 +190,4 @@ def _serve(side_px: int, max_image_side_px: int, limit_s: float) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+        _worker_main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

@@ -2,7 +2,7 @@
 
 ```
 <work>/cache/<key>/manifest.json      what it was built from, counts, digests of the other files
-<work>/cache/<key>/split.csv          one row an image: split, pseudonyms of image and patient, zones; no identity
+<work>/cache/<key>/split.csv          one row per image: split, pseudonyms of image and patient, zones; no identity
 <work>/cache/<key>/train.npy          uint8 [N, H, W], rows as in split.csv; likewise validation.npy and test.npy
 ```
 """
@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import digest_file, digest_json
+from csi_job.files import digest_file, digest_json, json_text
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import ZONES
 
-FORMAT_VERSION = 1  # part of the key: raise it when the files change their meaning
+FORMAT_VERSION = 1  # part of the content key: raise it when the meaning of the files changes
 MANIFEST = "manifest.json"
 SPLIT_TABLE = "split.csv"
 _DIGEST_FIELD = "manifest_sha256"
@@ -29,10 +29,10 @@ _REBUILD = "Delete the folder and run `csi-job cache build` again"
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache holds; `key` is the fingerprint of its content.
+    """The contents of a cache; `key` is its content key.
 
-    `num_images` is by split; `class_counts` gives, by split, the images of each zone and class, `[6][5]`.
-    `files` has the sha256 of every other file of the cache.
+    `num_images` is by split; `class_counts` counts images by split, zone and class, `[6][5]` per split;
+    `files` has the SHA-256 of every other file of the cache.
     """
 
     key: str
@@ -68,36 +68,33 @@ def load_info(folder: Path) -> CacheInfo:
     """Read the manifest of a finished cache.
 
     Raises:
-        DataError: there is none, it is of another version, or it was changed.
+        DataError: it is missing, has another version, or was changed.
 
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, digest = content.pop("format_version"), content.pop(_DIGEST_FIELD)
         if version != FORMAT_VERSION:
-            raise DataError("the cache is of another version", got=version, allowed=FORMAT_VERSION, hint=_REBUILD)
+            raise DataError("the cache has another version", got=version, allowed=FORMAT_VERSION, hint=_REBUILD)
         if digest != digest_json(content):
             raise DataError(f"{MANIFEST} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
         content["split_shares"], content["warnings"] = tuple(content["split_shares"]), tuple(content["warnings"])
         return CacheInfo(**content)
     except OSError as error:
-        raise DataError(
-            f"no readable cache ({error.strerror})", got=str(folder), hint="Run `csi-job cache build`"
-        ) from None
+        what = f"no readable cache ({error.strerror})"
+        raise DataError(what, got=str(folder), hint="Run `csi-job cache build`") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f"{MANIFEST} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
 
 
 def manifest_text(info: CacheInfo) -> str:
-    """Return the manifest as it is written, its own digest included."""
+    """Return the text of the manifest, including its own digest."""
     content = asdict(info)
-    return (
-        json.dumps({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: digest_json(content)}, indent=1) + "\n"
-    )
+    return json_text({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: digest_json(content)})
 
 
 def split_table_text(images: list[CachedImage]) -> str:
-    """Return the split table as it is written."""
+    """Return the text of the split table."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter=";", lineterminator="\n")
     writer.writerow(("split", "image", "patient", "patient_index", *ZONES))

@@ -1,4 +1,4 @@
-"""Images and rows that cannot be used: listed with their names in `problems.csv`, told by pseudonyms elsewhere."""
+"""Images and rows that cannot be used: named in `problems.csv`, by pseudonyms everywhere else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PRIVATE_MODE = 0o600  # the names may be identities
 
 
 def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
-    """Write the list into the work folder, readable by its owner only, and return its path.
+    """Write `problems.csv`, readable only by its owner, and return its path.
 
     Raises:
         OSError: the folder cannot be written.
@@ -35,10 +35,10 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
 
 @contextmanager
 def problems_listed(work: Path) -> Iterator[None]:
-    """List the problems of a data error before it goes on, and make one line of a failed write.
+    """List the problems of a data error raised inside, and turn a failed write into a one-line error.
 
     Raises:
-        DataError: as raised inside, its problems with pseudonyms; or for an OSError raised inside.
+        DataError: the one raised inside, its problems with pseudonyms; or in place of an OSError raised inside.
 
     """
     try:
@@ -57,7 +57,7 @@ def _listed(error: DataError, work: Path) -> DataError:
     try:
         path = write_problems(work, error.problems)
         key = load_key(WorkFolder(work).identity_key)
-    except (OSError, DataError):  # the folder cannot be written: what is wrong with the data still counts
+    except (OSError, DataError):  # the folder cannot be written: the data error matters more
         return error
     problems = [
         replace(problem, pseudonym=pseudonym(problem.file_id, key)) if problem.file_id else problem

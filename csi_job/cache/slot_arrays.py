@@ -1,4 +1,4 @@
-"""The arrays of an unfinished cache: a slot an image, filled in any order, resumed after a kill."""
+"""The arrays of an unfinished cache: one slot per image, filled in any order, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from typing import Self
 import numpy as np
 
 from csi_job.cache.manifest import images_file
+from csi_job.files import replacing
 from csi_job.radiographs.split import SPLITS
 
-_FLUSH_EVERY_S = 2.0  # what a kill costs at most
+_FLUSH_EVERY_S = 2.0  # the most a kill can cost
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that cannot reserve space
 
 
 class SlotArrays:
-    """One uint8 `[N, side, side]` array file for each split, and a mark for each slot that is filled for good.
+    """One uint8 `[N, side, side]` array file per split, and one done flag per slot.
 
-    A mark is written only after its pixels were flushed to the disk, so that marks never promise too much, not even
-    after a loss of power. Disk space is reserved first: a full disk shows before hours of decoding.
+    A flag is written only after its pixels were flushed to disk, so flags hold even after a power failure. Disk space
+    is reserved first: a full disk shows before hours of decoding.
     """
 
-    def __init__(self, folder: Path, marks: Path, split_N: np.ndarray, side_px: int) -> None:
-        """Open or make the files.
+    def __init__(self, folder: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> None:
+        """Open or create the files.
 
         Args:
-            folder: where the arrays lie.
-            marks: file of the marks, one byte an image.
+            folder: where the arrays are.
+            done_flags: file of the flags, one byte per image.
             split_N: the split of each image, 0-2.
             side_px: side of the images.
 
@@ -44,10 +45,10 @@ class SlotArrays:
         self._slot_N = _slots(split_N)
         self._num_bytes = side_px * side_px
         self._files: list[int] = []
-        self._marks = os.open(marks, os.O_RDWR | os.O_CREAT, 0o644)
-        self._filled_N = np.zeros(len(split_N), dtype=np.uint8)
-        stored = np.frombuffer(os.pread(self._marks, len(split_N), 0), dtype=np.uint8)
-        self._filled_N[: len(stored)] = stored
+        self._done_flags = os.open(done_flags, os.O_RDWR | os.O_CREAT, 0o644)
+        self._done_N = np.zeros(len(split_N), dtype=np.uint8)
+        stored = np.frombuffer(os.pread(self._done_flags, len(split_N), 0), dtype=np.uint8)
+        self._done_N[: len(stored)] = stored
         self._flushed = time.monotonic()
         try:
             for split, name in enumerate(SPLITS):
@@ -69,45 +70,45 @@ class SlotArrays:
 
     @property
     def empty_slots(self) -> list[int]:
-        """Return the indices of images that are still to be decoded."""
-        return np.flatnonzero(self._filled_N == 0).tolist()
+        """Indices of the images that have not been decoded yet."""
+        return np.flatnonzero(self._done_N == 0).tolist()
 
-    def fill(self, index: int, pixels_HW: np.ndarray) -> None:
-        """Write the pixels of an image; they count as there after the next flush."""
+    def write_slot(self, index: int, pixels_HW: np.ndarray) -> None:
+        """Write the pixels of an image; they are safe after the next flush."""
         offset = len(_header(0, self._side_px)) + int(self._slot_N[index]) * self._num_bytes
         _write_at(self._files[self._split_N[index]], np.ascontiguousarray(pixels_HW).tobytes(), offset)
-        self._filled_N[index] = 1
+        self._done_N[index] = 1
         if time.monotonic() - self._flushed > _FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Bring the pixels to the disk, then the marks."""
+        """Flush the pixels to disk, then the flags."""
         for descriptor in self._files:
             os.fsync(descriptor)
-        _write_at(self._marks, self._filled_N.tobytes(), 0)
-        os.fsync(self._marks)
+        _write_at(self._done_flags, self._done_N.tobytes(), 0)
+        os.fsync(self._done_flags)
         self._flushed = time.monotonic()
 
-    def drop(self, indices: Sequence[int]) -> None:
-        """Leave these images out: the arrays concerned are copied without their slots, and replaced."""
-        dropped_N = np.zeros(len(self._split_N), dtype=bool)
-        dropped_N[list(indices)] = True
-        for split in np.unique(self._split_N[dropped_N]):
-            kept = self._slot_N[(self._split_N == split) & ~dropped_N]
+    def remove_slots(self, indices: Sequence[int]) -> None:
+        """Remove images: the arrays concerned are copied without their slots, and replaced."""
+        removed_N = np.zeros(len(self._split_N), dtype=bool)
+        removed_N[list(indices)] = True
+        for split in np.unique(self._split_N[removed_N]):
+            kept = self._slot_N[(self._split_N == split) & ~removed_N]
             self._copy(self._folder / images_file(SPLITS[split]), self._files[split], np.sort(kept))
 
     def _close(self) -> None:
-        for descriptor in (*self._files, self._marks):
+        for descriptor in (*self._files, self._done_flags):
             os.close(descriptor)
 
     def _open(self, split: int, path: Path) -> int:
-        """Open an array with room for all of its slots; one of another length lost its slots and is filled anew."""
+        """Open an array with room for all its slots; one of another length has lost them and is filled again."""
         num_slots = int((self._split_N == split).sum())
         header = _header(num_slots, self._side_px)
         length = len(header) + num_slots * self._num_bytes
         if not path.exists() or path.stat().st_size != length:
             path.unlink(missing_ok=True)
-            self._filled_N[self._split_N == split] = 0
+            self._done_N[self._split_N == split] = 0
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _reserve(descriptor, length)
@@ -118,15 +119,11 @@ class SlotArrays:
         return descriptor
 
     def _copy(self, path: Path, source: int, kept_slots: np.ndarray) -> None:
-        temporary = path.with_suffix(".kept")
         header = _header(len(kept_slots), self._side_px)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(header)
             for slot in kept_slots.tolist():
                 file.write(os.pread(source, self._num_bytes, len(header) + slot * self._num_bytes))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
 
 def _slots(split_N: np.ndarray) -> np.ndarray:
@@ -139,7 +136,7 @@ def _slots(split_N: np.ndarray) -> np.ndarray:
 
 
 def _header(num_images: int, side_px: int) -> bytes:
-    """Return the header of a .npy file; NumPy pads it so that its length does not depend on the number of images."""
+    """Return the header of a .npy file, which NumPy pads to the same length for any number of images."""
     header = io.BytesIO()
     shape = (num_images, side_px, side_px)
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})

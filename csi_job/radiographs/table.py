@@ -7,7 +7,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,6 +48,17 @@ class LabelTable:
     def __len__(self) -> int:
         """Return the number of rows N."""
         return len(self.file_ids)
+
+    def sorted_by_file(self) -> LabelTable:
+        """Return the table with its rows in the order of their FileIDs."""
+        order = sorted(range(len(self)), key=lambda index: self.file_ids[index])
+        return replace(
+            self,
+            file_ids=tuple(self.file_ids[index] for index in order),
+            patient_ids=tuple(self.patient_ids[index] for index in order),
+            rows=tuple(self.rows[index] for index in order),
+            zones_NZ=self.zones_NZ[order],
+        )
 
 
 def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:

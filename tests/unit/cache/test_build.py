@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
+from csi_job.cache.key import find_cache
 from csi_job.cache.manifest import load_info, verify_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError
@@ -196,14 +197,14 @@ def test_copies_of_an_image_in_several_splits_are_a_warning(copied: Path, cache:
     for path in paths[1:]:
         shutil.copy(paths[0], path)
     info = load_info(build_cache(settings_of(copied), cache, tmp_path))
-    assert "1 image files lie in several splits, as copies under other names" in info.warnings
+    assert "1 image files are in several splits, as copies under other names" in info.warnings
 
 
 def test_a_table_without_patients_is_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
     rows = list(csv.reader((copied / "labels.csv").open(), delimiter=";"))
     (copied / "labels.csv").write_text("\n".join(";".join([row[0], *row[2:]]) for row in rows))
     info = load_info(build_cache(settings_of(copied), cache, tmp_path))
-    assert "no PatientID: images of one patient may lie in several splits" in info.warnings
+    assert "no PatientID: images of one patient may be in several splits" in info.warnings
     assert info.num_patients == NUM_IMAGES
 
 
@@ -234,26 +235,24 @@ def test_torch_is_not_imported_to_build() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_killed_build_leaves_nothing_half_made_and_is_gone_on_with(
+def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(
     start_build: Callable[..., subprocess.Popen[str]], radiographs: RadiographsSettings, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
-    slow = "arrays._FLUSH_EVERY_S = 0; fill = arrays.SlotArrays.fill\n"
-    slow += "arrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.05))"
-    process = start_build(slow)
-    wait_until(lambda: num_marked(work) >= 5)
+    process = start_build(slowed(0.05))
+    wait_until(lambda: num_done(work) >= 5)
     process.kill()
     process.communicate()
     assert all(name.startswith(".") for name in finished(work))
-    marked = num_marked(work)
-    assert 5 <= marked < NUM_IMAGES
+    done = num_done(work)
+    assert 5 <= done < NUM_IMAGES
     count = "import csi_job.cache.build as b; real = b.decode_images\n"
     count += "b.decode_images = lambda images, *a: real([print(i) or (i, p) for i, p in images], *a)"
     process = start_build(count)
     output, _ = process.communicate()
     assert process.returncode == 0
     *decoded, key = output.split()
-    assert len(decoded) == NUM_IMAGES - marked
+    assert len(decoded) == NUM_IMAGES - done
     assert finished(work) == [key]
     verify_cache(work / "cache" / key)
     whole = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "other")
@@ -262,7 +261,15 @@ def test_a_killed_build_leaves_nothing_half_made_and_is_gone_on_with(
         assert resumed.equal(fresh)
 
 
-def num_marked(work: Path) -> int:
+def slowed(seconds: float) -> str:
+    """Return code that makes every image take longer, and be flushed at once."""
+    return (
+        "import time; arrays._FLUSH_EVERY_S = 0; write_slot = arrays.SlotArrays.write_slot\n"
+        f"arrays.SlotArrays.write_slot = lambda *a: (write_slot(*a), time.sleep({seconds}))"
+    )
+
+
+def num_done(work: Path) -> int:
     return sum(sum(path.read_bytes()) for path in (work / "cache").glob(".*.marks"))
 
 
@@ -278,10 +285,9 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
 ) -> None:
     process = start_build(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
-        "arrays._FLUSH_EVERY_S = 0; fill = arrays.SlotArrays.fill\n"
-        "arrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.2))"
+        + slowed(0.2)
     )
-    wait_until(lambda: num_marked(tmp_path / "work") >= 1)
+    wait_until(lambda: num_done(tmp_path / "work") >= 1)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(2)
     process.communicate()
@@ -290,10 +296,7 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
 
 
 def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    slow = (
-        "fill = arrays.SlotArrays.fill\narrays.SlotArrays.fill = lambda *a: (fill(*a), __import__('time').sleep(0.05))"
-    )
-    first = start_build(slow)
+    first = start_build(slowed(0.05))
     wait_until(lambda: any((tmp_path / "work" / "cache").glob(".*.partial")))
     second = start_build("import csi_job.cache.build as b; b.decode_images = None  # it would fail if it decoded")
     outputs = [process.communicate() for process in (first, second)]

@@ -48,6 +48,6 @@ def test_writing_to_the_tensor_does_not_change_the_cache(folder: Path) -> None:
     assert Cache.open(folder).split("test").images_NHW.equal(before)
 
 
-def test_a_split_moves_to_a_device_whole(folder: Path) -> None:
+def test_all_tensors_of_a_split_move_to_a_device(folder: Path) -> None:
     moved = Cache.open(folder).split("validation").to("meta")
     assert {tensor.device.type for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {"meta"}

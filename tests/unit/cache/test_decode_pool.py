@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: fast ones, dead ones, slow ones."""
+"""Decoder processes: fast, dead and slow ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_nothing_to_decode_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(decode_images([], 32, 1000, 2)) == []
 
 
-def test_a_corrupt_image_is_an_answer_and_the_rest_goes_on(paths: list[Path]) -> None:
+def test_a_corrupt_image_does_not_stop_the_others(paths: list[Path]) -> None:
     paths[4].write_bytes(b"x" * 500)
     decoded = dict(decode_images(enumerate(paths), 32, 1000, 2))
     assert decoded[4] == "the file is not a PNG, JPEG, DICOM or NIfTI image"
@@ -82,7 +82,7 @@ def test_an_image_that_takes_too_long_is_corrupt_and_not_tried_again(
     assert len(starts) == 4
 
 
-def test_a_decoder_that_cannot_be_started_is_told(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_cannot_be_started_is_an_error(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders.sys, "executable", "/bin/false")
     with pytest.raises(CsiJobError, match="cannot be started, got 'exit code 1'"):
         list(decode_images(enumerate(paths), 32, 1000, 1))

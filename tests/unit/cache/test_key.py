@@ -86,7 +86,7 @@ def test_the_index_names_no_file(paths: list[Path], tmp_path: Path, num_read: li
     assert ".png" not in (tmp_path / "digests.json").read_text()
 
 
-def test_an_unreadable_file_has_a_digest_of_its_own(paths: list[Path], tmp_path: Path) -> None:
+def test_an_unreadable_file_has_its_own_digest(paths: list[Path], tmp_path: Path) -> None:
     paths[1].unlink()
     assert digest(paths, tmp_path)[1] == "unreadable"
 

@@ -72,6 +72,6 @@ def test_another_version_is_refused(folder: Path) -> None:
         load_info(folder)
 
 
-def test_a_folder_that_is_no_cache_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_cache_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable cache"):
         load_info(tmp_path)

@@ -1,4 +1,4 @@
-"""The list of problems: names for the owner, pseudonyms for all others."""
+"""The list of problems: names for the owner, pseudonyms for everyone else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from csi_job.cache.problems import problems_listed
 from csi_job.errors import DataError, Problem
 
 
-def test_problems_are_listed_and_go_on_with_pseudonyms(tmp_path: Path) -> None:
+def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     problems = [Problem('torn; "half"', row=3, file_id="Jane Doe"), Problem("score 9", row=4, column="left_mid")]
     with pytest.raises(DataError) as caught, problems_listed(tmp_path):
@@ -26,7 +26,7 @@ def test_problems_are_listed_and_go_on_with_pseudonyms(tmp_path: Path) -> None:
     assert "Jane Doe" in caught.value.render(identities=True)
 
 
-def test_an_error_without_problems_is_left_as_it_is(tmp_path: Path) -> None:
+def test_an_error_without_problems_is_unchanged(tmp_path: Path) -> None:
     error = DataError("nothing listed")
     with pytest.raises(DataError) as caught, problems_listed(tmp_path):
         raise error
@@ -34,7 +34,7 @@ def test_an_error_without_problems_is_left_as_it_is(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_written_the_error_still_comes(tmp_path: Path) -> None:
+def test_the_error_is_raised_even_if_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 image is wrong"), problems_listed(tmp_path / "none"):
         raise DataError("1 image is wrong", problems=[Problem("torn", row=3, file_id="Jane Doe")])
 

@@ -1,4 +1,4 @@
-"""Array files with a slot an image."""
+"""Array files with one slot per image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def pixels(index: int) -> np.ndarray:
 
 
 def open_arrays(folder: Path) -> SlotArrays:
-    return SlotArrays(folder, folder / "marks", SPLIT_N, SIDE_PX)
+    return SlotArrays(folder, folder / "done_flags", SPLIT_N, SIDE_PX)
 
 
 def test_slots_filled_in_any_order_make_npy_files(tmp_path: Path) -> None:
     with open_arrays(tmp_path) as arrays:
         for index in (7, 0, 3, 6, 1, 5, 2, 4):
-            arrays.fill(index, pixels(index))
+            arrays.write_slot(index, pixels(index))
         assert arrays.empty_slots == []
     for split, name in enumerate(("train", "validation", "test")):
         images_NHW = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
@@ -34,36 +34,36 @@ def test_slots_filled_in_any_order_make_npy_files(tmp_path: Path) -> None:
 
 def test_what_was_filled_is_known_after_opening_again(tmp_path: Path) -> None:
     with open_arrays(tmp_path) as arrays:
-        arrays.fill(2, pixels(2))
-        arrays.fill(5, pixels(5))
+        arrays.write_slot(2, pixels(2))
+        arrays.write_slot(5, pixels(5))
     with open_arrays(tmp_path) as arrays:
         assert arrays.empty_slots == [0, 1, 3, 4, 6, 7]
     assert np.load(tmp_path / "train.npy")[1, 0, 0] == 3
 
 
-def test_marks_are_not_believed_where_an_array_is_gone_or_short(tmp_path: Path) -> None:
+def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path: Path) -> None:
     with open_arrays(tmp_path) as arrays:
         for index in range(8):
-            arrays.fill(index, pixels(index))
+            arrays.write_slot(index, pixels(index))
     (tmp_path / "validation.npy").unlink()
     os.truncate(tmp_path / "test.npy", 140)
     with open_arrays(tmp_path) as arrays:
         assert arrays.empty_slots == [1, 3, 5, 7]
 
 
-@pytest.mark.parametrize("dropped", [[0], [6], [0, 1, 4], [3, 7], []])
-def test_dropped_images_leave_no_gap(tmp_path: Path, dropped: list[int]) -> None:
+@pytest.mark.parametrize("removed", [[0], [6], [0, 1, 4], [3, 7], []])
+def test_removed_images_leave_no_gap(tmp_path: Path, removed: list[int]) -> None:
     with open_arrays(tmp_path) as arrays:
         for index in range(8):
-            arrays.fill(index, pixels(index))
-        arrays.drop(dropped)
+            arrays.write_slot(index, pixels(index))
+        arrays.remove_slots(removed)
     for split, name in enumerate(("train", "validation", "test")):
-        kept = [index + 1 for index in np.flatnonzero(split == SPLIT_N) if index not in dropped]
+        kept = [index + 1 for index in np.flatnonzero(split == SPLIT_N) if index not in removed]
         assert np.load(tmp_path / f"{name}.npy")[:, 0, 0].tolist() == kept
 
 
 def test_the_header_is_one_that_numpy_reads_however_many_images_there_are(tmp_path: Path) -> None:
     many_N = np.zeros(123_456, dtype=np.int8)
-    with SlotArrays(tmp_path, tmp_path / "marks", many_N, 2):
+    with SlotArrays(tmp_path, tmp_path / "done_flags", many_N, 2):
         pass
     assert np.load(tmp_path / "train.npy", mmap_mode="r").shape == (123_456, 2, 2)

@@ -37,7 +37,7 @@ def card(trainer, state, tmp_path):
     result = CandidateResult(Candidate(recipe(), 3, 0.5), (kept(1, 0.4), kept(2, 0.6)))
     probe = tmp_path / "probe.pth"
     torch.save(state, probe)
-    loaded = load_model(probe, CPU, image_size_px=32, normalisation="medical")
+    loaded = load_model(probe, CPU, architecture="Custom_1", image_size_px=32, normalisation="medical")
     evaluation = evaluate_model(
         loaded, trainer.cache.validation, QUICK, split="validation", cache=trainer.cache.info.key
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_job.cache.build import build_cache, find_cache
+from csi_job.cache.build import build_cache
+from csi_job.cache.key import find_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
@@ -34,7 +35,7 @@ def test_a_cache_is_found_by_its_settings_where_the_data_is_not_mounted(
     assert find_cache(settings_of(tmp_path / "elsewhere"), cache, tmp_path) is None
 
 
-def test_without_named_data_the_only_fitting_cache_is_found(
+def test_without_named_data_the_sole_matching_cache_is_found(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     folder = build_cache(radiographs, cache, tmp_path)
@@ -43,7 +44,7 @@ def test_without_named_data_the_only_fitting_cache_is_found(
     assert find_cache(RadiographsSettings(), CacheSettings(image_size_px=48), tmp_path) is None
 
 
-def test_without_named_data_several_fitting_caches_are_refused(
+def test_without_named_data_several_matching_caches_are_refused(
     data: Path, cache: CacheSettings, tmp_path: Path
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
@@ -51,13 +52,13 @@ def test_without_named_data_several_fitting_caches_are_refused(
     text = (data / "labels.csv").read_text()
     (tmp_path / "data" / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";1\n")
     build_cache(settings_of(tmp_path / "data"), cache, tmp_path)
-    with pytest.raises(ConfigurationError, match="several caches fit these settings"):
+    with pytest.raises(ConfigurationError, match="several caches match these settings"):
         find_cache(RadiographsSettings(), cache, tmp_path)
     with pytest.raises(ConfigurationError, match=r"radiographs.images is not set"):
         find_cache(RadiographsSettings(labels=data / "labels.csv"), cache, tmp_path)
 
 
-def test_a_damaged_memory_of_requests_is_forgotten(
+def test_a_damaged_record_of_keys_is_ignored(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     folder = build_cache(radiographs, cache, tmp_path)
