@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from csi_job.errors import CheckpointWriteError
+from csi_job.evaluation.bootstrap import resampled
+from csi_job.evaluation.measures import weighted_confusion
+from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.logs import get_logger
-from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.memory import choose_device, free_memory, is_out_of_memory
-from csi_job.trial.metrics import Average, confusion, zone_f1
+from csi_job.trial.metrics import Average, zone_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.train import TrainingResult, train_model
 
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from csi_job.cache.dataset import SplitData
+    from csi_job.evaluation.csi import FloatArray
     from csi_job.trial.hyperparameters import Hyperparameters
     from csi_job.trial.settings import TrialSettings
     from csi_job.trial.train import TrainingResult
 
 
 logger = get_logger(__name__)
+# The same resamples for every trial, so that trials differ only by their models.
+BOOTSTRAP: Final = EvaluationSettings(num_bootstrap=200, seed=0)
 
 
 def training_objective(train: SplitData, validation: SplitData, settings: TrialSettings) -> TrialObjective:
@@ -37,10 +42,10 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
     Args:
         train: the split to learn from.
         validation: the split that `val_f1` is measured on.
-        settings: everything of training that is not searched.
+        settings: everything about training that is not searched.
 
     Returns:
-        an objective whose values are the best `val_f1`, and GFLOPs an image where the study has two objectives.
+        an objective whose values are the best `val_f1`, and GFLOPs per image if the study has two objectives.
 
     """
 
@@ -64,11 +69,7 @@ def _train(
     validation: SplitData,
     settings: TrialSettings,
 ) -> TrainingResult:
-    options: dict[str, Any] = {
-        "max_epochs": running.max_epochs,
-        "seed": running.seed,
-        "hooks": running,
-    }
+    options: dict[str, Any] = {"max_epochs": running.max_epochs, "seed": running.seed, "hooks": running}
     try:
         return train_model(
             train,
@@ -80,13 +81,13 @@ def _train(
             resume_from=running.resume_from,
         )
     except CheckpointWriteError as error:
-        # A full disk is not the trial's fault, and would fail every trial after it as well.
-        logger.warning("%s; trial %d goes on without checkpoints", error, running.number)
+        # A full disk is not the trial's fault, and would fail every later trial as well.
+        logger.warning("%s; trial %d continues without checkpoints", error, running.number)
     return train_model(train, validation, running.params, settings, **options, resume_from=running.promoted)
 
 
 def _attributes(result: TrainingResult) -> dict[str, Any]:
-    """Return what the report tells of a training beside its curve."""
+    """Return what the report shows of a training besides its curve."""
     return {
         GFLOPS: result.gflops,
         IMAGES_PER_S: median(epoch.images_per_s for epoch in result.epochs),
@@ -94,10 +95,6 @@ def _attributes(result: TrainingResult) -> dict[str, Any]:
         NUM_PARAMETERS: result.num_parameters,
         MICRO_BATCH: result.micro_batch,
     }
-
-
-NUM_RESAMPLES: Final = 200
-SEED: Final = 0  # the same patients are drawn for every trial, so that trials differ by their models alone
 
 
 def f1_standard_error(
@@ -108,21 +105,17 @@ def f1_standard_error(
     Args:
         pred_NZ: int64 classes 0-4.
         true_NZ: int64 classes 0-4.
-        patients_N: each image's patient; whole patients are drawn, since their images are alike.
+        patients_N: each image's patient.
         average: how `val_f1` averages the scores.
 
     """
-    patients, index_N = np.unique(patients_N, return_inverse=True)
-    counts_PF = np.stack(
-        [confusion(pred_NZ[index_N == p], true_NZ[index_N == p]).numpy().ravel() for p in range(len(patients))]
-    )
-    generator = np.random.default_rng(SEED)
-    weights_RP = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=NUM_RESAMPLES)
-    confusion_RZKK = (weights_RP @ counts_PF).reshape(NUM_RESAMPLES, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
-    f1_RZ = zone_f1(confusion_RZKK, average)
-    graded_RZ = ~np.isnan(f1_RZ)
-    f1_R = np.where(graded_RZ, f1_RZ, 0).sum(axis=1) / np.maximum(graded_RZ.sum(axis=1), 1)
-    return float(f1_R.std(ddof=1))
+
+    def mean_f1(weights_RN: FloatArray) -> dict[str, FloatArray]:
+        f1_RZ = zone_f1(weighted_confusion(pred_NZ.numpy(), true_NZ.numpy(), weights_RN), average)
+        graded_RZ = ~np.isnan(f1_RZ)
+        return {"f1": np.where(graded_RZ, f1_RZ, 0).sum(axis=1) / np.maximum(graded_RZ.sum(axis=1), 1)}
+
+    return float(resampled(patients_N, BOOTSTRAP, mean_f1)["f1"].std(ddof=1))
 
 
 def training_f1_error(
@@ -131,7 +124,7 @@ def training_f1_error(
     validation: SplitData,
     settings: TrialSettings,
 ) -> float | None:
-    """Return the standard error of a finished training's best `val_f1`, None where memory does not suffice."""
+    """Return the standard error of a training's best `val_f1`, None if memory runs out."""
     device = choose_device(settings)
     try:
         model = build_model(params.model_arch)

@@ -55,7 +55,7 @@ class StudySettings(Section):
 
 
 def can_be_ours(name: str) -> bool:
-    """Return whether a study of ours may have this name."""
+    """Return whether a csi-job study can have this name."""
     try:
         StudySettings(name=name)
     except ValidationError:
@@ -64,7 +64,7 @@ def can_be_ours(name: str) -> bool:
 
 
 def checked_name(name: str) -> str:
-    """Return a study's name that is no setting; raise `ConfigurationError` if no study of ours can have it."""
+    """Return the name; raise `ConfigurationError` if no csi-job study can have it."""
     if not can_be_ours(name):
         allowed = "up to 100 characters without slashes, not beginning with a dot"
         raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed)

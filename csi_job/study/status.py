@@ -1,4 +1,4 @@
-"""How a study stands: what is finished, what runs now, how long the rest will take."""
+"""The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
 from __future__ import annotations
 
@@ -27,12 +27,47 @@ from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import TRIALS
 
-NUM_TIMED: Final = 20  # finished trials, the latest, whose median duration tells the rate
+NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
+
+
+@dataclass(frozen=True)
+class ChosenTrial:
+    """The chosen trial, and the rule that chose it in one sentence."""
+
+    trial: FrozenTrial
+    rule: str
+
+
+def choose_trial(study: optuna.Study) -> ChosenTrial | None:
+    """Return the trial with the best F1; with two objectives, the cheapest that is as good within the uncertainty.
+
+    The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984): of all trials whose
+    `val_f1` is at most one standard error below the best, the one with the fewest GFLOPs.
+
+    Returns:
+        None while no trial is complete.
+
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return None
+    leader = max(complete, key=lambda trial: (trial.values[0], -trial.number))
+    best_f1 = leader.values[0]
+    if len(study.directions) == 1:
+        return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
+    error = f1_standard_error_of(leader) or 0.0
+    equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
+    chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+    rule = (
+        f"the cheapest trial whose val_f1 is within one standard error ({error:.4f}, by patients) of the best, "
+        f"{best_f1:.4f} of trial {leader.number}"
+    )
+    return ChosenTrial(chosen, rule)
 
 
 @dataclass(frozen=True)
 class RunningStatus:
-    """A trial that runs, or that waits for another worker to go on with it."""
+    """A trial that is running, or that the next worker will resume."""
 
     number: int
     attempt: int
@@ -40,11 +75,11 @@ class RunningStatus:
     """The last finished epoch, from 0."""
     max_epochs: int | None
     f1: float | None
-    """The best so far."""
+    """The best value so far."""
     lease_age_s: float | None
-    """Since its worker was last heard of; None: it was given back."""
+    """Since the last heartbeat; None: the trial was released."""
     is_orphan: bool
-    """Whether the next worker takes it over."""
+    """Whether the next worker will resume it."""
     host: str
 
 
@@ -76,28 +111,28 @@ class StudyStatus:
     best: BestStatus | None
     trials_per_h: float | None
     eta_s: float | None
-    """Time left at that rate; None where nothing runs or nothing is finished yet."""
+    """Time left at that rate; None if nothing is running or nothing has finished yet."""
     failures: tuple[tuple[str, int], ...]
-    """Reasons of failed trials with their number, the most frequent first."""
+    """Reasons for failed trials with their counts, most frequent first."""
 
     @property
     def num_finished(self) -> int:
-        """Return the number of trials that count for the target."""
+        """The number of trials that count towards the target."""
         return self.num_complete + self.num_pruned + self.num_infeasible
 
     @property
     def num_running(self) -> int:
-        """Return the number of trials that live workers run."""
+        """The number of trials that live workers are running."""
         return sum(not trial.is_orphan for trial in self.running)
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the target is reached and nothing runs any more."""
+        """Whether the target is reached and nothing is running."""
         return self.num_finished >= self.target and not self.running
 
 
 def study_status(study: optuna.Study) -> StudyStatus:
-    """Look at a study; later looks read only what changed."""
+    """Return the state of a study; later calls read only what changed."""
     trials = study.get_trials(deepcopy=False)
     storage, study_id = storage_of(study), study_id_of(study)
     leases = storage.read(
@@ -107,6 +142,14 @@ def study_status(study: optuna.Study) -> StudyStatus:
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
     running = tuple(_running(row, trials) for row in leases)
+    chosen = choose_trial(study)
+    best = None
+    if chosen is not None:
+        values = chosen.trial.values
+        gflops = values[1] if len(values) > 1 else None
+        best = BestStatus(chosen.trial.number, values[0], gflops, dict(chosen.trial.params), chosen.rule)
+    failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
+    failures = (str(trial.user_attrs.get(REASON, "unknown")) for trial in failed)
     num_left = target - sum(outcomes[outcome] for outcome in FINISHED)
     rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
     return StudyStatus(
@@ -120,10 +163,10 @@ def study_status(study: optuna.Study) -> StudyStatus:
         num_cancelled=outcomes["cancelled"],
         num_waiting=outcomes["waiting"],
         running=running,
-        best=_best(study),
+        best=best,
         trials_per_h=rate * 3600 if rate else None,
         eta_s=max(num_left, 0) / rate if rate else None,
-        failures=_failures(trials),
+        failures=tuple(Counter(failures).most_common()),
     )
 
 
@@ -143,59 +186,10 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
     )
 
 
-def _best(study: optuna.Study) -> BestStatus | None:
-    chosen = choose_trial(study)
-    if chosen is None:
-        return None
-    trial = chosen.trial
-    gflops = trial.values[1] if len(trial.values) > 1 else None
-    return BestStatus(trial.number, trial.values[0], gflops, dict(trial.params), chosen.rule)
-
-
 def _trials_per_s(trials: Iterable[FrozenTrial], num_running: int) -> float | None:
-    """Return how many trials a second end while so many run, however long the study lay idle before."""
+    """Return how many trials finish per second with this many running, however long the study was idle before."""
     finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     seconds = [trial.duration.total_seconds() for trial in finished[-NUM_TIMED:] if trial.duration is not None]
     if not num_running or not seconds or median(seconds) <= 0:
         return None
     return num_running / median(seconds)
-
-
-def _failures(trials: Iterable[FrozenTrial]) -> tuple[tuple[str, int], ...]:
-    failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
-    return tuple(Counter(str(trial.user_attrs.get(REASON, "unknown")) for trial in failed).most_common())
-
-
-@dataclass(frozen=True)
-class ChosenTrial:
-    """The chosen trial and the rule that chose it, one sentence."""
-
-    trial: FrozenTrial
-    rule: str
-
-
-def choose_trial(study: optuna.Study) -> ChosenTrial | None:
-    """Return the trial with the best F1, or with two objectives the cheapest that is as good within the uncertainty.
-
-    The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984): of all trials whose
-    `val_f1` is at most one standard error below the best, the one with the fewest GFLOPs.
-
-    Returns:
-        None while no trial is complete.
-
-    """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
-        return None
-    leader = max(complete, key=lambda trial: (trial.values[0], -trial.number))
-    best_f1 = leader.values[0]
-    if len(study.directions) == 1:
-        return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
-    error = f1_standard_error_of(leader) or 0.0
-    equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
-    chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
-    rule = (
-        f"the cheapest trial whose val_f1 is within one standard error ({error:.4f}, by patients) of the best, "
-        f"{best_f1:.4f} of trial {leader.number}"
-    )
-    return ChosenTrial(chosen, rule)

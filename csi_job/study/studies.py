@@ -1,4 +1,4 @@
-"""The studies of a storage: listed, deleted, and given parameters to try next."""
+"""The studies of a storage: list and delete them, enqueue parameters."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
-_OF_TRIALS = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, HEARTBEATS, LEASES)
-_OF_STUDIES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
+_TRIAL_TABLES = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, HEARTBEATS, LEASES)
+_STUDY_TABLES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
 
 
 @dataclass(frozen=True)
 class ListedStudy:
-    """A study in the list."""
+    """One entry of the list."""
 
     name: str
     objective: str
-    """`` for a study of another program."""
+    """`""` for a study of another program."""
     counts: Counts | None
     """None for a study of another program, which has no target."""
 
 
 def list_studies(storage: StudyStorage) -> list[ListedStudy]:
-    """Return the studies of a storage, the oldest first."""
+    """Return the studies of a storage, oldest first."""
     return [
         ListedStudy(
             study.study_name,
@@ -69,7 +69,7 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
 
 
 def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study:
-    """Open a study to look at it; nothing is made.
+    """Open a study for reading; never create anything.
 
     Raises:
         ConfigurationError: there is no such database or study.
@@ -96,9 +96,9 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
     def transaction(connection: Connection) -> None:
         lock_study(connection, study_id)
         trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-        for table in _OF_TRIALS:
+        for table in _TRIAL_TABLES:
             connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
-        for table in _OF_STUDIES:
+        for table in _STUDY_TABLES:
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
 
     storage.write(transaction)
@@ -107,18 +107,18 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
 
 
 def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, Any]) -> int:
-    """Let the next free worker try these parameters; the sampler draws those that are left out.
+    """Let the next free worker try these parameters; the sampler chooses the others.
 
     Args:
         study: the study.
         space: its search space.
-        params: values by name; one outside the space moves to the nearest inside, with a warning.
+        params: values by name; one outside the space is clipped to it, with a warning.
 
     Returns:
         the number of the waiting trial.
 
     Raises:
-        ConfigurationError: an unknown or illegal parameter, another space than the study's, or a full study.
+        ConfigurationError: an unknown or illegal parameter, a space that is not the study's, or a full study.
 
     """
     stored = study.user_attrs.get(FINGERPRINT) or {}

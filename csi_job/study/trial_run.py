@@ -36,7 +36,7 @@ from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, rese
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.pruning import median_question, should_prune, should_prune_at_cost
+from csi_job.study.pruning import median_query, should_prune, should_prune_at_cost
 from csi_job.study.resume import Checkpoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
 from csi_job.study.sampling import derived_seed
 from csi_job.study.settings import StudySettings
@@ -99,8 +99,8 @@ class RunningTrial(Generic[Params]):
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
-    _median: Row[Any] | None = None
-    """The answer to `median_question` at the last epoch."""
+    _median_row: Row[Any] | None = None
+    """The result of `median_query` for the last epoch."""
 
     @property
     def lease(self) -> Lease:
@@ -243,9 +243,9 @@ class RunningTrial(Generic[Params]):
         changes: dict[str, Any] = {"num_epochs": self._num_epochs}
         if self._is_unpromoted:
             changes["checkpoint"] = self._relative(self.promoted)
-        question = median_question(self.study, max(self.curve))
+        query = median_query(self.study, max(self.curve))
         try:
-            self._median = self.storage.write_trial(self.lease, self.unsent, question, limit_s=0, **changes)
+            self._median_row = self.storage.write_trial(self.lease, self.unsent, query, limit_s=0, **changes)
         except StorageUnavailableError as error:
             if self._away_since is None:
                 self._away_since = time.monotonic()
@@ -266,7 +266,7 @@ class RunningTrial(Generic[Params]):
             return False
         if self.has_two_objectives:
             return self.gflops is not None and should_prune_at_cost(self.study, self.curve, self.gflops)
-        return should_prune(self.study, frozen_trial_of(self.trial), self._median)
+        return should_prune(self.study, frozen_trial_of(self.trial), self._median_row)
 
     def finish(self, outcome: TrialOutcome, values: Sequence[float] = (), reason: str = "") -> None:
         """Store how the trial ended.

@@ -20,7 +20,7 @@ from csi_job.storage.engine import lock_study
 from csi_job.storage.optuna_private import trial_id_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import add_trial, read_trials
+from csi_job.storage.trial_rows import RUNG_KEY_PREFIX, add_trial, read_trials
 from csi_job.study.definition import (
     Definition,
     differences,
@@ -36,7 +36,7 @@ from csi_job.trial.hyperparameters import DEFAULTS
 from csi_job.trial.space import SearchSpace
 
 # Whatever else Optuna stores with a trial belongs to the space it was sampled from, e.g. the state of CMA-ES.
-KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", "completed_rung_")
+KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", RUNG_KEY_PREFIX)
 FINISHED: Final = ("complete", "pruned", "infeasible")
 UNFINISHED: Final = {"running": "still running", "waiting": "still waiting"}
 Origin = tuple[Any, int]

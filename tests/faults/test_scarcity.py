@@ -99,7 +99,7 @@ def test_training_continues_without_checkpoints_on_a_full_disk(server: Server, t
         workers = list(fleet.workers)
         wait_until(lambda: num_lines(record / "computed.log") > 1, fleet)
         disk.fill()
-        wait_until(lambda: any("goes on without checkpoints" in worker.log() for worker in workers), fleet)
+        wait_until(lambda: any("continues without checkpoints" in worker.log() for worker in workers), fleet)
         disk.free()
         endings = fleet.finish()
         findings = check_study(url, "scarce", record, Expected(3, 4, 3 * 4))  # without checkpoints no epoch is kept

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import STEPS
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.pruning import median_question, should_prune
+from csi_job.study.pruning import median_query, should_prune
 from tests.integration.test_claims import leased
 from tests.support.studies import define
 
@@ -59,9 +59,9 @@ def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> No
     curves_of(study, values)
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={1: 9.0}))
 
-    question = median_question(study, 1)
-    assert question is not None
-    row = storage.read(lambda connection: connection.execute(question).one())
+    query = median_query(study, 1)
+    assert query is not None
+    row = storage.read(lambda connection: connection.execute(query).one())
 
     assert row.num_values == num_values
     assert row.median == pytest.approx(np.median(values), rel=1e-15)
@@ -69,9 +69,9 @@ def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> No
 
 def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage: StudyStorage) -> None:
     study = define(storage)
-    question = median_question(study, 7)
-    assert question is not None
-    assert [*storage.read(lambda connection: connection.execute(question).one())] == [0, None]
+    query = median_query(study, 7)
+    assert query is not None
+    assert [*storage.read(lambda connection: connection.execute(query).one())] == [0, None]
     trial = create_trial(state=TrialState.RUNNING, intermediate_values={7: math.nan})
     assert not should_prune(study, trial)
 

@@ -34,7 +34,7 @@ def test_the_median_is_that_of_optunas_pruner_on_the_whole_study(storage: StudyS
     decisions = []
     for number in range(60):
         trial = running({step: draws.random() for step in range(draws.randint(1, 6))}, number)
-        expected = bool(make_pruner(StudySettings()).prune(study, trial))
+        expected = bool(optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5).prune(study, trial))
         assert should_prune(study, trial) is expected
         decisions.append(expected)
     assert set(decisions) == {True, False}

@@ -1,4 +1,4 @@
-"""How a study stands."""
+"""The state of a study, and its best trial."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import DataError, InfeasibleTrialError
+from csi_job.storage.attributes import f1_standard_error_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import set_target
-from csi_job.study.status import StudyStatus, study_status
+from csi_job.study.status import StudyStatus, choose_trial, study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.trial_run import RunningTrial
 from tests.support.studies import SPACE, define, objective, work_on
@@ -35,7 +37,7 @@ def test_a_finished_study_is_finished(study: optuna.Study, tmp_path: Path) -> No
     assert status.best.params == study.best_params
 
 
-def test_what_runs_failed_or_was_infeasible_is_told(storage: StudyStorage, tmp_path: Path) -> None:
+def test_running_failed_and_infeasible_trials_are_shown(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage)
     seen: list[StudyStatus] = []
 
@@ -66,7 +68,7 @@ def test_what_runs_failed_or_was_infeasible_is_told(storage: StudyStorage, tmp_p
     assert count == 1
 
 
-def test_a_trial_given_back_is_an_orphan(study: optuna.Study, tmp_path: Path) -> None:
+def test_a_released_trial_is_an_orphan(study: optuna.Study, tmp_path: Path) -> None:
     def stopped(_: RunningTrial[Any]) -> list[float]:
         raise DataError("stop here")
 
@@ -80,8 +82,56 @@ def test_a_trial_given_back_is_an_orphan(study: optuna.Study, tmp_path: Path) ->
     assert not status.is_finished
 
 
-def test_cancelled_trials_are_no_failures(study: optuna.Study) -> None:
+def test_cancelled_trials_do_not_count_as_failed(study: optuna.Study) -> None:
     enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
     set_target(study, num_trials=1)
     status = study_status(study)
     assert (status.num_cancelled, status.num_failed, status.failures) == (1, 0, ())
+
+
+def add(study: optuna.Study, f1: float, gflops: float | None = None, error: float | None = 0.02) -> None:
+    values = [f1] if gflops is None else [f1, gflops]
+    study.add_trial(create_trial(values=values, user_attrs={"f1_se": error}))
+
+
+def test_nothing_is_chosen_while_nothing_is_complete(study: optuna.Study) -> None:
+    study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.9}))
+    assert choose_trial(study) is None
+
+
+def test_with_one_objective_the_best_is_chosen_and_of_equals_the_first(study: optuna.Study) -> None:
+    for f1 in (0.5, 0.7, 0.7, 0.6):
+        add(study, f1)
+    chosen = choose_trial(study)
+    assert chosen is not None
+    assert chosen.trial.number == 2
+    assert chosen.rule == "the best val_f1, 0.7000"
+
+
+def test_with_two_objectives_the_cheapest_within_one_standard_error_is_chosen(storage: StudyStorage) -> None:
+    study = define(storage, objective="f1-and-cost")
+    for f1, gflops in [(0.80, 4.0), (0.785, 1.5), (0.781, 2.0), (0.77, 0.5)]:
+        add(study, f1, gflops)
+    chosen = choose_trial(study)
+    assert chosen is not None
+    assert chosen.trial.values == [0.785, 1.5]
+    assert "within one standard error (0.0200, by patients) of the best, 0.8000 of trial 1" in chosen.rule
+
+
+def test_without_a_known_uncertainty_only_equals_are_cheaper(storage: StudyStorage) -> None:
+    study = define(storage, objective="f1-and-cost")
+    for f1, gflops in [(0.80, 4.0), (0.79, 1.0), (0.80, 3.0)]:
+        add(study, f1, gflops, error=None)
+    chosen = choose_trial(study)
+    assert chosen is not None
+    assert chosen.trial.values == [0.80, 3.0]
+
+
+def test_a_standard_error_stored_under_its_earlier_name_counts_too(storage: StudyStorage) -> None:
+    study = define(storage, objective="f1-and-cost")
+    study.add_trial(create_trial(values=[0.80, 4.0], user_attrs={"f1_std": 0.02}))
+    study.add_trial(create_trial(values=[0.785, 1.5]))
+    chosen = choose_trial(study)
+    assert chosen is not None
+    assert chosen.trial.values == [0.785, 1.5]
+    assert [f1_standard_error_of(trial) for trial in study.trials] == [None, 0.02, None]
