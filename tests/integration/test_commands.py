@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -116,6 +117,15 @@ def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(fin
     assert card["test"]["metrics"]["f1_macro"]["value"] == pytest.approx(metric["value"])
     report = (finished / "models/hyperopt/csi_optimization_report.html").read_text()
     assert f"{metric['value']:.3f}" in report
+
+
+def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(finished: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.pth"
+    shutil.copy(finished / "models/optimized_model.pth", bare)
+    _, err = run(finished, "evaluate", "--model-path", bare, code=2)
+    assert "--model-arch" in err
+    out, _ = run(finished, "evaluate", "--model-path", bare, "--model-arch", "Custom_1", "--baseline", bare)
+    assert "bare.json" in out
 
 
 def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: Path, tmp_path: Path) -> None:
