@@ -82,22 +82,22 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
     if results.confirmed is not None and results.confirmed.get("value") is not None:
         return _retrained(results.confirmed, results.baseline_card)
     sentence = (
-        "How certain: each trial is a single training run, and the best of many is partly luck, so expect a slightly "
-        "lower F1 on new patients."
+        "How certain is this? Each trial is a single training run, and the best of many is partly luck, so expect a "
+        "slightly lower F1 on new patients."
     )
     return f"{sentence} {_compared_with_error(view, best)}".strip()
 
 
 def _retrained(confirmed: Json, baseline_card: Json | None) -> str:
     """Return what the winner reached over several seeds, and what the baseline did."""
-    winner = f"trial {confirmed['trial']}" if confirmed.get("trial") is not None else "the winner"
+    winner = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
     seeds = fmt.plural(len(confirmed["seeds"]), "seed")
     std = f" (SD {fmt.score(confirmed['std'])})" if confirmed.get("std") is not None else ""
     baseline = ""
     if baseline_card is not None:
         baseline = f"; the baseline, retrained the same way, reached {fmt.score(baseline_card['mean'])}"
     return (
-        f"How certain: {winner}, retrained with {seeds}, reached a mean validation F1 of "
+        f"How certain is this? {winner}, retrained with {seeds}, reached a mean validation F1 of "
         f"{fmt.score(confirmed['value'])}{std}{baseline}. Trust these means more than the best single run of the "
         "search, which is partly luck."
     )

@@ -1,4 +1,4 @@
-"""Real Optuna studies, asked and told on a cheap function, with the attributes that a worker writes."""
+"""Real Optuna studies of a cheap function, with the attributes that a worker writes."""
 
 import json
 import math
@@ -27,7 +27,6 @@ from csi_job.work_folder import WorkFolder
 CACHE_KEY = "0123456789abcdef"
 CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
 PSEUDONYMS = tuple(f"{index * 7919 + 0xABCDEF012345:012x}" for index in range(30))
-OPTIMIZERS = ("adam", "adamw", "sgd")
 GFLOPS = {"ResNet50": 4.09, "CheXNet": 2.87, "Custom_1": 0.31, "resnet18": 1.82}
 SKILL = {"ResNet50": 0.05, "CheXNet": 0.08, "Custom_1": -0.05, "resnet18": 0.03}
 BASELINE = {
@@ -45,10 +44,6 @@ def _quiet_optuna():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def suggest(trial):
-    return SearchSpace().suggest(trial)
-
-
 def f1_at(params, epoch, max_epochs, noise):
     distance = abs(math.log10(params["learning_rate"]) + 3.3)
     plateau = 0.62 + SKILL[params["model_arch"]] - 0.07 * distance - 0.04 * abs(params["unknown_weight"] - 0.4)
@@ -62,7 +57,7 @@ def run_trial(study, number, *, sampler="tpe", pruner="median", max_epochs=8):
     trial.set_user_attr("pruner", pruner)
     trial.set_user_attr("max_epochs", max_epochs)
     trial.set_user_attr("attempt", 2 if number % 11 == 5 else 1)
-    suggest(trial)
+    SearchSpace().suggest(trial)
     noise = random.Random(number)
     if number % 13 == 7:
         end_infeasible(study, trial)
@@ -145,16 +140,16 @@ def rich_study(name="csi_optimization", num_trials=40, *, storage=None):
     running = study.ask()
     for key, value in {"sampler": "tpe", "pruner": "median", "max_epochs": 12, "attempt": 2, "epochs": 3}.items():
         running.set_user_attr(key, value)
-    suggest(running)
+    SearchSpace().suggest(running)
     for epoch in range(3):
         running.report(0.3 + 0.05 * epoch, epoch)
     study.enqueue_trial({**BASELINE, "learning_rate": 3e-4})
     return study
 
 
-def long_study(num_trials):
-    """One phase of random trials, which cost next to nothing however many they are."""
-    study = new_study("long", target=num_trials)
+def random_study(num_trials):
+    """One phase of random trials, which are cheap however many they are."""
+    study = new_study("random", target=num_trials)
     run_phase(study, num_trials, sampler="random")
     return study
 
@@ -194,17 +189,12 @@ def write_results(work, study):
     best = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.values[0])[:3]
     path = WorkFolder(work).optimized_params(study.study_name)
     write_optimized_params(confirmed(best), study.study_name, CACHE_KEY, path)
-    first, second = (
-        evaluation("optimized_model.safetensors", 3, skill=2.2),
-        evaluation("baseline_model.safetensors", 4, skill=1.6),
-    )
+    first = evaluation("optimized_model.safetensors", 3, skill=2.2)
+    second = evaluation("baseline_model.safetensors", 4, skill=1.6)
+    contents = {"optimized_model": first, "baseline_model": second, "comparison": compare_evaluations(first, second)}
     models = work / "models"
     (models / "evaluation").mkdir()
-    for name, content in (
-        ("optimized_model", first),
-        ("baseline_model", second),
-        ("comparison", compare_evaluations(first, second)),
-    ):
+    for name, content in contents.items():
         (models / "evaluation" / f"{name}.json").write_text(json.dumps(content.to_json()))
     trainer = SeedTrainer(models / "candidates", Cache(folder, info), TrialSettings())
     for name, result, test in (
@@ -232,27 +222,11 @@ def confirmed(trials):
     return Winner(results[0], tuple(results), RULE_MEAN)
 
 
-def empty():
-    return new_study("empty")
-
-
-def one_trial():
-    study = new_study("one")
-    run_phase(study, 1, sampler="random")
-    return study
-
-
-def two_trials():
-    study = new_study("two")
-    run_phase(study, 2, sampler="random")
-    return study
-
-
 def all_pruned():
     study = optuna.create_study(study_name="pruned", direction="maximize")
     for number in range(9):
         trial = study.ask()
-        suggest(trial)
+        SearchSpace().suggest(trial)
         trial.report(0.3 + number / 100, 0)
         study.tell(trial, state=TrialState.PRUNED)
     return study
@@ -279,23 +253,23 @@ def constant_parameters():
 def costs_without_a_complete_trial():
     study = new_study("no costs", objective="f1-and-cost")
     trial = study.ask()
-    suggest(trial)
+    SearchSpace().suggest(trial)
     study.tell(trial, state=TrialState.PRUNED)
     return study
 
 
-DEGENERATE = (
-    empty,
-    one_trial,
-    two_trials,
-    all_pruned,
-    all_failed,
-    constant_parameters,
-    costs_without_a_complete_trial,
-)
+DEGENERATE = {
+    "empty": lambda: new_study("empty"),
+    "one_trial": lambda: random_study(1),
+    "two_trials": lambda: random_study(2),
+    "all_pruned": all_pruned,
+    "all_failed": all_failed,
+    "constant_parameters": constant_parameters,
+    "costs_without_a_complete_trial": costs_without_a_complete_trial,
+}
 
 
-@pytest.fixture(params=DEGENERATE, ids=[make.__name__ for make in DEGENERATE])
+@pytest.fixture(params=DEGENERATE.values(), ids=DEGENERATE)
 def degenerate_study(request):
     return request.param()
 
@@ -374,9 +348,9 @@ def make_rich_study():
 
 @pytest.fixture(scope="session")
 def pseudonyms():
-    return lambda: set(PSEUDONYMS)
+    return set(PSEUDONYMS)
 
 
 @pytest.fixture(scope="session")
 def make_long_study():
-    return long_study
+    return random_study

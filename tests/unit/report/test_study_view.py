@@ -16,7 +16,7 @@ def test_outcomes_agree_with_optunas_states(finished_study):
     assert view_study(finished_study).num_finished == states[TrialState.COMPLETE] + states[TrialState.PRUNED]
 
 
-def test_a_pruned_trial_stands_at_the_best_f1_of_its_curve(finished_study):
+def test_a_pruned_trial_has_the_best_f1_of_its_curve(finished_study):
     view = view_study(finished_study)
     pruned = view.with_outcome("pruned")
     assert pruned
@@ -30,7 +30,7 @@ def test_ranking_is_by_f1_with_optunas_best_trial_first(finished_study):
     assert [trial.f1 for trial in ranked] == sorted((trial.f1 for trial in ranked), reverse=True)
 
 
-def test_phases_are_told_apart_by_sampler_pruner_and_epochs(finished_study):
+def test_phases_differ_by_sampler_pruner_and_epochs(finished_study):
     view = view_study(finished_study)
     assert [(phase.number, phase.sampler, phase.max_epochs) for phase in view.phases] == [
         (1, "random", 8),

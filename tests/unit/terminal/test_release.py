@@ -29,7 +29,7 @@ def shown(view: ReleaseView) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_row_tells_of_a_pod_its_trials_and_its_gpus() -> None:
+def test_a_row_shows_a_pod_with_its_trials_and_gpus() -> None:
     lines = shown(VIEW).splitlines()
     (row,) = [line.split() for line in lines if line.startswith("0-abcde")]
     assert row == ["0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
@@ -38,18 +38,18 @@ def test_a_row_tells_of_a_pod_its_trials_and_its_gpus() -> None:
     assert row == ["1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
 
 
-def test_what_all_pods_begin_with_is_said_once() -> None:
+def test_the_shared_prefix_of_pod_names_is_shown_once() -> None:
     assert "Release study in here, pods r-search-…" in shown(VIEW)
     assert "r-search-0-abcde" in shown(replace(VIEW, pods=(SEARCH,)))
 
 
-def test_only_gpus_of_pods_that_run_are_held() -> None:
+def test_only_running_pods_hold_gpus() -> None:
     assert VIEW.num_gpus == 2
     assert "2 GPUs in use now, 12.2 GPU hours used by the search" in shown(VIEW)
     assert replace(VIEW, pods=(WAITING,)).num_gpus == 0
 
 
-def test_why_a_pod_does_not_start_and_why_the_study_is_unknown_are_told() -> None:
+def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown() -> None:
     text = shown(replace(VIEW, study=None, note="no pod runs that could tell of the study"))
     assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
     assert "no pod runs that could tell of the study" in text

@@ -27,7 +27,7 @@ def shown(status, width=100):
     return console.file.getvalue()
 
 
-def test_the_terminal_shows_how_far_the_best_what_runs_and_what_failed():
+def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
     text = shown(STATUS)
     for words in (
         "a [b]study[/b]",
@@ -70,18 +70,18 @@ def test_a_new_study_is_shown_too(tmp_path):
     assert json.loads(status_json(study_status(study)))["best"] is None
 
 
-def test_a_finished_study_says_how_to_go_on():
+def test_a_finished_study_says_what_to_do_next():
     finished = StudyStatus("s", "f1", 1, 1, 0, 0, 0, 0, 0, (), BEST, None, None, ())
     assert "--more-trials" in shown(finished)
 
 
-def test_a_status_is_the_same_after_its_way_through_json():
+def test_a_status_survives_json():
     assert status_from_dict(json.loads(status_json(STATUS))) == STATUS
     nothing = StudyStatus("s", "f1", 1, 0, 0, 0, 0, 0, 1, (), None, None, None, ())
     assert status_from_dict(json.loads(status_json(nothing))) == nothing
 
 
-def test_a_status_of_another_version_is_refused_in_one_line_and_what_is_new_is_left_out():
+def test_a_status_without_a_field_is_refused_and_new_fields_are_ignored():
     content = json.loads(status_json(STATUS))
     assert status_from_dict({**content, "new": 1}) == STATUS
     del content["target"]

@@ -43,7 +43,7 @@ def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, fini
     assert text.index(sentence) < text.index("Best settings")
 
 
-def test_candidates_are_told_with_mean_and_std(work, finished_study, read_page):
+def test_candidates_are_shown_with_mean_and_std(work, finished_study, read_page):
     confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
     text = read_page(write_report(view_study(finished_study), work)).text
     assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['std']:.3f})" in text
@@ -155,7 +155,7 @@ def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work, make_ri
     assert options[0]["--study-name"] == "it's a study"
 
 
-def test_two_objectives_tell_the_rule_and_show_the_front(two_objectives, tmp_path, read_page):
+def test_two_objectives_show_the_rule_and_the_front(two_objectives, tmp_path, read_page):
     page = read_page(write_report(view_study(two_objectives), tmp_path))
     assert "one standard error" in page.text
     assert any(attrs.get("id") == "figure-pareto_front" for _, attrs in page.tags)
@@ -171,7 +171,7 @@ def test_degenerate_studies_give_a_page(degenerate_study, tmp_path, read_page):
 def test_neither_pseudonyms_nor_paths_are_on_the_page(work, finished_study, pseudonyms):
     text = write_report(view_study(finished_study), work).read_text(encoding="utf-8")
     assert str(work) not in text
-    assert pseudonyms() & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
+    assert pseudonyms & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
 
 
 def test_all_summary_metrics_of_a_comparison_have_a_name():
