@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_scores_missing_from_a_zone_give_a_warning(quick, cache_folder, model_fi
     data = Cache.open(cache_folder).split("test")
     zones = data.zones_NZ.clone()
     zones[:, 0] = torch.where(zones[:, 0] == 3, 2, zones[:, 0])
-    changed = type(data)(data.images_NHW, zones, data.patients_N, data.pseudonyms)
+    changed = replace(data, zones_NZ=zones)
     loaded = load_model(model_file, torch.device("cpu"))
     warnings = evaluate_model(loaded, changed, quick, split="test", cache="", warnings=["first"]).to_json()["warnings"]
     assert warnings[0] == "first"
