@@ -74,11 +74,13 @@ class SweptStudy:
 
 
 def is_rare(point: str) -> bool:
-    """Whether a worker passes it only after another was killed between a checkpoint and its report.
+    """Whether a worker passes it only after another was killed while writing a checkpoint or before reporting it.
 
-    It then resumes a trial whose stored epochs do not match the checkpoint, and rewrites them before it asks.
+    It then resumes a trial with a file that was left half-written, or one whose stored epochs do not match the
+    checkpoint, which it rewrites before it asks.
     """
-    return point.startswith("ask:") and ("transaction" in point or "COMMIT" in point)
+    is_rewrite = point.startswith("ask:") and ("transaction" in point or "COMMIT" in point)
+    return is_rewrite or point == "clean up: before remove of .tmp"
 
 
 def kill_at_each(points: set[str], url: str, folder: Path, swept: SweptStudy) -> Endings:
