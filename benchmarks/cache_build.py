@@ -60,7 +60,7 @@ def decoding_sets(folder: Path, other: Path | None) -> dict[str, list[Path]]:
         place.mkdir()
         for number in range(NUM_LARGE):
             random = np.random.default_rng(number)
-            write_film(draw_chest(Body.draw(random), [number] * 6, LARGE_PX, random), place / f"{number}", variant)
+            write_film(draw_chest(Body.sample(random), [number] * 6, LARGE_PX, random), place / f"{number}", variant)
         sets[f"{name}, {LARGE_PX[0]}x{LARGE_PX[1]}"] = sorted(place.iterdir())
     write_phantoms(folder / "phantoms", 64, seed=0)
     sets["phantoms, mixed, 400-700 px"] = sorted((folder / "phantoms" / "images").iterdir())

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a flag that is looked at where stopping is safe."""
+"""SIGTERM and SIGINT as a flag, checked where stopping is safe."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from types import FrameType
 from typing import Final
 
 from csi_job.errors import StopRequestedError
-from csi_job.logs import get_logger
 
-logger = get_logger(__name__)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
 class Stop:
-    """Whether a signal asked to stop; `event` is set then, so that nobody sleeps on."""
+    """Whether a signal asked to stop; `event` is then set, to wake sleepers."""
 
     signal_number: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raise `StopRequestedError` if a signal came."""
+        """Raise `StopRequestedError` if a signal has arrived."""
         if self.signal_number is not None:
             raise StopRequestedError(self.signal_number)
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
-        """Ask to stop; the second Ctrl-C ends the process at once."""
+        """Request a stop; a second Ctrl-C ends the process at once."""
         if self.signal_number is not None and number == signal.SIGINT:
             os._exit(128 + number)
         if self.signal_number is None:
@@ -39,14 +37,14 @@ class Stop:
             self.event.set()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not through a request to stop."""
+        """Sleep, but wake up and raise `StopRequestedError` on a signal."""
         self.event.wait(seconds)
         self.check()
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Turn SIGTERM and SIGINT into requests while the block runs; in another thread than the main one do nothing."""
+    """Turn SIGTERM and SIGINT into stop requests inside the block; does nothing outside the main thread."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

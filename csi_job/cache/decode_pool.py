@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from csi_job.errors import CsiJobError, DataError
-from csi_job.radiographs.read import read_radiograph
+from csi_job.radiographs.read import read_radiograph, silence_decoders
 
 DECODE_LIMIT_S = 120  # no radiograph takes longer
 MAX_DECODER_BYTES = 6 << 30  # of address space; about ten times what the largest image allowed needs
@@ -170,6 +170,7 @@ def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:
     """Answer paths with pixels or problems until the parent exits."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
+    silence_decoders()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keep what C libraries print out of the answers
     answer: np.ndarray | str = _READY

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 
-Plane = NDArray[np.floating]  # one value a pixel, [height, width]
+Plane = NDArray[np.floating]  # one value per pixel, [height, width]
 
 _MAX_DRAWN_HEIGHT_PX = 400  # larger films are drawn at this height and enlarged: they are no sharper
 _ZONE_EDGES = (0.10, 0.345, 0.565, 0.86)  # of the upper, middle and lower zone, downwards
@@ -45,8 +45,8 @@ class Body:
     clavicle_slope: float
 
     @staticmethod
-    def draw(random: np.random.Generator) -> Body:
-        """Draw a patient."""
+    def sample(random: np.random.Generator) -> Body:
+        """Sample a patient."""
         dome = random.uniform(0.735, 0.79)
         return Body(
             chest_width=random.uniform(0.70, 0.82),

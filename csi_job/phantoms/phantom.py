@@ -20,7 +20,7 @@ from csi_job.phantoms.files import write_film
 from csi_job.radiographs.table import FILE_COLUMN, PATIENT_COLUMN
 from csi_job.radiographs.zones import NUM_ZONES, SCORES, UNKNOWN, ZONES
 
-SIDE_PX = (400, 700)  # heights are drawn between these
+SIDE_PX = (400, 700)  # range of the heights
 UNKNOWN_SHARE = 0.08
 _MIN_SIDE_PX = 64
 _MAX_IMAGES_PER_PATIENT = 3
@@ -33,18 +33,18 @@ _VISIT_SPREAD, _SIDE_SPREAD, _ZONE_SPREAD = 0.35, 0.35, 0.5  # of the scores aro
 def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[int, int] = SIDE_PX) -> None:
     """Write `labels.csv` and `images/`: the same files for the same arguments.
 
-    There are one to three images a patient with similar scores, about 8 % unknown zones (something covers them),
+    There are one to three images per patient with similar scores, about 8 % unknown zones (something covers them),
     and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
     and 2) and NIfTI.
 
     Args:
-        folder: is made if it is missing; files of these names are replaced.
-        num_images: how many images.
+        folder: created if missing; files with these names are replaced.
+        num_images: number of images.
         seed: of everything random.
         side_px: smallest and largest height.
 
     Raises:
-        ConfigurationError: no images are asked for, or impossible sizes.
+        ConfigurationError: fewer than one image, or impossible sizes.
         DataError: the folder cannot be written.
 
     """
@@ -59,7 +59,7 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with progress("drawing phantoms", num_images, "images") as advance:
             for index, name in enumerate(names):
-                body = Body.draw(np.random.default_rng([seed, 2, patients_N[index]]))
+                body = Body.sample(np.random.default_rng([seed, 2, patients_N[index]]))
                 film_HW = _draw_film(body, zones_NZ[index], side_px, np.random.default_rng([seed, 3, index]))
                 write_film(film_HW, folder / "images" / name, index)
                 advance(1)

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from csi_job.errors import DataError
 from csi_job.radiographs.dicom_bombs import check_compressed, check_deflated
-from csi_job.radiographs.grey import check_size, look_up, squeeze, to_uint8
+from csi_job.radiographs.grey import apply_lut, check_size, to_square, to_uint8
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR_CHANNELS = 3
@@ -27,7 +27,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
     Raises:
         DataError: no pixels, several frames, too small or too large, or blank.
-        Exception: whatever pydicom and its decoders raise for damaged content.
+        Exception: anything pydicom and its decoders raise for damaged content.
 
     """
     check_deflated(content)
@@ -42,7 +42,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
     check_compressed(dataset, max_image_side_px)
     pixels = dataset.pixel_array
-    return squeeze(_grey(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
+    return to_square(_grey(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
 
 
 def _grey(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def _through_tables(dataset: Dataset, pixels_HW: np.ndarray, *, inverted: bool) 
             break
     else:
         modality_is_linear = "ModalityLUTSequence" not in dataset and float(dataset.get("RescaleSlope") or 1) > 0
-        grey_HW = to_uint8(pixels_HW if modality_is_linear else look_up(pixels_HW, values.astype(np.float32)))
+        grey_HW = to_uint8(pixels_HW if modality_is_linear else apply_lut(pixels_HW, values.astype(np.float32)))
     if inverted:
         grey_HW = 255 - grey_HW
     padding = dataset.get("PixelPaddingValue")
@@ -99,7 +99,7 @@ def _try_table(
         return None
     if shares is None:
         return None
-    grey_HW = look_up(pixels_HW, np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
+    grey_HW = apply_lut(pixels_HW, np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
     return None if grey_HW.min() == grey_HW.max() else grey_HW
 
 

@@ -1,4 +1,4 @@
-"""The folder of images: which file an identifier means, and that nothing outside the folder is reached."""
+"""The folder of images: find the file of an identifier, and never leave the folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 
-_Listing = dict[str, list[tuple[str, bool]]]  # what an identifier could mean: file names, and whether they are links
+_Listing = dict[str, list[tuple[str, bool]]]  # by identifier: file names, and whether they are links
 
 
 class ImageFolder:
@@ -25,7 +25,7 @@ class ImageFolder:
         self._listings: dict[PurePosixPath, _Listing] = {PurePosixPath(): _list_folder(self._root)}
 
     def find(self, file_id: str) -> Path | str:
-        """Return the path of an identifier's image, or what is wrong with it."""
+        """Return the path of an identifier's image, or the problem with it."""
         if _leaves_folder(file_id):
             return "the FileID leaves the folder of images"
         place = PurePosixPath(file_id)
@@ -44,7 +44,7 @@ class ImageFolder:
             try:
                 folder = (self._root / subfolder).resolve(strict=True)
                 self._listings[subfolder] = _list_folder(folder) if folder.is_relative_to(self._root) else {}
-            except (OSError, ValueError, RuntimeError):  # missing, unreadable, no name at all, a loop of links
+            except (OSError, ValueError, RuntimeError):  # missing, unreadable, invalid name, a loop of links
                 self._listings[subfolder] = {}
         return self._listings[subfolder]
 
@@ -59,14 +59,14 @@ class ImageFolder:
 
 
 def _leaves_folder(file_id: str) -> bool:
-    """Tell by the identifier alone, by the rules of POSIX and of Windows."""
+    """Decide by the identifier alone, by the rules of POSIX and of Windows."""
     place = PurePosixPath(file_id)
     absolute = place.is_absolute() or PureWindowsPath(file_id).drive or "\\" in file_id
     return bool(absolute) or ".." in place.parts or not place.name
 
 
 def _list_folder(folder: Path) -> _Listing:
-    """List files by their whole names and by their names without a known extension."""
+    """List files by their full names and by their names without a known extension."""
     listing: _Listing = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -84,5 +84,5 @@ def _stem(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Return the name in composed Unicode, as tables have it; some file systems keep accents apart."""
+    """Return the name in composed Unicode, like the table; some file systems decompose accents."""
     return unicodedata.normalize("NFC", name)

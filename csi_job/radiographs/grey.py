@@ -1,4 +1,4 @@
-"""What all image formats share: sizes checked before pixels are decoded, grey levels scaled, the square made."""
+"""What all image formats share: check the size before decoding, scale grey levels, resize to a square."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from PIL import Image
 from csi_job.errors import DataError
 
 MIN_SIDE_PX = 16  # smaller images show no zones
-MAX_NUM_PIXELS = 150_000_000  # three times the largest digitised film; bounds the memory of one decoder
+MAX_NUM_PIXELS = 150_000_000  # three times the largest digitised film; limits the memory of one decoder
 DARKEST_PERCENT, BRIGHTEST_PERCENT = 0.5, 99.5
-_MAX_SAMPLED_SIDE = 256  # percentiles of larger images are taken from about as many rows and columns, evenly spaced
+_MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many evenly spaced rows and columns
 _REDUCING_GAP = 3.0  # Pillow shrinks by whole boxes down to this many times the target before it filters
 
 
@@ -18,28 +18,28 @@ def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
     """Refuse an image by the size in its header, before any pixel is decoded.
 
     Raises:
-        DataError: smaller than 16 pixels, or as large as decompression bombs are.
+        DataError: smaller than 16 pixels per side, or as large as a decompression bomb.
 
     """
     size = f"{width_px}x{height_px} pixels"
     if min(width_px, height_px) < MIN_SIDE_PX:
-        raise DataError(f"the image has {size}", allowed=f"at least {MIN_SIDE_PX} a side")
+        raise DataError(f"the image has {size}", allowed=f"at least {MIN_SIDE_PX} per side")
     if max(width_px, height_px) > max_image_side_px or width_px * height_px > MAX_NUM_PIXELS:
-        allowed = f"up to {max_image_side_px} a side (radiographs.max_image_side_px) and {MAX_NUM_PIXELS} in all"
+        allowed = f"up to {max_image_side_px} per side (radiographs.max_image_side_px) and {MAX_NUM_PIXELS} in all"
         raise DataError(f"the image has {size}", allowed=allowed)
 
 
 def to_uint8(values_HW: np.ndarray) -> np.ndarray:
     """Scale grey levels of any number type to uint8 by their 0.5th and 99.5th percentile.
 
-    Deep images seldom fill their range (12 of 16 bits are usual), and burnt-in markers fill it alone; so the full
-    range would leave many radiographs nearly black. Values that are not finite become black.
+    Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
+    full range would leave many radiographs nearly black. Non-finite values become black.
 
     Args:
         values_HW: `[H, W]`, any real type.
 
     Raises:
-        DataError: all pixels are alike, or none is finite.
+        DataError: all pixels are equal, or none is finite.
 
     """
     rows, columns = (max(1, length // _MAX_SAMPLED_SIDE) for length in values_HW.shape)
@@ -48,35 +48,35 @@ def to_uint8(values_HW: np.ndarray) -> np.ndarray:
     if sample.size == 0:
         raise DataError("the image has no finite pixel")
     darkest, brightest = np.percentile(sample, (DARKEST_PERCENT, BRIGHTEST_PERCENT))
-    if darkest == brightest:  # nearly all pixels alike, as in a mask
+    if darkest == brightest:  # nearly all pixels are equal, as in a mask
         darkest, brightest = sample.min(), sample.max()
     if darkest == brightest:
-        raise DataError("all pixels of the image are alike")
+        raise DataError("all pixels of the image are equal")
     if values_HW.dtype in (np.uint16, np.int16, np.uint8, np.int8):
         levels = np.arange(1 << (8 * values_HW.dtype.itemsize), dtype=np.int64)
         levels = levels.astype(f"u{values_HW.dtype.itemsize}").view(values_HW.dtype)
-        return look_up(values_HW, _scaled(levels.astype(np.float64), darkest, brightest))
+        return apply_lut(values_HW, _scaled(levels.astype(np.float64), darkest, brightest))
     return _scaled(values_HW.astype(np.float64), darkest, brightest)
 
 
-def look_up(values_HW: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Replace each 8- or 16-bit integer by the entry of a table that is indexed by its bits."""
+def apply_lut(values_HW: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Replace each 8- or 16-bit integer by its entry in a lookup table that is indexed by its bits."""
     found_HW: np.ndarray = levels[values_HW.view(f"u{values_HW.dtype.itemsize}")]
     return found_HW
 
 
-def squeeze(grey_HW: np.ndarray | Image.Image, side_px: int) -> np.ndarray:
-    """Resize a grey image to `[side_px, side_px]` uint8, its aspect given up, each pixel the mean of what it covers.
+def to_square(grey_HW: np.ndarray | Image.Image, side_px: int) -> np.ndarray:
+    """Resize a grey image to `[side_px, side_px]` uint8 by area averaging, without keeping the aspect ratio.
 
     Raises:
-        DataError: all pixels are alike.
+        DataError: all pixels are equal.
 
     """
     image = grey_HW if isinstance(grey_HW, Image.Image) else Image.fromarray(np.ascontiguousarray(grey_HW))
     small = image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
     pixels_HW = np.array(small, dtype=np.uint8)
     if pixels_HW.min() == pixels_HW.max():
-        raise DataError("all pixels of the image are alike")
+        raise DataError("all pixels of the image are equal")
     return pixels_HW
 
 

@@ -1,4 +1,4 @@
-"""Pseudonyms: a patient's or file's identifier never leaves the work folder, a keyed hash stands for it."""
+"""Pseudonyms: keyed hashes in place of the identifiers of patients and files, which never leave the work folder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PRIVATE_MODE = 0o600
 
 
 def pseudonym(identifier: str, key: bytes) -> str:
-    """Return 12 hexadecimal digits that stand for an identifier and cannot be undone without the key."""
+    """Return 12 hexadecimal digits for an identifier, which cannot be reversed without the key."""
     digest = hmac.new(key, identifier.encode("utf-8", "surrogatepass"), hashlib.sha256)
     return digest.hexdigest()[:PSEUDONYM_LENGTH]
 
 
 def load_key(path: Path) -> bytes:
-    """Return the key of a work folder; the first caller draws it, and only its owner may read the file.
+    """Return the key of a work folder; the first call creates it, readable only by its owner.
 
     Args:
         path: the key's file; its folder exists.
 
     Raises:
-        DataError: the file can be neither read nor written, or holds no key.
+        DataError: the file cannot be read or written, or does not hold a key.
 
     """
     with explain_os_errors("the pseudonym key cannot be stored", path, kind=DataError):

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from csi_job.errors import DataError
-from csi_job.radiographs.grey import check_size, squeeze, to_uint8
+from csi_job.radiographs.grey import check_size, to_square, to_uint8
 
 GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
@@ -37,7 +37,7 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
     Raises:
         DataError: not a 2-D image, too small or too large, cut off, or blank.
-        Exception: whatever nibabel raises for damaged content.
+        Exception: anything nibabel raises for damaged content.
 
     """
     import nibabel
@@ -53,7 +53,7 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if len(start) < num_bytes:
         raise DataError("the image is cut off", got=f"{len(start)} bytes", allowed=f"{num_bytes} by its header")
     image = image_class.from_bytes(start)
-    return squeeze(_grey(_upright(np.asanyarray(image.dataobj), image.affine)), side_px)
+    return to_square(_grey(_upright(np.asanyarray(image.dataobj), image.affine)), side_px)
 
 
 def _opened(content: bytes) -> IO[bytes]:

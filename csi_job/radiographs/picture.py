@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from csi_job.errors import DataError
-from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, squeeze, to_uint8
+from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, to_square, to_uint8
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -30,13 +30,13 @@ _DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leave
 def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     """Return a PNG or JPEG as upright grey uint8 `[side_px, side_px]`.
 
-    Colours become their luma (ITU-R BT.601), transparent parts black, 8-bit grey levels stay as they are, deeper
-    ones are scaled by percentile, EXIF rotation is applied. A JPEG much larger than the square is decoded at a
+    Colours become their luma (ITU-R BT.601), transparent parts black; 8-bit grey levels are kept, deeper ones scaled
+    by percentile; EXIF rotation is applied. A JPEG much larger than the square is decoded at a
     fraction of its size, and only its luma.
 
     Raises:
-        DataError: by its header too small or too large, or blank.
-        Exception: whatever Pillow raises for damaged content.
+        DataError: too small or too large by its header, or blank.
+        Exception: anything Pillow raises for damaged content.
 
     """
     try:
@@ -48,7 +48,7 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
     check_size(*image.size, max_image_side_px)
     image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
     turn = _turn(image)
-    square_HW = squeeze(_grey(image), side_px)
+    square_HW = to_square(_grey(image), side_px)
     return square_HW if turn is None else np.array(Image.fromarray(square_HW).transpose(turn))
 
 
@@ -63,7 +63,7 @@ def _grey(image: Image.Image) -> Image.Image | np.ndarray:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how EXIF says to turn the image; a damaged EXIF says nothing. Squares are turned, as they are small."""
+    """Return the rotation that EXIF asks for; damaged EXIF is ignored. The small square is turned, not the image."""
     with suppress(Exception):
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None

@@ -1,12 +1,11 @@
-"""Images found by their FileID and decoded to upright grey squares."""
+"""Find images by their FileID, and decode them to upright grey squares."""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ import numpy as np
 from csi_job.errors import DataError, Problem, explain_os_errors
 from csi_job.radiographs.folder import EXTENSIONS, ImageFolder
 
-__all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "READER_VERSION", "find_images", "read_radiograph"]
+__all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "READER_VERSION", "find_images", "read_radiograph", "silence_decoders"]
 
 MAX_FILE_BYTES = 1 << 29
-READER_VERSION = 1  # part of a cache's key: raise it when the same file gives other pixels
+READER_VERSION = 1  # part of the content key of a cache: raise it when the same file gives different pixels
 _BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # the first group of elements of a file without preamble
 _NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
 _MAX_REASON_LENGTH = 120
@@ -25,16 +24,16 @@ _QUOTED = re.compile(r"""(['"]).*\1""")
 
 
 def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> tuple[Path, ...]:
-    """Return the image file of each FileID: the name itself, or the name and a known extension of any case.
+    """Return the image file of each FileID: that name, or that name with a known extension in any case.
 
     Args:
         folder: where the images are; a FileID may name subfolders with `/`.
         file_ids: N identifiers as in the label table.
-        rows: the N lines of the table they stand in, for messages.
+        rows: the N lines of the table they are in, for messages.
 
     Raises:
-        DataError: the folder cannot be read; or an image is missing, is there twice, or lies outside the folder.
-            All such rows are in its `problems`.
+        DataError: the folder cannot be read; or an image is missing, exists twice, or is outside the folder. All
+            such rows are in its `problems`.
 
     """
     with explain_os_errors("the folder of images cannot be read", folder, kind=DataError):
@@ -53,27 +52,27 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
 
 
 def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:
-    """Decode an image to a square; its kind is told by its content, not by its name.
+    """Decode an image to a square; its format is detected from its content, not from its name.
 
     Args:
         path: a PNG, JPEG, DICOM or NIfTI file.
-        side_px: side of the square; the aspect is given up.
-        max_image_side_px: largest width or height that is decoded.
+        side_px: side of the square; the aspect ratio is not kept.
+        max_image_side_px: largest width or height to decode.
 
     Returns:
-        uint8 `[side_px, side_px]`: upright as on the film (the patient's right on the left), bright where tissue is
+        uint8 `[side_px, side_px]`: upright like the film (the patient's right on the left), bright where tissue is
         dense.
 
     Raises:
-        DataError: the file is no image or a damaged one; the message names no file, as names may be identities.
+        DataError: the file is not an image or is damaged; the message names no file, as names may identify patients.
 
-    Damaged compressed DICOM can end the process inside gdcm (an uncaught C++ exception) or make it print: where that
-    matters, `cache.decoders.decode_images` runs this in processes of their own.
+    Damaged compressed DICOM can crash the process inside gdcm (an uncaught C++ exception) or make it print; where that
+    matters, `cache.decode_pool.decode_images` runs this in separate processes.
 
     """
     content = _read_content(path)
     try:
-        with _silence():
+        with warnings.catch_warnings(action="ignore"):
             return _decode(content, side_px, max_image_side_px)
     except DataError:
         raise
@@ -113,27 +112,17 @@ def _read_content(path: Path) -> bytes:
     return content
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the decoders' warnings off the terminal: what matters is whether an image could be read."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "PIL")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+def silence_decoders() -> None:
+    """Disable the decoding libraries' loggers in this process; all that matters is whether an image can be read."""
+    for name in ("pydicom", "nibabel.global", "PIL"):
+        logging.getLogger(name).disabled = True
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a decoder's complaint, without what it quotes: that may be a patient's name.
+    """Return the first line of a decoder's message without quoted text, which may be a patient's name.
 
     Decoders get bytes, so it names no file.
     """
-    text = str(error).strip().splitlines()
-    told = text[0] if text and "object at 0x" not in text[0] else type(error).__name__
-    return _QUOTED.sub("…", told)[:_MAX_REASON_LENGTH]
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines and "object at 0x" not in lines[0] else type(error).__name__
+    return _QUOTED.sub("…", reason)[:_MAX_REASON_LENGTH]

@@ -76,7 +76,7 @@ def test_a_zone_gets_denser_with_its_score_and_the_others_do_not(zone: int) -> N
         values = []
         for seed in range(3):
             random = np.random.default_rng(seed)
-            film_HW = draw_chest(Body.draw(random), scores, (200, 200), random)
+            film_HW = draw_chest(Body.sample(random), scores, (200, 200), random)
             rows, columns = round(200 * down), round(200 * across)
             values.append(film_HW[rows - 12 : rows + 12, columns - 8 : columns + 8].mean())
         return float(np.mean(values))
@@ -90,7 +90,7 @@ def test_a_zone_gets_denser_with_its_score_and_the_others_do_not(zone: int) -> N
 
 def test_the_heart_lies_on_the_patients_left_which_is_right_on_the_film() -> None:
     random = np.random.default_rng(0)
-    film_HW = draw_chest(Body.draw(random), [0] * 6, (300, 300), random)
+    film_HW = draw_chest(Body.sample(random), [0] * 6, (300, 300), random)
     assert film_HW[195:210, 165:195].mean() > film_HW[195:210, 105:135].mean() + 0.05
 
 
@@ -100,14 +100,14 @@ def test_few_phantoms_can_be_asked_for(tmp_path: Path, num_images: int) -> None:
     assert len(list((tmp_path / "images").iterdir())) == num_images
 
 
-def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
+def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="too few phantoms, got 0"):
         write_phantoms(tmp_path, 0, seed=0)
     with pytest.raises(ConfigurationError, match="impossible side_px"):
         write_phantoms(tmp_path, 1, seed=0, side_px=(300, 200))
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written") as caught:
         write_phantoms(tmp_path / "file" / "phantoms", 1, seed=0)

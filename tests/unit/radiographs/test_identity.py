@@ -21,7 +21,7 @@ def test_a_pseudonym_is_twelve_hexadecimal_digits_that_depend_on_the_key() -> No
     assert first != pseudonym("Jane Dof", b"k" * 32)
 
 
-def test_the_key_is_drawn_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "identity.key"
     with ThreadPoolExecutor(8) as threads:
         keys = set(threads.map(lambda _: load_key(path), range(16)))
@@ -30,7 +30,7 @@ def test_the_key_is_drawn_once_and_only_its_owner_may_read_it(tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == ["identity.key"]
 
 
-def test_a_damaged_key_and_a_missing_folder_are_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_key_and_a_missing_folder_are_one_line_errors(tmp_path: Path) -> None:
     (tmp_path / "identity.key").write_bytes(b"short")
     with pytest.raises(DataError, match="damaged"):
         load_key(tmp_path / "identity.key")

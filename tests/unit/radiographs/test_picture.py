@@ -105,5 +105,5 @@ def test_a_truncated_picture_is_an_error_not_a_grey_half(film_HW: np.ndarray) ->
 
 
 def test_sides_are_checked_against_the_setting(film_HW: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"up to 100 a side \(radiographs.max_image_side_px\)"):
+    with pytest.raises(DataError, match=r"up to 100 per side \(radiographs.max_image_side_px\)"):
         read_picture(encode(Image.fromarray(film_HW)), 32, 100)

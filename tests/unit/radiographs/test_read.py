@@ -17,7 +17,7 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
-from csi_job.radiographs.read import find_images, read_radiograph
+from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
 from tests.unit.radiographs.conftest import encode, put
 
 MAX_SIDE_PX = 4000
@@ -115,11 +115,11 @@ def test_one_file_under_two_identifiers_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file_id", ["sub", "x" * 300, "no/such/folder/x", "sub/", "f"])
-def test_what_is_no_image_file_is_missing(folder: Path, file_id: str) -> None:
+def test_a_file_that_is_not_an_image_is_missing(folder: Path, file_id: str) -> None:
     assert problem(folder, file_id) == "no image of this name"
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the folder of images cannot be read"):
         find(tmp_path / "none", "a")
 
@@ -138,7 +138,7 @@ def test_every_format_of_a_phantom_reads_alike_whatever_its_name(
     assert np.abs(slope * square_HW + offset - pixels_HW)[1:-1, 1:-1].max() < 12
 
 
-def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> None:
     png = encode(Image.new("L", (64, 64)))
     cases = {
         "empty": (b"", "empty"),
@@ -151,7 +151,7 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path) -> None:
         assert words in refusal(put(tmp_path, content, f"patient {name}.png"))
 
 
-def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert "not a file" in refusal(tmp_path / "pipe.png")
     assert "not a file" in refusal(tmp_path)
@@ -179,7 +179,7 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path: Path) -> None:
 
 
 def test_blank_images_are_refused(tmp_path: Path) -> None:
-    assert "alike" in refusal(put(tmp_path, encode(Image.new("L", (64, 64), 7))))
+    assert "all pixels of the image are equal" in refusal(put(tmp_path, encode(Image.new("L", (64, 64), 7))))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -219,6 +219,7 @@ def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
     for place, value in edits:
         content[place % min(len(content), 1000)] = value
     path.write_bytes(content[: max(1, round(len(content) * min(1, 2 * kept)))])
+    silence_decoders()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

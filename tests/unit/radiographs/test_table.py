@@ -146,7 +146,7 @@ def test_rows_are_lines_of_the_file_blank_ones_counted(tmp_path: Path) -> None:
     assert table.rows == (4, 7)
 
 
-def test_numbers_that_a_spreadsheet_made_decimal_are_whole_again(tmp_path: Path) -> None:
+def test_numbers_that_a_spreadsheet_made_decimal_are_integers_again(tmp_path: Path) -> None:
     assert read(tmp_path, lines(HEADER, ("12345.0", *ROW[1:]))).file_ids == ("12345",)
 
 
@@ -166,11 +166,11 @@ def test_numbers_that_a_spreadsheet_made_decimal_are_whole_again(tmp_path: Path)
         (lines(HEADER).encode("utf-16-le"), "not text"),
     ],
 )
-def test_tables_that_are_none_are_refused_in_one_line(tmp_path: Path, content: str | bytes, words: str) -> None:
+def test_invalid_tables_are_refused_in_one_line(tmp_path: Path, content: str | bytes, words: str) -> None:
     assert words in str(refusal(tmp_path, content))
 
 
-def test_a_wrong_separator_is_told_with_what_was_found(tmp_path: Path) -> None:
+def test_a_wrong_separator_is_an_error_that_shows_what_was_found(tmp_path: Path) -> None:
     message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" | ")))
     assert "1 cell when split at ';'" in message
     assert "semicolon, comma or tab" in message
