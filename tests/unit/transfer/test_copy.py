@@ -1,4 +1,4 @@
-"""A study is copied completely or not at all, and under a name of its own."""
+"""A study is copied completely or not at all, and under a name that is free."""
 
 from __future__ import annotations
 

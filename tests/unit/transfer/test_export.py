@@ -129,10 +129,10 @@ def test_two_objectives_have_a_column_each_and_their_curve(storage: StudyStorage
 
 
 def test_a_study_of_another_program_is_exported_too(storage: StudyStorage) -> None:
-    foreign = optuna.create_study(storage=storage, study_name="a/b")
-    foreign.add_trial(optuna.trial.create_trial(value=math.inf, user_attrs={"curve": "none"}))
-    assert [row["value"] for row in rows_of(foreign)] == ["inf"]
-    assert json.loads(json_of(foreign))["target"] is None
+    other = optuna.create_study(storage=storage, study_name="a/b")
+    other.add_trial(optuna.trial.create_trial(value=math.inf, user_attrs={"curve": "none"}))
+    assert [row["value"] for row in rows_of(other)] == ["inf"]
+    assert json.loads(json_of(other))["target"] is None
 
 
 CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"], [1, 2], [0, None]], {"a": 1}, "ab", 7]
@@ -140,19 +140,19 @@ CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"]
 
 @pytest.mark.parametrize("curve", CURVES)
 def test_any_attribute_of_another_program_is_exported(storage: StudyStorage, curve: object) -> None:
-    foreign = optuna.create_study(storage=storage, study_name="foreign")
-    foreign.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
-    assert len(rows_of(foreign)) == 1
-    (entry,) = json.loads(json_of(foreign))["trials"]
+    other = optuna.create_study(storage=storage, study_name="other")
+    other.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
+    assert len(rows_of(other)) == 1
+    (entry,) = json.loads(json_of(other))["trials"]
     assert entry["curve"] == ([[0, None], [1, "x"], [1, 2]] if curve == CURVES[5] else [])
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
 def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: StudyStorage, directions: list[str]) -> None:
-    foreign = optuna.create_study(storage=storage, study_name="foreign", directions=directions)
-    empty = csv_of(foreign)
-    foreign.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-    assert empty.splitlines() == csv_of(foreign).splitlines()[:1]
+    other = optuna.create_study(storage=storage, study_name="other", directions=directions)
+    empty = csv_of(other)
+    other.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    assert empty.splitlines() == csv_of(other).splitlines()[:1]
     assert empty.startswith(b"\xef\xbb\xbfnumber,state,")
 
 
