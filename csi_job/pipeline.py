@@ -32,7 +32,7 @@ from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.terminal.live import live_study
-from csi_job.tracking.wandb import WandbTracker, track_study
+from csi_job.tracking.wandb import WandbTracker
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
@@ -196,7 +196,7 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
             ),
         )
         if wandb is not None and study_status(study).is_finished:
-            track_study(study, wandb, view_study(study).importances)
+            wandb.log_summary(view_study(study).importances)
 
 
 def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:

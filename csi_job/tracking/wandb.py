@@ -1,7 +1,8 @@
-"""Experiment tracking, which never delays or fails a trial.
+"""Experiment tracking with Weights & Biases, which never delays or fails a trial.
 
-Weights & Biases runs in a process of its own for each trial (`tracking_run`). Lines go to it through a pipe that is
-never waited for; a server that does not answer, a wrong key or a crash there cost a trial nothing.
+Each run has its own process (`wandb_process`), which gets its lines through a non-blocking pipe: an unreachable server,
+a wrong key or a crash there costs a trial nothing. In our process `wandb.init` would block until its timeout, and one
+process for all runs would hold back every run behind the one that waits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from csi_job.tracking.settings import TrackingSettings
 from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
-CLOSE_S: Final = 5.0  # the end of a search waits so long for the last uploads, which go on behind it
+CLOSE_S: Final = 5.0  # how long a search waits for the last uploads at its end; they continue behind it
+MIN_TRIALS: Final = 2  # complete ones, for a view that compares them
 HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password
 
 
@@ -44,25 +46,26 @@ class Tracker(Protocol):
 
 
 class WandbTracker:
-    """One Weights & Biases run a trial, in the group of the study, gone on with under the same id after a take-over."""
+    """One Weights & Biases run per trial, in the study's group; another attempt at a trial resumes its run."""
 
     def __init__(self, settings: TrackingSettings, study: optuna.Study, work: Path) -> None:
         """Track the trials of a study.
 
         Args:
             settings: project, team and mode.
-            study: gives the group and the runs' ids.
-            work: the runs are kept under `<work>/wandb`.
+            study: names the group and the runs.
+            work: the runs are stored in `<work>/wandb`.
 
         """
         self._settings = settings
+        self._study = study
         self._group = study.study_name
         self._uid = str(study.user_attrs.get(UID, study.study_name))
         self._folder = WorkFolder(work.absolute())
         self._is_offline = settings.wandb_mode == "offline"
         self._run: subprocess.Popen[bytes] | None = None
         self._ending: list[subprocess.Popen[bytes]] = []
-        self._was_told = False
+        self._has_warned = False
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
         """Open the trial's run."""
@@ -78,41 +81,47 @@ class WandbTracker:
         """Close the trial's run."""
         del number
         self._send({"outcome": outcome or "released"})
-        self._let_go()
+        self._end_run()
 
-    def study_summary(self, importances: Mapping[str, float], trials: list[dict[str, Any]], parallel: str) -> None:
-        """Keep a run that sums the study up.
-
-        Args:
-            importances: of the parameters.
-            trials: number, state, value and parameters of each.
-            parallel: the parallel-coordinates figure as plotly JSON.
-
-        """
-        self._start(f"{self._uid}-summary", f"{self._group} summary", {"study": self._group}, job_type="summary")
+    def log_summary(self, importances: Mapping[str, float]) -> None:
+        """Log a run with the importances, a table of the trials and, from `MIN_TRIALS` on, parallel coordinates."""
+        name = f"{self._group} summary"
+        self._start(f"{self._uid}-summary", name, {"study": self._group}, job_type="summary")
+        if self._run is None:
+            return
+        trials = self._study.get_trials(deepcopy=False)
+        summary = {"importances": importances, "trials": [_table_row(trial) for trial in trials], "parallel": ""}
+        if sum(trial.state is TrialState.COMPLETE for trial in trials) >= MIN_TRIALS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                figure = optuna.visualization.plot_parallel_coordinate(
+                    self._study, target=lambda trial: float(trial.values[0]), target_name="val_f1"
+                )
+            summary["parallel"] = figure.to_json()
         content = self._folder.wandb / f"{self._uid}-summary.json"
         try:
-            text = json.dumps({"importances": importances, "trials": trials, "parallel": parallel})
-            content.write_text(text, encoding="utf-8")
+            content.write_text(json.dumps(summary), encoding="utf-8")
         except OSError as error:
-            logger.warning("the study's summary for Weights & Biases cannot be written: %s", error.strerror)
+            logger.warning("cannot write the study's summary for Weights & Biases: %s", error.strerror)
         else:
             self._send({"summary": str(content)})
-        self._let_go()
+        self._end_run()
 
     def close(self) -> None:
-        """Wait a little for the last uploads."""
-        self._let_go()
+        """Wait at most `CLOSE_S` for the last uploads."""
+        self._end_run()
         deadline = time.monotonic() + CLOSE_S
         for process in self._ending:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            self._hear(process)
+            self._read_problem(process)
         self._ending.clear()
 
     def _start(self, run_id: str, name: str, config: Mapping[str, Any], *, job_type: str) -> None:
-        self._let_go()
-        self._reap()
+        self._end_run()
+        for process in self._ending:
+            self._read_problem(process)
+        self._ending = [process for process in self._ending if process.poll() is None]
         arguments = {
             "project": self._settings.wandb_project,
             "entity": self._settings.wandb_entity,
@@ -123,23 +132,22 @@ class WandbTracker:
             "mode": "offline" if self._is_offline else "online",
             "config": dict(config),
         }
-        hidden = tuple(name for name in os.environ if name.startswith(HIDDEN_VARIABLES))
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN_VARIABLES)}
         environment["WANDB_DIR"] = str(self._folder.root)
         try:
             if self._settings.wandb_api_key_file is not None and not self._is_offline:
                 environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
-            (self._folder.wandb).mkdir(parents=True, exist_ok=True)
+            self._folder.wandb.mkdir(parents=True, exist_ok=True)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.tracking.wandb_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the search alone
+                start_new_session=True,  # Ctrl-C is for the search only
             )
         except OSError as error:
-            self._tell(f"cannot start ({error.strerror}: {error.filename})")
+            self._warn_once(f"cannot start ({error.strerror}: {error.filename})")
             return
         for pipe in (self._run.stdin, self._run.stdout):
             os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]
@@ -148,11 +156,11 @@ class WandbTracker:
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._run is None or self._run.stdin is None:
             return
-        # A line that the pipe cannot take now is dropped; a pipe takes a line of this size whole or not at all.
+        # A line that does not fit into the pipe now is dropped; writing a line of this size is atomic.
         with contextlib.suppress(OSError, ValueError):
             os.write(self._run.stdin.fileno(), (json.dumps(message, default=str) + "\n").encode())
 
-    def _let_go(self) -> None:
+    def _end_run(self) -> None:
         if self._run is not None:
             if self._run.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -160,48 +168,24 @@ class WandbTracker:
             self._ending.append(self._run)
         self._run = None
 
-    def _reap(self) -> None:
-        for process in self._ending:
-            self._hear(process)
-        self._ending = [process for process in self._ending if process.poll() is None]
-
-    def _hear(self, process: subprocess.Popen[bytes]) -> None:
-        """Read what a run's process has to say: why it went offline."""
-        words = b""
+    def _read_problem(self, process: subprocess.Popen[bytes]) -> None:
+        """Read why a run's process went offline, if it did; later runs then start offline."""
+        problem = b""
         if process.stdout is not None and not process.stdout.closed:
             with contextlib.suppress(OSError, ValueError):
-                words = process.stdout.read() or b""
+                problem = process.stdout.read() or b""
             if process.poll() is not None:
                 process.stdout.close()
-        if words:
+        if problem:
             self._is_offline = True
-            self._tell(f"{words.decode(errors='replace').strip()}; the runs are kept for `wandb sync` in")
+            self._warn_once(f"{problem.decode(errors='replace').strip()}; to upload the runs later, `wandb sync`")
 
-    def _tell(self, words: str) -> None:
-        if not self._was_told:
-            logger.warning("Weights & Biases: %s %s", words, self._folder.wandb)
-            self._was_told = True
-
-
-MIN_TRIALS = 2  # with fewer there is nothing to compare
+    def _warn_once(self, problem: str) -> None:
+        if not self._has_warned:
+            logger.warning("Weights & Biases: %s %s", problem, self._folder.wandb)
+            self._has_warned = True
 
 
-def track_study(study: optuna.Study, tracker: WandbTracker, importances: Mapping[str, float]) -> None:
-    """Send the importances, a table of the trials and a parallel-coordinates view, which needs `MIN_TRIALS`."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    parallel = ""
-    if len(complete) >= MIN_TRIALS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            figure = optuna.visualization.plot_parallel_coordinate(study, target=_f1, target_name="val_f1")
-            parallel = figure.to_json()
-    tracker.study_summary(importances, [_row(trial) for trial in study.get_trials(deepcopy=False)], parallel)
-
-
-def _f1(trial: FrozenTrial) -> float:
-    return float(trial.values[0])
-
-
-def _row(trial: FrozenTrial) -> dict[str, Any]:
+def _table_row(trial: FrozenTrial) -> dict[str, Any]:
     value = trial.values[0] if trial.values else None
     return {"trial": trial.number, "state": trial.state.name.lower(), "val_f1": value, **trial.params}

@@ -1,6 +1,6 @@
-"""The process that holds one Weights & Biases run: it reads JSON lines and takes its time.
+"""The process of one Weights & Biases run: it reads JSON lines and may block.
 
-The first line holds the arguments of the run; the others an epoch, the outcome, or the file of a study's summary.
+The first line has the arguments of the run, each other one an epoch, the outcome, or the file of a study's summary.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 INIT_TIMEOUT_S: Final = 20.0
-FINISH_TIMEOUT_S: Final = 120.0  # the last upload of a run; past it the run is as good as `wandb sync` makes it
+FINISH_TIMEOUT_S: Final = 120.0  # for the last upload of a run; `wandb sync` can complete it later
 
 
-def main(lines: IO[str], told: IO[str]) -> None:
-    """Hold a run until the lines end; what the search should know goes to `told`."""
+def main(lines: IO[str], problems: IO[str]) -> None:
+    """Keep a run open until the lines end; a problem that the search should know goes to `problems`."""
     first = lines.readline()
     if not first:
         return
-    run = _open_run(json.loads(first), told)
+    run = _open_run(json.loads(first), problems)
     outcome = "released"
     for line in lines:
         message = json.loads(line)
@@ -39,8 +39,8 @@ def main(lines: IO[str], told: IO[str]) -> None:
     run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
 
 
-def _open_run(arguments: dict[str, Any], told: IO[str]) -> Any:
-    """Open the run, offline where the server cannot be used."""
+def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
+    """Open the run, offline if the server cannot be used."""
     import wandb
 
     init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))
@@ -51,7 +51,7 @@ def _open_run(arguments: dict[str, Any], told: IO[str]) -> Any:
         console="off",
         disable_git=True,
         disable_code=True,
-        x_disable_meta=True,  # host, user and command line are nobody's business
+        x_disable_meta=True,  # host, user and command line are private
         x_disable_stats=True,
     )
     mode = arguments.pop("mode")
@@ -60,8 +60,8 @@ def _open_run(arguments: dict[str, Any], told: IO[str]) -> Any:
             return wandb.init(**arguments, mode="online", resume="allow", settings=settings)
         except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run is kept here
             words = " ".join(str(error).split())[:200]
-            told.write(f"the server cannot be used ({words})\n")
-            told.flush()
+            problems.write(f"the server cannot be used ({words})\n")
+            problems.flush()
             wandb.teardown()  # else the id counts as in use
     return wandb.init(**arguments, mode="offline", settings=settings)
 
@@ -85,15 +85,15 @@ def _log_summary(run: Any, content: Path) -> None:
 
 
 def _own_output() -> IO[str]:
-    """Keep what is told to the search apart from whatever a library prints."""
-    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    """Separate what the search reads from whatever a library prints."""
+    problems = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    return told
+    return problems
 
 
 if __name__ == "__main__":
     try:
         main(sys.stdin, _own_output())
     finally:
-        os._exit(0)  # the handlers that wandb leaves for the exit would wait for a server that is not there
+        os._exit(0)  # wandb's exit handlers would wait for an unreachable server

@@ -20,7 +20,7 @@ from csi_job.storage.storage import StudyStorage
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, WorkerSummary
 from csi_job.tracking.settings import TrackingSettings
-from csi_job.tracking.wandb import WandbTracker, track_study
+from csi_job.tracking.wandb import WandbTracker
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
 from tests.support.studies import define, value_at, work_on, write_checkpoint
@@ -98,7 +98,7 @@ def study(storage: StudyStorage) -> optuna.Study:
     return define(storage, num_trials=3)
 
 
-def test_offline_every_trial_is_a_run_of_the_study_gone_on_with_after_a_take_over(
+def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
@@ -107,7 +107,7 @@ def test_offline_every_trial_is_a_run_of_the_study_gone_on_with_after_a_take_ove
     with pytest.raises(DataError):
         run(study, tmp_path, tracker)
     summary = run(study, tmp_path, tracker)
-    track_study(study, tracker, IMPORTANCES)
+    tracker.log_summary(IMPORTANCES)
     tracker.close()
     assert summary.num_finished == 3
     uid = study.user_attrs["uid"]
@@ -162,7 +162,7 @@ def test_a_tracker_that_cannot_start_costs_nothing(
     with pytest.raises(DataError):
         run(study, tmp_path, tracker)
     assert run(study, tmp_path, tracker).num_finished == 3
-    track_study(study, tracker, IMPORTANCES)
+    tracker.log_summary(IMPORTANCES)
     tracker.close()
     assert "cannot start" in caplog.text
 
@@ -177,24 +177,45 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.executable", str(python))
         tracker = WandbTracker(settings, study, tmp_path)
-        track_study(study, tracker, IMPORTANCES)
+        tracker.log_summary(IMPORTANCES)
         tracker.close()
     assert (tmp_path / "told").read_text() == "secret"
     assert "WANDB_API_KEY" not in os.environ
 
 
-def test_a_missing_key_is_told_and_costs_nothing(
+def test_a_missing_key_file_is_named_once_and_costs_no_trial(
     study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
     tracker = WandbTracker(settings, study, tmp_path)
-    track_study(study, tracker, IMPORTANCES)
+    with pytest.raises(DataError):
+        run(study, tmp_path, tracker)
+    assert run(study, tmp_path, tracker).num_finished == 3
+    tracker.log_summary(IMPORTANCES)
     tracker.close()
-    assert str(tmp_path / "no-key") in caplog.text
+    [warning] = [record.getMessage() for record in caplog.records if "Weights & Biases" in record.getMessage()]
+    assert str(tmp_path / "no-key") in warning
+    assert not list((tmp_path / "wandb").glob("*run-*"))
 
 
-def test_a_study_without_finished_trials_has_a_summary_too(storage: StudyStorage, tmp_path: Path) -> None:
-    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), define(storage), tmp_path)
-    track_study(define(storage), tracker, {})
+def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
+    tracker.log_summary({})
     tracker.close()
-    wait_for_runs(tmp_path, 1)
+    found = wait_for_runs(tmp_path, 1)
+    assert list(found) == [f"{study.user_attrs['uid']}-summary"]
+    [path] = found[f"{study.user_attrs['uid']}-summary"]
+    logged = {
+        (".".join(item.nested_key) or item.key).split(".")[0]
+        for record in records(path)
+        if record.HasField("history")
+        for item in record.history.item
+    }
+    assert {"importances_table", "trials"} <= logged
+    assert "parallel_coordinate" not in logged
+    [table] = (path.parent / "files" / "media" / "table").glob("trials_*.table.json")
+    content = json.loads(table.read_text())
+    [row] = [dict(zip(content["columns"], values, strict=True)) for values in content["data"]]
+    assert (row["trial"], row["state"], row["val_f1"]) == (0, "waiting", None)
