@@ -59,7 +59,7 @@ class DataValues(ValuesSection):
 
 
 class DemoValues(ValuesSection):
-    """Phantoms drawn in the cluster."""
+    """Phantoms generated in the cluster."""
 
     enabled: bool
     num_images: Annotated[int, Field(ge=30, le=10_000)]

@@ -1,4 +1,4 @@
-"""The stages of a release: the Jobs that the chart describes in a ConfigMap, and what they look like on the cluster."""
+"""The stages of a release: the Jobs that the chart describes in a ConfigMap, and their state on the cluster."""
 
 from __future__ import annotations
 

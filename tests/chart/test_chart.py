@@ -1,4 +1,4 @@
-"""The chart holds what it promises, whatever is turned on."""
+"""The chart keeps its promises, whatever is enabled."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_pod_of_every_branch_is_restricted(values: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
-def test_the_data_is_mounted_in_the_cache_stage_alone_and_a_token_in_the_controller_alone(
+def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(
     values: dict[str, Any],
 ) -> None:
     for component, pod in pods(render(values)).items():
@@ -82,7 +82,7 @@ def test_the_data_is_mounted_in_the_cache_stage_alone_and_a_token_in_the_control
         assert any("projected" in volume for volume in pod["volumes"]) == (component == "controller")
 
 
-def test_only_one_secret_is_made_and_no_password_stands_in_a_pod() -> None:
+def test_there_is_one_secret_and_no_password_in_any_pod() -> None:
     documents = render(DEMO)
     secrets = [document for document in documents if document["kind"] == "Secret"]
     assert [secret["metadata"]["name"] for secret in secrets] == ["r-csi-job-database"]
@@ -92,14 +92,14 @@ def test_only_one_secret_is_made_and_no_password_stands_in_a_pod() -> None:
     assert "Secret" not in {document["kind"] for document in render({**DEMO, "database.existingSecret": "s"})}
 
 
-def test_gpus_go_to_search_and_final_and_zero_asks_for_none() -> None:
-    made = pods(render({**DEMO, "search.gpus": 2, "final.gpus": 0, "gpuResource": "amd.com/gpu"}))
-    assert made["search"]["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
+def test_search_and_final_request_gpus_unless_zero() -> None:
+    found = pods(render({**DEMO, "search.gpus": 2, "final.gpus": 0, "gpuResource": "amd.com/gpu"}))
+    assert found["search"]["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
     for component in ("cache", "final", "controller"):
-        assert not any("gpu" in name for c in containers(made[component]) for name in c["resources"]["limits"])
+        assert not any("gpu" in name for c in containers(found[component]) for name in c["resources"]["limits"])
 
 
-def test_a_change_of_parallelism_changes_the_search_in_nothing_else() -> None:
+def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:
     def search(number: int) -> Any:
         return next(
             d for d in render({**DEMO, "search.parallelism": number}) if d["metadata"]["name"] == "r-csi-job-search"
@@ -127,14 +127,14 @@ def test_a_change_of_parallelism_changes_the_search_in_nothing_else() -> None:
         ({"database.external.url": "postgresql://csi:secret@db/csi"}, "/database/external/url"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_name(values: dict[str, Any], name: str) -> None:
+def test_a_wrong_value_is_rejected_by_its_name(values: dict[str, Any], name: str) -> None:
     given_values = values if not values or "database.bundled" not in values else {**DEMO, **values}
     result = helm(given_values if values == {} else {**DEMO, **given_values})
     assert result.returncode != 0
     assert name in result.stderr
 
 
-def test_the_schema_is_the_one_of_the_settings() -> None:
+def test_the_schema_matches_the_models() -> None:
     assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
 
 
@@ -150,11 +150,11 @@ def test_every_value_has_a_comment() -> None:
         before = line.strip()
 
 
-def test_the_values_are_those_of_the_models() -> None:
+def test_the_models_know_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     del values["job"]
-    made = ChartValues.model_validate(values)
-    assert made.model_fields_set == set(ChartValues.model_fields)
+    validated = ChartValues.model_validate(values)
+    assert validated.model_fields_set == set(ChartValues.model_fields)
 
 
 def test_the_defaults_of_the_job_are_valid_settings() -> None:
@@ -182,7 +182,7 @@ branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
 @example(release="a" * 28, chosen=["demo"], parallelism=1000, cpu=1)
 @example(release="a" * 53, chosen=["demo"], parallelism=1000, cpu=1)
-def test_names_stay_within_63_characters_and_labels_stay_text(
+def test_names_stay_within_63_characters_and_labels_are_text(
     release: str, chosen: list[str], parallelism: int, cpu: int
 ) -> None:
     values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}

@@ -1,4 +1,4 @@
-"""What the containers are told by variables, the pods by numbers, and the database by its Secret."""
+"""Variables of the containers, numbers in the pods, and the password of the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTERNAL = {**DEMO, "database.bundled": False, "database.existingSecret": "s"}
 
 
 def variables(values: dict[str, Any], component: str) -> list[dict[str, str]]:
-    """The variables of each container of a component, each of which is named once."""
+    """The variables of each container of a component, checked to be unique."""
     found = []
     for container in containers(pods(render({**DEMO, **values}))[component]):
         names = [variable["name"] for variable in container["env"]]
@@ -35,12 +35,12 @@ def test_the_stages_share_downloaded_weights_on_the_work_volume(stage: str) -> N
         assert {"name": "work", "mountPath": "/work"} in container["volumeMounts"]
 
 
-@pytest.mark.parametrize(("stage", "told"), [("cache", None), ("search", "false"), ("final", "false")])
-def test_tables_are_made_by_the_cache_stage_alone(stage: str, told: str | None) -> None:
-    assert {given.get("CSI_JOB_STORAGE__CREATE_TABLES") for given in variables({}, stage)} == {told}
+@pytest.mark.parametrize(("stage", "expected"), [("cache", None), ("search", "false"), ("final", "false")])
+def test_only_the_cache_stage_creates_tables(stage: str, expected: str | None) -> None:
+    assert {given.get("CSI_JOB_STORAGE__CREATE_TABLES") for given in variables({}, stage)} == {expected}
 
 
-def test_a_variable_stands_once_and_the_stages_value_wins_over_the_releases() -> None:
+def test_a_variable_of_the_stage_overrides_the_releases() -> None:
     values = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}
     values |= {"search.env": [{"name": "A", "value": "2"}]}
     (search,) = variables(values, "search")
@@ -48,20 +48,20 @@ def test_a_variable_stands_once_and_the_stages_value_wins_over_the_releases() ->
     assert all(given["A"] == "1" for given in variables(values, "final"))
 
 
-def test_the_users_variable_wins_over_the_charts_where_it_does_no_harm_and_is_refused_elsewhere() -> None:
+def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_otherwise() -> None:
     values = {"env": [{"name": "CSI_JOB_STORAGE__CONNECT_S", "value": "7"}]}
     assert {given["CSI_JOB_STORAGE__CONNECT_S"] for given in variables(values, "search")} == {"7"}
-    refused = helm({**DEMO, "env": [{"name": "CSI_JOB_WORK", "value": "/elsewhere"}]})
-    assert refused.returncode != 0
-    assert "the chart itself sets CSI_JOB_WORK" in refused.stderr
+    rejected = helm({**DEMO, "env": [{"name": "CSI_JOB_WORK", "value": "/elsewhere"}]})
+    assert rejected.returncode != 0
+    assert "the chart itself sets CSI_JOB_WORK" in rejected.stderr
 
 
-def test_the_wait_for_the_database_at_start_is_the_settings_or_else_as_long_as_an_outage() -> None:
+def test_the_initial_wait_for_the_database_defaults_to_the_outage_limit() -> None:
     assert variables({"job.storage.connect_s": 33}, "search")[0]["CSI_JOB_STORAGE__CONNECT_S"] == "33"
     assert variables({"job.storage.outage_s": 44}, "search")[0]["CSI_JOB_STORAGE__CONNECT_S"] == "44"
 
 
-def test_large_numbers_stay_whole_numbers() -> None:
+def test_large_numbers_stay_integers() -> None:
     values = {**DEMO, "ttlSecondsAfterFinished": 1209600, "search.deadlineSeconds": 2000000}
     (job,) = [d for d in render(values) if d["metadata"]["name"] == "r-csi-job-search"]
     assert job["spec"]["ttlSecondsAfterFinished"] == 1209600
@@ -69,7 +69,7 @@ def test_large_numbers_stay_whole_numbers() -> None:
     assert helm({**DEMO, "ttlSecondsAfterFinished": 0}).returncode != 0
 
 
-def test_the_gpus_are_told_to_helm_test_and_stand_at_the_stages() -> None:
+def test_helm_test_and_the_stages_know_the_gpu_resource() -> None:
     documents = render({**DEMO, "search.gpus": 2, "gpuResource": "amd.com/gpu"})
     (container,) = pods(documents)["check"]["containers"]
     assert {"--num-gpus=2", "--gpu-resource=amd.com/gpu"} <= set(container["args"])
@@ -78,13 +78,13 @@ def test_the_gpus_are_told_to_helm_test_and_stand_at_the_stages() -> None:
 
 
 @pytest.mark.parametrize(("address", "port"), [("db", 5432), ("db:6000", 6000), ("[2001:db8::1]:6000", 6000)])
-def test_the_port_that_the_external_databases_url_names_is_opened(address: str, port: int) -> None:
+def test_the_port_in_the_external_databases_url_is_opened(address: str, port: int) -> None:
     documents = render({**EXTERNAL, "database.external.url": f"postgresql+psycopg2://csi@{address}/csi?a=b:1"})
     (policy,) = [d for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["name"].endswith("-pods")]
     assert policy["spec"]["egress"][1]["ports"] == [{"port": port, "protocol": "TCP"}]
 
 
-def test_two_ports_of_the_external_database_are_refused() -> None:
+def test_two_ports_of_the_external_database_are_rejected() -> None:
     url = "postgresql+psycopg2://csi@db:6000/csi"
     result = helm({**EXTERNAL, "database.external.url": url, "database.external.port": 7000})
     assert result.returncode != 0
@@ -92,7 +92,7 @@ def test_two_ports_of_the_external_database_are_refused() -> None:
 
 
 @pytest.mark.parametrize("password", ["plain", r"a:b\\c"])
-def test_the_dashboards_password_is_escaped_as_libpq_wants_it(tmp_path: Path, password: str) -> None:
+def test_the_dashboards_password_is_escaped_for_libpq(tmp_path: Path, password: str) -> None:
     (container,) = pods(render({**DEMO, "dashboard.enabled": True}))["dashboard"]["containers"]
     (line,) = [line for line in container["args"][0].splitlines() if line.startswith("printf")]
     (tmp_path / "password").write_text(password)
@@ -106,25 +106,25 @@ def test_the_dashboards_password_is_escaped_as_libpq_wants_it(tmp_path: Path, pa
     ("old", "kept"),
     [({}, None), ({"data": {"password": "b2xk"}}, "b2xk"), ({"data": {"new": "bmV3", "a": "eA=="}}, "bmV3")],
 )
-def test_a_password_that_is_there_is_kept_under_another_key(
+def test_an_existing_password_is_kept_even_under_another_key(
     tmp_path: Path, old: dict[str, Any], kept: str | None
 ) -> None:
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     (tmp_path / "templates").mkdir()
-    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: asks\nversion: 0.1.0\n")
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")
     shutil.copy(CHART / "templates" / "database" / "_database.tpl", tmp_path / "templates")
-    (tmp_path / "templates" / "ask.yaml").write_text('kept: {{ include "csi-job.keptPassword" .Values.ask }}')
-    ask = json.dumps({"old": old, "key": "new"})
-    command = ["helm", "template", "r", str(tmp_path), f"--set-json=ask={ask}"]
+    (tmp_path / "templates" / "probe.yaml").write_text('kept: {{ include "csi-job.keptPassword" .Values.probe }}')
+    probe = json.dumps({"old": old, "key": "new"})
+    command = ["helm", "template", "r", str(tmp_path), f"--set-json=probe={probe}"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert yaml.safe_load(result.stdout)["kept"] == kept
 
 
-def test_the_check_is_told_which_secrets_to_name() -> None:
+def test_the_check_knows_the_names_of_the_secrets() -> None:
     given = {**EXTERNAL, "database.secretKey": "k", "wandb.existingSecret": "w"}
     given["database.external.url"] = "postgresql+psycopg2://csi@db/csi"
     for component in ("cache", "check"):
-        told = [argument for each in containers(pods(render(given))[component]) for argument in each["args"]]
-        assert "--database-secret=s/k" in told
-        assert "--wandb-secret=w/api-key" in told
+        arguments = [argument for each in containers(pods(render(given))[component]) for argument in each["args"]]
+        assert "--database-secret=s/k" in arguments
+        assert "--wandb-secret=w/api-key" in arguments

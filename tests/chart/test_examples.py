@@ -1,4 +1,4 @@
-"""The example sets of values do what their first lines say."""
+"""The example values do what their first lines say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def example(name: str) -> list[Document]:
 
 
 def egress(documents: list[Document]) -> dict[str, list[Document]]:
-    """What each NetworkPolicy lets out."""
+    """What each NetworkPolicy allows out."""
     return {
         document["metadata"]["name"]: document["spec"].get("egress", [])
         for document in documents
@@ -29,27 +29,27 @@ def egress(documents: list[Document]) -> dict[str, list[Document]]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_renders_and_begins_with_what_it_is_for(path: Path) -> None:
+def test_every_example_renders_and_starts_with_its_purpose(path: Path) -> None:
     assert pods(render(DEMO, files=[path])).keys() >= {"controller", *STAGES}
     assert path.read_text().startswith("# ")
 
 
-def test_on_openshift_no_user_is_named_and_every_pod_is_restricted_all_the_same() -> None:
+def test_on_openshift_no_user_is_set_and_every_pod_is_still_restricted() -> None:
     for component, pod in pods(example("openshift")).items():
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["securityContext"]), component
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def test_on_nfs_the_group_is_a_supplemental_one() -> None:
-    made = pods(example("nfs"))
+def test_on_nfs_the_group_is_supplemental() -> None:
+    found = pods(example("nfs"))
     for component in ("controller", *STAGES, "fetch"):
-        assert made[component]["securityContext"]["supplementalGroups"] == [5000]
-        assert "fsGroup" not in made[component]["securityContext"]
-        assert made[component]["securityContext"]["runAsUser"] > 10000
+        assert found[component]["securityContext"]["supplementalGroups"] == [5000]
+        assert "fsGroup" not in found[component]["securityContext"]
+        assert found[component]["securityContext"]["runAsUser"] > 10000
 
 
-def test_the_key_of_tracking_is_a_file_from_a_secret_and_https_is_let_out() -> None:
+def test_the_tracking_key_is_a_file_from_a_secret_and_https_is_allowed() -> None:
     documents = example("tracking")
     for component in STAGES:
         pod = pods(documents)[component]
@@ -62,7 +62,7 @@ def test_the_key_of_tracking_is_a_file_from_a_secret_and_https_is_let_out() -> N
     assert {"ports": [{"port": 443, "protocol": "TCP"}]} in egress(documents)["r-csi-job-pods"]
 
 
-def test_without_egress_pods_reach_dns_and_database_and_the_controller_the_api_server() -> None:
+def test_without_egress_pods_reach_only_dns_and_database_and_the_controller_the_api_server() -> None:
     rules = egress(example("no-egress"))
     assert set(rules) == {"r-csi-job-deny", "r-csi-job-controller", "r-csi-job-database", "r-csi-job-pods"}
     assert rules["r-csi-job-deny"] == rules["r-csi-job-database"] == []
@@ -72,7 +72,7 @@ def test_without_egress_pods_reach_dns_and_database_and_the_controller_the_api_s
     assert only["to"] == [{"ipBlock": {"cidr": "192.0.2.10/32"}}]
 
 
-def test_from_a_private_registry_every_image_is_one_exactly_and_is_pulled_with_the_secret() -> None:
+def test_images_from_a_private_registry_are_pinned_and_pulled_with_the_secret() -> None:
     for component, pod in pods(example("private-registry")).items():
         assert pod["imagePullSecrets"] == [{"name": "registry"}], component
         for container in containers(pod):
@@ -84,22 +84,22 @@ def test_from_a_private_registry_every_image_is_one_exactly_and_is_pulled_with_t
     ("values", "policy"),
     [({}, "IfNotPresent"), ({"global.imageRegistry": "r.org"}, "Always"), ({"image.pullPolicy": "Never"}, "Never")],
 )
-def test_images_are_pulled_as_said_or_as_fits_where_they_come_from(values: dict[str, Any], policy: str) -> None:
-    made = pods(render({**DEMO, "dashboard.enabled": True, **values}))
-    assert {c["imagePullPolicy"] for pod in made.values() for c in containers(pod)} == {policy}
+def test_the_pull_policy_depends_on_the_registry_unless_set(values: dict[str, Any], policy: str) -> None:
+    found = pods(render({**DEMO, "dashboard.enabled": True, **values}))
+    assert {c["imagePullPolicy"] for pod in found.values() for c in containers(pod)} == {policy}
 
 
-def test_a_queue_is_asked_for_nothing_that_queues_do_not_cover() -> None:
+def test_a_queue_is_asked_only_for_what_queues_cover() -> None:
     documents = example("kueue")
     for component in STAGES:
         (job,) = [d for d in documents if d["kind"] == "Job" and d["metadata"]["name"] == f"r-csi-job-{component}"]
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
         for container in containers(job["spec"]["template"]["spec"]):
-            asked = {name for kind in container["resources"].values() for name in kind}
-            assert asked <= {"cpu", "memory", "nvidia.com/gpu"}
+            requested = {name for kind in container["resources"].values() for name in kind}
+            assert requested <= {"cpu", "memory", "nvidia.com/gpu"}
 
 
-def test_the_dashboard_is_csi_jobs_own_image_behind_an_address_within_the_cluster() -> None:
+def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip() -> None:
     documents = render({**DEMO, "dashboard.enabled": True})
     (container,) = pods(documents)["dashboard"]["containers"]
     assert container["image"] == pods(documents)["controller"]["containers"][0]["image"]
@@ -108,7 +108,7 @@ def test_the_dashboard_is_csi_jobs_own_image_behind_an_address_within_the_cluste
     assert "dashboard" not in pods(render(DEMO))
 
 
-def test_the_notes_tell_how_to_reach_the_dashboard_where_there_is_one() -> None:
+def test_the_notes_say_how_to_open_the_dashboard_if_enabled() -> None:
     line = "kubectl port-forward -n here service/r-csi-job-dashboard 8080:80"
     assert line in notes({**DEMO, "dashboard.enabled": True})
     assert "port-forward" not in notes(DEMO)
@@ -120,7 +120,7 @@ def notes(values: dict[str, Any]) -> str:
     return result.stdout.partition("NOTES:")[2]
 
 
-def test_the_database_is_alive_while_it_turns_connections_away() -> None:
+def test_the_database_is_alive_while_it_rejects_connections() -> None:
     (container,) = pods(render(DEMO))["database"]["containers"]
     ready, alive = (container[f"{probe}Probe"]["exec"]["command"] for probe in ("readiness", "liveness"))
     assert alive == ["sh", "-c", f"{' '.join(ready)}; test $? -lt 2"]

@@ -1,4 +1,4 @@
-"""Where pods run and what they bear, of every component."""
+"""Placement, volumes and annotations of every component's pods."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PLACED = {**OWN, "dashboard": "dashboard", "check": "controller", "fetch": "cont
 
 
 @pytest.mark.parametrize(("component", "values"), PLACED.items())
-def test_every_pod_can_be_sent_to_nodes_that_are_tainted(component: str, values: str) -> None:
+def test_every_pod_can_run_on_tainted_nodes(component: str, values: str) -> None:
     given = {f"{values}.tolerations": [TOLERATION], f"{values}.nodeSelector": {"pool": "cpu"}}
     spec = pods(render({**EVERYTHING, **given}))[component]
     assert (spec["tolerations"], spec["nodeSelector"]) == ([TOLERATION], {"pool": "cpu"})
     assert "tolerations" not in pods(render(EVERYTHING))[component]
 
 
-def test_the_dashboard_reads_the_files_that_its_database_wants() -> None:
+def test_the_dashboard_mounts_additional_volumes() -> None:
     given = {
         "volumes": [{"name": "tls", "secret": {"secretName": "tls"}}],
         "volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}],
@@ -34,7 +34,7 @@ def test_the_dashboard_reads_the_files_that_its_database_wants() -> None:
     assert [variable["name"] for variable in container["env"]].count("STORAGE") == 1
 
 
-def test_every_pod_bears_the_annotations_of_the_values() -> None:
+def test_every_pod_has_the_annotations_from_the_values() -> None:
     documents = render({**EVERYTHING, "podAnnotations": {"sidecar.istio.io/inject": "false"}})
     templates = [document["spec"]["template"] for document in documents if "template" in document.get("spec", {})]
     templates += [document for document in documents if document["kind"] == "Pod"]

@@ -49,8 +49,8 @@ class Queue:
     def admissions(self) -> list[str]:
         """Return the stages in the order of their first admission."""
         chosen = ("--field-selector=reason=Admitted", "--sort-by=.metadata.creationTimestamp", "-o", "name")
-        told = self.release.kubectl("get", "events", *chosen)
-        return list(dict.fromkeys(re.findall(r"csi-job-(cache|search|final)-", told)))
+        names = self.release.kubectl("get", "events", *chosen)
+        return list(dict.fromkeys(re.findall(r"csi-job-(cache|search|final)-", names)))
 
     def remove(self) -> None:
         """Delete the cluster-scoped objects; they stay until the namespace's own objects are gone."""

@@ -38,8 +38,8 @@ def _start_database(release: Release) -> str:
     given = {"POSTGRES_USER": "csi", "POSTGRES_DB": "csi", "PGDATA": "/data/pgdata"}
     env = [{"name": name, "value": value} for name, value in given.items()]
     env.append({"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "outside", "key": "password"}}})
-    asked = {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "csi"]}
-    ready = {"exec": asked, "periodSeconds": 2, "timeoutSeconds": 10}
+    probe = {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "csi"]}
+    ready = {"exec": probe, "periodSeconds": 2, "timeoutSeconds": 10}
     release.apply(
         secret("outside", password="correct horse"), pod("outside", DATABASE_IMAGE, 999, env=env, readinessProbe=ready)
     )

@@ -57,11 +57,11 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     _copies_are_made_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
-    looks = release.status("--watch", "--every", "2")
-    numbers = [look["study"]["num_finished"] for look in looks if look["study"]]
+    snapshots = release.status("--watch", "--every", "2")
+    numbers = [one["study"]["num_finished"] for one in snapshots if one["study"]]
     assert numbers == sorted(numbers)
-    assert looks[-1]["is_over"]
-    assert "trials finished" in looks[-1]["note"]
+    assert snapshots[-1]["is_over"]
+    assert "trials finished" in snapshots[-1]["note"]
     dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
     test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)

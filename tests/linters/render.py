@@ -22,7 +22,7 @@ BY_DIGEST = (
     f"--set=image.digest={DIGEST}",
     f"--set=database.image.digest={DIGEST}",
 )
-UNSEEN = ("kueue", "openshift")  # the cluster itself sets what the linters look for: docs/kubernetes.md, Linters
+NOT_LINTED = ("kueue", "openshift")  # the cluster itself sets what the linters look for: docs/kubernetes.md, Linters
 DATA = "--set=data.existingClaim=radiographs"
 SETS: dict[str, tuple[str, ...]] = {
     "default": (DATA,),
@@ -34,7 +34,7 @@ SETS: dict[str, tuple[str, ...]] = {
 
 def main(folder: Path) -> None:
     """Render every set of values, every example and the plain manifests."""
-    paths = [path for path in sorted((ROOT / "helm/examples").glob("*.yaml")) if path.stem not in UNSEEN]
+    paths = [path for path in sorted((ROOT / "helm/examples").glob("*.yaml")) if path.stem not in NOT_LINTED]
     examples = {path.stem: (DATA, f"--values={path}") for path in paths}
     for name, values in (SETS | examples).items():
         command = ["helm", "template", "study", str(ROOT / "helm"), "--namespace=study", *values, *BY_DIGEST]
