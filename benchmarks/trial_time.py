@@ -26,6 +26,7 @@ from benchmarks.figures import machine, spread
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
+from csi_job.final_model.seeds import SeedHooks
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
@@ -186,7 +187,8 @@ def peer_files(radiographs: RadiographsSettings, side_px: int) -> dict[str, File
 def cached_trial(cache: Path, params: Hyperparameters, num_epochs: int) -> None:
     """Train from the cache as a trial of a study does, without checkpoints, which the peer has none of."""
     opened = Cache.open(cache)
-    train_model(opened.train, opened.validation, params, SETTINGS, max_epochs=num_epochs, seed=0)
+    hooks = SeedHooks(lambda: None, lambda _: None)
+    train_model(opened.train, opened.validation, params, SETTINGS, max_epochs=num_epochs, seed=0, hooks=hooks)
 
 
 def cached_supply(cache: Path, num_epochs: int) -> None:
