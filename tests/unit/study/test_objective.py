@@ -59,27 +59,29 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_a_trial_trains_and_tells_what_the_report_needs(tmp_path: Path) -> None:
+def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None:
     study, settings = define(tmp_path)
     work_on(study, settings, tmp_path)
     [trial] = study.trials
     assert trial.state is TrialState.COMPLETE
     assert trial.value == max(trial.intermediate_values.values())
     assert sorted(trial.intermediate_values) == [0, 1, 2]
-    told = trial.user_attrs
-    assert told["best_epoch"] == max(trial.intermediate_values, key=lambda epoch: trial.intermediate_values[epoch])
-    assert told["gflops"] > 0
-    assert told["num_parameters"] > 1000
-    assert told["micro_batch"] == 8
-    assert told["images_per_s"] > 0
-    assert 0 < told["f1_se"] < 0.5
+    attributes = trial.user_attrs
+    assert attributes["best_epoch"] == max(
+        trial.intermediate_values, key=lambda epoch: trial.intermediate_values[epoch]
+    )
+    assert attributes["gflops"] > 0
+    assert attributes["num_parameters"] > 1000
+    assert attributes["micro_batch"] == 8
+    assert attributes["images_per_s"] > 0
+    assert 0 < attributes["f1_se"] < 0.5
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    whole, settings = define(tmp_path / "whole", max_epochs=4)
-    work_on(whole, settings, tmp_path / "whole")
-    parted, settings = define(tmp_path / "parted", max_epochs=4)
+    uncut, settings = define(tmp_path / "uncut", max_epochs=4)
+    work_on(uncut, settings, tmp_path / "uncut")
+    resumed, settings = define(tmp_path / "resumed", max_epochs=4)
     resumed: list[str] = []
 
     def stopped(running: RunningTrial[Any]) -> list[float]:
@@ -97,21 +99,21 @@ def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
         return list(objective()(running))
 
     with pytest.raises(DataError):
-        work_on(parted, settings, tmp_path / "parted", stopped)
-    work_on(parted, settings, tmp_path / "parted", stopped)
+        work_on(resumed, settings, tmp_path / "resumed", stopped)
+    work_on(resumed, settings, tmp_path / "resumed", stopped)
     assert resumed == ["epoch-0001.pt"]
-    assert parted.trials[0].intermediate_values == whole.trials[0].intermediate_values
-    assert parted.trials[0].user_attrs["f1_se"] == whole.trials[0].user_attrs["f1_se"]
+    assert resumed.trials[0].intermediate_values == uncut.trials[0].intermediate_values
+    assert resumed.trials[0].user_attrs["f1_se"] == uncut.trials[0].user_attrs["f1_se"]
 
 
 def test_without_room_for_checkpoints_the_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole, settings = define(tmp_path / "whole")
-    work_on(whole, settings, tmp_path / "whole")
+    uncut, settings = define(tmp_path / "uncut")
+    work_on(uncut, settings, tmp_path / "uncut")
     study, settings = define(tmp_path / "full")
     (tmp_path / "full" / "checkpoints").write_text("no folder, so no checkpoint can be written")
     work_on(study, settings, tmp_path / "full")
     assert "continues without checkpoints" in caplog.text
-    assert study.trials[0].intermediate_values == whole.trials[0].intermediate_values
+    assert study.trials[0].intermediate_values == uncut.trials[0].intermediate_values
 
 
 def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pruning compares equal epochs, as Optuna's own pruners do on the whole study."""
+"""Pruning compares the same epochs, and decides like Optuna's own pruners."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_median_is_that_of_optunas_pruner_on_the_whole_study(storage: StudyS
     assert set(decisions) == {True, False}
 
 
-def test_nothing_is_pruned_where_few_have_been(storage: StudyStorage) -> None:
+def test_nothing_is_pruned_before_enough_trials_reached_the_epoch(storage: StudyStorage) -> None:
     study = define(storage)
     add(study, *[[0.9, 0.9, 0.9]] * 4)
     assert not should_prune(study, running({0: 0.0, 1: 0.0}))
@@ -51,7 +51,7 @@ def test_nothing_is_pruned_where_few_have_been(storage: StudyStorage) -> None:
     assert not should_prune(study, running({0: 0.0, 1: 0.95}))
 
 
-def test_infeasible_and_failed_trials_are_no_standard(storage: StudyStorage) -> None:
+def test_infeasible_and_failed_trials_are_not_compared_with(storage: StudyStorage) -> None:
     study = define(storage)
     add(study, *[[0.5, 0.5]] * 5)
     for state in (TrialState.PRUNED, TrialState.FAIL):

@@ -1,4 +1,4 @@
-"""Which checkpoint a trial goes on from."""
+"""Which checkpoint a trial resumes from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:70])
 
 
-def test_the_promoted_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_trial_resumes_from_the_promoted_checkpoint(tmp_path: Path) -> None:
     *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
     assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(promoted, 2)
 
@@ -45,18 +45,18 @@ def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
-    attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
+    attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     assert find_checkpoint(tmp_path, promoted, 3, attempt=4) == Checkpoint(newer, 4)
 
 
-def test_the_attempt_before_is_gone_on_from_though_it_could_store_nothing(tmp_path: Path) -> None:
+def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path: Path) -> None:
     """It was killed while the database was away."""
-    attempt(tmp_path, 1, 8, 9)  # of an owner that went on after it had lost its lease
+    attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
     assert find_checkpoint(tmp_path, None, -1, attempt=3) == Checkpoint(newest, 1)
 
 
-def test_without_any_whole_one_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path: Path) -> None:
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
     assert find_checkpoint(tmp_path, None, 1, attempt=3) == Checkpoint(None, -1)

@@ -21,12 +21,12 @@ from csi_job.study.trial_run import check_device, failure_reason
         (DataError("the cache is damaged", problems=[Problem("torn", file_id="PAT0042")]), "the cache is damaged"),
     ],
 )
-def test_the_words_are_kept_but_for_identities(error: Exception, reason: str) -> None:
-    told = failure_reason(error)
-    assert reason in told
-    assert "PAT0042" not in told
-    assert "\n" not in told
-    assert type(error).__name__ in told or isinstance(error, CsiJobError)
+def test_the_message_is_kept_without_identities(error: Exception, reason: str) -> None:
+    text = failure_reason(error)
+    assert reason in text
+    assert "PAT0042" not in text
+    assert "\n" not in text
+    assert type(error).__name__ in text or isinstance(error, CsiJobError)
 
 
 def test_the_place_in_this_package_is_named() -> None:

@@ -60,7 +60,7 @@ def test_a_full_study_is_left_alone(study: optuna.Study, tmp_path: Path, caplog:
     assert "study toy has all its 5 trials" in caplog.text
 
 
-def test_another_phase_goes_on_with_other_epochs_sampler_and_pruner(storage: StudyStorage, tmp_path: Path) -> None:
+def test_another_phase_may_change_epochs_sampler_and_pruner(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage, num_trials=3)
     work_on(study, tmp_path, num_trials=3)
     second = {"max_epochs": 6, "sampler": "random", "pruner": "none"}
@@ -106,7 +106,7 @@ def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.S
 
 
 @pytest.mark.parametrize("values", [[float("nan")], [], [0.1, 0.2], ["high"]])
-def test_values_that_are_no_numbers_are_a_failure(values: list[Any], study: optuna.Study, tmp_path: Path) -> None:
+def test_non_finite_or_missing_values_fail_the_trial(values: list[Any], study: optuna.Study, tmp_path: Path) -> None:
     with pytest.raises(CsiJobError, match=r"2 trials failed"):
         work_on(study, tmp_path, lambda _: values, max_failed_trials=1)
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
@@ -122,7 +122,7 @@ def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("error", [DataError("the cache is damaged"), ConfigurationError("no such device")])
-def test_what_would_fail_every_trial_ends_the_worker_and_gives_the_trial_back(
+def test_an_error_that_would_fail_every_trial_ends_the_worker_and_releases_the_trial(
     error: CsiJobError, study: optuna.Study, tmp_path: Path
 ) -> None:
     def failing(_: Running) -> list[float]:
@@ -143,7 +143,7 @@ def test_a_lost_gpu_ends_the_process_and_leaves_the_trial(study: optuna.Study, t
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
 
 
-def test_a_worker_whose_lease_was_taken_writes_nothing_and_goes_on(
+def test_a_worker_whose_lease_was_taken_writes_nothing_and_continues(
     study: optuna.Study, storage: StudyStorage, tmp_path: Path
 ) -> None:
     taken: list[int] = []
@@ -163,7 +163,7 @@ def test_a_worker_whose_lease_was_taken_writes_nothing_and_goes_on(
     assert study.trials[1].state is TrialState.COMPLETE
 
 
-def test_the_renewing_thread_tells_the_training_that_the_lease_is_gone(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_heartbeat_lets_the_training_see_that_the_lease_is_lost(storage: StudyStorage, tmp_path: Path) -> None:
     storage.lease_s = 0.4
     study = define(storage, num_trials=1)
     seen: list[str] = []
@@ -183,7 +183,7 @@ def test_the_renewing_thread_tells_the_training_that_the_lease_is_gone(storage: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_gives_the_trial_back_after_its_last_epoch(number: int, study: optuna.Study, tmp_path: Path) -> None:
+def test_a_signal_releases_the_trial_after_its_last_epoch(number: int, study: optuna.Study, tmp_path: Path) -> None:
     def stopped(running: Running) -> list[float]:
         running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, 0.1))
         os.kill(os.getpid(), number)
@@ -293,9 +293,7 @@ def test_with_two_objectives_the_curve_is_an_attribute(storage: StudyStorage, tm
         assert len(trial.values or [0, 0]) == 2
 
 
-def test_with_two_objectives_a_trial_that_was_left_goes_on_with_its_curve(
-    storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_with_two_objectives_a_released_trial_resumes_with_its_curve(storage: StudyStorage, tmp_path: Path) -> None:
     given = {"objective": "f1-and-cost", "num_trials": 1}
     study = define(storage, **given)
 
