@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from csi_job.cli.options import with_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from csi_job.config import LoadedSettings
+from csi_job.config import LoadedSettings
 
 RELEASE = click.option("--release", metavar="NAME", help="Helm release.  [default: the only one in the namespace]")
 NAMESPACE = click.option(
@@ -39,30 +36,25 @@ def cluster() -> None:
 @click.option("--stages", required=True, metavar="NAME", help="ConfigMap with the Jobs of the stages.")
 @click.option("--digest", required=True, help="Digest of this controller's configuration.")
 @click.option("--namespace", metavar="NAME", help="Namespace.  [default: the pod's]")
-@click.option(
-    "--missing-seconds",
-    type=float,
-    default=120.0,
-    show_default=True,
-    help="Seconds to wait for missing volumes and images.",
-)
-@click.option("--max-rounds", type=int, default=10, show_default=True, help="How often to recreate the search Job.")
+@click.option("--missing-seconds", "missing_s", default=120.0, help="Seconds to wait for missing volumes and images.")
+@click.option("--max-rounds", default=10, help="How often to recreate the search Job.")
 @click.option("--budget-hours", type=float, help="Hours after which to end the search.")
 @click.option("--budget-gpu-hours", type=float, help="GPU hours after which to end the search.")
-def run(loaded: LoadedSettings, *, namespace: str | None, **given: Any) -> None:
+def run(
+    loaded: LoadedSettings,
+    *,
+    namespace: str | None,
+    budget_hours: float | None,
+    budget_gpu_hours: float | None,
+    **options: Any,
+) -> None:
     """Run the controller: create the stage Jobs in order, up to the final model."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.budget import Budget
     from csi_job.cluster.controller import ControllerOptions, run_controller, write_termination_message
 
-    options = ControllerOptions(
-        stages=given["stages"],
-        digest=given["digest"],
-        missing_s=given["missing_seconds"],
-        max_rounds=given["max_rounds"],
-        budget=Budget(given["budget_hours"], given["budget_gpu_hours"]),
-    )
-    outcome = run_controller(Cluster(namespace), options, loaded.settings)
+    budget = Budget(budget_hours, budget_gpu_hours)
+    outcome = run_controller(Cluster(namespace), ControllerOptions(**options, budget=budget), loaded.settings)
     write_termination_message(outcome)
     click.echo(outcome)
 
@@ -80,22 +72,26 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 
 @cluster.command()
 @with_settings("storage.url")
+@click.option("--num-pods", type=click.IntRange(min=0), default=1, envvar="NUM_PODS", help="Pods of the search.")
+@click.option("--num-gpus", type=click.IntRange(min=0), default=0, help="GPUs per pod.")
+@click.option("--gpu-resource", default="nvidia.com/gpu", help="Name of the Kubernetes GPU resource.")
 @click.option(
-    "--num-pods",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    envvar="NUM_PODS",
-    help="Pods of the search.",
+    "--database-secret",
+    metavar="NAME/KEY",
+    default="",
+    show_default=False,
+    help="Secret and key of the database password.",
 )
-@click.option("--num-gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs per pod.")
 @click.option(
-    "--gpu-resource", default="nvidia.com/gpu", show_default=True, help="Name of the Kubernetes GPU resource."
+    "--wandb-secret",
+    metavar="NAME/KEY",
+    default="",
+    show_default=False,
+    help="Secret and key of the Weights & Biases API key.",
 )
-@click.option("--database-secret", metavar="NAME/KEY", default="", help="Secret and key of the database password.")
-@click.option("--wandb-secret", metavar="NAME/KEY", default="", help="Secret and key of the Weights & Biases API key.")
 @click.option(
     "--wait",
+    "wait_s",
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
@@ -103,7 +99,9 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
     help="Seconds to wait for the database if nothing else is wrong.",
 )
 @of_release
-def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespace: str | None, **given: Any) -> None:
+def check(
+    loaded: LoadedSettings, *, wait_s: float, release: str | None, namespace: str | None, **requirements: Any
+) -> None:
     """Check for problems before any GPU is used.
 
     In a pod (as in `helm test`): volumes, data, database, Secrets and memory. From a laptop, or with --release or
@@ -114,8 +112,7 @@ def check(loaded: LoadedSettings, *, num_pods: int, release: str | None, namespa
     from csi_job.cluster.release_check import check_release
 
     if IN_A_POD in os.environ and not (release or namespace):
-        wait_s = given.pop("wait")
-        lines = check_pod(loaded.settings, Requirements(num_pods, **given), wait_s)
+        lines = check_pod(loaded.settings, Requirements(**requirements), wait_s)
     else:
         lines = check_release(Cluster(namespace), release)
     for line in lines:

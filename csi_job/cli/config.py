@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import FLAGS, with_settings
+from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
 
 
 @click.group()

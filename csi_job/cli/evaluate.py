@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import DATA, with_settings
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
-    from csi_job.evaluation.run import EvaluationRun
+from csi_job.config import LoadedSettings
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
 SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
@@ -24,9 +20,7 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
     Prints every metric with its confidence interval, and writes them as JSON and plots under models/evaluation/.
     """
-    from csi_job.pipeline import run_evaluate
-
-    _print(run_evaluate(loaded.settings))
+    _evaluate(loaded)
 
 
 @click.command()
@@ -41,18 +35,20 @@ def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, b
 
     The differences between the two come with paired confidence intervals.
     """
-    from csi_job.pipeline import run_evaluate
-
     stored = loaded.settings.folder.baseline_model
     baseline = baseline or (stored if stored.is_file() else None)
-    _print(run_evaluate(loaded.settings, model_path, baseline, model_arch))
+    _evaluate(loaded, model_path, baseline, model_arch)
 
 
-def _print(run: EvaluationRun) -> None:
+def _evaluate(
+    loaded: LoadedSettings, model: Path | None = None, baseline: Path | None = None, architecture: str | None = None
+) -> None:
     from rich.console import Console
 
+    from csi_job.pipeline import run_evaluate
     from csi_job.terminal.evaluation import render_run
 
+    run = run_evaluate(loaded.settings, model, baseline, architecture)
     Console().print(render_run(run))
     for path in run.files:
         click.echo(path)

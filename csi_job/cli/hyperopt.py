@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import DATA, with_settings
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
+from csi_job.config import LoadedSettings
 
 STUDY = (
     "study.name",

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from csi_job.config import Settings, load_settings
 from csi_job.logs import set_up_logging
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pydantic.fields import FieldInfo
-
-Command = typing.TypeVar("Command", bound="Callable[..., Any]")
+Command = typing.TypeVar("Command", bound=Callable[..., Any])
 
 FLAGS = {
     "radiographs.labels": "--labels",
@@ -63,12 +60,9 @@ def text(value: str) -> str:
 
 
 def with_settings(*paths: str) -> Callable[[Command], Command]:
-    """Give a command a flag per setting, and pass it the `LoadedSettings` as its first argument.
+    """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
-    Args:
-        paths: dotted paths of the settings to offer as flags. `--work`, `--config` and `--log-format` are always
-            offered; all other settings can be given by environment variable or file.
-
+    `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else.
     """
 
     def decorate(function: Command) -> Command:

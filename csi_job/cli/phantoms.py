@@ -11,14 +11,8 @@ from csi_job.logs import set_up_logging
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--num-images", type=click.IntRange(min=1), default=200, show_default=True, help="Number of images.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=42,
-    show_default=True,
-    help="Random seed.",
-)
+@click.option("--num-images", type=click.IntRange(min=1), default=200, help="Number of images.")
+@click.option("--seed", type=click.IntRange(min=0), default=42, help="Random seed.")
 def phantoms(folder: Path, num_images: int, seed: int) -> None:
     """Generate synthetic chest radiographs: FOLDER/labels.csv and FOLDER/images/.
 

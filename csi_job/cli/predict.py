@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import Any, TextIO, cast
 
 import click
 
 from csi_job.cli.options import with_settings
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
-    from csi_job.evaluation.predictions_file import PredictionFormat
+from csi_job.config import LoadedSettings
 
 
 @click.command()
@@ -25,20 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: standard output]"
 )
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["csv", "json"]),
-    default="csv",
-    show_default=True,
-    help="Output format.",
-)
+@click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", help="Output format.")
 def predict(
-    loaded: LoadedSettings,
-    images: tuple[Path, ...],
-    model_path: Path | None,
-    output: Path | None,
-    output_format: PredictionFormat,
+    loaded: LoadedSettings, images: tuple[Path, ...], model_path: Path | None, output: Path | None, output_format: Any
 ) -> None:
     """Score IMAGES (files or folders): six zones, mean CSI, and risk class with probabilities.
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from csi_job.cli.options import with_settings
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
+from csi_job.config import LoadedSettings
 
 
 @click.command()

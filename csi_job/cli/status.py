@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from csi_job.cli.options import with_settings
+from csi_job.config import LoadedSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich.console import RenderableType
-
-    from csi_job.config import LoadedSettings
 
 
 @click.command()
 @with_settings("study.name", "storage.url")
 @click.option("--watch", is_flag=True, help="Refresh until the study or release finishes (or Ctrl-C).")
-@click.option(
-    "--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between refreshes."
-)
+@click.option("--every", default=2.0, type=click.FloatRange(min=0.2), help="Seconds between refreshes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")
 @click.option(
     "--release", envvar="RELEASE_NAME", metavar="NAME", help="Show this Kubernetes release: pods, trials, GPUs."

@@ -1,27 +1,37 @@
-"""`csi-job study create | list | show | enqueue | delete`, and the commands of `study_files`."""
+"""`csi-job study create | list | show | enqueue | copy | export | migrate | delete`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
+from pydantic import SecretStr
 
 from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, text, with_settings
-from csi_job.cli.study_files import copy, export, migrate
+from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
+from csi_job.storage.settings import StorageSettings
 
 if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
+    from csi_job.storage.storage import StudyStorage
+
+TO_PASSWORD: Final = "CSI_JOB_TO_PASSWORD"  # noqa: S105 - the name of a variable
+TARGET_NAMES: Final = {
+    "storage.url": "--to",
+    "storage.password_file": "--to-password-file",
+    "CSI_JOB_STORAGE__PASSWORD": TO_PASSWORD,
+}
+"""What errors call the settings of the storage when it is the target of a copy."""
 
 
 @click.group()
 def study() -> None:
     """Create, list, show, copy and delete studies; enqueue parameters to try next; export and migrate trials."""
-
-
-for command in (copy, export, migrate):
-    study.add_command(command)
 
 
 @study.command()
@@ -88,6 +98,97 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
 
 @study.command()
 @click.argument("name", type=text)
+@click.option("--to", "url", type=text, required=True, metavar="URL", envvar="CSI_JOB_TO_URL",
+    help="Database to copy to: sqlite:///FILE or postgresql+psycopg2://USER@HOST/DATABASE.")  # fmt: skip
+@click.option("--to-password-file", "password_file", type=click.Path(path_type=Path), metavar="PATH",
+    envvar="CSI_JOB_TO_PASSWORD_FILE", help=f"File with that database's password; or set {TO_PASSWORD}.")  # fmt: skip
+@click.option("--as", "new_name", type=text, metavar="TEXT", help="Name of the copy.  [default: NAME]")
+@with_settings("storage.url")
+def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None, new_name: str | None) -> None:
+    """Copy study NAME into another database, completely or not at all; its workers may keep running.
+
+    Everything in the database is copied: the definition, and every trial in any state with its
+    attempts. Images, caches, checkpoints and models stay where they are. Missing tables are created.
+    The copy's next worker resumes trials that are running: from their checkpoints if the copy has the
+    same name and work folder, else from epoch 0. If it has, stop the original's workers first.
+
+    \b
+    For example, from a laptop's SQLite into a team's PostgreSQL, and back under another name:
+      csi-job study copy csi_optimization --to postgresql+psycopg2://me@db.example.org/csi
+      csi-job study copy csi_optimization --storage postgresql+psycopg2://me@db.example.org/csi \\
+        --to sqlite:///studies.db --as from_team
+    """  # noqa: D301 - click reads \b
+    from csi_job.storage.storage import open_storage
+    from csi_job.transfer.copy import copy_study, summarize_copy
+
+    settings = loaded.settings
+    with (
+        contextlib.closing(open_storage(settings.storage, settings.work, create=False)) as source,
+        contextlib.closing(_open_target(settings.storage, settings.work, url, password_file)) as target,
+    ):
+        click.echo("\n".join(summarize_copy(copy_study(source, name, target, new_name), name)))
+    copied = shlex.quote(new_name or name)
+    click.echo(f"to continue with the settings it was made with: csi-job hyperopt --study-name {copied}")
+
+
+@study.command()
+@click.argument("name", type=text)
+@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@with_settings("storage.url")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:
+    """Export all trials of study NAME, in any state, as CSV and JSON.
+
+    DEST is a folder for both files, or a single file ending in .csv or .json; the default is
+    models/hyperopt/ in the work folder. The CSV opens in a spreadsheet, with one row per trial and one
+    column per parameter. The JSON has everything, including values per epoch and study attributes.
+
+    \b
+    For example:
+      csi-job study export csi_optimization
+      csi-job study export csi_optimization trials.csv --force
+    """  # noqa: D301 - click reads \b
+    from csi_job.files import check_free
+    from csi_job.study.studies import open_study
+    from csi_job.transfer.export import export_files, write_export
+
+    settings = loaded.settings
+    files = export_files(dest or settings.folder.hyperopt, name)
+    check_free(*files, force=force)
+    num_trials = write_export(open_study(settings.storage, settings.work, name), files)
+    click.echo(f"{num_trials} trials of {name}: {', '.join(map(str, files))}")
+
+
+@study.command()
+@click.argument("old", type=text)
+@click.argument("new", type=text)
+@with_settings(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url")
+def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
+    """Copy the finished trials of study OLD into study NEW, which may have a different search space.
+
+    The current settings define NEW. A trial is copied if its hyperparameters lie in NEW's search space;
+    the others are counted by reason. Everything but the space must match, since results with other
+    data, splits, image sizes or objectives are not comparable. Copied trials count towards NEW's total,
+    which is --n-trials or otherwise OLD's. OLD is not changed. Run the command again to copy trials
+    that OLD has finished since.
+
+    \b
+    For example, after adding resnet18 to space.model_arch in wider.yaml:
+      csi-job study migrate csi_optimization wider --config wider.yaml --n-trials 80
+      csi-job hyperopt --study-name wider --config wider.yaml
+    """  # noqa: D301 - click reads \b
+    from csi_job.pipeline import migrate as run
+
+    num_trials_given = "study.num_trials" in loaded.origins
+    done = run(loaded.settings, old, new, num_trials_given=num_trials_given)
+    hint = "" if num_trials_given else " (change it with --n-trials)"
+    click.echo("\n".join(done.summary(old, new)) + hint)
+    more = " --more-trials K" if done.num_finished >= done.target else ""
+    click.echo(f"to continue with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}")
+
+
+@study.command()
+@click.argument("name", type=text)
 @with_settings("storage.url")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
@@ -102,3 +203,25 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
         click.confirm("Delete the study?", abort=True)
     delete_study(storage_of(doomed), name, loaded.settings.work)
     click.echo(f"deleted study {name}")
+
+
+def _open_target(source: StorageSettings, work: Path, url: str, password_file: Path | None) -> StudyStorage:
+    """Open the target of a copy; errors call its settings by the names of its flags."""
+    from csi_job.storage.settings import StorageSettings
+    from csi_job.storage.storage import open_storage
+
+    password = os.environ.get(TO_PASSWORD)
+    settings = StorageSettings(
+        url=SecretStr(url),
+        password=None if password is None else SecretStr(password),
+        password_file=password_file,
+        connect_s=source.connect_s,
+        outage_s=source.outage_s,
+    )
+    try:
+        return open_storage(settings, work, create=True)
+    except ConfigurationError as error:
+        message = str(error)
+        for name, flag in TARGET_NAMES.items():
+            message = message.replace(name, flag)
+        raise ConfigurationError(message) from None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from csi_job.cli.options import DATA, with_settings
-
-if TYPE_CHECKING:
-    from csi_job.config import LoadedSettings
+from csi_job.config import LoadedSettings
 
 FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.seed", "final_model.max_epochs")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -14,11 +15,11 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import progress
-from csi_job.storage.attributes import UID
+from csi_job.storage.attributes import UID, outcome_of
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import RELEASED_AT_S, new_token
 from csi_job.storage.retry import reason
-from csi_job.storage.storage import StudyStorage
+from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.tables import (
     DIRECTIONS,
     LEASES,
@@ -85,6 +86,19 @@ def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: 
     rows = read_study(source, name)
     insert_study(target, rows, new_name or name)
     return load_study(target, new_name or name)
+
+
+def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
+    """Return, in sentences, what was copied from study `name` and how the copy's running trials continue."""
+    trials = copy.get_trials(deepcopy=False)
+    outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials).most_common()
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
+    renamed = f" as {copy.study_name}" if copy.study_name != name else ""
+    lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {len(trials)} trials ({counts})"]
+    if num_running := sum(trial.state is TrialState.RUNNING for trial in trials):
+        start = "from epoch 0" if renamed else "from its checkpoint if the work folder is the same"
+        lines.append(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
+    return lines
 
 
 def read_study(storage: StudyStorage, name: str) -> StudyRows:

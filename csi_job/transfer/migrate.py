@@ -56,6 +56,16 @@ class Migration:
     num_waiting: int
     target: int
 
+    def summary(self, old: str, new: str) -> list[str]:
+        """Return, in sentences, what was carried from study `old` to study `new`, what was not, and what is there."""
+        there = f"; {self.num_there} were already there" if self.num_there else ""
+        waiting = f", {self.num_waiting} waiting" if self.num_waiting else ""
+        return [
+            f"{self.num_carried} trials copied from {old} to {new}{there}",
+            *(f"{count} not copied: {reason}" for reason, count in self.reasons),
+            f"study {new} has {self.num_finished} of {self.target} trials{waiting}",
+        ]
+
 
 def migrate_study(
     storage: StudyStorage,
