@@ -19,6 +19,7 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
 from csi_job.final_model.card import CardContext, build_card, card_metrics
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
+from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
@@ -50,13 +51,16 @@ def f1_at(params, epoch, max_epochs, noise):
     return max(0.05, plateau * (1 - math.exp(-(epoch + 2) / (0.25 * max_epochs))) + noise.gauss(0, 0.012))
 
 
+def set_attributes(holder, **attributes):
+    for name, value in attributes.items():
+        holder.set_user_attr(name, value)
+
+
 def run_trial(study, number, *, sampler="tpe", pruner="median", max_epochs=8):
     """Ask and tell one trial; a few end otherwise, as real ones do."""
     trial = study.ask()
-    trial.set_user_attr("sampler", sampler)
-    trial.set_user_attr("pruner", pruner)
-    trial.set_user_attr("max_epochs", max_epochs)
-    trial.set_user_attr("attempt", 2 if number % 11 == 5 else 1)
+    attempt = 2 if number % 11 == 5 else 1
+    set_attributes(trial, sampler=sampler, pruner=pruner, max_epochs=max_epochs, attempt=attempt)
     SearchSpace().suggest(trial)
     noise = random.Random(number)
     if number % 13 == 7:
@@ -70,21 +74,18 @@ def run_trial(study, number, *, sampler="tpe", pruner="median", max_epochs=8):
 
 
 def end_infeasible(study, trial):
-    trial.set_user_attr("infeasible", True)
-    reason = (
-        f"out of GPU memory at micro-batch 1 ({trial.params['model_arch']}, batch size {trial.params['batch_size']})"
-    )
-    trial.set_user_attr("reason", reason)
-    trial.set_user_attr("epochs", 0)
+    params = trial.params
+    reason = f"out of GPU memory at micro-batch 1 ({params['model_arch']}, batch size {params['batch_size']})"
+    set_attributes(trial, infeasible=True, reason=reason, epochs=0)
     study.tell(trial, state=TrialState.PRUNED)
 
 
 def run_epochs(study, trial, max_epochs, noise):
     two_objectives = len(study.directions) > 1
+    gflops = GFLOPS[trial.params["model_arch"]]
+    micro_batch = min(trial.params["batch_size"], 64)
+    set_attributes(trial, gflops=gflops, num_parameters=round(5_400_000 * gflops), micro_batch=micro_batch)
     curve = []
-    trial.set_user_attr("gflops", GFLOPS[trial.params["model_arch"]])
-    trial.set_user_attr("num_parameters", round(5_400_000 * GFLOPS[trial.params["model_arch"]]))
-    trial.set_user_attr("micro_batch", min(trial.params["batch_size"], 64))
     for epoch in range(max_epochs):
         curve.append([epoch, f1_at(trial.params, epoch, max_epochs, noise)])
         trial.set_user_attr("epochs", epoch + 1)
@@ -98,22 +99,17 @@ def run_epochs(study, trial, max_epochs, noise):
     if two_objectives:
         trial.set_user_attr("curve", curve)
     best_epoch, best = max(curve, key=lambda point: point[1])
-    trial.set_user_attr("best_epoch", best_epoch)
-    trial.set_user_attr("f1_se", 0.035 + 0.01 * noise.random())
-    trial.set_user_attr("images_per_s", 900 / GFLOPS[trial.params["model_arch"]] + noise.gauss(0, 10))
-    study.tell(trial, [best, GFLOPS[trial.params["model_arch"]]] if two_objectives else best)
+    f1_se, images_per_s = 0.035 + 0.01 * noise.random(), 900 / gflops + noise.gauss(0, 10)
+    set_attributes(trial, best_epoch=best_epoch, f1_se=f1_se, images_per_s=images_per_s)
+    study.tell(trial, [best, gflops] if two_objectives else best)
 
 
 def new_study(name, *, objective="f1", target=40, storage=None):
     directions = ["maximize", "minimize"] if objective == "f1-and-cost" else ["maximize"]
     study = optuna.create_study(study_name=name, directions=directions, storage=storage)
-    study.set_user_attr("target", target)
-    study.set_user_attr("objective", objective)
-    study.set_user_attr("seed", 42)
-    study.set_user_attr(
-        "fingerprint",
-        {"space": SearchSpace().fingerprint(), "objective": objective, "average": "macro", "cache": CACHE_KEY},
-    )
+    space = SearchSpace().fingerprint()
+    fingerprint = {"space": space, "objective": objective, "average": "macro", "cache": CACHE_KEY}
+    set_attributes(study, target=target, objective=objective, seed=42, fingerprint=fingerprint)
     study.enqueue_trial(BASELINE, user_attrs={"baseline": True})
     return study
 
@@ -138,8 +134,7 @@ def rich_study(name="csi_optimization", num_trials=40, *, storage=None):
     run_phase(study, num_trials // 2, sampler="random", max_epochs=8)
     run_phase(study, num_trials - num_trials // 2 - 2, sampler="tpe", max_epochs=12)
     running = study.ask()
-    for key, value in {"sampler": "tpe", "pruner": "median", "max_epochs": 12, "attempt": 2, "epochs": 3}.items():
-        running.set_user_attr(key, value)
+    set_attributes(running, sampler="tpe", pruner="median", max_epochs=12, attempt=2, epochs=3)
     SearchSpace().suggest(running)
     for epoch in range(3):
         running.report(0.3 + 0.05 * epoch, epoch)
@@ -284,6 +279,21 @@ def two_objectives():
     return cost_study()
 
 
+@pytest.fixture(scope="session")
+def view(finished_study):
+    return view_study(finished_study)
+
+
+@pytest.fixture(scope="session")
+def cost_view(two_objectives):
+    return view_study(two_objectives)
+
+
+@pytest.fixture
+def degenerate_view(degenerate_study):
+    return view_study(degenerate_study)
+
+
 @pytest.fixture
 def work(tmp_path, finished_study):
     """A work folder in which every stage has run for `finished_study`."""
@@ -335,22 +345,5 @@ class Page(HTMLParser):
         return fetched + [style for style in self.styles if "@import" in style or "url(" in style]
 
 
-@pytest.fixture(scope="session")
-def read_page():
-    """Return what makes a `Page` of a file."""
-    return lambda path: Page(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="session")
-def make_rich_study():
-    return rich_study
-
-
-@pytest.fixture(scope="session")
-def pseudonyms():
-    return set(PSEUDONYMS)
-
-
-@pytest.fixture(scope="session")
-def make_long_study():
-    return random_study
+def read_page(path):
+    return Page(path.read_text(encoding="utf-8"))

@@ -3,35 +3,31 @@ from collections import Counter
 import pytest
 from optuna.trial import TrialState
 
-from csi_job.report.study_view import view_study
 
-
-def test_outcomes_agree_with_optunas_states(finished_study):
+def test_outcomes_agree_with_optunas_states(finished_study, view):
     states = Counter(trial.state for trial in finished_study.get_trials())
-    counts = view_study(finished_study).counts()
+    counts = view.counts()
     assert counts["complete"] == states[TrialState.COMPLETE] > 10
     assert counts["pruned"] + counts["infeasible"] == states[TrialState.PRUNED]
     assert counts["infeasible"] == sum("infeasible" in trial.user_attrs for trial in finished_study.get_trials()) > 0
     assert (counts["failed"], counts["running"], counts["waiting"]) == (2, 1, 1)
-    assert view_study(finished_study).num_finished == states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+    assert view.num_finished == states[TrialState.COMPLETE] + states[TrialState.PRUNED]
 
 
-def test_a_pruned_trial_has_the_best_f1_of_its_curve(finished_study):
-    view = view_study(finished_study)
+def test_a_pruned_trial_has_the_best_f1_of_its_curve(finished_study, view):
     pruned = view.with_outcome("pruned")
     assert pruned
     for trial in pruned:
         assert trial.f1 == max(finished_study.trials[trial.number].intermediate_values.values())
 
 
-def test_ranking_is_by_f1_with_optunas_best_trial_first(finished_study):
-    ranked = view_study(finished_study).ranked
+def test_ranking_is_by_f1_with_optunas_best_trial_first(finished_study, view):
+    ranked = view.ranked
     assert ranked[0].number == finished_study.best_trial.number
     assert [trial.f1 for trial in ranked] == sorted((trial.f1 for trial in ranked), reverse=True)
 
 
-def test_phases_differ_by_sampler_pruner_and_epochs(finished_study):
-    view = view_study(finished_study)
+def test_phases_differ_by_sampler_pruner_and_epochs(view):
     assert [(phase.number, phase.sampler, phase.max_epochs) for phase in view.phases] == [
         (1, "random", 8),
         (2, "tpe", 12),
@@ -40,16 +36,15 @@ def test_phases_differ_by_sampler_pruner_and_epochs(finished_study):
     assert view.trials[25].phase is view.phases[1]
 
 
-def test_two_objectives_take_f1_and_cost_from_the_values_and_the_curve_from_its_attribute(two_objectives):
-    view = view_study(two_objectives)
-    assert view.has_cost
-    for trial in view.with_outcome("complete"):
+def test_two_objectives_take_f1_and_cost_from_the_values_and_the_curve_from_its_attribute(two_objectives, cost_view):
+    assert cost_view.has_cost
+    for trial in cost_view.with_outcome("complete"):
         f1, gflops = two_objectives.trials[trial.number].values
         assert (trial.f1, trial.gflops) == (pytest.approx(f1), gflops)
         assert max(value for _, value in trial.curve) == pytest.approx(f1)
 
 
-def test_the_baseline_is_the_trial_marked_so_and_only_when_complete(finished_study, degenerate_study):
-    assert view_study(finished_study).baseline.number == 0
-    baseline = view_study(degenerate_study).baseline
+def test_the_baseline_is_the_trial_marked_so_and_only_when_complete(view, degenerate_view):
+    assert view.baseline.number == 0
+    baseline = degenerate_view.baseline
     assert baseline is None or (baseline.is_baseline and baseline.outcome == "complete")

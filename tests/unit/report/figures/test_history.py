@@ -2,6 +2,7 @@ import plotly.graph_objects as go
 
 from csi_job.report.figures.history import MAX_CURVES, curves_plot, history_plot
 from csi_job.report.study_view import view_study
+from tests.unit.report.conftest import random_study
 
 
 def traces(plot):
@@ -9,8 +10,7 @@ def traces(plot):
     return {trace["name"]: trace for trace in plot.figure["data"]}
 
 
-def test_history_has_every_trial_once_under_its_outcome(finished_study):
-    view = view_study(finished_study)
+def test_history_has_every_trial_once_under_its_outcome(finished_study, view):
     drawn = traces(history_plot(view))
     numbers = sorted(x for name, trace in drawn.items() if name != "Best so far" for x in trace["x"])
     assert numbers == [trial.number for trial in view.trials if trial.outcome != "waiting"]
@@ -19,34 +19,33 @@ def test_history_has_every_trial_once_under_its_outcome(finished_study):
     assert drawn["Infeasible"]["x"] == [trial.number for trial in view.with_outcome("infeasible")]
 
 
-def test_the_best_so_far_never_falls_and_ends_at_the_best(finished_study):
-    line = traces(history_plot(view_study(finished_study)))["Best so far"]
+def test_the_best_so_far_never_falls_and_ends_at_the_best(finished_study, view):
+    line = traces(history_plot(view))["Best so far"]
     assert line["y"] == sorted(line["y"])
     assert line["y"][-1] == finished_study.best_value
 
 
-def test_history_marks_the_first_trial_of_each_phase(finished_study):
-    layout = history_plot(view_study(finished_study)).figure["layout"]
+def test_history_marks_the_first_trial_of_each_phase(view):
+    layout = history_plot(view).figure["layout"]
     labels = {annotation["text"]: annotation["x"] for annotation in layout["annotations"]}
     assert labels == {"phase 1: random, median, 8 epochs": -0.5, "phase 2: tpe, median, 12 epochs": 19.5}
 
 
-def test_trials_without_any_f1_stand_below_all_others(finished_study):
-    drawn = traces(history_plot(view_study(finished_study)))
+def test_trials_without_any_f1_stand_below_all_others(view):
+    drawn = traces(history_plot(view))
     lowest = min(y for name in ("Complete", "Pruned") for y in drawn[name]["y"])
     assert max(drawn["Infeasible"]["y"] + drawn["Failed"]["y"]) < lowest
 
 
-def test_curves_show_each_trial_and_mark_where_pruned_ones_ended(finished_study):
-    view = view_study(finished_study)
+def test_curves_show_each_trial_and_mark_where_pruned_ones_ended(view):
     drawn = traces(curves_plot(view))
     ends = {(trial.curve[-1][0] + 1, trial.curve[-1][1]) for trial in view.with_outcome("pruned")}
     assert set(zip(drawn["Pruned here"]["x"], drawn["Pruned here"]["y"], strict=True)) == ends
     assert drawn["Complete"]["x"].count(None) == len(view.with_outcome("complete")) - 2  # best and baseline apart
 
 
-def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so(make_long_study):
-    study = make_long_study(160)
+def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so():
+    study = random_study(160)
     plot = curves_plot(view_study(study))
     drawn = traces(plot)
     num_curves = sum(trace["x"].count(None) for trace in drawn.values())
@@ -55,13 +54,6 @@ def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so(m
     assert f"Trial {study.best_trial.number}" in drawn
 
 
-def test_two_objectives_draw_curves_from_the_attribute(two_objectives):
-    drawn = traces(curves_plot(view_study(two_objectives)))
+def test_two_objectives_draw_curves_from_the_attribute(cost_view):
+    drawn = traces(curves_plot(cost_view))
     assert len([x for x in drawn["Complete"]["x"] if x is not None]) > 8
-
-
-def test_degenerate_studies_give_a_figure_or_a_reason(degenerate_study):
-    view = view_study(degenerate_study)
-    for plot in (history_plot(view), curves_plot(view)):
-        assert bool(plot.figure) != bool(plot.missing)
-        go.Figure(plot.figure)

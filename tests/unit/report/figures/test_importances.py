@@ -26,8 +26,7 @@ def test_infeasible_trials_are_left_out():
     assert view_of(60, 30).importances == view_of(60).importances
 
 
-def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(finished_study):
-    view = view_study(finished_study)
+def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(view):
     plot = importances_plot(view)
     assert {"weight_decay", "learning_rate"} <= view.importances.keys()
     assert any("Weight decay" in warning and "only some trials" in warning for warning in plot.warnings)
@@ -41,17 +40,16 @@ def test_few_trials_bring_a_warning_and_fewer_a_reason_instead_of_bars():
     assert f"has {MIN_TRIALS - 1} so far" in none.missing
 
 
-def test_bars_are_those_of_the_importances_and_a_valid_figure(finished_study):
-    view = view_study(finished_study)
+def test_bars_are_those_of_the_importances_and_a_valid_figure(view):
     bars = go.Figure(importances_plot(view).figure).data[0]
     assert sorted(bars.x) == pytest.approx(sorted(view.importances.values()))
 
 
-def test_two_objectives_are_rated_by_f1_alone(two_objectives):
-    assert "learning_rate" in view_study(two_objectives).importances
+def test_two_objectives_are_rated_by_f1_alone(cost_view):
+    assert "learning_rate" in cost_view.importances
 
 
-def test_degenerate_studies_give_a_reason(degenerate_study):
-    plot = importances_plot(view_study(degenerate_study))
+def test_degenerate_studies_give_a_reason(degenerate_view):
+    plot = importances_plot(degenerate_view)
     assert plot.figure is None
     assert plot.missing.endswith(".")

@@ -3,21 +3,21 @@ import pytest
 
 from csi_job.report.figures.parameters import MAX_LINES, NOT_USED_HEIGHT, parallel_plot, slices_plot
 from csi_job.report.study_view import view_study
+from tests.unit.report.conftest import random_study
 
 
 def num_lines(plot):
     return sum(trace["x"].count(None) for trace in plot.figure["data"])
 
 
-def test_every_finished_trial_is_one_line_also_those_without_a_conditional_parameter(finished_study):
-    view = view_study(finished_study)
+def test_every_finished_trial_is_one_line_also_those_without_a_conditional_parameter(view):
     plot = parallel_plot(view)
     go.Figure(plot.figure)
     assert num_lines(plot) == len(view.with_outcome("complete", "pruned"))
 
 
-def test_a_line_passes_below_the_axes_of_parameters_its_trial_does_not_have(finished_study):
-    plot = parallel_plot(view_study(finished_study))
+def test_a_line_passes_below_the_axes_of_parameters_its_trial_does_not_have(view):
+    plot = parallel_plot(view)
     baseline = next(
         trace for trace in plot.figure["data"] if trace["name"] == "Baseline"
     )  # adam: no decay, no momentum
@@ -25,8 +25,7 @@ def test_a_line_passes_below_the_axes_of_parameters_its_trial_does_not_have(fini
     assert any(annotation["text"] == "not used" for annotation in plot.figure["layout"]["annotations"])
 
 
-def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic(finished_study):
-    view = view_study(finished_study)
+def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic(view):
     plot = parallel_plot(view)
     names = [annotation["text"] for annotation in plot.figure["layout"]["annotations"] if "<b>" in annotation["text"]]
     axis = names.index("<b>Learning<br>rate</b>")
@@ -39,14 +38,13 @@ def test_heights_follow_the_values_and_logarithms_where_the_space_is_logarithmic
     assert sum(height > 0.5 for height in heights) == sum(rate > middle for rate in rates)
 
 
-def test_many_lines_are_sampled_and_the_page_says_so(make_long_study):
-    plot = parallel_plot(view_study(make_long_study(420)))
+def test_many_lines_are_sampled_and_the_page_says_so():
+    plot = parallel_plot(view_study(random_study(420)))
     assert num_lines(plot) == MAX_LINES
     assert f"{MAX_LINES} of" in plot.warnings[0]
 
 
-def test_slices_show_each_parameter_with_the_trials_that_have_it(finished_study):
-    view = view_study(finished_study)
+def test_slices_show_each_parameter_with_the_trials_that_have_it(view):
     plot = slices_plot(view)
     go.Figure(plot.figure)
     places = {axis["title"]["text"]: key for key, axis in plot.figure["layout"].items() if key.startswith("xaxis")}
@@ -56,16 +54,9 @@ def test_slices_show_each_parameter_with_the_trials_that_have_it(finished_study)
     assert sorted(shown) == sorted(trial.params["momentum"] for trial in having)
 
 
-def test_categorical_slices_keep_their_own_labels(finished_study):
-    layout = slices_plot(view_study(finished_study)).figure["layout"]
+def test_categorical_slices_keep_their_own_labels(view):
+    layout = slices_plot(view).figure["layout"]
     labels = {layout[key]["title"]["text"]: layout[key].get("ticktext") for key in layout if key.startswith("xaxis")}
     assert labels["Optimizer"] == ["adam", "adamw", "sgd"]
     assert labels["Batch size"] == ["16", "32", "64", "128"]
     assert labels["Patience (epochs)"] is None
-
-
-def test_degenerate_studies_give_a_figure_or_a_reason(degenerate_study):
-    view = view_study(degenerate_study)
-    for plot in (parallel_plot(view), slices_plot(view)):
-        assert bool(plot.figure) != bool(plot.missing)
-        go.Figure(plot.figure)

@@ -1,44 +1,45 @@
 import json
 import stat
 
+import plotly.graph_objects as go
 import pytest
 
 from csi_job.errors import CsiJobError
-from csi_job.report.figures.history import history_plot
+from csi_job.report.figures.history import curves_plot, history_plot
 from csi_job.report.figures.importances import importances_plot
-from csi_job.report.figures.parameters import parallel_plot
+from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.work_folder import WorkFolder
+from tests.unit.report.conftest import read_page, rich_study
 
 REFERENCE = ("optimization_history", "param_importances", "parallel_coordinate")
 
 
-def test_files_are_named_as_the_reference_names_them(finished_study, tmp_path):
-    written = write_plots(view_study(finished_study), tmp_path / "models" / "hyperopt")
+def test_files_are_named_as_the_reference_names_them(view, tmp_path):
+    written = write_plots(view, tmp_path / "models" / "hyperopt")
     assert [path.name for path in written] == [f"csi_optimization_{key}.html" for key in REFERENCE]
     assert sorted(path.parent.iterdir() for path in written[:1])
     assert {path.name for path in written[0].parent.iterdir()} == {path.name for path in written}  # nothing half-made
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o044 for path in written)  # others may read them
 
 
-def test_two_objectives_have_a_pareto_front_too(two_objectives, tmp_path):
-    assert write_plots(view_study(two_objectives), tmp_path)[-1].name == "costs_pareto_front.html"
+def test_two_objectives_have_a_pareto_front_too(cost_view, tmp_path):
+    assert write_plots(cost_view, tmp_path)[-1].name == "costs_pareto_front.html"
 
 
-def test_each_page_holds_plotly_once_and_loads_nothing(finished_study, tmp_path, read_page):
-    for path in write_plots(view_study(finished_study), tmp_path):
+def test_each_page_holds_plotly_once_and_loads_nothing(view, tmp_path):
+    for path in write_plots(view, tmp_path):
         page = read_page(path)
         assert page.loads() == []
         assert sum("plotly.js v" in script for _, script in page.scripts) == 1
 
 
-def test_each_page_draws_its_plot_with_title_and_caption(finished_study, two_objectives, tmp_path, read_page):
-    one, two = view_study(finished_study), view_study(two_objectives)
-    pages = [*write_plots(one, tmp_path), write_plots(two, tmp_path)[-1]]
-    plots = [history_plot(one), importances_plot(one), parallel_plot(one), pareto_plot(two)]
+def test_each_page_draws_its_plot_with_title_and_caption(view, cost_view, tmp_path):
+    pages = [*write_plots(view, tmp_path), write_plots(cost_view, tmp_path)[-1]]
+    plots = [history_plot(view), importances_plot(view), parallel_plot(view), pareto_plot(cost_view)]
     for path, plot in zip(pages, plots, strict=True):
         page = read_page(path)
         assert path.stem.endswith(plot.key)
@@ -48,18 +49,8 @@ def test_each_page_draws_its_plot_with_title_and_caption(finished_study, two_obj
         assert all(warning in page.text for warning in plot.warnings)
 
 
-def test_the_pages_draw_every_trial_and_every_importance(finished_study, tmp_path, read_page):
-    view = view_study(finished_study)
-    history, importances, parallel = (read_page(path).figures()[0]["data"] for path in write_plots(view, tmp_path))
-    drawn = sorted(x for trace in history if trace["name"] != "Best so far" for x in trace["x"])
-    assert drawn == [trial.number for trial in view.trials if trial.outcome != "waiting"]
-    assert sorted(importances[0]["x"]) == pytest.approx(sorted(view.importances.values()))
-    lines = sum(trace["x"].count(None) for trace in parallel)
-    assert lines == len(view.with_outcome("complete", "pruned"))
-
-
-def test_the_policy_forbids_the_browser_to_load_anything(finished_study, tmp_path, read_page):
-    page = read_page(write_plots(view_study(finished_study), tmp_path)[0])
+def test_the_policy_forbids_the_browser_to_load_anything(view, tmp_path):
+    page = read_page(write_plots(view, tmp_path)[0])
     policies = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0].startswith("default-src 'none'")
     assert "http" not in policies[0]
@@ -68,16 +59,16 @@ def test_the_policy_forbids_the_browser_to_load_anything(finished_study, tmp_pat
 @pytest.mark.parametrize(
     "name", ["with space", "Étude d'été 北京", 'quo"te', "<img src=x onerror=alert(1)>", "{{ 7*7 }}&amp;"]
 )
-def test_any_study_name_is_safe_in_file_and_page(name, make_rich_study, tmp_path, read_page):
-    for path in write_plots(view_study(make_rich_study(name, 12)), tmp_path):
+def test_any_study_name_is_safe_in_file_and_page(name, tmp_path):
+    for path in write_plots(view_study(rich_study(name, 12)), tmp_path):
         assert path.name.startswith(f"{name}_")
         page = read_page(path)
         assert name in page.text
         assert all(tag != "img" for tag, _ in page.tags)
 
 
-def test_a_reason_with_markup_neither_ends_the_script_nor_becomes_markup(make_rich_study, tmp_path, read_page):
-    study = make_rich_study("study", 12)
+def test_a_reason_with_markup_neither_ends_the_script_nor_becomes_markup(tmp_path):
+    study = rich_study("study", 12)
     trial = study.ask()
     trial.set_user_attr("reason", "</script><img src=x> \u2028 failed")
     study.tell(trial, state=trial.storage.get_trial(trial._trial_id).state.FAIL)
@@ -87,8 +78,15 @@ def test_a_reason_with_markup_neither_ends_the_script_nor_becomes_markup(make_ri
     assert any("&lt;/script&gt;&lt;img src=x&gt;" in text for text in texts)
 
 
-def test_degenerate_studies_give_figures_or_say_why_there_is_none(degenerate_study, tmp_path, read_page):
-    for path in write_plots(view_study(degenerate_study), tmp_path):
+@pytest.mark.parametrize("draw", [history_plot, curves_plot, parallel_plot, slices_plot, pareto_plot])
+def test_degenerate_studies_give_a_figure_or_a_reason(draw, degenerate_view):
+    plot = draw(degenerate_view)
+    assert bool(plot.figure) != bool(plot.missing)
+    go.Figure(plot.figure)
+
+
+def test_degenerate_studies_give_figures_or_say_why_there_is_none(degenerate_view, tmp_path):
+    for path in write_plots(degenerate_view, tmp_path):
         page = read_page(path)
         has_reason = any(attrs.get("class") == "missing" for _, attrs in page.tags)
         assert has_reason != bool(page.figures())
@@ -96,8 +94,8 @@ def test_degenerate_studies_give_figures_or_say_why_there_is_none(degenerate_stu
             assert page.scripts == []  # without a figure no plotly either
 
 
-def test_best_params_are_a_complete_set_of_hyperparameters_with_their_origin(finished_study, tmp_path):
-    path = write_best_params(view_study(finished_study), WorkFolder(tmp_path).best_params(finished_study.study_name))
+def test_best_params_are_a_complete_set_of_hyperparameters_with_their_origin(finished_study, view, tmp_path):
+    path = write_best_params(view, WorkFolder(tmp_path).best_params(finished_study.study_name))
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "csi_optimization_best_params.json"
     assert content["trial"] == finished_study.best_trial.number
@@ -107,8 +105,8 @@ def test_best_params_are_a_complete_set_of_hyperparameters_with_their_origin(fin
     assert content["fingerprint"] == finished_study.user_attrs["fingerprint"]
 
 
-def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objectives, tmp_path):
-    path = write_best_params(view_study(two_objectives), tmp_path / "best.json")
+def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objectives, cost_view, tmp_path):
+    path = write_best_params(cost_view, tmp_path / "best.json")
     content = json.loads(path.read_text(encoding="utf-8"))
     leader = max(two_objectives.best_trials, key=lambda trial: trial.values[0])
     limit = leader.values[0] - leader.user_attrs["f1_se"]
@@ -118,25 +116,25 @@ def test_best_params_of_two_objectives_are_those_of_the_chosen_trial(two_objecti
     assert chosen.values[1] == min(trial.values[1] for trial in as_good)
 
 
-def test_without_a_complete_trial_the_older_best_params_stay(degenerate_study, tmp_path):
+def test_without_a_complete_trial_the_older_best_params_stay(degenerate_study, degenerate_view, tmp_path):
     older = tmp_path / f"{degenerate_study.study_name}_best_params.json"
     older.write_text("older")
-    if write_best_params(view_study(degenerate_study), older) is None:
+    if write_best_params(degenerate_view, older) is None:
         assert older.read_text() == "older"
     else:
         assert json.loads(older.read_text())["value"] is not None
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(finished_study, tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(view, tmp_path):
     (tmp_path / "models").write_text("a file, not a folder")
     with pytest.raises(CsiJobError, match="cannot be written") as raised:
-        write_plots(view_study(finished_study), tmp_path / "models" / "hyperopt")
+        write_plots(view, tmp_path / "models" / "hyperopt")
     assert "\n" not in str(raised.value)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_half_made(finished_study, tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_half_made(view, tmp_path):
     blocked = tmp_path / "csi_optimization_optimization_history.html"
     blocked.mkdir()
     with pytest.raises(CsiJobError):
-        write_plots(view_study(finished_study), tmp_path)
+        write_plots(view, tmp_path)
     assert list(tmp_path.iterdir()) == [blocked]

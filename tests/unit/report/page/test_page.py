@@ -10,14 +10,24 @@ from csi_job.report.page.page import write_report
 from csi_job.report.results import MIN_PATIENTS
 from csi_job.report.study_view import view_study
 from csi_job.trial.space import SearchSpace
+from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
+
+
+def report(view, work):
+    return read_page(write_report(view, work))
+
+
+@pytest.fixture
+def text(view, work):
+    return report(view, work).text
 
 
 def change_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_the_report_opens_with_no_network_and_holds_plotly_once(work, finished_study, read_page):
-    path = write_report(view_study(finished_study), work)
+def test_the_report_opens_with_no_network_and_holds_plotly_once(work, view):
+    path = write_report(view, work)
     assert path == work / "models" / "hyperopt" / "csi_optimization_report.html"
     page = read_page(path)
     assert page.loads() == []
@@ -25,8 +35,8 @@ def test_the_report_opens_with_no_network_and_holds_plotly_once(work, finished_s
     assert len(page.figures()) == 8
 
 
-def test_links_lead_to_sections_and_every_id_is_there_once(work, finished_study, read_page):
-    page = read_page(write_report(view_study(finished_study), work))
+def test_links_lead_to_sections_and_every_id_is_there_once(work, view):
+    page = report(view, work)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
@@ -34,8 +44,7 @@ def test_links_lead_to_sections_and_every_id_is_there_once(work, finished_study,
     assert all(link.removeprefix("#") in ids for link in links)
 
 
-def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, finished_study, read_page):
-    text = read_page(write_report(view_study(finished_study), work)).text
+def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(finished_study, text):
     best, baseline = finished_study.best_value, finished_study.trials[0].value
     sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline ({baseline:.3f})"
     assert sentence in text
@@ -43,19 +52,17 @@ def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(work, fini
     assert text.index(sentence) < text.index("Best settings")
 
 
-def test_candidates_are_shown_with_mean_and_std(work, finished_study, read_page):
+def test_candidates_are_shown_with_mean_and_std(work, text):
     confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
-    text = read_page(write_report(view_study(finished_study), work)).text
     assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['std']:.3f})" in text
     assert f"Trial {confirmed['trial']}, winner" in text
     baseline = json.loads((work / "models" / "baseline_model.json").read_text())
     assert f"the baseline, retrained the same way, reached {baseline['mean']:.3f}" in text
 
 
-def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, finished_study, read_page):
+def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, text):
     evaluation = json.loads((work / "models" / "evaluation" / "optimized_model.json").read_text())
     comparison = json.loads((work / "models" / "evaluation" / "comparison.json").read_text())
-    text = read_page(write_report(view_study(finished_study), work)).text
     for name in ("f1_macro", "csi_mae", "risk_auroc"):
         metric = evaluation["metrics"][name]
         low, high = metric["interval"]
@@ -64,34 +71,34 @@ def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, fin
     assert "left_sup has no image scored 3; the macro F1 counts that as 0." in text
 
 
-def test_before_the_later_stages_the_page_says_what_is_still_to_do(finished_study, tmp_path, read_page):
-    text = read_page(write_report(view_study(finished_study), tmp_path)).text
+def test_before_the_later_stages_the_page_says_what_is_still_to_do(view, tmp_path):
+    text = report(view, tmp_path).text
     assert "has not been evaluated on the test set yet" in text
     assert "csi-job train-optimized retrains the best trials" in text
     assert "is not in this work folder" in text
     assert "the best of many is partly luck" in text
 
 
-def test_a_model_of_another_study_is_not_shown_as_this_ones(work, finished_study, read_page):
+def test_a_model_of_another_study_is_not_shown_as_this_ones(work, view):
     change_json(work / "models" / "optimized_model.json", study="another <study>")
-    text = read_page(write_report(view_study(finished_study), work)).text
+    text = report(view, work).text
     assert "belongs to another study (another <study>)" in text
     assert "has not been evaluated on the test set yet" in text
 
 
-def test_an_evaluation_of_an_older_model_is_not_shown(work, finished_study, read_page):
+def test_an_evaluation_of_an_older_model_is_not_shown(work, view):
     change_json(work / "models" / "optimized_model.json", test=None)
-    text = read_page(write_report(view_study(finished_study), work)).text
+    text = report(view, work).text
     assert "is of another model or split" in text
     assert "Test F1" not in text
 
 
-def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, finished_study, read_page):
+def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, view):
     path = work / "models" / "evaluation" / "baseline_model.json"
     metrics = json.loads(path.read_text())["metrics"]
     metrics["f1_macro"]["value"] += 0.01
     change_json(path, metrics=metrics)
-    text = read_page(write_report(view_study(finished_study), work)).text
+    text = report(view, work).text
     assert "Test F1" in text
     assert "Test F1 vs. baseline" not in text
 
@@ -110,33 +117,32 @@ def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, fin
     ],
 )
 @pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}', '{"torn": '])
-def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, content, work, finished_study, read_page):
-    assert not_shown in read_page(write_report(view_study(finished_study), work)).text
+def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, content, work, view):
+    assert not_shown in report(view, work).text
     (work / "models" / f"{stem}.json").write_text(content)
-    text = read_page(write_report(view_study(finished_study), work)).text
+    text = report(view, work).text
     assert shown in text
     assert not_shown not in text
 
 
-def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work, make_rich_study, read_page):
-    study = make_rich_study()
+def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work):
+    study = rich_study()
     study.set_user_attr("fingerprint", {**study.user_attrs["fingerprint"], "cache": "f" * 16})
-    text = read_page(write_report(view_study(study), work)).text
+    text = report(view_study(study), work).text
     assert "radiographs from" not in text
     assert "winner" not in text
     assert "Test F1" not in text
 
 
-def test_infeasible_and_failed_trials_are_listed_with_their_reasons(work, finished_study, read_page):
-    text = read_page(write_report(view_study(finished_study), work)).text
+def test_infeasible_and_failed_trials_are_listed_with_their_reasons(finished_study, text):
     reasons = {trial.user_attrs["reason"] for trial in finished_study.trials if trial.user_attrs.get("infeasible")}
     assert reasons
     assert all(reason in text for reason in reasons)
     assert "the worker stopped 3 times before the end of an epoch 2 9, 26" in text
 
 
-def test_the_settings_shown_make_the_same_study_again(work, finished_study, read_page):
-    codes = [data for data in read_page(write_report(view_study(finished_study), work)).words if "space:" in data]
+def test_the_settings_shown_make_the_same_study_again(work, finished_study, view):
+    codes = [data for data in report(view, work).words if "space:" in data]
     settings = yaml.safe_load(codes[0])
     fingerprint = finished_study.user_attrs["fingerprint"]
     assert SearchSpace(**settings["space"]).fingerprint() == fingerprint["space"]
@@ -144,9 +150,9 @@ def test_the_settings_shown_make_the_same_study_again(work, finished_study, read
     assert settings["baseline"] == finished_study.trials[0].params
 
 
-def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work, make_rich_study, read_page):
-    study = make_rich_study("it's a study", 40)
-    text = next(data for data in read_page(write_report(view_study(study), work)).words if "csi-job hyperopt" in data)
+def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
+    study = rich_study("it's a study", 40)
+    text = next(data for data in report(view_study(study), work).words if "csi-job hyperopt" in data)
     commands = [shlex.split(part) for part in text.replace("\\\n", " ").splitlines()]
     options = [dict(zip(words[2::2], words[3::2], strict=True)) for words in commands]
     assert [option["--sampler"] for option in options] == ["random", "tpe"]
@@ -155,23 +161,23 @@ def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work, make_ri
     assert options[0]["--study-name"] == "it's a study"
 
 
-def test_two_objectives_show_the_rule_and_the_front(two_objectives, tmp_path, read_page):
-    page = read_page(write_report(view_study(two_objectives), tmp_path))
+def test_two_objectives_show_the_rule_and_the_front(cost_view, tmp_path):
+    page = report(cost_view, tmp_path)
     assert "one standard error" in page.text
     assert any(attrs.get("id") == "figure-pareto_front" for _, attrs in page.tags)
 
 
-def test_degenerate_studies_give_a_page(degenerate_study, tmp_path, read_page):
-    page = read_page(write_report(view_study(degenerate_study), tmp_path))
+def test_degenerate_studies_give_a_page(degenerate_view, tmp_path):
+    page = report(degenerate_view, tmp_path)
     assert page.loads() == []
-    complete = view_study(degenerate_study).with_outcome("complete")
+    complete = degenerate_view.with_outcome("complete")
     assert ("No trial is complete yet, so there is no result" in page.text) == (not complete)
 
 
-def test_neither_pseudonyms_nor_paths_are_on_the_page(work, finished_study, pseudonyms):
-    text = write_report(view_study(finished_study), work).read_text(encoding="utf-8")
+def test_neither_pseudonyms_nor_paths_are_on_the_page(work, view):
+    text = write_report(view, work).read_text(encoding="utf-8")
     assert str(work) not in text
-    assert pseudonyms & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
+    assert set(PSEUDONYMS) & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
 
 
 def test_all_summary_metrics_of_a_comparison_have_a_name():
@@ -180,12 +186,9 @@ def test_all_summary_metrics_of_a_comparison_have_a_name():
     assert set(METRIC_NAMES) <= set(SUMMARY_METRICS)
 
 
-def test_few_test_patients_bring_a_warning_and_many_do_not(work, finished_study, read_page):
+def test_few_test_patients_bring_a_warning_and_many_do_not(work, view):
     path = work / "models" / "evaluation" / "optimized_model.json"
     change_json(path, num_patients=MIN_PATIENTS - 1)
-    assert (
-        f"With only {MIN_PATIENTS - 1} test patients, the intervals"
-        in read_page(write_report(view_study(finished_study), work)).text
-    )
+    assert f"With only {MIN_PATIENTS - 1} test patients, the intervals" in report(view, work).text
     change_json(path, num_patients=MIN_PATIENTS)
-    assert "intervals are too narrow" not in read_page(write_report(view_study(finished_study), work)).text
+    assert "intervals are too narrow" not in report(view, work).text
