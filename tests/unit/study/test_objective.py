@@ -78,11 +78,11 @@ def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path: Path) -> None:
     uncut, settings = define(tmp_path / "uncut", max_epochs=4)
     work_on(uncut, settings, tmp_path / "uncut")
-    resumed, settings = define(tmp_path / "resumed", max_epochs=4)
-    resumed: list[str] = []
+    cut, settings = define(tmp_path / "cut", max_epochs=4)
+    resumed_from: list[str] = []
 
     def stopped(running: RunningTrial[Any]) -> list[float]:
         if running.attempt == 1:
@@ -95,15 +95,15 @@ def test_a_trial_that_was_left_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
             running.epoch_done = stop_after_two  # type: ignore[method-assign]
         else:
-            resumed.append(running.resume_from.name if running.resume_from else "")
+            resumed_from.append(running.resume_from.name if running.resume_from else "")
         return list(objective()(running))
 
     with pytest.raises(DataError):
-        work_on(resumed, settings, tmp_path / "resumed", stopped)
-    work_on(resumed, settings, tmp_path / "resumed", stopped)
-    assert resumed == ["epoch-0001.pt"]
-    assert resumed.trials[0].intermediate_values == uncut.trials[0].intermediate_values
-    assert resumed.trials[0].user_attrs["f1_se"] == uncut.trials[0].user_attrs["f1_se"]
+        work_on(cut, settings, tmp_path / "cut", stopped)
+    work_on(cut, settings, tmp_path / "cut", stopped)
+    assert resumed_from == ["epoch-0001.pt"]
+    assert cut.trials[0].intermediate_values == uncut.trials[0].intermediate_values
+    assert cut.trials[0].user_attrs["f1_se"] == uncut.trials[0].user_attrs["f1_se"]
 
 
 def test_without_room_for_checkpoints_the_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
