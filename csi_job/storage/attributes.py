@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -41,15 +41,7 @@ CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.
 
 
 TrialOutcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
-OUTCOMES: Final[tuple[TrialOutcome, ...]] = (
-    "complete",
-    "pruned",
-    "infeasible",
-    "failed",
-    "cancelled",
-    "running",
-    "waiting",
-)
+OUTCOMES: Final[tuple[TrialOutcome, ...]] = get_args(TrialOutcome)
 FINISHED: Final[tuple[TrialOutcome, ...]] = ("complete", "pruned", "infeasible")  # what counts toward the target
 _OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
     TrialState.COMPLETE: "complete",

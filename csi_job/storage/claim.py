@@ -27,9 +27,13 @@ class Claim:
     """A trial to run."""
 
     lease: Lease
-    taken_over: bool
-    checkpoint: str | None
+    checkpoint: str | None = None
     """The promoted checkpoint, relative to the work folder."""
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether another worker began the trial."""
+        return self.lease.attempt > 1
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,17 @@ def claim_trial(
 ) -> Claim | NothingToClaim:
     """Claim an orphaned trial, else a waiting one, else a new one if the target allows.
 
-    Args:
-        storage: the storage.
-        study_id: the study.
-        token: unique to this claim, so that it is recognised if the reply to its COMMIT is lost.
-        worker_id: who claims, from `lease.worker_id`.
-        max_attempts: attempts without a finished epoch after which a trial fails.
-        max_failed: failed trials beyond which nothing more is claimed.
+    `token` is unique to this claim, so that it is recognised if the reply to its COMMIT is lost; `worker_id` is from
+    `lease.worker_id`. A trial fails after `max_attempts` attempts in a row without a finished epoch.
 
     Raises:
-        CsiJobError: more than `max_failed` trials failed.
+        StudyFailedError: more than `max_failed` trials failed.
         ConfigurationError: the study was deleted.
 
     """
-    transaction = _ClaimTransaction(study_id, token, worker_id, storage.lease_s, max_attempts, max_failed)
-    outcome = storage.write(transaction.run)
+    outcome = storage.write(
+        _ClaimTransaction(study_id, token, worker_id, storage.lease_s, max_attempts, max_failed).run
+    )
     if isinstance(outcome, CsiJobError):
         raise outcome
     return outcome
@@ -113,9 +113,7 @@ class _ClaimTransaction:
         query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
         query = query.where(LEASES.c.token == self.token, TRIALS.c.state == TrialState.RUNNING)
         row = connection.execute(query).first()
-        if row is None:
-            return None
-        return self._claim(row, attempt=row.attempt, checkpoint=row.checkpoint)
+        return None if row is None else self._claim(row, row.attempt)
 
     def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         counts, running = _counts_and_running(connection, self.study_id)
@@ -129,7 +127,7 @@ class _ClaimTransaction:
         for row in resumable:
             attempt = (row.attempt or 1) + 1
             if self._take_lease(connection, row, attempt=attempt):
-                return self._claim(row, attempt=attempt, checkpoint=row.checkpoint)
+                return self._claim(row, attempt)
         if counts.num_waiting:
             row = connection.execute(_waiting(self.study_id).order_by(TRIALS.c.trial_id).limit(1)).one()
             set_state(connection, row.trial_id, TrialState.RUNNING)
@@ -140,13 +138,12 @@ class _ClaimTransaction:
         renewed = {row.trial_id: row.renewed_at_s or 0.0 for row in running}
         return NothingToClaim(counts.num_finished, counts.target, renewed)
 
-    def _claim(self, row: Row[Any], *, attempt: int, checkpoint: str | None) -> Claim:
-        lease = Lease(row.trial_id, row.number, self.token, attempt)
-        return Claim(lease, taken_over=attempt > 1, checkpoint=checkpoint)
+    def _claim(self, row: Row[Any], attempt: int) -> Claim:
+        return Claim(Lease(row.trial_id, row.number, self.token, attempt), row.checkpoint)
 
     def _start(self, connection: Connection, trial_id: int, number: int) -> Claim:
         self._create_lease(connection, trial_id, attempt=1)
-        return Claim(Lease(trial_id, number, self.token, attempt=1), taken_over=False, checkpoint=None)
+        return Claim(Lease(trial_id, number, self.token, attempt=1))
 
     def _failed_after_max_attempts(self, connection: Connection, row: Row[Any]) -> bool:
         num_lost = _num_lost(row)

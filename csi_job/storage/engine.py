@@ -37,14 +37,12 @@ def make_engine(address: Address) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = sa.create_engine(
-        address.url, **arguments, isolation_level="READ COMMITTED", connect_args=_postgres_arguments(address)
-    )
-    secrets = dict(address.secrets)
+    arguments |= {"isolation_level": "READ COMMITTED", "connect_args": _postgres_arguments(address)}
+    engine = sa.create_engine(address.url, **arguments)
 
     @event.listens_for(engine, "do_connect")
     def give_secrets(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
-        parameters.update(secrets)
+        parameters.update(address.secrets)
 
     event.listen(engine, "connect", _prepare_postgres)
     return engine
@@ -76,9 +74,8 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin in `_begin_sqlite`, not in the driver
-    connection.execute(
-        "PRAGMA synchronous = FULL"
-    )  # with WAL, anything less could lose committed results in a power cut
+    # With WAL, anything less could lose committed results in a power cut.
+    connection.execute("PRAGMA synchronous = FULL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

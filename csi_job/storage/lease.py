@@ -125,16 +125,12 @@ def is_orphan(row: Row[Any]) -> bool:
 
 
 def fence(connection: Connection, lease: Lease, *, unless_released: bool = False, **changes: Any) -> None:
-    """Renew the lease in this transaction, which locks its row until the end.
+    """Renew the lease, and set other columns of it, in the transaction that then writes to the trial.
 
-    Args:
-        connection: inside the transaction that writes to the trial.
-        lease: the caller's lease.
-        unless_released: leave a released lease as it is.
-        changes: other columns of the lease to set.
+    Its row stays locked until the end.
 
     Raises:
-        LeaseLostError: another worker has the trial, or it is released, finished or deleted.
+        LeaseLostError: another worker has the trial, or it is finished or deleted; with `unless_released`, or released.
 
     """
     renewal = _renewal(connection, lease, changes)
@@ -145,19 +141,15 @@ def fence(connection: Connection, lease: Lease, *, unless_released: bool = False
 
 
 def write_fenced(
-    connection: Connection,
-    lease: Lease,
-    write: TrialWrite,
-    changes: dict[str, Any],
-    query: sa.Select[Any] | None = None,
+    connection: Connection, lease: Lease, write: TrialWrite, changes: dict[str, Any], query: sa.Select[Any] | None
 ) -> Row[Any] | None:
-    """Write to a running trial under its lease; on PostgreSQL this is one statement.
+    """Write to a running trial and its lease; on PostgreSQL this is one statement, for a connection in autocommit mode.
 
     Args:
-        connection: inside a transaction, or on PostgreSQL in autocommit mode.
-        lease: the caller's lease.
-        write: what to write.
-        changes: other columns of the lease to set.
+        connection: on SQLite, inside a transaction.
+        lease: must still be the caller's.
+        write: to the trial.
+        changes: columns of the lease to set.
         query: a query of one row to run along with it, which reads nothing that is written here.
 
     Returns:
@@ -179,17 +171,12 @@ def write_fenced(
 
 def is_finished_under(connection: Connection, lease: Lease, state: TrialState) -> bool:
     """Return whether a trial has this final state, written under this very lease."""
-    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token, TRIALS.c.state == state)
-    query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id).where(mine)
-    return connection.execute(query).first() is not None
+    query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    return connection.execute(query.where(_mine(lease), TRIALS.c.state == state)).first() is not None
 
 
 def _fenced_statement(
-    connection: Connection,
-    lease: Lease,
-    write: TrialWrite,
-    changes: dict[str, Any],
-    query: sa.Select[Any] | None,
+    connection: Connection, lease: Lease, write: TrialWrite, changes: dict[str, Any], query: sa.Select[Any] | None
 ) -> sa.Select[Any]:
     """Return a statement in which every part depends on the lease row that its first part renews."""
     held = _renewal(connection, lease, changes).returning(LEASES.c.trial_id).cte("held")
@@ -207,10 +194,13 @@ def _fenced_statement(
 
 
 def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
-    mine = sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token)
     is_running = sa.and_(TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING)
     running = sa.select(TRIALS.c.trial_id).where(is_running).exists()
-    return sa.update(LEASES).where(mine, running).values(**({"renewed_at_s": now_s(connection)} | changes))
+    return sa.update(LEASES).where(_mine(lease), running).values(**({"renewed_at_s": now_s(connection)} | changes))
+
+
+def _mine(lease: Lease) -> sa.ColumnElement[bool]:
+    return sa.and_(LEASES.c.trial_id == lease.trial_id, LEASES.c.token == lease.token)
 
 
 def _fenced_insert(

@@ -16,7 +16,6 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from csi_job.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
     from typing import Self
 
     import optuna
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import StudyDirection
     from optuna.study._frozen import FrozenStudy
-    from optuna.trial import FrozenTrial, TrialState
+    from optuna.trial import FrozenTrial
 
 # ruff: noqa: SLF001 - that is what this module is for
 
@@ -124,12 +123,26 @@ class PrunerStudy:
         return self
 
 
+# The private methods that `_CachedStorage` calls, by the public names under which an heir replaces them.
+_METHODS: Final = {
+    "create_trial": "_create_new_trial",
+    "write_param": "_set_trial_param",
+    "list_trials": "_get_trials",
+    "best_trial_id": "_get_best_trial_id",
+}
+
+
 class OptunaStorage(RDBStorage):
-    """`RDBStorage` over a given engine, with a public name for each private method that `_CachedStorage` calls.
+    """`RDBStorage` over a given engine, whose heirs replace its private methods under public names.
 
     The parent's constructor is not called: it formats braces in the URL, keeps the password in it, and connects at
     once. Everything that it sets is set here.
     """
+
+    def __init_subclass__(cls) -> None:
+        """Let methods with the public names take the place of the private ones."""
+        for name in vars(cls).keys() & _METHODS.keys():
+            setattr(cls, _METHODS[name], vars(cls)[name])
 
     def __init__(self, url: str, engine: sa.Engine) -> None:
         """Use this engine, whose tables exist; the URL may be without secrets."""
@@ -149,52 +162,6 @@ class OptunaStorage(RDBStorage):
         # Not an attribute, since it connects when it is made.
         return rdb._VersionManager(self.migration_url(), self.engine, self.scoped_session)
 
-    def create_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
-        """Create a trial and return it."""
-        return super()._create_new_trial(study_id, template)
-
-    def write_param(
-        self,
-        trial_id: int,
-        name: str,
-        internal_value: float,
-        distribution: BaseDistribution,
-        known: BaseDistribution | None,
-    ) -> None:
-        """Store a parameter; `known` is a distribution that another trial of the study has for it."""
-        super()._set_trial_param(trial_id, name, internal_value, distribution, known)
-
-    def list_trials(
-        self, study_id: int, states: Container[TrialState] | None, included_ids: set[int], after: int
-    ) -> list[FrozenTrial]:
-        """Return a study's trials with an id among `included_ids` or greater than `after`."""
-        return super()._get_trials(study_id, states, included_ids, after)
-
-    def get_best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
+    def best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
         """Return the id of the best complete trial."""
         return super()._get_best_trial_id(study_id, direction)
-
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        return self.create_trial(study_id, template_trial)
-
-    def _set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None,
-    ) -> None:
-        self.write_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
-
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        return self.list_trials(study_id, states, included_trial_ids, trial_id_greater_than)
-
-    def _get_best_trial_id(self, study_id: int, direction: StudyDirection) -> int:
-        return self.get_best_trial_id(study_id, direction)

@@ -30,19 +30,12 @@ CHECK_EVERY_S: Final = 0.5
 LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
-UNREACHABLE_CLASSES: Final = (
-    "08",
-    "53",
-    "57",
-    "58",
-)  # connection, resources (slots, disk), operator intervention, system
-UNREACHABLE_CODES: Final = (
-    "25006",
-    "25P03",
-    "25P04",
-)  # a standby after a fail-over; transactions that the server timed out
+UNREACHABLE: Final = (
+    *("08", "53", "57", "58"),  # connection, resources (slots, disk), operator intervention, system
+    *("25006", "25P03", "25P04"),  # a standby after a fail-over; transactions that the server timed out
+)
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
-REJECTED_CLASSES: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
+REJECTED: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
 # While connecting, libpq gives no code, only words. Unknown ones count as an outage.
 REJECTED_WORDS: Final = (
     "authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist", "permission denied",
@@ -54,11 +47,8 @@ REJECTED_WORDS: Final = (
 SQLITE_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)
 SQLITE_UNREACHABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
 SQLITE_REJECTED: Final = (
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_AUTH,
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
 )
 
 
@@ -98,20 +88,17 @@ def _driver_error(error: BaseException) -> BaseException:
 def _classify_postgres(error: psycopg2.Error) -> ErrorKind:
     code = error.pgcode
     if code is None:
-        if isinstance(error, psycopg2.ProgrammingError):  # a connection option that libpq does not know
-            return ErrorKind.REJECTED
+        # libpq raises a ProgrammingError for a connection option that it does not know.
         is_rejected = any(words in str(error).lower() for words in REJECTED_WORDS)
-        is_connection = isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError))
-        return ErrorKind.REJECTED if is_rejected else ErrorKind.UNREACHABLE if is_connection else ErrorKind.NOT_DATABASE
+        if is_rejected or isinstance(error, psycopg2.ProgrammingError):
+            return ErrorKind.REJECTED
+        is_connection = isinstance(error, (psycopg2.InterfaceError, psycopg2.DatabaseError))
+        return ErrorKind.UNREACHABLE if is_connection else ErrorKind.NOT_DATABASE
     if code in BUSY_CODES:
         return ErrorKind.BUSY
-    if code.startswith(REJECTED_CLASSES):
+    if code.startswith(REJECTED):
         return ErrorKind.REJECTED
-    return (
-        ErrorKind.UNREACHABLE
-        if code.startswith(UNREACHABLE_CLASSES) or code in UNREACHABLE_CODES
-        else ErrorKind.NOT_DATABASE
-    )
+    return ErrorKind.UNREACHABLE if code.startswith(UNREACHABLE) else ErrorKind.NOT_DATABASE
 
 
 def _sqlite_code(error: BaseException) -> int:
@@ -184,9 +171,8 @@ class RetryPolicy:
                 if elapsed_s >= (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit):
                     raise self._unavailable(error, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
-                    logger.warning(
-                        "%s is unreachable (%s); retrying for up to %.0f s", self.where, reason(error), limit
-                    )
+                    message = "%s is unreachable (%s); retrying for up to %.0f s"
+                    logger.warning(message, self.where, reason(error), limit)
                     logged = True
                 self._wait(delay * random.uniform(0.5, 1.5), check=check)
                 delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
@@ -222,8 +208,7 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy) -> Resul
             return operation()
         except Exception as error:
             if classify(error) is ErrorKind.REJECTED or _sqlite_code(_driver_error(error)) in SQLITE_UNREACHABLE:
-                message = f"{policy.where} cannot be used: {reason(error)}"
-                raise ConfigurationError(message) from None
+                raise ConfigurationError(f"{policy.where} cannot be used: {reason(error)}") from None
             raise
 
     return policy.call(first_contact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import cache
 
 import optuna
@@ -31,11 +32,8 @@ def create_schema(engine: Engine) -> None:
 
 def _enable_write_ahead_log(engine: Engine) -> None:
     """Let readers and the writer work in parallel; the setting is stored in the file."""
-    raw = engine.raw_connection()  # outside of a transaction
-    try:
+    with closing(engine.raw_connection()) as raw:  # outside of a transaction
         raw.cursor().execute("PRAGMA journal_mode = WAL")
-    finally:
-        raw.close()
 
 
 def check_schema(engine: Engine, address: Address) -> None:
@@ -53,8 +51,7 @@ def check_schema(engine: Engine, address: Address) -> None:
         hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
         raise ConfigurationError(message, allowed=f"schema {needed_version()}", hint=hint)
     if not complete:
-        message = f"there is no study in {address}"
-        raise ConfigurationError(message, hint="`csi-job hyperopt` creates one")
+        raise ConfigurationError(f"there is no study in {address}", hint="`csi-job hyperopt` creates one")
 
 
 def _stored_version(connection: Connection) -> str | None:

@@ -49,6 +49,9 @@ def _retried(method: Callable[..., Result], *, readonly: bool = False) -> Callab
     return retried
 
 
+_read = functools.partial(_retried, readonly=True)
+
+
 @dataclass
 class _AskBuffer:
     """What `buffered_ask` has read and will write, on one thread."""
@@ -87,13 +90,9 @@ class StudyStorage(OptunaStorage):
         self._held: dict[int, Lease] = {}
         self._buffer: _AskBuffer | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave connections, leases and secrets out of a pickle."""
-        return {"address": self.address, "lease_s": self.lease_s, "outage_s": self.retry.limit_s}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Connect again, without leases."""
-        StudyStorage.__init__(self, state["address"], lease_s=state["lease_s"], outage_s=state["outage_s"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave connections, leases and secrets out of a pickle; the copy connects again."""
+        return functools.partial(type(self), lease_s=self.lease_s, outage_s=self.retry.limit_s), (self.address,)
 
     def close(self) -> None:
         """Close all connections."""
@@ -141,8 +140,7 @@ class StudyStorage(OptunaStorage):
         if (lease := self._held.get(trial_id)) is not None:
             return lease
         self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
-        message = "this process holds no lease of that trial, so it may not write to it"
-        raise LeaseLostError(message)
+        raise LeaseLostError("this process holds no lease of that trial, so it may not write to it")
 
     def renew(self, lease: Lease) -> None:
         """Renew a lease without retrying; raise `LeaseLostError` if another worker has it."""
@@ -164,18 +162,12 @@ class StudyStorage(OptunaStorage):
         check: bool = True,
         **changes: Any,
     ) -> sa.Row[Any] | None:
-        """Write to a running trial under its lease; on PostgreSQL in one statement and one round trip.
+        """Write to a running trial, and `changes` to its lease; on PostgreSQL in one statement and one round trip.
 
-        Args:
-            lease: of the trial.
-            write: what to write.
-            query: a query of one row to run along with it.
-            limit_s: seconds to retry during an outage, `outage_s` by default.
-            check: whether a signal ends the wait.
-            changes: columns of the lease to set.
+        Retries for `limit_s`, by default `outage_s`; with `check`, a signal ends the wait.
 
         Returns:
-            the query's row.
+            the row of `query`, a query of one row that runs along with it.
 
         Raises:
             LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
@@ -215,11 +207,8 @@ class StudyStorage(OptunaStorage):
     def buffered_ask(self, lease: Lease) -> Iterator[TrialWrite]:
         """Let this thread sample a trial's parameters from one read of the study, and write them in one transaction.
 
-        Other threads read and write as usual meanwhile.
-
-        Yields:
-            what will be written at the end; the caller may add to it.
-
+        Yields what will be written at the end; the caller may add to it. Other threads read and write as usual
+        meanwhile.
         """
         self._buffer = _AskBuffer(lease.trial_id)
         try:
@@ -285,9 +274,9 @@ class StudyStorage(OptunaStorage):
         self.drop(lease)
         return True
 
-    def create_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+    def create_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """Add a waiting or finished trial under the study's lock."""
-        if template is None or template.state is TrialState.RUNNING:
+        if template_trial is None or template_trial.state is TrialState.RUNNING:
             raise _only_by_claims()
         inserted = -1
 
@@ -297,19 +286,22 @@ class StudyStorage(OptunaStorage):
                 raise KeyError(study_id)
             query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == inserted)
             if connection.execute(query).first() is None:  # else only the reply to the COMMIT was lost
-                inserted = add_trial(connection, study_id, template)
+                inserted = add_trial(connection, study_id, template_trial)
             return inserted
 
         return self.get_trial(self.write(transaction))
 
     # Optuna's interface: reading
 
-    def list_trials(self, study_id: int, states: Any, included_ids: set[int], after: int) -> list[FrozenTrial]:
-        """Return a study's trials with an id among `included_ids` or greater than `after`, in one statement."""
+    def list_trials(
+        self, study_id: int, states: Any, included_trial_ids: set[int], trial_id_greater_than: int
+    ) -> list[FrozenTrial]:
+        """Return a study's trials that have one of these ids or a greater one, in one statement."""
+        also, after = included_trial_ids, trial_id_greater_than
         buffer = self._own_buffer()
         if buffer is not None and buffer.history is not None:
             return []  # Optuna's cache has them all
-        trials = self.read(lambda connection: read_trials(connection, study_id, after=after, also=included_ids))
+        trials = self.read(lambda connection: read_trials(connection, study_id, after=after, also=also))
         if buffer is not None:
             buffer.history = {trial_id_of(trial): trial for trial in trials}
         if not trials and after < 0:
@@ -326,19 +318,17 @@ class StudyStorage(OptunaStorage):
             raise KeyError(trial_id)
         return trial
 
-    get_study_id_from_name = _retried(OptunaStorage.get_study_id_from_name, readonly=True)
-    get_study_name_from_id = _retried(OptunaStorage.get_study_name_from_id, readonly=True)
-    get_study_directions = _retried(OptunaStorage.get_study_directions, readonly=True)
-    get_study_user_attrs = _retried(OptunaStorage.get_study_user_attrs, readonly=True)
-    get_study_system_attrs = _retried(OptunaStorage.get_study_system_attrs, readonly=True)
-    get_all_studies = _retried(OptunaStorage.get_all_studies, readonly=True)
-    get_trial_user_attrs = _retried(OptunaStorage.get_trial_user_attrs, readonly=True)
-    get_trial_system_attrs = _retried(OptunaStorage.get_trial_system_attrs, readonly=True)
-    get_trial_id_from_study_id_trial_number = _retried(
-        OptunaStorage.get_trial_id_from_study_id_trial_number, readonly=True
-    )
-    get_trial_param = _retried(OptunaStorage.get_trial_param, readonly=True)
-    get_best_trial_id = _retried(OptunaStorage.get_best_trial_id, readonly=True)
+    get_study_id_from_name = _read(OptunaStorage.get_study_id_from_name)
+    get_study_name_from_id = _read(OptunaStorage.get_study_name_from_id)
+    get_study_directions = _read(OptunaStorage.get_study_directions)
+    get_study_user_attrs = _read(OptunaStorage.get_study_user_attrs)
+    get_study_system_attrs = _read(OptunaStorage.get_study_system_attrs)
+    get_all_studies = _read(OptunaStorage.get_all_studies)
+    get_trial_user_attrs = _read(OptunaStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _read(OptunaStorage.get_trial_system_attrs)
+    get_trial_id_from_study_id_trial_number = _read(OptunaStorage.get_trial_id_from_study_id_trial_number)
+    get_trial_param = _read(OptunaStorage.get_trial_param)
+    best_trial_id = _read(OptunaStorage.best_trial_id)
     create_new_study = _retried(OptunaStorage.create_new_study)
     delete_study = _retried(OptunaStorage.delete_study)
     set_study_user_attr = _retried(OptunaStorage.set_study_user_attr)
@@ -356,12 +346,7 @@ def _marking_loss(lease: Lease) -> Iterator[None]:
 
 
 def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> StudyStorage:
-    """Open the storage that the settings name.
-
-    Args:
-        settings: the storage section.
-        work: the work folder, where the default database lies.
-        create: create missing file and tables if the settings allow it; otherwise nothing is ever created.
+    """Open the storage that the settings name; with `create` its missing file and tables are created if they allow it.
 
     Raises:
         ConfigurationError: an unusable URL, password, file or schema.

@@ -31,9 +31,8 @@ LEASES: Final = sa.Table(
     sa.Column("token", sa.String(64), nullable=False, index=True),  # of the claim; whoever has it owns the trial
     sa.Column("owner", sa.String(300), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column(
-        "renewed_at_s", sa.Float(53), nullable=False
-    ),  # by the database's clock; 0: released, see `lease.RELEASED_AT_S`
+    # by the database's clock; 0: released, see `lease.RELEASED_AT_S`
+    sa.Column("renewed_at_s", sa.Float(53), nullable=False),
     sa.Column("lease_s", sa.Float(53), nullable=False),
     sa.Column("num_epochs", sa.Integer, nullable=False),  # finished in this attempt
     sa.Column("num_lost", sa.Integer, nullable=False),  # earlier attempts that ended without a finished epoch

@@ -57,18 +57,9 @@ class Address:
         """Leave the secrets out of a pickle; the copy takes the password from PGPASSWORD or ~/.pgpass."""
         return {"url": self.url, "secrets": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the state from a pickle."""
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
-
 
 def database_address(settings: StorageSettings, work: Path) -> Address:
-    """Return the database that the settings name.
-
-    Args:
-        settings: the storage section; without a URL it is `<work>/studies.db`.
-        work: the work folder.
+    """Return the database that the settings name, by default `<work>/studies.db`.
 
     Raises:
         ConfigurationError: an invalid URL, an unsupported database, an unreadable password file.
@@ -80,8 +71,7 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
     if url.drivername in SQLITE_SCHEMES:
         return _sqlite_address(url)
     if url.drivername not in POSTGRES_SCHEMES:
-        message = "this database cannot hold a study"
-        raise ConfigurationError(message, got=url.drivername, allowed=ALLOWED)
+        raise ConfigurationError("this database cannot hold a study", got=url.drivername, allowed=ALLOWED)
     return _postgres_address(url, settings)
 
 
@@ -180,11 +170,9 @@ def _sqlite_address(url: URL) -> Address:
 def _postgres_address(url: URL, settings: StorageSettings) -> Address:
     options = {name: _once(url, name) for name in url.query if name not in REPEATED_OPTIONS}
     secrets: dict[str, str] = {name: options[name] for name in SECRET_OPTIONS if name in options}
-    if url.password is not None:
-        secrets["password"] = str(url.password)
     password = _given_password(settings)
-    if password is not None:
-        secrets["password"] = password
+    if password is not None or url.password is not None:
+        secrets["password"] = str(url.password) if password is None else password
     if "\0" in secrets.get("password", ""):
         raise ConfigurationError("the database's password holds a NUL byte, which PostgreSQL cannot take", hint=HINT)
     bare = url.difference_update_query(SECRET_OPTIONS)

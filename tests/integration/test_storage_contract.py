@@ -42,9 +42,9 @@ BY_CLAIMS_ONLY: dict[str, Callable[[StudyStorage, int], object]] = {
 class LeasedStorage(StudyStorage):
     """Starts trials without claims, holds a lease of each, and writes to waiting ones."""
 
-    def create_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+    def create_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """Add a trial in any state."""
-        template = template or create_trial(state=TrialState.RUNNING)
+        template = template_trial or create_trial(state=TrialState.RUNNING)
         if template.state is not TrialState.RUNNING:
             return super().create_trial(study_id, template)
         self.get_study_name_from_id(study_id)
