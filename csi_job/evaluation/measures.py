@@ -31,14 +31,14 @@ MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) differ by rounding only
 NUM_BINS = 10
 
 METRIC_NAMES = {
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "csi_mae": "CSI mean: MAE",
-    "csi_rmse": "CSI mean: RMSE",
-    "csi_pearson_r": "CSI mean: r",
-    "risk_auroc": "risk: AUROC",
+    "f1_macro": "Macro F1",
+    "f1_weighted": "Weighted F1",
+    "csi_mae": "CSI: MAE",
+    "csi_rmse": "CSI: RMSE",
+    "csi_pearson_r": "CSI: Pearson r",
+    "risk_auroc": "Risk: AUROC",
     **{f"risk_auroc_{name}": f"  AUROC {name}" for name in RISK_CLASSES},
-    "risk_accuracy": "risk: accuracy",
+    "risk_accuracy": "Risk: accuracy",
 }
 SUMMARY_METRICS = tuple(METRIC_NAMES)
 LOWER_IS_BETTER = ("csi_mae", "csi_rmse")

@@ -10,22 +10,10 @@ from csi_job.trial.hyperparameters import HYPERPARAMETERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from csi_job.storage.attributes import TrialOutcome
-
 DASH = "\N{EN DASH}"  # between the ends of a range
 MISSING = DASH  # for a value that is not there
 MINUS = "\N{MINUS SIGN}"
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
-
-OUTCOME_NAMES: dict[TrialOutcome, str] = {
-    "complete": "Complete",
-    "pruned": "Pruned",
-    "infeasible": "Infeasible",
-    "failed": "Failed",
-    "cancelled": "Cancelled",
-    "running": "Running",
-    "waiting": "Waiting",
-}
 
 
 def parameter_name(name: str) -> str:

@@ -75,14 +75,7 @@ def few_patients(evaluation: Json) -> str:
 
 
 def measured(content: Json | None, name: str, zone: str = "") -> Measured:
-    """Return a metric of an evaluation, or a difference of a comparison.
-
-    Args:
-        content: the evaluation or comparison.
-        name: e.g. `f1_macro`.
-        zone: the zone; empty for all zones together.
-
-    """
+    """Return a metric of an evaluation, or a difference of a comparison: of one zone, or of all zones together."""
     if content is None:
         return Measured()
     group = content.get("zones", {}).get(zone, {}) if zone else content.get("metrics", {})

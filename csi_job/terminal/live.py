@@ -58,15 +58,7 @@ class LiveStudy:
 
 @contextmanager
 def live_study(study_name: str, *, target: int, num_finished: int, max_epochs: int) -> Iterator[LiveStudy]:
-    """Show the progress of a study while a worker runs.
-
-    Args:
-        study_name: the study.
-        target: total number of trials.
-        num_finished: how many are finished now.
-        max_epochs: most epochs per trial.
-
-    """
+    """Show the progress of a study towards its target of trials while a worker runs."""
     if not is_interactive():
         yield LiveStudy(None, study_name, target, num_finished, max_epochs)
         return

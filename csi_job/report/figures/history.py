@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout, line
+from csi_job.html.plot import BLUE, GREY, TEAL, Figure, Plot, layout, line
 from csi_job.report import format as fmt
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,
     F1_AXIS,
     OUTCOME_MARKERS,
-    SHOW_HOVERTEXT,
+    Points,
     f1_range,
+    highlighted_lines,
+    joined_lines,
     markers,
     spread_sample,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from csi_job.report.study_view import StudyView, TrialView
     from csi_job.storage.attributes import TrialOutcome
@@ -104,7 +106,7 @@ def _outcome_traces(view: StudyView, bottom: float) -> list[dict[str, Any]]:
         trials = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
         if trials:
             numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]
-            traces.append(markers(trials, numbers, ys, marker=marker, name=fmt.OUTCOME_NAMES[outcome]))
+            traces.append(markers(trials, numbers, ys, marker=marker, name=outcome.capitalize()))
     return traces
 
 
@@ -130,38 +132,26 @@ def _sample_curves(trials: Sequence[TrialView]) -> list[TrialView]:
 
 
 def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
-    best, baseline = view.best, view.baseline
-    plain = [trial for trial in trials if trial is not best and trial is not baseline]
+    plain = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
     pruned = [trial for trial in plain if trial.outcome == "pruned"]
     complete = [trial for trial in plain if trial.outcome == "complete"]
     others = [trial for trial in plain if trial.outcome not in ("pruned", "complete")]
     traces = [
-        _curve_trace(pruned, GREY, "Pruned", opacity=0.55, width=1.2),
+        joined_lines(map(_curve, pruned), GREY, "Pruned", opacity=0.55, width=1.2),
         _pruned_ends(pruned),
-        _curve_trace(others, GREY, "Not finished", opacity=0.8, width=1.2, line={"dash": "dot"}),
-        _curve_trace(complete, BLUE, "Complete", opacity=0.65, width=1.4),
+        joined_lines(map(_curve, others), GREY, "Not finished", opacity=0.8, width=1.2, line={"dash": "dot"}),
+        joined_lines(map(_curve, complete), BLUE, "Complete", opacity=0.65, width=1.4),
+        *highlighted_lines(view, _curve),
     ]
-    if baseline is not None:
-        traces.append(_curve_trace([baseline], TEAL, "Baseline", width=2.5, line={"dash": "dash"}))
-    if best is not None and best is not baseline:
-        traces.append(_curve_trace([best], GOLD, f"Trial {best.number}", width=3))
     result = layout("Epoch", F1_AXIS)
     num_epochs = max(epoch + 1 for trial in trials for epoch, _ in trial.curve)
     result["xaxis"].update({"dtick": 1} if num_epochs <= MAX_SINGLE_TICKS else {})
     return {"data": [trace for trace in traces if trace["x"]], "layout": result}
 
 
-def _curve_trace(trials: Iterable[TrialView], color: str, name: str, **more: Any) -> dict[str, Any]:
-    """Return the curves of many trials as one trace with gaps: one trace per trial would slow the browser down."""
-    xs: list[int | None] = []
-    ys: list[float | None] = []
-    texts: list[str] = []
-    for trial in trials:
-        xs += [*(epoch + 1 for epoch, _ in trial.curve), None]
-        ys += [*(f1 for _, f1 in trial.curve), None]
-        head = f"<b>Trial {trial.number}</b><br>"
-        texts += [*(f"{head}epoch {epoch + 1}: F1 {fmt.score(f1)}" for epoch, f1 in trial.curve), ""]
-    return line(xs, ys, color, name=name, hovertext=texts, hovertemplate=SHOW_HOVERTEXT, **more)
+def _curve(trial: TrialView) -> Points:
+    head = f"<b>Trial {trial.number}</b><br>"
+    return [(epoch + 1, f1, f"{head}epoch {epoch + 1}: F1 {fmt.score(f1)}") for epoch, f1 in trial.curve]
 
 
 def _pruned_ends(trials: Sequence[TrialView]) -> dict[str, Any]:

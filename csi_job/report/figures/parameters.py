@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import CategoricalDistribution
 
-from csi_job.html.plot import GOLD, GREY, TEAL, Figure, Plot, axis_title, layout, line
+from csi_job.html.plot import GREY, Figure, Plot, axis_title, layout
 from csi_job.report import format as fmt
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,
     F1_AXIS,
     OUTCOME_MARKERS,
-    SHOW_HOVERTEXT,
+    Points,
     f1_range,
+    highlighted_lines,
+    joined_lines,
     markers,
     spread_sample,
 )
@@ -86,21 +88,21 @@ class _Axis:
 
 
 def _parallel(view: StudyView, trials: list[TrialView], names: list[str]) -> Figure:
-    best, baseline = view.best, view.baseline
     f1_axis = _number_axis("", [trial.f1 for trial in trials if trial.f1 is not None], is_log=False)
     axes = [f1_axis, *(_axis(view, trials, name) for name in names)]
-    complete = [
-        trial for trial in trials if trial.outcome == "complete" and trial is not best and trial is not baseline
+
+    def points(trial: TrialView) -> Points:
+        return [(place, _height(axis, trial), _line_text(axis, trial)) for place, axis in enumerate(axes)]
+
+    plain = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
+    complete = [trial for trial in plain if trial.outcome == "complete"]
+    pruned = [trial for trial in plain if trial.outcome == "pruned"]
+    groups = [
+        joined_lines(map(points, group), color, name, opacity=0.75, width=1.4)
+        for group, color, name in _f1_groups(complete)
     ]
-    pruned = [trial for trial in trials if trial.outcome == "pruned"]
-    traces = [
-        _lines(axes, pruned, GREY, "Pruned", opacity=0.35, width=1, line={"dash": "dot"}),
-        *(_lines(axes, group, color, name, opacity=0.75, width=1.4) for group, color, name in _f1_groups(complete)),
-    ]
-    if baseline is not None:
-        traces.append(_lines(axes, [baseline], TEAL, "Baseline", width=2.5, line={"dash": "dash"}))
-    if best is not None and best is not baseline:
-        traces.append(_lines(axes, [best], GOLD, f"Trial {best.number}", width=3))
+    dotted = joined_lines(map(points, pruned), GREY, "Pruned", opacity=0.35, width=1, line={"dash": "dot"})
+    traces = [dotted, *groups, *highlighted_lines(view, points)]
     has_gaps = any(name not in trial.params for trial in trials for name in names)
     return {"data": [trace for trace in traces if trace["x"]], "layout": _parallel_layout(axes, has_gaps=has_gaps)}
 
@@ -119,18 +121,6 @@ def _f1_groups(trials: Sequence[TrialView]) -> list[tuple[list[TrialView], str, 
     ends = [low + index * step for index in range(len(F1_COLOURS) + 1)]
     labels = [f"F1 {start:.2f}{fmt.DASH}{end:.2f}" for start, end in pairwise(ends)]
     return [part for part in zip(groups, F1_COLOURS, labels, strict=True) if part[0]]
-
-
-def _lines(axes: Sequence[_Axis], trials: Sequence[TrialView], color: str, name: str, **more: Any) -> dict[str, Any]:
-    """Return the lines of many trials as one trace with gaps."""
-    xs: list[int | None] = []
-    ys: list[float | None] = []
-    texts: list[str] = []
-    for trial in trials:
-        xs += [*range(len(axes)), None]
-        ys += [*(_height(axis, trial) for axis in axes), None]
-        texts += [*(_line_text(axis, trial) for axis in axes), ""]
-    return line(xs, ys, color, name=name, hovertext=texts, hovertemplate=SHOW_HOVERTEXT, **more)
 
 
 def _line_text(axis: _Axis, trial: TrialView) -> str:
@@ -240,20 +230,15 @@ def _slice_traces(view: StudyView, trials: list[TrialView], name: str, suffix: s
     for trial in trials:
         if name in trial.params:
             special = "Baseline" if trial is baseline else "Best" if trial is best else ""
-            groups[special or fmt.OUTCOME_NAMES[trial.outcome]][1].append(trial)
+            groups[special or trial.outcome.capitalize()][1].append(trial)
     on_axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": not suffix}
     choices = _choices(view, trials, name)
     traces = []
     for label, (marker, group) in groups.items():
         if group or not suffix:
-            # Choices are at 0, 1, …, with a small fixed shift, so that markers do not hide each other.
-            values = [trial.params[name] for trial in group]
-            shifts = [0.36 * _jitter(trial) for trial in group]
-            xs = (
-                [choices.index(value) + shift for value, shift in zip(values, shifts, strict=True)]
-                if choices
-                else values
-            )
+            xs = [trial.params[name] for trial in group]
+            if choices:  # they are at 0, 1, …, with a small fixed shift, so that markers do not hide each other
+                xs = [choices.index(x) + 0.36 * _jitter(trial) for x, trial in zip(xs, group, strict=True)]
             f1s = [trial.f1 for trial in group]
             traces.append(markers(group, xs, f1s, marker=marker, name=label, legendgroup=label, **on_axes))
     return traces

@@ -6,18 +6,20 @@ refresh; the tests pass every one of them through `plotly.graph_objects.Figure`,
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from csi_job.html.plot import BLUE, GOLD, GREY, PURPLE, RED, TEAL
+from csi_job.html.plot import BLUE, GOLD, GREY, PURPLE, RED, TEAL, line
 from csi_job.report import format as fmt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from csi_job.report.study_view import TrialView
+    from csi_job.report.study_view import StudyView, TrialView
     from csi_job.storage.attributes import TrialOutcome
 
 T = TypeVar("T")
+Points = list[tuple[int, float, str]]  # x, y and hover text of each point of a line
 
 # Symbols differ as well as colours.
 OUTCOME_MARKERS: dict[TrialOutcome, dict[str, Any]] = {
@@ -40,6 +42,24 @@ def markers(trials: Sequence[TrialView], xs: Sequence[Any], ys: Sequence[Any], *
     return {**trace, "hovertext": texts, "hovertemplate": SHOW_HOVERTEXT, **more}
 
 
+def joined_lines(lines: Iterable[Points], color: str, name: str, **more: Any) -> dict[str, Any]:
+    """Return many lines as one trace with gaps: one trace per line would slow the browser down."""
+    points = [point for points in lines for point in (*points, (None, None, ""))]
+    xs, ys, texts = ([point[index] for point in points] for index in range(3))
+    return line(xs, ys, color, name=name, hovertext=texts, hovertemplate=SHOW_HOVERTEXT, **more)
+
+
+def highlighted_lines(view: StudyView, points: Callable[[TrialView], Points]) -> list[dict[str, Any]]:
+    """Return the lines of the baseline and of the best trial, which stand out from the others."""
+    best, baseline = view.best, view.baseline
+    traces = []
+    if baseline is not None:
+        traces.append(joined_lines([points(baseline)], TEAL, "Baseline", width=2.5, line={"dash": "dash"}))
+    if best is not None and best is not baseline:
+        traces.append(joined_lines([points(best)], GOLD, f"Trial {best.number}", width=3))
+    return traces
+
+
 def f1_range(scores: Sequence[float]) -> list[float]:
     """Return the limits of an F1 axis: the values with a margin, so that equal values do not fill the plot."""
     low, high = min(scores), max(scores)
@@ -58,13 +78,10 @@ def spread_sample(items: Sequence[T], limit: int) -> list[T]:
 def _description(trial: TrialView) -> str:
     """Return the hover text of a trial; plotly understands some HTML, so `<` is escaped."""
     baseline = " (baseline)" if trial.is_baseline else ""
+    params = {name: escape(fmt.value(value), quote=False) for name, value in sorted(trial.params.items())}
     lines = [
-        f"<b>Trial {trial.number}</b>{baseline}: {fmt.OUTCOME_NAMES[trial.outcome]}",
+        f"<b>Trial {trial.number}</b>{baseline}: {trial.outcome.capitalize()}",
         f"Validation F1 {fmt.score(trial.f1)}, {trial.num_epochs} epochs",
-        *(f"{fmt.parameter_name(name)}: {_escaped(fmt.value(trial.params[name]))}" for name in sorted(trial.params)),
+        *(f"{fmt.parameter_name(name)}: {value}" for name, value in params.items()),
     ]
-    return "<br>".join([*lines, *([_escaped(trial.reason[:120])] if trial.reason else [])])
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "<br>".join([*lines, *([escape(trial.reason[:120], quote=False)] if trial.reason else [])])

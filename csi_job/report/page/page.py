@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 def write_report(view: StudyView, work: Path) -> Path:
     """Write `models/hyperopt/<study>_report.html`, one file that opens without a network, and return it.
 
-    Args:
-        view: the study, finished or not.
-        work: the work folder; what later stages left there is shown if it belongs to this study.
+    What later stages left in the work folder is shown if it belongs to this study.
 
     Raises:
         CsiJobError: the folder cannot be written.

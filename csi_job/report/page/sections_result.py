@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from csi_job.evaluation.measures import metric_name
 from csi_job.radiographs.zones import RISK_CLASSES
 from csi_job.report import format as fmt
 from csi_job.report.figures.candidates import candidate_name, candidates_plot, zones_plot
@@ -15,15 +16,7 @@ if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
     from csi_job.report.study_view import StudyView
 
-METRIC_NAMES = {
-    "f1_macro": "Macro F1, mean over zones",
-    "f1_weighted": "Weighted F1, mean over zones",
-    "csi_mae": "CSI: mean absolute error (points)",
-    "csi_rmse": "CSI: root mean squared error (points)",
-    "csi_pearson_r": "CSI: correlation with the truth (Pearson r)",
-    "risk_auroc": "Risk class: AUROC, mean over classes",
-    "risk_accuracy": "Risk class: accuracy",
-}
+METRICS = ("f1_macro", "f1_weighted", "csi_mae", "csi_rmse", "csi_pearson_r", "risk_auroc", "risk_accuracy")
 
 
 def best_settings(view: StudyView, results: Results) -> PageSection:
@@ -137,11 +130,11 @@ def _candidate_row(candidate: Json) -> tuple[str, ...]:
 def _metrics(results: Results) -> Table:
     columns = {"Optimized model": results.evaluation}
     columns |= {"Baseline": results.baseline_evaluation} if results.baseline_evaluation is not None else {}
-    rows = [[title, *(_cell(column, name) for column in columns.values())] for name, title in METRIC_NAMES.items()]
+    rows = [[metric_name(name), *(_cell(column, name) for column in columns.values())] for name in METRICS]
     numbers = frozenset(range(1, 2 + len(columns)))
     if results.comparison is None:
         return Table(("Metric", *columns), tuple(map(tuple, rows)), numbers)
-    for row, name in zip(rows, METRIC_NAMES, strict=True):
+    for row, name in zip(rows, METRICS, strict=True):
         outcome = results.comparison["metrics"][name]["outcome"]
         row += [_cell(results.comparison, name, fmt.signed), outcome.replace("within the noise", "could be chance")]
     caption = (

@@ -88,7 +88,7 @@ def failures(view: StudyView) -> PageSection:
         return PageSection(key, title, (f"Every trial could be trained. {pruned}",))
     reasons: defaultdict[tuple[str, str], list[TrialView]] = defaultdict(list)
     for trial in unsuccessful:
-        reasons[fmt.OUTCOME_NAMES[trial.outcome], trial.reason or "no reason recorded"].append(trial)
+        reasons[trial.outcome.capitalize(), trial.reason or "no reason recorded"].append(trial)
     most_frequent = sorted(reasons.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
     rows = tuple((*reason, fmt.count(len(trials)), _numbers(trials)) for reason, trials in most_frequent)
     more = f" Only the {MAX_REASONS} most frequent of {len(reasons)} reasons are shown."
@@ -136,15 +136,8 @@ def _phases(view: StudyView) -> Table:
                 f"{fmt.score(best.f1)} (trial {best.number})" if best else fmt.MISSING,
             )
         )
-    columns = (
-        "Phase",
-        "Sampler",
-        "Pruner",
-        "Max. epochs",
-        "Trials",
-        *map(fmt.OUTCOME_NAMES.__getitem__, FINISHED),
-        "Best F1",
-    )
+    outcomes = (outcome.capitalize() for outcome in FINISHED)
+    columns = ("Phase", "Sampler", "Pruner", "Max. epochs", "Trials", *outcomes, "Best F1")
     return Table(columns, tuple(rows), frozenset({3, 5, 6, 7, 8}), "Phases of the search, in the order they started.")
 
 
@@ -155,7 +148,7 @@ def _times(view: StudyView, total_s: float) -> Table:
         if seconds:
             share = f"{sum(seconds) / total_s:.0%}" if total_s else fmt.MISSING
             times = (fmt.duration(sum(seconds)), share, fmt.duration(median(seconds)))
-            rows.append((fmt.OUTCOME_NAMES[outcome], fmt.count(number), *times))
+            rows.append((outcome.capitalize(), fmt.count(number), *times))
     return Table(("Outcome", "Trials", "Time", "Share", "Median per trial"), tuple(rows), frozenset({1, 2, 3, 4}))
 
 

@@ -143,7 +143,7 @@ def test_a_split_that_is_all_unknown_or_all_one_score_gives_nan_not_an_error(zon
 
 def test_metrics_have_display_names():
     assert metric_name("left_inf.f1_macro") == "F1, left_inf"
-    assert metric_name("csi_mae") == "CSI mean: MAE"
+    assert metric_name("csi_mae") == "CSI: MAE"
 
 
 def test_bins_hold_every_graded_zone_once():

@@ -1,26 +1,20 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
 
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
+from tests.unit.terminal.conftest import shown
 
 QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
 
 
-def shown(renderable, width=80) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(renderable)
-    return console.export_text()
-
-
 def test_an_evaluation_fits_eighty_columns_with_every_value_whole():
     evaluation = evaluated(random_predictions(60, 0), QUICK, "optimized_model.safetensors")
-    text = shown(render_evaluation(evaluation))
+    text = shown(render_evaluation(evaluation), 80)
     metric = evaluation.metrics["f1_macro"]
     assert f"{metric.value:.3f}  {metric.interval.low:.3f} to {metric.interval.high:.3f}" in text
     assert "right_sup" in text
@@ -48,7 +42,7 @@ def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
     better = certain(predictions.zones_NZ, predictions.patients_N)
     object.__setattr__(better, "pseudonyms", predictions.pseudonyms)
     comparison = compare_evaluations(evaluated(better, QUICK), evaluated(predictions, QUICK))
-    text = shown(render_comparison(comparison))
+    text = shown(render_comparison(comparison), 80)
     assert "…" not in text
     assert "better" in text
     assert " ".join(comparison.summary.split()) in " ".join(text.split())

@@ -3,11 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from csi_job.final_model.train import FinalModel
 from csi_job.terminal.final_model import render_final_model
 from tests.unit.final_model.conftest import SMALL
+from tests.unit.terminal.conftest import shown
 
 
 def card(name: str, std: float | None = 0.02) -> dict:
@@ -21,19 +20,16 @@ def row(trial: int | None, mean: float | None, reason: str = "") -> dict:
     return {**shown, "reason": reason, "winner": trial == 3}
 
 
-def shown(tmp_path: Path, content: object, baseline: dict | None, *, is_new: bool = True) -> str:
+def text_of(tmp_path: Path, content: object, baseline: dict | None, *, is_new: bool = True) -> str:
     params = tmp_path / "o.json"
     params.write_text(json.dumps(content))
     path = tmp_path / "optimized_model.safetensors"
-    final = FinalModel(path, card("optimized_model"), None, baseline, params, is_new)
-    console = Console(width=100, record=True, quiet=False)
-    console.print(render_final_model(final))
-    return console.export_text()
+    return shown(render_final_model(FinalModel(path, card("optimized_model"), None, baseline, params, is_new)))
 
 
 def test_candidates_and_kept_models_are_shown_with_their_std(tmp_path):
     content = {"candidates": [row(3, 0.5), row(None, None, "out of memory")], "rule": "best mean"}
-    text = shown(tmp_path, content, card("baseline_model", std=None))
+    text = text_of(tmp_path, content, card("baseline_model", std=None))
     assert "0.600  0.500  0.010    8.20  model_arch Custom_1" in text
     assert "out of memory" in text
     assert "Rule: best mean." in text
@@ -43,13 +39,13 @@ def test_candidates_and_kept_models_are_shown_with_their_std(tmp_path):
 def test_files_of_version_0_1_are_read_too(tmp_path):
     content = {"candidates": [row(3, 0.5), row(4, 0.4)], "rule": "best mean"}
     old = json.loads(json.dumps(content).replace('"std"', '"spread"'))
-    assert shown(tmp_path, old, None) == shown(tmp_path, content, None)
+    assert text_of(tmp_path, old, None) == text_of(tmp_path, content, None)
 
 
 def test_one_candidate_needs_no_table_and_a_lost_file_no_error(tmp_path):
-    assert "Candidates" not in shown(tmp_path, {"candidates": [row(3, 0.5)], "rule": "one"}, None)
-    assert "optimized_model" in shown(tmp_path, {}, None)
+    assert "Candidates" not in text_of(tmp_path, {"candidates": [row(3, 0.5)], "rule": "one"}, None)
+    assert "optimized_model" in text_of(tmp_path, {}, None)
 
 
 def test_it_says_when_nothing_was_trained(tmp_path):
-    assert "nothing was trained" in shown(tmp_path, {}, None, is_new=False)
+    assert "nothing was trained" in text_of(tmp_path, {}, None, is_new=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
-
-from rich.console import Console
 
 from csi_job.report.format import MISSING
 from csi_job.study.status import RunningStatus, StudyStatus
 from csi_job.terminal.release import PodView, ReleaseView, release_json, render_release
+from tests.unit.terminal.conftest import shown
 
 RUNNING = (
     RunningStatus(7, 1, 2, 12, 0.4126, 3.0, is_orphan=False, host="r-search-0"),
@@ -23,14 +21,12 @@ WAITING = PodView("r-search-1-fghij", "r-search-1", "search", "Pending", "Insuff
 VIEW = ReleaseView("study", "here", (SEARCH, WAITING), 12.25, STUDY)
 
 
-def shown(view: ReleaseView) -> str:
-    console = Console(width=160, file=io.StringIO())
-    console.print(render_release(view))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+def text_of(view: ReleaseView) -> str:
+    return shown(render_release(view), 160)
 
 
 def test_a_row_shows_a_pod_with_its_trials_and_gpus() -> None:
-    lines = shown(VIEW).splitlines()
+    lines = text_of(VIEW).splitlines()
     (row,) = [line.split() for line in lines if line.startswith("0-abcde")]
     assert row == ["0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
                    "0.413", MISSING]  # fmt: skip
@@ -39,22 +35,22 @@ def test_a_row_shows_a_pod_with_its_trials_and_gpus() -> None:
 
 
 def test_the_shared_prefix_of_pod_names_is_shown_once() -> None:
-    assert "Release study in here, pods r-search-…" in shown(VIEW)
-    assert "r-search-0-abcde" in shown(replace(VIEW, pods=(SEARCH,)))
+    assert "Release study in here, pods r-search-…" in text_of(VIEW)
+    assert "r-search-0-abcde" in text_of(replace(VIEW, pods=(SEARCH,)))
 
 
 def test_only_running_pods_hold_gpus() -> None:
     assert VIEW.num_gpus == 2
-    assert "2 GPUs in use now, 12.2 GPU hours used by the search" in shown(VIEW)
+    assert "2 GPUs in use now, 12.2 GPU hours used by the search" in text_of(VIEW)
     assert replace(VIEW, pods=(WAITING,)).num_gpus == 0
 
 
 def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown() -> None:
-    text = shown(replace(VIEW, study=None, note="no pod runs that could tell of the study"))
+    text = text_of(replace(VIEW, study=None, note="no pod runs that could tell of the study"))
     assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
     assert "no pod runs that could tell of the study" in text
     assert "6 of 50 trials" not in text
-    assert "6 of 50 trials" in shown(VIEW)
+    assert "6 of 50 trials" in text_of(VIEW)
 
 
 def test_json_has_pods_trials_and_gpus() -> None:

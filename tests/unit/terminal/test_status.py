@@ -1,9 +1,7 @@
-import io
 import json
 
 import pytest
 from pydantic import SecretStr
-from rich.console import Console
 
 from csi_job.errors import DataError
 from csi_job.storage.settings import StorageSettings
@@ -11,6 +9,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus, study_status
 from csi_job.terminal.status import render_status, status_from_dict, status_json
 from tests.support.studies import define
+from tests.unit.terminal.conftest import shown
 
 RUNNING = (
     RunningStatus(58, 2, 2, 12, 0.412, 3.2, is_orphan=False, host="gpu-1"),
@@ -21,14 +20,8 @@ FAILURES = (("KeyError in trial/model.py:3 [bold]", 3),)
 STATUS = StudyStatus("a [b]study[/b]", "f1", 60, 41, 9, 4, 3, 0, 1, RUNNING, BEST, 14.2, 4320.0, FAILURES)
 
 
-def shown(status, width=100):
-    console = Console(width=width, file=io.StringIO())
-    console.print(render_status(status))
-    return console.file.getvalue()
-
-
 def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
-    text = shown(STATUS)
+    text = shown(render_status(STATUS))
     for words in (
         "a [b]study[/b]",
         "54 of 60 trials",
@@ -49,7 +42,7 @@ def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_any_terminal_width_is_kept(width):
-    assert max(map(len, shown(STATUS, width).splitlines())) <= width
+    assert max(map(len, shown(render_status(STATUS), width).splitlines())) <= width
 
 
 def test_json_has_every_number_of_the_status():
@@ -63,7 +56,7 @@ def test_json_has_every_number_of_the_status():
 def test_a_new_study_is_shown_too(tmp_path):
     storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{tmp_path}/studies.db")), tmp_path, create=True)
     study = define(storage, num_trials=7)
-    text = shown(study_status(study))
+    text = shown(render_status(study_status(study)))
     assert "0 of 7 trials" in text
     assert "1 waiting" in text
     assert "No trial is complete yet." in text
@@ -72,7 +65,7 @@ def test_a_new_study_is_shown_too(tmp_path):
 
 def test_a_finished_study_says_what_to_do_next():
     finished = StudyStatus("s", "f1", 1, 1, 0, 0, 0, 0, 0, (), BEST, None, None, ())
-    assert "--more-trials" in shown(finished)
+    assert "--more-trials" in shown(render_status(finished))
 
 
 def test_a_status_survives_json():
