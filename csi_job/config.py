@@ -6,10 +6,11 @@ import json
 import os
 import re
 import types
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
@@ -27,9 +28,6 @@ from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace
 from csi_job.work_folder import WorkFolder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 ENVIRONMENT_PREFIX = "CSI_JOB_"
 # Variables of single flags: the log's format, and the target of `study copy`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,8 +41,6 @@ from csi_job.trial.pretrained import check_pretrained
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import optuna
 
 logger = get_logger(__name__)
@@ -147,12 +146,8 @@ def run_hyperopt(
 ) -> optuna.Study:
     """Search until the study has its total of trials, building the cache first if needed.
 
-    Args:
-        settings: the current settings.
-        num_trials_given: whether `study.num_trials` was given, and becomes the total of an existing study.
-        more_trials: trials to add to the total.
-        own_process: whether this process may be ended if training hangs; not in a notebook.
-
+    `num_trials_given` makes `study.num_trials` the total of an existing study; `more_trials` adds to it. With
+    `own_process`, this process is ended if training hangs: not in a notebook.
     """
     study, cache = define(settings)
     if more_trials is not None or num_trials_given:
@@ -215,13 +210,7 @@ def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -
 
 
 def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
-    """Confirm the best candidates with several seeds, then train and export the final model and the baseline.
-
-    Args:
-        settings: the current settings.
-        hyperparams: `<study>_best_params.json`, or a file like it.
-
-    """
+    """Confirm the best candidates of `<study>_best_params.json` over seeds, and export the winner and the baseline."""
     file = read_hyperparams(
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
@@ -249,14 +238,9 @@ def run_evaluate(
     baseline_path: Path | None = None,
     architecture: str | None = None,
 ) -> EvaluationRun:
-    """Evaluate a model, and optionally a baseline, on the test set.
+    """Evaluate a model (default: the optimised one) on the test set, and compare it with a baseline if one is given.
 
-    Args:
-        settings: the current settings.
-        model_path: the model; default: the optimised one.
-        baseline_path: a model to compare with.
-        architecture: name of the network, for models whose file has no card.
-
+    `architecture` names the network of a file without a card.
     """
     model = _model_file(settings, model_path)
     card = read_valid_card(model) or {}
@@ -281,16 +265,7 @@ def run_evaluate(
 def run_predict(
     settings: Settings, paths: Sequence[Path], model_path: Path | None, stream: TextIO, file_format: PredictionFormat
 ) -> list[Problem]:
-    """Predict image files, or the images in folders; return the files that could not be read.
-
-    Args:
-        settings: the current settings.
-        paths: files and folders.
-        model_path: the model; default: the optimised one.
-        stream: where to write the predictions, as they are made.
-        file_format: `csv` or `json`.
-
-    """
+    """Predict image files, or the images in folders, as they are read; return the files that could not be read."""
     model = load_model(_model_file(settings, model_path), choose_device(settings.trial))
     files = list(expand_folders(paths))
     with progress("predicting", len(files), "images") as advance:

@@ -54,8 +54,7 @@ def text(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        message = f"not UTF-8 text, got {value!r}"
-        raise click.BadParameter(message) from None
+        raise click.BadParameter(f"not UTF-8 text, got {value!r}") from None
     return value
 
 

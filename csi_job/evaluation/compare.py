@@ -113,8 +113,7 @@ def compare_evaluations(model: Evaluation, baseline: Evaluation) -> Comparison:
     """
     same_images = model.predictions.pseudonyms == baseline.predictions.pseudonyms
     if not same_images or not np.array_equal(model.predictions.zones_NZ, baseline.predictions.zones_NZ):
-        what = "the two models were evaluated on different images"
-        raise DataError(what, hint="evaluate both on the same cache")
+        raise DataError("the two models were evaluated on different images", hint="evaluate both on the same cache")
 
     def differences(weights_RN: FloatArray) -> dict[str, FloatArray]:
         first, second = measure(model.predictions, weights_RN), measure(baseline.predictions, weights_RN)

@@ -36,20 +36,16 @@ NUM_TOTALS = NUM_ZONES * max(SCORES) + 1  # sums of six scores: 0 to 18
 
 @dataclass(frozen=True)
 class CsiPredictions:
-    """Scores, CSI and risk of N images.
-
-    Args:
-        scores_NZ: most probable class of each zone, 0 to 4.
-        num_graded_N: zones predicted graded; 0 where all six are used.
-        csi_N: CSI mean, 0 to 3.
-        risk_NR: probability of low, medium and high risk; rows sum to 1.
-
-    """
+    """Scores, CSI and risk of N images."""
 
     scores_NZ: IntArray  # noqa: N815 - an array carries its axes
+    """Most probable class of each zone, 0 to 4."""
     num_graded_N: IntArray  # noqa: N815
+    """Zones predicted graded; 0 where all six are used."""
     csi_N: FloatArray  # noqa: N815
+    """CSI mean, 0 to 3."""
     risk_NR: FloatArray  # noqa: N815
+    """Probability of low, medium and high risk; rows sum to 1."""
 
 
 def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:

@@ -114,15 +114,7 @@ def evaluate_model(
     cache: str,
     warnings: Sequence[str] = (),
 ) -> Evaluation:
-    """Run the model on a split and measure it.
-
-    Args:
-        loaded: the model, on its device.
-        data: the images and their true zones.
-        settings: bootstrap and batch size.
-        split: name of the split.
-        cache: key of the cache it belongs to.
-        warnings: sentences to keep with the numbers.
+    """Run the model on a split and measure it, keeping `split`, the key of its `cache` and `warnings`.
 
     Raises:
         ModelFileError: the model's output is not finite.

@@ -91,15 +91,13 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
     logits_NZK = predict_logits(loaded.model, images_NHW, loaded.normalisation, batch_size, loaded.device)
     probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
     if not np.isfinite(probabilities_NZK).all():
-        what = "the model's output is not finite"
-        raise ModelFileError(what, got=loaded.name, hint="train it again")
+        raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
     return np.asarray(probabilities_NZK)
 
 
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if path.suffix not in SUFFIXES:
-        what = "unknown type of model file"
-        raise ModelFileError(what, got=path.name, allowed=SUFFIXES)
+        raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
     if not path.is_file():
         what = "there is no such model file"
         raise ModelFileError(what, got=str(path), hint="run `csi-job train-optimized` first, or name another file")
@@ -113,8 +111,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             metadata = stored.metadata() or {}
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError:
-        what = "the model file is corrupt or not a safetensors file"
-        raise ModelFileError(what, got=str(path)) from None
+        raise ModelFileError("the model file is corrupt or not a safetensors file", got=str(path)) from None
     if metadata.get("format") != FORMAT:
         return state, {}
     return state, _parse_card(metadata.get("card", ""), path)
@@ -130,8 +127,7 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     except OSError:
         raise
     except Exception:  # noqa: BLE001 - corrupt bytes make the unpickler raise nearly anything
-        what = "the model file is corrupt or not a PyTorch file"
-        raise ModelFileError(what, got=str(path)) from None
+        raise ModelFileError("the model file is corrupt or not a PyTorch file", got=str(path)) from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         what = "the model file contains no state dict (names and tensors)"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
@@ -158,8 +154,7 @@ def _parse_card(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
-        what = "the model card is not a JSON object"
-        raise ModelFileError(what, got=str(path), hint="train the model again")
+        raise ModelFileError("the model card is not a JSON object", got=str(path), hint="train the model again")
     return card
 
 
@@ -168,18 +163,15 @@ def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
     try:
         model = build_model(architecture)
     except ConfigurationError as error:
-        what = f"the model's architecture is unknown: {error}"
-        raise ModelFileError(what, got=str(path)) from None
+        raise ModelFileError(f"the model's architecture is unknown: {error}", got=str(path)) from None
     num_wrong = len(set(model.state_dict()) ^ set(state))
     try:
         model.load_state_dict(state)
     except RuntimeError:
         reason = f"{num_wrong} weights are missing or unknown" if num_wrong else "shapes differ"
-        what = f"the weights do not fit {architecture} ({reason})"
-        raise ModelFileError(what, got=str(path)) from None
+        raise ModelFileError(f"the weights do not fit {architecture} ({reason})", got=str(path)) from None
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        what = "some weights are not finite"
-        raise ModelFileError(what, got=str(path), hint="train the model again")
+        raise ModelFileError("some weights are not finite", got=str(path), hint="train the model again")
     return model
 
 
@@ -198,6 +190,5 @@ def _image_form(
     try:
         checked = CacheSettings.model_validate(given)
     except ValueError:
-        what = "the model card's image size or normalisation is not allowed"
-        raise ModelFileError(what, got=given) from None
+        raise ModelFileError("the model card's image size or normalisation is not allowed", got=given) from None
     return checked.image_size_px, checked.normalisation

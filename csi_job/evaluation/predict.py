@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,6 @@ class Prediction:
     risk_probabilities: tuple[float, ...] | None
 
     @property
-    def file(self) -> str:
-        """Name of the file, as text that any stream accepts."""
-        return as_text(self.path)
-
-    @property
     def num_graded_zones(self) -> int:
         """Zones that the model could grade."""
         return sum(score != UNKNOWN for score in self.scores)
@@ -58,19 +52,18 @@ class Prediction:
         if self.risk_probabilities is not None:
             risks = dict(zip(RISK_CLASSES, self.risk_probabilities, strict=True))
         return {
-            "file": self.file,
+            "file": as_text(self.path),
             "csi": self.csi,
             "risk": self.risk,
             "risk_probabilities": risks,
             "num_graded_zones": self.num_graded_zones,
-            "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
-        }
-
-    def _zone(self, index: int) -> dict[str, Any]:
-        score = self.scores[index]
-        return {
-            "score": "unknown" if score == UNKNOWN else score,
-            "probabilities": [round(float(value), 6) for value in self.probabilities_ZK[index]],
+            "zones": {
+                zone: {
+                    "score": "unknown" if score == UNKNOWN else score,
+                    "probabilities": [round(float(value), 6) for value in probabilities_K],
+                }
+                for zone, score, probabilities_K in zip(ZONES, self.scores, self.probabilities_ZK, strict=True)
+            },
         }
 
 
@@ -81,14 +74,7 @@ def predict_images(
     radiographs: RadiographsSettings,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Prediction | Problem]:
-    """Predict image files.
-
-    Args:
-        loaded: the model.
-        paths: the files; each is read when a decoder becomes free.
-        evaluation: its `batch_size` is the number of images per forward pass.
-        radiographs: its `max_image_side_px` rejects decompression bombs.
-        advance: called with numbers of images done, for a progress bar.
+    """Predict image files, each read when a decoder becomes free; `advance` is called with numbers of images done.
 
     Yields:
         a prediction per file, in order, or a problem with the file's name in `file_id` if it cannot be read.
@@ -98,14 +84,13 @@ def predict_images(
 
     """
     finished: dict[int, Prediction | Problem] = {}
-    following = count()
-    index = next(following)
+    index = 0
     for results in _in_any_order(loaded, paths, evaluation.batch_size, radiographs.max_image_side_px):
         finished |= results
         advance(len(results))
         while index in finished:
             yield finished.pop(index)
-            index = next(following)
+            index += 1
 
 
 def expand_folders(paths: Iterable[Path]) -> Iterator[Path]:

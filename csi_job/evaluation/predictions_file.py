@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TextIO
 
 from csi_job.errors import Problem
-from csi_job.evaluation.predict import Prediction
+from csi_job.evaluation.predict import Prediction, as_text
 from csi_job.radiographs.zones import NUM_CLASSES, RISK_CLASSES, UNKNOWN, ZONES
 
 Results = Iterable[Prediction | Problem]
@@ -28,16 +28,10 @@ COLUMNS = (
 
 
 def write_predictions(results: Results, stream: TextIO, file_format: PredictionFormat) -> list[Problem]:
-    """Write each result as soon as it is available.
+    """Write each result of `predict_images` as soon as it is available, and return the problems among them.
 
-    Args:
-        results: from `predict_images`; a file that could not be read keeps its place, with only `problem` filled in.
-        stream: text stream, opened with `newline=""` for CSV.
-        file_format: `csv` or `json`.
-
-    Returns:
-        the problems among the results.
-
+    A file that could not be read keeps its place, with only `problem` filled in. For CSV, open the stream with
+    `newline=""`.
     """
     problems: list[Problem] = []
 
@@ -76,7 +70,7 @@ def _row(result: Prediction | Problem) -> dict[str, Any]:
     """Return the filled columns: probabilities and CSI with four decimals, scores as digits or `unknown`."""
     if isinstance(result, Problem):
         return _problem(result)
-    row: dict[str, Any] = {"file": result.file, "num_graded_zones": result.num_graded_zones}
+    row: dict[str, Any] = {"file": as_text(result.path), "num_graded_zones": result.num_graded_zones}
     if result.csi is not None and result.risk_probabilities is not None:
         row |= {"csi": f"{result.csi:.4f}", "risk": result.risk}
         risks = zip(RISK_CLASSES, result.risk_probabilities, strict=True)

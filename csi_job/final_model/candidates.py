@@ -99,12 +99,8 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the file's hyperparameters, then those of the study's best trials, without duplicates.
 
-    Args:
-        file: the result of a search; if it was confirmed, or written by hand, it is the only candidate.
-        study: the study it comes from, None if that cannot be read.
-        num_candidates: maximum number of candidates.
-        max_epochs: maximum number of epochs; None: as in each trial.
-
+    A file that was confirmed or written by hand, or whose study cannot be read (None), is the only candidate.
+    `max_epochs` None means as in each trial.
     """
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
@@ -127,12 +123,8 @@ def confirm_candidates(
 ) -> Winner:
     """Train every candidate with every seed and choose the winner; finished trainings are not repeated.
 
-    Args:
-        candidates: at least one.
-        seeds: at least one.
-        trainer: trains and keeps results.
-        prefer_cheap: the study had two objectives, so the cheapest candidate about as good as the best wins.
-        advance: called with numbers of epochs.
+    With `prefer_cheap` (a study of two objectives), the cheapest candidate about as good as the best wins. `advance` is
+    called with numbers of epochs.
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.

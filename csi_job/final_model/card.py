@@ -55,14 +55,7 @@ class CardContext:
 
 
 def build_card(context: CardContext, result: CandidateResult, validation: Evaluation) -> dict[str, Any]:
-    """Return the card as JSON-able data; `test` stays empty until the model is evaluated on the test set.
-
-    Args:
-        context: names and data.
-        result: all seeds of the model's hyperparameters; the best seed is the model.
-        validation: the kept model on the validation split.
-
-    """
+    """Return the card of the best seed as JSON-able data; `test` is None until it is evaluated on the test set."""
     params, kept, info = result.candidate.recipe.params, result.best, context.trainer.cache.info
     return {
         "format": FORMAT,

@@ -25,16 +25,9 @@ from csi_job.final_model.hyperparams import rename_old_keys
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
-    """Write a model and its card.
+    """Write a model as `.safetensors`, with its card beside it; return the card with the digests of the files.
 
-    Args:
-        path: the `.safetensors`; the other files lie beside it under the same stem.
-        state: weights by name, on the CPU.
-        card: from `build_card`.
-        with_pth: also write a PyTorch state dict, for software that does not read safetensors.
-
-    Returns:
-        the card with the digests of the files.
+    `with_pth` also writes a PyTorch state dict, for software that does not read safetensors.
 
     Raises:
         CsiJobError: the folder cannot be written.
@@ -70,14 +63,7 @@ def read_valid_card(path: Path) -> dict[str, Any] | None:
 
 
 def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
-    """Add the test metrics to a model's card if the evaluation covers the model's own test set.
-
-    Args:
-        path: the model that was evaluated.
-        evaluation: its metrics.
-
-    Returns:
-        whether the card was changed; a model without a valid card, or evaluated on other data, is left alone.
+    """Add the test metrics to a model's card if the evaluation covers the model's own test set; return whether it did.
 
     Raises:
         CsiJobError: the card cannot be written.

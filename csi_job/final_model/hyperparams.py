@@ -90,17 +90,14 @@ def rename_old_keys(content: dict[str, Any]) -> dict[str, Any]:
 def _content(path: Path) -> dict[str, Any]:
     with explain_os_errors("the hyperparameters file cannot be read", path, kind=ConfigurationError, hint=HINT):
         if path.stat().st_size > MAX_BYTES:
-            what = "the hyperparameters file is too large"
-            raise ConfigurationError(what, got=str(path), hint=HINT)
+            raise ConfigurationError("the hyperparameters file is too large", got=str(path), hint=HINT)
         text = path.read_bytes()
     try:
         content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        what = "the hyperparameters file is not JSON"
-        raise ConfigurationError(what, got=str(path), hint=HINT) from None
+        raise ConfigurationError("the hyperparameters file is not JSON", got=str(path), hint=HINT) from None
     if not isinstance(content, dict):
-        what = f"{path.name} must hold a JSON object"
-        raise ConfigurationError(what, got=content, hint=HINT)
+        raise ConfigurationError(f"{path.name} must hold a JSON object", got=content, hint=HINT)
     return content
 
 
@@ -108,8 +105,7 @@ def _hyperparameters(params: dict[str, Any], path: Path) -> Hyperparameters:
     try:
         return Hyperparameters.from_params(params)
     except CsiJobError as error:
-        what = f"{path.name}: {error}"
-        raise ConfigurationError(what) from None
+        raise ConfigurationError(f"{path.name}: {error}") from None
 
 
 def _study_name(name: Any, path: Path) -> str:

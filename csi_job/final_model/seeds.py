@@ -116,10 +116,7 @@ class SeedTrainer:
     def run(self, recipe: Recipe, seed: int, advance: Callable[[int], None] = lambda _: None) -> SeedResult:
         """Return the stored result, or train, resuming from the last checkpoint if there is one.
 
-        Args:
-            recipe: what to train.
-            seed: of everything random.
-            advance: called with numbers of epochs, `max_epochs` in total.
+        `advance` is called with numbers of epochs, `max_epochs` in total.
 
         Raises:
             InfeasibleTrialError: the recipe cannot be trained here; nothing is kept, since another device may do it.

@@ -49,19 +49,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class FinalTrainingRequest:
-    """What to train and how.
-
-    Args:
-        work: the work folder.
-        cache: what to train on.
-        file: the hyperparameters to start from.
-        study: the study they come from; None: they are the only candidate.
-        baseline: the hyperparameters to compare with.
-        settings: candidates, seeds and epochs.
-        trial: the training settings that are not searched.
-        evaluation: settings of the validation metrics in the cards.
-
-    """
+    """What to train and how; the file's hyperparameters are the only candidate if its study is None."""
 
     work: WorkFolder
     cache: Cache
@@ -107,34 +95,20 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
         return training.finished() or training.run()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _FinalTraining:
     """One final training, from candidates to files."""
 
     request: FinalTrainingRequest
     trainer: SeedTrainer
 
-    @property
-    def work(self) -> WorkFolder:
-        return self.request.work
-
-    @cached_property
-    def candidates(self) -> list[Candidate]:
-        settings = self.request.settings
-        return find_candidates(self.request.file, self.request.study, settings.num_candidates, settings.max_epochs)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        settings = self.request.settings
-        return tuple(range(settings.seed, settings.seed + settings.num_seeds))
-
-    @property
-    def prefer_cheap(self) -> bool:
-        return self.request.study is not None and len(self.request.study.directions) > 1
-
-    @property
-    def params_file(self) -> Path:
-        return self.work.optimized_params(self.request.file.study)
+    def __post_init__(self) -> None:
+        request, settings = self.request, self.request.settings
+        self.work = request.work
+        self.candidates = find_candidates(request.file, request.study, settings.num_candidates, settings.max_epochs)
+        self.seeds = tuple(range(settings.seed, settings.seed + settings.num_seeds))
+        self.prefer_cheap = request.study is not None and len(request.study.directions) > 1
+        self.params_file = self.work.optimized_params(request.file.study)
 
     @cached_property
     def request_digest(self) -> str:

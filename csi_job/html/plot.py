@@ -5,11 +5,9 @@ Text, grid and background take their colours from the style sheet of the page, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Any
 
 Figure = dict[str, Any]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from csi_job.html.plot import Plot
+from csi_job.html.plot import Plot
 
 
 def render(package: str, template: str, **content: Any) -> str:

@@ -41,5 +41,4 @@ def check_architecture(arch: str) -> str:
     near = difflib.get_close_matches(arch, ARCHITECTURES, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else ""
     allowed = f"{', '.join(OWN)}, or a torchvision backbone such as resnet18, resnet34, densenet169, efficientnet_b0"
-    message = "no such architecture"
-    raise ConfigurationError(message, got=arch, allowed=allowed, hint=hint)
+    raise ConfigurationError("no such architecture", got=arch, allowed=allowed, hint=hint)

@@ -7,16 +7,13 @@ seed gives the same images on the same device.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from csi_job.radiographs.zones import FLIPPED_ZONES
-
-if TYPE_CHECKING:
-    from csi_job.trial.settings import AugmentSettings
+from csi_job.trial.settings import AugmentSettings
 
 FULL_RANGE = 255.0
 

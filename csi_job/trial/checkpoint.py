@@ -63,8 +63,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content[:-TRAILER_BYTES]), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, ValueError) as error:
-        message = f"the checkpoint {path.name} contains more than weights"
-        raise CheckpointError(message) from error
+        raise CheckpointError(f"the checkpoint {path.name} contains more than weights") from error
     return state
 
 

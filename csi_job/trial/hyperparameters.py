@@ -50,8 +50,7 @@ class Hyperparameter:
             pass
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
-        message = f"must be {self.legal}, got {value!r}"
-        raise ValueError(message)
+        raise ValueError(f"must be {self.legal}, got {value!r}")
 
     def _convert(self, value: Any) -> Value:
         if isinstance(value, bool) or (self.kind is str and not isinstance(value, str)):
@@ -171,5 +170,4 @@ def parse_value(name: str, value: object) -> Value:
     try:
         return HYPERPARAMETERS[name].parse(value)
     except ValueError as error:
-        message = f"{name}: {error}"
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(f"{name}: {error}") from None

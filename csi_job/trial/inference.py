@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from csi_job.cache.settings import Normalisation
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.trial.augment import to_unit
-
-if TYPE_CHECKING:
-    from csi_job.cache.settings import Normalisation
 
 # Mean and standard deviation of pixels from 0 to 1. ImageNet's are averaged over its three channels, since the stem of
 # a pretrained model is summed over RGB to take grey.

@@ -9,17 +9,14 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from csi_job.errors import ConfigurationError, InfeasibleTrialError
 from csi_job.logs import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from csi_job.trial.settings import TrialSettings
+from csi_job.trial.settings import TrialSettings
 
 # How libraries below torch report that memory ran out.
 OUT_OF_MEMORY_PHRASES = (

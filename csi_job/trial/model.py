@@ -5,7 +5,8 @@ A model maps `image_BCHW` with one grey channel to `logits_BZK` (Z = 6 zones, K 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,9 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from csi_job.errors import ConfigurationError
 from csi_job.trial.backbones import ZoneClassifier, random_model
 from csi_job.trial.pretrained import load_pretrained
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MIN_SIZE_FOR_ALL_PX: Final = 96  # accepted by every architecture, as a test confirms; Custom_1 accepts all sizes
 

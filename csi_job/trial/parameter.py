@@ -6,6 +6,7 @@ Optuna is imported only where a distribution is made, so that reading settings s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 from pydantic import BeforeValidator, Field, ValidationError, model_serializer, model_validator
@@ -15,8 +16,6 @@ from csi_job.settings import Section
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameter, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
@@ -25,15 +24,13 @@ ROUNDING: Final = 1e-9  # relative rounding error allowed when a range is divide
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        message = f"must be a number or text, got {value}"
-        raise ValueError(message)  # noqa: TRY004 - pydantic reports ValueErrors
+        raise ValueError(f"must be a number or text, got {value}")  # noqa: TRY004 - pydantic reports ValueErrors
     return value
 
 
 def _a_list(value: object) -> object:
     if not isinstance(value, (list, tuple)):
-        message = f"must be a list such as [{value}], got {value!r}"
-        raise ValueError(message)  # noqa: TRY004 - as above
+        raise ValueError(f"must be a list such as [{value}], got {value!r}")  # noqa: TRY004 - as above
     return value
 
 
@@ -64,11 +61,9 @@ class Parameter(Section):
         is_range = self.low is not None or self.high is not None
         half = is_range and (self.low is None or self.high is None)
         if half or sum((self.choices is not None, is_range, self.value is not None)) != 1:
-            message = "needs exactly one of: choices; low and high; value"
-            raise ValueError(message)
+            raise ValueError("needs exactly one of: choices; low and high; value")
         if not is_range and (self.log or self.step is not None):
-            message = "log and step belong to a range of low and high"
-            raise ValueError(message)
+            raise ValueError("log and step belong to a range of low and high")
         return self
 
     @model_serializer

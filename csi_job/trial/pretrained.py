@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -16,9 +16,6 @@ from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
 from csi_job.trial.backbones import random_model
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights

@@ -9,11 +9,8 @@ gets its schedule by replaying its results.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 LR_DECAY_FACTOR = 0.3
 

@@ -7,25 +7,22 @@ import random
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from csi_job.cache.dataset import SplitData
 from csi_job.errors import CheckpointError, ConfigurationError, DataError, InfeasibleTrialError
 from csi_job.radiographs.zones import UNKNOWN
 from csi_job.trial.checkpoint import load_checkpoint, save_checkpoint
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device, free_memory, is_compiler_failure, is_out_of_memory
 from csi_job.trial.model import num_parameters
 from csi_job.trial.schedule import EpochResult, Schedule
+from csi_job.trial.settings import TrialSettings
 from csi_job.trial.trainer import Trainer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from csi_job.cache.dataset import SplitData
-    from csi_job.trial.hyperparameters import Hyperparameters
-    from csi_job.trial.settings import TrialSettings
 
 SEED_STRIDE = 1_000_003  # a prime above any number of epochs, so that no two (seed, epoch) share a random state
 MAX_SEED = 2**63

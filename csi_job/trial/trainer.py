@@ -7,23 +7,21 @@ confusion counts stay there until the end of the epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.trial.augment import augment_batch
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import to_input
 from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.trial.model import build_model, gflops
-
-if TYPE_CHECKING:
-    from csi_job.cache.dataset import SplitData
-    from csi_job.trial.hyperparameters import Hyperparameters
-    from csi_job.trial.settings import TrialSettings
+from csi_job.trial.settings import TrialSettings
 
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
