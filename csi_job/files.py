@@ -1,15 +1,17 @@
-"""Files: atomic writes, refusal to overwrite, JSON, SHA-256 digests, and locks between processes."""
+"""Files: atomic writes, refusal to overwrite, JSON, CSV, SHA-256 digests, and locks between processes."""
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -100,6 +102,13 @@ def check_free(*paths: Path, force: bool) -> None:
 def _target(path: Path) -> Path:
     """Resolve a link, so that its target is replaced and not the link; a link to itself stays as it is."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV, separated by semicolons."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=";", lineterminator="\n").writerows((header, *rows))
+    return text.getvalue()
 
 
 def json_text(content: Any, *, indent: int = 1) -> str:

@@ -52,10 +52,7 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     The folder is named by its content and appears by one rename when it is complete. An interrupted build is resumed;
     a second process building the same cache waits for the first.
 
-    Args:
-        radiographs: label table, images, and their split.
-        cache: size and normalisation of the images.
-        work: the work folder; images that cannot be used are listed in its `problems.csv`.
+    Images that cannot be used are listed in `problems.csv` of the work folder.
 
     Returns:
         The finished cache's folder, `<work>/cache/<key>`.
@@ -183,20 +180,7 @@ def _report_corrupt(work: Path, corrupt: dict[int, Problem]) -> None:
 def _describe(
     source: Source, split_N: np.ndarray, kept: Sequence[int], folder: Path, split: SplitSettings, cache: CacheSettings
 ) -> CacheInfo:
-    """Write split table and manifest of finished arrays.
-
-    Args:
-        source: all N images.
-        split_N: their splits.
-        kept: indices of those in the arrays, ascending.
-        folder: where the arrays are.
-        split: the settings of the split.
-        cache: the settings of the cache.
-
-    Raises:
-        DataError: the remaining images lack a split, or a zone's grades.
-
-    """
+    """Write split table and manifest of finished arrays, which hold the images `kept`; refuse an empty split."""
     write_atomic(folder / SPLIT_TABLE, split_table_text(_split_rows(source, split_N, kept)))
     counts_SZK = _class_counts(source.table.zones_NZ[kept], split_N[kept])
     info = CacheInfo(

@@ -38,14 +38,7 @@ def decode_images(
     num_decoders: int,
     limit_s: float = DECODE_LIMIT_S,
 ) -> Generator[tuple[int, np.ndarray | str]]:
-    """Decode images in parallel, one at a time per decoder, so memory does not grow with their number.
-
-    Args:
-        images: index and path of each.
-        side_px: side of the squares.
-        max_image_side_px: largest width or height decoded.
-        num_decoders: number of processes.
-        limit_s: time limit per image.
+    """Decode images, each with its index, in parallel; memory does not grow with their number.
 
     Yields:
         The index with uint8 `[side_px, side_px]`, or with the problem; in the order in which they finish.

@@ -74,12 +74,7 @@ class Source:
 
 
 def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
-    """Read the table, find the images, and digest the new ones.
-
-    Args:
-        radiographs: where table and images are.
-        cache: size and normalisation, which are part of the key.
-        work: the work folder; its folder of caches exists.
+    """Read the table, find the images, and digest the new ones; the work folder's folder of caches must exist.
 
     Raises:
         ConfigurationError: table or images are not set.

@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import digest_file, digest_json, json_text
+from csi_job.files import csv_text, digest_file, digest_json, json_text
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import ZONES
 
@@ -95,11 +94,8 @@ def manifest_text(info: CacheInfo) -> str:
 
 def split_table_text(images: list[CachedImage]) -> str:
     """Return the text of the split table."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=";", lineterminator="\n")
-    writer.writerow(("split", "image", "patient", "patient_index", *ZONES))
-    writer.writerows((row.split, row.image, row.patient, row.patient_index, *row.zones) for row in images)
-    return text.getvalue()
+    rows = ((row.split, row.image, row.patient, row.patient_index, *row.zones) for row in images)
+    return csv_text(("split", "image", "patient", "patient_index", *ZONES), rows)
 
 
 def read_split_table(folder: Path) -> list[CachedImage]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from csi_job.errors import DataError, Problem
-from csi_job.files import write_atomic
+from csi_job.files import csv_text, write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.work_folder import WorkFolder
 
@@ -24,12 +22,9 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
         OSError: the folder cannot be written.
 
     """
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=";", lineterminator="\n")
-    writer.writerow(("row", "column", "FileID", "problem"))
-    writer.writerows((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
+    rows = ((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
     path = WorkFolder(work).problems
-    write_atomic(path, text.getvalue(), mode=_PRIVATE_MODE)
+    write_atomic(path, csv_text(("row", "column", "FileID", "problem"), rows), mode=_PRIVATE_MODE)
     return path
 
 

@@ -1,1 +1,1 @@
-"""Drawn chest radiographs to try everything with."""
+"""Synthetic chest radiographs for tests, the demo and benchmarks."""

@@ -1,4 +1,4 @@
-"""One chest phantom drawn: what X-rays meet on their way is added up, then put on film.
+"""Draw one chest phantom: add up the attenuation along each ray, then expose a film.
 
 Coordinates of the drawing: `across` from -1 (the patient's right, left on the film) to 1, `down` from 0 to 1;
 `out` is the distance from the midline. Attenuation has no unit: 0 is air, about 1.7 the heart.
@@ -99,7 +99,7 @@ class _View:
         self.lungs_HW = self._lungs()
 
     def texture(self, num_cells: int) -> Plane:
-        """Return smooth noise from 0 to 1 with so many cells from top to bottom."""
+        """Return smooth noise from 0 to 1 with this many cells from top to bottom."""
         cells = self.random.random((num_cells + 2, num_cells + 2), dtype=np.float32)
         return np.asarray(Image.fromarray(cells).resize(self.size_px, Image.Resampling.BICUBIC)).clip(0, 1)
 

@@ -31,27 +31,7 @@ def write_film(film_HW: np.ndarray, path_without_ending: Path, variant: int) -> 
     path.write_bytes(encode(film_HW, path_without_ending.name))
 
 
-def _png_8(film_HW: np.ndarray, _: str) -> bytes:
-    return _picture(_levels(film_HW, 8), "PNG", compress_level=1)
-
-
-def _png_16(film_HW: np.ndarray, _: str) -> bytes:
-    return _picture(_levels(film_HW, 16), "PNG", compress_level=1)
-
-
-def _jpeg(film_HW: np.ndarray, _: str) -> bytes:
-    return _picture(_levels(film_HW, 8), "JPEG", quality=90)
-
-
-def _dicom(film_HW: np.ndarray, name: str) -> bytes:
-    return _dicom_bytes(_levels(film_HW, _STORED_BITS), name, "MONOCHROME2")
-
-
-def _dicom_inverted(film_HW: np.ndarray, name: str) -> bytes:
-    return _dicom_bytes((1 << _STORED_BITS) - 1 - _levels(film_HW, _STORED_BITS), name, "MONOCHROME1")
-
-
-def _nifti(film_HW: np.ndarray, _: str) -> bytes:
+def _nifti(film_HW: np.ndarray) -> bytes:
     """Store right-to-left, (front-to-back,) bottom-to-top, as an image volume of one coronal slice is."""
     import nibabel
 
@@ -60,34 +40,24 @@ def _nifti(film_HW: np.ndarray, _: str) -> bytes:
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
-_ENCODERS: tuple[tuple[str, Callable[[np.ndarray, str], bytes]], ...] = (
-    (".png", _png_8),
-    (".jpg", _jpeg),
-    (".png", _png_16),
-    (".dcm", _dicom),
-    (".jpeg", _jpeg),
-    (".nii.gz", _nifti),
-    (".png", _png_8),
-    (".dcm", _dicom_inverted),
-)
-NUM_VARIANTS = len(_ENCODERS)
-
-
 def _levels(film_HW: np.ndarray, num_bits: int) -> np.ndarray:
     levels_HW: np.ndarray = np.rint(film_HW * ((1 << num_bits) - 1))
     return levels_HW.astype(np.uint8 if num_bits <= 8 else np.uint16)  # noqa: PLR2004 - bits of a byte
 
 
-def _picture(levels_HW: np.ndarray, kind: str, **options: int) -> bytes:
+def _picture(film_HW: np.ndarray, num_bits: int, kind: str, **options: int) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(levels_HW).save(content, kind, **options)
+    Image.fromarray(_levels(film_HW, num_bits)).save(content, kind, **options)
     return content.getvalue()
 
 
-def _dicom_bytes(levels_HW: np.ndarray, name: str, photometric: str) -> bytes:
+def _dicom(film_HW: np.ndarray, name: str, photometric: str) -> bytes:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+    levels_HW = _levels(film_HW, _STORED_BITS)
+    if photometric == "MONOCHROME1":  # 0 is white
+        levels_HW = (1 << _STORED_BITS) - 1 - levels_HW
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[name])
@@ -107,3 +77,16 @@ def _dicom_bytes(levels_HW: np.ndarray, name: str, photometric: str) -> bytes:
     content = io.BytesIO()
     dataset.save_as(content, enforce_file_format=True)
     return content.getvalue()
+
+
+_ENCODERS: tuple[tuple[str, Callable[[np.ndarray, str], bytes]], ...] = (
+    (".png", lambda film_HW, _: _picture(film_HW, 8, "PNG", compress_level=1)),
+    (".jpg", lambda film_HW, _: _picture(film_HW, 8, "JPEG", quality=90)),
+    (".png", lambda film_HW, _: _picture(film_HW, 16, "PNG", compress_level=1)),
+    (".dcm", lambda film_HW, name: _dicom(film_HW, name, "MONOCHROME2")),
+    (".jpeg", lambda film_HW, _: _picture(film_HW, 8, "JPEG", quality=90)),
+    (".nii.gz", lambda film_HW, _: _nifti(film_HW)),
+    (".png", lambda film_HW, _: _picture(film_HW, 8, "PNG", compress_level=1)),
+    (".dcm", lambda film_HW, name: _dicom(film_HW, name, "MONOCHROME1")),
+)
+NUM_VARIANTS = len(_ENCODERS)

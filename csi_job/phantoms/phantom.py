@@ -1,4 +1,4 @@
-"""Chest phantoms: radiographs of nobody, free of any licence, with a label table, for tests, demo and benchmarks.
+"""Chest phantoms: synthetic radiographs, free of any licence, with a label table, for tests, demo and benchmarks.
 
 They show what the model is to learn: fluid in six lung zones that gets denser and larger with the score. They say
 nothing about how well it reads real radiographs.
@@ -6,14 +6,12 @@ nothing about how well it reads real radiographs.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 
 from csi_job.errors import ConfigurationError, DataError
-from csi_job.files import write_atomic
+from csi_job.files import csv_text, write_atomic
 from csi_job.logs import progress
 from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
@@ -52,7 +50,9 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")
     if not _MIN_SIDE_PX <= side_px[0] <= side_px[1]:
         raise ConfigurationError("impossible side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
-    patients_N = _draw_patients(num_images, np.random.default_rng([seed, 0]))
+    random = np.random.default_rng([seed, 0])
+    images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
+    patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0
     zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
     names = [f"phantom-{number:05d}" for number in range(num_images)]
     try:
@@ -68,12 +68,6 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         raise DataError(
             f"the phantoms cannot be written ({error.strerror})", got=str(error.filename or folder)
         ) from None
-
-
-def _draw_patients(num_images: int, random: np.random.Generator) -> np.ndarray:
-    """Return the patient of each image, numbered from 0."""
-    images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
-    return np.repeat(np.arange(num_images), images_per_patient)[:num_images]
 
 
 def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -107,10 +101,8 @@ def _draw_film(body: Body, scores_Z: np.ndarray, side_px: tuple[int, int], rando
 
 
 def _write_labels(path: Path, names: list[str], patients_N: np.ndarray, zones_NZ: np.ndarray) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=";", lineterminator="\n")
-    writer.writerow((FILE_COLUMN, PATIENT_COLUMN, *ZONES))
-    for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True):
-        cells = ["" if score == UNKNOWN else score for score in scores_Z]
-        writer.writerow((name, f"P{patient:05d}", *cells))
-    write_atomic(path, text.getvalue())
+    rows = (
+        (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
+        for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
+    )
+    write_atomic(path, csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))

@@ -48,9 +48,9 @@ def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
     size = _size_of(get_frame(dataset.PixelData, 0, number_of_frames=1))
     if size is not None:
         check_size(*size, max_image_side_px)
-        told = (int(dataset.Columns), int(dataset.Rows))
-        if size != told:
-            raise DataError(f"the pixels are {size[0]}x{size[1]}, the DICOM file says {told[0]}x{told[1]}")
+        stated = (int(dataset.Columns), int(dataset.Rows))
+        if size != stated:
+            raise DataError(f"the pixels are {size[0]}x{size[1]}, the DICOM file says {stated[0]}x{stated[1]}")
 
 
 def _size_of(codestream: bytes) -> tuple[int, int] | None:

@@ -35,9 +35,6 @@ def to_uint8(values_HW: np.ndarray) -> np.ndarray:
     Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
     full range would leave many radiographs nearly black. Non-finite values become black.
 
-    Args:
-        values_HW: `[H, W]`, any real type.
-
     Raises:
         DataError: all pixels are equal, or none is finite.
 

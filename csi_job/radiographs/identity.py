@@ -23,10 +23,7 @@ def pseudonym(identifier: str, key: bytes) -> str:
 
 
 def load_key(path: Path) -> bytes:
-    """Return the key of a work folder; the first call creates it, readable only by its owner.
-
-    Args:
-        path: the key's file; its folder exists.
+    """Return the key in a file; the first call creates it, readable only by its owner. The folder must exist.
 
     Raises:
         DataError: the file cannot be read or written, or does not hold a key.

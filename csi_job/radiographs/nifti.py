@@ -26,14 +26,11 @@ def is_nifti(content: bytes) -> bool:
 def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     """Return a NIfTI radiograph as upright grey uint8 `[side_px, side_px]`.
 
-    The affine says where the axes point, and is believed: the patient's right is put on the left of the square, as
+    The affine says where the axes point, and is trusted: the patient's right is put on the left of the square, as
     on a film, and the head on top. Where a radiograph has no third axis and its plane is left-right by
     anterior-posterior, as converters write 2-D images, posterior is down (DICOM counts rows downwards).
 
-    Args:
-        content: the file, gzipped or not; 2-D, or with further axes of length 1.
-        side_px: side of the square.
-        max_image_side_px: largest width or height decoded.
+    The file may be gzipped; the image is 2-D, or its further axes have length 1.
 
     Raises:
         DataError: not a 2-D image, too small or too large, cut off, or blank.

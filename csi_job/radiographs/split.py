@@ -22,10 +22,10 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
     """Divide the patients so that each split has its share of every score of every zone.
 
     This is iterative stratification (K. Sechidis, G. Tsoumakas, I. Vlahavas, On the Stratification of Multi-Label
-    Data, ECML PKDD 2011), which scikit-learn does not have: again and again the rarest label not yet dealt out is
-    taken, and each patient with it goes to the split that still wants it most. Here the labels of a patient are the
-    scores of each zone and "zone graded at all", a split takes no more patients than its share, and ties are
-    broken by a hash of seed and patient, so that neither the table's order nor a library's version changes the split.
+    Data, ECML PKDD 2011), which scikit-learn does not have: as long as labels are left, the rarest is dealt out, and
+    each patient with it goes to the split that needs it most. Here the labels of a patient are the scores of each zone
+    and "zone graded at all", a split takes no more patients than its share, and ties are broken by a hash of seed and
+    patient, so that neither the table's order nor a library's version changes the split.
 
     Args:
         table: N images; all images of a patient go together.
@@ -48,7 +48,7 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
 
 
 def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
-    """Check that every zone can be learnt and judged.
+    """Check that every zone has the grades it takes to learn and to evaluate it.
 
     Args:
         class_counts_SZK: images by split, zone and class, `[3, 6, 5]`.

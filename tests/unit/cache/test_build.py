@@ -1,4 +1,4 @@
-"""Building the cache: whole or not at all, once for a content, gone on with after a kill."""
+"""Building the cache: completely or not at all, once per content, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -296,14 +296,24 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
 
 
 def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    first = start_build(slowed(0.05))
+    may_finish = tmp_path / "may finish"
+    first = start_build(
+        "import time; flush = arrays.SlotArrays.flush\n"
+        "def flush_later(self):\n"
+        f"    while not Path({str(may_finish)!r}).exists(): time.sleep(0.01)\n"
+        "    flush(self)\n"
+        "arrays.SlotArrays.flush = flush_later"
+    )
     wait_until(lambda: any((tmp_path / "work" / "cache").glob(".*.partial")))
     second = start_build("import csi_job.cache.build as b; b.decode_images = None  # it would fail if it decoded")
-    outputs = [process.communicate() for process in (first, second)]
+    try:
+        assert any("another process is building cache" in line for line in second.stderr)
+    finally:
+        may_finish.touch()
+    outputs = [process.communicate()[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
-    assert outputs[0][0] == outputs[1][0]
-    assert "another process is building cache" in outputs[1][1]
-    assert finished(tmp_path / "work") == [outputs[0][0].strip()]
+    assert outputs[0] == outputs[1]
+    assert finished(tmp_path / "work") == [outputs[0].strip()]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
