@@ -66,14 +66,23 @@ def _plot(
     draw: Callable[[StudyView, list[TrialView], list[str]], Figure],
     limit: int,
 ) -> Plot:
-    names = fmt.in_order({name for trial in trials for name in trial.params})
+    drawn = _sample(view, trials, limit)
+    names = fmt.in_order({name for trial in drawn for name in trial.params})  # those drawn, so that no axis is empty
     if not names:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to draw.")
-    warnings: tuple[str, ...] = ()
-    if len(trials) > limit:
-        warnings = (f"For readability, {limit} of {fmt.count(len(trials))} trials are drawn, spread evenly over F1.",)
-        trials = spread_sample(sorted(trials, key=lambda trial: -(trial.f1 or 0.0)), limit)
-    return Plot(key, title, caption, draw(view, trials, names), warnings=warnings, is_wide=True)
+    warning = f"For readability, {len(drawn)} of {fmt.count(len(trials))} trials are drawn, spread evenly over F1."
+    warnings = (warning,) if len(drawn) < len(trials) else ()
+    return Plot(key, title, caption, draw(view, drawn, names), warnings=warnings, is_wide=True)
+
+
+def _sample(view: StudyView, trials: list[TrialView], limit: int) -> list[TrialView]:
+    """Return at most `limit` trials, always with the best trial and the baseline, which have their own traces."""
+    if len(trials) <= limit:
+        return trials
+    special = [trial for trial in trials if trial is view.best or trial is view.baseline]
+    others = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
+    ranked = sorted(others, key=lambda trial: -(trial.f1 or 0.0))
+    return [*special, *spread_sample(ranked, limit - len(special))]
 
 
 @dataclass(frozen=True)
@@ -210,16 +219,16 @@ def _slices(view: StudyView, trials: list[TrialView], names: list[str]) -> Figur
     y_axis["range"] = f1_range([trial.f1 for trial in trials if trial.f1 is not None])
     traces: list[dict[str, Any]] = []
     for index, name in enumerate(names):
-        suffix = str(index + 1) if index else ""
-        traces += _slice_traces(view, trials, name, suffix)
-        result[f"xaxis{suffix}"] = {**x_axis, **_slice_x_axis(view, trials, name)}
+        axis_suffix = str(index + 1) if index else ""
+        traces += _slice_traces(view, trials, name, axis_suffix)
+        result[f"xaxis{axis_suffix}"] = {**x_axis, **_slice_x_axis(view, trials, name)}
         title = axis_title(F1_AXIS if index % num_columns == 0 else "")
-        result[f"yaxis{suffix}"] = {**y_axis, "title": title, **({"matches": "y"} if index else {})}
+        result[f"yaxis{axis_suffix}"] = {**y_axis, "title": title, **({"matches": "y"} if index else {})}
     return {"data": traces, "layout": result}
 
 
-def _slice_traces(view: StudyView, trials: list[TrialView], name: str, suffix: str) -> list[dict[str, Any]]:
-    """Return the markers of one small figure; only those of the first, whose suffix is empty, enter the legend."""
+def _slice_traces(view: StudyView, trials: list[TrialView], name: str, axis_suffix: str) -> list[dict[str, Any]]:
+    """Return the markers of one small figure; only those of the first, whose axes have no suffix, enter the legend."""
     best, baseline = view.best, view.baseline
     groups: dict[str, tuple[dict[str, Any], list[TrialView]]] = {
         "Complete": ({**OUTCOME_MARKERS["complete"], "opacity": 0.8}, []),
@@ -231,11 +240,11 @@ def _slice_traces(view: StudyView, trials: list[TrialView], name: str, suffix: s
         if name in trial.params:
             special = "Baseline" if trial is baseline else "Best" if trial is best else ""
             groups[special or trial.outcome.capitalize()][1].append(trial)
-    on_axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": not suffix}
+    on_axes = {"xaxis": f"x{axis_suffix}", "yaxis": f"y{axis_suffix}", "showlegend": not axis_suffix}
     choices = _choices(view, trials, name)
     traces = []
     for label, (marker, group) in groups.items():
-        if group or not suffix:
+        if group or not axis_suffix:
             xs = [trial.params[name] for trial in group]
             if choices:  # they are at 0, 1, …, with a small fixed shift, so that markers do not hide each other
                 xs = [choices.index(x) + 0.36 * _jitter(trial) for x, trial in zip(xs, group, strict=True)]

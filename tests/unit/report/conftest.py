@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from csi_job.cache.dataset import Cache
@@ -146,6 +147,24 @@ def random_study(num_trials):
     """One phase of random trials, which are cheap however many they are."""
     study = new_study("random", target=num_trials)
     run_phase(study, num_trials, sampler="random")
+    return study
+
+
+def rare_parameter_study(num_trials):
+    """Two parameters, and a third in one trial of middling F1 that sampling passes over."""
+    study = optuna.create_study(direction="maximize")
+    rates = {"learning_rate": FloatDistribution(1e-5, 1e-1, log=True)}
+    momentum = {"momentum": FloatDistribution(0.0, 0.99)}
+    for number in range(num_trials):
+        f1, params = number / num_trials, {"learning_rate": 10 ** (-4 + 2 * number / num_trials)}
+        has_momentum, is_baseline = number == num_trials - 4, number == num_trials - 3
+        trial = optuna.trial.create_trial(
+            value=f1,
+            params=params | ({"momentum": 0.9} if has_momentum else {}),
+            distributions=rates | (momentum if has_momentum else {}),
+            user_attrs={"baseline": is_baseline},
+        )
+        study.add_trial(trial)
     return study
 
 
