@@ -129,7 +129,7 @@ def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: 
     except OSError as error:
         _remove_partial(partial, done_flags)
         needed = f"{math.ceil(len(split_N) * side_px * side_px / 1e6)} MB free"
-        hint = "Free space, or choose another --work folder"
+        hint = "free space, or choose another --work folder"
         what = f"no room for the cache ({error.strerror})"
         raise DataError(what, got=str(partial.parent), allowed=needed, hint=hint) from None
     with arrays:
@@ -156,7 +156,7 @@ def _decode(
                 allowed = radiographs.max_corrupt_fraction
                 if len(corrupt) > allowed * num_images:
                     raise DataError(
-                        f"{len(corrupt)} of {num_images} images cannot be read, the build stops",
+                        f"{len(corrupt)} of {num_images} images cannot be read; build stopped",
                         allowed=f"a fraction of {allowed:g} (radiographs.max_corrupt_fraction)",
                         problems=corrupt.values(),
                     )
@@ -167,14 +167,16 @@ def _decode(
 
 
 def _report_corrupt(work: Path, corrupt: dict[int, Problem]) -> None:
-    """List the images left out, or remove the list of an earlier build."""
+    """List the skipped images, or remove the list of an earlier build."""
     if not corrupt:
         WorkFolder(work).problems.unlink(missing_ok=True)
         return
     path = write_problems(work, corrupt.values())
-    rows = sorted(problem.row or 0 for problem in corrupt.values())
-    named = ", ".join(map(str, rows[:_NUM_ROWS_NAMED])) + (", …" if len(rows) > _NUM_ROWS_NAMED else "")
-    _logger.warning("the images left out are listed in %s: rows %s", path, named)
+    reasons = sorted((problem.row or 0, problem.what) for problem in corrupt.values())
+    rows = [str(row) for row, _ in reasons[:_NUM_ROWS_NAMED]]
+    rows[0] += f" ({reasons[0][1]})"
+    more = ", …" if len(reasons) > len(rows) else ""
+    _logger.warning("the skipped images are listed in %s: rows %s%s", path, ", ".join(rows), more)
 
 
 def _describe(
@@ -198,7 +200,7 @@ def _describe(
     )
     for name, num_images in info.num_images.items():
         if num_images == 0:
-            raise DataError(f"no image is left in the {name} split", hint="Repair the images that cannot be read")
+            raise DataError(f"no image is left in the {name} split", hint="repair the images that cannot be read")
     write_atomic(folder / MANIFEST, manifest_text(info))
     return info
 
@@ -231,7 +233,7 @@ def _data_warnings(source: Source, split_N: np.ndarray, kept: Sequence[int]) -> 
     warnings = []
     num_corrupt = len(source.table) - len(kept)
     if num_corrupt:
-        warnings.append(f"{num_corrupt} of {len(source.table)} images cannot be read and are left out")
+        warnings.append(f"{num_corrupt} of {len(source.table)} images cannot be read and are skipped")
     if not source.table.has_patients:
         warnings.append("no PatientID: images of one patient may be in several splits")
     splits_of_content: dict[str, set[int]] = defaultdict(set)

@@ -70,7 +70,7 @@ class Source:
             if digest.stat is not None and _stat(path) != digest.stat
         ]
         if changed:
-            raise DataError("images changed while the cache was built", problems=changed, hint="Run it again")
+            raise DataError("images changed while the cache was built", problems=changed, hint="run it again")
 
 
 def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
@@ -83,7 +83,7 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     """
     if radiographs.labels is None or radiographs.images is None:
         missing = "radiographs.labels" if radiographs.labels is None else "radiographs.images"
-        raise ConfigurationError(f"{missing} is not set", hint="Give --labels TABLE and --images FOLDER")
+        raise ConfigurationError(f"{missing} is not set", hint="give --labels TABLE and --images FOLDER")
     table = read_table(radiographs.labels, radiographs).sorted_by_file()
     paths = find_images(radiographs.images, table.file_ids, table.rows)
     folder = WorkFolder(work)
@@ -223,7 +223,7 @@ def _sole_matching_cache(root: Path, radiographs: RadiographsSettings, cache: Ca
             matching.append(manifest.parent)
     if len(matching) > 1:
         names = ", ".join(folder.name for folder in matching)
-        raise ConfigurationError("several caches match these settings", got=names, hint="Give --labels and --images")
+        raise ConfigurationError("several caches match these settings", got=names, hint="give --labels and --images")
     return matching[0] if matching else None
 
 

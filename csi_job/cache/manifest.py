@@ -23,7 +23,7 @@ FORMAT_VERSION = 1  # part of the content key: raise it when the meaning of the 
 MANIFEST = "manifest.json"
 SPLIT_TABLE = "split.csv"
 _DIGEST_FIELD = "manifest_sha256"
-_REBUILD = "Delete the folder and run `csi-job cache build` again"
+_REBUILD = "delete the folder and run `csi-job cache build` again"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_info(folder: Path) -> CacheInfo:
         return CacheInfo(**content)
     except OSError as error:
         what = f"no readable cache ({error.strerror})"
-        raise DataError(what, got=str(folder), hint="Run `csi-job cache build`") from None
+        raise DataError(what, got=str(folder), hint="run `csi-job cache build`") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f"{MANIFEST} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
 

@@ -41,7 +41,7 @@ def problems_listed(work: Path) -> Iterator[None]:
     except OSError as error:
         what = f"the cache cannot be written ({error.strerror})"
         got = str(error.filename or work)
-        raise DataError(what, got=got, hint="Free space, or choose another --work folder") from None
+        raise DataError(what, got=got, hint="free space, or choose another --work folder") from None
     except DataError as error:
         raise _listed(error, work) from None
 
@@ -58,4 +58,4 @@ def _listed(error: DataError, work: Path) -> DataError:
         replace(problem, pseudonym=pseudonym(problem.file_id, key)) if problem.file_id else problem
         for problem in error.problems
     ]
-    return DataError(str(error), problems=problems, hint=f"all are listed in {path}")
+    return DataError(str(error), problems=problems, hint=f"those found are listed in {path}")

@@ -12,7 +12,10 @@ Normalisation = Literal["medical", "imagenet"]
 
 
 class CacheSettings(Section):
-    """The size and normalisation of the cached images."""
+    """The size and normalisation of the images.
+
+    The cache stores raw uint8 pixels, normalised only on the device; `normalisation` is nevertheless part of its key.
+    """
 
     image_size_px: int = Field(default=224, ge=32, le=2048)
     """Width and height of the model's input images, in pixels."""

@@ -20,15 +20,16 @@ def cache() -> None:
 def build(loaded: LoadedSettings) -> None:
     """Build the cache.
 
-    An interrupted build is resumed; a finished cache of the same data and settings is left as it is.
+    An interrupted build is resumed; a finished cache of the same data and settings is kept.
     """
     from csi_job.pipeline import ensure_cache
 
+    finished = {path.name for path in loaded.settings.folder.caches.glob("*")}
     cache = ensure_cache(loaded.settings)
     info = cache.info
     splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
     click.echo(f"{cache.folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
-    for warning in info.warnings:
+    for warning in info.warnings if info.key in finished else ():  # a build logs them itself
         click.echo(f"warning: {warning}")
 
 

@@ -48,4 +48,5 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
     if best.is_file():
-        click.echo(f"next: csi-job train-optimized --hyperparams {shlex.quote(str(best))} (and the same --work)")
+        next_command = ["csi-job", "train-optimized", "--hyperparams", str(best), "--work", str(loaded.settings.work)]
+        click.echo(f"next: {shlex.join(next_command)}")

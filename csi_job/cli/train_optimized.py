@@ -35,4 +35,5 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
 
     final = run_train_optimized(loaded.settings, hyperparams)
     Console().print(render_final_model(final))
-    click.echo(f"next: csi-job evaluate --model-path {shlex.quote(str(final.path))} (and the same --work)")
+    next_command = ["csi-job", "evaluate", "--model-path", str(final.path), "--work", str(loaded.settings.work)]
+    click.echo(f"next: {shlex.join(next_command)}")

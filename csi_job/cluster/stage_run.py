@@ -72,7 +72,7 @@ class StageRun:
         return self.on_active(job)
 
     def on_active(self, job: Mapping[str, Any]) -> bool:
-        """Handle a Job that has not finished; return whether the stage is done all the same."""
+        """Handle a Job that has not finished; return whether the stage is done anyway."""
         paused, waiting = f"{self.stage.name}: suspended", f"{self.stage.name}: waiting for quota"
         now = paused if is_paused(job) else waiting if job["spec"].get("suspend") else ""
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again

@@ -79,7 +79,7 @@ class Comparison:
             return f"The {split} set is too small to compare the two models: {reason}."
         model, baseline = self.model.predictions, self.baseline.predictions
         if np.array_equal(model.probabilities_NZK, baseline.probabilities_NZK):
-            return "Both models make the same predictions, as they do when the search finds the baseline to be best."
+            return "Both models make the same predictions, which happens when the search finds the baseline to be best."
         verdict = (
             f"the difference is within the noise of the {split} set"
             if headline.verdict == "within the noise"

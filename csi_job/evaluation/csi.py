@@ -7,7 +7,7 @@ the same images; `num_graded_N` is 0 for such an image.
 A zone contributes its score distribution given that it is graded, p(s) / (1 - p(unknown)). The CSI is the expected
 score, which uses what the model knows between two scores. The risk probabilities are the mass of that same
 distribution below, between and above the two limits, with zones independent given the image. The risk class follows
-from the CSI by the published limits.
+from the CSI by the CSI-Predictor project's limits, not clinically validated.
 """
 
 from __future__ import annotations

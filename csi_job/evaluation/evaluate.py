@@ -36,7 +36,7 @@ DEFINITIONS = {
     "majority": "what always predicting the most frequent class of this split would score",
     "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
     "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
-    "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 lie low",
+    "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 are biased low",
 }
 
 

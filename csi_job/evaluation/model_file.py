@@ -29,6 +29,7 @@ from csi_job.trial.model import build_model
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
 SUFFIXES = (".safetensors", ".pth")
+HINT = "use the .safetensors file that train-optimized wrote, or evaluate with --model-arch, e.g. --model-arch ResNet50"
 
 logger = get_logger(__name__)
 StateDict = dict[str, torch.Tensor]
@@ -72,7 +73,7 @@ def load_model(
     architecture = card.get("architecture") or architecture
     if architecture is None:
         what = "the model file has no card that names its architecture"
-        raise ModelFileError(what, got=str(path), hint="name it with --model-arch, e.g. --model-arch ResNet50")
+        raise ModelFileError(what, got=str(path), hint=HINT)
     model = _build(str(architecture), state, path)
     size, normal = _image_form(card, image_size_px, normalisation, path)
     return LoadedModel(
@@ -135,7 +136,7 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
 
 
 def _card_beside(path: Path) -> Mapping[str, Any]:
-    """Return the card `<stem>.json` if it holds the digest of this very file."""
+    """Return the card `<stem>.json` if it holds the digest of this exact file."""
     card_file = path.with_suffix(".json")
     if not card_file.is_file():
         return {}
@@ -186,7 +187,7 @@ def _image_form(
     missing = [name for name, value in given.items() if value is None]
     if missing:
         what = f"{path.name} has no card with its {' and '.join(missing)}"
-        raise ModelFileError(what, hint="give --image-size and --normalisation, or use the .safetensors file")
+        raise ModelFileError(what, hint=HINT)
     try:
         checked = CacheSettings.model_validate(given)
     except ValueError:

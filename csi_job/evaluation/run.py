@@ -22,7 +22,7 @@ from csi_job.html.render import render
 from csi_job.work_folder import WorkFolder
 
 OTHER_CACHE = (
-    "{name} was trained on another cache than the one it is evaluated on; unless the data is different on purpose, "
+    "{name} was trained on a different cache from the one it is evaluated on; unless the data is different on purpose, "
     "patients of this {split} set may have been among its training patients"
 )
 

@@ -188,7 +188,7 @@ def _train_candidate(
             results.append(trainer.run(candidate.recipe, seed, advance))
         except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
             advance(candidate.recipe.max_epochs * (len(seeds) - len(results) - 1))
-            logger.warning("A candidate cannot be trained with seed %d and is left out: %s", seed, error)
+            logger.warning("a candidate cannot be trained with seed %d and is skipped: %s", seed, error)
             return CandidateResult(candidate, (), str(error))
     return CandidateResult(candidate, tuple(results))
 

@@ -144,9 +144,9 @@ def _limits(num_images: int, num_patients: int, image_size_px: int) -> list[str]
             "predicted unknown is not a finding."
         ),
         (
-            f"The risk class follows the published limits of the CSI mean, {LOW_RISK_MAX_CSI} and "
-            f"{MEDIUM_RISK_MAX_CSI}. Its probabilities treat zones as independent given the image and are not "
-            "calibrated for any clinic."
+            f"The risk class follows the CSI-Predictor project's limits of the CSI mean, {LOW_RISK_MAX_CSI} and "
+            f"{MEDIUM_RISK_MAX_CSI}, not clinically validated. Its probabilities treat zones as independent given the "
+            "image and are not calibrated for any clinic."
         ),
         f"Images are resized to greyscale squares of {image_size_px} px, which changes shapes and loses detail.",
     ]

@@ -25,7 +25,7 @@ from csi_job.final_model.hyperparams import rename_old_keys
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
-    """Write a model as `.safetensors`, with its card beside it; return the card with the digests of the files.
+    """Write a model as `.safetensors`, with its card next to it; return the card with the digests of the files.
 
     `with_pth` also writes a PyTorch state dict, for software that does not read safetensors.
 

@@ -60,7 +60,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     content = _content(path)
     params = content.get("params", content)
     if not isinstance(params, dict) or not params:
-        what = f"{path.name} holds no hyperparameters"
+        what = f"{path.name} contains no hyperparameters"
         raise ConfigurationError(what, got=params, allowed="a JSON object of them, or one under `params`", hint=HINT)
     form = content if "params" in content else {}
     study, trial, max_epochs = (form.get(name) for name in ("study", "trial", "max_epochs"))
@@ -97,7 +97,7 @@ def _content(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ConfigurationError("the hyperparameters file is not JSON", got=str(path), hint=HINT) from None
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path.name} must hold a JSON object", got=content, hint=HINT)
+        raise ConfigurationError(f"{path.name} must contain a JSON object", got=content, hint=HINT)
     return content
 
 

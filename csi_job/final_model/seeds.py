@@ -177,5 +177,5 @@ class SeedTrainer:
         return result
 
     def _stem(self, recipe: Recipe, seed: int) -> Path:
-        """Return the folder of the checkpoints, which the record and the weights lie beside."""
+        """Return the folder of the checkpoints, which the record and the weights are next to."""
         return self.folder / self.recipe_digest(recipe) / f"seed-{seed}"

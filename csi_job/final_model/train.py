@@ -42,7 +42,7 @@ from csi_job.trial.pretrained import check_pretrained
 from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import WorkFolder
 
-OTHER_DATA = "the hyperparameters were searched on another cache than the one trained on"
+OTHER_DATA = "the hyperparameters were searched on a different cache from the one trained on"
 
 logger = get_logger(__name__)
 
@@ -125,13 +125,13 @@ class _FinalTraining:
         return digest_json(content)[:16]
 
     def finished(self) -> FinalModel | None:
-        """Return the models if this very request was completed and its files are intact."""
+        """Return the models if this exact request was completed and its files are intact."""
         card, baseline_card = (read_valid_card(path) for path in (self.work.optimized_model, self.work.baseline_model))
         if card is None or baseline_card is None or not self.params_file.is_file():
             return None
         if {card.get("request"), baseline_card.get("request")} != {self.request_digest}:
             return None
-        logger.info("The final model is up to date (same study, data and settings); nothing is trained.")
+        logger.info("the final model is up to date (same study, data and settings); nothing is trained")
         return self._final(card, baseline_card, is_new=False)
 
     def run(self) -> FinalModel:
@@ -161,7 +161,7 @@ class _FinalTraining:
         try:
             return self._confirm((candidate,), "training the baseline").result
         except InfeasibleTrialError as error:
-            logger.warning("There is no baseline to compare with: %s", error)
+            logger.warning("there is no baseline to compare with: %s", error)
             remove_model(self.work.baseline_model)
             return None
 

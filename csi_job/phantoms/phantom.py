@@ -49,7 +49,7 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     if num_images < 1:
         raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")
     if not _MIN_SIDE_PX <= side_px[0] <= side_px[1]:
-        raise ConfigurationError("impossible side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
+        raise ConfigurationError("invalid side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
     random = np.random.default_rng([seed, 0])
     images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
     patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0

@@ -50,7 +50,7 @@ def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
         check_size(*size, max_image_side_px)
         stated = (int(dataset.Columns), int(dataset.Rows))
         if size != stated:
-            raise DataError(f"the pixels are {size[0]}x{size[1]}, the DICOM file says {stated[0]}x{stated[1]}")
+            raise DataError(f"pixel data are {size[0]}x{size[1]}, but the DICOM header says {stated[0]}x{stated[1]}")
 
 
 def _size_of(codestream: bytes) -> tuple[int, int] | None:

@@ -23,10 +23,10 @@ def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
     """
     size = f"{width_px}x{height_px} pixels"
     if min(width_px, height_px) < MIN_SIDE_PX:
-        raise DataError(f"the image has {size}", allowed=f"at least {MIN_SIDE_PX} per side")
+        raise DataError(f"the image is {size}", allowed=f"at least {MIN_SIDE_PX} per side")
     if max(width_px, height_px) > max_image_side_px or width_px * height_px > MAX_NUM_PIXELS:
         allowed = f"up to {max_image_side_px} per side (radiographs.max_image_side_px) and {MAX_NUM_PIXELS} in all"
-        raise DataError(f"the image has {size}", allowed=allowed)
+        raise DataError(f"the image is {size}", allowed=allowed)
 
 
 def to_uint8(values_HW: np.ndarray) -> np.ndarray:

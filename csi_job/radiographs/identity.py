@@ -34,7 +34,7 @@ def load_key(path: Path) -> bytes:
             _write_once(path, secrets.token_bytes(_KEY_BYTES))
         key = path.read_bytes()
     if len(key) != _KEY_BYTES:
-        raise DataError("the pseudonym key is damaged", got=str(path), hint="Delete it to create another")
+        raise DataError("the pseudonym key is damaged", got=str(path), hint="delete it to create another")
     return key
 
 

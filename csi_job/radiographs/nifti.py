@@ -67,10 +67,10 @@ def _checked_size(header: Any, max_image_side_px: int) -> int:
     check_size(sides[0], sides[1], max_image_side_px)
     dtype = header.get_data_dtype()
     if dtype.itemsize > _MAX_BYTES_PER_PIXEL or dtype.kind == "c":
-        raise DataError(f"NIfTI pixels of type {dtype} are no grey levels")
+        raise DataError(f"NIfTI pixels of type {dtype} are not grey levels")
     offset = int(header.get_data_offset())
     if not 0 <= offset <= _MAX_EXTENSION_BYTES:
-        raise DataError("the NIfTI header has no sensible offset", got=offset)
+        raise DataError("the NIfTI header has an invalid offset", got=offset)
     return offset + sides[0] * sides[1] * int(dtype.itemsize)
 
 

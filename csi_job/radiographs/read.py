@@ -43,7 +43,7 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
     for file_id, row in zip(file_ids, rows, strict=True):
         path = images.find(file_id)
         if not isinstance(path, str) and found.setdefault(path, row) != row:
-            path = f"the image of row {found[path]} again"
+            path = f"same image as row {found[path]}"
         if isinstance(path, str):
             problems.append(Problem(path, row=row, column="FileID", file_id=file_id))
     if problems:

@@ -68,7 +68,7 @@ def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
             if len(absent) == UNKNOWN and name in _SPLITS_THAT_NEED_GRADES:
                 raise DataError(
                     f"zone {zone} has no graded image in the {name} split",
-                    hint="Grade more images of it, or choose another radiographs.split.seed",
+                    hint="grade more images of it, or choose another radiographs.split.seed",
                 )
             if absent:
                 lacking.append(f"{zone} {' '.join(absent)}")
@@ -89,7 +89,7 @@ def _patients_per_split(num_patients: int, shares_S: np.ndarray) -> np.ndarray:
             f"too few patients for a {shares} split",
             got=num_patients,
             allowed=f"at least {needed}",
-            hint="Add patients",
+            hint="add patients",
         )
     return room_S
 

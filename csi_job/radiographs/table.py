@@ -87,7 +87,7 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
             continue
         first = first_rows.setdefault(row.file_id, row_number)
         if first != row_number:
-            what = f"the FileID of row {first} again"
+            what = f"duplicate FileID (first in row {first})"
             problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=row.file_id))
         rows.append(row)
     if problems:
@@ -168,7 +168,7 @@ def _read_row(
     for zone in ZONES:
         score = _read_score(cells[columns[zone]], settings.unknown_values)
         if score is None:
-            what = f"no score: {_shown(cells[columns[zone]])}"
+            what = f"not a valid score: {_shown(cells[columns[zone]])}"
             problems.append(Problem(what, row=number, column=zone, file_id=named))
         else:
             scores.append(score)
@@ -208,15 +208,15 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     if len(missing) == len(REQUIRED_COLUMNS):  # perhaps no header at all: its cells may name patients, so none is shown
         found = f"{_counted(len(cells), 'cell')} when split at '{_separator_name(separator)}'"
         raise DataError(
-            f"the first line of the label table names none of its columns ({found})",
+            f"the first line of the label table contains none of the required columns ({found})",
             allowed=f"a header with {', '.join(REQUIRED_COLUMNS)}",
-            hint=f"Check the separator ({SEPARATORS_TEXT}) and the header",
+            hint=f"check the separator ({SEPARATORS_TEXT}) and the header",
         )
     if missing:
         shown = ", ".join(_shown(cell) for cell in cells[:NUM_COLUMNS_NAMED])
         raise DataError(
             f"the label table lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}",
-            hint=f"Its columns, split at '{_separator_name(separator)}', are {shown}",
+            hint=f"its columns, split at '{_separator_name(separator)}', are {shown}",
         )
     repeated = [name for name in known if names.count(name.casefold()) > 1]
     if repeated:
@@ -256,7 +256,7 @@ def _read_text(path: Path) -> str:
         if "\0" not in text:
             return text
         break
-    raise DataError("the label table is not text", got=str(path), hint="Save it as CSV")
+    raise DataError("the label table is not text", got=str(path), hint="save it as CSV")
 
 
 def _shown(cell: str) -> str:

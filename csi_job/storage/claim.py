@@ -150,7 +150,7 @@ class _ClaimTransaction:
         if num_lost < self.max_attempts:
             return False
         if self._take_lease(connection, row, attempt=row.attempt):
-            reason = f"no epoch was finished in {num_lost} attempts, whose workers died or stalled"
+            reason = f"no epoch finished in {num_lost} attempts; the workers died or stalled"
             write_trial(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
             logger.warning("trial %d failed: %s", row.number, reason)
         return True

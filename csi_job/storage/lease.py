@@ -170,7 +170,7 @@ def write_fenced(
 
 
 def is_finished_under(connection: Connection, lease: Lease, state: TrialState) -> bool:
-    """Return whether a trial has this final state, written under this very lease."""
+    """Return whether a trial has this final state, written under this exact lease."""
     query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     return connection.execute(query.where(_mine(lease), TRIALS.c.state == state)).first() is not None
 

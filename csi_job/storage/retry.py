@@ -1,4 +1,4 @@
-"""Retry while the database is unreachable; fail at once when it rejects us."""
+"""Retry while the database is unreachable or busy; reject wrong settings on first contact."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ MAX_DELAY_S: Final = 10.0
 MAX_BUSY_DELAY_S: Final = 0.5  # another worker releases its lock soon
 BUSY_LIMIT_S: Final = 120.0  # at least this long for a lock, even where the caller does not wait for outages
 CHECK_EVERY_S: Final = 0.5
+CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
 LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -148,7 +149,7 @@ class RetryPolicy:
         """Run an operation, retrying it with exponential back-off while the database is unreachable or busy.
 
         Args:
-            operation: what to run; it must bear being run several times.
+            operation: what to run; it must be idempotent.
             limit_s: seconds to retry at most, by default this policy's limit.
             check: whether `self.check` may end the wait.
 
@@ -171,8 +172,8 @@ class RetryPolicy:
                 if elapsed_s >= (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit):
                     raise self._unavailable(error, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
-                    message = "%s is unreachable (%s); retrying for up to %.0f s"
-                    logger.warning(message, self.where, reason(error), limit)
+                    what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
+                    logger.warning("%s %s (%s); retrying for up to %.0f s", self.where, what, reason(error), limit)
                     logged = True
                 self._wait(delay * random.uniform(0.5, 1.5), check=check)
                 delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
@@ -208,7 +209,8 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy) -> Resul
             return operation()
         except Exception as error:
             if classify(error) is ErrorKind.REJECTED or _sqlite_code(_driver_error(error)) in SQLITE_UNREACHABLE:
-                raise ConfigurationError(f"{policy.where} cannot be used: {reason(error)}") from None
+                message = f"{policy.where} cannot be used: {reason(error)}"
+                raise ConfigurationError(message, hint=CREDENTIALS_HINT if "password" in message else "") from None
             raise
 
     return policy.call(first_contact)

@@ -64,7 +64,7 @@ class _AskBuffer:
 
 
 class StudyStorage(OptunaStorage):
-    """Optuna's tables on SQLite or PostgreSQL, with leases (design §5).
+    """Optuna's tables on SQLite or PostgreSQL, with leases (docs/faults.md).
 
     It keeps the contract of `RDBStorage`, with these differences:
 
@@ -109,7 +109,7 @@ class StudyStorage(OptunaStorage):
     def write(
         self, operation: Callable[[Connection], Result], *, limit_s: float | None = None, check: bool = True
     ) -> Result:
-        """Run an operation in one transaction; it is retried through outages and must bear that."""
+        """Run an operation in one transaction; it is retried through outages, so it must be idempotent."""
 
         def transaction() -> Result:
             with self.engine.begin() as connection:
@@ -375,7 +375,7 @@ def storage_of(study: optuna.Study) -> StudyStorage:
     storage = backend_of(study)
     if not isinstance(storage, StudyStorage):
         message = "this study was not opened by csi-job"
-        raise ConfigurationError(message, got=type(storage).__name__, hint="open it with define_study or load_study")
+        raise ConfigurationError(message, got=type(storage).__name__, hint="use optimize_hyperparameters")
     return storage
 
 

@@ -186,7 +186,7 @@ class Part(NamedTuple):
 
 
 def _read(connection: Connection, wanted: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """Read trials with all their parts in one statement, hence as of one moment."""
+    """Read trials with all their parts in one statement: a consistent snapshot."""
     parts: defaultdict[int, tuple[list[Part], ...]] = defaultdict(lambda: ([], [], [], [], []))
     trials = []
     for table, trial_id, order, key, number, text, start, complete in connection.execute(_query(wanted)).all():

@@ -136,9 +136,9 @@ def _parsed(text: str) -> URL:
     except Exception:  # noqa: BLE001 - whatever the parser says quotes the URL, and with it the password
         raise ConfigurationError(message, allowed=ALLOWED) from None
     if "\0" in text or "%00" in text:
-        raise ConfigurationError(f"{message}: it holds a NUL byte", allowed=ALLOWED)
+        raise ConfigurationError(f"{message}: it contains a NUL byte", allowed=ALLOWED)
     if url.drivername in POSTGRES_SCHEMES and _is_ambiguous(text, url):
-        message = "storage.url holds more than one @"
+        message = "storage.url contains more than one @"
         raise ConfigurationError(message, hint=f"the password needs percent-encoding there (@ is %40), or {HINT}")
     return url
 
@@ -174,7 +174,7 @@ def _postgres_address(url: URL, settings: StorageSettings) -> Address:
     if password is not None or url.password is not None:
         secrets["password"] = str(url.password) if password is None else password
     if "\0" in secrets.get("password", ""):
-        raise ConfigurationError("the database's password holds a NUL byte, which PostgreSQL cannot take", hint=HINT)
+        raise ConfigurationError("the database's password contains a NUL byte, which PostgreSQL cannot take", hint=HINT)
     bare = url.difference_update_query(SECRET_OPTIONS)
     clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
     return Address(clean, secrets)

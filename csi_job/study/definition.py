@@ -110,7 +110,7 @@ class Definition:
             raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
         check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
         if stored.get(SEED) != self.settings.seed:
-            logger.warning("the study was created with seed %s, which stays in force", stored.get(SEED))
+            logger.warning("the study was created with seed %s; using that seed", stored.get(SEED))
 
 
 def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:

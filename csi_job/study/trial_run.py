@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 Params = TypeVar("Params")
-RELEASE_S: Final = 10.0  # a pod that is stopped has 30 s
+RELEASE_S: Final = 10.0  # well within the pod's grace period (60 s in the chart)
 MAX_REASON_CHARACTERS: Final = 200
 DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
 _PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
@@ -211,7 +211,8 @@ class RunningTrial(Generic[Params]):
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)
         if self.should_prune():
-            message = f"below the others at epoch {result.epoch}"
+            rival = "median" if self.settings.pruner == "median" and not self.has_two_objectives else "others"
+            message = f"below the {rival} at epoch {result.epoch}"
             raise optuna.TrialPruned(message)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
@@ -249,7 +250,7 @@ class RunningTrial(Generic[Params]):
         except StorageUnavailableError as error:
             if self._away_since is None:
                 self._away_since = time.monotonic()
-                logger.warning("%s; training continues meanwhile", error)
+                logger.warning("%s; training continues", error)
             if time.monotonic() - self._away_since >= self.storage.retry.limit_s:
                 raise
             return

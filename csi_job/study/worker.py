@@ -186,9 +186,9 @@ class _Worker:
         if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
             return False
         if running:
-            logger.info("the last %d of %d trials run on other workers", len(running), nothing.target)
+            logger.info("the last %d of %d trials are running on other workers", len(running), nothing.target)
         elif not self.summary.outcomes:
-            logger.info("study %s has all its %d trials", self.study.study_name, nothing.target)
+            logger.info("study %s is complete (%d trials)", self.study.study_name, nothing.target)
         return True
 
     def _run_trial(self, claim: Claim) -> None:

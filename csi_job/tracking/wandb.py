@@ -178,11 +178,12 @@ class WandbTracker:
                 process.stdout.close()
         if problem:
             self._is_offline = True
-            self._warn_once(f"{problem.decode(errors='replace').strip()}; to upload the runs later, `wandb sync`")
+            reason = problem.decode(errors="replace").strip()
+            self._warn_once(f"{reason}; to upload the runs later: wandb sync {self._folder.wandb}")
 
     def _warn_once(self, problem: str) -> None:
         if not self._has_warned:
-            logger.warning("Weights & Biases: %s %s", problem, self._folder.wandb)
+            logger.warning("Weights & Biases: %s", problem)
             self._has_warned = True
 
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import BASELINE, FINGERPRINT, MIGRATED_FROM, TARGET, UID, outcome_of
+from csi_job.storage.attributes import BASELINE, FINGERPRINT, FINISHED, MIGRATED_FROM, TARGET, UID, outcome_of
 from csi_job.storage.claim import count_trials
 from csi_job.storage.engine import lock_study
 from csi_job.storage.optuna_private import trial_id_of
@@ -37,7 +37,6 @@ from csi_job.trial.space import SearchSpace
 
 # Whatever else Optuna stores with a trial belongs to the space it was sampled from, e.g. the state of CMA-ES.
 KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", RUNG_KEY_PREFIX)
-FINISHED: Final = ("complete", "pruned", "infeasible")
 UNFINISHED: Final = {"running": "still running", "waiting": "still waiting"}
 Origin = tuple[Any, int]
 """The uid of the study a trial was trained in, and its number there."""

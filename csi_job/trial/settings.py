@@ -48,4 +48,5 @@ class TrialSettings(Section):
     augment: AugmentSettings = AugmentSettings()
     """Random changes to the training images."""
     stall_s: float = Field(default=1800.0, gt=0)
-    """Seconds without a finished batch after which the worker releases its trial and exits with code 1."""
+    """Seconds without a finished batch after which the worker exits with code 1; another worker resumes the trial when
+    its lease expires."""

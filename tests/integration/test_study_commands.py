@@ -102,7 +102,7 @@ def test_a_copied_sqlite_file_is_complete_without_others_beside_it(searched: Pat
     [
         (("none", "--to", "sqlite:///WORK/new.db"), "no study of this name, got 'none'; allowed: csi_optimization"),
         (("csi_optimization", "--to", "mysql://h/d"), "this database cannot hold a study, got 'mysql'"),
-        (("csi_optimization", "--to", "postgresql://a:b@c@h/d"), "--to holds more than one @"),
+        (("csi_optimization", "--to", "postgresql://a:b@c@h/d"), "--to contains more than one @"),
         (("csi_optimization", "--to", "sqlite:///WORK/new.db", "--as", "a/b"), "cannot have this name, got 'a/b'"),
         (("csi_optimization", "--to", "sqlite:///WORK/settings.yaml"), "file is not a database"),
         (

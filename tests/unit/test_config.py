@@ -51,7 +51,7 @@ def test_a_searched_parameter_is_replaced_not_merged(tmp_path: Path) -> None:
         ("study: {num_trials: 0}", "study.num_trials"),
         ("study: {num_trials: many}", "study.num_trials"),
         ("study: {sampler: magic}", "'tpe', 'random' or 'cmaes'"),
-        ("radiographs: {split: {train: 0.9}}", "must be 1"),
+        ("radiographs: {split: {train: 0.9}}", "must add up to 1"),
         ("a: [", "line 1"),
         ("study: {seed: 1, seed: 2}", "given twice"),
         ("- 1", "mapping"),

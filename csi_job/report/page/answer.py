@@ -122,7 +122,8 @@ def _on_test(results: Results) -> str:
     result = (results.comparison or {}).get("outcome")
     result = result or f"the final model's macro F1 is {fmt.with_interval(f1.value, f1.low, f1.high)}."
     images = f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')}"
-    return f"On the test set ({images}, not used before): {result} {few_patients(evaluation)}".strip()
+    unseen = "not used for training or model selection"
+    return f"On the test set ({images}, {unseen}): {result} {few_patients(evaluation)}".strip()
 
 
 def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:

@@ -59,7 +59,10 @@ GLOSSARY = (
     ("Seed", "The number that fixes every random choice in a training run."),
     ("Trial", "One training run with one set of hyperparameters."),
     ("Unknown weight", "How much ungraded zones count in training relative to graded ones."),
-    ("Validation", "Patients set aside for choosing settings. Test patients are used only once, at the very end."),
+    (
+        "Validation",
+        "Patients set aside for choosing settings. Test patients are not used for training or model selection.",
+    ),
 )
 
 

@@ -84,8 +84,8 @@ def test_result(results: Results) -> PageSection:
     percent = f"{evaluation['bootstrap']['confidence']:.0%}"
     sentence = (
         f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')} "
-        f"that were not used before. Parentheses: {percent} confidence intervals over patients, not including the "
-        "randomness of training."
+        f"that were not used for training or model selection. Parentheses: {percent} confidence intervals over "
+        "patients, not including the randomness of training."
     )
     blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
     warnings = [few_patients(evaluation), *map(fmt.sentence, evaluation["warnings"]), *results.notes]

@@ -143,11 +143,11 @@ def test_few_corrupt_images_are_listed_and_left_out(
     info = load_info(folder)
     assert info.num_corrupt == 2
     assert sum(info.num_images.values()) == NUM_IMAGES - 2
-    assert "2 of 30 images cannot be read and are left out" in info.warnings
+    assert "2 of 30 images cannot be read and are skipped" in info.warnings
     rows = list(csv.DictReader((tmp_path / "problems.csv").open(), delimiter=";"))
     assert [(row["row"], row["FileID"]) for row in rows] == [("5", "jane-doe-03"), ("6", "jane-doe-04")]
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
-    assert "rows 5, 6" in caplog.text
+    assert "rows 5 (the image file is empty), 6" in caplog.text
     assert "jane" not in caplog.text
     kept = sum(Cache.open(folder).split(name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
     assert kept == NUM_IMAGES - 2
@@ -175,7 +175,7 @@ def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettin
         path.write_bytes(b"no image")
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     others = set(children.read_text().split())  # servers that earlier tests keep
-    with pytest.raises(DataError, match="images cannot be read, the build stops") as caught:
+    with pytest.raises(DataError, match="images cannot be read; build stopped") as caught:
         build_cache(settings_of(copied), cache, tmp_path)
     assert "jane" not in caught.value.render(identities=False)
     assert "jane-doe-0" in caught.value.render(identities=True)
@@ -220,7 +220,7 @@ def test_a_zone_without_grades_is_refused_before_decoding(copied: Path, cache: C
 def test_data_that_is_not_named_is_a_configuration_error(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set; Give --labels TABLE"):
+    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set; give --labels TABLE"):
         build_cache(RadiographsSettings(labels=radiographs.labels), cache, tmp_path)
 
 

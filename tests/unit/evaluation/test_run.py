@@ -22,7 +22,7 @@ def test_numbers_and_figures_are_written_and_open_without_a_network(cache_folder
     assert "Plotly.newPlot" in page
     assert "<script src=" not in page
     assert run.comparison is None
-    assert run.evaluation.warnings == tuple(w for w in run.evaluation.warnings if "trained on another" not in w)
+    assert run.evaluation.warnings == tuple(w for w in run.evaluation.warnings if "trained on a different" not in w)
 
 
 def test_a_baseline_is_evaluated_and_compared_on_the_same_images(cache_folder, model_file, tmp_path, quick):

@@ -103,7 +103,7 @@ def test_few_phantoms_can_be_asked_for(tmp_path: Path, num_images: int) -> None:
 def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="too few phantoms, got 0"):
         write_phantoms(tmp_path, 0, seed=0)
-    with pytest.raises(ConfigurationError, match="impossible side_px"):
+    with pytest.raises(ConfigurationError, match="invalid side_px"):
         write_phantoms(tmp_path, 1, seed=0, side_px=(300, 200))
 
 

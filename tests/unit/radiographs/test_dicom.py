@@ -203,7 +203,7 @@ def test_compressed_pixels_of_another_size_than_told_are_refused(
     rows = stored_HW.shape[0].to_bytes(2, "little")
     lying = content.replace(b"\x28\x00\x10\x00US\x02\x00" + rows, b"\x28\x00\x10\x00US\x02\x00\x40\x00")
     assert lying != content
-    with pytest.raises(DataError, match="the pixels are 90x120, the DICOM file says 90x64"):
+    with pytest.raises(DataError, match="pixel data are 90x120, but the DICOM header says 90x64"):
         read(lying)
 
 

@@ -111,7 +111,7 @@ def test_two_files_for_one_identifier_are_refused_and_named(folder: Path) -> Non
 
 
 def test_one_file_under_two_identifiers_is_refused(folder: Path) -> None:
-    assert problem(folder, "a", "a.png") == "the image of row 2 again"
+    assert problem(folder, "a", "a.png") == "same image as row 2"
 
 
 @pytest.mark.parametrize("file_id", ["sub", "x" * 300, "no/such/folder/x", "sub/", "f"])

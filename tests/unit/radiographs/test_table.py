@@ -100,7 +100,7 @@ def test_identities_are_shown_only_where_asked_for(tmp_path: Path) -> None:
 
 def test_a_file_id_used_twice_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path, lines(HEADER, ROW, ROW))
-    assert (error.problems[0].row, error.problems[0].what) == (3, "the FileID of row 2 again")
+    assert (error.problems[0].row, error.problems[0].what) == (3, "duplicate FileID (first in row 2)")
 
 
 def test_blank_identifiers_are_refused(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_numbers_that_a_spreadsheet_made_decimal_are_integers_again(tmp_path: Pa
         ("", "is empty"),
         ("\n \n", "is empty"),
         (lines(HEADER), "no rows"),
-        (lines(HEADER, ROW, separator="|"), "names none of its columns"),
-        (lines(ROW), "names none of its columns"),
+        (lines(HEADER, ROW, separator="|"), "contains none of the required columns"),
+        (lines(ROW), "contains none of the required columns"),
         (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
         (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
         (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
