@@ -74,7 +74,7 @@ def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched: Path, pha
         assert str(phantoms).encode() not in content
 
 
-def test_a_study_goes_to_postgresql_is_continued_there_and_comes_back(searched: Path, postgres_url: str) -> None:
+def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched: Path, postgres_url: str) -> None:
     out, _ = run(searched, "study", "copy", "csi_optimization", "--to", postgres_url)
     assert "2 trials (2 complete)" in out
     assert "csi-job hyperopt --study-name csi_optimization" in out
@@ -90,7 +90,7 @@ def test_a_study_goes_to_postgresql_is_continued_there_and_comes_back(searched: 
     assert trials(searched)[:2] == [(0, "COMPLETE"), (0, "COMPLETE")]
 
 
-def test_a_copied_sqlite_file_is_complete_without_others_beside_it(searched: Path, tmp_path: Path) -> None:
+def test_a_copied_sqlite_file_is_complete_by_itself(searched: Path, tmp_path: Path) -> None:
     work = tmp_path / "other work"
     run(searched, "study", "copy", "csi_optimization", "--to", f"sqlite:///{work}/studies.db")
     assert [path.name for path in work.iterdir()] == ["studies.db"]
@@ -112,9 +112,7 @@ def test_a_copied_sqlite_file_is_complete_without_others_beside_it(searched: Pat
         (("csi_optimization",), "Missing option '--to'"),
     ],
 )
-def test_a_copy_that_cannot_be_is_refused_in_one_line(
-    searched: Path, arguments: tuple[str, ...], expected: str
-) -> None:
+def test_an_impossible_copy_is_rejected_in_one_line(searched: Path, arguments: tuple[str, ...], expected: str) -> None:
     _, err = run(searched, "study", "copy", *(word.replace("WORK", str(searched.parent)) for word in arguments), code=2)
     assert expected in one_line(err)
     assert not err.count("storage.")
@@ -148,7 +146,7 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["copy", "export", "migrate"])
-def test_the_help_teaches_by_an_example(name: str) -> None:
+def test_the_help_shows_an_example(name: str) -> None:
     out = CliRunner().invoke(cli, ["study", name, "--help"]).output
     assert f"csi-job study {name} " in out.partition("For example")[2]
 
@@ -193,7 +191,7 @@ def test_a_copy_takes_the_targets_own_password(tmp_path: Path, monkeypatch: pyte
             assert cursor.fetchall() == [("toy",)]
 
 
-def test_a_server_that_is_not_there_is_waited_for_and_then_one_line(
+def test_an_unreachable_server_is_retried_then_reported_in_one_line(
     searched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql://anna:s3cret@127.0.0.1:1/csi")

@@ -32,7 +32,7 @@ def predict(loaded, paths, batch_size=4, advance=lambda _: None):
     return list(predict_images(loaded, paths, EvaluationSettings(batch_size=batch_size), RADIOGRAPHS, advance))
 
 
-def test_every_format_is_predicted_in_order_as_it_is_alone(loaded, images):
+def test_every_format_is_predicted_in_order_and_as_if_alone(loaded, images):
     assert len({"".join(path.suffixes) for path in images}) > 2
     results = predict(loaded, images)
     assert [result.path for result in results] == images
@@ -84,7 +84,7 @@ def test_files_are_read_as_needed_and_progress_counts_each_once(loaded, images):
     assert sum(done) == len(images)
 
 
-def test_a_model_that_grades_no_zone_gives_neither_csi_nor_risk(model_file, images):
+def test_without_a_graded_zone_there_is_neither_csi_nor_risk(model_file, images):
     loaded = load_model(model_file, torch.device("cpu"))
     with torch.no_grad():
         head = list(loaded.model.parameters())[-1]

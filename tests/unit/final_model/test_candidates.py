@@ -167,7 +167,7 @@ def test_a_candidate_without_results_is_written_as_null():
     assert good.to_json(winner=True)["seeds"] == [{"seed": 1, "val_f1": 0.5, "best_epoch": 1, "num_epochs": 2}]
 
 
-def test_params_that_cannot_be_written_are_a_one_line_error(trainer, tmp_path):
+def test_unwritable_params_are_a_one_line_error(trainer, tmp_path):
     winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):

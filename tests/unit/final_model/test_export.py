@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from csi_job.cache.dataset import Cache
-from csi_job.cache.manifest import load_info
 from csi_job.errors import CsiJobError
 from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import load_model
@@ -44,6 +44,21 @@ def card(trainer, state, tmp_path):
     return build_card(context, result, evaluation)
 
 
+@pytest.fixture
+def path(tmp_path, state, card) -> Path:
+    """A model with both file types and its card."""
+    path = tmp_path / "models" / "m.safetensors"
+    write_model(path, state, card, with_pth=True)
+    return path
+
+
+@pytest.fixture
+def own_evaluation(path, cache_folder):
+    """The model on its own test set."""
+    cache = Cache.open(cache_folder)
+    return evaluate_model(load_model(path, CPU), cache.split("test"), QUICK, split="test", cache=cache.info.key)
+
+
 def test_both_file_types_load_as_the_model_with_its_card(tmp_path, state, card):
     path = tmp_path / "models" / "optimized_model.safetensors"
     written = write_model(path, state, card, with_pth=True)
@@ -56,9 +71,7 @@ def test_both_file_types_load_as_the_model_with_its_card(tmp_path, state, card):
         assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
 
 
-def test_the_state_dict_is_plain(tmp_path, state, card):
-    path = tmp_path / "m.safetensors"
-    write_model(path, state, card, with_pth=True)
+def test_the_state_dict_is_plain(path, state):
     plain = torch.load(path.with_suffix(".pth"), weights_only=True)
     assert plain.keys() == state.keys()
 
@@ -94,10 +107,8 @@ class PulledPlugError(BaseException):
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_describe(
-    tmp_path, state, card, monkeypatch, step
+    path, state, card, monkeypatch, step
 ):
-    path = tmp_path / "models" / "m.safetensors"
-    write_model(path, state, card, with_pth=True)
     newer = {name: tensor + 1 for name, tensor in state.items()}
     num_steps, real_replace, real_unlink = 0, Path.replace, Path.unlink
 
@@ -127,47 +138,35 @@ def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_descr
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.json", "m.md"])
-def test_a_card_is_invalid_once_one_of_its_files_is_missing_or_changed(tmp_path, state, card, name):
-    path = tmp_path / "m.safetensors"
-    write_model(path, state, card, with_pth=True)
+def test_a_card_is_invalid_once_one_of_its_files_is_missing_or_changed(path, name):
     if name == "m.safetensors":
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     else:
-        (tmp_path / name).unlink()
+        path.with_name(name).unlink()
     assert read_valid_card(path) is None
 
 
-def test_test_metrics_are_filled_in_for_the_models_own_test_set(tmp_path, state, card, cache_folder):
-    path = tmp_path / "m.safetensors"
-    write_model(path, state, card, with_pth=True)
-    loaded, data, key = load_model(path, CPU), Cache.open(cache_folder).split("test"), load_info(cache_folder).key
-    evaluation = evaluate_model(loaded, data, QUICK, split="test", cache=key)
-    assert record_test_metrics(path.with_suffix(".pth"), evaluation)
+def test_test_metrics_are_filled_in_for_the_models_own_test_set(path, own_evaluation):
+    before = read_valid_card(path)
+    assert record_test_metrics(path.with_suffix(".pth"), own_evaluation)
     changed = read_valid_card(path)
-    assert changed["test"]["metrics"]["f1_macro"]["value"] == evaluation.metrics["f1_macro"].value
-    assert {**changed, "test": None} == {**read_valid_card(path), "test": None}
+    assert changed["test"]["metrics"]["f1_macro"]["value"] == own_evaluation.metrics["f1_macro"].value
+    assert {**changed, "test": None} == before
     assert "Not measured yet" not in path.with_suffix(".md").read_text()
 
 
-def test_a_card_of_version_0_1_is_read_with_todays_keys(tmp_path, state, card):
-    path = tmp_path / "m.safetensors"
-    write_model(path, state, card, with_pth=False)
+def test_a_card_of_version_0_1_is_read_with_todays_keys(path):
     written = path.with_suffix(".json").read_text()
     path.with_suffix(".json").write_text(written.replace('"std":', '"spread":'))
     assert '"spread"' in path.with_suffix(".json").read_text()
     assert read_valid_card(path) == json.loads(written)
 
 
-def test_other_data_splits_and_models_without_a_card_leave_cards_alone(tmp_path, state, card, cache_folder):
-    path = tmp_path / "m.safetensors"
+def test_other_data_splits_and_models_without_a_card_leave_cards_alone(path, state, card, own_evaluation):
+    assert not record_test_metrics(path, replace(own_evaluation, cache="f" * 16))
+    assert not record_test_metrics(path, replace(own_evaluation, split="validation"))
     write_model(path, state, card, with_pth=False)
-    loaded, data, key = load_model(path, CPU), Cache.open(cache_folder).split("test"), load_info(cache_folder).key
-    other_cache = evaluate_model(loaded, data, QUICK, split="test", cache="f" * 16)
-    other_split = evaluate_model(loaded, data, QUICK, split="validation", cache=key)
-    own = evaluate_model(loaded, data, QUICK, split="test", cache=key)
-    assert not record_test_metrics(path, other_cache)
-    assert not record_test_metrics(path, other_split)
-    assert not record_test_metrics(path.with_suffix(".pth"), own)
+    assert not record_test_metrics(path.with_suffix(".pth"), own_evaluation)
     assert read_valid_card(path)["test"] is None
 
 
@@ -178,9 +177,7 @@ def test_a_read_only_folder_is_a_one_line_error(tmp_path, state, card):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_is_removed_with_the_files_that_describe_it(tmp_path, state, card):
-    path = tmp_path / "models" / "m.safetensors"
-    write_model(path, state, card, with_pth=True)
+def test_a_model_is_removed_with_the_files_that_describe_it(path):
     remove_model(path)
     assert list(path.parent.iterdir()) == []
     remove_model(path)

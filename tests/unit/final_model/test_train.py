@@ -102,7 +102,7 @@ def test_running_again_does_nothing(done, copied, cache_folder):
     assert trained_files(copied) == before
 
 
-def test_it_needs_no_stored_trainings_to_know_that_all_is_done(copied, cache_folder):
+def test_a_finished_model_needs_no_stored_trainings(copied, cache_folder):
     shutil.rmtree(copied / "models" / "candidates")
     assert not final(copied, cache_folder, study_of(*TRIALS)).is_new
 

@@ -196,7 +196,7 @@ def test_compressed_files_are_read(tmp_path: Path, stored_HW: np.ndarray, square
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
-def test_compressed_pixels_of_another_size_than_told_are_refused(
+def test_compressed_pixels_of_another_size_than_declared_are_rejected(
     tmp_path: Path, stored_HW: np.ndarray, syntax: str
 ) -> None:
     content = compressed(tmp_path, dataset_of(stored_HW), syntax)

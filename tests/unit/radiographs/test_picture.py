@@ -71,7 +71,7 @@ def test_jpegs_of_every_mode_are_the_film(film_HW: np.ndarray, square_HW: np.nda
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_large_jpegs_decoded_at_a_fraction_look_as_if_decoded_whole(mode: str) -> None:
+def test_large_jpegs_decoded_at_a_fraction_look_as_if_decoded_fully(mode: str) -> None:
     rows, columns = np.mgrid[0:1600, 0:1300]
     film = (128 + 60 * np.sin(rows / 90) + 60 * np.cos(columns / 70)).astype(np.uint8)
     content = encode(Image.fromarray(film).convert(mode), "JPEG", quality=92)

@@ -106,7 +106,7 @@ def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path: Path) -> None
     assert cut.trials[0].user_attrs["f1_se"] == uncut.trials[0].user_attrs["f1_se"]
 
 
-def test_without_room_for_checkpoints_the_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_continues_without_room_for_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uncut, settings = define(tmp_path / "uncut")
     work_on(uncut, settings, tmp_path / "uncut")
     study, settings = define(tmp_path / "full")

@@ -27,7 +27,7 @@ def add(study: optuna.Study, *curves: list[float], **options: Any) -> None:
         study.add_trial(create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve)), **options))
 
 
-def test_the_median_is_that_of_optunas_pruner_on_the_whole_study(storage: StudyStorage) -> None:
+def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: StudyStorage) -> None:
     study = define(storage)
     draws = random.Random(3)
     add(study, *[[draws.random() for _ in range(draws.randint(1, 6))] for _ in range(25)])

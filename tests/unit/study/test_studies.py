@@ -61,7 +61,7 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     assert sorted(tmp_path.rglob("*.pt")) == before != []
 
 
-def test_a_study_of_that_name_starts_anew_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_study_of_that_name_starts_afresh_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage)
     work_on(study, tmp_path)
     delete_study(storage, "toy", tmp_path)

@@ -12,7 +12,7 @@ from tests.unit.terminal.conftest import shown
 QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
 
 
-def test_an_evaluation_fits_eighty_columns_with_every_value_whole():
+def test_an_evaluation_fits_eighty_columns_without_cutting_a_value():
     evaluation = evaluated(random_predictions(60, 0), QUICK, "optimized_model.safetensors")
     text = shown(render_evaluation(evaluation), 80)
     metric = evaluation.metrics["f1_macro"]

@@ -251,7 +251,7 @@ def test_a_new_study_of_other_settings_is_refused_and_stays(storage: StudyStorag
 
 
 @pytest.mark.parametrize(("name", "expected"), [("old", "into itself"), ("a/b", "cannot have this name")])
-def test_a_name_that_cannot_be_is_refused(storage: StudyStorage, old: optuna.Study, name: str, expected: str) -> None:
+def test_an_invalid_name_is_rejected(storage: StudyStorage, old: optuna.Study, name: str, expected: str) -> None:
     del old
     with pytest.raises(ConfigurationError, match=expected):
         migrate(storage, space_of({}), name)

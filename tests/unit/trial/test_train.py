@@ -28,6 +28,7 @@ from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingHooks, TrainingResult, seed_everything, train_model
 
 MakeSplit = Callable[..., SplitData]
+Train = Callable[..., TrainingResult]
 PARAMS = Hyperparameters(model_arch="Custom_1", batch_size=8, learning_rate=3e-3, patience=20)
 
 
@@ -55,7 +56,7 @@ class Hooks:
 
 
 @pytest.fixture
-def train(make_split: MakeSplit) -> Callable[..., TrainingResult]:
+def train(make_split: MakeSplit) -> Train:
     """Return `train(params, hooks, settings, …)` on 25 and 12 synthetic images of 32 px."""
 
     def run(
@@ -87,7 +88,7 @@ def same(one: TrainingResult, two: TrainingResult) -> bool:
     return states and curve(one) == curve(two) and one.best_epoch == two.best_epoch
 
 
-def test_a_model_learns(train: Callable[..., TrainingResult]) -> None:
+def test_a_model_learns(train: Train) -> None:
     result = train(num_train=72, max_epochs=9)
     assert result.best_val_f1 > 0.6
     assert result.epochs[-1].train_loss < 0.5 * result.epochs[0].train_loss
@@ -98,7 +99,7 @@ def test_a_model_learns(train: Callable[..., TrainingResult]) -> None:
     assert all(epoch.images_per_s > 0 and epoch.seconds > 0 for epoch in result.epochs)
 
 
-def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: Callable[..., TrainingResult]) -> None:
+def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: Train) -> None:
     from csi_job.trial.inference import predict_logits
     from csi_job.trial.metrics import confusion, mean_f1
     from csi_job.trial.model import build_model
@@ -112,7 +113,7 @@ def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: 
     assert mean_f1(confusion(pred_NZ, validation.zones_NZ)) == pytest.approx(result.best_val_f1)
 
 
-def test_the_seed_determines_the_result_bit_for_bit(train: Callable[..., TrainingResult]) -> None:
+def test_the_seed_determines_the_result_bit_for_bit(train: Train) -> None:
     once, again, other = train(), train(), train(seed=6)
     assert same(once, again)
     assert not same(once, other)
@@ -129,7 +130,7 @@ def test_the_seed_determines_the_result_bit_for_bit(train: Callable[..., Trainin
     ids=["adam", "adamw", "sgd", "dropout"],
 )
 def test_interrupted_and_resumed_training_gives_the_same_bits(
-    train: Callable[..., TrainingResult], params: Hyperparameters, tmp_path: Path
+    train: Train, params: Hyperparameters, tmp_path: Path
 ) -> None:
     uninterrupted = train(params, max_epochs=4)
     batches_per_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
@@ -145,9 +146,7 @@ def test_interrupted_and_resumed_training_gives_the_same_bits(
     assert same(resumed, uninterrupted)
 
 
-def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(
-    train: Callable[..., TrainingResult], tmp_path: Path
-) -> None:
+def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(train: Train, tmp_path: Path) -> None:
     for batch in (1, 3, 4, 5, 6, 10, 11):
         folder = tmp_path / str(batch)
         with pytest.raises(StopRequestedError):
@@ -156,9 +155,7 @@ def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(
         assert names == [f"epoch-{epoch:04d}.pt" for epoch in range((batch - 1) // 5)][::-1]
 
 
-def test_resuming_can_add_epochs_and_ends_at_once_if_finished(
-    train: Callable[..., TrainingResult], tmp_path: Path
-) -> None:
+def test_resuming_can_add_epochs_and_ends_at_once_if_finished(train: Train, tmp_path: Path) -> None:
     short = train(max_epochs=2, checkpoint_folder=tmp_path)
     newest = valid_checkpoints(tmp_path)[0]
     hooks = Hooks()
@@ -169,9 +166,7 @@ def test_resuming_can_add_epochs_and_ends_at_once_if_finished(
     assert same(longer, train(max_epochs=4))
 
 
-def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(
-    train: Callable[..., TrainingResult], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(train: Train, tmp_path: Path) -> None:
     train(max_epochs=1, checkpoint_folder=tmp_path)
     newest = valid_checkpoints(tmp_path)[0]
     with pytest.raises(CheckpointError, match="another training: seed differ"):
@@ -183,15 +178,13 @@ def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(
         train(resume_from=newest)
 
 
-def test_training_stops_early(train: Callable[..., TrainingResult]) -> None:
+def test_training_stops_early(train: Train) -> None:
     result = train(replace(PARAMS, patience=2, learning_rate=1e-6), max_epochs=30)
     assert result.stopped_early
     assert len(result.epochs) == result.best_epoch + 3
 
 
-def test_a_pruning_hook_ends_training_after_the_epochs_checkpoint(
-    train: Callable[..., TrainingResult], tmp_path: Path
-) -> None:
+def test_a_pruning_hook_ends_training_after_the_epochs_checkpoint(train: Train, tmp_path: Path) -> None:
     hooks = Hooks(prune_at_epoch=1)
     with pytest.raises(optuna.TrialPruned):
         train(hooks=hooks, max_epochs=5, checkpoint_folder=tmp_path)
@@ -199,13 +192,13 @@ def test_a_pruning_hook_ends_training_after_the_epochs_checkpoint(
     assert len(hooks.epochs) == 2
 
 
-def test_without_a_folder_there_is_no_checkpoint(train: Callable[..., TrainingResult]) -> None:
+def test_without_a_folder_there_is_no_checkpoint(train: Train) -> None:
     hooks = Hooks()
     train(hooks=hooks, max_epochs=1)
     assert hooks.checkpoints == [None]
 
 
-def test_a_non_finite_loss_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+def test_a_non_finite_loss_makes_the_trial_infeasible(train: Train) -> None:
     params = Hyperparameters(model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10, batch_size=8)
     with pytest.raises(InfeasibleTrialError, match=r"the (training|validation) loss of epoch \d is (nan|inf)"):
         train(params, max_epochs=5)
@@ -233,20 +226,20 @@ class NoMemory:
         self.handle.remove()
 
 
-def test_out_of_memory_halves_the_micro_batch_and_continues(train: Callable[..., TrainingResult]) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_continues(train: Train) -> None:
     with NoMemory(most=3) as tight:
         result = train(max_epochs=1, num_train=16)
     assert result.micro_batch == 2
     assert tight.sizes == [8, 4, *[2] * (4 + 4 + 6)]  # both batches of 8, then the 12 validation images
 
 
-def test_the_reduced_micro_batch_survives_a_resume(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
+def test_the_reduced_micro_batch_survives_a_resume(train: Train, tmp_path: Path) -> None:
     with NoMemory(most=4):
         train(max_epochs=1, checkpoint_folder=tmp_path)
         assert train(max_epochs=2, resume_from=valid_checkpoints(tmp_path)[0]).micro_batch == 4
 
 
-def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Train) -> None:
     with (
         NoMemory(most=0),
         pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"),
@@ -254,16 +247,14 @@ def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Callable[...,
         train()
 
 
-def test_batch_norm_on_a_single_image_makes_the_trial_infeasible(train: Callable[..., TrainingResult]) -> None:
+def test_batch_norm_on_a_single_image_makes_the_trial_infeasible(train: Train) -> None:
     params = Hyperparameters(model_arch="resnet18", batch_size=1)
     with pytest.raises(InfeasibleTrialError, match="batch norm cannot learn from one image"):
         train(params, side_px=32)
 
 
 @pytest.mark.parametrize(("num_train", "batch_size"), [(2, 64), (9, 8), (8, 8), (17, 8), (5, 1)])
-def test_the_last_batch_never_has_one_image(
-    train: Callable[..., TrainingResult], num_train: int, batch_size: int
-) -> None:
+def test_the_last_batch_never_has_one_image(train: Train, num_train: int, batch_size: int) -> None:
     with NoMemory(most=100) as seen:
         result = train(replace(PARAMS, batch_size=batch_size), num_train=num_train, max_epochs=1)
     training = seen.sizes[: len(seen.sizes) - math.ceil(12 / batch_size)]
@@ -272,16 +263,9 @@ def test_the_last_batch_never_has_one_image(
     assert math.isfinite(result.epochs[0].train_loss)
 
 
-def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Callable[..., TrainingResult]) -> None:
-    settings = TrialSettings.model_validate(
-        {
-            "device": "cpu",
-            "precision": "bf16",
-            "class_balance": True,
-            "objective_average": "weighted",
-            "augment": {"enabled": False},
-        }
-    )
+def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Train) -> None:
+    choices = {"device": "cpu", "precision": "bf16", "class_balance": True, "objective_average": "weighted"}
+    settings = TrialSettings.model_validate({**choices, "augment": {"enabled": False}})
     result = train(settings=settings, num_train=60, max_epochs=6)
     assert result.best_val_f1 > 0.5
     assert {tensor.dtype for tensor in result.best_state.values()} == {torch.float32, torch.int64}
@@ -292,23 +276,15 @@ def test_unusable_splits_are_data_errors(make_split: MakeSplit) -> None:
     ungraded = replace(few, zones_NZ=torch.full((4, 6), 4))
     for train, validation in ((one, few), (few, ungraded)):
         with pytest.raises(DataError, match="needs two training images and a graded validation label"):
-            train_model(
-                train,
-                validation,
-                PARAMS,
-                TrialSettings(device="cpu"),
-                max_epochs=1,
-                seed=0,
-                hooks=Hooks(),
-            )
+            train_model(train, validation, PARAMS, TrialSettings(), max_epochs=1, seed=0, hooks=Hooks())
 
 
-def test_too_small_images_are_one_line(train: Callable[..., TrainingResult]) -> None:
+def test_too_small_images_are_one_line(train: Train) -> None:
     with pytest.raises(ConfigurationError, match="too small for inception_v3"):
         train(replace(PARAMS, model_arch="inception_v3"))
 
 
-def test_a_full_disk_ends_the_training(train: Callable[..., TrainingResult], tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_training(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointWriteError, match="could not be written"):
         train(checkpoint_folder=tmp_path / "file")
