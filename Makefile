@@ -1,4 +1,4 @@
-# `make demo` and `make test` need only git, make and Python 3.11 or newer; all else goes into .venv.
+# `make demo` and `make test` need only git, make and Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -29,13 +29,13 @@ demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo
 	$(CSI_JOB) eval $(DEMO_WORK)
 	$(CSI_JOB) evaluate --model-path $(DEMO)/results/models/optimized_model.safetensors $(DEMO_WORK)
 	@echo
-	@echo "Results: $(DEMO)/results/models, first of all hyperopt/csi_optimization_report.html"
+	@echo "Results: $(DEMO)/results/models; start with hyperopt/csi_optimization_report.html"
 	@echo "Your own data: $(BIN)/csi-job hyperopt --labels TABLE.csv --images FOLDER --work RESULTS --n-trials 50"
 
-test: $(READY) ## Pass the tests
+test: $(READY) ## Run the tests
 	@$(BIN)/pytest --ignore=tests/e2e -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder --durations 10
 
-faults: $(READY) ## Kill, cut, crash and stop at full size; FAULTS_ARGS=--help tells of sizes
+faults: $(READY) ## Run the fault tests at full size; FAULTS_ARGS=--help lists options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.harness $(FAULTS_ARGS)
 
 check: lint types test ## Lint, types, tests
@@ -46,7 +46,7 @@ lint: $(READY) ## Style and format
 lint-cluster: $(TOOLS)/.ready ## Dockerfile, chart and manifests, by hadolint, checkov and kube-score
 	@sh tests/linters/lint.sh $(TOOLS)/bin
 
-# In an environment of their own, since checkov pins what csi-job needs newer; kube-score is a Go program.
+# In a separate environment, since checkov pins what csi-job needs newer; kube-score is a Go program.
 $(TOOLS)/.ready: tests/linters/requirements.lock tests/linters/go.mod tests/linters/go.sum | $(READY)
 	@command -v go >/dev/null || { echo "kube-score is built with Go 1.24 or newer; install it and run make again" >&2; exit 1; }
 	@echo "Installing the locked linters into $(TOOLS)"
@@ -72,7 +72,7 @@ $(READY): $(LOCK) image/bootstrap.lock pyproject.toml
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock: $(READY) ## Renew the lock files within pyproject.toml's bounds
+lock: $(READY) ## Regenerate the lock files within pyproject.toml's bounds
 	@sh image/lock.sh $(BIN)/uv
 
 wheel: $(READY) ## Build the wheel into dist/
@@ -94,16 +94,16 @@ image-size: ## The image's size by layer and by content
 sbom: $(TOOLS)/.ready ## The image's bill of materials (CycloneDX), into csi-job-$(IMAGE_TAG).cdx.json
 	@DOCKER=$(DOCKER) $(TOOLS)/bin/python image/sbom.py csi-job:$(IMAGE_TAG) csi-job-$(IMAGE_TAG).cdx.json
 
-schema: $(READY) ## Renew helm/values.schema.json from the settings
+schema: $(READY) ## Regenerate helm/values.schema.json from the settings
 	@$(BIN)/python -m csi_job.cluster.chart_values > helm/values.schema.json
 
-manifests: ## Renew the plain manifests in k8s/ from the chart
+manifests: ## Regenerate the plain manifests in k8s/ from the chart
 	@sh k8s/render.sh k8s
 
 e2e: $(READY) ## Drive a real cluster (KUBECONFIG) with the image E2E_IMAGE, which its nodes must have
 	@$(BIN)/pytest tests/e2e -rs -n $(RELEASES) --dist load --maxschedchunk 1 --durations=0 --durations-min=5
 
-bench-study: $(READY) ## Measure what a trial costs the database, and how workers scale, beside stock Optuna
+bench-study: $(READY) ## Measure what a trial costs the database, and how workers scale, compared with stock Optuna
 	@$(BIN)/python -W ignore -m benchmarks.study_trial
 	@$(BIN)/python -W ignore -m benchmarks.study_scale
 	@$(BIN)/python -W ignore -m benchmarks.study_scale --sqlite

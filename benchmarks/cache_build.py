@@ -1,4 +1,4 @@
-"""How fast radiographs become a cache, beside Pillow, pydicom and nibabel used plainly; and in how much memory.
+"""How fast radiographs become a cache, compared with Pillow, pydicom and nibabel used plainly; and in how much memory.
 
 Run: `python -m benchmarks.cache_build [--images FOLDER] [--repeats N]`. All times are of one core, ours and the
 peer's in turn on the same files, which the operating system holds in memory.
@@ -146,7 +146,7 @@ measured = {}
 def peak_mb(pid="self"):  # not ru_maxrss, which a child inherits from its parent
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
-def tell():
+def report():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     measured["cpu_s"] = sum(usage.ru_utime + usage.ru_stime for usage in used)
     measured["peak_mb"] = peak_mb()
@@ -168,7 +168,7 @@ radiographs = RadiographsSettings(labels=data / "labels.csv", images=data / "ima
 started = time.perf_counter()
 build_cache(radiographs, CacheSettings(image_size_px=224, num_workers=1), target)
 measured["call_s"] = time.perf_counter() - started
-tell()
+report()
 """
 )
 PLAIN = (
@@ -178,7 +178,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
 from cache_build import plainly
 np.save(target, np.stack([plainly(path) for path in sorted((data / "images").iterdir())]))
-tell()
+report()
 """
 )
 

@@ -1,11 +1,11 @@
-"""How many trials a second many workers get from one study, beside stock Optuna's `study.optimize`.
+"""How many trials a second many workers get from one study, compared with stock Optuna's `study.optimize`.
 
 Run: `python -m benchmarks.study_scale [--workers N …] [--trials N] [--seconds S …] [--sqlite]`
 
 Workers are processes forked from a warm parent, which begin together once all are connected; the sampler is random,
 so that the storage is what is measured. Stock Optuna is stopped by its `MaxTrialsCallback`, and counts as it counts:
-trials beyond the total are told. A worker runs the same trial on both sides: 8 parameters, 2 epochs that are reported
-and compared, and a sleep.
+trials beyond the total are counted. A worker runs the same trial on both sides: 8 parameters, 2 epochs that are
+reported and compared, and a sleep.
 """
 
 from __future__ import annotations

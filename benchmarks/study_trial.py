@@ -1,4 +1,4 @@
-"""What a trial costs the database and its worker, beside stock Optuna on the same server.
+"""What a trial costs the database and its worker, compared with stock Optuna on the same server.
 
 Run: `python -m benchmarks.study_trial [--history N …] [--round-trip-ms MS …] [--trials N] [--rounds N]`
 

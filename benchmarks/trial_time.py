@@ -1,4 +1,4 @@
-"""How long a trial takes with the cache, beside a plain PyTorch loop that decodes every image in every epoch.
+"""How long a trial takes with the cache, compared with a plain PyTorch loop that decodes every image in every epoch.
 
 Run: `python -m benchmarks.trial_time [--labels TABLE --images FOLDER] [--arch NAME …] [--image-size PX] [--epochs N]
 [--rounds N]`; without a table, phantoms are drawn. Both train the same model on the same images with the same batched

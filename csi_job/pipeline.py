@@ -238,7 +238,7 @@ def run_evaluate(
     baseline_path: Path | None = None,
     architecture: str | None = None,
 ) -> EvaluationRun:
-    """Evaluate a model (default: the optimised one) on the test set, and compare it with a baseline if one is given.
+    """Evaluate a model (default: the final model) on the test set, and compare it with a baseline if one is given.
 
     `architecture` names the network of a file without a card.
     """

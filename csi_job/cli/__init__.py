@@ -22,7 +22,7 @@ COMMANDS = {
     "study": ("study", "Create, list, show, copy, export and delete studies; enqueue trials."),
     "report": ("report", "Write the plots and the report of a study."),
     "train-optimized": ("train_optimized", "Retrain the best trials with several seeds and export the winner."),
-    "eval": ("evaluate", "Evaluate the optimised model on the test set."),
+    "eval": ("evaluate", "Evaluate the final model on the test set."),
     "evaluate": ("evaluate", "Evaluate any model on the test set and compare it with a baseline."),
     "predict": ("predict", "Score new radiographs with a model."),
     "cluster": ("cluster", "Work with a release on Kubernetes: check, scale, fetch results."),

@@ -16,7 +16,7 @@ SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
 @click.command("eval")
 @with_settings(*SHOWN)
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
-    """Evaluate the optimised model on the test set.
+    """Evaluate the final model on the test set.
 
     Prints every metric with its confidence interval, and writes them as JSON and plots under models/evaluation/.
     """

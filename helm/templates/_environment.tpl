@@ -37,7 +37,7 @@
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
 - {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}
 {{- if ne $step "controller" }}
-# On the shared volume: the cache stage downloads the weights, and the other stages have no way out.
+# On the shared volume: the cache stage downloads the weights, and the other stages have no internet access.
 - {name: TORCH_HOME, value: /work/weights}
 {{- end }}
 {{- if has $stage (list "search" "final") }}

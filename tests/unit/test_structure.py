@@ -1,4 +1,4 @@
-"""The walls of the house: folders import to their left, files and functions stay small, help starts at once."""
+"""Package layout: folders import to their left, files and functions stay small, help starts at once."""
 
 from __future__ import annotations
 

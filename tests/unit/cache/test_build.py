@@ -1,4 +1,4 @@
-"""Building the cache: completely or not at all, once per content, resumed after a kill."""
+"""Building the cache: complete or absent, built once, resumed after a kill."""
 
 from __future__ import annotations
 
