@@ -70,9 +70,7 @@ def test_every_format_of_phantoms_is_cached(tmp_path: Path) -> None:
     assert sum(load_info(folder).num_images.values()) == 16
 
 
-def test_nothing_but_pseudonyms_is_stored(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_only_pseudonyms_are_stored(radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path) -> None:
     build_cache(radiographs, cache, tmp_path)
     for path in (tmp_path / "cache").rglob("*"):
         assert path.is_dir() or b"jane" not in path.read_bytes()
@@ -217,7 +215,7 @@ def test_a_zone_without_grades_is_refused_before_decoding(copied: Path, cache: C
         build_cache(settings_of(copied), cache, tmp_path)
 
 
-def test_data_that_is_not_named_is_a_configuration_error(
+def test_unset_data_paths_are_a_configuration_error(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"radiographs.images is not set; give --labels TABLE"):
@@ -317,7 +315,7 @@ def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subproce
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
-def test_a_full_disk_is_one_line_and_leaves_no_cache(
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(
     start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path, num_bytes: int
 ) -> None:
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
@@ -331,13 +329,15 @@ def test_a_full_disk_is_one_line_and_leaves_no_cache(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_one_line(radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_a_one_line_error(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
+) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DataError, match="cannot be written"):
         build_cache(radiographs, cache, tmp_path / "work")
 
 
-def test_a_work_folder_that_is_a_file_is_one_line(
+def test_a_work_folder_that_is_a_file_is_a_one_line_error(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     (tmp_path / "work").write_text("")
@@ -346,7 +346,7 @@ def test_a_work_folder_that_is_a_file_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_images_that_change_during_the_build_are_found(
+def test_images_that_change_during_the_build_are_detected(
     copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from csi_job.cache import build
@@ -364,7 +364,7 @@ def test_images_that_change_during_the_build_are_found(
     assert all(name.startswith(".") for name in finished(tmp_path))
 
 
-def test_what_an_abandoned_build_left_is_removed_after_a_week(
+def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     root = tmp_path / "cache"

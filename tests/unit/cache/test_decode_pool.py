@@ -46,7 +46,7 @@ def test_a_corrupt_image_does_not_stop_the_others(paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
-def test_a_dead_decoder_is_replaced_and_its_image_tried_once_again(
+def test_a_dead_decoder_is_replaced_and_its_image_retried_once(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch, num_kills: int
 ) -> None:
     send = decoders._Decoder._send
@@ -70,7 +70,7 @@ def test_a_dead_decoder_is_replaced_and_its_image_tried_once_again(
     assert len(decoded) == len(paths) - 1
 
 
-def test_an_image_that_takes_too_long_is_corrupt_and_not_tried_again(
+def test_an_image_that_takes_too_long_is_corrupt_and_not_retried(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = []

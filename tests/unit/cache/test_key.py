@@ -53,7 +53,7 @@ def test_unchanged_files_are_read_once(paths: list[Path], tmp_path: Path, num_re
     assert len(num_read) == 5
 
 
-def test_a_file_changed_behind_its_old_time_and_size_is_read_again(
+def test_a_file_changed_under_its_old_time_and_size_is_read_again(
     paths: list[Path], tmp_path: Path, num_read: list[Path]
 ) -> None:
     first = digest(paths, tmp_path)

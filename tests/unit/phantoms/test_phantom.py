@@ -32,7 +32,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
     for name, seed in (("once", 3), ("again", 3), ("other", 4)):
         write_phantoms(tmp_path / name, 9, seed, side_px=SIDE_PX)
     once = digests(tmp_path / "once")
@@ -95,7 +95,7 @@ def test_the_heart_lies_on_the_patients_left_which_is_right_on_the_film() -> Non
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 5])
-def test_few_phantoms_can_be_asked_for(tmp_path: Path, num_images: int) -> None:
+def test_few_phantoms_can_be_drawn(tmp_path: Path, num_images: int) -> None:
     write_phantoms(tmp_path, num_images, seed=0, side_px=SIDE_PX)
     assert len(list((tmp_path / "images").iterdir())) == num_images
 

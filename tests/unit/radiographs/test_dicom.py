@@ -131,7 +131,7 @@ def test_a_voi_table_may_fall_and_may_be_short(stored_HW: np.ndarray, square_HW:
     assert np.abs(read(encoded(dataset)) - expected_HW)[2:].mean() < 4
 
 
-def test_padding_is_black_also_on_inverted_films(stored_HW: np.ndarray) -> None:
+def test_padding_is_black_on_inverted_films_too(stored_HW: np.ndarray) -> None:
     padded_HW = (4095 - stored_HW) // 2 + 1
     padded_HW[60:, :30] = 0
     dataset = dataset_of(padded_HW, PixelPaddingValue=0)
@@ -234,7 +234,7 @@ def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, 
     assert np.abs(read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).astype(int) - square_HW).max() <= 1
 
 
-def test_what_a_damaged_file_says_of_the_patient_is_not_repeated(tmp_path: Path, stored_HW: np.ndarray) -> None:
+def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path: Path, stored_HW: np.ndarray) -> None:
     content = encoded(dataset_of(stored_HW, NumberOfFrames=10_000_001))
     assert b"10000001" in content
     path = put(tmp_path, content.replace(b"10000001", b"DOE^JANE"))

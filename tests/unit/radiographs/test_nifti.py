@@ -81,7 +81,7 @@ def test_pixels_that_are_not_finite_are_black(film_HW: np.ndarray) -> None:
     assert pixels_HW[17:].max() > 250
 
 
-def test_nothing_finite_is_refused() -> None:
+def test_images_without_finite_pixels_are_refused() -> None:
     with pytest.raises(DataError, match="no finite pixel"):
         read(nifti(np.full((64, 64), np.nan, np.float32)))
 
@@ -94,7 +94,7 @@ def test_colours_become_their_luma(film_HW: np.ndarray, square_HW: np.ndarray) -
 
 
 @pytest.mark.parametrize("shape", [(20, 20, 20), (64,), (1, 64, 1), (64, 64, 1, 3)])
-def test_what_is_not_one_radiograph_is_refused(shape: tuple[int, ...]) -> None:
+def test_anything_but_one_radiograph_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"not one radiograph|pixels"):
         read(nifti(np.ones(shape, np.uint8)))
 
@@ -104,7 +104,7 @@ def test_complex_pixels_are_refused() -> None:
         read(nifti(np.ones((64, 64), np.complex64)))
 
 
-def test_a_file_cut_off_is_refused(film_HW: np.ndarray) -> None:
+def test_a_truncated_file_is_refused(film_HW: np.ndarray) -> None:
     with pytest.raises(DataError, match="cut off"):
         read(nifti(film_HW.T)[:-100])
 
@@ -135,7 +135,7 @@ def test_what_follows_the_pixels_is_never_inflated(
     assert inflated == len(content)
 
 
-def test_an_offset_beyond_reason_is_refused() -> None:
+def test_an_unreasonable_offset_is_refused() -> None:
     content = bytearray(nifti(np.ones((64, 64), np.uint8)))
     content[108:112] = struct.pack("<f", 2**31)
     with pytest.raises(DataError, match="has an invalid offset"):

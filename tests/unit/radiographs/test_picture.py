@@ -92,12 +92,12 @@ def test_exif_rotation_is_undone(film_HW: np.ndarray, kind: str, orientation: in
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_turns_nothing(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
+def test_damaged_exif_is_ignored(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
     content = encode(Image.fromarray(film_HW), "PNG", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff")
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
-def test_a_truncated_picture_is_an_error_not_a_grey_half(film_HW: np.ndarray) -> None:
+def test_a_truncated_picture_is_an_error_and_not_half_an_image(film_HW: np.ndarray) -> None:
     for kind in ("PNG", "JPEG"):
         content = encode(Image.fromarray(film_HW), kind)
         with pytest.raises((OSError, SyntaxError)):

@@ -1,4 +1,4 @@
-"""Images found by their FileID, told apart by content, and refused in one line when they are none."""
+"""Images are found by their FileID, recognised by content, and refused in one line if they are not images."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", range(NUM_VARIANTS))
-def test_every_format_of_a_phantom_reads_alike_whatever_its_name(
+def test_every_phantom_format_is_read_alike_whatever_the_file_name(
     tmp_path: Path, film_HW: np.ndarray, square_HW: np.ndarray, variant: int
 ) -> None:
     write_film(film_HW.astype(np.float32) / 255, tmp_path / "film", variant)
@@ -158,7 +158,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing.png")
 
 
-def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_huge_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
         file.truncate(3 << 30)

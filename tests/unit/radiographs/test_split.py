@@ -33,7 +33,7 @@ def patients_of(table: LabelTable, split_N: np.ndarray, split: int) -> set[str]:
     return {patient for patient, place in zip(table.patient_ids, split_N, strict=True) if place == split}
 
 
-def test_nothing_of_a_patient_crosses_splits_and_the_shares_are_kept() -> None:
+def test_all_images_of_a_patient_are_in_one_split_and_the_shares_are_kept() -> None:
     table = make_table(300, 200)
     split_N = split_patients(table, SplitSettings())
     train, validation, test = (patients_of(table, split_N, split) for split in range(3))

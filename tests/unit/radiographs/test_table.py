@@ -91,7 +91,7 @@ def test_an_error_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> None
     assert error.render(identities=False).endswith("and 15 more")
 
 
-def test_identities_are_shown_only_where_asked_for(tmp_path: Path) -> None:
+def test_identities_are_shown_only_on_request(tmp_path: Path) -> None:
     error = refusal(tmp_path, lines(HEADER, ("Jane Doe", "Doe-7", "9", *"00000")))
     assert "Jane" not in error.render(identities=False)
     assert "Doe" not in str(error)
@@ -146,7 +146,7 @@ def test_rows_are_lines_of_the_file_blank_ones_counted(tmp_path: Path) -> None:
     assert table.rows == (4, 7)
 
 
-def test_numbers_that_a_spreadsheet_made_decimal_are_integers_again(tmp_path: Path) -> None:
+def test_integers_that_a_spreadsheet_made_decimal_are_restored(tmp_path: Path) -> None:
     assert read(tmp_path, lines(HEADER, ("12345.0", *ROW[1:]))).file_ids == ("12345",)
 
 

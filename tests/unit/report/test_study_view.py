@@ -44,7 +44,7 @@ def test_two_objectives_take_f1_and_cost_from_the_values_and_the_curve_from_its_
         assert max(value for _, value in trial.curve) == pytest.approx(f1)
 
 
-def test_the_baseline_is_the_trial_marked_so_and_only_when_complete(view, degenerate_view):
+def test_the_baseline_is_the_marked_trial_once_it_is_complete(view, degenerate_view):
     assert view.baseline.number == 0
     baseline = degenerate_view.baseline
     assert baseline is None or (baseline.is_baseline and baseline.outcome == "complete")

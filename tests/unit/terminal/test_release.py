@@ -46,9 +46,9 @@ def test_only_running_pods_hold_gpus() -> None:
 
 
 def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown() -> None:
-    text = text_of(replace(VIEW, study=None, note="no pod runs that could tell of the study"))
+    text = text_of(replace(VIEW, study=None, note="no running pod knows the study"))
     assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
-    assert "no pod runs that could tell of the study" in text
+    assert "no running pod knows the study" in text
     assert "6 of 50 trials" not in text
     assert "6 of 50 trials" in text_of(VIEW)
 

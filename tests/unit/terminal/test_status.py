@@ -41,7 +41,7 @@ def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
-def test_any_terminal_width_is_kept(width):
+def test_output_fits_any_terminal_width(width):
     assert max(map(len, shown(render_status(STATUS), width).splitlines())) <= width
 
 

@@ -40,7 +40,7 @@ def test_few_trials_bring_a_warning_and_fewer_a_reason_instead_of_bars():
     assert f"has {MIN_TRIALS - 1} so far" in none.missing
 
 
-def test_bars_are_those_of_the_importances_and_a_valid_figure(view):
+def test_bars_show_the_importances_in_a_valid_figure(view):
     bars = go.Figure(importances_plot(view).figure).data[0]
     assert sorted(bars.x) == pytest.approx(sorted(view.importances.values()))
 

@@ -13,7 +13,7 @@ def num_lines(plot):
     return sum(trace["x"].count(None) for trace in plot.figure["data"])
 
 
-def test_every_finished_trial_is_one_line_also_those_without_a_conditional_parameter(view):
+def test_every_finished_trial_is_one_line_even_without_a_conditional_parameter(view):
     plot = parallel_plot(view)
     go.Figure(plot.figure)
     assert num_lines(plot) == len(view.with_outcome("complete", "pruned"))

@@ -18,7 +18,7 @@ from tests.unit.report.conftest import read_page, rich_study
 REFERENCE = ("optimization_history", "param_importances", "parallel_coordinate")
 
 
-def test_files_are_named_as_the_reference_names_them(view, tmp_path):
+def test_files_have_the_names_of_the_reference(view, tmp_path):
     written = write_plots(view, tmp_path / "models" / "hyperopt")
     assert [path.name for path in written] == [f"csi_optimization_{key}.html" for key in REFERENCE]
     assert sorted(path.parent.iterdir() for path in written[:1])
@@ -49,7 +49,7 @@ def test_each_page_draws_its_plot_with_title_and_caption(view, cost_view, tmp_pa
         assert all(warning in page.text for warning in plot.warnings)
 
 
-def test_the_policy_forbids_the_browser_to_load_anything(view, tmp_path):
+def test_the_content_security_policy_forbids_loading_anything(view, tmp_path):
     page = read_page(write_plots(view, tmp_path)[0])
     policies = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0].startswith("default-src 'none'")
@@ -125,14 +125,14 @@ def test_without_a_complete_trial_the_older_best_params_stay(degenerate_study, d
         assert json.loads(older.read_text())["value"] is not None
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(view, tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(view, tmp_path):
     (tmp_path / "models").write_text("a file, not a folder")
     with pytest.raises(CsiJobError, match="cannot be written") as raised:
         write_plots(view, tmp_path / "models" / "hyperopt")
     assert "\n" not in str(raised.value)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_half_made(view, tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_half_written(view, tmp_path):
     blocked = tmp_path / "csi_optimization_optimization_history.html"
     blocked.mkdir()
     with pytest.raises(CsiJobError):

@@ -36,7 +36,7 @@ def test_the_report_opens_with_no_network_and_holds_plotly_once(work, view):
     assert len(page.figures()) == 8
 
 
-def test_links_lead_to_sections_and_every_id_is_there_once(work, view):
+def test_links_lead_to_sections_and_ids_are_unique(work, view):
     page = report(view, work)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -45,7 +45,7 @@ def test_links_lead_to_sections_and_every_id_is_there_once(work, view):
     assert all(link.removeprefix("#") in ids for link in links)
 
 
-def test_the_answer_comes_first_with_best_baseline_and_what_was_tried(finished_study, text):
+def test_the_answer_comes_first_with_best_trial_baseline_and_data(finished_study, text):
     best, baseline = finished_study.best_value, finished_study.trials[0].value
     sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline ({baseline:.3f})"
     assert sentence in text
