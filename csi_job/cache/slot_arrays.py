@@ -28,13 +28,7 @@ class SlotArrays:
     """
 
     def __init__(self, folder: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> None:
-        """Open or create the files.
-
-        Args:
-            folder: where the arrays are.
-            done_flags: file of the flags, one byte per image.
-            split_N: the split of each image, 0-2.
-            side_px: side of the images.
+        """Open or create the files; `done_flags` holds one byte per image, `split_N` the split of each, 0-2.
 
         Raises:
             OSError: the disk is full or cannot be written.

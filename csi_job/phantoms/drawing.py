@@ -62,17 +62,9 @@ class Body:
 
 
 def draw_chest(body: Body, scores: Sequence[int], size_px: tuple[int, int], random: np.random.Generator) -> Plane:
-    """Draw a frontal chest radiograph.
+    """Draw a frontal chest radiograph, float32 `[height, width]` from 0 (black) to 1.
 
-    Args:
-        body: the patient.
-        scores: of the six zones; 4 covers the zone with an object, so that it cannot be graded.
-        size_px: width and height of the film.
-        random: for pose, exposure, texture and noise.
-
-    Returns:
-        float32 `[height, width]` from 0 (black) to 1.
-
+    A zone with the score 4 is covered with an object, so that it cannot be graded; `size_px` is width and height.
     """
     height_px = min(_MAX_DRAWN_HEIGHT_PX, size_px[1])
     view = _View(body, (max(32, round(height_px * size_px[0] / size_px[1])), height_px), random)

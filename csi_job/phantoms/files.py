@@ -15,12 +15,7 @@ _STORED_BITS = 12  # as most detectors
 
 
 def write_film(film_HW: np.ndarray, path_without_ending: Path, variant: int) -> None:
-    """Write a film in one of the formats, chosen by `variant`.
-
-    Args:
-        film_HW: float32 `[H, W]` from 0 (black) to 1.
-        path_without_ending: the ending of the format is added.
-        variant: any number; consecutive ones give all formats.
+    """Write a film, float32 `[H, W]` from 0 (black) to 1, in a format; consecutive variants give all formats.
 
     Raises:
         OSError: the file cannot be written.

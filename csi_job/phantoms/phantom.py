@@ -33,13 +33,7 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
 
     There are one to three images per patient with similar scores, about 8 % unknown zones (something covers them),
     and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
-    and 2) and NIfTI.
-
-    Args:
-        folder: created if missing; files with these names are replaced.
-        num_images: number of images.
-        seed: of everything random.
-        side_px: smallest and largest height.
+    and 2) and NIfTI; `side_px` is the smallest and the largest height. Files with these names are replaced.
 
     Raises:
         ConfigurationError: fewer than one image, or impossible sizes.

@@ -15,12 +15,7 @@ class ImageFolder:
     """A folder of images, each subfolder listed once."""
 
     def __init__(self, folder: Path) -> None:
-        """List the folder.
-
-        Raises:
-            OSError: it cannot be read.
-
-        """
+        """List the folder; raise `OSError` if it cannot be read."""
         self._root = folder.resolve(strict=True)
         self._listings: dict[PurePosixPath, _Listing] = {PurePosixPath(): _list_folder(self._root)}
 

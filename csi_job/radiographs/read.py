@@ -26,10 +26,7 @@ _QUOTED = re.compile(r"""(['"]).*\1""")
 def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> tuple[Path, ...]:
     """Return the image file of each FileID: that name, or that name with a known extension in any case.
 
-    Args:
-        folder: where the images are; a FileID may name subfolders with `/`.
-        file_ids: N identifiers as in the label table.
-        rows: the N lines of the table they are in, for messages.
+    A FileID may name subfolders with `/`; `rows` are the lines of the label table, for messages.
 
     Raises:
         DataError: the folder cannot be read; or an image is missing, exists twice, or is outside the folder. All
@@ -54,14 +51,9 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
 def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:
     """Decode an image to a square; its format is detected from its content, not from its name.
 
-    Args:
-        path: a PNG, JPEG, DICOM or NIfTI file.
-        side_px: side of the square; the aspect ratio is not kept.
-        max_image_side_px: largest width or height to decode.
-
     Returns:
         uint8 `[side_px, side_px]`: upright like the film (the patient's right on the left), bright where tissue is
-        dense.
+        dense; the aspect ratio is not kept.
 
     Raises:
         DataError: the file is not an image or is damaged; the message names no file, as names may identify patients.

@@ -19,7 +19,7 @@ _MAX_PATIENTS_TRIED = 1000  # when an error says how many would do
 
 
 def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
-    """Divide the patients so that each split has its share of every score of every zone.
+    """Divide the patients so that each split has its share of every score of every zone; their images stay together.
 
     This is iterative stratification (K. Sechidis, G. Tsoumakas, I. Vlahavas, On the Stratification of Multi-Label
     Data, ECML PKDD 2011), which scikit-learn does not have: as long as labels are left, the rarest is dealt out, and
@@ -27,12 +27,8 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
     and "zone graded at all", a split takes no more patients than its share, and ties are broken by a hash of seed and
     patient, so that neither the table's order nor a library's version changes the split.
 
-    Args:
-        table: N images; all images of a patient go together.
-        settings: the three shares and the seed.
-
     Returns:
-        int8 `[N]`: 0 train, 1 validation, 2 test.
+        int8 `[N]`, by image: 0 train, 1 validation, 2 test.
 
     Raises:
         DataError: too few patients for three splits.
@@ -48,10 +44,7 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
 
 
 def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
-    """Check that every zone has the grades it takes to learn and to evaluate it.
-
-    Args:
-        class_counts_SZK: images by split, zone and class, `[3, 6, 5]`.
+    """Check that every zone has the grades it takes to learn and to evaluate it, by counts of images `[3, 6, 5]`.
 
     Returns:
         One warning for each split in which some zones lack some of the scores 0-3.

@@ -62,14 +62,9 @@ class LabelTable:
 
 
 def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
-    """Read and check a label table; its separator and encoding are detected.
+    """Read and check a label table of at least one row; its separator and encoding are detected.
 
-    Args:
-        path: a text table with the columns FileID, the six zones, and possibly PatientID; others are ignored.
-        settings: which words mean an ungraded zone.
-
-    Returns:
-        The table, at least one row long.
+    It has the columns FileID, the six zones, and possibly PatientID; others are ignored.
 
     Raises:
         DataError: the table cannot be read, has no rows, lacks a column, or holds wrong rows; all wrong rows are

@@ -6,7 +6,7 @@ Files of another study, cache or model are not shown; `notes` mentions those tha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
@@ -39,8 +39,7 @@ class Results:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A metric or a difference with its interval; None if undefined or missing."""
 
     value: float | None = None

@@ -96,15 +96,7 @@ def _target_line(status: StudyStatus) -> RenderableType:
 
 
 def _outcomes_line(status: StudyStatus) -> Text:
-    numbers: dict[TrialOutcome, int] = {
-        "complete": status.num_complete,
-        "pruned": status.num_pruned,
-        "infeasible": status.num_infeasible,
-        "failed": status.num_failed,
-        "cancelled": status.num_cancelled,
-        "running": status.num_running,
-        "waiting": status.num_waiting,
-    }
+    numbers: dict[TrialOutcome, int] = {outcome: getattr(status, f"num_{outcome}") for outcome in OUTCOMES}
     shown = [outcome for outcome in OUTCOMES if numbers[outcome] or outcome in {"complete", "pruned"}]
     pieces = [Text(f"{numbers[outcome]} {outcome}", style=OUTCOME_STYLES[outcome]) for outcome in shown]
     return Text("  ").join(pieces)

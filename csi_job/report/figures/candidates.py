@@ -85,7 +85,7 @@ def _intervals(evaluation: Json | None, offset: float, name: str, marker: dict[s
             ys.append(place + offset)
             above.append(0.0 if f1.high is None else f1.high - f1.value)
             below.append(0.0 if f1.low is None else f1.value - f1.low)
-            texts.append(fmt.with_interval(f1.value, f1.low, f1.high))
+            texts.append(fmt.with_interval(*f1))
     bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 2, "width": 5}
     return {
         "type": "scatter",

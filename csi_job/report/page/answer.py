@@ -118,9 +118,8 @@ def _on_test(results: Results) -> str:
     evaluation = results.evaluation
     if evaluation is None:
         return "The final model has not been evaluated on the test patients yet."
-    f1 = measured(evaluation, "f1_macro")
-    result = (results.comparison or {}).get("outcome")
-    result = result or f"the final model's macro F1 is {fmt.with_interval(f1.value, f1.low, f1.high)}."
+    f1 = fmt.with_interval(*measured(evaluation, "f1_macro"))
+    result = (results.comparison or {}).get("outcome") or f"the final model's macro F1 is {f1}."
     images = f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')}"
     unseen = "not used for training or model selection"
     return f"On the test set ({images}, {unseen}): {result} {few_patients(evaluation)}".strip()

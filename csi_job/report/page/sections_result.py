@@ -145,8 +145,7 @@ def _metrics(results: Results) -> Table:
 
 
 def _cell(content: Json | None, name: str, write: Callable[[float], str] = fmt.score) -> str:
-    metric = measured(content, name)
-    return fmt.with_interval(metric.value, metric.low, metric.high, write)
+    return fmt.with_interval(*measured(content, name), write)
 
 
 def _risk(evaluation: Json) -> Table:
