@@ -153,19 +153,19 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
+def locked(path: Path, waiting_message: str) -> Iterator[None]:
     """Hold the lock of a file, waiting for it if necessary; the death of a process frees its locks.
 
     Args:
         path: created if missing; its folder exists.
-        waiting: logged once if another process holds the lock.
+        waiting_message: logged once if another process holds the lock.
 
     """
     with path.open("a") as file:
         while not _try_lock(file.fileno()):
-            if waiting:
-                _logger.info(waiting)
-                waiting = ""
+            if waiting_message:
+                _logger.info(waiting_message)
+                waiting_message = ""
             time.sleep(_POLL_S)
         yield
 

@@ -84,7 +84,7 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
     split_N = split_patients(source.table, radiographs.split)
     check_grades(_class_counts(source.table.zones_NZ, split_N))
     with _open_arrays(partial, done_flags, split_N, cache.image_size_px) as arrays:
-        corrupt = _decode(source, arrays, radiographs, cache)
+        corrupt = _fill_slots(source, arrays, radiographs, cache)
         arrays.flush()
         arrays.remove_slots([*corrupt])
     source.check_unchanged()
@@ -136,7 +136,7 @@ def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: 
         yield arrays
 
 
-def _decode(
+def _fill_slots(
     source: Source, arrays: SlotArrays, radiographs: RadiographsSettings, cache: CacheSettings
 ) -> dict[int, Problem]:
     """Fill the empty slots; return the images that cannot be read, if they are few enough."""

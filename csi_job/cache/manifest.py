@@ -23,6 +23,7 @@ FORMAT_VERSION = 1  # part of the content key: raise it when the meaning of the 
 MANIFEST = "manifest.json"
 SPLIT_TABLE = "split.csv"
 _DIGEST_FIELD = "manifest_sha256"
+_SPLIT_COLUMNS = ("split", "image", "patient", "patient_index", *ZONES)
 _REBUILD = "delete the folder and run `csi-job cache build` again"
 
 
@@ -95,7 +96,7 @@ def manifest_text(info: CacheInfo) -> str:
 def split_table_text(images: list[CachedImage]) -> str:
     """Return the text of the split table."""
     rows = ((row.split, row.image, row.patient, row.patient_index, *row.zones) for row in images)
-    return csv_text(("split", "image", "patient", "patient_index", *ZONES), rows)
+    return csv_text(_SPLIT_COLUMNS, rows)
 
 
 def read_split_table(folder: Path) -> list[CachedImage]:
@@ -105,17 +106,21 @@ def read_split_table(folder: Path) -> list[CachedImage]:
         DataError: it is missing or damaged.
 
     """
+    damaged = DataError(f"{SPLIT_TABLE} of the cache is damaged", got=str(folder), hint=_REBUILD)
     try:
         with (folder / SPLIT_TABLE).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file, delimiter=";"))[1:]
-        return [
+            header, *rows = csv.reader(file, delimiter=";")
+        images = [
             CachedImage(split, image, patient, int(index), tuple(map(int, zones)))
             for split, image, patient, index, *zones in rows
         ]
     except OSError as error:
         raise DataError(f"{SPLIT_TABLE} of the cache cannot be read ({error.strerror})", hint=_REBUILD) from None
     except (ValueError, csv.Error):
-        raise DataError(f"{SPLIT_TABLE} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
+        raise damaged from None
+    if tuple(header) != _SPLIT_COLUMNS:
+        raise damaged
+    return images
 
 
 def verify_cache(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from csi_job.evaluation.csi import FloatArray
 from csi_job.evaluation.settings import EvaluationSettings
 
+MIN_DEFINED = 0.5  # the least fraction of resamples that an interval needs; fewer are a biased subset
 MAX_WEIGHTS = 2_000_000  # weights in memory at once: 16 MB, whatever the number of images
 
 
@@ -63,7 +64,7 @@ def percentile_interval(values_R: FloatArray, confidence: float, num_patients: i
     num_degenerate = len(values_R) - len(defined)
     if num_patients < 2:  # noqa: PLR2004 - every resample of one patient is the same
         return Interval(None, None, num_degenerate, "fewer than two patients")
-    if len(defined) < len(values_R) / 2:  # the rest would be a biased subset of resamples
+    if len(defined) < MIN_DEFINED * len(values_R):
         return Interval(None, None, num_degenerate, f"undefined in {num_degenerate} of {len(values_R)} resamples")
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])

@@ -52,12 +52,18 @@ class TrialWrite:
 
 
 def insert_running(connection: Connection, study_id: int, number: int) -> int:
-    """Insert a trial that starts now and return its id; the caller holds the study's lock."""
+    """Insert a trial that starts now and return its id; the caller holds the study's lock.
+
+    Its number is the count of trials, which assumes that numbers have no gaps.
+    """
     return _insert(connection, study_id, number, state_changes(connection, TrialState.RUNNING))
 
 
 def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> int:
-    """Insert a trial with all its parts and return its id; the caller holds the study's lock."""
+    """Insert a trial with all its parts and return its id; the caller holds the study's lock.
+
+    Its number is the count of trials, which assumes that numbers have no gaps.
+    """
     count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
     times = {"datetime_start": _utc(template.datetime_start), "datetime_complete": _utc(template.datetime_complete)}
     number = connection.execute(count).scalar_one()

@@ -33,7 +33,7 @@ REDUCTION_FACTOR: Final = 4  # successive halving looks at epochs 1, 4, 16, … 
 
 
 def make_pruner(settings: StudySettings) -> BasePruner:
-    """Return the pruner for these settings; ask it by `should_prune`."""
+    """Return the pruner for these settings; call it through `should_prune`."""
     if settings.pruner == "median":
         return MedianPruner()
     if settings.pruner == "successive_halving":

@@ -17,14 +17,14 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ResumePoint:
     """Where a trial resumes: after the epoch of this file, or at epoch 0 without one."""
 
     path: Path | None = None
     epoch: int = -1
 
 
-def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int) -> Checkpoint:
+def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int) -> ResumePoint:
     """Find the newest intact checkpoint that matches what is stored of a trial.
 
     A checkpoint newer than the stored epochs counts only in the folder of the promoted one or of the previous attempt:
@@ -37,13 +37,13 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
         attempt: the attempt that resumes.
 
     """
-    best = Checkpoint()
+    best = ResumePoint()
     trusted = {folder / f"attempt-{attempt - 1}", promoted.parent if promoted else None}
     for place in sorted(folder.glob("attempt-*"), reverse=True):
         for path in _intact_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > best.epoch and (epoch <= last_epoch or place in trusted):
-                best = Checkpoint(path, epoch)
+                best = ResumePoint(path, epoch)
     return best
 
 

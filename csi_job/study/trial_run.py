@@ -37,7 +37,7 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import median_query, should_prune, should_prune_at_cost
-from csi_job.study.resume import Checkpoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
+from csi_job.study.resume import ResumePoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
 from csi_job.study.sampling import derived_seed
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
@@ -155,7 +155,7 @@ class RunningTrial(Generic[Params]):
         self.resume_from = self.promoted = found.path
         logger.info("trial %d resumes at epoch %d (attempt %d)", self.number, found.epoch + 1, self.attempt)
 
-    def _reconcile(self, found: Checkpoint, last: int) -> None:
+    def _reconcile(self, found: ResumePoint, last: int) -> None:
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
         curve = {epoch: value for epoch, value in self.curve.items() if epoch <= found.epoch}
         if found.path is not None and found.epoch > last:

@@ -167,7 +167,7 @@ class _Worker:
             if isinstance(claim, Claim):
                 seen = None
                 self._run_trial(claim)
-            elif self._is_covered(claim, seen := claim.running if seen is None else seen):
+            elif self._others_will_finish(claim, seen := claim.running if seen is None else seen):
                 return
             else:
                 self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
@@ -179,7 +179,7 @@ class _Worker:
         logger.info("time limit of %.0f s reached; not starting another trial", limit_s)
         return True
 
-    def _is_covered(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
+    def _others_will_finish(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
         """Return whether each remaining trial has a live owner: it started, or its lease was renewed, since `seen`."""
         running = nothing.running
         self.summary.num_finished = nothing.num_finished

@@ -46,7 +46,7 @@ Origin = tuple[Any, int]
 class Migration:
     """What a migration did, and the new study's counts."""
 
-    num_carried: int
+    num_migrated: int
     num_there: int
     """Trials that an earlier migration carried."""
     reasons: tuple[tuple[str, int], ...]
@@ -60,7 +60,7 @@ class Migration:
         there = f"; {self.num_there} were already there" if self.num_there else ""
         waiting = f", {self.num_waiting} waiting" if self.num_waiting else ""
         return [
-            f"{self.num_carried} trials copied from {old} to {new}{there}",
+            f"{self.num_migrated} trials migrated from {old} to {new}{there}",
             *(f"{count} not copied: {reason}" for reason, count in self.reasons),
             f"study {new} has {self.num_finished} of {self.target} trials{waiting}",
         ]

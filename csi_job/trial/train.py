@@ -100,7 +100,7 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
         if not is_out_of_memory(error):
             raise
     finally:
-        run.release()
+        run.free()
     # Raised outside the handler, so that it does not keep the frames, and the memory, of the failure alive.
     hint = "use a smaller architecture, smaller batches or a larger GPU"
     raise InfeasibleTrialError("out of memory: model, optimizer and a batch of images do not fit", hint=hint)
@@ -187,9 +187,9 @@ class _Run:
             "results": [asdict(result) for result in self.results],
         }
 
-    def release(self) -> None:
+    def free(self) -> None:
         if hasattr(self, "trainer"):
-            self.trainer.release()
+            self.trainer.free()
         free_memory()
 
 

@@ -38,7 +38,7 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.params, self.settings, self.device = params, settings, device
-        self.train_data, self.validation_data = _resident(train, device), _resident(validation, device)
+        self.train_data, self.validation_data = _move_if_it_fits(train, device), _move_if_it_fits(validation, device)
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         self.gflops = gflops(self.model, train.images_NHW.shape[-1])
@@ -75,11 +75,11 @@ class Trainer:
             image_BHW, zones_BZ = self._fetch(data, index_B)
             if self.settings.augment.enabled:
                 image_BHW, zones_BZ = augment_batch(image_BHW, zones_BZ, self.settings.augment, augmentation)
-            total += self._learn(to_input(image_BHW, self.train_data.normalisation), zones_BZ) * len(index_B)
+            total += self._step(to_input(image_BHW, self.train_data.normalisation), zones_BZ) * len(index_B)
             batch_done()
         return float(total) / len(data)
 
-    def _learn(self, image_BCHW: Tensor, zones_BZ: Tensor) -> Tensor:
+    def _step(self, image_BCHW: Tensor, zones_BZ: Tensor) -> Tensor:
         """Take one optimizer step for a batch, in as many pieces as memory requires; return its loss, on the device."""
 
         def compute(pieces: list[slice]) -> Tensor:
@@ -152,7 +152,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.micro_batches.size = state["micro_batch"]
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Drop everything on the device, even while an exception's traceback still references this object."""
         self.__dict__.clear()
 
@@ -178,7 +178,7 @@ def batch_indices(num_images: int, batch_size: int, generator: torch.Generator) 
     return batches
 
 
-def _resident(data: SplitData, device: torch.device) -> SplitData:
+def _move_if_it_fits(data: SplitData, device: torch.device) -> SplitData:
     """Return the split on the device, or unchanged if it does not fit."""
     try:
         return data.to(device)

@@ -291,7 +291,7 @@ def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, ur
 
     def migrate(_: int) -> int:
         given = StudySettings(name="new", num_trials=8, max_epochs=4)
-        return migrate_study(storage, "toy", Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)).num_carried
+        return migrate_study(storage, "toy", Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)).num_migrated
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(migrate, range(6))) == [0, 0, 0, 0, 0, 5]
@@ -311,7 +311,7 @@ def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudySt
     definition = Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)
     done = migrate_study(storage, "toy", definition, num_trials=9)
     reason = f"unknown_weight is not {space.parameters['unknown_weight'].allowed}"
-    assert (done.num_carried, done.reasons, done.target) == (4, ((reason, 1),), 9)
+    assert (done.num_migrated, done.reasons, done.target) == (4, ((reason, 1),), 9)
     new = load_study(storage, "new")
     before = [plain(trial) for trial in new.trials[:4]]
     run_worker(

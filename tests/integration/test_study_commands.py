@@ -132,12 +132,12 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_pa
         return out, err
 
     out, _ = call("study", "migrate", "csi_optimization", "wider", "--n-trials", "3")
-    assert "2 trials copied from csi_optimization to wider" in out
+    assert "2 trials migrated from csi_optimization to wider" in out
     assert "2 of 3 trials" in out
     call("hyperopt", "--study-name", "wider", "--max-epochs", "1")
     out, _ = call("study", "migrate", "csi_optimization", "wider")
     assert "3 of 3 trials" in out
-    assert "0 trials copied from csi_optimization to wider; 2 were already there" in out
+    assert "0 trials migrated from csi_optimization to wider; 2 were already there" in out
     _, err = call("study", "migrate", "csi_optimization", "other", "--objective", "f1-and-cost", code=2)
     assert 'objective (was "f1", now "f1-and-cost")' in one_line(err)
     with sqlite3.connect(searched / "studies.db") as database:

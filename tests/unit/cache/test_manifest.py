@@ -9,7 +9,7 @@ import pytest
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.manifest import load_info, verify_cache
+from csi_job.cache.manifest import load_info, read_split_table, verify_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError
 from tests.unit.cache.conftest import settings_of
@@ -63,6 +63,13 @@ def test_damaged_files_are_data_errors_when_loaded(folder: Path, name: str, cont
     with pytest.raises(DataError) as caught:
         Cache.open(folder).split("train")
     assert "\n" not in str(caught.value)
+
+
+def test_a_split_table_with_other_columns_is_refused(folder: Path) -> None:
+    path = folder / "split.csv"
+    path.write_text(path.read_text().replace("image;patient", "patient;image", 1))
+    with pytest.raises(DataError, match=r"split.csv of the cache is damaged"):
+        read_split_table(folder)
 
 
 def test_another_version_is_refused(folder: Path) -> None:

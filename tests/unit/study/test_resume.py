@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from csi_job.study.resume import (
-    Checkpoint,
+    ResumePoint,
     checkpoint_values,
     find_checkpoint,
     fresh_attempt_folder,
@@ -27,40 +27,40 @@ def tear(path: Path) -> None:
 
 def test_a_trial_resumes_from_the_promoted_checkpoint(tmp_path: Path) -> None:
     *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(promoted, 2)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(promoted, 2)
 
 
 def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
     _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
     tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(before, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(before, 1)
 
 
 def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
     *_, earlier = attempt(tmp_path, 1, 0, 1)
     [promoted] = attempt(tmp_path, 2, 2)
     tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == Checkpoint(earlier, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(earlier, 1)
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert find_checkpoint(tmp_path, promoted, 3, attempt=4) == Checkpoint(newer, 4)
+    assert find_checkpoint(tmp_path, promoted, 3, attempt=4) == ResumePoint(newer, 4)
 
 
 def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path: Path) -> None:
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
-    assert find_checkpoint(tmp_path, None, -1, attempt=3) == Checkpoint(newest, 1)
+    assert find_checkpoint(tmp_path, None, -1, attempt=3) == ResumePoint(newest, 1)
 
 
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path: Path) -> None:
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert find_checkpoint(tmp_path, None, 1, attempt=3) == Checkpoint(None, -1)
-    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3) == Checkpoint(None, -1)
+    assert find_checkpoint(tmp_path, None, 1, attempt=3) == ResumePoint(None, -1)
+    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3) == ResumePoint(None, -1)
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def old(storage: StudyStorage) -> optuna.Study:
 def test_a_wider_space_carries_every_finished_trial(storage: StudyStorage, old: optuna.Study, tmp_path: Path) -> None:
     wider = space_of({"optimizer": {"choices": ["adam", "adamw", "sgd"]}, "learning_rate": {"low": 1e-6, "high": 1.0}})
     done = migrate(storage, wider)
-    assert (done.num_carried, done.num_there, done.num_finished, done.num_waiting, done.target) == (6, 0, 6, 0, 9)
+    assert (done.num_migrated, done.num_there, done.num_finished, done.num_waiting, done.target) == (6, 0, 6, 0, 9)
     assert done.reasons == (("failed", 1), ("still waiting", 1))
     new = optuna.load_study(study_name="new", storage=f"sqlite:///{tmp_path}/studies.db")
     assert [trial.number for trial in new.trials] == list(range(6))
@@ -121,7 +121,7 @@ def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(
     del old
     narrower = space_of({"optimizer": {"value": "adam"}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}})
     done = migrate(storage, narrower)
-    assert done.num_carried == 3
+    assert done.num_migrated == 3
     assert dict(done.reasons) == {
         "optimizer=sgd is not adam": 1,
         "learning_rate is not between 0.0001 and 0.01": 2,
@@ -136,7 +136,7 @@ def test_a_dropped_parameter_is_carried_where_the_trial_had_what_is_used_now(
 ) -> None:
     del old
     done = migrate(storage, space_of({"batch_size": None}))
-    assert done.num_carried == 4
+    assert done.num_migrated == 4
     assert ("batch_size=128 is not 32, and batch_size is not searched", 2) in done.reasons
     assert "batch_size" not in load_study(storage, "new").trials[0].params
 
@@ -147,10 +147,10 @@ def test_a_parameter_that_the_old_study_did_not_search_had_its_default(storage: 
     add(study, without)
     done = migrate(storage, space_of({"unknown_weight": {"low": 0.1, "high": 1.0}}))
     carried = load_study(storage, "new").trials[-1]
-    assert done.num_carried == 1
+    assert done.num_migrated == 1
     assert carried.params["unknown_weight"] == 0.3
     done = migrate(storage, space_of({"unknown_weight": {"low": 0.5, "high": 1.0}}), "other")
-    assert done.num_carried == 0
+    assert done.num_migrated == 0
     assert dict(done.reasons) == {
         "unknown_weight=0.3, which was not searched, is not between 0.5 and 1.0": 1,
         "still waiting": 1,
@@ -172,12 +172,12 @@ def test_the_sampler_uses_carried_trials(storage: StudyStorage, old: optuna.Stud
 
 def test_a_second_run_carries_only_what_was_finished_since(storage: StudyStorage, old: optuna.Study) -> None:
     space = space_of({"patience": {"low": 5, "high": 40}})
-    assert migrate(storage, space).num_carried == 6
+    assert migrate(storage, space).num_migrated == 6
     add(old, space_of({}), params={"patience": 7})
     second = migrate(storage, space)
-    assert (second.num_carried, second.num_there, second.num_finished) == (1, 6, 7)
+    assert (second.num_migrated, second.num_there, second.num_finished) == (1, 6, 7)
     third = migrate(storage, space)
-    assert (third.num_carried, third.num_there, third.num_finished) == (0, 7, 7)
+    assert (third.num_migrated, third.num_there, third.num_finished) == (0, 7, 7)
     assert [trial.number for trial in load_study(storage, "new").trials] == list(range(7))
 
 
@@ -186,9 +186,9 @@ def test_a_trial_keeps_its_origin_over_several_studies(storage: StudyStorage, ol
     migrate(storage, space_of({"patience": {"low": 5, "high": 60}}), "third")
     third = definition_of(StudySettings(name="third"), space_of({"patience": {"low": 5, "high": 60}}))
     again = migrate_study(storage, "new", third)
-    assert (again.num_carried, again.num_there) == (0, 6)
+    assert (again.num_migrated, again.num_there) == (0, 6)
     back = migrate_study(storage, "new", definition_of(StudySettings(name="old"), space_of({})))
-    assert (back.num_carried, back.num_there) == (0, 6)
+    assert (back.num_migrated, back.num_there) == (0, 6)
     assert len(old.trials) == 8
 
 
@@ -196,7 +196,7 @@ def test_a_baseline_that_is_not_carried_waits_as_trial_0(storage: StudyStorage, 
     del old
     done = migrate(storage, space_of({"batch_size": {"choices": [64, 128]}}))
     new = load_study(storage, "new")
-    assert (done.num_carried, done.num_waiting) == (2, 1)
+    assert (done.num_migrated, done.num_waiting) == (2, 1)
     assert [trial.state for trial in new.trials] == [TrialState.WAITING, TrialState.COMPLETE, TrialState.COMPLETE]
     assert [bool(trial.user_attrs.get("baseline")) for trial in new.trials] == [True, False, False]
 
@@ -207,7 +207,7 @@ def test_another_baseline_is_run_and_the_old_one_is_a_trial_like_others(
     del old
     done = migrate(storage, space_of({}), baseline={**BASE, "patience": 11})
     new = load_study(storage, "new")
-    assert (done.num_carried, done.num_waiting) == (6, 1)
+    assert (done.num_migrated, done.num_waiting) == (6, 1)
     assert [trial.number for trial in new.trials if trial.user_attrs.get("baseline")] == [0]
     assert new.trials[0].system_attrs["fixed_params"]["patience"] == 11
 
@@ -285,7 +285,7 @@ def test_an_answer_to_commit_that_was_lost_carries_nothing_twice(
     write = storage.write
     monkeypatch.setattr(storage, "write", lambda operation: (write(operation), write(operation))[1])
     done = migrate(storage, space_of({}))
-    assert (done.num_carried, done.num_there) == (6, 0)
+    assert (done.num_migrated, done.num_there) == (6, 0)
     assert len(load_study(storage, "new").trials) == 6
 
 
@@ -300,7 +300,7 @@ def test_two_objectives_keep_both_values(storage: StudyStorage) -> None:
     )  # fmt: skip
     done = migrate(storage, space_of({"patience": {"value": 10}}), settings={"objective": "f1-and-cost"})
     new = load_study(storage, "new")
-    assert done.num_carried == 1
+    assert done.num_migrated == 1
     assert new.best_trials[0].values == [0.5, 3.0]
     assert new.best_trials[0].user_attrs["curve"] == [[0, 0.5]]
     assert isinstance(new.best_trials[0].distributions["batch_size"], CategoricalDistribution)

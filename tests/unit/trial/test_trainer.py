@@ -75,7 +75,7 @@ def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trai
     trainer = make_trainer()
     model = weakref.ref(trainer.model)
     kept_by_a_traceback = trainer
-    trainer.release()
+    trainer.free()
     gc.collect()
     assert model() is None
     assert kept_by_a_traceback is trainer
