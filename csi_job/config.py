@@ -81,13 +81,10 @@ def load_settings(
     environment: Mapping[str, str] | None = None,
     flag_names: Mapping[str, str] | None = None,
 ) -> LoadedSettings:
-    """Merge the sources: flags take precedence over variables, then the file, then the defaults.
+    """Merge the sources: flags take precedence over variables, then the YAML file, then the defaults.
 
-    Args:
-        flags: value by dotted path, e.g. `{"study.num_trials": 20}`.
-        config_file: YAML file with the settings tree.
-        environment: variables; `CSI_JOB_STUDY__NUM_TRIALS` sets `study.num_trials`. Default: the process's.
-        flag_names: each dotted path's flag on the command line, for origins and errors.
+    Flags are values by dotted path, e.g. `{"study.num_trials": 20}`; the variable `CSI_JOB_STUDY__NUM_TRIALS` (default:
+    of this process) sets the same. `flag_names` are the flags by dotted path, for origins and errors.
 
     Raises:
         ConfigurationError: an unreadable file, an unknown key or an invalid value, by its dotted path.

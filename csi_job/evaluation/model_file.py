@@ -56,14 +56,9 @@ def load_model(
     image_size_px: int | None = None,
     normalisation: str | None = None,
 ) -> LoadedModel:
-    """Read a model file.
+    """Read `.safetensors` (with metadata) or `.pth` (a state dict; a card `<stem>.json` beside it is read too).
 
-    Args:
-        path: `.safetensors` (with metadata) or `.pth` (a state dict; a card `<stem>.json` beside it is read too).
-        device: where to put the model.
-        architecture: name of the network, for a file without a card; a card takes precedence.
-        image_size_px: side of the model's images, likewise.
-        normalisation: of the pixels, by name, likewise.
+    Architecture, image size and normalisation are for a file without a card; a card takes precedence.
 
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.

@@ -17,41 +17,27 @@ HINT = "use models/hyperopt/<study>_best_params.json, or write a file like it"
 
 @dataclass(frozen=True)
 class HyperparamsFile:
-    """The content of a hyperparameters file.
-
-    Args:
-        params: the hyperparameters.
-        study: the study they come from, or the name to give the results.
-        max_epochs: maximum number of epochs.
-        trial: number of the trial they come from, if any.
-        value: validation F1 of that trial, if any.
-        is_search_result: the file names its study and was not yet confirmed over seeds, so the study's other best
-            trials become candidates too.
-        is_confirmed: the file is the result of an earlier confirmation.
-        cache: key of the cache that was searched on, if known.
-
-    """
+    """The content of a hyperparameters file."""
 
     params: Hyperparameters
     study: str
+    """The study they come from, or the name to give the results."""
     max_epochs: int
     trial: int | None = None
     value: float | None = None
+    """Validation F1 of that trial."""
     is_search_result: bool = False
+    """The file names a study and was not confirmed over seeds, so the study's other best trials are candidates too."""
     is_confirmed: bool = False
     cache: str = ""
+    """Key of the cache that was searched on, if known."""
 
 
 def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int) -> HyperparamsFile:
     """Read `<study>_best_params.json`, `<study>_optimized_params.json`, or a file written by hand.
 
     A file written by hand holds the hyperparameters by name, either alone or under `params` next to `study` and
-    `max_epochs`.
-
-    Args:
-        path: the JSON file.
-        default_study: the study's name if the file has none.
-        default_max_epochs: the maximum number of epochs if the file has none.
+    `max_epochs`, which have defaults.
 
     Raises:
         ConfigurationError: the file is missing or not a JSON object, or a name or value in it is not allowed.

@@ -21,16 +21,12 @@ FULL_RANGE = 255.0
 def augment_batch(
     image_BHW: Tensor, zones_BZ: Tensor, settings: AugmentSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Change a batch at random.
+    """Change a batch of images (uint8 0-255, or float 0-1) at random.
 
-    Args:
-        image_BHW: uint8 0-255, or float 0-1.
-        zones_BZ: classes of the six zones; those of a flipped image swap sides.
-        settings: how much of each change.
-        generator: on the images' device; it advances by the same amount whatever is sampled.
+    The generator is on the images' device, and advances by the same amount whatever is sampled.
 
     Returns:
-        the images as float32 0-1, and their zones.
+        the images as float32 0-1, and their zones, with sides swapped where an image was flipped.
 
     """
     image_BHW = to_unit(image_BHW)

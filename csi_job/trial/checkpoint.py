@@ -26,12 +26,9 @@ NAME: Final = re.compile(r"epoch-(\d{4,})\.pt")
 
 
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint, flushed to disk when this returns, and keep the newest two in the folder.
+    """Write `epoch-0007.pt`, flushed to disk when this returns, and keep the newest two in the folder.
 
-    Args:
-        folder: created if missing.
-        epoch: names the file, `epoch-0007.pt`.
-        state: tensors, numbers, strings, and lists and dicts of them.
+    The state consists of tensors, numbers, strings, and lists and dicts of them.
 
     Raises:
         CheckpointWriteError: full disk, read-only folder; older checkpoints are unchanged.

@@ -30,18 +30,9 @@ def predict_logits(
     batch_size: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Return the logits of every image, computed in full precision.
+    """Return `logits_NZK`, float32 on the CPU, of uint8 images on any device, computed in full precision.
 
-    Args:
-        model: on `device`; it is put into evaluation mode.
-        images_NHW: uint8 pixels, on any device.
-        normalisation: the one the model was trained with.
-        batch_size: images per forward pass.
-        device: where to compute.
-
-    Returns:
-        `logits_NZK`, float32 on the CPU; empty for no images.
-
+    The model must be on `device`; it is put into evaluation mode.
     """
     model.eval()
     parts = [

@@ -74,11 +74,7 @@ class MicroBatches:
         return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
     def run(self, num_images: int, compute: Callable[[list[slice]], T]) -> T:
-        """Return `compute(pieces)` for the pieces of a batch, with smaller pieces until they fit.
-
-        Args:
-            num_images: size of the batch.
-            compute: computes the batch from the start, in the given pieces; called again if memory runs out.
+        """Return `compute(pieces)` for the pieces of a batch; it starts over with smaller pieces if memory runs out.
 
         Raises:
             InfeasibleTrialError: one image at a time does not fit.

@@ -43,14 +43,8 @@ def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
 def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
     """Load initial weights into a new model; the head stays random unless the weights have one of the same shape.
 
-    Args:
-        model: the new model.
-        arch: its architecture.
-        pretrained: `imagenet` or the path to a weights file (`.safetensors`, or a PyTorch file of weights only).
-
-    Raises:
-        ConfigurationError: as for `check_pretrained`.
-
+    `pretrained` is `imagenet` or the path to a weights file (`.safetensors`, or a PyTorch file of weights only). Errors
+    are those of `check_pretrained`.
     """
     if pretrained != "imagenet":
         _copy(_read_file(Path(pretrained)), model, arch, f"the weights file {Path(pretrained).name}")
@@ -108,7 +102,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) -> None:
     """Copy the weights that match by name and shape; all must, except the head's."""
     target = model.state_dict()
-    renamed = {f"backbone.{_modern(name)}": tensor for name, tensor in source.items()}
+    modern = {PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name)): tensor for name, tensor in source.items()}
+    renamed = {f"backbone.{name}": tensor for name, tensor in modern.items()}
     found = {name: _as_stem(tensor, target[name]) for name, tensor in renamed.items() if name in target}
     matching = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
     optional = {name for name in target if name.endswith("num_batches_tracked")} | _head(model)
@@ -118,11 +113,6 @@ def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) 
         hint = f"first missing key: {missing[0]}; restrict space.model_arch to the architecture of the weights"
         raise ConfigurationError(message, hint=hint)
     model.load_state_dict(target | matching)
-
-
-def _modern(name: str) -> str:
-    """Return a weight's name in torchvision's network of today, without wrappers."""
-    return PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name))
 
 
 def _as_stem(source: Tensor, target: Tensor) -> Tensor:

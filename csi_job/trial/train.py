@@ -70,17 +70,8 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     """Train a model until `val_f1` stops improving or `max_epochs` are done.
 
     On the CPU it is deterministic for a seed: interrupted and resumed training gives the same bits as uninterrupted.
-
-    Args:
-        train: the split to learn from.
-        validation: the split that decides when to stop and which epoch is best.
-        params: the hyperparameters.
-        settings: everything about training that is not searched.
-        max_epochs: maximum number of epochs, including those before a resume.
-        seed: of weights, order, augmentation and dropout.
-        hooks: called after batches and epochs.
-        checkpoint_folder: where each epoch's checkpoint is written; without it, none are.
-        resume_from: a checkpoint.
+    Each epoch's checkpoint is written to `checkpoint_folder`, if given; `resume_from` is one of them, and `max_epochs`
+    includes the epochs before it.
 
     Raises:
         InfeasibleTrialError: out of memory even with one image at a time, or a non-finite loss.

@@ -56,11 +56,8 @@ class Trainer:
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
         """Train on every training image once, and return the mean loss.
 
-        Args:
-            seed: seed of everything random in this epoch: order, augmentation, dropout.
-            step_rate: returns the learning rate of step i of n.
-            batch_done: called after every batch; may raise.
-
+        The seed covers everything random in this epoch. `step_rate(i, n)` gives the learning rate of step i of n;
+        `batch_done` may raise.
         """
         torch.manual_seed(seed)
         self.model.train()
