@@ -1,4 +1,4 @@
-"""DICOM files that would decode to far more than they say: refused before the decoders, which trust them, start."""
+"""Reject DICOM files that would decode to far more than they declare, before the decoders trust them."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from csi_job.radiographs.zones import ZONES
 
 SIDE_PX = 32
 NUM_IMAGES = 30
+StartBuild = Callable[..., subprocess.Popen[str]]
 
 BUILD = """
 import sys
@@ -72,7 +73,7 @@ def settings_of(folder: Path, **changes: object) -> RadiographsSettings:
 
 
 @pytest.fixture
-def start_build(data: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def start_build(data: Path, tmp_path: Path) -> StartBuild:
     """Start a build of the data into `tmp_path / "work"`, after running some Python first."""
 
     def start(prelude: str = "") -> subprocess.Popen[str]:

@@ -26,7 +26,7 @@ from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, split_patients
 from csi_job.radiographs.table import read_table
-from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, settings_of
+from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, settings_of
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_torch_is_not_imported_to_build() -> None:
 
 
 def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(
-    start_build: Callable[..., subprocess.Popen[str]], radiographs: RadiographsSettings, tmp_path: Path
+    start_build: StartBuild, radiographs: RadiographsSettings, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     process = start_build(slowed(0.05))
@@ -278,9 +278,7 @@ def wait_until(happened: Callable[[], bool], limit_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
-    start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: StartBuild, tmp_path: Path) -> None:
     process = start_build(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
         + slowed(0.2)
@@ -293,7 +291,7 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(
     assert all(name.startswith(".") for name in finished(tmp_path / "work"))
 
 
-def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_two_builders_at_once_make_one_cache(start_build: StartBuild, tmp_path: Path) -> None:
     may_finish = tmp_path / "may finish"
     first = start_build(
         "import time; flush = arrays.SlotArrays.flush\n"
@@ -316,7 +314,7 @@ def test_two_builders_at_once_make_one_cache(start_build: Callable[..., subproce
 
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
 def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(
-    start_build: Callable[..., subprocess.Popen[str]], tmp_path: Path, num_bytes: int
+    start_build: StartBuild, tmp_path: Path, num_bytes: int
 ) -> None:
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
     process = start_build(limit)
