@@ -164,10 +164,7 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
     wandb = WandbTracker(settings.tracking, study, settings.work) if settings.tracking.wandb_project else None
     with (
         live_study(
-            study.study_name,
-            target=state.target,
-            num_finished=state.num_finished,
-            max_epochs=settings.study.max_epochs,
+            study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs
         ) as live,
         contextlib.closing(wandb) if wandb else contextlib.nullcontext(),
     ):

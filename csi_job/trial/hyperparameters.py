@@ -66,13 +66,7 @@ class Hyperparameter:
 
 
 def _entry(
-    default: T,
-    *,
-    label: str,
-    meaning: str,
-    legal: str,
-    is_legal: Callable[[T], object],
-    space: Mapping[str, Any],
+    default: T, *, label: str, meaning: str, legal: str, is_legal: Callable[[T], object], space: Mapping[str, Any]
 ) -> T:
     entry = Hyperparameter(default, label, meaning, legal, is_legal, space)
     return field(default=default, metadata={"entry": entry})

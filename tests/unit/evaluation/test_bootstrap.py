@@ -55,11 +55,7 @@ def test_degenerate_resamples_are_counted_and_left_out():
 
 def test_no_interval_where_most_resamples_are_degenerate():
     json = percentile_interval(np.array([1.0, np.nan, np.nan]), 0.95, 5).to_json()
-    assert json == {
-        "interval": None,
-        "num_degenerate_resamples": 2,
-        "interval_reason": "undefined in 2 of 3 resamples",
-    }
+    assert json == {"interval": None, "num_degenerate_resamples": 2, "interval_reason": "undefined in 2 of 3 resamples"}
 
 
 def test_one_patient_has_no_interval():

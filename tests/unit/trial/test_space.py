@@ -307,11 +307,7 @@ DRAWN = BASELINE.hyperparameters().to_params()
         ({"optimizer": {"choices": ["sgd", "adamw"]}}, {}, "optimizer=adam is not one of sgd, adamw"),
         ({}, {"weight_decay": 1e-3}, "weight_decay is searched only when optimizer is adamw or sgd"),
         ({}, {"optimizer": "adamw", "weight_decay": 1e-3}, ""),
-        (
-            {},
-            {"optimizer": "adamw"},
-            "weight_decay=0.0, which was not searched, is not between 1e-06 and 0.01",
-        ),
+        ({}, {"optimizer": "adamw"}, "weight_decay=0.0, which was not searched, is not between 1e-06 and 0.01"),
         ({"weight_decay": {"low": 0, "high": 1e-2, "when": {}}}, {}, ""),
         ({"unknown_weight": None}, {}, ""),
         ({"unknown_weight": None}, {"unknown_weight": 0.5}, "unknown_weight is not 0.3, and unknown_weight is not"),

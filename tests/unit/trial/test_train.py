@@ -240,10 +240,7 @@ def test_the_reduced_micro_batch_survives_a_resume(train: Train, tmp_path: Path)
 
 
 def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Train) -> None:
-    with (
-        NoMemory(most=0),
-        pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"),
-    ):
+    with NoMemory(most=0), pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"):
         train()
 
 
