@@ -1,3 +1,3 @@
 """The storage on both databases."""
 
-from tests.support.databases import postgres_url, server, storage, url  # noqa: F401 - fixtures
+from tests.support.databases import mortal, postgres_url, server, storage, url  # noqa: F401 - fixtures

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.training import phantom_cache, run_training
-from tests.support.postgres import Server, embedded_server
-
-
-@pytest.fixture(scope="module")
-def mortal() -> Iterator[Server]:
-    """A server that may be killed."""
-    with embedded_server() as server:
-        yield server
+from tests.support.postgres import Server
 
 
 def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_path: Path) -> None:
@@ -54,9 +44,8 @@ def test_black_holed_connections_are_ended_by_keepalives(mortal: Server, tmp_pat
         holes_in_transactions=False, connection=silence,
     )  # fmt: skip
     with mortal.database() as url:
-        figures = chaos(
-            mortal, url, tmp_path, dose, seed=10
-        )  # with this seed the holes are due at 39 to 52 % of the study
+        # With this seed the holes are due at 39 to 52 % of the study.
+        figures = chaos(mortal, url, tmp_path, dose, seed=10)
     assert figures.complaints == []
     assert figures.holes == 3
     assert figures.finished == 60

@@ -9,8 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.support.processes import wait_until
 from tests.support.studies import Reader, Worker
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
@@ -55,11 +54,10 @@ def settings(**others: Any) -> dict[str, Any]:
     return {"num_trials": NUM_TRIALS, "max_epochs": MAX_EPOCHS, "epoch_s": 0.05, "max_attempts": 100, **others}
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, seed: int) -> None:
+def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path) -> None:
     # Four seconds of kills within at least five seconds of work, however fast the machine.
-    fleet = Fleet(url, tmp_path, **settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1))
-    draws = random.Random(seed)
+    fleet = Fleet(url, tmp_path, **settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0))
+    draws = random.Random(1)
     for _ in range(NUM_KILLS):
         time.sleep(draws.uniform(0.2, 0.7))
         fleet.hit(signal.SIGKILL, draws.randrange(NUM_WORKERS))
@@ -141,37 +139,41 @@ def test_without_any_checkpoint_a_trial_starts_at_epoch_0_with_a_warning(url: st
 
 def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
     """Suspend a worker while it holds no lock: a suspended process would keep SQLite's only lock forever."""
-    while True:
+
+    def is_stopped_without_a_lock() -> bool:
         worker.send_signal(signal.SIGSTOP)
-        if not reader.is_locked():
-            return
-        worker.send_signal(signal.SIGCONT)
-        time.sleep(0.01)
+        if reader.is_locked():
+            worker.send_signal(signal.SIGCONT)
+            return False
+        return True
+
+    wait_until(is_stopped_without_a_lock)
 
 
 def _kill_after_epochs(url: str, work: Path, num_epochs: int) -> None:
-    worker = Worker(url, work, num_trials=1, max_epochs=8, epoch_s=0.3, lease_s=60.0)
+    worker = Worker(url, work, num_trials=1, max_epochs=8, epoch_s=0.3, lease_s=600.0)
     reader = _once_running(url)
-    while len(reader.curves().get(0, [])) < num_epochs:
-        time.sleep(0.02)
+    wait_until(lambda: len(reader.curves().get(0, [])) >= num_epochs)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
 
 
 def _finish(url: str, work: Path) -> str:
-    """Resume the study; on the same host, nobody waits for the one-minute lease of a dead worker."""
-    worker = Worker(url, work, num_trials=1, max_epochs=8, lease_s=60.0)
-    assert worker.wait(30) == 0, worker.log()
+    """Resume the study; on the same host, nobody waits for the ten-minute lease of a dead worker."""
+    worker = Worker(url, work, num_trials=1, max_epochs=8, lease_s=600.0)
+    assert worker.wait() == 0, worker.log()
     Reader(url).check_exact(1, 8)
     return worker.log()
 
 
 def _once_running(url: str) -> Reader:
     """Return a reader once a trial has a finished epoch."""
-    while True:
+
+    def is_running() -> bool:
         try:
-            reader = Reader(url)
-            if reader.curves():
-                return reader
+            return bool(Reader(url).curves())
         except Exception:  # noqa: BLE001 - there is no file, or no table yet
-            time.sleep(0.05)
+            return False
+
+    wait_until(is_running)
+    return Reader(url)

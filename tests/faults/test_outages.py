@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import Server, embedded_server
+from tests.support.postgres import Server
+from tests.support.processes import num_lines, wait_until
 from tests.support.studies import Reader, Worker
-
-
-@pytest.fixture(scope="module")
-def mortal() -> Iterator[Server]:
-    """A server that may be killed."""
-    with embedded_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -27,12 +21,8 @@ def mortal_url(mortal: Server) -> Iterator[str]:
 
 def wait_for_epochs(work: Path, more_than: int) -> int:
     """Wait until more than this many epochs have been computed, and return their number."""
-    file = work / "computed.log"
-    while True:
-        num_epochs = len(file.read_text().splitlines()) if file.exists() else 0
-        if num_epochs > more_than:
-            return num_epochs
-        time.sleep(0.02)
+    wait_until(lambda: num_lines(work / "computed.log") > more_than)
+    return num_lines(work / "computed.log")
 
 
 def test_training_continues_during_an_outage(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
@@ -85,11 +75,11 @@ def test_restarts_leave_an_exact_study(mortal: Server, mortal_url: str, tmp_path
 
 def test_waiting_for_the_database_does_not_count_as_a_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     """Finishing a trial and claiming one wait longer than `stall_s`."""
-    worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=1.5, pruner="none")
+    worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")
     wait_for_epochs(tmp_path, 2)
     mortal.stop()
     try:
-        time.sleep(5)
+        time.sleep(6)
     finally:
         mortal.start()
     assert worker.wait() == 0, worker.log()
@@ -116,8 +106,7 @@ def test_too_long_an_outage_ends_the_worker_with_one_line(mortal: Server, mortal
 def test_a_starting_worker_waits_for_a_starting_server(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     mortal.stop()
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
-    while "is unreachable" not in worker.log():
-        time.sleep(0.05)
+    wait_until(lambda: "is unreachable" in worker.log())
     mortal.start()
     assert worker.wait() == 0, worker.log()
     Reader(mortal_url).check_exact(1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,10 @@ from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import Server, embedded_server
+from tests.support.processes import num_lines
 
 SETTINGS = {"name": "scarce", "max_attempts": 100, "lease_s": 5.0, "sampler": "random", "outage_s": 300.0}
 FULL_S = 3.0
-
-
-def wait_until(happened: Callable[[], bool], fleet: Fleet) -> None:
-    while not happened():
-        assert fleet.workers, "the study ended before"
-        fleet.collect(0.05)
-
-
-def num_lines(file: Path) -> int:
-    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 @pytest.fixture
@@ -67,9 +58,9 @@ def test_workers_wait_while_the_database_s_disk_is_full(tmp_path: Path) -> None:
         server.start()  # which directs its log to a file
         settings = {**SETTINGS, "num_trials": 400, "max_epochs": 3}
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run, plan=Plan(record), **settings), 4)
-        wait_until(lambda: num_lines(record / "computed.log") > 20, fleet)
+        fleet.run_until(lambda: num_lines(record / "computed.log") > 20)
         disk.fill()
-        wait_until(lambda: "No space left on device" in log_of(server), fleet)
+        fleet.run_until(lambda: "No space left on device" in log_of(server))
         time.sleep(FULL_S)
         disk.free()
         restart_if_dead(server)
@@ -97,9 +88,9 @@ def test_training_continues_without_checkpoints_on_a_full_disk(server: Server, t
         settings = {**SETTINGS, "num_trials": 3, "max_epochs": 4, "pruner": "none"}
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run_training, plan=plan, **settings), 2)
         workers = list(fleet.workers)
-        wait_until(lambda: num_lines(record / "computed.log") > 1, fleet)
+        fleet.run_until(lambda: num_lines(record / "computed.log") > 1)
         disk.fill()
-        wait_until(lambda: any("continues without checkpoints" in worker.log() for worker in workers), fleet)
+        fleet.run_until(lambda: any("continues without checkpoints" in worker.log() for worker in workers))
         disk.free()
         endings = fleet.finish()
         findings = check_study(url, "scarce", record, Expected(3, 4, 3 * 4))  # without checkpoints no epoch is kept

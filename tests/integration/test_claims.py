@@ -6,35 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psycopg2
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
-from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
-from csi_job.storage.lease import Lease, new_token, worker_id
+from csi_job.storage.claim import Claim, NothingToClaim
+from csi_job.storage.lease import Lease, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import set_target
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
-from tests.support.studies import SPACE, Reader, define, storage_settings, toy_space
+from tests.support.studies import SPACE, Reader, claim, define, leased, storage_settings, toy_space
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
-
-
-def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
-    storage = study._storage._backend  # type: ignore[attr-defined]
-    given = {"token": new_token(), "worker_id": worker_id(), "max_attempts": 3, "max_failed": 10, **options}
-    return claim_trial(storage, study._study_id, **given)
-
-
-def leased(study: optuna.Study, **options: Any) -> Lease:
-    outcome = claim(study, **options)
-    assert isinstance(outcome, Claim)
-    return outcome.lease
 
 
 def expire(storage: StudyStorage, lease: Lease) -> None:

@@ -17,8 +17,7 @@ from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import STEPS
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.pruning import median_query, should_prune
-from tests.integration.test_claims import leased
-from tests.support.studies import define
+from tests.support.studies import define, leased
 
 DISTRIBUTIONS = {
     "a": FloatDistribution(1e-9, 1, log=True),

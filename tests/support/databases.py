@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from csi_job.storage.storage import StudyStorage, open_storage
-from tests.support.postgres import Server, postgres_server
+from tests.support.postgres import Server, embedded_server, postgres_server
 from tests.support.studies import storage_settings
 
 
@@ -17,6 +17,13 @@ from tests.support.studies import storage_settings
 def server() -> Iterator[Server]:
     with postgres_server() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Server]:
+    """A server that may be killed."""
+    with embedded_server() as server:
+        yield server
 
 
 @pytest.fixture

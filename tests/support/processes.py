@@ -26,6 +26,21 @@ def preload(module: str) -> None:
     FORKS.set_forkserver_preload(_preloaded)
 
 
+def wait_until(happened: Callable[[], object], limit_s: float = 120.0) -> None:
+    """Return once a condition is true, which is checked every 20 ms; fail after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not happened():
+        if time.monotonic() > deadline:
+            message = f"it did not happen within {limit_s:.0f} s"
+            raise TimeoutError(message)
+        time.sleep(0.02)
+
+
+def num_lines(file: Path) -> int:
+    """Return how many lines a file has, 0 if it does not exist yet."""
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
 class Process:
     """A forked process whose exit code and signals are seen from outside."""
 

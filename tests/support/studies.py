@@ -21,8 +21,10 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
+from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
@@ -30,7 +32,7 @@ from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.checkpoint import epoch_of, save_checkpoint
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
-from tests.support.processes import Process, preload
+from tests.support.processes import Process, preload, wait_until
 
 preload("tests.support.studies")
 
@@ -119,6 +121,19 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
     )
 
 
+def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
+    """Claim a trial of a study as a worker does."""
+    given = {"token": new_token(), "worker_id": worker_id(), "max_attempts": 3, "max_failed": 10, **options}
+    return claim_trial(storage_of(study), study._study_id, **given)
+
+
+def leased(study: optuna.Study, **options: Any) -> Lease:
+    """Claim a trial and return its lease."""
+    outcome = claim(study, **options)
+    assert isinstance(outcome, Claim)
+    return outcome.lease
+
+
 class Worker(Process):
     """A worker process; its log is a file."""
 
@@ -135,8 +150,7 @@ class Worker(Process):
 
     def wait_for_trial(self) -> None:
         """Wait until it runs a trial, or has ended."""
-        while self.process.is_alive() and "trial " not in self.log():
-            time.sleep(0.02)
+        wait_until(lambda: not self.process.is_alive() or "trial " in self.log())
 
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""

@@ -109,7 +109,7 @@ class Session:
         """Kill a worker at each crash point."""
         with self.server.database() as url:
             seen = {point for point in seen_points(url, self.folder / "seen") if not point.startswith("start")}
-            done = sweep(seen, url, self.folder, num_trials=60, num_studies=5)
+            done = sweep(seen, url, self.folder, num_trials=60, num_studies=15)
         self.num_points, self.missed = len(seen), sorted(done.missed)
         self.complaints += [f"crash points: {complaint}" for complaint in done.complaints]
 

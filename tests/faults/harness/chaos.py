@@ -85,26 +85,14 @@ def chaos(
 ) -> Figures:
     """Run a study under faults and return its figures.
 
-    Args:
-        server: the server to crash.
-        direct: URL of one of its databases.
-        folder: for the workers' files.
-        dose: size and faults.
-        seed: random seed.
-        name: of the study.
-        advance: called with the number of trials that finished since the last call.
-
+    `direct` is the URL of one of the server's databases; `advance` is called with the number of trials that finished
+    since its last call.
     """
     record = folder / "record"
 
     def start(url: str, index: int) -> FaultyWorker:
-        plan = Plan(
-            record,
-            death=Death(seed=seed * 100_003 + index),
-            own_host=index % 2 == 0,
-            epoch_s=dose.epoch_s,
-            cache=dose.cache,
-        )
+        death = Death(seed=seed * 100_003 + index)
+        plan = Plan(record, death=death, own_host=index % 2 == 0, epoch_s=dose.epoch_s, cache=dose.cache)
         return FaultyWorker(url, folder, run=dose.run, plan=plan, name=name, seed=seed, **dose.settings)
 
     began = time.monotonic()

@@ -10,58 +10,38 @@ from benchmarks.figures import machine
 from tests.faults.harness.fleet import Endings
 from tests.faults.harness.invariants import Findings
 
-MEANINGS: Final = {
-    "trials": "trials asked for",
-    "finished": "trials finished (complete + pruned)",
-    "overshoot": "finished trials too many or too few",
-    "stuck": "trials left RUNNING or WAITING",
-    "acknowledged": "acknowledged results",
-    "lost": "acknowledged results lost or changed",
-    "other_ends": "workers ended by anything but the harness",
-    "violations": "violated invariants, all kinds",
-    "kills": "workers killed (SIGKILL)",
-    "kills_at_points": "of these at a crash point between two statements",
-    "cuts": "connections cut",
-    "withheld": "of these between the end of a transaction and its answer",
-    "holes": "black-holed connections",
-    "crashes": "database crashes (immediate stop)",
-    "stops": "workers stopped past their lease (SIGSTOP, SIGCONT)",
-    "terminations": "workers terminated (SIGTERM)",
-    "taken_over": "take-overs of a trial",
-    "leases_lost": "leases lost by live workers, which noticed",
-    "repeated": "epochs computed again",
-    "failed": "failed trials",
-    "workers": "worker processes started",
-    "wall_s": "wall time, s",
-}
+
+def counted(meaning: str) -> Any:
+    """Return a field that counts from 0."""
+    return field(default=0, metadata={"meaning": meaning})
 
 
 @dataclass
 class Figures:
-    """The faults and results of one or more studies; `MEANINGS` explains each number."""
+    """The faults and results of one or more studies."""
 
-    trials: int = 0
-    finished: int = 0
-    overshoot: int = 0
-    stuck: int = 0
-    acknowledged: int = 0
-    lost: int = 0
-    other_ends: int = 0
-    violations: int = 0
-    kills: int = 0
-    kills_at_points: int = 0
-    cuts: int = 0
-    withheld: int = 0
-    holes: int = 0
-    crashes: int = 0
-    stops: int = 0
-    terminations: int = 0
-    taken_over: int = 0
-    leases_lost: int = 0
-    repeated: int = 0
-    failed: int = 0
-    workers: int = 0
-    wall_s: float = 0.0
+    trials: int = counted("trials asked for")
+    finished: int = counted("trials finished (complete + pruned)")
+    overshoot: int = counted("finished trials too many or too few")
+    stuck: int = counted("trials left RUNNING or WAITING")
+    acknowledged: int = counted("acknowledged results")
+    lost: int = counted("acknowledged results lost or changed")
+    other_ends: int = counted("workers ended by anything but the harness")
+    violations: int = counted("violated invariants, all kinds")
+    kills: int = counted("workers killed (SIGKILL)")
+    kills_at_points: int = counted("of these at a crash point between two statements")
+    cuts: int = counted("connections cut")
+    withheld: int = counted("of these between the end of a transaction and its answer")
+    holes: int = counted("black-holed connections")
+    crashes: int = counted("database crashes (immediate stop)")
+    stops: int = counted("workers stopped past their lease (SIGSTOP, SIGCONT)")
+    terminations: int = counted("workers terminated (SIGTERM)")
+    taken_over: int = counted("take-overs of a trial")
+    leases_lost: int = counted("leases lost by live workers, which noticed")
+    repeated: int = counted("epochs computed again")
+    failed: int = counted("failed trials")
+    workers: int = counted("worker processes started")
+    wall_s: float = counted("wall time, s")
     complaints: list[str] = field(default_factory=list)
 
     def add(self, other: Figures) -> None:
@@ -81,6 +61,9 @@ class Figures:
         self.terminations, self.other_ends = endings.num_terminated, len(endings.others)
         self.violations = len(findings.violations)
         self.complaints = [*findings.violations, *endings.others]
+
+
+MEANINGS: Final = {one.name: one.metadata["meaning"] for one in fields(Figures) if one.metadata}
 
 
 def table(columns: dict[str, Figures]) -> str:

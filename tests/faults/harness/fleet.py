@@ -115,6 +115,13 @@ class Fleet:
             if worker.process.exitcode != 0 and not worker.is_surplus and (self.replaces_others or not is_other):
                 self.workers.append(self._next())
 
+    def run_until(self, happened: Callable[[], bool]) -> None:
+        """Replace killed workers until something has happened; raise `RuntimeError` if all exit before."""
+        while not happened():
+            if not self.workers:
+                raise RuntimeError(f"the workers ended: {self.endings.others}")
+            self.collect(0.02)
+
     def finish(self) -> Endings:
         """Wait for all workers to exit."""
         while self.workers:

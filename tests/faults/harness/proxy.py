@@ -64,14 +64,10 @@ class Proxy:
 
 @contextmanager
 def running_proxy(upstream: str, *, seed: int = 0, hole_s: float = 20.0, anywhere: bool = True) -> Iterator[Proxy]:
-    """Run a proxy to a unix socket.
+    """Run a proxy to the server's unix socket.
 
-    Args:
-        upstream: path of the server's socket.
-        seed: of what is cut when.
-        hole_s: seconds for which a black-holed connection stays open on the server's side.
-        anywhere: make black holes within transactions too, whose locks then stay until the server ends them.
-
+    A black-holed connection stays open for `hole_s` on the server's side. With `anywhere` there are black holes within
+    transactions too, whose locks then stay until the server ends them.
     """
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     counts = Counts.zero()

@@ -12,17 +12,14 @@ from tests.faults.harness.crash_points import Death
 from tests.faults.harness.fleet import Endings, FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.worker import Plan, run
+from tests.support.processes import num_lines
 
-SETTINGS: Final[dict[str, Any]] = {
-    "max_epochs": 3,
-    "lease_s": 0.3,
-    "max_attempts": 1000,
-    "sampler": "random",
-}
+SETTINGS: Final[dict[str, Any]] = {"max_epochs": 3, "lease_s": 0.3, "max_attempts": 1000, "sampler": "random"}
 NUM_PARALLEL: Final = 4
 EPOCH_S: Final = 0.1
 MAX_WAIT_S: Final = 20.0
 """A worker that has not reached its point by then is killed, and another one tries."""
+AT_RENAME, AT_REPORT = "checkpoint: before rename of .tmp", "report: before statement 1 of transaction 1"
 
 
 @dataclass
@@ -35,15 +32,34 @@ class Sweep:
     complaints: list[str] = field(default_factory=list)
 
 
-def seen_points(url: str, folder: Path, num_trials: int = 6) -> set[str]:
-    """Return the points passed by a study with a resumed orphan, a released trial and renewals."""
-    plan = Plan(folder / "record", record_points=True, epoch_s=EPOCH_S)
+def cause_of(point: str) -> str | None:
+    """Return where a worker must have been killed for the next one, which resumes its trial, to pass this point.
+
+    That one removes a half-written checkpoint when it cleans up, or makes the stored epochs match a checkpoint whose
+    epoch was not reported.
+    """
+    if point == "clean up: before remove of .tmp":
+        return AT_RENAME
+    is_rewrite = point.startswith("ask:") and ("COMMIT" in point or ("transaction" in point and " 1 of " not in point))
+    return AT_REPORT if is_rewrite else None
+
+
+def seen_points(url: str, folder: Path, num_trials: int = 8) -> set[str]:
+    """Return the points passed by a study with resumed orphans, a released trial and renewals."""
     settings = {**SETTINGS, "name": "seen", "num_trials": num_trials}
-    fleet = Fleet(lambda _: FaultyWorker(url, folder, run=run, plan=plan, **settings), 2)
+    causes = [AT_RENAME, AT_REPORT]
+
+    def start(index: int) -> FaultyWorker:
+        death = Death(at=causes[index] if index < len(causes) else None)
+        plan = Plan(folder / "record", death=death, record_points=True, epoch_s=EPOCH_S)
+        return FaultyWorker(url, folder, run=run, plan=plan, **settings)
+
+    fleet = Fleet(start, 1)  # alone, so that no other worker resumes the trial when this one is slow
+    fleet.run_until(lambda: fleet.endings.num_killed_themselves == len(causes))
+    _wait_for_epochs(folder, fleet)
+    fleet.resize(2)
     for number in (signal.SIGKILL, signal.SIGTERM):
         _wait_for_epochs(folder, fleet)
-        if not fleet.workers:
-            raise RuntimeError(f"the workers ended: {fleet.endings.others}")
         fleet.workers[0].send_signal(number)
         fleet.collect(5.0)
     fleet.finish()
@@ -54,12 +70,8 @@ def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
     """Wait until another epoch has been computed."""
     file = folder / "record" / "computed.log"
 
-    def size() -> int:
-        return file.stat().st_size if file.exists() else 0
-
-    before = size()
-    while size() == before and fleet.workers:
-        fleet.collect(0.02)
+    before = num_lines(file)
+    fleet.run_until(lambda: num_lines(file) > before)
 
 
 @dataclass(frozen=True)
@@ -68,25 +80,16 @@ class SweptStudy:
 
     name: str
     num_trials: int
+    points: list[str]
     lease_s: float = SETTINGS["lease_s"]
     num_victims: int = 0
     """Workers killed in their first trial, while others find nothing to claim."""
+    num_parallel: int = NUM_PARALLEL
 
 
-def is_rare(point: str) -> bool:
-    """Whether a worker passes it only after another was killed while writing a checkpoint or before reporting it.
-
-    It then resumes a trial with a file that was left half-written, or one whose stored epochs do not match the
-    checkpoint, which it rewrites before it asks.
-    """
-    is_rewrite = point.startswith("ask:") and ("transaction" in point or "COMMIT" in point)
-    return is_rewrite or point == "clean up: before remove of .tmp"
-
-
-def kill_at_each(points: set[str], url: str, folder: Path, swept: SweptStudy) -> Endings:
-    """Kill a worker at each point, several in parallel, and let others finish the study."""
-    # Rare points last: four workers waiting for such points would finish the study before any other could die.
-    left = [None] * swept.num_victims + sorted(points, key=lambda point: (is_rare(point), point))
+def kill_at_each(url: str, folder: Path, swept: SweptStudy) -> Endings:
+    """Kill a worker at each point and let others finish the study."""
+    left = [None] * swept.num_victims + swept.points
     began: dict[FaultyWorker, float] = {}
 
     def start(index: int) -> FaultyWorker:
@@ -98,7 +101,7 @@ def kill_at_each(points: set[str], url: str, folder: Path, swept: SweptStudy) ->
         began[worker] = time.monotonic()
         return worker
 
-    fleet = Fleet(start, NUM_PARALLEL)
+    fleet = Fleet(start, swept.num_parallel)
     while fleet.workers:
         fleet.collect(0.1 if not swept.num_victims else 0.01)
         for worker in fleet.workers:
@@ -122,25 +125,29 @@ def _trains(worker: FaultyWorker, folder: Path) -> bool:
 def sweep(points: set[str], url: str, folder: Path, *, num_trials: int, num_studies: int) -> Sweep:
     """Kill a worker at each point; points that no worker of a study reached are tried again in another study.
 
-    Args:
-        points: where to kill.
-        url: of a database.
-        folder: for the workers' files.
-        num_trials: per study, except every second one, which has few, for the points of workers that wait.
-        num_studies: studies at most; points still left are reported as missed.
+    The studies take turns: one of many trials and workers; one of few trials, for the points of workers that wait; one
+    with a worker at a time, for the points that are passed only by the next worker after a kill.
 
+    There are at most `num_studies`, of which a slow machine needs more; points still left are reported as missed.
     """
     done = Sweep(set(points))
     for index in range(num_studies):
-        swept = SweptStudy(f"sweep-{index}", num_trials)
-        if index % 2 == 1:
-            swept = SweptStudy(swept.name, num_trials=2, lease_s=4.0, num_victims=2)
-        endings = kill_at_each(done.missed, url, folder / swept.name, swept)
+        # Claims last: workers that wait for the point of a claim that finds no trial would use up the trials before.
+        usual = sorted(done.missed, key=lambda point: (point.startswith("claim"), point))
+        usual = [point for point in usual if cause_of(point) is None]
+        name = f"sweep-{index}"
+        pairs = [(cause, point) for point in sorted(done.missed) if (cause := cause_of(point)) is not None]
+        swept = (
+            SweptStudy(name, num_trials, usual),
+            SweptStudy(name, 2, usual, lease_s=4.0, num_victims=2),
+            SweptStudy(name, num_trials, [each for pair in pairs for each in pair], num_parallel=1),
+        )[index % 3]
+        if not swept.points:
+            continue
+        endings = kill_at_each(url, folder / name, swept)
         expected = Expected(swept.num_trials, SETTINGS["max_epochs"], accounted(endings))
-        findings = check_study(url, swept.name, folder / swept.name / "record", expected)
+        findings = check_study(url, name, folder / name / "record", expected)
         done.missed -= set(endings.points)
         done.num_kills += endings.num_killed_themselves
         done.complaints += [*findings.violations, *endings.others]
-        if not done.missed:
-            break
     return done

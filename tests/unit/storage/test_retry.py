@@ -43,19 +43,21 @@ def test_a_locked_file_is_busy(tmp_path: Path) -> None:
     assert classify(locked_error(tmp_path)) is ErrorKind.BUSY
 
 
-def test_a_port_without_a_server_is_retried() -> None:
-    error = connect_error("postgresql+psycopg2://127.0.0.1:1/csi")
-    assert classify(error) is ErrorKind.UNREACHABLE
-    assert "refused" in reason(error)
-
-
-def test_an_unknown_host_name_is_retried() -> None:
-    assert classify(connect_error("postgresql+psycopg2://no-such-host.invalid/csi")) is ErrorKind.UNREACHABLE
-
-
-def test_a_connection_option_unknown_to_libpq_is_a_rejection() -> None:
-    assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?sslmode=nonsense")) is ErrorKind.REJECTED
-    assert classify(connect_error("postgresql+psycopg2://127.0.0.1:1/csi?nonsense=1")) is ErrorKind.REJECTED
+@pytest.mark.parametrize(
+    ("address", "kind", "words"),
+    [
+        ("127.0.0.1:1/csi", ErrorKind.UNREACHABLE, "refused"),
+        ("no-such-host.invalid/csi", ErrorKind.UNREACHABLE, "no-such-host"),
+        ("127.0.0.1:1/csi?sslmode=nonsense", ErrorKind.REJECTED, "sslmode"),
+        ("127.0.0.1:1/csi?nonsense=1", ErrorKind.REJECTED, "nonsense"),
+    ],
+)
+def test_a_server_that_is_not_there_is_retried_an_unknown_option_is_rejected(
+    address: str, kind: ErrorKind, words: str
+) -> None:
+    error = connect_error(f"postgresql+psycopg2://{address}")
+    assert classify(error) is kind
+    assert words in reason(error)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,10 @@ import pytest
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
-from csi_job.errors import ConfigurationError, CsiJobError
-from csi_job.storage.claim import Claim, claim_trial
-from csi_job.storage.lease import new_token, worker_id
+from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
-from tests.support.studies import define, work_on
+from tests.support.studies import define, leased, work_on
 
 
 def test_optuna_reads_the_study_by_the_url_of_its_file(tmp_path: Path) -> None:
@@ -88,14 +86,6 @@ def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
         open_storage(StorageSettings(), tmp_path, create=True)
 
 
-def test_trials_start_by_claims_only(study: optuna.Study) -> None:
-    with pytest.raises(CsiJobError, match="claims only"):
-        study.ask()
-    with pytest.raises(CsiJobError, match="claims only"):
-        study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
-    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
-
-
 def test_a_pickled_storage_opens_the_same_database(study: optuna.Study, storage: StudyStorage) -> None:
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.get_all_trials(study._study_id) == storage.get_all_trials(study._study_id)
@@ -131,7 +121,7 @@ def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -
 
 def test_while_one_thread_samples_another_reads_and_writes_as_usual(study: optuna.Study, storage: StudyStorage) -> None:
     trial_id = study.trials[0]._trial_id
-    lease = claimed(storage, study).lease
+    lease = leased(study)
     storage.hold(lease)
 
     def elsewhere() -> tuple[list[str], str]:
@@ -148,11 +138,3 @@ def test_while_one_thread_samples_another_reads_and_writes_as_usual(study: optun
         assert attribute("elsewhere") == "None"  # this thread sees one history
         assert pool.submit(attribute, "here").result() == "None"
     assert attribute("here") == "buffered"
-
-
-def claimed(storage: StudyStorage, study: optuna.Study) -> Claim:
-    claim = claim_trial(
-        storage, study._study_id, token=new_token(), worker_id=worker_id(), max_attempts=3, max_failed=1
-    )
-    assert isinstance(claim, Claim)
-    return claim
