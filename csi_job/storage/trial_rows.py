@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -113,34 +113,35 @@ def state_changes(connection: Connection, state: TrialState) -> dict[str, Any]:
 def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[dict[str, Any]], tuple[str, ...]]]:
     """Return what is written beside the trial's own row: tables, their rows, and the columns of their unique keys."""
     written = [
-        (PARAMS, [_param_row(trial_id, name, *param) for name, param in write.params.items()], "param_name"),
-        (USER_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.user_attrs.items()], "key"),
-        (SYSTEM_ATTRIBUTES, [_attribute_row(trial_id, key, value) for key, value in write.system_attrs.items()], "key"),
-        (STEPS, [step_row(trial_id, step, value) for step, value in write.steps.items()], "step"),
-        (VALUES, [value_row(trial_id, index, value) for index, value in enumerate(write.values)], "objective"),
+        (PARAMS, "param_name", [_param_row(name, *param) for name, param in write.params.items()]),
+        (USER_ATTRIBUTES, "key", _attribute_rows(write.user_attrs)),
+        (SYSTEM_ATTRIBUTES, "key", _attribute_rows(write.system_attrs)),
+        (STEPS, "step", [_step_row(step, value) for step, value in write.steps.items()]),
+        (VALUES, "objective", [_value_row(index, value) for index, value in enumerate(write.values)]),
     ]
-    return [(table, rows, ("trial_id", key)) for table, rows, key in written if rows]
+    return [
+        (table, [{"trial_id": trial_id, **row} for row in rows], ("trial_id", key))
+        for table, key, rows in written
+        if rows
+    ]
 
 
-def _param_row(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> dict[str, Any]:
-    text = distribution_to_json(distribution)
-    return {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": text}
+def _param_row(name: str, value: float, distribution: BaseDistribution) -> dict[str, Any]:
+    return {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
 
 
-def _attribute_row(trial_id: int, key: str, value: Any) -> dict[str, Any]:
-    return {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+def _attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
 
 
-def step_row(trial_id: int, step: int, value: float) -> dict[str, Any]:
-    """Return a row of `trial_intermediate_values`."""
+def _step_row(step: int, value: float) -> dict[str, Any]:
     stored, kind = to_stored_step(float(value))
-    return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
-def value_row(trial_id: int, objective: int, value: float) -> dict[str, Any]:
-    """Return a row of `trial_values`."""
+def _value_row(objective: int, value: float) -> dict[str, Any]:
     stored, kind = to_stored_value(float(value))
-    return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+    return {"objective": objective, "value": stored, "value_type": kind}
 
 
 def remove_steps(connection: Connection, trial_id: int, first: int) -> None:
