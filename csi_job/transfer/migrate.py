@@ -145,7 +145,8 @@ class _Transaction:
             raise ConfigurationError("the old study was made by another program", got=self.old_name)
         no_space = {"space": None}
         if named := differences({**fingerprint, **no_space}, {**self.definition.fingerprint, **no_space}):
-            message = f"only the space may differ, or values would not compare; study {self.old_name!r}: {named}"
+            why = "only the space may differ, otherwise results are not comparable"
+            message = f"{why}; study {self.old_name!r}: {named}"
             raise ConfigurationError(message, hint="restore these settings")
         if there:
             self.definition.check(there)

@@ -158,5 +158,6 @@ def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
         call_at_start(operation, RetryPolicy("the database", 60))
     assert caught.value.exit_code == 2
+    assert "check CSI_JOB_STORAGE__PASSWORD or storage.password_file" in str(caught.value)
     with pytest.raises(StorageUnavailableError):  # later the password may only be in change
         RetryPolicy("the database", 0.1).call(operation)
