@@ -49,6 +49,15 @@ def test_each_page_draws_its_plot_with_title_and_caption(view, cost_view, tmp_pa
         assert all(warning in page.text for warning in plot.warnings)
 
 
+def test_the_pages_draw_every_trial_and_every_importance(view, tmp_path):
+    history, importances, parallel = (read_page(path).figures()[0]["data"] for path in write_plots(view, tmp_path))
+    drawn = sorted(x for trace in history if trace["name"] != "Best so far" for x in trace["x"])
+    assert drawn == [trial.number for trial in view.trials if trial.outcome != "waiting"]
+    assert sorted(importances[0]["x"]) == pytest.approx(sorted(view.importances.values()))
+    lines = sum(trace["x"].count(None) for trace in parallel)
+    assert lines == len(view.with_outcome("complete", "pruned"))
+
+
 def test_the_content_security_policy_forbids_loading_anything(view, tmp_path):
     page = read_page(write_plots(view, tmp_path)[0])
     policies = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
