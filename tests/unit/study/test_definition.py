@@ -74,11 +74,11 @@ def test_cmaes_with_two_objectives_is_refused_before_the_study_is_made(storage: 
     assert storage.get_all_studies() == []
 
 
-def test_another_seed_is_said_to_be_of_no_use(
+def test_another_seed_is_ignored_with_a_warning(
     study: optuna.Study, storage: StudyStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert study_seed(define(storage, seed=7)) == 42
-    assert "seed 42, which stays" in caplog.text
+    assert "created with seed 42; using that seed" in caplog.text
     assert study.user_attrs["seed"] == 42
 
 
