@@ -33,7 +33,7 @@ demo: $(READY) ## Phantoms, cache, search, final model and evaluation, into demo
 	@echo "Your own data: $(BIN)/csi-job hyperopt --labels TABLE.csv --images FOLDER --work RESULTS --n-trials 50"
 
 test: $(READY) ## Run the tests
-	@$(BIN)/pytest --ignore=tests/e2e -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder --durations 10
+	@$(BIN)/pytest --ignore=tests/e2e -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 10
 
 faults: $(READY) ## Run the fault tests at full size; FAULTS_ARGS=--help lists options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.harness $(FAULTS_ARGS)

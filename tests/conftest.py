@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
 
@@ -17,20 +19,22 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class _Scheduler(LoadFileScheduling):
+    """Keeps a file in one process, which shares its fixtures, and all faults in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/faults" if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduler | None:
+    return _Scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file in one process, which shares its fixtures, and all faults in one; start with the slow rooms."""
-    root = Path(__file__).parent
+    """Start with the slow rooms."""
     slow = {"faults": 0, "integration": 1}
-
-    def room(item: pytest.Item) -> str:
-        return item.path.relative_to(root).parts[0]
-
-    for item in items:
-        group = "faults" if room(item) == "faults" else str(item.path)
-        if room(item) != "e2e":
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: slow.get(room(item), 2))
+    items.sort(key=lambda item: slow.get(item.path.relative_to(Path(__file__).parent).parts[0], 2))
 
 
 @pytest.fixture(scope="session")
