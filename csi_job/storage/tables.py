@@ -21,6 +21,11 @@ SYSTEM_ATTRIBUTES: Final = METADATA.tables["trial_system_attributes"]
 HEARTBEATS: Final = METADATA.tables["trial_heartbeats"]
 VERSION_INFO: Final = METADATA.tables["version_info"]
 
+STUDY_PARTS: Final = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES)
+"""What a study has besides its own row and its trials."""
+TRIAL_PARTS: Final = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES)
+"""What a trial has besides its own row, heartbeat and lease."""
+
 OURS = sa.MetaData()
 LEASES: Final = sa.Table(
     "csi_job_leases",

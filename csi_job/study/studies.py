@@ -21,28 +21,13 @@ from csi_job.storage.engine import lock_study
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
-from csi_job.storage.tables import (
-    DIRECTIONS,
-    HEARTBEATS,
-    LEASES,
-    PARAMS,
-    STEPS,
-    STUDIES,
-    STUDY_ATTRIBUTES,
-    STUDY_SYSTEM_ATTRIBUTES,
-    SYSTEM_ATTRIBUTES,
-    TRIALS,
-    USER_ATTRIBUTES,
-    VALUES,
-)
+from csi_job.storage.tables import HEARTBEATS, LEASES, STUDIES, STUDY_PARTS, TRIAL_PARTS, TRIALS
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
-_TRIAL_TABLES = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, HEARTBEATS, LEASES)
-_STUDY_TABLES = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES, TRIALS, STUDIES)
 
 
 @dataclass(frozen=True)
@@ -96,9 +81,9 @@ def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
     def transaction(connection: Connection) -> None:
         lock_study(connection, study_id)
         trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-        for table in _TRIAL_TABLES:
+        for table in (*TRIAL_PARTS, HEARTBEATS, LEASES):
             connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
-        for table in _STUDY_TABLES:
+        for table in (*STUDY_PARTS, TRIALS, STUDIES):
             connection.execute(sa.delete(table).where(table.c.study_id == study_id))
 
     storage.write(transaction)

@@ -20,25 +20,11 @@ from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import RELEASED_AT_S, new_token
 from csi_job.storage.retry import reason
 from csi_job.storage.storage import StudyStorage, storage_of
-from csi_job.storage.tables import (
-    DIRECTIONS,
-    LEASES,
-    PARAMS,
-    STEPS,
-    STUDIES,
-    STUDY_ATTRIBUTES,
-    STUDY_SYSTEM_ATTRIBUTES,
-    SYSTEM_ATTRIBUTES,
-    TRIALS,
-    USER_ATTRIBUTES,
-    VALUES,
-)
+from csi_job.storage.tables import LEASES, STUDIES, STUDY_ATTRIBUTES, STUDY_PARTS, TRIAL_PARTS, TRIALS
 from csi_job.study.definition import find_study, load_study
 from csi_job.study.settings import checked_name
 
 BATCH_SIZE: Final = 500  # trials per round of inserts
-_STUDY_TABLES: Final = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES)
-_TRIAL_TABLES: Final = (PARAMS, VALUES, STEPS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES)
 Row = Mapping[str, Any]
 Result = TypeVar("Result")
 
@@ -116,7 +102,7 @@ def read_study(storage: StudyStorage, name: str) -> StudyRows:
             raise ConfigurationError("the study was deleted in the meantime", got=name)
         parts = {
             table: _select(connection, sa.select(table).where(table.c.study_id == study_id), table)
-            for table in _STUDY_TABLES
+            for table in STUDY_PARTS
         }
         return StudyRows(name, parts, read_trial_rows(connection, study_id))
 
@@ -168,7 +154,7 @@ def read_trial_rows(connection: Connection, study_id: int) -> list[TrialRows]:
     """Read the rows of a study's trials, by number; leases only of running ones."""
     mine = TRIALS.c.study_id == study_id
     trials = {row["trial_id"]: TrialRows(row) for row in _select(connection, sa.select(TRIALS).where(mine), TRIALS)}
-    for table in (*_TRIAL_TABLES, LEASES):
+    for table in (*TRIAL_PARTS, LEASES):
         query = sa.select(table).join(TRIALS, TRIALS.c.trial_id == table.c.trial_id).where(mine)
         if table is LEASES:
             query = query.where(TRIALS.c.state == TrialState.RUNNING)
@@ -187,7 +173,7 @@ def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[Tr
             ids = {row.number: row.trial_id for row in connection.execute(query, rows)}
             # Optuna deletes trials without their leases, and SQLite uses their ids again.
             connection.execute(sa.delete(LEASES).where(LEASES.c.trial_id.in_(ids.values())))
-            for table in (*_TRIAL_TABLES, LEASES):
+            for table in (*TRIAL_PARTS, LEASES):
                 parts = [
                     _without_key(table, row) | {"trial_id": ids[trial.own["number"]]}
                     for trial in batch
