@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,6 +32,9 @@ from csi_job.work_folder import WorkFolder
 ENVIRONMENT_PREFIX = "CSI_JOB_"
 # Variables of single flags: the log's format, and the target of `study copy`.
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
+_MAX_YAML_CHARACTERS = 100_000
+_MAX_YAML_NODES = 10_000  # with every alias replaced by what it stands for
+_MAX_INTEGER_CHARACTERS = 40
 Tree = dict[str, Any]
 
 
@@ -121,7 +124,14 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does (`1e-5` is one), and rejects duplicate keys."""
+    """Reads numbers as YAML 1.2 does (`1e-5` is one), and rejects duplicate keys and aliases that grow without end."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _num_nodes(node, {}) > _MAX_YAML_NODES:
+            problem = f"it has more than {_MAX_YAML_NODES} values, counting each at every alias"
+            raise yaml.MarkedYAMLError(problem=problem)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[str] = set()
@@ -143,19 +153,30 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _num_nodes(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
+    """Return the number of nodes with every alias written out, visiting each once; 0 marks one being visited."""
+    if node not in counted:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_INTEGER_CHARACTERS:
+            raise yaml.MarkedYAMLError(problem="a number has too many digits", problem_mark=node.start_mark)
+        counted[node] = 0
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        below = () if isinstance(node, yaml.ScalarNode) else parts
+        counted[node] = 1 + sum(_num_nodes(part, counted) for part in below)
+    elif counted[node] == 0:
+        raise yaml.MarkedYAMLError(problem="an alias refers to a part that contains it", problem_mark=node.start_mark)
+    return counted[node]
+
+
 def _parse(text: str) -> Any:
     """Parse YAML; raise `YAMLError` for whatever is wrong with it."""
+    if len(text) > _MAX_YAML_CHARACTERS:
+        raise yaml.MarkedYAMLError(problem=f"it is longer than {_MAX_YAML_CHARACTERS} characters")
     try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except ValueError:  # e.g. 2024-13-45, which looks like a date
         raise yaml.MarkedYAMLError(problem="a value is not a valid date or number; put it in quotes") from None
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
-    try:
-        json.dumps(tree, default=str, skipkeys=True)
-    except ValueError:
-        raise yaml.MarkedYAMLError(problem="an alias refers to a part that contains it") from None
-    return tree
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -166,7 +187,8 @@ def _problem(error: yaml.YAMLError) -> str:
 
 def _from_file(path: Path) -> Tree:
     try:
-        tree = _parse(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            tree = _parse(file.read(_MAX_YAML_CHARACTERS + 1))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigurationError(f"the settings file cannot be read ({reason})", got=str(path)) from None

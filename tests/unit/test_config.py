@@ -43,6 +43,11 @@ def test_a_searched_parameter_is_replaced_not_merged(tmp_path: Path) -> None:
     assert space["momentum"] == default["momentum"]
 
 
+def laughs(part: str) -> str:
+    """Return YAML whose aliases stand for 3**99 values, more than any memory holds."""
+    return "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {part.format(i - 1)}\n" for i in range(1, 100))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -62,6 +67,10 @@ def test_a_searched_parameter_is_replaced_not_merged(tmp_path: Path) -> None:
         ("study: " + "[" * 5000, "nested too deeply"),
         ("&a {x: *a}", "an alias refers to a part that contains it"),
         ("study: &a {more: [*a]}", "an alias refers to a part that contains it"),
+        (laughs("[*a{0},*a{0},*a{0}]"), "it has more than 10000 values, counting each at every alias"),
+        (laughs("{{<<: [*a{0},*a{0},*a{0}]}}"), "it has more than 10000 values, counting each at every alias"),
+        ("study: 1" + ":59" * 30_000, "line 1 is not valid YAML: a number has too many digits"),
+        ("#" * 100_001, "it is longer than 100000 characters"),
         ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
 )
@@ -80,6 +89,12 @@ def test_an_unknown_variable_is_rejected(name: str) -> None:
         load_settings({}, None, {name: "1"})
 
 
+def test_an_alias_bomb_in_a_variable_is_rejected() -> None:
+    parts = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 100))
+    with pytest.raises(ConfigurationError, match="more than 10000 values"):
+        load_settings({}, None, {"CSI_JOB_SPACE": f"[&a0 [1], {parts}]"})
+
+
 def test_the_log_format_variable_is_not_a_setting() -> None:
     assert load_settings({}, None, {"CSI_JOB_LOG_FORMAT": "json"}).settings == Settings()
 
@@ -87,6 +102,8 @@ def test_the_log_format_variable_is_not_a_setting() -> None:
 def test_a_missing_or_binary_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings({}, tmp_path / "none.yaml", {})
+    with pytest.raises(ConfigurationError, match="longer than 100000 characters"):
+        load_settings({}, Path("/dev/zero"), {})  # has no end
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
