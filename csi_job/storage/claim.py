@@ -70,7 +70,7 @@ def claim_trial(
     """Claim an orphaned trial, else a waiting one, else a new one if the target allows.
 
     `token` is unique to this claim, so that it is recognised if the reply to its COMMIT is lost; `worker_id` is from
-    `lease.worker_id`. A trial fails after `max_attempts` attempts in a row without a finished epoch.
+    `lease.worker_id`. A trial fails after `max_attempts` attempts without a finished epoch since the last stored one.
 
     Raises:
         StudyFailedError: more than `max_failed` trials failed.
@@ -150,7 +150,7 @@ class _ClaimTransaction:
         if num_lost < self.max_attempts:
             return False
         if self._take_lease(connection, row, attempt=row.attempt):
-            reason = f"no epoch finished in {num_lost} attempts; the workers died or stalled"
+            reason = f"no epoch finished in {num_lost} attempts in a row; the workers died or stalled"
             write_trial(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
             logger.warning("trial %d failed: %s", row.number, reason)
         return True
@@ -181,10 +181,18 @@ class _ClaimTransaction:
 
 
 def _num_lost(row: Row[Any]) -> int:
-    """Return how many attempts in a row ended without a finished epoch and without releasing the lease."""
-    if row.token is None:
+    """Return how many attempts ended without releasing the lease since the last stored epoch."""
+    if row.token is None or row.num_epochs:
         return 0
-    return int(row.num_lost) + int(row.num_epochs == 0 and not row.released)
+    return int(row.num_lost) + int(not row.released)
+
+
+def _date_to_now(connection: Connection, running: Sequence[Row[Any]]) -> None:
+    """Let leases from the future, left when the database's clock was set back, expire from now on."""
+    ids = [row.trial_id for row in running if is_in_future(row)]
+    now = now_s(connection)
+    is_future = sa.and_(LEASES.c.trial_id.in_(ids), LEASES.c.renewed_at_s > now)
+    connection.execute(sa.update(LEASES).where(is_future).values(renewed_at_s=now))
 
 
 def count_trials(connection: Connection, study_id: int) -> Counts:

@@ -39,7 +39,7 @@ class StudySettings(Section):
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which this worker stops starting new trials."""
     max_attempts: int = Field(default=3, ge=1)
-    """Attempts without a finished epoch after which a trial fails."""
+    """Attempts in a row without a finished epoch after which a trial fails."""
     max_failed_trials: int = Field(default=10, ge=0)
     """Number of failed trials allowed; one more stops the study with an error."""
     report_every: int = Field(default=5, ge=1)

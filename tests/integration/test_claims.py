@@ -93,12 +93,13 @@ def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage: Stud
     assert "2 attempts" in study.trials[0].user_attrs["reason"]
 
 
-def test_an_attempt_with_an_epoch_does_not_count_as_lost(storage: StudyStorage) -> None:
+def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
-    for attempt in range(1, 6):
+    for attempt in range(1, 10):
         lease = leased(study, max_attempts=2)
         assert lease.attempt == attempt
-        storage.write_trial(lease, TrialWrite(steps={attempt: 0.1}), num_epochs=1)
+        if attempt % 2 == 0:
+            storage.write_trial(lease, TrialWrite(steps={attempt: 0.1}), num_epochs=1)
         expire(storage, lease)
 
 
