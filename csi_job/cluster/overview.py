@@ -142,7 +142,7 @@ def _view(pod: Mapping[str, Any], gpu_resource: str) -> PodView:
         state="Terminating" if "deletionTimestamp" in metadata else status.get("phase", "Pending"),
         why=failure.message if failure else problem.reason if problem else "",
         node=spec.get("nodeName", ""),
-        age_s=age.total_seconds(),
+        age_s=max(age.total_seconds(), 0.0),  # the cluster's clock may be ahead
         num_gpus=num_gpus(pod, gpu_resource),
     )
 

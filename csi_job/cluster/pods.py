@@ -60,7 +60,7 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
 def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     """Return why a pod does not start, None if nothing is wrong."""
     name = pod["metadata"]["name"]
-    age_s = (datetime.now(UTC) - _ready_to_start(pod)).total_seconds()
+    age_s = max((datetime.now(UTC) - _ready_to_start(pod)).total_seconds(), 0.0)  # the cluster's clock may be ahead
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = condition.get("message", condition.get("reason", ""))

@@ -28,6 +28,7 @@ from csi_job.storage.attributes import (
     curve_of,
     f1_standard_error_of,
     outcome_of,
+    seconds_of,
 )
 from csi_job.study.importances import param_importances
 from csi_job.study.status import choose_trial
@@ -171,7 +172,7 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         curve=curve,
         is_baseline=bool(attrs.get(BASELINE)),
         num_epochs=attrs.get(EPOCHS) or len(curve),
-        seconds=frozen.duration.total_seconds() if frozen.duration else None,
+        seconds=seconds_of(frozen),
         gflops=_number(attrs.get(GFLOPS)),
         images_per_s=_number(attrs.get(IMAGES_PER_S)),
         num_parameters=attrs.get(NUM_PARAMETERS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any, Final, Literal, get_args
 
 from optuna.trial import FrozenTrial, TrialState
@@ -68,6 +69,14 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
     """
     pairs = trial.user_attrs.get(CURVE) or sorted(trial.intermediate_values.items())
     return [(int(epoch), float(f1)) for epoch, f1 in pairs]
+
+
+def seconds_of(trial: FrozenTrial) -> float | None:
+    """Return how long a trial took, None unless it has finished; clocks and time zones may have changed meanwhile."""
+    start, end = trial.datetime_start, trial.datetime_complete
+    if start is None or end is None:
+        return None
+    return max((end.astimezone(UTC) - start.astimezone(UTC)).total_seconds(), 0.0)
 
 
 def f1_standard_error_of(trial: FrozenTrial) -> float | None:

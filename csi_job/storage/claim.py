@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, TARGET
 from csi_job.storage.engine import lock_study, now_s, upsert
-from csi_job.storage.lease import Lease, is_orphan, running_trials
+from csi_job.storage.lease import Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
@@ -117,6 +118,9 @@ class _ClaimTransaction:
 
     def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         counts, running = _counts_and_running(connection, self.study_id)
+        if any(map(is_in_future, running)):
+            _date_to_now(connection, running)
+            counts, running = _counts_and_running(connection, self.study_id)
         orphans = [row for row in running if is_orphan(row)]
         resumable = [row for row in orphans if not self._failed_after_max_attempts(connection, row)]
         if len(resumable) < len(orphans):

@@ -117,8 +117,14 @@ def is_orphan(row: Row[Any]) -> bool:
     if row.token is None or row.released:
         return True
     # Nobody could renew a lease while the server was down, so its age counts from the server's start at the earliest.
-    age_s = row.now_s - max(row.renewed_at_s, row.server_start_s)
+    start_s = row.server_start_s if row.server_start_s <= row.now_s else 0.0  # the clock was set back since
+    age_s = row.now_s - max(row.renewed_at_s, start_s)
     return bool(age_s > row.lease_s or owner_process_is_gone(row.owner))
+
+
+def is_in_future(row: Row[Any]) -> bool:
+    """Return whether a trial of `running_trials` has a lease from before the database's clock was set back."""
+    return row.token is not None and row.renewed_at_s > row.now_s
 
 
 # Fenced writes

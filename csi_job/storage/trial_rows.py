@@ -107,7 +107,12 @@ def state_changes(connection: Connection, state: TrialState) -> dict[str, Any]:
     """Return the columns of a trial that change with its state."""
     if state is TrialState.RUNNING:
         return {"state": state, "datetime_start": now_utc(connection)}
-    return {"state": state} | ({"datetime_complete": now_utc(connection)} if state.is_finished() else {})
+    if not state.is_finished():
+        return {"state": state}
+    # Not before the start, even if the database's clock was set back in between.
+    latest = sa.func.max if connection.dialect.name == "sqlite" else sa.func.greatest
+    end = latest(now_utc(connection), sa.func.coalesce(TRIALS.c.datetime_start, now_utc(connection)))
+    return {"state": state, "datetime_complete": end}
 
 
 def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[dict[str, Any]], tuple[str, ...]]]:

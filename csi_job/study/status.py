@@ -21,6 +21,7 @@ from csi_job.storage.attributes import (
     curve_of,
     f1_standard_error_of,
     outcome_of,
+    seconds_of,
 )
 from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
@@ -180,7 +181,7 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
         epoch=max(curve, default=None),
         max_epochs=trial.user_attrs.get(MAX_EPOCHS) if trial else None,
         f1=max(curve.values(), default=None),
-        lease_age_s=None if is_silent else row.now_s - row.renewed_at_s,
+        lease_age_s=None if is_silent else max(row.now_s - row.renewed_at_s, 0.0),
         is_orphan=is_orphan(row),
         host=(row.owner or "").partition("|")[0],
     )
@@ -189,7 +190,7 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
 def _trials_per_s(trials: Iterable[FrozenTrial], num_running: int) -> float | None:
     """Return how many trials finish per second with this many running, however long the study was idle before."""
     finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    seconds = [trial.duration.total_seconds() for trial in finished[-NUM_TIMED:] if trial.duration is not None]
+    seconds = [length for trial in finished[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
     if not num_running or not seconds or median(seconds) <= 0:
         return None
     return num_running / median(seconds)

@@ -183,6 +183,7 @@ class _Worker:
         """Return whether each remaining trial has a live owner: it started, or its lease was renewed, since `seen`."""
         running = nothing.running
         self.summary.num_finished = nothing.num_finished
+        seen |= {id_: at_s for id_, at_s in running.items() if at_s < seen.get(id_, at_s)}  # the clock was set back
         if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
             return False
         if running:

@@ -131,7 +131,7 @@ def epochs_done(trial: RunningStatus) -> str:
 def _last_heartbeat(trial: RunningStatus) -> str:
     if trial.is_orphan:
         return "orphaned, will be resumed"
-    return fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(max(trial.lease_age_s, 0.0))} ago"
+    return fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(trial.lease_age_s)} ago"
 
 
 def _pace(status: StudyStatus) -> str:

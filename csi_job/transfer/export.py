@@ -18,7 +18,17 @@ from optuna.trial import FrozenTrial
 from csi_job.errors import ConfigurationError
 from csi_job.files import STREAM, write_file
 from csi_job.logs import progress
-from csi_job.storage.attributes import ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE, OBJECTIVE, TARGET, outcome_of
+from csi_job.storage.attributes import (
+    ATTEMPT,
+    BASELINE,
+    CANCELLED,
+    CURVE,
+    INFEASIBLE,
+    OBJECTIVE,
+    TARGET,
+    outcome_of,
+    seconds_of,
+)
 
 OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes exported as columns of their own
 CSV_INJECTION_PREFIXES: Final = ("=", "+", "-", "@", "\t")  # a spreadsheet would evaluate text that starts so
@@ -131,7 +141,7 @@ def _common(trial: FrozenTrial) -> dict[str, Any]:
         trial.user_attrs.get(ATTEMPT),
         start and _utc(start),
         complete and _utc(complete),
-        (complete.astimezone(UTC) - start.astimezone(UTC)).total_seconds() if start and complete else None,
+        seconds_of(trial),
     )
     return dict(zip(COMMON, values, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import Lease, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.storage.tables import LEASES
+from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import set_target
+from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
+from tests.support.processes import wait_until
 from tests.support.studies import SPACE, Reader, claim, define, leased, storage_settings, toy_space
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
@@ -101,6 +104,28 @@ def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage
         if attempt % 2 == 0:
             storage.write_trial(lease, TrialWrite(steps={attempt: 0.1}), num_epochs=1)
         expire(storage, lease)
+
+
+def test_a_lease_from_the_future_expires_from_now_on(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease = leased(study, worker_id="another-host|boot|space|1|1")
+    assert isinstance(claim(study), NothingToClaim)
+    with storage.engine.begin() as connection:  # as if the database's clock had been set back by an hour
+        connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 3600, lease_s=0.2))
+    assert [trial.lease_age_s for trial in study_status(study).running] == [0.0]
+    assert isinstance(claim(study), NothingToClaim)
+    wait_until(lambda: isinstance(claim(study), Claim))
+    with pytest.raises(LeaseLostError):
+        storage.renew(lease)
+
+
+def test_a_trial_never_ends_before_it_started(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease = leased(study)
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(TRIALS).values(datetime_start=datetime(2999, 1, 1)))  # noqa: DTZ001 - as stored
+    storage.write_trial(lease, DONE)
+    assert study.trials[0].duration == timedelta(0)
 
 
 def test_too_many_failures_stop_the_study_with_the_last_reason(storage: StudyStorage) -> None:

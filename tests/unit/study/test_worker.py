@@ -23,13 +23,14 @@ from csi_job.errors import (
     StopRequestedError,
     StudyFailedError,
 )
+from csi_job.storage.claim import claim_trial
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES
 from csi_job.study.studies import enqueue_trial, study_counts
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
-from tests.support.studies import SPACE, Reader, define, objective, work_on, write_checkpoint
+from tests.support.studies import SPACE, Reader, define, leased, objective, work_on, write_checkpoint
 
 Running = RunningTrial[Hyperparameters]
 
@@ -58,6 +59,25 @@ def test_a_full_study_is_left_alone(study: optuna.Study, tmp_path: Path, caplog:
     summary = work_on(study, tmp_path)
     assert not summary.outcomes
     assert "study toy is complete (5 trials)" in caplog.text
+
+
+def test_a_lease_dated_back_with_the_clock_proves_no_live_worker(
+    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = define(storage, num_trials=1)
+    leased(study, worker_id="another-host|boot|space|1|1")
+    claims = []
+
+    def set_back(*arguments: Any, **options: Any) -> Any:
+        claims.append(claim_trial(*arguments, **options))
+        with storage.engine.begin() as connection:  # after the first look, as if the clock had been set back
+            earlier_s = LEASES.c.renewed_at_s - 3600 * (len(claims) == 1)
+            connection.execute(sa.update(LEASES).values(renewed_at_s=earlier_s, lease_s=7200 if len(claims) < 3 else 0))
+        return claims[-1]
+
+    monkeypatch.setattr("csi_job.study.worker.claim_trial", set_back)
+    assert work_on(study, tmp_path).outcomes["complete"] == 1  # it waited until the lease expired
+    assert len(claims) == 5
 
 
 def test_another_phase_may_change_epochs_sampler_and_pruner(storage: StudyStorage, tmp_path: Path) -> None:
