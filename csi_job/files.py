@@ -1,4 +1,9 @@
-"""Files: atomic writes, refusal to overwrite, JSON, CSV, SHA-256 digests, and locks between processes."""
+"""Files: atomic writes, refusal to overwrite, JSON, CSV, SHA-256 digests, and locks between processes.
+
+Nearly everything written comes from patients. So only the owner can read a file or folder created here, whatever the
+umask; in a folder that passes on its group (set-group-ID, as Kubernetes makes a volume with `fsGroup`), that group can
+read and write it too. What exists already keeps its permissions.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,16 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.logs import get_logger
@@ -22,33 +30,75 @@ from csi_job.logs import get_logger
 STREAM: Final = Path("-")
 """Stands for standard input or output."""
 _POLL_S = 0.2
+_FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 _logger = get_logger(__name__)
 
 
+def make_folder(path: Path) -> Path:
+    """Create a folder and its missing parents, each flushed in its parent, and return it."""
+    if path.is_dir():
+        return path
+    if not path.parent.exists():
+        make_folder(path.parent)
+    mode = _mode_in(path.parent, 0o700)
+    try:
+        path.mkdir(mode)
+    except FileExistsError:  # by another process just now, or not a folder
+        if not path.is_dir():
+            raise
+    else:
+        _set_mode(path, mode)
+    flush_folder(path.parent)
+    return path
+
+
+def open_private(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Open a file that others cannot read, creating it if missing, and return its descriptor."""
+    mode = _mode_in(path.parent, 0o600)
+    descriptor = os.open(path, flags, mode)
+    _set_mode(path, mode)
+    return descriptor
+
+
+def _mode_in(folder: Path, mode: int) -> int:
+    """Return the owner's permissions, and the same for the group in a folder that passes on its group."""
+    return mode | mode >> 3 if folder.stat().st_mode & stat.S_ISGID else mode
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set permissions despite the umask, keeping set-group-ID; another user's file, and a device, stay as they are."""
+    now = path.stat().st_mode
+    if stat.S_IMODE(now) & ~stat.S_ISGID != mode and (stat.S_ISREG(now) or stat.S_ISDIR(now)):
+        with suppress(OSError):  # some network file systems have no permissions
+            path.chmod(mode | now & stat.S_ISGID)
+
+
 @contextmanager
 def replacing(path: Path, temporary_name: str = "") -> Iterator[Path]:
-    """Yield a temporary path in the same folder; what is written there is flushed to disk and renamed to `path`.
+    """Yield a new, empty file in the same folder; what is written there is flushed to disk and renamed to `path`.
 
     By default the temporary name is always the same, so that whatever a killed process left is overwritten instead of
     piling up; the caller must hold a lock.
     """
     temporary = path.with_name(temporary_name or f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
+        os.close(open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that readers, and a crash, see the old or the new content; text is UTF-8. Needs no lock."""
     with replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_file(path: Path, content: str | bytes, *, hint: str = "free space, or choose another folder") -> Path:
@@ -66,7 +116,7 @@ def write_file(path: Path, content: str | bytes, *, hint: str = "free space, or 
         return path
     with explain_os_errors(f"{path.name} cannot be written", path.parent, hint=hint):
         target = _target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_atomic(target, content)
     return path
 
@@ -107,8 +157,26 @@ def _target(path: Path) -> Path:
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table as CSV, separated by semicolons."""
     text = io.StringIO()
-    csv.writer(text, delimiter=";", lineterminator="\n").writerows((header, *rows))
+    write_csv(text, header, rows, delimiter=";")
     return text.getvalue()
+
+
+def write_csv(
+    stream: TextIO, header: Sequence[str], rows: Iterable[Sequence[object]], *, delimiter: str = ",", end: str = "\n"
+) -> None:
+    """Write a table as CSV, each row as it comes; open the stream with `newline=""`.
+
+    Text that a spreadsheet would evaluate gets a leading apostrophe; numbers stay numbers. Every cell is one line.
+    """
+    cells = (map(_cell, row) for row in chain([header], rows))
+    csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows(cells)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.splitlines())
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def json_text(content: Any, *, indent: int = 1) -> str:
@@ -144,25 +212,30 @@ def digest_file(path: Path) -> str:
 
 def flush_folder(folder: Path) -> None:
     """Make created and renamed entries of a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems refuse, and flush names at once
+    with suppress(OSError):  # some network file systems refuse, and flush names at once
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
     """Hold the lock of a file, waiting for it if necessary; the death of a process frees its locks.
 
+    On NFS the server keeps these locks for all its clients, unless it is mounted with `nolock` or `local_lock`.
+
     Args:
         path: created if missing; its folder exists.
         waiting_message: logged once if another process holds the lock.
 
+    Raises:
+        ConfigurationError: the file cannot be written, or its file system has no locks.
+
     """
-    with path.open("a") as file:
-        while not _try_lock(file.fileno()):
+    with _lock_file(path) as descriptor:
+        while not _try_lock(descriptor, path):
             if waiting_message:
                 _logger.info(waiting_message)
                 waiting_message = ""
@@ -172,14 +245,30 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file unless another process does; yield whether it is held."""
-    with path.open("a") as file:
-        yield _try_lock(file.fileno())
+    """Hold the lock of a file unless another process does; yield whether it is held. Raises the same as `locked`."""
+    with _lock_file(path) as descriptor:
+        yield _try_lock(descriptor, path)
 
 
-def _try_lock(descriptor: int) -> bool:
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    with _explain_locks(path):
+        descriptor = open_private(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    with _explain_locks(path):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True
+
+
+def _explain_locks(path: Path) -> AbstractContextManager[None]:
+    hint = "use a folder that can be written, on a file system with locks"
+    return explain_os_errors("the lock file cannot be locked", path, kind=ConfigurationError, hint=hint)

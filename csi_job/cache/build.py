@@ -27,7 +27,7 @@ from csi_job.cache.manifest import (
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem
-from csi_job.files import digest_file, flush_folder, locked, locked_if_free, write_atomic
+from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
@@ -64,7 +64,7 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     """
     root = WorkFolder(work).caches
     with problems_listed(work):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         source = read_source(radiographs, cache, work)
         folder = root / source.key
         if not folder.exists():
@@ -123,7 +123,7 @@ def _remove_partial(folder: Path, done_flags: Path) -> None:
 @contextmanager
 def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> Iterator[SlotArrays]:
     """Create or open the unfinished arrays; if there is no room for them, leave nothing behind."""
-    partial.mkdir(exist_ok=True)
+    make_folder(partial)
     try:
         arrays = SlotArrays(partial, done_flags, split_N, side_px)
     except OSError as error:

@@ -121,7 +121,7 @@ def record_key_for_settings(root: Path, radiographs: RadiographsSettings, cache:
     """Record which cache was built for these settings; does nothing if the folder cannot be written."""
     settings, path = _settings_digest(radiographs, cache), root / _KEYS_FILE
     if (read_json(path) or {}).get(settings) != key:
-        with suppress(OSError), locked(root / f".{_KEYS_FILE}.lock", ""):
+        with suppress(OSError, ConfigurationError), locked(root / f".{_KEYS_FILE}.lock", ""):
             write_atomic(path, json.dumps({**(read_json(path) or {}), settings: key}, indent=1))
 
 

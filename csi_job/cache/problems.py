@@ -12,11 +12,9 @@ from csi_job.files import csv_text, write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.work_folder import WorkFolder
 
-_PRIVATE_MODE = 0o600  # the names may be identities
-
 
 def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
-    """Write `problems.csv`, readable only by its owner, and return its path.
+    """Write `problems.csv` and return its path.
 
     Raises:
         OSError: the folder cannot be written.
@@ -24,7 +22,7 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
     """
     rows = ((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
     path = WorkFolder(work).problems
-    write_atomic(path, csv_text(("row", "column", "FileID", "problem"), rows), mode=_PRIVATE_MODE)
+    write_atomic(path, csv_text(("row", "column", "FileID", "problem"), rows))
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from csi_job.cache.manifest import images_file
-from csi_job.files import replacing
+from csi_job.files import open_private, replacing
 from csi_job.radiographs.split import SPLITS
 
 _FLUSH_EVERY_S = 2.0  # the most a kill can cost
@@ -39,7 +39,7 @@ class SlotArrays:
         self._slot_N = _slots(split_N)
         self._num_bytes = side_px * side_px
         self._files: list[int] = []
-        self._done_flags = os.open(done_flags, os.O_RDWR | os.O_CREAT, 0o644)
+        self._done_flags = open_private(done_flags)
         self._done_N = np.zeros(len(split_N), dtype=np.uint8)
         stored = np.frombuffer(os.pread(self._done_flags, len(split_N), 0), dtype=np.uint8)
         self._done_N[: len(stored)] = stored
@@ -103,7 +103,7 @@ class SlotArrays:
         if not path.exists() or path.stat().st_size != length:
             path.unlink(missing_ok=True)
             self._done_N[self._split_N == split] = 0
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_private(path)
         try:
             _reserve(descriptor, length)
             _write_at(descriptor, header, 0)

@@ -15,6 +15,7 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.pods import startup_problem
 from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
+from csi_job.files import make_folder
 
 RESULTS: Final = ("models", WORK.problems.name)
 STARTUP_TIMEOUT_S: Final = 180.0
@@ -100,9 +101,9 @@ def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:
             members = [member for member in tar.getmembers() if member.isfile()]
             if not members:
                 raise ClusterError("there are no results on the volume yet", hint="see the controller's log")
-            destination.mkdir(parents=True, exist_ok=True)
+            make_folder(destination)
             for member in members:
-                tar.extract(member, destination, filter="data")
+                tar.extract(member.replace(mode=0o600), destination, filter="data")
                 yield destination / member.name
     except tarfile.TarError:
         raise ClusterError("the copy from the volume is incomplete", hint="run the same command again") from None

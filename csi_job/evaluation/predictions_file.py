@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from typing import Any, Literal, TextIO
 
 from csi_job.errors import Problem
 from csi_job.evaluation.predict import Prediction, as_text
+from csi_job.files import write_csv
 from csi_job.radiographs.zones import NUM_CLASSES, RISK_CLASSES, UNKNOWN, ZONES
 
 Results = Iterable[Prediction | Problem]
@@ -44,9 +44,8 @@ def write_predictions(results: Results, stream: TextIO, file_format: PredictionF
     if file_format == "json":
         _write_json(collecting_problems(), stream)
         return problems
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_row(result) for result in collecting_problems())
+    rows = map(_row, collecting_problems())
+    write_csv(stream, COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
     return problems
 
 

@@ -16,7 +16,7 @@ from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plot, reliability_plot, roc_plot
 from csi_job.evaluation.model_file import LoadedModel, load_model
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.files import json_text, write_atomic
+from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.html.plot import Plot
 from csi_job.html.render import render
 from csi_job.work_folder import WorkFolder
@@ -124,7 +124,7 @@ def _page(
 def _write(folder: Path, stem: str, content: dict[str, Any], page: str) -> tuple[Path, Path]:
     numbers, figures = folder / f"{stem}.json", folder / f"{stem}_plots.html"
     with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomic(figures, page)
         write_atomic(numbers, json_text(content))
     return numbers, figures

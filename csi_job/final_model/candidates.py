@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
-from csi_job.files import json_text, write_atomic
+from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.logs import get_logger
@@ -165,7 +165,7 @@ def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -
     }
     hint = "free space and run the same command again"
     with explain_os_errors("the optimized parameters cannot be written", path, hint=hint):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomic(path, json_text(content))
     return path
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from csi_job.errors import CsiJobError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
-from csi_job.files import digest_file, json_text, read_json, replacing, write_atomic
+from csi_job.files import digest_file, json_text, make_folder, read_json, replacing, write_atomic
 from csi_job.final_model.card import card_markdown, card_metrics
 from csi_job.final_model.hyperparams import rename_old_keys
 
@@ -34,7 +34,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _remove_companions(path)
         return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError

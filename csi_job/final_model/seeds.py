@@ -18,7 +18,7 @@ from torch import Tensor
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
-from csi_job.files import digest_file, digest_json, json_text, read_json, replacing, write_atomic
+from csi_job.files import digest_file, digest_json, json_text, make_folder, read_json, replacing, write_atomic
 from csi_job.trial.checkpoint import valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
@@ -130,7 +130,7 @@ class SeedTrainer:
             return stored
         stem = self._stem(recipe, seed)
         with explain_os_errors("the folder of the trainings cannot be created", self.folder):
-            stem.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails before the training
+            make_folder(stem.parent)  # a folder that cannot be written fails before the training
         hooks = SeedHooks(self.check, advance)
         try:
             trained = train_model(

@@ -19,7 +19,7 @@ from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.files import digest_json, locked
+from csi_job.files import digest_json, locked, make_folder
 from csi_job.final_model.candidates import (
     Candidate,
     CandidateResult,
@@ -207,8 +207,7 @@ class _FinalTraining:
 def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the study's lock, so that two processes do not train the same; the death of one frees it."""
     with explain_os_errors("the work folder cannot be written", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
+        make_folder(folder)
     busy = "another process is training the final model of this study in this work folder; waiting for it"
     with locked(folder / ".lock", busy):
         yield

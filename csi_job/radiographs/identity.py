@@ -9,11 +9,10 @@ import secrets
 from pathlib import Path
 
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import write_atomic
+from csi_job.files import flush_folder, write_atomic
 
 PSEUDONYM_LENGTH = 12
 _KEY_BYTES = 32
-_PRIVATE_MODE = 0o600
 
 
 def pseudonym(identifier: str, key: bytes) -> str:
@@ -41,9 +40,10 @@ def load_key(path: Path) -> bytes:
 def _write_once(path: Path, key: bytes) -> None:
     """Write the key under a temporary name and link it: of two processes one wins, and neither reads half a key."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    write_atomic(temporary, key, mode=_PRIVATE_MODE)
+    write_atomic(temporary, key)
     try:
         os.link(temporary, path)
+        flush_folder(path.parent)
     except FileExistsError:
         pass
     except OSError:  # a file system without links: the race is between two equally good keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
 from csi_job.errors import ConfigurationError, explain_os_errors
+from csi_job.files import make_folder, open_private
 from csi_job.storage.settings import StorageSettings
 from csi_job.work_folder import WorkFolder
 
@@ -90,10 +92,10 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -
 
 
 def check_sqlite_file(path: Path, *, create: bool) -> None:
-    """Reject a missing SQLite file, or create its folder.
+    """Reject a missing SQLite file, or create it.
 
     Raises:
-        ConfigurationError: the file is missing or on a network file system, or its folder cannot be created.
+        ConfigurationError: the file is missing or on a network file system, or it cannot be created.
 
     """
     check_file_system(path)
@@ -102,8 +104,9 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
     if not create:
         message = "there is no study yet: the database file does not exist"
         raise ConfigurationError(message, got=str(path), hint="`csi-job hyperopt` creates it")
-    with explain_os_errors("the folder of the database cannot be created", path.parent, kind=ConfigurationError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_os_errors("the database cannot be used", path, kind=ConfigurationError):
+        make_folder(path.parent)
+        os.close(open_private(path))
 
 
 def _file_system(path: Path, mounts: Path) -> str:

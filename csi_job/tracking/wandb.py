@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from csi_job.files import make_folder, write_atomic
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import UID, TrialOutcome
 from csi_job.tracking.settings import TrackingSettings
@@ -100,7 +101,7 @@ class WandbTracker:
             summary["parallel"] = figure.to_json()
         content = self._folder.wandb / f"{self._uid}-summary.json"
         try:
-            content.write_text(json.dumps(summary), encoding="utf-8")
+            write_atomic(content, json.dumps(summary))
         except OSError as error:
             logger.warning("cannot write the study's summary for Weights & Biases: %s", error.strerror)
         else:
@@ -137,7 +138,7 @@ class WandbTracker:
         try:
             if self._settings.wandb_api_key_file is not None and not self._is_offline:
                 environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
-            self._folder.wandb.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder.wandb)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.tracking.wandb_process"],
                 stdin=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -16,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from csi_job.errors import ConfigurationError
-from csi_job.files import STREAM, write_file
+from csi_job.files import STREAM, write_csv, write_file
 from csi_job.logs import progress
 from csi_job.storage.attributes import (
     ATTEMPT,
@@ -31,7 +30,6 @@ from csi_job.storage.attributes import (
 )
 
 OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes exported as columns of their own
-CSV_INJECTION_PREFIXES: Final = ("=", "+", "-", "@", "\t")  # a spreadsheet would evaluate text that starts so
 COMMON: Final = ("number", "state", "outcome", "is_baseline", "attempt", "datetime_start", "datetime_complete",
     "duration_s")  # fmt: skip
 Advance = Callable[[int], None]
@@ -74,8 +72,7 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
 def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance) -> bytes:
     """Return one row per trial and one column per parameter, named as in Optuna's `trials_dataframe`.
 
-    UTF-8 with a byte order mark, without which spreadsheets guess another encoding. Text that a spreadsheet would
-    evaluate gets a leading apostrophe.
+    UTF-8 with a byte order mark, without which spreadsheets guess another encoding.
     """
     rows = []
     for trial in trials:
@@ -83,9 +80,8 @@ def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance)
         advance(1)
     text = io.StringIO(newline="")
     columns = _columns(rows) if rows else [*COMMON, *_objectives(len(study.directions))]
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\r\n")  # RFC 4180
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    cells = ([_cell(row.get(name)) for name in columns] for row in rows)
+    write_csv(text, columns, cells, end="\r\n")  # RFC 4180
     return text.getvalue().encode("utf-8-sig", "backslashreplace")
 
 
@@ -180,15 +176,14 @@ def _is_point(pair: Any) -> bool:
 
 
 def _cell(value: Any) -> str | int | float:
-    """Return a value as a cell: lists and mappings as JSON, text on one line."""
+    """Return a value as a cell: lists and mappings as JSON."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
         return value
-    text = " ".join(value.splitlines()) if isinstance(value, str) else _json(value)
-    return f"'{text}" if text.startswith(CSV_INJECTION_PREFIXES) else text
+    return value if isinstance(value, str) else _json(value)
 
 
 def _json(value: Any) -> str:

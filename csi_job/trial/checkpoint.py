@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError, explain_os_errors
-from csi_job.files import flush_folder, replacing
+from csi_job.files import make_folder, replacing
 
 MARKER: Final = b"csi-job checkpoint 1"
 NUM_KEPT: Final = 2  # the newest, and the one before it in case the disk corrupts the newest
@@ -39,10 +39,9 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     with explain_os_errors(
         f"the checkpoint of epoch {epoch} could not be written", kind=CheckpointWriteError, hint=hint
     ):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:
             _write(file, state)
-        flush_folder(folder)
         for old in _in_order(folder)[:-NUM_KEPT]:
             old.unlink(missing_ok=True)
         for partial in folder.glob(".epoch-*.tmp"):  # left by a killed process: a folder has one writer

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +20,14 @@ from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.files import (
     STREAM,
     check_free,
+    csv_text,
     digest,
     digest_file,
     digest_json,
     json_text,
     locked,
     locked_if_free,
+    make_folder,
     read_file,
     read_json,
     replacing,
@@ -30,14 +38,117 @@ from csi_job.files import (
 
 def test_a_write_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomic(path, "old", mode=0o600)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    write_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_atomic(path, "new \ud800")
     assert path.read_text() == "old"
     write_atomic(path, "new ü\r\n")
     assert path.read_bytes() == "new ü\r\n".encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    old = os.umask(request.param)
+    yield
+    os.umask(old)
+
+
+def modes(root: Path) -> set[tuple[str, int]]:
+    """Return the permissions of every folder and file below."""
+    return {("folder" if path.is_dir() else "file", stat.S_IMODE(path.stat().st_mode)) for path in root.rglob("*")}
+
+
+def write_everything(root: Path) -> None:
+    write_file(root / "a" / "b" / "report", "text")
+    with replacing(make_folder(root / "c") / "weights") as temporary:
+        temporary.write_bytes(b"text")
+    with locked(root / "c" / "lock", ""), locked_if_free(root / "c" / "other"):
+        pass
+
+
+@pytest.mark.usefixtures("umask")
+def test_only_the_owner_can_read_what_is_created_whatever_the_umask(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    write_everything(tmp_path)
+    assert modes(tmp_path) == {("folder", 0o700), ("file", 0o600)}
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755  # it was there
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_folder_that_passes_on_its_group_shares_all_that_is_created_in_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)  # as a volume in Kubernetes with fsGroup
+    write_everything(tmp_path)
+    assert modes(tmp_path) == {("folder", 0o2770), ("file", 0o660)}
+
+
+SHARE = """
+import os, sys
+from pathlib import Path
+from csi_job.files import locked, make_folder, write_atomic
+user, *groups = map(int, sys.argv[2:])
+os.setgroups(groups)
+os.setgid(user)
+os.setuid(user)
+os.umask(0o077)
+folder = make_folder(Path(sys.argv[1], "a", "b"))
+with locked(folder / "lock", ""):
+    write_atomic(folder / "file", "text")
+    write_atomic(folder / str(user), "text")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_two_users_of_a_group_share_a_folder_that_passes_on_its_group() -> None:
+    with tempfile.TemporaryDirectory() as root:
+        volume = Path(root, "volume")
+        volume.mkdir()
+        os.chown(volume, 0, 4242)
+        volume.chmod(0o2775)
+        Path(root).chmod(0o711)
+        runs = [
+            subprocess.run([sys.executable, "-c", SHARE, volume, *ids], capture_output=True, check=False, text=True)
+            for ids in (("2001", "4242"), ("2002", "4242"), ("3000",))
+        ]
+        assert [run.stderr for run in runs[:2]] == ["", ""]
+        assert runs[2].stderr.endswith(f"Permission denied: '{volume}/a/b'\n")
+        assert sorted(path.name for path in Path(volume, "a", "b").iterdir()) == ["2001", "2002", "file", "lock"]
+
+
+def test_new_names_survive_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, fsync = [], os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", record)
+    folder = make_folder(tmp_path / "a" / "b" / "c")
+    assert flushed == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    flushed.clear()
+    make_folder(folder)
+    assert flushed == []
+    with replacing(folder / "file") as temporary:
+        pass
+    assert flushed == [temporary, folder]
+
+
+def test_a_file_that_cannot_be_locked_is_a_one_line_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"cannot be locked \(Not a directory\)"):
+        locked(tmp_path / "file" / "lock", "").__enter__()
+
+
+def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers() -> None:
+    formulas = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-", "-1_0", "+x"]
+    others = ["-12", "+1.5", "-.5", "-1e-5", -0.5, 7, "a=1", "'=1", ""]
+    text = csv_text(["=name"], [formulas, others, ["\r=1", "a\r\n=1"]])
+    assert list(csv.reader(io.StringIO(text, newline=""), delimiter=";")) == [
+        ["'=name"],
+        [f"'{cell}" for cell in formulas],
+        [str(cell) for cell in others],
+        ["' =1", "a =1"],
+    ]
 
 
 def test_replacing_shows_the_new_content_only_at_the_end(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from csi_job.errors import DataError, Problem
 
 def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
-    problems = [Problem('torn; "half"', row=3, file_id="Jane Doe"), Problem("score 9", row=4, column="left_mid")]
+    problems = [Problem('torn; "half"', row=3, file_id="Jane Doe"), Problem("score 9", row=4, column="=A1")]
     with pytest.raises(DataError) as caught, problems_listed(tmp_path):
         raise DataError("2 images are wrong", problems=problems)
     rows = list(csv.reader((tmp_path / "problems.csv").open(), delimiter=";"))
-    assert rows[1:] == [["3", "", "Jane Doe", 'torn; "half"'], ["4", "left_mid", "", "score 9"]]
+    assert rows[1:] == [["3", "", "Jane Doe", 'torn; "half"'], ["4", "'=A1", "", "score 9"]]
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
     assert [len(problem.pseudonym) for problem in caught.value.problems] == [12, 0]
     assert str(tmp_path / "problems.csv") in str(caught.value)

@@ -43,6 +43,13 @@ def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     assert problems == [PROBLEM]
 
 
+def test_a_file_name_is_no_formula_in_csv_and_stays_as_it_is_in_json():
+    results = [prediction("=1+1.png"), Problem("torn", file_id="@SUM(A1).dcm")]
+    rows = list(csv.DictReader(io.StringIO(written(results, "csv")[0])))
+    assert [row["file"] for row in rows] == ["'=1+1.png", "'@SUM(A1).dcm"]
+    assert [row["file"] for row in json.loads(written(results, "json")[0])] == ["=1+1.png", "@SUM(A1).dcm"]
+
+
 def test_json_is_an_array_of_the_same_results():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "json")
     first, problem, ungraded = json.loads(text)

@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_a_database_is_one_line(content: str | None, tmp_p
 
 def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="folder of the database cannot be created"):
+    with pytest.raises(ConfigurationError, match=r"the database cannot be used \(Not a directory\)"):
         open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
 
 

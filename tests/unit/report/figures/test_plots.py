@@ -23,7 +23,7 @@ def test_files_have_the_names_of_the_reference(view, tmp_path):
     assert [path.name for path in written] == [f"csi_optimization_{key}.html" for key in REFERENCE]
     assert sorted(path.parent.iterdir() for path in written[:1])
     assert {path.name for path in written[0].parent.iterdir()} == {path.name for path in written}  # nothing half-made
-    assert all(stat.S_IMODE(path.stat().st_mode) & 0o044 for path in written)  # others may read them
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in written)
 
 
 def test_two_objectives_have_a_pareto_front_too(cost_view, tmp_path):
