@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
@@ -28,14 +27,26 @@ from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace
 from csi_job.work_folder import WorkFolder
+from csi_job.yaml_file import parse_yaml, read_yaml, yaml_problem
+
+if TYPE_CHECKING:
+    from csi_job.study.record import StudyRecord
 
 ENVIRONMENT_PREFIX = "CSI_JOB_"
 # Variables of single flags: the log's format, and the target of `study copy`.
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
-_MAX_YAML_CHARACTERS = 100_000
-_MAX_YAML_NODES = 10_000  # with every alias replaced by what it stands for
-_MAX_INTEGER_CHARACTERS = 40
 Tree = dict[str, Any]
+STUDY = "study"  # the origin of a value that a study was created with
+KEY_FILE = {"wandb_api_key_file"}
+NOT_STORED: Any = {
+    "work": True,
+    "radiographs": {"labels", "images"},
+    "cache": {"num_workers"},
+    "trial": {"device"},
+    "study": {"name", "timeout_s"},
+    "storage": True,
+    "tracking": True,
+}
 
 
 class Settings(Section):
@@ -76,6 +87,25 @@ class LoadedSettings:
 
     settings: Settings
     origins: dict[str, str]
+    given: Tree = dataclasses.field(default_factory=dict, repr=False)
+    """The values that were given."""
+    study: StudyRecord | None = None
+    """The study whose settings take the place of the defaults."""
+
+    def is_given(self, path: str) -> bool:
+        """Return whether a setting was given in this call: by flag, variable or file."""
+        return self.origins.get(path, STUDY) != STUDY
+
+    def over(self, study: StudyRecord) -> LoadedSettings:
+        """Return the settings with those of a study in place of the defaults.
+
+        Raises:
+            ConfigurationError: a stored value is not valid, or not together with those given.
+
+        """
+        stored = _known_part(study.settings(), Settings)
+        origins = dict.fromkeys(_paths(stored), STUDY) | self.origins
+        return LoadedSettings(_validated(_merged(stored, self.given), origins), origins, self.given, study)
 
 
 def load_settings(
@@ -94,23 +124,52 @@ def load_settings(
 
     """
     variables = _from_environment(os.environ if environment is None else environment)
-    origins: dict[str, str] = {}
-    trees: list[Tree] = []
+    named_flags = {path: (f"flag {(flag_names or {}).get(path, path)}", value) for path, value in (flags or {}).items()}
+    sources = [(f"variable {name}", _nested(path, value)) for path, (name, value) in variables.items()]
+    sources += [(origin, _nested(path, value)) for path, (origin, value) in named_flags.items()]
     if config_file is not None:
-        tree = _from_file(config_file)
-        trees.append(tree)
-        origins |= dict.fromkeys(_paths(tree), f"file {config_file}")
-    for path, (name, value) in variables.items():
-        trees.append(_nested(path, value))
-        origins[path] = f"variable {name}"
-    for path, value in (flags or {}).items():
-        trees.append(_nested(path, value))
-        origins[path] = f"flag {(flag_names or {}).get(path, path)}"
+        sources.insert(0, (f"file {config_file}", read_yaml(config_file)))
+    origins = {path: origin for origin, tree in sources for path in _paths(tree)}
+    given = reduce(_merged, (tree for _, tree in sources), Tree())
+    return LoadedSettings(_validated(given, origins), origins, given)
+
+
+def stored_tree(settings: Settings) -> Tree:
+    """Return what a study stores of the settings: all but secrets, paths, and what concerns only one process."""
+    tree = settings.model_dump(mode="json", exclude=NOT_STORED)
+    if settings.trial.is_weights_file:
+        del tree["trial"]["pretrained"]  # the fingerprint has its digest
+    return tree | {"tracking": settings.tracking.model_dump(mode="json", exclude=KEY_FILE, exclude_defaults=True)}
+
+
+def results_only(settings: Settings) -> Tree:
+    """Return the settings that decide the results of a trial, besides those of `Definition.of`."""
+    trial = settings.trial.results_only()
+    del trial["objective_average"]
+    radiographs, cache = settings.radiographs, settings.cache
+    return {
+        "trial": trial,
+        "radiographs": {"split": radiographs.split.model_dump(), "max_image_side_px": radiographs.max_image_side_px},
+        "cache.image_size_px": cache.image_size_px,
+        "cache.normalisation": cache.normalisation,
+    }
+
+
+def _validated(tree: Tree, origins: Mapping[str, str]) -> Settings:
     try:
-        settings = Settings.model_validate(reduce(_merged, trees, Tree()))
+        return Settings.model_validate(tree)
     except ValidationError as error:
         raise _one_line(error, origins) from None
-    return LoadedSettings(settings, origins)
+
+
+def _known_part(tree: Tree, section: type[BaseModel]) -> Tree:
+    """Return a stored tree without the settings that this version does not have."""
+    kinds: dict[str, Any] = {name: info.annotation for name, info in section.model_fields.items()}
+    return {
+        name: _known_part(value, kinds[name]) if isinstance(value, dict) and _is_section(kinds[name]) else value
+        for name, value in tree.items()
+        if name in kinds
+    }
 
 
 def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -123,89 +182,6 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]
             yield path, field.description or "", value
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does (`1e-5` is one), and rejects duplicate keys and aliases that grow without end."""
-
-    def get_single_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _num_nodes(node, {}) > _MAX_YAML_NODES:
-            problem = f"it has more than {_MAX_YAML_NODES} values, counting each at every alias"
-            raise yaml.MarkedYAMLError(problem=problem)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                problem = "a key is a mapping or a list instead of a name"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if key.value in seen:
-                problem = f"the key {key.value} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
-
-
-def _num_nodes(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
-    """Return the number of nodes with every alias written out, visiting each once; 0 marks one being visited."""
-    if node not in counted:
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_INTEGER_CHARACTERS:
-            raise yaml.MarkedYAMLError(problem="a number has too many digits", problem_mark=node.start_mark)
-        counted[node] = 0
-        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        below = () if isinstance(node, yaml.ScalarNode) else parts
-        counted[node] = 1 + sum(_num_nodes(part, counted) for part in below)
-    elif counted[node] == 0:
-        raise yaml.MarkedYAMLError(problem="an alias refers to a part that contains it", problem_mark=node.start_mark)
-    return counted[node]
-
-
-def _parse(text: str) -> Any:
-    """Parse YAML; raise `YAMLError` for whatever is wrong with it."""
-    if len(text) > _MAX_YAML_CHARACTERS:
-        raise yaml.MarkedYAMLError(problem=f"it is longer than {_MAX_YAML_CHARACTERS} characters")
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except ValueError:  # e.g. 2024-13-45, which looks like a date
-        raise yaml.MarkedYAMLError(problem="a value is not a valid date or number; put it in quotes") from None
-    except RecursionError:
-        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    """Return the parser's message without the word it quotes last: what looks like an alias may be a password."""
-    problem = getattr(error, "problem", None) or "not YAML"
-    return re.sub(r" '[^<' ][^ ]+'$", "", problem)
-
-
-def _from_file(path: Path) -> Tree:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            tree = _parse(file.read(_MAX_YAML_CHARACTERS + 1))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigurationError(f"the settings file cannot be read ({reason})", got=str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        hint = "see `csi-job config init`"
-        raise ConfigurationError(f"{path}{place} is not valid YAML: {_problem(error)}", hint=hint) from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigurationError(
-            f"{path} must contain a mapping of settings", got=tree, hint="see `csi-job config init`"
-        )
-    return tree
-
-
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """Return `{dotted path: (variable, value)}`; mappings and lists are parsed as YAML, unless the setting is text."""
     found = {}
@@ -216,9 +192,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, An
         try:
             kind = _type_of(path)
             is_text = kind in (str, SecretStr, Path) or get_origin(kind) is Literal  # taken literally
-            value = _parse(text) if text[:1] in ("{", "[") and not is_text else text
+            value = parse_yaml(text) if text[:1] in ("{", "[") and not is_text else text
         except yaml.YAMLError as error:
-            message = f"the variable {name} is not valid YAML: {_problem(error)}"
+            message = f"the variable {name} is not valid YAML: {yaml_problem(error)}"
             raise ConfigurationError(message, got=None if _may_be_secret(path) else text) from None
         found[path] = (name, value)
     return found
@@ -246,11 +222,14 @@ def _merged(base: Tree, over: Tree, parent: str = "") -> Tree:
 
 
 def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of each setting in a tree."""
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        yield path
-        if isinstance(value, dict):
+        kind = _type_of(path)
+        if isinstance(value, dict) and _is_section(kind) and not issubclass(kind, Parameter):
             yield from _paths(value, f"{path}.")
+        else:
+            yield path
 
 
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:

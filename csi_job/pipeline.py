@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
-from csi_job.config import Settings, load_settings
+from csi_job.config import Settings, load_settings, results_only, stored_tree
 from csi_job.errors import ConfigurationError, ModelFileError, Problem
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import expand_folders, predict_images
@@ -25,8 +25,9 @@ from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
-from csi_job.study.definition import Definition, define_study, set_target
+from csi_job.study.definition import Definition, check_same, define_study, set_target, without_data
 from csi_job.study.objective import training_objective
+from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.sampling import check_sampler
 from csi_job.study.settings import StudySettings, checked_name
 from csi_job.study.status import study_status
@@ -35,6 +36,7 @@ from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.terminal.live import live_study
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.transfer.migrate import Migration, migrate_study
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
@@ -83,8 +85,9 @@ def optimize_hyperparameters(
         "study.pruner": pruner,
         "tracking.wandb_project": wandb_project,
     }
-    given = {path: value for path, value in {**settings, **flags}.items() if value is not None}
-    return run_hyperopt(load_settings(given).settings, own_process=False)
+    loaded = load_settings({path: value for path, value in {**settings, **flags}.items() if value is not None})
+    record = read_record(loaded.settings.storage, loaded.settings.work, loaded.settings.study.name)
+    return run_hyperopt((loaded.over(record) if record else loaded).settings, own_process=False)
 
 
 def ensure_cache(settings: Settings, key: str = "") -> Cache:
@@ -117,6 +120,9 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
 
 def define(settings: Settings) -> tuple[optuna.Study, Cache]:
     """Check everything that would otherwise fail late, build the cache, and create the study or continue it."""
+    record = read_record(settings.storage, settings.work, settings.study.name)
+    if record is not None:  # before hours of decoding
+        check_same(record.fingerprint, _definition(settings, settings.study, record.cache_key).fingerprint, record.name)
     check_sampler(settings.study.sampler, settings.study.objective)
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
@@ -126,18 +132,20 @@ def define(settings: Settings) -> tuple[optuna.Study, Cache]:
     if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
-    cache = ensure_cache(settings)
+    cache = ensure_cache(settings, record.cache_key if record else "")
     storage = storage or open_storage(settings.storage, settings.work, create=True)
-    return define_study(storage, _definition(settings, settings.study, cache)), cache
+    return define_study(storage, _definition(settings, settings.study, cache.info.key)), cache
 
 
-def _definition(settings: Settings, study: StudySettings, cache: Cache) -> Definition:
+def _definition(settings: Settings, study: StudySettings, cache_key: str) -> Definition:
     return Definition.of(
         study,
         settings.space,
         settings.baseline.model_dump(),
-        cache_key=cache.info.key,
+        cache_key=cache_key,
         average=settings.trial.objective_average,
+        results=results_only(settings),
+        tree=stored_tree(settings),
     )
 
 
@@ -201,7 +209,9 @@ def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
     named = settings.study.model_copy(update={"name": checked_name(new)})
-    definition = _definition(settings, named, existing_cache(settings))
+    record = read_record(settings.storage, settings.work, old)
+    cache = existing_cache(settings, record.cache_key if record else "")
+    definition = _definition(settings, named, cache.info.key)
     storage = open_storage(settings.storage, settings.work, create=False)
     return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
@@ -212,13 +222,16 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
     study = _study_named(file.study, settings) if file.is_search_result else None
+    record = (read_record(settings.storage, settings.work, file.study) or file.record) if file.names_study else None
+    if record is not None:
+        _check_training(settings, record)
     final = run_final_training(
         FinalTrainingRequest(
             work=settings.folder,
             cache=ensure_cache(settings, file.cache),
             file=file,
             study=study,
-            baseline=settings.baseline.hyperparameters(),
+            baseline=_baseline(settings, record),
             settings=settings.final_model,
             trial=settings.trial,
             evaluation=settings.evaluation,
@@ -227,6 +240,19 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if study is not None:
         write_report(view_study(study), settings.work)
     return final
+
+
+def _check_training(settings: Settings, record: StudyRecord) -> None:
+    """Refuse to train the final model otherwise than the study's trials; the data may be other data."""
+    given = _definition(settings, settings.study, record.cache_key).fingerprint
+    check_same(without_data(record.fingerprint), without_data(given), record.name)
+
+
+def _baseline(settings: Settings, record: StudyRecord | None) -> Hyperparameters:
+    """Return trial 0's hyperparameters, where a study has one."""
+    if record is not None and record.baseline:
+        return Hyperparameters.from_params(record.baseline)
+    return settings.baseline.hyperparameters()
 
 
 def run_evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from csi_job.cli.options import DATA, with_settings
+from csi_job.cli.options import DATA, the_study, with_settings
 from csi_job.config import LoadedSettings
 
 SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corrupt_fraction", "cache.num_workers")
@@ -34,12 +34,12 @@ def build(loaded: LoadedSettings) -> None:
 
 
 @cache.command()
-@with_settings(*DATA, *SPLIT)
+@with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_study)
 def verify(loaded: LoadedSettings) -> None:
     """Read the entire cache and compare it with its checksums."""
     from csi_job.cache.manifest import verify_cache
     from csi_job.pipeline import existing_cache
 
-    folder = existing_cache(loaded.settings).folder
+    folder = existing_cache(loaded.settings, loaded.study.cache_key if loaded.study else "").folder
     verify_cache(folder)
     click.echo(f"{folder} is intact")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from csi_job.cli.options import FLAGS, with_settings
+from csi_job.cli.options import FLAGS, study_of_argument, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
 
@@ -17,11 +17,18 @@ def config() -> None:
 
 
 @config.command()
-@with_settings(*dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))))
-def show(loaded: LoadedSettings) -> None:
+@with_settings(
+    *dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))),
+    study=study_of_argument("study"),
+)
+@click.option("--study", metavar="NAME", help="Show the settings of this study.")
+def show(loaded: LoadedSettings, study: str | None) -> None:
     """Print every setting, its current value and where that value comes from."""
     from csi_job.config import format_settings
+    from csi_job.study.studies import open_study
 
+    if study is not None and loaded.study is None:
+        open_study(loaded.settings.storage, loaded.settings.work, study)  # says what is wrong
     click.echo(format_settings(loaded))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from csi_job.cli.options import DATA, with_settings
+from csi_job.cli.options import DATA, study_of_model, with_settings
 from csi_job.config import LoadedSettings
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
@@ -14,7 +14,7 @@ SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
 
 
 @click.command("eval")
-@with_settings(*SHOWN)
+@with_settings(*SHOWN, study=study_of_model)
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     """Evaluate the final model on the test set.
 
@@ -24,7 +24,7 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
 
 @click.command()
-@with_settings(*SHOWN)
+@with_settings(*SHOWN, study=study_of_model)
 @click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors or .pth).")
 @click.option("--model-arch", metavar="NAME", help="Architecture of a .pth file without a model card.")
 @click.option(

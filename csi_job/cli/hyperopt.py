@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from csi_job.cli.options import DATA, with_settings
+from csi_job.cli.options import DATA, the_study, with_settings
 from csi_job.config import LoadedSettings
 
 STUDY = (
@@ -27,7 +27,7 @@ STUDY = (
 
 
 @click.command()
-@with_settings(*DATA, *STUDY)
+@with_settings(*DATA, *STUDY, study=the_study)
 @click.option("--more-trials", type=click.IntRange(min=1), metavar="K", help="Add K trials to the study's total.")
 def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     """Search for the best hyperparameters, building the cache first if needed.
@@ -42,7 +42,7 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     from csi_job.study.status import study_status
     from csi_job.terminal.status import render_status
 
-    given = "study.num_trials" in loaded.origins
+    given = loaded.is_given("study.num_trials")
     study = run_hyperopt(loaded.settings, num_trials_given=given, more_trials=more_trials)
     Console().print(render_status(study_status(study)))
     best = loaded.settings.folder.best_params(study.study_name)

@@ -13,9 +13,14 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from csi_job.config import Settings, load_settings
+from csi_job.files import read_json
 from csi_job.logs import set_up_logging
 
+if typing.TYPE_CHECKING:
+    from csi_job.study.record import StudyRecord
+
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
+FindStudy = Callable[[Settings, dict[str, Any]], "StudyRecord | None"]
 
 FLAGS = {
     "radiographs.labels": "--labels",
@@ -58,10 +63,11 @@ def text(value: str) -> str:
     return value
 
 
-def with_settings(*paths: str) -> Callable[[Command], Command]:
+def with_settings(*paths: str, study: FindStudy | None = None) -> Callable[[Command], Command]:
     """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
-    `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else.
+    `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else. `study`
+    finds the study that a call is about: its settings take the place of the defaults.
     """
 
     def decorate(function: Command) -> Command:
@@ -71,7 +77,9 @@ def with_settings(*paths: str) -> Callable[[Command], Command]:
             names = {path: FLAGS[path] for path in shown}
             flags = {path: given.pop(_destination(path)) for path in shown}
             flags = {path: value for path, value in flags.items() if value is not None}
-            return function(load_settings(flags, config, flag_names=names), *args, **given)
+            loaded = load_settings(flags, config, flag_names=names)
+            record = study(loaded.settings, given) if study else None
+            return function(loaded.over(record) if record else loaded, *args, **given)
 
         for option in (_log_format, _config, *(_option(path) for path in reversed(shown))):
             run = option(run)
@@ -79,6 +87,44 @@ def with_settings(*paths: str) -> Callable[[Command], Command]:
 
     shown = tuple(dict.fromkeys((*paths, "work")))
     return decorate
+
+
+def the_study(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+    """Find the study that the settings name."""
+    del given
+    return _record(settings, settings.study.name)
+
+
+def study_of_argument(*arguments: str) -> FindStudy:
+    """Return what finds the study named by the first of a command's arguments that names one."""
+
+    def find(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+        records = (_record(settings, given[argument]) for argument in arguments if given[argument])
+        return next((record for record in records if record), None)
+
+    return find
+
+
+def study_of_hyperparams(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+    """Find the study that a file of hyperparameters comes from, or what the file itself records of it."""
+    from csi_job.final_model.hyperparams import read_hyperparams
+
+    study = settings.study
+    file = read_hyperparams(given["hyperparams"], default_study=study.name, default_max_epochs=study.max_epochs)
+    return _record(settings, file.study) or file.record
+
+
+def study_of_model(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+    """Find the study that a model comes from, by its card."""
+    model: Path = given.get("model_path") or settings.folder.optimized_model
+    name = (read_json(model.with_suffix(".json")) or {}).get("study")
+    return _record(settings, name) if isinstance(name, str) else None
+
+
+def _record(settings: Settings, name: str) -> StudyRecord | None:
+    from csi_job.study.record import read_record
+
+    return read_record(settings.storage, settings.work, name)
 
 
 def field_of(path: str) -> tuple[FieldInfo, Any]:

@@ -12,7 +12,7 @@ import click
 from pydantic import SecretStr
 
 from csi_job.cli.hyperopt import STUDY
-from csi_job.cli.options import DATA, text, with_settings
+from csi_job.cli.options import DATA, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
@@ -35,7 +35,7 @@ def study() -> None:
 
 
 @study.command()
-@with_settings(*DATA, *STUDY)
+@with_settings(*DATA, *STUDY, study=the_study)
 def create(loaded: LoadedSettings) -> None:
     """Create the study and its baseline trial, without running any.
 
@@ -78,7 +78,7 @@ def show(loaded: LoadedSettings, name: str) -> None:
 @study.command()
 @click.argument("name", type=text)
 @click.argument("parameters", type=text, nargs=-1, required=True, metavar="PARAMETER=VALUE...")
-@with_settings("storage.url")
+@with_settings("storage.url", study=study_of_argument("name"))
 def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
     """Enqueue a trial with these parameters in study NAME; the sampler chooses the rest.
 
@@ -162,7 +162,9 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
 @study.command()
 @click.argument("old", type=text)
 @click.argument("new", type=text)
-@with_settings(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url")
+@with_settings(
+    *DATA, "study.num_trials", "study.objective", "study.seed", "storage.url", study=study_of_argument("new", "old")
+)
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     """Copy the finished trials of study OLD into study NEW, which may have a different search space.
 
@@ -179,7 +181,7 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     """  # noqa: D301 - click reads \b
     from csi_job.pipeline import migrate as run
 
-    num_trials_given = "study.num_trials" in loaded.origins
+    num_trials_given = loaded.is_given("study.num_trials")
     done = run(loaded.settings, old, new, num_trials_given=num_trials_given)
     hint = "" if num_trials_given else " (change it with --n-trials)"
     click.echo("\n".join(done.summary(old, new)) + hint)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from csi_job.cli.options import DATA, with_settings
+from csi_job.cli.options import DATA, study_of_hyperparams, with_settings
 from csi_job.config import LoadedSettings
 
 FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.seed", "final_model.max_epochs")
 
 
 @click.command()
-@with_settings(*DATA, *FINAL, "storage.url", "trial.device", "trial.pretrained")
+@with_settings(*DATA, *FINAL, "storage.url", "trial.device", "trial.pretrained", study=study_of_hyperparams)
 @click.option(
     "--hyperparams",
     type=click.Path(dir_okay=False, path_type=Path),

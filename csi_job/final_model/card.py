@@ -79,7 +79,7 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
             "class_counts": info.class_counts,
             "warnings": [*info.warnings, *context.warnings],
         },
-        "training": context.trainer.training_settings(),
+        "training": context.trainer.settings.results_only(),
         "seeds": [seed.to_json() for seed in result.seeds],
         "mean": result.mean,
         "std": result.std,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
+from csi_job.storage.attributes import FINGERPRINT, SETTINGS
+from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 
 MAX_BYTES = 10_000_000  # far above an optimized_params.json with hundreds of candidates
@@ -31,6 +33,10 @@ class HyperparamsFile:
     is_confirmed: bool = False
     cache: str = ""
     """Key of the cache that was searched on, if known."""
+    names_study: bool = False
+    """Whether the file names its study."""
+    record: StudyRecord | None = None
+    """What the file itself records of its study."""
 
 
 def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int) -> HyperparamsFile:
@@ -60,6 +66,8 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         is_search_result=study is not None and not is_confirmed,
         is_confirmed=is_confirmed,
         cache=_cache(form),
+        names_study=study is not None,
+        record=_record(form),
     )
 
 
@@ -124,3 +132,13 @@ def _cache(content: dict[str, Any]) -> str:
     fingerprint = content.get("fingerprint")
     cache = fingerprint.get("cache") if isinstance(fingerprint, dict) else content.get("cache")
     return cache if isinstance(cache, str) else ""
+
+
+def _record(content: dict[str, Any]) -> StudyRecord | None:
+    """Return what the file records of its study, None where it records nothing."""
+    attributes = {key: content.get(key) for key in (FINGERPRINT, SETTINGS)}
+    fingerprint, settings = attributes.values()
+    if not isinstance(fingerprint, dict) or not isinstance(settings, dict):
+        return None
+    baseline = fingerprint.get("baseline")
+    return StudyRecord(str(content["study"]), attributes, baseline if isinstance(baseline, dict) else {})

@@ -26,7 +26,6 @@ from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingResult, train_model
 
 FORMAT = 1  # part of the digest: raise it when the same settings train to another result
-SPEED_ONLY_SETTINGS = {"device", "compile", "stall_s"}
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,8 @@ class SeedTrainer:
 
     def recipe_digest(self, recipe: Recipe) -> str:
         """Return 16 hexadecimal digits of everything that decides how the recipe's trainings come out."""
-        training = {"cache": self.cache.info.key, "settings": self.training_settings()}
+        training = {"cache": self.cache.info.key, "settings": self.settings.results_only()}
         return digest_json({"format": FORMAT, "training": training, **asdict(recipe)})[:16]
-
-    def training_settings(self) -> dict[str, Any]:
-        """Return the settings that decide the result as JSON-able values, a weights file by its digest."""
-        settings = self.settings.model_dump(mode="json", exclude=SPEED_ONLY_SETTINGS)
-        weights = Path(self.settings.pretrained)
-        if self.settings.pretrained not in ("none", "imagenet") and weights.is_file():
-            settings["pretrained"] = digest_file(weights)
-        return settings
 
     def finished(self, recipe: Recipe, seed: int) -> SeedResult | None:
         """Return the stored result of a training, None if it is missing or damaged."""

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, get_args
 from optuna.trial import FrozenTrial, TrialState
 
 # of the study
-FINGERPRINT: Final = "fingerprint"
+FINGERPRINT: Final = "fingerprint"  # what all workers must agree on
+SETTINGS: Final = "settings"  # the settings tree that it was created with, without secrets and paths of a machine
 TARGET: Final = "target"  # the total of finished trials
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, TARGET, UID
+from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
 from csi_job.storage.claim import cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema, lock_study, upsert
 from csi_job.storage.lease import new_token
@@ -35,6 +36,10 @@ DIRECTIONS_OF: Final = {
 }
 NUM_DIFFERENCES_NAMED: Final = 10
 _ABSENT: Final = "absent"
+SETTING_OF: Final = {"objective": "study.objective", "average": "trial.objective_average"}
+DATA_PREFIXES: Final = ("radiographs.", "cache.")
+CONSEQUENCES: Final = {"cache": DATA_PREFIXES, "baseline": ("space.",)}
+"""Parts of the fingerprint that change with others, whose change is then what to name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Definition:
     """The parameters of trial 0, inside the space."""
     adjustments: list[str]
     """A sentence for each parameter that was moved there."""
+    tree: Mapping[str, Any]
+    """All settings that the study stores, for later commands."""
 
     @classmethod
     def of(
@@ -59,6 +66,8 @@ class Definition:
         *,
         cache_key: str,
         average: str = "macro",
+        results: Mapping[str, Any] | None = None,
+        tree: Mapping[str, Any] | None = None,
     ) -> Definition:
         """Define a study.
 
@@ -68,6 +77,8 @@ class Definition:
             baseline: the parameters of trial 0, moved into the space where they lie outside.
             cache_key: of the cache that the trials train on.
             average: how `val_f1` averages the classes: `macro` or `weighted`.
+            results: the other settings that decide the results of a trial.
+            tree: all settings, without secrets and paths of a machine.
 
         Raises:
             ConfigurationError: a sampler that cannot search for this objective.
@@ -75,8 +86,9 @@ class Definition:
         """
         check_sampler(settings.sampler, settings.objective)
         params, adjustments = space.clip_to_space(baseline)
-        searched = {"space": space.fingerprint(), "objective": settings.objective}
-        return cls(settings, space, {**searched, "average": average, "cache": cache_key}, params, adjustments)
+        searched = {"space": space.fingerprint(), "objective": settings.objective, "baseline": params}
+        fingerprint = {**searched, "average": average, "cache": cache_key, **(results or {})}
+        return cls(settings, space, fingerprint, params, adjustments, tree or {})
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of a new study."""
@@ -85,6 +97,7 @@ class Definition:
             TARGET: self.settings.num_trials,
             OBJECTIVE: self.settings.objective,
             SEED: self.settings.seed,
+            SETTINGS: dict(self.tree),
             UID: new_token()[:8],
         }
 
@@ -109,6 +122,9 @@ class Definition:
             message = "a study of this name was created by another program"
             raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
         check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
+        if unknown := sorted(self.fingerprint.keys() - stored[FINGERPRINT].keys()):
+            message = "the study was created by version 0.1, which did not store %s; give the same as then"
+            logger.warning(message, ", ".join(unknown))
         if stored.get(SEED) != self.settings.seed:
             logger.warning("the study was created with seed %s; using that seed", stored.get(SEED))
 
@@ -235,10 +251,30 @@ def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:
 
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:
-    """Raise `ConfigurationError` with the dotted keys in which the given fingerprint differs from the stored one."""
-    if named := differences(stored, given):
+    """Raise `ConfigurationError` with the settings in which the given fingerprint differs from the stored one.
+
+    Version 0.1 stored fewer settings; those that are not stored are not compared.
+    """
+    known = {key: given[key] for key in given if key in stored}
+    if named := differences(stored, known):
         message = f"study {study_name!r} was created with other settings: {named}"
-        raise ConfigurationError(message, hint="restore them, or choose another study name")
+        raise ConfigurationError(message, hint=_way_out(stored, known, study_name))
+
+
+def without_data(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint without the data, which a final model may have more of."""
+    return {key: value for key, value in fingerprint.items() if not f"{key}.".startswith(DATA_PREFIXES)}
+
+
+def _way_out(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> str:
+    changed = {key for key in stored if stored[key] != given.get(key)}
+    if changed <= {"space", "baseline"}:
+        migrate = shlex.join(["csi-job", "study", "migrate", study_name, "NEW"])
+        return f"restore them, choose another study name, or carry its trials there: {migrate}"
+    weights = given.get("trial", {}).get("pretrained"), stored.get("trial", {}).get("pretrained")
+    if weights[0] == "none" and weights[1] not in ("none", "imagenet", None):
+        return "give --pretrained FILE with the weights of this SHA-256, or choose another study name"
+    return "restore them, or choose another study name"
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -248,8 +284,12 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
         return json.dumps(flat[key], ensure_ascii=False) if key in flat else _ABSENT
 
     before, now = _flatten(stored), _flatten(given)
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT))
-    named = [f"{key} (was {shown(before, key)}, now {shown(now, key)})" for key in keys]
+    changed = {key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT)}
+    for part, causes in CONSEQUENCES.items():
+        if any(key.startswith(causes) for key in changed):
+            changed = {key for key in changed if key.startswith(causes) or not f"{key}.".startswith(f"{part}.")}
+    keys = sorted(changed)
+    named = [f"{SETTING_OF.get(key, key)} (was {shown(before, key)}, now {shown(now, key)})" for key in keys]
     more = f" and {len(keys) - NUM_DIFFERENCES_NAMED} more" if len(keys) > NUM_DIFFERENCES_NAMED else ""
     return ", ".join(named[:NUM_DIFFERENCES_NAMED]) + more
 

@@ -143,8 +143,9 @@ class _Transaction:
         fingerprint = old.get(FINGERPRINT)
         if not isinstance(fingerprint, Mapping):
             raise ConfigurationError("the old study was made by another program", got=self.old_name)
-        no_space = {"space": None}
-        if named := differences({**fingerprint, **no_space}, {**self.definition.fingerprint, **no_space}):
+        new = {key: value for key, value in self.definition.fingerprint.items() if key in fingerprint}
+        searched = {"space": None, "baseline": None}
+        if named := differences({**fingerprint, **searched}, {**new, **searched}):
             why = "only the space may differ, otherwise results are not comparable"
             message = f"{why}; study {self.old_name!r}: {named}"
             raise ConfigurationError(message, hint="restore these settings")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from csi_job.files import digest_file
 from csi_job.settings import Section
+
+SPEED_ONLY: Final = {"device", "compile", "stall_s"}
 
 
 class AugmentSettings(Section):
@@ -50,3 +54,16 @@ class TrialSettings(Section):
     stall_s: float = Field(default=1800.0, gt=0)
     """Seconds without a finished batch after which the worker exits with code 1; another worker resumes the trial when
     its lease expires."""
+
+    @property
+    def is_weights_file(self) -> bool:
+        """Whether the initial weights are a file of the user's."""
+        return self.pretrained not in ("none", "imagenet")
+
+    def results_only(self) -> dict[str, Any]:
+        """Return the settings that decide a training's result as JSON-able values, a weights file by its digest."""
+        settings = self.model_dump(mode="json", exclude=SPEED_ONLY)
+        weights = Path(self.pretrained)
+        if self.is_weights_file and weights.is_file():
+            settings["pretrained"] = digest_file(weights)
+        return settings

@@ -101,11 +101,14 @@ def define(
     baseline: Mapping[str, Any] = BASELINE,
     cache_key: str = CACHE_KEY,
     average: str = "macro",
+    results: Mapping[str, Any] | None = None,
+    tree: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> optuna.Study:
     """Define the study `toy`, as every worker does."""
     given = toy_settings(**settings)
-    return define_study(storage, Definition.of(given, space, baseline, cache_key=cache_key, average=average))
+    parts: dict[str, Any] = {"cache_key": cache_key, "average": average, "results": results, "tree": tree}
+    return define_study(storage, Definition.of(given, space, baseline, **parts))
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_job.config import Settings, commented_yaml, format_settings, load_settings
+from csi_job.config import Settings, commented_yaml, format_settings, load_settings, stored_tree, walk
+from csi_job.config import _paths as paths_of
 from csi_job.errors import ConfigurationError
 
 PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
@@ -31,6 +33,26 @@ def test_flags_override_variables_override_the_file_overrides_defaults(tmp_path:
     assert loaded.origins["study.max_epochs"] == "variable CSI_JOB_STUDY__MAX_EPOCHS"
     assert loaded.origins["study.seed"] == f"file {file}"
     assert "study.sampler" not in loaded.origins
+
+
+def test_a_study_stores_all_settings_but_secrets_paths_and_those_of_a_process() -> None:
+    given = {
+        "work": "/srv/w",
+        "radiographs": {"labels": "/srv/l.csv", "images": "/srv/i"},
+        "storage": {"url": "postgresql://u:geheim@h/d", "password_file": "/srv/p"},
+        "trial": {"pretrained": "/srv/weights.pth", "device": "cpu"},
+        "tracking": {"wandb_project": "csi", "wandb_api_key_file": "/srv/k"},
+        "study": {"name": "s", "timeout_s": 5},
+    }
+    tree = stored_tree(load_settings(given, None, {}).settings)
+    assert not [secret for secret in ("geheim", "srv") if secret in json.dumps(tree)]
+    stored = {path for path, _, _ in walk(Settings()) if path in set(paths_of(tree))}
+    assert {path for path, _, _ in walk(Settings())} - stored == {
+        *("work", "radiographs.labels", "radiographs.images", "cache.num_workers", "trial.device", "trial.pretrained"),
+        *("study.name", "study.timeout_s", "tracking.wandb_entity", "tracking.wandb_mode"),
+        *(path for path, _, _ in walk(Settings()) if path.startswith("storage.")),
+        "tracking.wandb_api_key_file",
+    }
 
 
 def test_a_searched_parameter_is_replaced_not_merged(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from csi_job.study.settings import StudySettings
 from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
+RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}
+
 
 def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study: optuna.Study) -> None:
     attributes = study.user_attrs
@@ -53,14 +55,42 @@ def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None
     [
         ({"cache_key": "fff"}, "cache"),
         ({"average": "weighted"}, "average"),
-        ({"space": toy_space(0.5)}, "space.unknown_weight.high"),
+        ({"space": toy_space(0.5)}, "settings: space.unknown_weight.high"),
+        ({"baseline": {**BASELINE, "unknown_weight": 0.4}}, "settings: baseline.unknown_weight"),
+        ({"results": {**RESULTS, "trial": {"class_balance": True}}}, "settings: trial.class_balance"),
+        ({"results": {**RESULTS, "cache.image_size_px": 64}, "cache_key": "fff"}, "settings: cache.image_size_px"),
     ],
 )
 def test_a_worker_that_differs_is_refused_by_the_key(
-    study: optuna.Study, storage: StudyStorage, changed: dict[str, object], named: str
+    storage: StudyStorage, changed: dict[str, object], named: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{named} \(was .*, now .*\).*another study name"):
-        define(storage, name=study.study_name, **changed)
+    define(storage, results=RESULTS)
+    with pytest.raises(ConfigurationError, match=rf"{named} \(was [^,]*, now [^,]*\);.*another study name"):
+        define(storage, **{"results": RESULTS, **changed})
+
+
+def test_only_another_space_can_be_migrated_to(storage: StudyStorage) -> None:
+    define(storage, results=RESULTS)
+    with pytest.raises(ConfigurationError, match="csi-job study migrate toy NEW"):
+        define(storage, results=RESULTS, space=toy_space(0.5))
+    with pytest.raises(ConfigurationError, match=r"name$"):
+        define(storage, space=toy_space(0.5), results={**RESULTS, "trial": {"class_balance": True}})
+
+
+def test_weights_that_are_not_named_are_asked_for(storage: StudyStorage) -> None:
+    define(storage, results={"trial": {"pretrained": "0a1b"}})
+    with pytest.raises(ConfigurationError, match=r'was "0a1b", now "none"\); give --pretrained FILE'):
+        define(storage, results={"trial": {"pretrained": "none"}})
+
+
+def test_a_study_of_version_0_1_continues_and_says_once_what_is_unknown(
+    storage: StudyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = define(storage)
+    old = {key: study.user_attrs["fingerprint"][key] for key in ("space", "objective", "average", "cache")}
+    study.set_user_attr("fingerprint", old)
+    assert define(storage, results=RESULTS, baseline={"unknown_weight": 0.9}).trials == study.trials
+    assert caplog.text.count("which did not store baseline, cache.image_size_px, trial; give the same as then") == 1
 
 
 def test_another_objective_is_refused(study: optuna.Study, storage: StudyStorage) -> None:
@@ -139,9 +169,10 @@ def test_a_narrower_space_is_named_by_its_bound() -> None:
         check_same(stored, given, "toy")
 
 
-def test_a_key_missing_on_either_side_differs() -> None:
-    with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), b\.c \(was absent, now 2\)"):
-        check_same({"a": 1}, {"b": {"c": 2}}, "toy")
+def test_what_an_earlier_version_did_not_store_is_not_compared() -> None:
+    check_same({"a": 1}, {"a": 1, "b": {"c": 2}}, "toy")
+    with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), c\.d \(was absent, now 2\);"):
+        check_same({"a": 1, "c": {}}, {"b": 3, "c": {"d": 2}}, "toy")
 
 
 def test_many_differences_are_counted() -> None:

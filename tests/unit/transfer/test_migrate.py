@@ -228,8 +228,8 @@ def test_the_total_is_given_or_the_old_one_or_enough(storage: StudyStorage, old:
     ("parts", "expected"),
     [
         ({"cache_key": "f" * 16}, "cache"),
-        ({"average": "weighted"}, "average"),
-        ({"settings": {"objective": "f1-and-cost"}}, "objective"),
+        ({"average": "weighted"}, "trial.objective_average"),
+        ({"settings": {"objective": "f1-and-cost"}}, "study.objective"),
     ],
 )
 def test_what_makes_values_incomparable_is_refused_by_name(

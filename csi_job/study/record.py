@@ -1,0 +1,117 @@
+"""What a study records of how it was created; later commands take it in place of the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.attributes import (
+    BASELINE,
+    FINGERPRINT,
+    FIXED_PARAMS,
+    MAX_EPOCHS,
+    OBJECTIVE,
+    PRUNER,
+    SAMPLER,
+    SEED,
+    SETTINGS,
+    TARGET,
+)
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from csi_job.storage.tables import TRIALS, USER_ATTRIBUTES
+from csi_job.storage.trial_rows import read_trial
+from csi_job.study.definition import find_study, stored_attributes
+from csi_job.trial.hyperparameters import Hyperparameters
+
+PHASE: Final = {SAMPLER: "sampler", PRUNER: "pruner", MAX_EPOCHS: "max_epochs"}
+"""Settings that may change between phases, by the trial attribute that records them."""
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as its database, or a file that names it, records it."""
+
+    name: str
+    attributes: Mapping[str, Any]
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    """The parameters of trial 0; empty if unknown."""
+    phase: Mapping[str, Any] = field(default_factory=dict)
+    """The study settings of the latest phase."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What all workers of the study must agree on."""
+        return self.attributes[FINGERPRINT]  # type: ignore[no-any-return]
+
+    @property
+    def cache_key(self) -> str:
+        """The key of the cache that its trials train on."""
+        return str(self.fingerprint.get("cache", ""))
+
+    def settings(self) -> Tree:
+        """Return the settings it was created with, and its present total and phase.
+
+        Version 0.1 stored only the fingerprint, so that the other settings of its studies are unknown.
+        """
+        tree: Tree = self.attributes.get(SETTINGS) or self._settings_of_version_0_1()
+        current = {"num_trials": TARGET, "objective": OBJECTIVE, "seed": SEED}
+        study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
+        tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
+        if self.baseline:
+            tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
+        return tree
+
+    def _settings_of_version_0_1(self) -> Tree:
+        space = self.fingerprint.get("space", {}).items()
+        return {
+            "space": {name: None if form.get("dropped") else {"when": {}, **form} for name, form in space},
+            "trial": {"objective_average": self.fingerprint.get("average", "macro")},
+        }
+
+
+def read_record(settings: StorageSettings, work: Path, name: str) -> StudyRecord | None:
+    """Return what a study records; None if there is no such study of ours, or no usable database.
+
+    Raises:
+        StorageUnavailableError: the database could not be reached within `connect_s`.
+
+    """
+    try:
+        storage = open_storage(settings, work, create=False)
+    except ConfigurationError:  # whoever needs the study reports it
+        return None
+    try:
+        return storage.read(lambda connection: _read(connection, name))
+    finally:
+        storage.close()
+
+
+def _read(connection: Connection, name: str) -> StudyRecord | None:
+    study_id = find_study(connection, name)
+    attributes = {} if study_id is None else stored_attributes(connection, study_id)
+    if study_id is None or not isinstance(attributes.get(FINGERPRINT), Mapping):
+        return None
+    first = _trial_with(connection, study_id, BASELINE, TRIALS.c.number)
+    last = _trial_with(connection, study_id, SAMPLER, TRIALS.c.number.desc())
+    baseline = first and (first.params or first.system_attrs.get(FIXED_PARAMS))
+    phase = {PHASE[key]: last.user_attrs[key] for key in PHASE if key in last.user_attrs} if last else {}
+    return StudyRecord(name, attributes, baseline or {}, phase)
+
+
+def _trial_with(
+    connection: Connection, study_id: int, attribute: str, order: sa.ColumnElement[int]
+) -> FrozenTrial | None:
+    """Return the first trial that has an attribute."""
+    query = sa.select(TRIALS.c.trial_id).join(USER_ATTRIBUTES, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
+    query = query.where(TRIALS.c.study_id == study_id, USER_ATTRIBUTES.c.key == attribute).order_by(order).limit(1)
+    trial_id = connection.execute(query).scalar()
+    return None if trial_id is None else read_trial(connection, trial_id)

@@ -1,0 +1,99 @@
+"""What a study records is what later commands start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from csi_job.config import load_settings, results_only, stored_tree
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage
+from csi_job.study.record import StudyRecord, read_record
+from csi_job.trial.space import SearchSpace
+from tests.support.studies import BASELINE, SPACE, define, work_on
+
+GIVEN = {
+    "space": SPACE.model_dump(),
+    "baseline": BASELINE,
+    "trial.class_balance": True,
+    "trial.augment.enabled": False,
+    "radiographs.split.seed": 7,
+    "cache.image_size_px": 32,
+    "study.num_startup_trials": 3,
+    "evaluation.num_bootstrap": 100,
+}
+
+
+def record_of(work: Path, name: str = "toy") -> StudyRecord:
+    record = read_record(StorageSettings(), work, name)
+    assert record is not None
+    return record
+
+
+def define_as_given(storage: StudyStorage, **settings: Any) -> optuna.Study:
+    made_with = load_settings(GIVEN, None, {}).settings
+    return define(storage, **settings, results=results_only(made_with), tree=stored_tree(made_with))
+
+
+def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage: StudyStorage, tmp_path: Path) -> None:
+    define_as_given(storage)
+    loaded = load_settings({"study.seed": 9}, None, {}).over(record_of(tmp_path))
+    made_with = load_settings(GIVEN, None, {}).settings
+    assert loaded.settings.trial == made_with.trial
+    assert loaded.settings.space == made_with.space
+    assert loaded.settings.evaluation == made_with.evaluation
+    assert results_only(loaded.settings) == results_only(made_with)
+    assert (loaded.settings.study.name, loaded.settings.study.seed, loaded.settings.study.num_trials) == ("toy", 9, 5)
+    assert (loaded.origins["trial.class_balance"], loaded.origins["study.seed"]) == ("study", "flag study.seed")
+    assert "trial.device" not in loaded.origins
+    assert not loaded.is_given("study.num_trials")
+
+
+def test_the_baseline_is_trial_0_also_once_it_was_moved_into_the_space(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, space=SPACE, baseline={"unknown_weight": 7.0, "optimizer": "adam"}, num_trials=1)
+    assert record_of(tmp_path).baseline == {"unknown_weight": 1.0, "optimizer": "adam"}
+    work_on(study, tmp_path, num_trials=1)
+    baseline = load_settings({}, None, {}).over(record_of(tmp_path)).settings.baseline
+    assert (baseline.unknown_weight, baseline.optimizer, baseline.patience) == (1.0, "adam", 10)
+
+
+def test_the_latest_phase_continues(storage: StudyStorage, tmp_path: Path) -> None:
+    define_as_given(storage)
+    work_on(
+        define_as_given(storage, sampler="random", pruner="none", max_epochs=2),
+        tmp_path,
+        sampler="random",
+        pruner="none",
+        max_epochs=2,
+    )
+    study = load_settings({}, None, {}).over(record_of(tmp_path)).settings.study
+    assert (study.sampler, study.pruner, study.max_epochs, study.num_startup_trials) == ("random", "none", 2, 3)
+
+
+def test_a_study_of_version_0_1_has_its_space_objective_and_baseline(storage: StudyStorage, tmp_path: Path) -> None:
+    space = SearchSpace.model_validate({"momentum": {"low": 0.5, "high": 0.9, "when": {}}, "weight_decay": None})
+    study = define(storage, space=space, baseline={"learning_rate": 0.01}, average="weighted", objective="f1-and-cost")
+    fingerprint = study.user_attrs["fingerprint"]
+    study.set_user_attr("fingerprint", {key: fingerprint[key] for key in ("space", "objective", "average", "cache")})
+    study.set_user_attr("settings", None)
+    settings = load_settings({}, None, {}).over(record_of(tmp_path)).settings
+    assert settings.space.fingerprint() == space.fingerprint()
+    assert settings.trial.objective_average == "weighted"
+    assert settings.study.objective == "f1-and-cost"
+    assert settings.baseline.learning_rate == 0.01
+
+
+@pytest.mark.parametrize("name", ["toy", "none"])
+def test_where_there_is_no_study_of_ours_there_is_no_record(tmp_path: Path, name: str) -> None:
+    assert read_record(StorageSettings(), tmp_path, name) is None
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_this_version_does_not_know_is_left_out(tmp_path: Path) -> None:
+    stored = {"trial": {"mixup": 0.2, "class_balance": True}, "gone": {"x": 1}}
+    record = StudyRecord("toy", {"fingerprint": {}, "settings": stored})
+    assert load_settings({}, None, {}).over(record).settings.trial.class_balance
+    assert [*tmp_path.iterdir()] == []
