@@ -10,6 +10,11 @@ import click
 from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
 
+CSI_NOTE = (
+    "csi: expected CSI, from the probabilities of the zones' scores; "
+    "mean_score: mean of the zones' most probable scores"
+)
+
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -28,12 +33,16 @@ def predict(
 ) -> None:
     """Score IMAGES (files or folders): six zones, mean CSI, and risk class with probabilities.
 
+    `csi` is the expected CSI: the mean over the zones predicted graded of the score that their probabilities give on
+    average. `mean_score` is the mean of their most probable scores, which are the ones printed.
+
     Unreadable files are reported and skipped; the exit code is then 1.
     """
     from csi_job.pipeline import run_predict
 
     with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
         problems = run_predict(loaded.settings, images, model_path, cast("TextIO", stream), output_format)
+    click.echo(CSI_NOTE, err=True)
     for problem in problems:
         click.echo(f"csi-job: {problem.render(identities=True)}", err=True)
     if problems:

@@ -7,7 +7,7 @@ vectorised pass computes the point estimate (all weights one) and every resample
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,19 @@ def resampled(
     """Return each metric's values [R] over all resamples; empty if there are no images."""
     chunks = [measure(weights_RN) for weights_RN in resample_weights(patients_N, settings)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in (chunks[0] if chunks else ())}
+
+
+def exact_at_the_bounds(interval: Interval, num_patients: int, confidence: float) -> Interval:
+    """Return an interval of a share; where every resample gives 0 or 1, the exact one (Clopper-Pearson) instead.
+
+    A model that makes no error on few patients makes none in any resample of them either, which says nothing about the
+    next patient; the exact interval does.
+    """
+    if not num_patients or interval.low is None or interval.low != interval.high or interval.low not in (0, 1):
+        return interval
+    bound = ((1 - confidence) / 2) ** (1 / num_patients)
+    low, high = (bound, 1.0) if interval.low == 1 else (0.0, 1 - bound)
+    return replace(interval, low=low, high=high)
 
 
 def percentile_interval(values_R: FloatArray, confidence: float, num_patients: int) -> Interval:

@@ -1,65 +1,17 @@
-"""Compare two models on the same images: paired differences under the same resamples of patients.
-
-Pairing matters: both models meet the same easy and hard patients in each resample, so the interval of the difference
-is narrower than the overlap of two separate intervals suggests.
-"""
+"""Compare two models on the same images, with paired intervals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from csi_job.errors import DataError
-from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
-from csi_job.evaluation.csi import FloatArray
+from csi_job.evaluation.difference import Difference, paired_differences
 from csi_job.evaluation.evaluate import Evaluation
-from csi_job.evaluation.measures import LOWER_IS_BETTER, SUMMARY_METRICS, ZONE_METRICS, measure
-from csi_job.radiographs.zones import ZONES
 
-Verdict = Literal["better", "worse", "within the noise", "undefined"]
 HEADLINE = "f1_macro"  # chosen in advance: the metric that decides
-COMPARED = (*SUMMARY_METRICS, *(f"{zone}.{name}" for zone in ZONES for name in ZONE_METRICS))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The model's value minus the baseline's; `share_better` is the share of resamples in which the model wins."""
-
-    metric: str
-    model: float | None
-    baseline: float | None
-    difference: float | None
-    interval: Interval
-    share_better: float | None
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Return whether a positive difference is an improvement."""
-        return self.metric not in LOWER_IS_BETTER
-
-    @property
-    def verdict(self) -> Verdict:
-        """Return `better` or `worse` only where the whole interval lies on one side of zero."""
-        low, high = self.interval.low, self.interval.high
-        if low is None or high is None:
-            return "undefined"
-        if low <= 0 <= high:
-            return "within the noise"
-        return "better" if (low > 0) == self.higher_is_better else "worse"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the difference as JSON values, never NaN."""
-        return {
-            "model": self.model,
-            "baseline": self.baseline,
-            "difference": self.difference,
-            **self.interval.to_json(),
-            "share_better": self.share_better,
-            "higher_is_better": self.higher_is_better,
-            "outcome": self.verdict,
-        }
 
 
 @dataclass(frozen=True)
@@ -115,31 +67,4 @@ def compare_evaluations(model: Evaluation, baseline: Evaluation) -> Comparison:
     if not same_images or not np.array_equal(model.predictions.zones_NZ, baseline.predictions.zones_NZ):
         raise DataError("the two models were evaluated on different images", hint="evaluate both on the same cache")
 
-    def differences(weights_RN: FloatArray) -> dict[str, FloatArray]:
-        first, second = measure(model.predictions, weights_RN), measure(baseline.predictions, weights_RN)
-        return {name: first[name] - second[name] for name in COMPARED}
-
-    values_R = resampled(model.predictions.patients_N, model.settings, differences)
-    return Comparison(
-        model,
-        baseline,
-        {name: _difference(name, model, baseline, values_R.get(name, np.empty(0))) for name in COMPARED},
-    )
-
-
-def _difference(name: str, model: Evaluation, baseline: Evaluation, resampled_R: FloatArray) -> Difference:
-    first, second = model.metrics[name].value, baseline.metrics[name].value
-    defined_R = resampled_R[~np.isnan(resampled_R)]
-    gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
-    interval = percentile_interval(resampled_R, model.settings.confidence, model.predictions.num_patients)
-    if first is None or second is None:
-        reason = model.metrics[name].reason or baseline.metrics[name].reason
-        interval = Interval(None, None, interval.num_degenerate, reason)
-    return Difference(
-        metric=name,
-        model=first,
-        baseline=second,
-        difference=None if first is None or second is None else first - second,
-        interval=interval,
-        share_better=float((gain_R > 0).mean()) if len(gain_R) else None,
-    )
+    return Comparison(model, baseline, paired_differences(model.predictions, baseline.predictions, model.settings))

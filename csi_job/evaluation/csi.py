@@ -46,6 +46,10 @@ class CsiPredictions:
     """CSI mean, 0 to 3."""
     risk_NR: FloatArray  # noqa: N815
     """Probability of low, medium and high risk; rows sum to 1."""
+    given_graded_NZ: IntArray  # noqa: N815
+    """Most probable score of each zone, 0 to 3, given that it is graded."""
+    mean_score_N: FloatArray  # noqa: N815
+    """Mean of `scores_NZ` over the zones predicted graded; NaN where none is."""
 
 
 def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
@@ -56,7 +60,14 @@ def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
     score_NZS = score_distributions(probabilities_NZK)
     expected_NZ = score_NZS @ np.asarray(SCORES, dtype=np.float64)
     csi_N = (expected_NZ * used_NZ).sum(axis=1) / used_NZ.sum(axis=1)
-    return CsiPredictions(scores_NZ, graded_NZ.sum(axis=1), csi_N, _risk_probabilities(score_NZS, used_NZ))
+    return CsiPredictions(
+        scores_NZ,
+        graded_NZ.sum(axis=1),
+        csi_N,
+        _risk_probabilities(score_NZS, used_NZ),
+        score_NZS.argmax(axis=2).astype(np.int64),
+        true_csi(scores_NZ),
+    )
 
 
 def score_distributions(probabilities_NZK: FloatArray) -> FloatArray:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from csi_job.cache.dataset import SplitData
-from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
+from csi_job.evaluation.bootstrap import Interval, exact_at_the_bounds, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
 from csi_job.evaluation.measures import (
     SUMMARY_METRICS,
@@ -18,10 +19,13 @@ from csi_job.evaluation.measures import (
     Predictions,
     calibration,
     measure,
+    num_patients_behind,
     weighted_confusion,
+    why_undefined,
 )
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 
 DEFINITIONS = {
@@ -33,10 +37,15 @@ DEFINITIONS = {
     "risk": "class from the CSI: low <= 1.3 < medium <= 2.2 < high; probabilities: exact distribution of the mean "
     "of the same zones' scores given that they are graded, zones independent given the image",
     "risk_auroc": "one class against the rest, mean over the classes that occur in the split",
-    "majority": "what always predicting the most frequent class of this split would score",
+    "accuracy": "share of the graded zones whose score is right, mean over zones",
+    "mae": "mean absolute error of the most probable score given that the zone is graded, mean over zones",
+    "trivial": "what answering the same for every image would score, zone by zone: the commonest or the median score "
+    "of the training set; difference: the model minus it, with a paired interval",
     "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
     "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
-    "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 are biased low",
+    "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 are biased low; where "
+    "a share is 0 or 1 in every resample, the exact (Clopper-Pearson) interval for that many patients, for an AUROC "
+    "those of the rarer class",
 }
 
 
@@ -66,6 +75,8 @@ class Evaluation:
     settings: EvaluationSettings
     metrics: dict[str, Metric]
     warnings: tuple[str, ...] = ()
+    trivial: dict[str, Any] = field(default_factory=dict)
+    """What trivial predictors score on the same images, see `compare_with_trivial`; empty without training labels."""
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the evaluation; it identifies no patient, file or image."""
@@ -76,6 +87,7 @@ class Evaluation:
             **self.provenance(),
             "metrics": {name: self.metrics[name].to_json() for name in SUMMARY_METRICS},
             "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
+            "trivial": self.trivial,
             "risk": _risk(self.predictions),
             "calibration": calibration(self.predictions),
             "definitions": DEFINITIONS,
@@ -102,7 +114,7 @@ class Evaluation:
         metrics = {name: self.metrics[f"{ZONES[index]}.{name}"].to_json() for name in ZONE_METRICS}
         confusion_KK = confusion_ZKK(self.predictions)[index]
         counts_S = confusion_KK[:NUM_SCORES].sum(axis=1)
-        return {**metrics, "num_graded": int(counts_S.sum()), **_majority(counts_S), "confusion": confusion_KK.tolist()}
+        return {**metrics, "num_graded": int(counts_S.sum()), "confusion": confusion_KK.tolist()}
 
 
 def evaluate_model(
@@ -112,9 +124,12 @@ def evaluate_model(
     *,
     split: str,
     cache: str,
+    train_zones_NZ: torch.Tensor | None = None,
     warnings: Sequence[str] = (),
 ) -> Evaluation:
     """Run the model on a split and measure it, keeping `split`, the key of its `cache` and `warnings`.
+
+    `train_zones_NZ`, the labels of the training set, are what trivial predictors know.
 
     Raises:
         ModelFileError: the model's output is not finite.
@@ -128,7 +143,11 @@ def evaluate_model(
     )
     metrics = measure_with_intervals(predictions, settings)
     all_warnings = (*warnings, *_absent_scores(predictions))
-    return Evaluation(loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, all_warnings)
+    known = None if train_zones_NZ is None else train_zones_NZ.cpu().numpy()
+    trivial = {} if known is None else compare_with_trivial(predictions, known, settings)
+    return Evaluation(
+        loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, all_warnings, trivial
+    )
 
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:
@@ -138,28 +157,15 @@ def measure_with_intervals(predictions: Predictions, settings: EvaluationSetting
     return {
         name: Metric(
             value=None if np.isnan(value) else float(value),
-            interval=percentile_interval(
-                values_R.get(name, np.empty(0)), settings.confidence, predictions.num_patients
+            interval=exact_at_the_bounds(
+                percentile_interval(values_R.get(name, np.empty(0)), settings.confidence, predictions.num_patients),
+                num_patients_behind(name, predictions),
+                settings.confidence,
             ),
             reason=why_undefined(name, predictions) if np.isnan(value) else "",
         )
         for name, (value,) in point.items()
     }
-
-
-def why_undefined(name: str, predictions: Predictions) -> str:
-    """Explain why a metric is undefined."""
-    if "." in name:
-        return "the zone is not graded in any image"
-    if not predictions.has_csi_N.any():
-        return "no image has a graded zone"
-    if name == "csi_pearson_r":
-        return "the true or the predicted CSI is the same in all images"
-    if name == "risk_auroc":
-        return "all images are of one risk class"
-    risk = name.removeprefix("risk_auroc_")
-    truth_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
-    return f"{'all images are' if (truth_N == RISK_CLASSES.index(risk)).any() else 'no image is'} of {risk} risk"
 
 
 def confusion_ZKK(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes
@@ -181,24 +187,9 @@ def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the
 def _risk(predictions: Predictions) -> dict[str, Any]:
     confusion_RR = risk_confusion_RR(predictions)
     counts_R = confusion_RR.sum(axis=1)
-    majority = int(counts_R.argmax())
     return {
         "num_true": {name: int(count) for name, count in zip(RISK_CLASSES, counts_R, strict=True)},
-        "majority_class": RISK_CLASSES[majority] if counts_R.any() else None,
-        "majority_accuracy": float(counts_R[majority] / counts_R.sum()) if counts_R.any() else None,
         "confusion": confusion_RR.tolist(),
-    }
-
-
-def _majority(counts_S: IntArray) -> dict[str, Any]:
-    """Return what always predicting the zone's most frequent score would score."""
-    if not counts_S.any():
-        return {"majority_class": None, "majority_accuracy": None, "majority_f1": None}
-    share = float(counts_S.max() / counts_S.sum())
-    return {
-        "majority_class": int(counts_S.argmax()),
-        "majority_accuracy": share,
-        "majority_f1": 2 * share / (1 + share) / NUM_SCORES,
     }
 
 

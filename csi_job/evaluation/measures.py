@@ -1,7 +1,8 @@
 """Every metric of an evaluation as a function of weights: [R, N] in, {name: [R]} out, NaN where undefined.
 
 With all weights one these are scikit-learn's numbers on the same predictions. Zone metrics cover graded zones and the
-scores 0-3 with `zero_division=0`; a predicted "unknown" on a graded zone counts as wrong. CSI and risk metrics cover
+scores 0-3 with `zero_division=0`; a predicted "unknown" on a graded zone counts as wrong, except in the mean absolute
+error, which takes the most probable score given that the zone is graded. CSI and risk metrics cover
 images with at least one graded zone. The risk AUROC is the mean one-vs-rest AUROC over the classes that the whole split
 can separate; a resample that lacks one of them is degenerate, since a mean over fewer classes is another quantity.
 """
@@ -33,6 +34,8 @@ NUM_BINS = 10
 METRIC_NAMES = {
     "f1_macro": "Macro F1",
     "f1_weighted": "Weighted F1",
+    "accuracy": "Zones: accuracy",
+    "mae": "Zones: MAE",
     "csi_mae": "CSI: MAE",
     "csi_rmse": "CSI: RMSE",
     "csi_pearson_r": "CSI: Pearson r",
@@ -41,8 +44,10 @@ METRIC_NAMES = {
     "risk_accuracy": "Risk: accuracy",
 }
 SUMMARY_METRICS = tuple(METRIC_NAMES)
-LOWER_IS_BETTER = ("csi_mae", "csi_rmse")
-ZONE_METRICS = ("f1_macro", "f1_weighted", "precision", "recall", "accuracy")
+MEANS_OVER_ZONES = ("f1_macro", "f1_weighted", "accuracy", "mae")
+ZONE_METRICS = ("f1_macro", "f1_weighted", "precision", "recall", "accuracy", "mae")
+COMPARED = (*SUMMARY_METRICS, *(f"{zone}.{name}" for zone in ZONES for name in ZONE_METRICS))
+LOWER_IS_BETTER = {name for name in COMPARED if name.endswith(("mae", "rmse"))}
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,40 @@ class Predictions:
         return len(self.zones_NZ)
 
 
+def why_undefined(name: str, predictions: Predictions) -> str:
+    """Explain why a metric is undefined."""
+    if "." in name:
+        return "the zone is not graded in any image"
+    if not predictions.has_csi_N.any():
+        return "no image has a graded zone"
+    if name == "csi_pearson_r":
+        return "the true or the predicted CSI is the same in all images"
+    if name == "risk_auroc":
+        return "all images are of one risk class"
+    risk = name.removeprefix("risk_auroc_")
+    truth_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
+    return f"{'all images are' if (truth_N == RISK_CLASSES.index(risk)).any() else 'no image is'} of {risk} risk"
+
+
+def num_patients_behind(name: str, predictions: Predictions) -> int:
+    """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is no share.
+
+    For an AUROC they are those of the rarer side: a perfect order of 2 against 19 patients rests on the 2.
+    """
+    if name in LOWER_IS_BETTER or name == "csi_pearson_r":
+        return 0
+    if not name.startswith("risk_auroc"):
+        return predictions.num_patients
+    risk_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
+    patients_N = predictions.patients_N[predictions.has_csi_N]
+    sides = {
+        f"risk_auroc_{risk}": [len(np.unique(patients_N[mask_N])) for mask_N in (risk_N == index, risk_N != index)]
+        for index, risk in enumerate(RISK_CLASSES)
+    }
+    chosen = sides.get(name) or [size for pair in sides.values() if all(pair) for size in pair]
+    return min(chosen, default=0)
+
+
 def metric_name(name: str) -> str:
     """Return a metric's display name, e.g. `F1, right_sup` for `right_sup.f1_macro`."""
     zone, _, _ = name.rpartition(".")
@@ -93,8 +132,12 @@ def metric_name(name: str) -> str:
 def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
     """Return every metric for each row of weights, by name (`f1_macro`, `right_sup.recall`, `risk_auroc_high`, …)."""
     values = _zone_values(weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN))
-    graded_Z = (predictions.zones_NZ != UNKNOWN).any(axis=0)
-    for name in ("f1_macro", "f1_weighted"):
+    graded_NZ = predictions.zones_NZ != UNKNOWN
+    graded_Z = graded_NZ.any(axis=0)
+    error_NZ = np.abs(predictions.predicted.given_graded_NZ - predictions.zones_NZ) * graded_NZ
+    mae_RZ = _ratio(weights_RN @ error_NZ.astype(np.float64), weights_RN @ graded_NZ.astype(np.float64))
+    values |= {f"{zone}.mae": mae_RZ[:, index] for index, zone in enumerate(ZONES)}
+    for name in MEANS_OVER_ZONES:
         zones_RZ = np.stack([values[f"{zone}.{name}"] for zone in ZONES], axis=1)[:, graded_Z]
         values[name] = zones_RZ.mean(axis=1) if graded_Z.any() else np.full(len(weights_RN), np.nan)
     with_csi = predictions.has_csi_N

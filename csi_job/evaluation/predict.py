@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ class Prediction:
         """Zones that the model could grade."""
         return sum(score != UNKNOWN for score in self.scores)
 
+    @property
+    def mean_score(self) -> float | None:
+        """Mean of the most probable scores of the zones predicted graded; None if none is."""
+        graded = [score for score in self.scores if score != UNKNOWN]
+        return fmean(graded) if graded else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the prediction as JSON values."""
         risks = None
@@ -54,6 +61,7 @@ class Prediction:
         return {
             "file": as_text(self.path),
             "csi": self.csi,
+            "mean_score": self.mean_score,
             "risk": self.risk,
             "risk_probabilities": risks,
             "num_graded_zones": self.num_graded_zones,

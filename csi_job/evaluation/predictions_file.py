@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TextIO
 
+import numpy as np
+
 from csi_job.errors import Problem
+from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.predict import Prediction, as_text
 from csi_job.files import write_csv
 from csi_job.radiographs.zones import NUM_CLASSES, RISK_CLASSES, UNKNOWN, ZONES
@@ -18,6 +22,7 @@ CLASS_NAMES = (*(str(score) for score in range(NUM_CLASSES - 1)), "unknown")
 COLUMNS = (
     "file",
     "csi",
+    "mean_score",
     "risk",
     *(f"p_{name}_risk" for name in RISK_CLASSES),
     "num_graded_zones",
@@ -49,6 +54,32 @@ def write_predictions(results: Results, stream: TextIO, file_format: PredictionF
     return problems
 
 
+def split_predictions_csv(predictions: Predictions) -> str:
+    """Return a model's predictions for a split beside the truth, one row per image, named by its pseudonym only.
+
+    `patient` numbers the patients of the split. Every metric of the evaluation can be computed from these columns; the
+    CSI is there for every image, see `csi.py`.
+    """
+    predicted, stream = predictions.predicted, io.StringIO(newline="")
+    patients_N = np.unique(predictions.patients_N, return_inverse=True)[1]
+    probabilities = [f"p_{name}_risk" for name in RISK_CLASSES]
+    probabilities += [f"{zone}_p_{name}" for zone in ZONES for name in CLASS_NAMES]
+    header = ["image", "patient", *(f"true_{name}" for name in (*ZONES, "csi")), *ZONES, "csi", "mean_score"]
+
+    def rows() -> Iterator[list[object]]:
+        for row, image in enumerate(predictions.pseudonyms):
+            truths, scores = (
+                [CLASS_NAMES[z] for z in zones[row]] for zones in (predictions.zones_NZ, predicted.scores_NZ)
+            )
+            numbers = [predictions.csi_N[row], predicted.csi_N[row], predicted.mean_score_N[row]]
+            numbers += [*predicted.risk_NR[row], *predictions.probabilities_NZK[row].ravel()]
+            texts = ["" if np.isnan(number) else f"{number:.6f}" for number in numbers]
+            yield [image, int(patients_N[row]), *truths, texts[0], *scores, *texts[1:]]
+
+    write_csv(stream, [*header, *probabilities], rows())
+    return stream.getvalue()
+
+
 def _write_json(results: Results, stream: TextIO) -> None:
     """Write an array with one object per line, which stays valid JSON if an error ends the results early."""
     separator = "["
@@ -71,7 +102,7 @@ def _row(result: Prediction | Problem) -> dict[str, Any]:
         return _problem(result)
     row: dict[str, Any] = {"file": as_text(result.path), "num_graded_zones": result.num_graded_zones}
     if result.csi is not None and result.risk_probabilities is not None:
-        row |= {"csi": f"{result.csi:.4f}", "risk": result.risk}
+        row |= {"csi": f"{result.csi:.4f}", "mean_score": f"{result.mean_score:.4f}", "risk": result.risk}
         risks = zip(RISK_CLASSES, result.risk_probabilities, strict=True)
         row |= {f"p_{name}_risk": f"{value:.4f}" for name, value in risks}
     for zone, score, probabilities_K in zip(ZONES, result.scores, result.probabilities_ZK, strict=True):

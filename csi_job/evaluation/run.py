@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 from csi_job.cache.dataset import Cache, SplitName
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.evaluation.compare import Comparison, compare_evaluations
+from csi_job.evaluation.decision import Decision, decide
 from csi_job.evaluation.evaluate import Evaluation, evaluate_model
-from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plot, reliability_plot, roc_plot
 from csi_job.evaluation.model_file import LoadedModel, load_model
+from csi_job.evaluation.page import comparison_page, evaluation_page
+from csi_job.evaluation.predictions_file import split_predictions_csv
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import json_text, make_folder, write_atomic
-from csi_job.html.plot import Plot
-from csi_job.html.render import render
 from csi_job.work_folder import WorkFolder
 
 OTHER_CACHE = (
@@ -33,6 +32,7 @@ class EvaluationRun:
 
     evaluation: Evaluation
     comparison: Comparison | None
+    decision: Decision
     files: tuple[Path, ...]
 
 
@@ -47,7 +47,7 @@ def run_evaluation(
     architecture: str | None = None,
     split: SplitName = "test",
 ) -> EvaluationRun:
-    """Evaluate a model on a split and write numbers and figures to `models/evaluation/`.
+    """Evaluate a model on a split and write numbers, predictions and figures to `models/evaluation/`.
 
     A baseline is evaluated on the same images and compared. `architecture` names the network of a bare `.pth` file,
     and the cache's image size and normalisation apply to it.
@@ -66,15 +66,29 @@ def run_evaluation(
         "normalisation": info.normalisation,
     }
     evaluation = _evaluate(load_model(model_path, device, **form), cache, settings, split)
-    files: tuple[Path, ...] = _write_evaluation(evaluation, folder, model_path.stem)
+    num_patients = sum(cache.num_patients.values())
     if baseline_path is None:
-        return EvaluationRun(evaluation, None, files)
+        decision = decide(evaluation.to_json())
+        return EvaluationRun(
+            evaluation, None, decision, _write_evaluation(evaluation, decision, folder, model_path.stem)
+        )
     baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings, split)
     same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
     stem = f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
-    files += _write_evaluation(baseline, folder, stem)
     comparison = compare_evaluations(evaluation, baseline)
-    return EvaluationRun(evaluation, comparison, files + _write_comparison(comparison, folder))
+    content = comparison.to_json()
+    decision = decide(evaluation.to_json(), content, baseline.to_json(), num_patients)
+    files = (
+        *_write_evaluation(evaluation, decision, folder, model_path.stem),
+        *_write_evaluation(baseline, decision, folder, stem),
+        *_write(folder, "comparison", content, comparison_page(comparison, decision)),
+    )
+    return EvaluationRun(evaluation, comparison, decision, files)
+
+
+def _write_evaluation(evaluation: Evaluation, decision: Decision, folder: Path, stem: str) -> tuple[Path, ...]:
+    page, predictions = evaluation_page(evaluation, decision), split_predictions_csv(evaluation.predictions)
+    return _write(folder, stem, evaluation.to_json(), page, predictions)
 
 
 def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, split: SplitName) -> Evaluation:
@@ -85,46 +99,23 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, s
     data = loaded.card.get("data")
     trained_on = data.get("cache") if isinstance(data, dict) else None
     warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if trained_on not in (None, info.key) else []
-    return evaluate_model(loaded, cache.split(split), settings, split=split, cache=info.key, warnings=warnings)
-
-
-def _write_evaluation(evaluation: Evaluation, folder: Path, stem: str) -> tuple[Path, Path]:
-    """Write `<stem>.json` and `<stem>_plots.html`."""
-    plots = [plot(evaluation) for plot in (confusion_plot, csi_plot, roc_plot, reliability_plot)]
-    title = f"{evaluation.model} on the {evaluation.split} set"
-    page = _page("Evaluation", title, evaluation, evaluation.warnings, plots)
-    return _write(folder, stem, evaluation.to_json(), page)
-
-
-def _write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
-    content = comparison.to_json()
-    title = f"{comparison.model.model} compared with {comparison.baseline.model}"
-    plots = [differences_plot(comparison)]
-    page = _page("Comparison", title, comparison.model, content["warnings"], plots, comparison.summary)
-    return _write(folder, "comparison", content, page)
-
-
-def _page(
-    kind: str, title: str, evaluation: Evaluation, warnings: Sequence[str], plots: Sequence[Plot], summary: str = ""
-) -> str:
-    predictions = evaluation.predictions
-    return render(
-        "csi_job.evaluation",
-        "evaluation.html.j2",
-        eyebrow=f"{kind} · Congestion Score Index",
-        title=title,
-        images=f"{len(predictions)} images of {predictions.num_patients} patients. {evaluation.architecture}.",
-        summary=summary,
-        warnings=[f"{warning}." for warning in warnings],
-        plots=plots,
-        has_plots=True,
+    return evaluate_model(
+        loaded,
+        cache.split(split),
+        settings,
+        split=split,
+        cache=info.key,
+        train_zones_NZ=cache.train.zones_NZ,
+        warnings=warnings,
     )
 
 
-def _write(folder: Path, stem: str, content: dict[str, Any], page: str) -> tuple[Path, Path]:
-    numbers, figures = folder / f"{stem}.json", folder / f"{stem}_plots.html"
+def _write(folder: Path, stem: str, content: dict[str, Any], page: str, predictions: str = "") -> tuple[Path, ...]:
+    """Write `<stem>.json`, `<stem>_plots.html` and, if there are any, `<stem>_predictions.csv`."""
+    files = {f"{stem}_plots.html": page, f"{stem}_predictions.csv": predictions, f"{stem}.json": json_text(content)}
     with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
         make_folder(folder)
-        write_atomic(figures, page)
-        write_atomic(numbers, json_text(content))
-    return numbers, figures
+        for name, text in files.items():
+            if text:
+                write_atomic(folder / name, text)
+    return tuple(folder / name for name, text in reversed(files.items()) if text)

@@ -6,13 +6,12 @@ Files of another study, cache or model are not shown; `notes` mentions those tha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
-from csi_job.report import format as fmt
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 FORMAT = 1  # of the files that other stages write; others are left out
-MIN_PATIENTS = 20  # with fewer, bootstrap intervals are known to be too narrow
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,6 @@ class Results:
     notes: tuple[str, ...] = ()
 
 
-class Measured(NamedTuple):
-    """A metric or a difference with its interval; None if undefined or missing."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
 def load_results(view: StudyView, work: Path) -> Results:
     """Return the results of a study in the work folder; missing and damaged files are left out."""
     key = view.fingerprint.get("cache")
@@ -60,27 +50,6 @@ def load_results(view: StudyView, work: Path) -> Results:
         return replace(results, notes=(note,))
     baseline_card = _read(folder.baseline_model.with_suffix(".json"))
     return _add_evaluations(replace(results, model_card=card, baseline_card=baseline_card), folder, card, key)
-
-
-def few_patients(evaluation: Json) -> str:
-    """Return a warning if there are too few test patients for reliable intervals, else an empty text."""
-    num_patients = evaluation["num_patients"]
-    if num_patients >= MIN_PATIENTS:
-        return ""
-    return (
-        f"With only {fmt.plural(num_patients, 'test patient')}, the intervals are too narrow: any difference is a hint "
-        "that needs more patients to confirm it."
-    )
-
-
-def measured(content: Json | None, name: str, zone: str = "") -> Measured:
-    """Return a metric of an evaluation, or a difference of a comparison: of one zone, or of all zones together."""
-    if content is None:
-        return Measured()
-    group = content.get("zones", {}).get(zone, {}) if zone else content.get("metrics", {})
-    entry = group.get(name, {})
-    low, high = entry.get("interval") or (None, None)
-    return Measured(entry.get("value", entry.get("difference")), low, high)
 
 
 def _add_evaluations(results: Results, folder: WorkFolder, card: Json, key: Any) -> Results:
@@ -104,7 +73,8 @@ def _add_evaluations(results: Results, folder: WorkFolder, card: Json, key: Any)
 def _is_of(comparison: Json, side: str, evaluation: Json) -> bool:
     """Whether one side of a comparison is the evaluated model: its numbers agree to the last digit."""
     metrics = comparison["metrics"]
-    return all(metrics[name][side] == entry["value"] for name, entry in evaluation["metrics"].items())
+    measures = evaluation["metrics"].items()  # of another version, one may have more of them than the other
+    return all(metrics[name][side] == entry["value"] for name, entry in measures if name in metrics)
 
 
 def _read(path: Path) -> Json | None:

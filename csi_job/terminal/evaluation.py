@@ -6,14 +6,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from csi_job.evaluation.bootstrap import Interval
-from csi_job.evaluation.compare import Comparison, Difference
+from csi_job.evaluation.compare import Comparison
+from csi_job.evaluation.difference import Difference
 from csi_job.evaluation.evaluate import Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
+from csi_job.evaluation.trivial import TRIVIAL
 from csi_job.radiographs.zones import ZONES
 from csi_job.terminal.table import titled_table
 
-ZONE_HEADINGS = {"f1_macro": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
+ZONE_HEADINGS = {"f1_macro": "F1", "accuracy": "acc.", "mae": "MAE"}
+TRIVIAL_NOTE = (
+    "commonest, median: what answering that score of the training set, zone by zone, for every film would give."
+)
 COMPARISON_NOTE = (
     "base: the baseline; better in: share of patient resamples in which the model beats the baseline; noise: the "
     "interval of the difference includes 0. The verdict rests on the macro F1, chosen in advance; the other rows are "
@@ -23,17 +28,18 @@ MISSING = "-"
 
 
 def render_run(run: EvaluationRun) -> RenderableType:
-    """Return the model's metrics, then the comparison if there is one."""
-    return Group(
-        render_evaluation(run.evaluation), *([render_comparison(run.comparison)] if run.comparison is not None else [])
-    )
+    """Return the model's metrics, then the comparison if there is one, and last what to do."""
+    comparison = [render_comparison(run.comparison)] if run.comparison is not None else []
+    decision = run.decision
+    advice = [text for text in (decision.evidence, decision.advice, *decision.cautions) if text]
+    return Group(render_evaluation(run.evaluation), *comparison, f"\n{decision.action}. {' '.join(advice)}")
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
-    """Return the metrics with intervals, the zones with their majority class, and the warnings."""
+    """Return the metrics with intervals, the zones, both beside what trivial predictors score, and the warnings."""
     content = evaluation.to_json()
     warnings = [f"Warning: {warning}." for warning in evaluation.warnings]
-    return Group(_summary(evaluation, content["risk"]), _zones(evaluation, content["zones"]), *warnings)
+    return Group(_summary(evaluation), _zones(evaluation, content["zones"]), TRIVIAL_NOTE, *warnings)
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -47,26 +53,38 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     return Group(table, comparison.summary, COMPARISON_NOTE)
 
 
-def _summary(evaluation: Evaluation, risk: dict[str, object]) -> Table:
+def _trivial(evaluation: Evaluation, name: str, metric: str) -> str:
+    """Return what a trivial predictor scores in a metric, e.g. in `left_inf.mae`."""
+    zone, _, measure = metric.rpartition(".")
+    entry = evaluation.trivial.get(name, {})
+    group = entry.get("zones", {}).get(zone, {}) if zone else entry.get("metrics", {})
+    return _number(group.get(measure, {}).get("baseline"))
+
+
+def _summary(evaluation: Evaluation) -> Table:
     interval = f"{evaluation.settings.confidence:.0%} interval"
     title = f"{evaluation.model} on the {_images(evaluation)}"
-    table = titled_table(title, "metric", "value", interval, "note", left=("metric", "note"))
+    table = titled_table(title, "metric", "value", interval, *TRIVIAL, "note", left=("metric", "note"))
     for name, shown_name in METRIC_NAMES.items():
         metric = evaluation.metrics[name]
         note = _note(metric, evaluation.settings.num_bootstrap)
-        if name == "risk_accuracy" and metric.value is not None:
-            note = f"always {risk['majority_class']}: {_number(risk['majority_accuracy'])}"
-        table.add_row(shown_name, _number(metric.value), _interval(metric.interval), note)
+        trivial = (_trivial(evaluation, who, name) for who in TRIVIAL)
+        table.add_row(shown_name, _number(metric.value), _interval(metric.interval), *trivial, note)
     return table
 
 
 def _zones(evaluation: Evaluation, zones: dict[str, dict[str, object]]) -> Table:
-    title = "per zone, over graded images; majority: always predicting the most frequent score"
-    table = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), "majority", left=("zone", "majority"))
+    title = "per zone, over graded images"
+    table = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), *TRIVIAL, left=("zone", *TRIVIAL))
     for zone in ZONES:
         cells = (_with_interval(evaluation.metrics[f"{zone}.{name}"]) for name in ZONE_HEADINGS)
-        majority = f"F1 {_number(zones[zone]['majority_f1'])}\nacc. {_number(zones[zone]['majority_accuracy'])}"
-        table.add_row(zone, str(zones[zone]["num_graded"]), *cells, majority)
+        trivial = (
+            "\n".join(
+                f"{heading} {_trivial(evaluation, who, f'{zone}.{name}')}" for name, heading in ZONE_HEADINGS.items()
+            )
+            for who in TRIVIAL
+        )
+        table.add_row(zone, str(zones[zone]["num_graded"]), *cells, *trivial)
     return table
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.final_model.train import FinalModel
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 from csi_job.terminal.table import titled_table
 
 

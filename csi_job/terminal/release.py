@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.status import epochs_done, render_status, status_dict
 from csi_job.terminal.table import plain_table

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csi_job.errors import DataError
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 from csi_job.storage.attributes import OUTCOMES
 from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 from csi_job.terminal.table import plain_table

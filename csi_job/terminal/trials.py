@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 from csi_job.report.page.sections_result import search_ranges
 from csi_job.report.study_view import view_study
 from csi_job.terminal.table import plain_table

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "csi_job"
 ROOMS = [
-    *("html", "radiographs", "phantoms", "storage", "cache", "trial", "evaluation", "tracking", "study"),
+    *("radiographs", "phantoms", "storage", "cache", "trial", "html", "evaluation", "tracking", "study"),
     *("transfer", "final_model", "report", "terminal"),
 ]
 MAX_FILE_LINES = 400

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csi_job.evaluation.tables import measured
+from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout
 from csi_job.radiographs.zones import ZONES
-from csi_job.report import format as fmt
 from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS, SHOW_HOVERTEXT
-from csi_job.report.results import measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GREY, TEAL, Figure, Plot, layout, line
-from csi_job.report import format as fmt
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, Figure, Plot, layout
-from csi_job.report import format as fmt
 from csi_job.study.importances import MIN_TRIALS
 
 if TYPE_CHECKING:

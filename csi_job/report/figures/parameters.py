@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import CategoricalDistribution
 
+from csi_job.html import format as fmt
 from csi_job.html.plot import GREY, Figure, Plot, axis_title, layout
-from csi_job.report import format as fmt
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,

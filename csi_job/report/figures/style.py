@@ -9,8 +9,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, PURPLE, RED, TEAL, line
-from csi_job.report import format as fmt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from csi_job.report import format as fmt
-from csi_job.report.page.blocks import KeyFigure
-from csi_job.report.results import few_patients, measured
+from csi_job.evaluation.decision import decide, few_patients
+from csi_job.evaluation.tables import measured
+from csi_job.html import format as fmt
+from csi_job.html.blocks import KeyFigure
 from csi_job.storage.attributes import FINISHED
 
 if TYPE_CHECKING:
-    from csi_job.report.page.blocks import Tone
+    from csi_job.html.blocks import Tone
     from csi_job.report.results import Json, Results
     from csi_job.report.study_view import StudyView, TrialView
 
@@ -27,12 +29,33 @@ def state(view: StudyView) -> str:
     return f"{fmt.count(view.num_finished)}{target} trials finished{details}{running}."
 
 
-def answer(view: StudyView, results: Results) -> list[str]:
-    """Return the answer: what was found, how certain it is, how it did on the test patients."""
+@dataclass(frozen=True)
+class Answer:
+    """What to do, on what evidence, what else to know, and what to keep in mind."""
+
+    action: str
+    evidence: str = ""
+    paragraphs: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+def answer(view: StudyView, results: Results) -> Answer:
+    """Return the answer: how the final model did on patients never seen and what to do; then what the search found."""
     if view.best is None:
-        return ["No trial is complete yet, so there is no result to report."]
+        return Answer("No trial is complete yet, so there is no result to report.")
     how_chosen = [f"How it was chosen, weighing F1 against cost: {view.rule}."] if view.has_cost else []
-    return [_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results), _on_test(results)]
+    search = (_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results))
+    if results.evaluation is None:
+        step = "csi-job evaluate" if results.model_card else "csi-job train-optimized and csi-job evaluate"
+        evidence = (
+            "The final model has not been evaluated on the test patients yet, and only patients that no model has seen "
+            "show whether the search helped."
+        )
+        return Answer(f"No answer yet: run {step}.", evidence, search)
+    num_patients = results.cache.num_patients if results.cache else 0
+    decision = decide(results.evaluation, results.comparison, results.baseline_evaluation, num_patients)
+    paragraphs = (*filter(None, (decision.advice,)), *search)
+    return Answer(f"{decision.action}.", decision.evidence, paragraphs, decision.cautions)
 
 
 def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
@@ -43,12 +66,12 @@ def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
     label = "Chosen trial, validation F1" if view.has_cost else "Best validation F1"
     origin = "the baseline" if best.is_baseline else f"trial {best.number}"
     error = f", standard error {fmt.score(best.f1_error)}" if best.f1_error else ""
-    figures = [KeyFigure(label, fmt.score(best.f1), f"{origin}{error}")]
-    if view.baseline is not None and not best.is_baseline:
-        figures.append(KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), "the standard settings"))
+    figures = _test_figures(results)
     if results.confirmed is not None:
         figures.append(_confirmed_figure(results.confirmed, results.baseline_card))
-    figures += _test_figures(results)
+    figures.append(KeyFigure(label, fmt.score(best.f1), f"{origin}{error}"))
+    if view.baseline is not None and not best.is_baseline:
+        figures.append(KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), "the standard settings"))
     seconds = sum(trial.seconds or 0.0 for trial in view.trials)
     trials = f"{fmt.plural(view.num_finished, 'trial')} finished"
     return [*figures, KeyFigure("Total trial time", fmt.duration(seconds), trials)]
@@ -112,17 +135,6 @@ def _compared_with_error(view: StudyView, best: TrialView) -> str:
     compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
     error = fmt.score(best.f1_error)
     return f"The gain over the baseline is {compared} its standard error over the validation patients ({error})."
-
-
-def _on_test(results: Results) -> str:
-    evaluation = results.evaluation
-    if evaluation is None:
-        return "The final model has not been evaluated on the test patients yet."
-    f1 = fmt.with_interval(*measured(evaluation, "f1_macro"))
-    result = (results.comparison or {}).get("outcome") or f"the final model's macro F1 is {f1}."
-    images = f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')}"
-    unseen = "not used for training or model selection"
-    return f"On the test set ({images}, {unseen}): {result} {few_patients(evaluation)}".strip()
 
 
 def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:

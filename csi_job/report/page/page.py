@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from csi_job.files import write_file
+from csi_job.html.blocks import Figure
 from csi_job.html.render import render
 from csi_job.report.page import answer, sections_background, sections_result, sections_search
-from csi_job.report.page.blocks import Figure
 from csi_job.report.results import load_results
 from csi_job.work_folder import WorkFolder
 

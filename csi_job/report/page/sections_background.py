@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from csi_job.html import format as fmt
+from csi_job.html.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
-from csi_job.report import format as fmt
 from csi_job.report.figures.scores import scores_plot
-from csi_job.report.page.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.storage.attributes import FINISHED, OBJECTIVE, SEED
 
 if TYPE_CHECKING:

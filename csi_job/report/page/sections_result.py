@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from csi_job.evaluation.measures import metric_name
-from csi_job.radiographs.zones import RISK_CLASSES
-from csi_job.report import format as fmt
+from csi_job.evaluation.decision import few_patients
+from csi_job.evaluation.tables import metrics_table, risk_table, zones_table
+from csi_job.html import format as fmt
+from csi_job.html.blocks import Definitions, Figure, PageSection, Table
 from csi_job.report.figures.candidates import candidate_name, candidates_plot, zones_plot
-from csi_job.report.page.blocks import Definitions, Figure, PageSection, Table
-from csi_job.report.results import few_patients, measured
 
 if TYPE_CHECKING:
     from csi_job.report.results import Json, Results
     from csi_job.report.study_view import StudyView
-
-METRICS = ("f1_macro", "f1_weighted", "csi_mae", "csi_rmse", "csi_pearson_r", "risk_auroc", "risk_accuracy")
 
 
 def best_settings(view: StudyView, results: Results) -> PageSection:
@@ -87,7 +84,12 @@ def test_result(results: Results) -> PageSection:
         f"that were not used for training or model selection. Parentheses: {percent} confidence intervals over "
         "patients, not including the randomness of training."
     )
-    blocks = (Figure(zones_plot(results)), _metrics(results), _risk(evaluation))
+    blocks = (
+        metrics_table(evaluation, results.baseline_evaluation, results.comparison),
+        Figure(zones_plot(results)),
+        zones_table(evaluation),
+        risk_table(evaluation),
+    )
     warnings = [few_patients(evaluation), *map(fmt.sentence, evaluation["warnings"]), *results.notes]
     return PageSection(key, title, (sentence,), blocks, tuple(filter(None, warnings)))
 
@@ -125,34 +127,6 @@ def _candidate_row(candidate: Json) -> tuple[str, ...]:
     numbers = (fmt.score(candidate[name]) for name in ("search_value", "mean", "std"))
     seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or fmt.MISSING
     return (candidate_name(candidate), *numbers, seeds, candidate["reason"])
-
-
-def _metrics(results: Results) -> Table:
-    columns = {"Optimized model": results.evaluation}
-    columns |= {"Baseline": results.baseline_evaluation} if results.baseline_evaluation is not None else {}
-    rows = [[metric_name(name), *(_cell(column, name) for column in columns.values())] for name in METRICS]
-    numbers = frozenset(range(1, 2 + len(columns)))
-    if results.comparison is None:
-        return Table(("Metric", *columns), tuple(map(tuple, rows)), numbers)
-    for row, name in zip(rows, METRICS, strict=True):
-        outcome = results.comparison["metrics"][name]["outcome"]
-        row += [_cell(results.comparison, name, fmt.signed), outcome.replace("within the noise", "could be chance")]
-    caption = (
-        "Verdict: the optimized model compared with the baseline. Only the first row was chosen in advance as the one "
-        "that decides."
-    )
-    return Table(("Metric", *columns, "Difference", "Verdict"), tuple(map(tuple, rows)), numbers, caption)
-
-
-def _cell(content: Json | None, name: str, write: Callable[[float], str] = fmt.score) -> str:
-    return fmt.with_interval(*measured(content, name), write)
-
-
-def _risk(evaluation: Json) -> Table:
-    counts_per_class = zip(RISK_CLASSES, evaluation["risk"]["confusion"], strict=True)
-    rows = tuple((f"true {name}", *map(fmt.count, counts)) for name, counts in counts_per_class)
-    columns = ("Risk class", *(f"predicted {name}" for name in RISK_CLASSES))
-    return Table(columns, rows, frozenset({1, 2, 3}), "Images by true and predicted risk class (optimized model).")
 
 
 def _mean_over_seeds(card: Json) -> str:

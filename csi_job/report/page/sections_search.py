@@ -6,12 +6,12 @@ from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING
 
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
+from csi_job.html.blocks import Figure, PageSection, Table
 from csi_job.report.figures.history import curves_plot, history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
-from csi_job.report.page.blocks import Figure, PageSection, Table
 from csi_job.storage.attributes import FINISHED
 
 if TYPE_CHECKING:

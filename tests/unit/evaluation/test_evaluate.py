@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from csi_job.cache.dataset import Cache
 from csi_job.evaluation.evaluate import confusion_ZKK, evaluate_model, risk_confusion_RR
@@ -74,7 +75,6 @@ def test_undefined_metrics_are_null_with_their_reason(quick):
     assert content["metrics"]["risk_auroc_low"]["reason"] == "no image is of low risk"
     assert "the same in all images" in content["metrics"]["csi_pearson_r"]["reason"]
     assert content["zones"]["left_inf"]["f1_macro"]["reason"] == "the zone is not graded in any image"
-    assert content["zones"]["left_inf"]["majority_class"] is None
     assert content["metrics"]["f1_macro"]["value"] == 0.25
     json.dumps(content, allow_nan=False)
 
@@ -94,14 +94,12 @@ def test_degenerate_resamples_are_reported(quick):
     assert metric["num_degenerate_resamples"] == pytest.approx(expected, abs=30)
 
 
-def test_the_majority_baseline_is_what_a_constant_prediction_scores(quick):
-    truth = np.array([[1] * 6] * 6 + [[0] * 6] * 3 + [[3] * 6])
-    content = evaluated(certain(truth, predicted=np.ones_like(truth)), quick).to_json()
-    zone = content["zones"]["right_mid"]
-    assert zone["majority_class"] == 1
-    assert zone["majority_accuracy"] == zone["accuracy"]["value"] == 0.6
-    assert zone["majority_f1"] == pytest.approx(zone["f1_macro"]["value"])
-    assert content["risk"]["majority_accuracy"] == content["metrics"]["risk_accuracy"]["value"] == 0.9
+@pytest.mark.parametrize(("num_low", "name", "num_behind"), [(2, "risk_auroc_low", 2), (5, "risk_accuracy", 7)])
+def test_a_perfect_share_of_few_patients_has_the_exact_interval(quick, num_low, name, num_behind):
+    zones = [[0] * 6] * num_low + [[3] * 6] * (7 - num_low)
+    interval = evaluated(certain([*zones, zones[0]], patients=[*range(7), 0]), quick).metrics[name].interval
+    exact = binomtest(num_behind, num_behind).proportion_ci(0.95, method="exact")
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
 
 
 def test_risk_confusion_has_truth_in_rows():

@@ -53,7 +53,9 @@ def by_scikit_learn(predictions: Predictions) -> dict[str, float]:
         values[f"{zone}.precision"] = precision_score(truth, predicted, average="macro", **SCIKIT)
         values[f"{zone}.recall"] = recall_score(truth, predicted, average="macro", **SCIKIT)
         values[f"{zone}.accuracy"] = accuracy_score(truth, predicted)
-    for name in ("f1_macro", "f1_weighted"):
+        given_graded = predictions.probabilities_NZK[graded, index, :4].argmax(axis=1)
+        values[f"{zone}.mae"] = mean_absolute_error(truth, given_graded)
+    for name in ("f1_macro", "f1_weighted", "accuracy", "mae"):
         values[name] = np.mean([values[f"{zone}.{name}"] for zone in ZONES])
     known = predictions.has_csi_N
     truth, predicted = predictions.csi_N[known], predictions.predicted.csi_N[known]

@@ -34,12 +34,13 @@ def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["file"] for row in rows] == ["a, b.png", 'söme "file".dcm', "u.png"]
     assert tuple(rows[0]) == COLUMNS
-    assert (rows[0]["csi"], rows[0]["risk"], rows[0]["p_medium_risk"]) == ("1.5000", "medium", "0.7000")
+    shown = [rows[0][name] for name in ("csi", "mean_score", "risk", "p_medium_risk")]
+    assert shown == ["1.5000", "1.2000", "medium", "0.7000"]  # the scores 0, 1, 2, 3 and 0 of five graded zones
     assert [rows[0][zone] for zone in ZONES] == ["0", "1", "2", "3", "unknown", "0"]
     assert float(rows[0]["right_inf_p_unknown"]) == pytest.approx(0.6)
     assert rows[1]["problem"] == "the image file is empty"
     assert rows[1]["csi"] == ""
-    assert (rows[2]["csi"], rows[2]["risk"], rows[2]["num_graded_zones"]) == ("", "", "0")
+    assert [rows[2][name] for name in ("csi", "mean_score", "risk", "num_graded_zones")] == ["", "", "", "0"]
     assert problems == [PROBLEM]
 
 
@@ -53,6 +54,7 @@ def test_a_file_name_is_no_formula_in_csv_and_stays_as_it_is_in_json():
 def test_json_is_an_array_of_the_same_results():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "json")
     first, problem, ungraded = json.loads(text)
+    assert first["mean_score"] == 1.2
     assert first["risk_probabilities"] == {"low": 0.2, "medium": 0.7, "high": 0.1}
     assert first["zones"]["left_mid"]["score"] == 3
     assert problem == {"file": 'söme "file".dcm', "problem": "the image file is empty"}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import csv
 import json
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, CsiJobError
@@ -24,9 +27,9 @@ def run(cache_folder, tmp_path, quick):
 def test_numbers_and_figures_are_written_and_open_without_a_network(run, model_file, tmp_path):
     done = run(model_file)
     folder = tmp_path / "models" / "evaluation"
-    assert done.files == (folder / "small.json", folder / "small_plots.html")
+    assert done.files == tuple(folder / f"small{end}" for end in (".json", "_predictions.csv", "_plots.html"))
     assert json.loads(done.files[0].read_text())["model"] == "small.safetensors"
-    page = done.files[1].read_text()
+    page = done.files[2].read_text()
     assert "Plotly.newPlot" in page
     assert "<script src=" not in page
     assert done.comparison is None
@@ -36,17 +39,18 @@ def test_numbers_and_figures_are_written_and_open_without_a_network(run, model_f
 def test_a_baseline_is_evaluated_and_compared_on_the_same_images(run, model_file, tmp_path):
     baseline = write_model_file(tmp_path / "base.safetensors", seed=3)
     done = run(model_file, baseline_path=baseline)
-    names = [f"{stem}{end}" for stem in ("small", "base", "comparison") for end in (".json", "_plots.html")]
-    assert [path.name for path in done.files] == names
-    content = json.loads(done.files[4].read_text())
+    ends = (".json", "_predictions.csv", "_plots.html")
+    names = [f"{stem}{end}" for stem in ("small", "base") for end in ends]
+    assert [path.name for path in done.files] == [*names, "comparison.json", "comparison_plots.html"]
+    content = json.loads(done.files[6].read_text())
     assert content["metrics"]["f1_macro"]["model"] == done.evaluation.metrics["f1_macro"].value
-    assert "small.safetensors compared with base.safetensors" in done.files[5].read_text()
+    assert "small.safetensors compared with base.safetensors" in done.files[7].read_text()
 
 
 def test_two_models_with_the_same_name_do_not_overwrite_each_other(run, model_file, tmp_path):
     baseline = write_model_file(tmp_path / "small.safetensors", seed=3)
     done = run(model_file, baseline_path=baseline)
-    assert [path.name for path in done.files[:4:2]] == ["small.json", "small_as_baseline.json"]
+    assert [path.name for path in done.files[:6:3]] == ["small.json", "small_as_baseline.json"]
 
 
 def test_a_model_from_another_cache_gives_a_warning(run, tmp_path):
@@ -65,3 +69,20 @@ def test_a_read_only_folder_is_a_one_line_error(run, model_file, tmp_path):
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="evaluation cannot be written"):
         run(model_file)
+
+
+def test_the_predictions_kept_give_the_metrics_again_and_name_pseudonyms_only(run, model_file, cache_folder):
+    done = run(model_file)
+    rows = list(csv.DictReader(done.files[1].open()))
+    data = Cache.open(cache_folder).split("test")
+    assert [row["image"] for row in rows] == list(data.pseudonyms)
+    assert len({row["patient"] for row in rows}) == done.evaluation.predictions.num_patients
+    known = [row for row in rows if row["true_csi"]]
+    error = np.mean([abs(float(row["true_csi"]) - float(row["csi"])) for row in known])
+    assert error == pytest.approx(done.evaluation.metrics["csi_mae"].value, abs=1e-5)
+    zones = [
+        [row[f"true_{zone}"], row[zone]] for row in rows for zone in ["left_mid"] if row["true_left_mid"] != "unknown"
+    ]
+    truth, predicted = zip(*zones, strict=True)
+    f1 = f1_score(truth, predicted, labels=["0", "1", "2", "3"], average="macro", zero_division=0)
+    assert f1 == pytest.approx(done.evaluation.metrics["left_mid.f1_macro"].value)

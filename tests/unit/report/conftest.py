@@ -17,6 +17,7 @@ from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
 from csi_job.final_model.card import CardContext, build_card, card_metrics
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
@@ -189,7 +190,8 @@ def evaluation(model, seed, *, skill):
     made = predictions(seed, skill=skill)
     metrics = measure_with_intervals(made, settings)
     warnings = ("left_sup has no image scored 3; the macro F1 counts that as 0",)
-    return Evaluation(model, "CheXNet", "test", CACHE_KEY, made, settings, metrics, warnings)
+    trivial = compare_with_trivial(made, made.zones_NZ, settings)
+    return Evaluation(model, "CheXNet", "test", CACHE_KEY, made, settings, metrics, warnings, trivial)
 
 
 def write_results(work, study):

@@ -1,24 +1,32 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from csi_job.evaluation.compare import compare_evaluations
+from csi_job.evaluation.decision import Decision
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 from tests.unit.terminal.conftest import shown
 
+DECISION = Decision("Keep the baseline", "Because.", "And so on.")
 QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
 
 
 def test_an_evaluation_fits_eighty_columns_without_cutting_a_value():
-    evaluation = evaluated(random_predictions(60, 0), QUICK, "optimized_model.safetensors")
+    predictions = random_predictions(60, 0)
+    evaluation = evaluated(predictions, QUICK, "optimized_model.safetensors")
+    evaluation = replace(evaluation, trivial=compare_with_trivial(predictions, predictions.zones_NZ, QUICK))
     text = shown(render_evaluation(evaluation), 80)
     metric = evaluation.metrics["f1_macro"]
     assert f"{metric.value:.3f}  {metric.interval.low:.3f} to {metric.interval.high:.3f}" in text
     assert "right_sup" in text
-    assert "always" in text
+    for who in ("commonest", "median"):
+        assert f"MAE {evaluation.trivial[who]['zones']['left_inf']['mae']['baseline']:.3f}" in text
     assert "…" not in text
 
 
@@ -50,6 +58,7 @@ def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
 
 def test_a_run_shows_the_model_then_the_comparison():
     evaluation = evaluated(random_predictions(60, 0), QUICK)
-    assert "compared with" not in shown(render_run(EvaluationRun(evaluation, None, ())))
-    text = shown(render_run(EvaluationRun(evaluation, compare_evaluations(evaluation, evaluation), ())))
+    assert "compared with" not in shown(render_run(EvaluationRun(evaluation, None, DECISION, ())))
+    text = shown(render_run(EvaluationRun(evaluation, compare_evaluations(evaluation, evaluation), DECISION, ())))
+    assert text.rstrip().endswith("Keep the baseline. Because. And so on.")
     assert "model.safetensors compared with model.safetensors" in " ".join(text.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from csi_job.report.format import MISSING
+from csi_job.html.format import MISSING
 from csi_job.study.status import RunningStatus, StudyStatus
 from csi_job.terminal.release import PodView, ReleaseView, release_json, render_release
 from tests.unit.terminal.conftest import shown

@@ -3,7 +3,7 @@ import json
 import plotly.graph_objects as go
 import pytest
 
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 from csi_job.report.figures.parameters import MAX_LINES, MAX_POINTS, NOT_USED_HEIGHT, parallel_plot, slices_plot
 from csi_job.report.study_view import view_study
 from tests.unit.report.conftest import random_study, rare_parameter_study

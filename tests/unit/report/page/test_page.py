@@ -5,10 +5,11 @@ import shlex
 import pytest
 import yaml
 
+from csi_job.evaluation.decision import MIN_PATIENTS, decide
 from csi_job.evaluation.measures import SUMMARY_METRICS
+from csi_job.evaluation.tables import METRICS
+from csi_job.html.format import MINUS
 from csi_job.report.page.page import write_report
-from csi_job.report.page.sections_result import METRICS
-from csi_job.report.results import MIN_PATIENTS
 from csi_job.report.study_view import view_study
 from csi_job.trial.space import SearchSpace
 from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
@@ -45,7 +46,44 @@ def test_links_lead_to_sections_and_ids_are_unique(work, view):
     assert all(link.removeprefix("#") in ids for link in links)
 
 
-def test_the_answer_comes_first_with_best_trial_baseline_and_data(finished_study, text):
+def test_the_largest_sentence_is_about_patients_never_seen_and_says_what_to_do(work, view):
+    folder = work / "models" / "evaluation"
+    evaluation, baseline, comparison = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("optimized_model", "baseline_model", "comparison")
+    )
+    decision = decide(evaluation, comparison, baseline, 97)
+    page = report(view, work)
+    assert page.text.index(f"{decision.action}. {decision.evidence}") < page.text.index("The search tried")
+    assert f"{comparison['metrics']['f1_macro']['difference']:+.3f} (95% interval" in decision.evidence
+
+
+def test_trivial_predictors_stand_beside_every_metric(work, text):
+    evaluation = json.loads((work / "models" / "evaluation" / "optimized_model.json").read_text())
+    assert "Always commonest Always median Difference Verdict" in text
+    for name in ("mae", "csi_mae", "risk_auroc"):
+        commonest, median = (
+            f"{evaluation['trivial'][who]['metrics'][name]['baseline']:.3f}" for who in ("commonest", "median")
+        )
+        assert f") {commonest} {median} " in text
+    zone = [evaluation["trivial"][who]["zones"]["left_inf"]["mae"]["baseline"] for who in ("commonest", "median")]
+    assert " ".join(f"{value:.3f}" for value in zone) in text
+
+
+def test_an_evaluation_by_an_older_version_is_still_shown(work, view):
+    for path in (work / "models").rglob("*.json"):
+        content = json.loads(path.read_text())
+        content.pop("trivial", None)
+        for part in (content, content.get("test") or {}):
+            for name in ("mae", "accuracy"):
+                part.get("metrics", {}).pop(name, None)
+        path.write_text(json.dumps(content))
+    text = report(view, work).text
+    assert "Test F1 vs. baseline" in text
+    assert "Always median" not in text
+
+
+def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_study, text):
     best, baseline = finished_study.best_value, finished_study.trials[0].value
     sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline ({baseline:.3f})"
     assert sentence in text
@@ -68,7 +106,7 @@ def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, tex
         metric = evaluation["metrics"][name]
         low, high = metric["interval"]
         assert f"{metric['value']:.3f} ({low:.3f} to {high:.3f})" in text
-    assert comparison["outcome"] in text
+    assert f"{comparison['metrics']['csi_mae']['difference']:+.3f}".replace("-", MINUS) in text
     assert "left_sup has no image scored 3; the macro F1 counts that as 0." in text
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from csi_job.report import format as fmt
+from csi_job.html import format as fmt
 
 
 @pytest.mark.parametrize(

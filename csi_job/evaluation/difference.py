@@ -1,0 +1,108 @@
+"""Differences between two sets of predictions for the same images, under the same resamples of patients.
+
+Pairing matters: both meet the same easy and hard patients in each resample, so the interval of the difference is
+narrower than the overlap of two separate intervals suggests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
+from csi_job.evaluation.csi import FloatArray
+from csi_job.evaluation.measures import COMPARED, LOWER_IS_BETTER, Predictions, measure, why_undefined
+from csi_job.evaluation.settings import EvaluationSettings
+
+Verdict = Literal["better", "worse", "within the noise", "undefined"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The model's value minus the baseline's; `share_better` is the share of resamples in which the model wins."""
+
+    metric: str
+    model: float | None
+    baseline: float | None
+    difference: float | None
+    interval: Interval
+    share_better: float | None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Return whether a positive difference is an improvement."""
+        return self.metric not in LOWER_IS_BETTER
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return `better` or `worse` only where the whole interval lies on one side of zero."""
+        low, high = self.interval.low, self.interval.high
+        if low is None or high is None:
+            return "undefined"
+        if low <= 0 <= high:
+            return "within the noise"
+        return "better" if (low > 0) == self.higher_is_better else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the difference as JSON values, never NaN."""
+        return {
+            "model": self.model,
+            "baseline": self.baseline,
+            "difference": self.difference,
+            **self.interval.to_json(),
+            "share_better": self.share_better,
+            "higher_is_better": self.higher_is_better,
+            "outcome": self.verdict,
+        }
+
+
+def paired_differences(
+    model: Predictions, baseline: Predictions, settings: EvaluationSettings
+) -> dict[str, Difference]:
+    """Return the difference in every metric between predictions for the same images in the same order."""
+
+    def differences(weights_RN: FloatArray) -> dict[str, FloatArray]:
+        first, second = measure(model, weights_RN), measure(baseline, weights_RN)
+        return {name: first[name] - second[name] for name in COMPARED}
+
+    ones_1N = np.ones((1, len(model)))
+    first, second = measure(model, ones_1N), measure(baseline, ones_1N)
+    values_R = resampled(model.patients_N, settings, differences)
+    found = {}
+    for name in COMPARED:
+        values = _number(first[name]), _number(second[name])
+        reason = next(
+            (why_undefined(name, of) for of, value in zip((model, baseline), values, strict=True) if value is None), ""
+        )
+        found[name] = _difference(name, values, values_R.get(name, np.empty(0)), reason, settings, model.num_patients)
+    return found
+
+
+def _number(value_1: FloatArray) -> float | None:
+    return None if np.isnan(value_1[0]) else float(value_1[0])
+
+
+def _difference(
+    name: str,
+    values: tuple[float | None, float | None],
+    resampled_R: FloatArray,
+    reason: str,
+    settings: EvaluationSettings,
+    num_patients: int,
+) -> Difference:
+    model, baseline = values
+    defined_R = resampled_R[~np.isnan(resampled_R)]
+    gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
+    interval = percentile_interval(resampled_R, settings.confidence, num_patients)
+    if model is None or baseline is None:
+        interval = Interval(None, None, interval.num_degenerate, reason)
+    return Difference(
+        metric=name,
+        model=model,
+        baseline=baseline,
+        difference=None if model is None or baseline is None else model - baseline,
+        interval=interval,
+        share_better=float((gain_R > 0).mean()) if len(gain_R) else None,
+    )
