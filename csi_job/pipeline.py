@@ -1,26 +1,23 @@
-"""The stages in the order the data flows: cache, study, search, results, final model, evaluation, predictions."""
+"""The stages in the order the data flows: cache, study, search, final model, evaluation."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
 from csi_job.config import Settings, load_settings, results_only, stored_tree
-from csi_job.errors import ConfigurationError, ModelFileError, Problem
-from csi_job.evaluation.model_file import load_model
-from csi_job.evaluation.predict import expand_folders, predict_images
-from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
+from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
-from csi_job.logs import get_logger, progress
-from csi_job.report.figures.plots import write_best_params, write_plots
+from csi_job.logs import get_logger
+from csi_job.prediction import model_file
+from csi_job.report.files import write_results
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
@@ -40,7 +37,6 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
-from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -199,13 +195,6 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
             wandb.log_summary(view_study(study).importances)
 
 
-def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
-    """Write the best parameters, plots and report to `models/hyperopt/`; return the files."""
-    view = view_study(study)
-    best = write_best_params(view, folder.best_params(view.name))
-    return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, folder.root)]
-
-
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
     named = settings.study.model_copy(update={"name": checked_name(new)})
@@ -265,7 +254,7 @@ def run_evaluate(
 
     `architecture` names the network of a file without a card.
     """
-    model = _model_file(settings, model_path)
+    model = model_file(settings, model_path)
     card = read_valid_card(model) or {}
     run = run_evaluation(
         settings.work,
@@ -283,25 +272,6 @@ def run_evaluate(
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
-
-
-def run_predict(
-    settings: Settings, paths: Sequence[Path], model_path: Path | None, stream: TextIO, file_format: PredictionFormat
-) -> list[Problem]:
-    """Predict image files, or the images in folders, as they are read; return the files that could not be read."""
-    model = load_model(_model_file(settings, model_path), choose_device(settings.trial))
-    files = list(expand_folders(paths))
-    with progress("predicting", len(files), "images") as advance:
-        results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
-        return write_predictions(results, stream, file_format)
-
-
-def _model_file(settings: Settings, path: Path | None) -> Path:
-    model = path or settings.folder.optimized_model
-    if not model.is_file():
-        hint = "name one with --model-path, or train one: csi-job train-optimized"
-        raise ModelFileError("there is no such model file", got=str(model), hint=hint)
-    return model
 
 
 def _study_named(name: str, settings: Settings) -> optuna.Study | None:

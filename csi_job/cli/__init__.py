@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -72,10 +73,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
+    gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, _stop)  # PID 1 of a container ignores SIGTERM by default
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:  # `csi-job`, `csi-job study`
+        click.echo(error.ctx.get_help())
+        sys.exit(0)
     except click.exceptions.Abort:
         _leave("stopped", 130)
     except click.ClickException as error:

@@ -38,7 +38,7 @@ def predict(
 
     Unreadable files are reported and skipped; the exit code is then 1.
     """
-    from csi_job.pipeline import run_predict
+    from csi_job.prediction import run_predict
 
     with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
         problems = run_predict(loaded.settings, images, model_path, cast("TextIO", stream), output_format)

@@ -5,9 +5,12 @@ Optuna is pinned to a minor version; `tests/unit/storage/test_optuna_private.py`
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+import optuna
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
@@ -18,9 +21,7 @@ from csi_job.errors import ConfigurationError
 if TYPE_CHECKING:
     from typing import Self
 
-    import optuna
     import sqlalchemy as sa
-    from alembic.script import ScriptDirectory
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # The tables, which our statements read and write directly: Optuna's own methods take several statements for each.
 METADATA: Final[sa.MetaData] = models.BaseModel.metadata
 SCHEMA_VERSION: Final[int] = models.SCHEMA_VERSION
+HEAD_REVISION: Final = "v3.2.0.a"  # of its Alembic scripts, which are slow to read
 
 # How the tables store a number that may be infinite or NaN: a number or NULL, and a type.
 to_stored_value: Final = models.TrialValueModel.value_to_stored_repr
@@ -47,15 +49,23 @@ _RANDOM_STATES: Final = ("_rng", "_cma_rng")
 _INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")
 
 
-def migration_scripts() -> ScriptDirectory:
-    """Return Optuna's Alembic scripts; `RDBStorage` reaches them only through its own connection."""
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
+def importance_package() -> ModuleType:
+    """Return `optuna.importance` without scikit-learn (over a second of CPU), which fANOVA and MDI alone need.
 
-    config = Config()
-    folder = str(Path(rdb.__file__).parent / "alembic")
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    return ScriptDirectory.from_config(config)
+    They cannot be used in what is returned. Whoever imports `optuna.importance` later gets all of it.
+    """
+    name, loaded = "optuna.importance", sys.modules.get("sklearn")
+    if name in sys.modules or loaded is not None:
+        return importlib.import_module(name)
+    before = vars(optuna).get("importance")
+    sys.modules["sklearn"] = None  # type: ignore[assignment] # Optuna then takes it as not installed
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules["sklearn"]
+        for module in [module for module in sys.modules if f"{module}.".startswith(f"{name}.")]:
+            del sys.modules[module]
+        vars(optuna)["importance"] = before
 
 
 def study_id_of(study: optuna.Study | FrozenStudy) -> int:

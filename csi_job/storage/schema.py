@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import cache
 
 import optuna
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection, Engine
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.engine import lock_schema
-from csi_job.storage.optuna_private import METADATA, SCHEMA_VERSION, migration_scripts
-from csi_job.storage.tables import LEASES, OURS, STEP_INDEX, VERSION_INFO
+from csi_job.storage.optuna_private import HEAD_REVISION, METADATA, SCHEMA_VERSION
+from csi_job.storage.tables import ALEMBIC_VERSION, LEASES, OURS, STEP_INDEX, VERSION_INFO
 from csi_job.storage.url import Address
 
 
@@ -46,27 +44,25 @@ def check_schema(engine: Engine, address: Address) -> None:
     with engine.connect() as connection:
         stored = _stored_version(connection)
         complete = stored is not None and sa.inspect(connection).has_table(LEASES.name)
-    if stored is not None and stored != needed_version():
+    if stored is not None and stored != HEAD_REVISION:
         message = f"the tables in {address} are of another Optuna version (schema {stored})"
         hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
-        raise ConfigurationError(message, allowed=f"schema {needed_version()}", hint=hint)
+        raise ConfigurationError(message, allowed=f"schema {HEAD_REVISION}", hint=hint)
     if not complete:
         raise ConfigurationError(f"there is no study in {address}", hint="`csi-job hyperopt` creates one")
 
 
 def _stored_version(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-@cache
-def needed_version() -> str:
-    """Return the schema version that this Optuna needs."""
-    return str(migration_scripts().get_current_head())
+    """Return the version that Alembic stores; Alembic itself is slow to import."""
+    if not sa.inspect(connection).has_table(ALEMBIC_VERSION.name):
+        return None
+    return connection.scalar(sa.select(ALEMBIC_VERSION.c.version_num))
 
 
 def _stamp(connection: Connection) -> None:
-    """Store the versions as Optuna does, so that it accepts the tables as its own."""
-    MigrationContext.configure(connection).stamp(migration_scripts(), needed_version())
+    """Store the versions as Optuna and its Alembic do, so that Optuna accepts the tables as its own."""
+    ALEMBIC_VERSION.create(connection, checkfirst=True)
+    connection.execute(sa.insert(ALEMBIC_VERSION).values(version_num=HEAD_REVISION))
     if connection.execute(sa.select(VERSION_INFO)).first() is None:
         version = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
         connection.execute(sa.insert(VERSION_INFO).values(version_info_id=1, **version))

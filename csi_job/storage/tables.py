@@ -20,6 +20,12 @@ USER_ATTRIBUTES: Final = METADATA.tables["trial_user_attributes"]
 SYSTEM_ATTRIBUTES: Final = METADATA.tables["trial_system_attributes"]
 HEARTBEATS: Final = METADATA.tables["trial_heartbeats"]
 VERSION_INFO: Final = METADATA.tables["version_info"]
+ALEMBIC_VERSION: Final = sa.Table(  # as Alembic creates it for Optuna
+    "alembic_version",
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 STUDY_PARTS: Final = (DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES)
 """What a study has besides its own row and its trials."""

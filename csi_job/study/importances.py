@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from csi_job.storage.optuna_private import importance_package
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -37,10 +38,11 @@ def param_importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     names = _varied(ranked)
     if len(ranked) < MIN_TRIALS or not names:
         return {}
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, NUM_TOP_TRIALS / len(ranked))))
+    importance = importance_package()
+    evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, NUM_TOP_TRIALS / len(ranked))))
     with warnings.catch_warnings():  # about few trials, which the report says in plain words
         warnings.simplefilter("ignore")
-        found = get_param_importances(_in_memory(ranked, trials), evaluator=evaluator, params=names)
+        found = importance.get_param_importances(_in_memory(ranked, trials), evaluator=evaluator, params=names)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
@@ -53,9 +57,27 @@ def random_model(arch: str) -> ZoneClassifier:
     return ZoneClassifier(arch, Custom1() if name is None else _torchvision_backbone(name))
 
 
-def _torchvision_backbone(name: str) -> nn.Module:
-    from torchvision import models
+def torchvision_models() -> ModuleType:
+    """Import torchvision's models without torch's compiler (5 s of CPU), of which it asks one function for detection.
 
+    Training imports the compiler anyway; predicting and evaluating do not.
+    """
+    compiler = "torch._dynamo.utils"
+    if compiler in sys.modules:
+        return importlib.import_module("torchvision.models")
+    stand_in = ModuleType(compiler)
+    stand_in.is_compile_supported = lambda device: (  # type: ignore[attr-defined]
+        importlib.import_module(compiler).is_compile_supported(device)
+    )
+    sys.modules[compiler] = stand_in
+    try:
+        return importlib.import_module("torchvision.models")
+    finally:
+        del sys.modules[compiler]
+
+
+def _torchvision_backbone(name: str) -> nn.Module:
+    models = torchvision_models()
     options: dict[str, bool] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}

@@ -1,4 +1,4 @@
-"""The objective `val_f1`: F1 over the scores 0-3 of each zone, from confusion matrices kept on the device.
+"""The objective `val_f1`: F1 over the scores 0-3 of each zone, from confusion matrices; without torch.
 
 It equals scikit-learn's `f1_score(labels=[0, 1, 2, 3], zero_division=0)` over the graded labels of a zone. Labels of
 unknown truth (class 4) are excluded; a 4 predicted for a graded zone counts as wrong.
@@ -12,32 +12,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES
+from csi_job.radiographs.zones import SCORES
 
 Average = Literal["macro", "weighted"]
 NUM_SCORES = len(SCORES)
 Floats = npt.NDArray[np.float64]
-
-
-def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
-    """Count images by zone, truth and prediction, without waiting for the device.
-
-    Args:
-        pred_NZ: int64 classes 0-4.
-        true_NZ: int64 classes 0-4 on the same device.
-
-    Returns:
-        `confusion_ZKK`, int64: rows are the truth, columns the prediction.
-
-    """
-    zone_Z = torch.arange(NUM_ZONES, device=pred_NZ.device)
-    cell_NZ = (zone_Z * NUM_CLASSES + true_NZ) * NUM_CLASSES + pred_NZ
-    counts = torch.zeros(NUM_ZONES * NUM_CLASSES**2, dtype=torch.int64, device=pred_NZ.device)
-    counts.scatter_add_(0, cell_NZ.flatten(), torch.ones_like(cell_NZ).flatten())
-    return counts.view(NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
 
 
 def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.backbones import ZoneClassifier, random_model
@@ -53,6 +52,8 @@ def gflops(model: ZoneClassifier, image_size_px: int) -> float:
         ConfigurationError: images of this size are too small for the model.
 
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
     image_BCHW = torch.empty(1, 1, image_size_px, image_size_px, device="meta")
     counter = FlopCounterMode(display=False)

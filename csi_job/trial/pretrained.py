@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
-from csi_job.trial.backbones import random_model
+from csi_job.trial.backbones import random_model, torchvision_models
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
@@ -55,9 +55,7 @@ def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
 
 
 def _imagenet(arch: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(torchvision_name(arch)).DEFAULT
+    weights = torchvision_models().get_model_weights(torchvision_name(arch)).DEFAULT
     try:
         with _download_timeout():
             state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)

@@ -16,10 +16,10 @@ from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.inference import to_input
+from csi_job.trial.inference import confusion, to_input
 from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
-from csi_job.trial.metrics import confusion, mean_f1
+from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
 

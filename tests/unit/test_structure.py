@@ -1,10 +1,8 @@
-"""Package layout: folders import to their left, files and functions stay small, help starts at once."""
+"""Package layout: folders import to their left, files and functions stay small."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,19 +64,6 @@ def test_the_package_has_no_import_cycle() -> None:
         return False
 
     assert [name for name in graph if reaches(name, name, set())] == []
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["hyperopt", "--help"]])
-def test_help_starts_without_torch_and_optuna(arguments: list[str]) -> None:
-    code = (
-        "import sys; from csi_job.cli import cli\n"
-        f"try: cli.main({arguments!r})\n"
-        "except SystemExit: pass\n"
-        "sys.stderr.write(' '.join(sorted({'torch', 'optuna', 'plotly', 'sqlalchemy'} & set(sys.modules))))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stderr == ""
-    assert result.stdout
 
 
 def test_the_two_lock_files_agree() -> None:

@@ -17,7 +17,6 @@ from csi_job.errors import CsiJobError
 from csi_job.logs import set_up_logging
 from csi_job.storage import lease
 from csi_job.storage.attributes import TrialOutcome
-from csi_job.storage.schema import needed_version
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
@@ -32,10 +31,7 @@ from tests.support.processes import preload
 from tests.support.studies import BASELINE, CACHE_KEY, storage_settings, toy_space, value_at, write_checkpoint
 
 preload("tests.faults.harness.worker")
-# Once, before the workers fork: the scripts of every migration are read, and no worker looks for garbage in what all
-# of them share, which would copy it.
-needed_version()
-gc.freeze()
+gc.freeze()  # before the workers fork: a collection would copy the pages that all of them share
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
-from csi_job.trial.metrics import confusion, mean_f1, zone_f1
+from csi_job.trial.inference import confusion
+from csi_job.trial.metrics import mean_f1, zone_f1
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 

@@ -22,7 +22,8 @@ from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.metrics import confusion, mean_f1
+from csi_job.trial.inference import confusion
+from csi_job.trial.metrics import mean_f1
 from csi_job.work_folder import WorkFolder
 from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, study_of, write_hyperparams
 

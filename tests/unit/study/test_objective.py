@@ -20,7 +20,8 @@ from csi_job.study.objective import f1_standard_error, training_objective
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
-from csi_job.trial.metrics import confusion, mean_f1
+from csi_job.trial.inference import confusion
+from csi_job.trial.metrics import mean_f1
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import SearchSpace
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
-from csi_job.trial.metrics import Average, confusion, mean_f1, zone_f1, zone_precision, zone_recall
+from csi_job.trial.inference import confusion
+from csi_job.trial.metrics import Average, mean_f1, zone_f1, zone_precision, zone_recall
 
 SCORES = [0, 1, 2, 3]
 

@@ -1,0 +1,62 @@
+"""Each command imports only the heavy packages that it uses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from csi_job.evaluation.model_file import FORMAT
+from csi_job.study.definition import set_target
+from csi_job.study.importances import MIN_TRIALS
+from csi_job.trial.model import build_model
+from tests.support.studies import work_on
+
+HEAVY = {
+    *("torch", "torch._dynamo", "torchvision", "triton", "optuna", "sqlalchemy", "alembic"),
+    *("sklearn", "scipy", "plotly.graph_objects", "pandas", "wandb", "kubernetes"),
+}
+
+
+def imported_by(arguments: list[str], code: int = 0) -> set[str]:
+    """Run a command in a new interpreter, and return which of the heavy packages it imported."""
+    script = (
+        "import atexit, sys; from csi_job.cli import main\n"
+        f"atexit.register(lambda: print(*({HEAVY!r} & set(sys.modules)), sep='\\n', file=sys.stderr))\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    return HEAVY & set(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["hyperopt", "--help"], ["config", "show"], [], ["study"]]
+)
+def test_help_and_settings_import_nothing_heavy(arguments: list[str]) -> None:
+    assert imported_by(arguments) == set()
+
+
+def test_status_and_report_import_the_database_only(study: optuna.Study, tmp_path: Path) -> None:
+    set_target(study, num_trials=MIN_TRIALS)
+    work_on(study, tmp_path, pruner="none")
+    named = ["--work", str(tmp_path), "--study-name", "toy"]
+    assert imported_by(["status", *named]) <= {"optuna", "sqlalchemy"}
+    assert imported_by(["report", *named]) <= {"optuna", "sqlalchemy"}
+    assert "How much of the difference" in (tmp_path / "models/hyperopt/toy_report.html").read_text()
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("Custom_1", {"torch"}), ("resnet18", {"torch", "torchvision"})])
+def test_predict_imports_torch_without_its_compiler(arch: str, expected: set[str], tmp_path: Path) -> None:
+    card = {"architecture": arch, "image_size_px": 32, "normalisation": "medical"}
+    model, film = tmp_path / "m.safetensors", tmp_path / "film.png"
+    save_file(build_model(arch).state_dict(), model, {"format": FORMAT, "card": json.dumps(card)})
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) // 16).save(film)
+    assert imported_by(["predict", str(film), "--model-path", str(model)]) == expected
