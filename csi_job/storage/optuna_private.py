@@ -14,6 +14,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from csi_job.errors import ConfigurationError
@@ -43,6 +44,9 @@ VALUE_TYPES: Final[dict[str, Any]] = dict(models.TrialValueModel.TrialValueType.
 to_stored_step: Final = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
 from_stored_step: Final = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 STEP_TYPES: Final[dict[str, Any]] = dict(models.TrialIntermediateValueModel.TrialIntermediateValueType.__members__)
+
+# Where `Study.set_metric_names` keeps the names: its own transaction would not be the one that creates the study.
+METRIC_NAMES_KEY: Final[str] = _SYSTEM_ATTR_METRIC_NAMES
 
 # Random states within the samplers we use, and samplers within samplers.
 _RANDOM_STATES: Final = ("_rng", "_cma_rng")

@@ -20,9 +20,9 @@ from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJE
 from csi_job.storage.claim import cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema, lock_study, upsert
 from csi_job.storage.lease import new_token
-from csi_job.storage.optuna_private import study_id_of
+from csi_job.storage.optuna_private import METRIC_NAMES_KEY, study_id_of
 from csi_job.storage.storage import StudyStorage, storage_of
-from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES
+from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import check_sampler, make_sampler
@@ -30,6 +30,7 @@ from csi_job.study.settings import StudySettings
 from csi_job.trial.space import SearchSpace
 
 logger = get_logger(__name__)
+METRIC_NAMES: Final = ["validation F1", "GFLOPs per image"]  # as optuna-dashboard shows them
 DIRECTIONS_OF: Final = {
     "f1": (StudyDirection.MAXIMIZE,),
     "f1-and-cost": (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE),
@@ -227,6 +228,8 @@ def find_or_create(connection: Connection, definition: Definition) -> tuple[int,
     connection.execute(sa.insert(DIRECTIONS).values(directions))
     rows = [_attribute_row(study_id, key, value) for key, value in definition.attributes().items()]
     connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
+    names = _attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
+    connection.execute(sa.insert(STUDY_SYSTEM_ATTRIBUTES).values(names))
     return study_id, {}
 
 

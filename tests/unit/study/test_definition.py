@@ -31,6 +31,13 @@ def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study:
     assert trial.user_attrs == {"baseline": True}
 
 
+@pytest.mark.parametrize(
+    ("objective", "names"), [("f1", ["validation F1"]), ("f1-and-cost", ["validation F1", "GFLOPs per image"])]
+)
+def test_a_new_study_names_its_metrics(objective: str, names: list[str], storage: StudyStorage) -> None:
+    assert define(storage, objective=objective).metric_names == names  # as optuna-dashboard reads them
+
+
 def test_defining_it_again_changes_nothing(study: optuna.Study, storage: StudyStorage) -> None:
     again = define(storage, num_trials=99, max_epochs=50, sampler="random", pruner="none")
     assert again.user_attrs == study.user_attrs
