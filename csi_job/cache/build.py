@@ -171,8 +171,9 @@ def _report_corrupt(work: Path, corrupt: dict[int, Problem]) -> None:
     if not corrupt:
         WorkFolder(work).problems.unlink(missing_ok=True)
         return
-    path = write_problems(work, corrupt.values())
-    reasons = sorted((problem.row or 0, problem.what) for problem in corrupt.values())
+    problems = sorted(corrupt.values(), key=lambda problem: problem.row or 0)
+    path = write_problems(work, problems)
+    reasons = [(problem.row or 0, problem.what) for problem in problems]
     rows = [str(row) for row, _ in reasons[:_NUM_ROWS_NAMED]]
     rows[0] += f" ({reasons[0][1]})"
     more = ", …" if len(reasons) > len(rows) else ""

@@ -23,7 +23,7 @@ from csi_job.errors import ConfigurationError, DataError, Problem
 from csi_job.files import digest_file, digest_json, locked, read_json, write_atomic
 from csi_job.logs import progress
 from csi_job.radiographs.identity import load_key, pseudonym
-from csi_job.radiographs.read import READER_VERSION, find_images
+from csi_job.radiographs.read import NUM_START_BYTES, find_images, reader_version
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.work_folder import WorkFolder
@@ -42,9 +42,10 @@ Stat = tuple[int, int, int, int]  # bytes, time of change of content and of inod
 
 @dataclass(frozen=True)
 class ImageDigest:
-    """The SHA-256 of an image file, and its `stat` at that moment; None if it cannot be read."""
+    """The SHA-256 of an image file, the version of its reader, and its `stat`; None if it cannot be read."""
 
     sha256: str
+    reader: int
     stat: Stat | None
 
 
@@ -174,13 +175,14 @@ class DigestIndex:
     def _look_up(self, path: Path) -> ImageDigest | None:
         stat = _stat(path)
         known = self._known.get(pseudonym(str(path), self._key))
-        if stat is None or not isinstance(known, list) or known[:-1] != list(stat):
+        if stat is None or not isinstance(known, list) or known[:-2] != list(stat):
             return None
-        return ImageDigest(str(known[-1]), stat)
+        sha256, reader = known[-2:]
+        return ImageDigest(str(sha256), int(str(reader)), stat)
 
     def _remember(self, path: Path, digest: ImageDigest) -> None:
         if digest.stat is not None and max(digest.stat[1:3]) < time.time_ns() - _SETTLED_NS:
-            self._known[pseudonym(str(path), self._key)] = [*digest.stat, digest.sha256]
+            self._known[pseudonym(str(path), self._key)] = [*digest.stat, digest.sha256, digest.reader]
             self._has_changed = True
 
 
@@ -190,7 +192,7 @@ def _content_key(
     """Return 16 hexadecimal digits of everything that decides a cache's content."""
     settings = {
         "format": FORMAT_VERSION,
-        "reader": READER_VERSION,
+        "reader": 1,
         "image_size_px": cache.image_size_px,
         "normalisation": cache.normalisation,
         "max_image_side_px": radiographs.max_image_side_px,
@@ -199,7 +201,8 @@ def _content_key(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     rows = zip(table.file_ids, table.patient_ids, table.zones_NZ.tolist(), digests, strict=True)
     for file_id, patient_id, zones, digest in sorted(rows, key=lambda row: row[0]):
-        key.update(json.dumps([file_id, patient_id, zones, digest.sha256]).encode())
+        newer_reader = [digest.reader] if digest.reader > 1 else []
+        key.update(json.dumps([file_id, patient_id, zones, digest.sha256, *newer_reader]).encode())
     return key.hexdigest()[:KEY_LENGTH]
 
 
@@ -240,6 +243,8 @@ def _digest_image(path: Path) -> ImageDigest:
     stat = _stat(path)
     try:
         sha256 = digest_file(path)
+        with path.open("rb") as file:
+            reader = reader_version(file.read(NUM_START_BYTES))
     except OSError:
-        return ImageDigest(_UNREADABLE, None)
-    return ImageDigest(sha256, stat if _stat(path) == stat else None)
+        return ImageDigest(_UNREADABLE, 1, None)
+    return ImageDigest(sha256, reader, stat if _stat(path) == stat else None)

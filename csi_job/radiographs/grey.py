@@ -9,6 +9,7 @@ from csi_job.errors import DataError
 
 MIN_SIDE_PX = 16  # smaller images show no zones
 MAX_NUM_PIXELS = 150_000_000  # three times the largest digitised film; limits the memory of one decoder
+LUMA_BT601 = (0.299, 0.587, 0.114)  # weights of red, green and blue
 DARKEST_PERCENT, BRIGHTEST_PERCENT = 0.5, 99.5
 _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many evenly spaced rows and columns
 _REDUCING_GAP = 3.0  # Pillow shrinks by whole boxes down to this many times the target before it filters
@@ -29,18 +30,18 @@ def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
         raise DataError(f"the image is {size}", allowed=allowed)
 
 
-def to_uint8(values_HW: np.ndarray) -> np.ndarray:
+def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.ndarray:
     """Scale grey levels of any number type to uint8 by their 0.5th and 99.5th percentile.
 
     Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
-    full range would leave many radiographs nearly black. Non-finite values become black.
+    full range would leave many radiographs nearly black. Non-finite values become black. Pixels in the mask
+    `left_out_HW` count in no percentile.
 
     Raises:
         DataError: all pixels are equal, or none is finite.
 
     """
-    rows, columns = (max(1, length // _MAX_SAMPLED_SIDE) for length in values_HW.shape)
-    sample = values_HW[::rows, ::columns].astype(np.float64)
+    sample = sampled(values_HW, left_out_HW).astype(np.float64)
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         raise DataError("the image has no finite pixel")
@@ -54,6 +55,23 @@ def to_uint8(values_HW: np.ndarray) -> np.ndarray:
         levels = levels.astype(f"u{values_HW.dtype.itemsize}").view(values_HW.dtype)
         return apply_lut(values_HW, _scaled(levels.astype(np.float64), darkest, brightest))
     return _scaled(values_HW.astype(np.float64), darkest, brightest)
+
+
+def sampled(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.ndarray:
+    """Return pixels from evenly spaced rows and columns, without those in the mask `left_out_HW`."""
+    rows, columns = (max(1, length // _MAX_SAMPLED_SIDE) for length in values_HW.shape)
+    sample_HW = values_HW[::rows, ::columns]
+    if left_out_HW is None:
+        return sample_HW.ravel()
+    kept: np.ndarray = sample_HW[~left_out_HW[::rows, ::columns]]
+    return kept if kept.size else values_HW[~left_out_HW]
+
+
+def deep_luma(colours_HWC: np.ndarray) -> np.ndarray:
+    """Return the luma (ITU-R BT.601) of RGB colours of more than 8 bits, uint16 `[H, W]` where they are 16-bit."""
+    luma_HW = colours_HWC[..., :3].astype(np.float32) @ np.array(LUMA_BT601, np.float32)
+    rounded_HW: np.ndarray = np.rint(luma_HW).astype(colours_HWC.dtype)
+    return rounded_HW
 
 
 def apply_lut(values_HW: np.ndarray, levels: np.ndarray) -> np.ndarray:

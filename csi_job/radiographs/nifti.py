@@ -9,13 +9,12 @@ from typing import IO, Any
 import numpy as np
 
 from csi_job.errors import DataError
-from csi_job.radiographs.grey import check_size, to_square, to_uint8
+from csi_job.radiographs.grey import LUMA_BT601, check_size, to_square, to_uint8
 
 GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 _MAX_EXTENSION_BYTES = 1 << 24  # header extensions, e.g. the DICOM tags a converter kept
 _MAX_BYTES_PER_PIXEL = 8
-_LUMA_BT601 = (0.299, 0.587, 0.114)
 
 
 def is_nifti(content: bytes) -> bool:
@@ -96,6 +95,6 @@ def _upright(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def _grey(values_HW: np.ndarray) -> np.ndarray:
     if values_HW.dtype.names:  # RGB24 and RGBA32
         channels = [values_HW[name].astype(np.float32) for name in values_HW.dtype.names[:3]]
-        luma = sum(weight * channel for weight, channel in zip(_LUMA_BT601, channels, strict=True))
+        luma = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))
         return np.rint(luma).astype(np.uint8)
     return values_HW if values_HW.dtype == np.uint8 else to_uint8(np.ascontiguousarray(values_HW))

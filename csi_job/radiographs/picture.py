@@ -1,18 +1,27 @@
-"""PNG and JPEG of any mode and depth, decoded to grey."""
+"""PNG, JPEG, TIFF, WebP and BMP of any mode and depth, decoded to grey."""
 
 from __future__ import annotations
 
 import io
+import re
+import sys
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from csi_job.errors import DataError
-from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, to_square, to_uint8
+from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, deep_luma, to_square, to_uint8
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-JPEG_MAGIC = b"\xff\xd8\xff"
+PICTURE_MAGIC = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|BM", re.DOTALL)
+_MAGIC_OF_VERSION_2 = re.compile(rb"II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|BM", re.DOTALL)
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
+_MAYBE_PAGED = ("TIFF", "WEBP")
+_DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA);16[BLN]")  # Pillow's name of what the file holds: 16 bits per channel
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_WHITE_IS_ZERO = 0
+_DEEP_BITS, _MAX_16_BIT = 16, 65_535
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _TURNS = {
@@ -28,38 +37,99 @@ _DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leave
 
 
 def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
-    """Return a PNG or JPEG as upright grey uint8 `[side_px, side_px]`.
+    """Return a PNG, JPEG, TIFF, WebP or BMP as upright grey uint8 `[side_px, side_px]`.
 
-    Colours become their luma (ITU-R BT.601), transparent parts black; 8-bit grey levels are kept, deeper ones scaled
-    by percentile; EXIF rotation is applied. A JPEG much larger than the square is decoded at a
-    fraction of its size, and only its luma.
+    Colours become their luma (ITU-R BT.601), transparent parts black; 8-bit levels are kept, deeper ones scaled by
+    percentile, in which transparent parts do not count; EXIF rotation is applied. A JPEG much larger than the square
+    is decoded at a fraction of its size, and only its luma.
 
     Raises:
-        DataError: too small or too large by its header, or blank.
+        DataError: too small or too large by its header, of several pages, or blank.
         Exception: anything Pillow raises for damaged content.
 
     """
-    try:
-        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-    except Image.DecompressionBombError:
-        raise DataError("the image has more pixels than any radiograph", allowed=MAX_NUM_PIXELS) from None
-    except UnidentifiedImageError:
-        raise DataError("the header of the image is damaged") from None
+    image = _open(content)
     check_size(*image.size, max_image_side_px)
+    if image.format in _MAYBE_PAGED and (num_pages := getattr(image, "n_frames", 1)) > 1:
+        raise DataError(f"the image has {num_pages} pages", allowed="one radiograph")
     image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
-    turn = _turn(image)
-    square_HW = to_square(_grey(image), side_px)
+    layout = _layout(image)
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns TIFF itself
+    grey_HW = _deep_colours(content, layout) if _DEEP_LAYOUT.fullmatch(layout) else _grey(image)
+    square_HW = to_square(grey_HW, side_px)
     return square_HW if turn is None else np.array(Image.fromarray(square_HW).transpose(turn))
 
 
-def _grey(image: Image.Image) -> Image.Image | np.ndarray:
+def is_of_version_2(start: bytes) -> bool:
+    """Tell by a file's start whether version 2 of the reader was the last to change its pixels."""
+    if not start.startswith(PNG_MAGIC):
+        return bool(_MAGIC_OF_VERSION_2.match(start))
+    depth, colour = start[24:26]
+    return depth == _DEEP_BITS and (colour > 0 or b"tRNS" in start)
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError("the image has more pixels than any radiograph", allowed=MAX_NUM_PIXELS) from None
+    except UnidentifiedImageError:
+        raise DataError("the header of the image is damaged, or of a rare kind", hint="convert it to PNG") from None
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return Pillow's name of the layout of the file's pixels, such as `RGB;16B`; the image is not loaded yet."""
+    arguments = image.tile[0].args if image.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _grey(image: ImageFile.ImageFile) -> Image.Image | np.ndarray:
     if image.mode in _DEEP_MODES:
-        return to_uint8(np.asarray(image))
+        levels_HW, transparent = np.asarray(image), image.info.get("transparency")
+        grey_HW = _scaled(levels_HW, levels_HW == transparent)
+        inverted = (
+            image.format == "TIFF" and image.getexif().get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
+        )
+        return 255 - grey_HW if inverted else grey_HW
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         coloured = image.convert("RGBA")
         black = Image.new("RGBA", coloured.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, coloured).convert("L")
     return image if image.mode == "L" else image.convert("RGB").convert("L")
+
+
+def _deep_colours(content: bytes, layout: str) -> np.ndarray:
+    """Return the scaled luma of 16-bit channels. Pillow keeps one byte of each, so they are decoded by two names."""
+    image = _open(content)
+    if layout == "LA;16B":  # the same four bytes per pixel
+        high_low_HWC = _decoded(content, "RGBA").astype(np.uint16)
+        colours_HWC = (high_low_HWC[..., ::2] << 8) | high_low_HWC[..., 1::2]
+        luma_HW, has_alpha = colours_HWC[..., 0], True
+    else:
+        low_HWC = _decoded(content, layout[:-1] + _OTHER_BYTE[layout[-1]])
+        colours_HWC = (_decoded(content, layout).astype(np.uint16) << 8) | low_HWC
+        luma_HW, has_alpha = deep_luma(colours_HWC), layout.startswith("RGBA")
+    if has_alpha:
+        alpha_HW = colours_HWC[..., -1]
+        return _scaled(luma_HW * (alpha_HW / np.float32(_MAX_16_BIT)), alpha_HW == 0)
+    transparent = image.info.get("transparency")
+    hidden_HW = np.zeros_like(luma_HW, bool) if transparent is None else (colours_HWC == transparent).all(axis=-1)
+    return _scaled(luma_HW, hidden_HW)
+
+
+def _decoded(content: bytes, layout: str) -> np.ndarray:
+    image = _open(content)
+    image.tile = [
+        tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout) for tile in image.tile
+    ]
+    return np.asarray(image)
+
+
+def _scaled(levels_HW: np.ndarray, hidden_HW: np.ndarray) -> np.ndarray:
+    """Scale by percentile; transparent pixels are black and do not count."""
+    if not hidden_HW.any() or hidden_HW.all():
+        return to_uint8(levels_HW)
+    return np.where(hidden_HW, np.uint8(0), to_uint8(levels_HW, hidden_HW))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

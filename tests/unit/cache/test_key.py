@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from csi_job.cache import key as content
-from csi_job.cache.key import DigestIndex
+from csi_job.cache.key import DigestIndex, ImageDigest
+from csi_job.cache.settings import CacheSettings
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.table import LabelTable
 
 KEY = b"k" * 32
 
@@ -96,3 +101,20 @@ def test_a_folder_that_cannot_be_written_costs_only_time(
 ) -> None:
     index = DigestIndex(tmp_path / "missing" / "digests.json", KEY)
     assert len(index.digest(paths)) == len(num_read) == 5
+
+
+def test_a_newer_reader_of_a_file_and_nothing_else_changes_the_key_of_earlier_caches() -> None:
+    radiographs, cache = RadiographsSettings(), CacheSettings()
+    table = LabelTable(("a",), ("P",), (2,), np.zeros((1, 6), np.int8), has_patients=True)
+    settings = {
+        "format": 1,
+        "reader": 1,
+        "image_size_px": cache.image_size_px,
+        "normalisation": cache.normalisation,
+        "max_image_side_px": radiographs.max_image_side_px,
+        "split": radiographs.split.model_dump(),
+    }
+    first = json.dumps(settings, sort_keys=True) + json.dumps(["a", "P", [0] * 6, "5a"])  # as version 0.1.0 wrote it
+    digests = [ImageDigest("5a", reader, None) for reader in (1, 2)]
+    keys = [content._content_key(table, [digest], radiographs, cache) for digest in digests]
+    assert keys[0] == hashlib.sha256(first.encode()).hexdigest()[:16] != keys[1]

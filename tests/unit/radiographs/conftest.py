@@ -23,7 +23,23 @@ def film_HW() -> np.ndarray:  # noqa: N802 - a tensor carries its axes
 @pytest.fixture(scope="session")
 def square_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
     """What every lossless 8-bit file of the film is to be read as, uint8 [32, 32]."""
-    return np.asarray(Image.fromarray(film_HW).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return square(film_HW)
+
+
+@pytest.fixture(scope="session")
+def stored_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
+    """The film as a detector stores it: 12 bits of 16."""
+    return film_HW.astype(np.uint16) * 16
+
+
+def square(grey_HW: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(grey_HW).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Scale by percentile, with NumPy alone."""
+    darkest, brightest = np.percentile(values, (0.5, 99.5))
+    return np.rint(255 * np.clip((values - darkest) / (brightest - darkest), 0, 1)).astype(np.uint8)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -9,8 +9,9 @@ from pathlib import Path
 import gdcm
 import numpy as np
 import pytest
+from PIL import Image
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
@@ -22,9 +23,10 @@ from pydicom.uid import (
 from csi_job.errors import DataError
 from csi_job.radiographs.dicom import read_dicom
 from csi_job.radiographs.read import read_radiograph
-from tests.unit.radiographs.conftest import correlation, put
+from tests.unit.radiographs.conftest import correlation, put, square, stretched
 
 MAX_SIDE_PX = 4000
+CURVE = (np.arange(4096) / 4095) ** 1.6  # no straight line, so that a table that is passed over shows
 
 
 def read(content: bytes) -> np.ndarray:
@@ -52,16 +54,26 @@ def dataset_of(pixels: np.ndarray, bits_stored: int = 12, **elements: object) ->
     return dataset
 
 
+def table(entries: np.ndarray, *, first: int = 0, bits: int = 16, form: str = "words", order: str = "<") -> Dataset:
+    """An item of a lookup table sequence: entries as words or packed two a word, raw or as numbers."""
+    words = entries.astype(np.uint16)
+    if form.startswith("packed"):
+        words = np.append(entries, np.zeros(len(entries) % 2)).astype(np.uint8).view("<u2")
+    item = Dataset()
+    item.add(DataElement("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 65536, first, bits]))
+    as_numbers = form.endswith("numbers")
+    item.add(
+        DataElement(
+            "LUTData", "US" if as_numbers else "OW", words.tolist() if as_numbers else bytes(words.astype(f"{order}u2"))
+        )
+    )
+    return item
+
+
 def encoded(dataset: Dataset, **options: object) -> bytes:
     content = io.BytesIO()
     dataset.save_as(content, enforce_file_format=True, **options)
     return content.getvalue()
-
-
-@pytest.fixture
-def stored_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
-    """The film as a detector stores it: 12 bits of 16."""
-    return film_HW.astype(np.uint16) * 16
 
 
 def test_a_window_over_all_levels_keeps_the_film(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
@@ -110,56 +122,140 @@ def test_a_falling_rescale_turns_the_film_as_it_says(stored_HW: np.ndarray, squa
         assert correlation(read(encoded(dataset)), square_HW) < -0.99
 
 
-def voi_table(entries: np.ndarray, first_value: int = 0) -> Sequence:
-    item = Dataset()
-    item.LUTDescriptor = [len(entries) % 65536, first_value, 16]
-    item.LUTData = entries.astype("<u2").tobytes()
-    item["LUTData"].VR = "OW"
-    return Sequence([item])
+PADDED = (slice(60, None), slice(None, 30))  # rows and columns of the frame around the film
+TABLES = {
+    "percentile": {},
+    "window": {"WindowCenter": 2048, "WindowWidth": 4096},
+    "rescale": {"RescaleSlope": 2, "RescaleIntercept": -5000},
+    "VOI LUT": {"VOILUTSequence": [table(np.rint(65535 * CURVE))]},
+    "modality LUT": {"ModalityLUTSequence": [table(np.rint(65535 * CURVE))]},
+}
 
 
-def test_a_voi_table_is_preferred_to_a_window(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
-    dataset = dataset_of(stored_HW, WindowCenter=1, WindowWidth=2)
-    dataset.VOILUTSequence = voi_table(np.arange(4096) * 16)
+@pytest.mark.parametrize("tables", TABLES)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("dtype", "pads", "vr", "elements"),
+    [
+        ("u2", [65535], "US", {"PixelPaddingValue": 65535}),
+        ("u2", [40000], "SS", {"PixelPaddingValue": 40000 - 65536}),
+        ("u2", [0], "US", {"PixelPaddingValue": 0}),
+        ("i2", [-2000], "SS", {"PixelPaddingValue": -2000}),
+        ("i2", [-2000], "US", {"PixelPaddingValue": 63536}),
+        ("i2", [-32768, -2000, -9], "SS", {"PixelPaddingValue": -32768, "PixelPaddingRangeLimit": -9}),
+        ("i2", [-32768, -2000, -9], "US", {"PixelPaddingValue": 65527, "PixelPaddingRangeLimit": 32768}),
+        ("u2", [0, 65000], "US", {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 60000}),
+    ],
+)
+def test_padding_is_black_and_hides_nothing_of_the_film(
+    film_HW: np.ndarray, tables: str, photometric: str, dtype: str, pads: list[int], vr: str, elements: dict[str, int]
+) -> None:
+    stored_HW = film_HW.astype(dtype) * 16 + 1
+    if photometric == "MONOCHROME1":
+        stored_HW = 4095 - stored_HW
+    is_padding = np.zeros(film_HW.shape, bool)
+    is_padding[PADDED] = True
+    if pads == [0, 65000]:  # below the range is film
+        stored_HW[0, 0], pads = 0, [65000]
+    padded_HW = stored_HW.copy()
+    padded_HW[is_padding] = np.resize(np.array(pads).astype(dtype), is_padding.sum())
+    dataset = dataset_of(padded_HW, bits_stored=16, PhotometricInterpretation=photometric, **TABLES[tables])
+    for name, value in elements.items():
+        dataset.add(DataElement(name, vr, value))
+    levels = stored_HW.astype(float)
+    if tables in ("percentile", "rescale"):
+        expected_HW = np.zeros(film_HW.shape, np.uint8)
+        expected_HW[~is_padding] = stretched(levels[~is_padding])
+    elif tables == "modality LUT":
+        expected_HW = np.zeros(film_HW.shape, np.uint8)
+        expected_HW[~is_padding] = stretched(np.rint(65535 * CURVE)[stored_HW][~is_padding])
+    else:
+        shares = levels / 4095 if tables == "window" else CURVE[stored_HW]
+        expected_HW = np.rint(255 * shares).astype(np.uint8)
+    if photometric == "MONOCHROME1":
+        expected_HW = 255 - expected_HW
+    expected_HW[is_padding] = 0
+    assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
+
+
+@pytest.mark.parametrize("elements", [{"PixelPaddingRangeLimit": 65535}, {"PixelPaddingValue": 4095}])
+def test_padding_that_covers_nothing_or_all_is_ignored(stored_HW: np.ndarray, elements: dict[str, int]) -> None:
+    dataset = dataset_of(stored_HW, **{"PixelPaddingValue": 0, **elements})
+    assert np.array_equal(read(encoded(dataset)), read(encoded(dataset_of(stored_HW))))
+
+
+@pytest.mark.parametrize("name", ["FloatPixel", "DoubleFloatPixel"])
+def test_padding_of_floating_point_pixels_is_black(film_HW: np.ndarray, name: str) -> None:
+    values_HW = film_HW.astype("f4" if name == "FloatPixel" else "f8")
+    values_HW[PADDED] = -1e6
+    dataset = dataset_of(values_HW, bits_stored=64)
+    content = dataset.PixelData
+    for unused in ("PixelData", "PixelRepresentation", "BitsStored", "HighBit"):
+        delattr(dataset, unused)
+    setattr(dataset, f"{name}Data", content)
+    setattr(dataset, f"{name}PaddingValue", -1e6)
+    is_padding = values_HW < 0
+    expected_HW = np.zeros(film_HW.shape, np.uint8)
+    expected_HW[~is_padding] = stretched(film_HW[~is_padding])
+    assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
+
+
+def test_padding_beyond_the_stored_bits_is_black(stored_HW: np.ndarray) -> None:
+    padded_HW = stored_HW.copy()
+    padded_HW[PADDED] = 65535
+    dataset = dataset_of(padded_HW, PixelPaddingValue=65535)
+    is_padding = padded_HW == 65535
+    expected_HW = np.zeros(stored_HW.shape, np.uint8)
+    expected_HW[~is_padding] = stretched(stored_HW[~is_padding])
+    assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shift", "bits", "elements"),
+    [(0, 0x8000, {}), (4, 0, {"HighBit": 15}), (4, 3, {"HighBit": 15})],
+    ids=["overlay above", "shifted", "overlay below"],
+)
+def test_only_stored_bits_count(
+    stored_HW: np.ndarray, square_HW: np.ndarray, shift: int, bits: int, elements: dict[str, int]
+) -> None:
+    dataset = dataset_of((stored_HW << shift) | bits, WindowCenter=2048, WindowWidth=4096, **elements)
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
-
-
-def test_a_voi_table_may_fall_and_may_be_short(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
-    dataset = dataset_of(stored_HW)
-    dataset.VOILUTSequence = voi_table(np.arange(2000)[::-1], first_value=800)
-    expected_HW = 255 - np.clip((square_HW.astype(float) * 16 - 800) / 2000, 0, 1) * 255
-    assert np.abs(read(encoded(dataset)) - expected_HW)[2:].mean() < 4
-
-
-def test_padding_is_black_on_inverted_films_too(stored_HW: np.ndarray) -> None:
-    padded_HW = (4095 - stored_HW) // 2 + 1
-    padded_HW[60:, :30] = 0
-    dataset = dataset_of(padded_HW, PixelPaddingValue=0)
-    dataset.PhotometricInterpretation = "MONOCHROME1"
-    pixels_HW = read(encoded(dataset))
-    assert pixels_HW[18:, :9].max() == 0
-    assert pixels_HW[18:, 12:].min() > 0
 
 
 def test_8_bit_and_32_bit_levels_are_read(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
     for pixels in (film_HW, film_HW.astype(np.uint32) * 100_000):
         assert correlation(read(encoded(dataset_of(pixels, bits_stored=32))), square_HW) > 0.999
+    window = {"WindowCenter": 128e5, "WindowWidth": 256e5}
+    pixels_HW = read(encoded(dataset_of(film_HW.astype(np.uint32) * 100_000, bits_stored=32, **window)))
+    assert np.abs(pixels_HW.astype(int) - square_HW).max() <= 1
 
 
-def test_colours_become_their_luma(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
-    dataset = dataset_of(np.stack([film_HW] * 3, axis=-1), PlanarConfiguration=0)
-    dataset.PhotometricInterpretation = "RGB"
-    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
+@pytest.mark.parametrize(("photometric", "num_bits"), [("RGB", 8), ("RGB", 16), ("YBR_FULL", 8)])
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("syntax", ["", "RLELossless", "JPEGLosslessProcess14_1", "JPEG2000Lossless"])
+def test_colours_become_their_luma(
+    tmp_path: Path, film_HW: np.ndarray, photometric: str, num_bits: int, planar: int, syntax: str
+) -> None:
+    rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1)
+    luma_HW = np.rint(rgb_HWC.astype(int) * (1 if num_bits == 8 else 16) @ np.array([0.299, 0.587, 0.114]))
+    if photometric == "YBR_FULL":
+        rgb_HWC = np.asarray(Image.fromarray(rgb_HWC).convert("YCbCr"))
+    stored_HWC = rgb_HWC if num_bits == 8 else rgb_HWC.astype(np.uint16) * 16
+    dataset = dataset_of(stored_HWC, PlanarConfiguration=planar, PhotometricInterpretation=photometric)
+    if planar:
+        dataset.PixelData = np.moveaxis(stored_HWC, -1, 0).tobytes()
+    expected_HW = square(luma_HW.astype(np.uint8) if num_bits == 8 else stretched(luma_HW))
+    content = compressed(tmp_path, dataset, syntax) if syntax and photometric == "RGB" else encoded(dataset)
+    assert np.abs(read(content).astype(int) - expected_HW).max() <= 1
 
 
-def test_palettes_are_looked_up(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
-    dataset = dataset_of(film_HW)
-    dataset.PhotometricInterpretation = "PALETTE COLOR"
-    for colour in ("Red", "Green", "Blue"):
-        setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
-        data = (np.arange(256) * 257).astype("<u2").tobytes()
-        setattr(dataset, f"{colour}PaletteColorLookupTableData", data)
-    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
+def test_a_jpeg_that_is_ycbcr_by_its_own_header_is_read_so(
+    tmp_path: Path, film_HW: np.ndarray, square_HW: np.ndarray
+) -> None:
+    dataset = dataset_of(np.stack([film_HW] * 3, axis=-1), PlanarConfiguration=0, PhotometricInterpretation="RGB")
+    content = compressed(tmp_path, dataset, "JPEGBaselineProcess1")  # GDCM subsamples the chroma and states RGB
+    assert b"RGB" in content
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 3
 
 
 def test_big_endian_and_deflated_files_are_read(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
@@ -187,7 +283,14 @@ def test_a_deflate_bomb_is_refused(stored_HW: np.ndarray, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "syntax",
-    ["RLELossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "JPEG2000"],
+    [
+        "RLELossless",
+        "JPEGExtendedProcess2_4",
+        "JPEGLosslessProcess14_1",
+        "JPEGLSLossless",
+        "JPEG2000Lossless",
+        "JPEG2000",
+    ],
 )
 def test_compressed_files_are_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray, syntax: str) -> None:
     content = compressed(tmp_path, dataset_of(stored_HW, WindowCenter=2048, WindowWidth=4096), syntax)

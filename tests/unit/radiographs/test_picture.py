@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from csi_job.errors import DataError
-from csi_job.radiographs.picture import read_picture
-from tests.unit.radiographs.conftest import correlation, encode
+from csi_job.radiographs.picture import PNG_MAGIC, read_picture
+from tests.unit.radiographs.conftest import correlation, encode, square, stretched
 
 
 def read(content: bytes, side_px: int = 32) -> np.ndarray:
@@ -61,6 +65,50 @@ def test_16_bit_pngs_are_scaled_by_what_they_use_of_their_range(
     pixels_HW = read(encode(Image.fromarray(deep_HW)))
     assert correlation(pixels_HW, square_HW) > 0.98
     assert pixels_HW.max() - pixels_HW.min() > 200
+
+
+LAYOUTS = {0: "grey", 2: "RGB", 4: "grey and alpha", 6: "RGBA"}  # by the colour type of PNG
+
+
+@pytest.mark.parametrize("colour", LAYOUTS, ids=LAYOUTS.values())
+@pytest.mark.parametrize("factor", [1, 16, 257])
+@pytest.mark.parametrize("opaque", [True, False])
+@pytest.mark.parametrize("sbit", [0, 12])
+def test_16_bits_in_any_number_of_channels_are_scaled_alike(
+    film_HW: np.ndarray, colour: int, factor: int, *, opaque: bool, sbit: int
+) -> None:
+    levels_HW = film_HW.astype(np.uint16) * factor
+    alpha_HW = np.full_like(levels_HW, 65_535)
+    hidden_HW = np.zeros(film_HW.shape, bool)
+    chunks = [(b"sBIT", bytes([sbit]) * {0: 1, 2: 3, 4: 2, 6: 4}[colour])] if sbit else []
+    if not opaque:  # by alpha, or by the colour that tRNS names; brighter than the film
+        hidden_HW[60:, :30] = True
+        levels_HW[hidden_HW], alpha_HW[hidden_HW] = 65_535, 0
+        if colour in (0, 2):
+            chunks.append((b"tRNS", b"\xff\xff" * (3 if colour else 1)))
+    channels = [levels_HW] * (3 if colour in (2, 6) else 1) + [alpha_HW] * (colour in (4, 6))
+    expected_HW = np.zeros(film_HW.shape, np.uint8)
+    expected_HW[~hidden_HW] = stretched(levels_HW[~hidden_HW])
+    pixels_HW = read(deep_png(np.stack(channels, axis=-1), colour, chunks))
+    assert np.abs(pixels_HW.astype(int) - square(expected_HW)).max() <= 1
+
+
+def test_16_bit_colours_become_their_luma_with_all_their_bits(film_HW: np.ndarray) -> None:
+    rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1).astype(np.uint16) * 3
+    expected_HW = square(stretched(np.rint(rgb_HWC @ np.array([0.299, 0.587, 0.114]))))
+    assert np.abs(read(deep_png(rgb_HWC, 2)).astype(int) - expected_HW).max() <= 1
+
+
+def deep_png(levels_HWC: np.ndarray, colour: int, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """Encode 16 bits per channel, which Pillow cannot write."""
+    height, width = levels_HWC.shape[:2]
+    rows = levels_HWC.astype(">u2").reshape(height, -1).view(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())  # a filter of 0 before each row
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    return PNG_MAGIC + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

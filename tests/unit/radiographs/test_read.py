@@ -17,8 +17,10 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
-from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
+from csi_job.radiographs.read import find_images, read_radiograph, reader_version, silence_decoders
 from tests.unit.radiographs.conftest import encode, put
+from tests.unit.radiographs.test_dicom import compressed, dataset_of, encoded, table
+from tests.unit.radiographs.test_picture import deep_png
 
 MAX_SIDE_PX = 4000
 
@@ -136,6 +138,35 @@ def test_every_phantom_format_is_read_alike_whatever_the_file_name(
     slope, offset = np.polyfit(square_HW.ravel(), pixels_HW.ravel(), 1)
     assert 0.9 < slope < 2  # deep files may be stretched to their percentiles
     assert np.abs(slope * square_HW + offset - pixels_HW)[1:-1, 1:-1].max() < 12
+
+
+def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches(
+    tmp_path: Path, film_HW: np.ndarray, stored_HW: np.ndarray
+) -> None:
+    for variant in range(NUM_VARIANTS):
+        write_film(film_HW.astype(np.float32) / 255, tmp_path / f"film{variant}", variant)
+    colours_HWC = np.stack([film_HW] * 3, axis=-1)
+    unchanged = [path.read_bytes() for path in tmp_path.iterdir()]
+    unchanged += [encoded(dataset_of(colours_HWC, PhotometricInterpretation="RGB", PlanarConfiguration=0))]
+    assert {reader_version(content) for content in unchanged} == {1}
+    shifted = dataset_of(stored_HW << 4, HighBit=15)
+    wide = dataset_of(stored_HW.astype(np.uint32), bits_stored=32)
+    deep = dataset_of(np.stack([stored_HW] * 3, axis=-1), PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    changed = [
+        encoded(dataset_of(stored_HW, PixelPaddingValue=0)),
+        encoded(dataset_of(stored_HW, VOILUTSequence=[table(np.arange(4096))])),
+        encoded(dataset_of(stored_HW, ModalityLUTSequence=[table(np.arange(4096))])),
+        *map(encoded, (shifted, wide, deep)),
+        deep_png(np.stack([stored_HW] * 3, axis=-1), 2),
+        deep_png(stored_HW[..., None], 0, [(b"tRNS", b"\0\0")]),
+        encode(Image.fromarray(film_HW), "TIFF"),
+    ]
+    stated_rgb = dataset_of(colours_HWC, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    changed.append(compressed(tmp_path, stated_rgb, "JPEGBaselineProcess1"))
+    grey = dataset_of(stored_HW)
+    syntaxes = ("JPEGExtendedProcess2_4", "ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian")
+    changed.extend(compressed(tmp_path, grey, syntax) for syntax in syntaxes)
+    assert [reader_version(content) for content in changed] == [2] * len(changed)
 
 
 def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> None:
