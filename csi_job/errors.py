@@ -84,6 +84,10 @@ class InfeasibleTrialError(CsiJobError):
     """These hyperparameters cannot be trained (out of memory at micro-batch 1, or a non-finite loss)."""
 
 
+class OutsideSpaceError(CsiJobError):
+    """A trial that another program enqueued has values outside the search space, so it is not trained."""
+
+
 class CheckpointError(CsiJobError):
     """A checkpoint is missing, corrupt or of another version."""
 

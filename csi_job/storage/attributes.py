@@ -35,6 +35,7 @@ OLD_F1_SE: Final = "f1_std"  # read for one release
 REASON: Final = "reason"
 INFEASIBLE: Final = "infeasible"
 CANCELLED: Final = "cancelled"  # waited beyond the target
+REJECTED: Final = "rejected"  # enqueued by another program with values outside the space, so it failed untrained
 MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a migrated trial was trained
 
 # of a trial, Optuna's own

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import CANCELLED, REASON, TARGET
+from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
 from csi_job.storage.engine import lock_study, now_s, upsert
 from csi_job.storage.lease import Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.storage import StudyStorage
@@ -55,7 +55,7 @@ class Counts:
     num_running: int
     num_waiting: int
     num_failed: int
-    """Without the cancelled ones."""
+    """Without the cancelled and rejected ones, which say nothing about the training."""
     num_all: int
     target: int
 
@@ -221,10 +221,10 @@ def _counting(study_id: int) -> sa.Select[Any]:
     """Return the query of `Counts`, one row."""
     of_study = TRIALS.c.study_id == study_id
     is_target = sa.and_(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == TARGET)
-    cancelled = (
+    blameless = (
         sa.select(sa.func.count())
         .select_from(TRIALS.join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id))
-        .where(of_study, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key == CANCELLED)
+        .where(of_study, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key.in_((CANCELLED, REJECTED)))
     )
     return sa.select(
         _num_in(TrialState.COMPLETE, TrialState.PRUNED).label("num_finished"),
@@ -232,7 +232,7 @@ def _counting(study_id: int) -> sa.Select[Any]:
         _num_in(TrialState.WAITING).label("num_waiting"),
         _num_in(TrialState.FAIL).label("num_failed"),
         sa.func.count().label("num_all"),
-        cancelled.scalar_subquery().label("num_cancelled"),
+        blameless.scalar_subquery().label("num_blameless"),
         sa.select(STUDY_ATTRIBUTES.c.value_json).where(is_target).scalar_subquery().label("target"),
     ).where(of_study)
 
@@ -249,7 +249,7 @@ def _counts(row: Row[Any]) -> Counts:
         num_finished=row.num_finished,
         num_running=row.num_running,
         num_waiting=row.num_waiting,
-        num_failed=row.num_failed - row.num_cancelled,
+        num_failed=row.num_failed - row.num_blameless,
         num_all=row.num_all,
         target=int(json.loads(row.target)),
     )

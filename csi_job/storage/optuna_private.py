@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import StudyDirection
     from optuna.study._frozen import FrozenStudy
-    from optuna.trial import FrozenTrial
+    from optuna.trial import BaseTrial, FrozenTrial
 
 # ruff: noqa: SLF001 - that is what this module is for
 
@@ -97,6 +97,15 @@ def refresh_trials(study: optuna.Study) -> None:
 def frozen_trial_of(trial: optuna.Trial) -> FrozenTrial:
     """Return what a pruner is given of a trial; `optuna.Trial` hides its intermediate values."""
     return trial._cached_frozen_trial
+
+
+def enqueued_params(trial: BaseTrial) -> dict[str, Any]:
+    """Return the parameters that a trial was enqueued with, empty if there are none.
+
+    `Trial.system_attrs` is deprecated, and `FixedTrial` has nothing of the kind.
+    """
+    frozen = getattr(trial, "_cached_frozen_trial", None)
+    return {} if frozen is None else frozen.system_attrs.get("fixed_params", {})
 
 
 def contains(distribution: BaseDistribution, internal_value: float) -> bool:

@@ -15,10 +15,12 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
+from csi_job.storage.attributes import CONSTRAINT, INFEASIBLE, REASON
 from csi_job.storage.engine import now_utc, upsert
 from csi_job.storage.optuna_private import (
     STEP_TYPES,
     VALUE_TYPES,
+    contains,
     from_stored_step,
     from_stored_value,
     to_stored_step,
@@ -252,8 +254,16 @@ def _frozen(
     system_attrs: list[Part],
 ) -> FrozenTrial:
     trial_id, number, state, start, complete = trial
-    distributions = {part.key: parsed_distribution(part.text) for part in sorted(params) if part.text is not None}
-    internal: dict[str, Any] = {part.key: part.number for part in params}
+    internal: dict[str, Any] = {part.key: part.number for part in params if part.number is not None}
+    distributions = {part.key: parsed_distribution(part.text or "") for part in sorted(params) if part.key in internal}
+    user, system = _attributes(user_attrs), _attributes(system_attrs)
+    outside = [part.key for part in params if part.number is None]  # NaN
+    outside += [name for name, kind in distributions.items() if not contains(kind, internal[name])]
+    if outside and state in (TrialState.COMPLETE, TrialState.PRUNED):
+        # Version 0.1 trained such a trial if another program enqueued it. It counts, but no result is based on it.
+        state, values = TrialState.PRUNED, []
+        user |= {INFEASIBLE: True, REASON: f"outside the search space: {', '.join(outside)}"}
+        system[CONSTRAINT] = 1.0
     return FrozenTrial(
         number=number,
         state=state,
@@ -263,8 +273,8 @@ def _frozen(
         datetime_complete=_local(complete),
         params={name: kind.to_external_repr(internal[name]) for name, kind in distributions.items()},
         distributions=distributions,
-        user_attrs=_attributes(user_attrs),
-        system_attrs=_attributes(system_attrs),
+        user_attrs=user,
+        system_attrs=system,
         intermediate_values=_numbers(steps, from_stored_step, STEP_TYPES),
         trial_id=trial_id,
     )

@@ -19,13 +19,14 @@ from csi_job.errors import (
     DataError,
     InfeasibleTrialError,
     LeaseLostError,
+    OutsideSpaceError,
     StalledError,
     StopRequestedError,
     StorageUnavailableError,
 )
 from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
-from csi_job.storage.attributes import TrialOutcome
+from csi_job.storage.attributes import REJECTED, TrialOutcome
 from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
 from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
@@ -236,6 +237,9 @@ class _Worker:
             outcome, reason = "pruned", str(error) or "pruned"
         except InfeasibleTrialError as error:
             outcome, reason = "infeasible", str(error)
+        except OutsideSpaceError as error:
+            outcome, reason = "failed", str(error)
+            trial.attributes[REJECTED] = True
         except Exception as error:
             check_device(error)
             logger.debug("trial %d", trial.number, exc_info=True)

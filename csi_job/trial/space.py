@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 from pydantic import AfterValidator, Field, create_model, model_validator
 
+from csi_job.errors import ConfigurationError, OutsideSpaceError
 from csi_job.settings import Section
 from csi_job.trial.hyperparameters import DEFAULTS, HYPERPARAMETERS, Hyperparameters, Value, parse_value
 from csi_job.trial.parameter import Parameter, check_of, reject
@@ -63,12 +64,34 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
         return {name: form for name, form in self if form is not None}
 
     def suggest(self, trial: BaseTrial) -> Hyperparameters:
-        """Let Optuna sample each parameter whose condition holds; the others keep their defaults."""
+        """Let Optuna sample each parameter whose condition holds; the others keep their defaults.
+
+        Raises:
+            OutsideSpaceError: another program enqueued the trial with values that are not in this space.
+
+        """
+        from csi_job.storage.optuna_private import enqueued_params
+
+        self._check_enqueued(enqueued_params(trial))
         params: dict[str, Value] = {}
         for name, parameter in parents_first(self.parameters).items():
             if self._is_active(parameter, params):
                 params[name] = parameter.suggest(trial, name)
+        self._check_enqueued(params)  # of a resumed trial, whose values Optuna takes as they are stored
         return Hyperparameters.from_params(params)
+
+    def _check_enqueued(self, params: Mapping[str, Any]) -> None:
+        """Reject values that other programs may enqueue, which Optuna would use even outside of their distribution."""
+        for name, value in params.items():
+            try:
+                parsed = parse_value(name, value)
+            except ConfigurationError as error:
+                raise OutsideSpaceError(f"not trained: {error}") from None
+            parameter = self.parameters.get(name)
+            if parameter is not None and not parameter.allows(parsed if parameter.is_range else value):
+                raise OutsideSpaceError(f"not trained: {name} {value!r} is not {parameter.allowed}")
+            if parameter is None and parsed != self._dropped[name]:
+                raise OutsideSpaceError(f"not trained: {name} {value!r} is not {self._dropped[name]}, its only value")
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distribution of every parameter that can be sampled, including conditional ones."""

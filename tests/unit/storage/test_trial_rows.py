@@ -6,13 +6,43 @@ import math
 from pathlib import Path
 
 import optuna
+import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from csi_job.report.study_view import view_study
+from csi_job.storage.attributes import outcome_of
 from csi_job.storage.storage import StudyStorage
+from csi_job.storage.tables import PARAMS
 from csi_job.storage.trial_rows import MAX_LISTED, read_trials
+from csi_job.study.definition import set_target
+from csi_job.study.studies import study_counts
 from tests.support.studies import define, work_on
+
+
+@pytest.mark.parametrize("value", [5.0, None])
+def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(
+    value: float | None, storage: StudyStorage, tmp_path: Path
+) -> None:
+    study = define(storage, num_trials=12, pruner="none")
+    work_on(study, tmp_path, num_trials=12, pruner="none")
+    best = study.best_trial
+    with storage.engine.begin() as connection:  # as version 0.1 trained what other programs had enqueued
+        of_best = sa.and_(PARAMS.c.trial_id == best._trial_id, PARAMS.c.param_name == "unknown_weight")
+        connection.execute(sa.update(PARAMS).where(of_best).values(param_value=value))
+    reopened = define(storage)
+    seen = reopened.trials[best.number]
+    assert (seen.value, outcome_of(seen.state, seen.user_attrs)) == (None, "infeasible")
+    assert seen.user_attrs["reason"] == "outside the search space: unknown_weight"
+    assert reopened.best_trial.number != best.number
+    view = view_study(reopened)
+    assert view.best is not None
+    assert view.best.number == reopened.best_trial.number
+    assert set(view.importances) == {"optimizer", "patience", "unknown_weight"}
+    assert view.num_finished == study_counts(reopened).num_finished == 12
+    assert set_target(reopened, more_trials=1) == 13
+    assert work_on(reopened, tmp_path).num_finished == 13  # its sampler learns from the others
 
 
 def test_optuna_reads_what_was_written_and_we_read_what_optuna_wrote(storage: StudyStorage, tmp_path: Path) -> None:

@@ -132,6 +132,38 @@ def test_non_finite_or_missing_values_fail_the_trial(values: list[Any], study: o
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
 
 
+@pytest.mark.parametrize(
+    ("enqueued", "reason"),
+    [
+        ({"unknown_weight": 5.0}, "unknown_weight 5.0 is not between 0.0 and 1.0"),
+        ({"unknown_weight": float("nan")}, "unknown_weight: must be a number from 0 to 100, got nan"),
+        ({"unknown_weight": [0.5]}, "unknown_weight: must be a number from 0 to 100, got [0.5]"),
+        ({"optimizer": "rmsprop"}, "optimizer: must be one of adam, adamw, sgd, got 'rmsprop'"),
+        ({"optimizer": "adamw"}, "optimizer 'adamw' is not one of adam, sgd"),
+        ({"optimizer": "sgd", "patience": 2.5}, "patience: must be a whole number from 1 to 1000000, got 2.5"),
+        ({"batch_size": 64}, "batch_size 64 is not 32, its only value"),
+        ({"lr": 0.5}, "unknown hyperparameter, got 'lr'; allowed: model_arch, "),
+    ],
+)
+def test_values_outside_the_space_that_optuna_enqueues_fail_the_trial_and_nothing_else(
+    enqueued: dict[str, Any], reason: str, study: optuna.Study, tmp_path: Path
+) -> None:
+    own = optuna.load_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
+    own.enqueue_trial(enqueued)
+    own.enqueue_trial({"unknown_weight": 0.25, "optimizer": "sgd", "patience": 2}, user_attrs={"note": "by hand"})
+    for key in ("dashboard:study_note:0", "artifacts:1"):
+        own._storage.set_study_system_attr(own._study_id, key, "looks fine")
+    summary = work_on(study, tmp_path, max_failed_trials=0)
+    assert (summary.num_finished, summary.outcomes["failed"]) == (5, 1)
+    _, rejected, sound, *_ = study.trials
+    assert (rejected.state, rejected.params) == (TrialState.FAIL, {})
+    assert rejected.user_attrs["reason"].startswith(f"not trained: {reason}")
+    assert (sound.state, sound.params) == (
+        TrialState.COMPLETE,
+        {"optimizer": "sgd", "patience": 2, "unknown_weight": 0.25},
+    )
+
+
 def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -> None:
     def failing(_: Running) -> list[float]:
         raise ValueError("no such layer")
