@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import resource
 import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ DECODE_LIMIT_S = 120  # no radiograph takes longer
 MAX_DECODER_BYTES = 6 << 30  # of address space; about ten times what the largest image allowed needs
 _ATTEMPTS = 2  # a decoder may have died because others used up the memory
 _READY = "ready"
+_NEEDED = re.compile(r"PATH|HOME|TMPDIR|LANG|LC_\w+|LD_\w+|DYLD_\w+|PYTHON\w+|MALLOC_\w+|COVERAGE_\w+")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # the decoders themselves are the parallelism
 
 
@@ -154,9 +156,14 @@ class _Decoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the noise of C libraries
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": places},
+            env={**_without_secrets(os.environ), **_ONE_THREAD, "PYTHONPATH": places},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its decoders itself
         )
+
+
+def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what an interpreter needs; decoders read files of unknown origin, so they see no password and no key."""
+    return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name)}
 
 
 def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -21,7 +20,7 @@ from pydicom.uid import (
 )
 
 from csi_job.errors import DataError
-from csi_job.radiographs.dicom_bombs import check_compressed, check_deflated
+from csi_job.radiographs.dicom_bombs import check_compressed, read_bounded
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
 from csi_job.radiographs.grey import apply_lut, check_size, deep_luma, sampled, to_square, to_uint8
 
@@ -41,8 +40,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         Exception: anything pydicom and its decoders raise for damaged content.
 
     """
-    check_deflated(content)
-    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    dataset = read_bounded(content)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DataError("the DICOM file has no pixels, or is cut off")
     if int(dataset.get("NumberOfFrames") or 1) != 1:

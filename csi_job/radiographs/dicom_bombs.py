@@ -5,35 +5,44 @@ from __future__ import annotations
 import io
 import zlib
 
+import pydicom
 from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # what pydicom goes by itself
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from csi_job.errors import DataError
 from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size
 
-_MAX_INFLATED_BYTES = 1 << 30
-_META_LENGTH_END = 144  # preamble, magic, and the element that says how long the file's meta information is
-_META_AT_MOST = 4096  # bytes in which the transfer syntax is named
+_MAX_INFLATED_BYTES = 1 << 29  # as a file that is not deflated
 _JPEG_START = b"\xff\xd8"
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, and that of JPEG-LS
 
 
-def check_deflated(content: bytes) -> None:
-    """Refuse a deflated data set that inflates beyond any radiograph; pydicom itself inflates without a limit.
+def read_bounded(content: bytes) -> Dataset:
+    """Read a DICOM file; a deflated one no further than a file may be large, where pydicom itself has no limit.
 
     Raises:
-        DataError: it does.
+        DataError: it inflates to more, or is cut off.
+        Exception: anything pydicom raises for damaged content.
 
     """
-    if DeflatedExplicitVRLittleEndian.encode() not in content[:_META_AT_MOST]:
-        return
-    meta_length = int.from_bytes(content[_META_LENGTH_END - 4 : _META_LENGTH_END], "little")
+    file = io.BytesIO(content)
+    read_preamble(file, force=True)
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(io.BytesIO(content), force=True)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(content[_META_LENGTH_END + meta_length :], _MAX_INFLATED_BYTES)
+    inflated = inflater.decompress(file.read(), _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise DataError("the DICOM file inflates to more than a radiograph", allowed=f"{_MAX_INFLATED_BYTES} bytes")
+    if not inflater.eof:
+        raise DataError("the DICOM file is cut off")
+    dataset = read_dataset(io.BytesIO(inflated), is_implicit_VR=False, is_little_endian=True)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    return dataset
 
 
 def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:

@@ -98,6 +98,25 @@ def test_decoders_end_when_the_caller_stops_early(paths: list[Path]) -> None:
     assert not set(children.read_text().split()) - others
 
 
+def test_decoders_have_no_secrets_in_their_environment(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "CSI_JOB_STORAGE__PASSWORD": "s3cret",
+        "WANDB_API_KEY": "s3cret",
+        "PGPASSWORD": "s3cret",
+        "X_TOKEN": "s3cret",
+    }
+    for name, value in {**secrets, "LC_ALL": "C.UTF-8"}.items():
+        monkeypatch.setenv(name, value)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    others = set(children.read_text().split())
+    decoding = decode_images(enumerate(paths), 32, 1000, 2)
+    next(decoding)
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in set(children.read_text().split()) - others]
+    decoding.close()
+    assert len(environments) == 2
+    assert all(b"LC_ALL=C.UTF-8" in environment and b"s3cret" not in environment for environment in environments)
+
+
 def test_at_least_one_core_may_be_used() -> None:
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
 

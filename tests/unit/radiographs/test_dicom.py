@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -269,16 +270,34 @@ def test_big_endian_and_deflated_files_are_read(stored_HW: np.ndarray, square_HW
         assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
 
 
-def test_a_deflate_bomb_is_refused(stored_HW: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csi_job.radiographs.dicom_bombs._MAX_INFLATED_BYTES", 1 << 20)
+@pytest.mark.parametrize("disguise", ["none", "false group length", "padding before the transfer syntax"])
+def test_a_deflate_bomb_is_refused_without_the_memory_it_asks_for(
+    stored_HW: np.ndarray, disguise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = dataset_of(stored_HW)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    if disguise.startswith("padding"):
+        dataset.file_meta.FileMetaInformationVersion = bytes(100_000)
     content = encoded(dataset)
     meta_end = 144 + int.from_bytes(content[140:144], "little")
+    if disguise.startswith("false"):
+        content = content[:140] + bytes(4) + content[144:]
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    bomb = content[:meta_end] + deflater.compress(bytes(2 << 20)) + deflater.flush()
+    zeros = deflater.compress(bytes(1 << 20)) + deflater.flush(zlib.Z_FULL_FLUSH)  # can be repeated
+    bomb = content[:meta_end] + 64 * zeros
+    monkeypatch.setattr("csi_job.radiographs.dicom_bombs._MAX_INFLATED_BYTES", 1 << 20)
+    tracemalloc.start()
     with pytest.raises(DataError, match="inflates to more than a radiograph"):
         read(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20  # of the 64 MiB that it inflates to
+    tracemalloc.stop()
+
+
+def test_a_deflated_file_that_is_cut_off_is_refused(stored_HW: np.ndarray) -> None:
+    dataset = dataset_of(stored_HW)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with pytest.raises(DataError, match="cut off"):
+        read(encoded(dataset)[:-100])
 
 
 @pytest.mark.parametrize(
