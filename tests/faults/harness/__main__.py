@@ -15,6 +15,7 @@ from benchmarks.figures import machine
 from csi_job.logs import get_logger, progress, set_up_logging
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.figures import Figures, table, to_json
+from tests.faults.harness.histories.run import HistoryFigures, Mix, run_history
 from tests.faults.harness.starts import Starts, start_at_once
 from tests.faults.harness.stock import run_stock
 from tests.faults.harness.sweep import seen_points, sweep
@@ -40,13 +41,15 @@ def options() -> argparse.Namespace:
         ("terminations", 200, "workers ended by SIGTERM"),
         ("holes", 20, "black-holed connections"),
         ("starts", 20, "simultaneous starts on an empty database"),
+        ("histories", 20, "histories of two studies, on each database"),
         ("seed", 1, "random seed"),
     ):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (default {size:,})")
     parser.add_argument(
         "--outages", type=int, nargs="*", default=[60, 900], help="seconds of long outages, one study each"
     )
-    parser.add_argument("--only", choices=("chaos", "training", "outage", "points", "starts", "stock"), action="append")
+    parts = ("chaos", "training", "outage", "points", "starts", "stock", "history")
+    parser.add_argument("--only", choices=parts, action="append")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     return parser.parse_args()
 
@@ -58,6 +61,7 @@ class Session:
         self.given, self.server, self.folder = given, server, folder
         self.columns: dict[str, Figures] = {}
         self.starts: dict[str, Starts] = {}
+        self.histories: dict[str, HistoryFigures] = {}
         self.num_points = 0
         self.missed: list[str] = []
         self.complaints: list[str] = []
@@ -126,11 +130,26 @@ class Session:
                 folder = self.folder / name.replace(", ", "-")
                 self.columns[name] = chaos(self.server, url, folder, dose, seed=self.given.seed)
 
+    def history(self) -> None:
+        """Check what clients of two studies were told, on both databases."""
+        for name, crashes in (("SQLite", 0), ("PostgreSQL", 2)):
+            total = self.histories[name] = HistoryFigures()
+            for index in range(self.given.histories):
+                mix = Mix(seed=self.given.seed * 1000 + index, crashes=crashes)
+                folder = self.folder / f"history-{name}-{index}"
+                if crashes:
+                    with self.server.database() as url:
+                        total.add(run_history(url, folder, mix, self.server))
+                else:
+                    total.add(run_history(f"sqlite:///{folder}.db", folder, mix))
+                logger.info("%s, history %d of %d: %s", name, index + 1, self.given.histories, total)
+
     def save(self) -> None:
         """Write the figures so far."""
         if self.given.out is not None:
             starts = {name: asdict(one) for name, one in self.starts.items()}
             others = {"options": vars(self.given) | {"out": str(self.given.out)}, "starts": starts}
+            others |= {"histories": {name: str(one) for name, one in self.histories.items()}}
             others |= {"points": self.num_points, "missed": self.missed, "complaints": self.complaints}
             text = to_json(self.columns, **others)
             self.given.out.write_text(text + "\n")
@@ -139,7 +158,8 @@ class Session:
     def is_exact(self) -> bool:
         """Whether our workers kept every promise."""
         ours = [figures for name, figures in self.columns.items() if name != "stock"]
-        wrong = [*self.missed, *self.complaints, *(line for figures in ours for line in figures.complaints)]
+        parts = [*ours, *self.histories.values()]
+        wrong = [*self.missed, *self.complaints, *(line for figures in parts for line in figures.complaints)]
         return not wrong and ("ours" not in self.starts or not self.starts["ours"].failed_rounds)
 
 
@@ -161,6 +181,7 @@ def main() -> int:
             "outage": session.outage,
             "starts": session.start,
             "stock": session.stock,
+            "history": session.history,
             "chaos": session.chaos,
             "training": session.training,
         }
@@ -172,6 +193,7 @@ def main() -> int:
     out = [machine("optuna"), table(session.columns) if session.columns else ""]
     out += [f"{session.num_points} crash points, missed: {session.missed or 'none'}"] if session.num_points else []
     out += [f"simultaneous starts, {name}: {one}" for name, one in session.starts.items()]
+    out += [f"histories, {name}: {one}" for name, one in session.histories.items()]
     out += session.complaints
     out += [f"{name}: {line}" for name, figures in session.columns.items() for line in figures.complaints[:20]]
     sys.stdout.write("\n".join(out) + "\n")
