@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LogFormat = Literal["auto", "text", "json"]
+ANNOUNCE_AFTER_S = 1.0
 PROGRESS_LOG_EVERY_S = 15.0  # how often a long step logs its progress when there is no terminal
 
 _root = logging.getLogger("csi_job")
@@ -53,6 +55,18 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[
     show = _bar if is_interactive() else _log_lines
     with show(description, total, unit) as advance:
         yield advance
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Log what is being done if it takes longer than a second."""
+    timer = threading.Timer(ANNOUNCE_AFTER_S, _root.info, (what,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_interactive() -> bool:

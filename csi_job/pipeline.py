@@ -15,8 +15,7 @@ from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
-from csi_job.logs import get_logger
-from csi_job.prediction import model_file
+from csi_job.logs import announced, get_logger
 from csi_job.report.files import write_results
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
@@ -25,8 +24,7 @@ from csi_job.storage.url import database_address
 from csi_job.study.definition import Definition, check_same, define_study, set_target, without_data
 from csi_job.study.objective import training_objective
 from csi_job.study.record import StudyRecord, read_record
-from csi_job.study.sampling import check_sampler
-from csi_job.study.settings import StudySettings, checked_name
+from csi_job.study.settings import StudySettings, check_sampler, checked_name
 from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
@@ -37,6 +35,7 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
+from csi_job.work_folder import model_file, no_cache
 
 if TYPE_CHECKING:
     import optuna
@@ -106,11 +105,7 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
         return Cache.open(named)
     folder = find_cache(settings.radiographs, settings.cache, settings.work)
     if folder is None:
-        raise ConfigurationError(
-            "there is no cache for these settings",
-            got=str(settings.folder.caches),
-            hint="build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)",
-        )
+        raise no_cache(settings.folder)
     return Cache.open(folder)
 
 
@@ -153,6 +148,7 @@ def run_hyperopt(
     `num_trials_given` makes `study.num_trials` the total of an existing study; `more_trials` adds to it. With
     `own_process`, this process is ended if training hangs: not in a notebook.
     """
+    choose_device(settings.trial)  # a missing GPU must show before a trial is claimed
     study, cache = define(settings)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
@@ -207,6 +203,7 @@ def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -
 
 def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     """Confirm the best candidates of `<study>_best_params.json` over seeds, and export the winner and the baseline."""
+    choose_device(settings.trial)
     file = read_hyperparams(
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
@@ -254,17 +251,18 @@ def run_evaluate(
 
     `architecture` names the network of a file without a card.
     """
-    model = model_file(settings, model_path)
+    model = model_file(settings.folder, model_path)
     card = read_valid_card(model) or {}
-    run = run_evaluation(
-        settings.work,
-        existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
-        model,
-        settings.evaluation,
-        choose_device(settings.trial),
-        baseline_path=baseline_path,
-        architecture=architecture,
-    )
+    with announced(f"evaluating {model.name} on the test set"):
+        run = run_evaluation(
+            settings.work,
+            existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
+            model,
+            settings.evaluation,
+            choose_device(settings.trial),
+            baseline_path=baseline_path,
+            architecture=architecture,
+        )
     record_test_metrics(model, run.evaluation)
     if baseline_path is not None and run.comparison is not None:
         record_test_metrics(baseline_path, run.comparison.baseline)

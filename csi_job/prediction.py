@@ -7,29 +7,21 @@ from pathlib import Path
 from typing import TextIO
 
 from csi_job.config import Settings
-from csi_job.errors import ModelFileError, Problem
+from csi_job.errors import Problem
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import expand_folders, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.logs import progress
 from csi_job.trial.memory import choose_device
+from csi_job.work_folder import model_file
 
 
 def run_predict(
     settings: Settings, paths: Sequence[Path], model_path: Path | None, stream: TextIO, file_format: PredictionFormat
 ) -> list[Problem]:
     """Predict image files, or the images in folders, as they are read; return the files that could not be read."""
-    model = load_model(model_file(settings, model_path), choose_device(settings.trial))
+    model = load_model(model_file(settings.folder, model_path), choose_device(settings.trial))
     files = list(expand_folders(paths))
     with progress("predicting", len(files), "images") as advance:
         results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
         return write_predictions(results, stream, file_format)
-
-
-def model_file(settings: Settings, path: Path | None) -> Path:
-    """Return the model file that is named, or the final model; raise `ModelFileError` if there is none."""
-    model = path or settings.folder.optimized_model
-    if not model.is_file():
-        hint = "name one with --model-path, or train one: csi-job train-optimized"
-        raise ModelFileError("there is no such model file", got=str(model), hint=hint)
-    return model

@@ -1,9 +1,11 @@
-"""Where each file of the `--work` folder is; nothing is read or written here."""
+"""Where each file of the `--work` folder is; nothing is written here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from csi_job.errors import ConfigurationError, ModelFileError
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,18 @@ class WorkFolder:
     def evaluations(self) -> Path:
         """The evaluations on the test set."""
         return self.root / "models" / "evaluation"
+
+
+def model_file(folder: WorkFolder, path: Path | None) -> Path:
+    """Return the model file that is named, by default the final model; raise `ModelFileError` if it is missing."""
+    model = path or folder.optimized_model
+    if not model.is_file():
+        hint = "name one with --model-path, or train one: csi-job train-optimized"
+        raise ModelFileError("there is no such model file", got=str(model), hint=hint)
+    return model
+
+
+def no_cache(folder: WorkFolder) -> ConfigurationError:
+    """Return the error that there is no cache."""
+    hint = "build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)"
+    return ConfigurationError("there is no cache for these settings", got=str(folder.caches), hint=hint)

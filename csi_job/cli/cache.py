@@ -6,6 +6,7 @@ import click
 
 from csi_job.cli.options import DATA, the_study, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corrupt_fraction", "cache.num_workers")
 
@@ -22,7 +23,8 @@ def build(loaded: LoadedSettings) -> None:
 
     An interrupted build is resumed; a finished cache of the same data and settings is kept.
     """
-    from csi_job.pipeline import ensure_cache
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import ensure_cache
 
     finished = {path.name for path in loaded.settings.folder.caches.glob("*")}
     cache = ensure_cache(loaded.settings)

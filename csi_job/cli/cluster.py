@@ -11,6 +11,7 @@ import click
 
 from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 RELEASE = click.option("--release", metavar="NAME", help="Helm release.  [default: the only one in the namespace]")
 NAMESPACE = click.option(
@@ -112,9 +113,11 @@ def check(
     from csi_job.cluster.release_check import check_release
 
     if IN_A_POD in os.environ and not (release or namespace):
-        lines = check_pod(loaded.settings, Requirements(**requirements), wait_s)
+        with announced("checking volumes, data, database and Secrets"):
+            lines = check_pod(loaded.settings, Requirements(**requirements), wait_s)
     else:
-        lines = check_release(Cluster(namespace), release)
+        with announced("asking the cluster"):
+            lines = check_release(Cluster(namespace), release)
     for line in lines:
         click.echo(line)
 

@@ -20,14 +20,16 @@ def config() -> None:
 @with_settings(
     *dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))),
     study=study_of_argument("study"),
+    check=False,
 )
 @click.option("--study", metavar="NAME", help="Show the settings of this study.")
 def show(loaded: LoadedSettings, study: str | None) -> None:
     """Print every setting, its current value and where that value comes from."""
     from csi_job.config import format_settings
-    from csi_job.study.studies import open_study
 
     if study is not None and loaded.study is None:
+        from csi_job.study.studies import open_study
+
         open_study(loaded.settings.storage, loaded.settings.work, study)  # says what is wrong
     click.echo(format_settings(loaded))
 

@@ -8,6 +8,7 @@ import click
 
 from csi_job.cli.options import DATA, study_of_model, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
 SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
@@ -45,7 +46,8 @@ def _evaluate(
 ) -> None:
     from rich.console import Console
 
-    from csi_job.pipeline import run_evaluate
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import run_evaluate
     from csi_job.terminal.evaluation import render_run
 
     run = run_evaluate(loaded.settings, model, baseline, architecture)

@@ -8,6 +8,7 @@ import click
 
 from csi_job.cli.options import DATA, the_study, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 STUDY = (
     "study.name",
@@ -38,7 +39,8 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     """
     from rich.console import Console
 
-    from csi_job.pipeline import run_hyperopt
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import run_hyperopt
     from csi_job.study.status import study_status
     from csi_job.terminal.status import render_status
 

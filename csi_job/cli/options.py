@@ -12,6 +12,7 @@ import click
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from csi_job.cli.checks import check_call
 from csi_job.config import Settings, load_settings
 from csi_job.files import read_json
 from csi_job.logs import set_up_logging
@@ -63,11 +64,12 @@ def text(value: str) -> str:
     return value
 
 
-def with_settings(*paths: str, study: FindStudy | None = None) -> Callable[[Command], Command]:
+def with_settings(*paths: str, study: FindStudy | None = None, check: bool = True) -> Callable[[Command], Command]:
     """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
     `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else. `study`
-    finds the study that a call is about: its settings take the place of the defaults.
+    finds the study that a call is about: its settings take the place of the defaults. `check` rejects
+    paths that do not exist.
     """
 
     def decorate(function: Command) -> Command:
@@ -78,6 +80,8 @@ def with_settings(*paths: str, study: FindStudy | None = None) -> Callable[[Comm
             flags = {path: given.pop(_destination(path)) for path in shown}
             flags = {path: value for path, value in flags.items() if value is not None}
             loaded = load_settings(flags, config, flag_names=names)
+            if check:
+                check_call(loaded.settings, shown, given)
             record = study(loaded.settings, given) if study else None
             return function(loaded.over(record) if record else loaded, *args, **given)
 

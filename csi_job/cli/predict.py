@@ -9,6 +9,7 @@ import click
 
 from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 CSI_NOTE = (
     "csi: expected CSI, from the probabilities of the zones' scores; "
@@ -38,7 +39,8 @@ def predict(
 
     Unreadable files are reported and skipped; the exit code is then 1.
     """
-    from csi_job.prediction import run_predict
+    with announced("loading PyTorch"):
+        from csi_job.prediction import run_predict
 
     with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
         problems = run_predict(loaded.settings, images, model_path, cast("TextIO", stream), output_format)

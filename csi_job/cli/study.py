@@ -15,6 +15,7 @@ from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
+from csi_job.logs import announced
 from csi_job.storage.settings import StorageSettings
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def create(loaded: LoadedSettings) -> None:
 
     The cache is built first if needed. A study that already exists is left as it is.
     """
-    from csi_job.pipeline import define
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import define
 
     made, _ = define(loaded.settings)
     click.echo(f"study {made.study_name} is ready; to run its trials, use the same settings with: csi-job hyperopt")
@@ -179,7 +181,8 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
       csi-job study migrate csi_optimization wider --config wider.yaml --n-trials 80
       csi-job hyperopt --study-name wider --config wider.yaml
     """  # noqa: D301 - click reads \b
-    from csi_job.pipeline import migrate as run
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import migrate as run
 
     num_trials_given = loaded.is_given("study.num_trials")
     done = run(loaded.settings, old, new, num_trials_given=num_trials_given)

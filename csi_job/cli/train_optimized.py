@@ -9,6 +9,7 @@ import click
 
 from csi_job.cli.options import DATA, study_of_hyperparams, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.logs import announced
 
 FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.seed", "final_model.max_epochs")
 
@@ -30,7 +31,8 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
     """
     from rich.console import Console
 
-    from csi_job.pipeline import run_train_optimized
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import run_train_optimized
     from csi_job.terminal.final_model import render_final_model
 
     final = run_train_optimized(loaded.settings, hyperparams)

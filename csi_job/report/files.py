@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from csi_job.logs import announced
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
     """Write the best parameters, plots and report to `models/hyperopt/`; return the files."""
-    view = view_study(study)
-    best = write_best_params(view, folder.best_params(view.name))
-    return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, folder.root)]
+    with announced("writing plots and report"):
+        view = view_study(study)
+        best = write_best_params(view, folder.best_params(view.name))
+        return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, folder.root)]

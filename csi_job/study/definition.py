@@ -25,8 +25,8 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
-from csi_job.study.sampling import check_sampler, make_sampler
-from csi_job.study.settings import StudySettings
+from csi_job.study.sampling import make_sampler
+from csi_job.study.settings import StudySettings, check_sampler
 from csi_job.trial.space import SearchSpace
 
 logger = get_logger(__name__)

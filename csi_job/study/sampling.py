@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.study.settings import ObjectiveName, StudySettings
+from csi_job.study.settings import StudySettings
 from csi_job.trial.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -60,13 +60,6 @@ def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
             group=True,
             constant_liar=True,
         )
-
-
-def check_sampler(sampler: str, objective: ObjectiveName) -> None:
-    """Raise `ConfigurationError` for CMA-ES with two objectives."""
-    if sampler == "cmaes" and objective != "f1":
-        message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
-        raise ConfigurationError(message, got=sampler, allowed=("tpe", "random"))
 
 
 def derived_seed(study_seed: int, number: int) -> int:

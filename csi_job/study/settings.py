@@ -69,3 +69,10 @@ def checked_name(name: str) -> str:
         allowed = "up to 100 characters without slashes, not beginning with a dot"
         raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed)
     return name
+
+
+def check_sampler(sampler: str, objective: ObjectiveName) -> None:
+    """Raise `ConfigurationError` for CMA-ES with two objectives."""
+    if sampler == "cmaes" and objective != "f1":
+        message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
+        raise ConfigurationError(message, got=sampler, allowed=("tpe", "random"))

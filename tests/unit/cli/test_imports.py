@@ -25,8 +25,8 @@ HEAVY = {
 }
 
 
-def imported_by(arguments: list[str], code: int = 0) -> set[str]:
-    """Run a command in a new interpreter, and return which of the heavy packages it imported."""
+def imported_by(arguments: list[str], code: int = 0, message: str = "") -> set[str]:
+    """Run a command in a new interpreter, and return the heavy packages that it imported."""
     script = (
         "import atexit, sys; from csi_job.cli import main\n"
         f"atexit.register(lambda: print(*({HEAVY!r} & set(sys.modules)), sep='\\n', file=sys.stderr))\n"
@@ -34,6 +34,7 @@ def imported_by(arguments: list[str], code: int = 0) -> set[str]:
     )
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == code, result.stderr
+    assert message in result.stderr
     return HEAVY & set(result.stderr.split())
 
 
@@ -60,3 +61,38 @@ def test_predict_imports_torch_without_its_compiler(arch: str, expected: set[str
     save_file(build_model(arch).state_dict(), model, {"format": FORMAT, "card": json.dumps(card)})
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) // 16).save(film)
     assert imported_by(["predict", str(film), "--model-path", str(model)]) == expected
+
+
+TABLE, FOLDER = ["--labels", "labels.csv"], ["--images", "."]
+PNG = ["predict", "film.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hyperopt"], "there is no cache for these settings"),
+        (["cache", "build"], "there is no cache for these settings"),
+        (["hyperopt", *TABLE], "radiographs.images is not set"),
+        (["hyperopt", *FOLDER], "radiographs.labels is not set"),
+        (["hyperopt", "--labels", "typo.csv", *FOLDER], "the label table does not exist, got 'typo.csv'"),
+        (["study", "create", *TABLE, "--images", "typo"], "the folder of images cannot be read"),
+        (["cache", "build", "--labels", "typo.csv", "--images", "typo"], "the label table does not exist"),
+        (["hyperopt", *TABLE, *FOLDER, "--pretrained", "typo.pth"], "no such weights file, got 'typo.pth'"),
+        (["hyperopt", *TABLE, *FOLDER, "--config", "typo.yaml"], "the settings file cannot be read"),
+        (["hyperopt", "--sampler", "cmaes", "--objective", "f1-and-cost"], "CMA-ES handles one objective only"),
+        (["eval"], "there is no such model file"),
+        (["evaluate", "--model-path", "typo.pth"], "there is no such model file, got 'typo.pth'"),
+        (["evaluate", "--model-path", "m.pth", "--baseline", "typo.pth"], "no such model file, got 'typo.pth'"),
+        (["evaluate", "--model-path", "m.pth"], "there is no cache for these settings"),
+        ([*PNG], "there is no such model file"),
+        ([*PNG, "--model-path", "m.pth"], "none of the images exists, got 'film.png'"),
+        (["predict", ".", "--model-path", "m.pth", "--output", "typo/scores.csv"], "the folder of --output does not"),
+    ],
+)
+def test_a_wrong_path_or_missing_option_is_found_before_anything_heavy_is_imported(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("labels.csv", "m.pth"):
+        (tmp_path / name).touch()
+    assert imported_by(arguments, 2, message) == set()

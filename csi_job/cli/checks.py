@@ -1,0 +1,87 @@
+"""What can be found wrong in a call before PyTorch and Optuna are imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from csi_job.cache.settings import CacheSettings
+from csi_job.config import Settings
+from csi_job.errors import ConfigurationError
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.study.settings import check_sampler
+from csi_job.work_folder import WorkFolder, model_file, no_cache
+
+
+def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, Any]) -> None:
+    """Reject paths that do not exist, and data that no cache can replace.
+
+    Args:
+        settings: the settings of the call.
+        shown: the settings that the command has flags for.
+        given: the command's other arguments by name.
+
+    Raises:
+        CsiJobError: with the message that the stage itself would give later.
+
+    """
+    hyperparams = given.get("hyperparams")
+    if hyperparams is not None and not hyperparams.is_file():
+        from csi_job.final_model.hyperparams import read_hyperparams
+
+        read_hyperparams(hyperparams, default_study="", default_max_epochs=1)
+    if "study.sampler" in shown:
+        check_sampler(settings.study.sampler, settings.study.objective)
+    if "trial.pretrained" in shown:
+        check_weights(settings.trial.pretrained)
+    if "model_path" in given or "evaluation.num_bootstrap" in shown:
+        model_file(settings.folder, given.get("model_path"))
+    if given.get("baseline") is not None:
+        model_file(settings.folder, given["baseline"])
+    if "radiographs.labels" in shown:
+        check_data(settings.radiographs, settings.cache, settings.folder)
+    if settings.storage.url is not None and "storage.url" in shown:
+        from csi_job.storage.url import database_address
+
+        database_address(settings.storage, settings.work)
+    output = given.get("output")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigurationError("the folder of --output does not exist", got=str(output.parent))
+    images = given.get("images") or ()
+    if images and not any(path.exists() for path in images):
+        named = ", ".join(str(path) for path in images[:3])
+        raise ConfigurationError("none of the images exists", got=named, hint="name image files or folders")
+
+
+def check_data(radiographs: RadiographsSettings, cache: CacheSettings, folder: WorkFolder) -> None:
+    """Reject a missing table or folder of images, or neither without a cache."""
+    labels, images = radiographs.labels, radiographs.images
+    has_cache = any(folder.caches.glob("[!.]*/manifest.json"))
+    if labels is None and images is None:
+        if not has_cache:
+            raise no_cache(folder)
+        return
+    if has_cache and labels and images and not labels.exists() and not images.exists():
+        from csi_job.cache.key import find_cache
+
+        if find_cache(radiographs, cache, folder.root):  # as in pods that only train
+            return
+    if labels is not None and not labels.is_file():
+        from csi_job.radiographs.table import read_table
+
+        read_table(labels, radiographs)
+    if images is not None and not images.is_dir():
+        from csi_job.radiographs.read import find_images
+
+        find_images(images, (), ())
+    if labels is None or images is None:
+        missing = "radiographs.labels" if labels is None else "radiographs.images"
+        raise ConfigurationError(f"{missing} is not set", hint="give --labels TABLE and --images FOLDER")
+
+
+def check_weights(pretrained: str) -> None:
+    """Reject a missing file of initial weights."""
+    if pretrained not in ("none", "imagenet") and not Path(pretrained).is_file():
+        message = "trial.pretrained: no such weights file"
+        raise ConfigurationError(message, got=pretrained, allowed="none, imagenet, or the path to a file")
