@@ -21,7 +21,7 @@ class WorkFolder:
     models/hyperopt/<study>_*                  best parameters, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed
     models/{optimized,baseline}_model.*        the final models and their cards
-    models/evaluation/                         metrics and figures on the test set
+    models/evaluation/                         metrics, predictions and figures on the test set
     ```
     """
 
@@ -99,6 +99,10 @@ class WorkFolder:
     def evaluations(self) -> Path:
         """The evaluations on the test set."""
         return self.root / "models" / "evaluation"
+
+    def evaluation_page(self, stem: str) -> Path:
+        """Return the page of an evaluated model, or of the `comparison`."""
+        return self.evaluations / f"{stem}_plots.html"
 
 
 def model_file(folder: WorkFolder, path: Path | None) -> Path:

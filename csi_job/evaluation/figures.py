@@ -28,7 +28,7 @@ from csi_job.radiographs.zones import (
 Trace = dict[str, Any]
 RISK_MARKERS = dict(zip(RISK_CLASSES, ((TEAL, "circle"), (GOLD, "diamond"), (RED, "square")), strict=True))
 VERDICT_COLORS = {"better": TEAL, "worse": RED, "within the noise": GREY, "undefined": GREY}
-CLASS_NAMES = [*(str(score) for score in SCORES), "unknown"]
+CLASS_NAMES = [*(str(score) for score in SCORES), "?"]
 MAX_CSI = float(max(SCORES))
 CLEAR_TO_BLUE = [[0, "rgba(59,130,196,0)"], [1, BLUE]]  # shows the page's own paper, light or dark, where nothing is
 
@@ -37,25 +37,25 @@ def confusion_plot(evaluation: Evaluation) -> Plot:
     """Show the six confusion matrices where the zones lie on the film."""
     counts_ZKK = confusion_ZKK(evaluation.predictions)
     num_rows = NUM_CLASSES if counts_ZKK[:, UNKNOWN].any() else UNKNOWN
-    figure = layout("predicted", "true", height_px=1000, annotations=[])
+    figure = layout("predicted", "true", height_px=880, annotations=[])
     x_axis, y_axis = ({**figure[axis], "type": "category", "showgrid": False} for axis in ("xaxis", "yaxis"))
     traces = []
     for index, zone in enumerate(ZONES):
         row, column = divmod(index, 2)
-        left, top, number = 0.57 * column, 1 - 0.37 * row, str(index + 1) if index else ""
-        across, down = [left, left + 0.43], [round(top - 0.26, 4), top]
+        left, top, number = 0.56 * column, 1 - 0.37 * row, str(index + 1) if index else ""
+        across, down = [left, left + 0.44], [round(top - 0.26, 4), top]
         figure[f"xaxis{number}"] = {**x_axis, "domain": across, "anchor": f"y{number}"}
         figure[f"yaxis{number}"] = {**y_axis, "domain": down, "anchor": f"x{number}", "autorange": "reversed"}
-        title = f"{zone} ({counts_ZKK[index, :UNKNOWN].sum()} graded)"
-        place = {"x": left + 0.215, "y": top, "xref": "paper", "yref": "paper"}
+        title = f"{zone.replace('_', ' ')} ({counts_ZKK[index, :UNKNOWN].sum()})"
+        place = {"x": left + 0.22, "y": top, "xref": "paper", "yref": "paper"}
         place |= {"xanchor": "center", "yanchor": "bottom"}
         figure["annotations"].append({"text": title, "showarrow": False, "font": {"size": 15}, **place})
         traces.append({**_heatmap(counts_ZKK[index, :num_rows]), "xaxis": f"x{number}", "yaxis": f"y{number}"})
     return Plot(
         "confusion",
         "Scores of the zones",
-        "Zones are arranged as on the film, with the patient's right on the left. Numbers count images; colours show "
-        "the share within each true score.",
+        "Zones are arranged as on the film, with the patient's right on the left; in parentheses, the images in which "
+        "they are graded. Numbers count images, colours show the share within each true score; ? is unknown.",
         {"data": traces, "layout": figure},
     )
 
@@ -114,7 +114,7 @@ def roc_plot(evaluation: Evaluation) -> Plot:
                 color,
                 width=2.5,
                 customdata=np.where(np.isfinite(threshold), threshold, 1).tolist(),
-                name=f"{name}: {metric.value:.2f}{bounds}",
+                name=f"{name}, {(risk_N == index).sum()} of {len(risk_N)} images: {metric.value:.2f}{bounds}",
                 hovertemplate="P ≥ %{customdata:.2f}<br>sensitivity %{y:.0%}<br>false positives %{x:.0%}"
                 "<extra></extra>",
             )
@@ -159,7 +159,7 @@ def differences_plot(comparison: Comparison) -> Plot:
         defined = [entry for entry in shown if entry.verdict == verdict and entry.difference is not None]
         if defined:
             traces.append(_forest(defined, verdict, color))
-    figure = layout("← baseline better     gain     model better →", "", height_px=620)
+    figure = layout("← baseline better · model better →", "", height_px=620)
     figure["xaxis"] |= {"showgrid": True}
     names = [metric_name(entry.metric) for entry in reversed(shown)]
     figure["yaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": names, "showgrid": False}

@@ -8,25 +8,30 @@ from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plo
 from csi_job.evaluation.tables import metrics_table, risk_table, zones_table
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Figure, PageSection
-from csi_job.html.render import render
+from csi_job.html.render import PLOTLY, render
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from csi_job.evaluation.compare import Comparison
     from csi_job.evaluation.decision import Decision
     from csi_job.evaluation.evaluate import Evaluation
+    from csi_job.html.links import Link
 
 
-def evaluation_page(evaluation: Evaluation, decision: Decision) -> str:
+def evaluation_page(evaluation: Evaluation, decision: Decision, links: Sequence[Link]) -> str:
     """Return the page about one model."""
     content = evaluation.to_json()
     metrics = PageSection("metrics", "Metrics", blocks=(metrics_table(content), zones_table(content)))
     plots = [plot(evaluation) for plot in (confusion_plot, csi_plot, roc_plot, reliability_plot)]
     sections = [metrics, *(PageSection(plot.key, plot.title, blocks=(Figure(plot),)) for plot in plots)]
     sections[3] = PageSection("roc", plots[2].title, blocks=(Figure(plots[2]), risk_table(content)))
-    return _page("Evaluation", f"{evaluation.model} on the {evaluation.split} set", evaluation, decision, sections)
+    return _page(
+        "Evaluation", f"{evaluation.model} on the {evaluation.split} set", evaluation, decision, sections, links
+    )
 
 
-def comparison_page(comparison: Comparison, decision: Decision) -> str:
+def comparison_page(comparison: Comparison, decision: Decision, links: Sequence[Link]) -> str:
     """Return the page about a model and its baseline."""
     model, baseline = comparison.model.to_json(), comparison.baseline.to_json()
     metrics = metrics_table(model, baseline, comparison.to_json())
@@ -36,10 +41,17 @@ def comparison_page(comparison: Comparison, decision: Decision) -> str:
         PageSection("metrics", "Metrics", blocks=(metrics,)),
     ]
     title = f"{comparison.model.model} compared with {comparison.baseline.model}"
-    return _page("Comparison", title, comparison.model, decision, sections)
+    return _page("Comparison", title, comparison.model, decision, sections, links)
 
 
-def _page(kind: str, title: str, evaluation: Evaluation, decision: Decision, sections: list[PageSection]) -> str:
+def _page(
+    kind: str,
+    title: str,
+    evaluation: Evaluation,
+    decision: Decision,
+    sections: Sequence[PageSection],
+    links: Sequence[Link],
+) -> str:
     images, patients = len(evaluation.predictions), evaluation.predictions.num_patients
     return render(
         "csi_job.evaluation",
@@ -50,5 +62,7 @@ def _page(kind: str, title: str, evaluation: Evaluation, decision: Decision, sec
         decision=decision,
         warnings=[f"{warning}." for warning in evaluation.warnings],
         sections=sections,
+        links=links,
         has_plots=True,
+        plotly_src=PLOTLY,
     )

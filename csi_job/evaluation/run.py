@@ -18,6 +18,8 @@ from csi_job.evaluation.page import comparison_page, evaluation_page
 from csi_job.evaluation.predictions_file import split_predictions_csv
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import json_text, make_folder, write_atomic
+from csi_job.html.links import Link, page_links
+from csi_job.html.render import share_plotly
 from csi_job.work_folder import WorkFolder
 
 OTHER_CACHE = (
@@ -59,36 +61,64 @@ def run_evaluation(
         CsiJobError: the results cannot be written.
 
     """
-    info, folder = cache.info, WorkFolder(work).evaluations
+    info = cache.info
     form: dict[str, Any] = {
         "architecture": architecture,
         "image_size_px": info.image_size_px,
         "normalisation": info.normalisation,
     }
-    evaluation = _evaluate(load_model(model_path, device, **form), cache, settings, split)
-    num_patients = sum(cache.num_patients.values())
+    loaded = load_model(model_path, device, **form)
+    evaluation = _evaluate(loaded, cache, settings, split)
+    writer = _Writer(WorkFolder(work), str(loaded.card.get("study") or ""), [model_path.stem])
     if baseline_path is None:
         decision = decide(evaluation.to_json())
-        return EvaluationRun(
-            evaluation, None, decision, _write_evaluation(evaluation, decision, folder, model_path.stem)
-        )
+        return EvaluationRun(evaluation, None, decision, writer.write_evaluation(evaluation, decision, model_path.stem))
     baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings, split)
     same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
     stem = f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
+    writer.stems += [stem, "comparison"]
     comparison = compare_evaluations(evaluation, baseline)
-    content = comparison.to_json()
-    decision = decide(evaluation.to_json(), content, baseline.to_json(), num_patients)
+    compared = comparison.to_json()
+    decision = decide(evaluation.to_json(), compared, baseline.to_json(), sum(cache.num_patients.values()))
     files = (
-        *_write_evaluation(evaluation, decision, folder, model_path.stem),
-        *_write_evaluation(baseline, decision, folder, stem),
-        *_write(folder, "comparison", content, comparison_page(comparison, decision)),
+        *writer.write_evaluation(evaluation, decision, model_path.stem),
+        *writer.write_evaluation(baseline, decision, stem),
+        *writer.write("comparison", compared, comparison_page(comparison, decision, writer.links("comparison"))),
     )
     return EvaluationRun(evaluation, comparison, decision, files)
 
 
-def _write_evaluation(evaluation: Evaluation, decision: Decision, folder: Path, stem: str) -> tuple[Path, ...]:
-    page, predictions = evaluation_page(evaluation, decision), split_predictions_csv(evaluation.predictions)
-    return _write(folder, stem, evaluation.to_json(), page, predictions)
+@dataclass
+class _Writer:
+    """Writes the files of a run, whose pages link to each other and to the study's."""
+
+    work: WorkFolder
+    study: str
+    stems: list[str]
+    """Of the pages that this run writes."""
+
+    def links(self, stem: str) -> list[Link]:
+        soon = [self.work.evaluation_page(name) for name in self.stems]
+        return page_links(self.work, self.study, self.work.evaluation_page(stem), soon=soon)
+
+    def write_evaluation(self, evaluation: Evaluation, decision: Decision, stem: str) -> tuple[Path, ...]:
+        page = evaluation_page(evaluation, decision, self.links(stem))
+        return self.write(stem, evaluation.to_json(), page, split_predictions_csv(evaluation.predictions))
+
+    def write(self, stem: str, content: dict[str, Any], page: str, predictions: str = "") -> tuple[Path, ...]:
+        """Write `<stem>.json`, `<stem>_plots.html` and, if there are any, `<stem>_predictions.csv`."""
+        folder = self.work.evaluations
+        files = {
+            self.work.evaluation_page(stem): page,
+            folder / f"{stem}_predictions.csv": predictions,
+            folder / f"{stem}.json": json_text(content),
+        }
+        with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
+            share_plotly(make_folder(folder))
+            for path, text in files.items():
+                if text:
+                    write_atomic(path, text)
+        return tuple(path for path, text in reversed(files.items()) if text)
 
 
 def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, split: SplitName) -> Evaluation:
@@ -108,14 +138,3 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, s
         train_zones_NZ=cache.train.zones_NZ,
         warnings=warnings,
     )
-
-
-def _write(folder: Path, stem: str, content: dict[str, Any], page: str, predictions: str = "") -> tuple[Path, ...]:
-    """Write `<stem>.json`, `<stem>_plots.html` and, if there are any, `<stem>_predictions.csv`."""
-    files = {f"{stem}_plots.html": page, f"{stem}_predictions.csv": predictions, f"{stem}.json": json_text(content)}
-    with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
-        make_folder(folder)
-        for name, text in files.items():
-            if text:
-                write_atomic(folder / name, text)
-    return tuple(folder / name for name, text in reversed(files.items()) if text)

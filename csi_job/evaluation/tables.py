@@ -72,9 +72,12 @@ def zones_table(evaluation: Json) -> Table:
             row.append(fmt.score(measured(evaluation, name, zone).value))
             row += [fmt.score(entry["zones"][zone][name]["baseline"]) for entry in trivial]
         rows.append(tuple(row))
-    labels = [label.lower() for label in TRIVIAL_COLUMNS.values()] if trivial else []
-    columns = ("Zone", "Graded", *(label for name in ZONE_COLUMNS.values() for label in (name, *labels)))
-    return Table(columns, tuple(rows), frozenset(range(1, len(columns))), "Zone by zone, over the graded images.")
+    columns = ["Zone", "Graded"]
+    for name in ZONE_COLUMNS.values():
+        columns += [name, *(f"{name}, {label.lower()}" for label in TRIVIAL_COLUMNS.values() if trivial)]
+    return Table(
+        tuple(columns), tuple(rows), frozenset(range(1, len(columns))), "Zone by zone, over the graded images."
+    )
 
 
 def risk_table(evaluation: Json) -> Table:

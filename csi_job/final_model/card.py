@@ -6,7 +6,7 @@ Source: M. Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the sect
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +15,9 @@ from typing import Any
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, metric_name
 from csi_job.final_model.candidates import CandidateResult
+from csi_job.final_model.card_page import card_page
 from csi_job.final_model.seeds import SeedTrainer
+from csi_job.html.links import Link
 from csi_job.html.render import render
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZONES
@@ -100,7 +102,23 @@ def card_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Return the part of an evaluation that a card carries."""
     content = evaluation.to_json()
     kept = ("split", "cache", "num_images", "num_patients", "num_images_with_csi", "bootstrap", "metrics", "zones")
-    return {name: content[name] for name in kept}
+    return {**{name: content[name] for name in kept}, "trivial": _trivial_scores(content["trivial"])}
+
+
+def _trivial_scores(trivial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what trivial predictors score, without the model's differences from them."""
+
+    def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: {"baseline": entry["baseline"]} for name, entry in metrics.items()}
+
+    return {
+        name: {
+            **{key: entry[key] for key in ("name", "scores")},
+            "metrics": scores(entry["metrics"]),
+            "zones": {zone: scores(metrics) for zone, metrics in entry["zones"].items()},
+        }
+        for name, entry in trivial.items()
+    }
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
@@ -117,6 +135,11 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         zones=ZONES,
         splits=SPLITS,
     )
+
+
+def card_html(card: Mapping[str, Any], links: Sequence[Link]) -> str:
+    """Return the card as a page."""
+    return card_page(card, dict(_flattened(card["training"])), links)
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The model's files: weights as safetensors and `.pth`, the card as JSON and Markdown.
+"""The model's files: weights as safetensors and `.pth`, the card as JSON, Markdown and a page.
 
 A kill at any moment never leaves new weights beside an old card: cards are removed first and written last, weights are
 replaced atomically, and the card holds the digest of each file it describes. The safetensors carry the card in their
@@ -20,8 +20,10 @@ from csi_job.errors import CsiJobError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
 from csi_job.files import digest_file, json_text, make_folder, read_json, replacing, write_atomic
-from csi_job.final_model.card import card_markdown, card_metrics
+from csi_job.final_model.card import card_html, card_markdown, card_metrics
 from csi_job.final_model.hyperparams import rename_old_keys
+from csi_job.html.links import page_links
+from csi_job.work_folder import WorkFolder
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
 
 def _remove_companions(path: Path) -> None:
     """Remove the cards and the state dict, which describe the old weights."""
-    for suffix in (".json", ".md", ".pth"):
+    for suffix in (".json", ".html", ".md", ".pth"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 
@@ -101,7 +103,9 @@ def _write_weights(
 
 
 def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Write the Markdown, then the JSON, which is what a later run looks for."""
+    """Write the page and the Markdown, then the JSON, which is what a later run looks for."""
+    page = path.with_suffix(".html")
+    write_atomic(page, card_html(card, page_links(WorkFolder(path.parent.parent), str(card["study"]), page)))
     write_atomic(path.with_suffix(".md"), card_markdown(card))
     write_atomic(path.with_suffix(".json"), json_text(card))
     return card

@@ -195,7 +195,12 @@ class _FinalTraining:
             card={},
         )
         return evaluate_model(
-            loaded, self.request.cache.validation, self.request.evaluation, split="validation", cache=info.key
+            loaded,
+            self.request.cache.validation,
+            self.request.evaluation,
+            split="validation",
+            cache=info.key,
+            train_zones_NZ=self.request.cache.train.zones_NZ,
         )
 
     def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:

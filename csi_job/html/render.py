@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from csi_job.files import write_file
 from csi_job.html.plot import Plot
+
+PLOTLY: Final = "plotly-cartesian.min.js"
 
 
 def render(package: str, template: str, **content: Any) -> str:
-    """Render a template; in HTML, text in `content` is escaped, and plotly.js is included once.
+    """Render a template; in HTML, text in `content` is escaped.
+
+    A page with `has_plots` holds plotly.js, or loads the file `plotly_src` beside it.
 
     Args:
         package: its `templates/` folder is searched first, then the shared one of this package.
@@ -23,6 +30,20 @@ def render(package: str, template: str, **content: Any) -> str:
 
     """
     return _environment(package).get_template(template).render(**content)
+
+
+def share_plotly(folder: Path) -> str:
+    """Write plotly.js into a folder for the pages in it, unless it is there, and return its name for `plotly_src`.
+
+    Raises:
+        CsiJobError: the folder cannot be written.
+
+    """
+    text, path = _verbatim("csi_job.html", "plotly", PLOTLY), folder / PLOTLY
+    with suppress(OSError):
+        if path.stat().st_size == len(text.encode()):
+            return PLOTLY
+    return write_file(path, text).name
 
 
 def plot_json(plot: Plot) -> Markup:
@@ -42,7 +63,7 @@ def _environment(package: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        plotly_js=lambda: _verbatim("plotly", "package_data", "plotly.min.js"),
+        plotly_js=lambda: _verbatim("csi_job.html", "plotly", PLOTLY),
         asset=lambda name: _verbatim("csi_job.html", "templates", name),
     )
     environment.filters["plot_json"] = plot_json

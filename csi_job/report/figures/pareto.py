@@ -35,7 +35,7 @@ def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
     front = pareto_front(trials)
     marked = {id(trial) for trial in (*front, view.best, view.baseline)}
     dominated = [trial for trial in trials if id(trial) not in marked]
-    costs, f1s = [trial.gflops for trial in front], [trial.f1 for trial in front]
+    costs, f1s = [trial.gflops or 0.0 for trial in front], [trial.f1 for trial in front]
     hollow = {"color": GREY, "symbol": "circle-open", "size": 7, "line": {"width": 1.5}}
     traces = [
         line(costs, f1s, BLUE, width=1.5, line={"shape": "hv"}, hoverinfo="skip", showlegend=False),
@@ -43,7 +43,9 @@ def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
         _points(front, "Pareto front", {"color": BLUE, "size": 10}),
     ]
     names = [f"{trial.params.get('model_arch', '')} (trial {trial.number})" for trial in front]
-    traces[-1].update(mode="markers+text", textposition="bottom right", text=names)
+    middle = (min(costs) + max(costs)) / 2
+    sides = ["bottom right" if cost <= middle else "bottom left" for cost in costs]  # never beyond the plot
+    traces[-1].update(mode="markers+text", textposition=sides, text=names, cliponaxis=False)
     for trial, marker, name in ((view.baseline, BASELINE_MARKER, "Baseline"), (view.best, BEST_MARKER, "Chosen trial")):
         if trial is not None and trial.gflops is not None:
             traces.append(_points([trial], name, marker))

@@ -28,7 +28,7 @@ def evaluation(quick):
 
 def test_the_patients_right_zones_are_on_the_left(evaluation):
     figure = drawn(plots.confusion_plot(evaluation))
-    places = {note.text.split(" ")[0]: (note.x, note.y) for note in figure.layout.annotations}
+    places = {note.text.split(" (")[0].replace(" ", "_"): (note.x, note.y) for note in figure.layout.annotations}
     assert places.keys() == set(ZONES)
     for height in ("sup", "mid", "inf"):
         assert places[f"right_{height}"][0] < places[f"left_{height}"][0]
@@ -51,7 +51,9 @@ def test_images_are_named_by_pseudonym_only(evaluation):
 
 def test_every_risk_class_has_its_curve_with_its_area(evaluation):
     names = [trace.name for trace in drawn(plots.roc_plot(evaluation)).data[1:]]
-    assert [name.split(":")[0] for name in names] == list(RISK_CLASSES)
+    assert [name.split(",")[0] for name in names] == list(RISK_CLASSES)
+    num_low = evaluation.to_json()["risk"]["num_true"]["low"]
+    assert f"{num_low} of {len(evaluation.predictions)} images:" in names[0]
     assert f"{evaluation.metrics['risk_auroc_low'].value:.2f}" in names[0]
 
 

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from sklearn.metrics import f1_score
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.evaluation.run import run_evaluation
+from csi_job.html.render import PLOTLY
 from tests.unit.evaluation.conftest import write_model_file
 
 
@@ -31,7 +34,8 @@ def test_numbers_and_figures_are_written_and_open_without_a_network(run, model_f
     assert json.loads(done.files[0].read_text())["model"] == "small.safetensors"
     page = done.files[2].read_text()
     assert "Plotly.newPlot" in page
-    assert "<script src=" not in page
+    assert re.findall(r'<script src="([^"]*)"', page) == [PLOTLY]
+    assert (folder / PLOTLY).is_file()
     assert done.comparison is None
     assert done.evaluation.warnings == tuple(w for w in done.evaluation.warnings if "trained on a different" not in w)
 
@@ -44,7 +48,9 @@ def test_a_baseline_is_evaluated_and_compared_on_the_same_images(run, model_file
     assert [path.name for path in done.files] == [*names, "comparison.json", "comparison_plots.html"]
     content = json.loads(done.files[6].read_text())
     assert content["metrics"]["f1_macro"]["model"] == done.evaluation.metrics["f1_macro"].value
-    assert "small.safetensors compared with base.safetensors" in done.files[7].read_text()
+    page = done.files[7].read_text()
+    assert "small.safetensors compared with base.safetensors" in page
+    assert escape(done.decision.evidence) in page
 
 
 def test_two_models_with_the_same_name_do_not_overwrite_each_other(run, model_file, tmp_path):

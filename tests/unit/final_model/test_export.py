@@ -101,11 +101,23 @@ def test_the_card_has_every_section(tmp_path, state, card):
     assert not path.with_suffix(".pth").exists()
 
 
+def test_the_cards_page_escapes_what_it_shows_and_has_its_metrics(tmp_path, state, card):
+    path = tmp_path / "m.safetensors"
+    metric = card["validation"]["metrics"]["f1_macro"]
+    write_model(path, state, card | {"study": "<b>s</b>"}, with_pth=False)
+    text = path.with_suffix(".html").read_text()
+    assert "&lt;b&gt;s&lt;/b&gt;, trial 3" in text
+    assert "<b>" not in text
+    assert f"{metric['value']:.3f} ({metric['interval'][0]:.3f} to {metric['interval'][1]:.3f})" in text
+    assert "Not measured yet" in text
+    assert "<script" not in text
+
+
 class PulledPlugError(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize("step", range(1, 9))
 def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_describe(
     path, state, card, monkeypatch, step
 ):
@@ -152,7 +164,7 @@ def test_test_metrics_are_filled_in_for_the_models_own_test_set(path, own_evalua
     changed = read_valid_card(path)
     assert changed["test"]["metrics"]["f1_macro"]["value"] == own_evaluation.metrics["f1_macro"].value
     assert {**changed, "test": None} == before
-    assert "Not measured yet" not in path.with_suffix(".md").read_text()
+    assert all("Not measured yet" not in path.with_suffix(end).read_text() for end in (".md", ".html"))
 
 
 def test_a_card_of_version_0_1_is_read_with_todays_keys(path):

@@ -6,7 +6,13 @@ from csi_job.html.render import plot_json, render
 
 
 def test_text_is_escaped_and_a_forgotten_value_is_an_error():
-    content = {"title": "<b>", "study_name": "&", "plot": Plot("key", "title", missing="<i>"), "has_plots": False}
+    content = {
+        "title": "<b>",
+        "study_name": "&",
+        "plot": Plot("key", "title", missing="<i>"),
+        "links": [],
+        "has_plots": False,
+    }
     page = render("csi_job.report.page", "plot.html.j2", **content, footer="f")
     assert "&lt;b&gt;" in page
     assert "&lt;i&gt;" in page

@@ -359,10 +359,8 @@ class Page(HTMLParser):
         return [json.loads(data) for kind, data in self.scripts if kind == "application/json"]
 
     def loads(self):
-        """Return everything the page would fetch, links within it left out."""
-        fetched = [
-            value for _, attrs in self.tags for name, value in attrs.items() if name in LOADING and value[:1] != "#"
-        ]
+        """Return everything the page would fetch; a link is followed by a person."""
+        fetched = [value for tag, attrs in self.tags if tag != "a" for name, value in attrs.items() if name in LOADING]
         return fetched + [style for style in self.styles if "@import" in style or "url(" in style]
 
 

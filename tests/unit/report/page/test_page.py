@@ -33,7 +33,8 @@ def test_the_report_opens_with_no_network_and_holds_plotly_once(work, view):
     assert path == work / "models" / "hyperopt" / "csi_optimization_report.html"
     page = read_page(path)
     assert page.loads() == []
-    assert sum("plotly.js v" in script for _, script in page.scripts) == 1
+    assert sum("plotly.js (cartesian" in script for _, script in page.scripts) == 1
+    assert path.stat().st_size < 2_000_000
     assert len(page.figures()) == 8
 
 
@@ -41,9 +42,25 @@ def test_links_lead_to_sections_and_ids_are_unique(work, view):
     page = report(view, work)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")]
     assert links
     assert all(link.removeprefix("#") in ids for link in links)
+
+
+def test_the_report_links_to_the_other_pages_of_its_model_only(work, view):
+    for path in ("evaluation/optimized_model_plots.html", "evaluation/comparison_plots.html", "optimized_model.html"):
+        (work / "models" / path).touch()
+    links = {attrs["href"] for tag, attrs in report(view, work).tags if tag == "a" and attrs["href"][0] != "#"}
+    assert links == {
+        f"../{path}"
+        for path in (
+            "evaluation/optimized_model_plots.html",
+            "evaluation/comparison_plots.html",
+            "optimized_model.html",
+        )
+    }
+    change_json(work / "models" / "optimized_model.json", study="another")
+    assert not [attrs for tag, attrs in report(view, work).tags if tag == "a" and attrs["href"][0] != "#"]
 
 
 def test_the_largest_sentence_is_about_patients_never_seen_and_says_what_to_do(work, view):

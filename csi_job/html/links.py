@@ -1,0 +1,36 @@
+"""Links between the pages of a work folder: report, evaluations, comparison, model cards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from csi_job.work_folder import WorkFolder
+
+
+@dataclass(frozen=True)
+class Link:
+    """A page, by its title and its address relative to the page that links to it."""
+
+    title: str
+    href: str
+    is_current: bool = False
+
+
+def page_links(work: WorkFolder, study: str, page: Path, *, soon: Collection[Path] = ()) -> list[Link]:
+    """Return links from a page to itself and to those of the study's pages that exist, or will `soon`."""
+    models = {"model": work.optimized_model, "baseline": work.baseline_model}
+    pages = {"Report": work.report(study)} if study else {}
+    pages |= {f"Evaluation of the {name}": work.evaluation_page(path.stem) for name, path in models.items()}
+    pages |= {"Comparison": work.evaluation_page("comparison")}
+    pages |= {f"Card of the {name}": path.with_suffix(".html") for name, path in models.items()}
+    if page not in pages.values():
+        pages["This page"] = page
+    return [
+        Link(title, quote(os.path.relpath(path, page.parent)), path == page)
+        for title, path in pages.items()
+        if path == page or path in soon or path.is_file()
+    ]
