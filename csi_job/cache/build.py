@@ -29,6 +29,7 @@ from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import get_logger, progress
+from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
@@ -89,14 +90,15 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
         arrays.remove_slots([*corrupt])
     source.check_unchanged()
     kept = [index for index in range(len(source.table)) if index not in corrupt]
-    info = _describe(source, split_N, kept, partial, radiographs.split, cache)
+    doubtful = _doubtful(source, split_N, kept, partial)
+    info = _describe(source, split_N, kept, len(doubtful), partial, radiographs.split, cache)
     flush_folder(partial)
     partial.rename(root / source.key)
     flush_folder(root)
     done_flags.unlink(missing_ok=True)
     for warning in info.warnings:
         _logger.warning("%s", warning)
-    _report_corrupt(work, corrupt)
+    _report_problems(work, [*corrupt.values(), *doubtful])
 
 
 def _partial_paths(root: Path, key: str) -> tuple[Path, Path]:
@@ -166,22 +168,39 @@ def _fill_slots(
     return corrupt
 
 
-def _report_corrupt(work: Path, corrupt: dict[int, Problem]) -> None:
-    """List the skipped images, or remove the list of an earlier build."""
-    if not corrupt:
+def _doubtful(source: Source, split_N: np.ndarray, kept: Sequence[int], folder: Path) -> list[Problem]:
+    """Return the images that hardly show a radiograph, from the finished arrays: a resumed build decoded only some."""
+    problems = []
+    for place, name in enumerate(SPLITS):
+        members = [index for index in kept if split_N[index] == place]
+        images_NHW = np.load(folder / images_file(name), mmap_mode="r") if members else ()
+        doubts = map(doubt_about, images_NHW)
+        problems += [
+            source.problem(index, f"doubtful: {doubt}") for index, doubt in zip(members, doubts, strict=True) if doubt
+        ]
+    return problems
+
+
+def _report_problems(work: Path, problems: list[Problem]) -> None:
+    """List the skipped and doubtful images, or remove the list of an earlier build."""
+    if not problems:
         WorkFolder(work).problems.unlink(missing_ok=True)
         return
-    problems = sorted(corrupt.values(), key=lambda problem: problem.row or 0)
+    problems.sort(key=lambda problem: problem.row or 0)
     path = write_problems(work, problems)
-    reasons = [(problem.row or 0, problem.what) for problem in problems]
-    rows = [str(row) for row, _ in reasons[:_NUM_ROWS_NAMED]]
-    rows[0] += f" ({reasons[0][1]})"
-    more = ", …" if len(reasons) > len(rows) else ""
-    _logger.warning("the skipped images are listed in %s: rows %s%s", path, ", ".join(rows), more)
+    rows = [f"{problem.row} ({problem.what})" for problem in problems[:_NUM_ROWS_NAMED]]
+    more = ", …" if len(problems) > len(rows) else ""
+    _logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)
 
 
 def _describe(
-    source: Source, split_N: np.ndarray, kept: Sequence[int], folder: Path, split: SplitSettings, cache: CacheSettings
+    source: Source,
+    split_N: np.ndarray,
+    kept: Sequence[int],
+    num_doubtful: int,
+    folder: Path,
+    split: SplitSettings,
+    cache: CacheSettings,
 ) -> CacheInfo:
     """Write split table and manifest of finished arrays, which hold the images `kept`; refuse an empty split."""
     write_atomic(folder / SPLIT_TABLE, split_table_text(_split_rows(source, split_N, kept)))
@@ -196,7 +215,7 @@ def _describe(
         num_patients=len({source.table.patient_ids[index] for index in kept}),
         num_corrupt=len(source.table) - len(kept),
         class_counts=dict(zip(SPLITS, counts_SZK.tolist(), strict=True)),
-        warnings=(*_data_warnings(source, split_N, kept), *check_grades(counts_SZK)),
+        warnings=(*_data_warnings(source, split_N, kept, num_doubtful), *check_grades(counts_SZK)),
         files={name: digest_file(folder / name) for name in (SPLIT_TABLE, *map(images_file, SPLITS))},
     )
     for name, num_images in info.num_images.items():
@@ -230,11 +249,14 @@ def _split_rows(source: Source, split_N: np.ndarray, kept: Sequence[int]) -> lis
     ]
 
 
-def _data_warnings(source: Source, split_N: np.ndarray, kept: Sequence[int]) -> tuple[str, ...]:
+def _data_warnings(source: Source, split_N: np.ndarray, kept: Sequence[int], num_doubtful: int) -> tuple[str, ...]:
     warnings = []
     num_corrupt = len(source.table) - len(kept)
     if num_corrupt:
         warnings.append(f"{num_corrupt} of {len(source.table)} images cannot be read and are skipped")
+    if num_doubtful:
+        what = "images look doubtful (nearly flat, or nearly all black or white) but are kept; look at them"
+        warnings.append(f"{num_doubtful} of {len(source.table)} {what}")
     if not source.table.has_patients:
         warnings.append("no PatientID: images of one patient may be in several splits")
     splits_of_content: dict[str, set[int]] = defaultdict(set)

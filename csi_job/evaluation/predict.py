@@ -16,6 +16,7 @@ from csi_job.errors import Problem
 from csi_job.evaluation.csi import FloatArray, predict_csi
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.read import EXTENSIONS
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES, risk_class
@@ -32,6 +33,7 @@ class Prediction:
         csi: mean expected score of the zones predicted graded; None if none is.
         risk: risk class of that CSI; None likewise.
         risk_probabilities: of low, medium and high risk; None likewise.
+        doubt: why the image hardly shows a radiograph, or "".
 
     """
 
@@ -41,6 +43,7 @@ class Prediction:
     csi: float | None
     risk: str | None
     risk_probabilities: tuple[float, ...] | None
+    doubt: str = ""
 
     @property
     def num_graded_zones(self) -> int:
@@ -65,6 +68,7 @@ class Prediction:
             "risk": self.risk,
             "risk_probabilities": risks,
             "num_graded_zones": self.num_graded_zones,
+            "doubt": self.doubt or None,
             "zones": {
                 zone: {
                     "score": "unknown" if score == UNKNOWN else score,
@@ -159,5 +163,6 @@ def _predict_batch(
             csi=csi if is_graded else None,
             risk=risk_class(csi) if is_graded else None,
             risk_probabilities=tuple(predicted.risk_NR[row].tolist()) if is_graded else None,
+            doubt=doubt_about(pixels[index]),
         )
     return results

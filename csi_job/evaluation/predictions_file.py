@@ -35,8 +35,8 @@ COLUMNS = (
 def write_predictions(results: Results, stream: TextIO, file_format: PredictionFormat) -> list[Problem]:
     """Write each result of `predict_images` as soon as it is available, and return the problems among them.
 
-    A file that could not be read keeps its place, with only `problem` filled in. For CSV, open the stream with
-    `newline=""`.
+    A file that could not be read keeps its place, with only `problem` filled in; a doubtful one has scores and a
+    `problem`. For CSV, open the stream with `newline=""`.
     """
     problems: list[Problem] = []
 
@@ -101,6 +101,8 @@ def _row(result: Prediction | Problem) -> dict[str, Any]:
     if isinstance(result, Problem):
         return _problem(result)
     row: dict[str, Any] = {"file": as_text(result.path), "num_graded_zones": result.num_graded_zones}
+    if result.doubt:
+        row["problem"] = f"doubtful: {result.doubt}"
     if result.csi is not None and result.risk_probabilities is not None:
         row |= {"csi": f"{result.csi:.4f}", "mean_score": f"{result.mean_score:.4f}", "risk": result.risk}
         risks = zip(RISK_CLASSES, result.risk_probabilities, strict=True)

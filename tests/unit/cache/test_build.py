@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
@@ -132,9 +133,11 @@ def test_what_does_not_change_the_content_does_not_change_the_cache(
 def test_few_corrupt_images_are_listed_and_left_out(
     copied: Path, cache: CacheSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    corrupt = images_of(copied)[3:5]
+    corrupt, doubtful = images_of(copied)[3:5], images_of(copied)[8]
     corrupt[0].write_bytes(b"")
     corrupt[1].write_bytes(corrupt[1].read_bytes()[:300])
+    flat_HW = np.asarray(Image.open(doubtful)) // 20 + 3
+    Image.fromarray(flat_HW).save(doubtful)
     with caplog.at_level("INFO"):
         folder = build_cache(settings_of(copied, max_corrupt_fraction=0.1), cache, tmp_path)
     verify_cache(folder)
@@ -143,14 +146,18 @@ def test_few_corrupt_images_are_listed_and_left_out(
     assert sum(info.num_images.values()) == NUM_IMAGES - 2
     assert "2 of 30 images cannot be read and are skipped" in info.warnings
     rows = list(csv.DictReader((tmp_path / "problems.csv").open(), delimiter=";"))
-    assert [(row["row"], row["FileID"]) for row in rows] == [("5", "jane-doe-03"), ("6", "jane-doe-04")]
+    assert "1 of 30 images look doubtful" in " ".join(info.warnings)
+    assert [(row["row"], row["FileID"]) for row in rows] == [(f"{n + 2}", f"jane-doe-{n:02}") for n in (3, 4, 8)]
+    assert rows[2]["problem"] == "doubtful: nearly all black"
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
-    assert "rows 5 (the image file is empty), 6" in caplog.text
+    assert "rows 5 (the image file is empty), 6 (" in caplog.text
+    assert ", 10 (doubtful: nearly all black)" in caplog.text
     assert "jane" not in caplog.text
     kept = sum(Cache.open(folder).split(name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
     assert kept == NUM_IMAGES - 2
     shutil.copy(images_of(copied)[5], corrupt[0])
     shutil.copy(images_of(copied)[6], corrupt[1])
+    shutil.copy(images_of(copied)[7], doubtful)
     build_cache(settings_of(copied), cache, tmp_path)
     assert not (tmp_path / "problems.csv").exists()
 
