@@ -161,7 +161,7 @@ def run_hyperopt(
 def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_process: bool) -> None:
     """Run trials until the study no longer needs this worker."""
     state = study_status(study)
-    wandb = WandbTracker(settings.tracking, study, settings.work) if settings.tracking.wandb_project else None
+    wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
     with (
         live_study(
             study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs

@@ -11,6 +11,7 @@ from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.study.settings import check_sampler
+from csi_job.tracking.settings import wandb_mode
 from csi_job.work_folder import WorkFolder, model_file, no_cache
 
 
@@ -26,27 +27,34 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         CsiJobError: with the message that the stage itself would give later.
 
     """
-    hyperparams = given.get("hyperparams")
-    if hyperparams is not None and not hyperparams.is_file():
-        from csi_job.final_model.hyperparams import read_hyperparams
-
-        read_hyperparams(hyperparams, default_study="", default_max_epochs=1)
+    check_arguments(settings.folder, given)
+    if "evaluation.num_bootstrap" in shown:
+        model_file(settings.folder, given.get("model_path"))
     if "study.sampler" in shown:
         check_sampler(settings.study.sampler, settings.study.objective)
+    if "tracking.wandb_project" in shown and settings.tracking.wandb_project is not None:
+        wandb_mode(settings.tracking)
     if "trial.pretrained" in shown:
         check_weights(settings.trial.pretrained)
-    if "model_path" in given or "evaluation.num_bootstrap" in shown:
-        model_file(settings.folder, given.get("model_path"))
-    if given.get("baseline") is not None:
-        model_file(settings.folder, given["baseline"])
     if "radiographs.labels" in shown:
         check_data(settings.radiographs, settings.cache, settings.folder)
-    if settings.storage.url is not None and "storage.url" in shown:
+    if "storage.url" in shown and settings.storage.url is not None:
         from csi_job.storage.url import database_address
 
         database_address(settings.storage, settings.work)
-    output = given.get("output")
-    if output is not None and not output.absolute().parent.is_dir():
+
+
+def check_arguments(folder: WorkFolder, given: Mapping[str, Any]) -> None:
+    """Reject paths among a command's arguments that do not exist."""
+    if "model_path" in given:
+        model_file(folder, given["model_path"])
+    if (baseline := given.get("baseline")) is not None:
+        model_file(folder, baseline)
+    if (hyperparams := given.get("hyperparams")) is not None and not hyperparams.is_file():
+        from csi_job.final_model.hyperparams import read_hyperparams
+
+        read_hyperparams(hyperparams, default_study="", default_max_epochs=1)
+    if (output := given.get("output")) is not None and not output.absolute().parent.is_dir():
         raise ConfigurationError("the folder of --output does not exist", got=str(output.parent))
     images = given.get("images") or ()
     if images and not any(path.exists() for path in images):

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
+
+WandbMode = Literal["online", "offline", "disabled"]
+MODES: Final[dict[str, WandbMode]] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",  # older names
+    "dryrun": "offline",
+}
+FALSE_WORDS: Final = ("", "0", "false", "no", "off")
 
 
 class TrackingSettings(Section):
@@ -16,6 +29,27 @@ class TrackingSettings(Section):
     wandb_entity: str | None = None
     """Weights & Biases team or user."""
     wandb_mode: Literal["online", "offline"] = "online"
-    """`offline` stores the runs in `<work>/wandb` for a later `wandb sync`."""
+    """`offline` stores the runs in `<work>/wandb` for a later `wandb sync`; default: WANDB_MODE, or online."""
     wandb_api_key_file: Path | None = None
     """File containing the API key; default: WANDB_API_KEY, or the key stored by `wandb login`."""
+
+
+def wandb_mode(settings: TrackingSettings, environment: Mapping[str, str] = os.environ) -> WandbMode:
+    """Return the mode that applies: the environment's, which WANDB_MODE or WANDB_DISABLED gives, or the setting.
+
+    Raises:
+        ConfigurationError: the variable has no valid value, or a mode that was set contradicts it.
+
+    """
+    variable, text = "WANDB_MODE", environment.get("WANDB_MODE", "").strip().lower()
+    if environment.get("WANDB_DISABLED", "").strip().lower() not in FALSE_WORDS:
+        variable, text = "WANDB_DISABLED", "disabled"
+    if not text:
+        return settings.wandb_mode
+    mode = MODES.get(text)
+    if mode is None:
+        raise ConfigurationError(f"{variable} has no valid value", got=text, allowed=tuple(MODES))
+    if "wandb_mode" in settings.model_fields_set and mode != settings.wandb_mode:
+        what = f"tracking.wandb_mode is {settings.wandb_mode}, but the environment says {mode} ({variable})"
+        raise ConfigurationError(what, hint="change one of them")
+    return mode

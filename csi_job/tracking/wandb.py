@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csi_job.files import make_folder, write_atomic
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import UID, TrialOutcome
-from csi_job.tracking.settings import TrackingSettings
+from csi_job.tracking.settings import TrackingSettings, wandb_mode
 from csi_job.work_folder import WorkFolder
 
 logger = get_logger(__name__)
@@ -49,6 +49,21 @@ class Tracker(Protocol):
 class WandbTracker:
     """One Weights & Biases run per trial, in the study's group; another attempt at a trial resumes its run."""
 
+    @classmethod
+    def if_enabled(cls, settings: TrackingSettings, study: optuna.Study, work: Path) -> Self | None:
+        """Return a tracker, or None if no project is named or the environment disables tracking.
+
+        Raises:
+            ConfigurationError: settings and environment contradict each other.
+
+        """
+        if settings.wandb_project is None:
+            return None
+        if wandb_mode(settings) == "disabled":
+            logger.info("Weights & Biases is disabled by the environment; nothing is tracked")
+            return None
+        return cls(settings, study, work)
+
     def __init__(self, settings: TrackingSettings, study: optuna.Study, work: Path) -> None:
         """Track the trials of a study.
 
@@ -63,7 +78,7 @@ class WandbTracker:
         self._group = study.study_name
         self._uid = str(study.user_attrs.get(UID, study.study_name))
         self._folder = WorkFolder(work.absolute())
-        self._is_offline = settings.wandb_mode == "offline"
+        self._is_offline = wandb_mode(settings) == "offline"
         self._run: subprocess.Popen[bytes] | None = None
         self._ending: list[subprocess.Popen[bytes]] = []
         self._has_warned = False

@@ -55,6 +55,10 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
         x_disable_stats=True,
     )
     mode = arguments.pop("mode")
+    if mode == "online" and (kept := wandb.setup().settings.mode) in ("offline", "dryrun", "disabled"):
+        mode = (
+            "disabled" if kept == "disabled" else "offline"
+        )  # `wandb offline` and `wandb disabled` store it in a file
     if mode == "online":
         try:
             return wandb.init(**arguments, mode="online", resume="allow", settings=settings)
@@ -63,7 +67,7 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
             problems.write(f"the server cannot be used ({words})\n")
             problems.flush()
             wandb.teardown()  # else the id counts as in use
-    return wandb.init(**arguments, mode="offline", settings=settings)
+    return wandb.init(**arguments, mode="disabled" if mode == "disabled" else "offline", settings=settings)
 
 
 def _log_summary(run: Any, content: Path) -> None:

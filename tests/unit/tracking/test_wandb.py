@@ -103,7 +103,9 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
 ) -> None:
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
     monkeypatch.setenv("PGPASSWORD", SECRET)
-    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = WandbTracker.if_enabled(TrackingSettings(wandb_project="csi"), study, tmp_path)
+    assert tracker is not None
     with pytest.raises(DataError):
         run(study, tmp_path, tracker)
     summary = run(study, tmp_path, tracker)
