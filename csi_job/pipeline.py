@@ -188,7 +188,7 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
             ),
         )
         if wandb is not None and study_status(study).is_finished:
-            wandb.log_summary(view_study(study).importances)
+            wandb.log_summary(view_study(study).importances.shares)
 
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:

@@ -30,7 +30,7 @@ from csi_job.storage.attributes import (
     outcome_of,
     seconds_of,
 )
-from csi_job.study.importances import param_importances
+from csi_job.study.importances import Importances, param_importances
 from csi_job.study.status import choose_trial
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ class StudyView:
         return next((trial for trial in self.with_outcome("complete") if trial.is_baseline), None)
 
     @cached_property
-    def importances(self) -> dict[str, float]:
-        """Return the importance of each hyperparameter that varies, highest first; see `param_importances`."""
+    def importances(self) -> Importances:
+        """Return the importance of each hyperparameter that varies; see `param_importances`."""
         return param_importances(self.frozen_trials)
 
 

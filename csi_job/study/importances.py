@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from csi_job.storage.optuna_private import importance_package
@@ -20,12 +21,22 @@ NUM_TOP_TRIALS: Final = 5  # the method's authors ask for at least this many goo
 MAX_TRIALS: Final = 2000  # evenly spread over the ranking, so that a long study does not take long
 
 
-def param_importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Return the importance for `val_f1` of each hyperparameter that varies, highest first; they sum to 1 or are all 0.
+class Importances(NamedTuple):
+    """How much each hyperparameter matters, and how far to trust that."""
 
-    Conditional PED-ANOVA as in Optuna 5, which also rates hyperparameters that only some trials have. Only complete
-    trials count. With fewer than `MIN_TRIALS` of them, or if they all used the same hyperparameters, the result is
-    empty.
+    shares: dict[str, float]
+    """Highest first; they sum to 1 or are all 0."""
+    too_few: tuple[str, ...] = ()
+    """Hyperparameters that vary, but in too few trials to be rated."""
+    warnings: tuple[str, ...] = ()
+    """What Optuna says of the rating."""
+
+
+def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
+    """Return the importance for `val_f1` of each hyperparameter that varies over at least `MIN_TRIALS` complete trials.
+
+    Conditional PED-ANOVA as in Optuna 5, which also rates hyperparameters that only some trials have. No share is given
+    with fewer than `MIN_TRIALS` complete trials, or if they all used the same hyperparameters.
 
     Args:
         trials: all trials of a study; with two objectives the first value is the F1, and cost plays no part.
@@ -35,23 +46,28 @@ def param_importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
     if len(ranked) > MAX_TRIALS:
         ranked = [ranked[index * (len(ranked) - 1) // (MAX_TRIALS - 1)] for index in range(MAX_TRIALS)]
-    names = _varied(ranked)
-    if len(ranked) < MIN_TRIALS or not names:
-        return {}
+    values = _values(ranked)
+    names = [name for name, used in values.items() if len(used) >= MIN_TRIALS]
+    too_few = tuple(name for name in values if name not in names)
+    if not names:
+        return Importances({}, too_few)
     importance = importance_package()
     evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, NUM_TOP_TRIALS / len(ranked))))
-    with warnings.catch_warnings():  # about few trials, which the report says in plain words
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ExperimentalWarning)
         found = importance.get_param_importances(_in_memory(ranked, trials), evaluator=evaluator, params=names)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, said)
 
 
-def _varied(trials: Iterable[FrozenTrial]) -> list[str]:
-    values: dict[str, set[object]] = {}
+def _values(trials: Iterable[FrozenTrial]) -> dict[str, list[object]]:
+    """Return the value of each hyperparameter that varies in each trial that has it, by name."""
+    values: dict[str, list[object]] = {}
     for trial in trials:
         for name, value in trial.params.items():
-            values.setdefault(name, set()).add(value)
-    return sorted(name for name, used in values.items() if len(used) > 1)
+            values.setdefault(name, []).append(value)
+    return {name: values[name] for name in sorted(values) if len(set(values[name])) > 1}
 
 
 def _in_memory(ranked: Iterable[FrozenTrial], trials: Iterable[FrozenTrial]) -> optuna.Study:

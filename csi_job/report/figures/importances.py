@@ -20,14 +20,16 @@ def importances_plot(view: StudyView) -> Plot:
     if len(view.ranked) < MIN_TRIALS:
         missing = f"Importance needs at least {MIN_TRIALS} complete trials; this study has {len(view.ranked)} so far."
         return Plot(key, title, missing=missing)
-    if not view.importances:
+    if not view.importances.shares:
         missing = "All complete trials used the same hyperparameters, so there is nothing to compare."
+        if view.importances.too_few:
+            missing = f"No hyperparameter varies over at least {MIN_TRIALS} complete trials, so none can be rated."
         return Plot(key, title, missing=missing)
     caption = (
         "How much of the difference between the best trials and the rest each hyperparameter explains. "
         "Pruned and infeasible trials are excluded."
     )
-    return Plot(key, title, caption, _bars(view.importances), warnings=_warnings(view))
+    return Plot(key, title, caption, _bars(view.importances.shares), warnings=_warnings(view))
 
 
 def _bars(importances: dict[str, float]) -> Figure:
@@ -58,10 +60,14 @@ def _warnings(view: StudyView) -> tuple[str, ...]:
             f"Based on only {fmt.plural(len(trials), 'complete trial')}; "
             f"with fewer than {NUM_STABLE_TRIALS} the ranking can still change."
         )
-    names = fmt.in_order(set(view.importances))
+    names = fmt.in_order(set(view.importances.shares))
     partial = [fmt.parameter_name(name) for name in names if any(name not in trial.params for trial in trials)]
     if partial:
         warnings.append(f"{fmt.listed(partial)}: used by only some trials and rated among those.")
+    if view.importances.too_few:
+        too_few = [fmt.parameter_name(name) for name in fmt.in_order(set(view.importances.too_few))]
+        warnings.append(f"{fmt.listed(too_few)}: used by fewer than {MIN_TRIALS} complete trials, too few to rate.")
+    warnings += [f"Optuna: {text}" for text in view.importances.warnings]
     if len({trial.phase for trial in trials}) > 1:
         warnings.append("Trials of all phases are pooled, although they had different numbers of epochs.")
     return tuple(warnings)

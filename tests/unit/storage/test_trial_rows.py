@@ -39,7 +39,7 @@ def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(
     view = view_study(reopened)
     assert view.best is not None
     assert view.best.number == reopened.best_trial.number
-    assert set(view.importances) == {"optimizer", "patience", "unknown_weight"}
+    assert {*view.importances.shares, *view.importances.too_few} == {"optimizer", "patience", "unknown_weight"}
     assert view.num_finished == study_counts(reopened).num_finished == 12
     assert set_target(reopened, more_trials=1) == 13
     assert work_on(reopened, tmp_path).num_finished == 13  # its sampler learns from the others

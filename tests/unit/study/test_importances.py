@@ -22,7 +22,7 @@ def one_parameter_matters(num_trials: int, num_infeasible: int = 0, *, has_cost:
 
 
 def test_the_parameter_that_decides_the_result_is_the_most_important() -> None:
-    importances = param_importances(one_parameter_matters(60).trials)
+    importances = param_importances(one_parameter_matters(60).trials).shares
     assert next(iter(importances)) == "learning_rate"
     assert importances["learning_rate"] > 0.7
     assert sum(importances.values()) == pytest.approx(1)
@@ -40,11 +40,28 @@ def test_two_objectives_are_rated_by_f1_alone() -> None:
 
 
 def test_too_few_trials_or_equal_ones_give_no_importances() -> None:
-    assert param_importances(one_parameter_matters(MIN_TRIALS).trials)
-    assert param_importances(one_parameter_matters(MIN_TRIALS - 1).trials) == {}
+    assert param_importances(one_parameter_matters(MIN_TRIALS).trials).shares
+    assert param_importances(one_parameter_matters(MIN_TRIALS - 1).trials).shares == {}
     study = optuna.create_study(direction="maximize")
     for _ in range(MIN_TRIALS):
         study.enqueue_trial({"learning_rate": 0.1})
         trial = study.ask({"learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-1)})
         study.tell(trial, 0.5)
-    assert param_importances(study.trials) == {}
+    assert param_importances(study.trials).shares == {}
+
+
+@pytest.mark.parametrize(("num_with", "too_few"), [(MIN_TRIALS - 1, ("momentum",)), (MIN_TRIALS, ())])
+def test_a_parameter_of_too_few_trials_is_not_rated_and_optunas_warnings_are_kept(
+    num_with: int, too_few: tuple[str, ...]
+) -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    for number in range(40):
+        trial = study.ask()
+        f1 = trial.suggest_float("unknown_weight", 0.1, 1.0)
+        if number < num_with:
+            f1 += trial.suggest_float("momentum", 0.5, 0.99)
+        study.tell(trial, f1)
+    importances = param_importances(study.trials)
+    assert {*importances.shares, *too_few} == {"momentum", "unknown_weight"}
+    assert importances.too_few == too_few
+    assert all("importance" in warning for warning in importances.warnings)

@@ -23,12 +23,12 @@ def view_of(num_trials, num_infeasible=0):
 
 
 def test_infeasible_trials_are_left_out():
-    assert view_of(60, 30).importances == view_of(60).importances
+    assert view_of(60, 30).importances.shares == view_of(60).importances.shares
 
 
 def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(view):
     plot = importances_plot(view)
-    assert {"weight_decay", "learning_rate"} <= view.importances.keys()
+    assert {"weight_decay", "learning_rate"} <= view.importances.shares.keys()
     assert any("Weight decay" in warning and "only some trials" in warning for warning in plot.warnings)
 
 
@@ -42,11 +42,11 @@ def test_few_trials_bring_a_warning_and_fewer_a_reason_instead_of_bars():
 
 def test_bars_show_the_importances_in_a_valid_figure(view):
     bars = go.Figure(importances_plot(view).figure).data[0]
-    assert sorted(bars.x) == pytest.approx(sorted(view.importances.values()))
+    assert sorted(bars.x) == pytest.approx(sorted(view.importances.shares.values()))
 
 
 def test_two_objectives_are_rated_by_f1_alone(cost_view):
-    assert "learning_rate" in cost_view.importances
+    assert "learning_rate" in cost_view.importances.shares
 
 
 def test_degenerate_studies_give_a_reason(degenerate_view):

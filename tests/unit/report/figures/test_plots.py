@@ -61,7 +61,7 @@ def test_the_pages_draw_every_trial_and_every_importance(view, tmp_path):
     history, importances, parallel = (read_page(path).figures()[0]["data"] for path in write_plots(view, tmp_path))
     drawn = sorted(x for trace in history if trace["name"] != "Best so far" for x in trace["x"])
     assert drawn == [trial.number for trial in view.trials if trial.outcome != "waiting"]
-    assert sorted(importances[0]["x"]) == pytest.approx(sorted(view.importances.values()))
+    assert sorted(importances[0]["x"]) == pytest.approx(sorted(view.importances.shares.values()))
     lines = sum(trace["x"].count(None) for trace in parallel)
     assert lines == len(view.with_outcome("complete", "pruned"))
 
