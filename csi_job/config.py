@@ -37,16 +37,6 @@ ENVIRONMENT_PREFIX = "CSI_JOB_"
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
 Tree = dict[str, Any]
 STUDY = "study"  # the origin of a value that a study was created with
-KEY_FILE = {"wandb_api_key_file"}
-NOT_STORED: Any = {
-    "work": True,
-    "radiographs": {"labels", "images"},
-    "cache": {"num_workers"},
-    "trial": {"device"},
-    "study": {"name", "timeout_s"},
-    "storage": True,
-    "tracking": True,
-}
 
 
 class Settings(Section):
@@ -132,27 +122,6 @@ def load_settings(
     origins = {path: origin for origin, tree in sources for path in _paths(tree)}
     given = reduce(_merged, (tree for _, tree in sources), Tree())
     return LoadedSettings(_validated(given, origins), origins, given)
-
-
-def stored_tree(settings: Settings) -> Tree:
-    """Return what a study stores of the settings: all but secrets, paths, and what concerns only one process."""
-    tree = settings.model_dump(mode="json", exclude=NOT_STORED)
-    if settings.trial.is_weights_file:
-        del tree["trial"]["pretrained"]  # the fingerprint has its digest
-    return tree | {"tracking": settings.tracking.model_dump(mode="json", exclude=KEY_FILE, exclude_defaults=True)}
-
-
-def results_only(settings: Settings) -> Tree:
-    """Return the settings that decide the results of a trial, besides those of `Definition.of`."""
-    trial = settings.trial.results_only()
-    del trial["objective_average"]
-    radiographs, cache = settings.radiographs, settings.cache
-    return {
-        "trial": trial,
-        "radiographs": {"split": radiographs.split.model_dump(), "max_image_side_px": radiographs.max_image_side_px},
-        "cache.image_size_px": cache.image_size_px,
-        "cache.normalisation": cache.normalisation,
-    }
 
 
 def _validated(tree: Tree, origins: Mapping[str, str]) -> Settings:

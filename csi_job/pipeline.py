@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
-from csi_job.config import Settings, load_settings, results_only, stored_tree
+from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import read_valid_card, record_test_metrics
@@ -21,13 +21,14 @@ from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
-from csi_job.study.definition import Definition, check_same, define_study, set_target, without_data
+from csi_job.study.definition import define_study, set_target
 from csi_job.study.objective import training_objective
 from csi_job.study.record import StudyRecord, read_record
-from csi_job.study.settings import StudySettings, check_sampler, checked_name
+from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.study_settings import check_settings, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.transfer.migrate import Migration, migrate_study
@@ -111,33 +112,21 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
 
 def define(settings: Settings) -> tuple[optuna.Study, Cache]:
     """Check everything that would otherwise fail late, build the cache, and create the study or continue it."""
-    record = read_record(settings.storage, settings.work, settings.study.name)
-    if record is not None:  # before hours of decoding
-        check_same(record.fingerprint, _definition(settings, settings.study, record.cache_key).fingerprint, record.name)
     check_sampler(settings.study.sampler, settings.study.objective)
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
+    record = read_record(settings.storage, settings.work, settings.study.name)
+    if record is not None:  # before hours of decoding
+        check_settings(settings, record)
     storage = None
     if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
     cache = ensure_cache(settings, record.cache_key if record else "")
     storage = storage or open_storage(settings.storage, settings.work, create=True)
-    return define_study(storage, _definition(settings, settings.study, cache.info.key)), cache
-
-
-def _definition(settings: Settings, study: StudySettings, cache_key: str) -> Definition:
-    return Definition.of(
-        study,
-        settings.space,
-        settings.baseline.model_dump(),
-        cache_key=cache_key,
-        average=settings.trial.objective_average,
-        results=results_only(settings),
-        tree=stored_tree(settings),
-    )
+    return define_study(storage, definition_of(settings, cache.info.key)), cache
 
 
 def run_hyperopt(
@@ -193,10 +182,9 @@ def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_proces
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
-    named = settings.study.model_copy(update={"name": checked_name(new)})
     record = read_record(settings.storage, settings.work, old)
     cache = existing_cache(settings, record.cache_key if record else "")
-    definition = _definition(settings, named, cache.info.key)
+    definition = definition_of(settings, cache.info.key, checked_name(new))
     storage = open_storage(settings.storage, settings.work, create=False)
     return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
@@ -210,7 +198,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     study = _study_named(file.study, settings) if file.is_search_result else None
     record = (read_record(settings.storage, settings.work, file.study) or file.record) if file.names_study else None
     if record is not None:
-        _check_training(settings, record)
+        check_settings(settings, record, with_data=False)  # a final model may be trained on more data
     final = run_final_training(
         FinalTrainingRequest(
             work=settings.folder,
@@ -226,12 +214,6 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if study is not None:
         write_report(view_study(study), settings.work)
     return final
-
-
-def _check_training(settings: Settings, record: StudyRecord) -> None:
-    """Refuse to train the final model otherwise than the study's trials; the data may be other data."""
-    given = _definition(settings, settings.study, record.cache_key).fingerprint
-    check_same(without_data(record.fingerprint), without_data(given), record.name)
 
 
 def _baseline(settings: Settings, record: StudyRecord | None) -> Hyperparameters:

@@ -18,7 +18,7 @@ class WorkFolder:
     cache/<key>/                               finished caches; identity.key beside them makes pseudonyms
     checkpoints/<study>/trial-<number>/        checkpoints of running trials, one folder per attempt
     wandb/                                     runs of Weights & Biases
-    models/hyperopt/<study>_*                  best parameters, plots and report of a search
+    models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed
     models/{optimized,baseline}_model.*        the final models and their cards
     models/evaluation/                         metrics, predictions and figures on the test set
@@ -76,6 +76,10 @@ class WorkFolder:
     def optimized_params(self, study: str) -> Path:
         """Return the file of the confirmed candidate's hyperparameters."""
         return self.hyperopt / f"{study}_optimized_params.json"
+
+    def study_settings(self, study: str) -> Path:
+        """Return the settings file that repeats a study."""
+        return self.hyperopt / f"{study}_settings.yaml"
 
     def report(self, study: str) -> Path:
         """Return the report of a study."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,13 @@ def check(
     --namespace: the release's volume claims and Secrets, quotas and nodes, as seen by the API server.
     """
     from csi_job.cluster.api import Cluster
-    from csi_job.cluster.pod_check import IN_A_POD, Requirements, check_pod
+    from csi_job.cluster.pod_check import IN_A_POD, Requirements, check_pod, check_study
     from csi_job.cluster.release_check import check_release
 
     if IN_A_POD in os.environ and not (release or namespace):
         with announced("checking volumes, data, database and Secrets"):
-            lines = check_pod(loaded.settings, Requirements(**requirements), wait_s)
+            passed = check_pod(loaded.settings, Requirements(**requirements), wait_s)
+        lines: Iterable[str] = chain(passed, map(check_study, [loaded]))
     else:
         with announced("asking the cluster"):
             lines = check_release(Cluster(namespace), release)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
 
-from csi_job.cli.options import DATA, the_study, with_settings
+from csi_job.cli.options import DATA, next_command, the_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -50,5 +48,4 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
     if best.is_file():
-        next_command = ["csi-job", "train-optimized", "--hyperparams", str(best), "--work", str(loaded.settings.work)]
-        click.echo(f"next: {shlex.join(next_command)}")
+        click.echo(f"next: {next_command(loaded, 'train-optimized', '--hyperparams', str(best))}")

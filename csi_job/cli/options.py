@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from csi_job.cli.checks import check_call
-from csi_job.config import Settings, load_settings
+from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.files import read_json
 from csi_job.logs import set_up_logging
 
@@ -119,16 +120,33 @@ def study_of_hyperparams(settings: Settings, given: dict[str, Any]) -> StudyReco
 
 
 def study_of_model(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
-    """Find the study that a model comes from, by its card."""
+    """Find the study that a model comes from, by its card; without one, the study that the settings name."""
     model: Path = given.get("model_path") or settings.folder.optimized_model
     name = (read_json(model.with_suffix(".json")) or {}).get("study")
-    return _record(settings, name) if isinstance(name, str) else None
+    return _record(settings, name if isinstance(name, str) else settings.study.name)
 
 
 def _record(settings: Settings, name: str) -> StudyRecord | None:
     from csi_job.study.record import read_record
 
     return read_record(settings.storage, settings.work, name)
+
+
+def next_command(loaded: LoadedSettings, *words: str) -> str:
+    """Return a command about a study as a user would type it; the study knows its settings, but not its database."""
+    settings = loaded.settings
+    place = ["--work", str(settings.work)] if loaded.origins.get("work", "").startswith("flag") else []
+    files = {
+        origin.removeprefix("file ")
+        for path, origin in loaded.origins.items()
+        if path.startswith("storage.") and origin.startswith("file ")
+    }
+    if loaded.origins.get("storage.url", "").startswith("flag"):
+        from csi_job.storage.url import database_address
+
+        place += ["--storage", str(database_address(settings.storage, settings.work))]  # without secrets
+    place += [word for file in files for word in ("--config", file)]
+    return shlex.join(["csi-job", *words, *place])
 
 
 def field_of(path: str) -> tuple[FieldInfo, Any]:

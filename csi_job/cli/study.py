@@ -12,7 +12,7 @@ import click
 from pydantic import SecretStr
 
 from csi_job.cli.hyperopt import STUDY
-from csi_job.cli.options import DATA, study_of_argument, text, the_study, with_settings
+from csi_job.cli.options import DATA, next_command, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
 from csi_job.logs import announced
@@ -46,7 +46,8 @@ def create(loaded: LoadedSettings) -> None:
         from csi_job.pipeline import define
 
     made, _ = define(loaded.settings)
-    click.echo(f"study {made.study_name} is ready; to run its trials, use the same settings with: csi-job hyperopt")
+    search = next_command(loaded, "hyperopt", "--study-name", made.study_name)
+    click.echo(f"study {made.study_name} is ready; run its trials with: {search}")
 
 
 @study.command("list")
@@ -95,7 +96,8 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
     params = {key: value for key, _, value in pairs}
     study = open_study(loaded.settings.storage, loaded.settings.work, name)
     number = enqueue_trial(study, loaded.settings.space, params)
-    click.echo(f"enqueued trial {number} in study {name}; run it with: csi-job hyperopt --study-name {name}")
+    search = next_command(loaded, "hyperopt", "--study-name", name)
+    click.echo(f"enqueued trial {number} in study {name}; run it with: {search}")
 
 
 @study.command()
@@ -129,8 +131,8 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
         contextlib.closing(_open_target(settings.storage, settings.work, url, password_file)) as target,
     ):
         click.echo("\n".join(summarize_copy(copy_study(source, name, target, new_name), name)))
-    copied = shlex.quote(new_name or name)
-    click.echo(f"to continue with the settings it was made with: csi-job hyperopt --study-name {copied}")
+    search = ["csi-job", "hyperopt", "--study-name", new_name or name, "--storage", str(target.address)]
+    click.echo(f"to continue there: {shlex.join(search)}")
 
 
 @study.command()
@@ -170,16 +172,16 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     """Copy the finished trials of study OLD into study NEW, which may have a different search space.
 
-    The current settings define NEW. A trial is copied if its hyperparameters lie in NEW's search space;
-    the others are counted by reason. Everything but the space must match, since results with other
-    data, splits, image sizes or objectives are not comparable. Copied trials count towards NEW's total,
-    which is --n-trials or otherwise OLD's. OLD is not changed. Run the command again to copy trials
-    that OLD has finished since.
+    NEW has the settings of OLD, except for those that you give. A trial is copied if its hyperparameters
+    lie in NEW's search space; the others are counted by reason. Everything but the space must match, since
+    results with other data, splits, image sizes or objectives are not comparable. Copied trials count
+    towards NEW's total, which is --n-trials or otherwise OLD's. OLD is not changed. Run the command again
+    to copy trials that OLD has finished since.
 
     \b
     For example, after adding resnet18 to space.model_arch in wider.yaml:
       csi-job study migrate csi_optimization wider --config wider.yaml --n-trials 80
-      csi-job hyperopt --study-name wider --config wider.yaml
+      csi-job hyperopt --study-name wider
     """  # noqa: D301 - click reads \b
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import migrate as run
@@ -188,8 +190,8 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     done = run(loaded.settings, old, new, num_trials_given=num_trials_given)
     hint = "" if num_trials_given else " (change it with --n-trials)"
     click.echo("\n".join(done.summary(old, new)) + hint)
-    more = " --more-trials K" if done.num_finished >= done.target else ""
-    click.echo(f"to continue with the same settings: csi-job hyperopt --study-name {shlex.quote(new)}{more}")
+    more = ["--more-trials", "K"] if done.num_finished >= done.target else []
+    click.echo(f"to continue: {next_command(loaded, 'hyperopt', '--study-name', new, *more)}")
 
 
 @study.command()

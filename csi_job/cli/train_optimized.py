@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
-from csi_job.cli.options import DATA, study_of_hyperparams, with_settings
+from csi_job.cli.options import DATA, next_command, study_of_hyperparams, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -37,5 +36,4 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
 
     final = run_train_optimized(loaded.settings, hyperparams)
     Console().print(render_final_model(final))
-    next_command = ["csi-job", "evaluate", "--model-path", str(final.path), "--work", str(loaded.settings.work)]
-    click.echo(f"next: {shlex.join(next_command)}")
+    click.echo(f"next: {next_command(loaded, 'evaluate', '--model-path', str(final.path))}")

@@ -12,11 +12,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from csi_job.cluster.api import NAMESPACE_FILE, Cluster
-from csi_job.config import Settings
+from csi_job.config import LoadedSettings, Settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
 from csi_job.storage.attributes import FINGERPRINT
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
+from csi_job.study.record import read_record
+from csi_job.study_settings import check_settings
 
 IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # set in every pod
 SHM: Final = Path("/dev/shm")  # noqa: S108 - only its size is read
@@ -177,6 +179,16 @@ def check_database(settings: Settings, num_pods: int, wait_s: float) -> str:
         message = f"the database allows {allowed} connections, but {num_pods} pods need {required}"
         raise ConfigurationError(message, hint="raise database.maxConnections, or lower search.parallelism")
     return f"database: answers, {allowed} connections for {num_pods} pods"
+
+
+def check_study(loaded: LoadedSettings) -> str:
+    """Check, before the cache is built, that the settings are those of the study, if it was created already."""
+    settings = loaded.settings
+    record = read_record(settings.storage, settings.work, settings.study.name)
+    if record is None:
+        return f"study {settings.study.name}: new"
+    check_settings(loaded.over(record).settings, record)
+    return f"study {record.name}: was created with these settings"
 
 
 def _check_volume_is_shared(storage: StudyStorage, settings: Settings) -> None:

@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
 from csi_job.storage.attributes import FINGERPRINT, SETTINGS
-from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    from csi_job.study.record import StudyRecord
 
 MAX_BYTES = 10_000_000  # far above an optimized_params.json with hundreds of candidates
 HINT = "use models/hyperopt/<study>_best_params.json, or write a file like it"
@@ -136,9 +138,13 @@ def _cache(content: dict[str, Any]) -> str:
 
 def _record(content: dict[str, Any]) -> StudyRecord | None:
     """Return what the file records of its study, None where it records nothing."""
+    from csi_job.study.record import StudyRecord  # with the database's packages
+
     attributes = {key: content.get(key) for key in (FINGERPRINT, SETTINGS)}
     fingerprint, settings = attributes.values()
     if not isinstance(fingerprint, dict) or not isinstance(settings, dict):
+        return None
+    if not isinstance(settings.get("study", {}), dict) or content.get("study") is None:
         return None
     baseline = fingerprint.get("baseline")
     return StudyRecord(str(content["study"]), attributes, baseline if isinstance(baseline, dict) else {})

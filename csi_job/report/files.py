@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from csi_job.logs import announced
 from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page.page import write_report
+from csi_job.report.results import load_results
+from csi_job.report.settings_file import write_settings
 from csi_job.report.study_view import view_study
 
 if TYPE_CHECKING:
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
-    """Write the best parameters, plots and report to `models/hyperopt/`; return the files."""
+    """Write the best parameters, settings, plots and report to `models/hyperopt/`; return the files."""
     with announced("writing plots and report"):
         view = view_study(study)
         best = write_best_params(view, folder.best_params(view.name))
-        return [*([best] if best else []), *write_plots(view, folder.hyperopt), write_report(view, folder.root)]
+        settings = write_settings(view, load_results(view, folder.root).cache, folder.study_settings(view.name))
+        files = [*filter(None, (best, settings)), *write_plots(view, folder.hyperopt)]
+        return [*files, write_report(view, folder.root)]

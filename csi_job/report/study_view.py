@@ -19,6 +19,7 @@ from csi_job.storage.attributes import (
     IMAGES_PER_S,
     MAX_EPOCHS,
     NUM_PARAMETERS,
+    NUM_STARTUP_TRIALS,
     OUTCOMES,
     PRUNER,
     REASON,
@@ -47,6 +48,13 @@ class Phase:
     sampler: str
     pruner: str
     max_epochs: int | None
+    num_startup_trials: int | None = field(default=None, compare=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the phase's settings by name; None where they are unknown."""
+        names = ("max_epochs", "sampler", "num_startup_trials", "pruner")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def label(self) -> str:
@@ -190,7 +198,7 @@ def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phas
     if SAMPLER not in attrs:
         return None
     key = (str(attrs[SAMPLER]), str(attrs.get(PRUNER, "none")), attrs.get(MAX_EPOCHS))
-    return phases.setdefault(key, Phase(len(phases) + 1, *key))
+    return phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(NUM_STARTUP_TRIALS)))
 
 
 def _number(value: Any) -> float | None:

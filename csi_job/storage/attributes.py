@@ -22,6 +22,7 @@ BASELINE: Final = "baseline"
 SAMPLER: Final = "sampler"
 PRUNER: Final = "pruner"
 MAX_EPOCHS: Final = "max_epochs"
+NUM_STARTUP_TRIALS: Final = "num_startup_trials"
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
 CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only

@@ -124,7 +124,7 @@ class Definition:
             raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
         check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
         if unknown := sorted(self.fingerprint.keys() - stored[FINGERPRINT].keys()):
-            message = "the study was created by version 0.1, which did not store %s; give the same as then"
+            message = "the study is of an earlier version, which did not store %s; give the same values as then"
             logger.warning(message, ", ".join(unknown))
         if stored.get(SEED) != self.settings.seed:
             logger.warning("the study was created with seed %s; using that seed", stored.get(SEED))
@@ -256,7 +256,7 @@ def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:
     """Raise `ConfigurationError` with the settings in which the given fingerprint differs from the stored one.
 
-    Version 0.1 stored fewer settings; those that are not stored are not compared.
+    Earlier versions stored fewer settings; those that are not stored are not compared.
     """
     known = {key: given[key] for key in given if key in stored}
     if named := differences(stored, known):

@@ -17,6 +17,7 @@ from csi_job.storage.attributes import (
     FINGERPRINT,
     FIXED_PARAMS,
     MAX_EPOCHS,
+    NUM_STARTUP_TRIALS,
     OBJECTIVE,
     PRUNER,
     SAMPLER,
@@ -29,10 +30,10 @@ from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
 from csi_job.study.definition import find_study, stored_attributes
-from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 
-PHASE: Final = {SAMPLER: "sampler", PRUNER: "pruner", MAX_EPOCHS: "max_epochs"}
-"""Settings that may change between phases, by the trial attribute that records them."""
+PHASE: Final[tuple[str, ...]] = (SAMPLER, NUM_STARTUP_TRIALS, PRUNER, MAX_EPOCHS)
+"""Settings that may change between phases, which are also the trial attributes that record them."""
 Tree = dict[str, Any]
 
 
@@ -60,9 +61,9 @@ class StudyRecord:
     def settings(self) -> Tree:
         """Return the settings it was created with, and its present total and phase.
 
-        Version 0.1 stored only the fingerprint, so that the other settings of its studies are unknown.
+        Earlier versions stored only a fingerprint, so that the other settings of their studies are unknown.
         """
-        tree: Tree = self.attributes.get(SETTINGS) or self._settings_of_version_0_1()
+        tree: Tree = self.attributes.get(SETTINGS) or self._settings_of_fingerprint()
         current = {"num_trials": TARGET, "objective": OBJECTIVE, "seed": SEED}
         study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
@@ -70,10 +71,15 @@ class StudyRecord:
             tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
         return tree
 
-    def _settings_of_version_0_1(self) -> Tree:
-        space = self.fingerprint.get("space", {}).items()
+    def _settings_of_fingerprint(self) -> Tree:
+        space: Tree = {}
+        for name, form in self.fingerprint.get("space", {}).items():
+            if name not in HYPERPARAMETERS:
+                continue  # of a later version; the fingerprints differ
+            unconditional: Tree = {"when": {}} if "when" in HYPERPARAMETERS[name].space and "when" not in form else {}
+            space[name] = None if form.get("dropped") else {**form, **unconditional}
         return {
-            "space": {name: None if form.get("dropped") else {"when": {}, **form} for name, form in space},
+            "space": space,
             "trial": {"objective_average": self.fingerprint.get("average", "macro")},
         }
 
@@ -103,7 +109,7 @@ def _read(connection: Connection, name: str) -> StudyRecord | None:
     first = _trial_with(connection, study_id, BASELINE, TRIALS.c.number)
     last = _trial_with(connection, study_id, SAMPLER, TRIALS.c.number.desc())
     baseline = first and (first.params or first.system_attrs.get(FIXED_PARAMS))
-    phase = {PHASE[key]: last.user_attrs[key] for key in PHASE if key in last.user_attrs} if last else {}
+    phase = {key: last.user_attrs[key] for key in PHASE if key in last.user_attrs} if last else {}
     return StudyRecord(name, attributes, baseline or {}, phase)
 
 

@@ -25,6 +25,7 @@ from csi_job.storage.attributes import (
     EPOCHS,
     INFEASIBLE,
     MAX_EPOCHS,
+    NUM_STARTUP_TRIALS,
     PRUNER,
     REASON,
     SAMPLER,
@@ -320,7 +321,12 @@ def sample_params(
         refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
-        phase = {SAMPLER: settings.sampler, PRUNER: settings.pruner, MAX_EPOCHS: settings.max_epochs}
+        phase = {
+            SAMPLER: settings.sampler,
+            NUM_STARTUP_TRIALS: settings.num_startup_trials,
+            PRUNER: settings.pruner,
+            MAX_EPOCHS: settings.max_epochs,
+        }
         draft.user_attrs |= {key: value for key, value in phase.items() if key not in trial.user_attrs}
         draft.user_attrs[ATTEMPT] = lease.attempt
     return trial, params

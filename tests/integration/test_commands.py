@@ -22,19 +22,34 @@ preload("tests.support.warm")
 
 SETTINGS = """
 cache: {image_size_px: 32}
+trial: {class_balance: true, augment: {enabled: false}}
 space: {model_arch: {value: Custom_1}, batch_size: {choices: [16, 32]}}
-baseline: {model_arch: Custom_1}
+baseline: {model_arch: Custom_1, learning_rate: 2.0e-3}
 study: {max_epochs: 2}
 evaluation: {num_bootstrap: 100}
 """
+BEST = "csi_optimization_best_params.json"
+OF_TRIALS = "JOIN trials USING (trial_id) ORDER BY number"
+REPEATED = (
+    "SELECT number, state FROM trials ORDER BY number",
+    f"SELECT number, param_name, param_value, distribution_json FROM trial_params {OF_TRIALS}, param_name",
+    f"SELECT number, value FROM trial_values {OF_TRIALS}",
+    f"SELECT number, step, intermediate_value FROM trial_intermediate_values {OF_TRIALS}, step",
+    "SELECT key, value_json FROM study_user_attributes WHERE key IN ('fingerprint', 'settings', 'seed') ORDER BY key",
+)
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 def start(work: Path, *arguments: object, is_cold: bool = False) -> Command | subprocess.Popen[str]:
-    """Start a command with the small settings; a cold one in an interpreter of its own, as a shell does."""
-    settings = work.parent / "settings.yaml"
-    settings.write_text(SETTINGS)
-    given = [*map(str, arguments), "--work", str(work), "--config", str(settings)]
+    """Start a command, with the small settings until there is a study, which then knows them.
+
+    A cold one runs in an interpreter of its own, as a shell starts it.
+    """
+    given = [*map(str, arguments), "--work", str(work)]
+    if not (work / "studies.db").exists():
+        settings = work.parent / "settings.yaml"
+        settings.write_text(SETTINGS)
+        given += ["--config", str(settings)]
     environment = {**os.environ, **ENVIRONMENT}
     return cold_command(*given, env=environment) if is_cold else Command(*given, environment=environment)
 
@@ -94,6 +109,52 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     assert trials(finished) == before
     assert "is complete (3 trials)" in err
     assert "--more-trials" in out
+
+
+def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished: Path) -> None:
+    cards = [json.loads((finished / f"models/{name}_model.json").read_text()) for name in ("baseline", "optimized")]
+    assert (cards[0]["params"]["learning_rate"], cards[0]["architecture"]) == (2e-3, "Custom_1")
+    for card in cards:
+        assert (card["training"]["class_balance"], card["training"]["augment"]["enabled"]) == (True, False)
+
+
+def test_the_settings_beside_the_report_repeat_the_study_bit_by_bit(
+    finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    settings, again = finished / "models/hyperopt/csi_optimization_settings.yaml", tmp_path / "again"
+    given = ("hyperopt", *data(phantoms), "--config", str(settings), "--work", str(again))
+    process = Command(*given, environment=os.environ | ENVIRONMENT)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    for sql in REPEATED:
+        with sqlite3.connect(finished / "studies.db") as one, sqlite3.connect(again / "studies.db") as two:
+            assert (rows := one.execute(sql).fetchall())
+            assert two.execute(sql).fetchall() == rows
+    best = [json.loads((work / f"models/hyperopt/{BEST}").read_text()) for work in (finished, again)]
+    assert {**best[0], "created": ""} == {**best[1], "created": ""}
+
+
+def test_another_way_of_training_is_refused_in_one_line(finished: Path) -> None:
+    settings = finished.parent / "other_training.yaml"
+    settings.write_text("trial: {class_balance: false}")
+    best = finished / "models/hyperopt" / BEST
+    for command in (["hyperopt"], ["study", "create"], ["train-optimized", "--hyperparams", best]):
+        _, err = run(finished, *command, "--config", settings, code=2)
+        assert "trial.class_balance (was true, now false); restore them, or choose another study name" in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_config_show_names_what_comes_from_the_study(finished: Path) -> None:
+    lines = run(finished, "config", "show", "--study", "csi_optimization", "--max-epochs", 7)[0].splitlines()
+    shown = dict(re.split(r" +# ", line) for line in lines)
+    assert shown["trial.class_balance: true"] == shown["baseline.learning_rate: 0.002"] == "study"
+    assert shown["study.max_epochs: 7"] == "flag --max-epochs"
+    assert shown["trial.device: auto"] == "default"
+    assert "no study of this name" in run(finished, "config", "show", "--study", "none", code=2)[1]
+
+
+def test_the_cache_of_a_study_is_verified(finished: Path) -> None:
+    assert "is intact" in run(finished, "cache", "verify")[0]
 
 
 def test_rerunning_the_final_model_trains_nothing(finished: Path) -> None:
@@ -249,7 +310,7 @@ def test_the_python_call_and_optuna_itself_read_the_same_study(finished: Path) -
     small = {"cache": {"image_size_px": 32}, "space": {"model_arch": {"value": "Custom_1"}}}
     small["space"]["batch_size"] = {"choices": [16, 32]}
     study = optimize_hyperparameters(
-        n_trials=3, max_epochs=2, work=finished, baseline={"model_arch": "Custom_1"}, **small
+        n_trials=3, max_epochs=2, work=finished, baseline={"model_arch": "Custom_1", "learning_rate": 2e-3}, **small
     )
     same = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{finished}/studies.db")
     assert same.best_value == study.best_value

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_job.config import Settings, commented_yaml, format_settings, load_settings, stored_tree, walk
+from csi_job.config import Settings, commented_yaml, format_settings, load_settings, walk
 from csi_job.config import _paths as paths_of
 from csi_job.errors import ConfigurationError
+from csi_job.study_settings import stored_tree
 
 PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
 

@@ -17,9 +17,14 @@ def test_paths_are_as_documented() -> None:
     ]
     assert folder.trial_checkpoints("s", 3).as_posix() == "w/checkpoints/s/trial-3"
     assert folder.wandb.as_posix() == "w/wandb"
-    hyperopt = (folder.best_params("s"), folder.optimized_params("s"), folder.report("s"))
+    hyperopt = (folder.best_params("s"), folder.optimized_params("s"), folder.report("s"), folder.study_settings("s"))
     assert {path.parent.as_posix() for path in hyperopt} == {"w/models/hyperopt"}
-    assert [path.name for path in hyperopt] == ["s_best_params.json", "s_optimized_params.json", "s_report.html"]
+    assert [path.name for path in hyperopt] == [
+        "s_best_params.json",
+        "s_optimized_params.json",
+        "s_report.html",
+        "s_settings.yaml",
+    ]
     assert folder.candidates("s").as_posix() == "w/models/candidates/s"
     assert folder.optimized_model.as_posix() == "w/models/optimized_model.safetensors"
     assert folder.baseline_model.as_posix() == "w/models/baseline_model.safetensors"

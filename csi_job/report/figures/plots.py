@@ -13,6 +13,7 @@ from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
+from csi_job.storage.attributes import SETTINGS
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def write_best_params(view: StudyView, path: Path) -> Path | None:
         "params": Hyperparameters.from_params(best.params).to_params(),
         "max_epochs": best.phase.max_epochs if best.phase else None,
         "fingerprint": view.fingerprint or None,
+        "settings": view.attributes.get(SETTINGS),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return write_file(path, json_text(content, indent=2))

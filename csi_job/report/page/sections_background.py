@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import platform
-import shlex
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
 from csi_job.report.figures.scores import scores_plot
-from csi_job.storage.attributes import FINISHED, OBJECTIVE, SEED
+from csi_job.report.settings_file import commands, settings_yaml
+from csi_job.storage.attributes import SEED
+from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from csi_job.cache.manifest import CacheInfo
-    from csi_job.report.study_view import Phase, StudyView
+    from csi_job.report.study_view import StudyView
 
 PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn")
@@ -86,9 +85,10 @@ def data(info: CacheInfo | None) -> PageSection:
 
 def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
     """Show the commands, settings, seeds and versions that lead to this study again."""
-    blocks: list[Block] = [Code("\n".join(_commands(view, info)), "The same search, phase by phase, in a new folder:")]
+    file = WorkFolder(Path()).study_settings(view.name).name
+    blocks: list[Block] = [Code("\n".join(commands(view, file)), "The same search, phase by phase, in a new folder:")]
     if view.fingerprint:
-        blocks.append(Code(_settings_yaml(view), "The settings file for --config:"))
+        blocks.append(Code(settings_yaml(view, info), f"The settings file {file}, which is beside this page:"))
     blocks.append(Definitions(tuple(_origins(view, info))))
     paragraph = (
         "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
@@ -100,46 +100,6 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
 def glossary() -> PageSection:
     """Explain the terms of the page."""
     return PageSection("glossary", "Glossary", blocks=(Definitions(GLOSSARY),))
-
-
-def _commands(view: StudyView, info: CacheInfo | None) -> list[str]:
-    """Return one command per phase, which ends at the total of trials that the phase ended at."""
-    objective = view.attributes.get(OBJECTIVE, "f1")
-    flags = [f"--study-name {shlex.quote(view.name)}"]
-    flags += [f"--seed {view.attributes[SEED]}"] if SEED in view.attributes else []
-    flags += [f"--objective {objective}"] if objective != "f1" else []
-    flags += [f"--image-size {info.image_size_px} --split-seed {info.split_seed}"] if info else []
-    shared = ["csi-job hyperopt --config FILE --labels TABLE --images FOLDER", " ".join(flags)]
-    commands = [[*shared, _phase_flags(view, phase)] for phase in view.phases] or [shared]
-    return [" \\\n    ".join(lines) for lines in commands]
-
-
-def _phase_flags(view: StudyView, phase: Phase) -> str:
-    last = max(trial.number for trial in view.trials if trial.phase is phase)
-    total = sum(trial.number <= last for trial in view.with_outcome(*FINISHED))
-    epochs = f"--max-epochs {phase.max_epochs} " if phase.max_epochs else ""
-    return f"--n-trials {total} {epochs}--sampler {phase.sampler} --pruner {phase.pruner}"
-
-
-def _settings_yaml(view: StudyView) -> str:
-    """Return the fingerprint as the YAML that results in it again; a dropped hyperparameter is null there."""
-    space = view.fingerprint.get("space", {})
-    settings: dict[str, dict[str, Any]] = {
-        "space": {name: None if form.get("dropped") else form for name, form in space.items()},
-        "trial": {"objective_average": view.fingerprint.get("average", "macro")},
-    }
-    if view.baseline is not None:
-        settings["baseline"] = view.baseline.params
-    lines = []
-    for section, content in settings.items():
-        lines += [f"{section}:", *(f"  {key}: {_flow(value)}" for key, value in content.items())]
-    return "\n".join(lines)
-
-
-def _flow(value: Any) -> str:
-    """Return a value as one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:

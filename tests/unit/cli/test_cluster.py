@@ -14,7 +14,7 @@ from csi_job.cluster.pod_check import IN_A_POD, Requirements
 @pytest.mark.parametrize(
     ("arguments", "output"),
     [
-        ([], "pod"),
+        ([], "pod\nstudy csi_optimization: new"),
         (["--release", "r"], "release r of None"),
         (["-n", "there"], "release None of there"),
         (["--release", "r", "-n", "there"], "release r of there"),

@@ -8,10 +8,11 @@ from typing import Any
 import optuna
 import pytest
 
-from csi_job.config import load_settings, results_only, stored_tree
+from csi_job.config import load_settings
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage
 from csi_job.study.record import StudyRecord, read_record
+from csi_job.study_settings import results_only, stored_tree
 from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, SPACE, define, work_on
 
@@ -73,7 +74,7 @@ def test_the_latest_phase_continues(storage: StudyStorage, tmp_path: Path) -> No
     assert (study.sampler, study.pruner, study.max_epochs, study.num_startup_trials) == ("random", "none", 2, 3)
 
 
-def test_a_study_of_version_0_1_has_its_space_objective_and_baseline(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_study_of_an_earlier_version_has_space_and_baseline(storage: StudyStorage, tmp_path: Path) -> None:
     space = SearchSpace.model_validate({"momentum": {"low": 0.5, "high": 0.9, "when": {}}, "weight_decay": None})
     study = define(storage, space=space, baseline={"learning_rate": 0.01}, average="weighted", objective="f1-and-cost")
     fingerprint = study.user_attrs["fingerprint"]

@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from csi_job.evaluation.tables import METRICS
 from csi_job.html.format import MINUS
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
 from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
 
@@ -203,7 +205,11 @@ def test_the_settings_shown_make_the_same_study_again(work, finished_study, view
     fingerprint = finished_study.user_attrs["fingerprint"]
     assert SearchSpace(**settings["space"]).fingerprint() == fingerprint["space"]
     assert settings["trial"]["objective_average"] == fingerprint["average"]
-    assert settings["baseline"] == finished_study.trials[0].params
+    assert settings["baseline"] == asdict(Hyperparameters.from_params(finished_study.trials[0].params))
+    first = finished_study.trials[0].user_attrs
+    assert settings["study"]["max_epochs"] == first["max_epochs"]
+    assert settings["study"]["sampler"] == first["sampler"]
+    assert settings["study"]["num_trials"] < view.num_finished
 
 
 def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
@@ -211,10 +217,10 @@ def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
     text = next(data for data in report(view_study(study), work).words if "csi-job hyperopt" in data)
     commands = [shlex.split(part) for part in text.replace("\\\n", " ").splitlines()]
     options = [dict(zip(words[2::2], words[3::2], strict=True)) for words in commands]
-    assert [option["--sampler"] for option in options] == ["random", "tpe"]
-    assert [option["--max-epochs"] for option in options] == ["8", "12"]
+    assert [option.get("--sampler") for option in options] == [None, "tpe"]
+    assert [option.get("--max-epochs") for option in options] == [None, "12"]
     assert options[-1]["--n-trials"] == str(view_study(study).num_finished)
-    assert options[0]["--study-name"] == "it's a study"
+    assert options[0]["--config"] == "it's a study_settings.yaml"
 
 
 def test_two_objectives_show_the_rule_and_the_front(cost_view, tmp_path):

@@ -1,0 +1,92 @@
+"""The settings file beside the report: with it, one worker on a CPU repeats the study bit by bit."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from csi_job.files import write_file
+from csi_job.storage.attributes import FINISHED
+from csi_job.study.record import StudyRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from csi_job.cache.manifest import CacheInfo
+    from csi_job.report.study_view import Phase, StudyView
+
+
+def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path | None:
+    """Write the settings of a study's first phase; None for a study of another program.
+
+    Raises:
+        CsiJobError: the folder cannot be written.
+
+    """
+    if not view.fingerprint:
+        return None
+    lines = [f"# Settings of study {view.name}. To repeat it, in a new work folder:"]
+    lines += [f"#   {line}" for command in commands(view, path.name) for line in command.splitlines()]
+    return write_file(path, "\n".join([*lines, settings_yaml(view, info), ""]))
+
+
+def commands(view: StudyView, file: str) -> list[str]:
+    """Return one command per phase, which ends at the total of trials that the phase ended at."""
+    words = ["csi-job", "hyperopt", "--config", file]
+    shared = f"{shlex.join(words)} --labels TABLE --images FOLDER --work NEW"
+    if _weights(view):
+        shared += " \\\n    --pretrained WEIGHTS"
+    return [shared, *(f"{shared} \\\n    {_flags(view, phase)}" for phase in view.phases[1:])]
+
+
+def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
+    """Return the settings of a study's first phase as YAML; earlier versions stored only some of them."""
+    baseline = next((trial.params for trial in view.trials if trial.is_baseline), {})
+    tree = StudyRecord(view.name, view.attributes, baseline, _first_phase(view)).settings()
+    if info is not None:
+        train, validation, test = info.split_shares
+        split = {"train": train, "validation": validation, "test": test, "seed": info.split_seed}
+        size = {"image_size_px": info.image_size_px, "normalisation": info.normalisation}
+        tree = {"radiographs": {"split": split}, "cache": size} | tree
+    tree.pop("tracking", None)
+    lines = []
+    for section, content in tree.items():
+        lines += [f"{section}:", *(f"  {key}: {_flow(value)}" for key, value in content.items())] if content else []
+    if weights := _weights(view):
+        lines.append(f"# trial.pretrained was a file of weights with the SHA-256 {weights}.")
+    return "\n".join(lines)
+
+
+def _first_phase(view: StudyView) -> dict[str, Any]:
+    if not view.phases:
+        return {}
+    phase = view.phases[0]
+    options = {name: value for name, value in phase.options.items() if value is not None}
+    return {"num_trials": max(1, _total(view, phase)), **options}
+
+
+def _flags(view: StudyView, phase: Phase) -> str:
+    flags = {f"--{name.replace('num', 'n').replace('_', '-')}": value for name, value in phase.options.items()}
+    given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+    return " ".join([f"--n-trials {_total(view, phase)}", *given])
+
+
+def _total(view: StudyView, phase: Phase) -> int:
+    """Return the number of finished trials at the end of a phase."""
+    last = max(trial.number for trial in view.trials if trial.phase is phase)
+    return sum(trial.number <= last for trial in view.with_outcome(*FINISHED))
+
+
+def _weights(view: StudyView) -> str | None:
+    """Return the digest of the file of initial weights, if there was one."""
+    pretrained = view.fingerprint.get("trial", {}).get("pretrained")
+    return None if pretrained in (None, "none", "imagenet") else str(pretrained)
+
+
+def _flow(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")

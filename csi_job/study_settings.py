@@ -1,0 +1,69 @@
+"""The settings and the study: what it stores of them, and whether they agree with what it stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from csi_job.study.definition import Definition, check_same, without_data
+from csi_job.study.record import StudyRecord
+
+if TYPE_CHECKING:
+    from csi_job.config import Settings
+
+KEY_FILE = {"wandb_api_key_file"}
+NOT_STORED: Any = {
+    "work": True,
+    "radiographs": {"labels", "images"},
+    "cache": {"num_workers"},
+    "trial": {"device"},
+    "study": {"name", "timeout_s"},
+    "storage": True,
+    "tracking": True,
+}
+
+
+def definition_of(settings: Settings, cache_key: str, name: str | None = None) -> Definition:
+    """Define the study that the settings name, or one of another name, on a cache."""
+    study = settings.study if name is None else settings.study.model_copy(update={"name": name})
+    return Definition.of(
+        study,
+        settings.space,
+        settings.baseline.model_dump(),
+        cache_key=cache_key,
+        average=settings.trial.objective_average,
+        results=results_only(settings),
+        tree=stored_tree(settings),
+    )
+
+
+def check_settings(settings: Settings, record: StudyRecord, *, with_data: bool = True) -> None:
+    """Raise `ConfigurationError` if settings that change results are not those of the study; `with_data`: all of them.
+
+    The content of the data is not compared.
+    """
+    stored, given = record.fingerprint, definition_of(settings, record.cache_key).fingerprint
+    if with_data:
+        check_same(stored, given, record.name)
+    else:
+        check_same(without_data(stored), without_data(given), record.name)
+
+
+def stored_tree(settings: Settings) -> dict[str, Any]:
+    """Return what a study stores of the settings: all but secrets, paths, and what concerns only one process."""
+    tree = settings.model_dump(mode="json", exclude=NOT_STORED)
+    if settings.trial.is_weights_file:
+        del tree["trial"]["pretrained"]  # the fingerprint has its digest
+    return tree | {"tracking": settings.tracking.model_dump(mode="json", exclude=KEY_FILE, exclude_defaults=True)}
+
+
+def results_only(settings: Settings) -> dict[str, Any]:
+    """Return the settings that decide the results of a trial, besides those of `Definition.of`."""
+    trial = settings.trial.results_only()
+    del trial["objective_average"]
+    radiographs, cache = settings.radiographs, settings.cache
+    return {
+        "trial": trial,
+        "radiographs": {"split": radiographs.split.model_dump(), "max_image_side_px": radiographs.max_image_side_px},
+        "cache.image_size_px": cache.image_size_px,
+        "cache.normalisation": cache.normalisation,
+    }
