@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from csi_job.config import Settings
 from csi_job.errors import Problem
@@ -17,10 +17,18 @@ from csi_job.work_folder import model_file
 
 
 def run_predict(
-    settings: Settings, paths: Sequence[Path], model_path: Path | None, stream: TextIO, file_format: PredictionFormat
+    settings: Settings,
+    paths: Sequence[Path],
+    model_path: Path | None,
+    stream: TextIO,
+    file_format: PredictionFormat,
+    **form: Any,
 ) -> list[Problem]:
-    """Predict image files, or the images in folders, as they are read; return the files that could not be read."""
-    model = load_model(model_file(settings.folder, model_path), choose_device(settings.trial))
+    """Predict image files, or the images in folders, as they are read; return the files that could not be read.
+
+    `form` is what `load_model` takes for a file without a card: `architecture`, `image_size_px`, `normalisation`.
+    """
+    model = load_model(model_file(settings.folder, model_path), choose_device(settings.trial), **form)
     files = list(expand_folders(paths))
     with progress("predicting", len(files), "images") as advance:
         results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)

@@ -12,6 +12,7 @@ from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.study.settings import check_sampler
 from csi_job.tracking.settings import wandb_mode
+from csi_job.trial.architectures import check_architecture
 from csi_job.work_folder import WorkFolder, model_file, no_cache
 
 
@@ -50,6 +51,8 @@ def check_arguments(folder: WorkFolder, given: Mapping[str, Any]) -> None:
         model_file(folder, given["model_path"])
     if (baseline := given.get("baseline")) is not None:
         model_file(folder, baseline)
+    if (model_arch := given.get("model_arch")) is not None:
+        check_architecture(model_arch)
     if (hyperparams := given.get("hyperparams")) is not None and not hyperparams.is_file():
         from csi_job.final_model.hyperparams import read_hyperparams
 

@@ -11,7 +11,7 @@ from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
-SHOWN = (*DATA, "evaluation.num_bootstrap", "trial.device")
+SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "trial.device")
 
 
 @click.command("eval")
@@ -26,8 +26,8 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
 @click.command()
 @with_settings(*SHOWN, study=study_of_model)
-@click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors or .pth).")
-@click.option("--model-arch", metavar="NAME", help="Architecture of a .pth file without a model card.")
+@click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors, .pth, .pt, .ckpt).")
+@click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
 @click.option(
     "--baseline", type=MODEL, help="Model to compare with.  [default: <work>/models/baseline_model.safetensors]"
 )

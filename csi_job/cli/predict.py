@@ -11,6 +11,7 @@ from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
+FORM = ("image_size_px", "normalisation")  # what a model card says of the images
 CSI_NOTE = (
     "csi: expected CSI, from the probabilities of the zones' scores; "
     "mean_score: mean of the zones' most probable scores"
@@ -19,31 +20,46 @@ CSI_NOTE = (
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@with_settings("trial.device")
+@with_settings("trial.device", *(f"cache.{name}" for name in FORM))
 @click.option(
     "--model-path",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Model to use.  [default: <work>/models/optimized_model.safetensors]",
 )
+@click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: standard output]"
 )
 @click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", help="Output format.")
 def predict(
-    loaded: LoadedSettings, images: tuple[Path, ...], model_path: Path | None, output: Path | None, output_format: Any
+    loaded: LoadedSettings,
+    images: tuple[Path, ...],
+    model_path: Path | None,
+    model_arch: str | None,
+    output: Path | None,
+    output_format: Any,
 ) -> None:
     """Score IMAGES (files or folders): six zones, mean CSI, and risk class with probabilities.
 
     `csi` is the expected CSI: the mean over the zones predicted graded of the score that their probabilities give on
     average. `mean_score` is the mean of their most probable scores, which are the ones printed.
 
-    Unreadable files are reported and skipped; the exit code is then 1.
+    Unreadable files are reported and skipped; the exit code is then 1. A model file without a card needs
+    --model-arch, --image-size and --normalisation.
     """
     with announced("loading PyTorch"):
         from csi_job.prediction import run_predict
 
     with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
-        problems = run_predict(loaded.settings, images, model_path, cast("TextIO", stream), output_format)
+        problems = run_predict(
+            loaded.settings,
+            images,
+            model_path,
+            cast("TextIO", stream),
+            output_format,
+            architecture=model_arch,
+            **{name: getattr(loaded.settings.cache, name) for name in FORM if loaded.is_given(f"cache.{name}")},
+        )
     click.echo(CSI_NOTE, err=True)
     for problem in problems:
         click.echo(f"csi-job: {problem.render(identities=True)}", err=True)

@@ -1,6 +1,6 @@
-"""Load a model file: `.safetensors` with the card in its metadata, or a bare `.pth` state dict.
+"""Load a model file: `.safetensors` with the card in its metadata, or weights that PyTorch saved.
 
-Nothing in a model file is ever executed: safetensors cannot contain code, and `.pth` files are read with PyTorch's
+Nothing in a model file is ever executed: safetensors cannot contain code, and other files are read with PyTorch's
 weights-only unpickler, which rejects everything but tensors.
 """
 
@@ -26,10 +26,14 @@ from csi_job.files import digest_file
 from csi_job.logs import get_logger
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.model import build_model
+from csi_job.trial.weights import as_ours, find_weights
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
-SUFFIXES = (".safetensors", ".pth")
-HINT = "use the .safetensors file that train-optimized wrote, or evaluate with --model-arch, e.g. --model-arch ResNet50"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+HINT = (
+    "use the .safetensors file that train-optimized wrote, or say what the file contains, e.g. "
+    "--model-arch ResNet50 --image-size 224 --normalisation medical"
+)
 
 logger = get_logger(__name__)
 StateDict = dict[str, torch.Tensor]
@@ -56,9 +60,10 @@ def load_model(
     image_size_px: int | None = None,
     normalisation: str | None = None,
 ) -> LoadedModel:
-    """Read `.safetensors` (with metadata) or `.pth` (a state dict; a card `<stem>.json` beside it is read too).
+    """Read `.safetensors` (with metadata) or weights that PyTorch saved (a card `<stem>.json` beside it is read too).
 
-    Architecture, image size and normalisation are for a file without a card; a card takes precedence.
+    The weights may be within a training checkpoint, under the prefixes of wrappers. Architecture, image size and
+    normalisation are for a file without a card; a card takes precedence.
 
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
@@ -116,7 +121,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
 def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
         with warnings.catch_warnings(action="ignore"):  # about what is rejected in one line anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = find_weights(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError:
         what = "the model file contains more than weights, or is not a PyTorch file; nothing in it was executed"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)") from None
@@ -124,7 +129,7 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
         raise
     except Exception:  # noqa: BLE001 - corrupt bytes make the unpickler raise nearly anything
         raise ModelFileError("the model file is corrupt or not a PyTorch file", got=str(path)) from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not state:
         what = "the model file contains no state dict (names and tensors)"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
     return state, _card_beside(path)
@@ -155,12 +160,16 @@ def _parse_card(text: str, path: Path) -> dict[str, Any]:
 
 
 def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
-    """Build the network and load its weights; names and shapes must match exactly and values be finite."""
+    """Build the network and load its weights; all must be there and none besides, of the right shapes, and finite."""
     try:
         model = build_model(architecture)
     except ConfigurationError as error:
-        raise ModelFileError(f"the model's architecture is unknown: {error}", got=str(path)) from None
-    num_wrong = len(set(model.state_dict()) ^ set(state))
+        raise ModelFileError(f"{path}: {error}") from None
+    target = model.state_dict()
+    state = {name: tensor for name, tensor in target.items() if name.endswith("num_batches_tracked")} | as_ours(
+        state, target
+    )
+    num_wrong = len(target.keys() ^ state.keys())
     try:
         model.load_state_dict(state)
     except RuntimeError:

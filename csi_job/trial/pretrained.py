@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,9 @@ from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
 from csi_job.trial.backbones import random_model, torchvision_models
+from csi_job.trial.weights import as_ours, find_weights
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
-# Modules that networks are commonly wrapped in: by PyTorch (DataParallel, compile) and by training scripts.
-PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densenet121)\.)+")
-# DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 _log = get_logger(__name__)
 
@@ -87,10 +82,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch's reader raises nearly anything on junk
         message = f"trial.pretrained: {path.name} does not contain weights only ({_first_line(error)})"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors") from error
-    while isinstance(content, dict) and (wrapper := next((key for key in WRAPPERS if key in content), None)):
-        content = content[wrapper]
-    named = content.items() if isinstance(content, dict) else ()
-    tensors = {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+    tensors = find_weights(content)
     if not tensors:
         message = f"trial.pretrained: {path.name} contains no named tensors"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors")
@@ -100,9 +92,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) -> None:
     """Copy the weights that match by name and shape; all must, except the head's."""
     target = model.state_dict()
-    modern = {PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name)): tensor for name, tensor in source.items()}
-    renamed = {f"backbone.{name}": tensor for name, tensor in modern.items()}
-    found = {name: _as_stem(tensor, target[name]) for name, tensor in renamed.items() if name in target}
+    found = {name: tensor for name, tensor in as_ours(source, target).items() if name in target}
     matching = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
     optional = {name for name in target if name.endswith("num_batches_tracked")} | _head(model)
     missing = [name for name in target if name not in matching and name not in optional]
@@ -111,13 +101,6 @@ def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) 
         hint = f"first missing key: {missing[0]}; restrict space.model_arch to the architecture of the weights"
         raise ConfigurationError(message, hint=hint)
     model.load_state_dict(target | matching)
-
-
-def _as_stem(source: Tensor, target: Tensor) -> Tensor:
-    """Sum a first convolution over RGB if the target takes grey, which stands for three equal channels."""
-    if source.ndim == 4 and source.shape[1] == 3 and target.ndim == 4 and target.shape[1] == 1:  # noqa: PLR2004
-        return source.sum(dim=1, keepdim=True)
-    return source
 
 
 def _head(model: nn.Module) -> set[str]:

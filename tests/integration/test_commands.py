@@ -180,13 +180,19 @@ def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(fin
     assert f"{metric['value']:.3f}" in report
 
 
-def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(finished: Path, tmp_path: Path) -> None:
+def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(
+    finished: Path, phantoms: Path, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare.pth"
     shutil.copy(finished / "models/optimized_model.pth", bare)
     _, err = run(finished, "evaluate", "--model-path", bare, code=2)
     assert "--model-arch" in err
     out, _ = run(finished, "evaluate", "--model-path", bare, "--model-arch", "Custom_1", "--baseline", bare)
     assert "bare.json" in out
+    film = next(iter(sorted((phantoms / "images").iterdir())))
+    form = ["--model-arch", "Custom_1", "--image-size", 32, "--normalisation", "medical"]
+    bare_scores, _ = run(finished, "predict", film, "--model-path", bare, *form)
+    assert bare_scores == run(finished, "predict", film)[0]
 
 
 def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: Path, tmp_path: Path) -> None:
