@@ -209,6 +209,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
             settings=settings.final_model,
             trial=settings.trial,
             evaluation=settings.evaluation,
+            record=record,
         )
     )
     if study is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from csi_job.cli.options import DATA, the_study, with_settings
+from csi_job.cli.options import DATA, the_only_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -36,7 +36,7 @@ def build(loaded: LoadedSettings) -> None:
 
 
 @cache.command()
-@with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_study)
+@with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_only_study)
 def verify(loaded: LoadedSettings) -> None:
     """Read the entire cache and compare it with its checksums."""
     from csi_job.cache.manifest import verify_cache

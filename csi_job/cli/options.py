@@ -22,7 +22,7 @@ if typing.TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
 
 Command = typing.TypeVar("Command", bound=Callable[..., Any])
-FindStudy = Callable[[Settings, dict[str, Any]], "StudyRecord | None"]
+FindStudy = Callable[[LoadedSettings, dict[str, Any]], "StudyRecord | None"]
 
 FLAGS = {
     "radiographs.labels": "--labels",
@@ -83,7 +83,7 @@ def with_settings(*paths: str, study: FindStudy | None = None, check: bool = Tru
             loaded = load_settings(flags, config, flag_names=names)
             if check:
                 check_call(loaded.settings, shown, given)
-            record = study(loaded.settings, given) if study else None
+            record = study(loaded, given) if study else None
             return function(loaded.over(record) if record else loaded, *args, **given)
 
         for option in (_log_format, _config, *(_option(path) for path in reversed(shown))):
@@ -94,42 +94,48 @@ def with_settings(*paths: str, study: FindStudy | None = None, check: bool = Tru
     return decorate
 
 
-def the_study(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+def the_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
     """Find the study that the settings name."""
     del given
-    return _record(settings, settings.study.name)
+    return _record(loaded, loaded.settings.study.name)
+
+
+def the_only_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
+    """Find the study that the settings name; where they name none, the only one will do."""
+    del given
+    return _record(loaded, loaded.settings.study.name, or_only=not loaded.is_given("study.name"))
 
 
 def study_of_argument(*arguments: str) -> FindStudy:
     """Return what finds the study named by the first of a command's arguments that names one."""
 
-    def find(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
-        records = (_record(settings, given[argument]) for argument in arguments if given[argument])
+    def find(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
+        records = (_record(loaded, given[argument]) for argument in arguments if given[argument])
         return next((record for record in records if record), None)
 
     return find
 
 
-def study_of_hyperparams(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+def study_of_hyperparams(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
     """Find the study that a file of hyperparameters comes from, or what the file itself records of it."""
     from csi_job.final_model.hyperparams import read_hyperparams
 
-    study = settings.study
+    study = loaded.settings.study
     file = read_hyperparams(given["hyperparams"], default_study=study.name, default_max_epochs=study.max_epochs)
-    return _record(settings, file.study) or file.record
+    return _record(loaded, file.study) or file.record
 
 
-def study_of_model(settings: Settings, given: dict[str, Any]) -> StudyRecord | None:
+def study_of_model(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
     """Find the study that a model comes from, by its card; without one, the study that the settings name."""
-    model: Path = given.get("model_path") or settings.folder.optimized_model
+    model: Path = given.get("model_path") or loaded.settings.folder.optimized_model
     name = (read_json(model.with_suffix(".json")) or {}).get("study")
-    return _record(settings, name if isinstance(name, str) else settings.study.name)
+    return _record(loaded, name) if isinstance(name, str) else the_only_study(loaded, given)
 
 
-def _record(settings: Settings, name: str) -> StudyRecord | None:
+def _record(loaded: LoadedSettings, name: str, *, or_only: bool = False) -> StudyRecord | None:
     from csi_job.study.record import read_record
 
-    return read_record(settings.storage, settings.work, name)
+    return read_record(loaded.settings.storage, loaded.settings.work, name, or_only=or_only)
 
 
 def next_command(loaded: LoadedSettings, *words: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from csi_job.cli.options import the_study, with_settings
+from csi_job.cli.options import the_only_study, with_settings
 from csi_job.config import LoadedSettings
 
 
 @click.command()
-@with_settings("study.name", "storage.url", study=the_study)
+@with_settings("study.name", "storage.url", study=the_only_study)
 def report(loaded: LoadedSettings) -> None:
     """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
     from csi_job.report.files import write_results

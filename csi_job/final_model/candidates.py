@@ -21,7 +21,8 @@ from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import MAX_EPOCHS
+from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS
+from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1
@@ -140,8 +141,12 @@ def confirm_candidates(
     return Winner(_choose(trained, prefer_cheap=prefer_cheap), results, rule)
 
 
-def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -> Path:
+def write_optimized_params(
+    winner: Winner, study: str, cache: str, path: Path, record: StudyRecord | None = None
+) -> Path:
     """Write `<study>_optimized_params.json` atomically; `read_hyperparams` reads it too.
+
+    What the study records goes with it, so that the file is enough where the study's database is not.
 
     Raises:
         CsiJobError: the folder cannot be written.
@@ -160,6 +165,7 @@ def write_optimized_params(winner: Winner, study: str, cache: str, path: Path) -
         "confirmed": True,
         "rule": winner.rule,
         "cache": cache,
+        **({key: record.attributes.get(key) for key in (FINGERPRINT, SETTINGS)} if record else {}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
     }

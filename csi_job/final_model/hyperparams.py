@@ -130,10 +130,10 @@ def _finite(value: Any) -> float | None:
 
 
 def _cache(content: dict[str, Any]) -> str:
-    """Return the cache key: in the study's fingerprint, or in the file itself once confirmed."""
+    """Return the key of the cache: in the file itself once confirmed, else in the study's fingerprint."""
     fingerprint = content.get("fingerprint")
-    cache = fingerprint.get("cache") if isinstance(fingerprint, dict) else content.get("cache")
-    return cache if isinstance(cache, str) else ""
+    searched_on = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
+    return next((key for key in (content.get("cache"), searched_on) if isinstance(key, str)), "")
 
 
 def _record(content: dict[str, Any]) -> StudyRecord | None:

@@ -35,6 +35,7 @@ from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.logs import get_logger, progress
 from csi_job.signals import listening
+from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
@@ -59,6 +60,8 @@ class FinalTrainingRequest:
     settings: FinalModelSettings
     trial: TrialSettings
     evaluation: EvaluationSettings
+    record: StudyRecord | None = None
+    """What the study records of how it was created."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class _FinalTraining:
         result = self._train_baseline(Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs)))
         file = self.request.file
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
-            write_optimized_params(winner, file.study, self.request.cache.info.key, self.params_file)
+            cache = self.request.cache.info.key
+            write_optimized_params(winner, file.study, cache, self.params_file, self.request.record)
         baseline_card = None if result is None else self._keep(self.work.baseline_model, result, with_pth=False)
         return self._final(
             self._keep(self.work.optimized_model, winner.result, with_pth=True), baseline_card, is_new=True

@@ -27,7 +27,7 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.storage.tables import TRIALS, USER_ATTRIBUTES
+from csi_job.storage.tables import STUDIES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
 from csi_job.study.definition import find_study, stored_attributes
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
@@ -84,8 +84,10 @@ class StudyRecord:
         }
 
 
-def read_record(settings: StorageSettings, work: Path, name: str) -> StudyRecord | None:
+def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bool = False) -> StudyRecord | None:
     """Return what a study records; None if there is no such study of ours, or no usable database.
+
+    `or_only` takes the only study of the database where none has this name.
 
     Raises:
         StorageUnavailableError: the database could not be reached within `connect_s`.
@@ -96,13 +98,17 @@ def read_record(settings: StorageSettings, work: Path, name: str) -> StudyRecord
     except ConfigurationError:  # whoever needs the study reports it
         return None
     try:
-        return storage.read(lambda connection: _read(connection, name))
+        return storage.read(lambda connection: _read(connection, name, or_only=or_only))
     finally:
         storage.close()
 
 
-def _read(connection: Connection, name: str) -> StudyRecord | None:
+def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | None:
+    names = connection.execute(sa.select(STUDIES.c.study_name).limit(2)).scalars().all() if or_only else []
     study_id = find_study(connection, name)
+    if study_id is None and len(names) == 1:
+        [name] = names
+        study_id = find_study(connection, name)
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
     if study_id is None or not isinstance(attributes.get(FINGERPRINT), Mapping):
         return None

@@ -17,7 +17,7 @@ from csi_job.cli import cli
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.transfer.copy import insert_study
-from tests.integration.test_commands import ENVIRONMENT, SETTINGS, data, run, trials
+from tests.integration.test_commands import ENVIRONMENT, data, run, trials
 from tests.support.carrying import simple_study
 from tests.support.postgres import guarded_server
 from tests.support.processes import Command
@@ -122,16 +122,15 @@ def test_an_impossible_copy_is_rejected_in_one_line(searched: Path, arguments: t
 
 def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_path: Path) -> None:
     wider = tmp_path / "wider.yaml"
-    wider.write_text(SETTINGS.replace("[16, 32]", "[8, 16, 32]"))
-    options = ["--work", str(searched), "--config", str(wider)]
+    wider.write_text("space: {batch_size: {choices: [8, 16, 32]}}")
 
     def call(*arguments: str, code: int = 0) -> tuple[str, str]:
-        process = Command(*arguments, *options, environment={**os.environ, **ENVIRONMENT})
+        process = Command(*arguments, "--work", str(searched), environment={**os.environ, **ENVIRONMENT})
         out, err = process.communicate()
         assert process.returncode == code, err
         return out, err
 
-    out, _ = call("study", "migrate", "csi_optimization", "wider", "--n-trials", "3")
+    out, _ = call("study", "migrate", "csi_optimization", "wider", "--n-trials", "3", "--config", str(wider))
     assert "2 trials migrated from csi_optimization to wider" in out
     assert "2 of 3 trials" in out
     call("hyperopt", "--study-name", "wider", "--max-epochs", "1")

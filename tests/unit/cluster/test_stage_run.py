@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -42,6 +43,21 @@ def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
     status["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}]
     metadata = {"name": name, "labels": {JOB_NAME: job}, "creationTimestamp": long_ago}
     return {"kind": "Pod", "metadata": metadata, "status": status}
+
+
+def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named() -> None:
+    namespace = Namespace()
+    release = Release("r", "first", {"kind": "ConfigMap"}, (), {})
+    run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
+    run.reconcile()
+    refusal = "study 's' was created with other settings: trial.class_balance (was false, now true); restore them"
+    refused = pod(namespace.only()["metadata"]["name"], "r-cache", "Failed")
+    ended = {"exitCode": 2, "message": f"work folder /work: writable\ncsi-job: {refusal}\n", "reason": "Error"}
+    refused["status"]["initContainerStatuses"] = [{"name": "check", "state": {"terminated": ended}}]
+    namespace.create(refused)
+    namespace.end("Failed", "PodFailurePolicy")
+    with pytest.raises(StageFailedError, match=rf"cache failed: pod r-cache \(check\) exit 2: {re.escape(refusal)}$"):
+        run.reconcile()
 
 
 def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods() -> None:

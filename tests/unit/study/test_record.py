@@ -93,6 +93,16 @@ def test_where_there_is_no_study_of_ours_there_is_no_record(tmp_path: Path, name
     assert [*tmp_path.iterdir()] == []
 
 
+def test_the_only_study_will_do_where_none_is_named(storage: StudyStorage, tmp_path: Path) -> None:
+    define(storage)
+    only = read_record(StorageSettings(), tmp_path, "csi_optimization", or_only=True)
+    assert only is not None
+    assert only.name == "toy"
+    assert read_record(StorageSettings(), tmp_path, "csi_optimization") is None
+    define(storage, name="another")
+    assert read_record(StorageSettings(), tmp_path, "csi_optimization", or_only=True) is None
+
+
 def test_what_this_version_does_not_know_is_left_out(tmp_path: Path) -> None:
     stored = {"trial": {"mixup": 0.2, "class_balance": True}, "gone": {"x": 1}}
     record = StudyRecord("toy", {"fingerprint": {}, "settings": stored})
