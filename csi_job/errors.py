@@ -141,13 +141,17 @@ def explain_os_errors(
 
 @dataclass(frozen=True)
 class Problem:
-    """A faulty row or file; `row` counts the table's lines from 1, including the header."""
+    """A faulty row or file; `row` counts the table's lines from 1, including the header.
+
+    `identities` is the part of the message that names patients or files.
+    """
 
     what: str
     row: int | None = None
     column: str = ""
     file_id: str = ""
     pseudonym: str = ""
+    identities: str = ""
 
     def render(self, *, identities: bool) -> str:
         """Return e.g. `row 7 column left_mid (3f9c…): score 9`."""
@@ -157,7 +161,8 @@ class Problem:
         name = self.file_id if identities else self.pseudonym
         if name:
             place.append(f"({name})")
-        return f"{' '.join(place)}: {self.what}" if place else self.what
+        what = f"{self.what}; {self.identities}" if identities and self.identities else self.what
+        return f"{' '.join(place)}: {what}" if place else what
 
 
 def _quoted(value: object) -> str:

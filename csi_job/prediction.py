@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from csi_job.config import Settings
 from csi_job.errors import Problem
 from csi_job.evaluation.model_file import load_model
-from csi_job.evaluation.predict import expand_folders, predict_images
+from csi_job.evaluation.predict import Prediction, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
-from csi_job.logs import progress
+from csi_job.logs import get_logger, progress
+from csi_job.radiographs.folder import expand_folders
 from csi_job.trial.memory import choose_device
 from csi_job.work_folder import model_file
+
+_logger = get_logger(__name__)
 
 
 def run_predict(
@@ -27,9 +31,25 @@ def run_predict(
     """Predict image files, or the images in folders, as they are read; return the files that could not be read.
 
     `form` is what `load_model` takes for a file without a card: `architecture`, `image_size_px`, `normalisation`.
+
+    Raises:
+        DataError: a folder holds no image.
+
     """
+    files = expand_folders(paths)
     model = load_model(model_file(settings.folder, model_path), choose_device(settings.trial), **form)
-    files = list(expand_folders(paths))
+    doubts: Counter[str] = Counter()
+
+    def counting_doubts(results: Iterable[Prediction | Problem]) -> Iterator[Prediction | Problem]:
+        for result in results:
+            if isinstance(result, Prediction) and result.doubt:
+                doubts[result.doubt] += 1
+            yield result
+
     with progress("predicting", len(files), "images") as advance:
         results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
-        return write_predictions(results, stream, file_format)
+        problems = write_predictions(counting_doubts(results), stream, file_format)
+    if doubts:
+        reasons = ", ".join(f"{num} {doubt}" for doubt, num in doubts.items())
+        _logger.warning("%d of %d images look doubtful (%s); look at them", doubts.total(), len(files), reasons)
+    return problems

@@ -22,8 +22,9 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
 from csi_job.files import digest_file, digest_json, locked, read_json, write_atomic
 from csi_job.logs import progress
+from csi_job.radiographs.content import NUM_START_BYTES, reader_version
 from csi_job.radiographs.identity import load_key, pseudonym
-from csi_job.radiographs.read import NUM_START_BYTES, find_images, reader_version
+from csi_job.radiographs.read import find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.work_folder import WorkFolder

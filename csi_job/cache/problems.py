@@ -20,7 +20,10 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
         OSError: the folder cannot be written.
 
     """
-    rows = ((problem.row, problem.column, problem.file_id, problem.what) for problem in problems)
+    rows = (
+        (problem.row, problem.column, problem.file_id, "; ".join(filter(None, (problem.what, problem.identities))))
+        for problem in problems
+    )
     path = WorkFolder(work).problems
     write_atomic(path, csv_text(("row", "column", "FileID", "problem"), rows))
     return path

@@ -17,7 +17,6 @@ from csi_job.evaluation.csi import FloatArray, predict_csi
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.grey import doubt_about
-from csi_job.radiographs.read import EXTENSIONS
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES, risk_class
 
@@ -103,16 +102,6 @@ def predict_images(
         while index in finished:
             yield finished.pop(index)
             index += 1
-
-
-def expand_folders(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are, and the images in and below each folder, sorted by name."""
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(found for found in path.rglob("*") if found.name.casefold().endswith(EXTENSIONS))
-            yield from (found for found in inside if not found.is_dir())
-        else:
-            yield path
 
 
 def as_text(path: Path) -> str:

@@ -1,14 +1,33 @@
-"""The folder of images: find the file of an identifier, and never leave the folder."""
+"""The folder of images: find the file of an identifier, or every image below it, and never leave the folder."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+from csi_job.errors import DataError
+from csi_job.logs import get_logger
+from csi_job.radiographs.content import NUM_MAGIC_BYTES, is_image
+from csi_job.radiographs.spreadsheet import NumericNames
 
+_FIRST_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # these come first
+EXTENSIONS = (*_FIRST_EXTENSIONS, ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2")
+_SYSTEM_NAMES = {  # in lower case
+    *(".ds_store", ".localized", "__macosx", ".trashes", ".spotlight-v100", ".fseventsd", ".appledouble"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", ".git"),
+}
+
+MISSING = "no image of this name"
 _Listing = dict[str, list[tuple[str, bool]]]  # by identifier: file names, and whether they are links
+
+
+_logger = get_logger(__name__)
 
 
 class ImageFolder:
@@ -18,21 +37,53 @@ class ImageFolder:
         """List the folder; raise `OSError` if it cannot be read."""
         self._root = folder.resolve(strict=True)
         self._listings: dict[PurePosixPath, _Listing] = {PurePosixPath(): _list_folder(self._root)}
+        self._numeric_names: NumericNames | None = None
 
     def find(self, file_id: str) -> Path | str:
-        """Return the path of an identifier's image, or the problem with it."""
+        """Return the path of an identifier's image, or the problem with it.
+
+        An identifier without a subfolder also stands for the only image of this name in any subfolder.
+        """
         if _leaves_folder(file_id):
             return "the FileID leaves the folder of images"
         place = PurePosixPath(file_id)
         entries = self._listing(place.parent).get(_composed(place.name), [])
         if not entries:
-            return "no image of this name"
+            return self._find_below(place) if place.parent == PurePosixPath() else MISSING
+        if len(entries) > 1:
+            entries = [entry for entry in entries if not _is_newer(entry[0])] or entries
         if len(entries) > 1:
             endings = sorted(name[len(place.name) :] or "no ending" for name, _ in entries)
             return f"several images of this name ({', '.join(endings)})"
         name, is_link = entries[0]
         path = self._root / place.parent / name
         return self._follow(path) if is_link else path
+
+    def could_be(self, file_id: str) -> list[str]:
+        """Return the identifiers of images that a spreadsheet may have turned into this one."""
+        if self._numeric_names is None:
+            self._numeric_names = NumericNames((*self._listings[PurePosixPath()], *self._below))
+        return self._numeric_names.could_be(file_id)
+
+    def _find_below(self, place: PurePosixPath) -> Path | str:
+        found = self._below.get(_composed(place.name), [])
+        if len(found) > 1:
+            hint = "write the sub-folder in the FileID: sub-folder/name"
+            return f"{MISSING} in the folder, but {len(found)} in its sub-folders; {hint}"
+        return found[0] if found else MISSING
+
+    @cached_property
+    def _below(self) -> dict[str, list[Path]]:
+        """The files in all subfolders, as `_list_folder` names those of one; without links, which may lead out."""
+        found: dict[str, list[Path]] = {}
+        for folder, subfolders, _ in os.walk(self._root):
+            subfolders[:] = sorted(name for name in subfolders if not is_of_system(name))
+            if folder != str(self._root):
+                with suppress(OSError):
+                    for name, entries in _list_folder(Path(folder)).items():
+                        paths = [Path(folder, file_name) for file_name, is_link in entries if not is_link]
+                        found.setdefault(name, []).extend(paths)
+        return found
 
     def _listing(self, subfolder: PurePosixPath) -> _Listing:
         if subfolder not in self._listings:
@@ -66,7 +117,7 @@ def _list_folder(folder: Path) -> _Listing:
     with os.scandir(folder) as entries:
         for entry in entries:
             is_link = entry.is_symlink()
-            if is_link or entry.is_file():
+            if (is_link or entry.is_file()) and not is_of_system(entry.name):
                 composed = _composed(entry.name)
                 for name in {composed, _stem(composed)}:
                     listing.setdefault(name, []).append((entry.name, is_link))
@@ -76,6 +127,91 @@ def _list_folder(folder: Path) -> _Listing:
 def _stem(name: str) -> str:
     extension = next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
     return name[: len(name) - len(extension)]
+
+
+def _is_newer(name: str) -> bool:
+    """Tell whether a file was found by this version alone: beside an image of an earlier one, that is meant."""
+    return name.casefold().endswith(EXTENSIONS) and not name.casefold().endswith(_FIRST_EXTENSIONS)
+
+
+def is_of_system(name: str) -> bool:
+    """Tell files and folders that macOS, Windows and network storage leave behind."""
+    return name.startswith("._") or name.casefold() in _SYSTEM_NAMES
+
+
+def expand_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return files as they are, and the images in and below each folder, sorted by path; log what is skipped.
+
+    Raises:
+        DataError: a folder holds no image.
+
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files += [] if is_of_system(path.name) else [path]
+            continue
+        found = find_images_below(path)
+        if not found.paths:
+            allowed = "images with or without ending: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM, NIfTI"
+            raise DataError(f"the folder holds no image ({found.summary()})", got=str(path), allowed=allowed)
+        _logger.info("%s", found.summary())
+        files += found.paths
+    if not files:
+        raise DataError("none of the files is an image, only metadata of the system")
+    return files
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The images in and below folders, and how many other files there are, by why they were skipped."""
+
+    paths: tuple[Path, ...]
+    num_skipped: dict[str, int]
+
+    def summary(self) -> str:
+        """Return e.g. `looked at 5 files: 3 images; skipped 2 (1 without an image, 1 of the system)`."""
+        num_skipped = sum(self.num_skipped.values())
+        reasons = ", ".join(f"{num} {why}" for why, num in self.num_skipped.items())
+        skipped = f"; skipped {num_skipped} ({reasons})" if reasons else ""
+        num_files, num_images = len(self.paths) + num_skipped, len(self.paths)
+        images = f"{num_images} image{'s'[: num_images != 1]}"
+        return f"looked at {num_files} file{'s'[: num_files != 1]}: {images}{skipped}"
+
+
+def find_images_below(folder: Path) -> FoundImages:
+    """Find the images in and below a folder: by their ending, or else by their content; sorted by path."""
+    paths: list[Path] = []
+    skipped: Counter[str] = Counter()
+
+    def refuse(_: OSError) -> None:
+        skipped["folders that cannot be read"] += 1
+
+    for place, subfolders, names in os.walk(folder, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not is_of_system(name)]
+        for name in names:
+            reason = _why_no_image(Path(place, name))
+            if reason:
+                skipped[reason] += 1
+            else:
+                paths.append(Path(place, name))
+    return FoundImages(tuple(sorted(paths)), dict(skipped))
+
+
+def _why_no_image(path: Path) -> str:
+    if is_of_system(path.name):
+        return "of the system"
+    if path.name.casefold().endswith(EXTENSIONS):
+        return ""
+    if path.name.casefold() == "dicomdir":
+        return "index of DICOM files"
+    try:
+        if not path.is_file():
+            return "no regular file"
+        with path.open("rb") as file:
+            return "" if is_image(file.read(NUM_MAGIC_BYTES)) else "without an image"
+    except OSError:
+        return "that cannot be read"
 
 
 def _composed(name: str) -> str:

@@ -9,17 +9,12 @@ from typing import IO, Any
 import numpy as np
 
 from csi_job.errors import DataError
+from csi_job.radiographs.content import GZIP_MAGIC, is_nifti
 from csi_job.radiographs.grey import LUMA_BT601, check_size, to_square, to_uint8
 
-GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 _MAX_EXTENSION_BYTES = 1 << 24  # header extensions, e.g. the DICOM tags a converter kept
 _MAX_BYTES_PER_PIXEL = 8
-
-
-def is_nifti(content: bytes) -> bool:
-    """Tell by the magic numbers of NIfTI-1 and NIfTI-2 (single file)."""
-    return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
 
 
 def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, WebP and BMP of any mode and depth, decoded to grey."""
+"""PNG, JPEG, TIFF, WebP, BMP, GIF and JPEG 2000 of any mode and depth, decoded to grey."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from csi_job.errors import DataError
 from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, deep_luma, to_square, to_uint8
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-PICTURE_MAGIC = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|BM", re.DOTALL)
-_MAGIC_OF_VERSION_2 = re.compile(rb"II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|BM", re.DOTALL)
-_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
-_MAYBE_PAGED = ("TIFF", "WEBP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
+_MAYBE_PAGED = ("TIFF", "WEBP", "GIF")
 _DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA);16[BLN]")  # Pillow's name of what the file holds: 16 bits per channel
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WHITE_IS_ZERO = 0
-_DEEP_BITS, _MAX_16_BIT = 16, 65_535
+_MAX_16_BIT = 65_535
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _TURNS = {
@@ -37,7 +34,7 @@ _DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leave
 
 
 def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
-    """Return a PNG, JPEG, TIFF, WebP or BMP as upright grey uint8 `[side_px, side_px]`.
+    """Return a picture as upright grey uint8 `[side_px, side_px]`.
 
     Colours become their luma (ITU-R BT.601), transparent parts black; 8-bit levels are kept, deeper ones scaled by
     percentile, in which transparent parts do not count; EXIF rotation is applied. A JPEG much larger than the square
@@ -58,14 +55,6 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
     grey_HW = _deep_colours(content, layout) if _DEEP_LAYOUT.fullmatch(layout) else _grey(image)
     square_HW = to_square(grey_HW, side_px)
     return square_HW if turn is None else np.array(Image.fromarray(square_HW).transpose(turn))
-
-
-def is_of_version_2(start: bytes) -> bool:
-    """Tell by a file's start whether version 2 of the reader was the last to change its pixels."""
-    if not start.startswith(PNG_MAGIC):
-        return bool(_MAGIC_OF_VERSION_2.match(start))
-    depth, colour = start[24:26]
-    return depth == _DEEP_BITS and (colour > 0 or b"tRNS" in start)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

@@ -6,34 +6,19 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
-from csi_job.radiographs.folder import EXTENSIONS, ImageFolder
-
-__all__ = ["EXTENSIONS", "MAX_FILE_BYTES", "find_images", "read_radiograph", "reader_version", "silence_decoders"]
+from csi_job.radiographs.content import GZIP_MAGIC, NUM_MAGIC_BYTES, explain_refusal, is_dicom, is_nifti, is_picture
+from csi_job.radiographs.folder import MISSING, ImageFolder
+from csi_job.radiographs.spreadsheet import is_scientific
 
 MAX_FILE_BYTES = 1 << 29
-NUM_START_BYTES = 1 << 20  # of a file, by which its reader is known
-_BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # the first group of elements of a file without preamble
-_DICOM_PIXELS = b"\xe0\x7f\x10\x00"
-_US = rb"(?:US\x02\x00|\x02\x00\x00\x00)"  # between the tag and the value of a number, explicit and implicit
-_DICOM_OF_VERSION_2 = re.compile(
-    rb"\x28\x00[\x20\x22\x23]\x01"  # padding
-    rb"|\x28\x00[\x00\x10]\x30|PALETTE"  # lookup tables
-    rb"|\x28\x00\x02\x00" + _US + rb"\x03.{1,400}?\x28\x00\x00\x01" + _US + rb"\x10"  # deep colours
-    rb"|\x28\x00\x00\x01" + _US + rb"\x20"  # 32 bits
-    rb"|4\.50.*\x28\x00\x04\x00.{4}RGB"  # JPEG that may be YCbCr all the same
-    rb"|1\.2\.840\.10008\.1\.2\.(4\.51|2|1\.99)",  # 12-bit JPEG; big endian and deflated, not searched here
-    re.DOTALL,
-)
-_STORED_AND_HIGH_BIT = re.compile(
-    rb"\x28\x00\x01\x01" + _US + rb"(.)\x00\x28\x00\x02\x01" + _US + rb"(.)\x00", re.DOTALL
-)
-_NOT_AN_IMAGE = "the file is not a PNG, JPEG, DICOM or NIfTI image"
 _MAX_REASON_LENGTH = 120
+_NUM_CANDIDATES = 5
 _QUOTED = re.compile(r"""(['"]).*\1""")
 
 
@@ -56,10 +41,20 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
         if not isinstance(path, str) and found.setdefault(path, row) != row:
             path = f"same image as row {found[path]}"
         if isinstance(path, str):
-            problems.append(Problem(path, row=row, column="FileID", file_id=file_id))
+            problems.append(_with_candidates(Problem(path, row=row, column="FileID", file_id=file_id), images))
     if problems:
         raise DataError(f"{len(problems)} of {len(file_ids)} images cannot be used", problems=problems, got=str(folder))
     return tuple(found)
+
+
+def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
+    """Add what a spreadsheet may have made of a number."""
+    candidates = images.could_be(problem.file_id) if problem.what.startswith(MISSING) else []
+    if not candidates and not is_scientific(problem.file_id):
+        return problem
+    what = f"{problem.what}; a spreadsheet dropped its zeros or digits: import the column as text"
+    meant = f"{', '.join(candidates[:_NUM_CANDIDATES])}{', …' if len(candidates) > _NUM_CANDIDATES else ''}"
+    return replace(problem, what=what, identities=f"it may be {meant}" if candidates else "")
 
 
 def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:
@@ -86,40 +81,22 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
         raise DataError(f"the image is damaged ({_reason(error)})") from None
 
 
-def reader_version(start: bytes) -> int:
-    """Return the version of the reader that changed the pixels of files like this one last, by the file's start.
-
-    It is part of the content key of a cache: raise it, for the files concerned, when they give other pixels.
-    """
-    from csi_job.radiographs.picture import is_of_version_2
-
-    if not is_dicom(start):
-        return 2 if is_of_version_2(start) else 1
-    header, pixels, _ = start.partition(_DICOM_PIXELS)
-    bits = _STORED_AND_HIGH_BIT.search(header)
-    is_shifted = bits is not None and bits[1][0] != bits[2][0] + 1
-    return 2 if not pixels or is_shifted or _DICOM_OF_VERSION_2.search(header) else 1
-
-
-def is_dicom(start: bytes) -> bool:
-    """Tell by the preamble, or by the first group of elements of a file without."""
-    return start[128:132] == b"DICM" or start.startswith(_BARE_DICOM)
-
-
 def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     """Import only what the content needs: pydicom and nibabel take longer to import than an image to decode."""
-    from csi_job.radiographs.nifti import GZIP_MAGIC, is_nifti, read_nifti
-    from csi_job.radiographs.picture import PICTURE_MAGIC, read_picture
+    if is_picture(content):
+        from csi_job.radiographs.picture import read_picture
 
-    if PICTURE_MAGIC.match(content):
         return read_picture(content, side_px, max_image_side_px)
     if content.startswith(GZIP_MAGIC) or is_nifti(content):
+        from csi_job.radiographs.nifti import read_nifti
+
         return read_nifti(content, side_px, max_image_side_px)
     if is_dicom(content):
         from csi_job.radiographs.dicom import read_dicom
 
         return read_dicom(content, side_px, max_image_side_px)
-    raise DataError(_NOT_AN_IMAGE)
+    what, hint = explain_refusal(content[:NUM_MAGIC_BYTES])
+    raise DataError(what, hint=hint)
 
 
 def _read_content(path: Path) -> bytes:

@@ -9,7 +9,7 @@ import torch
 
 from csi_job.errors import Problem
 from csi_job.evaluation.model_file import load_model, predict_probabilities
-from csi_job.evaluation.predict import Prediction, as_text, expand_folders, predict_images
+from csi_job.evaluation.predict import Prediction, as_text, predict_images
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.read import read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
@@ -93,15 +93,6 @@ def test_without_a_graded_zone_there_is_neither_csi_nor_risk(model_file, images)
     assert result.scores == (4,) * 6
     assert (result.csi, result.risk, result.risk_probabilities, result.num_graded_zones) == (None, None, None, 0)
     assert result.to_json()["zones"]["left_sup"]["score"] == "unknown"
-
-
-def test_folders_stand_for_the_images_below_them(tmp_path):
-    (tmp_path / "a" / "deep.png").mkdir(parents=True)
-    for name in ("a/two.PNG", "a/deep.png/one.nii.gz", "a/notes.txt", "single.bin"):
-        (tmp_path / name).touch()
-    found = list(expand_folders([tmp_path / "single.bin", tmp_path / "a", tmp_path / "missing"]))
-    names = [str(path.relative_to(tmp_path)) for path in found]
-    assert names == ["single.bin", "a/deep.png/one.nii.gz", "a/two.PNG", "missing"]
 
 
 def test_a_name_that_is_not_unicode_is_written_with_escapes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from csi_job.errors import DataError
-from csi_job.radiographs.picture import PNG_MAGIC, read_picture
+from csi_job.radiographs.content import PNG_MAGIC
+from csi_job.radiographs.picture import read_picture
 from tests.unit.radiographs.conftest import correlation, encode, square, stretched
 
 
@@ -109,6 +111,70 @@ def deep_png(levels_HWC: np.ndarray, colour: int, chunks: Sequence[tuple[bytes, 
     return PNG_MAGIC + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
     )
+
+
+LOSSLESS = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}, "BMP": {}, "JPEG2000": {}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [*itertools.product(LOSSLESS, ["L", "RGB"]), ("TIFF", "RGBA"), ("WEBP", "RGBA"), ("GIF", "L")]
+)
+def test_the_other_formats_of_8_bits_keep_their_grey_levels(
+    film_HW: np.ndarray, square_HW: np.ndarray, kind: str, mode: str
+) -> None:
+    content = encode(Image.fromarray(film_HW).convert(mode), kind, **LOSSLESS.get(kind, {}))
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+@pytest.mark.parametrize("factor", [1, 16, 257])
+def test_16_bit_tiffs_are_scaled_like_png(film_HW: np.ndarray, order: str, num_channels: int, factor: int) -> None:
+    levels_HW = film_HW.astype(np.uint16) * factor
+    channels = [levels_HW] * min(num_channels, 3) + [np.full_like(levels_HW, 65_535)] * (num_channels == 4)
+    content = deep_tiff(np.stack(channels, axis=-1), order)
+    assert np.abs(read(content).astype(int) - square(stretched(levels_HW))).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW: np.ndarray, compression: str | None) -> None:
+    levels_HW = film_HW.astype(np.uint16) * 16
+    expected_HW = square(stretched(levels_HW))
+    compressed = encode(Image.fromarray(levels_HW), "TIFF", compression=compression)
+    assert np.abs(read(compressed).astype(int) - expected_HW).max() <= 1
+    assert np.abs(read(deep_tiff(4095 - levels_HW[..., None], "<", photometric=0)).astype(int) - expected_HW).max() <= 1
+    turned = encode(
+        Image.fromarray(np.ascontiguousarray(np.rot90(levels_HW))), "TIFF", tiffinfo={274: 6}, compression=compression
+    )
+    assert np.abs(read(turned).astype(int) - expected_HW).max() <= 2
+
+
+def test_several_pages_are_refused(film_HW: np.ndarray) -> None:
+    image = Image.fromarray(film_HW)
+    for kind in ("TIFF", "GIF", "WEBP"):
+        content = encode(image, kind, save_all=True, append_images=[Image.fromarray(film_HW[::-1].copy())])
+        with pytest.raises(DataError, match="the image has 2 pages; allowed: one radiograph"):
+            read(content)
+
+
+def deep_tiff(levels_HWC: np.ndarray, order: str, photometric: int | None = None) -> bytes:
+    """Encode one strip of 16 bits per channel, without compression."""
+    height, width, num_channels = levels_HWC.shape
+    data = levels_HWC.astype(f"{order}u2").tobytes()
+    if photometric is None:
+        photometric = 1 if num_channels == 1 else 2
+    extra = [(338, [2])] if num_channels == 4 else []
+    tags = [(256, [width]), (257, [height]), (258, [16] * num_channels), (259, [1]), (262, [photometric])]
+    tags += [(273, [0]), (277, [num_channels]), (278, [height]), (279, [len(data)]), *extra]
+    ends = 8 + 2 + 12 * len(tags) + 4
+    arrays = b"".join(struct.pack(f"{order}{len(v)}H", *v) for _, v in tags if len(v) > 2)
+    entries, place = b"", ends
+    for tag, values in tags:
+        number = ends + len(arrays) if tag == 273 else place if len(values) > 2 else values[0]
+        entries += struct.pack(f"{order}HHII", tag, 3 if len(values) > 2 else 4, max(1, len(values)), number)
+        place += 2 * len(values) * (len(values) > 2)
+    mark = b"II" if order == "<" else b"MM"
+    return mark + struct.pack(f"{order}HIH", 42, 8, len(tags)) + entries + bytes(4) + arrays + data
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

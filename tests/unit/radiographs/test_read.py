@@ -17,7 +17,8 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
-from csi_job.radiographs.read import find_images, read_radiograph, reader_version, silence_decoders
+from csi_job.radiographs.content import reader_version
+from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
 from tests.unit.radiographs.conftest import encode, put
 from tests.unit.radiographs.test_dicom import compressed, dataset_of, encoded, table
 from tests.unit.radiographs.test_picture import deep_png
@@ -112,6 +113,47 @@ def test_two_files_for_one_identifier_are_refused_and_named(folder: Path) -> Non
     assert find(folder, "a.png")[0].name == "a.png"
 
 
+def test_an_identifier_without_sub_folder_means_the_only_image_of_this_name_below(folder: Path) -> None:
+    assert find(folder, "e")[0] == folder / "sub" / "e.dcm"
+    (folder / "sub" / "__MACOSX").mkdir()
+    for name in ("sub/__MACOSX/e.dcm", "sub/._e.dcm", "._a.png"):
+        (folder / name).write_bytes(b"x")
+    assert find(folder, "e", "a")[0] == folder / "sub" / "e.dcm"
+    (folder / "other").mkdir()
+    (folder / "other" / "e.png").write_bytes(b"x")
+    assert "but 2 in its sub-folders; write the sub-folder in the FileID" in problem(folder, "e")
+    assert find(folder, "other/e")[0].name == "e.png"
+
+
+def test_an_image_of_a_newer_kind_beside_one_of_the_first_is_not_meant(folder: Path) -> None:
+    for name in ("a.tif", "only.tif"):
+        (folder / name).write_bytes(b"x")
+    assert [path.name for path in find(folder, "a", "a.tif", "only")] == ["a.png", "a.tif", "only.tif"]
+
+
+@pytest.mark.parametrize(
+    ("file_id", "meant"),
+    [
+        ("12", "00012"),
+        ("1,23457E+11", "123456789012"),
+        ("1.23457e+11", "123456789012"),
+        ("987654321098765000", "987654321098765432"),
+        ("987654321098765440", "987654321098765432"),
+    ],
+)
+def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(
+    folder: Path, file_id: str, meant: str
+) -> None:
+    for name in ("00012.png", "sub/123456789012.dcm", "987654321098765432.png", "13.png"):
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        find(folder, file_id)
+    told = caught.value.render(identities=True)
+    assert "a spreadsheet dropped its zeros or digits" in told
+    assert told.endswith(f"it may be {meant}")
+    assert meant not in caught.value.render(identities=False)
+
+
 def test_one_file_under_two_identifiers_is_refused(folder: Path) -> None:
     assert problem(folder, "a", "a.png") == "same image as row 2"
 
@@ -177,6 +219,14 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> N
         "gzip": (gzip.compress(b"no image" * 4000), "not a PNG, JPEG, DICOM or NIfTI"),
         "torn gzip": (gzip.compress(b"no image" * 99)[:15], "damaged"),
         "torn header": (png[:20], "damaged"),
+        "Git LFS": (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer and not the image itself; run `git",
+        ),
+        "PDF": (b"%PDF-1.7", "the file is a PDF document"),
+        "HEIC": (b"\0\0\0\x18ftypheic", "the file is a HEIC picture; convert it to PNG"),
+        "macOS": (b"\0\x05\x16\x07\0\x02\0\0Mac OS X", "the file is metadata of macOS"),
+        "HTML": (b"\n<!DOCTYPE HTML>", "the file is a web page, or XML; download the image"),
     }
     for name, (content, words) in cases.items():
         assert words in refusal(put(tmp_path, content, f"patient {name}.png"))
@@ -216,7 +266,17 @@ def test_blank_images_are_refused(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.sampled_from(
-        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x1f\x8b\x08\x00", bytes(128) + b"DICM", b"\x08\x00\x05\x00"]
+        [
+            b"",
+            b"\x89PNG\r\n\x1a\n",
+            b"\xff\xd8\xff",
+            b"II*\0",
+            b"RIFF\0\0\0\0WEBP",
+            b"GIF89a",
+            b"\x1f\x8b\x08\x00",
+            bytes(128) + b"DICM",
+            b"\x08\x00\x05\x00",
+        ]
     ),
     rest=st.binary(max_size=600),
 )

@@ -1,0 +1,96 @@
+"""What a file is, by its first bytes and not by its name; and which reader last changed its pixels."""
+
+from __future__ import annotations
+
+import re
+
+NUM_START_BYTES = 1 << 20  # of a file, by which its reader is known
+NUM_MAGIC_BYTES = 1 << 10  # of a file, by which its kind is known
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+GZIP_MAGIC = b"\x1f\x8b"
+_FIRST_PICTURES = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff")  # of the first version
+_PICTURES = re.compile(
+    _FIRST_PICTURES.pattern
+    + rb"|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|BM.{4}\0{4}|GIF8|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    re.DOTALL,
+)
+_BARE_DICOM = re.compile(rb"[\x02\x08]\0")  # the first group of elements of a file without preamble
+_BARE_ELEMENT = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.[\0\x01]\0\0)", re.DOTALL)  # the same, and a type or length
+_DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
+_OTHERS = (  # what lies among radiographs, and what to do about it
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer and not the image itself", "run `git lfs pull`"),
+    (re.compile(rb"%PDF"), "a PDF document", ""),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it"),
+    (re.compile(rb"\0\x05\x16\x07"), "metadata of macOS", ""),
+    (re.compile(rb".{4}ftypavif", re.DOTALL), "an AVIF picture", "convert it to PNG"),
+    (re.compile(rb".{4}ftyp(?:hei|mif|msf)", re.DOTALL), "a HEIC picture", "convert it to PNG"),
+    (re.compile(rb"8BPS"), "a Photoshop document", "convert it to PNG"),
+    (re.compile(rb"\s*<(?:!doctype html|html|\?xml|svg)", re.IGNORECASE), "a web page, or XML", "download the image"),
+)
+
+_PIXELS = b"\xe0\x7f\x10\x00"  # the tag of DICOM's pixels
+_US = rb"(?:US\x02\x00|\x02\x00\x00\x00)"  # between the tag and the value of a number, explicit and implicit
+_DICOM_OF_VERSION_2 = re.compile(
+    rb"\x28\x00[\x20\x22\x23]\x01"  # padding
+    rb"|\x28\x00[\x00\x10]\x30|PALETTE"  # lookup tables
+    rb"|\x28\x00\x02\x00" + _US + rb"\x03.{1,400}?\x28\x00\x00\x01" + _US + rb"\x10"  # deep colours
+    rb"|\x28\x00\x00\x01" + _US + rb"\x20"  # 32 bits
+    rb"|4\.50.*\x28\x00\x04\x00.{4}RGB"  # JPEG that may be YCbCr all the same
+    rb"|1\.2\.840\.10008\.1\.2\.(4\.51|2|1\.99)",  # 12-bit JPEG; big endian and deflated, not searched here
+    re.DOTALL,
+)
+_STORED_AND_HIGH_BIT = re.compile(
+    rb"\x28\x00\x01\x01" + _US + rb"(.)\x00\x28\x00\x02\x01" + _US + rb"(.)\x00", re.DOTALL
+)
+_DEEP_BITS = 16
+
+
+def is_picture(start: bytes) -> bool:
+    """Tell pictures that Pillow reads."""
+    return bool(_PICTURES.match(start))
+
+
+def is_nifti(content: bytes) -> bool:
+    """Tell by the magic numbers of NIfTI-1 and NIfTI-2 (single file)."""
+    return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
+
+
+def is_dicom(start: bytes) -> bool:
+    """Tell by the preamble, or by the first group of elements of a file without."""
+    return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
+
+
+def is_image(start: bytes) -> bool:
+    """Tell whether a file with any name, or none, is an image; stricter where there is no magic number."""
+    has_preamble = start[128:132] == b"DICM"
+    if has_preamble or _BARE_ELEMENT.match(start):
+        return _DICOMDIR_CLASS not in start
+    return is_picture(start) or is_nifti(start)
+
+
+def explain_refusal(start: bytes) -> tuple[str, str]:
+    """Return what a file is that is no image, and what to do."""
+    for magic, kind, hint in _OTHERS:
+        if magic.match(start):
+            return f"the file is {kind}", hint
+    return "the file is not a PNG, JPEG, DICOM or NIfTI image", ""
+
+
+def reader_version(start: bytes) -> int:
+    """Return the version of the reader that changed the pixels of files like this one last, by the file's start.
+
+    It is part of the content key of a cache: raise it, for the files concerned, when they give other pixels.
+    """
+    if not is_dicom(start):
+        return 2 if _picture_of_version_2(start) else 1
+    header, pixels, _ = start.partition(_PIXELS)
+    bits = _STORED_AND_HIGH_BIT.search(header)
+    is_shifted = bits is not None and bits[1][0] != bits[2][0] + 1
+    return 2 if not pixels or is_shifted or _DICOM_OF_VERSION_2.search(header) else 1
+
+
+def _picture_of_version_2(start: bytes) -> bool:
+    if not start.startswith(PNG_MAGIC):
+        return is_picture(start) and not _FIRST_PICTURES.match(start)
+    depth, colour = start[24:26]
+    return depth == _DEEP_BITS and (colour > 0 or b"tRNS" in start)

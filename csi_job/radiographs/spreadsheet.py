@@ -1,0 +1,63 @@
+"""Identifiers that a spreadsheet took for numbers: it drops leading zeros, and digits of long ones."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+_SCIENTIFIC = re.compile(r"(\d)(?:[.,](\d+))?E\+(\d+)", re.IGNORECASE)  # 123456789012 as 1,23457E+11
+_LONGEST = 300  # digits of a floating point number
+_EXACT_DIGITS = 15  # a spreadsheet keeps so many, and zeros after them
+
+
+def lost_digits(identifier: str) -> bool:
+    """Tell whether a spreadsheet may have put zeros, or nothing, in the place of the last digits."""
+    is_long = len(identifier) > _EXACT_DIGITS and identifier.isdecimal()
+    return bool(_SCIENTIFIC.fullmatch(identifier)) or (is_long and not identifier[_EXACT_DIGITS:].strip("0"))
+
+
+def is_scientific(identifier: str) -> bool:
+    """Tell whether an identifier is a number in scientific notation."""
+    return bool(_SCIENTIFIC.fullmatch(identifier))
+
+
+class NumericNames:
+    """Names of files that are numbers, to be found by what a spreadsheet makes of them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Keep the numbers among the names."""
+        self._numbers = sorted({name for name in names if name.isdecimal() and len(name) < _LONGEST})
+        self._by_form: dict[tuple[str, int], dict[str, list[str]]] = {}
+
+    def could_be(self, identifier: str) -> list[str]:
+        """Return the names that a spreadsheet may have turned into this identifier."""
+        match = _SCIENTIFIC.fullmatch(identifier)
+        if match:
+            digits = match[1] + (match[2] or "")
+            return self._forms("rounded", len(digits)).get(f"{digits}E{int(match[3])}", [])
+        if not identifier.isdecimal() or len(identifier) >= _LONGEST:
+            return []
+        kinds = [("without zeros", 0)]
+        if len(identifier) > _EXACT_DIGITS:
+            kinds += [("cut", _EXACT_DIGITS), ("rounded", _EXACT_DIGITS)]
+        found = {name for kind in kinds for name in self._forms(*kind).get(_form(identifier, *kind), [])}
+        return sorted(found - {identifier})
+
+    def _forms(self, kind: str, num_digits: int) -> dict[str, list[str]]:
+        """Return the names by their form, in one pass for all identifiers."""
+        if (kind, num_digits) not in self._by_form:
+            forms = defaultdict(list)
+            for name in self._numbers:
+                forms[_form(name, kind, num_digits)].append(name)
+            self._by_form[kind, num_digits] = dict(forms)
+        return self._by_form[kind, num_digits]
+
+
+def _form(number: str, kind: str, num_digits: int) -> str:
+    if kind == "without zeros":
+        return number.lstrip("0")
+    if kind == "cut":
+        return f"{number[:num_digits]} of {len(number)}"
+    mantissa, exponent = f"{int(number):.{num_digits - 1}E}".split("E")
+    return f"{mantissa.replace('.', '')}E{int(exponent)}"

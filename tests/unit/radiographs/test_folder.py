@@ -1,0 +1,72 @@
+"""Folders of images are searched by ending and by content."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from csi_job.errors import DataError
+from csi_job.radiographs.folder import expand_folders
+from tests.unit.radiographs.conftest import encode
+from tests.unit.radiographs.test_dicom import dataset_of, encoded
+
+APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X" + bytes(100)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, stored_HW: np.ndarray) -> Path:
+    """A folder as it comes from an archive: with and without endings, and with what systems leave behind."""
+    dicom = encoded(dataset_of(stored_HW))
+    meta_end = 144 + int.from_bytes(dicom[140:144], "little")
+    index = bytes(128) + b"DICM" + b"\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10"
+    files = {
+        "DICOM/S1/I1": dicom,
+        "DICOM/S1/1.2.840.113619.2": dicom,
+        "DICOM/S1/bare": dicom[meta_end:],
+        "picture": encode(Image.fromarray(stored_HW)),
+        "named.PNG": b"torn",
+        "volume.nii.gz": gzip.compress(b"x"),
+        "DICOMDIR": index,
+        "copy of DICOMDIR": index,
+        "notes.txt": b"some text",
+        "empty": b"",
+        ".DS_Store": b"\0\0\0\1Bud1",
+        "Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "._named.PNG": APPLE_DOUBLE,
+        "__MACOSX/named.PNG": b"torn",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = expand_folders([folder / "notes.txt", folder, folder / "Thumbs.db", folder / "missing"])
+    names = [path.relative_to(folder).as_posix() for path in found]
+    dicom = ["DICOM/S1/1.2.840.113619.2", "DICOM/S1/I1", "DICOM/S1/bare"]
+    assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume.nii.gz", "missing"]
+    assert "looked at 13 files: 6 images; skipped 7 (" in caplog.text
+    for reason in ("3 of the system", "3 without an image", "1 index of DICOM files"):
+        assert reason in caplog.text
+    assert "notes" not in caplog.text
+
+
+def test_folders_and_files_without_any_image_are_refused(folder: Path) -> None:
+    (folder / "none").mkdir()
+    (folder / "none" / "a.txt").write_text("x")
+    with pytest.raises(
+        DataError, match=r"holds no image \(looked at 1 file: 0 images; skipped 1 \(1 without"
+    ) as caught:
+        expand_folders([folder, folder / "none"])
+    assert caught.value.exit_code == 2
+    with pytest.raises(DataError, match="none of the files is an image"):
+        expand_folders([folder / "._named.PNG"])
