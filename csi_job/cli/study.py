@@ -200,7 +200,6 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     """Delete study NAME with its trials and checkpoints; models and reports are kept."""
-    from csi_job.storage.storage import storage_of
     from csi_job.study.studies import delete_study, open_study
 
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
@@ -208,7 +207,7 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     click.echo(f"study {name}: {num_trials} trials and their checkpoints; models and reports in models/ are kept")
     if not yes:
         click.confirm("Delete the study?", abort=True)
-    delete_study(storage_of(doomed), name, loaded.settings.work)
+    delete_study(doomed, loaded.settings.work)
     click.echo(f"deleted study {name}")
 
 

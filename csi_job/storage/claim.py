@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Row
 from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
-from csi_job.storage.engine import lock_study, now_s, upsert
+from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -78,9 +78,7 @@ def claim_trial(
         ConfigurationError: the study was deleted.
 
     """
-    outcome = storage.write(
-        _ClaimTransaction(study_id, token, worker_id, storage.lease_s, max_attempts, max_failed).run
-    )
+    outcome = storage.write(_ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed).run)
     if isinstance(outcome, CsiJobError):
         raise outcome
     return outcome
@@ -90,18 +88,17 @@ def claim_trial(
 class _ClaimTransaction:
     """One claim, which may be tried several times under the same token."""
 
+    storage: StudyStorage
     study_id: int
     token: str
     worker_id: str
-    lease_s: float
     max_attempts: int
     max_failed: int
     tried: bool = False
 
     def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         """Return a trial, or why there is none; errors are returned, so that what was decided is committed."""
-        if not lock_study(connection, self.study_id):
-            return ConfigurationError("the study was deleted", hint="run the same command again to create a new one")
+        self.storage.lock(connection, self.study_id)
         committed = self._already_committed(connection) if self.tried else None
         self.tried = True
         return committed or self._claim_next(connection)
@@ -112,8 +109,8 @@ class _ClaimTransaction:
         The study lock makes the answer final: the row is there or never will be.
         """
         query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-        query = query.where(LEASES.c.token == self.token, TRIALS.c.state == TrialState.RUNNING)
-        row = connection.execute(query).first()
+        is_running = sa.and_(TRIALS.c.study_id == self.study_id, TRIALS.c.state == TrialState.RUNNING)
+        row = connection.execute(query.where(LEASES.c.token == self.token, is_running)).first()
         return None if row is None else self._claim(row, row.attempt)
 
     def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
@@ -143,11 +140,14 @@ class _ClaimTransaction:
         return NothingToClaim(counts.num_finished, counts.target, renewed)
 
     def _claim(self, row: Row[Any], attempt: int) -> Claim:
-        return Claim(Lease(row.trial_id, row.number, self.token, attempt), row.checkpoint)
+        return Claim(self._lease(row.trial_id, row.number, attempt), row.checkpoint)
+
+    def _lease(self, trial_id: int, number: int, attempt: int) -> Lease:
+        return Lease(trial_id, number, self.token, attempt, self.storage.uid_of(self.study_id))
 
     def _start(self, connection: Connection, trial_id: int, number: int) -> Claim:
         self._create_lease(connection, trial_id, attempt=1)
-        return Claim(Lease(trial_id, number, self.token, attempt=1))
+        return Claim(self._lease(trial_id, number, attempt=1))
 
     def _failed_after_max_attempts(self, connection: Connection, row: Row[Any]) -> bool:
         num_lost = _num_lost(row)
@@ -179,7 +179,7 @@ class _ClaimTransaction:
             "owner": self.worker_id,
             "attempt": attempt,
             "renewed_at_s": now_s(connection),
-            "lease_s": self.lease_s,
+            "lease_s": self.storage.lease_s,
             "num_epochs": 0,
         }
 

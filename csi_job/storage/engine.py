@@ -10,7 +10,6 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from csi_job.storage.tables import STUDIES
 from csi_job.storage.url import Address
 
 LOCK_CLASS: Final = 0x435349  # "CSI", the first key of our advisory locks, to avoid those of other programs
@@ -87,22 +86,11 @@ def _begin_sqlite(connection: Connection) -> None:
 def lock_schema(connection: Connection) -> None:
     """Lock tables and study names until the transaction ends; SQLite has locked the file already."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(_advisory_lock(SCHEMA_LOCK)))
+        connection.execute(sa.select(advisory_lock(SCHEMA_LOCK)))
 
 
-def lock_study(connection: Connection, study_id: int) -> bool:
-    """Lock a study until the transaction ends, and return whether it exists.
-
-    Its row is locked too, as Optuna does when it creates a trial, so that a trial added by another tool gets a unique
-    number.
-    """
-    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
-    if connection.dialect.name == "postgresql":
-        query = query.add_columns(_advisory_lock(study_id)).with_for_update()
-    return connection.execute(query).first() is not None
-
-
-def _advisory_lock(key: int) -> sa.ColumnElement[Any]:
+def advisory_lock(key: int) -> sa.ColumnElement[Any]:
+    """Return PostgreSQL's lock of this key until the transaction ends, as an expression."""
     return sa.func.pg_advisory_xact_lock(sa.cast(LOCK_CLASS, sa.Integer), sa.cast(key, sa.Integer))
 
 

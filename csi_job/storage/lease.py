@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import LeaseLostError
 from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
+from csi_job.storage.study_rows import has_uid
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
 
@@ -33,13 +34,15 @@ class Lease:
     number: int
     token: str
     attempt: int
+    study_uid: str | None = None
     num_epochs: int = 0
     lost: bool = field(default=False, repr=False)
     """Whether a write or a renewal has found that another worker has the trial."""
 
     def lost_error(self) -> LeaseLostError:
         """Return the error of a worker that has lost this lease."""
-        return LeaseLostError(f"the lease of trial {self.number} is lost; another worker resumes the trial")
+        message = f"trial {self.number} no longer belongs to this worker: another one has it, or it was deleted"
+        return LeaseLostError(message)
 
 
 def new_token() -> str:
@@ -178,7 +181,8 @@ def write_fenced(
 def is_finished_under(connection: Connection, lease: Lease, state: TrialState) -> bool:
     """Return whether a trial has this final state, written under this exact lease."""
     query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
-    return connection.execute(query.where(_mine(lease), TRIALS.c.state == state)).first() is not None
+    mine = query.where(_mine(lease), TRIALS.c.state == state, has_uid(TRIALS.c.study_id, lease.study_uid))
+    return connection.execute(mine).first() is not None
 
 
 def _fenced_statement(
@@ -201,7 +205,8 @@ def _fenced_statement(
 
 def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
     is_running = sa.and_(TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING)
-    running = sa.select(TRIALS.c.trial_id).where(is_running).exists()
+    # A trial of a deleted study may have left its lease behind, and SQLite gives its id to another.
+    running = sa.select(TRIALS.c.trial_id).where(is_running, has_uid(TRIALS.c.study_id, lease.study_uid)).exists()
     return sa.update(LEASES).where(_mine(lease), running).values(**({"renewed_at_s": now_s(connection)} | changes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
-from csi_job.storage.engine import lock_study, make_engine
+from csi_job.storage.database import Database, read_only
 from csi_job.storage.lease import RELEASED_AT_S, Lease, fence, is_finished_under, write_fenced
 from csi_job.storage.optuna_private import OptunaStorage, backend_of, trial_id_of
 from csi_job.storage.retry import RetryPolicy, call_at_start
@@ -39,19 +39,6 @@ from csi_job.storage.url import Address, check_sqlite_file, database_address
 Result = TypeVar("Result")
 
 
-def _retried(method: Callable[..., Result], *, readonly: bool = False) -> Callable[..., Result]:
-    """Retry one of Optuna's methods through outages; a read-only one takes no write lock."""
-
-    @functools.wraps(method)
-    def retried(self: StudyStorage, *args: Any, **kwargs: Any) -> Result:
-        return self.retry.call(lambda: method(self._reader if readonly else self, *args, **kwargs))
-
-    return retried
-
-
-_read = functools.partial(_retried, readonly=True)
-
-
 @dataclass
 class _AskBuffer:
     """What `buffered_ask` has read and will write, on one thread."""
@@ -63,7 +50,7 @@ class _AskBuffer:
     thread: int = field(default_factory=threading.get_ident)
 
 
-class StudyStorage(OptunaStorage):
+class StudyStorage(Database):
     """Optuna's tables on SQLite or PostgreSQL, with leases (docs/faults.md).
 
     It keeps the contract of `RDBStorage`, with these differences:
@@ -77,54 +64,14 @@ class StudyStorage(OptunaStorage):
 
     def __init__(self, address: Address, *, lease_s: float = 60.0, outage_s: float = 900.0) -> None:
         """Open a database whose tables exist."""
-        engine = make_engine(address)
-        super().__init__(str(address), engine)
-        self.address = address
+        super().__init__(address, outage_s=outage_s)
         self.lease_s = lease_s
-        self.retry = RetryPolicy(f"the database {address}", outage_s)
-        # On PostgreSQL a single statement needs no transaction around it, which saves two round trips.
-        options = {} if address.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        self._autocommit_engine = engine.execution_options(**options)
-        self._read_engine = self._autocommit_engine.execution_options(sqlite_readonly=True)
-        self._reader = OptunaStorage(self.url, self._read_engine)
         self._held: dict[int, Lease] = {}
         self._buffer: _AskBuffer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave connections, leases and secrets out of a pickle; the copy connects again."""
         return functools.partial(type(self), lease_s=self.lease_s, outage_s=self.retry.limit_s), (self.address,)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.scoped_session.remove()
-        self._reader.scoped_session.remove()
-        self.engine.dispose()
-
-    def migration_url(self) -> str:
-        """Return the URL with its secrets."""
-        return self.address.with_secrets()
-
-    # Transactions
-
-    def write(
-        self, operation: Callable[[Connection], Result], *, limit_s: float | None = None, check: bool = True
-    ) -> Result:
-        """Run an operation in one transaction; it is retried through outages, so it must be idempotent."""
-
-        def transaction() -> Result:
-            with self.engine.begin() as connection:
-                return operation(connection)
-
-        return self.retry.call(transaction, limit_s=limit_s, check=check)
-
-    def read(self, operation: Callable[[Connection], Result]) -> Result:
-        """Run an operation that only reads, retrying through outages."""
-
-        def transaction() -> Result:
-            with self._read_engine.connect() as connection:
-                return operation(connection)
-
-        return self.retry.call(transaction)
 
     # Leases
 
@@ -179,12 +126,12 @@ class StudyStorage(OptunaStorage):
             nonlocal tries
             tries += 1
             try:
-                with self._autocommit_engine.begin() as connection:
+                with self.autocommit_engine.begin() as connection:
                     return write_fenced(connection, lease, write, changes, query)
             except LeaseLostError:
                 if tries == 1 or write.state is None:
                     raise
-                with self._read_engine.connect() as connection:
+                with self.read_engine.connect() as connection:
                     if not is_finished_under(connection, lease, write.state):
                         raise
                 return None  # an earlier try committed, and only the reply was lost
@@ -282,8 +229,7 @@ class StudyStorage(OptunaStorage):
 
         def transaction(connection: Connection) -> int:
             nonlocal inserted
-            if not lock_study(connection, study_id):
-                raise KeyError(study_id)
+            self.lock(connection, study_id)
             query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == inserted)
             if connection.execute(query).first() is None:  # else only the reply to the COMMIT was lost
                 inserted = add_trial(connection, study_id, template_trial)
@@ -318,21 +264,11 @@ class StudyStorage(OptunaStorage):
             raise KeyError(trial_id)
         return trial
 
-    get_study_id_from_name = _read(OptunaStorage.get_study_id_from_name)
-    get_study_name_from_id = _read(OptunaStorage.get_study_name_from_id)
-    get_study_directions = _read(OptunaStorage.get_study_directions)
-    get_study_user_attrs = _read(OptunaStorage.get_study_user_attrs)
-    get_study_system_attrs = _read(OptunaStorage.get_study_system_attrs)
-    get_all_studies = _read(OptunaStorage.get_all_studies)
-    get_trial_user_attrs = _read(OptunaStorage.get_trial_user_attrs)
-    get_trial_system_attrs = _read(OptunaStorage.get_trial_system_attrs)
-    get_trial_id_from_study_id_trial_number = _read(OptunaStorage.get_trial_id_from_study_id_trial_number)
-    get_trial_param = _read(OptunaStorage.get_trial_param)
-    best_trial_id = _read(OptunaStorage.best_trial_id)
-    create_new_study = _retried(OptunaStorage.create_new_study)
-    delete_study = _retried(OptunaStorage.delete_study)
-    set_study_user_attr = _retried(OptunaStorage.set_study_user_attr)
-    set_study_system_attr = _retried(OptunaStorage.set_study_system_attr)
+    get_trial_user_attrs = read_only(OptunaStorage.get_trial_user_attrs)
+    get_trial_system_attrs = read_only(OptunaStorage.get_trial_system_attrs)
+    get_trial_id_from_study_id_trial_number = read_only(OptunaStorage.get_trial_id_from_study_id_trial_number)
+    get_trial_param = read_only(OptunaStorage.get_trial_param)
+    best_trial_id = read_only(OptunaStorage.best_trial_id)
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
 from csi_job.storage.claim import cancel_excess, count_trials
-from csi_job.storage.engine import lock_schema, lock_study, upsert
+from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import METRIC_NAMES_KEY, study_id_of
 from csi_job.storage.storage import StudyStorage, storage_of
+from csi_job.storage.study_rows import set_attribute, stored_attributes
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
@@ -151,12 +152,11 @@ def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
             add_trial(connection, study_id, definition.first_trial())
         return stored
 
-    stored = storage.write(transaction)
-    if stored:
-        definition.check(stored)
-    else:
+    if not storage.write(transaction):
         definition.log_adjustments()
-    return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
+    study = optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
+    definition.check(study.user_attrs)  # of the study that was opened, whatever became of the one found before
+    return study
 
 
 def load_study(storage: StudyStorage, name: str) -> optuna.Study:
@@ -196,7 +196,7 @@ def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trial
 
     def transaction(connection: Connection) -> int:
         nonlocal target
-        lock_study(connection, study_id)
+        storage.lock(connection, study_id)
         counts = count_trials(connection, study_id)
         if target is None:  # otherwise the reply to an earlier COMMIT was lost, and nothing may be added twice
             target = max(counts.target, counts.num_finished) + (more_trials or 0)
@@ -238,15 +238,9 @@ def find_study(connection: Connection, name: str) -> int | None:
     return connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).scalar()
 
 
-def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
-    """Return a study's user attributes."""
-    mine = sa.select(STUDY_ATTRIBUTES).where(STUDY_ATTRIBUTES.c.study_id == study_id)
-    return {row.key: json.loads(row.value_json) for row in connection.execute(mine)}
-
-
 def store_target(connection: Connection, study_id: int, target: int) -> None:
     """Store a study's total of finished trials; the caller holds the study's lock."""
-    upsert(connection, STUDY_ATTRIBUTES, [_attribute_row(study_id, TARGET, target)], ("study_id", "key"))
+    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, target)
 
 
 def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:

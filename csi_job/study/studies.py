@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET
 from csi_job.storage.claim import Counts, count_trials
-from csi_job.storage.engine import lock_study
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
-from csi_job.storage.tables import HEARTBEATS, LEASES, STUDIES, STUDY_PARTS, TRIAL_PARTS, TRIALS
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
 from csi_job.trial.space import SearchSpace
@@ -69,26 +65,16 @@ def study_counts(study: optuna.Study) -> Counts:
     return _counts(storage_of(study), study_id_of(study))
 
 
-def delete_study(storage: StudyStorage, name: str, work: Path) -> None:
+def delete_study(study: optuna.Study, work: Path) -> None:
     """Delete a study with its trials and checkpoints; models and reports stay.
 
     Raises:
-        ConfigurationError: there is no study of this name.
+        ConfigurationError: it was deleted already, even if there is another one of its name.
 
     """
-    study_id = study_id_of(load_study(storage, name))
-
-    def transaction(connection: Connection) -> None:
-        lock_study(connection, study_id)
-        trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-        for table in (*TRIAL_PARTS, HEARTBEATS, LEASES):
-            connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
-        for table in (*STUDY_PARTS, TRIALS, STUDIES):
-            connection.execute(sa.delete(table).where(table.c.study_id == study_id))
-
-    storage.write(transaction)
-    if can_be_ours(name):  # a name such as `..`, of another program's study, would lead to other folders
-        shutil.rmtree(WorkFolder(work).checkpoints(name), ignore_errors=True)
+    storage_of(study).delete_study(study_id_of(study))
+    if can_be_ours(study.study_name):  # a name such as `..`, of another program's study, would lead to other folders
+        shutil.rmtree(WorkFolder(work).checkpoints(study.study_name), ignore_errors=True)
 
 
 def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, Any]) -> int:

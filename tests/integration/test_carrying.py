@@ -272,7 +272,7 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
         if code == 0 or "toy" in names:  # the kill came too late: after COMMIT
             assert "after_s" in kill
             assert without_ids(read_study(target, "toy")) == without_ids(large)
-            delete_study(target, "toy", tmp_path)
+            delete_study(load_study(target, "toy"), tmp_path)
             continue
         assert code == -signal.SIGKILL, worker.log()
         num_killed += 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
@@ -18,7 +21,7 @@ from csi_job.storage.lease import Lease, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import set_target
+from csi_job.study.definition import load_study, set_target
 from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from tests.support.processes import wait_until
@@ -265,15 +268,48 @@ def _lose_the_next_reply(storage: StudyStorage) -> None:
     dialect.do_commit = broken  # type: ignore[method-assign]
 
 
-def test_a_deleted_study_ends_its_workers_with_one_line(storage: StudyStorage, tmp_path: Path) -> None:
-    study = define(storage)
-    lease = leased(study)
-    delete_study(storage, "toy", tmp_path)
-    with pytest.raises(LeaseLostError):
-        storage.write_trial(lease, DONE)
-    with pytest.raises(ConfigurationError, match="deleted"):
-        claim(study)
+@pytest.mark.parametrize("deleted_by", ["csi-job", "optuna"])
+def test_a_deleted_study_ends_its_workers_with_one_line(
+    deleted_by: str, storage: StudyStorage, url: str, tmp_path: Path
+) -> None:
+    old = define(storage)
+    lease = leased(old)
+    storage.hold(lease)
+    other = open_storage(storage_settings(url), tmp_path, create=False)
+    if deleted_by == "optuna":  # which leaves the lease behind
+        optuna.delete_study(study_name="toy", storage=storage.migration_url())
+    else:
+        delete_study(load_study(other, "toy"), tmp_path)
     assert list_studies(storage) == []
+    new = define(other, space=toy_space(9.0), baseline={"unknown_weight": 8.0})
+    plain = optuna.load_study(study_name="toy", storage=storage.migration_url())
+    trial = plain.ask()  # starts the waiting trial, without a claim
+    reader = Reader(url)
+    ids = reader.rows("SELECT study_id, trial_id FROM trials")
+    if storage.address.is_sqlite:
+        assert ids == [(old._study_id, lease.trial_id)]  # SQLite uses both ids again
+    for write in (TrialWrite(steps={0: 9.0}), TrialWrite(params={"x": (0.5, FloatDistribution(0, 1))}), DONE):
+        with pytest.raises(LeaseLostError, match="deleted"):
+            storage.write_trial(lease, write)
+    writes: list[Callable[[], object]] = [
+        lambda: storage.renew(lease),
+        lambda: storage.release(lease, TrialWrite(), limit_s=0),
+        lambda: storage.rewrite_steps(lease, 0, TrialWrite(), None),
+        lambda: claim(old),
+        lambda: enqueue_trial(old, SPACE, {}),
+        lambda: old.add_trial(optuna.trial.create_trial(value=1.0)),
+        lambda: old.set_user_attr("used", 1),
+        lambda: set_target(old, num_trials=99),
+        lambda: delete_study(old, tmp_path),
+    ]
+    for write_ in writes:
+        with pytest.raises((ConfigurationError, LeaseLostError), match="deleted"):
+            write_()
+    plain.tell(trial, 0.25)
+    assert Reader(url).rows("SELECT trial_id FROM trials") == [(trial._trial_id,)]
+    assert reader.curves() == {}
+    assert (new.user_attrs["target"], "used" in new.user_attrs, new.trials[0].params) == (5, False, {})
+    other.close()
 
 
 def test_another_space_is_rejected_with_the_keys_that_differ(storage: StudyStorage) -> None:

@@ -9,7 +9,9 @@ import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.storage import StudyStorage
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.study.definition import load_study
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies, study_counts
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import SPACE, Reader, define, toy_space, work_on, write_checkpoint
@@ -33,7 +35,7 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
     for study in (keep, gone):
         work_on(study, tmp_path, name=study.study_name)
         write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(study.study_name, 0) / "attempt-1", 0, 0.5)
-    delete_study(storage, "gone", tmp_path)
+    delete_study(gone, tmp_path)
     assert [listed.name for listed in list_studies(storage)] == ["keep"]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"keep"}
     reader = Reader(f"sqlite:///{tmp_path}/studies.db")
@@ -54,9 +56,9 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, 0.5)
     write_checkpoint(data, 0, 0.5)
     foreign = name.format(data=data)
-    optuna.create_study(storage=storage, study_name=foreign)
+    study = optuna.create_study(storage=storage, study_name=foreign)
     before = sorted(tmp_path.rglob("*.pt"))
-    delete_study(storage, foreign, work)
+    delete_study(study, work)
     assert list_studies(storage) == []
     assert sorted(tmp_path.rglob("*.pt")) == before != []
 
@@ -64,16 +66,22 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
 def test_a_study_of_that_name_starts_afresh_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
     study = define(storage)
     work_on(study, tmp_path)
-    delete_study(storage, "toy", tmp_path)
+    delete_study(study, tmp_path)
     again = define(storage)
     assert again.user_attrs["uid"] != ""
     work_on(again, tmp_path)
     Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
 
 
-def test_a_study_that_is_not_there_cannot_be_deleted(storage: StudyStorage, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no study of this name"):
-        delete_study(storage, "toy", tmp_path)
+def test_only_the_study_that_was_opened_is_deleted(study: optuna.Study, tmp_path: Path) -> None:
+    other = open_storage(StorageSettings(), tmp_path, create=False)
+    delete_study(load_study(other, "toy"), tmp_path)
+    with pytest.raises(ConfigurationError, match="deleted"):
+        delete_study(study, tmp_path)
+    again = define(other)
+    with pytest.raises(ConfigurationError, match="deleted"):
+        delete_study(study, tmp_path)
+    assert again.user_attrs["target"] == 5
 
 
 def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudyStorage, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Studies as rows: which study an id means, the lock on it, its attributes, its removal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from csi_job.storage.attributes import UID
+from csi_job.storage.engine import advisory_lock, upsert
+from csi_job.storage.tables import HEARTBEATS, LEASES, STUDIES, STUDY_ATTRIBUTES, STUDY_PARTS, TRIAL_PARTS, TRIALS
+
+
+def find_identity(connection: Connection, name: str) -> Row[Any] | None:
+    """Return the `study_id` of the study of this name and its `uid`, None if another program made it."""
+    is_uid = sa.and_(STUDY_ATTRIBUTES.c.study_id == STUDIES.c.study_id, STUDY_ATTRIBUTES.c.key == UID)
+    columns = (STUDIES.c.study_id, STUDY_ATTRIBUTES.c.value_json.label("uid"))
+    query: sa.Select[Any] = sa.select(*columns).outerjoin(STUDY_ATTRIBUTES, is_uid)
+    return connection.execute(query.where(STUDIES.c.study_name == name)).first()
+
+
+def has_uid(study_id: sa.ColumnElement[int], uid: str | None) -> sa.ColumnElement[bool]:
+    """Return whether a study has this uid, as stored; SQLite uses the id of a deleted study again."""
+    if uid is None:
+        return sa.true()
+    is_uid = (STUDY_ATTRIBUTES.c.key == UID, STUDY_ATTRIBUTES.c.value_json == uid)
+    return sa.select(sa.literal(1)).where(STUDY_ATTRIBUTES.c.study_id == study_id, *is_uid).exists()
+
+
+def lock_study(connection: Connection, study_id: int, uid: str | None = None) -> bool:
+    """Lock a study until the transaction ends, and return whether it exists.
+
+    Its row is locked too, as Optuna does when it creates a trial, so that a trial added by another tool gets a unique
+    number.
+    """
+    query = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id, has_uid(STUDIES.c.study_id, uid))
+    if connection.dialect.name == "postgresql":
+        query = query.add_columns(advisory_lock(study_id)).with_for_update()
+    return connection.execute(query).first() is not None
+
+
+def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
+    """Return a study's user attributes."""
+    mine = sa.select(STUDY_ATTRIBUTES).where(STUDY_ATTRIBUTES.c.study_id == study_id)
+    return {row.key: json.loads(row.value_json) for row in connection.execute(mine)}
+
+
+def set_attribute(connection: Connection, table: sa.Table, study_id: int, key: str, value: object) -> None:
+    """Set an attribute of a study; the caller holds its lock."""
+    row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+    upsert(connection, table, [row], ("study_id", "key"))
+
+
+def delete_rows(connection: Connection, study_id: int) -> None:
+    """Delete a study with its trials and their leases; the caller holds its lock."""
+    trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+    for table in (*TRIAL_PARTS, HEARTBEATS, LEASES):
+        connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
+    for table in (*STUDY_PARTS, TRIALS, STUDIES):
+        connection.execute(sa.delete(table).where(table.c.study_id == study_id))
