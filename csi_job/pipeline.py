@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from csi_job.cache.key import find_cache
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
+from csi_job.files import read_json
 from csi_job.final_model.export import read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
@@ -28,7 +30,7 @@ from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
-from csi_job.study_settings import check_settings, definition_of
+from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.transfer.migrate import Migration, migrate_study
@@ -185,6 +187,8 @@ def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -
     record = read_record(settings.storage, settings.work, old)
     cache = existing_cache(settings, record.cache_key if record else "")
     definition = definition_of(settings, cache.info.key, checked_name(new))
+    if record is not None:
+        definition.warn_of_unknown(record.fingerprint)
     storage = open_storage(settings.storage, settings.work, create=False)
     return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
@@ -198,7 +202,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     study = _study_named(file.study, settings) if file.is_search_result else None
     record = (read_record(settings.storage, settings.work, file.study) or file.record) if file.names_study else None
     if record is not None:
-        check_settings(settings, record, with_data=False)  # a final model may be trained on more data
+        check_training(settings, record)
     final = run_final_training(
         FinalTrainingRequest(
             work=settings.folder,
@@ -236,6 +240,8 @@ def run_evaluate(
     """
     model = model_file(settings.folder, model_path)
     card = read_valid_card(model) or {}
+    if baseline_path is not None:
+        _warn_of_other_study(card, baseline_path)
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
             settings.work,
@@ -253,6 +259,14 @@ def run_evaluate(
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
+
+
+def _warn_of_other_study(card: Mapping[str, Any], baseline: Path) -> None:
+    """Warn where a model's baseline was trained for another study."""
+    other = (read_json(baseline.with_suffix(".json")) or {}).get("study")
+    if "study" in card and other not in (None, card["study"]):
+        message = "%s is the baseline of study %s, but the model is of study %s; train-optimized trains its own"
+        logger.warning(message, baseline.name, other, card["study"])
 
 
 def _study_named(name: str, settings: Settings) -> optuna.Study | None:

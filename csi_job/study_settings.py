@@ -36,16 +36,17 @@ def definition_of(settings: Settings, cache_key: str, name: str | None = None) -
     )
 
 
-def check_settings(settings: Settings, record: StudyRecord, *, with_data: bool = True) -> None:
-    """Raise `ConfigurationError` if settings that change results are not those of the study; `with_data`: all of them.
+def check_settings(settings: Settings, record: StudyRecord) -> None:
+    """Raise `ConfigurationError` if settings that change results are not those of the study, whatever the data."""
+    check_same(record.fingerprint, definition_of(settings, record.cache_key).fingerprint, record.name)
 
-    The content of the data is not compared.
-    """
-    stored, given = record.fingerprint, definition_of(settings, record.cache_key).fingerprint
-    if with_data:
-        check_same(stored, given, record.name)
-    else:
-        check_same(without_data(stored), without_data(given), record.name)
+
+def check_training(settings: Settings, record: StudyRecord) -> None:
+    """Check that a final model is trained as the study's trials were, though it may be on more data; see above."""
+    definition = definition_of(settings, record.cache_key)
+    stored = without_data(record.fingerprint)
+    check_same(stored, without_data(definition.fingerprint), record.name)
+    definition.warn_of_unknown(record.fingerprint)
 
 
 def stored_tree(settings: Settings) -> dict[str, Any]:

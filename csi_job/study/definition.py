@@ -113,6 +113,12 @@ class Definition:
         for sentence in self.adjustments:
             logger.warning("baseline: %s", sentence)
 
+    def warn_of_unknown(self, fingerprint: Mapping[str, Any]) -> None:
+        """Warn of what an earlier version did not store in a study's fingerprint."""
+        if unknown := sorted(self.fingerprint.keys() - fingerprint.keys()):
+            message = "the study is of an earlier version, which did not store %s; give the same values as then"
+            logger.warning(message, ", ".join(unknown))
+
     def check(self, stored: Mapping[str, Any]) -> None:
         """Reject a stored study that has another fingerprint or was created by another program.
 
@@ -124,9 +130,7 @@ class Definition:
             message = "a study of this name was created by another program"
             raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
         check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
-        if unknown := sorted(self.fingerprint.keys() - stored[FINGERPRINT].keys()):
-            message = "the study is of an earlier version, which did not store %s; give the same values as then"
-            logger.warning(message, ", ".join(unknown))
+        self.warn_of_unknown(stored[FINGERPRINT])
         if stored.get(SEED) != self.settings.seed:
             logger.warning("the study was created with seed %s; using that seed", stored.get(SEED))
 
