@@ -22,7 +22,10 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; columns in `numbers` are aligned right, rows in `marks` carry a label."""
+    """Rows of text; columns in `numbers` are aligned right, rows in `marks` carry a label.
+
+    A reader may sort the rows if `is_sortable`, which needs `has_sortable` of the page.
+    """
 
     kind: ClassVar[str] = "table"
     columns: tuple[str, ...]
@@ -30,6 +33,7 @@ class Table:
     numbers: frozenset[int] = frozenset()
     caption: str = ""
     marks: dict[int, str] = field(default_factory=dict)
+    is_sortable: bool = False
 
 
 @dataclass(frozen=True)

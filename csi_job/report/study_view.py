@@ -17,6 +17,7 @@ from csi_job.storage.attributes import (
     FINISHED,
     GFLOPS,
     IMAGES_PER_S,
+    LOSSES,
     MAX_EPOCHS,
     NUM_PARAMETERS,
     NUM_STARTUP_TRIALS,
@@ -25,6 +26,7 @@ from csi_job.storage.attributes import (
     REASON,
     SAMPLER,
     TARGET,
+    WORKER,
     TrialOutcome,
     curve_of,
     f1_standard_error_of,
@@ -35,6 +37,8 @@ from csi_job.study.importances import Importances, param_importances
 from csi_job.study.status import choose_trial
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
@@ -77,10 +81,17 @@ class TrialView:
     phase: Phase | None
     curve: tuple[tuple[int, float], ...]
     """Epochs, from 0, and their validation F1."""
+    losses: tuple[tuple[int, float, float], ...]
+    """Epochs, from 0, their training and their validation loss; empty in a study made before they were stored."""
     is_baseline: bool
     num_epochs: int
     seconds: float | None
     """From start to end."""
+    started: datetime | None
+    ended: datetime | None
+    """None while it runs."""
+    worker: str
+    """Host and process of its last attempt; empty if unknown."""
     gflops: float | None
     images_per_s: float | None
     num_parameters: int | None
@@ -178,9 +189,13 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         params=dict(frozen.params),
         phase=_phase(attrs, phases),
         curve=curve,
+        losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(LOSSES) or ()),
         is_baseline=bool(attrs.get(BASELINE)),
         num_epochs=attrs.get(EPOCHS) or len(curve),
         seconds=seconds_of(frozen),
+        started=frozen.datetime_start,
+        ended=frozen.datetime_complete,
+        worker=str(attrs.get(WORKER, "")),
         gflops=_number(attrs.get(GFLOPS)),
         images_per_s=_number(attrs.get(IMAGES_PER_S)),
         num_parameters=attrs.get(NUM_PARAMETERS),

@@ -59,6 +59,11 @@ def worker_id() -> str:
     return "|".join((socket.gethostname(), *_boot_and_pid_namespace(), str(os.getpid()), _start_of(os.getpid()) or ""))
 
 
+def worker_name() -> str:
+    """Return this process's host and process id, for people to read."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def owner_process_is_gone(owner: str) -> bool:
     """Return whether the lease's owner was a process of this machine and PID namespace that no longer exists."""
     _, *namespace, process, began = owner.split("|") if owner.count("|") == 4 else [""] * 5  # noqa: PLR2004

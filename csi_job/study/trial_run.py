@@ -24,15 +24,17 @@ from csi_job.storage.attributes import (
     CURVE,
     EPOCHS,
     INFEASIBLE,
+    LOSSES,
     MAX_EPOCHS,
     NUM_STARTUP_TRIALS,
     PRUNER,
     REASON,
     SAMPLER,
+    WORKER,
     TrialOutcome,
 )
 from csi_job.storage.claim import Claim
-from csi_job.storage.lease import Lease
+from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite
@@ -91,6 +93,8 @@ class RunningTrial(Generic[Params]):
     """The newest checkpoint whose epoch is stored or about to be; initially `resume_from`."""
     curve: dict[int, float] = field(default_factory=dict)
     """Value of each finished epoch."""
+    losses: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Training and validation loss of each finished epoch."""
     gflops: float | None = None
     """Cost per image; pruning with two objectives needs it."""
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -137,6 +141,7 @@ class RunningTrial(Generic[Params]):
         self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
         if CURVE in stored:
             self.curve = {int(epoch): float(value) for epoch, value in stored[CURVE]}
+        self.losses = {int(epoch): (train, val) for epoch, train, val in stored.get(LOSSES, ())}
         if self.claim.taken_over:
             self._resume()
         self.attributes[EPOCHS] = len(self.curve)
@@ -177,6 +182,7 @@ class RunningTrial(Generic[Params]):
         self.storage.rewrite_steps(self.lease, found.epoch + 1, write, self._relative(found.path))
         frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
         self.curve = curve
+        self.losses = {epoch: both for epoch, both in self.losses.items() if epoch <= found.epoch}
 
     def batch_done(self) -> None:
         """Note that the training makes progress.
@@ -208,6 +214,8 @@ class RunningTrial(Generic[Params]):
             "learning_rate": result.learning_rate,
             "images_per_s": result.images_per_s,
         }
+        self.losses[result.epoch] = result.train_loss, result.val_loss
+        self.unsent.user_attrs[LOSSES] = [[epoch, *self.losses[epoch]] for epoch in sorted(self.losses)]
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)
@@ -328,7 +336,7 @@ def sample_params(
             MAX_EPOCHS: settings.max_epochs,
         }
         draft.user_attrs |= {key: value for key, value in phase.items() if key not in trial.user_attrs}
-        draft.user_attrs[ATTEMPT] = lease.attempt
+        draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
     return trial, params
 
 

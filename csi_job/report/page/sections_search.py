@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Figure, PageSection, Table
+from csi_job.report.figures.contour import contour_plot
 from csi_job.report.figures.history import curves_plot, history_plot
 from csi_job.report.figures.importances import importances_plot
+from csi_job.report.figures.losses import losses_plot
 from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
+from csi_job.report.figures.timeline import timeline_plot
 from csi_job.storage.attributes import FINISHED
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 NUM_BEST = 10
 MAX_REASONS = 20
+MAX_ROWS = 1000  # of all trials; more would slow the browser down
 MAX_RUNS = 8  # of trial numbers that fit a cell
 
 
@@ -45,15 +49,16 @@ def best_trials(view: StudyView) -> PageSection:
 
 
 def progress(view: StudyView) -> PageSection:
-    """Show the course of the search, its phases, and the training curves."""
+    """Show the course of the search, its phases, the training and loss curves, and the trials by worker."""
     phases = (_phases(view),) if view.phases else ()
-    blocks = (Figure(history_plot(view)), *phases, Figure(curves_plot(view), has_title=True))
+    more = (Figure(plot(view), has_title=True) for plot in (curves_plot, losses_plot, timeline_plot))
+    blocks = (Figure(history_plot(view)), *phases, *more)
     return PageSection("progress", "Search progress", blocks=blocks)
 
 
 def parameters(view: StudyView) -> PageSection:
     """Show which hyperparameters mattered, and how F1 varies with each and all of them."""
-    plots = (importances_plot(view), slices_plot(view), parallel_plot(view))
+    plots = (importances_plot(view), contour_plot(view), slices_plot(view), parallel_plot(view))
     blocks = tuple(Figure(plot, has_title=index > 0) for index, plot in enumerate(plots))
     return PageSection("parameters", "Which settings mattered", blocks=blocks)
 
@@ -98,6 +103,39 @@ def failures(view: StudyView) -> PageSection:
     )
     table = Table(("Outcome", "Reason", "Trials", "Trial numbers"), rows, frozenset({2}))
     return PageSection(key, title, (sentence,), (table,))
+
+
+def all_trials(view: StudyView) -> PageSection:
+    """Show every trial in a table to be sorted by any column."""
+    key, title = "trials", "All trials"
+    if not view.trials:
+        return PageSection(key, title, ("There is no trial yet.",))
+    trials = view.trials[-MAX_ROWS:]
+    names = fmt.in_order({name for trial in trials for name in trial.params})
+    fixed = ("Trial", "Outcome", "F1", "Epochs", "Seconds", "Phase")
+    rows = tuple(
+        (
+            str(trial.number),
+            trial.outcome,
+            fmt.score(trial.f1),
+            str(trial.num_epochs),
+            fmt.MISSING if trial.seconds is None else f"{trial.seconds:.0f}",
+            str(trial.phase.number) if trial.phase else fmt.MISSING,
+            *(fmt.value(trial.params.get(name)) for name in names),
+        )
+        for trial in trials
+    )
+    table = Table(
+        columns=(*fixed, *map(fmt.parameter_name, names)),
+        rows=rows,
+        numbers=frozenset({2, 3, 4, 5}) | _number_columns(list(trials), names, len(fixed)),
+        marks={index: mark for index, trial in enumerate(trials) if (mark := _mark(view, trial))},
+        is_sortable=True,
+    )
+    cut = (
+        f" Only the last {MAX_ROWS} are shown; csi-job study export has all." if len(trials) < len(view.trials) else ""
+    )
+    return PageSection(key, title, (f"Click a column's name to sort by it.{cut}",), (table,))
 
 
 def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,8 @@ def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None
     assert attributes["micro_batch"] == 8
     assert attributes["images_per_s"] > 0
     assert 0 < attributes["f1_se"] < 0.5
+    assert [epoch for epoch, train_loss, val_loss in attributes["losses"] if min(train_loss, val_loss) > 0] == [0, 1, 2]
+    assert attributes["worker"] == f"{socket.gethostname()}:{os.getpid()}"
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -104,7 +108,8 @@ def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path: Path) -> None
     work_on(cut, settings, tmp_path / "cut", stopped)
     assert resumed_from == ["epoch-0001.pt"]
     assert cut.trials[0].intermediate_values == uncut.trials[0].intermediate_values
-    assert cut.trials[0].user_attrs["f1_se"] == uncut.trials[0].user_attrs["f1_se"]
+    for name in ("f1_se", "losses"):
+        assert cut.trials[0].user_attrs[name] == uncut.trials[0].user_attrs[name]
 
 
 def test_training_continues_without_room_for_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

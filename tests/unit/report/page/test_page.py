@@ -37,7 +37,7 @@ def test_the_report_opens_with_no_network_and_holds_plotly_once(work, view):
     assert page.loads() == []
     assert sum("plotly.js (cartesian" in script for _, script in page.scripts) == 1
     assert path.stat().st_size < 2_000_000
-    assert len(page.figures()) == 8
+    assert len(page.figures()) == 11
 
 
 def test_links_lead_to_sections_and_ids_are_unique(work, view):
@@ -197,6 +197,16 @@ def test_infeasible_and_failed_trials_are_listed_with_their_reasons(finished_stu
     assert reasons
     assert all(reason in text for reason in reasons)
     assert "the worker stopped 3 times before the end of an epoch 2 9, 26" in text
+
+
+def test_every_trial_is_in_a_table_that_can_be_sorted(finished_study, work, view):
+    page = report(view, work)
+    assert [attrs.get("class") for tag, attrs in page.tags if tag == "table"].count("sortable") == 1
+    script = next(data for _, data in page.scripts if "table.sortable" in data)
+    assert "aria-sort" in script
+    text = page.text[page.text.index("Click a column's name") :]
+    for trial in (finished_study.trials[3], finished_study.trials[20]):
+        assert f" {trial.number} {view.trials[trial.number].outcome} " in text
 
 
 def test_the_settings_shown_make_the_same_study_again(work, finished_study, view):

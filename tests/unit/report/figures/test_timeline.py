@@ -1,0 +1,43 @@
+from datetime import datetime, timedelta
+
+import optuna
+import plotly.graph_objects as go
+from optuna.trial import TrialState, create_trial
+
+from csi_job.report.figures.timeline import timeline_plot
+from csi_job.report.study_view import view_study
+
+START = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - as Optuna stores it
+
+
+def view_of(*trials):
+    """A study of complete trials: (start, end) in minutes and worker."""
+    study = optuna.create_study(direction="maximize")
+    for start, end, worker in trials:
+        trial = create_trial(state=TrialState.COMPLETE, value=0.5, user_attrs={"worker": worker} if worker else {})
+        trial.datetime_start, trial.datetime_complete = (START + timedelta(minutes=at) for at in (start, end))
+        study.add_trial(trial)
+    return view_study(study)
+
+
+def test_each_trial_is_a_bar_of_its_length_in_the_row_of_its_worker():
+    plot = timeline_plot(view_of((0, 3, "a:1"), (1, 2, "b:1"), (4, 4.5, "a:1")))
+    [bars] = go.Figure(plot.figure).data
+    assert list(bars.y) == ["a:1", "b:1", "a:1"]
+    assert list(bars.x) == [180_000, 60_000, 30_000]
+    assert bars.base[1] == "2026-01-01T12:01:00.000"
+
+
+def test_trials_of_unknown_workers_do_not_hide_each_other():
+    plot = timeline_plot(view_of((0, 3, ""), (1, 2, ""), (3, 4, ""), (2, 4, "")))
+    assert plot.figure["data"][0]["y"] == ["unknown 1", "unknown 2", "unknown 1", "unknown 2"]
+
+
+def test_every_outcome_is_drawn(view):
+    drawn = sum(len(trace.y) for trace in go.Figure(timeline_plot(view).figure).data)
+    assert drawn == len([trial for trial in view.trials if trial.outcome != "waiting"])
+
+
+def test_degenerate_studies_give_a_figure_or_a_reason(degenerate_view):
+    plot = timeline_plot(degenerate_view)
+    assert plot.missing or go.Figure(plot.figure)
