@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 _SCIENTIFIC = re.compile(r"(\d)(?:[.,](\d+))?E\+(\d+)", re.IGNORECASE)  # 123456789012 as 1,23457E+11
 _LONGEST = 300  # digits of a floating point number
-_EXACT_DIGITS = 15  # a spreadsheet keeps so many, and zeros after them
+EXACT_DIGITS = 15  # a spreadsheet keeps so many, and zeros after them
 
 
 def lost_digits(identifier: str) -> bool:
     """Tell whether a spreadsheet may have put zeros, or nothing, in the place of the last digits."""
-    is_long = len(identifier) > _EXACT_DIGITS and identifier.isdecimal()
-    return bool(_SCIENTIFIC.fullmatch(identifier)) or (is_long and not identifier[_EXACT_DIGITS:].strip("0"))
+    is_long = len(identifier) > EXACT_DIGITS and identifier.isdecimal()
+    return bool(_SCIENTIFIC.fullmatch(identifier)) or (is_long and not identifier[EXACT_DIGITS:].strip("0"))
 
 
 def is_scientific(identifier: str) -> bool:
@@ -39,8 +39,8 @@ class NumericNames:
         if not identifier.isdecimal() or len(identifier) >= _LONGEST:
             return []
         kinds = [("without zeros", 0)]
-        if len(identifier) > _EXACT_DIGITS:
-            kinds += [("cut", _EXACT_DIGITS), ("rounded", _EXACT_DIGITS)]
+        if len(identifier) > EXACT_DIGITS:
+            kinds += [("cut", EXACT_DIGITS), ("rounded", EXACT_DIGITS)]
         found = {name for kind in kinds for name in self._forms(*kind).get(_form(identifier, *kind), [])}
         return sorted(found - {identifier})
 

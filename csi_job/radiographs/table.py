@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +17,7 @@ import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
 from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 
 SEPARATORS = (";", ",", "\t")
@@ -26,8 +29,14 @@ MAX_TABLE_BYTES = 1 << 30  # a table of ten million rows; more is no label table
 NUM_COLUMNS_NAMED = 12
 
 _SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European spreadsheets write it
+_NUM_WORDS_NAMED = 10
+_SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
 _SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
+_MEAN_UNKNOWN = re.compile(  # in other tables; the user decides, as some are typing errors too
+    r"[-._*/\u2013\u2014]+|-\d+|9{1,3}|#?n[./]?[adv]\.?|#?null!?|nil|none|missing|k\. ?a\.|#\w+[!?]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -83,16 +92,12 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
         first = first_rows.setdefault(row.file_id, row_number)
         if first != row_number:
             what = f"duplicate FileID (first in row {first})"
+            what += f"; {_SHORTENED}" if lost_digits(row.file_id) else ""
             problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=row.file_id))
         rows.append(row)
+    problems += _merged_patients(rows) if PATIENT_COLUMN in columns else []
     if problems:
-        unknown = ", ".join(repr(word) for word in settings.unknown_values)
-        allowed = (
-            f"scores 0 1 2 3, for unknown 4 or {unknown}"
-            if any(problem.column in ZONES for problem in problems)
-            else None
-        )
-        raise DataError(f"the label table has {_counted(len(problems), 'problem')}", allowed=allowed, problems=problems)
+        raise _refusal(problems, settings.unknown_values)
     if not rows:
         raise DataError("the label table has a header but no rows")
     return LabelTable(
@@ -102,6 +107,38 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
         zones_NZ=np.array([row.scores for row in rows], dtype=np.int8),
         has_patients=PATIENT_COLUMN in columns,
     )
+
+
+def _merged_patients(rows: Sequence[_Row]) -> list[Problem]:
+    """Refuse numbers that lost digits and stand for several images, perhaps of several patients."""
+    long = [row.patient_id for row in rows if row.patient_id.isdecimal() and len(row.patient_id) > EXACT_DIGITS]
+    all_cut = all(map(lost_digits, long))  # by chance, one in ten ends with a zero
+    counts = Counter(row.patient_id for row in rows)
+    return [
+        Problem(f"{_SHORTENED}, which may merge patients", row=row.number, column=PATIENT_COLUMN, file_id=row.file_id)
+        for row in rows
+        if counts[row.patient_id] > 1 and (is_scientific(row.patient_id) or (all_cut and lost_digits(row.patient_id)))
+    ]
+
+
+@dataclass(frozen=True)
+class _WrongScore(Problem):
+    cell: str = ""
+
+
+def _refusal(problems: Sequence[Problem], unknown_values: Sequence[str]) -> DataError:
+    what = f"the label table has {_counted(len(problems), 'problem')}"
+    if not any(problem.column in ZONES for problem in problems):
+        return DataError(what, problems=problems)
+    allowed = f"scores 0 1 2 3, for unknown 4 or {', '.join(map(repr, unknown_values))} (radiographs.unknown_values)"
+    cells = {problem.cell for problem in problems if isinstance(problem, _WrongScore)}
+    likely = sorted(cell for cell in cells if _MEAN_UNKNOWN.fullmatch(cell))[:_NUM_WORDS_NAMED]
+    if not likely:
+        return DataError(what, allowed=allowed, problems=problems)
+    values = json.dumps([*unknown_values, *likely], ensure_ascii=False)
+    words = ", ".join(map(repr, likely))
+    hint = f"if {words} means unknown, set radiographs: {{unknown_values: {values}}} in a --config file"
+    return DataError(what, allowed=allowed, hint=hint, problems=problems)
 
 
 @dataclass(frozen=True)
@@ -116,11 +153,18 @@ class _Lines:
     """The cells of a table's lines, by the separator that the header shows."""
 
     def __init__(self, text: str) -> None:
-        header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+        filled = (line for line in io.StringIO(text, newline="") if line.strip())
+        header = next(filled, "")
+        stated = _SEPARATOR_LINE.fullmatch(header.strip("\r\n "))
+        if stated:
+            header = next(filled, "")
         if not header:
             raise DataError("the label table is empty")
-        best = max(SEPARATORS, key=lambda separator: _header_merit(header, separator))
+        separators = (stated[1], *SEPARATORS) if stated else SEPARATORS
+        best = max(separators, key=lambda separator: _header_merit(header, separator))
         self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
+        if stated:
+            self._next_cells()
         self.columns = _find_columns(self._next_cells() or [], best)
         self.num_columns = max(self.columns.values()) + 1
 
@@ -163,8 +207,9 @@ def _read_row(
     for zone in ZONES:
         score = _read_score(cells[columns[zone]], settings.unknown_values)
         if score is None:
-            what = f"not a valid score: {_shown(cells[columns[zone]])}"
-            problems.append(Problem(what, row=number, column=zone, file_id=named))
+            cell = cells[columns[zone]].strip()
+            what = f"not a valid score: {_shown(cell)}"
+            problems.append(_WrongScore(what, row=number, column=zone, file_id=named, cell=cell))
         else:
             scores.append(score)
     return None if len(problems) > found else _Row(number, file_id, patient_id, tuple(scores))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,15 @@ def test_separator_and_line_ends_are_detected(tmp_path: Path, separator: str, en
     assert table.zones_NZ.dtype == np.int8
 
 
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+@pytest.mark.parametrize("line", ["sep={}", '"sep={}"', "SEP={}", "sep={};;;;;;;"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_first_line_may_state_the_separator(tmp_path: Path, separator: str, line: str, encoding: str) -> None:
+    text = line.format(separator) + "\r\n" + lines(HEADER, ROW, separator=separator, end="\r\n")
+    table = read(tmp_path, text.encode(encoding))
+    assert (table.file_ids, table.rows) == (("film 1",), (3,))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
 def test_encodings_are_detected(tmp_path: Path, encoding: str) -> None:
     text = lines(HEADER, ("Müller-1" if encoding == "latin-1" else "Müller €", *ROW[1:]))
@@ -69,6 +79,18 @@ def test_unknown_words_are_a_setting(tmp_path: Path) -> None:
     table = lines(HEADER, ("a", "P", "n/a", *"00000"))
     assert read(tmp_path, table, unknown_values=("N/A",)).zones_NZ[0, 0] == 4
     assert "n/a" in refusal(tmp_path, table).problems[0].what
+
+
+@pytest.mark.parametrize("word", ["-", "#N/A", "n/a", "NULL", "-1", "#NV", "9", "None"])
+def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(
+    tmp_path: Path, word: str
+) -> None:
+    table = lines(HEADER, ROW, ("b", "P", word, *"00000"))
+    message = str(refusal(tmp_path, table))
+    assert f"if {word!r} means unknown, set radiographs: {{unknown_values:" in message
+    setting = yaml.safe_load(message.partition(", set ")[2].partition(" in a --config file")[0])
+    assert read(tmp_path, table, **setting["radiographs"]).zones_NZ[1, 0] == 4
+    assert "radiographs.unknown_values" in str(refusal(tmp_path, lines(HEADER, ("b", "P", "two", *"00000"))))
 
 
 @pytest.mark.parametrize(("cell", "score"), [("2.0", 2), ("2.", 2), ("2,0", 2), (" 3 ", 3), ("1.000", 1)])
@@ -101,6 +123,27 @@ def test_identities_are_shown_only_on_request(tmp_path: Path) -> None:
 def test_a_file_id_used_twice_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path, lines(HEADER, ROW, ROW))
     assert (error.problems[0].row, error.problems[0].what) == (3, "duplicate FileID (first in row 2)")
+
+
+@pytest.mark.parametrize("number", ["1,23457E+11", "1.23457e+11", "123456789012345000"])
+def test_identities_that_lost_digits_are_not_merged(tmp_path: Path, number: str) -> None:
+    rows = [("a", number, *"000000"), ("b", number, *"000000"), ("c", "P1", *"000000")]
+    error = refusal(tmp_path, lines(HEADER, *rows))
+    assert [(problem.row, problem.column) for problem in error.problems] == [(2, "PatientID"), (3, "PatientID")]
+    assert "a spreadsheet dropped digits of this number" in error.problems[0].what
+    assert number not in error.render(identities=False)
+    files = refusal(tmp_path, lines(HEADER, (number, "P1", *"000000"), (number, "P2", *"000000")))
+    assert files.problems[0].what.startswith("duplicate FileID (first in row 2); a spreadsheet dropped digits")
+
+
+def test_long_numbers_with_all_their_digits_are_patients(tmp_path: Path) -> None:
+    rows = [
+        ("a", "1234567890123450", *"000000"),
+        ("b", "1234567890123450", *"000000"),
+        ("c", "1234567890123451", *"000000"),
+    ]
+    assert read(tmp_path, lines(HEADER, *rows)).patient_ids[0] == "1234567890123450"
+    assert read(tmp_path, lines(HEADER, ("a", "1,2E+11", *"000000"))).patient_ids == ("1,2E+11",)
 
 
 def test_blank_identifiers_are_refused(tmp_path: Path) -> None:
