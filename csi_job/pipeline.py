@@ -14,7 +14,7 @@ from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.files import read_json
-from csi_job.final_model.export import read_valid_card, record_test_metrics
+from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
 from csi_job.logs import announced, get_logger
@@ -38,7 +38,7 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
-from csi_job.work_folder import model_file, no_cache
+from csi_job.work_folder import ModelFolder, WorkFolder, model_file, no_cache
 
 if TYPE_CHECKING:
     import optuna
@@ -233,18 +233,26 @@ def run_evaluate(
     model_path: Path | None = None,
     baseline_path: Path | None = None,
     architecture: str | None = None,
+    *,
+    compare: bool = True,
 ) -> EvaluationRun:
-    """Evaluate a model (default: the final model) on the test set, and compare it with a baseline if one is given.
+    """Evaluate a model (default: the final model) on the test set, and compare it with a baseline.
 
-    `architecture` names the network of a file without a card.
+    The baseline is by default the one trained with the model. `architecture` names the network of a file without a
+    card.
     """
     model = model_file(settings.folder, model_path)
     card = read_valid_card(model) or {}
+    folder = _folder_of(model, card, settings.folder)
+    if folder != settings.folder.latest:
+        model = folder.path / model.name
     if baseline_path is not None:
         _warn_of_other_study(card, baseline_path)
+    elif compare:
+        baseline_path = _baseline_file(folder, card)
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
-            settings.work,
+            folder,
             existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
             model,
             settings.evaluation,
@@ -255,6 +263,8 @@ def run_evaluate(
     record_test_metrics(model, run.evaluation)
     if baseline_path is not None and run.comparison is not None:
         record_test_metrics(baseline_path, run.comparison.baseline)
+    if folder != settings.folder.latest and _is_copy(settings.folder.latest.path / model.name, card):
+        publish(folder, settings.folder.latest)
     study = _study_named(str(card["study"]), settings) if "study" in card else None
     if study is not None:
         write_report(view_study(study), settings.work)
@@ -267,6 +277,24 @@ def _warn_of_other_study(card: Mapping[str, Any], baseline: Path) -> None:
     if "study" in card and other not in (None, card["study"]):
         message = "%s is the baseline of study %s, but the model is of study %s; train-optimized trains its own"
         logger.warning(message, baseline.name, other, card["study"])
+
+
+def _folder_of(model: Path, card: dict[str, Any], work: WorkFolder) -> ModelFolder:
+    """Return the folder of the study that a model is from if it holds the same model, else that of the latest."""
+    folder = work.final(str(card["study"])) if card else work.latest
+    return folder if _is_copy(folder.path / model.name, card) else work.latest
+
+
+def _is_copy(model: Path, card: dict[str, Any]) -> bool:
+    return is_same_model(read_valid_card(model), card)
+
+
+def _baseline_file(folder: ModelFolder, card: dict[str, Any]) -> Path | None:
+    """Return the baseline trained with a model, for a model without a card the one in the folder; None without one."""
+    if not folder.baseline_model.is_file():
+        return None
+    is_own = not card or (read_valid_card(folder.baseline_model) or {}).get("request") == card["request"]
+    return folder.baseline_model if is_own else None
 
 
 def _study_named(name: str, settings: Settings) -> optuna.Study | None:

@@ -9,8 +9,41 @@ from csi_job.errors import ConfigurationError, ModelFileError
 
 
 @dataclass(frozen=True)
+class ModelFolder:
+    """A final model, its baseline, and their evaluations on the test set."""
+
+    path: Path
+
+    @property
+    def optimized_model(self) -> Path:
+        """The final model; its card has the same stem."""
+        return self.path / "optimized_model.safetensors"
+
+    @property
+    def baseline_model(self) -> Path:
+        """The baseline that the final model is compared with."""
+        return self.path / "baseline_model.safetensors"
+
+    @property
+    def evaluations(self) -> Path:
+        """The evaluations on the test set."""
+        return self.path / "evaluation"
+
+    def evaluation_page(self, stem: str) -> Path:
+        """Return the page of an evaluated model, or of the `comparison`."""
+        return self.evaluations / f"{stem}_plots.html"
+
+    @property
+    def work(self) -> WorkFolder:
+        """The work folder it lies in."""
+        above = self.path.parent
+        is_of_study = above.name == "final" and above.parent.name == "models"
+        return WorkFolder(above.parents[1] if is_of_study else above)
+
+
+@dataclass(frozen=True)
 class WorkFolder:
-    """Every path under the work folder.
+    """Every path under the work folder; a name of a study or cache that leads out of it is refused.
 
     ```text
     studies.db                                 the study database, unless storage.url names another
@@ -20,8 +53,9 @@ class WorkFolder:
     wandb/                                     runs of Weights & Biases
     models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed
-    models/{optimized,baseline}_model.*        the final models and their cards
-    models/evaluation/                         metrics, predictions and figures on the test set
+    models/final/<study>/                      the study's final models, their cards and evaluations
+    models/{optimized,baseline}_model.*        those of the study that was trained last
+    models/evaluation/                         metrics, predictions and figures of those
     ```
     """
 
@@ -44,7 +78,7 @@ class WorkFolder:
 
     def cache(self, key: str) -> Path:
         """Return the folder of the cache with this key."""
-        return self.caches / key
+        return self.caches / _name(key)
 
     @property
     def identity_key(self) -> Path:
@@ -53,7 +87,7 @@ class WorkFolder:
 
     def checkpoints(self, study: str) -> Path:
         """Return the folder of a study's checkpoints."""
-        return self.root / "checkpoints" / study
+        return self.root / "checkpoints" / _name(study)
 
     def trial_checkpoints(self, study: str, number: int) -> Path:
         """Return the folder of all attempts of a trial."""
@@ -71,47 +105,37 @@ class WorkFolder:
 
     def best_params(self, study: str) -> Path:
         """Return the file of the best trial's hyperparameters."""
-        return self.hyperopt / f"{study}_best_params.json"
+        return self.hyperopt / f"{_name(study)}_best_params.json"
 
     def optimized_params(self, study: str) -> Path:
         """Return the file of the confirmed candidate's hyperparameters."""
-        return self.hyperopt / f"{study}_optimized_params.json"
+        return self.hyperopt / f"{_name(study)}_optimized_params.json"
 
     def study_settings(self, study: str) -> Path:
         """Return the settings file that repeats a study."""
-        return self.hyperopt / f"{study}_settings.yaml"
+        return self.hyperopt / f"{_name(study)}_settings.yaml"
 
     def report(self, study: str) -> Path:
         """Return the report of a study."""
-        return self.hyperopt / f"{study}_report.html"
+        return self.hyperopt / f"{_name(study)}_report.html"
 
     def candidates(self, study: str) -> Path:
         """Return the folder of the candidates' trainings."""
-        return self.root / "models" / "candidates" / study
+        return self.root / "models" / "candidates" / _name(study)
+
+    def final(self, study: str) -> ModelFolder:
+        """Return the folder of a study's final model."""
+        return ModelFolder(self.root / "models" / "final" / _name(study))
 
     @property
-    def optimized_model(self) -> Path:
-        """The final model; its card has the same stem."""
-        return self.root / "models" / "optimized_model.safetensors"
-
-    @property
-    def baseline_model(self) -> Path:
-        """The baseline that the final model is compared with."""
-        return self.root / "models" / "baseline_model.safetensors"
-
-    @property
-    def evaluations(self) -> Path:
-        """The evaluations on the test set."""
-        return self.root / "models" / "evaluation"
-
-    def evaluation_page(self, stem: str) -> Path:
-        """Return the page of an evaluated model, or of the `comparison`."""
-        return self.evaluations / f"{stem}_plots.html"
+    def latest(self) -> ModelFolder:
+        """The folder with the final model that was trained last, of whichever study."""
+        return ModelFolder(self.root / "models")
 
 
 def model_file(folder: WorkFolder, path: Path | None) -> Path:
     """Return the model file that is named, by default the final model; raise `ModelFileError` if it is missing."""
-    model = path or folder.optimized_model
+    model = path or folder.latest.optimized_model
     if not model.is_file():
         hint = "name one with --model-path, or train one: csi-job train-optimized"
         raise ModelFileError("there is no such model file", got=str(model), hint=hint)
@@ -122,3 +146,11 @@ def no_cache(folder: WorkFolder) -> ConfigurationError:
     """Return the error that there is no cache."""
     hint = "build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)"
     return ConfigurationError("there is no cache for these settings", got=str(folder.caches), hint=hint)
+
+
+def _name(name: str) -> str:
+    """Return a name that is one part of a path; a database or a file may hold any other."""
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        what = "this name leads out of the work folder"
+        raise ConfigurationError(what, got=name, allowed="a name of a study or cache, without slashes")
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,36 +22,30 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
     Prints every metric with its confidence interval, and writes them as JSON and plots under models/evaluation/.
     """
-    _evaluate(loaded)
+    _evaluate(loaded, compare=False)
 
 
 @click.command()
 @with_settings(*SHOWN, study=study_of_model)
 @click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors, .pth, .pt, .ckpt).")
 @click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
-@click.option(
-    "--baseline", type=MODEL, help="Model to compare with.  [default: <work>/models/baseline_model.safetensors]"
-)
+@click.option("--baseline", type=MODEL, help="Model to compare with.  [default: the baseline trained with the model]")
 def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, baseline: Path | None) -> None:
     """Evaluate a model and a baseline on the same test set.
 
     The differences between the two come with paired confidence intervals.
     """
-    stored = loaded.settings.folder.baseline_model
-    baseline = baseline or (stored if stored.is_file() else None)
     _evaluate(loaded, model_path, baseline, model_arch)
 
 
-def _evaluate(
-    loaded: LoadedSettings, model: Path | None = None, baseline: Path | None = None, architecture: str | None = None
-) -> None:
+def _evaluate(loaded: LoadedSettings, *paths: Any, compare: bool = True) -> None:
     from rich.console import Console
 
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import run_evaluate
     from csi_job.terminal.evaluation import render_run
 
-    run = run_evaluate(loaded.settings, model, baseline, architecture)
+    run = run_evaluate(loaded.settings, *paths, compare=compare)
     Console().print(render_run(run))
     for path in run.files:
         click.echo(path)

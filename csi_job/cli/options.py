@@ -127,7 +127,7 @@ def study_of_hyperparams(loaded: LoadedSettings, given: dict[str, Any]) -> Study
 
 def study_of_model(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
     """Find the study that a model comes from, by its card; without one, the study that the settings name."""
-    model: Path = given.get("model_path") or loaded.settings.folder.optimized_model
+    model: Path = given.get("model_path") or loaded.settings.folder.latest.optimized_model
     name = (read_json(model.with_suffix(".json")) or {}).get("study")
     return _record(loaded, name) if isinstance(name, str) else the_only_study(loaded, given)
 

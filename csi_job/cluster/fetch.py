@@ -23,9 +23,10 @@ EXEC_IDLE_TIMEOUT_S: Final = 120.0
 # An exec can lose the end of its output and still report success, a known bug; this marker is that end.
 END_MARKER: Final = b"all results are here"
 MAX_TRIES: Final = 5
-# Packs whatever exists, except the models of candidates that lost.
+# Packs whatever exists, except the models of candidates that lost, and second copies of those that won.
 PACK: Final = (
-    f"cd {WORK.root} && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates -cf - -T - "
+    f"cd {WORK.root} && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates --exclude=.lock "
+    "--exclude='models/final/*.safetensors' --exclude='models/final/*.pth' -cf - -T - "
     f"&& printf '%s' '{END_MARKER.decode()}'"
 )
 

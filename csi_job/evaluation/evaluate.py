@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -77,6 +77,8 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     trivial: dict[str, Any] = field(default_factory=dict)
     """What trivial predictors score on the same images, see `compare_with_trivial`; empty without training labels."""
+    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The model's, empty if it has none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the evaluation; it identifies no patient, file or image."""
@@ -145,9 +147,8 @@ def evaluate_model(
     all_warnings = (*warnings, *_absent_scores(predictions))
     known = None if train_zones_NZ is None else train_zones_NZ.cpu().numpy()
     trivial = {} if known is None else compare_with_trivial(predictions, known, settings)
-    return Evaluation(
-        loaded.name, loaded.architecture, split, cache, predictions, settings, metrics, all_warnings, trivial
-    )
+    named = (loaded.name, loaded.architecture, split, cache)
+    return Evaluation(*named, predictions, settings, metrics, all_warnings, trivial, loaded.card)
 
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:

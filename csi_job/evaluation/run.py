@@ -20,7 +20,7 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.html.links import Link, page_links
 from csi_job.html.render import share_plotly
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import ModelFolder
 
 OTHER_CACHE = (
     "{name} was trained on a different cache from the one it is evaluated on; unless the data is different on purpose, "
@@ -39,7 +39,7 @@ class EvaluationRun:
 
 
 def run_evaluation(
-    work: Path,
+    folder: ModelFolder,
     cache: Cache,
     model_path: Path,
     settings: EvaluationSettings,
@@ -49,7 +49,7 @@ def run_evaluation(
     architecture: str | None = None,
     split: SplitName = "test",
 ) -> EvaluationRun:
-    """Evaluate a model on a split and write numbers, predictions and figures to `models/evaluation/`.
+    """Evaluate a model on a split and write numbers, predictions and figures to the folder of models.
 
     A baseline is evaluated on the same images and compared. `architecture` names the network of a bare `.pth` file,
     and the cache's image size and normalisation apply to it.
@@ -69,7 +69,7 @@ def run_evaluation(
     }
     loaded = load_model(model_path, device, **form)
     evaluation = _evaluate(loaded, cache, settings, split)
-    writer = _Writer(WorkFolder(work), str(loaded.card.get("study") or ""), [model_path.stem])
+    writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])
     if baseline_path is None:
         decision = decide(evaluation.to_json())
         return EvaluationRun(evaluation, None, decision, writer.write_evaluation(evaluation, decision, model_path.stem))
@@ -92,14 +92,14 @@ def run_evaluation(
 class _Writer:
     """Writes the files of a run, whose pages link to each other and to the study's."""
 
-    work: WorkFolder
+    models: ModelFolder
     study: str
     stems: list[str]
     """Of the pages that this run writes."""
 
     def links(self, stem: str) -> list[Link]:
-        soon = [self.work.evaluation_page(name) for name in self.stems]
-        return page_links(self.work, self.study, self.work.evaluation_page(stem), soon=soon)
+        soon = [self.models.evaluation_page(name) for name in self.stems]
+        return page_links(self.models, self.study, self.models.evaluation_page(stem), soon=soon)
 
     def write_evaluation(self, evaluation: Evaluation, decision: Decision, stem: str) -> tuple[Path, ...]:
         page = evaluation_page(evaluation, decision, self.links(stem))
@@ -107,9 +107,9 @@ class _Writer:
 
     def write(self, stem: str, content: dict[str, Any], page: str, predictions: str = "") -> tuple[Path, ...]:
         """Write `<stem>.json`, `<stem>_plots.html` and, if there are any, `<stem>_predictions.csv`."""
-        folder = self.work.evaluations
+        folder = self.models.evaluations
         files = {
-            self.work.evaluation_page(stem): page,
+            self.models.evaluation_page(stem): page,
             folder / f"{stem}_predictions.csv": predictions,
             folder / f"{stem}.json": json_text(content),
         }

@@ -1,14 +1,19 @@
 """The model's files: weights as safetensors and `.pth`, the card as JSON, Markdown and a page.
 
 A kill at any moment never leaves new weights beside an old card: cards are removed first and written last, weights are
-replaced atomically, and the card holds the digest of each file it describes. The safetensors carry the card in their
-metadata too, so that one file is enough to use the model.
+replaced atomically, and the card holds the digest of each file it describes. A lock per folder keeps two processes from
+mixing theirs. The safetensors carry the card in their metadata too, so that one file is enough to use the model.
+
+Each study has a folder of its own; `publish` makes its files those in `models/`, where other programs look.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,14 @@ from torch import Tensor
 from csi_job.errors import CsiJobError, explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
-from csi_job.files import digest_file, json_text, make_folder, read_json, replacing, write_atomic
+from csi_job.files import digest_file, json_text, locked, make_folder, read_json, replacing, write_atomic
 from csi_job.final_model.card import card_html, card_markdown, card_metrics
 from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.html.links import page_links
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import ModelFolder
+
+_PUBLISHED = ("optimized_model.*", "baseline_model.*", "evaluation/optimized_model*", "evaluation/baseline_model*",
+    "evaluation/comparison*", "evaluation/*.js")  # fmt: skip
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool) -> dict[str, Any]:
@@ -36,9 +44,9 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
     """
     try:
-        make_folder(path.parent)
-        _remove_companions(path)
-        return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
+        with _locked(path.parent):
+            _remove_companions(path)
+            return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
         what = f"the model cannot be written ({reason})"
@@ -47,7 +55,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
 def remove_model(path: Path) -> None:
     """Remove a model and the files that describe it; raise `CsiJobError` if that is not allowed."""
-    with explain_os_errors("the model cannot be removed", path):
+    with explain_os_errors("the model cannot be removed", path), _locked(path.parent):
         _remove_companions(path)
         path.unlink(missing_ok=True)
 
@@ -64,21 +72,60 @@ def read_valid_card(path: Path) -> dict[str, Any] | None:
     return rename_old_keys(card) if is_valid else None
 
 
+def is_same_model(card: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
+    """Return whether two cards describe the same weights, whatever else was added to one of them."""
+    return card is not None and all(name in card and card[name] == other.get(name) for name in ("request", "created"))
+
+
 def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
-    """Add the test metrics to a model's card if the evaluation covers the model's own test set; return whether it did.
+    """Add the test metrics to a model's card if they are of these weights on their own test set; return whether so.
 
     Raises:
         CsiJobError: the card cannot be written.
 
     """
-    card = read_valid_card(path.with_suffix(".safetensors"))
-    if card is None or path.name not in card["files"]:
+    if evaluation.split != "test" or not is_same_model(read_json(path.with_suffix(".json")), evaluation.card):
         return False
-    if evaluation.split != "test" or card["data"]["cache"] != evaluation.cache:
-        return False
-    with explain_os_errors("the model card cannot be written", path.with_suffix(".json")):
+    with explain_os_errors("the model card cannot be written", path.with_suffix(".json")), _locked(path.parent):
+        card = read_valid_card(path)
+        if card is None or not is_same_model(card, evaluation.card) or card["data"]["cache"] != evaluation.cache:
+            return False
         _write_card(path, {**card, "test": card_metrics(evaluation)})
     return True
+
+
+def publish(source: ModelFolder, target: ModelFolder) -> None:
+    """Copy the models of a folder, their evaluations, and last their cards, in place of those of another folder.
+
+    Raises:
+        CsiJobError: the folder cannot be written.
+
+    """
+    hint = "free space and run the same command again"
+    failed = explain_os_errors("the final model cannot be written", target.path, hint=hint)
+    with failed, _locked(source.path), _locked(target.path):
+        for name in _published(target)[::-1]:
+            if name.suffix != ".js":  # any other page may need it
+                (target.path / name).unlink()
+        for name in _published(source):
+            make_folder((target.path / name).parent)
+            with replacing(target.path / name) as temporary:
+                shutil.copyfile(source.path / name, temporary)
+                if name.suffix == ".html":  # its links out of the folder start elsewhere
+                    way_out = f'href="{os.path.relpath(target.path, source.path)}/'
+                    temporary.write_text(temporary.read_text("utf-8").replace(way_out, 'href="'), "utf-8")
+
+
+def _published(folder: ModelFolder) -> list[Path]:
+    """Return the names of the files to publish, cards last."""
+    found = [path.relative_to(folder.path) for pattern in _PUBLISHED for path in folder.path.glob(pattern)]
+    return sorted(found, key=lambda name: (len(name.parts) == 1, name.suffix == ".json", name))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with locked(make_folder(folder) / ".lock", f"another process is writing models in {folder}; waiting for it"):
+        yield
 
 
 def _remove_companions(path: Path) -> None:
@@ -92,20 +139,25 @@ def _write_weights(
 ) -> dict[str, dict[str, Any]]:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
+    files = {}
     with replacing(path) as temporary:
         temporary.write_bytes(save(plain, metadata))
-    written = [path]
+        files[path.name] = _described(temporary)
     if with_pth:
         with replacing(path.with_suffix(".pth")) as temporary:
             torch.save(plain, temporary)
-        written.append(path.with_suffix(".pth"))
-    return {file.name: {"sha256": digest_file(file), "num_bytes": file.stat().st_size} for file in written}
+            files[path.with_suffix(".pth").name] = _described(temporary)
+    return files
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return {"sha256": digest_file(file), "num_bytes": file.stat().st_size}
 
 
 def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
     """Write the page and the Markdown, then the JSON, which is what a later run looks for."""
     page = path.with_suffix(".html")
-    write_atomic(page, card_html(card, page_links(WorkFolder(path.parent.parent), str(card["study"]), page)))
+    write_atomic(page, card_html(card, page_links(ModelFolder(path.parent), str(card["study"]), page)))
     write_atomic(path.with_suffix(".md"), card_markdown(card))
     write_atomic(path.with_suffix(".json"), json_text(card))
     return card

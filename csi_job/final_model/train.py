@@ -29,7 +29,7 @@ from csi_job.final_model.candidates import (
     write_optimized_params,
 )
 from csi_job.final_model.card import FORMAT, CardContext, build_card
-from csi_job.final_model.export import read_valid_card, remove_model, write_model
+from csi_job.final_model.export import publish, read_valid_card, remove_model, write_model
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
@@ -112,6 +112,7 @@ class _FinalTraining:
         self.seeds = tuple(range(settings.seed, settings.seed + settings.num_seeds))
         self.prefer_cheap = request.study is not None and len(request.study.directions) > 1
         self.params_file = self.work.optimized_params(request.file.study)
+        self.folder = self.work.final(request.file.study)
 
     @cached_property
     def request_digest(self) -> str:
@@ -129,13 +130,16 @@ class _FinalTraining:
 
     def finished(self) -> FinalModel | None:
         """Return the models if this exact request was completed and its files are intact."""
-        card, baseline_card = (read_valid_card(path) for path in (self.work.optimized_model, self.work.baseline_model))
-        if card is None or baseline_card is None or not self.params_file.is_file():
-            return None
-        if {card.get("request"), baseline_card.get("request")} != {self.request_digest}:
-            return None
-        logger.info("the final model is up to date (same study, data and settings); nothing is trained")
-        return self._final(card, baseline_card, is_new=False)
+        for folder in (self.folder, self.work.latest):  # version 0.1 wrote only the latter
+            card, baseline_card = (read_valid_card(path) for path in (folder.optimized_model, folder.baseline_model))
+            if card is None or baseline_card is None or not self.params_file.is_file():
+                continue
+            if {card.get("request"), baseline_card.get("request")} == {self.request_digest}:
+                if folder != self.folder:
+                    publish(folder, self.folder)
+                logger.info("the final model is up to date (same study, data and settings); nothing is trained")
+                return self._final(card, baseline_card, is_new=False)
+        return None
 
     def run(self) -> FinalModel:
         """Train what is missing, and write models, cards and the winner's hyperparameters."""
@@ -148,10 +152,9 @@ class _FinalTraining:
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
             cache = self.request.cache.info.key
             write_optimized_params(winner, file.study, cache, self.params_file, self.request.record)
-        baseline_card = None if result is None else self._keep(self.work.baseline_model, result, with_pth=False)
-        return self._final(
-            self._keep(self.work.optimized_model, winner.result, with_pth=True), baseline_card, is_new=True
-        )
+        baseline_card = None if result is None else self._keep(self.folder.baseline_model, result, with_pth=False)
+        card = self._keep(self.folder.optimized_model, winner.result, with_pth=True)
+        return self._final(card, baseline_card, is_new=True)
 
     def _confirm(self, candidates: Sequence[Candidate], description: str) -> Winner:
         num_epochs = len(self.seeds) * sum(candidate.recipe.max_epochs for candidate in candidates)
@@ -166,7 +169,7 @@ class _FinalTraining:
             return self._confirm((candidate,), "training the baseline").result
         except InfeasibleTrialError as error:
             logger.warning("there is no baseline to compare with: %s", error)
-            remove_model(self.work.baseline_model)
+            remove_model(self.folder.baseline_model)
             return None
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
@@ -208,8 +211,13 @@ class _FinalTraining:
         )
 
     def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:
-        baseline = None if baseline_card is None else self.work.baseline_model
-        return FinalModel(self.work.optimized_model, card, baseline, baseline_card, self.params_file, is_new)
+        """Make these models the latest, unless they are."""
+        own, latest = self.folder, self.work.latest
+        pairs = ((own.optimized_model, latest.optimized_model), (own.baseline_model, latest.baseline_model))
+        if any(read_valid_card(mine) != read_valid_card(shown) for mine, shown in pairs):
+            publish(own, latest)
+        baseline = None if baseline_card is None else self.folder.baseline_model
+        return FinalModel(self.folder.optimized_model, card, baseline, baseline_card, self.params_file, is_new)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Link:
     is_current: bool = False
 
 
-def page_links(work: WorkFolder, study: str, page: Path, *, soon: Collection[Path] = ()) -> list[Link]:
-    """Return links from a page to itself and to those of the study's pages that exist, or will `soon`."""
-    models = {"model": work.optimized_model, "baseline": work.baseline_model}
-    pages = {"Report": work.report(study)} if study else {}
-    pages |= {f"Evaluation of the {name}": work.evaluation_page(path.stem) for name, path in models.items()}
-    pages |= {"Comparison": work.evaluation_page("comparison")}
+def page_links(folder: ModelFolder, study: str, page: Path, *, soon: Collection[Path] = ()) -> list[Link]:
+    """Return links from a page to itself and to the pages of a study and its models that exist, or will `soon`."""
+    models = {"model": folder.optimized_model, "baseline": folder.baseline_model}
+    pages = {"Report": folder.work.report(study)} if study else {}
+    pages |= {f"Evaluation of the {name}": folder.evaluation_page(path.stem) for name, path in models.items()}
+    pages |= {"Comparison": folder.evaluation_page("comparison")}
     pages |= {f"Card of the {name}": path.with_suffix(".html") for name, path in models.items()}
     if page not in pages.values():
         pages["This page"] = page

@@ -12,7 +12,7 @@ from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import ModelFolder, WorkFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,8 @@ class Results:
     evaluation: Json | None = None
     baseline_evaluation: Json | None = None
     comparison: Json | None = None
+    folder: ModelFolder | None = None
+    """Where the models and their evaluations are."""
     notes: tuple[str, ...] = ()
 
 
@@ -42,17 +44,24 @@ def load_results(view: StudyView, work: Path) -> Results:
     key = view.fingerprint.get("cache")
     folder = WorkFolder(work)
     results = Results(_cache(folder, key), _of_cache(folder.optimized_params(view.name), key))
-    card = _read(folder.optimized_model.with_suffix(".json"))
+    models = folder.final(view.name)
+    if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest
+        models = folder.latest
+    card = _read(models.optimized_model.with_suffix(".json"))
     if card is None:
         return results
     if card["study"] != view.name:
         note = f"The final model in this folder belongs to another study ({card['study']}) and is not shown."
         return replace(results, notes=(note,))
-    baseline_card = _read(folder.baseline_model.with_suffix(".json"))
-    return _add_evaluations(replace(results, model_card=card, baseline_card=baseline_card), folder, card, key)
+    baseline_card = _read(models.baseline_model.with_suffix(".json"))
+    if baseline_card is not None and baseline_card["request"] != card["request"]:  # a training was interrupted
+        baseline_card = None
+    return _add_evaluations(
+        replace(results, model_card=card, baseline_card=baseline_card, folder=models), models, card, key
+    )
 
 
-def _add_evaluations(results: Results, folder: WorkFolder, card: Json, key: Any) -> Results:
+def _add_evaluations(results: Results, folder: ModelFolder, card: Json, key: Any) -> Results:
     """Add the evaluations and their comparison if they are of exactly these models."""
     stems = (folder.optimized_model.stem, folder.baseline_model.stem, "comparison")
     evaluation, baseline, comparison = (_of_cache(folder.evaluations / f"{stem}.json", key) for stem in stems)

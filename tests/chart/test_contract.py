@@ -83,7 +83,7 @@ def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None
 def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:
     arguments = {container["name"]: container["args"] for container in containers(pods(documents)["final"])}
     assert f"--hyperparams={stages.WORK.best_params('csi_optimization')}" in arguments["train"]
-    assert f"--model-path={stages.WORK.optimized_model}" in arguments["evaluate"]
+    assert f"--model-path={stages.WORK.latest.optimized_model}" in arguments["evaluate"]
 
 
 def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) -> None:

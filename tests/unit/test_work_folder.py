@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from csi_job.errors import ConfigurationError
 from csi_job.work_folder import WorkFolder
 
 
@@ -26,6 +29,19 @@ def test_paths_are_as_documented() -> None:
         "s_settings.yaml",
     ]
     assert folder.candidates("s").as_posix() == "w/models/candidates/s"
-    assert folder.optimized_model.as_posix() == "w/models/optimized_model.safetensors"
-    assert folder.baseline_model.as_posix() == "w/models/baseline_model.safetensors"
-    assert folder.evaluations.as_posix() == "w/models/evaluation"
+    assert folder.latest.optimized_model.as_posix() == "w/models/optimized_model.safetensors"
+    assert folder.latest.baseline_model.as_posix() == "w/models/baseline_model.safetensors"
+    assert folder.final("s").evaluations.as_posix() == "w/models/final/s/evaluation"
+
+
+NAMED = {
+    method: getattr(WorkFolder, method)
+    for method in ("cache", "checkpoints", "best_params", "optimized_params", "report", "candidates", "final")
+}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../..", "/etc", "a/b", "..\\..", "a\0"])
+@pytest.mark.parametrize("method", NAMED)
+def test_a_name_that_leads_out_is_refused(method: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="leads out of the work folder"):
+        NAMED[method](WorkFolder(Path("w")), name)

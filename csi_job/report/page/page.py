@@ -50,7 +50,7 @@ def write_report(view: StudyView, work: Path) -> Path:
         "report.html.j2",
         title=f"{view.name}: hyperparameter search report",
         study_name=view.name,
-        links=page_links(folder, view.name, folder.report(view.name)) if results.model_card else [],
+        links=page_links(results.folder, view.name, folder.report(view.name)) if results.folder else [],
         state=answer.state(view),
         answer=answer.answer(view, results),
         key_figures=answer.key_figures(view, results),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import stat
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from csi_job.cluster.api import Write
-from csi_job.cluster.fetch import END_MARKER, _read_archive, _unpack
+from csi_job.cluster.fetch import END_MARKER, PACK, _read_archive, _unpack
+from csi_job.cluster.stages import WORK
 from csi_job.errors import ClusterError
+from csi_job.files import write_file
 from tests.unit.cluster.namespace import Namespace
 
 
@@ -46,6 +50,21 @@ def test_a_copy_that_lost_its_end_is_made_again(lost: bytes, tmp_path: Path) -> 
     _read_archive(cluster, "pod", file)
     files = list(_unpack(file, tmp_path / "results"))
     assert [path.stat().st_size for path in files] == [600, 600]
+
+
+def test_the_archive_holds_every_result_and_each_model_once(tmp_path: Path) -> None:
+    results = ("models/optimized_model.safetensors", "models/final/s/optimized_model.json", "problems.csv")
+    others = ("models/final/s/optimized_model.safetensors", "models/final/s/optimized_model.pth", "models/.lock",
+        "models/candidates/s/1/seed-1.safetensors", "studies.db")  # fmt: skip
+    for name in (*results, *others):
+        write_file(tmp_path / "work" / name, name)
+    command = PACK.replace(f"cd {WORK.root}", f"cd {tmp_path / 'work'}")
+    cluster = Exec(subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout)
+    file = io.BytesIO()
+    _read_archive(cluster, "pod", file)
+    files = sorted(_unpack(file, tmp_path / "copy"))
+    assert [str(path.relative_to(tmp_path / "copy")) for path in files] == sorted(results)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
 def test_a_copy_that_is_never_complete_is_a_one_line_error() -> None:

@@ -14,6 +14,7 @@ from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.evaluation.run import run_evaluation
 from csi_job.html.render import PLOTLY
+from csi_job.work_folder import ModelFolder
 from tests.unit.evaluation.conftest import write_model_file
 
 
@@ -22,14 +23,15 @@ def run(cache_folder, tmp_path, quick):
     """Return `run(model, …)`, which evaluates on the phantoms' test set and writes below `tmp_path`."""
 
     def run(model, **options):
-        return run_evaluation(tmp_path, Cache.open(cache_folder), model, quick, torch.device("cpu"), **options)
+        folder, cache = ModelFolder(tmp_path), Cache.open(cache_folder)
+        return run_evaluation(folder, cache, model, quick, torch.device("cpu"), **options)
 
     return run
 
 
 def test_numbers_and_figures_are_written_and_open_without_a_network(run, model_file, tmp_path):
     done = run(model_file)
-    folder = tmp_path / "models" / "evaluation"
+    folder = tmp_path / "evaluation"
     assert done.files == tuple(folder / f"small{end}" for end in (".json", "_predictions.csv", "_plots.html"))
     assert json.loads(done.files[0].read_text())["model"] == "small.safetensors"
     page = done.files[2].read_text()
@@ -72,7 +74,7 @@ def test_a_model_for_another_image_size_is_rejected(run, tmp_path):
 
 
 def test_a_read_only_folder_is_a_one_line_error(run, model_file, tmp_path):
-    (tmp_path / "models").touch()
+    (tmp_path / "evaluation").touch()
     with pytest.raises(CsiJobError, match="evaluation cannot be written"):
         run(model_file)
 

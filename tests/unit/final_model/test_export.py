@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import re
+import shutil
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +18,12 @@ from csi_job.errors import CsiJobError
 from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.files import write_file
 from csi_job.final_model.candidates import Candidate, CandidateResult
 from csi_job.final_model.card import CardContext, build_card
-from csi_job.final_model.export import read_valid_card, record_test_metrics, remove_model, write_model
+from csi_job.final_model.export import publish, read_valid_card, record_test_metrics, remove_model, write_model
 from csi_job.trial.model import build_model
+from csi_job.work_folder import ModelFolder, WorkFolder
 from tests.unit.final_model.conftest import recipe
 from tests.unit.final_model.test_candidates import kept
 
@@ -104,9 +112,9 @@ def test_the_card_has_every_section(tmp_path, state, card):
 def test_the_cards_page_escapes_what_it_shows_and_has_its_metrics(tmp_path, state, card):
     path = tmp_path / "m.safetensors"
     metric = card["validation"]["metrics"]["f1_macro"]
-    write_model(path, state, card | {"study": "<b>s</b>"}, with_pth=False)
+    write_model(path, state, card | {"study": "<b>s"}, with_pth=False)
     text = path.with_suffix(".html").read_text()
-    assert "&lt;b&gt;s&lt;/b&gt;, trial 3" in text
+    assert "&lt;b&gt;s, trial 3" in text
     assert "<b>" not in text
     assert f"{metric['value']:.3f} ({metric['interval'][0]:.3f} to {metric['interval'][1]:.3f})" in text
     assert "Not measured yet" in text
@@ -117,36 +125,120 @@ class PulledPlugError(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("step", range(1, 9))
-def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_describe(
-    path, state, card, monkeypatch, step
-):
-    newer = {name: tensor + 1 for name, tensor in state.items()}
-    num_steps, real_replace, real_unlink = 0, Path.replace, Path.unlink
+@contextmanager
+def plug_pulled_at(step, monkeypatch):
+    """Stop at the n-th removal or replacement of a file."""
+    steps = itertools.count(1)
 
     def counted(real):
         def run(self, *arguments, **options):
-            nonlocal num_steps
-            num_steps += 1
-            if num_steps == step:
+            if next(steps) == step:
                 raise PulledPlugError
             return real(self, *arguments, **options)
 
         return run
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", counted(real_replace))
-        patch.setattr(Path, "unlink", counted(real_unlink))
-        with pytest.raises(PulledPlugError):
-            write_model(path, newer, card | {"request": "r2"}, with_pth=True)
+    with monkeypatch.context() as patch, pytest.raises(PulledPlugError):  # noqa: PT012 - the caller's statement
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        yield
+
+
+def request_of(path) -> str | None:
+    """Return the request of a model's card, None without a valid one; the weights carry the same."""
+    card = read_valid_card(path)
+    if card is None:
+        return None
+    assert load_model(path, CPU).card["request"] == card["request"]
+    return str(card["request"])
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_describe(
+    path, state, card, monkeypatch, step
+):
+    with plug_pulled_at(step, monkeypatch):
+        write_model(path, state, card | {"request": "r2"}, with_pth=True)
     load_model(path, CPU)  # old or new, but intact
-    valid = read_valid_card(path)
-    if valid is not None:
-        first = next(iter(state))
-        is_new = torch.equal(load_model(path, CPU).model.state_dict()[first], newer[first])
-        assert valid["request"] == ("r2" if is_new else "r1")
-    write_model(path, newer, card | {"request": "r2"}, with_pth=True)
-    assert read_valid_card(path)["request"] == "r2"
+    assert request_of(path) in (None, "r1", "r2")
+    write_model(path, state, card | {"request": "r2"}, with_pth=True)
+    assert request_of(path) == "r2"
+
+
+@pytest.fixture
+def folders(tmp_path, state, card) -> dict[str, ModelFolder]:
+    """The final models, baselines and evaluations of two studies, and of one of them as the latest."""
+    work = WorkFolder(tmp_path)
+    folders = {"a": work.final("a"), "b": work.final("b"), "latest": work.latest}
+    write_file(work.report("s"), "the report that the cards link to")
+    for name in ("a", "b"):
+        for path in (folders[name].optimized_model, folders[name].baseline_model):
+            write_model(path, state, card | {"request": name}, with_pth=path.stem == "optimized_model")
+        write_file(folders[name].evaluations / "optimized_model.json", name)
+    write_file(folders["b"].evaluations / "comparison.json", "b")
+    publish(folders["b"], folders["latest"])
+    write_file(folders["latest"].evaluations / "mine.json", "of a model of the user")
+    return folders
+
+
+def contents(folder: ModelFolder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder.path)): path.read_bytes()
+        for path in [*folder.path.glob("[!.]*.*"), *folder.evaluations.glob("*")]
+        if path.suffix != ".html"
+    }
+
+
+def test_the_models_of_a_study_take_the_place_of_those_of_another(folders):
+    publish(folders["a"], folders["latest"])
+    latest = contents(folders["latest"])
+    assert latest.pop("evaluation/mine.json") == b"of a model of the user"
+    assert latest == contents(folders["a"])
+    page = folders["latest"].optimized_model.with_suffix(".html")
+    links = re.findall(r'href="([^"#]+)"', page.read_text())
+    assert "hyperopt/s_report.html" in links
+    assert all((page.parent / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("step", range(1, 37))
+def test_a_kill_while_models_are_replaced_never_mixes_those_of_two_studies(folders, monkeypatch, step):
+    latest = folders["latest"]
+    with plug_pulled_at(step, monkeypatch):
+        publish(folders["a"], latest)
+    cards = {request_of(path) for path in (latest.optimized_model, latest.baseline_model)} - {None}
+    assert len(cards) <= 1
+    assert "a" not in cards or (latest.evaluations / "optimized_model.json").read_text() == "a"
+    publish(folders["a"], latest)
+    assert contents(latest) == contents(folders["a"]) | {"evaluation/mine.json": b"of a model of the user"}
+
+
+def test_two_studies_that_replace_the_latest_models_do_so_one_after_the_other(folders, monkeypatch, caplog):
+    latest, copied, waiting = folders["latest"], [], threading.Event()
+    real = shutil.copyfile
+
+    def copy(source, target):
+        copied.append("a" if Path(source).is_relative_to(folders["a"].path) else "b")
+        if len(copied) == 2:
+            second.start()
+            assert waiting.wait(60)
+        real(source, target)
+
+    class Waiting(logging.Handler):
+        def emit(self, record):
+            if "another process is writing models" in record.getMessage():
+                waiting.set()
+
+    second = threading.Thread(target=publish, args=(folders["b"], latest))
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    logging.getLogger("csi_job.files").addHandler(handler := Waiting())
+    try:
+        with caplog.at_level("INFO"):
+            publish(folders["a"], latest)
+        second.join()
+    finally:
+        logging.getLogger("csi_job.files").removeHandler(handler)
+    assert contents(latest).items() >= contents(folders["b"]).items()
+    assert [study for study, _ in itertools.groupby(copied)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.json", "m.md"])
@@ -156,6 +248,12 @@ def test_a_card_is_invalid_once_one_of_its_files_is_missing_or_changed(path, nam
     else:
         path.with_name(name).unlink()
     assert read_valid_card(path) is None
+
+
+def test_metrics_of_weights_that_were_replaced_meanwhile_are_not_recorded(path, state, card, own_evaluation):
+    write_model(path, state, card | {"request": "r2"}, with_pth=True)
+    assert not record_test_metrics(path, own_evaluation)
+    assert read_valid_card(path)["test"] is None
 
 
 def test_test_metrics_are_filled_in_for_the_models_own_test_set(path, own_evaluation):
@@ -191,5 +289,5 @@ def test_a_read_only_folder_is_a_one_line_error(tmp_path, state, card):
 
 def test_a_model_is_removed_with_the_files_that_describe_it(path):
     remove_model(path)
-    assert list(path.parent.iterdir()) == []
+    assert [entry.name for entry in path.parent.iterdir()] == [".lock"]
     remove_model(path)

@@ -14,13 +14,16 @@ import torch
 
 from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import load_info
+from csi_job.config import Settings
 from csi_job.errors import CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.export import read_valid_card
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
+from csi_job.pipeline import run_evaluate
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
@@ -108,16 +111,63 @@ def test_a_finished_model_needs_no_stored_trainings(copied, cache_folder):
     assert not final(copied, cache_folder, study_of(*TRIALS)).is_new
 
 
-def test_a_corrupt_file_is_restored_without_training(copied, cache_folder):
-    candidates = {path for path in trained_files(copied) if "candidates" in path.parts}
-    before = {path: time_ns for path, time_ns in trained_files(copied).items() if path in candidates}
-    weights = copied / "models" / "optimized_model.safetensors"
-    expected = weights.read_bytes()
-    weights.write_bytes(expected[:1000])
+@pytest.mark.parametrize(("folder", "is_new"), [("models", False), ("models/final/s", True)])
+def test_a_corrupt_file_is_restored_without_training(copied, cache_folder, folder, is_new):
+    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
+    weights = copied / folder / "optimized_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    if is_new:
+        (copied / "models" / "optimized_model.json").unlink()  # else the latest model is what restores it
     again = final(copied, cache_folder, study_of(*TRIALS))
-    assert again.is_new
-    assert load_model(weights, torch.device("cpu")).architecture == "Custom_1"
-    assert {path: path.stat().st_mtime_ns for path in candidates} == before
+    assert again.is_new is is_new
+    for path in (weights, copied / "models" / "optimized_model.safetensors"):
+        assert load_model(path, torch.device("cpu")).architecture == "Custom_1"
+    assert {path: path.stat().st_mtime_ns for path in candidates} == candidates
+
+
+def test_a_final_model_of_version_0_1_is_up_to_date_and_gets_the_folder_of_its_study(copied, cache_folder):
+    shutil.rmtree(copied / "models" / "final")
+    again = final(copied, cache_folder, study_of(*TRIALS))
+    assert not again.is_new
+    assert read_valid_card(copied / "models" / "final" / "s" / "optimized_model.safetensors") == again.card
+
+
+def test_each_study_keeps_its_model_and_the_latest_is_that_of_the_last_training(copied, cache_folder):
+    shutil.copytree(cache_folder, copied / "cache" / cache_folder.name)
+    first = final(copied, cache_folder, study_of(*TRIALS))
+    write_hyperparams(copied / "b.json", study="other")
+    second = final(copied, cache_folder, num_seeds=1, max_epochs=1)
+    assert (first.card["study"], second.card["study"]) == ("s", "other")
+    latest = WorkFolder(copied).latest
+    assert read_valid_card(latest.optimized_model) == second.card
+    settings = Settings(work=copied, cache={"image_size_px": 32}, evaluation=QUICK, trial={"device": "cpu"})
+
+    run = run_evaluate(settings, first.path)  # the other's is the latest
+    assert (
+        read_valid_card(first.path)["test"]["metrics"]["f1_macro"]["value"] == run.evaluation.metrics["f1_macro"].value
+    )
+    assert {path.parent for path in run.files} == {copied / "models" / "final" / "s" / "evaluation"}
+    assert run.comparison.baseline.card["request"] == first.card["request"]
+    assert not latest.evaluations.exists()
+
+    write_hyperparams(copied / "b.json")
+    again = final(copied, cache_folder, study_of(*TRIALS))
+    assert not again.is_new
+    assert read_valid_card(latest.optimized_model) == again.card
+    assert again.card["test"] is not None
+    assert {path.name for path in latest.evaluations.iterdir()} >= {path.name for path in run.files}
+
+    run_evaluate(settings, latest.optimized_model, second.path)
+    comparison = json.loads((latest.evaluations / "comparison.json").read_text())
+    assert comparison == json.loads((copied / "models/final/s/evaluation/comparison.json").read_text())
+
+
+def test_a_baseline_of_another_training_is_not_compared_with(copied, cache_folder):
+    shutil.copytree(cache_folder, copied / "cache" / cache_folder.name)
+    settings = Settings(work=copied, cache={"image_size_px": 32}, evaluation=QUICK, trial={"device": "cpu"})
+    baseline = copied / "models" / "final" / "s" / "baseline_model.json"
+    baseline.write_text(baseline.read_text().replace('"request": "', '"request": "x'))  # killed before the model's
+    assert run_evaluate(settings, copied / "models" / "optimized_model.safetensors").comparison is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +215,7 @@ def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(
     model = final(copied, cache_folder, study_of(*TRIALS), baseline=too_large)
     assert (model.baseline, model.baseline_card) == (None, None)
     assert model.path.is_file()
-    assert not list((copied / "models").glob("baseline_model.*"))
+    assert not list((copied / "models").rglob("baseline_model.*"))
 
 
 def test_nothing_trainable_is_a_one_line_error(tmp_path, cache_folder):

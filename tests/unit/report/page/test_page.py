@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -142,6 +143,18 @@ def test_a_model_of_another_study_is_not_shown_as_this_ones(work, view):
     text = report(view, work).text
     assert "belongs to another study (another <study>)" in text
     assert "has not been evaluated on the test set yet" in text
+
+
+def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view):
+    before = report(view, work).text
+    shutil.copytree(work / "models", work / "own", ignore=shutil.ignore_patterns("hyperopt"))
+    change_json(work / "models" / "optimized_model.json", study="another")
+    change_json(work / "models" / "evaluation" / "optimized_model.json", metrics={})
+    (work / "models" / "final").mkdir()
+    (work / "own").rename(work / "models" / "final" / view.name)
+    assert report(view, work).text == before
+    change_json(work / "models" / "final" / view.name / "baseline_model.json", request="another")
+    assert "retrained the same way" not in report(view, work).text
 
 
 def test_an_evaluation_of_an_older_model_is_not_shown(work, view):
