@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MIN_TRIALS: Final = 8  # with fewer, a ranking would be noise
 NUM_TOP_TRIALS: Final = 5  # the method's authors ask for at least this many good trials
 MAX_TRIALS: Final = 2000  # evenly spread over the ranking, so that a long study does not take long
+
+logging.getLogger("optuna.storages._in_memory").setLevel(logging.WARNING)  # the study below concerns nobody
 
 
 class Importances(NamedTuple):
