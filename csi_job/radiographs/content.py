@@ -7,6 +7,7 @@ import re
 NUM_START_BYTES = 1 << 20  # of a file, by which its reader is known
 NUM_MAGIC_BYTES = 1 << 10  # of a file, by which its kind is known
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+GIT_LFS_MAGIC = b"version https://git-lfs"
 GZIP_MAGIC = b"\x1f\x8b"
 _FIRST_PICTURES = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff")  # of the first version
 _PICTURES = re.compile(
@@ -18,7 +19,7 @@ _BARE_DICOM = re.compile(rb"[\x02\x08]\0")  # the first group of elements of a f
 _BARE_ELEMENT = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.[\0\x01]\0\0)", re.DOTALL)  # the same, and a type or length
 _DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
 _OTHERS = (  # what lies among radiographs, and what to do about it
-    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer and not the image itself", "run `git lfs pull`"),
+    (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer and not the image itself", "run `git lfs pull`"),
     (re.compile(rb"%PDF"), "a PDF document", ""),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it"),
     (re.compile(rb"\0\x05\x16\x07"), "metadata of macOS", ""),
@@ -73,7 +74,7 @@ def explain_refusal(start: bytes) -> tuple[str, str]:
     for magic, kind, hint in _OTHERS:
         if magic.match(start):
             return f"the file is {kind}", hint
-    return "the file is not a PNG, JPEG, DICOM or NIfTI image", ""
+    return "the file is not an image: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM or NIfTI", ""
 
 
 def reader_version(start: bytes) -> int:

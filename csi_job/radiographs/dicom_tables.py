@@ -67,7 +67,7 @@ def _entries(item: Dataset, descriptor: str, data: str) -> np.ndarray:
         words = np.frombuffer(content, "<u2" if is_little_endian else ">u2")
     else:
         words = np.atleast_1d(np.asarray(element.value, dtype=np.int64)) % _WORDS
-    if len(words) < num_entries <= 2 * len(words):
+    if len(words) == (num_entries + 1) // 2:
         words = words.astype("<u2").view(np.uint8)
     return _checked(words, num_entries)
 

@@ -36,7 +36,7 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     with _opened(content) as file:
         start = file.read(_HEADER_BYTES)
         if not is_nifti(start):
-            raise DataError("the file is not a PNG, JPEG, DICOM or NIfTI image")
+            raise DataError("the gzip file is not a NIfTI image")
         image_class = nibabel.Nifti2Image if start[4:6] == b"n+" else nibabel.Nifti1Image
         header = image_class.header_class.from_fileobj(io.BytesIO(start), check=False)  # type: ignore[no-untyped-call]
         num_bytes = _checked_size(header, max_image_side_px)

@@ -37,7 +37,7 @@ class RadiographsSettings(Section):
     labels: Path | None = None
     """Label table (CSV): FileID, six zone scores and optionally PatientID; separator and encoding are detected."""
     images: Path | None = None
-    """Folder of images named by FileID (NIfTI, DICOM, PNG or JPEG)."""
+    """Folder of images named by FileID (DICOM, NIfTI, PNG, JPEG, TIFF, WebP, BMP, GIF or JPEG 2000)."""
     unknown_values: tuple[str, ...] = ("", "nan", "na", "unknown", "?")
     """Labels that mean an ungraded zone (class 4), case-insensitive; 4 always does."""
     max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
+from csi_job.radiographs.content import GIT_LFS_MAGIC
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
 from csi_job.radiographs.zones import UNKNOWN, ZONES
@@ -287,6 +288,9 @@ def _read_text(path: Path) -> str:
             content = path.read_bytes()
     except ValueError:  # a null character in the path
         raise DataError("the label table is not a file", got=str(path)) from None
+    if content.startswith(GIT_LFS_MAGIC):
+        what = "the label table is a Git LFS pointer and not the table itself"
+        raise DataError(what, got=str(path), hint="run `git lfs pull`")
     utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
         try:

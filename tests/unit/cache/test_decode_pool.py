@@ -41,7 +41,7 @@ def test_nothing_to_decode_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_corrupt_image_does_not_stop_the_others(paths: list[Path]) -> None:
     paths[4].write_bytes(b"x" * 500)
     decoded = dict(decode_images(enumerate(paths), 32, 1000, 2))
-    assert decoded[4] == "the file is not a PNG, JPEG, DICOM or NIfTI image"
+    assert decoded[4].startswith("the file is not an image: PNG, JPEG, ")
     assert sum(isinstance(answer, np.ndarray) for answer in decoded.values()) == len(paths) - 1
 
 

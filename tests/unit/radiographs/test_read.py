@@ -215,8 +215,8 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> N
     png = encode(Image.new("L", (64, 64)))
     cases = {
         "empty": (b"", "empty"),
-        "text": (b"this is no image" * 40, "not a PNG, JPEG, DICOM or NIfTI"),
-        "gzip": (gzip.compress(b"no image" * 4000), "not a PNG, JPEG, DICOM or NIfTI"),
+        "text": (b"this is no image" * 40, "the file is not an image: PNG,"),
+        "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image"),
         "torn gzip": (gzip.compress(b"no image" * 99)[:15], "damaged"),
         "torn header": (png[:20], "damaged"),
         "Git LFS": (

@@ -205,6 +205,7 @@ def test_integers_that_a_spreadsheet_made_decimal_are_restored(tmp_path: Path) -
         (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
         (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
         (lines(HEADER, ROW) + '"unclosed', "malformed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer and not the table itself"),
         (b"PK\x03\x04\x00\x00\x00", "not text"),
         (lines(HEADER).encode("utf-16-le"), "not text"),
     ],
