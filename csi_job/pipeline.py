@@ -23,12 +23,13 @@ from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
-from csi_job.study.definition import define_study, set_target
+from csi_job.study.definition import define_study
 from csi_job.study.objective import training_objective
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
+from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
@@ -132,18 +133,23 @@ def define(settings: Settings) -> tuple[optuna.Study, Cache]:
 
 
 def run_hyperopt(
-    settings: Settings, *, num_trials_given: bool = True, more_trials: int | None = None, own_process: bool = True
+    settings: Settings,
+    *,
+    num_trials_given: bool = True,
+    lenient: bool = True,
+    more_trials: int | None = None,
+    own_process: bool = True,
 ) -> optuna.Study:
     """Search until the study has its total of trials, building the cache first if needed.
 
-    `num_trials_given` makes `study.num_trials` the total of an existing study; `more_trials` adds to it. With
-    `own_process`, this process is ended if training hangs: not in a notebook.
+    `num_trials_given` makes `study.num_trials` the total of an existing study, `more_trials` adds to it; see
+    `set_target`, also for `lenient`. With `own_process`, this process is ended if training hangs: not in a notebook.
     """
     choose_device(settings.trial)  # a missing GPU must show before a trial is claimed
     study, cache = define(settings)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
-        set_target(study, num_trials=num_trials, more_trials=more_trials)
+        set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
     _search(study, cache, settings, own_process=own_process)
     write_results(study, settings.folder)
     return study

@@ -27,13 +27,15 @@ STUDY = (
 
 @click.command()
 @with_settings(*DATA, *STUDY, study=the_study)
-@click.option("--more-trials", type=click.IntRange(min=1), metavar="K", help="Add K trials to the study's total.")
+@click.option("--more-trials", type=click.IntRange(min=1), metavar="K",
+    help="Add K trials to the total; while they are not finished, the same option again adds none.")  # fmt: skip
 def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     """Search for the best hyperparameters, building the cache first if needed.
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
     runs this command on the same database. An existing study is continued. After Ctrl-C or a crash, run
-    the same command again: at most one epoch is lost.
+    the same command again, with --more-trials as well: at most one epoch is lost, and nothing is added
+    twice.
     """
     from rich.console import Console
 
@@ -43,7 +45,9 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     from csi_job.terminal.status import render_status
 
     given = loaded.is_given("study.num_trials")
-    study = run_hyperopt(loaded.settings, num_trials_given=given, more_trials=more_trials)
+    # A configuration file or the environment says the same at every start, also after others have added trials.
+    lenient = not loaded.origins.get("study.num_trials", "").startswith("flag")
+    study = run_hyperopt(loaded.settings, num_trials_given=given, lenient=lenient, more_trials=more_trials)
     Console().print(render_status(study_status(study)))
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 FINGERPRINT: Final = "fingerprint"  # what all workers must agree on
 SETTINGS: Final = "settings"  # the settings tree that it was created with, without secrets and paths of a machine
 TARGET: Final = "target"  # the total of finished trials
+TARGET_CHANGES: Final = "target_changes"  # the latest [{token, more, total}, …]; `more` is null where a total was given
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking

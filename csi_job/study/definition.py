@@ -17,12 +17,11 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
-from csi_job.storage.claim import cancel_excess, count_trials
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
-from csi_job.storage.optuna_private import METRIC_NAMES_KEY, study_id_of
-from csi_job.storage.storage import StudyStorage, storage_of
-from csi_job.storage.study_rows import set_attribute, stored_attributes
+from csi_job.storage.optuna_private import METRIC_NAMES_KEY
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.study_rows import stored_attributes
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
@@ -183,34 +182,6 @@ def study_seed(study: optuna.Study) -> int:
     return int(study.user_attrs.get(SEED, 0))
 
 
-def set_target(study: optuna.Study, *, num_trials: int | None = None, more_trials: int | None = None) -> int:
-    """Change the total number of finished trials, once, under the study's lock.
-
-    Args:
-        study: the study.
-        num_trials: the new total.
-        more_trials: trials to add to the total, or to the number of finished trials if that is larger.
-
-    Returns:
-        the new target; waiting trials beyond it are cancelled.
-
-    """
-    storage, study_id = storage_of(study), study_id_of(study)
-    target = num_trials
-
-    def transaction(connection: Connection) -> int:
-        nonlocal target
-        storage.lock(connection, study_id)
-        counts = count_trials(connection, study_id)
-        if target is None:  # otherwise the reply to an earlier COMMIT was lost, and nothing may be added twice
-            target = max(counts.target, counts.num_finished) + (more_trials or 0)
-        store_target(connection, study_id, target)
-        cancel_excess(connection, study_id, count_trials(connection, study_id))
-        return target
-
-    return storage.write(transaction)
-
-
 def find_or_create(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:
     """Find a study, or create it without trials, under the schema's lock.
 
@@ -240,11 +211,6 @@ def find_or_create(connection: Connection, definition: Definition) -> tuple[int,
 def find_study(connection: Connection, name: str) -> int | None:
     """Return the id of the study of this name, None if there is none."""
     return connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).scalar()
-
-
-def store_target(connection: Connection, study_id: int, target: int) -> None:
-    """Store a study's total of finished trials; the caller holds the study's lock."""
-    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, target)
 
 
 def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from csi_job.study.definition import (
     find_or_create,
     find_study,
     load_study,
-    store_target,
 )
 from csi_job.study.settings import checked_name
+from csi_job.study.target import store_target
 from csi_job.transfer.copy import Row, TrialRows, insert_trial_rows, read_trial_rows
 from csi_job.trial.hyperparameters import DEFAULTS
 from csi_job.trial.space import SearchSpace

@@ -25,9 +25,10 @@ from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import Definition, load_study, set_target
+from csi_job.study.definition import Definition, load_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study
+from csi_job.study.target import set_target
 from csi_job.study.trial_run import sample_params
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer.copy import StudyRows, copy_study, insert_study, read_study

@@ -21,9 +21,10 @@ from csi_job.storage.lease import Lease, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import load_study, set_target
+from csi_job.study.definition import load_study
 from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
+from csi_job.study.target import set_target
 from tests.support.processes import wait_until
 from tests.support.studies import SPACE, Reader, claim, define, leased, storage_settings, toy_space
 
@@ -246,15 +247,20 @@ def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storag
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_target_is_raised_once_even_if_the_reply_was_lost(storage: StudyStorage) -> None:
+@pytest.mark.parametrize(("change", "total"), [({"more_trials": 3}, 8), ({"num_trials": 7}, 7)])
+def test_a_target_is_changed_once_if_the_reply_was_lost_and_another_addition_came_first(
+    change: dict[str, int], total: int, storage: StudyStorage, url: str, tmp_path: Path
+) -> None:
     study = define(storage, num_trials=5)
-    _lose_the_next_reply(storage)
-    assert set_target(study, more_trials=3) == 8
-    assert study.user_attrs["target"] == 8
+    other = open_storage(storage_settings(url), tmp_path, create=False)
+    _lose_the_next_reply(storage, lambda: set_target(load_study(other, "toy"), more_trials=4))
+    assert set_target(study, **change) == total
+    assert study.user_attrs["target"] == total + 4
+    other.close()
 
 
-def _lose_the_next_reply(storage: StudyStorage) -> None:
-    """Commit the next transaction, but break its client's connection."""
+def _lose_the_next_reply(storage: StudyStorage, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Commit the next transaction, but break its client's connection; then let another client act."""
     dialect = storage.engine.dialect
     commit = dialect.do_commit
 
@@ -262,6 +268,7 @@ def _lose_the_next_reply(storage: StudyStorage) -> None:
         dialect.do_commit = commit  # type: ignore[method-assign]
         commit(connection)
         connection.close()
+        meanwhile()
         message = "server closed the connection unexpectedly"
         raise psycopg2.OperationalError(message)
 

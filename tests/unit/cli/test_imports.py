@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from csi_job.evaluation.model_file import FORMAT
-from csi_job.study.definition import set_target
 from csi_job.study.importances import MIN_TRIALS
+from csi_job.study.target import set_target
 from csi_job.trial.model import build_model
 from tests.support.studies import work_on
 

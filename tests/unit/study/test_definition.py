@@ -12,8 +12,9 @@ import pytest
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.study.definition import Definition, check_same, load_study, set_target, study_seed
+from csi_job.study.definition import Definition, check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
+from csi_job.study.target import set_target
 from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
@@ -147,8 +148,25 @@ def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -
     assert set_target(study, more_trials=1) == 3
     work_on(study, tmp_path)
     assert len(study.trials) == 3
-    assert set_target(study, num_trials=1) == 1
-    assert set_target(study, more_trials=2) == 5  # to the three that are finished
+    with pytest.raises(ConfigurationError, match=r"3 finished and 0 running trials.*got 1; .*--n-trials 3"):
+        set_target(study, num_trials=1)
+    assert set_target(study, num_trials=1, lenient=True) == 3
+    assert set_target(study, more_trials=2) == 5
+
+
+def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert [set_target(study, more_trials=3) for _ in range(3)] == [8, 8, 8]
+    assert caplog.text.count("continuing towards 8 trials, to which an earlier --more-trials 3 raised the total") == 2
+    assert set_target(study, more_trials=1) == 9  # another command
+    assert set_target(study, more_trials=3) == 9
+    work_on(study, tmp_path, num_trials=9)
+    assert [set_target(study, more_trials=3) for _ in range(2)] == [12, 12]
+    assert set_target(study, num_trials=10) == 10
+    assert "lowering the total of study toy, which all its workers share, from 12 to 10 trials" in caplog.text
+    assert set_target(study, more_trials=3) == 13
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "é" * 101, "語" * 99])

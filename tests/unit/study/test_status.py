@@ -12,9 +12,9 @@ from optuna.trial import TrialState, create_trial
 from csi_job.errors import DataError, InfeasibleTrialError
 from csi_job.storage.attributes import f1_standard_error_of
 from csi_job.storage.storage import StudyStorage
-from csi_job.study.definition import set_target
 from csi_job.study.status import StudyStatus, choose_trial, study_status
 from csi_job.study.studies import enqueue_trial
+from csi_job.study.target import set_target
 from csi_job.study.trial_run import RunningTrial
 from tests.support.studies import SPACE, define, objective, work_on
 

@@ -23,8 +23,9 @@ from csi_job.storage.claim import Claim
 from csi_job.storage.lease import Lease, new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.definition import Definition, load_study, set_target
+from csi_job.study.definition import Definition, load_study
 from csi_job.study.studies import delete_study, enqueue_trial
+from csi_job.study.target import set_target
 from csi_job.transfer.copy import copy_study
 from csi_job.transfer.migrate import migrate_study
 from tests.faults.harness.histories.journal import Journal
@@ -190,7 +191,7 @@ class Client:
 
     def _add(self, handle: Handle) -> None:
         count, token = self.draws.randint(1, 3), new_token()
-        act = lambda: (set_target(handle.study, more_trials=count),)  # noqa: E731
+        act = lambda: (set_target(handle.study, more_trials=count, token=token),)  # noqa: E731
         self._do("add", handle.name, (handle.uid, count, token), act)
 
     def _enqueue(self, handle: Handle) -> None:

@@ -1,0 +1,108 @@
+"""The total of finished trials that a study is to have: shared by all its workers, changed under its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import optuna
+from sqlalchemy.engine import Connection
+
+from csi_job.errors import ConfigurationError
+from csi_job.logs import get_logger
+from csi_job.storage.attributes import TARGET, TARGET_CHANGES
+from csi_job.storage.claim import Counts, cancel_excess, count_trials
+from csi_job.storage.lease import new_token
+from csi_job.storage.optuna_private import study_id_of
+from csi_job.storage.storage import storage_of
+from csi_job.storage.study_rows import set_attribute, stored_attributes
+from csi_job.storage.tables import STUDY_ATTRIBUTES
+
+logger = get_logger(__name__)
+NUM_CHANGES_KEPT: Final = 20
+
+
+def set_target(
+    study: optuna.Study,
+    *,
+    num_trials: int | None = None,
+    more_trials: int | None = None,
+    lenient: bool = False,
+    token: str = "",
+) -> int:
+    """Change the total number of finished trials, once, under the study's lock.
+
+    Args:
+        study: the study.
+        num_trials: the new total.
+        more_trials: trials to add to the total, or to the number of finished trials if that is larger.
+        lenient: keep the trials that are finished or running where `num_trials` is below their number: it was not
+            given for this run.
+        token: identifies the change, which happens once. Without one, an addition of as many trials that are not
+            finished yet is taken for that of the same command, which was interrupted, and is continued.
+
+    Returns:
+        the new target; waiting trials beyond it are cancelled.
+
+    Raises:
+        ConfigurationError: `num_trials` is below the number of trials that are finished or running.
+
+    """
+    storage, study_id = storage_of(study), study_id_of(study)
+    own_token = token or new_token()
+
+    def transaction(connection: Connection) -> int:
+        storage.lock(connection, study_id)
+        counts = count_trials(connection, study_id)
+        changes = stored_attributes(connection, study_id).get(TARGET_CHANGES, [])
+        for change in changes:
+            if change["token"] == own_token:
+                return int(change["total"])  # an earlier try committed, and only the reply was lost
+        target = _new_total(counts, num_trials, lenient=lenient)
+        if more_trials is not None:
+            pending = not token and _pending(counts, more_trials, changes)
+            target = counts.target if pending else max(counts.target, counts.num_finished) + more_trials
+        if target < counts.target:
+            message = "lowering the total of study %s, which all its workers share, from %d to %d trials"
+            logger.warning(message, study.study_name, counts.target, target)
+        if target != counts.target:
+            change = {"token": own_token, "more": more_trials, "total": target}
+            store_target(connection, study_id, target, [*changes, change])
+        cancel_excess(connection, study_id, count_trials(connection, study_id))
+        return target
+
+    return storage.write(transaction)
+
+
+def _new_total(counts: Counts, num_trials: int | None, *, lenient: bool) -> int:
+    total = counts.target if num_trials is None else num_trials
+    num_taken = counts.num_finished + counts.num_running
+    if num_trials is None or total >= num_taken:
+        return total
+    what = f"the study has {counts.num_finished} finished and {counts.num_running} running trials"
+    if lenient:
+        logger.warning("%s, so its total is %d, not %d", what, num_taken, num_trials)
+        return num_taken
+    hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
+    raise ConfigurationError(f"{what}, so its total cannot be lower", got=num_trials, hint=hint)
+
+
+def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]) -> bool:
+    """Return whether an earlier run of the same command has made this addition, and it is not finished."""
+    for change in reversed(changes):
+        if change["more"] is None:
+            return False  # --n-trials settled the total
+        if change["more"] == more_trials and counts.num_finished < change["total"] <= counts.target:
+            message = "continuing towards %d trials, to which an earlier --more-trials %d raised the total"
+            logger.info(message, change["total"], more_trials)
+            return True
+    return False
+
+
+def store_target(
+    connection: Connection, study_id: int, target: int, changes: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Store a study's total of finished trials, and its changes so far; the caller holds the study's lock."""
+    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, target)
+    if changes is not None:
+        set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET_CHANGES, changes[-NUM_CHANGES_KEPT:])
