@@ -110,11 +110,11 @@ def _remove_abandoned(root: Path) -> None:
     """Remove what interrupted builds of other caches left long ago."""
     for folder in root.glob(".*.partial"):
         key = folder.name.removeprefix(".").removesuffix(".partial")
-        paths = [path for path in _partial_paths(root, key) if path.exists()]
-        if time.time() - max(path.stat().st_mtime for path in paths) > _ABANDONED_S:
-            with locked_if_free(root / f".{key}.lock") as held:
-                if held:
-                    _remove_partial(*_partial_paths(root, key))
+        with locked_if_free(root / f".{key}.lock") as held:  # before it is held, the build may go on, and end
+            paths = [path for path in _partial_paths(root, key) if path.exists()]
+            changed = max((path.stat().st_mtime for path in paths), default=math.inf) if held else math.inf
+            if time.time() - changed > _ABANDONED_S:
+                _remove_partial(*_partial_paths(root, key))
 
 
 def _remove_partial(folder: Path, done_flags: Path) -> None:

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from csi_job.cache import build
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
@@ -354,8 +356,6 @@ def test_a_work_folder_that_is_a_file_is_a_one_line_error(
 def test_images_that_change_during_the_build_are_detected(
     copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from csi_job.cache import build
-
     real = build.decode_images
 
     def meddle(*arguments: object) -> object:
@@ -369,15 +369,47 @@ def test_images_that_change_during_the_build_are_detected(
     assert all(name.startswith(".") for name in finished(tmp_path))
 
 
+def leave_partial(root: Path, name: str, age_s: float) -> Path:
+    """Make what a build interrupted some time ago has left; return its folder."""
+    folder = root / f".{name}.partial"
+    folder.mkdir(parents=True)
+    (root / f".{name}.marks").write_bytes(b"\1")
+    for path in (folder, root / f".{name}.marks"):
+        os.utime(path, (time.time() - age_s,) * 2)
+    return folder
+
+
 def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(
     radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
 ) -> None:
     root = tmp_path / "cache"
-    for name, age_s in (("old", 8 * 24 * 3600), ("new", 3600)):
-        (root / f".{name}.partial").mkdir(parents=True)
-        (root / f".{name}.marks").write_bytes(b"\1")
-        for path in (root / f".{name}.partial", root / f".{name}.marks"):
-            os.utime(path, (time.time() - age_s,) * 2)
+    leave_partial(root, "old", 8 * 24 * 3600)
+    leave_partial(root, "new", 3600)
     build_cache(radiographs, cache, tmp_path)
     assert not list(root.glob(".old.[pm]*"))
     assert len(list(root.glob(".new.[pm]*"))) == 2
+
+
+@pytest.mark.parametrize("step", ["_partial_paths", "locked_if_free"])
+def test_an_old_build_that_goes_on_or_ends_while_leftovers_are_removed_is_kept(
+    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    root = tmp_path / "cache"
+    partial, flags = leave_partial(root, "old", 8 * 24 * 3600), root / ".old.marks"
+    (partial / "train.npy").write_bytes(b"pixels")
+    os.utime(partial, (0, 0))
+    real = getattr(build, step)
+
+    def after_the_other(*arguments: Any) -> Any:
+        """Let the other process finish its build, or go on with it, at this step of ours."""
+        if step == "locked_if_free":
+            flags.write_bytes(b"\1\1")
+        elif partial.exists():
+            partial.rename(root / "old")
+            flags.unlink()
+        return real(*arguments)
+
+    monkeypatch.setattr(build, step, after_the_other)
+    build_cache(radiographs, cache, tmp_path)
+    (kept,) = root.glob("*old*/train.npy")
+    assert kept.read_bytes() == b"pixels"
