@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from csi_job.cache.key import find_cache
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
-from csi_job.files import read_json
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
@@ -252,9 +250,7 @@ def run_evaluate(
     folder = _folder_of(model, card, settings.folder)
     if folder != settings.folder.latest:
         model = folder.path / model.name
-    if baseline_path is not None:
-        _warn_of_other_study(card, baseline_path)
-    elif compare:
+    if baseline_path is None and compare:
         baseline_path = _baseline_file(folder, card)
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
@@ -275,14 +271,6 @@ def run_evaluate(
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
-
-
-def _warn_of_other_study(card: Mapping[str, Any], baseline: Path) -> None:
-    """Warn where a model's baseline was trained for another study."""
-    other = (read_json(baseline.with_suffix(".json")) or {}).get("study")
-    if "study" in card and other not in (None, card["study"]):
-        message = "%s is the baseline of study %s, but the model is of study %s; train-optimized trains its own"
-        logger.warning(message, baseline.name, other, card["study"])
 
 
 def _folder_of(model: Path, card: dict[str, Any], work: WorkFolder) -> ModelFolder:

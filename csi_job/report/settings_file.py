@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from csi_job.files import write_file
-from csi_job.storage.attributes import FINISHED
+from csi_job.html import format as fmt
+from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM
 from csi_job.study.record import StudyRecord
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path 
         return None
     lines = [f"# Settings of study {view.name}. To repeat it, in a new work folder:"]
     lines += [f"#   {line}" for command in commands(view, path.name) for line in command.splitlines()]
+    lines += [f"# {not_repeated(view)}"] if not_repeated(view) else []
     return write_file(path, "\n".join([*lines, settings_yaml(view, info), ""]))
 
 
@@ -40,6 +42,17 @@ def commands(view: StudyView, file: str) -> list[str]:
     if _weights(view):
         shared += " \\\n    --pretrained WEIGHTS"
     return [shared, *(f"{shared} \\\n    {_flags(view, phase)}" for phase in view.phases[1:])]
+
+
+def not_repeated(view: StudyView) -> str:
+    """Return a sentence about the trials that came from elsewhere; empty if there are none."""
+    others = [trial for trial in view.frozen_trials if not trial.user_attrs.get(BASELINE)]
+    added = {
+        "enqueued by hand": [trial for trial in others if FIXED_PARAMS in trial.system_attrs],
+        "migrated from another study": [trial for trial in others if MIGRATED_FROM in trial.user_attrs],
+    }
+    parts = [f"{', '.join(str(trial.number) for trial in trials)} ({how})" for how, trials in added.items() if trials]
+    return f"The commands do not repeat these trials: {fmt.listed(parts)}." if parts else ""
 
 
 def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:

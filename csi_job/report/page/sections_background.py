@@ -12,7 +12,7 @@ from csi_job.html.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
 from csi_job.report.figures.scores import scores_plot
-from csi_job.report.settings_file import commands, settings_yaml
+from csi_job.report.settings_file import commands, not_repeated, settings_yaml
 from csi_job.storage.attributes import SEED
 from csi_job.work_folder import WorkFolder
 
@@ -94,7 +94,8 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
         "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
         "search learns from whatever has finished by then and GPUs do not add numbers in a fixed order."
     )
-    return PageSection("reproduce", "How to reproduce this study", (paragraph,), tuple(blocks))
+    paragraphs = tuple(filter(None, (paragraph, not_repeated(view))))
+    return PageSection("reproduce", "How to reproduce this study", paragraphs, tuple(blocks))
 
 
 def glossary() -> PageSection:
