@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from csi_job.html.plot import Plot
 
+MAX_CHARACTERS = 24  # of a cell beside three others on a narrow screen
 Tone = Literal["plain", "good", "warning"]
 
 
@@ -34,6 +35,12 @@ class Table:
     caption: str = ""
     marks: dict[int, str] = field(default_factory=dict)
     is_sortable: bool = False
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether a narrow screen shows each row as a block, since the columns do not fit side by side."""
+        longest = max((len(cell) for row in self.rows for cell in row), default=0)
+        return not self.is_sortable and len(self.columns) > (3 if longest > MAX_CHARACTERS else 4)
 
 
 @dataclass(frozen=True)
