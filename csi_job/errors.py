@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+_OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
 
@@ -128,7 +130,7 @@ def explain_os_errors(
     Args:
         what: the failure, e.g. `the model cannot be written`.
         got: the path concerned.
-        kind: the error to raise.
+        kind: the error to raise, for which `kind_of` may have another.
         hint: what to do next.
 
     """
@@ -136,7 +138,12 @@ def explain_os_errors(
         yield
     except OSError as error:
         place = None if got is None else str(got)
-        raise kind(f"{what} ({error.strerror or error})", got=place, hint=hint) from None
+        raise kind_of(error, kind)(f"{what} ({error.strerror or error})", got=place, hint=hint) from None
+
+
+def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
+    """Return the kind of error that blames the input, unless the system failed, e.g. a full disk: that may pass."""
+    return CsiJobError if error.errno in _OF_THE_SYSTEM else kind
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from csi_job.cache.manifest import (
 )
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
-from csi_job.errors import DataError, Problem
+from csi_job.errors import DataError, Problem, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.grey import doubt_about
@@ -124,16 +124,18 @@ def _remove_partial(folder: Path, done_flags: Path) -> None:
 
 @contextmanager
 def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> Iterator[SlotArrays]:
-    """Create or open the unfinished arrays; if there is no room for them, leave nothing behind."""
+    """Create or open the unfinished arrays; if there is no room for new ones, leave nothing behind."""
+    is_new = not partial.exists()
     make_folder(partial)
     try:
         arrays = SlotArrays(partial, done_flags, split_N, side_px)
     except OSError as error:
-        _remove_partial(partial, done_flags)
+        if is_new:
+            _remove_partial(partial, done_flags)
         needed = f"{math.ceil(len(split_N) * side_px * side_px / 1e6)} MB free"
         hint = "free space, or choose another --work folder"
         what = f"no room for the cache ({error.strerror})"
-        raise DataError(what, got=str(partial.parent), allowed=needed, hint=hint) from None
+        raise kind_of(error, DataError)(what, got=str(partial.parent), allowed=needed, hint=hint) from None
     with arrays:
         yield arrays
 

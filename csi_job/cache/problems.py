@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from csi_job.errors import DataError, Problem
+from csi_job.errors import DataError, Problem, kind_of
 from csi_job.files import csv_text, write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.work_folder import WorkFolder
@@ -35,6 +35,7 @@ def problems_listed(work: Path) -> Iterator[None]:
 
     Raises:
         DataError: the one raised inside, its problems with pseudonyms; or in place of an OSError raised inside.
+        CsiJobError: the disk is full or failed.
 
     """
     try:
@@ -42,7 +43,7 @@ def problems_listed(work: Path) -> Iterator[None]:
     except OSError as error:
         what = f"the cache cannot be written ({error.strerror})"
         got = str(error.filename or work)
-        raise DataError(what, got=got, hint="free space, or choose another --work folder") from None
+        raise kind_of(error, DataError)(what, got=got, hint="free space, or choose another --work folder") from None
     except DataError as error:
         raise _listed(error, work) from None
 

@@ -8,7 +8,7 @@ import click
 
 from csi_job.cli.options import FLAGS, study_of_argument, with_settings
 from csi_job.config import LoadedSettings
-from csi_job.errors import ConfigurationError
+from csi_job.files import check_free, write_file
 
 
 @click.group()
@@ -41,9 +41,6 @@ def init(file: Path, *, force: bool) -> None:
     """Write a YAML FILE with every setting, its default and an explanation (default: csi-job.yaml)."""
     from csi_job.config import commented_yaml
 
-    if file.exists() and not force:
-        raise ConfigurationError(
-            "the settings file already exists", got=str(file), hint="choose another name or --force"
-        )
-    file.write_text(commented_yaml(), encoding="utf-8")
+    check_free(file, force=force)
+    write_file(file, commented_yaml())
     click.echo(f"wrote {file}; use it with --config {file}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csi_job.errors import ConfigurationError, DataError
+from csi_job.errors import ConfigurationError, DataError, explain_os_errors
 from csi_job.files import csv_text, write_atomic
 from csi_job.logs import progress
 from csi_job.phantoms.drawing import Body, draw_chest
@@ -49,7 +49,7 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0
     zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
     names = [f"phantom-{number:05d}" for number in range(num_images)]
-    try:
+    with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with progress("drawing phantoms", num_images, "images") as advance:
             for index, name in enumerate(names):
@@ -58,10 +58,6 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
                 write_film(film_HW, folder / "images" / name, index)
                 advance(1)
         _write_labels(folder / "labels.csv", names, patients_N, zones_NZ)
-    except OSError as error:
-        raise DataError(
-            f"the phantoms cannot be written ({error.strerror})", got=str(error.filename or folder)
-        ) from None
 
 
 def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -208,7 +208,8 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy) -> Resul
         try:
             return operation()
         except Exception as error:
-            if classify(error) is ErrorKind.REJECTED or _sqlite_code(_driver_error(error)) in SQLITE_UNREACHABLE:
+            cannot_open = _sqlite_code(_driver_error(error)) == sqlite3.SQLITE_CANTOPEN
+            if classify(error) is ErrorKind.REJECTED or cannot_open:
                 message = f"{policy.where} cannot be used: {reason(error)}"
                 raise ConfigurationError(message, hint=CREDENTIALS_HINT if "password" in message else "") from None
             raise

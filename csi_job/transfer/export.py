@@ -14,7 +14,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.files import STREAM, write_csv, write_file
 from csi_job.logs import progress
 from csi_job.storage.attributes import (
@@ -57,6 +57,8 @@ def export_files(dest: Path, study_name: str) -> list[Path]:
 def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     """Write the trials to the files of `export_files` and return how many there are.
 
+    If one cannot be written, there is no new one, so that the same command can be run again.
+
     Raises:
         CsiJobError: a folder cannot be written, or the disk is full.
 
@@ -64,8 +66,14 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     trials = study.get_trials(deepcopy=False)
     with progress("exporting trials", len(trials) * len(files), "trials") as advance:
         contents = [WRITERS[file.suffix.lower()](study, trials, advance) for file in files]
-    for file, content in zip(files, contents, strict=True):
-        write_file(file, content)
+    new = [file for file in files if not file.exists()]
+    try:
+        for file, content in zip(files, contents, strict=True):
+            write_file(file, content)
+    except CsiJobError:
+        for file in new:
+            file.unlink(missing_ok=True)
+        raise
     return len(trials)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
 import signal
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks.figures import machine
 from csi_job.logs import get_logger, progress, set_up_logging
 from tests.faults.harness.chaos import Dose, chaos
+from tests.faults.harness.failing_calls import CASES, Prepared, fail_each, preloaded
 from tests.faults.harness.figures import Figures, table, to_json
 from tests.faults.harness.histories.run import HistoryFigures, Mix, run_history
 from tests.faults.harness.starts import Starts, start_at_once
@@ -42,13 +44,14 @@ def options() -> argparse.Namespace:
         ("holes", 20, "black-holed connections"),
         ("starts", 20, "simultaneous starts on an empty database"),
         ("histories", 20, "histories of two studies, on each database"),
+        ("calls", 0, "calls of each command that fail once, 0 for all"),
         ("seed", 1, "random seed"),
     ):
         parser.add_argument(f"--{name}", type=int, default=size, help=f"{meaning} (default {size:,})")
     parser.add_argument(
         "--outages", type=int, nargs="*", default=[60, 900], help="seconds of long outages, one study each"
     )
-    parts = ("chaos", "training", "outage", "points", "starts", "stock", "history")
+    parts = ("chaos", "training", "outage", "points", "starts", "stock", "history", "calls")
     parser.add_argument("--only", choices=parts, action="append")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     return parser.parse_args()
@@ -144,6 +147,15 @@ class Session:
                     total.add(run_history(f"sqlite:///{folder}.db", folder, mix))
                 logger.info("%s, history %d of %d: %s", name, index + 1, self.given.histories, total)
 
+    def calls(self) -> None:
+        """Fail each call of each command once."""
+        with preloaded():
+            prepared = Prepared(self.folder / "calls")
+            for name, case in CASES.items():
+                complaints = [*fail_each(prepared, case, random.Random(self.given.seed), self.given.calls or None)]
+                logger.info("%s: %d complaints", name, len(complaints))
+                self.complaints += [f"failing calls: {line}" for line in complaints]
+
     def save(self) -> None:
         """Write the figures so far."""
         if self.given.out is not None:
@@ -182,6 +194,7 @@ def main() -> int:
             "starts": session.start,
             "stock": session.stock,
             "history": session.history,
+            "calls": session.calls,
             "chaos": session.chaos,
             "training": session.training,
         }
