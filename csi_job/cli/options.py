@@ -139,7 +139,7 @@ def _record(loaded: LoadedSettings, name: str, *, or_only: bool = False) -> Stud
 
 
 def next_command(loaded: LoadedSettings, *words: str) -> str:
-    """Return a command about a study as a user would type it; the study knows its settings, but not its database."""
+    """Return a command about a study as a user would type it, with what the study does not know: places."""
     settings = loaded.settings
     place = ["--work", str(settings.work)] if loaded.origins.get("work", "").startswith("flag") else []
     files = {
@@ -152,6 +152,8 @@ def next_command(loaded: LoadedSettings, *words: str) -> str:
 
         place += ["--storage", str(database_address(settings.storage, settings.work))]  # without secrets
     place += [word for file in files for word in ("--config", file)]
+    if settings.trial.is_weights_file and words[0] in ("hyperopt", "train-optimized"):
+        place += ["--pretrained", settings.trial.pretrained]
     return shlex.join(["csi-job", *words, *place])
 
 

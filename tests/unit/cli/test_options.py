@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from csi_job.cli import COMMANDS, cli
-from csi_job.cli.options import FLAGS, field_of, with_settings
-from csi_job.config import LoadedSettings
+from csi_job.cli.options import FLAGS, field_of, next_command, with_settings
+from csi_job.config import LoadedSettings, load_settings
 
 
 def test_every_flag_names_a_setting_with_a_help_text() -> None:
@@ -39,6 +41,16 @@ def test_flags_reach_the_settings_and_origins() -> None:
     CliRunner().invoke(command, ["--n-trials", "7", "--sampler", "random", "--work", "x"], catch_exceptions=False)
     assert (seen[0].settings.study.num_trials, seen[0].settings.study.sampler) == (7, "random")
     assert seen[0].origins["study.num_trials"] == "flag --n-trials"
+
+
+def test_the_next_command_names_what_a_study_does_not_know(tmp_path: Path) -> None:
+    config = tmp_path / "s.yaml"
+    config.write_text("storage: {outage_s: 5}\nstudy: {seed: 3}")
+    flags = {"work": "w 1", "storage.url": "postgresql://u:geheim@h/d", "trial.pretrained": "x.pth"}
+    command = next_command(load_settings(flags, config, {}), "hyperopt", "--study-name", "s")
+    places = ["--work", "w 1", "--storage", "postgresql+psycopg2://u@h/d", "--config", str(config)]
+    assert shlex.split(command) == ["csi-job", "hyperopt", "--study-name", "s", *places, "--pretrained", "x.pth"]
+    assert next_command(load_settings({}, None, {}), "evaluate") == "csi-job evaluate"
 
 
 def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
