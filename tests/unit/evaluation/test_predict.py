@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from csi_job.errors import Problem
 from csi_job.evaluation.model_file import load_model, predict_probabilities
@@ -60,6 +61,12 @@ def test_corrupt_files_become_problems_in_their_place_and_the_rest_is_predicted(
     problems = [result for result in results if isinstance(result, Problem)]
     assert [problem.file_id for problem in problems] == [str(path) for path in (cut, empty, tmp_path, missing)]
     assert not any(problem.file_id in problem.what for problem in problems)
+
+
+def test_an_image_that_hardly_shows_a_radiograph_is_predicted_and_doubted(loaded, images, tmp_path):
+    dark = tmp_path / "dark.png"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8) // 20).save(dark)
+    assert [result.doubt for result in predict(loaded, [images[0], dark])] == ["", "nearly all black"]
 
 
 def test_no_files_give_no_predictions(loaded):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     assert rows[1]["csi"] == ""
     assert [rows[2][name] for name in ("csi", "mean_score", "risk", "num_graded_zones")] == ["", "", "", "0"]
     assert problems == [PROBLEM]
+
+
+def test_a_doubtful_image_has_scores_and_a_problem_and_is_no_failure():
+    doubtful = replace(prediction(), doubt="nearly flat")
+    text, problems = written([doubtful], "csv")
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert (row["csi"], row["problem"], problems) == ("1.5000", "doubtful: nearly flat", [])
+    assert json.loads(written([doubtful, prediction()], "json")[0])[0]["doubt"] == "nearly flat"
 
 
 def test_a_file_name_is_no_formula_in_csv_and_stays_as_it_is_in_json():
