@@ -18,3 +18,10 @@ def test_the_chosen_trial_is_marked_and_every_complete_trial_drawn(cost_view):
     marked = {*drawn["Dominated"]["y"], *drawn["Pareto front"]["y"], *drawn["Baseline"]["y"]}
     assert marked | {cost_view.best.f1} == {trial.f1 for trial in cost_view.ranked}
     assert "standard error" in plot.caption
+
+
+def test_labels_of_the_front_stay_inside_the_plot(cost_view):
+    front = next(trace for trace in pareto_plot(cost_view).figure["data"] if trace.get("name") == "Pareto front")
+    sides = dict(zip(front["x"], front["textposition"], strict=True))
+    assert sides[min(sides)] == "bottom right"
+    assert sides[max(sides)] == "bottom left"
