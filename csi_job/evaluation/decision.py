@@ -65,6 +65,7 @@ def decide(
     is_good = entry["outcome"] == "better"
     action, advice = _advise(entry, evaluation, comparison, num_patients_in_all)
     if lost(evaluation if is_good else baseline, INDISPENSABLE):
+        cautions += () if is_good or baseline is None else (beside_trivial(baseline, "The baseline"),)
         return Decision("Use neither model: answering the same for every film does as well", evidence, advice, cautions)
     return Decision(action, evidence, advice, cautions, is_good and evaluation["num_patients"] >= MIN_PATIENTS)
 
@@ -138,19 +139,19 @@ def few_patients(evaluation: Json) -> str:
     )
 
 
-def beside_trivial(evaluation: Json) -> str:
+def beside_trivial(evaluation: Json, name: str = "The model") -> str:
     """Return in what the model does not beat the best trivial predictor, or not clearly; an empty text if it does."""
-    entries = {name: strongest_trivial(evaluation, name) for name in AGAINST_TRIVIAL}
+    entries = {metric: strongest_trivial(evaluation, metric) for metric in AGAINST_TRIVIAL}
     named = {
-        name: f"{METRIC_NAMES[name]} {fmt.score(found[1]['model'])}, {found[0]} {fmt.score(found[1]['baseline'])}"
-        for name, found in entries.items()
+        metric: f"{METRIC_NAMES[metric]} {fmt.score(found[1]['model'])}, {found[0]} {fmt.score(found[1]['baseline'])}"
+        for metric, found in entries.items()
         if found and found[1]["outcome"] != "better"
     }
     beaten = lost(evaluation, tuple(named))
-    unclear = [text for name, text in named.items() if name not in beaten]
+    unclear = [text for metric, text in named.items() if metric not in beaten]
     sentences = {
-        "The model does not beat answering the same for every film": [named[name] for name in beaten],
-        "The model is not clearly better than answering the same for every film": unclear,
+        f"{name} does not beat answering the same for every film": [named[metric] for metric in beaten],
+        f"{name} is not clearly better than answering the same for every film": unclear,
     }
     return " ".join(f"{start}: {'; '.join(texts)}." for start, texts in sentences.items() if texts)
 

@@ -94,6 +94,9 @@ def test_a_baseline_that_loses_to_a_trivial_predictor_is_not_to_be_kept():
     assert decide(evaluation(), worse, evaluation(trivial=against_trivial())).action == "Keep the baseline"
     decision = decide(evaluation(), worse, evaluation(trivial=against_trivial(f1_macro=0)))
     assert decision.action.startswith("Use neither model")
+    assert decision.cautions == (
+        "The baseline does not beat answering the same for every film: Macro F1 0.400, always the median score 0.400.",
+    )
 
 
 def test_nothing_is_said_of_trivial_predictors_that_are_beaten_or_unknown():
