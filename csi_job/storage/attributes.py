@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from datetime import UTC
 from typing import Any, Final, Literal, get_args
 
@@ -83,6 +84,11 @@ def seconds_of(trial: FrozenTrial) -> float | None:
     if start is None or end is None:
         return None
     return max((end.astimezone(UTC) - start.astimezone(UTC)).total_seconds(), 0.0)
+
+
+def best_of(values: Iterable[float]) -> float | None:
+    """Return the largest of the values that are numbers, as Optuna's pruners see them; None if none is."""
+    return max((value for value in values if not math.isnan(value)), default=None)
 
 
 def f1_standard_error_of(trial: FrozenTrial) -> float | None:

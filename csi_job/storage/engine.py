@@ -121,15 +121,16 @@ def now_utc(connection: Connection) -> sa.ColumnElement[Any]:
 
 
 def median_of(column: sa.ColumnElement[float], *, sqlite: bool) -> sa.Select[Any]:
-    """Return a query of one row: the number of a column's values and their median, as `num_values` and `median`."""
+    """Return a query of one row: the number of rows and the median of those that are not NULL, `num_rows`, `median`."""
     if not sqlite:
         median = sa.func.percentile_cont(0.5).within_group(column)
-        return sa.select(sa.func.count(column).label("num_values"), median.label("median"))
+        return sa.select(sa.func.count().label("num_rows"), median.label("median")).select_from(column.table)
     place, num_values = sa.func.row_number().over(order_by=column), sa.func.count().over()
-    placed = sa.select(column.label("value"), place.label("place"), num_values.label("num_values")).subquery("placed")
+    parts = (column.label("value"), place.label("place"), num_values.label("num_values"))
+    placed = sa.select(*parts).where(column.is_not(None)).subquery("placed")
     is_middle = placed.c.place.between((placed.c.num_values + 1) // 2, placed.c.num_values // 2 + 1)
-    columns = (sa.func.coalesce(sa.func.max(placed.c.num_values), 0), sa.func.avg(placed.c.value))
-    return sa.select(columns[0].label("num_values"), columns[1].label("median")).where(is_middle)
+    num_rows = sa.select(sa.func.count()).select_from(column.table).scalar_subquery()
+    return sa.select(num_rows.label("num_rows"), sa.func.avg(placed.c.value).label("median")).where(is_middle)
 
 
 def server_start_s(connection: Connection) -> sa.ColumnElement[float]:

@@ -6,16 +6,16 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import numpy as np
 import sqlalchemy as sa
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.storage.attributes import CONSTRAINT, CURVE, GFLOPS
+from csi_job.storage.attributes import CONSTRAINT, CURVE, GFLOPS, best_of
 from csi_job.storage.engine import median_of
 from csi_job.storage.optuna_private import PrunerStudy, study_id_of, trial_id_of
 from csi_job.storage.storage import storage_of
@@ -66,12 +66,15 @@ class MedianPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial, median_row: Row[Any] | None = None) -> bool:
         """Return whether the trial's best value is below the median at its last epoch."""
+        best = best_of(trial.intermediate_values.values())
+        if best is None:
+            return _num_complete(study) >= N_MIN_TRIALS
         if median_row is None:
             query = median_query(study, trial.last_step or 0)
             if query is None:
                 return False
             median_row = storage_of(study).read(lambda connection: connection.execute(query).one())
-        return _is_below(max(trial.intermediate_values.values()), median_row.num_values, median_row.median)
+        return median_row.num_rows >= N_MIN_TRIALS and median_row.median is not None and best < median_row.median
 
 
 def median_query(study: Study, step: int) -> sa.Select[Any] | None:
@@ -83,19 +86,18 @@ def median_query(study: Study, step: int) -> sa.Select[Any] | None:
     is_median = isinstance(study.pruner, MedianPruner) and len(study.directions) == 1
     if not is_median or step < N_WARMUP_STEPS:
         return None
-    value = STEPS.c.intermediate_value
     at_step = (
-        sa.select(value.label("value"))
+        sa.select(STEPS.c.intermediate_value.label("value"))  # NULL: not a number, or infinite
         .join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
-        .where(STEPS.c.step == step, value.is_not(None))  # None: not a number, or infinite
+        .where(TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE, STEPS.c.step == step)
     )
-    return median_of(at_step.subquery("at_step").c.value, sqlite=storage_of(study).address.is_sqlite)
+    return median_of(at_step.cte("at_step").c.value, sqlite=storage_of(study).address.is_sqlite)
 
 
-def _is_below(best: float, num_values: int, median: float | None) -> bool:
-    """Return whether a trial's best value is NaN, or below the median of enough other trials."""
-    return num_values >= N_MIN_TRIALS and (math.isnan(best) or best < cast("float", median))
+def _num_complete(study: Study) -> int:
+    complete = (TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
+    query = sa.select(sa.func.count()).select_from(TRIALS).where(*complete)
+    return storage_of(study).read(lambda connection: connection.execute(query).scalar_one())
 
 
 def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -> bool:
@@ -108,8 +110,12 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     if isinstance(study.pruner, NopPruner) or step < N_WARMUP_STEPS:
         return False
     others = storage_of(study).read(lambda connection: _curves(connection, study_id))
+    best = best_of(curve.values())
+    if best is None:
+        return len(others) >= N_MIN_TRIALS
     values = [other[step] for cost, other in others if cost <= gflops and step in other]
-    return _is_below(max(curve.values()), len(values), float(np.median(values)) if values else None)
+    numbers = [value for value in values if not math.isnan(value)]
+    return len(values) >= N_MIN_TRIALS and bool(numbers) and best < median(numbers)
 
 
 def _curves(connection: Connection, study_id: int) -> list[tuple[float, dict[int, float]]]:

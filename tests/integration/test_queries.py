@@ -55,14 +55,14 @@ def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> No
     study, other = define(storage, num_trials=99), define(storage, name="other")
     curves_of(other, [9.0] * 3)
     values = [random.Random(num_values).random() for _ in range(num_values)]
-    curves_of(study, values)
+    curves_of(study, [*values, math.nan])
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={1: 9.0}))
 
     query = median_query(study, 1)
     assert query is not None
     row = storage.read(lambda connection: connection.execute(query).one())
 
-    assert row.num_values == num_values
+    assert row.num_rows == num_values + 1
     assert row.median == pytest.approx(np.median(values), rel=1e-15)
 
 

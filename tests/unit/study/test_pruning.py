@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,26 @@ def add(study: optuna.Study, *curves: list[float], **options: Any) -> None:
         study.add_trial(create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve)), **options))
 
 
-def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: StudyStorage) -> None:
-    study = define(storage)
+@pytest.mark.filterwarnings("ignore:All-NaN")  # of Optuna's
+@pytest.mark.parametrize("share_nan", [0.0, 0.3, 0.9, 1.0])
+def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: StudyStorage, share_nan: float) -> None:
+    study, costly = define(storage), define(storage, name="costs", objective="f1-and-cost")
     draws = random.Random(3)
-    add(study, *[[draws.random() for _ in range(draws.randint(1, 6))] for _ in range(25)])
+
+    def curve() -> list[float]:
+        return [math.nan if draws.random() < share_nan else draws.random() for _ in range(draws.randint(1, 6))]
+
     decisions = []
-    for number in range(60):
-        trial = running({step: draws.random() for step in range(draws.randint(1, 6))}, number)
+    for number in range(100):
+        if number % 3 == 0:
+            values = curve()
+            study.add_trial(create_trial(value=0.0, intermediate_values=dict(enumerate(values))))
+            attributes = {"curve": [*enumerate(values)], "gflops": 1.0}
+            costly.add_trial(create_trial(values=[0.0, 1.0], user_attrs=attributes))
+        trial = running(dict(enumerate(curve())), number)
         expected = bool(optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5).prune(study, trial))
         assert should_prune(study, trial) is expected
+        assert should_prune_at_cost(costly, trial.intermediate_values, gflops=1.0) is expected
         decisions.append(expected)
     assert set(decisions) == {True, False}
 
