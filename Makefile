@@ -68,8 +68,9 @@ $(READY): $(LOCK) image/bootstrap.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the locked packages into $(VENV) (about 6 GB with torch; once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r image/bootstrap.lock
-	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes $(LOCK)
+	@$(BIN)/uv pip sync --python $(BIN)/python --compile-bytecode --require-hashes $(LOCK)
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q csi_job
 	@touch $@
 
 lock: $(READY) ## Regenerate the lock files within pyproject.toml's bounds

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +34,8 @@ def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> 
     """Send the package's log to standard error; `auto` means JSON in a Kubernetes pod, text elsewhere."""
     json_lines = log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
     handler = _TerminalHandler() if sys.stderr.isatty() and not json_lines else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(message)s"))
+    clock = "%H:%M:%S" if isinstance(handler, _TerminalHandler) else "%Y-%m-%d %H:%M:%S"
+    handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(asctime)s %(message)s", clock))
     _root.handlers = [handler]
     _root.setLevel(logging.DEBUG if verbose else logging.INFO)
     _root.propagate = False
@@ -107,7 +109,8 @@ def _log_lines(description: str, total: int, unit: str) -> Iterator[Callable[[in
         done += num_steps
         if time.monotonic() - last >= PROGRESS_LOG_EVERY_S:
             last = time.monotonic()
-            _root.info("%s: %d of %d %s", description, done, total, unit)
+            values = {"step": description, "done": done, "total": total, "unit": unit}
+            _root.info("%(step)s: %(done)d of %(total)d %(unit)s", values)
 
     yield advance
 
@@ -120,16 +123,21 @@ class _TerminalHandler(logging.Handler):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message."""
+    """One JSON object per line: time (UTC), level, logger, message, and by name the values within the message.
+
+    A message has named values if it is logged with a mapping: `info("trial %(trial)d starts", {"trial": 3})`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        entry = {
+        entry: dict[str, object] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if isinstance(record.args, Mapping):
+            entry = {**record.args, **entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry, ensure_ascii=False, default=str)

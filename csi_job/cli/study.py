@@ -114,7 +114,7 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
     Everything in the database is copied: the definition, and every trial in any state with its
     attempts. Images, caches, checkpoints and models stay where they are. Missing tables are created.
     The copy's next worker resumes trials that are running: from their checkpoints if the copy has the
-    same name and work folder, else from epoch 0. If it has, stop the original's workers first.
+    same name and work folder, else from epoch 1. If it has, stop the original's workers first.
 
     \b
     For example, from a laptop's SQLite into a team's PostgreSQL, and back under another name:

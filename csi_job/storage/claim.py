@@ -156,7 +156,7 @@ class _ClaimTransaction:
         if self._take_lease(connection, row, attempt=row.attempt):
             reason = f"no epoch finished in {num_lost} attempts in a row; the workers died or stalled"
             write_trial(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
-            logger.warning("trial %d failed: %s", row.number, reason)
+            logger.warning("trial %(trial)d failed: %(reason)s", {"trial": row.number, "reason": reason})
         return True
 
     def _take_lease(self, connection: Connection, row: Row[Any], *, attempt: int) -> bool:
@@ -265,8 +265,8 @@ def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Coun
     for row in rows:
         write = TrialWrite(user_attrs={CANCELLED: True, REASON: reason}, state=TrialState.FAIL)
         write_trial(connection, row.trial_id, write)
-    numbers = ", ".join(str(row.number) for row in reversed(rows))
-    logger.warning("cancelled waiting trials beyond the study's total of %d: %s", counts.target, numbers)
+    values = {"target": counts.target, "trials": ", ".join(str(row.number) for row in reversed(rows))}
+    logger.warning("cancelled waiting trials beyond the study's total of %(target)d: %(trials)s", values)
     return replace(counts, num_waiting=counts.num_waiting - excess)
 
 

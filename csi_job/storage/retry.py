@@ -173,13 +173,15 @@ class RetryPolicy:
                     raise self._unavailable(error, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
                     what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
-                    logger.warning("%s %s (%s); retrying for up to %.0f s", self.where, what, reason(error), limit)
+                    values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit}
+                    logger.warning("%(where)s %(what)s (%(reason)s); retrying for up to %(limit_s).0f s", values)
                     logged = True
                 self._wait(delay * random.uniform(0.5, 1.5), check=check)
                 delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
             else:
                 if logged:
-                    logger.warning("%s is back after %.0f s", self.where, time.monotonic() - began)
+                    values = {"where": self.where, "seconds": time.monotonic() - began}
+                    logger.warning("%(where)s is back after %(seconds).0f s", values)
                 return result
 
     def _wait(self, seconds: float, *, check: bool) -> None:

@@ -75,4 +75,5 @@ class Heartbeat(threading.Thread):
         except CsiJobError as error:
             logger.debug("%s", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the trial would be lost with this thread
-            logger.warning("the lease of trial %d could not be renewed: %s", lease.number, reason(error))
+            values = {"trial": lease.number, "reason": reason(error)}
+            logger.warning("the lease of trial %(trial)d could not be renewed: %(reason)s", values)

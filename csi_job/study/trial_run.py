@@ -149,7 +149,8 @@ class RunningTrial(Generic[Params]):
         for tracker in self.trackers:
             tracker.trial_started(self.number, self.attempt, self.trial.params, phase)
         if not self.claim.taken_over:
-            logger.info("trial %d starts: %s", self.number, _format_params(self.trial.params))
+            values = {"trial": self.number, "params": self.trial.params, "text": _format_params(self.trial.params)}
+            logger.info("trial %(trial)d starts: %(text)s", values)
 
     def _resume(self) -> None:
         last = max(self.curve, default=-1)
@@ -159,7 +160,8 @@ class RunningTrial(Generic[Params]):
         if found.epoch != last:
             self._reconcile(found, last)
         self.resume_from = self.promoted = found.path
-        logger.info("trial %d resumes at epoch %d (attempt %d)", self.number, found.epoch + 1, self.attempt)
+        values = {"trial": self.number, "epoch": found.epoch + 2, "attempt": self.attempt}
+        logger.info("trial %(trial)d resumes at epoch %(epoch)d (attempt %(attempt)d)", values)
 
     def _reconcile(self, found: ResumePoint, last: int) -> None:
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
@@ -169,12 +171,14 @@ class RunningTrial(Generic[Params]):
             curve |= {epoch: value for epoch, value in values.items() if last < epoch <= found.epoch}
         else:
             logger.warning(
-                "trial %d: no intact checkpoint of epoch %d in %s; epochs %d to %d are computed again",
-                self.number,
-                last,
-                WorkFolder(self.work).checkpoints(self.study.study_name),
-                found.epoch + 1,
-                last,
+                "trial %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
+                "epochs %(first)d to %(epoch)d are computed again",
+                {
+                    "trial": self.number,
+                    "epoch": last + 1,
+                    "folder": WorkFolder(self.work).checkpoints(self.study.study_name),
+                    "first": found.epoch + 2,
+                },
             )
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
@@ -221,7 +225,7 @@ class RunningTrial(Generic[Params]):
             tracker.epoch(self.number, result.epoch, metrics)
         if self.should_prune():
             rival = "median" if self.settings.pruner == "median" and not self.has_two_objectives else "others"
-            message = f"below the {rival} at epoch {result.epoch}"
+            message = f"below the {rival} at epoch {result.epoch + 1}"
             raise optuna.TrialPruned(message)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
@@ -264,7 +268,8 @@ class RunningTrial(Generic[Params]):
                 raise
             return
         if self._away_since is not None:
-            logger.warning("the database is back after %.0f s", time.monotonic() - self._away_since)
+            away = {"seconds": time.monotonic() - self._away_since}
+            logger.warning("the database is back after %(seconds).0f s", away)
         self.unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
 
     def _relative(self, checkpoint: Path | None) -> str | None:
@@ -295,9 +300,10 @@ class RunningTrial(Generic[Params]):
             values = () if math.isnan(last) else (last,)
         write.values = values
         self.storage.write_trial(self.lease, write)
-        shown = f" {values[0]:.4f}" if values else ""
+        text = (f" {values[0]:.4f}" if values else "") + (f" ({reason})" if reason else "")
+        named = {"trial": self.number, "outcome": outcome, "values": list(values), "reason": reason, "text": text}
         log = logger.warning if outcome == "failed" else logger.info
-        log("trial %d %s%s%s", self.number, outcome, shown, f" ({reason})" if reason else "")
+        log("trial %(trial)d %(outcome)s%(text)s", named)
 
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
@@ -305,10 +311,11 @@ class RunningTrial(Generic[Params]):
         try:
             self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:
-            logger.warning("trial %d can be resumed only when its lease has expired: %s", self.number, error)
+            values = {"trial": self.number, "error": error}
+            logger.warning("trial %(trial)d can be resumed only when its lease has expired: %(error)s", values)
         else:
-            epoch = max(self.curve, default=-1) + 1
-            logger.info("trial %d released; the next worker resumes it from epoch %d", self.number, epoch)
+            values = {"trial": self.number, "epoch": max(self.curve, default=-1) + 2}
+            logger.info("trial %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 
 
 Suggest = Callable[[optuna.Trial], Any]

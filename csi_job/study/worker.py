@@ -177,7 +177,7 @@ class _Worker:
         limit_s = self.settings.timeout_s
         if limit_s is None or time.monotonic() - self.start_s < limit_s:
             return False
-        logger.info("time limit of %.0f s reached; not starting another trial", limit_s)
+        logger.info("time limit of %(limit_s).0f s reached; not starting another trial", {"limit_s": limit_s})
         return True
 
     def _others_will_finish(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
@@ -188,9 +188,11 @@ class _Worker:
         if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
             return False
         if running:
-            logger.info("the last %d of %d trials are running on other workers", len(running), nothing.target)
+            values = {"running": len(running), "target": nothing.target}
+            logger.info("the last %(running)d of %(target)d trials are running on other workers", values)
         elif not self.summary.outcomes:
-            logger.info("study %s is complete (%d trials)", self.study.study_name, nothing.target)
+            done = {"study": self.study.study_name, "target": nothing.target}
+            logger.info("study %(study)s is complete (%(target)d trials)", done)
         return True
 
     def _run_trial(self, claim: Claim) -> None:
@@ -257,6 +259,6 @@ class _Worker:
 
     def _on_stall(self) -> None:
         """Give the main thread time to notice, then end the process; runs in the heartbeat's thread."""
-        logger.error("no batch ended for %.0f s; giving up the trial", self.options.stall_s)
+        logger.error("no batch ended for %(stall_s).0f s; giving up the trial", {"stall_s": self.options.stall_s})
         if self.options.own_process and not self.heartbeat.over.wait(min(STALL_GRACE_S, self.options.stall_s)):
             os._exit(StalledError.exit_code)

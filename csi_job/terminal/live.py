@@ -48,7 +48,8 @@ class LiveStudy:
             self._bars.update(self._trial, completed=epoch + 1, description=f"trial {number}, val_f1 {val_f1:.3f}")
         elif time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
             self._logged_at = time.monotonic()
-            logger.info("trial %d: epoch %d of at most %d, val_f1 %.4f", number, epoch + 1, self._max_epochs, val_f1)
+            values = {"trial": number, "epoch": epoch + 1, "max_epochs": self._max_epochs, "val_f1": val_f1}
+            logger.info("trial %(trial)d: epoch %(epoch)d of at most %(max_epochs)d, val_f1 %(val_f1).4f", values)
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
         """Hide the trial's bar."""

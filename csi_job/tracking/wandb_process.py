@@ -26,7 +26,7 @@ def main(lines: IO[str], problems: IO[str]) -> None:
     for line in lines:
         message = json.loads(line)
         if "metrics" in message:
-            run.log({**message["metrics"], "epoch": message["step"]}, step=message["step"])
+            run.log({**message["metrics"], "epoch": message["step"] + 1}, step=message["step"])
         if "outcome" in message:
             outcome = message["outcome"]
             run.summary["outcome"] = outcome

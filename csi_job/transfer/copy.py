@@ -82,7 +82,7 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     renamed = f" as {copy.study_name}" if copy.study_name != name else ""
     lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {len(trials)} trials ({counts})"]
     if num_running := sum(trial.state is TrialState.RUNNING for trial in trials):
-        start = "from epoch 0" if renamed else "from its checkpoint if the work folder is the same"
+        start = "from epoch 1" if renamed else "from its checkpoint if the work folder is the same"
         lines.append(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
     return lines
 

@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     path = folder / f"epoch-{epoch:04d}.pt"
     hint = f"free up space in {folder}; the previous checkpoint is kept"
     with explain_os_errors(
-        f"the checkpoint of epoch {epoch} could not be written", kind=CheckpointWriteError, hint=hint
+        f"the checkpoint of epoch {epoch + 1} could not be written", kind=CheckpointWriteError, hint=hint
     ):
         make_folder(folder)
         with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:

@@ -93,4 +93,5 @@ class MicroBatches:
                 hint = "use a smaller architecture, smaller images or a larger GPU"
                 raise InfeasibleTrialError("out of memory with a micro-batch of one image", hint=hint)
             self.size = tried // 2
-            _log.warning("out of memory with a micro-batch of %d images; continuing with %d", tried, self.size)
+            sizes = {"micro_batch": tried, "next": self.size}
+            _log.warning("out of memory with a micro-batch of %(micro_batch)d images; continuing with %(next)d", sizes)

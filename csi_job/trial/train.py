@@ -193,5 +193,5 @@ def seed_everything(seed: int) -> None:
 
 def _check_finite(loss: float, which: str, epoch: int) -> None:
     if not math.isfinite(loss):
-        message = f"the {which} loss of epoch {epoch} is {loss}"
+        message = f"the {which} loss of epoch {epoch + 1} is {loss}"
         raise InfeasibleTrialError(message, hint="narrow space.learning_rate if this happens often")

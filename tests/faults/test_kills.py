@@ -133,7 +133,7 @@ def test_without_any_checkpoint_a_trial_starts_at_epoch_0_with_a_warning(url: st
     for path in (tmp_path / "checkpoints").rglob("epoch-*.pt"):
         path.unlink()
     log = _finish(url, tmp_path)
-    assert "epochs 0 to" in log
+    assert "epochs 1 to" in log
     assert computed(tmp_path)["0 0"] == 2
 
 

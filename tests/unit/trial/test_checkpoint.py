@@ -98,7 +98,7 @@ except CheckpointWriteError as error:
         check=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert "the checkpoint of epoch 2 could not be written (File too large)" in answer.stdout
+    assert "the checkpoint of epoch 3 could not be written (File too large)" in answer.stdout
     assert answer.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == [before]
     assert valid_checkpoints(tmp_path) == [before]
