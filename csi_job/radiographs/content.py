@@ -36,6 +36,7 @@ _DICOM_OF_VERSION_2 = re.compile(
     rb"|\x28\x00[\x00\x10]\x30|PALETTE"  # lookup tables
     rb"|\x28\x00\x02\x00" + _US + rb"\x03.{1,400}?\x28\x00\x00\x01" + _US + rb"\x10"  # deep colours
     rb"|\x28\x00\x00\x01" + _US + rb"\x20"  # 32 bits
+    rb"|\x28\x00\x56\x10(CS\x00\x00|\x00{4})"  # an empty VOI function
     rb"|4\.50.*\x28\x00\x04\x00.{4}RGB"  # JPEG that may be YCbCr all the same
     rb"|1\.2\.840\.10008\.1\.2\.(4\.51|2|1\.99)",  # 12-bit JPEG; big endian and deflated, not searched here
     re.DOTALL,

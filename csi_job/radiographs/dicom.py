@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 
 import numpy as np
 from PIL import Image
@@ -105,12 +105,22 @@ def _padding(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray | None:
     """Tell which pixels fill the frame around the film (PS3.3 C.7.5.1.1.2), or None if none do, or all."""
     names = {4: "FloatPixelPadding", 8: "DoubleFloatPixelPadding"} if pixels_HW.dtype.kind == "f" else {}
     name = names.get(pixels_HW.dtype.itemsize, "PixelPadding")
-    bounds = [dataset.get(f"{name}{end}") for end in ("Value", "RangeLimit")]
-    if not isinstance(bounds[0], (int, float)):
+    value, limit = (_number(dataset, f"{name}{end}") for end in ("Value", "RangeLimit"))
+    if value is None:
         return None
-    numbers = [_as_stored(bound, pixels_HW.dtype) for bound in bounds if isinstance(bound, (int, float))]
+    numbers = [_as_stored(bound, pixels_HW.dtype) for bound in (value, limit) if bound is not None]
     padding_HW: np.ndarray = (pixels_HW >= min(numbers)) & (pixels_HW <= max(numbers))
     return padding_HW if padding_HW.any() and not padding_HW.all() else None
+
+
+def _number(dataset: Dataset, name: str) -> float | None:
+    """Return a number whatever its value representation, raw bytes included; the first of several."""
+    value = dataset.get(name)
+    if isinstance(value, bytes) and value:
+        return int.from_bytes(value[:2], "big" if dataset.original_encoding[1] is False else "little")
+    if isinstance(value, MutableSequence) and value:
+        value = value[0]
+    return value if isinstance(value, (int, float)) else None
 
 
 def _as_stored(number: float, dtype: np.dtype) -> float:
@@ -154,6 +164,8 @@ def _window(dataset: Dataset, values: np.ndarray, _film: np.ndarray) -> np.ndarr
     """Return the share 0-1 that the first window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
         return None
+    if not dataset.get("VOILUTFunction"):  # missing, or empty
+        dataset.VOILUTFunction = "LINEAR"
     with np.errstate(over="ignore"):  # of a sigmoid
         below, above = apply_windowing(np.array([-1e30, 1e30]), dataset)  # the range that pydicom scales to
     shares: np.ndarray = (apply_windowing(values, dataset) - below) / (above - below)

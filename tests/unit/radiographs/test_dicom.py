@@ -88,7 +88,7 @@ def test_the_first_of_several_windows_is_applied(stored_HW: np.ndarray, square_H
     assert np.abs(read(encoded(dataset)) - expected_HW)[2:].mean() < 4
 
 
-@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID", ""])
 def test_the_other_window_functions_are_applied(stored_HW: np.ndarray, square_HW: np.ndarray, function: str) -> None:
     dataset = dataset_of(stored_HW, WindowCenter=2048, WindowWidth=4096, VOILUTFunction=function)
     assert correlation(read(encoded(dataset)), square_HW) > 0.99
@@ -141,6 +141,9 @@ TABLES = {
         ("u2", [65535], "US", {"PixelPaddingValue": 65535}),
         ("u2", [40000], "SS", {"PixelPaddingValue": 40000 - 65536}),
         ("u2", [0], "US", {"PixelPaddingValue": 0}),
+        ("u2", [65535], "IS", {"PixelPaddingValue": "65535"}),
+        ("u2", [40000], "OB", {"PixelPaddingValue": (40000).to_bytes(2, "little")}),
+        ("u2", [65535], "US", {"PixelPaddingValue": [65535, 65535]}),
         ("i2", [-2000], "SS", {"PixelPaddingValue": -2000}),
         ("i2", [-2000], "US", {"PixelPaddingValue": 63536}),
         ("i2", [-32768, -2000, -9], "SS", {"PixelPaddingValue": -32768, "PixelPaddingRangeLimit": -9}),
