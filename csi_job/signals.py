@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,10 +20,14 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass
 class Stop:
-    """Whether a signal asked to stop; `event` is then set, to wake sleepers."""
+    """Whether a signal asked to stop.
+
+    A handler interrupts the main thread anywhere, also where it holds the lock of an `Event`, which `Event.set` would
+    then wait for without end. Putting into a `SimpleQueue` is reentrant.
+    """
 
     signal_number: int | None = None
-    event: threading.Event = field(default_factory=threading.Event)
+    _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     def check(self) -> None:
         """Raise `StopRequestedError` if a signal has arrived."""
@@ -34,11 +40,13 @@ class Stop:
             os._exit(128 + number)
         if self.signal_number is None:
             self.signal_number = number
-            self.event.set()
+            self._wake.put(None)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake up and raise `StopRequestedError` on a signal."""
-        self.event.wait(seconds)
+        self.check()
+        with contextlib.suppress(queue.Empty):
+            self._wake.get(timeout=seconds)
         self.check()
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import enum
 import random
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import psycopg2  # type: ignore[import-untyped]
@@ -127,23 +126,24 @@ def reason(error: BaseException) -> str:
 class RetryPolicy:
     """How long to retry a database operation, and what may interrupt the wait.
 
-    `check` is called before each wait and repeatedly during it; it may raise to end it, e.g. because a signal came.
+    `check` is called before each wait and repeatedly during it; it and `sleep` may raise to end it, e.g. because a
+    signal came.
     """
 
     where: str
     limit_s: float
     check: Callable[[], None] = lambda: None
-    wake: threading.Event = field(default_factory=threading.Event)
+    sleep: Callable[[float], None] = time.sleep
 
     @contextmanager
-    def interrupted_by(self, check: Callable[[], None], wake: threading.Event) -> Iterator[None]:
-        """Let `check` end waits within the block; set `wake` to have it called at once."""
-        before = self.check, self.wake
-        self.check, self.wake = check, wake
+    def interrupted_by(self, check: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
+        """Let `check` and `sleep` end waits within the block."""
+        before = self.check, self.sleep
+        self.check, self.sleep = check, sleep
         try:
             yield
         finally:
-            self.check, self.wake = before
+            self.check, self.sleep = before
 
     def call(self, operation: Callable[[], Result], *, limit_s: float | None = None, check: bool = True) -> Result:
         """Run an operation, retrying it with exponential back-off while the database is unreachable or busy.
@@ -191,7 +191,7 @@ class RetryPolicy:
         until = time.monotonic() + seconds
         self.check()
         while (left_s := until - time.monotonic()) > 0:
-            self.wake.wait(min(left_s, CHECK_EVERY_S))  # a signal sets it, so that stopping never waits for a database
+            self.sleep(min(left_s, CHECK_EVERY_S))
             self.check()
 
     def _unavailable(self, error: Exception, elapsed_s: float) -> StorageUnavailableError:

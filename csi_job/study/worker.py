@@ -137,7 +137,7 @@ class _Worker:
         )
 
     def run(self) -> WorkerSummary:
-        with self.storage.retry.interrupted_by(self._check_while_waiting, self.stop.event):
+        with self.storage.retry.interrupted_by(self._check_while_waiting, self.stop.wait):
             self.heartbeat.start()
             try:
                 self._run_trials()

@@ -130,7 +130,7 @@ def test_a_signal_ends_the_wait() -> None:
         stop.request(15)
         raise psycopg2.OperationalError("timeout expired")
 
-    with policy.interrupted_by(stop.check, stop.event), pytest.raises(StopRequestedError) as caught:
+    with policy.interrupted_by(stop.check, stop.wait), pytest.raises(StopRequestedError) as caught:
         policy.call(operation)
     assert caught.value.exit_code == 143
     assert policy.check is not stop.check
@@ -147,7 +147,7 @@ def test_a_signal_for_the_worker_does_not_interrupt_another_thread() -> None:
             raise failures.pop()
         return threading.current_thread().name
 
-    with policy.interrupted_by(stop.check, stop.event):
+    with policy.interrupted_by(stop.check, stop.wait):
         assert policy.call(operation, check=False)
 
 
