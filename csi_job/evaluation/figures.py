@@ -37,7 +37,7 @@ def confusion_plot(evaluation: Evaluation) -> Plot:
     """Show the six confusion matrices where the zones lie on the film."""
     counts_ZKK = confusion_ZKK(evaluation.predictions)
     num_rows = NUM_CLASSES if counts_ZKK[:, UNKNOWN].any() else UNKNOWN
-    figure = layout("predicted", "true", height_px=880, annotations=[])
+    figure = layout("predicted", "true", height_px=820, annotations=[])
     x_axis, y_axis = ({**figure[axis], "type": "category", "showgrid": False} for axis in ("xaxis", "yaxis"))
     traces = []
     for index, zone in enumerate(ZONES):
@@ -167,7 +167,7 @@ def differences_plot(comparison: Comparison) -> Plot:
     figure["shapes"] = [{**zero, "line": {"color": GREY, "width": 1.5}}]
     caption = (
         f"Model minus baseline with {comparison.model.settings.confidence:.0%} intervals over patients. Errors have "
-        "their sign reversed, so right is always better. CSI errors are in score points, everything else is a share."
+        "their sign reversed, so right is always better. Errors are in score points, everything else is a share."
     )
     return Plot("differences", "Differences", caption, {"data": traces, "layout": figure})
 
