@@ -102,9 +102,8 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
         ConfigurationError: there is none, or several match and none is named.
 
     """
-    named = settings.folder.cache(key)
-    if key and settings.radiographs.labels is None and named.is_dir():
-        return Cache.open(named)
+    if key and settings.radiographs.labels is None and settings.folder.cache(key).is_dir():
+        return Cache.open(settings.folder.cache(key))
     folder = find_cache(settings.radiographs, settings.cache, settings.work)
     if folder is None:
         raise no_cache(settings.folder)

@@ -51,8 +51,8 @@ def not_repeated(view: StudyView) -> str:
         "enqueued by hand": [trial for trial in others if FIXED_PARAMS in trial.system_attrs],
         "migrated from another study": [trial for trial in others if MIGRATED_FROM in trial.user_attrs],
     }
-    parts = [f"{', '.join(str(trial.number) for trial in trials)} ({how})" for how, trials in added.items() if trials]
-    return f"The commands do not repeat these trials: {fmt.listed(parts)}." if parts else ""
+    parts = [f"{fmt.plural(len(trials), 'trial')} {how}" for how, trials in added.items() if trials]
+    return f"The commands do not repeat {fmt.listed(parts)}." if parts else ""
 
 
 def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:

@@ -235,10 +235,8 @@ def test_the_settings_shown_make_the_same_study_again(work, finished_study, view
     assert settings["study"]["num_trials"] < view.num_finished
 
 
-def test_trials_that_came_from_elsewhere_are_named(finished_study, text):
-    enqueued = [trial.number for trial in finished_study.trials if "fixed_params" in trial.system_attrs][1:]
-    assert len(enqueued) == 1
-    assert f"The commands do not repeat these trials: {enqueued[0]} (enqueued by hand)." in text
+def test_trials_that_came_from_elsewhere_are_named(text):
+    assert "The commands do not repeat 1 trial enqueued by hand." in text
 
 
 def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
