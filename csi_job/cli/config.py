@@ -21,6 +21,7 @@ def config() -> None:
     *dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))),
     study=study_of_argument("study"),
     check=False,
+    reads_only=True,
 )
 @click.option("--study", metavar="NAME", help="Show the settings of this study.")
 def show(loaded: LoadedSettings, study: str | None) -> None:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from csi_job.cli.checks import check_call
 from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.files import read_json
-from csi_job.logs import set_up_logging
+from csi_job.logs import is_interactive, set_up_logging
 
 if typing.TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
@@ -53,6 +53,7 @@ FLAGS = {
     "evaluation.num_bootstrap": "--num-bootstrap",
 }
 DATA = ("radiographs.labels", "radiographs.images", "cache.image_size_px")
+TERMINAL_WAIT_S = 5.0
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
@@ -65,12 +66,14 @@ def text(value: str) -> str:
     return value
 
 
-def with_settings(*paths: str, study: FindStudy | None = None, check: bool = True) -> Callable[[Command], Command]:
+def with_settings(
+    *paths: str, study: FindStudy | None = None, check: bool = True, reads_only: bool = False
+) -> Callable[[Command], Command]:
     """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
     `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else. `study`
     finds the study that a call is about: its settings take the place of the defaults. `check` rejects
-    paths that do not exist.
+    paths that do not exist. Someone at a terminal waits only briefly for the database of a command that `reads_only`.
     """
 
     def decorate(function: Command) -> Command:
@@ -81,6 +84,9 @@ def with_settings(*paths: str, study: FindStudy | None = None, check: bool = Tru
             flags = {path: given.pop(_destination(path)) for path in shown}
             flags = {path: value for path, value in flags.items() if value is not None}
             loaded = load_settings(flags, config, flag_names=names)
+            if reads_only and is_interactive() and not loaded.is_given("storage.connect_s"):
+                waits = {"storage.connect_s": TERMINAL_WAIT_S, "storage.outage_s": TERMINAL_WAIT_S}
+                loaded = load_settings({**waits, **flags}, config, flag_names=names)
             if check:
                 check_call(loaded.settings, shown, given)
             record = study(loaded, given) if study else None

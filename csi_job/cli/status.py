@@ -23,7 +23,7 @@ def _shown_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord |
 
 
 @click.command()
-@with_settings("study.name", "storage.url", study=_shown_study)
+@with_settings("study.name", "storage.url", study=_shown_study, reads_only=True)
 @click.option("--watch", is_flag=True, help="Refresh until the study or release finishes (or Ctrl-C).")
 @click.option("--every", default=2.0, type=click.FloatRange(min=0.2), help="Seconds between refreshes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")

@@ -95,3 +95,19 @@ def test_config_show_prints_origins() -> None:
     out = csi_job("config", "show", "--n-trials", "7").stdout
     assert "study.num_trials: 7" in out
     assert "# flag --n-trials" in out
+
+
+@pytest.mark.parametrize(("at_terminal", "expected"), [(True, (5.0, 5.0)), (False, (60.0, 900.0))])
+def test_only_at_a_terminal_a_reading_command_waits_briefly(
+    at_terminal: bool,  # noqa: FBT001 - a parameter of the test
+    expected: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("csi_job.cli.options.is_interactive", lambda: at_terminal)
+    seen: list[LoadedSettings] = []
+    command = click.command()(with_settings("storage.url", reads_only=True)(seen.append))
+    for environment in ({}, {"CSI_JOB_STORAGE__CONNECT_S": "30"}):
+        CliRunner().invoke(command, [], env=environment, catch_exceptions=False)
+    storages = [loaded.settings.storage for loaded in seen]
+    assert (storages[0].connect_s, storages[0].outage_s) == expected
+    assert storages[1].connect_s == 30
