@@ -98,6 +98,10 @@ class WorkFolder:
         """The runs of Weights & Biases."""
         return self.root / "wandb"
 
+    def wandb_summary(self, uid: str) -> Path:
+        """Return the file of a study's summary on its way to Weights & Biases."""
+        return self.wandb / f"{_name(uid)}-summary.json"
+
     @property
     def hyperopt(self) -> Path:
         """The results of searches."""

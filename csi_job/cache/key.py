@@ -116,7 +116,8 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
             key: str | None = read_source(radiographs, cache, work).key
     else:
         key = (read_json(root / _KEYS_FILE) or {}).get(_settings_digest(radiographs, cache))
-    return root / key if key and (root / key).is_dir() else None
+    folder = WorkFolder(work).cache(key) if isinstance(key, str) and key else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def record_key_for_settings(root: Path, radiographs: RadiographsSettings, cache: CacheSettings, key: str) -> None:

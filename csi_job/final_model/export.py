@@ -66,7 +66,7 @@ def read_valid_card(path: Path) -> dict[str, Any] | None:
     try:
         files = card["files"]
         unchanged = all(digest_file(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
-    except (OSError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):  # `with_name` takes no path
         return None
     is_valid = unchanged and path.name in files and path.with_suffix(".md").is_file()
     return rename_old_keys(card) if is_valid else None

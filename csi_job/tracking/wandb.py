@@ -114,7 +114,7 @@ class WandbTracker:
                     self._study, target=lambda trial: float(trial.values[0]), target_name="val_f1"
                 )
             summary["parallel"] = figure.to_json()
-        content = self._folder.wandb / f"{self._uid}-summary.json"
+        content = self._folder.wandb_summary(self._uid)
         try:
             write_atomic(content, json.dumps(summary))
         except OSError as error:

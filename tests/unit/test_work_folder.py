@@ -36,7 +36,16 @@ def test_paths_are_as_documented() -> None:
 
 NAMED = {
     method: getattr(WorkFolder, method)
-    for method in ("cache", "checkpoints", "best_params", "optimized_params", "report", "candidates", "final")
+    for method in (
+        "cache",
+        "checkpoints",
+        "best_params",
+        "optimized_params",
+        "report",
+        "candidates",
+        "final",
+        "wandb_summary",
+    )
 }
 
 

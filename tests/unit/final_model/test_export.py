@@ -256,6 +256,12 @@ def test_metrics_of_weights_that_were_replaced_meanwhile_are_not_recorded(path, 
     assert read_valid_card(path)["test"] is None
 
 
+def test_a_card_that_lists_a_file_elsewhere_is_invalid(path):
+    card = json.loads(path.with_suffix(".json").read_text())
+    write_file(path.with_suffix(".json"), json.dumps(card | {"files": card["files"] | {"../other": {"sha256": ""}}}))
+    assert read_valid_card(path) is None
+
+
 def test_test_metrics_are_filled_in_for_the_models_own_test_set(path, own_evaluation):
     before = read_valid_card(path)
     assert record_test_metrics(path.with_suffix(".pth"), own_evaluation)

@@ -15,7 +15,7 @@ import torch
 from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import load_info
 from csi_job.config import Settings
-from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.errors import ConfigurationError, CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.export import read_valid_card
@@ -23,7 +23,7 @@ from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
-from csi_job.pipeline import run_evaluate
+from csi_job.pipeline import existing_cache, run_evaluate
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
@@ -160,6 +160,17 @@ def test_each_study_keeps_its_model_and_the_latest_is_that_of_the_last_training(
     run_evaluate(settings, latest.optimized_model, second.path)
     comparison = json.loads((latest.evaluations / "comparison.json").read_text())
     assert comparison == json.loads((copied / "models/final/s/evaluation/comparison.json").read_text())
+
+
+@pytest.mark.parametrize("key", ["../..", "/", "../films"])
+def test_a_cache_key_of_a_file_leads_to_no_folder_outside(tmp_path, key):
+    with pytest.raises(ConfigurationError, match="leads out of the work folder"):
+        existing_cache(Settings(work=tmp_path), key)
+
+
+def test_without_a_key_there_is_no_cache_in_an_empty_folder(tmp_path):
+    with pytest.raises(ConfigurationError, match="there is no cache"):
+        existing_cache(Settings(work=tmp_path))
 
 
 def test_a_baseline_of_another_training_is_not_compared_with(copied, cache_folder):
