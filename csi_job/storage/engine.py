@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -10,8 +11,10 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
+from csi_job.logs import get_logger
 from csi_job.storage.url import Address
 
+logger = get_logger(__name__)
 LOCK_CLASS: Final = 0x435349  # "CSI", the first key of our advisory locks, to avoid those of other programs
 SCHEMA_LOCK: Final = 0
 CONNECT_TIMEOUT_S: Final = 10
@@ -66,9 +69,18 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET idle_in_transaction_session_timeout = "
-            f"'{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{STATEMENT_TIMEOUT_S}s'; SET timezone = 'UTC'"
+            f"'{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{STATEMENT_TIMEOUT_S}s'; SET timezone = 'UTC'; "
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; "
+            "SELECT current_setting('fsync')"
         )
+        if cursor.fetchone() == ("off",):
+            _warn_of_fsync()
     connection.commit()
+
+
+@cache
+def _warn_of_fsync() -> None:
+    logger.warning("the database runs with fsync = off: a crash of its machine may lose results or destroy the study")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -120,16 +120,13 @@ class StudyStorage(Database):
             LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
 
         """
-        tries = 0
 
         def transaction() -> sa.Row[Any] | None:
-            nonlocal tries
-            tries += 1
             try:
                 with self.autocommit_engine.begin() as connection:
                     return write_fenced(connection, lease, write, changes, query)
             except LeaseLostError:
-                if tries == 1 or write.state is None:
+                if write.state is None:
                     raise
                 with self.read_engine.connect() as connection:
                     if not is_finished_under(connection, lease, write.state):

@@ -70,15 +70,18 @@ def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> i
     times = {"datetime_start": _utc(template.datetime_start), "datetime_complete": _utc(template.datetime_complete)}
     number = connection.execute(count).scalar_one()
     trial_id = _insert(connection, study_id, number, {"state": template.state, **times})
-    distributions = template.distributions
-    params = {
-        name: (distributions[name].to_internal_repr(value), distributions[name])
-        for name, value in template.params.items()
-    }
-    write = TrialWrite(params, template.user_attrs, template.system_attrs, template.intermediate_values)
+    write = TrialWrite(
+        params_to_write(template), template.user_attrs, template.system_attrs, template.intermediate_values
+    )
     write.values = template.values or ()
     write_trial(connection, trial_id, write)
     return trial_id
+
+
+def params_to_write(trial: FrozenTrial) -> dict[str, tuple[float, BaseDistribution]]:
+    """Return a trial's parameters as `TrialWrite` has them."""
+    kinds = trial.distributions
+    return {name: (kinds[name].to_internal_repr(value), kinds[name]) for name, value in trial.params.items()}
 
 
 def _insert(connection: Connection, study_id: int, number: int, columns: dict[str, Any]) -> int:

@@ -37,7 +37,7 @@ from csi_job.storage.claim import Claim
 from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import StudyStorage, storage_of
-from csi_job.storage.trial_rows import TrialWrite
+from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import median_query, should_prune, should_prune_at_cost
 from csi_job.study.resume import ResumePoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
@@ -244,7 +244,8 @@ class RunningTrial(Generic[Params]):
         self.attributes[EPOCHS] = len(self.curve)
         self._num_epochs += 1
         if self.has_two_objectives:
-            self.unsent.user_attrs[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
+            self.attributes[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
+            self.unsent.user_attrs[CURVE] = self.attributes[CURVE]
         else:
             self.unsent.steps[epoch] = value
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
@@ -291,10 +292,12 @@ class RunningTrial(Generic[Params]):
         """
         write = self.unsent
         write.state = _FINAL_STATES[outcome]
+        if outcome in ("complete", "pruned"):  # all of it again, in case the server lost what it had acknowledged
+            write.params = params_to_write(frozen_trial_of(self.trial))
+            write.steps = {} if self.has_two_objectives else self.curve.copy()
         write.user_attrs |= self.attributes | ({REASON: reason} if reason else {})
         if outcome == "infeasible":
-            write.user_attrs[INFEASIBLE] = True
-            write.system_attrs[CONSTRAINT] = 1.0
+            write.user_attrs[INFEASIBLE], write.system_attrs[CONSTRAINT] = True, 1.0
         if outcome == "pruned" and self.curve and not self.has_two_objectives:
             last = self.curve[max(self.curve)]
             values = () if math.isnan(last) else (last,)
@@ -314,6 +317,8 @@ class RunningTrial(Generic[Params]):
             values = {"trial": self.number, "error": error}
             logger.warning("trial %(trial)d can be resumed only when its lease has expired: %(error)s", values)
         else:
+            if self.unsent.state is not None:  # stopped while its end was being stored
+                return logger.info("trial %d finished", self.number)
             values = {"trial": self.number, "epoch": max(self.curve, default=-1) + 2}
             logger.info("trial %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 

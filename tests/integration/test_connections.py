@@ -15,6 +15,7 @@ from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study.trial_run import RunningTrial
 from tests.support.postgres import Server, guarded_server
+from tests.support.processes import wait_until
 from tests.support.studies import define, work_on
 
 PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
@@ -39,6 +40,28 @@ def test_a_password_may_contain_any_characters(guarded: Server, tmp_path: Path) 
     storage.upgrade()  # connects by itself, with the password
     assert PASSWORD not in storage.url
     storage.close()
+
+
+def test_each_session_asks_for_durability_and_the_isolation_that_claims_expect(
+    guarded: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guarded.run("ALTER ROLE anna SET synchronous_commit = off")
+    guarded.run("ALTER ROLE anna SET default_transaction_isolation = 'serializable'")
+    guarded.run("ALTER SYSTEM SET fsync = off")
+    guarded.reload()
+    wait_until(lambda: guarded.run("SHOW fsync") == [("off",)])
+    storage = open_storage(settings(guarded), tmp_path, create=True)
+    for engine in (storage.engine, storage.autocommit_engine, storage.read_engine):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    with storage.engine.connect() as connection:  # the others run single statements, which are repeated if need be
+        assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
+    storage.close()
+    open_storage(settings(guarded), tmp_path, create=True).close()
+    assert caplog.text.count("fsync = off") == 1
+    for undo in ("ALTER SYSTEM RESET fsync", "ALTER ROLE anna RESET ALL"):
+        guarded.run(undo)
+    guarded.reload()
 
 
 def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded: Server, tmp_path: Path) -> None:

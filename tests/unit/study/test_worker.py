@@ -23,14 +23,15 @@ from csi_job.errors import (
     StopRequestedError,
     StudyFailedError,
 )
+from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
 from csi_job.storage.storage import StudyStorage
-from csi_job.storage.tables import LEASES
+from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
 from csi_job.study.studies import enqueue_trial, study_counts
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
-from tests.support.studies import SPACE, Reader, define, leased, objective, work_on, write_checkpoint
+from tests.support.studies import SPACE, Reader, define, leased, objective, value_at, work_on, write_checkpoint
 
 Running = RunningTrial[Hyperparameters]
 
@@ -162,6 +163,26 @@ def test_values_outside_the_space_that_optuna_enqueues_fail_the_trial_and_nothin
         TrialState.COMPLETE,
         {"optimizer": "sgd", "patience": 2, "unknown_weight": 0.25},
     )
+
+
+@pytest.mark.parametrize("objective_name", ["f1", "f1-and-cost"])
+def test_a_result_has_its_parameters_and_epochs_even_if_the_server_lost_them(
+    objective_name: str, storage: StudyStorage, tmp_path: Path
+) -> None:
+    study = define(storage, num_trials=1, objective=objective_name)
+
+    def losing(running: Running) -> list[float]:
+        values = objective(running)
+        with storage.engine.begin() as connection:  # as a crash does with synchronous_commit = off
+            for table in (PARAMS, STEPS):
+                connection.execute(sa.delete(table))
+            connection.execute(sa.delete(USER_ATTRIBUTES).where(USER_ATTRIBUTES.c.key == "curve"))
+        return values
+
+    work_on(study, tmp_path, losing)
+    first = study.trials[0]
+    assert (first.state, first.params) == (TrialState.COMPLETE, {"unknown_weight": 0.5, "optimizer": "adam"})
+    assert curve_of(first) == [(epoch, value_at(0.5, epoch)) for epoch in range(4)]
 
 
 def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -> None:
