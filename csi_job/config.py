@@ -218,7 +218,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
         what, hint = "this is a section of settings, not a single one", f"set {inner}, or the variable {variable}"
     hidden = _may_be_secret(path) or first["input"] is None or isinstance(first["input"], (dict, list))
-    got = None if hidden else first["input"]
+    got = None if hidden or ", got " in what else first["input"]  # our own validators name the value themselves
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
+from csi_job.cache.manifest import describe_change, load_info
 from csi_job.config import Settings, load_settings
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, DataError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
@@ -125,8 +126,20 @@ def define(settings: Settings) -> tuple[optuna.Study, Cache]:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
     cache = ensure_cache(settings, record.cache_key if record else "")
+    if record is not None:
+        _check_data(settings, record, cache)
     storage = storage or open_storage(settings.storage, settings.work, create=True)
     return define_study(storage, definition_of(settings, cache.info.key)), cache
+
+
+def _check_data(settings: Settings, record: StudyRecord, cache: Cache) -> None:
+    """Say what has changed if the data is not the study's, as long as its cache is still there."""
+    if record.cache_key == cache.info.key:
+        return
+    with contextlib.suppress(DataError):
+        change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
+        message = f"study {record.name!r} was created with other data: {change}"
+        raise ConfigurationError(message, hint="restore it, or choose another study name")
 
 
 def run_hyperopt(

@@ -64,6 +64,22 @@ def images_file(split: str) -> str:
     return f"{split}.npy"
 
 
+def describe_change(old: CacheInfo, new: CacheInfo) -> str:
+    """Say how the data of one cache differs from another's, e.g. `labels: 127 → 100 rows, 90 → 71 patients`."""
+    rows = [sum(info.num_images.values()) + info.num_corrupt for info in (old, new)]
+    changes = [
+        (f"labels: {rows[0]} → {rows[1]} rows", rows[0] != rows[1]),
+        (f"{old.num_patients} → {new.num_patients} patients", old.num_patients != new.num_patients),
+        (f"{old.image_size_px} → {new.image_size_px} px", old.image_size_px != new.image_size_px),
+        (f"split seed {old.split_seed} → {new.split_seed}", old.split_seed != new.split_seed),
+    ]
+    named = [change for change, applies in changes if applies]
+    if not named:
+        scores = old.class_counts != new.class_counts
+        named = [f"the same {rows[0]} rows with other {'scores' if scores else 'ids, images or settings'}"]
+    return ", ".join(named)
+
+
 def load_info(folder: Path) -> CacheInfo:
     """Read the manifest of a finished cache.
 

@@ -169,14 +169,15 @@ class RetryPolicy:
                 if kind is ErrorKind.NOT_DATABASE:
                     raise
                 elapsed_s = time.monotonic() - began
-                if elapsed_s >= (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit):
+                left_s = (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit) - elapsed_s
+                if left_s <= 0:
                     raise self._unavailable(error, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
                     what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
                     values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit}
                     logger.warning("%(where)s %(what)s (%(reason)s); retrying for up to %(limit_s).0f s", values)
                     logged = True
-                self._wait(delay * random.uniform(0.5, 1.5), check=check)
+                self._wait(min(delay * random.uniform(0.5, 1.5), left_s), check=check)
                 delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
             else:
                 if logged:

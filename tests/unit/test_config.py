@@ -230,3 +230,11 @@ def test_the_package_has_the_version_of_its_metadata() -> None:
     import csi_job
 
     assert csi_job.__version__ == version("csi-job")
+
+
+def test_an_error_names_the_value_once() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({"baseline.model_arch": "ResNet51"}, environment={})
+    assert str(refused.value).count("got ") == 1
+    assert "no such architecture, got 'ResNet51'; allowed: " in str(refused.value)
+    assert "did you mean ResNet50?" in str(refused.value)
