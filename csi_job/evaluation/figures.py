@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from csi_job.evaluation.compare import Comparison
-from csi_job.evaluation.csi import risk_indices
+from csi_job.evaluation.csi import FloatArray, risk_indices
 from csi_job.evaluation.difference import Difference
 from csi_job.evaluation.evaluate import Evaluation, confusion_ZKK
 from csi_job.evaluation.measures import SUMMARY_METRICS, calibration, metric_name
@@ -92,10 +93,21 @@ def csi_plot(evaluation: Evaluation) -> Plot:
     return Plot("csi", "CSI mean", caption, {"data": traces, "layout": figure})
 
 
+def roc_points(positive_N: npt.NDArray[np.bool_], score_N: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return false and true positive rates and thresholds, one point per distinct score, from (0, 0) on.
+
+    These are scikit-learn's `roc_curve(drop_intermediate=False)`, without the seconds that its import takes.
+    """
+    order_N = np.argsort(-score_N, kind="stable")
+    last_T = np.append(np.flatnonzero(np.diff(score_N[order_N])), len(score_N) - 1)
+    hits_T = np.cumsum(positive_N[order_N])[last_T]
+    rates = ((1 + last_T - hits_T) / (~positive_N).sum(), hits_T / positive_N.sum())
+    false_T, true_T = (np.append(0.0, rate_T) for rate_T in rates)
+    return false_T, true_T, np.append(np.inf, score_N[order_N][last_T])
+
+
 def roc_plot(evaluation: Evaluation) -> Plot:
     """Show the ROC curve of each risk class against the rest, with its area and interval."""
-    from sklearn.metrics import roc_curve
-
     predictions = evaluation.predictions
     risk_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
     risk_NR = predictions.predicted.risk_NR[predictions.has_csi_N]
@@ -104,7 +116,7 @@ def roc_plot(evaluation: Evaluation) -> Plot:
         metric = evaluation.metrics[f"risk_auroc_{name}"]
         if metric.value is None:
             continue
-        false_positive, true_positive, threshold = roc_curve(risk_N == index, risk_NR[:, index])
+        false_positive, true_positive, threshold = roc_points(risk_N == index, risk_NR[:, index])
         low, high = metric.interval.low, metric.interval.high
         bounds = "" if low is None else f" ({low:.2f} to {high:.2f})"
         traces.append(

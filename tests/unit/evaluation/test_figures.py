@@ -5,6 +5,7 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from sklearn.metrics import roc_curve
 
 from csi_job.evaluation import figures as plots
 from csi_job.evaluation.compare import compare_evaluations
@@ -73,3 +74,13 @@ def test_nearly_empty_splits_still_give_figures(plot, zones, quick):
     made = plot(evaluated(certain(zones), quick))
     assert drawn(made).data
     assert json.loads(plot_json(made))["layout"]["height"] > 0
+
+
+@pytest.mark.parametrize("decimals", [1, 9])  # with and without ties
+def test_the_roc_curve_is_that_of_scikit_learn(decimals):
+    random = np.random.default_rng(3)
+    positive_N = random.random(200) < 0.3
+    score_N = np.round(random.random(200) + 0.3 * positive_N, decimals)
+    expected = roc_curve(positive_N, score_N, drop_intermediate=False)
+    for ours, theirs in zip(plots.roc_points(positive_N, score_N), expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-12)
