@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -9,6 +10,8 @@ import click
 
 from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
+from csi_job.errors import ConfigurationError, explain_os_errors
+from csi_job.files import open_private
 from csi_job.logs import announced
 
 FORM = ("image_size_px", "normalisation")  # what a model card says of the images
@@ -50,6 +53,9 @@ def predict(
     with announced("loading PyTorch"):
         from csi_job.prediction import run_predict
 
+    if output is not None and not output.exists():  # click keeps the permissions
+        with explain_os_errors("the predictions cannot be written", output, kind=ConfigurationError):
+            os.close(open_private(output))
     with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
         problems = run_predict(
             loaded.settings,

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -205,6 +206,9 @@ def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: 
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True]
     assert float(rows[0]["csi"] or 0) <= 3
     assert "torn.png" in err
+    run(finished, "predict", *good, torn, "--output", tmp_path / "scores.csv", code=1)
+    assert (tmp_path / "scores.csv").read_text() == out
+    assert stat.S_IMODE((tmp_path / "scores.csv").stat().st_mode) == 0o600
 
 
 def test_study_commands(finished: Path) -> None:
