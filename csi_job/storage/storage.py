@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +218,14 @@ class StudyStorage(Database):
         self.drop(lease)
         return True
 
-    def create_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """Add a waiting or finished trial under the study's lock."""
+    def create_trial(
+        self,
+        study_id: int,
+        template_trial: FrozenTrial | None = None,
+        *,
+        check: Callable[[Connection], object] = lambda _: None,
+    ) -> FrozenTrial:
+        """Add a waiting or finished trial under the study's lock, unless `check` raises there."""
         if template_trial is None or template_trial.state is TrialState.RUNNING:
             raise _only_by_claims()
         inserted = -1
@@ -228,8 +234,11 @@ class StudyStorage(Database):
             nonlocal inserted
             self.lock(connection, study_id)
             query = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == inserted)
-            if connection.execute(query).first() is None:  # else only the reply to the COMMIT was lost
-                inserted = add_trial(connection, study_id, template_trial)
+            # SQLite loses no reply to a COMMIT, but gives the id of a trial that was not stored to the next one.
+            if not self.address.is_sqlite and connection.execute(query).first() is not None:
+                return inserted  # an earlier try committed, and only the reply was lost
+            check(connection)
+            inserted = add_trial(connection, study_id, template_trial)
             return inserted
 
         return self.get_trial(self.write(transaction))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
@@ -94,15 +96,20 @@ def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, 
     """
     stored = study.user_attrs.get(FINGERPRINT) or {}
     check_same({"space": stored.get("space")}, {"space": space.fingerprint()}, study.study_name)
-    counts = study_counts(study)
-    if counts.num_free <= 0:
-        message = f"the study's total of {counts.target} trials leaves no room for another"
-        raise ConfigurationError(message, hint="raise it first, e.g. `csi-job hyperopt --more-trials 1`")
+    study_id = study_id_of(study)
     clipped, adjustments = space.clip_to_space(params)
     for adjustment in adjustments:
         logger.warning("%s", adjustment)
     trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
-    return storage_of(study).create_trial(study_id_of(study), trial).number
+    check = functools.partial(_check_room, study_id=study_id)
+    return storage_of(study).create_trial(study_id, trial, check=check).number
+
+
+def _check_room(connection: Connection, study_id: int) -> None:
+    counts = count_trials(connection, study_id)
+    if counts.num_free <= 0:
+        message = f"the study's total of {counts.target} trials leaves no room for another"
+        raise ConfigurationError(message, hint="raise it first, e.g. `csi-job hyperopt --more-trials 1`")
 
 
 def _counts(storage: StudyStorage, study_id: int) -> Counts:

@@ -126,8 +126,8 @@ def insert_study(storage: StudyStorage, rows: StudyRows, name: str) -> None:
         nonlocal inserted
         lock_schema(connection)
         existing = find_study(connection, name)
-        if existing is not None and existing == inserted:
-            return  # an earlier try committed, but the reply was lost
+        if existing is not None and existing == inserted and not storage.address.is_sqlite:
+            return  # an earlier try committed, but the reply was lost; SQLite loses none, but uses ids again
         if existing is not None:
             message = "the target already has a study of this name"
             raise ConfigurationError(message, got=name, hint="copy it under another name: --as NEW")

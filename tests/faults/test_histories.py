@@ -10,7 +10,9 @@ import pytest
 
 from tests.faults.harness.histories.journal import Journal, Operation, operations
 from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED, Model, World
+from tests.faults.harness.histories.run import Mix, run_history
 from tests.faults.harness.histories.search import explain
+from tests.support.postgres import Server
 
 WORLD = World(lease_s=10.0, target=2, baseline=0.5, max_attempts=2, deaths={"dead": 20.0}, clock_steps=(100.0,))
 WAITING_BASELINE = ("WAITING", 0.5, None, (), None)
@@ -40,7 +42,7 @@ RIGHT: dict[str, list[Any]] = {
     "two claims of a study with room for two": [CLAIM_A, CLAIM_B, ("claim", ("u", "c:1"), ("none", 0, 2, 2))],
     "overlapping operations in either order": [
         ("set_target", ("u", 3), (3,), 2.0, 6.0), (*CLAIM_A, 2.5, 3.0), (*CLAIM_B, 3.5, 4.0),
-        ("claim", ("u", "c:1"), (2, 1), 4.5, 5.0), ("delete", (), (), 8.0, 9.2), ("copy", (), DELETED, 9.0, 9.5),
+        ("claim", ("u", "c:1"), (2, 1), 4.5, 5.0), ("delete", ("u",), (), 8.0, 9.2), ("copy", (), DELETED, 9.0, 9.5),
     ],
     "a claim without an answer that took effect": [
         ("claim", ("u", "a:1"), None), CLAIM_B, ("claim", ("u", "c:1"), ("none", 0, 2, 2)),
@@ -72,8 +74,9 @@ RIGHT: dict[str, list[Any]] = {
         ("add", ("u", 3, "t"), None), ("add", ("u", 3, "t"), (5,)), ("add", ("u", 1, "s"), (6,)),
     ],
     "a study that is deleted and created again": [
-        ("delete", (), ()), ("claim", ("u", "a:1"), DELETED), BEGUN[0], ("open", (), ("v",)),
-        (*CLAIM_A[:2], DELETED), ("add", ("u", 1, "t"), DELETED), ("claim", ("v", "b:1"), (0, 1)),
+        ("delete", ("u",), ()), ("claim", ("u", "a:1"), DELETED), BEGUN[0], ("open", (), ("v",)),
+        (*CLAIM_A[:2], DELETED), ("delete", ("u",), DELETED), ("add", ("u", 1, "t"), DELETED),
+        ("claim", ("v", "b:1"), (0, 1)),
     ],
 }  # fmt: skip
 WRONG: dict[str, list[Any]] = {
@@ -103,9 +106,9 @@ WRONG: dict[str, list[Any]] = {
         ("enqueue", ("u", 0.7), (1,)), CLAIM_A, CLAIM_B, ("see", ("u", 1), ("RUNNING", 0.8, None, (), None)),
     ],
     "a trial of the next study": [
-        ("delete", (), ()), BEGUN[0], ("open", (), ("v",)), ("claim", ("u", "a:1"), (0, 1)),
+        ("delete", ("u",), ()), BEGUN[0], ("open", (), ("v",)), ("claim", ("u", "a:1"), (0, 1)),
     ],
-    "a study that outlives its deletion": [("delete", (), ()), ("copy", (), (2, (WAITING_BASELINE,)))],
+    "a study that outlives its deletion": [("delete", ("u",), ()), ("copy", (), (2, (WAITING_BASELINE,)))],
     "an answer that came before its reason": [CLAIM_B, CLAIM_A],
 }  # fmt: skip
 
@@ -140,3 +143,16 @@ def test_a_journal_survives_the_death_of_its_writer(tmp_path: Path) -> None:
     assert (first.kind, first.arguments, first.answer, first.client) == ("claim", ("u", "t"), (0, 1), "worker-1")
     assert first.begin_s <= first.end_s <= second.begin_s
     assert (second.answer, second.end_s) == (None, math.inf)
+
+
+def test_two_studies_in_an_sqlite_file_are_what_their_clients_were_told(tmp_path: Path) -> None:
+    figures = run_history(f"sqlite:///{tmp_path}/studies.db", tmp_path / "record", Mix(seed=1))
+    assert figures.complaints == []
+    assert figures.operations.total() >= 300
+
+
+def test_two_studies_on_a_crashing_server_are_what_their_clients_were_told(mortal: Server, tmp_path: Path) -> None:
+    with mortal.database() as url:
+        figures = run_history(url, tmp_path / "record", Mix(seed=1, crashes=1), mortal)
+    assert figures.complaints == []
+    assert figures.operations.total() >= 300

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage
-from tests.support.studies import define, leased, work_on
+from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.study.studies import enqueue_trial
+from tests.support.studies import SPACE, define, leased, work_on
 
 
 def test_optuna_reads_the_study_by_the_url_of_its_file(tmp_path: Path) -> None:
@@ -80,10 +83,10 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
         open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
 
 
-def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path: Path) -> None:
     (tmp_path / "studies.db").symlink_to("/dev/full")
-    with pytest.raises(ConfigurationError):
-        open_storage(StorageSettings(), tmp_path, create=True)
+    with pytest.raises(StorageUnavailableError, match="is unreachable: database or disk is full"):
+        open_storage(StorageSettings(connect_s=0), tmp_path, create=True)
 
 
 def test_a_pickled_storage_opens_the_same_database(study: optuna.Study, storage: StudyStorage) -> None:
@@ -138,3 +141,32 @@ def test_while_one_thread_samples_another_reads_and_writes_as_usual(study: optun
         assert attribute("elsewhere") == "None"  # this thread sees one history
         assert pool.submit(attribute, "here").result() == "None"
     assert attribute("here") == "buffered"
+
+
+class _Full(sqlite3.Connection):
+    """A file whose first COMMIT finds the disk full."""
+
+    is_full = True
+
+    def commit(self) -> None:
+        if self.in_transaction and _Full.is_full:
+            _Full.is_full = False
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        super().commit()
+
+
+def test_a_trial_whose_commit_failed_is_not_taken_for_the_one_that_got_its_id(tmp_path: Path) -> None:
+    study, other = (define(open_storage(StorageSettings(), tmp_path, create=True), num_trials=3) for _ in range(2))
+    storage = storage_of(study)
+    storage.engine.dispose()
+    sa.event.listen(storage.engine, "do_connect", lambda *given: given[3].update(factory=_Full))
+
+    def let_the_other_in() -> None:
+        if not _Full.is_full and len(other.trials) == 1:
+            assert enqueue_trial(other, SPACE, {"unknown_weight": 0.25}) == 1
+
+    with storage.retry.interrupted_by(let_the_other_in, threading.Event()):
+        assert enqueue_trial(study, SPACE, {"unknown_weight": 0.75}) == 2
+    assert [trial.system_attrs["fixed_params"]["unknown_weight"] for trial in study.trials[1:]] == [0.25, 0.75]

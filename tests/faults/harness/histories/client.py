@@ -156,8 +156,8 @@ class Client:
         self._open(handle.name)
 
     def _delete(self, handle: Handle) -> None:
-        if self.client.startswith("operator"):  # one client deletes, so that every deletion finds what it deletes
-            self._do("delete", handle.name, (), lambda: delete_study(self.storage, handle.name, self.folder) or ())
+        if self.client.startswith("operator"):
+            self._do("delete", handle.name, (handle.uid,), lambda: delete_study(handle.study, self.folder) or ())
 
     def _copy(self, handle: Handle) -> None:
         new = f"copy-{self.client}-{self.count}"
@@ -167,7 +167,7 @@ class Client:
             return int(study.user_attrs[TARGET]), tuple(map(contents, study.get_trials(deepcopy=False)))
 
         if self._do("copy", handle.name, (), copy) != DELETED:
-            delete_study(self.storage, new, self.folder)
+            delete_study(load_study(self.storage, new), self.folder)
 
     def _migrate(self, handle: Handle) -> None:
         settings = toy_settings(name=f"migrated-{self.client}-{self.count}", num_trials=TARGET_OF_NEW)
@@ -180,7 +180,7 @@ class Client:
             return tuple(sorted((t.user_attrs[MIGRATED_FROM]["trial"], t.params[X], t.value) for t in carried))
 
         if self._do("migrate", handle.name, (), migrate) != DELETED:
-            delete_study(self.storage, settings.name, self.folder)
+            delete_study(load_study(self.storage, settings.name), self.folder)
 
     # An open study
 

@@ -45,8 +45,8 @@ class Study(NamedTuple):
     """`""` as long as nobody has read it."""
     target: int
     trials: tuple[Trial, ...]
-    additions: frozenset[str] = frozenset()
-    """Tokens of the additions to the target."""
+    additions: frozenset[tuple[str, int]] = frozenset()
+    """Tokens of the additions to the target, and the target after each."""
 
     def num(self, *states: str) -> int:
         """Return how many trials are in one of these states."""
@@ -133,8 +133,8 @@ class Model:
         elif op.answer is not None and op.answer != DELETED:
             yield (state.uid or op.answer[0],), state._replace(uid=state.uid or op.answer[0])
 
-    def _delete(self, state: State, _op: Operation) -> Iterator[Outcome]:
-        yield (DELETED if state is None else ()), None
+    def _delete(self, state: State, _op: Operation, uid: str) -> Iterator[Outcome]:
+        yield (DELETED, state) if _same(state, uid) is None else ((), None)
 
     def _copy(self, state: State, _op: Operation) -> Iterator[Outcome]:
         yield (DELETED if state is None else state.contents), state
@@ -156,11 +156,11 @@ class Model:
     def _add(self, state: State, _op: Operation, uid: str, count: int, token: str) -> Iterator[Outcome]:
         if (study := _same(state, uid)) is None:
             yield DELETED, state
-        elif token in study.additions:
-            yield (study.target,), study
+        elif token in dict(study.additions):
+            yield (dict(study.additions)[token],), study
         else:
             target = max(study.target, study.num(*FINISHED)) + count
-            study = study._replace(target=target, additions=study.additions | {token})
+            study = study._replace(target=target, additions=study.additions | {(token, target)})
             yield (target,), study.cancel_excess()
 
     def _enqueue(self, state: State, _op: Operation, uid: str, x: float) -> Iterator[Outcome]:
