@@ -56,7 +56,8 @@ def set_attribute(connection: Connection, table: sa.Table, study_id: int, key: s
 def delete_rows(connection: Connection, study_id: int) -> None:
     """Delete a study with its trials and their leases; the caller holds its lock."""
     trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-    for table in (*TRIAL_PARTS, HEARTBEATS, LEASES):
+    # Leases first: a worker that reports holds its lease's row until it has committed, and finds none afterwards.
+    for table in (LEASES, *TRIAL_PARTS, HEARTBEATS):
         connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
     for table in (*STUDY_PARTS, TRIALS, STUDIES):
         connection.execute(sa.delete(table).where(table.c.study_id == study_id))
