@@ -211,9 +211,11 @@ def _carried(
 ) -> list[TrialRows]:
     """Return the matching trials as rows of the new study; one with the parameters of `baseline` may become it."""
     distributions = {name: (kind, distribution_to_json(kind)) for name, kind in matcher.space.distributions().items()}
+    # Trials first: one that is finished there is so in the rows too, which workers may write in between.
+    trials = read_trials(connection, old_id)
     rows = {trial.own["trial_id"]: trial for trial in read_trial_rows(connection, old_id)}
     carried = []
-    for trial in read_trials(connection, old_id):
+    for trial in trials:
         if (matched := matcher.match(trial)) is None:
             continue
         params, origin = matched
