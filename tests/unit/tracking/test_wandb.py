@@ -116,7 +116,8 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
     found = wait_for_runs(tmp_path, 5)
     assert set(found) == {f"{uid}-0", f"{uid}-1", f"{uid}-2", f"{uid}-summary"}
     for trial in study.trials:
-        assert sorted(history(found[f"{uid}-{trial.number}"])) == sorted(trial.intermediate_values.items())
+        shown = [(step + 1, value) for step, value in sorted(trial.intermediate_values.items())]  # from 1
+        assert sorted(history(found[f"{uid}-{trial.number}"])) == shown
     assert len(found[f"{uid}-1"]) == 2  # two attempts, one id
     [first] = [record.run for record in records(found[f"{uid}-0"][0]) if record.HasField("run")][:1]
     assert (first.project, first.run_group, first.display_name) == ("csi", "toy", "toy 0")
