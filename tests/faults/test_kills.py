@@ -97,7 +97,7 @@ def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: s
     before = reader.rows("SELECT * FROM trial_values"), reader.curves()
     sleeper.send_signal(signal.SIGCONT)
     assert sleeper.wait() == 0, sleeper.log()
-    assert "lease of trial" in sleeper.log()
+    assert "no longer belongs to this worker" in sleeper.log()
     assert (reader.rows("SELECT * FROM trial_values"), reader.curves()) == before
     reader.check_exact(4, MAX_EPOCHS)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.faults.harness.crash_points import SELF_KILL
 from tests.support.studies import Worker
 
-LOST: Final = "the lease of trial"
+LOST: Final = "no longer belongs to this worker"
 NOT_RELEASED: Final = "can be resumed only when its lease has expired"
 
 
