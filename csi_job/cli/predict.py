@@ -56,7 +56,8 @@ def predict(
     if output is not None and not output.exists():  # click keeps the permissions
         with explain_os_errors("the predictions cannot be written", output, kind=ConfigurationError):
             os.close(open_private(output))
-    with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=output is not None) as stream:
+    atomic = output is not None and output.is_file()  # a device or a pipe would be replaced by a file
+    with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=atomic) as stream:
         problems = run_predict(
             loaded.settings,
             images,

@@ -209,6 +209,11 @@ def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: 
     run(finished, "predict", *good, torn, "--output", tmp_path / "scores.csv", code=1)
     assert (tmp_path / "scores.csv").read_text() == out
     assert stat.S_IMODE((tmp_path / "scores.csv").stat().st_mode) == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    run(finished, "predict", *good, torn, "--output", tmp_path / "pipe", code=1)
+    assert reader.communicate(timeout=60)[0] == out
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def test_study_commands(finished: Path) -> None:
