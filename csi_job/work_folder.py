@@ -40,6 +40,11 @@ class ModelFolder:
         is_of_study = above.name == "final" and above.parent.name == "models"
         return WorkFolder(above.parents[1] if is_of_study else above)
 
+    @property
+    def within_work(self) -> Path:
+        """The path from the work folder."""
+        return self.path.relative_to(self.work.root)
+
 
 @dataclass(frozen=True)
 class WorkFolder:

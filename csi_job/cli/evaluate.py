@@ -27,10 +27,14 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
 @click.command()
 @with_settings(*SHOWN, study=study_of_model)
-@click.option("--model-path", type=MODEL, required=True, help="Model to evaluate (.safetensors, .pth, .pt, .ckpt).")
+@click.option(
+    "--model-path",
+    type=MODEL,
+    help="Model to evaluate (.safetensors, .pth, .pt, .ckpt).  [default: <work>/models/optimized_model.safetensors]",
+)
 @click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
 @click.option("--baseline", type=MODEL, help="Model to compare with.  [default: the baseline trained with the model]")
-def evaluate(loaded: LoadedSettings, model_path: Path, model_arch: str | None, baseline: Path | None) -> None:
+def evaluate(loaded: LoadedSettings, model_path: Path | None, model_arch: str | None, baseline: Path | None) -> None:
     """Evaluate a model and a baseline on the same test set.
 
     The differences between the two come with paired confidence intervals.

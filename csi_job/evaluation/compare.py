@@ -10,8 +10,7 @@ import numpy as np
 from csi_job.errors import DataError
 from csi_job.evaluation.difference import Difference, paired_differences
 from csi_job.evaluation.evaluate import Evaluation
-
-HEADLINE = "f1_macro"  # chosen in advance: the metric that decides
+from csi_job.evaluation.measures import HEADLINE
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class Comparison:
             f"{headline.interval.high:+.3f}): {verdict}."
         )
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings about either model, each once."""
+        return tuple(dict.fromkeys((*self.model.warnings, *self.baseline.warnings)))
+
     def to_json(self) -> dict[str, Any]:
         """Return every number of the comparison; it identifies no patient, file or image."""
         return {
@@ -52,7 +56,7 @@ class Comparison:
             **self.model.provenance(),
             "outcome": self.summary,
             "metrics": {name: difference.to_json() for name, difference in self.differences.items()},
-            "warnings": sorted({*self.model.warnings, *self.baseline.warnings}),
+            "warnings": list(self.warnings),
         }
 
 

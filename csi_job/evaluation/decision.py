@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
-from csi_job.evaluation.measures import LOWER_IS_BETTER, METRIC_NAMES
+from csi_job.evaluation.measures import HEADLINE, LOWER_IS_BETTER, METRIC_NAMES
 from csi_job.html import format as fmt
 
 Json = dict[str, Any]
 
-HEADLINE: Final = "f1_macro"  # chosen in advance: the metric that decides
 AGAINST_TRIVIAL: Final = ("f1_macro", "mae", "csi_mae", "risk_accuracy")
-INDISPENSABLE: Final = ("f1_macro", "mae")  # a model that loses one of these to a trivial predictor is of no use
+# A model that loses one of these to a trivial predictor is of no use.
+INDISPENSABLE: Final = {"f1_macro": "macro F1", "mae": "mean absolute error per zone"}
 MIN_PATIENTS: Final = 20  # with fewer, bootstrap intervals are known to be too narrow
 POWER: Final = 0.8
 HOPELESS: Final = 100  # times as many patients as there are
@@ -57,16 +57,20 @@ def decide(
         reason = entry.get("interval_reason") or "undefined"
         evidence = f"The {evaluation['split']} set is too small to compare the two models: {reason}."
         return Decision("Keep the baseline; more patients are needed", evidence, cautions=cautions)
+    if all((content or {}).get("unseen") for content in (evaluation, baseline)):
+        where += ", whom neither model has seen"
     evidence = (
-        f"{where}, whom neither model has seen, the new model's macro F1 is {fmt.score(entry['model'])}, the "
-        f"baseline's {fmt.score(entry['baseline'])}: a difference of {fmt.signed(entry['difference'])}"
+        f"{where}, the new model's macro F1 is {fmt.score(entry['model'])}, the baseline's "
+        f"{fmt.score(entry['baseline'])}: a difference of {fmt.signed(entry['difference'])}"
         f"{_interval(evaluation, entry['interval'], fmt.signed)}."
     )
     is_good = entry["outcome"] == "better"
     action, advice = _advise(entry, evaluation, comparison, num_patients_in_all)
-    if lost(evaluation if is_good else baseline, INDISPENSABLE):
+    if beaten := lost(evaluation if is_good else baseline, tuple(INDISPENSABLE)):
         cautions += () if is_good or baseline is None else (beside_trivial(baseline, "The baseline"),)
-        return Decision("Use neither model: answering the same for every film does as well", evidence, advice, cautions)
+        measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
+        action = f"Use neither model: answering the same for every film does as well in {measures}"
+        return Decision(action, evidence, cautions=cautions)
     return Decision(action, evidence, advice, cautions, is_good and evaluation["num_patients"] >= MIN_PATIENTS)
 
 

@@ -6,6 +6,7 @@ weights-only unpickler, which rejects everything but tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -22,7 +23,6 @@ from torch import nn
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
-from csi_job.files import digest_file
 from csi_job.logs import get_logger
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.model import build_model
@@ -120,8 +120,11 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
 
 def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about what is rejected in one line anyway
-            state = find_weights(torch.load(path, map_location="cpu", weights_only=True))
+        # One open file, even if another takes its name meanwhile; warnings are about what is rejected anyway.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            state = find_weights(torch.load(file, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError:
         what = "the model file contains more than weights, or is not a PyTorch file; nothing in it was executed"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)") from None
@@ -132,18 +135,18 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if not state:
         what = "the model file contains no state dict (names and tensors)"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
-    return state, _card_beside(path)
+    return state, _card_beside(path, digest)
 
 
-def _card_beside(path: Path) -> Mapping[str, Any]:
-    """Return the card `<stem>.json` if it holds the digest of this exact file."""
+def _card_beside(path: Path, digest: str) -> Mapping[str, Any]:
+    """Return the card `<stem>.json` if it holds the digest of the weights that were read."""
     card_file = path.with_suffix(".json")
     if not card_file.is_file():
         return {}
     card = _parse_card(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
     files = card.get("files")
     described = files.get(path.name) if isinstance(files, dict) else None
-    if isinstance(described, dict) and described.get("sha256") == digest_file(path):
+    if isinstance(described, dict) and described.get("sha256") == digest:
         return card
     logger.warning("%s describes another file than %s; ignoring it", card_file.name, path.name)
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plot, reliability_plot, roc_plot
@@ -41,7 +42,8 @@ def comparison_page(comparison: Comparison, decision: Decision, links: Sequence[
         PageSection("metrics", "Metrics", blocks=(metrics,)),
     ]
     title = f"{comparison.model.model} compared with {comparison.baseline.model}"
-    return _page("Comparison", title, comparison.model, decision, sections, links)
+    model_with_all_warnings = replace(comparison.model, warnings=comparison.warnings)
+    return _page("Comparison", title, model_with_all_warnings, decision, sections, links)
 
 
 def _page(

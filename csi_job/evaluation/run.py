@@ -1,14 +1,14 @@
-"""Evaluate a model file, and optionally a baseline, on a split, and write the numbers and figures."""
+"""Evaluate a model file, and optionally a baseline, on the test set, and write the numbers and figures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from csi_job.cache.dataset import Cache, SplitName
+from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.evaluation.compare import Comparison, compare_evaluations
 from csi_job.evaluation.decision import Decision, decide
@@ -24,7 +24,11 @@ from csi_job.work_folder import ModelFolder
 
 OTHER_CACHE = (
     "{name} was trained on a different cache from the one it is evaluated on; unless the data is different on purpose, "
-    "patients of this {split} set may have been among its training patients"
+    "patients of this test set may have been among its training patients"
+)
+NO_CACHE = (
+    "{name} has no card that names the cache it was trained on; patients of this test set may have been among its "
+    "training patients"
 )
 
 
@@ -47,9 +51,8 @@ def run_evaluation(
     *,
     baseline_path: Path | None = None,
     architecture: str | None = None,
-    split: SplitName = "test",
 ) -> EvaluationRun:
-    """Evaluate a model on a split and write numbers, predictions and figures to the folder of models.
+    """Evaluate a model on the test set and write numbers, predictions and figures to the folder of models.
 
     A baseline is evaluated on the same images and compared. `architecture` names the network of a bare `.pth` file,
     and the cache's image size and normalisation apply to it.
@@ -68,12 +71,12 @@ def run_evaluation(
         "normalisation": info.normalisation,
     }
     loaded = load_model(model_path, device, **form)
-    evaluation = _evaluate(loaded, cache, settings, split)
+    evaluation = _evaluate(loaded, cache, settings)
     writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])
     if baseline_path is None:
         decision = decide(evaluation.to_json())
         return EvaluationRun(evaluation, None, decision, writer.write_evaluation(evaluation, decision, model_path.stem))
-    baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings, split)
+    baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings)
     same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
     stem = f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
     writer.stems += [stem, "comparison"]
@@ -121,20 +124,21 @@ class _Writer:
         return tuple(path for path, text in reversed(files.items()) if text)
 
 
-def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings, split: SplitName) -> Evaluation:
+def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings) -> Evaluation:
     info = cache.info
     if loaded.image_size_px != info.image_size_px:
         what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
         raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")
     data = loaded.card.get("data")
     trained_on = data.get("cache") if isinstance(data, dict) else None
-    warnings = [OTHER_CACHE.format(name=loaded.name, split=split)] if trained_on not in (None, info.key) else []
-    return evaluate_model(
+    warning = (NO_CACHE if trained_on is None else OTHER_CACHE).format(name=loaded.name)
+    evaluation = evaluate_model(
         loaded,
-        cache.split(split),
+        cache.split("test"),
         settings,
-        split=split,
+        split="test",
         cache=info.key,
         train_zones_NZ=cache.train.zones_NZ,
-        warnings=warnings,
+        warnings=[] if trained_on == info.key else [warning],
     )
+    return replace(evaluation, is_unseen=trained_on == info.key)

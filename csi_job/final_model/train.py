@@ -33,6 +33,7 @@ from csi_job.final_model.export import publish, read_valid_card, remove_model, w
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
+from csi_job.html import format as fmt
 from csi_job.logs import get_logger, progress
 from csi_job.signals import listening
 from csi_job.study.record import StudyRecord
@@ -146,7 +147,7 @@ class _FinalTraining:
         baseline = self.request.baseline
         archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
         check_pretrained(self.trainer.settings.pretrained, archs)
-        winner = self._confirm(self.candidates, f"confirming {len(self.candidates)} candidate(s)")
+        winner = self._confirm(self.candidates, f"confirming {fmt.plural(len(self.candidates), 'candidate')}")
         result = self._train_baseline(Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs)))
         file = self.request.file
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
@@ -158,7 +159,7 @@ class _FinalTraining:
 
     def _confirm(self, candidates: Sequence[Candidate], description: str) -> Winner:
         num_epochs = len(self.seeds) * sum(candidate.recipe.max_epochs for candidate in candidates)
-        with progress(f"{description} over {len(self.seeds)} seed(s)", num_epochs, "epochs") as advance:
+        with progress(f"{description} over {fmt.plural(len(self.seeds), 'seed')}", num_epochs, "epochs") as advance:
             return confirm_candidates(
                 candidates, self.seeds, self.trainer, prefer_cheap=self.prefer_cheap, advance=advance
             )

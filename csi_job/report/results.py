@@ -68,13 +68,14 @@ def _add_evaluations(results: Results, folder: ModelFolder, card: Json, key: Any
     if evaluation is None:
         return results
     if evaluation["split"] != "test" or (card.get("test") or {}).get("metrics") != evaluation["metrics"]:
-        note = "The evaluation in models/evaluation/ is of another model or split and is not shown."
+        note = f"The evaluation in {folder.within_work}/evaluation/ is of another model or split and is not shown."
         return replace(results, notes=(note,))
     results = replace(results, evaluation=evaluation)
     if comparison is None or not _is_of(comparison, "model", evaluation):
         return results
     if baseline is None or not _is_of(comparison, "baseline", baseline):
-        note = f"The comparison in models/evaluation/, with {comparison['baseline']}, is not shown."
+        where = f"{folder.within_work}/evaluation/"
+        note = f"The comparison in {where}, with {comparison['baseline']}, is not shown."
         return replace(results, notes=(note,))
     return replace(results, baseline_evaluation=baseline, comparison=comparison)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -31,26 +33,31 @@ def render_run(run: EvaluationRun) -> RenderableType:
     """Return the model's metrics, then the comparison if there is one, and last what to do."""
     comparison = [render_comparison(run.comparison)] if run.comparison is not None else []
     decision = run.decision
-    advice = [text for text in (decision.evidence, decision.advice, *decision.cautions) if text]
-    return Group(render_evaluation(run.evaluation), *comparison, f"\n{decision.action}. {' '.join(advice)}")
+    answer = f"\n{decision.action}. {decision.evidence} {decision.advice}".rstrip()
+    return Group(render_evaluation(run.evaluation), *comparison, answer, *decision.cautions)
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
     """Return the metrics with intervals, the zones, both beside what trivial predictors score, and the warnings."""
     content = evaluation.to_json()
-    warnings = [f"Warning: {warning}." for warning in evaluation.warnings]
-    return Group(_summary(evaluation), _zones(evaluation, content["zones"]), TRIVIAL_NOTE, *warnings)
+    tables = (_summary(evaluation), _zones(evaluation, content["zones"]))
+    return Group(*tables, TRIVIAL_NOTE, *_warnings(evaluation.warnings))
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """Return the differences with intervals and the result in one sentence."""
+    """Return the differences with intervals, and the warnings about the baseline alone."""
     title = f"{comparison.model.model} compared with {comparison.baseline.model} on the {_images(comparison.model)}"
     interval = f"{comparison.model.settings.confidence:.0%} interval"
     headings = ("metric", "model", "base", "diff.", interval, "better in", "verdict")
     table = titled_table(title, *headings, left=("metric", "verdict"))
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):
         table.add_row(*_difference_row(comparison.differences[name]))
-    return Group(table, comparison.summary, COMPARISON_NOTE)
+    own = [warning for warning in comparison.baseline.warnings if warning not in comparison.model.warnings]
+    return Group(table, COMPARISON_NOTE, *_warnings(own))
+
+
+def _warnings(warnings: Iterable[str]) -> list[str]:
+    return [f"Warning: {warning}." for warning in warnings]
 
 
 def _trivial(evaluation: Evaluation, name: str, metric: str) -> str:

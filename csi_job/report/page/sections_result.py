@@ -102,7 +102,9 @@ def models(results: Results) -> PageSection:
         sentence = "No final model has been trained for this study yet: run csi-job train-optimized."
         return PageSection(key, title, (sentence, *results.notes))
     cards = [card, *([results.baseline_card] if results.baseline_card is not None else [])]
-    rows = tuple((row, *(write(card) for card in cards)) for row, write in CARD_ROWS.items())
+    folder = "" if results.folder is None else f"{results.folder.within_work}/"
+    files = ("File", *(f"{folder}{card['name']}.safetensors" for card in cards))
+    rows = (files, *((row, *(write(card) for card in cards)) for row, write in CARD_ROWS.items()))
     table = Table(("", "Optimized model", "Baseline")[: 1 + len(cards)], rows)
     uses = [("Intended use", card["intended_use"]), ("Not intended for", card["out_of_scope_use"])]
     uses += [("" if index else "Limitations", sentence) for index, sentence in enumerate(card["limits"])]
@@ -139,7 +141,6 @@ def _kept_seed(card: Json) -> str:
 
 
 CARD_ROWS: dict[str, Callable[[Json], str]] = {
-    "File": lambda card: f"models/{card['name']}.safetensors",
     "Architecture": lambda card: str(card["architecture"]),
     "Parameters (millions)": lambda card: fmt.millions(card["num_parameters"]),
     "GFLOPs per image": lambda card: fmt.value(card["gflops"]),

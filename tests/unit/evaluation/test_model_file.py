@@ -14,6 +14,7 @@ from csi_job.errors import ModelFileError
 from csi_job.evaluation.model_file import FORMAT, load_model, predict_probabilities
 from csi_job.files import digest_file
 from csi_job.trial.model import build_model
+from csi_job.trial.weights import find_weights
 from tests.unit.evaluation.conftest import write_model_file
 
 CPU = torch.device("cpu")
@@ -89,6 +90,19 @@ def test_a_state_dict_finds_its_card_beside_it(tmp_path):
     path.with_suffix(".json").write_text(json.dumps(card))
     loaded = load_model(path, CPU)
     assert (loaded.image_size_px, loaded.normalisation) == (48, "imagenet")
+
+
+def test_weights_are_not_paired_with_the_card_of_those_that_replace_them(tmp_path, monkeypatch):
+    path = bare(tmp_path / "m.pth")
+
+    def find_and_replace(loaded):
+        bare(path)
+        card = {"architecture": "ResNet50", "files": {"m.pth": {"sha256": digest_file(path)}}}
+        path.with_suffix(".json").write_text(json.dumps(card))
+        return find_weights(loaded)
+
+    monkeypatch.setattr("csi_job.evaluation.model_file.find_weights", find_and_replace)
+    assert load_model(path, CPU, **FORM).card == {}
 
 
 def test_a_card_of_another_file_is_ignored(tmp_path, caplog):

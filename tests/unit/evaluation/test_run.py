@@ -61,10 +61,17 @@ def test_two_models_with_the_same_name_do_not_overwrite_each_other(run, model_fi
     assert [path.name for path in done.files[:6:3]] == ["small.json", "small_as_baseline.json"]
 
 
-def test_a_model_from_another_cache_gives_a_warning(run, tmp_path):
-    path = write_model_file(tmp_path / "m.safetensors", data={"cache": "f" * 16})
-    done = run(path)
-    assert "may have been among its training patients" in done.evaluation.warnings[0]
+@pytest.mark.parametrize("data", [{"cache": "f" * 16}, None])
+def test_patients_that_a_baseline_may_have_seen_are_not_called_unseen(run, model_file, tmp_path, data):
+    assert "whom neither model has seen" in run(model_file, baseline_path=model_file).decision.evidence
+    path = write_model_file(tmp_path / "base.safetensors", data=data)
+    done = run(model_file, baseline_path=path)
+    assert "seen" not in done.decision.evidence
+    warning = done.comparison.baseline.warnings[0]
+    assert warning.startswith("base.safetensors")
+    assert "may have been among its training patients" in warning
+    assert warning in done.files[7].read_text()
+    assert run(path).evaluation.warnings[0] == warning
 
 
 def test_a_model_for_another_image_size_is_rejected(run, tmp_path):

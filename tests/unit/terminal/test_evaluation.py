@@ -45,15 +45,17 @@ def test_degenerate_resamples_are_counted():
     assert "of 200 resamples" in text
 
 
-def test_a_comparison_fits_eighty_columns_and_ends_with_its_summary():
+def test_a_comparison_fits_eighty_columns_and_warns_of_the_baseline_alone():
     predictions = random_predictions(60, 1)
     better = certain(predictions.zones_NZ, predictions.patients_N)
     object.__setattr__(better, "pseudonyms", predictions.pseudonyms)
-    comparison = compare_evaluations(evaluated(better, QUICK), evaluated(predictions, QUICK))
+    model = replace(evaluated(better, QUICK), warnings=("of both",))
+    comparison = compare_evaluations(model, replace(evaluated(predictions, QUICK), warnings=("of both", "of one")))
     text = shown(render_comparison(comparison), 80)
     assert "…" not in text
     assert "better" in text
-    assert " ".join(comparison.summary.split()) in " ".join(text.split())
+    assert text.rstrip().endswith("Warning: of one.")
+    assert "of both" not in text
 
 
 def test_a_run_shows_the_model_then_the_comparison():

@@ -152,7 +152,12 @@ def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view):
     change_json(work / "models" / "evaluation" / "optimized_model.json", metrics={})
     (work / "models" / "final").mkdir()
     (work / "own").rename(work / "models" / "final" / view.name)
-    assert report(view, work).text == before
+    own = f"models/final/{view.name}"
+    moved = before
+    for name in ("optimized_model", "baseline_model"):
+        moved = moved.replace(f"models/{name}.safetensors", f"{own}/{name}.safetensors")
+    assert moved != before
+    assert report(view, work).text == moved
     change_json(work / "models" / "final" / view.name / "baseline_model.json", request="another")
     assert "retrained the same way" not in report(view, work).text
 
