@@ -151,6 +151,7 @@ class Session:
         """Fail each call of each command once."""
         with preloaded():
             prepared = Prepared(self.folder / "calls")
+            prepared.root.mkdir()
             for name, case in CASES.items():
                 complaints = [*fail_each(prepared, case, random.Random(self.given.seed), self.given.calls or None)]
                 logger.info("%s: %d complaints", name, len(complaints))

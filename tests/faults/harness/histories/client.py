@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import time
 import traceback
@@ -90,6 +91,8 @@ class Client:
         self, journal: Journal, client: str, storage: StudyStorage, folder: Path, draws: random.Random
     ) -> None:
         self.journal, self.client, self.storage, self.folder, self.draws = journal, client, storage, folder, draws
+        self.apart: StudyStorage = pickle.loads(pickle.dumps(storage))
+        """For copies and migrations, which are commands of their own: they open studies by name again."""
         self.handles: dict[str, Handle] = {}
         self.count = 0
 
@@ -137,8 +140,13 @@ class Client:
 
         def make() -> tuple[()]:
             nonlocal study
-            with suppress(KeyError):  # it was deleted again
+            try:
                 study = define(self.storage, name=name, num_trials=TARGET_OF_NEW)
+            except KeyError:  # it was deleted again
+                pass
+            except ConfigurationError as error:
+                if _refusal(error) != DELETED:
+                    raise
             return ()
 
         self._do("define", name, (), make)
@@ -158,29 +166,30 @@ class Client:
     def _delete(self, handle: Handle) -> None:
         if self.client.startswith("operator"):
             self._do("delete", handle.name, (handle.uid,), lambda: delete_study(handle.study, self.folder) or ())
+            self.handles.pop(handle.name, None)  # as a command that ends; an object that it deleted has no uid
 
     def _copy(self, handle: Handle) -> None:
         new = f"copy-{self.client}-{self.count}"
 
         def copy() -> tuple[Any, ...]:
-            study = copy_study(self.storage, handle.name, self.storage, new)
+            study = copy_study(self.apart, handle.name, self.apart, new)
             return int(study.user_attrs[TARGET]), tuple(map(contents, study.get_trials(deepcopy=False)))
 
         if self._do("copy", handle.name, (), copy) != DELETED:
-            delete_study(load_study(self.storage, new), self.folder)
+            delete_study(load_study(self.apart, new), self.folder)
 
     def _migrate(self, handle: Handle) -> None:
         settings = toy_settings(name=f"migrated-{self.client}-{self.count}", num_trials=TARGET_OF_NEW)
         definition = Definition.of(settings, toy_space(2.0), BASELINE, cache_key=CACHE_KEY)
 
         def migrate() -> tuple[Any, ...]:
-            migrate_study(self.storage, handle.name, definition)
-            trials = load_study(self.storage, settings.name).get_trials(deepcopy=False)
+            migrate_study(self.apart, handle.name, definition)
+            trials = load_study(self.apart, settings.name).get_trials(deepcopy=False)
             carried = [trial for trial in trials if MIGRATED_FROM in trial.user_attrs]
             return tuple(sorted((t.user_attrs[MIGRATED_FROM]["trial"], t.params[X], t.value) for t in carried))
 
         if self._do("migrate", handle.name, (), migrate) != DELETED:
-            delete_study(load_study(self.storage, settings.name), self.folder)
+            delete_study(load_study(self.apart, settings.name), self.folder)
 
     # An open study
 
