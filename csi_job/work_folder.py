@@ -54,7 +54,7 @@ class WorkFolder:
     studies.db                                 the study database, unless storage.url names another
     problems.csv                               rows and images that cannot be used, by name
     cache/<key>/                               finished caches; identity.key beside them makes pseudonyms
-    checkpoints/<study>/trial-<number>/        checkpoints of running trials, one folder per attempt
+    checkpoints/<study>/trial-<number>/        checkpoints of running trials: attempt-<number>-<uid of the study>/
     wandb/                                     runs of Weights & Biases
     models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed

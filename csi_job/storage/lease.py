@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import uuid
@@ -35,9 +36,15 @@ class Lease:
     token: str
     attempt: int
     study_uid: str | None = None
+    """The study's uid, as stored."""
     num_epochs: int = 0
     lost: bool = field(default=False, repr=False)
     """Whether a write or a renewal has found that another worker has the trial."""
+
+    @property
+    def uid(self) -> str:
+        """The study's uid, empty if it has none."""
+        return str(json.loads(self.study_uid)) if self.study_uid else ""
 
     def lost_error(self) -> LeaseLostError:
         """Return the error of a worker that has lost this lease."""

@@ -24,10 +24,15 @@ class ResumePoint:
     epoch: int = -1
 
 
-def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int) -> ResumePoint:
+def attempt_name(attempt: int, uid: str) -> str:
+    """Return the name of an attempt's folder, in which a worker of a deleted study of the same name never writes."""
+    return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
+
+
+def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> ResumePoint:
     """Find the newest intact checkpoint that matches what is stored of a trial.
 
-    A checkpoint newer than the stored epochs counts only in the folder of the promoted one or of the previous attempt:
+    Only those of this study count, or of no known one: version 0.1 did not say. A checkpoint newer than the stored epochs counts only in the folder of the promoted one or of the previous attempt:
     those wrote it while the database was unreachable. One of any other attempt was written without the lease.
 
     Args:
@@ -35,11 +40,13 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
         promoted: the promoted checkpoint.
         last_epoch: the last epoch with a stored value, -1 if there is none.
         attempt: the attempt that resumes.
+        uid: of the study.
 
     """
     best = ResumePoint()
-    trusted = {folder / f"attempt-{attempt - 1}", promoted.parent if promoted else None}
-    for place in sorted(folder.glob("attempt-*"), reverse=True):
+    trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
+    own = [place for place in folder.glob("attempt-*") if place.name.partition("-")[2].partition("-")[2] in (uid, "")]
+    for place in sorted(own, reverse=True):
         for path in _intact_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > best.epoch and (epoch <= last_epoch or place in trusted):
@@ -60,9 +67,9 @@ def _intact_checkpoints(folder: Path) -> list[Path]:
         return []
 
 
-def fresh_attempt_folder(work: Path, study_name: str, number: int, attempt: int) -> Path:
-    """Return the folder of an attempt, cleared of what a deleted study of the same name may have left there."""
-    folder = WorkFolder(work).trial_checkpoints(study_name, number) / f"attempt-{attempt}"
+def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
+    """Return the folder of an attempt at a trial, cleared of what an equal one may have left there."""
+    folder = folder / attempt_name(attempt, uid)
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 

@@ -137,13 +137,14 @@ class RunningTrial(Generic[Params]):
         self.trial, self.params = sample_params(self.study, self.lease, suggest, self.settings, self.seed)
         stored = self.trial.user_attrs
         self.max_epochs = int(stored.get(MAX_EPOCHS, self.settings.max_epochs))
-        self.checkpoint_folder = fresh_attempt_folder(self.work, self.study.study_name, self.number, self.attempt)
+        folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
+        self.checkpoint_folder = fresh_attempt_folder(folder, self.attempt, self.lease.uid)
         self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
         if CURVE in stored:
             self.curve = {int(epoch): float(value) for epoch, value in stored[CURVE]}
         self.losses = {int(epoch): (train, val) for epoch, train, val in stored.get(LOSSES, ())}
         if self.claim.taken_over:
-            self._resume()
+            self._resume(folder)
         self.attributes[EPOCHS] = len(self.curve)
         phase = {"sampler": self.settings.sampler, "pruner": self.settings.pruner, "max_epochs": self.max_epochs}
         for tracker in self.trackers:
@@ -152,11 +153,10 @@ class RunningTrial(Generic[Params]):
             values = {"trial": self.number, "params": self.trial.params, "text": _format_params(self.trial.params)}
             logger.info("trial %(trial)d starts: %(text)s", values)
 
-    def _resume(self) -> None:
+    def _resume(self, folder: Path) -> None:
         last = max(self.curve, default=-1)
-        folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
-        found = find_checkpoint(folder, promoted, last, attempt=self.attempt)
+        found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
         if found.epoch != last:
             self._reconcile(found, last)
         self.resume_from = self.promoted = found.path

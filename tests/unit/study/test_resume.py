@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from csi_job.study.resume import (
     ResumePoint,
+    attempt_name,
     checkpoint_values,
     find_checkpoint,
     fresh_attempt_folder,
@@ -14,11 +17,11 @@ from csi_job.study.resume import (
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
 
-X = 0.5
+X, UID = 0.5, "1a2b3c4d"
 
 
-def attempt(folder: Path, number: int, *epochs: int) -> list[Path]:
-    return [write_checkpoint(folder / f"attempt-{number}", epoch, X) for epoch in epochs]
+def attempt(folder: Path, number: int, *epochs: int, uid: str = UID) -> list[Path]:
+    return [write_checkpoint(folder / attempt_name(number, uid), epoch, X) for epoch in epochs]
 
 
 def tear(path: Path) -> None:
@@ -27,47 +30,62 @@ def tear(path: Path) -> None:
 
 def test_a_trial_resumes_from_the_promoted_checkpoint(tmp_path: Path) -> None:
     *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(promoted, 2)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(promoted, 2)
 
 
 def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
     _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
     tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(before, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(before, 1)
 
 
 def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
     *_, earlier = attempt(tmp_path, 1, 0, 1)
     [promoted] = attempt(tmp_path, 2, 2)
     tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3) == ResumePoint(earlier, 1)
+    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(earlier, 1)
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert find_checkpoint(tmp_path, promoted, 3, attempt=4) == ResumePoint(newer, 4)
+    assert find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == ResumePoint(newer, 4)
 
 
 def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path: Path) -> None:
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
-    assert find_checkpoint(tmp_path, None, -1, attempt=3) == ResumePoint(newest, 1)
+    assert find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == ResumePoint(newest, 1)
+
+
+def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, 0, 1, 2, uid="deadbeef")
+    assert find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) == ResumePoint(None, -1)
+    [own] = attempt(tmp_path, 1, 0)
+    assert find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == ResumePoint(own, 0)
+    assert fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
+
+
+@pytest.mark.parametrize("uid", [UID, ""])
+def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path, uid: str) -> None:
+    *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
+    assert newest.parent.name == "attempt-1"
+    assert find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == ResumePoint(newest, 1)
 
 
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path: Path) -> None:
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert find_checkpoint(tmp_path, None, 1, attempt=3) == ResumePoint(None, -1)
-    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3) == ResumePoint(None, -1)
+    assert find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
+    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
     folder = WorkFolder(tmp_path).trial_checkpoints("toy", 3)
     attempt(folder, 1, 0)
     attempt(folder, 2, 1)
-    assert fresh_attempt_folder(tmp_path, "toy", 3, 2) == folder / "attempt-2"
+    assert fresh_attempt_folder(folder, 2, UID) == folder / attempt_name(2, UID)
     assert [path.name for path in folder.rglob("*.pt")] == ["epoch-0000.pt"]
 
 
