@@ -82,7 +82,8 @@ def show(loaded: LoadedSettings, name: str) -> None:
 @click.argument("name", type=text)
 @click.argument("parameters", type=text, nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_settings("storage.url", study=study_of_argument("name"))
-def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> None:
+@click.option("--raise-total", is_flag=True, help="Raise the study's total of trials if it leaves no room.")
+def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...], *, raise_total: bool) -> None:
     """Enqueue a trial with these parameters in study NAME; the sampler chooses the rest.
 
     Example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
@@ -95,7 +96,7 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...]) -> N
             raise ConfigurationError("parameters are given as PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
     params = {key: value for key, _, value in pairs}
     study = open_study(loaded.settings.storage, loaded.settings.work, name)
-    number = enqueue_trial(study, loaded.settings.space, params)
+    number = enqueue_trial(study, loaded.settings.space, params, raise_total=raise_total)
     search = next_command(loaded, "hyperopt", "--study-name", name)
     click.echo(f"enqueued trial {number} in study {name}; run it with: {search}")
 

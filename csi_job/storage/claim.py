@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.errors import ConfigurationError, CsiJobError, StudyFailedError
+from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError, StudyFailedError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
 from csi_job.storage.engine import now_s, upsert
-from csi_job.storage.lease import Lease, is_in_future, is_orphan, running_trials
+from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
 
 logger = get_logger(__name__)
+RELEASE_S: Final = 10.0  # of waiting for the database, well within a pod's grace period (60 s in the chart)
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,29 @@ def claim_trial(
         ConfigurationError: the study was deleted.
 
     """
-    outcome = storage.write(_ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed).run)
+    transaction = _ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed)
+    try:
+        outcome = storage.write(transaction.run)
+    except StopRequestedError:
+        if transaction.tried:  # only the reply to its COMMIT may have been lost
+            _release(storage, study_id, token)
+        raise
     if isinstance(outcome, CsiJobError):
         raise outcome
     return outcome
+
+
+def _release(storage: StudyStorage, study_id: int, token: str) -> None:
+    """Release what was claimed with a token, if anything was."""
+
+    def transaction(connection: Connection) -> None:
+        storage.lock(connection, study_id)  # after the claim, if the server is still at it
+        connection.execute(sa.update(LEASES).where(LEASES.c.token == token).values(renewed_at_s=RELEASED_AT_S))
+
+    try:
+        storage.write(transaction, limit_s=RELEASE_S, check=False)
+    except CsiJobError as error:
+        logger.warning("a trial that was being claimed may be resumed only when its lease has expired: %s", error)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
+from csi_job.study.target import store_target
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 
@@ -79,13 +80,16 @@ def delete_study(study: optuna.Study, work: Path) -> None:
         shutil.rmtree(WorkFolder(work).checkpoints(study.study_name), ignore_errors=True)
 
 
-def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, Any]) -> int:
+def enqueue_trial(
+    study: optuna.Study, space: SearchSpace, params: Mapping[str, Any], *, raise_total: bool = False
+) -> int:
     """Let the next free worker try these parameters; the sampler chooses the others.
 
     Args:
         study: the study.
         space: its search space.
         params: values by name; one outside the space is clipped to it, with a warning.
+        raise_total: raise the total of a full study as far as this trial needs.
 
     Returns:
         the number of the waiting trial.
@@ -101,15 +105,18 @@ def enqueue_trial(study: optuna.Study, space: SearchSpace, params: Mapping[str, 
     for adjustment in adjustments:
         logger.warning("%s", adjustment)
     trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
-    check = functools.partial(_check_room, study_id=study_id)
+    check = functools.partial(_make_room, study_id=study_id, raise_total=raise_total)
     return storage_of(study).create_trial(study_id, trial, check=check).number
 
 
-def _check_room(connection: Connection, study_id: int) -> None:
+def _make_room(connection: Connection, study_id: int, *, raise_total: bool) -> None:
     counts = count_trials(connection, study_id)
-    if counts.num_free <= 0:
+    if counts.num_free > 0:
+        return
+    if not raise_total:
         message = f"the study's total of {counts.target} trials leaves no room for another"
-        raise ConfigurationError(message, hint="raise it first, e.g. `csi-job hyperopt --more-trials 1`")
+        raise ConfigurationError(message, hint="raise it with `csi-job study enqueue --raise-total`")
+    store_target(connection, study_id, counts.target + 1 - counts.num_free)
 
 
 def _counts(storage: StudyStorage, study_id: int) -> Counts:

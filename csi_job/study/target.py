@@ -36,8 +36,8 @@ def set_target(
         study: the study.
         num_trials: the new total.
         more_trials: trials to add to the total, or to the number of finished trials if that is larger.
-        lenient: keep the trials that are finished or running where `num_trials` is below their number: it was not
-            given for this run.
+        lenient: keep the trials that are finished, running or waiting within the present total where `num_trials` is
+            below their number: it was not given for this run.
         token: identifies the change, which happens once. Without one, an addition of as many trials that are not
             finished yet is taken for that of the same command, which was interrupted, and is continued.
 
@@ -75,14 +75,17 @@ def set_target(
 
 
 def _new_total(counts: Counts, num_trials: int | None, *, lenient: bool) -> int:
-    total = counts.target if num_trials is None else num_trials
+    if num_trials is None:
+        return counts.target
     num_taken = counts.num_finished + counts.num_running
-    if num_trials is None or total >= num_taken:
-        return total
-    what = f"the study has {counts.num_finished} finished and {counts.num_running} running trials"
+    num_kept = max(num_taken, min(num_taken + counts.num_waiting, counts.target)) if lenient else num_taken
+    if num_trials >= num_kept:
+        return num_trials
     if lenient:
-        logger.warning("%s, so its total is %d, not %d", what, num_taken, num_trials)
-        return num_taken
+        message = "the study has %d finished, running or waiting trials, so its total is %d, not %d"
+        logger.warning(message, num_kept, num_kept, num_trials)
+        return num_kept
+    what = f"the study has {counts.num_finished} finished and {counts.num_running} running trials"
     hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
     raise ConfigurationError(f"{what}, so its total cannot be lower", got=num_trials, hint=hint)
 

@@ -33,7 +33,7 @@ from csi_job.storage.attributes import (
     WORKER,
     TrialOutcome,
 )
-from csi_job.storage.claim import Claim
+from csi_job.storage.claim import RELEASE_S, Claim
 from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import StudyStorage, storage_of
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 Params = TypeVar("Params")
-RELEASE_S: Final = 10.0  # well within the pod's grace period (60 s in the chart)
 MAX_REASON_CHARACTERS: Final = 200
 DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
 _PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)

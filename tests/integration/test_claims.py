@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -15,7 +16,8 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError, StopRequestedError
+from csi_job.signals import Stop
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import Lease, worker_id
 from csi_job.storage.storage import StudyStorage, open_storage
@@ -162,10 +164,22 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     assert isinstance(claim(study, max_failed=0), NothingToClaim)
 
 
-def test_enqueueing_into_a_full_study_is_refused(storage: StudyStorage) -> None:
+def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
-    with pytest.raises(ConfigurationError, match=r"no room.*--more-trials"):
+    with pytest.raises(ConfigurationError, match=r"no room.*--raise-total"):
         enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 1
+    assert study.user_attrs["target"] == 2
+    assert [leased(study).number, leased(study).number] == [0, 1]
+    assert isinstance(claim(study), NothingToClaim)
+
+
+def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    set_target(study, more_trials=1)
+    for number in (1, 2):
+        assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == number
+    assert set_target(study, more_trials=1) == 3
 
 
 def test_more_trials_are_added_to_the_target(storage: StudyStorage) -> None:
@@ -234,6 +248,18 @@ def test_a_claim_is_recognised_if_the_reply_to_its_commit_was_lost(storage: Stud
     _lose_the_next_reply(storage)
     assert leased(study).number == 0
     assert Reader(url).states() == {"RUNNING": 1}
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_signal_before_a_claim_is_recognised_releases_its_trial(storage: StudyStorage, url: str) -> None:
+    study = define(storage, num_trials=5)
+    stop = Stop()
+    _lose_the_next_reply(storage, lambda: stop.request(signal.SIGTERM))
+    with storage.retry.interrupted_by(stop.check, stop.wait), pytest.raises(StopRequestedError):
+        claim(study)
+    assert Reader(url).states() == {"RUNNING": 1}
+    lease = leased(study, max_attempts=1)
+    assert (lease.number, lease.attempt) == (0, 2)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

@@ -14,6 +14,7 @@ from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import Definition, check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
+from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
@@ -152,6 +153,10 @@ def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -
         set_target(study, num_trials=1)
     assert set_target(study, num_trials=1, lenient=True) == 3
     assert set_target(study, more_trials=2) == 5
+    enqueue_trial(study, toy_space(), {})
+    assert set_target(study, num_trials=1, lenient=True) == 4  # with the enqueued one
+    assert set_target(study, num_trials=3) == 3
+    assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 3, "FAIL"]
 
 
 def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(
