@@ -32,8 +32,9 @@ def attempt_name(attempt: int, uid: str) -> str:
 def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> ResumePoint:
     """Find the newest intact checkpoint that matches what is stored of a trial.
 
-    Only those of this study count, or of no known one: version 0.1 did not say. A checkpoint newer than the stored epochs counts only in the folder of the promoted one or of the previous attempt:
-    those wrote it while the database was unreachable. One of any other attempt was written without the lease.
+    Only those of this study count, or of no known one: version 0.1 did not say. A checkpoint newer than the stored
+    epochs counts only in the folder of the promoted one or of the previous attempt: those wrote it while the database
+    was unreachable. One of any other attempt was written without the lease.
 
     Args:
         folder: of all attempts of the trial.
