@@ -1,4 +1,7 @@
-"""A storage on SQLite, and the toy study in it."""
+"""A storage on SQLite with the toy study in it, and phantoms with their cache.
+
+Their modules are imported where they are used, since most tests need none of them and they take seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import pytest
 if TYPE_CHECKING:
     import optuna
 
+    from csi_job.radiographs.settings import RadiographsSettings
     from csi_job.storage.storage import StudyStorage
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[StudyStorage]:
-    import optuna  # here, since most tests need none of this and it takes seconds
+    import optuna
 
     from csi_job.storage.settings import StorageSettings
     from csi_job.storage.storage import open_storage
@@ -32,3 +36,23 @@ def study(storage: StudyStorage) -> optuna.Study:
     from tests.support.studies import define
 
     return define(storage)
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> RadiographsSettings:
+    """Small phantoms: a table and its images."""
+    from csi_job.phantoms.phantom import write_phantoms
+    from csi_job.radiographs.settings import RadiographsSettings
+
+    folder = tmp_path_factory.mktemp("films ü")
+    write_phantoms(folder, 60, seed=5, side_px=(64, 80))
+    return RadiographsSettings(labels=folder / "labels.csv", images=folder / "images")
+
+
+@pytest.fixture(scope="session")
+def cache_folder(films: RadiographsSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return their cache, of 32 px."""
+    from csi_job.cache.build import build_cache
+    from csi_job.cache.settings import CacheSettings
+
+    return build_cache(films, CacheSettings(image_size_px=32), tmp_path_factory.mktemp("work"))

@@ -8,18 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from csi_job.cache.build import build_cache
 from csi_job.cache.manifest import load_info
-from csi_job.cache.settings import CacheSettings
 from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.model_file import FORMAT
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.phantoms.phantom import write_phantoms
-from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.model import build_model
-
-SIDE_PX = 32
 
 
 def random_predictions(num_images: int, seed: int, *, skill: float = 1.5, unknown: float = 0.1, num_patients: int = 0):
@@ -63,22 +57,9 @@ def evaluated(predictions: Predictions, settings: EvaluationSettings, name: str 
 def write_model_file(path: Path, *, seed: int = 0, **card) -> Path:
     """A small untrained model with its card in the metadata."""
     torch.manual_seed(seed)
-    card = {"architecture": "Custom_1", "image_size_px": SIDE_PX, "normalisation": "medical", "params": {}} | card
+    card = {"architecture": "Custom_1", "image_size_px": 32, "normalisation": "medical", "params": {}} | card
     save_file(build_model("Custom_1").state_dict(), path, {"format": FORMAT, "card": json.dumps(card)})
     return path
-
-
-@pytest.fixture(scope="session")
-def films(tmp_path_factory) -> RadiographsSettings:
-    """Small phantoms: a table and its images."""
-    folder = tmp_path_factory.mktemp("films ü")
-    write_phantoms(folder, 60, seed=5, side_px=(64, 80))
-    return RadiographsSettings(labels=folder / "labels.csv", images=folder / "images")
-
-
-@pytest.fixture(scope="session")
-def cache_folder(films, tmp_path_factory) -> Path:
-    return build_cache(films, CacheSettings(image_size_px=SIDE_PX), tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="session")

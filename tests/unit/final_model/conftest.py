@@ -8,12 +8,8 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
 
-from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.settings import CacheSettings
 from csi_job.final_model.seeds import Recipe, SeedTrainer
-from csi_job.phantoms.phantom import write_phantoms
-from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
@@ -61,14 +57,6 @@ def diverging(folder: Path) -> TrialSettings:
     }
     torch.save(huge, folder / "huge.pth")
     return TRIAL.model_copy(update={"pretrained": str(folder / "huge.pth")})
-
-
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
-    write_phantoms(folder, 40, seed=11, side_px=(64, 80))
-    films = RadiographsSettings(labels=folder / "labels.csv", images=folder / "images")
-    return build_cache(films, CacheSettings(image_size_px=32), tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture
