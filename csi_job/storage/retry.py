@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar
 
 import psycopg2  # type: ignore[import-untyped]
@@ -204,17 +206,25 @@ class RetryPolicy:
         )
 
 
-def call_at_start(operation: Callable[[], Result], policy: RetryPolicy) -> Result:
-    """Like `RetryPolicy.call`, for the first contact: a rejection is a wrong setting (exit code 2)."""
+def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Path | None = None) -> Result:
+    """Like `RetryPolicy.call`, for the first contact: a rejection is a wrong setting (exit code 2).
+
+    So is an SQLite `file` that cannot be opened, unless its permissions allow it: then the disk may be full.
+    """
 
     def first_contact() -> Result:
         try:
             return operation()
         except Exception as error:
             cannot_open = _sqlite_code(_driver_error(error)) == sqlite3.SQLITE_CANTOPEN
-            if classify(error) is ErrorKind.REJECTED or cannot_open:
+            if classify(error) is ErrorKind.REJECTED or (cannot_open and not _may_write(file)):
                 message = f"{policy.where} cannot be used: {reason(error)}"
                 raise ConfigurationError(message, hint=CREDENTIALS_HINT if "password" in message else "") from None
             raise
 
     return policy.call(first_contact)
+
+
+def _may_write(file: Path | None) -> bool:
+    """Return whether the permissions of a file and its folder allow a database there."""
+    return file is not None and os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)

@@ -297,11 +297,12 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     """
     address = database_address(settings, work)
     create = create and settings.create_tables
-    if address.is_sqlite:
-        check_sqlite_file(address.path, create=create)
+    file = address.path if address.is_sqlite else None
+    if file is not None:
+        check_sqlite_file(file, create=create)
     storage = StudyStorage(address, lease_s=settings.lease_s, outage_s=settings.outage_s)
     policy = RetryPolicy(f"the database {address}", settings.connect_s)
-    call = functools.partial(call_at_start, policy=policy) if settings.create_tables else policy.call
+    call = functools.partial(call_at_start, policy=policy, file=file) if settings.create_tables else policy.call
     try:
         if create:
             call(lambda: create_schema(storage.engine))

@@ -161,3 +161,23 @@ def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
     assert "check CSI_JOB_STORAGE__PASSWORD or storage.password_file" in str(caught.value)
     with pytest.raises(StorageUnavailableError):  # later the password may only be in change
         RetryPolicy("the database", 0.1).call(operation)
+
+
+def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_allow_it(tmp_path: Path) -> None:
+    """SQLite says no more of a full disk, where it cannot create its files beside the database."""
+    (tmp_path / "a.db").touch()
+    missing = tmp_path / "none" / "a.db"
+    calls = 0
+
+    def operation() -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            sqlite3.connect(missing)
+
+    call_at_start(operation, RetryPolicy("the database", 60), tmp_path / "a.db")
+    assert calls == 3
+    calls = 0
+    with pytest.raises(ConfigurationError, match="unable to open"):
+        call_at_start(operation, RetryPolicy("the database", 60), missing)
+    assert calls == 1
