@@ -13,7 +13,14 @@ import numpy as np
 
 from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
 from csi_job.evaluation.csi import FloatArray
-from csi_job.evaluation.measures import COMPARED, LOWER_IS_BETTER, Predictions, measure, why_undefined
+from csi_job.evaluation.measures import (
+    COMPARED,
+    LOWER_IS_BETTER,
+    Predictions,
+    measure,
+    num_patients_measured,
+    why_undefined,
+)
 from csi_job.evaluation.settings import EvaluationSettings
 
 Verdict = Literal["better", "worse", "within the noise", "undefined"]
@@ -76,7 +83,8 @@ def paired_differences(
         reason = next(
             (why_undefined(name, of) for of, value in zip((model, baseline), values, strict=True) if value is None), ""
         )
-        found[name] = _difference(name, values, values_R.get(name, np.empty(0)), reason, settings, model.num_patients)
+        num_patients = num_patients_measured(name, model)
+        found[name] = _difference(name, values, values_R.get(name, np.empty(0)), reason, settings, num_patients)
     return found
 
 

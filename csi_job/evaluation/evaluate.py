@@ -20,6 +20,7 @@ from csi_job.evaluation.measures import (
     calibration,
     measure,
     num_patients_behind,
+    num_patients_measured,
     weighted_confusion,
     why_undefined,
 )
@@ -163,7 +164,9 @@ def measure_with_intervals(predictions: Predictions, settings: EvaluationSetting
         name: Metric(
             value=None if np.isnan(value) else float(value),
             interval=exact_at_the_bounds(
-                percentile_interval(values_R.get(name, np.empty(0)), settings.confidence, predictions.num_patients),
+                percentile_interval(
+                    values_R.get(name, np.empty(0)), settings.confidence, num_patients_measured(name, predictions)
+                ),
                 num_patients_behind(name, predictions),
                 settings.confidence,
             ),

@@ -105,6 +105,13 @@ def why_undefined(name: str, predictions: Predictions) -> str:
     return f"{'all images are' if (truth_N == RISK_CLASSES.index(risk)).any() else 'no image is'} of {risk} risk"
 
 
+def num_patients_measured(name: str, predictions: Predictions) -> int:
+    """Return how many patients a metric is measured on: those with a graded zone, or with this zone graded."""
+    zone, _, _ = name.rpartition(".")
+    counts_N = predictions.zones_NZ[:, ZONES.index(zone)] != UNKNOWN if zone else predictions.has_csi_N
+    return len(np.unique(predictions.patients_N[counts_N]))
+
+
 def num_patients_behind(name: str, predictions: Predictions) -> int:
     """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is no share.
 
@@ -113,7 +120,7 @@ def num_patients_behind(name: str, predictions: Predictions) -> int:
     if name in LOWER_IS_BETTER or name == "csi_pearson_r":
         return 0
     if not name.startswith("risk_auroc"):
-        return predictions.num_patients
+        return num_patients_measured(name, predictions)
     risk_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
     patients_N = predictions.patients_N[predictions.has_csi_N]
     sides = {

@@ -170,13 +170,14 @@ class FoundImages:
     num_skipped: dict[str, int]
 
     def summary(self) -> str:
-        """Return e.g. `looked at 5 files: 3 images; skipped 2 (1 without an image, 1 of the system)`."""
-        num_skipped = sum(self.num_skipped.values())
+        """Return e.g. `found 3 images; skipped 2 of 5 files: 1 not an image, 1 metadata of the system`."""
+        num_skipped, num_images = sum(self.num_skipped.values()), len(self.paths)
+        found = f"found {num_images} image{'s'[: num_images != 1]}"
+        if not num_skipped:
+            return found
+        num_files = num_images + num_skipped
         reasons = ", ".join(f"{num} {why}" for why, num in self.num_skipped.items())
-        skipped = f"; skipped {num_skipped} ({reasons})" if reasons else ""
-        num_files, num_images = len(self.paths) + num_skipped, len(self.paths)
-        images = f"{num_images} image{'s'[: num_images != 1]}"
-        return f"looked at {num_files} file{'s'[: num_files != 1]}: {images}{skipped}"
+        return f"{found}; skipped {num_skipped} of {num_files} file{'s'[: num_files != 1]}: {reasons}"
 
 
 def find_images_below(folder: Path) -> FoundImages:
@@ -185,7 +186,7 @@ def find_images_below(folder: Path) -> FoundImages:
     skipped: Counter[str] = Counter()
 
     def refuse(_: OSError) -> None:
-        skipped["folders that cannot be read"] += 1
+        skipped["unreadable folder"] += 1
 
     for place, subfolders, names in os.walk(folder, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not is_of_system(name)]
@@ -200,18 +201,18 @@ def find_images_below(folder: Path) -> FoundImages:
 
 def _why_no_image(path: Path) -> str:
     if is_of_system(path.name):
-        return "of the system"
+        return "metadata of the system"
     if path.name.casefold().endswith(EXTENSIONS):
         return ""
     if path.name.casefold() == "dicomdir":
-        return "index of DICOM files"
+        return "DICOM index"
     try:
         if not path.is_file():
-            return "no regular file"
+            return "not a regular file"
         with path.open("rb") as file:
-            return "" if is_image(file.read(NUM_MAGIC_BYTES)) else "without an image"
+            return "" if is_image(file.read(NUM_MAGIC_BYTES)) else "not an image"
     except OSError:
-        return "that cannot be read"
+        return "unreadable"
 
 
 def _composed(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import binomtest
 
 from csi_job.cache.dataset import Cache
+from csi_job.evaluation.difference import paired_differences
 from csi_job.evaluation.evaluate import confusion_ZKK, evaluate_model, risk_confusion_RR
 from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
 from csi_job.evaluation.model_file import load_model
@@ -101,6 +102,18 @@ def test_a_perfect_share_of_few_patients_has_the_exact_interval(quick, num_low, 
     interval = evaluated(certain([*zones, zones[0]], patients=[*range(7), 0]), quick).metrics[name].interval
     exact = binomtest(num_behind, num_behind).proportion_ci(0.95, method="exact")
     assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_zone_that_is_graded_in_few_patients_has_their_interval(quick):
+    graded, ungraded = [2, 0, 1, 2, 3, 0], [4, 4, 1, 2, 3, 0]
+    ungraded_twice = [4, 0, 1, 2, 3, 0]
+    predictions = certain([graded, ungraded_twice, ungraded_twice, *[ungraded] * 27])
+    metrics = evaluated(predictions, quick).metrics
+    assert metrics["left_sup.accuracy"].interval.low == pytest.approx(0.025 ** (1 / 3))
+    assert metrics["left_mid.accuracy"].interval.low == pytest.approx(0.025 ** (1 / 30))
+    assert metrics["right_sup.mae"].interval.reason == "fewer than two patients"
+    difference = paired_differences(predictions, predictions, quick)["right_sup.mae"]
+    assert difference.interval.reason == "fewer than two patients"
 
 
 def test_risk_confusion_has_truth_in_rows():

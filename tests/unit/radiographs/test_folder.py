@@ -54,8 +54,8 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(
     names = [path.relative_to(folder).as_posix() for path in found]
     dicom = ["DICOM/S1/1.2.840.113619.2", "DICOM/S1/I1", "DICOM/S1/bare"]
     assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume.nii.gz", "missing"]
-    assert "looked at 13 files: 6 images; skipped 7 (" in caplog.text
-    for reason in ("3 of the system", "3 without an image", "1 index of DICOM files"):
+    assert "found 6 images; skipped 7 of 13 files: " in caplog.text
+    for reason in ("3 metadata of the system", "3 not an image", "1 DICOM index"):
         assert reason in caplog.text
     assert "notes" not in caplog.text
 
@@ -63,9 +63,7 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(
 def test_folders_and_files_without_any_image_are_refused(folder: Path) -> None:
     (folder / "none").mkdir()
     (folder / "none" / "a.txt").write_text("x")
-    with pytest.raises(
-        DataError, match=r"holds no image \(looked at 1 file: 0 images; skipped 1 \(1 without"
-    ) as caught:
+    with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 file: 1 not") as caught:
         expand_folders([folder, folder / "none"])
     assert caught.value.exit_code == 2
     with pytest.raises(DataError, match="none of the files is an image"):
