@@ -142,8 +142,9 @@ def explain_os_errors(
 
 
 def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
-    """Return the kind of error that blames the input, unless the system failed, e.g. a full disk: that may pass."""
-    return CsiJobError if error.errno in _OF_THE_SYSTEM else kind
+    """Return `kind`; where it blames the input although the system failed, e.g. by a full disk, its base instead."""
+    blames_input = kind.exit_code == ConfigurationError.exit_code
+    return CsiJobError if blames_input and error.errno in _OF_THE_SYSTEM else kind
 
 
 @dataclass(frozen=True)

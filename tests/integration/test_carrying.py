@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ def test_whatever_a_study_holds_arrives(storage: StudyStorage, sqlite: StudyStor
     assert repr(without_ids(stored)) == repr(without_ids(rows))
     copy_study(sqlite, name, storage)
     assert repr(without_ids(read_study(storage, name))) == repr(without_ids(rows))
+
+
+def test_a_lost_reply_to_commit_copies_nothing_twice(
+    storage: StudyStorage, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite loses no reply, but reuses the ids of what it did not store: there, a study that is found is another's."""
+    operations: list[Any] = []
+    monkeypatch.setattr(storage, "write", operations.append)
+    insert_study(storage, simple_study(), "toy")
+    monkeypatch.undo()
+    storage.write(operations[0])
+    with pytest.raises(ConfigurationError, match="already") if url.startswith("sqlite") else nullcontext():
+        storage.write(operations[0])
+    assert len(load_study(storage, "toy").trials) == 2
+    with pytest.raises(ConfigurationError, match="already"):
+        insert_study(storage, simple_study(), "toy")
 
 
 def test_many_trials_are_copied_with_few_statements(storage: StudyStorage, sqlite: StudyStorage) -> None:

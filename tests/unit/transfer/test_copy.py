@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, STEPS, TRIALS
-from csi_job.study.definition import load_study
 from csi_job.transfer.copy import copy_study, insert_study, read_study
 from tests.support.carrying import odd_trials, plain_study, simple_study, step_row, trial_rows, without_ids
 from tests.support.studies import Reader, work_on
@@ -52,18 +51,6 @@ def test_a_part_that_the_database_cannot_store_leaves_nothing(storage: StudyStor
         insert_study(storage, rows, "toy")
     assert storage.get_all_studies() == []
     assert Reader(f"sqlite:///{tmp_path}/studies.db").rows("SELECT count(*) FROM trials") == [(0,)]
-
-
-def test_a_lost_reply_to_commit_copies_nothing_twice(storage: StudyStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    operations = []
-    monkeypatch.setattr(storage, "write", operations.append)
-    insert_study(storage, simple_study(), "toy")
-    monkeypatch.undo()
-    storage.write(operations[0])
-    storage.write(operations[0])
-    assert len(load_study(storage, "toy").trials) == 2
-    with pytest.raises(ConfigurationError, match="already"):
-        insert_study(storage, simple_study(), "toy")
 
 
 def test_a_running_trial_is_released_whatever_a_deleted_trial_left(storage: StudyStorage) -> None:

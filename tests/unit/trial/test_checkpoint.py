@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -74,6 +75,17 @@ def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path: Pat
     path.write_bytes(file.getvalue() + sha256(file.getvalue()).digest() + MARKER)
     with pytest.raises(CheckpointError, match="more than weights"):
         load_checkpoint(path)
+
+
+def test_a_full_disk_stays_the_error_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training continues without checkpoints then, as after no other error."""
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        save_checkpoint(tmp_path, 1, STATE)
 
 
 def test_a_full_disk_leaves_only_the_previous_checkpoint(tmp_path: Path) -> None:
