@@ -207,7 +207,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     path = ".".join(str(part) for part in first["loc"])
     origin = _origin(path, origins)
     source = "" if origin == "default" else f" ({origin})"
-    more = f"; {num_more} more invalid setting(s)" if num_more else ""
+    more = f"; {num_more} more invalid setting{'s'[: num_more > 1]}" if num_more else ""
     if first["type"] == "extra_forbidden":
         hint = f"see `csi-job config show`{more}"
         return ConfigurationError(f"unknown setting {path}{source}", allowed=_siblings(path), hint=hint)

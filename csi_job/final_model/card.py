@@ -155,7 +155,8 @@ def _limits(num_images: int, num_patients: int, image_size_px: int) -> list[str]
     return [
         (
             f"It learned from {num_images} images of {num_patients} patients. Rare scores of a zone were seen seldom "
-            "or never (see class_counts), and no subgroup (age, sex, device, projection, hospital) could be examined."
+            "or never (see class_counts in the card's JSON), and no subgroup (age, sex, device, projection, hospital) "
+            "could be examined."
         ),
         (
             "Validation figures are optimistic: the same patients chose hyperparameters, epoch and seed. Only the test "

@@ -8,6 +8,7 @@ process for all runs would hold back every run behind the one that waits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -152,7 +153,7 @@ class WandbTracker:
         environment["WANDB_DIR"] = str(self._folder.root)
         try:
             if self._settings.wandb_api_key_file is not None and not self._is_offline:
-                environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
+                environment["WANDB_API_KEY"] = _read_key(self._settings.wandb_api_key_file)
             make_folder(self._folder.wandb)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.tracking.wandb_process"],
@@ -201,6 +202,13 @@ class WandbTracker:
         if not self._has_warned:
             logger.warning("Weights & Biases: %s", problem)
             self._has_warned = True
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise OSError(errno.EINVAL, "not text", str(path)) from None
 
 
 def _table_row(trial: FrozenTrial) -> dict[str, Any]:

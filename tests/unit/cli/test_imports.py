@@ -81,6 +81,7 @@ PNG = ["predict", "film.png"]
         (["hyperopt", *TABLE, *FOLDER, "--config", "typo.yaml"], "the settings file cannot be read"),
         (["hyperopt", "--sampler", "cmaes", "--objective", "f1-and-cost"], "CMA-ES handles one objective only"),
         (["eval"], "there is no such model file"),
+        (["evaluate"], "there is no such model file"),
         (["evaluate", "--model-path", "typo.pth"], "there is no such model file, got 'typo.pth'"),
         (["evaluate", "--model-path", "m.pth", "--baseline", "typo.pth"], "no such model file, got 'typo.pth'"),
         (["evaluate", "--model-path", "m.pth"], "there is no cache for these settings"),

@@ -186,9 +186,12 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.
     assert "WANDB_API_KEY" not in os.environ
 
 
-def test_a_missing_key_file_is_named_once_and_costs_no_trial(
-    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("content", [None, "key".encode("utf-16")])
+def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(
+    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
+    if content is not None:
+        (tmp_path / "no-key").write_bytes(content)
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
     tracker = WandbTracker(settings, study, tmp_path)
     with pytest.raises(DataError):
