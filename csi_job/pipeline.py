@@ -215,8 +215,13 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     file = read_hyperparams(
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
-    study = _study_named(file.study, settings) if file.is_search_result else None
-    record = (read_record(settings.storage, settings.work, file.study) or file.record) if file.names_study else None
+    found = read_record(settings.storage, settings.work, file.study) if file.names_study else None
+    record = file.record_of_study(found)
+    is_of_deleted = found is not None and record is not found
+    if is_of_deleted:
+        message = "%s is of a deleted study named %s; using only what it contains"
+        logger.warning(message, hyperparams.name, file.study)
+    study = _study_named(file.study, settings) if file.is_search_result and not is_of_deleted else None
     if record is not None:
         check_training(settings, record)
     final = run_final_training(

@@ -48,8 +48,9 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     # A configuration file or the environment says the same at every start, also after others have added trials.
     lenient = not loaded.origins.get("study.num_trials", "").startswith("flag")
     study = run_hyperopt(loaded.settings, num_trials_given=given, lenient=lenient, more_trials=more_trials)
-    Console().print(render_status(study_status(study)))
+    status = study_status(study)
+    Console().print(render_status(status))
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
-    if best.is_file():
+    if status.num_complete:  # else the file, if any, is of an earlier study
         click.echo(f"next: {next_command(loaded, 'train-optimized', '--hyperparams', str(best))}")

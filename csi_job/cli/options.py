@@ -128,14 +128,20 @@ def study_of_hyperparams(loaded: LoadedSettings, given: dict[str, Any]) -> Study
 
     study = loaded.settings.study
     file = read_hyperparams(given["hyperparams"], default_study=study.name, default_max_epochs=study.max_epochs)
-    return _record(loaded, file.study) or file.record
+    return file.record_of_study(_record(loaded, file.study))
 
 
 def study_of_model(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
     """Find the study that a model comes from, by its card; without one, the study that the settings name."""
     model: Path = given.get("model_path") or loaded.settings.folder.latest.optimized_model
-    name = (read_json(model.with_suffix(".json")) or {}).get("study")
-    return _record(loaded, name) if isinstance(name, str) else the_only_study(loaded, given)
+    card = read_json(model.with_suffix(".json")) or {}
+    name = card.get("study")
+    if not isinstance(name, str):
+        return the_only_study(loaded, given)
+    from csi_job.storage.attributes import STUDY_UID, is_same_uid
+
+    record = _record(loaded, name)
+    return record if record and is_same_uid(card.get(STUDY_UID), record.uid) else None
 
 
 def _record(loaded: LoadedSettings, name: str, *, or_only: bool = False) -> StudyRecord | None:

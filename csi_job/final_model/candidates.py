@@ -21,7 +21,7 @@ from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS
+from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 
@@ -156,6 +156,7 @@ def write_optimized_params(
     content = {
         "format": FORMAT,
         "study": study,
+        STUDY_UID: record.uid if record else None,
         "trial": candidate.trial,
         "params": candidate.recipe.params.to_params(),
         "max_epochs": candidate.recipe.max_epochs,

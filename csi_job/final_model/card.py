@@ -21,6 +21,7 @@ from csi_job.html.links import Link
 from csi_job.html.render import render
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZONES
+from csi_job.storage.attributes import STUDY_UID
 
 FORMAT = 1
 VERSIONED = ("csi-job", "torch", "torchvision", "optuna", "numpy", "scikit-learn")
@@ -54,6 +55,7 @@ class CardContext:
     num_patients: dict[str, int]
     warnings: tuple[str, ...]
     request_digest: str
+    study_uid: str | None = None
 
 
 def build_card(context: CardContext, result: CandidateResult, validation: Evaluation) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
         "name": context.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "study": context.study,
+        STUDY_UID: context.study_uid,
         "trial": result.candidate.trial,
         "architecture": params.model_arch,
         "image_size_px": info.image_size_px,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
-from csi_job.storage.attributes import FINGERPRINT, SETTINGS
+from csi_job.storage.attributes import FINGERPRINT, SETTINGS, STUDY_UID, UID, is_same_uid
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ class HyperparamsFile:
     """Whether the file names its study."""
     record: StudyRecord | None = None
     """What the file itself records of its study."""
+    uid: str | None = None
+    """The study's uid, if known."""
+
+    def record_of_study(self, found: StudyRecord | None) -> StudyRecord | None:
+        """Return the record found under the study's name if it is the same study, else what the file itself records."""
+        return found if found is not None and is_same_uid(self.uid, found.uid) else self.record
 
 
 def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int) -> HyperparamsFile:
@@ -70,6 +76,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         cache=_cache(form),
         names_study=study is not None,
         record=_record(form),
+        uid=form.get(STUDY_UID),
     )
 
 
@@ -140,11 +147,11 @@ def _record(content: dict[str, Any]) -> StudyRecord | None:
     """Return what the file records of its study, None where it records nothing."""
     from csi_job.study.record import StudyRecord  # with the database's packages
 
-    attributes = {key: content.get(key) for key in (FINGERPRINT, SETTINGS)}
-    fingerprint, settings = attributes.values()
+    fingerprint, settings = (content.get(key) for key in (FINGERPRINT, SETTINGS))
     if not isinstance(fingerprint, dict) or not isinstance(settings, dict):
         return None
     if not isinstance(settings.get("study", {}), dict) or content.get("study") is None:
         return None
     baseline = fingerprint.get("baseline")
+    attributes = {FINGERPRINT: fingerprint, SETTINGS: settings, UID: content.get(STUDY_UID)}
     return StudyRecord(str(content["study"]), attributes, baseline if isinstance(baseline, dict) else {})

@@ -36,6 +36,7 @@ from csi_job.final_model.settings import FinalModelSettings
 from csi_job.html import format as fmt
 from csi_job.logs import get_logger, progress
 from csi_job.signals import listening
+from csi_job.storage.attributes import STUDY_UID, is_same_uid
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
@@ -114,6 +115,7 @@ class _FinalTraining:
         self.prefer_cheap = request.study is not None and len(request.study.directions) > 1
         self.params_file = self.work.optimized_params(request.file.study)
         self.folder = self.work.final(request.file.study)
+        self.uid = request.record.uid if request.record else None
 
     @cached_property
     def request_digest(self) -> str:
@@ -134,6 +136,8 @@ class _FinalTraining:
         for folder in (self.folder, self.work.latest):  # version 0.1 wrote only the latter
             card, baseline_card = (read_valid_card(path) for path in (folder.optimized_model, folder.baseline_model))
             if card is None or baseline_card is None or not self.params_file.is_file():
+                continue
+            if not is_same_uid(card.get(STUDY_UID), self.uid):  # of a deleted study of the same name
                 continue
             if {card.get("request"), baseline_card.get("request")} == {self.request_digest}:
                 if folder != self.folder:
@@ -184,6 +188,7 @@ class _FinalTraining:
             num_patients=self.request.cache.num_patients,
             warnings=(OTHER_DATA,) if file.cache not in ("", info.key) else (),
             request_digest=self.request_digest,
+            study_uid=self.uid,
         )
         card = build_card(context, result, self._validate(path.name, state, result.candidate.recipe.params))
         return write_model(path, state, card, with_pth=with_pth)

@@ -12,6 +12,7 @@ from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
+from csi_job.storage.attributes import STUDY_UID, UID, is_same_uid
 from csi_job.work_folder import ModelFolder, WorkFolder
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ class Results:
 
 def load_results(view: StudyView, work: Path) -> Results:
     """Return the results of a study in the work folder; missing and damaged files are left out."""
-    key = view.fingerprint.get("cache")
+    key, uid = view.fingerprint.get("cache"), view.attributes.get(UID)
     folder = WorkFolder(work)
-    results = Results(_cache(folder, key), _of_cache(folder.optimized_params(view.name), key))
+    confirmed = _of_cache(folder.optimized_params(view.name), key)
+    if confirmed is not None and not is_same_uid(confirmed.get(STUDY_UID), uid):
+        confirmed = None
+    results = Results(_cache(folder, key), confirmed)
     models = folder.final(view.name)
     if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest
         models = folder.latest
@@ -52,6 +56,9 @@ def load_results(view: StudyView, work: Path) -> Results:
         return results
     if card["study"] != view.name:
         note = f"The final model in this folder belongs to another study ({card['study']}) and is not shown."
+        return replace(results, notes=(note,))
+    if not is_same_uid(card.get(STUDY_UID), uid):
+        note = "The final model in this folder belongs to a deleted study of the same name and is not shown."
         return replace(results, notes=(note,))
     baseline_card = _read(models.baseline_model.with_suffix(".json"))
     if baseline_card is not None and baseline_card["request"] != card["request"]:  # a training was interrupted

@@ -19,6 +19,9 @@ SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking
 USED: Final = "used"  # {seconds, gpu_seconds} of the search's pods on a cluster
 
+# in a file about a study
+STUDY_UID: Final = "study_uid"
+
 # of a trial
 BASELINE: Final = "baseline"
 SAMPLER: Final = "sampler"
@@ -58,6 +61,11 @@ _OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+
+
+def is_same_uid(one: object, other: object) -> bool:
+    """Return whether two studies of one name are the same; None is of a study or file that does not say."""
+    return None in (one, other) or one == other
 
 
 def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> TrialOutcome:

@@ -24,6 +24,7 @@ from csi_job.storage.attributes import (
     SEED,
     SETTINGS,
     TARGET,
+    UID,
 )
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
@@ -48,6 +49,11 @@ class StudyRecord:
     """The parameters of trial 0; empty if unknown."""
     phase: Mapping[str, Any] = field(default_factory=dict)
     """The study settings of the latest phase."""
+
+    @property
+    def uid(self) -> str | None:
+        """Its uid, None if unknown."""
+        return self.attributes.get(UID)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
-from csi_job.storage.attributes import SETTINGS
+from csi_job.storage.attributes import SETTINGS, STUDY_UID, UID
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def write_best_params(view: StudyView, path: Path) -> Path | None:
         return None
     content = {
         "study": view.name,
+        STUDY_UID: view.attributes.get(UID),
         "trial": best.number,
         "value": best.f1,
         "params": Hyperparameters.from_params(best.params).to_params(),

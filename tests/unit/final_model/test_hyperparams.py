@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from csi_job.errors import ConfigurationError
 from csi_job.final_model.hyperparams import HyperparamsFile, read_hyperparams
+from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 from tests.unit.final_model.conftest import SMALL, write_hyperparams
 
@@ -93,3 +94,17 @@ def test_junk_is_read_or_refused_but_never_a_traceback(tmp_path, content):
         assert isinstance(read(path).params, Hyperparameters)
     except ConfigurationError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("in_file", "in_database", "is_own"), [
+    ("now", "now", True), ("before", "now", False), (None, "now", True), ("now", None, True)
+])  # fmt: skip
+def test_a_file_of_a_deleted_study_is_not_taken_for_one_of_the_study_that_has_its_name_now(
+    in_file, in_database, is_own, tmp_path
+):
+    parts = {"fingerprint": {}, "settings": {}}
+    path = write_hyperparams(tmp_path / "b.json", study_uid=in_file, **parts)
+    file = read_hyperparams(path, default_study="", default_max_epochs=1)
+    found = StudyRecord("s", parts | {"uid": in_database})
+    assert (file.record_of_study(found) is found) is is_own
+    assert file.record_of_study(None).uid == in_file

@@ -24,6 +24,7 @@ from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
 from csi_job.pipeline import existing_cache, run_evaluate
+from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
@@ -36,15 +37,16 @@ QUICK = EvaluationSettings(num_bootstrap=100)
 
 
 def final(
-    work: Path, cache_folder: Path, study=None, trial=TRIAL, evaluation=QUICK, baseline=BASELINE, **settings
+    work: Path, cache_folder: Path, study=None, trial=TRIAL, evaluation=QUICK, baseline=BASELINE, uid=None, **settings
 ) -> FinalModel:
     path = work / "b.json"
     if not path.exists():
         write_hyperparams(path)
     file = read_hyperparams(path, default_study="s", default_max_epochs=2)
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
+    record = StudyRecord("s", {"fingerprint": {}, "settings": {}, "uid": uid})
     request = FinalTrainingRequest(
-        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, trial, evaluation
+        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, trial, evaluation, record
     )
     return run_final_training(request)
 
@@ -130,6 +132,19 @@ def test_a_final_model_of_version_0_1_is_up_to_date_and_gets_the_folder_of_its_s
     again = final(copied, cache_folder, study_of(*TRIALS))
     assert not again.is_new
     assert read_valid_card(copied / "models" / "final" / "s" / "optimized_model.safetensors") == again.card
+
+
+def test_a_study_created_again_does_not_take_the_model_of_the_deleted_one_for_its_own(copied, cache_folder):
+    assert not final(copied, cache_folder, study_of(*TRIALS), uid="a").is_new  # version 0.1 did not store whose it is
+    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
+    for path in copied.rglob("optimized_model.json"):
+        path.unlink()
+    assert [final(copied, cache_folder, study_of(*TRIALS), uid="a").is_new for _ in range(2)] == [True, False]
+    again = final(copied, cache_folder, study_of(*TRIALS), uid="b")
+    assert (again.is_new, again.card["study_uid"], again.baseline_card["study_uid"]) == (True, "b", "b")
+    assert json.loads(again.optimized_params.read_text())["study_uid"] == "b"
+    assert read_valid_card(WorkFolder(copied).latest.optimized_model) == again.card
+    assert trained_files(copied).items() >= candidates.items()
 
 
 def test_each_study_keeps_its_model_and_the_latest_is_that_of_the_last_training(copied, cache_folder):

@@ -2,7 +2,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
+from csi_job.work_folder import WorkFolder
 from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
 
 
@@ -143,6 +144,17 @@ def test_a_model_of_another_study_is_not_shown_as_this_ones(work, view):
     text = report(view, work).text
     assert "belongs to another study (another <study>)" in text
     assert "has not been evaluated on the test set yet" in text
+
+
+def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(work, view):
+    created_again = replace(view, attributes=view.attributes | {"uid": "now"})
+    assert report(created_again, work).text == report(view, work).text  # version 0.1 did not store whose a model is
+    for path in (work / "models" / "optimized_model.json", WorkFolder(work).optimized_params(view.name)):
+        change_json(path, study_uid="before")
+    text = report(created_again, work).text
+    assert "belongs to a deleted study of the same name" in text
+    assert "has not been evaluated on the test set yet" in text
+    assert "csi-job train-optimized retrains the best trials" in text
 
 
 def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view):
