@@ -221,7 +221,9 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if is_of_deleted:
         message = "%s is of a deleted study named %s; using only what it contains"
         logger.warning(message, hyperparams.name, file.study)
-    study = _study_named(file.study, settings) if file.is_search_result and not is_of_deleted else None
+    study = None
+    if file.is_search_result and not is_of_deleted:
+        study = _study_named(file.study, settings, "its other trials are no candidates")
     if record is not None:
         check_training(settings, record)
     final = run_final_training(
@@ -284,7 +286,7 @@ def run_evaluate(
         record_test_metrics(baseline_path, run.comparison.baseline)
     if folder != settings.folder.latest and _is_copy(settings.folder.latest.path / model.name, card):
         publish(folder, settings.folder.latest)
-    study = _study_named(str(card["study"]), settings) if "study" in card else None
+    study = _study_named(str(card["study"]), settings, "its report is not updated") if "study" in card else None
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
@@ -308,10 +310,10 @@ def _baseline_file(folder: ModelFolder, card: dict[str, Any]) -> Path | None:
     return folder.baseline_model if is_own else None
 
 
-def _study_named(name: str, settings: Settings) -> optuna.Study | None:
-    """Return the study that a file names, or None, with a warning, if it is not in this database."""
+def _study_named(name: str, settings: Settings, otherwise: str) -> optuna.Study | None:
+    """Return the study that a file names, or None, with a warning of what follows, if it is not in this database."""
     try:
         return open_study(settings.storage, settings.work, name)
     except ConfigurationError as error:
-        logger.warning("cannot open study %s, using only what the file contains: %s", name, error)
+        logger.warning("cannot open study %s, so %s: %s", name, otherwise, error)
         return None

@@ -12,7 +12,7 @@ from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
 MODEL = click.Path(dir_okay=False, path_type=Path)
-SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "trial.device")
+SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "storage.url", "trial.device")
 
 
 @click.command("eval")

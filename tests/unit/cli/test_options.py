@@ -53,6 +53,15 @@ def test_the_next_command_names_what_a_study_does_not_know(tmp_path: Path) -> No
     assert next_command(load_settings({}, None, {}), "evaluate") == "csi-job evaluate"
 
 
+@pytest.mark.parametrize("name", ["hyperopt", "train-optimized", "evaluate"])
+def test_every_next_command_has_the_options_that_it_is_given(name: str) -> None:
+    flags = {"work": "w", "storage.url": "postgresql://u@h/d", "trial.pretrained": "x.pth"}
+    _, _, *arguments = shlex.split(next_command(load_settings(flags, None, {}), name))
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.make_parser(click.Context(command)).parse_args(arguments)[1] == []
+
+
 def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from csi_job.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
