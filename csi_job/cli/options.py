@@ -157,7 +157,7 @@ def next_command(loaded: LoadedSettings, *words: str) -> str:
     files = {
         origin.removeprefix("file ")
         for path, origin in loaded.origins.items()
-        if path.startswith("storage.") and origin.startswith("file ")
+        if (path == "work" or path.startswith("storage.")) and origin.startswith("file ")
     }
     if loaded.origins.get("storage.url", "").startswith("flag"):
         from csi_job.storage.url import database_address

@@ -51,6 +51,8 @@ def test_the_next_command_names_what_a_study_does_not_know(tmp_path: Path) -> No
     places = ["--work", "w 1", "--storage", "postgresql+psycopg2://u@h/d", "--config", str(config)]
     assert shlex.split(command) == ["csi-job", "hyperopt", "--study-name", "s", *places, "--pretrained", "x.pth"]
     assert next_command(load_settings({}, None, {}), "evaluate") == "csi-job evaluate"
+    config.write_text("work: w\nstudy: {seed: 3}")
+    assert next_command(load_settings({}, config, {}), "evaluate") == f"csi-job evaluate --config {config}"
 
 
 @pytest.mark.parametrize("name", ["hyperopt", "train-optimized", "evaluate"])
