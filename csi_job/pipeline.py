@@ -97,14 +97,17 @@ def ensure_cache(settings: Settings, key: str = "") -> Cache:
 
 
 def existing_cache(settings: Settings, key: str = "") -> Cache:
-    """Return a finished cache; `key` names it if no data is named.
+    """Return a finished cache; `key` names it if no data is named, and no other size or normalisation.
 
     Raises:
         ConfigurationError: there is none, or several match and none is named.
 
     """
     if key and settings.radiographs.labels is None and settings.folder.cache(key).is_dir():
-        return Cache.open(settings.folder.cache(key))
+        named, form = Cache.open(settings.folder.cache(key)), settings.cache
+        given = form.model_fields_set & {"image_size_px", "normalisation"}
+        if all(getattr(named.info, name) == getattr(form, name) for name in given):
+            return named
     folder = find_cache(settings.radiographs, settings.cache, settings.work)
     if folder is None:
         raise no_cache(settings.folder)

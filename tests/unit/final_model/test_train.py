@@ -183,6 +183,16 @@ def test_a_cache_key_of_a_file_leads_to_no_folder_outside(tmp_path, key):
         existing_cache(Settings(work=tmp_path), key)
 
 
+def test_a_cache_named_by_a_file_is_not_taken_for_one_of_another_size(tmp_path, cache_folder):
+    shutil.copytree(cache_folder, tmp_path / "cache" / cache_folder.name)
+    for given in ({}, {"image_size_px": 32}):
+        settings = Settings(work=tmp_path, cache=given)
+        assert existing_cache(settings, cache_folder.name).info == load_info(cache_folder)
+    for given in ({"image_size_px": 64}, {"normalisation": "imagenet"}):
+        with pytest.raises(ConfigurationError, match="there is no cache for these settings"):
+            existing_cache(Settings(work=tmp_path, cache=given), cache_folder.name)
+
+
 def test_without_a_key_there_is_no_cache_in_an_empty_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="there is no cache"):
         existing_cache(Settings(work=tmp_path))
