@@ -25,8 +25,10 @@ END_MARKER: Final = b"all results are here"
 MAX_TRIES: Final = 5
 # Packs whatever exists, except the models of candidates that lost, and second copies of those that won.
 PACK: Final = (
-    f"cd {WORK.root} && ls -d {' '.join(RESULTS)} 2>/dev/null | tar --exclude=models/candidates --exclude=.lock "
-    "--exclude='models/final/*.safetensors' --exclude='models/final/*.pth' -cf - -T - "
+    f"cd {WORK.root} && find {' '.join(RESULTS)} -type f ! -name .lock ! -path 'models/candidates/*' 2>/dev/null "
+    '| while IFS= read -r file; do case "$file" in '
+    'models/final/*.safetensors|models/final/*.pth) cmp -s "$file" "models/${file##*/}" && continue; esac; '
+    "printf '%s\\n' \"$file\"; done | tar -cf - -T - "
     f"&& printf '%s' '{END_MARKER.decode()}'"
 )
 

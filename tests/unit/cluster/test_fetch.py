@@ -53,11 +53,12 @@ def test_a_copy_that_lost_its_end_is_made_again(lost: bytes, tmp_path: Path) -> 
 
 
 def test_the_archive_holds_every_result_and_each_model_once(tmp_path: Path) -> None:
-    results = ("models/optimized_model.safetensors", "models/final/s/optimized_model.json", "problems.csv")
-    others = ("models/final/s/optimized_model.safetensors", "models/final/s/optimized_model.pth", "models/.lock",
-        "models/candidates/s/1/seed-1.safetensors", "studies.db")  # fmt: skip
+    results = ("models/optimized_model.safetensors", "models/final/s/optimized_model.json", "problems.csv",
+        "models/final/an earlier study/optimized_model.safetensors", "models/final/s/optimized_model.pth")  # fmt: skip
+    others = ("models/.lock", "models/candidates/s/1/seed-1.safetensors", "studies.db")
     for name in (*results, *others):
         write_file(tmp_path / "work" / name, name)
+    write_file(tmp_path / "work" / "models/final/s/optimized_model.safetensors", results[0])  # a second copy
     command = PACK.replace(f"cd {WORK.root}", f"cd {tmp_path / 'work'}")
     cluster = Exec(subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout)
     file = io.BytesIO()
