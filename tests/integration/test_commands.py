@@ -222,7 +222,7 @@ def test_study_commands(finished: Path) -> None:
     assert "3 of 3 trials" in run(finished, "study", "list")[0]
     assert "learning_rate" in run(finished, "study", "show", "csi_optimization")[0]
     _, err = run(finished, "study", "enqueue", "csi_optimization", "learning_rate=0.001", code=2)
-    assert "--more-trials" in err
+    assert "--raise-total" in err
     assert len(run(finished, "report")[0].splitlines()) >= 5
 
 
