@@ -19,6 +19,7 @@ from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
 from csi_job.radiographs.content import reader_version
 from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
+from tests.support.cost import Cost, cost_of
 from tests.unit.radiographs.conftest import encode, put
 from tests.unit.radiographs.test_dicom import compressed, dataset_of, encoded, table
 from tests.unit.radiographs.test_picture import deep_png
@@ -263,6 +264,15 @@ def test_blank_images_are_refused(tmp_path: Path) -> None:
     assert "all pixels of the image are equal" in refusal(put(tmp_path, encode(Image.new("L", (64, 64), 7))))
 
 
+@pytest.fixture(scope="module")
+def largest(tmp_path_factory: pytest.TempPathFactory) -> Cost:
+    """The cost of the largest radiograph allowed, in 16-bit colours."""
+    levels_HWC = np.zeros((MAX_SIDE_PX, MAX_SIDE_PX, 3), np.uint16)
+    levels_HWC[::2, ::3] = 40_000
+    path = put(tmp_path_factory.mktemp("largest"), deep_png(levels_HWC, 2))
+    return cost_of(lambda: read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX))
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.sampled_from(
@@ -280,12 +290,18 @@ def test_blank_images_are_refused(tmp_path: Path) -> None:
     ),
     rest=st.binary(max_size=600),
 )
-def test_any_bytes_give_an_image_or_a_data_error(tmp_path: Path, start: bytes, rest: bytes) -> None:
+def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(
+    tmp_path: Path, largest: Cost, start: bytes, rest: bytes
+) -> None:
     path = put(tmp_path, start + rest)
-    try:
-        read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
-    except DataError as error:
-        assert "\n" not in str(error)
+
+    def read() -> None:
+        try:
+            read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+        except DataError as error:
+            assert "\n" not in str(error)
+
+    assert cost_of(read).is_within(largest)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -297,6 +313,7 @@ def test_any_bytes_give_an_image_or_a_data_error(tmp_path: Path, start: bytes, r
 def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
     tmp_path: Path,
     film_HW: np.ndarray,
+    largest: Cost,
     capfd: pytest.CaptureFixture[str],
     variant: int,
     edits: list[tuple[int, int]],
@@ -311,8 +328,8 @@ def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
         content[place % min(len(content), 1000)] = value
     path.write_bytes(content[: max(1, round(len(content) * min(1, 2 * kept)))])
     silence_decoders()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+
+    def read() -> None:
         try:
             pixels_HW = read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
         except DataError as error:
@@ -320,4 +337,8 @@ def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
             assert "film" not in str(error).replace("0x", "")
         else:
             assert pixels_HW.shape == (32, 32)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cost_of(read).is_within(largest)
     assert capfd.readouterr() == ("", "")

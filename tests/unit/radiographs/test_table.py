@@ -16,6 +16,7 @@ from csi_job.errors import DataError
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.radiographs.zones import ZONES
+from tests.support.cost import Cost, cost_of
 
 HEADER = ("FileID", "PatientID", *ZONES)
 ROW = ("film 1", "P1", "0", "1", "2", "3", "4", "2.0")
@@ -234,15 +235,26 @@ CELLS = st.one_of(st.sampled_from(["0", "1", "2.0", "4", "", "nan", "9", "x", '"
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Cost:
+    """The cost of a table of 1,000 rows."""
+    folder = tmp_path_factory.mktemp("large")
+    content = lines(HEADER, *((f"film {number}", *ROW[1:]) for number in range(1000)))
+    return cost_of(lambda: read(folder, content))
+
+
 @FEW
 @given(content=st.binary(max_size=400))
 @example(content=b"\xff\xfe\x00")
 @example(content=b"FileID\r\x00;")
-def test_any_bytes_give_a_table_or_a_data_error(tmp_path: Path, content: bytes) -> None:
-    try:
-        read(tmp_path, content)
-    except DataError as error:
-        assert "\n" not in error.render(identities=True)
+def test_any_bytes_give_a_table_or_a_data_error_at_little_cost(tmp_path: Path, large: Cost, content: bytes) -> None:
+    def read_any() -> None:
+        try:
+            read(tmp_path, content)
+        except DataError as error:
+            assert "\n" not in error.render(identities=True)
+
+    assert cost_of(read_any).is_within(large)
 
 
 @FEW
