@@ -73,7 +73,7 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 
 
 @cluster.command()
-@with_settings("storage.url")
+@with_settings("storage.url", check=False)  # its own checks say more
 @click.option("--num-pods", type=click.IntRange(min=0), default=1, envvar="NUM_PODS", help="Pods of the search.")
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, help="GPUs per pod.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", help="Name of the Kubernetes GPU resource.")
