@@ -61,7 +61,7 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(
 ) -> None:
     (fetch,) = containers(pods(documents)["fetch"])
     assert {mount["mountPath"] for mount in fetch["volumeMounts"]} == {str(stages.WORK.root)}
-    assert PACK.startswith(f"cd {stages.WORK.root} && ls -d models problems.csv")
+    assert PACK.startswith(f"cd {stages.WORK.root} && find models problems.csv ")
     assert f"--config={stages.SETTINGS_FILE}" in STATUS_COMMAND
     for container in ours:
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}

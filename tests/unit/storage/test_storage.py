@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -167,6 +167,6 @@ def test_a_trial_whose_commit_failed_is_not_taken_for_the_one_that_got_its_id(tm
         if not _Full.is_full and len(other.trials) == 1:
             assert enqueue_trial(other, SPACE, {"unknown_weight": 0.25}) == 1
 
-    with storage.retry.interrupted_by(let_the_other_in, threading.Event()):
+    with storage.retry.interrupted_by(let_the_other_in, time.sleep):
         assert enqueue_trial(study, SPACE, {"unknown_weight": 0.75}) == 2
     assert [trial.system_attrs["fixed_params"]["unknown_weight"] for trial in study.trials[1:]] == [0.25, 0.75]
