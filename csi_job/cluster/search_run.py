@@ -9,6 +9,7 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import (
     ENDED_BY,
     Budget,
+    Usage,
     initial_annotations,
     metering_annotations,
     metering_is_due,
@@ -99,12 +100,17 @@ class SearchRun(StageRun):
 
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Keep the number of pods set by `csi-job cluster scale`, unless the values have changed since."""
-        if previous is None or get_annotation(previous, PARALLELISM) != str(self.stage.parallelism):
-            return
         queued = is_queued(manifest)
-        manifest["spec"] |= scale_patch(int(previous["spec"]["completions"]), queued=queued)
-        if is_paused(previous) and not get_annotation(previous, ENDED_BY):
-            manifest["spec"] |= scale_patch(0, queued=queued)
+        if previous is not None and get_annotation(previous, PARALLELISM) == str(self.stage.parallelism):
+            manifest["spec"] |= scale_patch(int(previous["spec"]["completions"]), queued=queued)
+            if is_paused(previous) and not get_annotation(previous, ENDED_BY):
+                manifest["spec"] |= scale_patch(0, queued=queued)
+        used = self.watch.add_usage(Usage())
+        if used is not None:
+            manifest["metadata"]["annotations"] |= metering_annotations(manifest, used)
+            if self.budget.exhausted_reason(manifest):  # e.g. after a reinstall: no pod starts only to be stopped
+                manifest["metadata"]["annotations"][ENDED_BY] = "budget"
+                manifest["spec"] |= scale_patch(0, queued=queued)
 
     def _meter(self, job: Mapping[str, Any]) -> None:
         """Add the usage since the last metering to the study, which outlives every Job; later if it is unreachable."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget
+from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import PARALLELISM, get_annotation, scale_patch
 from csi_job.errors import StageFailedError
@@ -93,6 +93,19 @@ def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage() -> None:
     assert job["spec"]["suspend"] is True
     job["status"] = {}
     assert run.reconcile()
+
+
+def test_a_search_whose_study_has_used_its_budget_starts_no_pod() -> None:
+    """After a reinstall, e.g.: a pod that is stopped as it starts may not see the signal."""
+    namespace, watch = Namespace(), Watch(num_finished=1)
+    watch.add_usage(Usage(gpu_seconds=3601))
+    run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
+    assert not run.reconcile()
+    job = namespace.only()
+    assert job["spec"]["suspend"] is True
+    assert run.reconcile()
+    search(namespace, watch, stage(), digest="second", budget=Budget(gpu_hours=2)).reconcile()
+    assert job["spec"]["suspend"] is False
 
 
 def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error() -> None:
