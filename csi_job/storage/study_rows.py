@@ -21,6 +21,12 @@ def find_identity(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(query.where(STUDIES.c.study_name == name)).first()
 
 
+def find_study(connection: Connection, name: str) -> int | None:
+    """Return the id of the study of this name, None if there is none."""
+    found = find_identity(connection, name)
+    return None if found is None else int(found.study_id)
+
+
 def has_uid(study_id: sa.ColumnElement[int], uid: str | None) -> sa.ColumnElement[bool]:
     """Return whether a study has this uid, as stored; SQLite uses the id of a deleted study again."""
     if uid is None:
@@ -49,8 +55,12 @@ def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
 
 def set_attribute(connection: Connection, table: sa.Table, study_id: int, key: str, value: object) -> None:
     """Set an attribute of a study; the caller holds its lock."""
-    row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-    upsert(connection, table, [row], ("study_id", "key"))
+    upsert(connection, table, [attribute_row(study_id, key, value)], ("study_id", "key"))
+
+
+def attribute_row(study_id: int, key: str, value: object) -> dict[str, Any]:
+    """Return an attribute of a study as a row of its table."""
+    return {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
 
 
 def delete_rows(connection: Connection, study_id: int) -> None:

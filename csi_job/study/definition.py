@@ -21,7 +21,7 @@ from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import METRIC_NAMES_KEY
 from csi_job.storage.storage import StudyStorage
-from csi_job.storage.study_rows import stored_attributes
+from csi_job.storage.study_rows import attribute_row, find_study, stored_attributes
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
@@ -201,20 +201,11 @@ def find_or_create(connection: Connection, definition: Definition) -> tuple[int,
         for objective, direction in enumerate(DIRECTIONS_OF[settings.objective])
     ]
     connection.execute(sa.insert(DIRECTIONS).values(directions))
-    rows = [_attribute_row(study_id, key, value) for key, value in definition.attributes().items()]
+    rows = [attribute_row(study_id, key, value) for key, value in definition.attributes().items()]
     connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
-    names = _attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
+    names = attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
     connection.execute(sa.insert(STUDY_SYSTEM_ATTRIBUTES).values(names))
     return study_id, {}
-
-
-def find_study(connection: Connection, name: str) -> int | None:
-    """Return the id of the study of this name, None if there is none."""
-    return connection.execute(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).scalar()
-
-
-def _attribute_row(study_id: int, key: str, value: Any) -> dict[str, Any]:
-    return {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
 
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:

@@ -28,10 +28,9 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.storage.study_rows import stored_attributes
+from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import STUDIES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
-from csi_job.study.definition import find_study
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 
 PHASE: Final[tuple[str, ...]] = (SAMPLER, NUM_STARTUP_TRIALS, PRUNER, MAX_EPOCHS)

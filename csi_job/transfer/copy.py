@@ -20,8 +20,9 @@ from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import RELEASED_AT_S, new_token
 from csi_job.storage.retry import reason
 from csi_job.storage.storage import StudyStorage, storage_of
+from csi_job.storage.study_rows import find_study
 from csi_job.storage.tables import LEASES, STUDIES, STUDY_ATTRIBUTES, STUDY_PARTS, TRIAL_PARTS, TRIALS
-from csi_job.study.definition import find_study, load_study
+from csi_job.study.definition import load_study
 from csi_job.study.settings import checked_name
 
 BATCH_SIZE: Final = 500  # trials per round of inserts
