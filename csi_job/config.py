@@ -86,6 +86,10 @@ class LoadedSettings:
         """Return whether a setting was given in this call: by flag, variable or file."""
         return self.origins.get(path, STUDY) != STUDY
 
+    def is_flag(self, path: str) -> bool:
+        """Return whether a setting was given by a flag."""
+        return self.origins.get(path, "").startswith("flag ")
+
     def over(self, study: StudyRecord) -> LoadedSettings:
         """Return the settings with those of a study in place of the defaults.
 

@@ -85,7 +85,7 @@ def optimize_hyperparameters(
     }
     loaded = load_settings({path: value for path, value in {**settings, **flags}.items() if value is not None})
     record = read_record(loaded.settings.storage, loaded.settings.work, loaded.settings.study.name)
-    return run_hyperopt((loaded.over(record) if record else loaded).settings, own_process=False)
+    return run_hyperopt((loaded.over(record) if record else loaded).settings, record, own_process=False)
 
 
 def ensure_cache(settings: Settings, key: str = "") -> Cache:
@@ -114,14 +114,16 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
     return Cache.open(folder)
 
 
-def define(settings: Settings) -> tuple[optuna.Study, Cache]:
-    """Check everything that would otherwise fail late, build the cache, and create the study or continue it."""
+def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study, Cache]:
+    """Check everything that would otherwise fail late, build the cache, and create the study or continue it.
+
+    `record` is what the study records if it exists already.
+    """
     check_sampler(settings.study.sampler, settings.study.objective)
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
-    record = read_record(settings.storage, settings.work, settings.study.name)
     if record is not None:  # before hours of decoding
         check_settings(settings, record)
     storage = None
@@ -147,6 +149,7 @@ def _check_data(settings: Settings, record: StudyRecord, cache: Cache) -> None:
 
 def run_hyperopt(
     settings: Settings,
+    record: StudyRecord | None,
     *,
     num_trials_given: bool = True,
     lenient: bool = True,
@@ -155,11 +158,12 @@ def run_hyperopt(
 ) -> optuna.Study:
     """Search until the study has its total of trials, building the cache first if needed.
 
-    `num_trials_given` makes `study.num_trials` the total of an existing study, `more_trials` adds to it; see
-    `set_target`, also for `lenient`. With `own_process`, this process is ended if training hangs: not in a notebook.
+    `record` is what the study records if it exists already. `num_trials_given` makes `study.num_trials` the total of an
+    existing study, `more_trials` adds to it; see `set_target`, also for `lenient`. With `own_process`, this process is
+    ended if training hangs: not in a notebook.
     """
     choose_device(settings.trial)  # a missing GPU must show before a trial is claimed
-    study, cache = define(settings)
+    study, cache = define(settings, record)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)

@@ -44,10 +44,14 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
     from csi_job.study.status import study_status
     from csi_job.terminal.status import render_status
 
-    given = loaded.is_given("study.num_trials")
-    # A configuration file or the environment says the same at every start, also after others have added trials.
-    lenient = not loaded.origins.get("study.num_trials", "").startswith("flag")
-    study = run_hyperopt(loaded.settings, num_trials_given=given, lenient=lenient, more_trials=more_trials)
+    study = run_hyperopt(
+        loaded.settings,
+        loaded.study,
+        num_trials_given=loaded.is_given("study.num_trials"),
+        # A configuration file or the environment says the same at every start, also after others have added trials.
+        lenient=not loaded.is_flag("study.num_trials"),
+        more_trials=more_trials,
+    )
     status = study_status(study)
     Console().print(render_status(status))
     best = loaded.settings.folder.best_params(study.study_name)

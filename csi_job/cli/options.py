@@ -153,13 +153,13 @@ def _record(loaded: LoadedSettings, name: str, *, or_only: bool = False) -> Stud
 def next_command(loaded: LoadedSettings, *words: str) -> str:
     """Return a command about a study as a user would type it, with what the study does not know: places."""
     settings = loaded.settings
-    place = ["--work", str(settings.work)] if loaded.origins.get("work", "").startswith("flag") else []
+    place = ["--work", str(settings.work)] if loaded.is_flag("work") else []
     files = {
         origin.removeprefix("file ")
         for path, origin in loaded.origins.items()
         if (path == "work" or path.startswith("storage.")) and origin.startswith("file ")
     }
-    if loaded.origins.get("storage.url", "").startswith("flag"):
+    if loaded.is_flag("storage.url"):
         from csi_job.storage.url import database_address
 
         place += ["--storage", str(database_address(settings.storage, settings.work))]  # without secrets

@@ -45,7 +45,7 @@ def create(loaded: LoadedSettings) -> None:
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import define
 
-    made, _ = define(loaded.settings)
+    made, _ = define(loaded.settings, loaded.study)
     search = next_command(loaded, "hyperopt", "--study-name", made.study_name)
     click.echo(f"study {made.study_name} is ready; run its trials with: {search}")
 
