@@ -22,6 +22,7 @@ from csi_job.storage.attributes import (
     NUM_PARAMETERS,
     NUM_STARTUP_TRIALS,
     OUTCOMES,
+    PHASE,
     PRUNER,
     REASON,
     SAMPLER,
@@ -57,8 +58,7 @@ class Phase:
     @property
     def options(self) -> dict[str, Any]:
         """Return the phase's settings by name; None where they are unknown."""
-        names = ("max_epochs", "sampler", "num_startup_trials", "pruner")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in PHASE}
 
     @property
     def label(self) -> str:

@@ -28,6 +28,8 @@ SAMPLER: Final = "sampler"
 PRUNER: Final = "pruner"
 MAX_EPOCHS: Final = "max_epochs"
 NUM_STARTUP_TRIALS: Final = "num_startup_trials"
+# Study settings that may change between phases; each trial records them under these names.
+PHASE: Final[tuple[str, ...]] = (MAX_EPOCHS, SAMPLER, NUM_STARTUP_TRIALS, PRUNER)
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
 CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only

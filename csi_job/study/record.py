@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial
@@ -16,10 +16,8 @@ from csi_job.storage.attributes import (
     BASELINE,
     FINGERPRINT,
     FIXED_PARAMS,
-    MAX_EPOCHS,
-    NUM_STARTUP_TRIALS,
     OBJECTIVE,
-    PRUNER,
+    PHASE,
     SAMPLER,
     SEED,
     SETTINGS,
@@ -33,8 +31,6 @@ from csi_job.storage.tables import STUDIES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 
-PHASE: Final[tuple[str, ...]] = (SAMPLER, NUM_STARTUP_TRIALS, PRUNER, MAX_EPOCHS)
-"""Settings that may change between phases, which are also the trial attributes that record them."""
 Tree = dict[str, Any]
 
 

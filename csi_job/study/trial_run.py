@@ -26,10 +26,8 @@ from csi_job.storage.attributes import (
     INFEASIBLE,
     LOSSES,
     MAX_EPOCHS,
-    NUM_STARTUP_TRIALS,
-    PRUNER,
+    PHASE,
     REASON,
-    SAMPLER,
     WORKER,
     TrialOutcome,
 )
@@ -340,12 +338,7 @@ def sample_params(
         refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
-        phase = {
-            SAMPLER: settings.sampler,
-            NUM_STARTUP_TRIALS: settings.num_startup_trials,
-            PRUNER: settings.pruner,
-            MAX_EPOCHS: settings.max_epochs,
-        }
+        phase = {name: getattr(settings, name) for name in PHASE}
         draft.user_attrs |= {key: value for key, value in phase.items() if key not in trial.user_attrs}
         draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
     return trial, params
