@@ -218,10 +218,10 @@ class _FinalTraining:
 
     def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:
         """Make these models the latest, unless they are."""
-        own, latest = self.folder, self.work.latest
-        pairs = ((own.optimized_model, latest.optimized_model), (own.baseline_model, latest.baseline_model))
-        if any(read_valid_card(mine) != read_valid_card(shown) for mine, shown in pairs):
-            publish(own, latest)
+        latest = self.work.latest
+        shown = ((latest.optimized_model, card), (latest.baseline_model, baseline_card))
+        if any(read_valid_card(path) != own for path, own in shown):
+            publish(self.folder, latest)
         baseline = None if baseline_card is None else self.folder.baseline_model
         return FinalModel(self.folder.optimized_model, card, baseline, baseline_card, self.params_file, is_new)
 

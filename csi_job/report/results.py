@@ -47,7 +47,7 @@ def load_results(view: StudyView, work: Path) -> Results:
     confirmed = _of_cache(folder.optimized_params(view.name), key)
     if confirmed is not None and not is_same_uid(confirmed.get(STUDY_UID), uid):
         confirmed = None
-    results = Results(_cache(folder, key), confirmed)
+    results = Results(load_cache_info(view, folder), confirmed)
     models = folder.final(view.name)
     if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest
         models = folder.latest
@@ -104,7 +104,9 @@ def _of_cache(path: Path, key: Any) -> Json | None:
     return content if content is not None and content["cache"] == key else None
 
 
-def _cache(folder: WorkFolder, key: Any) -> CacheInfo | None:
+def load_cache_info(view: StudyView, folder: WorkFolder) -> CacheInfo | None:
+    """Describe the cache that a study trains on; None if it is not there."""
+    key = view.fingerprint.get("cache")
     if not isinstance(key, str) or not key.isalnum():
         return None
     try:
