@@ -9,7 +9,6 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import (
     ENDED_BY,
     Budget,
-    Usage,
     initial_annotations,
     metering_annotations,
     metering_is_due,
@@ -99,26 +98,33 @@ class SearchRun(StageRun):
         return initial_annotations() | {GPU_RESOURCE: self.release.gpu_resource}
 
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
-        """Keep the number of pods set by `csi-job cluster scale`, unless the values have changed since."""
+        """Keep the number of pods set by `csi-job cluster scale`, unless the values have changed since.
+
+        Without budget, e.g. after a reinstall, the Job is suspended, so that no pod starts only to be stopped.
+        """
         queued = is_queued(manifest)
         if previous is not None and get_annotation(previous, PARALLELISM) == str(self.stage.parallelism):
             manifest["spec"] |= scale_patch(int(previous["spec"]["completions"]), queued=queued)
             if is_paused(previous) and not get_annotation(previous, ENDED_BY):
                 manifest["spec"] |= scale_patch(0, queued=queued)
-        used = self.watch.add_usage(Usage())
-        if used is not None:
-            manifest["metadata"]["annotations"] |= metering_annotations(manifest, used)
-            if self.budget.exhausted_reason(manifest):  # e.g. after a reinstall: no pod starts only to be stopped
-                manifest["metadata"]["annotations"][ENDED_BY] = "budget"
-                manifest["spec"] |= scale_patch(0, queued=queued)
+        self._add_usage(manifest)
+        if self.budget.exhausted_reason(manifest):
+            manifest["metadata"]["annotations"][ENDED_BY] = "budget"
+            manifest["spec"] |= scale_patch(0, queued=queued)
 
     def _meter(self, job: Mapping[str, Any]) -> None:
-        """Add the usage since the last metering to the study, which outlives every Job; later if it is unreachable."""
-        total = self.watch.add_usage(unmetered_usage(job)) if metering_is_due(job) else None
-        if total is not None:
-            annotations = metering_annotations(job, total)
-            job["metadata"]["annotations"].update(annotations)
+        """Keep the usage with the study, which outlives every Job, and the total with the Job."""
+        if annotations := self._add_usage(job):
             self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": annotations}})
+
+    def _add_usage(self, job: Mapping[str, Any]) -> dict[str, str]:
+        """Add the usage since the last metering, if that is due; return what the Job's annotations got to record it."""
+        total = self.watch.add_usage(unmetered_usage(job)) if metering_is_due(job) else None
+        if total is None:  # not due, or the study is unreachable
+            return {}
+        annotations = metering_annotations(job, total)
+        job["metadata"]["annotations"].update(annotations)
+        return annotations
 
     def _end(self, job: Mapping[str, Any], reason: str) -> bool:
         """Suspend the Job because the budget is exhausted; return whether its pods are gone."""
