@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any, Final
 
+from csi_job.tracking.settings import MODES
+
 INIT_TIMEOUT_S: Final = 20.0
 FINISH_TIMEOUT_S: Final = 120.0  # for the last upload of a run; `wandb sync` can complete it later
 
@@ -55,10 +57,8 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
         x_disable_stats=True,
     )
     mode = arguments.pop("mode")
-    if mode == "online" and (kept := wandb.setup().settings.mode) in ("offline", "dryrun", "disabled"):
-        mode = (
-            "disabled" if kept == "disabled" else "offline"
-        )  # `wandb offline` and `wandb disabled` store it in a file
+    if mode == "online":  # unless `wandb offline` or `wandb disabled` has stored another in a file
+        mode = MODES.get(wandb.setup().settings.mode, mode)
     if mode == "online":
         try:
             return wandb.init(**arguments, mode="online", resume="allow", settings=settings)
@@ -67,7 +67,8 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
             problems.write(f"the server cannot be used ({words})\n")
             problems.flush()
             wandb.teardown()  # else the id counts as in use
-    return wandb.init(**arguments, mode="disabled" if mode == "disabled" else "offline", settings=settings)
+            mode = "offline"
+    return wandb.init(**arguments, mode=mode, settings=settings)
 
 
 def _log_summary(run: Any, content: Path) -> None:
