@@ -26,7 +26,7 @@ from csi_job.evaluation.csi import FloatArray
 from csi_job.logs import get_logger
 from csi_job.trial.inference import predict_logits
 from csi_job.trial.model import build_model
-from csi_job.trial.weights import as_ours, find_weights
+from csi_job.trial.pretrained import as_ours, find_weights
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")

@@ -1,11 +1,13 @@
-"""Pretrained initial weights: torchvision's own for ImageNet, or a file."""
+"""Weights from elsewhere: initial ones, torchvision's own for ImageNet or a file, and the forms they are stored in."""
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,9 +17,13 @@ from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
 from csi_job.trial.backbones import random_model, torchvision_models
-from csi_job.trial.weights import as_ours, find_weights
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # keys under which scripts store the weights
+# Modules that networks are commonly wrapped in: by PyTorch (DataParallel, compile) and by training scripts.
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densenet121)\.)+")
+# DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 _log = get_logger(__name__)
 
@@ -47,6 +53,28 @@ def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
         _log.warning("%s has no ImageNet weights; starting from random weights", arch)
     else:
         _copy(_imagenet(arch), model, arch, "the ImageNet weights")
+
+
+def find_weights(content: Any) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint; empty if there are none."""
+    while isinstance(content, dict) and (wrapper := next((key for key in WRAPPERS if key in content), None)):
+        content = content[wrapper]
+    named = content.items() if isinstance(content, dict) else ()
+    return {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+
+
+def as_ours(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights to the names of our networks, and let a first convolution over RGB take grey."""
+    modern = {PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name)): tensor for name, tensor in source.items()}
+    renamed = {f"backbone.{name}": tensor for name, tensor in modern.items()}
+    return {name: _as_stem(tensor, target.get(name)) for name, tensor in renamed.items()}
+
+
+def _as_stem(source: Tensor, target: Tensor | None) -> Tensor:
+    """Sum a first convolution over RGB if the target takes grey, which stands for three equal channels."""
+    if target is not None and source.ndim == target.ndim == 4 and (source.shape[1], target.shape[1]) == (3, 1):  # noqa: PLR2004
+        return source.sum(dim=1, keepdim=True)
+    return source
 
 
 def _imagenet(arch: str) -> dict[str, Tensor]:

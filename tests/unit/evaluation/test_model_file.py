@@ -14,7 +14,7 @@ from csi_job.errors import ModelFileError
 from csi_job.evaluation.model_file import FORMAT, load_model, predict_probabilities
 from csi_job.files import digest_file
 from csi_job.trial.model import build_model
-from csi_job.trial.weights import find_weights
+from csi_job.trial.pretrained import find_weights
 from tests.unit.evaluation.conftest import write_model_file
 
 CPU = torch.device("cpu")
