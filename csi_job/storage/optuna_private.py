@@ -48,6 +48,9 @@ STEP_TYPES: Final[dict[str, Any]] = dict(models.TrialIntermediateValueModel.Tria
 # Where `Study.set_metric_names` keeps the names: its own transaction would not be the one that creates the study.
 METRIC_NAMES_KEY: Final[str] = _SYSTEM_ATTR_METRIC_NAMES
 
+# Whose line about a study that is only a means to an end concerns nobody.
+IN_MEMORY_LOGGER: Final = "optuna.storages._in_memory"
+
 # Random states within the samplers we use, and samplers within samplers.
 _RANDOM_STATES: Final = ("_rng", "_cma_rng")
 _INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")

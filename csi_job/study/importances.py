@@ -12,7 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from csi_job.storage.optuna_private import importance_package
+from csi_job.storage.optuna_private import IN_MEMORY_LOGGER, importance_package
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -21,7 +21,7 @@ MIN_TRIALS: Final = 8  # with fewer, a ranking would be noise
 NUM_TOP_TRIALS: Final = 5  # the method's authors ask for at least this many good trials
 MAX_TRIALS: Final = 2000  # evenly spread over the ranking, so that a long study does not take long
 
-logging.getLogger("optuna.storages._in_memory").setLevel(logging.WARNING)  # the study below concerns nobody
+logging.getLogger(IN_MEMORY_LOGGER).setLevel(logging.WARNING)
 
 
 class Importances(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from optuna.trial import TrialState, create_trial
 from csi_job.errors import ConfigurationError
 from csi_job.storage.optuna_private import (
     HEAD_REVISION,
+    IN_MEMORY_LOGGER,
     METADATA,
     SCHEMA_VERSION,
     STEP_TYPES,
@@ -50,6 +52,15 @@ def test_optuna_is_the_version_whose_private_names_were_checked() -> None:
     assert optuna.__version__.startswith(f"{MINOR_VERSION}.")
     pin = Path(__file__).parents[3] / "pyproject.toml"
     assert f'"optuna~={MINOR_VERSION}.0"' in pin.read_text()
+
+
+def test_the_storage_in_memory_logs_under_the_name_that_is_silenced(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, IN_MEMORY_LOGGER)
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
+    optuna.create_study()
+    assert {record.name for record in caplog.records} == {IN_MEMORY_LOGGER}
 
 
 def test_ids_are_the_keys_of_the_tables(study: optuna.Study) -> None:
