@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,17 @@ def cache() -> CacheSettings:
 @pytest.fixture
 def radiographs(data: Path) -> RadiographsSettings:
     return settings_of(data)
+
+
+@pytest.fixture
+def copied(data: Path, tmp_path: Path) -> Path:
+    """The data, to be changed."""
+    shutil.copytree(data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def images_of(folder: Path) -> list[Path]:
+    return sorted((folder / "images").iterdir())
 
 
 def settings_of(folder: Path, **changes: object) -> RadiographsSettings:

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,8 @@ from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, split_patients
 from csi_job.radiographs.table import read_table
-from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, settings_of
-
-
-@pytest.fixture
-def copied(data: Path, tmp_path: Path) -> Path:
-    """The data, to be changed."""
-    shutil.copytree(data, tmp_path / "data")
-    return tmp_path / "data"
-
-
-def images_of(folder: Path) -> list[Path]:
-    return sorted((folder / "images").iterdir())
+from tests.support.processes import wait_until
+from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, images_of, settings_of
 
 
 def finished(work: Path) -> list[str]:
@@ -192,13 +181,6 @@ def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettin
     assert not set(children.read_text().split()) - others
 
 
-def test_missing_images_are_listed_in_the_work_folder_too(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
-    images_of(copied)[2].unlink()
-    with pytest.raises(DataError, match="1 of 30 images cannot be used"):
-        build_cache(settings_of(copied), cache, tmp_path)
-    assert "jane-doe-02;no image of this name" in (tmp_path / "problems.csv").read_text()
-
-
 def test_copies_of_an_image_in_several_splits_are_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
     paths = images_of(copied)
     for path in paths[1:]:
@@ -278,13 +260,6 @@ def slowed(seconds: float) -> str:
 
 def num_done(work: Path) -> int:
     return sum(sum(path.read_bytes()) for path in (work / "cache").glob(".*.marks"))
-
-
-def wait_until(happened: Callable[[], bool], limit_s: float = 60.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: StartBuild, tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from csi_job.cache.build import build_cache
 from csi_job.cache.problems import problems_listed
+from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError, Problem
+from tests.unit.cache.conftest import images_of, settings_of
 
 
 def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path: Path) -> None:
@@ -43,3 +46,10 @@ def test_a_failed_write_becomes_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the cache cannot be written") as caught, problems_listed(tmp_path):
         (tmp_path / "missing" / "file").write_text("")
     assert "\n" not in str(caught.value)
+
+
+def test_missing_images_are_listed_in_the_work_folder_too(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    images_of(copied)[2].unlink()
+    with pytest.raises(DataError, match="1 of 30 images cannot be used"):
+        build_cache(settings_of(copied), cache, tmp_path)
+    assert "jane-doe-02;no image of this name" in (tmp_path / "problems.csv").read_text()
