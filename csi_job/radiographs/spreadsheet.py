@@ -14,7 +14,7 @@ EXACT_DIGITS = 15  # a spreadsheet keeps so many, and zeros after them
 def lost_digits(identifier: str) -> bool:
     """Tell whether a spreadsheet may have put zeros, or nothing, in the place of the last digits."""
     is_long = len(identifier) > EXACT_DIGITS and identifier.isdecimal()
-    return bool(_SCIENTIFIC.fullmatch(identifier)) or (is_long and not identifier[EXACT_DIGITS:].strip("0"))
+    return is_scientific(identifier) or (is_long and not identifier[EXACT_DIGITS:].strip("0"))
 
 
 def is_scientific(identifier: str) -> bool:
