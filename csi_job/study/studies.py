@@ -46,7 +46,9 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
         ListedStudy(
             study.study_name,
             str(study.user_attrs.get(OBJECTIVE, "")),
-            _counts(storage, study_id_of(study)) if TARGET in study.user_attrs else None,
+            storage.read(functools.partial(count_trials, study_id=study_id_of(study)))
+            if TARGET in study.user_attrs
+            else None,
         )
         for study in storage.get_all_studies()
     ]
@@ -61,11 +63,6 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
 
     """
     return load_study(open_storage(settings, work, create=False), name)
-
-
-def study_counts(study: optuna.Study) -> Counts:
-    """Count a study's trials by what they mean for its target."""
-    return _counts(storage_of(study), study_id_of(study))
 
 
 def delete_study(study: optuna.Study, work: Path) -> None:
@@ -117,7 +114,3 @@ def _make_room(connection: Connection, study_id: int, *, raise_total: bool) -> N
         message = f"the study's total of {counts.target} trials leaves no room for another"
         raise ConfigurationError(message, hint="raise it with `csi-job study enqueue --raise-total`")
     store_target(connection, study_id, counts.target + 1 - counts.num_free)
-
-
-def _counts(storage: StudyStorage, study_id: int) -> Counts:
-    return storage.read(lambda connection: count_trials(connection, study_id))

@@ -21,8 +21,9 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
-from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.claim import Claim, Counts, NothingToClaim, claim_trial, count_trials
 from csi_job.storage.lease import Lease, new_token, worker_id
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.study.definition import Definition, define_study
@@ -109,6 +110,11 @@ def define(
     given = toy_settings(**settings)
     parts: dict[str, Any] = {"cache_key": cache_key, "average": average, "results": results, "tree": tree}
     return define_study(storage, Definition.of(given, space, baseline, **parts))
+
+
+def study_counts(study: optuna.Study) -> Counts:
+    """Count a study's trials by what they mean for its target."""
+    return storage_of(study).read(lambda connection: count_trials(connection, study_id_of(study)))
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:

@@ -16,9 +16,8 @@ from csi_job.storage.attributes import outcome_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import PARAMS
 from csi_job.storage.trial_rows import MAX_LISTED, read_trials
-from csi_job.study.studies import study_counts
 from csi_job.study.target import set_target
-from tests.support.studies import define, work_on
+from tests.support.studies import define, study_counts, work_on
 
 
 @pytest.mark.parametrize("value", [5.0, None])

@@ -12,9 +12,9 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
-from csi_job.study.studies import delete_study, enqueue_trial, list_studies, study_counts
+from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import WorkFolder
-from tests.support.studies import SPACE, Reader, define, toy_space, work_on, write_checkpoint
+from tests.support.studies import SPACE, Reader, define, study_counts, toy_space, work_on, write_checkpoint
 
 
 def test_studies_are_listed_with_their_counts(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:

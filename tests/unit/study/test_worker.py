@@ -27,11 +27,21 @@ from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
-from csi_job.study.studies import enqueue_trial, study_counts
+from csi_job.study.studies import enqueue_trial
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
-from tests.support.studies import SPACE, Reader, define, leased, objective, value_at, work_on, write_checkpoint
+from tests.support.studies import (
+    SPACE,
+    Reader,
+    define,
+    leased,
+    objective,
+    study_counts,
+    value_at,
+    work_on,
+    write_checkpoint,
+)
 
 Running = RunningTrial[Hyperparameters]
 
