@@ -96,9 +96,18 @@ class PlacementValues(ValuesSection):
     priority_class_name: Name = ""
 
 
+class ServiceAccountValues(ValuesSection):
+    """The account that pods run under."""
+
+    create: bool
+    name: Name
+    annotations: Labels
+
+
 class ControllerValues(PlacementValues):
     """The pod that creates the stages; those of check and fetch run on the same nodes."""
 
+    service_account: ServiceAccountValues
     resources: ResourcesValues
     missing_seconds: Natural
     max_rounds: Positive
@@ -178,10 +187,10 @@ class NetworkPolicyValues(ValuesSection):
     extra_egress: list[dict[str, Any]]
 
 
-class ServiceAccountValues(ValuesSection):
-    """The account of the stages' pods."""
+class RbacValues(ValuesSection):
+    """The controller's rights."""
 
-    annotations: Labels
+    create: bool
 
 
 class ChartValues(ValuesSection):
@@ -207,6 +216,7 @@ class ChartValues(ValuesSection):
     kueue: KueueValues
     dashboard: DashboardValues
     network_policy: NetworkPolicyValues
+    rbac: RbacValues
     service_account: ServiceAccountValues
     pod_security_context: dict[str, Any]
     security_context: dict[str, Any]

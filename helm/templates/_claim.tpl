@@ -4,8 +4,7 @@
 {{- $name := printf "%s-%s" (include "csi-job.fullname" .root) .component -}}
 {{- $old := lookup "v1" "PersistentVolumeClaim" .root.Release.Namespace $name -}}
 {{- if $old }}
-{{- $known := lookup "storage.k8s.io/v1" "StorageClass" "" ($old.spec.storageClassName | default "") -}}
-{{- include "csi-job.claimChange" (merge (dict "old" $old "known" $known "name" $name) .) -}}
+{{- include "csi-job.claimChange" (merge (dict "old" $old "name" $name) .) -}}
 {{- end -}}
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -20,8 +19,9 @@ spec:
   resources: {requests: {storage: {{ .size }}}}
 {{- end -}}
 
-{{/* Fail and name the value if the existing claim can't become the wanted one: as above, with "name", "old" <the claim>
-     and "known" <its storage class, if we may read it>. */}}
+{{/* Fail and name the value if the existing claim can't become the wanted one: as above, with "name" and "old" <the claim>.
+     Whether its class can grow is left to the API server: classes are cluster-scoped, and a lookup without the right to
+     read them fails every upgrade. */}}
 {{- define "csi-job.claimChange" -}}
 {{- $spec := .old.spec -}}
 {{- $class := $spec.storageClassName | default "" -}}
@@ -37,9 +37,6 @@ spec:
 {{- $present := include "csi-job.bytes" $size | float64 -}}
 {{- if lt $wanted $present -}}
 {{- fail (printf "%s: no claim can shrink, and %s already exists; keep the value" $change .name) -}}
-{{- end -}}
-{{- if and (gt $wanted $present) .known (not .known.allowVolumeExpansion) -}}
-{{- fail (printf "%s: the storage class %q of the claim %s can't grow; keep the value" $change $class .name) -}}
 {{- end -}}
 {{- end -}}
 

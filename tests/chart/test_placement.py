@@ -1,4 +1,4 @@
-"""Placement, volumes and annotations of every component's pods."""
+"""Placement, account, volumes and annotations of every component's pods."""
 
 from __future__ import annotations
 
@@ -41,3 +41,17 @@ def test_every_pod_has_the_annotations_from_the_values() -> None:
     assert len(templates) == len(PLACED)
     for template in templates:
         assert template["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_every_pod_runs_under_the_account_from_the_values(*, create: bool) -> None:
+    given = {f"{part}.name": name for part, name in (("serviceAccount", "pods"), ("controller.serviceAccount", "boss"))}
+    given |= dict.fromkeys(("rbac.create", "serviceAccount.create", "controller.serviceAccount.create"), create)
+    documents = render({**EVERYTHING, **given})
+    for component, pod in pods(documents).items():
+        assert pod["serviceAccountName"] == ("boss" if component == "controller" else "pods"), component
+    accounts = [item["metadata"]["name"] for item in documents if item["kind"] == "ServiceAccount"]
+    assert sorted(accounts) == (["boss", "pods"] if create else [])
+    subjects = [item["subjects"][0]["name"] for item in documents if item["kind"] == "RoleBinding"]
+    assert subjects == ["boss"] * create
+    assert [item["kind"] for item in documents].count("Role") == create

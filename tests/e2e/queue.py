@@ -23,7 +23,7 @@ class Queue:
         """Make the queue, without quota."""
         name = self.release.namespace
         queue = {"clusterQueue": name}
-        self.release.apply(
+        self.release.as_admin.apply(
             self._object("ResourceFlavor", name),
             self._object("WorkloadPriorityClass", name) | {"value": 1000, "description": "before the release"},
             self._cluster_queue(0),
@@ -32,7 +32,7 @@ class Queue:
 
     def allow(self, num_pods: int) -> None:
         """Set the quota."""
-        self.release.apply(self._cluster_queue(num_pods))
+        self.release.as_admin.apply(self._cluster_queue(num_pods))
 
     def preempt(self, num_pods: int, seconds: int) -> None:
         """Queue a Job of higher priority."""

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,18 @@ class Release:
     namespace: str
     name: str = "demo"
     database: str = "demo-csi-job-database-0"  # the pod that holds the study
+    user: Path = Path(os.environ.get("KUBECONFIG", ""))  # kubeconfig of whoever drives it
+
+    @property
+    def as_admin(self) -> Release:
+        """The same release, driven by the administrator of the cluster."""
+        return replace(self, user=Release.user)
+
+    def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program as the user; helm and kubectl in the release's namespace."""
+        program, *arguments = command
+        namespace = ("-n", self.namespace) if program in ("helm", "kubectl") else ()
+        return run(program, *namespace, *arguments, env={**os.environ, "KUBECONFIG": str(self.user)}, **options)
 
     def helm(self, action: str, *arguments: str, values: dict[str, Any] | None = None, check: bool = True) -> str:
         """Install or upgrade the chart with the tests' values, `values` last."""
@@ -89,27 +101,25 @@ class Release:
         given = ["--set", f"image.repository={repository},image.tag={tag}"]
         files = ["-f", str(VALUES), *(["-f", MORE_VALUES] if MORE_VALUES else [])]
         more = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
-        result = run(
-            "helm", action, self.name, CHART, "-n", self.namespace, *files, *given, *more, *arguments, check=check
-        )
+        result = self.run("helm", action, self.name, CHART, *files, *given, *more, *arguments, check=check)
         assert "Warning" not in result.stderr + result.stdout, "Pod Security or the API server warns"
         return result.stdout + result.stderr
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
-        return run("kubectl", "-n", self.namespace, *arguments, check=check).stdout
+        return self.run("kubectl", *arguments, check=check).stdout
 
     def apply(self, *manifests: dict[str, Any]) -> None:
         """Apply objects, namespaced ones to the release's namespace."""
         bundle = {"apiVersion": "v1", "kind": "List", "items": manifests}
-        run("kubectl", "apply", "-n", self.namespace, "-f", "-", input=json.dumps(bundle))
+        self.run("kubectl", "apply", "-f", "-", input=json.dumps(bundle))
 
     def csi_job(self, *arguments: str, check: bool = True) -> str:
-        result = run(*self._ours("cluster", *arguments), check=check)
+        result = self.run(*self._ours("cluster", *arguments), check=check)
         return result.stdout + result.stderr
 
     def status(self, *options: str) -> list[dict[str, Any]]:
         """Each snapshot of the release by `csi-job status`."""
-        result = run(*self._ours("status", "--json", *options), timeout=600)  # watching to the end takes long
+        result = self.run(*self._ours("status", "--json", *options), timeout=600)  # watching to the end takes long
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     def _ours(self, *command: str) -> tuple[str, ...]:

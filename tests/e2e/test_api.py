@@ -11,5 +11,6 @@ from tests.unit.cluster.api_contract import ApiContract
 
 class TestApiServer(ApiContract):
     @pytest.fixture
-    def cluster(self, release: Release) -> Cluster:
+    def cluster(self, release: Release, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(release.user))
         return Cluster(release.namespace)

@@ -32,7 +32,7 @@ def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) 
     assert release.num_finished() == num_trials
     assert release.trials()["FAIL"] == 0
     assert release.trials()["RUNNING"] == 0
-    history = json.loads(run("helm", "history", release.name, "-n", release.namespace, "-o", "json").stdout)
+    history = json.loads(release.run("helm", "history", release.name, "-o", "json").stdout)
     assert [entry["status"] for entry in history][-1] == "deployed"
     assert "pending" not in {entry["status"].split("-")[0] for entry in history}
 
@@ -63,7 +63,7 @@ def _evict_and_drain(release: Release) -> None:
     victim = release.running("search")[0]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
     path = f"/api/v1/namespaces/{release.namespace}/pods/{victim}/eviction"
-    run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    release.run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
     node = release.items("pods", "database")[0]["spec"]["nodeName"]
     chosen = f"--pod-selector={MARK}={release.namespace},app.kubernetes.io/component=search"
     try:  # pods of other releases on this node are left alone, and wait no longer than this
@@ -82,7 +82,7 @@ def _upgrade_and_roll_back(release: Release, endless: dict[str, Any]) -> None:
     changed |= {"search.resources.requests.memory": "80Mi"}
     release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)
     wait_until("the search runs with the new variable", lambda: _has_variable(release, "COLOUR"), 180)
-    run("helm", "rollback", release.name, "1", "-n", release.namespace, "--wait", "--timeout", "3m")
+    release.run("helm", "rollback", release.name, "1", "--wait", "--timeout", "3m")
     wait_until("the search runs without it", lambda: not _has_variable(release, "COLOUR"), 180)
 
 

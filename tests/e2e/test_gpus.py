@@ -24,7 +24,7 @@ def advertise(node: str, number: int | None) -> None:
 @pytest.fixture
 def node(release: Release) -> Iterator[str]:
     """The only node of the test cluster; its GPUs are restored."""
-    found = json.loads(release.kubectl("get", "nodes", "-o", "json"))["items"]
+    found = json.loads(release.as_admin.kubectl("get", "nodes", "-o", "json"))["items"]
     if len(found) > 1:
         pytest.skip("this cluster has several nodes")
     name = found[0]["metadata"]["name"]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.e2e.release import Release, pod, run, secret, wait_until
+from tests.e2e.release import Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 DATABASE_IMAGE = os.environ.get("E2E_DATABASE_IMAGE", "docker.io/library/postgres:17")
@@ -28,7 +28,7 @@ def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(relea
     assert {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in other.items("pods")} == {
         *("controller", "cache", "search", "final")
     }
-    run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
+    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
     wait_until("the first release is gone", lambda: release.items("pods") == [], 120)
     assert len(other.items("jobs")) == 4
 

@@ -43,7 +43,8 @@ def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_
 
 def _api_server(release: Release) -> dict[str, Any]:
     """Values that let the controller reach this cluster's API server, and no other address."""
-    found = json.loads(release.kubectl("get", "endpointslices", "kubernetes", "-n", "default", "-o", "json"))
+    slice_ = ("get", "endpointslices", "kubernetes", "-n", "default", "-o", "json")
+    found = json.loads(release.as_admin.kubectl(*slice_))
     address, port = found["endpoints"][0]["addresses"][0], found["ports"][0]["port"]
     return {"controller.apiServerCidr": f"{address}/32", "controller.apiServerPorts": [port]}
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import Release, wait_until
 
 pytestmark = pytest.mark.timeout(2400)
 VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
@@ -58,7 +58,7 @@ def _reinstall(release: Release) -> int:
     """Uninstall in the middle, install again, and return the new number of trials."""
     finished = release.num_finished()
     num_trials = finished + NUM_MORE
-    run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
+    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
     wait_until("no pod is left", lambda: release.items("pods") == [], 120)
     assert len(release.items("pvc")) == 2
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"job.study.num_trials": num_trials})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import Release, wait_until
 
 WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}
 ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.timeout(900)
 
 def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release: Release) -> None:
     quota = {"pods": "20", "requests.cpu": "2", "requests.memory": "4Gi", "limits.cpu": "200", "limits.memory": "400Gi"}
-    release.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": quota}})
+    metadata = {"name": "small"}
+    release.as_admin.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": quota}})
     # The database's image, the data claim and the tracking key do not exist.
     values: dict[str, Any] = {
         "demo.enabled": False,
@@ -33,7 +34,7 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
     assert "the quota small allows requests.cpu 2, but one pod of the search needs 4" in output
     assert "volume claim demo-csi-job-work: " in output
 
-    tested = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "3m", check=False)
+    tested = release.run("helm", "test", release.name, "--timeout", "3m", check=False)
     assert tested.returncode != 0
     pod = f"app.kubernetes.io/instance={release.name},app.kubernetes.io/component=check"
     log = release.kubectl("logs", "-l", pod, "--tail=-1")
@@ -64,7 +65,7 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     assert "trials finished" in snapshots[-1]["note"]
     dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
-    test = run("helm", "test", release.name, "-n", release.namespace, "--timeout", "4m", check=False)
+    test = release.run("helm", "test", release.name, "--timeout", "4m", check=False)
     assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import Release, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -66,7 +66,7 @@ def test_an_exhausted_budget_ends_the_search_with_a_final_model_and_survives_a_r
     release.csi_job("fetch", str(tmp_path))
     assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
 
-    run("helm", "uninstall", release.name, "-n", release.namespace, "--wait", "--timeout", "3m")
+    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
     wait_until("no pod is left", lambda: release.items("pods") == [], 120)
     release.helm("install", values=values)
     release.wait_for_end(400)

@@ -34,7 +34,7 @@ annotations:
 {{- $stage := index . 1 -}}
 {{ include "csi-job.podSpec" (list $root (index $root.Values (eq $stage "check" | ternary "controller" $stage))) }}
 restartPolicy: Never
-serviceAccountName: {{ include "csi-job.fullname" $root }}
+serviceAccountName: {{ include "csi-job.account" $root }}
 terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | int64 }}
 securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
 volumes:

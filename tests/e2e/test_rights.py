@@ -1,0 +1,44 @@
+"""Fewer rights than the other tests' users have, who may do anything within their namespace, and nothing elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.release import CHART, Release, wait_until
+
+pytestmark = pytest.mark.timeout(1500)
+VALUES = {"rbac.create": False, "job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
+
+
+def _prepare(release: Release) -> None:
+    """Do as an administrator what docs/kubernetes.md asks for."""
+    given = ("--set", "demo.enabled=true", "-s", "templates/controller/role*.yaml")
+    roles = release.as_admin.run("helm", "template", release.name, CHART, *given).stdout
+    release.as_admin.run("kubectl", "apply", "-f", "-", input=roles)
+
+
+@pytest.mark.parametrize("role", ["edit"])
+def test_without_the_right_to_grant_rights_a_user_installs_what_an_administrator_prepared(
+    release: Release, tmp_path: Path
+) -> None:
+    _prepare(release)
+    release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
+    wait_until("a trial is complete", lambda: release.num_finished() >= 1, 300)
+    release.helm("upgrade", values=VALUES | {"search.parallelism": 2})
+    wait_until("two pods search", lambda: len(release.running("search")) == 2, 120)
+    release.run("helm", "rollback", release.name, "1", "--wait", "--timeout", "3m")
+    wait_until("one pod searches", lambda: len(release.running("search")) == 1, 120)
+    num_trials = release.pause() + 2
+    assert release.status()[-1]["study"]["num_finished"] == num_trials - 2
+    assert "quotas: none" in release.csi_job("check")
+
+    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
+    wait_until("no pod is left", lambda: release.items("pods") == [], 120)
+    release.helm("install", values=VALUES | {"job.study.num_trials": num_trials})
+    release.wait_for_end(500)
+
+    assert release.num_finished() == num_trials
+    release.csi_job("fetch", str(tmp_path))
+    assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
