@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LogFormat = Literal["auto", "text", "json"]
 ANNOUNCE_AFTER_S = 1.0
 PROGRESS_LOG_EVERY_S = 15.0  # how often a long step logs its progress when there is no terminal
+REPEAT_EVERY_S = 60.0  # how often a line that keeps coming is logged
 
 _root = logging.getLogger("csi_job")
 
@@ -69,6 +71,25 @@ def announced(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class RepeatedWarnings:
+    """Logs a warning that keeps coming at most once a minute, with how often it came."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        """Start with no line."""
+        self._logger = logger
+        self._logged: dict[str, tuple[float, int]] = {}  # by line: when it was last logged, and how often it came since
+
+    def log(self, line: str) -> None:
+        """Log the line, or count it."""
+        now = time.monotonic()
+        logged_at, times = self._logged.get(line, (-math.inf, 0))
+        if now - logged_at < REPEAT_EVERY_S:
+            self._logged[line] = (logged_at, times + 1)
+            return
+        self._logger.warning("%s%s", line, f" ({times + 1} times in the last {now - logged_at:.0f} s)" if times else "")
+        self._logged[line] = (now, 0)
 
 
 def is_interactive() -> bool:

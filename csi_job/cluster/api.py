@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import socket
 import subprocess
 import tempfile
@@ -22,8 +24,17 @@ from csi_job.errors import ClusterError
 Object = dict[str, Any]  # as in YAML
 Write = Callable[[bytes], object]
 FIELD_MANAGER: Final = "csi-job-controller"
-NOT_FOUND: Final = 404
+UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
+NOT_FOUND: Final = 404
+CONFLICT: Final = 409
+SERVER_ERROR: Final = 500
+# What a retry can mend besides other numbers from 500: a timeout, and too many requests.
+RETRIABLE: Final = frozenset({408, 429})
+# A role or binding is missing; admission has the same number for an object that it refuses.
+NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
+# So it answers 500 to an object with a wrong type or an unknown field.
+UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
 TIMEOUT_S: Final = 30
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -84,14 +95,19 @@ class Cluster:
         jobs = [job for job in self.find("Job", labels) if "deletionTimestamp" not in job["metadata"]]
         return sorted(jobs, key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
 
-    def apply(self, manifest: Mapping[str, Any]) -> None:
+    def events(self, kind: str, name: str) -> list[Object]:
+        """Return what was reported about an object, in no order."""
+        selector = f"involvedObject.kind={kind},involvedObject.name={name}"
+        return list(self._request("get", "Event", field_selector=selector)["items"])
+
+    def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> None:
         """Create an object, or change it to what the manifest says, by server-side apply."""
-        options = {"field_manager": FIELD_MANAGER, "force_conflicts": True}
+        options = {"field_manager": FIELD_MANAGER, "force_conflicts": True, **_dry_run(dry_run)}
         self._request("server_side_apply", manifest["kind"], body=manifest, **options)
 
-    def create(self, manifest: Mapping[str, Any]) -> None:
+    def create(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> None:
         """Create an object."""
-        self._request("create", manifest["kind"], body=manifest)
+        self._request("create", manifest["kind"], body=manifest, **_dry_run(dry_run))
 
     def patch(self, kind: str, name: str, patch: Mapping[str, Any]) -> bool:
         """Change some fields of an object in one step; return False if it no longer exists."""
@@ -121,7 +137,7 @@ class Cluster:
         with _one_line_errors():
             reply = getattr(resource, verb)(namespace=self.namespace, **plain, **arguments)
         if not isinstance(reply, dict):  # e.g. the login page of a proxy
-            raise UnreachableError("the API server's reply is not JSON", hint="see: kubectl cluster-info")
+            raise ClusterError("the API server's reply is not JSON", hint="see: kubectl cluster-info")
         return reply
 
     def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
@@ -175,24 +191,60 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise _rejection(error) from None
+        raise _of_answer(error) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        message = f"the API server cannot be reached ({type(error).__name__})"
-        raise UnreachableError(message, hint="see: kubectl cluster-info") from None
+        raise _of_connection(error) from None
 
 
-def _rejection(error: ApiException) -> ClusterError:
-    status = int(error.status or 0)
+def _of_connection(error: BaseException) -> ClusterError:
+    """Return the error of a connection that failed; a certificate that is refused stays so."""
+    while (cause := getattr(error, "reason", None)) is not None and isinstance(cause, BaseException):
+        error = cause
+    is_refused = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    kind = ClusterError if is_refused else UnreachableError
+    reason = str(error).rpartition(": ")[2] or type(error).__name__
+    return kind(f"the API server cannot be reached ({reason})", hint="see: kubectl cluster-info")
+
+
+def _of_answer(error: ApiException) -> ClusterError:
+    """Return the error that an answer means: an outage if a retry can mend it, else a refusal."""
+    status, cause = int(error.status or 0), error.__context__
+    body: bytes | str | None = error.body
+    if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # the client turns whatever ends an exec into status 0
+        raise cause
+    if isinstance(cause, websocket.WebSocketBadStatusException):
+        status, body = cause.status_code, cause.resp_body
+    elif not status:
+        return _of_connection(cause or error)
+    reply = _reply(body)
+    message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
+    if _is_outage(status, str(reply.get("reason") or ""), message):
+        return UnreachableError(f"the API server is not available (status {status}: {message})")
+    kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
+    if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
+        kind = NotAllowedError
+    return kind(f"the API server rejected the request: {message}")
+
+
+def _reply(body: Any) -> dict[str, Any]:
+    """Return the body of an answer, empty if it is not from Kubernetes: a proxy may answer anything."""
     try:
-        body = json.loads(error.body or "{}")
-    except ValueError:  # a proxy may answer anything
-        body = None
-    message = body.get("message") if isinstance(body, dict) else ""
-    reason = str(message or error.reason or "no reason given")
-    if status in {0, 429} or status >= 500:  # noqa: PLR2004 - HTTP's own numbers
-        return UnreachableError(f"the API server is not available (status {status}: {reason})")
-    kind = {FORBIDDEN: NotAllowedError, NOT_FOUND: NotFoundError}.get(status, ClusterError)
-    return kind(f"the API server rejected the request: {reason}")
+        reply = json.loads(body or "{}")
+    except ValueError:
+        return {}
+    return reply if isinstance(reply, dict) else {}
+
+
+def _is_outage(status: int, reason: str, message: str) -> bool:
+    if status == CONFLICT:  # two writers at once, not an object that exists already
+        return reason == "Conflict"
+    if status == SERVER_ERROR:
+        return not UNREADABLE.search(message)
+    return status in RETRIABLE or status > SERVER_ERROR
+
+
+def _dry_run(wanted: bool) -> dict[str, str]:  # noqa: FBT001 - passed on from the callers' keyword
+    return {"dry_run": "All"} if wanted else {}
 
 
 def _run_here(command: list[str], write: Write) -> None:

@@ -7,22 +7,27 @@ at any point and resume.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster, UnreachableError
+from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import Budget
+from csi_job.cluster.refusals import NotYetError, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
 from csi_job.cluster.stages import STAGES, Release, Stage, read_release
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
-from csi_job.logs import get_logger
+from csi_job.errors import ClusterError, StageFailedError
+from csi_job.logs import RepeatedWarnings, get_logger
 
 logger = get_logger(__name__)
 POLL_S: Final = 2.0
 TERMINATION_LOG: Final = Path("/dev/termination-log")
+Step = Callable[[Release], bool]  # what to do next for a release; returns whether nothing is left to do
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class ControllerOptions:
     """Digest of this controller's configuration. If the ConfigMap shows another one, a newer controller is in charge
     and this one exits."""
     missing_s: float = 120.0
-    """Seconds a pod may wait for a volume claim or an image that does not exist."""
+    """Seconds to wait for what does not exist or is refused: a claim, an image, a class, a quota, a permission."""
     max_rounds: int = 10
     """How often the search Job may be recreated."""
     budget: Budget = field(default_factory=Budget)
@@ -43,38 +48,61 @@ class ControllerOptions:
 
 
 def run_controller(cluster: Cluster, options: ControllerOptions, settings: Settings) -> str:
-    """Run a release to its end: cache, search, final model.
+    """Run a release to its end: the API server's check of every stage, then cache, search and final model.
 
     Returns:
         the outcome in one line.
 
     Raises:
+        ConfigurationError: the API server refuses a stage's Job.
         StageFailedError: a stage failed permanently.
 
     """
     watch = StudyWatch(settings)
-    for place in range(len(STAGES)):
-        if not _run_stage(cluster, options, watch, place):
-            return "another controller has taken over, or the release was uninstalled"
+    steps: list[Step] = [
+        partial(check_stages, cluster),
+        *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
+    ]
+    if not all(_complete(cluster, options, step) for step in steps):
+        return "another controller has taken over, or the release was uninstalled"
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"
     return f"study {settings.study.name}: {summary}; model and report are under models/"
 
 
-def _run_stage(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, place: int) -> bool:
-    """Run one stage to its end; return False if this controller is no longer in charge."""
-    run: StageRun | None = None
+def _complete(cluster: Cluster, options: ControllerOptions, step: Step) -> bool:
+    """Repeat a step until it is complete; return False if this controller is no longer in charge."""
+    warnings, refused_at = RepeatedWarnings(logger), None
     while True:
         try:
             release = read_release(cluster, options.stages)
             if release is None or release.digest != options.digest:
                 return False
-            run = run or _stage_run(cluster, options, watch, release, release.stages[place])
-            if run.reconcile():
+            if step(release):
                 return True
+            refused_at = None
         except UnreachableError as error:
-            logger.warning("%s; retrying", error)
+            warnings.log(f"{error}; retrying")
+        except (NotAllowedError, NotYetError) as error:
+            refused_at = refused_at or time.monotonic()
+            if time.monotonic() - refused_at > options.missing_s:
+                raise StageFailedError(str(error)) from None
+            warnings.log(f"{error}; waiting up to {options.missing_s:.0f} s")
+        except ClusterError as error:
+            raise StageFailedError(str(error)) from None
         time.sleep(POLL_S)
+
+
+def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, name: str) -> Step:
+    """Return the step that runs one stage to its end."""
+    run: StageRun | None = None
+
+    def reconcile(release: Release) -> bool:
+        nonlocal run
+        run = run or _stage_run(cluster, options, watch, release, release.stage(name))
+        return run.reconcile()
+
+    return reconcile
 
 
 def _stage_run(

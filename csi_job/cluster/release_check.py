@@ -7,12 +7,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
-from kubernetes.utils.quantity import parse_quantity
-
-from csi_job.cluster.api import Cluster, NotAllowedError
+from csi_job.cluster.api import Cluster, NotAllowedError, Object
 from csi_job.cluster.pod_check import Requirements, check_nodes, combined_error, run_checks
 from csi_job.cluster.pods import is_active
-from csi_job.cluster.stages import Release, Stage, find_release, is_gpu
+from csi_job.cluster.refusals import EXCEEDED_QUOTA, check_job, pod_refusal, to_number, unbound_reason, with_remedy
+from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, Stage, find_release, is_gpu
 from csi_job.errors import ConfigurationError
 
 Amounts = dict[str, Decimal]
@@ -21,7 +20,7 @@ POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of 
 
 
 def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
-    """Check volume claims, Secrets, quotas and nodes, and report all problems at once.
+    """Check volume claims, Secrets, quotas, nodes, and whether each stage's pod would be admitted.
 
     Args:
         cluster: the namespace.
@@ -32,20 +31,23 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
 
     Raises:
         ClusterError: no such release.
-        ConfigurationError: there are problems; the message lists them.
+        ConfigurationError: there are problems; the message lists them all.
 
     """
     release = find_release(cluster, release_name)
-    search = release.search
     problems: list[str] = []
-    claims = sorted({name for stage in release.stages for name in _claims(stage)})
+    quotas = _quotas(cluster)
     checks = [
-        *(partial(check_pvc, cluster, name, search) for name in claims),
+        *(partial(check_pvc, cluster, name, release.search) for name in _claims(cluster, release)),
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
-        partial(check_quotas, cluster, search),
-        partial(check_nodes, _requirements(search, release.gpu_resource), _nodes(cluster)),
+        *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
+        *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
+        *(partial(check_pod, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
+        partial(check_nodes, _requirements(release.search, release.gpu_resource), _nodes(cluster)),
     ]
     yield from run_checks(checks, problems)
+    if not quotas:
+        yield "quotas: none" if quotas is not None else "quotas: not checked (no permission to list them)"
     if problems:
         raise combined_error(problems)
     yield f"for volumes, database and memory as pods see them: helm test {release.name} -n {cluster.namespace}"
@@ -60,7 +62,9 @@ def check_pvc(cluster: Cluster, name: str, search: Stage) -> str:
     modes, phase = claim["spec"]["accessModes"], claim.get("status", {}).get("phase", "")
     if phase == "Lost":
         raise ConfigurationError(f"the volume claim {name} has lost its volume", hint="see: kubectl describe pvc")
-    is_mounted = name in _claims(search)
+    if phase == "Pending" and (reason := unbound_reason(cluster, [name])):
+        raise ConfigurationError(reason)
+    is_mounted = name in search.claims
     if is_mounted and search.parallelism > 1 and "ReadWriteOncePod" in modes:
         message = f"the volume claim {name} is for one pod (ReadWriteOncePod), but {search.parallelism} share it"
         raise ConfigurationError(message, hint=f"make it {SHARED}, or set search.parallelism=1")
@@ -82,43 +86,60 @@ def check_secret(cluster: Cluster, name: str, keys: Iterable[str]) -> str:
     return f"Secret {name}: found, with its key"
 
 
-def check_quotas(cluster: Cluster, search: Stage) -> str:
-    """Check that the namespace's quotas admit a pod of the search, and report how many."""
-    try:
-        quotas = cluster.find("ResourceQuota")
-    except NotAllowedError:
-        return "quotas: not checked (no permission to list them)"
-    pod = quota_usage_per_pod(search.pod)
-    num_running = sum(map(is_active, cluster.find("Pod", search.labels)))
-    num_pods = search.parallelism
-    for quota in quotas:
-        # A quota with scopes counts only some pods, and the API server alone knows which.
-        if not quota["spec"].get("scopes") and not quota["spec"].get("scopeSelector"):
-            num_pods = min(num_pods, num_running + _pods_left(quota, pod))
-    return f"quotas: room for {num_pods} of {search.parallelism} pods" if quotas else "quotas: none"
+def check_quotas(cluster: Cluster, release: Release, stage: Stage, quotas: Iterable[Object]) -> str:
+    """Check that the namespace's quotas admit a pod of a stage while no other stage runs, and report how many."""
+    pods = cluster.find("Pod", {INSTANCE: release.name})
+    own = [pod for pod in pods if is_active(pod) and pod["metadata"]["labels"].get(COMPONENT) in STAGES]
+    num_pods = min(_pods_left(quota, stage, own) for quota in quotas)
+    return f"quotas: {stage.name} has room for {min(num_pods, stage.parallelism)} of {stage.parallelism} pods"
 
 
-def _pods_left(quota: Mapping[str, Any], pod: Amounts) -> int:
-    """Return how many more such pods a quota admits; raise if none, or if the pod lacks a required amount."""
-    name, status = quota["metadata"]["name"], quota.get("status") or {}
-    used = status.get("used") or {}
+def _pods_left(quota: Mapping[str, Any], stage: Stage, own: Iterable[Object]) -> int:
+    """Return how many pods of a stage a quota admits besides what others use; raise if none."""
+    name, status, amounts = quota["metadata"]["name"], quota.get("status") or {}, quota_usage_per_pod(stage.pod)
+    used = {resource: to_number(amount) for resource, amount in (status.get("used") or {}).items()}
+    for pod in own:
+        for resource, mine in quota_usage_per_pod(pod["spec"]).items():
+            used[resource] = used.get(resource, Decimal(0)) - mine
     num_pods = 10**6
     for resource, limit in (status.get("hard") or quota["spec"].get("hard") or {}).items():
-        amount = pod.get(resource)
-        if amount is None and resource.rpartition(".")[2] in ("cpu", "memory"):
-            message = f"the quota {name} requires {resource}, which the pods of the search do not set"
-            raise ConfigurationError(message, hint="set it in search.resources")
-        if not amount:
+        if not (amount := amounts.get(resource)):
             continue
-        num_pods = min(num_pods, max(int((_number(limit) - _number(used.get(resource, "0"))) / amount), 0))
-        if num_pods == 0 and _number(limit) < amount:
-            message = f"the quota {name} allows {resource} {limit}, but one pod of the search needs "
-            hint = "lower search.resources or search.gpus, or ask for a larger quota"
+        others = max(used.get(resource, Decimal(0)), Decimal(0))
+        num_pods = min(num_pods, max(int((to_number(limit) - others) / amount), 0))
+        if num_pods == 0 and to_number(limit) < amount:
+            message = f"the quota {name} allows {resource} {limit}, but a pod of {stage.name} needs "
+            hint = f"lower {stage.name}.resources or {stage.name}.gpus, or ask for a larger quota"
             raise ConfigurationError(f"{message}{amount.normalize():f}", hint=hint)
         if num_pods == 0:
-            message = f"the quota {name} leaves no room: {resource} {used.get(resource, '0')} of {limit} are used"
-            raise ConfigurationError(message, hint="wait until others are done, or ask for a larger quota")
+            message = f"the quota {name} leaves no room for {stage.name}: {resource} {others.normalize():f} of {limit}"
+            raise ConfigurationError(
+                f"{message} are used", hint="wait until others are done, or ask for a larger quota"
+            )
     return num_pods
+
+
+def check_stage(cluster: Cluster, release: Release, stage: Stage, quotas: Iterable[Object] | None) -> str:
+    """Check that the API server would accept a stage's Job and admit its pod."""
+    try:
+        check_job(cluster, release, stage)
+    except NotAllowedError:
+        return f"{stage.name}: not checked (no permission to create Jobs)"
+    return check_pod(cluster, release, stage.name, stage.template, quotas)
+
+
+def check_pod(
+    cluster: Cluster, release: Release, component: str, template: Mapping[str, Any], quotas: Iterable[Object] | None
+) -> str:
+    """Check that the API server would admit a pod; its quotas are compared more closely by `check_quotas`."""
+    try:
+        reason = pod_refusal(cluster, release, component, template)
+    except NotAllowedError:
+        return f"{component}: not checked (no permission to create pods)"
+    counted = any(f"{EXCEEDED_QUOTA}: {quota['metadata']['name']}," in reason for quota in quotas or ())
+    if reason and not counted:
+        raise ConfigurationError(f"{component}'s pods can't be created: {with_remedy(component, reason)}")
+    return f"{component}: its pod would be admitted"
 
 
 def quota_usage_per_pod(pod: Mapping[str, Any]) -> Amounts:
@@ -139,7 +160,7 @@ def _total(pod: Mapping[str, Any], kind: str) -> Amounts:
         resources = container.get("resources", {})
         found = dict(resources.get("limits") or {})  # the default of a missing request
         found |= (resources.get("requests") or {}) if kind == "requests" else {}
-        return ((name, _number(value)) for name, value in found.items())
+        return ((name, to_number(value)) for name, value in found.items())
 
     total: Amounts = {}
     for container in pod["containers"]:
@@ -151,9 +172,28 @@ def _total(pod: Mapping[str, Any], kind: str) -> Amounts:
     return total
 
 
-def _number(quantity: object) -> Decimal:
-    parse: Any = parse_quantity
-    return Decimal(parse(str(quantity)))
+def _quotas(cluster: Cluster) -> list[Object] | None:
+    """Return the quotas that count every pod, None if this user may not list them.
+
+    A quota with scopes counts only some, and the API server alone knows which.
+    """
+    try:
+        quotas = cluster.find("ResourceQuota")
+    except NotAllowedError:
+        return None
+    return [quota for quota in quotas if not quota["spec"].get("scopes") and not quota["spec"].get("scopeSelector")]
+
+
+def _claims(cluster: Cluster, release: Release) -> list[str]:
+    """Return the names of the volume claims that the release has made or that its stages mount."""
+    own = (claim["metadata"]["name"] for claim in cluster.find("PersistentVolumeClaim", {INSTANCE: release.name}))
+    return sorted({*own, *(name for stage in release.stages for name in stage.claims)})
+
+
+def _other_pods(cluster: Cluster, release: Release) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and template of the pods that are no stage's: the controller's and that of `fetch`."""
+    controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
+    return [*((CONTROLLER, job["spec"]["template"]) for job in controllers[-1:]), ("fetch", release.fetch_pod)]
 
 
 def _nodes(cluster: Cluster) -> list[dict[str, Any]] | None:
@@ -169,17 +209,11 @@ def _requirements(search: Stage, gpu_resource: str) -> Requirements:
     return Requirements(search.parallelism, int(limits.get(gpu, 0)), gpu)
 
 
-def _claims(stage: Stage) -> set[str]:
-    """Return the names of the volume claims that a stage mounts."""
-    volumes = stage.pod["volumes"]
-    return {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
-
-
 def _secrets(release: Release) -> dict[str, set[str]]:
     """Return the keys that the stages use from each Secret."""
     secrets: dict[str, set[str]] = {}
     for stage in release.stages:
-        for volume in stage.pod["volumes"]:
+        for volume in stage.volumes:
             if secret := volume.get("secret"):
                 secrets.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))
     return secrets

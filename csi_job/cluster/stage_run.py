@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster
-from csi_job.cluster.pods import StartupProblem, failure_of, is_running, startup_problem
+from csi_job.cluster.api import Cluster, NotAllowedError
+from csi_job.cluster.pods import StartupProblem, failure_of, is_active, is_running, startup_problem
+from csi_job.cluster.refusals import UNBOUND, creation_problem, is_missing, unbound_reason, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
     MADE_BY,
@@ -135,7 +138,7 @@ class StageRun:
         return self.cluster.find("Pod", {JOB_NAME: job["metadata"]["name"]})
 
     def _check_pods(self, job: Mapping[str, Any]) -> None:
-        """Log which pods failed or do not start."""
+        """Log which pods failed, do not start or can't be created; fail the stage if that lasts and none is left."""
         pods = self._pods(job)
         for pod in pods:
             failure, problem = failure_of(pod), startup_problem(pod)
@@ -144,15 +147,37 @@ class StageRun:
             elif failure:
                 self.log_once(f"{self.stage.name}: {failure}")
             elif problem:
+                problem = self._explained(problem)
                 self.log_once(f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}")
-                if not any(map(is_running, pods)):
-                    self._fail_if_stuck(job, problem)
+                if problem.is_missing and not any(map(is_running, pods)):
+                    self._fail_if_stuck(job, problem.reason, problem.age_s)
+        if not job["spec"].get("suspend") and sum(map(is_active, pods)) < job["spec"].get("parallelism", 1):
+            self._check_creation(job)
 
-    def _fail_if_stuck(self, job: Mapping[str, Any], problem: StartupProblem) -> None:
-        """Fail the stage if what a pod needs has been missing for too long."""
-        if problem.is_missing and problem.age_s > self.missing_s:
+    def _check_creation(self, job: Mapping[str, Any]) -> None:
+        """Log why pods are missing; fail the stage if it has none, not even one that is about to end."""
+        with suppress(NotAllowedError):
+            problem = creation_problem(job, self.cluster.events("Job", job["metadata"]["name"]))
+            if problem:
+                reason = with_remedy(self.stage.name, problem.reason)
+                self.log_once(f"{self.stage.name}: its pods can't be created: {reason}")
+                if not any(map(is_active, self.cluster.find("Pod", self.stage.labels))):
+                    self._fail_if_stuck(job, reason, problem.age_s)
+
+    def _explained(self, problem: StartupProblem) -> StartupProblem:
+        """Add what the events of a claim say: the scheduler only says that it has no volume."""
+        if UNBOUND not in problem.reason:
+            return problem
+        with suppress(NotAllowedError):
+            if reason := unbound_reason(self.cluster, self.stage.claims):
+                return replace(problem, reason=reason, is_missing=is_missing(reason))
+        return problem
+
+    def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, age_s: float) -> None:
+        """Fail the stage if what its pods need has been missing for too long."""
+        if age_s > self.missing_s:
             self.cluster.delete("Job", job["metadata"]["name"])
-            raise StageFailedError(f"{self.stage.name} can't start: {problem.reason}")
+            raise StageFailedError(f"{self.stage.name} can't start: {reason}")
 
 
 def _round(job: Mapping[str, Any]) -> int:

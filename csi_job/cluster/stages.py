@@ -55,10 +55,27 @@ class Stage:
         return cls(name, manifest, digest_json([fixed, manifest["metadata"]["labels"]])[:8])
 
     @property
+    def template(self) -> Mapping[str, Any]:
+        """The template of its pods."""
+        template: Mapping[str, Any] = self.manifest["spec"]["template"]
+        return template
+
+    @property
     def pod(self) -> Mapping[str, Any]:
         """The spec of its pods."""
-        spec: Mapping[str, Any] = self.manifest["spec"]["template"]["spec"]
+        spec: Mapping[str, Any] = self.template["spec"]
         return spec
+
+    @property
+    def volumes(self) -> list[Mapping[str, Any]]:
+        """The volumes of its pods."""
+        return list(self.pod.get("volumes") or ())
+
+    @property
+    def claims(self) -> list[str]:
+        """Names of the volume claims that its pods mount."""
+        claims = [volume["persistentVolumeClaim"] for volume in self.volumes if "persistentVolumeClaim" in volume]
+        return [claim["claimName"] for claim in claims]
 
     @property
     def parallelism(self) -> int:
@@ -100,7 +117,11 @@ class Release:
     @property
     def search(self) -> Stage:
         """The stage with any number of pods."""
-        return next(stage for stage in self.stages if stage.name == "search")
+        return self.stage("search")
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage with this name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
     def after(self, stage: Stage) -> tuple[Stage, ...]:
         """Return the stages that build on this one."""

@@ -31,7 +31,7 @@ def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_f
     output = release.csi_job("check", check=False)
     assert "the volume claim radiographs does not exist" in output
     assert "the Secret nowhere does not exist" in output
-    assert "the quota small allows requests.cpu 2, but one pod of the search needs 4" in output
+    assert "the quota small allows requests.cpu 2, but a pod of search needs 4" in output
     assert "volume claim demo-csi-job-work: " in output
 
     tested = release.run("helm", "test", release.name, "--timeout", "3m", check=False)

@@ -52,3 +52,17 @@ def test_only_a_slow_step_is_announced(capsys: pytest.CaptureFixture[str], monke
     with announced("a slow step"):
         assert said.wait(30)
     assert capsys.readouterr().err == ""
+
+
+def test_a_warning_that_keeps_coming_is_logged_once_a_minute_with_its_count(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    warnings = logs.RepeatedWarnings(logs.get_logger("csi_job.test"))
+    for second in range(0, 130, 2):
+        now = float(second)
+        warnings.log("away")
+        if second in {10, 20}:
+            warnings.log("refused")
+    assert caplog.messages == ["away", "refused", *["away (30 times in the last 60 s)"] * 2]

@@ -25,6 +25,8 @@ class Namespace(Cluster):
 
     def __init__(self, *objects: Object, forbidden: Collection[str] = ()) -> None:
         self.namespace, self.forbidden = "here", forbidden
+        self.refused: dict[str, ClusterError] = {}
+        """By kind: why none can be created."""
         self.objects: dict[tuple[str, str], Object] = {}
         self._applied: dict[tuple[str, str], Object] = {}
         for item in objects:
@@ -36,19 +38,27 @@ class Namespace(Cluster):
         reply: Object = getattr(self, f"_{verb}")(kind, **arguments)
         return copy.deepcopy(reply)
 
-    def _get(self, kind: str, name: str = "", label_selector: str = "") -> Object:
+    def _get(self, kind: str, name: str = "", label_selector: str = "", field_selector: str = "") -> Object:
         if name:
             return self._existing(kind, name)
         wanted = dict(part.split("=") for part in label_selector.split(",") if part)
+        fields = dict(part.split("=") for part in field_selector.split(",") if part)
         items = [item for (one, _), item in self.objects.items() if one == kind]
-        return {"items": [item for item in items if wanted.items() <= item["metadata"].get("labels", {}).items()]}
+        found = [item for item in items if wanted.items() <= item["metadata"].get("labels", {}).items()]
+        return {"items": [item for item in found if all(_field(item, path) == fields[path] for path in fields)]}
 
-    def _create(self, kind: str, *, body: Mapping[str, Any]) -> Object:
+    def _create(self, kind: str, *, body: Mapping[str, Any], dry_run: str = "") -> Object:
         item = copy.deepcopy(dict(body))
+        if reason := self.refused.get(kind):
+            raise reason
+        if dry_run:
+            return item
         item["metadata"].setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
         return self.objects.setdefault((kind, item["metadata"]["name"]), item)
 
-    def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], **_: Any) -> Object:
+    def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], dry_run: str = "", **_: Any) -> Object:
+        if dry_run:
+            return self._create(kind, body=body, dry_run=dry_run)
         key = (kind, body["metadata"]["name"])
         before = self._applied.get(key, {})
         self._applied[key] = copy.deepcopy(dict(body))
@@ -97,6 +107,22 @@ class Namespace(Cluster):
         """Return the only Job, the stored object itself."""
         (job,) = [item for (kind, _), item in self.objects.items() if kind == "Job"]
         return job
+
+
+def _field(item: Any, path: str) -> Any:
+    for key in path.split("."):
+        item = item.get(key, {})
+    return item
+
+
+def event(job: str, reason: str, message: str, ago_s: float, kind: str = "Job", **fields: Any) -> Object:
+    """Return an event of an object, reported once."""
+    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+    name = f"{job}.{reason}.{ago_s}"
+    about = {"kind": kind, "name": job}
+    times = {"firstTimestamp": at, "lastTimestamp": at}
+    kinds = {"type": "Warning", "reason": reason, "message": message}
+    return {"kind": "Event", "metadata": {"name": name}, "involvedObject": about, **kinds, **times, **fields}
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

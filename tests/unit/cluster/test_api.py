@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import yaml
 
-from csi_job.cluster.api import Cluster, UnreachableError
+from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.errors import ClusterError
 
 
@@ -36,6 +38,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             configured.requests.append(f"{self.command} {self.path.partition('?')[0]}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(configured.status)
+            self.send_header("Content-Length", str(len(configured.body)))
             self.end_headers()
             self.wfile.write(configured.body.encode())
 
@@ -63,10 +66,64 @@ def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
 
 
-def test_a_server_error_gives_the_servers_reason(server: Server) -> None:
-    server.status, server.body = 500, json.dumps({"message": 'duplicate entries for key [name="A"]'})
-    with pytest.raises(UnreachableError, match=r"status 500: duplicate entries for key \[name=\"A\"\]"):
+@pytest.mark.parametrize(
+    ("status", "reply", "kind"),
+    [
+        (
+            500,
+            {"message": "failed to create typed patch object (here/r; batch/v1): .env: duplicate entries"},
+            ClusterError,
+        ),
+        (500, {"message": "failed to convert new object (here/r; batch/v1) to proper version: no"}, ClusterError),
+        (500, {"message": "etcdserver: leader changed"}, UnreachableError),
+        (500, {"message": "failed calling webhook: connection refused", "reason": "InternalError"}, UnreachableError),
+        (503, {"message": "apiserver is shutting down"}, UnreachableError),
+        (429, {"message": "too many requests"}, UnreachableError),
+        (409, {"message": "the object has been modified", "reason": "Conflict"}, UnreachableError),
+        (409, {"message": 'jobs.batch "r" already exists', "reason": "AlreadyExists"}, ClusterError),
+        (422, {"message": 'Job.batch "r" is invalid: spec.template.spec: no'}, ClusterError),
+        (403, {"message": 'pods "r" is forbidden: no PriorityClass with name p was found'}, ClusterError),
+        (
+            403,
+            {"message": 'jobs is forbidden: User "u" cannot patch resource "jobs" in group "batch"'},
+            NotAllowedError,
+        ),
+        (401, {"message": "Unauthorized"}, NotAllowedError),
+    ],
+)
+def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(
+    server: Server, status: int, reply: dict[str, str], kind: type[ClusterError]
+) -> None:
+    server.status, server.body = status, json.dumps(reply)
+    with pytest.raises(ClusterError, match=re.escape(reply["message"])) as raised:
         Cluster("here").apply({"kind": "Job", "metadata": {"name": "r"}})
+    assert type(raised.value) is kind
+
+
+def test_a_refused_websocket_is_an_answer(server: Server) -> None:
+    message = 'pods "p" is forbidden: User "u" cannot create resource "pods/exec" in API group ""'
+    server.status, server.body = 403, json.dumps({"message": message})
+    with pytest.raises(NotAllowedError, match=f"rejected the request: {re.escape(message)}$"):
+        Cluster("here").read_from("p", ["true"], io.BytesIO().write, idle_timeout_s=1)
+    server.status, server.body = 503, ""
+    with pytest.raises(UnreachableError, match=r"not available \(status 503: Service Unavailable\)"):
+        Cluster("here").read_from("p", ["true"], io.BytesIO().write, idle_timeout_s=1)
+
+
+READ = {"pod": "p", "command": ["true"], "write": print, "idle_timeout_s": 1}
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
+def test_a_connection_that_fails_is_an_outage_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, arguments: dict[str, Any]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        _use(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path / "kubeconfig", monkeypatch)
+        with pytest.raises(
+            UnreachableError, match=r"cannot be reached \(.*Connection refused.*\); see: kubectl cluster"
+        ):
+            getattr(Cluster("here"), method)(**arguments)
 
 
 @pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
@@ -100,7 +157,7 @@ def test_a_pod_reads_from_itself_without_permission(server: Server) -> None:
 
 
 @pytest.mark.parametrize("body", ["<html>log in</html>", "[]"])
-def test_a_reply_that_is_not_from_kubernetes_is_retried(server: Server, body: str) -> None:
+def test_a_reply_that_is_not_from_kubernetes_is_refused(server: Server, body: str) -> None:
     server.body = body
-    with pytest.raises(UnreachableError, match="reply is not JSON"):
+    with pytest.raises(ClusterError, match="reply is not JSON"):
         Cluster("here").get("ConfigMap", "r-stages")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 
-from csi_job.cluster.release_check import check_pvc, check_quotas, check_secret, quota_usage_per_pod
-from csi_job.cluster.stages import COMPONENT, INSTANCE, Stage
-from csi_job.errors import ConfigurationError
-from tests.unit.cluster.namespace import Namespace
+from csi_job.cluster.release_check import (
+    check_pvc,
+    check_quotas,
+    check_release,
+    check_secret,
+    check_stage,
+    quota_usage_per_pod,
+)
+from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, Stage
+from csi_job.errors import ClusterError, ConfigurationError
+from tests.unit.cluster.namespace import Namespace, event, release_map
 
 POD = {
     "initContainers": [{"resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3", "memory": "1Gi"}}}],
@@ -25,12 +33,21 @@ POD = {
 def search(parallelism: int = 4) -> Stage:
     labels = {INSTANCE: "r"}
     spec = {"parallelism": parallelism, "template": {"spec": POD}}
-    return Stage("search", {"metadata": {"name": "r-search", "labels": labels}, "spec": spec}, "digest")
+    return Stage("search", {"kind": "Job", "metadata": {"name": "r-search", "labels": labels}, "spec": spec}, "digest")
+
+
+RELEASE = Release("r", "d", {"uid": "u"}, (search(),), {})
+
+
+def room(*objects: dict[str, Any]) -> str:
+    """What the check of the quotas among these objects says."""
+    quotas = [item for item in objects if item["kind"] == "ResourceQuota"]
+    return check_quotas(Namespace(*objects), RELEASE, search(), quotas)
 
 
 def pod(name: str, phase: str, component: str = "search") -> dict[str, Any]:
     metadata = {"name": name, "labels": {INSTANCE: "r", COMPONENT: component}}
-    return {"kind": "Pod", "metadata": metadata, "status": {"phase": phase}}
+    return {"kind": "Pod", "metadata": metadata, "spec": POD, "status": {"phase": phase}}
 
 
 def quota(hard: dict[str, str], used: dict[str, str] | None = None, name: str = "q", **spec: Any) -> dict[str, Any]:
@@ -57,38 +74,83 @@ def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container
     ],
 )
 def test_the_room_is_that_of_the_tightest_quota(hard: dict[str, str], used: dict[str, str], message: str) -> None:
-    assert message in check_quotas(Namespace(quota(hard, used), quota({"pods": "99"}, name="large")), search())
+    assert message in room(quota(hard, used), quota({"pods": "99"}, name="large"))
 
 
-def test_running_pods_of_the_search_need_no_more_room() -> None:
-    full = quota({"pods": "2"}, {"pods": "1"})
+def test_pods_of_the_release_leave_their_room_to_its_next_stage() -> None:
+    full = quota({"pods": "3", "requests.cpu": "9"}, {"pods": "3", "requests.cpu": "7"})
     pods = [pod("a", "Running"), pod("b", "Succeeded"), pod("c", "Running", component="final")]
-    assert "room for 2 of 4" in check_quotas(Namespace(full, *pods), search())
+    assert "room for 2 of 4" in room(full, *pods)
 
 
 @pytest.mark.parametrize(
     ("hard", "used", "message"),
     [
-        ({"requests.nvidia.com/gpu": "1"}, {}, "q allows requests.nvidia.com/gpu 1, but one pod of the search needs 2"),
-        ({"requests.memory": "4Gi"}, {"requests.memory": "2Gi"}, "q leaves no room: requests.memory 2Gi of 4Gi"),
-        ({"limits.cpu": "9"}, {"limits.cpu": "9"}, "q leaves no room"),
+        (
+            {"requests.nvidia.com/gpu": "1"},
+            {},
+            "q allows requests.nvidia.com/gpu 1, but a pod of search needs 2; lower",
+        ),
+        ({"requests.memory": "4Gi"}, {"requests.memory": "2Gi"}, "requests.memory 2147483648 of 4Gi are used; wait"),
+        ({"limits.cpu": "9"}, {"limits.cpu": "9"}, "q leaves no room for search: limits.cpu 9 of 9 are used"),
     ],
 )
 def test_a_quota_without_room_for_one_pod_is_named(hard: dict[str, str], used: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        check_quotas(Namespace(quota(hard, used)), search())
+        room(quota(hard, used))
 
 
-def test_quotas_with_scopes_are_ignored_and_forbidden_ones_reported() -> None:
-    scoped = quota({"pods": "0"}, scopes=["Terminating"])
-    assert "room for 4" in check_quotas(Namespace(scoped), search())
-    assert "not checked" in check_quotas(Namespace(forbidden={"ResourceQuota"}), search())
-    assert check_quotas(Namespace(), search()) == "quotas: none"
+REFUSED = 'the API server rejected the request: pods "x" is forbidden: '
+QUOTA = "exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
 
 
-def claim(*modes: str, phase: str = "Bound") -> dict[str, Any]:
-    metadata, spec = {"name": "work"}, {"accessModes": list(modes)}
+@pytest.mark.parametrize(
+    ("message", "outcome"),
+    [
+        ("no PriorityClass with name p was found", "can't be created: no PriorityClass .* search.priorityClassName"),
+        ("maximum cpu usage per Container is 1, but limit is 8", "but limit is 8; change search.resources to fit"),
+        (QUOTA.replace(" q,", " scoped,"), "exceeded quota: scoped.*; lower search.resources"),
+        (QUOTA, ""),  # `check_quotas` says more
+    ],
+)
+def test_a_pod_that_would_not_be_admitted_is_a_problem(message: str, outcome: str) -> None:
+    namespace = Namespace()
+    namespace.refused["Pod"] = ClusterError(f"{REFUSED}{message}")
+    if outcome:
+        with pytest.raises(ConfigurationError, match=outcome):
+            check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
+    else:
+        assert check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})]) == "search: its pod would be admitted"
+
+
+def test_who_may_not_create_pods_is_told_that_they_are_not_checked() -> None:
+    line = check_stage(Namespace(forbidden={"Pod"}), RELEASE, search(), None)
+    assert line == "search: not checked (no permission to create pods)"
+    assert "to create Jobs" in check_stage(Namespace(forbidden={"Job"}), RELEASE, search(), None)
+
+
+def test_the_whole_release_is_checked_whoever_asks() -> None:
+    controller = {"kind": "Job", "metadata": {"name": "r-c", "labels": {INSTANCE: "r", COMPONENT: CONTROLLER}}}
+    controller["spec"] = {"template": {"spec": POD}}
+    own, scoped = claim("ReadWriteOnce", name="r-database"), quota({"pods": "0"}, scopes=["Terminating"])
+    node = {"kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}}
+    objects = (release_map(), controller, own, scoped, node)
+    lines = list(check_release(Namespace(*objects), None))
+    admitted = [line.partition(":")[0] for line in lines if line.endswith("would be admitted")]
+    assert admitted == [*STAGES, CONTROLLER, "fetch"]
+    assert {"volume claim r-database: bound, ReadWriteOnce", "quotas: none"} < set(lines)
+    lines = list(check_release(Namespace(*objects, forbidden={"ResourceQuota", "Pod", "Secret"}), None))
+    assert "quotas: not checked (no permission to list them)" in lines
+    assert "final: not checked (no permission to create pods)" in lines
+
+
+def claim(*modes: str, phase: str = "Bound", name: str = "work") -> dict[str, Any]:
+    metadata, spec = {"name": name, "labels": {INSTANCE: "r"}}, {"accessModes": list(modes)}
     return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec, "status": {"phase": phase}}
+
+
+NO_CLASS = "no persistent volumes available for this claim and no storage class is set"
+unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +159,14 @@ def claim(*modes: str, phase: str = "Bound") -> dict[str, Any]:
         ((), "the volume claim work does not exist"),
         ((claim("ReadWriteMany", phase="Lost"),), "has lost its volume"),
         ((claim("ReadWriteOncePod"),), "for one pod"),
+        (
+            (claim("ReadWriteMany", phase="Pending"), unbound("ProvisioningFailed", 'storageclass "none" not found')),
+            'volume claim work: storageclass "none" not found; create the class',
+        ),
+        (
+            (claim("ReadWriteMany", phase="Pending"), unbound("FailedBinding", NO_CLASS, type="Normal")),
+            f"volume claim work: {NO_CLASS}; create a volume",
+        ),
     ],
 )
 def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found: Any, message: str) -> None:

@@ -1,0 +1,196 @@
+"""What the API server refuses: a stage's Job or pod, asked beforehand by a dry run or read from events afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from kubernetes.utils.quantity import parse_quantity
+
+from csi_job.cluster.api import Cluster, NotAllowedError, Object, UnreachableError
+from csi_job.cluster.stages import Release, Stage
+from csi_job.errors import ClusterError, ConfigurationError
+
+FAILED_CREATE: Final = "FailedCreate"
+SUCCESSFUL_CREATE: Final = "SuccessfulCreate"
+# Kubernetes retries at least once a minute; an older refusal says nothing of now.
+CURRENT_S: Final = 180.0
+UNBOUND: Final = "unbound immediate PersistentVolumeClaims"  # all that the scheduler says of a claim without a volume
+FAILED_BINDING: Final = "FailedBinding"  # of a claim; the only failure that is no warning
+EXCEEDED_QUOTA: Final = "exceeded quota"
+_QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)")
+# What a dry run by someone other than the Job's controller cannot decide.
+UNDECIDED: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy|does not support dry run")
+# What surrounds the reason in the answers of the API server and in the events of a Job.
+_AROUND: Final = re.compile(
+    r"^(the API server rejected the request: )?(\(combined from similar events\): )?(Error creating: )?"
+    r'([\w./]+ "[^"]*" is (forbidden|invalid): )?(pod rejected: )?'
+)
+# What to change, by what the reason speaks of; `{stage}` is its section in the values.
+_REMEDIES: Final = (
+    ("RuntimeClass", "create it, or change {stage}.runtimeClassName"),
+    ("PriorityClass", "create it, or change {stage}.priorityClassName"),
+    ("service account", "create it, or change serviceAccount.name"),
+    ("must specify", "set it in {stage}.resources"),
+    ("quota", "lower {stage}.resources or {stage}.gpus, or ask for a larger quota"),
+    ("per Container", "change {stage}.resources to fit the LimitRange"),
+    ("per Pod", "change {stage}.resources to fit the LimitRange"),
+    ("PodSecurity", "change podSecurityContext or securityContext"),
+    ("storageclass", "create the class, or delete the claim and name another class in the values"),
+    ("storage class", "create a volume, or delete the claim and name a class in the values"),
+    ("spec.", "correct it with helm upgrade"),
+)
+
+
+class NotYetError(ClusterError):
+    """The cluster lacks something that a stage needs, which may come."""
+
+
+@dataclass(frozen=True)
+class CreationProblem:
+    """Why a Job's pods can't be created."""
+
+    reason: str
+    age_s: float
+
+
+def refusal_reason(text: str) -> str:
+    """Return what an answer or event of the API server says, without the random name of the pod."""
+    return _AROUND.sub("", text).replace("spec.template.spec.", "spec.")
+
+
+def with_remedy(stage: str, reason: str) -> str:
+    """Return the reason followed by what to do about it, where that is known."""
+    remedy = next((remedy for word, remedy in _REMEDIES if word in reason), "")
+    return f"{reason}; {remedy.format(stage=stage)}" if remedy else reason
+
+
+def creation_problem(job: Mapping[str, Any], events: Iterable[Object]) -> CreationProblem | None:
+    """Return why no pod of a Job can be created according to its events, None if the last one could."""
+    events = list(events)
+    created = max((_last(event) for event in events if event.get("reason") == SUCCESSFUL_CREATE), default=_EPOCH)
+    refused = [event for event in events if event.get("reason") == FAILED_CREATE and _last(event) >= created]
+    latest = max(refused, key=_last, default=None)
+    now = datetime.now(UTC)
+    if latest is None or (now - _last(latest)).total_seconds() > CURRENT_S:
+        return None
+    started = _time(job.get("status", {}).get("startTime"))  # again when a suspended Job resumes
+    since = max(min(map(_first, refused)), created, started)
+    return CreationProblem(refusal_reason(latest.get("message", "")), max((now - since).total_seconds(), 0.0))
+
+
+def unbound_reason(cluster: Cluster, claims: Iterable[str]) -> str:
+    """Return why one of these volume claims has no volume, according to its events; empty if they do not say."""
+    for name in claims:
+        events = cluster.events("PersistentVolumeClaim", name)
+        failed = [event for event in events if event["type"] == "Warning" or event["reason"] == FAILED_BINDING]
+        if failed:
+            return with_remedy("", f"volume claim {name}: {max(failed, key=_last)['message']}")
+    return ""
+
+
+def is_missing(reason: str) -> bool:
+    """Return whether a claim without a volume waits for something that does not exist."""
+    return "not found" in reason or "no storage class is set" in reason
+
+
+def check_stages(cluster: Cluster, release: Release) -> bool:
+    """Let the API server check the Jobs and pods of all stages, without creating anything.
+
+    Returns:
+        True.
+
+    Raises:
+        ConfigurationError: it refuses a Job, which names value and field.
+        NotYetError: it refuses a pod, e.g. because a class does not exist yet.
+
+    """
+    for stage in release.stages:
+        check_job(cluster, release, stage)
+    refused = []
+    for stage in release.stages:
+        with suppress(NotAllowedError):  # given by the chart's Role, but maybe not by another one
+            reason = pod_refusal(cluster, release, stage.name, stage.template)
+            if reason and is_lasting(reason):
+                refused.append(f"{stage.name}'s pods can't be created: {with_remedy(stage.name, reason)}")
+    if refused:
+        raise NotYetError("; also: ".join(refused))
+    return True
+
+
+def is_lasting(reason: str) -> bool:
+    """Return whether a refused dry run means that the pod itself will be refused, whoever else uses the quota then."""
+    if EXCEEDED_QUOTA not in reason:
+        return not UNDECIDED.search(reason)
+    amounts = {kind: dict(pair.split("=") for pair in listed.split(",")) for kind, listed in _QUOTA.findall(reason)}
+    limits = amounts.get("limited", {})
+    requested = amounts.get("requested", {})
+    return any(to_number(amount) > to_number(limits[name]) for name, amount in requested.items() if name in limits)
+
+
+def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
+    """Let the API server check a stage's Job without creating it.
+
+    Raises:
+        ConfigurationError: it refuses the Job; the message has its value and field.
+        NotAllowedError: this user may not create Jobs.
+        UnreachableError: it does not answer.
+
+    """
+    job = stage.job(1, release.owner, {})
+    job["metadata"]["name"] += "-dry-run"  # a name without a Job, so that only this manifest counts
+    try:
+        cluster.apply(job, dry_run=True)
+    except (NotAllowedError, UnreachableError):
+        raise
+    except ClusterError as error:
+        if not UNDECIDED.search(str(error)):
+            raise ConfigurationError(f"{stage.name}: {with_remedy(stage.name, refusal_reason(str(error)))}") from None
+
+
+def pod_refusal(cluster: Cluster, release: Release, component: str, template: Mapping[str, Any]) -> str:
+    """Return why the API server would not admit a pod, without creating it; empty if it would.
+
+    Raises:
+        NotAllowedError: this user may not create pods.
+        UnreachableError: it does not answer.
+
+    """
+    name = f"{release.name}-{component}-dry-run"
+    owner = {**release.owner, "apiVersion": "batch/v1", "kind": "Job", "name": name, "controller": True}
+    metadata = {**template.get("metadata", {}), "name": name, "ownerReferences": [owner]}
+    try:
+        cluster.create(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, dry_run=True
+        )
+    except (NotAllowedError, UnreachableError):
+        raise
+    except ClusterError as error:
+        return refusal_reason(str(error))
+    return ""
+
+
+def to_number(quantity: object) -> Decimal:
+    """Return a quantity such as `2Gi` as a number."""
+    parse: Any = parse_quantity
+    return Decimal(parse(str(quantity)))
+
+
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+
+
+def _time(text: str | None) -> datetime:
+    return datetime.fromisoformat(text) if text else _EPOCH
+
+
+def _first(event: Object) -> datetime:
+    return _time(event.get("firstTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp"))
+
+
+def _last(event: Object) -> datetime:
+    return max(_time(event.get("lastTimestamp")), _first(event))

@@ -1,0 +1,102 @@
+"""The controller's first act and its way with refusals and outages, in a namespace in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from csi_job.cluster import controller
+from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
+from csi_job.cluster.controller import ControllerOptions, run_controller
+from csi_job.cluster.stages import DIGEST
+from csi_job.config import load_settings
+from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
+from tests.unit.cluster.namespace import Namespace, release_map
+
+FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
+CLASS = 'the API server rejected the request: pods "a" is forbidden: no PriorityClass with name p was found'
+WEBHOOK = 'the API server rejected the request: admission webhook "w" denied the request: pods need an owner'
+
+
+class Failing(Namespace):
+    """A namespace that answers the first requests for ConfigMaps with these errors."""
+
+    def __init__(self, *errors: CsiJobError) -> None:
+        super().__init__(release_map(**{DIGEST: "d"}))
+        self.errors = list(errors)
+        self.num_requests = 0
+
+    def _request(self, verb: str, kind: str, **arguments: Any) -> Object:
+        self.num_requests += 1
+        if kind == "ConfigMap" and self.errors:
+            raise self.errors.pop(0)
+        return super()._request(verb, kind, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "POLL_S", 0.0)
+
+
+def run(namespace: Namespace, missing_s: float = 0.0) -> str:
+    return run_controller(namespace, ControllerOptions("r-stages", "d", missing_s), load_settings().settings)
+
+
+def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created() -> None:
+    namespace = Failing()
+    namespace.refused["Job"] = ClusterError(FIELD)
+    with pytest.raises(
+        ConfigurationError, match=r'^cache: spec\.tolerations\[0\]: "Exist"; correct it with helm upgrade$'
+    ):
+        run(namespace)
+    assert namespace.find("Job") == []
+
+
+def test_a_pod_that_would_be_refused_is_waited_for_then_ends_the_release_before_any_job_is_created() -> None:
+    namespace = Failing()
+    namespace.refused["Pod"] = ClusterError(CLASS)
+    with pytest.raises(StageFailedError, match="final's pods can't be created: no PriorityClass with name p was found"):
+        run(namespace)
+    assert namespace.find("Job") == []
+
+
+@pytest.mark.parametrize("reason", [ClusterError(WEBHOOK), NotAllowedError("no right")])
+def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason: ClusterError) -> None:
+    namespace = Failing()
+    namespace.refused["Pod"] = reason
+    with pytest.raises(StageFailedError, match="a stage ended"):
+        _run_until_a_job_is_created(namespace)
+    assert namespace.names("cache") == ["r-cache-a4bbe66b"]
+
+
+def _run_until_a_job_is_created(namespace: Failing) -> None:
+    real = namespace._server_side_apply
+
+    def apply(kind: str, **arguments: Any) -> Object:
+        made = real(kind, **arguments)
+        if not arguments.get("dry_run"):
+            namespace.errors = [ClusterError("a stage ended")]
+        return made
+
+    namespace._server_side_apply = apply  # type: ignore[method-assign] # ends the run
+    run(namespace)
+
+
+def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    namespace = Failing(*[UnreachableError("away")] * 50, ClusterError("no"))
+    with pytest.raises(StageFailedError, match=r"^no$"):
+        run(namespace)
+    assert caplog.messages == ["away; retrying"]
+    assert namespace.num_requests == 51
+
+
+def test_a_permission_that_does_not_come_ends_the_release() -> None:
+    with pytest.raises(StageFailedError, match=r"^cannot get resource$"):
+        run(Failing(*[NotAllowedError("cannot get resource")] * 3))
+
+
+def test_a_permission_that_comes_in_time_is_waited_for() -> None:
+    namespace = Failing(*[NotAllowedError("cannot get resource")] * 3, ClusterError("no"))
+    with pytest.raises(StageFailedError, match=r"^no$"):
+        run(namespace, missing_s=60)
