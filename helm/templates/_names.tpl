@@ -55,11 +55,16 @@ matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .R
 {{- end -}}
 
 {{- define "csi-job.databaseSecret" -}}
+{{- if not (or .Values.database.bundled .Values.database.existingSecret) -}}
+{{- fail "database.existingSecret is needed when database.bundled is false" -}}
+{{- end -}}
 {{ .Values.database.existingSecret | default (printf "%s-database" (include "csi-job.fullname" .)) }}
 {{- end -}}
 
 {{- define "csi-job.databaseUrl" -}}
-{{- if .Values.database.bundled -}}
+{{- if and .Values.database.bundled .Values.database.external.url -}}
+{{- fail "database.external.url is set, but database.bundled is true; set it to false, or remove the URL" -}}
+{{- else if .Values.database.bundled -}}
 postgresql+psycopg2://csi@{{ include "csi-job.fullname" . }}-database:5432/csi
 {{- else -}}
 {{ required "database.external.url is needed when database.bundled is false" .Values.database.external.url }}

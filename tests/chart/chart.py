@@ -13,10 +13,11 @@ import yaml
 
 from tests.conftest import missing_service
 
+Document = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
-DEMO = {"demo.enabled": True}
-Document = dict[str, Any]
+SECRET = {"database.existingSecret": "s"}  # the chart generates a password only if it sees a cluster
+DEMO: dict[str, Any] = {"demo.enabled": True, **SECRET}
 
 
 def render(values: dict[str, Any] | None = None, *, release: str = "r", files: Sequence[Path] = ()) -> list[Document]:

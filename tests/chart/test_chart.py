@@ -17,19 +17,15 @@ from hypothesis import strategies as st
 
 from csi_job.cluster.chart_values import ChartValues, values_schema
 from csi_job.config import Settings
-from tests.chart.chart import CHART, DEMO, ROOT, containers, helm, pods, render
+from tests.chart.chart import CHART, DEMO, ROOT, SECRET, containers, helm, pods, render
 from tests.conftest import missing_service
 
+EXTERNAL = {"database.bundled": False, "database.external.url": "postgresql+psycopg2://csi@db/csi"}
 BRANCHES: dict[str, dict[str, Any]] = {
     "demo": DEMO,
-    "data claim": {"data.existingClaim": "radiographs"},
-    "existing claims and secrets": {**DEMO, "work.existingClaim": "w", "database.existingSecret": "s"},
-    "external database": {
-        **DEMO,
-        "database.bundled": False,
-        "database.external.url": "postgresql+psycopg2://csi@db/csi",
-        "database.existingSecret": "s",
-    },
+    "data claim": {"data.existingClaim": "radiographs", **SECRET},
+    "existing claim": {**DEMO, "work.existingClaim": "w"},
+    "external database": {**DEMO, **EXTERNAL},
     "tracking": {**DEMO, "wandb.existingSecret": "w", "job.tracking.wandb_project": "p"},
     "dashboard": {**DEMO, "dashboard.enabled": True},
     "pretrained": {**DEMO, "job.trial.pretrained": "imagenet"},
@@ -82,14 +78,12 @@ def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(
         assert any("projected" in volume for volume in pod["volumes"]) == (component == "controller")
 
 
-def test_there_is_one_secret_and_no_password_in_any_pod() -> None:
-    documents = render(DEMO)
-    secrets = [document for document in documents if document["kind"] == "Secret"]
-    assert [secret["metadata"]["name"] for secret in secrets] == ["r-csi-job-database"]
-    password = next(iter(secrets[0]["data"].values()))
-    others = json.dumps([document for document in documents if document["kind"] != "Secret"])
-    assert password not in others
-    assert "Secret" not in {document["kind"] for document in render({**DEMO, "database.existingSecret": "s"})}
+@pytest.mark.parametrize("api_versions", [(), ("--api-versions=batch/v1/Job",)], ids=["helm template", "Argo CD"])
+def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_versions: tuple[str, ...]) -> None:
+    result = helm({"demo.enabled": True}, action=("template", *api_versions))
+    assert result.returncode != 0
+    assert "database.existingSecret is needed" in result.stderr
+    assert "Secret" not in {document["kind"] for document in render(DEMO)}
 
 
 def test_search_and_final_request_gpus_unless_zero() -> None:
@@ -114,7 +108,8 @@ def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({}, "data.existingClaim"),
+        ({"demo.enabled": False}, "data.existingClaim is needed"),
+        ({"data.existingClaim": "radiographs"}, "data.existingClaim names a claim; remove one of them"),
         ({"search.gpu": 1}, "/search"),
         ({"search.parallelism": -1}, "/search/parallelism"),
         ({"job.study.num_trials": 0}, "/job/study/num_trials"),
@@ -123,13 +118,14 @@ def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:
         ({"job.storage.password": "secret"}, "/job/storage"),
         ({"image.digest": "sha256:1"}, "/image/digest"),
         ({"work.accessMode": "RWX"}, "/work/accessMode"),
-        ({"database.bundled": False}, "database.external.url"),
+        ({"database.bundled": False}, "database.external.url is needed"),
+        ({**EXTERNAL, "database.existingSecret": ""}, "database.existingSecret is needed"),
+        ({**EXTERNAL, "database.bundled": True}, "database.external.url is set, but database.bundled is true"),
         ({"database.external.url": "postgresql://csi:secret@db/csi"}, "/database/external/url"),
     ],
 )
 def test_a_wrong_value_is_rejected_by_its_name(values: dict[str, Any], name: str) -> None:
-    given_values = values if not values or "database.bundled" not in values else {**DEMO, **values}
-    result = helm(given_values if values == {} else {**DEMO, **given_values})
+    result = helm({**DEMO, **values})
     assert result.returncode != 0
     assert name in result.stderr
 

@@ -15,7 +15,7 @@ from tests.chart.chart import CHART, DEMO, containers, helm, pods, render
 from tests.conftest import missing_service
 
 STAGES = ("cache", "search", "final")
-EXTERNAL = {**DEMO, "database.bundled": False, "database.existingSecret": "s"}
+EXTERNAL = {**DEMO, "database.bundled": False}
 
 
 def variables(values: dict[str, Any], component: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def test_an_install_alone_produces_report_model_and_evaluation(release: Release,
     search = release.items("jobs", "search")
     assert [job["status"]["succeeded"] for job in search] == [3]
     _only_the_controller_has_a_token(release)
+    _the_password_is_only_in_its_secret(release)
     _everything_is_on_the_volume(release, tmp_path / "results")
     assert "is finished" in release.csi_job("scale", "2", check=False)
 
@@ -34,6 +36,14 @@ def _only_the_controller_has_a_token(release: Release) -> None:
         ]
         has_token = any("serviceAccountToken" in source for source in sources)
         assert has_token == (pod["metadata"]["labels"]["app.kubernetes.io/component"] == "controller")
+
+
+def _the_password_is_only_in_its_secret(release: Release) -> None:
+    (generated,) = release.items("secrets")
+    password = base64.b64decode(generated["data"]["password"]).decode()
+    assert len(password) == 32
+    everything = release.kubectl("get", "pods,jobs,configmaps,statefulsets", "-o", "json")
+    assert password not in everything + release.log()
 
 
 def _everything_is_on_the_volume(release: Release, results: Path) -> None:

@@ -23,6 +23,7 @@ BY_DIGEST = (
     f"--set=database.image.digest={DIGEST}",
 )
 NOT_LINTED = ("kueue", "openshift")  # the cluster itself sets what the linters look for: docs/kubernetes.md, Linters
+SECRET = "--set=database.existingSecret=database"
 DATA = "--set=data.existingClaim=radiographs"
 SETS: dict[str, tuple[str, ...]] = {
     "default": (DATA,),
@@ -37,7 +38,7 @@ def main(folder: Path) -> None:
     paths = [path for path in sorted((ROOT / "helm/examples").glob("*.yaml")) if path.stem not in NOT_LINTED]
     examples = {path.stem: (DATA, f"--values={path}") for path in paths}
     for name, values in (SETS | examples).items():
-        command = ["helm", "template", "study", str(ROOT / "helm"), "--namespace=study", *values, *BY_DIGEST]
+        command = ["helm", "template", "study", str(ROOT / "helm"), "--namespace=study", SECRET, *values, *BY_DIGEST]
         write(folder / f"{name}.yaml", yaml.safe_load_all(run(command)))
     with tempfile.TemporaryDirectory() as manifests:
         run(["sh", str(ROOT / "k8s/render.sh"), manifests, *BY_DIGEST])

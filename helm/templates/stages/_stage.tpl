@@ -46,7 +46,9 @@ volumes:
   {{- end }}
   - {name: tmp, emptyDir: {sizeLimit: {{ $root.Values.tmpSize }}}}
   - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $root.Values.shmSize }}}}
-  {{- if and (eq $stage "cache") $root.Values.demo.enabled }}
+  {{- if and $root.Values.demo.enabled $root.Values.data.existingClaim }}
+  {{- fail "demo.enabled is true, but data.existingClaim names a claim; remove one of them" }}
+  {{- else if and (eq $stage "cache") $root.Values.demo.enabled }}
   - {name: data, emptyDir: {sizeLimit: 2Gi}}
   {{- else if eq $stage "cache" }}
   {{- $claim := required "data.existingClaim is needed (or demo.enabled=true)" $root.Values.data.existingClaim }}
