@@ -20,19 +20,16 @@ from csi_job.logs import announced, get_logger
 from csi_job.report.files import write_results
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
+from csi_job.search import search
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
-from csi_job.study.objective import training_objective
+from csi_job.study.devices import worker_environments
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_sampler, checked_name
-from csi_job.study.status import study_status
 from csi_job.study.studies import open_study
 from csi_job.study.target import set_target
-from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.study_settings import check_settings, check_training, definition_of
-from csi_job.terminal.live import live_study
-from csi_job.tracking.wandb import WandbTracker
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
@@ -160,49 +157,16 @@ def run_hyperopt(
 
     `record` is what the study records if it exists already. `num_trials_given` makes `study.num_trials` the total of an
     existing study, `more_trials` adds to it; see `set_target`, also for `lenient`. With `own_process`, this process is
-    ended if training hangs: not in a notebook.
+    ended if training hangs: not in a notebook. With several workers, each has its own process anyway.
     """
-    choose_device(settings.trial)  # a missing GPU must show before a trial is claimed
+    environments = worker_environments(settings.study.workers, settings.trial)
     study, cache = define(settings, record)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
-    _search(study, cache, settings, own_process=own_process)
+    search(study, cache, settings, environments, own_process=own_process)
     write_results(study, settings.folder)
     return study
-
-
-def _search(study: optuna.Study, cache: Cache, settings: Settings, *, own_process: bool) -> None:
-    """Run trials until the study no longer needs this worker."""
-    state = study_status(study)
-    wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
-    with (
-        live_study(
-            study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs
-        ) as live,
-        contextlib.closing(wandb) if wandb else contextlib.nullcontext(),
-    ):
-
-        def on_trial_finished(summary: WorkerSummary) -> None:
-            live.trials_finished(study_status(study).num_finished)
-            if summary.outcomes.total() % settings.study.report_every == 0:
-                write_results(study, settings.folder)
-
-        run_worker(
-            study,
-            training_objective(cache.train, cache.validation, settings.trial),
-            suggest=settings.space.suggest,
-            settings=settings.study,
-            work=settings.work,
-            options=WorkerOptions(
-                stall_s=settings.trial.stall_s,
-                trackers=[live, wandb] if wandb else [live],
-                on_trial_finished=on_trial_finished,
-                own_process=own_process,
-            ),
-        )
-        if wandb is not None and study_status(study).is_finished:
-            wandb.log_summary(view_study(study).importances.shares)
 
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:

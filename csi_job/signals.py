@@ -7,11 +7,11 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from csi_job.errors import StopRequestedError
 
@@ -27,7 +27,10 @@ class Stop:
     """
 
     signal_number: int | None = None
-    _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
+    wake: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    """Gets a None with the first request."""
+    on_force: Callable[[], object] = lambda: None
+    """Called before a second Ctrl-C ends the process."""
 
     def check(self) -> None:
         """Raise `StopRequestedError` if a signal has arrived."""
@@ -37,23 +40,24 @@ class Stop:
     def request(self, number: int, _frame: FrameType | None = None) -> None:
         """Request a stop; a second Ctrl-C ends the process at once."""
         if self.signal_number is not None and number == signal.SIGINT:
+            self.on_force()
             os._exit(128 + number)
         if self.signal_number is None:
             self.signal_number = number
-            self._wake.put(None)
+            self.wake.put(None)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake up and raise `StopRequestedError` on a signal."""
         self.check()
         with contextlib.suppress(queue.Empty):
-            self._wake.get(timeout=seconds)
+            self.wake.get(timeout=seconds)
         self.check()
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def listening(stop: Stop | None = None) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into stop requests inside the block; does nothing outside the main thread."""
-    stop = Stop()
+    stop = stop or Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -16,7 +16,7 @@ NOT_STORED: Any = {
     "radiographs": {"labels", "images"},
     "cache": {"num_workers"},
     "trial": {"device"},
-    "study": {"name", "timeout_s"},
+    "study": {"name", "timeout_s", "workers"},
     "storage": True,
     "tracking": True,
 }

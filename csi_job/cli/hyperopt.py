@@ -18,6 +18,7 @@ STUDY = (
     "study.objective",
     "study.seed",
     "study.timeout_s",
+    "study.workers",
     "storage.url",
     "tracking.wandb_project",
     "trial.device",

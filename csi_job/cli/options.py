@@ -44,6 +44,7 @@ FLAGS = {
     "study.objective": "--objective",
     "study.seed": "--seed",
     "study.timeout_s": "--timeout",
+    "study.workers": "--workers",
     "storage.url": "--storage",
     "tracking.wandb_project": "--wandb-project",
     "final_model.num_candidates": "--candidates",
@@ -181,24 +182,27 @@ def field_of(path: str) -> tuple[FieldInfo, Any]:
 
 def _option(path: str) -> Callable[[Any], Any]:
     field, default = field_of(path)
-    options, kind = _kind(field.annotation)
+    options, kind, metavar = _kind(field.annotation)
     shown = "" if default in (None, "") else f"  [default: {default}]"
     return click.option(
         FLAGS[path],
         _destination(path),
         type=click.Choice(options) if options else kind,
-        metavar=None if options else METAVARS.get(kind, "TEXT"),
+        metavar=metavar,
         help=f"{(field.description or '').replace('`', '')}{shown}",
     )
 
 
-def _kind(annotation: Any) -> tuple[list[str], Any]:
-    """Return the choices of a Literal, or the type behind `X | None`."""
+def _kind(annotation: Any) -> tuple[list[str], Any, str | None]:
+    """Return the choices of a Literal, or the type behind `X | None` or `Literal["auto"] | int` and its metavar."""
     if typing.get_origin(annotation) is Literal:
-        return [str(choice) for choice in typing.get_args(annotation)], str
+        return [str(choice) for choice in typing.get_args(annotation)], str, None
     arguments = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
     plain = arguments[0] if arguments else annotation
-    return [], str if plain is SecretStr else plain
+    if typing.get_origin(plain) is Literal:
+        return [], str, "|".join([*typing.get_args(plain), METAVARS[int]])
+    kind = str if plain is SecretStr else plain
+    return [], kind, METAVARS.get(kind, "TEXT")
 
 
 def _destination(path: str) -> str:

@@ -109,7 +109,7 @@ class Database(OptunaStorage):
             return
         if not self.uid_of(study_id):
             raise KeyError(study_id)
-        raise _deleted()
+        raise study_deleted()
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study with its trials and their leases."""
@@ -131,7 +131,7 @@ class Database(OptunaStorage):
         attributes = self.read(lambda connection: stored_attributes(connection, study_id))
         uid = self.uid_of(study_id)
         if uid and json.dumps(attributes.get(UID)) != uid:
-            raise _deleted()
+            raise study_deleted()
         if not attributes:
             self.get_study_name_from_id(study_id)  # KeyError if there is no such study
         return attributes
@@ -158,5 +158,6 @@ class Database(OptunaStorage):
     create_new_study = retried(OptunaStorage.create_new_study)
 
 
-def _deleted() -> ConfigurationError:
+def study_deleted() -> ConfigurationError:
+    """Return the error of a worker whose study was deleted."""
     return ConfigurationError("the study was deleted", hint="run the same command again to create a new one")

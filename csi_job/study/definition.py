@@ -146,8 +146,6 @@ def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
         ConfigurationError: a study of this name has another fingerprint, or was created by another program.
 
     """
-    settings = definition.settings
-    sampler, pruner = make_sampler(settings, definition.space), make_pruner(settings)
 
     def transaction(connection: Connection) -> dict[str, Any]:
         study_id, stored = find_or_create(connection, definition)
@@ -157,9 +155,15 @@ def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
 
     if not storage.write(transaction):
         definition.log_adjustments()
-    study = optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
+    study = join_study(storage, definition.settings, definition.space)
     definition.check(study.user_attrs)  # of the study that was opened, whatever became of the one found before
     return study
+
+
+def join_study(storage: StudyStorage, settings: StudySettings, space: SearchSpace) -> optuna.Study:
+    """Open a study for running trials, with the sampler and pruner of these settings."""
+    sampler, pruner = make_sampler(settings, space), make_pruner(settings)
+    return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
 
 
 def load_study(storage: StudyStorage, name: str) -> optuna.Study:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -42,8 +42,19 @@ class StudySettings(Section):
     """Attempts in a row without a finished epoch after which a trial fails."""
     max_failed_trials: int = Field(default=10, ge=0)
     """Number of failed trials allowed; one more stops the study with an error."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Worker processes, each running one trial at a time: `auto` is one per GPU, or a single one on the CPU. A number
+    is at most that of the GPUs; on the CPU, that many workers share the cores."""
     report_every: int = Field(default=5, ge=1)
     """Refresh the plots in `models/hyperopt/` after every this many finished trials."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_auto_or_a_number(cls, workers: object) -> object:
+        if workers == "auto" or (str(workers).isdecimal() and int(str(workers)) > 0):
+            return workers
+        message = f"must be auto or a whole number from 1, got {workers!r}"
+        raise ValueError(message)
 
     @field_validator("name")
     @classmethod

@@ -19,47 +19,69 @@ logger = get_logger(__name__)
 
 
 class LiveStudy:
-    """Shows the trials of the study and the epochs of the running trial; a tracker of the worker."""
+    """Shows the trials of the study, and the running trial of each worker."""
 
     def __init__(self, bars: Progress | None, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
         """Start from the trials that are finished already; log if there are no bars."""
         self._bars = bars
         self._max_epochs = max_epochs
-        self._logged_at = time.monotonic()
         if bars is not None:
             self._study = bars.add_task(f"study {study_name}", total=target, completed=num_finished, unit="trials")
-            self._trial = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
 
     def trials_finished(self, num_finished: int) -> None:
         """Update the number of finished trials, by all workers."""
         if self._bars is not None:
             self._bars.update(self._study, completed=num_finished)
 
+    def worker(self, number: int | None = None) -> LiveWorker:
+        """Return what shows the trials of a worker; its number is named if there are several."""
+        return LiveWorker(self._bars, self._max_epochs, number)
+
+
+class LiveWorker:
+    """Shows the epochs of a worker's running trial; a tracker."""
+
+    def __init__(self, bars: Progress | None, max_epochs: int, number: int | None) -> None:
+        """Start without a trial."""
+        self._bars = bars
+        self._max_epochs = max_epochs
+        self._number = number
+        self._logged_at = time.monotonic()
+        if bars is not None:
+            self._task = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
+
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Show a new trial's bar."""
         if self._bars is not None:
-            self._bars.reset(self._trial, total=self._max_epochs)
-            self._bars.update(self._trial, visible=True, description=f"trial {number}")
+            self._bars.reset(self._task, total=self._max_epochs)
+            self._bars.update(self._task, visible=True, description=self._named(f"trial {number}"))
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Advance the trial's bar, or log its progress now and then."""
         val_f1 = metrics["val_f1"]
         if self._bars is not None:
-            self._bars.update(self._trial, completed=epoch + 1, description=f"trial {number}, val_f1 {val_f1:.3f}")
+            description = self._named(f"trial {number}, val_f1 {val_f1:.3f}")
+            self._bars.update(self._task, completed=epoch + 1, description=description)
         elif time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
             self._logged_at = time.monotonic()
             values = {"trial": number, "epoch": epoch + 1, "max_epochs": self._max_epochs, "val_f1": val_f1}
-            logger.info("trial %(trial)d: epoch %(epoch)d of at most %(max_epochs)d, val_f1 %(val_f1).4f", values)
+            if self._number is not None:
+                values["worker"] = self._number
+            message = "trial %(trial)d: epoch %(epoch)d of at most %(max_epochs)d, val_f1 %(val_f1).4f"
+            logger.info(self._named(message), values)
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
         """Hide the trial's bar."""
         if self._bars is not None:
-            self._bars.update(self._trial, visible=False)
+            self._bars.update(self._task, visible=False)
+
+    def _named(self, text: str) -> str:
+        return text if self._number is None else f"worker {self._number}: {text}"
 
 
 @contextmanager
 def live_study(study_name: str, *, target: int, num_finished: int, max_epochs: int) -> Iterator[LiveStudy]:
-    """Show the progress of a study towards its target of trials while a worker runs."""
+    """Show the progress of a study towards its target of trials while workers run."""
     if not is_interactive():
         yield LiveStudy(None, study_name, target, num_finished, max_epochs)
         return

@@ -12,12 +12,11 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Command, cold_command, preload
+from tests.support.processes import Command, cold_command, preload, wait_until
 
 preload("tests.support.warm")
 
@@ -255,11 +254,7 @@ def test_an_interrupted_search_resumes(phantoms: Path, tmp_path: Path, number: s
     work = tmp_path / "work"
     search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
     process = start(work, *search, is_cold=number is signal.SIGINT)
-    deadline = time.monotonic() + 120
-    while not (work / "studies.db").exists() or not steps(work).get(0):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
+    wait_for_epochs(process, work, 0)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -270,6 +265,36 @@ def test_an_interrupted_search_resumes(phantoms: Path, tmp_path: Path, number: s
     assert curve == list(range(len(curve)))
     assert len(curve) >= num_done
     assert re.search(r"trial 0 resumes at epoch", err)
+
+
+def wait_for_epochs(process: Command | subprocess.Popen[str], work: Path, *numbers: int) -> None:
+    """Wait until each of these trials has finished an epoch."""
+
+    def are_running() -> bool:
+        assert process.poll() is None, process.communicate()
+        found = steps(work) if (work / "studies.db").exists() else {}
+        return all(found.get(number) for number in numbers)
+
+    wait_until(are_running, 240)
+
+
+def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 200, "--pruner", "none", "--workers", 2)
+    process = start(work, *search)
+    wait_for_epochs(process, work, 0, 1)
+    with sqlite3.connect(work / "studies.db") as database:
+        query = "SELECT value_json FROM trial_user_attributes WHERE key = 'worker'"
+        workers = {int(name.strip('"').rpartition(":")[2]) for (name,) in database.execute(query)}
+    assert len(workers) == 2
+    os.kill(min(workers), signal.SIGKILL)
+    wait_until(lambda: "attempt 2" in process.log(), 240)  # long before the lease expires
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"worker [12]: killed, perhaps since memory ran out; restarting it", err)
+    assert len(re.findall(r"worker [12]: trial [01] released; the next worker resumes it", err)) == 2
+    assert err.splitlines()[-1] == "csi-job: stopped by signal 2; run the same command again to resume"
 
 
 def test_another_space_is_rejected_naming_the_parameter(finished: Path, tmp_path: Path) -> None:

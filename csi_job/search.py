@@ -1,0 +1,190 @@
+"""The search: this process runs the trials, or a worker per GPU does; `python -m csi_job.search` is such a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csi_job.cache.dataset import Cache
+from csi_job.config import Settings
+from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableError
+from csi_job.html.format import plural
+from csi_job.logs import get_logger
+from csi_job.report.files import write_results
+from csi_job.report.study_view import view_study
+from csi_job.storage.attributes import UID
+from csi_job.storage.database import study_deleted
+from csi_job.storage.storage import open_storage, storage_of
+from csi_job.study.definition import join_study
+from csi_job.study.devices import Environment
+from csi_job.study.objective import training_objective
+from csi_job.study.relay import ERROR, FINISHED, Relay, stop_with_parent
+from csi_job.study.status import study_status
+from csi_job.study.trial_run import failure_reason
+from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.study.worker_group import WorkerGroup
+from csi_job.terminal.live import LiveStudy, live_study
+from csi_job.tracking.wandb import Tracker, WandbTracker
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = get_logger(__name__)
+MIN_TIMEOUT_S = 1e-3
+
+
+def search(
+    study: optuna.Study,
+    cache: Cache,
+    settings: Settings,
+    environments: Sequence[Environment],
+    *,
+    own_process: bool = True,
+) -> None:
+    """Run trials until the study needs no more from these workers.
+
+    Args:
+        study: from `define_study`.
+        cache: the trials' data.
+        settings: the settings.
+        environments: of each worker, see `worker_environments`; with one, it is this process.
+        own_process: whether this process may be ended if its training hangs.
+
+    """
+    state = study_status(study)
+    with live_study(
+        study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs
+    ) as live:
+        if len(environments) == 1:
+            run_trials(study, cache, settings, live.worker(), live.trials_finished, own_process=own_process)
+        else:
+            _run_workers(study, cache, settings, environments, live)
+
+
+def run_trials(
+    study: optuna.Study,
+    cache: Cache,
+    settings: Settings,
+    tracker: Tracker,
+    on_num_finished: Callable[[int], None],
+    *,
+    own_process: bool = True,
+) -> None:
+    """Run trials in this process, and refresh the report now and then."""
+    wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
+
+    def on_trial_finished(summary: WorkerSummary) -> None:
+        on_num_finished(study_status(study).num_finished)
+        if summary.outcomes.total() % settings.study.report_every == 0:
+            write_results(study, settings.folder)
+
+    with contextlib.closing(wandb) if wandb else contextlib.nullcontext():
+        run_worker(
+            study,
+            training_objective(cache.train, cache.validation, settings.trial),
+            suggest=settings.space.suggest,
+            settings=settings.study,
+            work=settings.work,
+            options=WorkerOptions(
+                stall_s=settings.trial.stall_s,
+                trackers=[tracker, wandb] if wandb else [tracker],
+                on_trial_finished=on_trial_finished,
+                own_process=own_process,
+            ),
+        )
+        if wandb is not None and study_status(study).is_finished:
+            wandb.log_summary(view_study(study).importances.shares)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a worker's process gets to know."""
+
+    settings: Settings
+    cache: Path
+    uid: str | None
+    """The study's, in case another one gets its name."""
+    log_level: int
+
+
+def _run_workers(
+    study: optuna.Study, cache: Cache, settings: Settings, environments: Sequence[Environment], live: LiveStudy
+) -> None:
+    start_s = time.monotonic()
+    trackers = {number: live.worker(number) for number in range(1, len(environments) + 1)}
+
+    def request() -> bytes:
+        limit_s = settings.study.timeout_s
+        left_s = None if limit_s is None else max(limit_s - (time.monotonic() - start_s), MIN_TIMEOUT_S)
+        sections = {
+            "study": settings.study.model_copy(update={"timeout_s": left_s}),
+            # The search is running, so a worker that joins it in an outage waits as long as the others do.
+            "storage": settings.storage.model_copy(update={"connect_s": settings.storage.outage_s}),
+        }
+        own = settings.model_copy(update=sections)
+        level = logging.getLogger("csi_job").level
+        return pickle.dumps(_Request(own, cache.folder, study.user_attrs.get(UID), level))
+
+    def on_event(number: int, kind: str, values: Sequence[Any]) -> None:
+        if kind == FINISHED:
+            live.trials_finished(*values)
+        else:
+            getattr(trackers[number], kind)(*values)
+
+    if "CUDA_VISIBLE_DEVICES" in environments[0]:
+        each = "one GPU"
+    else:
+        each = plural(int(environments[0]["OMP_NUM_THREADS"]), "thread")
+    logger.info("starting %(workers)d workers with %(each)s each", {"workers": len(environments), "each": each})
+    storage_of(study).engine.dispose()  # the workers have their own connections
+    WorkerGroup(__spec__.name, environments, request, on_event).run()
+
+
+def main() -> None:
+    """Be one of several workers: read a request from standard input, run trials, and relay what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which sends SIGTERM
+    gc.set_threshold(100_000, 20, 20)
+    relay = Relay.on_stdout()
+    request: _Request = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+    stop_with_parent()
+    package = logging.getLogger("csi_job")
+    package.handlers, package.propagate = [relay], False
+    package.setLevel(request.log_level)
+    try:
+        _run_request(request, relay)
+    except StopRequestedError as error:
+        sys.exit(error.exit_code)
+    except CsiJobError as error:
+        # Invalid input, too many failures or a database that is away concern every worker.
+        ends_search = error.exit_code != 1 or isinstance(error, StorageUnavailableError)
+        relay.send(ERROR, str(error), error.exit_code, ends_search)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        relay.send(ERROR, failure_reason(error), 1, False)
+        raise
+
+
+def _run_request(request: _Request, relay: Relay) -> None:
+    settings = request.settings
+    storage = open_storage(settings.storage, settings.work, create=False)
+    try:
+        study = join_study(storage, settings.study, settings.space)
+    except KeyError:
+        raise study_deleted() from None
+    if study.user_attrs.get(UID) != request.uid:
+        raise study_deleted()
+    run_trials(study, Cache.open(request.cache), settings, relay, functools.partial(relay.send, FINISHED))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Several workers, each in a process of its own: started, restarted when they die, stopped together."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from csi_job.errors import CsiJobError
+from csi_job.logs import get_logger
+from csi_job.signals import Stop, listening
+from csi_job.study.relay import ERROR, LOG, log_as_worker, received
+
+logger = get_logger(__name__)
+MAX_RESTARTS: Final = 3  # of a worker, in a row without a finished epoch
+
+
+class WorkerError(CsiJobError):
+    """The error of a worker in a process of its own."""
+
+    def __init__(self, message: str, exit_code: int, *, ends_search: bool) -> None:
+        """Take the worker's exit code; `ends_search` says that a restart would be pointless."""
+        super().__init__(message)
+        self.exit_code, self.ends_search = exit_code, ends_search
+
+
+@dataclass
+class _Worker:
+    number: int
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    num_deaths: int = 0
+    """In a row without a finished epoch."""
+    error: WorkerError | None = None
+
+
+class WorkerGroup:
+    """Runs a worker per environment; each is a fresh interpreter, which inherits no thread and no CUDA context."""
+
+    def __init__(
+        self,
+        module: str,
+        environments: Sequence[Mapping[str, str]],
+        request: Callable[[], bytes],
+        on_event: Callable[[int, str, Sequence[Any]], None],
+    ) -> None:
+        """Set up the workers.
+
+        Args:
+            module: what each process runs.
+            environments: each worker's variables, in addition to those of this process.
+            request: returns what a process reads from its standard input as it starts.
+            on_event: called with the worker's number, from 1, and what it sent through its `Relay`.
+
+        """
+        self._command = [sys.executable, "-P", "-m", module]
+        self._request, self._on_event = request, on_event
+        self._workers = [_Worker(number, environment) for number, environment in enumerate(environments, start=1)]
+        self._events: queue.SimpleQueue[tuple[_Worker, str, list[Any]] | None] = queue.SimpleQueue()
+        self._is_ending = False
+        self._error: CsiJobError | None = None
+
+    def run(self) -> None:
+        """Return when every worker is done.
+
+        A worker that dies is restarted. The trial that it leaves behind is resumed by whichever worker claims next.
+
+        Raises:
+            StopRequestedError: SIGTERM or SIGINT; all workers have stopped.
+            WorkerError: of a worker, if it ends the search; or the last one's, which died too often.
+
+        """
+        with listening(Stop(wake=self._events, on_force=self._kill)) as stop:
+            try:
+                for worker in self._workers:
+                    self._start(worker)
+                while any(worker.process for worker in self._workers):
+                    self._handle(self._events.get())
+            finally:
+                self._kill()
+        stop.check()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, worker: _Worker) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **worker.environment}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment)  # noqa: S603 - this program
+        worker.process, worker.error = process, None
+        threading.Thread(target=self._read, args=(worker, process), daemon=True).start()
+
+    def _read(self, worker: _Worker, process: subprocess.Popen[bytes]) -> None:
+        """Queue what a worker sends, and how it ends; runs in a thread."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(self._request())
+            process.stdin.flush()  # it stays open for as long as this process lives
+        except BrokenPipeError:
+            pass  # it died; its exit code says more
+        for kind, values in received(process.stdout):
+            self._events.put((worker, kind, values))
+        self._events.put((worker, "exit", [process.wait()]))
+
+    def _handle(self, event: tuple[_Worker, str, list[Any]] | None) -> None:
+        if event is None:  # a signal
+            self._end()
+            return
+        worker, kind, values = event
+        if kind == "exit":
+            self._on_exit(worker, *values)
+        elif kind == ERROR:
+            message, exit_code, ends_search = values
+            worker.error = WorkerError(message, exit_code, ends_search=ends_search)
+        elif kind == LOG:
+            log_as_worker(worker.number, *values)
+        else:
+            if kind == "epoch":
+                worker.num_deaths = 0
+            self._on_event(worker.number, kind, values)
+
+    def _on_exit(self, worker: _Worker, code: int) -> None:
+        worker.process = None
+        if code == 0 or self._is_ending:
+            return
+        error = worker.error or WorkerError(_describe(code), 1, ends_search=False)
+        worker.num_deaths += 1
+        values = {"worker": worker.number, "reason": error}
+        if error.ends_search:
+            self._error = error
+            self._end()
+        elif worker.num_deaths <= MAX_RESTARTS:
+            logger.warning("worker %(worker)d: %(reason)s; restarting it", values)
+            self._start(worker)
+        else:
+            logger.error("worker %(worker)d: %(reason)s; giving it up, since it keeps dying without an epoch", values)
+            if not any(other.process for other in self._workers):
+                self._error = error
+
+    def _end(self) -> None:
+        """Stop all workers as SIGTERM does; none is restarted any more."""
+        self._is_ending = True
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.terminate()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.kill()
+
+
+def _describe(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed, perhaps since memory ran out"
+    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,0 +1,142 @@
+"""Workers in processes of their own: what reaches their parent, what ends them, and what starts them again."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csi_job.errors import CsiJobError, StopRequestedError
+from csi_job.study.worker_group import MAX_RESTARTS, WorkerGroup
+from tests.support.processes import num_lines, wait_until
+
+Events = list[tuple[int, str, list[Any]]]
+UNTIL_STOPPED = "worker.run_until_stopped()"
+DIE = "worker.die()"
+
+
+def run_group(
+    folder: Path, codes: dict[int, list[str]], on_event: Callable[[Events], object] = lambda _: None
+) -> Events:
+    """Run workers; each start of one runs the next of its codes, and the last one from then on."""
+    events: Events = []
+
+    def keep(number: int, kind: str, values: Sequence[Any]) -> None:
+        events.append((number, kind, list(values)))
+        on_event(events)
+
+    environments = [{"NUMBER": str(number), "CUDA_VISIBLE_DEVICES": f"GPU-{number}"} for number in codes]
+    group = WorkerGroup("tests.support.group_worker", environments, lambda: pickle.dumps((codes, folder)), keep)
+    group.run()
+    return events
+
+
+def num_starts(folder: Path) -> dict[int, int]:
+    return {int(path.name): num_lines(path) for path in sorted(folder.iterdir())}
+
+
+def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    code = 'worker.log.info("100 %% on %(gpu)s", {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}); print("noise")'
+    events = run_group(tmp_path, {1: [f"{code}; worker.epoch()"], 2: [code]})
+    assert events == [(1, "epoch", [1, 0, {"val_f1": 0.5}])]
+    assert sorted(caplog.messages) == ["worker 1: 100 % on GPU-1", "worker 2: 100 % on GPU-2"]
+    assert {(record.name, record.args["worker"], record.args["gpu"]) for record in caplog.records} == {  # type: ignore[call-overload, index]
+        ("csi_job.toy", 1, "GPU-1"),
+        ("csi_job.toy", 2, "GPU-2"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("death", "reason"),
+    [
+        (DIE, "killed, perhaps since memory ran out"),
+        ("os.kill(os.getpid(), 11)", "ended by signal SIGSEGV"),
+        ("raise SystemExit(143)", "ended with exit code 143"),
+        ('worker.fail("the GPU is lost", 1, ends_search=False)', "the GPU is lost"),
+    ],
+)
+def test_a_worker_that_dies_is_restarted(
+    death: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_group(tmp_path, {1: [death, "pass"], 2: ["pass"]})
+    assert num_starts(tmp_path) == {1: 2, 2: 1}
+    assert caplog.messages == [f"worker 1: {reason}; restarting it"]
+
+
+def test_a_worker_is_given_up_after_deaths_in_a_row_without_an_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(CsiJobError, match="killed") as caught:
+        run_group(tmp_path, {1: [DIE, DIE, f"worker.epoch(); {DIE}", DIE]})
+    assert caught.value.exit_code == 1
+    assert num_starts(tmp_path) == {1: 2 + 1 + MAX_RESTARTS}
+    assert caplog.messages[-1].endswith("giving it up, since it keeps dying without an epoch")
+
+
+def test_the_others_finish_without_a_worker_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = tmp_path / "given-up"
+    monkeypatch.setattr("csi_job.study.worker_group.logger.error", lambda *_: given_up.touch())
+    (folder := tmp_path / "starts").mkdir()
+    run_group(folder, {1: [DIE], 2: [f"while not os.path.exists({str(given_up)!r}): pass"]})
+    assert num_starts(folder) == {1: 1 + MAX_RESTARTS, 2: 1}
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_an_error_that_concerns_all_ends_all_with_its_exit_code(code: int, tmp_path: Path) -> None:
+    failing = f'worker.fail("too many trials failed", {code}, ends_search=True)'
+    ends: Events = []
+    with pytest.raises(CsiJobError, match=r"^too many trials failed$") as caught:
+        run_group(tmp_path, {1: [failing], 2: [UNTIL_STOPPED]}, ends.extend)
+    assert caught.value.exit_code == code
+    assert num_starts(tmp_path) in ({1: 1, 2: 1}, {1: 1})  # the other one may not have started yet
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_every_worker_and_none_is_restarted(number: int, code: int, tmp_path: Path) -> None:
+    seen: Events = []
+
+    def on_event(events: Events) -> None:
+        seen[:] = events
+        if [kind for _, kind, _ in events] == ["trial_started"] * 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(StopRequestedError) as caught:
+        run_group(tmp_path, {1: [UNTIL_STOPPED], 2: [UNTIL_STOPPED]}, on_event)
+    assert caught.value.exit_code == code
+    assert {(worker, kind) for worker, kind, _ in seen[2:]} == {(1, "trial_ended"), (2, "trial_ended")}
+    assert num_starts(tmp_path) == {1: 1, 2: 1}
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tests.unit.study.test_worker_group import run_group
+def show(events):
+    if events[-1][1] == "trial_started":
+        print(events[-1][2][2]["pid"], flush=True)
+run_group(Path(sys.argv[1]), {1: [sys.argv[2]], 2: [sys.argv[2]]}, show)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "exit_code"),
+    [("worker.hang()", signal.SIGINT, 130), (UNTIL_STOPPED, signal.SIGKILL, -9)],
+    ids=["a second Ctrl-C", "the death of the parent"],
+)
+def test_no_worker_outlives(code: str, number: int, exit_code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    arguments = [sys.executable, "-c", PARENT, str(tmp_path), code]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        wait_until(lambda: parent.send_signal(number) or parent.poll() is not None, 60)  # type: ignore[func-returns-value]
+        assert parent.returncode == exit_code
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)

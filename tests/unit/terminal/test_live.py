@@ -1,0 +1,43 @@
+"""Live progress: one bar for the study and one per running trial, or lines."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from csi_job.terminal import live
+from csi_job.terminal.live import LiveStudy
+
+
+def test_every_worker_has_a_bar_while_it_runs_a_trial() -> None:
+    bars = Progress(console=Console(file=io.StringIO()))
+    study = LiveStudy(bars, "toy", target=5, num_finished=1, max_epochs=4)
+    first, second = study.worker(1), study.worker(2)
+    first.trial_started(7, 1, {}, {})
+    first.epoch(7, 0, {"val_f1": 0.5})
+    second.trial_started(8, 1, {}, {})
+    second.epoch(8, 2, {"val_f1": 0.25})
+    study.trials_finished(2)
+    assert [(task.description, task.completed) for task in bars.tasks if task.visible] == [
+        ("study toy", 2),
+        ("worker 1: trial 7, val_f1 0.500", 1),
+        ("worker 2: trial 8, val_f1 0.250", 3),
+    ]
+    first.trial_ended(7, "complete")
+    assert [task.description for task in bars.tasks if task.visible][1:] == ["worker 2: trial 8, val_f1 0.250"]
+    study.worker().trial_started(9, 1, {}, {})
+    assert bars.tasks[-1].description == "trial 9"
+
+
+@pytest.mark.parametrize(("number", "prefix"), [(None, ""), (2, "worker 2: ")])
+def test_without_a_terminal_a_line_now_and_then(
+    number: int | None, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(live, "PROGRESS_LOG_EVERY_S", 0)
+    LiveStudy(None, "toy", target=5, num_finished=1, max_epochs=4).worker(number).epoch(7, 0, {"val_f1": 0.5})
+    assert caplog.messages == [f"{prefix}trial 7: epoch 1 of at most 4, val_f1 0.5000"]
+    assert caplog.records[0].args.get("worker") == number  # type: ignore[union-attr]
