@@ -9,6 +9,7 @@ can separate; a resample that lacks one of them is degenerate, since a mean over
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,12 +159,15 @@ def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, Float
     return values | _risk_values(risk_indices(true_N), risk_indices(predicted_N), risk_NR, weights_RN)
 
 
-def weighted_confusion(scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray) -> FloatArray:
+def weighted_confusion(
+    scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray | npt.NDArray[np.uint16]
+) -> FloatArray:
     """Return confusion matrices [R, 6, 5, 5] (rows: truth, columns: prediction) under each row of weights."""
-    cell_NZ = zones_NZ * NUM_CLASSES + scores_NZ
-    one_hot_NZC = np.eye(NUM_CLASSES**2)[cell_NZ].reshape(len(cell_NZ), NUM_ZONES * NUM_CLASSES**2)
-    counts_RC: FloatArray = weights_RN @ one_hot_NZC
-    return counts_RC.reshape(-1, NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+    shape = (NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+    cell_NZ = (np.arange(NUM_ZONES) * NUM_CLASSES + zones_NZ) * NUM_CLASSES + scores_NZ
+    cells = cell_NZ.ravel()
+    counts = [np.bincount(cells, np.repeat(weight_N, NUM_ZONES), math.prod(shape)) for weight_N in weights_RN]
+    return np.array(counts, dtype=np.float64).reshape(-1, *shape)
 
 
 def _zone_values(confusion_RZKK: FloatArray) -> dict[str, FloatArray]:

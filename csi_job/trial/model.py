@@ -5,12 +5,12 @@ A model maps `image_BCHW` with one grey channel to `logits_BZK` (Z = 6 zones, K 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from csi_job.errors import ConfigurationError
@@ -43,31 +43,28 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def gflops(model: ZoneClassifier, image_size_px: int) -> float:
-    """Return the cost of a forward pass of one image, the same on every machine.
+@functools.cache
+def gflops(arch: str, image_size_px: int) -> float:
+    """Return the cost of a forward pass of one image, the same on every machine; counted once per process.
 
     It is counted from shapes alone, with a multiply-add as two operations: 8.0 for ResNet50 at 224 px (8.2 in colour).
 
     Raises:
-        ConfigurationError: images of this size are too small for the model.
+        ConfigurationError: no such architecture, or images of this size are too small for it.
 
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
-    image_BCHW = torch.empty(1, 1, image_size_px, image_size_px, device="meta")
+    with _MetaInit():
+        model = random_model(arch).to("meta").eval()
     counter = FlopCounterMode(display=False)
-    was_training = model.training
-    model.eval()
     try:
         with torch.no_grad(), counter:
-            functional_call(model, state, (image_BCHW,))
+            model(torch.empty(1, 1, image_size_px, image_size_px, device="meta"))
     except RuntimeError as error:
-        message = f"images of {image_size_px} px are too small for {model.arch}"
-        hint = f"raise cache.image_size_px or leave {model.arch} out of space.model_arch"
+        message = f"images of {image_size_px} px are too small for {arch}"
+        hint = f"raise cache.image_size_px or leave {arch} out of space.model_arch"
         raise ConfigurationError(message, hint=hint) from error
-    finally:
-        model.train(was_training)
     return float(counter.get_total_flops()) / 1e9
 
 
@@ -77,9 +74,7 @@ def check_architectures(archs: Iterable[str], image_size_px: int) -> None:
         return
     for arch in dict.fromkeys(archs):
         if arch != "Custom_1":
-            with _MetaInit():
-                model = random_model(arch)
-            gflops(model, image_size_px)
+            gflops(arch, image_size_px)
 
 
 class _MetaInit(TorchFunctionMode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +48,8 @@ class TrainingResult:
     epochs: tuple[EpochResult, ...]
     best_state: dict[str, Tensor] = field(repr=False)
     """The model's state at the best epoch, on the CPU."""
+    best_pred_NZ: Tensor | None = field(repr=False)  # noqa: N815 - a tensor carries its axes
+    """The validation split's predicted classes at the best epoch; None if its checkpoint is of an earlier version."""
     num_parameters: int
     gflops: float
     """Cost per image, as counted by `model.gflops`."""
@@ -92,7 +95,8 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
             raise
     finally:
         run.free()
-    # Raised outside the handler, so that it does not keep the frames, and the memory, of the failure alive.
+    # Outside the handler, which keeps the frames, and the memory, of the failure alive.
+    free_memory()
     hint = "use a smaller architecture, smaller batches or a larger GPU"
     raise InfeasibleTrialError("out of memory: model, optimizer and a batch of images do not fit", hint=hint)
 
@@ -106,6 +110,7 @@ class _Run:
         self.params, self.settings, self.seed = params, settings, seed
         self.results: list[EpochResult] = []
         self.best_state: dict[str, Tensor] = {}
+        self.best_pred_NZ: Tensor | None = None
         self.schedule = Schedule(params.learning_rate, params.patience)
         self.identity: dict[str, Any] = {**params.to_params(), "seed": seed}
 
@@ -131,15 +136,16 @@ class _Run:
         self.results = [EpochResult(**result) for result in state["results"]]
         self.schedule = Schedule(self.params.learning_rate, self.params.patience, self.results)
         self.best_state = state["best"] or state["model"]
+        self.best_pred_NZ = state.get("best_predictions")
 
     def train(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
         while len(self.results) < max_epochs and not self.schedule.should_stop:
-            result = self._epoch(hooks)
+            result, pred_NZ = self._epoch(hooks)
             self.results.append(result)
             self.schedule.update(result)
             weights = self.trainer.weights()
             if self.schedule.best_epoch == result.epoch:
-                self.best_state = weights
+                self.best_state, self.best_pred_NZ = weights, pred_NZ
             checkpoint = None if folder is None else save_checkpoint(folder, result.epoch, self._state(weights))
             hooks.epoch_done(result, checkpoint)
         return TrainingResult(
@@ -147,13 +153,14 @@ class _Run:
             best_val_f1=self.schedule.best_val_f1,
             epochs=tuple(self.results),
             best_state=self.best_state,
+            best_pred_NZ=self.best_pred_NZ,
             num_parameters=num_parameters(self.trainer.model),
             gflops=self.trainer.gflops,
             micro_batch=self.trainer.micro_batches.size,
             stopped_early=self.schedule.should_stop,
         )
 
-    def _epoch(self, hooks: TrainingHooks) -> EpochResult:
+    def _epoch(self, hooks: TrainingHooks) -> tuple[EpochResult, Tensor]:
         epoch, start = len(self.results), time.perf_counter()
         train_loss = self.trainer.train_epoch(
             (self.seed * SEED_STRIDE + epoch) % MAX_SEED,
@@ -163,25 +170,30 @@ class _Run:
         train_s = time.perf_counter() - start
         _check_finite(train_loss, "training", epoch)
         learning_rate = self.schedule.learning_rate
-        val_loss, val_f1 = self.trainer.validate(hooks.batch_done)
-        _check_finite(val_loss, "validation", epoch)
+        validation = self.trainer.validate(hooks.batch_done)
+        _check_finite(validation.loss, "validation", epoch)
         seconds = time.perf_counter() - start
         images_per_s = len(self.trainer.train_data) / train_s
-        return EpochResult(epoch, train_loss, val_loss, val_f1, learning_rate, images_per_s, seconds)
+        values = train_loss, validation.loss, validation.val_f1
+        return EpochResult(epoch, *values, learning_rate, images_per_s, seconds), validation.pred_NZ
 
     def _state(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         return {
             **self.trainer.state(),
             "model": weights,
             "best": {} if self.best_state is weights else self.best_state,  # never the same weights twice
+            "best_predictions": self.best_pred_NZ,
             "identity": self.identity,
             "results": [asdict(result) for result in self.results],
         }
 
     def free(self) -> None:
+        """Free the model; a collection, which costs as much as a short trial, only if something still refers to it."""
         if hasattr(self, "trainer"):
+            model = weakref.ref(self.trainer.model)
             self.trainer.free()
-        free_memory()
+            if model() is not None:
+                free_memory()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,12 +1,13 @@
 """One model in training: the steps of an epoch, validation, and the state for checkpoints.
 
 Within an epoch, the host never waits for the device: batches are sampled, augmented and learned there, and losses and
-confusion counts stay there until the end of the epoch.
+predictions stay there until the end of the epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,16 @@ from csi_job.trial.settings import TrialSettings
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
 
+@dataclass(frozen=True)
+class Validation:
+    """An epoch's result on the validation split."""
+
+    loss: float
+    val_f1: float
+    pred_NZ: Tensor  # noqa: N815 - a tensor carries its axes
+    """The predicted classes, uint8 on the CPU."""
+
+
 class Trainer:
     """A model, its optimizer and its data on one device."""
 
@@ -41,7 +52,7 @@ class Trainer:
         self.train_data, self.validation_data = _move_if_it_fits(train, device), _move_if_it_fits(validation, device)
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
-        self.gflops = gflops(self.model, train.images_NHW.shape[-1])
+        self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
         torch.backends.cudnn.benchmark = True  # all batches except the last have the same shape; for GPUs only
         if settings.compile:
             self.model.compile()
@@ -105,21 +116,21 @@ class Trainer:
         return logits_BZK
 
     @torch.no_grad()
-    def validate(self, batch_done: Callable[[], None]) -> tuple[float, float]:
-        """Return the loss and `val_f1` of the validation split."""
+    def validate(self, batch_done: Callable[[], None]) -> Validation:
+        """Predict the validation split."""
         self.model.eval()
         data = self.validation_data
         total = torch.zeros((), device=self.device)
-        confusion_ZKK: Tensor | int = 0
+        predicted: list[Tensor] = []
         for index_B in torch.split(torch.arange(len(data), device=data.images_NHW.device), self.params.batch_size):
             image_BHW, zones_BZ = self._fetch(data, index_B)
             logits_BZK = self._infer(to_input(image_BHW, self.train_data.normalisation))
             total += self.loss(logits_BZK, zones_BZ) * len(index_B)
-            confusion_ZKK = confusion_ZKK + confusion(logits_BZK.argmax(dim=-1), zones_BZ)
+            predicted.append(logits_BZK.argmax(dim=-1))
             batch_done()
-        assert isinstance(confusion_ZKK, Tensor)
-        val_f1 = mean_f1(confusion_ZKK.cpu().numpy(), self.settings.objective_average)
-        return float(total) / len(data), val_f1
+        pred_NZ = torch.cat(predicted).cpu()
+        val_f1 = mean_f1(confusion(pred_NZ, data.zones_NZ.cpu()).numpy(), self.settings.objective_average)
+        return Validation(float(total) / len(data), val_f1, pred_NZ.to(torch.uint8))
 
     def _infer(self, image_BCHW: Tensor) -> Tensor:
         def compute(pieces: list[slice]) -> Tensor:

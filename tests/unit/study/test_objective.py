@@ -18,7 +18,7 @@ from csi_job.errors import DataError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, define_study
-from csi_job.study.objective import f1_standard_error, training_objective
+from csi_job.study.objective import F1StandardError, training_objective
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
@@ -133,6 +133,10 @@ def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path: Path) -> None:
     assert len(set(costs.values())) == len(costs)
 
 
+def f1_standard_error(pred_NZ: torch.Tensor, true_NZ: torch.Tensor, patients: Any, average: Any = "macro") -> float:
+    return F1StandardError(true_NZ, torch.as_tensor(patients), average)(pred_NZ)
+
+
 def predictions(num_images: int, seed: int, accuracy: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     true_NZ = torch.randint(0, 4, (num_images, 6), generator=generator)
@@ -143,21 +147,21 @@ def predictions(num_images: int, seed: int, accuracy: float = 0.6) -> tuple[torc
 
 def test_the_standard_error_is_close_to_the_std_over_new_patients() -> None:
     f1s = [mean_f1(confusion(*predictions(60, seed)).numpy()) for seed in range(200)]
-    errors = [f1_standard_error(*predictions(60, seed), np.arange(60), "macro") for seed in range(300, 310)]
+    errors = [f1_standard_error(*predictions(60, seed), range(60)) for seed in range(300, 310)]
     assert 0.7 < np.mean(errors) / np.std(f1s) < 1.4
 
 
 def test_images_of_one_patient_are_resampled_together() -> None:
     pred_NZ, true_NZ = predictions(20, seed=1)
     three_times = torch.cat([pred_NZ] * 3), torch.cat([true_NZ] * 3)
-    alone = f1_standard_error(pred_NZ, true_NZ, np.arange(20), "macro")
-    together = f1_standard_error(*three_times, np.tile(np.arange(20), 3), "macro")
+    alone = f1_standard_error(pred_NZ, true_NZ, range(20))
+    together = f1_standard_error(*three_times, np.tile(np.arange(20), 3))
     assert np.isclose(alone, together)
-    assert f1_standard_error(*three_times, np.arange(60), "macro") < 0.8 * alone
+    assert f1_standard_error(*three_times, range(60)) < 0.8 * alone
 
 
 def test_a_perfect_model_and_unknown_zones_give_finite_errors() -> None:
     _, true_NZ = predictions(20, seed=2)
-    assert f1_standard_error(true_NZ, true_NZ, np.arange(20), "weighted") == 0
+    assert f1_standard_error(true_NZ, true_NZ, range(20), "weighted") == 0
     true_NZ[:, 1:] = 4
-    assert np.isfinite(f1_standard_error(predictions(20, seed=3)[0], true_NZ, np.arange(20), "macro"))
+    assert np.isfinite(f1_standard_error(predictions(20, seed=3)[0], true_NZ, range(20)))

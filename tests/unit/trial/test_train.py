@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +23,7 @@ from csi_job.errors import (
     InfeasibleTrialError,
     StopRequestedError,
 )
+from csi_job.trial.backbones import ZoneClassifier
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
@@ -85,7 +88,8 @@ def same(one: TrainingResult, two: TrainingResult) -> bool:
     states = one.best_state.keys() == two.best_state.keys() and all(
         torch.equal(tensor, two.best_state[name]) for name, tensor in one.best_state.items()
     )
-    return states and curve(one) == curve(two) and one.best_epoch == two.best_epoch
+    predictions = torch.equal(one.best_pred_NZ, two.best_pred_NZ)
+    return states and predictions and curve(one) == curve(two) and one.best_epoch == two.best_epoch
 
 
 def test_a_model_learns(train: Train) -> None:
@@ -111,6 +115,7 @@ def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: 
     validation = make_split(12, 32, seed=2)
     pred_NZ = predict_logits(model, validation.images_NHW, "medical", 5, "cpu").argmax(-1)
     assert mean_f1(confusion(pred_NZ, validation.zones_NZ)) == pytest.approx(result.best_val_f1)
+    assert torch.equal(result.best_pred_NZ, pred_NZ.to(torch.uint8))
 
 
 def test_the_seed_determines_the_result_bit_for_bit(train: Train) -> None:
@@ -198,6 +203,22 @@ def test_without_a_folder_there_is_no_checkpoint(train: Train) -> None:
     assert hooks.checkpoints == [None]
 
 
+@pytest.mark.parametrize("prune_at_epoch", [-1, 0], ids=["finished", "pruned"])
+def test_a_trainings_memory_is_free_without_a_collection(train: Train, prune_at_epoch: int) -> None:
+    """A collection takes half a second, as long as a short trial."""
+    collections: list[str] = []
+    gc.disable()
+    gc.callbacks.append(lambda phase, _: collections.append(phase))
+    try:
+        with contextlib.suppress(optuna.TrialPruned):
+            train(max_epochs=1, hooks=Hooks(prune_at_epoch=prune_at_epoch))
+        assert ZoneClassifier not in {type(thing) for thing in gc.get_objects()}
+        assert not collections
+    finally:
+        gc.callbacks.pop()
+        gc.enable()
+
+
 def test_a_non_finite_loss_makes_the_trial_infeasible(train: Train) -> None:
     params = Hyperparameters(model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10, batch_size=8)
     with pytest.raises(InfeasibleTrialError, match=r"the (training|validation) loss of epoch \d is (nan|inf)"):
@@ -211,8 +232,6 @@ class NoMemory:
         self.most, self.sizes = most, []
 
     def __enter__(self) -> Self:
-        from csi_job.trial.backbones import ZoneClassifier
-
         def check(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if isinstance(module, ZoneClassifier) and inputs[0].device.type != "meta":
                 self.sizes.append(len(inputs[0]))
