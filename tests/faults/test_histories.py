@@ -73,6 +73,10 @@ RIGHT: dict[str, list[Any]] = {
     "an addition that is repeated under its token": [
         ("add", ("u", 3, "t"), None), ("add", ("u", 3, "t"), (5,)), ("add", ("u", 1, "s"), (6,)),
     ],
+    "an addition that is continued by the same command, and not after a total": [
+        ("add", ("u", 3, ""), (5,)), ("add", ("u", 3, ""), (5,)), ("add", ("u", 2, ""), (7,)),
+        ("add", ("u", 3, ""), (7,)), ("set_target", ("u", 6), (6,)), ("add", ("u", 3, ""), (9,)),
+    ],
     "a study that is deleted and created again": [
         ("delete", ("u",), ()), ("claim", ("u", "a:1"), DELETED), BEGUN[0], ("open", (), ("v",)),
         (*CLAIM_A[:2], DELETED), ("delete", ("u",), DELETED), ("add", ("u", 1, "t"), DELETED),
@@ -97,6 +101,10 @@ WRONG: dict[str, list[Any]] = {
         ("see", ("u", 0), ("FAIL", 0.5, None, ((0, 0.25),), None), 41.0, 41.5),
     ],
     "an addition that happened twice": [("add", ("u", 3, "t"), None), ("add", ("u", 3, "t"), (8,))],
+    "an addition that an interrupted command made again": [("add", ("u", 3, ""), (5,)), ("add", ("u", 3, ""), (8,))],
+    "a released trial that a late renewal takes back": [
+        CLAIM_A, ("release", ("u", 0, "a:1"), ()), ("renew", ("u", 0, "a:1"), ()),
+    ],
     "an addition that another overwrote": [
         ("add", ("u", 3, "t"), (5,)), ("add", ("u", 1, "s"), (6,)), ("copy", (), (5, (WAITING_BASELINE,))),
     ],

@@ -199,9 +199,10 @@ class Client:
         self._do("set_target", handle.name, (handle.uid, target), act)
 
     def _add(self, handle: Handle) -> None:
-        count, token = self.draws.randint(1, 3), new_token()
+        count, token = self.draws.randint(1, 3), self.draws.choice([new_token(), ""])
         act = lambda: (set_target(handle.study, more_trials=count, token=token),)  # noqa: E731
-        self._do("add", handle.name, (handle.uid, count, token), act)
+        for _ in range(self.draws.randint(1, 2)):  # also as a command that is run again
+            self._do("add", handle.name, (handle.uid, count, token), act)
 
     def _enqueue(self, handle: Handle) -> None:
         x = self.draws.random()
@@ -246,6 +247,7 @@ class Client:
                 time.sleep(1.2 * self.storage.lease_s)
             elif whim == "release":
                 self._write("release", handle, lease, TrialWrite())
+                self._write("renew", handle, lease, TrialWrite())  # as a heartbeat that comes too late
             if whim in {"release", "abandon"}:
                 return
             value = self.draws.random()
@@ -259,6 +261,8 @@ class Client:
         def act() -> tuple[()]:
             if kind == "release":
                 self.storage.release(lease, write, limit_s=10)
+            elif kind == "renew":
+                self.storage.renew(lease)
             else:
                 self.storage.write_trial(lease, write, **({"num_epochs": 1} if kind == "report" else {}))
             return ()

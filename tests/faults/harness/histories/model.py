@@ -45,8 +45,8 @@ class Study(NamedTuple):
     """`""` as long as nobody has read it."""
     target: int
     trials: tuple[Trial, ...]
-    additions: frozenset[tuple[str, int]] = frozenset()
-    """Tokens of the additions to the target, and the target after each."""
+    changes: tuple[tuple[str, int | None, int], ...] = ()
+    """Of the target: the token of each, the number of trials added, None where a total was given, and the target."""
 
     def num(self, *states: str) -> int:
         """Return how many trials are in one of these states."""
@@ -77,6 +77,11 @@ class Study(NamedTuple):
         trials = list(self.trials)
         trials[number] = trials[number]._replace(**changes)
         return self._replace(trials=tuple(trials))
+
+    def set_target(self, target: int, token: str, added: int | None) -> Study:
+        """Return the study with another target, and waiting trials beyond it cancelled."""
+        changes = self.changes if target == self.target else (*self.changes, (token, added, target))
+        return self._replace(target=target, changes=changes).cancel_excess()
 
     def cancel_excess(self) -> Study:
         """Cancel the last waiting trials beyond the target."""
@@ -151,17 +156,24 @@ class Model:
         elif target < study.num(*FINISHED, "RUNNING"):
             yield REFUSED, state
         else:
-            yield (target,), study._replace(target=target).cancel_excess()
+            yield (target,), study.set_target(target, "", None)
 
     def _add(self, state: State, _op: Operation, uid: str, count: int, token: str) -> Iterator[Outcome]:
+        """Without a token it continues an addition of as many trials that is not finished, unless a total was given."""
         if (study := _same(state, uid)) is None:
             yield DELETED, state
-        elif token in dict(study.additions):
-            yield (dict(study.additions)[token],), study
-        else:
-            target = max(study.target, study.num(*FINISHED)) + count
-            study = study._replace(target=target, additions=study.additions | {(token, target)})
-            yield (target,), study.cancel_excess()
+            return
+        for same, added, target in reversed(study.changes):
+            if token and same == token:
+                yield (target,), study
+                return
+            if not token and added is None:
+                break
+            if not token and added == count and study.num(*FINISHED) < target <= study.target:
+                yield (study.target,), study.cancel_excess()
+                return
+        target = max(study.target, study.num(*FINISHED)) + count
+        yield (target,), study.set_target(target, token, count)
 
     def _enqueue(self, state: State, _op: Operation, uid: str, x: float) -> Iterator[Outcome]:
         if (study := _same(state, uid)) is None:
@@ -238,6 +250,9 @@ class Model:
         self, state: State, op: Operation, uid: str, number: int, token: str, outcome: str, value: float
     ) -> Iterator[Outcome]:
         yield _write(state, op, uid, number, token, state=outcome, value=value, token=None)
+
+    def _renew(self, state: State, op: Operation, uid: str, number: int, token: str) -> Iterator[Outcome]:
+        yield _write(state, op, uid, number, token)
 
     def _release(self, state: State, op: Operation, uid: str, number: int, token: str) -> Iterator[Outcome]:
         yield _write(state, op, uid, number, token, token=None)
