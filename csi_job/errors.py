@@ -78,6 +78,10 @@ class StorageUnavailableError(CsiJobError):
     """The database stayed unreachable until the retry timeout."""
 
 
+class StorageRejectedError(StorageUnavailableError):
+    """The database rejects us although it accepted us before, so a password or a right was changed."""
+
+
 class StalledError(CsiJobError):
     """No batch finished within `trial.stall_s`."""
 

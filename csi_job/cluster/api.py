@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import subprocess
@@ -38,6 +39,7 @@ UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable 
 TIMEOUT_S: Final = 30
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+POD_VARIABLE: Final = "POD_NAME"  # of the controller's pod, whose host name is another; set by the chart
 JSON_MERGE: Final = "application/merge-patch+json"
 
 _dynamic: Any = dynamic  # which has no types
@@ -153,7 +155,9 @@ class Cluster:
             ClusterError: the command failed or stalled.
 
         """
-        if pod == socket.gethostname():  # a pod needs no permission to run its own commands
+        if pod == os.environ.get(
+            POD_VARIABLE, socket.gethostname()
+        ):  # a pod needs no permission to run its own commands
             _run_here(command, write)
             return
         core: Any = client.CoreV1Api(self._client.client)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
+from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
 from csi_job.cluster.refusals import NotYetError, check_stages
 from csi_job.cluster.search_run import SearchRun
@@ -58,19 +59,19 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         StageFailedError: a stage failed permanently.
 
     """
-    watch = StudyWatch(settings)
+    watch, own = StudyWatch(settings), OwnBackOff(cluster)
     steps: list[Step] = [
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
-    if not all(_complete(cluster, options, step) for step in steps):
+    if not all(_complete(cluster, options, step, own) for step in steps):
         return "another controller has taken over, or the release was uninstalled"
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"
     return f"study {settings.study.name}: {summary}; model and report are under models/"
 
 
-def _complete(cluster: Cluster, options: ControllerOptions, step: Step) -> bool:
+def _complete(cluster: Cluster, options: ControllerOptions, step: Step, own: OwnBackOff) -> bool:
     """Repeat a step until it is complete; return False if this controller is no longer in charge."""
     warnings, refused_at = RepeatedWarnings(logger), None
     while True:
@@ -78,6 +79,7 @@ def _complete(cluster: Cluster, options: ControllerOptions, step: Step) -> bool:
             release = read_release(cluster, options.stages)
             if release is None or release.digest != options.digest:
                 return False
+            own.reset_when_steady()
             if step(release):
                 return True
             refused_at = None

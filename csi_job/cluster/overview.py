@@ -6,12 +6,11 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
-from csi_job.cluster.pods import failure_of, last_line, startup_problem
+from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
 from csi_job.cluster.stages import (
     COMPONENT,
     CONTROLLER,
@@ -21,6 +20,7 @@ from csi_job.cluster.stages import (
     SETTINGS_FILE,
     STAGES,
     Release,
+    age_s,
     find_release,
     get_annotation,
     job_result,
@@ -134,15 +134,14 @@ def split_lines(on_line: Callable[[str], None]) -> Callable[[bytes], None]:
 def _view(pod: Mapping[str, Any], gpu_resource: str) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     failure, problem = failure_of(pod), startup_problem(pod)
-    age = datetime.now(UTC) - datetime.fromisoformat(metadata["creationTimestamp"])
     return PodView(
         name=metadata["name"],
-        host=spec.get("hostname") or metadata["name"],
+        host=host_of(pod),
         stage=_component(pod),
         state="Terminating" if "deletionTimestamp" in metadata else status.get("phase", "Pending"),
         why=failure.message if failure else problem.reason if problem else "",
         node=spec.get("nodeName", ""),
-        age_s=max(age.total_seconds(), 0.0),  # the cluster's clock may be ahead
+        age_s=age_s(pod),
         num_gpus=num_gpus(pod, gpu_resource),
     )
 

@@ -17,6 +17,7 @@ WAITING_REASONS_FATAL: Final = (
 )
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
+LOST_AFTER_S: Final = 30.0  # past its grace; nodes' clocks differ
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,17 @@ def is_active(pod: Mapping[str, Any]) -> bool:
 def is_running(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod runs and is not being deleted."""
     return pod.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+
+
+def host_of(pod: Mapping[str, Any]) -> str:
+    """Return a pod's host name, by which the study knows its workers."""
+    return str(pod["spec"].get("hostname") or pod["metadata"]["name"])
+
+
+def is_lost(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod has outlived its grace, as on a node that is gone."""
+    until = pod["metadata"].get("deletionTimestamp")  # its end, with the grace
+    return bool(until) and (datetime.now(UTC) - datetime.fromisoformat(until)).total_seconds() > LOST_AFTER_S
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> datetime:

@@ -8,6 +8,7 @@ from csi_job.cluster.stages import (
     COMPONENT,
     CONTROLLER,
     DIGEST,
+    HELD,
     INSTANCE,
     Release,
     find_release,
@@ -40,12 +41,14 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
     job = jobs[-1]
     if job_result(job) is not None:
         raise _finished(release)
+    if get_annotation(job, HELD):
+        raise _replaced(release)
     if get_annotation(job, ENDED_BY):
         message = f"the search of {release.name} has ended: its budget is exhausted"
         raise ClusterError(message, hint="raise budget.hours or budget.gpuHours with helm upgrade")
     before = "suspended" if is_paused(job) else f"{job['spec']['parallelism']} pods"
     if not cluster.patch("Job", job["metadata"]["name"], {"spec": scale_patch(num_pods, queued=is_queued(job))}):
-        raise ClusterError(f"the search of {release.name} is being replaced", hint="run the same command again")
+        raise _replaced(release)
     after = f"{num_pods} pods" if num_pods else "suspended; any number above 0 resumes it"
     return f"the search of {release.name}: {before} -> {after}"
 
@@ -62,6 +65,10 @@ def _no_search(cluster: Cluster, release: Release) -> ClusterError:
     if result:
         return ClusterError(f"{message}, and its controller has failed", hint="csi-job status --release shows why")
     return ClusterError(f"{message} yet", hint="set search.parallelism, or wait for the cache stage")
+
+
+def _replaced(release: Release) -> ClusterError:
+    return ClusterError(f"the search of {release.name} is being replaced", hint="run the same command again")
 
 
 def _finished(release: Release) -> ClusterError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
+from csi_job.cluster.back_off import SearchBackOff
 from csi_job.cluster.budget import (
     ENDED_BY,
     Budget,
@@ -18,9 +19,11 @@ from csi_job.cluster.stage_run import POD_FAILURE_POLICY, StageRun
 from csi_job.cluster.stages import (
     GPU_RESOURCE,
     PARALLELISM,
+    TRIES,
     JobResult,
     Release,
     Stage,
+    age_s,
     get_annotation,
     is_paused,
     is_queued,
@@ -30,6 +33,8 @@ from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.errors import StageFailedError
 from csi_job.study.status import StudyStatus
 
+RESTORE_AFTER_S: Final = 60.0  # doubled with each round
+NUM_FINISHED: Final = "csi-job/num-finished"  # annotation of the Job: finished trials when it was created
 DEADLINE: Final = "DeadlineExceeded"  # the Job's reason after `search.deadlineSeconds`
 HINT: Final = "raise the budget, search.deadlineSeconds or job.study.num_trials, or lower job.study.max_epochs"
 
@@ -51,6 +56,7 @@ class SearchRun(StageRun):
         """Like `StageRun`, with the study, its budget, and how often the Job may be recreated."""
         super().__init__(cluster, release, stage, **options)
         self.watch, self.budget, self.max_rounds = watch, budget, max_rounds
+        self.back_off = SearchBackOff(cluster)
 
     def on_active(self, job: Mapping[str, Any]) -> bool:
         """Log the study's progress; resize or end the Job if that is due."""
@@ -68,6 +74,9 @@ class SearchRun(StageRun):
         status = self.watch.status()
         if status is not None:
             self.log_once(f"search: {summarize(status)}")
+            self.back_off.reset_after_progress(self._pods(job), status.running)
+            if not status.is_finished:
+                self._restore_failed_index(job)
         return super().on_active(job)
 
     def on_finished(self, job: Mapping[str, Any], result: JobResult) -> bool:
@@ -89,13 +98,23 @@ class SearchRun(StageRun):
             _require_complete_trial(status, reason)
             self.log_once(f"search: done, {reason}")
             return True
+        if status.num_finished > int(get_annotation(job, NUM_FINISHED, str(status.num_finished))):
+            job["metadata"]["annotations"][TRIES] = "0"  # a search that makes progress may be recreated forever
         left = f"its pods have ended and {status.target - status.num_finished} trials are left"
         self.recreate(job, f"{left} ({self.failure_reason(job, result)})" if result.failed else left, self.max_rounds)
         return False
 
+    def _restore_failed_index(self, job: Mapping[str, Any]) -> None:
+        """Recreate a Job that has given up an index; the more rounds were in vain, the longer the others are spared."""
+        failed, tries = (job.get("status") or {}).get("failedIndexes"), int(get_annotation(job, TRIES, "1"))
+        if failed and tries < self.max_rounds and age_s(job) > RESTORE_AFTER_S * 2**tries:
+            self.recreate(job, f"pod {failed} failed too often without finishing an epoch", self.max_rounds)
+
     def annotations(self) -> dict[str, str]:
-        """Return what metering needs to start."""
-        return initial_annotations() | {GPU_RESOURCE: self.release.gpu_resource}
+        """Return what metering needs to start, and from where the search starts."""
+        status = self.watch.status()
+        finished = {} if status is None else {NUM_FINISHED: str(status.num_finished)}
+        return initial_annotations() | {GPU_RESOURCE: self.release.gpu_resource} | finished
 
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Keep the number of pods set by `csi-job cluster scale`, unless the values have changed since.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
-from csi_job.cluster.pods import StartupProblem, failure_of, is_active, is_running, startup_problem
+from csi_job.cluster.pods import StartupProblem, failure_of, is_active, is_lost, is_running, startup_problem
 from csi_job.cluster.refusals import UNBOUND, creation_problem, is_missing, unbound_reason, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
+    HELD,
     MADE_BY,
     ROUND,
     TRIES,
@@ -21,7 +22,9 @@ from csi_job.cluster.stages import (
     Stage,
     get_annotation,
     is_paused,
+    is_queued,
     job_result,
+    scale_patch,
 )
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
 from csi_job.logs import get_logger
@@ -68,6 +71,9 @@ class StageRun:
             return False
         job = max(own, key=_round)
         self._delete(other for other in jobs if other is not job)
+        if get_annotation(job, HELD):
+            self._start_when_alone(job)
+            return False
         result = job_result(job)
         if result is not None:
             return self.on_finished(job, result)
@@ -126,8 +132,28 @@ class StageRun:
         annotations = {MADE_BY: self.controller_digest, TRIES: str(tries), **self.annotations()}
         manifest = self.stage.job(number, self.release.owner, annotations)
         self.carry_over_scale(manifest, previous)
+        is_replacing = previous is not None and job_result(previous) is None
+        if (is_replacing or any(self._pods_of_others(manifest))) and not is_paused(manifest):
+            manifest["metadata"]["annotations"][HELD] = "true"
+            manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
         self.cluster.apply(manifest)
         self.log_once(f"{self.stage.name}: started as Job {manifest['metadata']['name']}")
+
+    def _start_when_alone(self, job: Mapping[str, Any]) -> None:
+        """Start a Job that was created on hold, so that at no time two Jobs of a stage have pods."""
+        name = job["metadata"]["name"]
+        if left := [pod["metadata"]["name"] for pod in self._pods_of_others(job)]:
+            self.log_once(f"{self.stage.name}: Job {name} starts when these pods have ended: {', '.join(left)}")
+            return
+        start = {"parallelism": job["spec"].get("completions", 1)} if is_queued(job) else {"suspend": False}
+        self.cluster.patch("Job", name, {"metadata": {"annotations": {HELD: None}}, "spec": start})
+
+    def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the stage's pods of other Jobs that have not ended, without those on a lost node."""
+        for pod in self.cluster.find("Pod", self.stage.labels):
+            is_own = pod["metadata"]["labels"].get(JOB_NAME) == job["metadata"]["name"]
+            if not is_own and is_active(pod) and not is_lost(pod):
+                yield pod
 
     def _delete(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         for job in jobs:

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ DIGEST: Final = "csi-job/digest"
 MADE_BY: Final = "csi-job/controller"  # digest of the controller that created the Job
 ROUND: Final = "csi-job/round"
 TRIES: Final = "csi-job/tries"
+HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap
 
@@ -209,6 +210,12 @@ def job_result(job: Mapping[str, Any]) -> JobResult | None:
             failed = condition["type"] == "Failed"
             return JobResult(failed, at_s, condition.get("reason", ""), condition.get("message", ""))
     return None
+
+
+def age_s(item: Mapping[str, Any]) -> float:
+    """Return the seconds since an object was created."""
+    age = datetime.now(UTC) - datetime.fromisoformat(item["metadata"]["creationTimestamp"])
+    return max(age.total_seconds(), 0.0)  # the cluster's clock may be ahead
 
 
 def get_annotation(item: Mapping[str, Any], name: str, default: str = "") -> str:

@@ -17,7 +17,7 @@ import psycopg2  # type: ignore[import-untyped]
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
-from csi_job.errors import ConfigurationError, CsiJobError, StorageUnavailableError
+from csi_job.errors import ConfigurationError, CsiJobError, StorageRejectedError, StorageUnavailableError
 from csi_job.logs import get_logger
 
 logger = get_logger(__name__)
@@ -29,6 +29,11 @@ MAX_BUSY_DELAY_S: Final = 0.5  # another worker releases its lock soon
 BUSY_LIMIT_S: Final = 120.0  # at least this long for a lock, even where the caller does not wait for outages
 CHECK_EVERY_S: Final = 0.5
 CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
+REJECTED_LIMIT_S: Final = 30.0  # a password may be in change; but without it, waiting longer only holds a GPU
+CHANGED_HINT: Final = (
+    "it worked before, so a password or a right was changed: correct it (on Kubernetes, the database's Secret) and run "
+    "the same command again (pods restart by themselves); no reported result is lost"
+)
 LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -156,11 +161,12 @@ class RetryPolicy:
             check: whether `self.check` may end the wait.
 
         Raises:
-            StorageUnavailableError: the database was still unreachable, or rejected us, when the limit was reached.
+            StorageUnavailableError: the database was still unreachable when the limit was reached.
+            StorageRejectedError: it rejected us for `REJECTED_LIMIT_S`, or when the limit was reached.
 
         """
         limit = self.limit_s if limit_s is None else limit_s
-        began, delay, logged = time.monotonic(), FIRST_DELAY_S, False
+        began, delay, logged, rejected_at_s = time.monotonic(), FIRST_DELAY_S, False, None
         while True:
             try:
                 result = operation()
@@ -172,8 +178,13 @@ class RetryPolicy:
                     raise
                 elapsed_s = time.monotonic() - began
                 left_s = (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit) - elapsed_s
+                if kind is ErrorKind.REJECTED:
+                    rejected_at_s = elapsed_s if rejected_at_s is None else rejected_at_s
+                    left_s = min(left_s, rejected_at_s + REJECTED_LIMIT_S - elapsed_s)
+                else:
+                    rejected_at_s = None
                 if left_s <= 0:
-                    raise self._unavailable(error, elapsed_s) from None
+                    raise self._unavailable(error, kind, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
                     what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
                     values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit}
@@ -197,7 +208,9 @@ class RetryPolicy:
             self.sleep(min(left_s, CHECK_EVERY_S))
             self.check()
 
-    def _unavailable(self, error: Exception, elapsed_s: float) -> StorageUnavailableError:
+    def _unavailable(self, error: Exception, kind: ErrorKind, elapsed_s: float) -> StorageUnavailableError:
+        if kind is ErrorKind.REJECTED:
+            return StorageRejectedError(f"{self.where} rejects the connection: {reason(error)}", hint=CHANGED_HINT)
         if elapsed_s < LOG_AFTER_S:
             return StorageUnavailableError(f"{self.where} is unreachable: {reason(error)}")
         return StorageUnavailableError(

@@ -21,7 +21,7 @@ class StorageSettings(Section):
     """File containing the database password."""
     create_tables: bool = True
     """Create the database file and tables if missing. Turn this off for workers that join an existing study: they then
-    also retry when the database rejects them, since the same settings worked before."""
+    also retry for half a minute when the database rejects them, since the same settings worked before."""
     connect_s: float = Field(default=60.0, ge=0)
     """Seconds to wait for the database at startup."""
     outage_s: float = Field(default=900.0, ge=0)

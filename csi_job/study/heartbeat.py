@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from csi_job.errors import CsiJobError
+from csi_job.errors import CsiJobError, StorageRejectedError
 from csi_job.logs import get_logger
 from csi_job.storage.lease import Lease
-from csi_job.storage.retry import reason
+from csi_job.storage.retry import REJECTED_LIMIT_S, reason
 
 logger = get_logger(__name__)
 RENEWALS_PER_LEASE: Final = 4
@@ -40,6 +40,9 @@ class Heartbeat(threading.Thread):
         self._beat_at = time.monotonic()
         self.over = threading.Event()
         self.stalled = False
+        self._rejected_at: float | None = None
+        self.rejection: StorageRejectedError | None = None
+        """Set when the database has rejected the renewals for too long."""
 
     def beat(self) -> None:
         """Note that the training makes progress."""
@@ -72,7 +75,13 @@ class Heartbeat(threading.Thread):
             # If the database is unreachable, the next turn tries again, and the main thread decides when to give up.
             # If the lease is lost, the main thread sees `lease.lost`.
             self._renew_lease(lease)
+            self._rejected_at = None
+        except StorageRejectedError as error:
+            self._rejected_at = self._rejected_at or time.monotonic()
+            if time.monotonic() - self._rejected_at >= REJECTED_LIMIT_S:
+                self.rejection = error
         except CsiJobError as error:
+            self._rejected_at = None
             logger.debug("%s", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the trial would be lost with this thread
             values = {"trial": lease.number, "reason": reason(error)}

@@ -192,6 +192,7 @@ class RunningTrial(Generic[Params]):
             StopRequestedError: a signal came.
             LeaseLostError: another worker owns the trial now.
             StalledError: no batch had ended for too long; the lease may have expired.
+            StorageRejectedError: the database rejects us for good, although it accepted us before.
 
         """
         self.heartbeat.beat()
@@ -202,6 +203,8 @@ class RunningTrial(Generic[Params]):
         self.stop.check()
         if self.lease.lost:
             raise self.lease.lost_error()
+        if self.heartbeat.rejection:
+            raise self.heartbeat.rejection
         if self.heartbeat.stalled:
             message = f"trial {self.number} stalled"
             raise StalledError(message)

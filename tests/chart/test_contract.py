@@ -11,6 +11,7 @@ import pytest
 
 from csi_job.cli import cli
 from csi_job.cluster import stages
+from csi_job.cluster.api import POD_VARIABLE
 from csi_job.cluster.fetch import PACK
 from csi_job.cluster.overview import STATUS_COMMAND
 from csi_job.cluster.stage_run import EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES
@@ -93,9 +94,9 @@ def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) 
         assert settings.work == stages.WORK.root
         others = {name for name in variables if not name.startswith("CSI_JOB_")}
         read = {parameter.envvar for _, command in commands() for parameter in command.params}
-        assert others <= {*read, stages.STAGES_VARIABLE, "TORCH_HOME"}
+        assert others <= {*read, stages.STAGES_VARIABLE, POD_VARIABLE, "TORCH_HOME"}
         if container["name"] == "controller":
-            assert {stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE} <= others
+            assert {stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE, POD_VARIABLE} <= others
 
 
 def test_every_command_line_is_one_of_the_program(ours: list[Document]) -> None:

@@ -17,6 +17,7 @@ args:
   {{- end }}
 env:
   - {name: RELEASE_NAME, value: {{ .Release.Name | quote }}}
+  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
   - {name: RELEASE_STAGES, value: {{ include "csi-job.fullname" . }}-stages}
   {{- include "csi-job.environment" (list . "controller" "controller") | nindent 2 }}
 resources: {{- toYaml .Values.controller.resources | nindent 2 }}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -25,6 +26,33 @@ def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_ti
     namespace.end("Failed", "FailedIndexes")
     with pytest.raises(StageFailedError, match="3 times"):
         run.reconcile()
+
+
+def test_a_search_that_makes_progress_is_recreated_without_a_limit() -> None:
+    namespace, watch = Namespace(), Watch(num_finished=0, target=10)
+    run = search(namespace, watch, stage())
+    run.reconcile()
+    for watch.num_finished in range(1, 6):
+        namespace.end("Failed", "FailedIndexes")
+        run.reconcile()
+        run.reconcile()
+    assert namespace.only()["metadata"]["name"].endswith("-6")
+
+
+def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=1), stage())
+    run.reconcile()
+    for minutes, suffix in ((1, "a"), (3, "-2"), (3, "-2"), (5, "-3"), (60, "-3")):
+        job = namespace.only()
+        created = datetime.now(UTC) - timedelta(minutes=minutes)
+        job["metadata"]["creationTimestamp"] = created.isoformat()
+        job["status"] = {"failedIndexes": "1"}
+        run.reconcile()
+        run.reconcile()
+        assert namespace.only()["metadata"]["name"].endswith(suffix)
+    assert "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)" in caplog.messages
 
 
 def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
-from csi_job.cluster.stages import QUEUE, Release, Stage
+from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage, is_paused
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, search, stage
 
@@ -42,7 +42,7 @@ def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
     status = {"phase": phase, "containerStatuses": [{"name": "search", "state": state}]}
     status["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}]
     metadata = {"name": name, "labels": {JOB_NAME: job}, "creationTimestamp": long_ago}
-    return {"kind": "Pod", "metadata": metadata, "status": status}
+    return {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
 
 
 def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named() -> None:
@@ -86,3 +86,27 @@ def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog: pytes
     assert [line for line in caplog.messages if "started as Job" in line] == [
         "search: started as Job r-search-aaaaaaaa"
     ]
+
+
+@pytest.mark.parametrize("queue", ["", "queue"])
+def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue: str) -> None:
+    namespace = Namespace()
+    search(namespace, Watch(num_finished=0), stage(image="a", queue=queue)).reconcile()
+    (old,) = namespace.names("search")
+    for name in ("s-0", "s-1"):
+        namespace.create(pod(old, name, "Running"))
+        namespace.objects["Pod", name]["metadata"]["labels"] |= {INSTANCE: "r", COMPONENT: "search"}
+    run = search(namespace, Watch(num_finished=0), stage(image="b", queue=queue), digest="second")
+    run.reconcile()  # killed here, as it often is, another controller finds both
+    again = search(namespace, Watch(num_finished=0), stage(image="b", queue=queue), digest="third")
+    again.reconcile()
+    assert namespace.names("search") == ["r-search-bbbbbbbb"]
+    assert is_paused(namespace.only())
+    namespace.objects["Pod", "s-0"]["status"]["phase"] = "Failed"
+    an_hour_ago = namespace.objects["Pod", "s-1"]["metadata"]["creationTimestamp"]
+    again.reconcile()
+    assert is_paused(namespace.only())
+    namespace.objects["Pod", "s-1"]["metadata"]["deletionTimestamp"] = an_hour_ago  # its node is gone
+    again.reconcile()
+    assert not is_paused(namespace.only())
+    assert (namespace.only()["spec"]["parallelism"], namespace.only()["spec"]["completions"]) == (2, 2)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import psycopg2
@@ -11,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from csi_job.errors import ConfigurationError, StopRequestedError, StorageUnavailableError
+from csi_job.errors import ConfigurationError, StopRequestedError, StorageRejectedError, StorageUnavailableError
 from csi_job.signals import Stop
 from csi_job.storage.retry import ErrorKind, RetryPolicy, call_at_start, classify, reason
 
@@ -161,6 +164,28 @@ def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
     assert "check CSI_JOB_STORAGE__PASSWORD or storage.password_file" in str(caught.value)
     with pytest.raises(StorageUnavailableError):  # later the password may only be in change
         RetryPolicy("the database", 0.1).call(operation)
+
+
+def test_a_rejection_that_lasts_ends_the_wait_long_before_an_outage_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi_job.storage.retry.REJECTED_LIMIT_S", 0.5)
+    starting, wrong = "FATAL:  the database system is starting up", "FATAL:  password authentication failed for user x"
+    calls = 0
+
+    def operation(words: Iterator[str]) -> int:
+        nonlocal calls
+        calls += 1
+        for message in words:
+            raise psycopg2.OperationalError(message)
+        return calls
+
+    policy = RetryPolicy("the database db", 3600)
+    # A server that starts, a password that is wrong for a moment, and a restart with both: longer than the limit.
+    seen = [starting, wrong, starting, starting, wrong, starting]
+    assert policy.call(partial(operation, iter(seen))) == len(seen) + 1
+    with pytest.raises(
+        StorageRejectedError, match=r"^the database db rejects the connection: FATAL: password .* Secret"
+    ):
+        policy.call(partial(operation, repeat(wrong)))
 
 
 def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_allow_it(tmp_path: Path) -> None:

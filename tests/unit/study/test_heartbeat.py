@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from csi_job.errors import LeaseLostError, StorageUnavailableError
+from csi_job.errors import LeaseLostError, StorageRejectedError, StorageUnavailableError
 from csi_job.storage.lease import Lease, new_token
 from csi_job.study.heartbeat import Heartbeat
 
@@ -48,6 +48,30 @@ def test_a_heartbeat_survives_outages_lost_leases_and_unexpected_errors(caplog: 
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("the lease of trial 0 could not be renewed")
     assert "unexpected" in warning
+
+
+@pytest.mark.parametrize(("between", "ends"), [(None, True), (StorageUnavailableError("starting up"), False)])
+def test_only_a_steady_rejection_ends_the_training(
+    monkeypatch: pytest.MonkeyPatch, between: StorageUnavailableError | None, *, ends: bool
+) -> None:
+    monkeypatch.setattr("csi_job.study.heartbeat.REJECTED_LIMIT_S", 0.1)
+    num_renewals, enough = 0, threading.Event()
+
+    def renew(_: Lease) -> None:
+        nonlocal num_renewals
+        num_renewals += 1
+        if num_renewals > 30:
+            enough.set()
+        if between is not None and num_renewals % 2:
+            raise between
+        raise StorageRejectedError("wrong password")
+
+    heartbeat = Heartbeat(renew, 0.08, stall_s=60, on_stall=lambda: None)
+    heartbeat.watch(lease())
+    heartbeat.start()
+    assert enough.wait(30)
+    heartbeat.end()
+    assert (str(heartbeat.rejection) == "wrong password") is ends
 
 
 def test_a_heartbeat_renews_nothing_after_a_stall() -> None:

@@ -1,0 +1,90 @@
+"""Pods that are killed again and again are replaced soon, and no stage ever has the pods of two Jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import pytest
+
+from csi_job.cluster.back_off import NO_FAILURES
+from csi_job.cluster.stage_run import JOB_NAME
+from tests.e2e.release import Release, wait_until
+
+pytestmark = pytest.mark.timeout(1800)
+ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
+NUM_KILLS = 3  # the third replacement would take 40 s
+FIRST_DELAY_S = 10  # of Kubernetes; its clock has whole seconds, and the Job controller is not idle
+KILLS = {"search": ("python", "-c", "import os; os.kill(1, 2)"), "controller": None}  # an error, and an eviction
+
+
+def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Release) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
+    wait_until("the search runs", lambda: release.running("search"), 240)
+    delays = [_kill(release, component, kill) for component, kill in KILLS.items() for _ in range(NUM_KILLS)]
+    assert max(delays) <= FIRST_DELAY_S + 5, delays
+    assert release.trials()["FAIL"] == 0
+    _replace_the_search(release)
+
+
+def _kill(release: Release, component: str, command: tuple[str, ...] | None) -> float:
+    """Kill a pod once its Job has forgotten its failures; return how long its replacement took to be created."""
+    name = wait_until(f"{component} runs steadily", lambda: _steady(release, component), 180)
+    before = release.uids(component)
+    if command is None:
+        release.kubectl("delete", "pod", name, "--wait=false")
+    else:
+        release.kubectl("exec", name, "--", *command, check=False)
+    ended = wait_until(f"{name} has ended", lambda: _ended_at(release, component, name), 90, every=0.3)
+    wait_until(f"another {component} pod", lambda: release.uids(component) - before, 150)
+    created = max(pod["metadata"]["creationTimestamp"] for pod in release.items("pods", component))
+    return (datetime.fromisoformat(created) - datetime.fromisoformat(ended)).total_seconds()
+
+
+def _steady(release: Release, component: str) -> str:
+    """The name of the running pod if it has no failures."""
+    for pod in release.items("pods", component):
+        annotations = pod["metadata"]["annotations"]
+        has_none = all(annotations.get(name, number) == number for name, number in NO_FAILURES.items())
+        if has_none and pod["metadata"]["name"] in release.running(component):
+            return str(pod["metadata"]["name"])
+    return ""
+
+
+def _ended_at(release: Release, component: str, name: str) -> str:
+    for pod in release.items("pods", component):
+        if pod["metadata"]["name"] == name:
+            for status in pod["status"].get("containerStatuses", []):
+                return str(status["state"].get("terminated", {}).get("finishedAt", ""))
+    return ""
+
+
+def _replace_the_search(release: Release) -> None:
+    before = release.uids("search")
+    with _jobs_with_pods(release) as seen:
+        release.helm("upgrade", values={**ENDLESS, "search.env": [{"name": "COLOUR", "value": "blue"}]})
+        wait_until("another search", lambda: release.uids("search") - before, 180)
+    assert len(set[str]().union(*seen)) == 2
+    assert max(map(len, seen)) == 1
+
+
+@contextmanager
+def _jobs_with_pods(release: Release) -> Iterator[list[set[str]]]:
+    """Note again and again which Jobs of the search have pods that have not ended."""
+    seen: list[set[str]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.5):
+            active = [p for p in release.items("pods", "search") if p["status"]["phase"] in ("Pending", "Running")]
+            seen.append({pod["metadata"]["labels"][JOB_NAME] for pod in active})
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
