@@ -159,7 +159,7 @@ def run_hyperopt(
     existing study, `more_trials` adds to it; see `set_target`, also for `lenient`. With `own_process`, this process is
     ended if training hangs: not in a notebook. With several workers, each has its own process anyway.
     """
-    environments = worker_environments(settings.study.workers, settings.trial)
+    environments = worker_environments(settings.study, settings.trial)
     study, cache = define(settings, record)
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None

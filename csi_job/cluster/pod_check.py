@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from csi_job.cluster.api import NAMESPACE_FILE, Cluster
 from csi_job.config import LoadedSettings, Settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
+from csi_job.html.format import plural
 from csi_job.storage.attributes import FINGERPRINT
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
@@ -24,7 +25,7 @@ IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # set in every pod
 SHM: Final = Path("/dev/shm")  # noqa: S108 - only its size is read
 MIN_SHM_BYTES: Final = 128 * 2**20
 MIN_FREE_BYTES: Final = 2**30
-CONNECTIONS_PER_POD: Final = 4  # trials and leases, and as many of a dead pod until the server notices
+CONNECTIONS_PER_WORKER: Final = 4  # trials and leases, and as many of a dead one until the server notices
 DATABASE_WAIT_S: Final = 10.0  # with one more attempt to connect (10 s), a missing database is reported within 30 s
 
 
@@ -73,13 +74,14 @@ def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -
     if password is not None and not password.is_file():  # already reported
         raise combined_error(problems)
     try:
-        yield check_database(settings, required.num_pods, DATABASE_WAIT_S)
+        num_workers = required.num_pods * num_workers_per_pod(settings, required)
+        yield check_database(settings, num_workers, DATABASE_WAIT_S)
     except StorageUnavailableError as error:
         if problems or wait_s <= DATABASE_WAIT_S:
             kind = ConfigurationError if problems else type(error)
             raise combined_error([*problems, str(error)], kind) from None
         yield f"{error}; waiting up to {wait_s:.0f} s"
-        yield check_database(settings, required.num_pods, wait_s)
+        yield check_database(settings, num_workers, wait_s)
     except CsiJobError as error:
         problems.append(str(error))
     if problems:
@@ -163,7 +165,12 @@ def check_secrets(settings: Settings, required: Requirements) -> str:
     return "Secrets: found"
 
 
-def check_database(settings: Settings, num_pods: int, wait_s: float) -> str:
+def num_workers_per_pod(settings: Settings, required: Requirements) -> int:
+    """Return how many workers a pod of the search runs; raise `ConfigurationError` if they are more than its GPUs."""
+    return settings.study.num_workers(0 if settings.trial.device == "cpu" else required.num_gpus)
+
+
+def check_database(settings: Settings, num_workers: int, wait_s: float) -> str:
     """Check that the database answers, accepts the password, allows enough connections and fits the work folder."""
     storage = open_storage(settings.storage.model_copy(update={"connect_s": wait_s}), settings.work, create=True)
     try:
@@ -174,11 +181,11 @@ def check_database(settings: Settings, num_pods: int, wait_s: float) -> str:
         _check_volume_is_shared(storage, settings)
     finally:
         storage.close()
-    required = (num_pods + 1) * CONNECTIONS_PER_POD
+    required = (num_workers + 1) * CONNECTIONS_PER_WORKER
     if allowed < required:
-        message = f"the database allows {allowed} connections, but {num_pods} pods need {required}"
+        message = f"the database allows {allowed} connections, but {num_workers} workers need {required}"
         raise ConfigurationError(message, hint="raise database.maxConnections, or lower search.parallelism")
-    return f"database: answers, {allowed} connections for {num_pods} pods"
+    return f"database: answers, {allowed} connections for {plural(num_workers, 'worker')}"
 
 
 def check_study(loaded: LoadedSettings) -> str:

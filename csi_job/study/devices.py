@@ -6,12 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-from typing import Literal
 
 import torch
 
 from csi_job.cache.decode_pool import num_cores
-from csi_job.errors import ConfigurationError
+from csi_job.study.settings import StudySettings
 from csi_job.trial.memory import choose_device
 from csi_job.trial.settings import TrialSettings
 
@@ -43,19 +42,15 @@ def _driver_uuids() -> list[str]:
     return re.findall(r"\(UUID: (MIG-[^)]+|GPU-[^)]+(?=\)(?!\s+MIG)))", listed.stdout)
 
 
-def worker_environments(workers: int | Literal["auto"], trial: TrialSettings) -> list[Environment]:
+def worker_environments(study: StudySettings, trial: TrialSettings) -> list[Environment]:
     """Check the devices, before any trial is claimed, and return the environment variables of each worker's process.
 
     Raises:
-        ConfigurationError: a GPU is requested and there is none, or there are more workers than GPUs. Two trainings on
-            one GPU take memory from each other, so that one may be recorded as infeasible.
+        ConfigurationError: a GPU is requested and there is none, or there are more workers than GPUs.
 
     """
     gpus = [] if trial.device == "cpu" else visible_gpus()
-    num_workers = max(len(gpus), 1) if workers == "auto" else workers
-    if gpus and num_workers > len(gpus):
-        few = "this process sees one GPU" if len(gpus) == 1 else f"this process sees {len(gpus)} GPUs"
-        raise ConfigurationError(f"study.workers: {few}", got=num_workers, allowed=f"auto, or up to {len(gpus)}")
+    num_workers = study.num_workers(len(gpus))
     if num_workers == 1 or not gpus:  # else this process must take no memory of a GPU
         choose_device(trial)
     num_threads = max(num_cores() // num_workers, 1)

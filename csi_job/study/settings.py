@@ -64,6 +64,22 @@ class StudySettings(Section):
             raise ValueError(message)
         return name
 
+    def num_workers(self, num_gpus: int) -> int:
+        """Return how many workers a process with these GPUs starts.
+
+        Raises:
+            ConfigurationError: more than GPUs. Two trainings on one GPU take memory from each other, so that one may be
+                recorded as infeasible.
+
+        """
+        if self.workers == "auto":
+            return max(num_gpus, 1)
+        if 0 < num_gpus < self.workers:
+            few = "one GPU is" if num_gpus == 1 else f"{num_gpus} GPUs are"
+            message = f"study.workers: {few} visible"
+            raise ConfigurationError(message, got=self.workers, allowed=f"auto, or up to {num_gpus}")
+        return self.workers
+
 
 def can_be_ours(name: str) -> bool:
     """Return whether a csi-job study can have this name."""

@@ -21,10 +21,10 @@ def settings_for(url: str, work: Path, study: str) -> Settings:
     return Settings.model_validate({"work": work, "storage": {"url": url}, "study": {"name": study}})
 
 
-def test_a_database_with_too_few_connections_for_the_pods_is_named(postgres_url: str, tmp_path: Path) -> None:
+def test_a_database_with_too_few_connections_for_the_workers_is_named(postgres_url: str, tmp_path: Path) -> None:
     settings = settings_for(postgres_url, tmp_path, "none")
-    assert "1 pods" in check_database(settings, 1, wait_s=10)
-    with pytest.raises(ConfigurationError, match=r"10000 pods need 40004; raise database.maxConnections"):
+    assert "for 1 worker" in check_database(settings, 1, wait_s=10)
+    with pytest.raises(ConfigurationError, match=r"10000 workers need 40004; raise database.maxConnections"):
         check_database(settings, 10_000, wait_s=10)
 
 

@@ -50,7 +50,7 @@ def test_a_study_stores_all_settings_but_secrets_paths_and_those_of_a_process() 
     stored = {path for path, _, _ in walk(Settings()) if path in set(paths_of(tree))}
     assert {path for path, _, _ in walk(Settings())} - stored == {
         *("work", "radiographs.labels", "radiographs.images", "cache.num_workers", "trial.device", "trial.pretrained"),
-        *("study.name", "study.timeout_s", "tracking.wandb_entity", "tracking.wandb_mode"),
+        *("study.name", "study.timeout_s", "study.workers", "tracking.wandb_entity", "tracking.wandb_mode"),
         *(path for path, _, _ in walk(Settings()) if path.startswith("storage.")),
         "tracking.wandb_api_key_file",
     }
@@ -80,6 +80,9 @@ def laughs(part: str) -> str:
         ("study: {num_trials: many}", "study.num_trials"),
         ("study: {sampler: magic}", "'tpe', 'random' or 'cmaes'"),
         ("radiographs: {split: {train: 0.9}}", "must add up to 1"),
+        ("study: {workers: many}", "study.workers: must be auto or a whole number from 1, got 'many'"),
+        ("study: {workers: 0}", "study.workers: must be auto or a whole number from 1, got 0"),
+        ("study: {workers: 1.5}", "from 1, got 1.5"),
         ("a: [", "line 1"),
         ("study: {seed: 1, seed: 2}", "given twice"),
         ("- 1", "mapping"),

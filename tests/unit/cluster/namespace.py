@@ -183,8 +183,8 @@ class Watch:
         return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
 
 
-def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "") -> Stage:
-    container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1) -> Stage:
+    container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": num_gpus}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
     labels = {INSTANCE: "r", COMPONENT: name} | ({QUEUE: queue} if queue else {})
     manifest = {"kind": "Job", "metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}

@@ -25,9 +25,9 @@ class FlakyWatch(Watch):
         return None if self.is_down else super().add_usage(usage)
 
 
-def searching(namespace: Namespace, watch: Watch, **limits: Any) -> tuple[SearchRun, dict[str, Any]]:
-    """Return a search whose two pods of one GPU run."""
-    run = search(namespace, watch, stage(), budget=Budget(**limits))
+def searching(namespace: Namespace, watch: Watch, num_gpus: int = 1, **limits: Any) -> tuple[SearchRun, dict[str, Any]]:
+    """Return a search whose two pods run, by default with one GPU each."""
+    run = search(namespace, watch, stage(num_gpus=num_gpus), budget=Budget(**limits))
     run.reconcile()
     job = namespace.only()
     job["status"] = BOTH
@@ -44,12 +44,14 @@ def used_h(job: dict[str, Any]) -> tuple[float, float]:
     return pytest.approx(use.seconds / HOUR_S, abs=0.01), pytest.approx(use.gpu_seconds / HOUR_S, abs=0.01)
 
 
-@pytest.mark.parametrize("limits", [{"hours": 1.5}, {"gpu_hours": 3.5}])
-def test_hours_pass_once_and_gpu_hours_for_each_pod(limits: dict[str, float]) -> None:
-    run, job = searching(Namespace(), Watch(num_finished=1), **limits)
+@pytest.mark.parametrize(
+    ("limits", "num_gpus"), [({"hours": 1.5}, 1), ({"gpu_hours": 3.5}, 1), ({"gpu_hours": 8.5}, 4)]
+)
+def test_hours_pass_once_and_gpu_hours_for_each_gpu_of_each_pod(limits: dict[str, float], num_gpus: int) -> None:
+    run, job = searching(Namespace(), Watch(num_finished=1), num_gpus, **limits)
     pass_time(job)
     run.reconcile()
-    assert used_h(job) == (1, 2)
+    assert used_h(job) == (1, 2 * num_gpus)
     assert job["spec"]["suspend"] is False
     pass_time(job)
     run.reconcile()

@@ -19,6 +19,7 @@ from csi_job.cluster.pod_check import (
     check_secrets,
     check_shared_memory,
     check_work,
+    num_workers_per_pod,
 )
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError, StorageUnavailableError
@@ -102,6 +103,21 @@ def test_with_another_problem_the_database_is_not_waited_for(
     settings = settings_for(tmp_path / "nowhere", f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(ConfigurationError, match=f"nowhere.*; also: .*{nobody}"):
         list(check_pod(settings, Requirements(1), wait_s=600))
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "num_gpus", "expected"),
+    [("auto", "auto", 0, 1), ("auto", "auto", 4, 4), ("auto", "cpu", 4, 1), (3, "cuda", 4, 3), (6, "auto", 0, 6)],
+)
+def test_a_pod_runs_a_worker_per_gpu(workers: object, device: str, num_gpus: int, expected: int) -> None:
+    settings = Settings.model_validate({"study": {"workers": workers}, "trial": {"device": device}})
+    assert num_workers_per_pod(settings, Requirements(2, num_gpus)) == expected
+
+
+def test_more_workers_than_a_pod_has_gpus_are_named(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"study": {"workers": 3}, "work": tmp_path})
+    with pytest.raises(ConfigurationError, match=r"2 GPUs are visible, got 3; allowed: auto, or up to 2"):
+        list(check_pod(settings, Requirements(1, 2)))
 
 
 def test_nodes_are_checked_for_the_gpus_of_one_pod() -> None:

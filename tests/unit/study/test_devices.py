@@ -9,6 +9,7 @@ import torch
 
 from csi_job.errors import ConfigurationError
 from csi_job.study.devices import visible_gpus, worker_environments
+from csi_job.study.settings import StudySettings
 from csi_job.trial.settings import TrialSettings
 
 TWO_GPUS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
@@ -88,7 +89,8 @@ def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(
 ) -> None:
     install(machine, tmp_path, num_gpus)
     machine.setattr("csi_job.study.devices.num_cores", lambda: 8)
-    environments = worker_environments(workers, TrialSettings(device=device))  # type: ignore[arg-type]
+    study, trial = StudySettings.model_validate({"workers": workers}), TrialSettings.model_validate({"device": device})
+    environments = worker_environments(study, trial)
     assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments] == gpus
     assert {environment["OMP_NUM_THREADS"] for environment in environments} == {threads}
 
@@ -96,14 +98,16 @@ def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(
 def test_threads_that_are_set_stay(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(machine, tmp_path, 0)
     machine.setenv("OMP_NUM_THREADS", "5")
-    assert {environment["OMP_NUM_THREADS"] for environment in worker_environments(2, TrialSettings())} == {"5"}
+    assert {
+        environment["OMP_NUM_THREADS"] for environment in worker_environments(StudySettings(workers=2), TrialSettings())
+    } == {"5"}
 
 
 @pytest.mark.parametrize(
     ("num_gpus", "device", "expected"),
     [
-        (2, "auto", r"study.workers: this process sees 2 GPUs, got 3; allowed: auto, or up to 2"),
-        (1, "cuda", r"study.workers: this process sees one GPU, got 3; allowed: auto, or up to 1"),
+        (2, "auto", r"study.workers: 2 GPUs are visible, got 3; allowed: auto, or up to 2"),
+        (1, "cuda", r"study.workers: one GPU is visible, got 3; allowed: auto, or up to 1"),
         (0, "cuda", r"trial.device is cuda, but torch finds no GPU"),
     ],
 )
@@ -112,4 +116,4 @@ def test_more_workers_than_gpus_are_refused(
 ) -> None:
     install(machine, tmp_path, num_gpus)
     with pytest.raises(ConfigurationError, match=expected):
-        worker_environments(3, TrialSettings(device=device))  # type: ignore[arg-type]
+        worker_environments(StudySettings(workers=3), TrialSettings.model_validate({"device": device}))

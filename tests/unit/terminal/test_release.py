@@ -25,11 +25,13 @@ def text_of(view: ReleaseView) -> str:
     return shown(render_release(view), 160)
 
 
-def test_a_row_shows_a_pod_with_its_trials_and_gpus() -> None:
+def test_a_row_shows_a_pod_with_its_gpus_and_the_trial_of_each_worker() -> None:
     lines = text_of(VIEW).splitlines()
-    (row,) = [line.split() for line in lines if line.startswith("0-abcde")]
-    assert row == ["0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "8", "3/12", "0/12",
-                   "0.413", MISSING]  # fmt: skip
+    first = next(place for place, line in enumerate(lines) if line.startswith("0-abcde"))
+    assert lines[first].split() == [
+        *("0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "3/12", "0.413"),
+    ]
+    assert lines[first + 1].split() == ["8", "0/12", MISSING]  # of its second worker
     (row,) = [line.split() for line in lines if line.startswith("1-fghij ")]
     assert row == ["1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
 
