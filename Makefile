@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke image image-smoke image-size sbom schema manifests e2e bench-study clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke image image-smoke image-size sbom schema manifests e2e bench-study bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ bench-study: $(READY) ## Measure what a trial costs the database, and how worker
 	@$(BIN)/python -W ignore -m benchmarks.study_trial
 	@$(BIN)/python -W ignore -m benchmarks.study_scale
 	@$(BIN)/python -W ignore -m benchmarks.study_scale --sqlite
+
+bench-gpu: $(READY) ## Measure training on the GPU, compared with timm's recipe (in minutes; timm is used if installed)
+	@$(BIN)/python -W ignore -m benchmarks.gpu
 
 clean: ## Remove the environments and demo/
 	rm -rf $(VENV) $(TOOLS) $(DEMO)

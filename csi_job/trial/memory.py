@@ -62,10 +62,13 @@ def free_memory() -> None:
 
 
 class MicroBatches:
-    """Computes batches in pieces of at most `size` images; `size` is halved whenever memory runs out."""
+    """Computes batches in pieces of at most `size` images.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    Whenever memory runs out, `relieve` may free some and return True; otherwise `size` is halved.
+    """
+
+    def __init__(self, size: int, relieve: Callable[[], bool] = lambda: False) -> None:
+        self.size, self.relieve = size, relieve
 
     def pieces(self, num_images: int) -> list[slice]:
         """Cut a batch into the fewest pieces, of even size: batch norm cannot handle a last piece of one image."""
@@ -87,7 +90,10 @@ class MicroBatches:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler the error is gone, and with it the frames that held the failed batch's tensors.
+            relieved = self.relieve()
             free_memory()
+            if relieved:
+                continue
             tried = min(self.size, num_images)
             if tried == 1:
                 hint = "use a smaller architecture, smaller images or a larger GPU"

@@ -10,7 +10,7 @@ from pydantic import Field
 from csi_job.files import digest_file
 from csi_job.settings import Section
 
-SPEED_ONLY: Final = {"device", "compile", "stall_s"}
+SPEED_ONLY: Final = {"device", "cuda_graphs", "compile", "stall_s"}
 
 
 class AugmentSettings(Section):
@@ -39,8 +39,11 @@ class TrialSettings(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; `auto`: the GPU if there is one, otherwise the CPU."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast on GPUs that support it, otherwise fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What networks compute in. `auto`: bf16 on GPUs that have it in hardware (compute capability 8.0 or higher), fp16
+    with loss scaling on older ones with tensor cores (7.0), otherwise fp32."""
+    cuda_graphs: bool = True
+    """Launch each training step on a GPU as one CUDA graph: the same results, with less work for the CPU."""
     compile: bool = False
     """Compile the model with torch.compile."""
     pretrained: str = "none"

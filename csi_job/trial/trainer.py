@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.trial.augment import augment_batch
+from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.inference import confusion, to_input
+from csi_job.trial.inference import HALF_TYPES, choose_precision, confusion, to_input
 from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
 
+VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
 
@@ -55,14 +57,23 @@ class Trainer:
         self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
         torch.backends.cudnn.benchmark = True  # all batches except the last have the same shape; for GPUs only
         if settings.compile:
-            self.model.compile()
+            torch.compiler.reset()  # forgets earlier models: code compiled eight times would not be compiled again
+        self.compiled = torch.compile(self.model, dynamic=False) if settings.compile else self.model
         balance_ZK = class_weights(train.zones_NZ) if settings.class_balance else None
         self.loss = CsiLoss(params.unknown_weight, balance_ZK).to(device)
+        precision = choose_precision(settings.precision, device)
+        self.half_type = HALF_TYPES.get(precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.optimizer = make_optimizer(self.model, params)
-        self.micro_batches = MicroBatches(params.batch_size)
-        self.is_bf16 = settings.precision == "bf16" or (
-            settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
+        if self.scaler.is_enabled():
+            start_momentum(self.optimizer)
+        self.augmentation = torch.Generator(device)
+        self.graphs = Graphs(device, self.augmentation, enabled=settings.cuda_graphs)
+        self.micro_batches = self.validation_batches = MicroBatches(params.batch_size, self.graphs.release)
+        self.validation_batch = params.batch_size
+        if device.type == "cuda":
+            self.validation_batch *= VALIDATION_FACTOR
+            self.validation_batches = MicroBatches(self.validation_batch, self.graphs.release)
 
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
         """Train on every training image once, and return the mean loss.
@@ -71,24 +82,24 @@ class Trainer:
         `batch_done` may raise.
         """
         torch.manual_seed(seed)
+        self.augmentation.manual_seed(seed)
         self.model.train()
         data = self.train_data
         order = torch.Generator(data.images_NHW.device).manual_seed(seed)
-        augmentation = torch.Generator(self.device).manual_seed(seed)
         batches = batch_indices(len(data), self.params.batch_size, order)
         total = torch.zeros((), device=self.device)
         for step, index_B in enumerate(batches):
-            for group in self.optimizer.param_groups:
-                group["lr"] = step_rate(step, len(batches))
-            image_BHW, zones_BZ = self._fetch(data, index_B)
-            if self.settings.augment.enabled:
-                image_BHW, zones_BZ = augment_batch(image_BHW, zones_BZ, self.settings.augment, augmentation)
-            total += self._step(to_input(image_BHW, self.train_data.normalisation), zones_BZ) * len(index_B)
+            set_learning_rate(self.optimizer, step_rate(step, len(batches)))
+            loss = self.graphs.call(self._train_batch, *self._fetch(data, index_B))
+            total += loss * len(index_B)
             batch_done()
         return float(total) / len(data)
 
-    def _step(self, image_BCHW: Tensor, zones_BZ: Tensor) -> Tensor:
-        """Take one optimizer step for a batch, in as many pieces as memory requires; return its loss, on the device."""
+    def _train_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> Tensor:
+        """Augment a batch and take one optimizer step, in as many pieces as memory requires; return its loss."""
+        if self.settings.augment.enabled:
+            image_BHW, zones_BZ = augment_batch(image_BHW, zones_BZ, self.settings.augment, self.augmentation)
+        image_BCHW = to_input(image_BHW, self.train_data.normalisation)
 
         def compute(pieces: list[slice]) -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
@@ -96,18 +107,21 @@ class Trainer:
             for piece in pieces:
                 share = (piece.stop - piece.start) / len(zones_BZ)
                 loss = self.loss(self._logits(image_BCHW[piece]), zones_BZ[piece]) * share
-                loss.backward()
+                self.scaler.scale(loss).backward()
                 batch_loss += loss.detach()
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             return batch_loss
 
         return self.micro_batches.run(len(zones_BZ), compute)
 
     def _logits(self, image_BCHW: Tensor) -> Tensor:
         image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
+        usual = self.model.training and len(image_BCHW) == min(self.params.batch_size, self.micro_batches.size)
+        network = self.compiled if usual else self.model  # one compilation per model: that of the commonest shape
+        with torch.autocast(self.device.type, dtype=self.half_type, enabled=self.half_type is not None):
             try:
-                logits_BZK: Tensor = self.model(image_BCHW)
+                logits_BZK: Tensor = network(image_BCHW)
             except ValueError as error:
                 if BATCH_NORM_PHRASE not in str(error):
                     raise
@@ -122,21 +136,25 @@ class Trainer:
         data = self.validation_data
         total = torch.zeros((), device=self.device)
         predicted: list[Tensor] = []
-        for index_B in torch.split(torch.arange(len(data), device=data.images_NHW.device), self.params.batch_size):
-            image_BHW, zones_BZ = self._fetch(data, index_B)
-            logits_BZK = self._infer(to_input(image_BHW, self.train_data.normalisation))
-            total += self.loss(logits_BZK, zones_BZ) * len(index_B)
-            predicted.append(logits_BZK.argmax(dim=-1))
+        order_N = torch.arange(len(data), device=data.images_NHW.device)
+        for index_B in torch.split(order_N, self.validation_batch):
+            loss, pred_BZ = self.graphs.call(self._validate_batch, *self._fetch(data, index_B))
+            total += loss * len(index_B)
+            predicted.append(pred_BZ.to(torch.uint8))  # a copy
             batch_done()
         pred_NZ = torch.cat(predicted).cpu()
         val_f1 = mean_f1(confusion(pred_NZ, data.zones_NZ.cpu()).numpy(), self.settings.objective_average)
-        return Validation(float(total) / len(data), val_f1, pred_NZ.to(torch.uint8))
+        return Validation(float(total) / len(data), val_f1, pred_NZ)
 
-    def _infer(self, image_BCHW: Tensor) -> Tensor:
+    def _validate_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and the predicted classes."""
+        image_BCHW = to_input(image_BHW, self.train_data.normalisation)
+
         def compute(pieces: list[slice]) -> Tensor:
             return torch.cat([self._logits(image_BCHW[piece]).float() for piece in pieces])
 
-        return self.micro_batches.run(len(image_BCHW), compute)
+        logits_BZK = self.validation_batches.run(len(zones_BZ), compute)
+        return self.loss(logits_BZK, zones_BZ), logits_BZK.argmax(dim=-1)
 
     def _fetch(self, data: SplitData, index_B: Tensor) -> tuple[Tensor, Tensor]:
         image_BHW, zones_BZ = data.images_NHW[index_B], data.zones_NZ[index_B]
@@ -152,12 +170,19 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to resume, except for the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "micro_batch": self.micro_batches.size}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "micro_batch": self.micro_batches.size,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore `state()`, with the weights as `model`; the device may be of another kind."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the device's, whatever device the checkpoint is from
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.micro_batches.size = state["micro_batch"]
 
     def free(self) -> None:
@@ -166,12 +191,33 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, params: Hyperparameters) -> torch.optim.Optimizer:
-    """Return the optimizer, fused into one kernel; only sgd uses `momentum`."""
-    weights, rate, decay = model.parameters(), params.learning_rate, params.weight_decay
+    """Return the optimizer, fused into one kernel; only sgd uses `momentum`.
+
+    On a GPU its learning rate is a tensor there, which a recorded CUDA graph reads.
+    """
+    device, rate, decay = next(model.parameters()).device, params.learning_rate, params.weight_decay
+    on_gpu = device.type == "cuda"
+    options: dict[str, Any] = {"lr": torch.tensor(rate, device=device) if on_gpu else rate, "fused": True}
     if params.optimizer == "sgd":
-        return torch.optim.SGD(weights, rate, momentum=params.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(model.parameters(), momentum=params.momentum, weight_decay=decay, **options)
     kind = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
-    return kind(weights, rate, weight_decay=decay, fused=True)
+    return kind(model.parameters(), weight_decay=decay, capturable=on_gpu, **options)
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Start sgd's momentum at 0; torch would start it undefined if loss scaling skips the first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, where the optimizer keeps it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def batch_indices(num_images: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

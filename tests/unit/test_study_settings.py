@@ -27,9 +27,10 @@ RECORD = StudyRecord("s", CREATED.attributes(), CREATED.baseline)
         ("cache.image_size_px", 64, "cache.image_size_px (was 224, now 64)"),
         ("radiographs.split.seed", 1, "radiographs.split.seed (was 42, now 1)"),
         *((path, value, "") for path, value in {
-            "trial.device": "cpu", "trial.compile": True, "trial.stall_s": 5, "cache.num_workers": 3,
-            "study.sampler": "random", "study.pruner": "none", "study.max_epochs": 3, "study.num_trials": 3,
-            "final_model.num_seeds": 1, "evaluation.num_bootstrap": 100, "tracking.wandb_project": "p",
+            "trial.device": "cpu", "trial.compile": True, "trial.cuda_graphs": False, "trial.stall_s": 5,
+            "cache.num_workers": 3, "study.sampler": "random", "study.pruner": "none", "study.max_epochs": 3,
+            "study.num_trials": 3, "final_model.num_seeds": 1, "evaluation.num_bootstrap": 100,
+            "tracking.wandb_project": "p",
         }.items()),
     ],
 )  # fmt: skip

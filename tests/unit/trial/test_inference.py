@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
-from csi_job.trial.inference import NORMALISATIONS, predict_logits, to_input
+from csi_job.trial.inference import NORMALISATIONS, choose_precision, predict_logits, to_input
 from csi_job.trial.model import build_model
 
 
@@ -41,3 +43,39 @@ def test_logits_do_not_depend_on_the_batch_size() -> None:
 
 def test_no_images_give_no_logits() -> None:
     assert predict_logits(build_model("Custom_1"), torch.empty(0, 32, 32), "medical", 4, "cpu").shape == (0, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "chosen", "line"),
+    [
+        ((9, 0), "auto", "bf16", "training in bf16 on a GPU (compute capability 9.0)"),
+        ((8, 0), "auto", "bf16", "training in bf16 on a GPU (compute capability 8.0)"),
+        ((7, 5), "auto", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 7.5)"),
+        ((7, 0), "auto", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 7.0)"),
+        ((6, 1), "auto", "fp32", "training in fp32 on a GPU (compute capability 6.1)"),
+        ((7, 5), "bf16", "bf16", "training in bf16, which this GPU emulates slowly on a GPU (compute capability 7.5)"),
+        ((8, 6), "fp32", "fp32", "training in fp32, convolutions in TF32 on a GPU (compute capability 8.6)"),
+        ((8, 6), "fp16", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 8.6)"),
+    ],
+)
+def test_the_precision_is_one_that_the_gpu_has_in_hardware_and_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: tuple[int, int],
+    wanted: str,
+    chosen: str,
+    line: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # as torch says where it is emulated
+    choose_precision.cache_clear()
+    with caplog.at_level(logging.INFO, "csi_job"):
+        assert [choose_precision(wanted, torch.device("cuda", 0)) for _ in range(2)] == [chosen] * 2
+    assert caplog.messages == [line]
+    choose_precision.cache_clear()
+
+
+@pytest.mark.parametrize(("wanted", "chosen"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_the_precision_of_a_cpu_is_fp32_unless_chosen(wanted: str, chosen: str) -> None:
+    assert choose_precision(wanted, torch.device("cpu")) == chosen

@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,7 @@ from csi_job.errors import (
 from csi_job.trial.backbones import ZoneClassifier
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.inference import HALF_TYPES
 from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingHooks, TrainingResult, seed_everything, train_model
@@ -125,18 +127,21 @@ def test_the_seed_determines_the_result_bit_for_bit(train: Train) -> None:
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "precision"),
     [
-        PARAMS,
-        replace(PARAMS, optimizer="adamw", weight_decay=0.01, patience=2),
-        replace(PARAMS, optimizer="sgd", momentum=0.9, weight_decay=1e-3, learning_rate=0.02),
-        replace(PARAMS, model_arch="squeezenet1_1", learning_rate=1e-3),  # has dropout
+        (PARAMS, "auto"),
+        (replace(PARAMS, optimizer="adamw", weight_decay=0.01, patience=2), "auto"),
+        (replace(PARAMS, optimizer="sgd", momentum=0.9, weight_decay=1e-3, learning_rate=0.02), "auto"),
+        (replace(PARAMS, model_arch="squeezenet1_1", learning_rate=1e-3), "auto"),  # has dropout
+        (replace(PARAMS, optimizer="sgd", momentum=0.9), "fp16"),  # with loss scaling
     ],
-    ids=["adam", "adamw", "sgd", "dropout"],
+    ids=["adam", "adamw", "sgd", "dropout", "fp16"],
 )
 def test_interrupted_and_resumed_training_gives_the_same_bits(
-    train: Train, params: Hyperparameters, tmp_path: Path
+    train: Train, params: Hyperparameters, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(HALF_TYPES, "fp16", torch.bfloat16)  # fp16 is slow on CPUs; only loss scaling is tested
+    train = partial(train, settings=TrialSettings(device="cpu", precision=precision))
     uninterrupted = train(params, max_epochs=4)
     batches_per_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
     cut = Hooks(stop_at_batch=2 * batches_per_epoch + 2)  # in the middle of epoch 2

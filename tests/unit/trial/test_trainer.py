@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -34,10 +35,10 @@ class CountWaits(TorchDispatchMode):
 
 @pytest.fixture
 def make_trainer(make_split: Callable[..., SplitData]) -> Callable[..., Trainer]:
-    def make(num_train: int = 24, **params: object) -> Trainer:
+    def make(num_train: int = 24, settings: TrialSettings = TrialSettings(), **params: object) -> Trainer:  # noqa: B008
         hyperparameters = Hyperparameters.from_params({"model_arch": "Custom_1", "batch_size": 4, **params})
         splits = make_split(num_train), make_split(8)
-        return Trainer(*splits, hyperparameters, TrialSettings(), torch.device("cpu"))
+        return Trainer(*splits, hyperparameters, settings, torch.device("cpu"))
 
     return make
 
@@ -103,3 +104,40 @@ def test_the_optimizer_has_the_trials_hyperparameters(name: str, kind: type, opt
     optimizer = make_optimizer(build_model("Custom_1"), params)
     assert type(optimizer) is kind
     assert optimizer.defaults.items() >= options.items()
+
+
+def test_a_step_that_overflows_in_fp16_changes_nothing_but_the_scale(make_trainer: Callable[..., Trainer]) -> None:
+
+    def parameters() -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
+
+    def train() -> None:
+        trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
+
+    trainer = make_trainer(4, optimizer="sgd", momentum=0.9, settings=TrialSettings(precision="fp16"))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
+    before = parameters()
+    train()
+    assert torch.equal(parameters(), before)
+    saved = trainer.state()
+    assert saved["scaler"]["scale"] == 2.0**39
+    buffers = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
+    assert all(not buffer.any() for buffer in buffers)
+    trainer.scaler.load_state_dict({**saved["scaler"], "scale": 1.0})
+    train()
+    assert not torch.equal(parameters(), before)
+
+
+def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(8, optimizer="adam")
+    trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
+    state = deepcopy({**trainer.state(), "model": trainer.weights()})
+    del state["scaler"]
+    state["optimizer"]["param_groups"][0] |= {"lr": torch.tensor(0.01), "capturable": True}  # as on a GPU
+    other = make_trainer(8, optimizer="adam")
+    other.load_state(state)
+    assert other.optimizer.param_groups[0]["capturable"] is False
+    losses = [each.train_epoch(1, lambda _step, _num_steps: 0.01, lambda: None) for each in (trainer, other)]
+    assert losses[0] == losses[1]
