@@ -11,10 +11,14 @@ from pydantic.alias_generators import to_camel
 
 from csi_job.config import Settings
 
-Quantity = Annotated[str | int | float, Field(pattern=r"^[0-9.]+([eE][0-9]+|m|k|[KMGTPE]i?)?$")]
+# The pattern belongs to the text alone: pydantic leaves out of the schema what does not hold for a whole union.
+QuantityText = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$")]
+Quantity = QuantityText | Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
 Key = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-Labels = dict[str, str]
+Label = Annotated[str, Field(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
+Labels = dict[str, Label]
+Annotations = dict[str, str]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -40,7 +44,7 @@ class ImageValues(ValuesSection):
     """Where to find an image."""
 
     repository: Annotated[str, Field(min_length=1)]
-    tag: str = ""
+    tag: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?$")] = ""
     digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
 
 
@@ -87,12 +91,48 @@ class ResourcesValues(ValuesSection):
     limits: dict[str, Quantity] = {}
 
 
+class TolerationValues(ValuesSection):
+    """A taint on whose nodes pods may run."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    toleration_seconds: int | None = None
+
+
+class AffinityValues(ValuesSection):
+    """Which nodes and which other pods attract or repel pods."""
+
+    node_affinity: dict[str, Any] = {}
+    pod_affinity: dict[str, Any] = {}
+    pod_anti_affinity: dict[str, Any] = {}
+
+
+class SpreadValues(ValuesSection):
+    """How pods spread over nodes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    max_skew: Positive
+    topology_key: Annotated[str, Field(min_length=1)]
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+
+
+class VariableValues(ValuesSection):
+    """An environment variable."""
+
+    name: Annotated[str, Field(pattern=r"^[^=]+$")]
+    value: str = ""
+    value_from: dict[str, Any] = {}
+
+
 class PlacementValues(ValuesSection):
     """Which nodes pods may run on, and their priority."""
 
     node_selector: Labels = {}
-    tolerations: list[dict[str, Any]] = []
-    affinity: dict[str, Any] = {}
+    tolerations: list[TolerationValues] = []
+    affinity: AffinityValues = AffinityValues()
     priority_class_name: Name = ""
 
 
@@ -101,7 +141,7 @@ class ServiceAccountValues(ValuesSection):
 
     create: bool
     name: Name
-    annotations: Labels
+    annotations: Annotations
 
 
 class ControllerValues(PlacementValues):
@@ -122,9 +162,9 @@ class StageValues(PlacementValues):
     resources: ResourcesValues
     backoff_limit: Natural
     deadline_seconds: Positive | None = None
-    topology_spread_constraints: list[dict[str, Any]] = []
+    topology_spread_constraints: list[SpreadValues] = []
     runtime_class_name: Name = ""
-    env: list[dict[str, Any]] = []
+    env: list[VariableValues] = []
 
 
 class SearchValues(StageValues):
@@ -222,8 +262,8 @@ class ChartValues(ValuesSection):
     security_context: dict[str, Any]
     database_user: Positive | None = None
     common_labels: Labels
-    pod_annotations: Labels
-    env: list[dict[str, Any]]
+    pod_annotations: Annotations
+    env: list[VariableValues]
     volumes: list[dict[str, Any]]
     volume_mounts: list[dict[str, Any]]
     fullname_override: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]

@@ -24,6 +24,7 @@ from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, StageFailedError
 from csi_job.logs import RepeatedWarnings, get_logger
+from csi_job.study.settings import check_sampler
 
 logger = get_logger(__name__)
 POLL_S: Final = 2.0
@@ -55,10 +56,15 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         the outcome in one line.
 
     Raises:
-        ConfigurationError: the API server refuses a stage's Job.
+        ConfigurationError: the API server refuses a stage's Job, or the search has no sampler.
         StageFailedError: a stage failed permanently.
 
     """
+    from csi_job.study.sampling import make_sampler
+
+    # Otherwise the first stage finds out, after it has built the cache.
+    check_sampler(settings.study.sampler, settings.study.objective)
+    make_sampler(settings.study, settings.space)
     watch, own = StudyWatch(settings), OwnBackOff(cluster)
     steps: list[Step] = [
         partial(check_stages, cluster),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic.config import JsonDict
 
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
@@ -15,8 +16,16 @@ ObjectiveName = Literal["f1", "f1-and-cost"]
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
+_ONE_OBJECTIVE_FOR_CMAES: JsonDict = {
+    "if": {"properties": {"sampler": {"const": "cmaes"}}, "required": ["sampler"]},
+    "then": {"properties": {"objective": {"const": "f1"}}},
+}
+
+
 class StudySettings(Section):
     """What is optimised, for how long, and with which sampler and pruner."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_OBJECTIVE_FOR_CMAES)
 
     name: str = Field(
         default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
-from pydantic import BeforeValidator, Field, ValidationError, model_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from csi_job.settings import Section
@@ -38,8 +38,23 @@ Scalar = Annotated[int | float | str, BeforeValidator(_no_bool)]
 Scalars = Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_a_list)]
 
 
+def _given(*names: str, **but: Any) -> dict[str, Any]:
+    """Return a JSON schema that requires these fields, and not null; `but` adds to the schema of some."""
+    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names} | but}
+
+
+_ONE_FORM: Final[dict[str, Any]] = {
+    "oneOf": [_given("choices"), _given("low", "high"), _given("value")],
+    "dependencies": {"low": ["high"], "high": ["low"], "step": ["low"]},
+    "if": _given("log", log={"const": True}),
+    "then": {**_given("low", low={"exclusiveMinimum": 0}), "not": _given("step")},
+}
+
+
 class Parameter(Section):
     """The values of one hyperparameter: `choices`, or `low` and `high` (with `log` or `step`), or one `value`."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_FORM)
 
     choices: Scalars | None = None
     """Values to choose from."""

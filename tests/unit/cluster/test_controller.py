@@ -39,8 +39,24 @@ def _does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "POLL_S", 0.0)
 
 
-def run(namespace: Namespace, missing_s: float = 0.0) -> str:
-    return run_controller(namespace, ControllerOptions("r-stages", "d", missing_s), load_settings().settings)
+def run(namespace: Namespace, missing_s: float = 0.0, **settings: Any) -> str:
+    return run_controller(namespace, ControllerOptions("r-stages", "d", missing_s), load_settings(settings).settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"study.objective": "f1-and-cost"}, "CMA-ES handles one objective only"),
+        ({"space": dict.fromkeys(("learning_rate", "patience", "unknown_weight"))}, "CMA-ES needs a number"),
+    ],
+)
+def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_asked(
+    settings: dict[str, Any], message: str
+) -> None:
+    namespace = Failing(ClusterError("asked"))
+    with pytest.raises(ConfigurationError, match=message):
+        run(namespace, **{"study.sampler": "cmaes"} | settings)
+    assert namespace.num_requests == 0
 
 
 def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created() -> None:

@@ -1,0 +1,128 @@
+"""What the API server refuses is named by the check and the controller, before any work or within seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from csi_job.cluster.stages import COMPONENT, STAGES
+from tests.e2e.release import IMAGE, Release, pod, wait_until
+
+pytestmark = pytest.mark.timeout(600)
+SOON_S = 15.0
+
+
+def limits(kind: str, **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": "small"}, "spec": spec}
+
+
+LIMIT_RANGE = limits("LimitRange", limits=[{"type": "Container", "max": {"cpu": "1"}}])
+QUOTA = limits("ResourceQuota", hard={"limits.cpu": "5", "pods": "9"})
+
+
+@pytest.mark.parametrize(
+    ("values", "objects", "named"),
+    [
+        ({"final.priorityClassName": "nowhere"}, [], "no PriorityClass with name nowhere was found"),
+        ({"search.runtimeClassName": "nowhere"}, [], 'RuntimeClass "nowhere" not found'),
+        (
+            {"final.tolerations": [{"operator": "Exists", "key": "a", "value": "b"}]},
+            [],
+            "final: spec.tolerations[0].operator: ",
+        ),
+        (
+            {"final.affinity": {"nodeAffinity": {"required": []}}},
+            [],
+            "nodeAffinity.required: field not declared in schema",
+        ),
+        ({}, [LIMIT_RANGE], "maximum cpu usage per Container is 1, but limit is 8; change search.resources"),
+        ({}, [QUOTA], "exceeded quota: small, requested: limits.cpu=8"),
+        ({"work.storageClass": "nowhere"}, [], 'volume claim demo-csi-job-work: storageclass.storage.k8s.io "nowhere"'),
+    ],
+    ids=["priority", "runtime", "value", "field", "limits", "quota", "storage"],
+)
+def test_what_would_be_refused_is_found_before_any_work(
+    release: Release, values: dict[str, Any], objects: list[dict[str, Any]], named: str
+) -> None:
+    for item in objects:
+        release.as_admin.apply(item)
+    release.helm("install", values=values)
+
+    checked = release.csi_job("check", check=False)
+    release.wait_for_end(60, "Failed")
+
+    assert named.replace("exceeded quota: small, requested: limits.cpu=8", "small allows limits.cpu 5") in checked
+    assert named in release.outcome()
+    _ended_at_once(release)
+    assert [release.items("jobs", stage) for stage in STAGES] == [[], [], []]
+
+
+def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix_continues(
+    release: Release, policy: str
+) -> None:
+    release.helm("install")
+    reported = wait_until(
+        "the refusal is reported", lambda: _logged_at(release, "cache: its pods can't be created"), 60
+    )
+    created = datetime.fromisoformat(release.items("jobs", "cache")[0]["metadata"]["creationTimestamp"])
+    assert (reported - created).total_seconds() < SOON_S
+
+    release.wait_for_end(60, "Failed")
+
+    assert "cache can't start: ValidatingAdmissionPolicy" in release.outcome()
+    assert "not here" in release.outcome()
+    _ended_at_once(release)
+    release.as_admin.kubectl("delete", "validatingadmissionpolicybinding", policy)
+    release.helm("upgrade")
+    wait_until("the cache stage runs", lambda: release.running("cache"), 60)
+
+
+def test_a_quota_that_others_exhaust_is_waited_for(release: Release) -> None:
+    release.as_admin.apply(limits("ResourceQuota", hard={"pods": "3"}))
+    release.apply(pod("other", IMAGE, 65532, command=["sleep", "600"]))
+    release.helm("install", values={"controller.missingSeconds": 300})
+    wait_until("the refusal is reported", lambda: "exceeded quota: small, requested: pods=1" in release.log(), 60)
+    assert "leaves no room for cache: pods 3 of 3 are used" in release.csi_job("check", check=False)
+
+    release.kubectl("delete", "pod", "other")
+
+    wait_until("the cache stage runs", lambda: release.running("cache"), 120)
+
+
+@pytest.fixture
+def policy(release: Release) -> Iterator[str]:
+    """A policy of the cluster that admits no pod of the cache stage to the release's namespace."""
+    name = release.namespace
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    is_another = f"object.metadata.?labels[?'{COMPONENT}'].orValue('') != 'cache'"
+    spec = {
+        "matchConstraints": {"resourceRules": [rule]},
+        "validations": [{"expression": is_another, "message": "not here"}],
+    }
+    selector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.namespace}}}
+    binding = {"policyName": name, "validationActions": ["Deny"], "matchResources": selector}
+    group = "admissionregistration.k8s.io/v1"
+    for kind, content in (("ValidatingAdmissionPolicy", spec), ("ValidatingAdmissionPolicyBinding", binding)):
+        manifest = {"apiVersion": group, "kind": kind, "metadata": {"name": name}, "spec": content}
+        release.as_admin.run("kubectl", "create", "-f", "-", input=json.dumps(manifest))
+    yield name
+    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+        release.as_admin.kubectl("delete", kind, name, "--ignore-not-found")
+
+
+def _logged_at(release: Release, text: str) -> datetime | None:
+    """Return when the controller logged this."""
+    lines = [json.loads(line) for line in release.log().splitlines() if line.startswith("{")]
+    return next((datetime.fromisoformat(line["time"]) for line in lines if text in line["message"]), None)
+
+
+def _ended_at_once(release: Release) -> None:
+    """The controller ended with its first pod and an exit code that is not retried, in one line."""
+    (controller,) = release.containers("controller")
+    assert controller["state"]["terminated"]["exitCode"] in {2, 3}
+    assert controller["restartCount"] == 0
+    assert "Traceback" not in release.outcome()
