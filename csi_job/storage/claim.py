@@ -156,7 +156,7 @@ class _ClaimTransaction:
         if counts.num_free > 0:
             trial_id = insert_running(connection, self.study_id, counts.num_all)
             return self._start(connection, trial_id, counts.num_all)
-        renewed = {row.trial_id: row.renewed_at_s or 0.0 for row in running}
+        renewed = {row.trial_id: row.renewed_at_s for row in running}
         return NothingToClaim(counts.num_finished, counts.target, renewed)
 
     def _claim(self, row: Row[Any], attempt: int) -> Claim:

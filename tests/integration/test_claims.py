@@ -51,15 +51,18 @@ def test_the_baseline_is_trial_0_and_new_trials_follow(storage: StudyStorage, ur
 
 def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStorage) -> None:
     study = define(storage, num_trials=10)
-    first = leased(study)
-    enqueue_trial(study, SPACE, {"unknown_weight": 0.25})
-    expire(storage, first)
+    first = claim(study)
+    assert isinstance(first, Claim)
+    for x in (0.25, 0.75):
+        enqueue_trial(study, SPACE, {"unknown_weight": x})
+    with storage.engine.begin() as connection:  # PostgreSQL then reads this row after the other
+        connection.execute(sa.update(TRIALS).where(TRIALS.c.number == 1).values(number=1))
+    expire(storage, first.lease)
     outcome = claim(study)
     assert isinstance(outcome, Claim)
-    assert outcome.taken_over
-    assert (outcome.lease.number, outcome.lease.attempt) == (first.number, 2)
-    assert leased(study).number == 1  # enqueued
-    assert leased(study).number == 2  # new
+    assert (first.taken_over, outcome.taken_over) == (False, True)
+    assert (outcome.lease.number, outcome.lease.attempt) == (first.lease.number, 2)
+    assert [leased(study).number for _ in range(3)] == [1, 2, 3]  # two enqueued ones, a new one
 
 
 def test_a_live_lease_is_not_taken_over(storage: StudyStorage) -> None:
@@ -72,15 +75,26 @@ def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(stor
     study = define(storage, num_trials=1)
     host, boot, space, _, _ = worker_id().split("|")
     leased(study, worker_id=f"{host}|{boot}|{space}|999999999|1")
+    with storage.engine.begin() as connection:  # even if the clock was set back
+        connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 3600))
     assert leased(study).attempt == 2
 
 
-def test_a_released_trial_is_free_immediately_and_counts_no_lost_attempt(storage: StudyStorage) -> None:
+def test_a_running_trial_without_a_lease_is_taken_over(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
+    optuna.load_study(study_name="toy", storage=storage.migration_url()).ask()
+    lease = leased(study, max_attempts=1)
+    assert (lease.number, lease.attempt) == (0, 2)
+    storage.renew(lease)
+
+
+def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=2)
     for attempt in range(1, 8):
-        lease = leased(study, max_attempts=2)
-        assert lease.attempt == attempt
-        storage.release(lease, TrialWrite(), limit_s=0)
+        leases = [leased(study, max_attempts=2) for _ in range(2)]
+        assert [(lease.number, lease.attempt) for lease in leases] == [(0, attempt), (1, attempt)]
+        for lease in leases:
+            storage.release(lease, TrialWrite(), limit_s=0)
 
 
 def test_a_late_renewal_does_not_take_a_released_trial_back(storage: StudyStorage) -> None:
@@ -113,13 +127,15 @@ def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage
 
 
 def test_a_lease_from_the_future_expires_from_now_on(storage: StudyStorage) -> None:
-    study = define(storage, num_trials=1)
-    lease = leased(study, worker_id="another-host|boot|space|1|1")
+    study = define(storage, num_trials=2)
+    lease, other = (leased(study, worker_id="another-host|boot|space|1|1") for _ in range(2))
     assert isinstance(claim(study), NothingToClaim)
+    changes = {"renewed_at_s": LEASES.c.renewed_at_s + 3600, "lease_s": 0.2}
     with storage.engine.begin() as connection:  # as if the database's clock had been set back by an hour
-        connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 3600, lease_s=0.2))
-    assert [trial.lease_age_s for trial in study_status(study).running] == [0.0]
-    assert isinstance(claim(study), NothingToClaim)
+        connection.execute(sa.update(LEASES).where(LEASES.c.trial_id == lease.trial_id).values(**changes))
+    assert study_status(study).running[0].lease_age_s == 0.0
+    expire(storage, other)
+    assert leased(study).number == other.number
     wait_until(lambda: isinstance(claim(study), Claim))
     with pytest.raises(LeaseLostError):
         storage.renew(lease)
@@ -162,6 +178,12 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
     storage.write_trial(leased(study, max_failed=0), DONE)
     assert isinstance(claim(study, max_failed=0), NothingToClaim)
+    assert caplog.text.count("beyond the study's total") == 1
+    set_target(study, num_trials=3)
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.4})
+    storage.set_study_user_attr(study._study_id, "target", 2)  # by a worker of an earlier version
+    assert isinstance(claim(study, max_failed=0), NothingToClaim)
+    assert Reader(url).states() == {"COMPLETE": 2, "FAIL": 3}
 
 
 def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage: StudyStorage) -> None:
@@ -225,7 +247,8 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage: StudyS
     assert reader.rows("SELECT value FROM trial_values") == [(0.5,)]
 
 
-def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: StudyStorage) -> None:
+@pytest.mark.parametrize("max_attempts", [2, 1])  # with 1 it would fail
+def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: StudyStorage, max_attempts: int) -> None:
     study = define(storage, num_trials=1)
     lease = leased(study)
     expire(storage, lease)
@@ -237,36 +260,55 @@ def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: St
             renewed.append(True)
             connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 1))
 
-    assert isinstance(claim(study), NothingToClaim)
+    assert isinstance(claim(study, max_attempts=max_attempts), NothingToClaim)
     assert renewed
     storage.renew(lease)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_claim_is_recognised_if_the_reply_to_its_commit_was_lost(storage: StudyStorage, url: str) -> None:
-    study = define(storage, num_trials=5)
-    _lose_the_next_reply(storage)
-    assert leased(study).number == 0
-    assert Reader(url).states() == {"RUNNING": 1}
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_claim_whose_commit_was_not_answered_happens_once(storage: StudyStorage, url: str, *, stored: bool) -> None:
+    study = define(storage, num_trials=1)
+    expire(storage, leased(study))
+    _break_the_next_commit(storage, stored=stored)
+    assert leased(study, max_attempts=1).number == 1  # in the transaction in which trial 0 failed
+    assert Reader(url).states() == {"FAIL": 1, "RUNNING": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_signal_before_a_claim_is_recognised_releases_its_trial(storage: StudyStorage, url: str) -> None:
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_signal_before_a_claim_is_recognised_releases_its_trial(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_away: bool
+) -> None:
     study = define(storage, num_trials=5)
+    leased(study)
     stop = Stop()
-    _lose_the_next_reply(storage, lambda: stop.request(signal.SIGTERM))
+
+    def refuse(*_: Any) -> None:
+        raise psycopg2.OperationalError("connection refused")
+
+    def meanwhile() -> None:
+        stop.request(signal.SIGTERM)
+        if is_away:
+            monkeypatch.setattr("csi_job.storage.claim.RELEASE_S", 0.2)
+            sa.event.listen(storage.engine, "do_connect", refuse)
+        _break_the_next_commit(storage, stored=False)
+
+    _break_the_next_commit(storage, meanwhile)
     with storage.retry.interrupted_by(stop.check, stop.wait), pytest.raises(StopRequestedError):
         claim(study)
-    assert Reader(url).states() == {"RUNNING": 1}
-    lease = leased(study, max_attempts=1)
-    assert (lease.number, lease.attempt) == (0, 2)
+    if is_away:
+        assert "may be resumed only when its lease has expired" in caplog.text
+    else:
+        lease = leased(study, max_attempts=1)
+        assert (lease.number, lease.attempt) == (1, 2)
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storage: StudyStorage, url: str) -> None:
     study = define(storage, num_trials=5)
     lease = leased(study)
-    _lose_the_next_reply(storage)
+    _break_the_next_commit(storage)
     storage.write_trial(lease, DONE)
     assert not lease.lost
     assert Reader(url).states() == {"COMPLETE": 1}
@@ -279,20 +321,23 @@ def test_a_target_is_changed_once_if_the_reply_was_lost_and_another_addition_cam
 ) -> None:
     study = define(storage, num_trials=5)
     other = open_storage(storage_settings(url), tmp_path, create=False)
-    _lose_the_next_reply(storage, lambda: set_target(load_study(other, "toy"), more_trials=4))
+    _break_the_next_commit(storage, lambda: set_target(load_study(other, "toy"), more_trials=4))
     assert set_target(study, **change) == total
     assert study.user_attrs["target"] == total + 4
     other.close()
 
 
-def _lose_the_next_reply(storage: StudyStorage, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Commit the next transaction, but break its client's connection; then let another client act."""
+def _break_the_next_commit(
+    storage: StudyStorage, meanwhile: Callable[[], object] = lambda: None, *, stored: bool = True
+) -> None:
+    """Break the client's connection after the next COMMIT, or before it; then let another client act."""
     dialect = storage.engine.dialect
     commit = dialect.do_commit
 
     def broken(connection: Any) -> None:
         dialect.do_commit = commit  # type: ignore[method-assign]
-        commit(connection)
+        if stored:
+            commit(connection)
         connection.close()
         meanwhile()
         message = "server closed the connection unexpectedly"
@@ -352,13 +397,15 @@ def test_another_space_is_rejected_with_the_keys_that_differ(storage: StudyStora
 
 
 def test_two_studies_in_one_database_are_independent(storage: StudyStorage) -> None:
-    one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=1)
+    one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=2)
+    enqueue_trial(two, SPACE, {"unknown_weight": 0.25})
+    set_target(two, num_trials=1)  # which cancels a trial
     assert [leased(study).number for study in (one, two, one)] == [0, 0, 1]
     assert isinstance(claim(two), NothingToClaim)
-    assert {listed.name: listed.counts.num_running for listed in list_studies(storage) if listed.counts} == {
-        "toy": 2,
-        "other": 1,
-    }
+    storage.write_trial(leased(define(storage, name="third")), TrialWrite(state=TrialState.FAIL))
+    counts = {listed.name: listed.counts for listed in list_studies(storage) if listed.counts}
+    assert {name: count.num_running for name, count in counts.items()} == {"toy": 2, "other": 1, "third": 0}
+    assert {name: count.num_failed for name, count in counts.items()} == {"toy": 0, "other": 0, "third": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

@@ -40,7 +40,8 @@ NAMES: Final = ("red", "blue")
 TARGET_OF_NEW, MAX_ATTEMPTS, NUM_EPOCHS = 8, 2, 2
 X: Final = "unknown_weight"
 DISTRIBUTION: Final = FloatDistribution(0, 1)
-WHIMS, WEIGHTS = ("continue", "sleep", "release", "abandon"), (85, 2, 5, 8)
+WHIMS, WEIGHTS, UNLUCKY = ("continue", "sleep", "release", "abandon"), (85, 2, 5, 8), (45, 2, 5, 48)
+"""What a worker may do before an epoch, and how often, also of every fourth trial, which loses attempts in a row."""
 PATIENCE: Final = 10
 """Leases without progress after which a study is stuck."""
 # How often a client does what, besides running trials.
@@ -242,7 +243,7 @@ class Client:
                 return
         for epoch in range(len(steps), NUM_EPOCHS):
             time.sleep(self.draws.uniform(0, 0.01))
-            whim = self.draws.choices(WHIMS, WEIGHTS)[0]
+            whim = self.draws.choices(WHIMS, UNLUCKY if lease.number % 4 == 3 else WEIGHTS)[0]
             if whim == "sleep":
                 time.sleep(1.2 * self.storage.lease_s)
             elif whim == "release":
