@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": ("evaluate", "Evaluate the final model on the test set."),
     "evaluate": ("evaluate", "Evaluate any model on the test set and compare it with a baseline."),
     "predict": ("predict", "Score new radiographs with a model."),
+    "steps": ("steps", "Run several of these commands in one process."),
     "cluster": ("cluster", "Work with a release on Kubernetes: check, scale, fetch results."),
 }
 

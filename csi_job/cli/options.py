@@ -93,7 +93,7 @@ def with_settings(
             record = study(loaded, given) if study else None
             return function(loaded.over(record) if record else loaded, *args, **given)
 
-        for option in (_log_format, _config, *(_option(path) for path in reversed(shown))):
+        for option in (log_format_option, _config, *(_option(path) for path in reversed(shown))):
             run = option(run)
         return run  # type: ignore[return-value]
 
@@ -214,7 +214,7 @@ _config = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="YAML settings file; `csi-job config init` writes one.",
 )
-_log_format = click.option(
+log_format_option = click.option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
