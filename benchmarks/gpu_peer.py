@@ -31,6 +31,13 @@ class Peer:
 
     def train(self, num_steps: int) -> None:
         """Take some steps, and wait for them."""
+        torch.backends.cudnn.benchmark = True  # as in timm's train.py
+        try:
+            self._train(num_steps)
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    def _train(self, num_steps: int) -> None:
         for _ in range(num_steps):
             with torch.autocast(self.device.type, torch.float16, enabled=self.scaler.is_enabled()):
                 logits_BZK = self.network(self.image_BCHW).reshape(-1, 6, 5)

@@ -36,7 +36,6 @@ class Graphs:
         self._is_recording = False
         self._num_calls: Counter[object] = Counter()
         self._recorded: dict[object, _Recorded[object]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
     def call(self, function: Callable[..., T], *inputs: Tensor) -> T:
         """Return `function(*inputs)`."""
@@ -50,27 +49,28 @@ class Graphs:
         return function(*inputs) if recorded is None else recorded(*inputs)  # type: ignore[return-value] # of this function
 
     def release(self) -> bool:
-        """Drop all graphs and call functions directly from now on; return whether any graph held memory.
+        """Free the graphs' memory; they are recorded again when needed. Return whether there was any graph.
 
         Raises:
-            torch.OutOfMemoryError: a graph is being recorded; the batch is then computed without one.
+            torch.OutOfMemoryError: a graph is being recorded; its function is then called directly.
 
         """
         if self._is_recording:
             raise torch.OutOfMemoryError("out of memory")
         held = bool(self._recorded)
         self._recorded.clear()
-        self.enabled = False
         return held
 
     def _record(self, key: object, function: Callable[..., T], inputs: tuple[Tensor, ...]) -> None:
+        """Record a function; if that fails, use no graphs from now on."""
         states = random_states(self.device, self.generator)
+        pool = next((recorded.graph.pool() for recorded in self._recorded.values()), None)  # one, for they take turns
         self._is_recording = True
         try:
-            self._recorded[key] = _Recorded(function, inputs, self.generator, self._pool)
+            self._recorded[key] = _Recorded(function, inputs, self.generator, pool)
         except RuntimeError as error:
-            self._is_recording = False
-            self.release()
+            self.enabled = False
+            self._recorded.clear()
             for generator, state in states:
                 generator.graphsafe_set_state(state)  # a failed recording leaves them unusable
             reason = str(error.__context__ or error).partition("\n")[0]

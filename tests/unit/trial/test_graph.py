@@ -30,16 +30,22 @@ def test_on_a_cpu_functions_are_called() -> None:
     assert not graphs.release()
 
 
-def test_a_shape_is_recorded_at_its_third_call_and_released_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_recorded_at_its_third_call_and_again_after_it_was_released(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
 
-    def record(function: object, inputs: tuple[torch.Tensor, ...], *_: object) -> object:
-        recorded.append(inputs[0].shape)
-        return function
+    class Fake:
+        def __init__(self, function: Callable[..., object], inputs: tuple[torch.Tensor, ...], *_: object) -> None:
+            self.function, self.graph = function, self
+            recorded.append(inputs[0].shape)
 
-    monkeypatch.setattr(graph, "_Recorded", record)
+        def __call__(self, *inputs: torch.Tensor) -> object:
+            return self.function(*inputs)
+
+        def pool(self) -> tuple[int, int]:
+            return 0, 1
+
+    monkeypatch.setattr(graph, "_Recorded", Fake)
     monkeypatch.setattr(graph, "random_states", lambda *_: [])
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     graphs = Graphs(GPU, torch.Generator())
     for size in (3, 3, 2, 3, 3, 2, 2, 1):
         assert torch.equal(graphs.call(double, torch.ones(size)), torch.full((size,), 2.0))
@@ -47,7 +53,7 @@ def test_a_shape_is_recorded_at_its_third_call_and_released_once(monkeypatch: py
     assert graphs.release()
     assert not graphs.release()
     graphs.call(double, torch.ones(3))
-    assert len(recorded) == 2
+    assert recorded == [(3,), (2,), (3,)]
 
 
 @pytest.fixture
@@ -126,3 +132,21 @@ def test_training_continues_without_graphs_where_recording_fails(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("training without CUDA graphs, since recording one failed: ")
     assert equal(outcome(make_trainer(TrialSettings(), **params)), expected)  # the next trial records again
+
+
+@on_gpu
+def test_graphs_free_their_memory_before_batches_get_smaller(make_trainer: Callable[..., Trainer]) -> None:
+    def run_out_of_memory(*_: object) -> None:
+        if trainer.graphs._recorded and not released:
+            released.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+
+    released: list[bool] = []
+    params = {"model_arch": "squeezenet1_1", "optimizer": "adam"}
+    expected = outcome(make_trainer(TrialSettings(cuda_graphs=False), **params))
+    trainer = make_trainer(TrialSettings(), **params)
+    trainer.model.register_forward_pre_hook(run_out_of_memory)
+    assert equal(outcome(trainer), expected)
+    assert released
+    assert trainer.micro_batches.size == 8
+    assert len(trainer.graphs._recorded) == 4
