@@ -24,6 +24,7 @@ from csi_job.errors import ClusterError
 
 Object = dict[str, Any]  # as in YAML
 Write = Callable[[bytes], object]
+GROUPS: Final = {"Job": "batch", "StatefulSet": "apps"}
 FIELD_MANAGER: Final = "csi-job-controller"
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
@@ -125,7 +126,7 @@ class Cluster:
             self._request("delete", kind, name=name, propagation_policy="Background")
 
     def _request(self, verb: str, kind: str, **arguments: Any) -> Object:
-        group = "batch" if kind == "Job" else ""
+        group = GROUPS.get(kind, "")
         resource = _dynamic.Resource(
             prefix="apis" if group else "api",
             group=group,

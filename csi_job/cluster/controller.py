@@ -16,7 +16,7 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.refusals import NotYetError, check_stages
+from csi_job.cluster.refusals import NotYetError, check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
 from csi_job.cluster.stages import STAGES, Release, Stage, read_release
@@ -108,7 +108,7 @@ def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch,
     def reconcile(release: Release) -> bool:
         nonlocal run
         run = run or _stage_run(cluster, options, watch, release, release.stage(name))
-        return run.reconcile()
+        return run.reconcile() or (name == STAGES[0] and check_database(cluster, release))
 
     return reconcile
 

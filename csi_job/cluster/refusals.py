@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -13,7 +14,8 @@ from typing import Any, Final
 from kubernetes.utils.quantity import parse_quantity
 
 from csi_job.cluster.api import Cluster, NotAllowedError, Object, UnreachableError
-from csi_job.cluster.stages import Release, Stage
+from csi_job.cluster.pods import StartupProblem, startup_problem
+from csi_job.cluster.stages import COMPONENT, DATABASE, INSTANCE, Release, Stage
 from csi_job.errors import ClusterError, ConfigurationError
 
 FAILED_CREATE: Final = "FailedCreate"
@@ -28,7 +30,8 @@ _QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)
 UNDECIDED: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy|does not support dry run")
 # What surrounds the reason in the answers of the API server and in the events of a Job.
 _AROUND: Final = re.compile(
-    r"^(the API server rejected the request: )?(\(combined from similar events\): )?(Error creating: )?"
+    r"^(the API server rejected the request: )?(\(combined from similar events\): )?"
+    r"(Error creating: |create Pod .* failed error: )?"
     r'([\w./]+ "[^"]*" is (forbidden|invalid): )?(pod rejected: )?'
 )
 # What to change, by what the reason speaks of; `{stage}` is its section in the values.
@@ -70,14 +73,16 @@ def with_remedy(stage: str, reason: str) -> str:
     return f"{reason}; {remedy.format(stage=stage)}" if remedy else reason
 
 
-def creation_problem(job: Mapping[str, Any], events: Iterable[Object]) -> CreationProblem | None:
+def creation_problem(
+    job: Mapping[str, Any], events: Iterable[Object], current_s: float = CURRENT_S
+) -> CreationProblem | None:
     """Return why no pod of a Job can be created according to its events, None if the last one could."""
     events = list(events)
     created = max((_last(event) for event in events if event.get("reason") == SUCCESSFUL_CREATE), default=_EPOCH)
     refused = [event for event in events if event.get("reason") == FAILED_CREATE and _last(event) >= created]
     latest = max(refused, key=_last, default=None)
     now = datetime.now(UTC)
-    if latest is None or (now - _last(latest)).total_seconds() > CURRENT_S:
+    if latest is None or (now - _last(latest)).total_seconds() > current_s:
         return None
     started = _time(job.get("status", {}).get("startTime"))  # again when a suspended Job resumes
     since = max(min(map(_first, refused)), created, started)
@@ -131,6 +136,39 @@ def is_lasting(reason: str) -> bool:
     limits = amounts.get("limited", {})
     requested = amounts.get("requested", {})
     return any(to_number(amount) > to_number(limits[name]) for name, amount in requested.items() if name in limits)
+
+
+def explained(cluster: Cluster, problem: StartupProblem, claims: Iterable[str]) -> StartupProblem:
+    """Add what the events of a pod's claims say: the scheduler only says that one has no volume."""
+    if UNBOUND not in problem.reason:
+        return problem
+    with suppress(NotAllowedError):
+        if reason := unbound_reason(cluster, claims):
+            return replace(problem, reason=reason, is_missing=is_missing(reason))
+    return problem
+
+
+def check_database(cluster: Cluster, release: Release) -> bool:
+    """Check that nothing keeps the release's own database, if it has one, from starting.
+
+    Returns:
+        False: the stage that needs it goes on waiting for it.
+
+    Raises:
+        NotYetError: something that it needs does not exist or is refused.
+
+    """
+    pods = cluster.find("Pod", {INSTANCE: release.name, COMPONENT: DATABASE})
+    for pod in pods:
+        problem = startup_problem(pod)
+        if problem and (problem := explained(cluster, problem, [release.database])).is_missing:
+            raise NotYetError(f"the database's pod {problem.pod} does not start: {problem.reason}")
+    if not pods:
+        with suppress(NotAllowedError):
+            refused = creation_problem({}, cluster.events("StatefulSet", release.database), math.inf)
+            if refused:
+                raise NotYetError(f"the database's pod can't be created: {with_remedy(DATABASE, refused.reason)}")
+    return False
 
 
 def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:

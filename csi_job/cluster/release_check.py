@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final
@@ -11,7 +12,17 @@ from csi_job.cluster.api import Cluster, NotAllowedError, Object
 from csi_job.cluster.pod_check import Requirements, check_nodes, combined_error, run_checks
 from csi_job.cluster.pods import is_active
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, check_job, pod_refusal, to_number, unbound_reason, with_remedy
-from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, Stage, find_release, is_gpu
+from csi_job.cluster.stages import (
+    COMPONENT,
+    CONTROLLER,
+    DATABASE,
+    INSTANCE,
+    STAGES,
+    Release,
+    Stage,
+    find_release,
+    is_gpu,
+)
 from csi_job.errors import ConfigurationError
 
 Amounts = dict[str, Decimal]
@@ -191,9 +202,13 @@ def _claims(cluster: Cluster, release: Release) -> list[str]:
 
 
 def _other_pods(cluster: Cluster, release: Release) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and template of the pods that are no stage's: the controller's and that of `fetch`."""
-    controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
-    return [*((CONTROLLER, job["spec"]["template"]) for job in controllers[-1:]), ("fetch", release.fetch_pod)]
+    """Return name and template of the pods that are no stage's: of the controller, the database, and `fetch`."""
+    owners = []
+    for kind, component in (("Job", CONTROLLER), ("StatefulSet", DATABASE)):
+        with suppress(NotAllowedError):
+            found = cluster.find(kind, {INSTANCE: release.name, COMPONENT: component})
+            owners += [(component, owner["spec"]["template"]) for owner in found[-1:]]
+    return [*owners, ("fetch", release.fetch_pod)]
 
 
 def _nodes(cluster: Cluster) -> list[dict[str, Any]] | None:

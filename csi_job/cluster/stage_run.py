@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
-from csi_job.cluster.pods import StartupProblem, failure_of, is_active, is_lost, is_running, startup_problem
-from csi_job.cluster.refusals import UNBOUND, creation_problem, is_missing, unbound_reason, with_remedy
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, startup_problem
+from csi_job.cluster.refusals import creation_problem, explained, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
     HELD,
@@ -173,31 +172,22 @@ class StageRun:
             elif failure:
                 self.log_once(f"{self.stage.name}: {failure}")
             elif problem:
-                problem = self._explained(problem)
+                problem = explained(self.cluster, problem, self.stage.claims)
                 self.log_once(f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}")
                 if problem.is_missing and not any(map(is_running, pods)):
                     self._fail_if_stuck(job, problem.reason, problem.age_s)
         if not job["spec"].get("suspend") and sum(map(is_active, pods)) < job["spec"].get("parallelism", 1):
-            self._check_creation(job)
+            self._check_creation(job, has_pods=any(map(is_active, pods)))
 
-    def _check_creation(self, job: Mapping[str, Any]) -> None:
-        """Log why pods are missing; fail the stage if it has none, not even one that is about to end."""
+    def _check_creation(self, job: Mapping[str, Any], *, has_pods: bool) -> None:
+        """Log why pods are missing; fail the stage if it has none."""
         with suppress(NotAllowedError):
             problem = creation_problem(job, self.cluster.events("Job", job["metadata"]["name"]))
             if problem:
                 reason = with_remedy(self.stage.name, problem.reason)
                 self.log_once(f"{self.stage.name}: its pods can't be created: {reason}")
-                if not any(map(is_active, self.cluster.find("Pod", self.stage.labels))):
+                if not has_pods:
                     self._fail_if_stuck(job, reason, problem.age_s)
-
-    def _explained(self, problem: StartupProblem) -> StartupProblem:
-        """Add what the events of a claim say: the scheduler only says that it has no volume."""
-        if UNBOUND not in problem.reason:
-            return problem
-        with suppress(NotAllowedError):
-            if reason := unbound_reason(self.cluster, self.stage.claims):
-                return replace(problem, reason=reason, is_missing=is_missing(reason))
-        return problem
 
     def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, age_s: float) -> None:
         """Fail the stage if what its pods need has been missing for too long."""

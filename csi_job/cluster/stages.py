@@ -120,6 +120,11 @@ class Release:
         """The stage with any number of pods."""
         return self.stage("search")
 
+    @property
+    def database(self) -> str:
+        """Name of the StatefulSet with the study's database, if the chart has installed one."""
+        return f"{self.owner['name'].removesuffix('-stages')}-database"
+
     def stage(self, name: str) -> Stage:
         """Return the stage with this name."""
         return next(stage for stage in self.stages if stage.name == name)

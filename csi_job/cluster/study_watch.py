@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.errors import CsiJobError
-from csi_job.logs import get_logger
+from csi_job.logs import RepeatedWarnings, get_logger
 from csi_job.storage.attributes import USED
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class StudyWatch:
         """Open nothing yet."""
         self._settings = settings
         self._study: optuna.Study | None = None
-        self._problem = ""
+        self._warnings = RepeatedWarnings(logger)
 
     def status(self) -> StudyStatus | None:
         """Return the study's status, None while it is unavailable."""
@@ -52,12 +52,9 @@ class StudyWatch:
         except SQLAlchemyError:
             problem = "the database does not answer"
         else:
-            self._problem = ""
             return result
         self._study = None
-        if problem != self._problem:
-            logger.warning("the study is unavailable: %s", problem)
-        self._problem = problem
+        self._warnings.log(f"the study is unavailable: {problem}")
         return None
 
     def _open(self) -> optuna.Study:

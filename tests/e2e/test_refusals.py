@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -78,7 +79,24 @@ def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix
     _ended_at_once(release)
     release.as_admin.kubectl("delete", "validatingadmissionpolicybinding", policy)
     release.helm("upgrade")
-    wait_until("the cache stage runs", lambda: release.running("cache"), 60)
+    wait_until("the pod is created", lambda: release.items("pods", "cache"), 60)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"database.image.tag": "none"}, "does not start: .*postgres:none"),
+        ({"database.priorityClassName": "nowhere"}, "can't be created: no PriorityClass with name nowhere was found"),
+    ],
+    ids=["image", "priority"],
+)
+def test_a_database_that_cannot_start_ends_the_release(release: Release, values: dict[str, Any], named: str) -> None:
+    release.helm("install", values=values)
+
+    release.wait_for_end(90, "Failed")
+
+    assert re.search(rf"the database's pod .*{named}", release.outcome()), release.outcome()
+    _ended_at_once(release)
 
 
 def test_a_quota_that_others_exhaust_is_waited_for(release: Release) -> None:
@@ -90,7 +108,7 @@ def test_a_quota_that_others_exhaust_is_waited_for(release: Release) -> None:
 
     release.kubectl("delete", "pod", "other")
 
-    wait_until("the cache stage runs", lambda: release.running("cache"), 120)
+    wait_until("the pod is created", lambda: release.items("pods", "cache"), 120)
 
 
 @pytest.fixture

@@ -201,6 +201,6 @@ def release_map(name: str = "r", **annotations: str) -> Object:
 
 def search(namespace: Namespace, watch: Watch, chosen: Stage, digest: str = "first", **limits: Any) -> SearchRun:
     release = Release("r", digest, {"kind": "ConfigMap", "name": "r-stages"}, (chosen, stage("final")), {})
-    options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3} | limits
+    options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3, "missing_s": 1} | limits
     study: Any = watch
-    return SearchRun(namespace, release, chosen, controller_digest=digest, missing_s=1, watch=study, **options)
+    return SearchRun(namespace, release, chosen, controller_digest=digest, watch=study, **options)

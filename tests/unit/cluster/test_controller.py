@@ -9,10 +9,10 @@ import pytest
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
 from csi_job.cluster.controller import ControllerOptions, run_controller
-from csi_job.cluster.stages import DIGEST
+from csi_job.cluster.stages import COMPONENT, DATABASE, DIGEST, INSTANCE
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
-from tests.unit.cluster.namespace import Namespace, release_map
+from tests.unit.cluster.namespace import Namespace, event, release_map
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
 CLASS = 'the API server rejected the request: pods "a" is forbidden: no PriorityClass with name p was found'
@@ -116,3 +116,51 @@ def test_a_permission_that_comes_in_time_is_waited_for() -> None:
     namespace = Failing(*[NotAllowedError("cannot get resource")] * 3, ClusterError("no"))
     with pytest.raises(StageFailedError, match=r"^no$"):
         run(namespace, missing_s=60)
+
+
+REFUSED = (
+    'create Pod r-database-0 in StatefulSet r-database failed error: pods "r-database-0" is forbidden: no PriorityClass'
+)
+DATABASE_POD = {
+    "kind": "Pod",
+    "metadata": {
+        "name": "r-database-0",
+        "labels": {INSTANCE: "r", COMPONENT: DATABASE},
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    },
+    "status": {
+        "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}}}]
+    },
+}
+UNBOUND = {
+    **DATABASE_POD,
+    "status": {
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "pod has unbound immediate PersistentVolumeClaims"}
+        ]
+    },
+}
+NO_CLASS = event("r-database", "ProvisioningFailed", 'storageclass "s" not found', 1, kind="PersistentVolumeClaim")
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ([DATABASE_POD], "the database's pod r-database-0 does not start: ErrImagePull: none"),
+        (
+            [UNBOUND, NO_CLASS],
+            'r-database-0 does not start: volume claim r-database: storageclass "s" not found; create',
+        ),
+        (
+            [event("r-database", "FailedCreate", REFUSED, 900, kind="StatefulSet")],
+            "the database's pod can't be created: no PriorityClass; create it, or change database.priorityClassName",
+        ),
+    ],
+    ids=["image", "claim", "refused"],
+)
+def test_a_database_that_cannot_start_ends_the_release(objects: list[Object], message: str) -> None:
+    namespace = Failing()
+    for item in objects:
+        namespace._create(item["kind"], body=item)
+    with pytest.raises(StageFailedError, match=message):
+        run(namespace)

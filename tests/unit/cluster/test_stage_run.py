@@ -11,7 +11,7 @@ import pytest
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
 from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage, is_paused
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, event, search, stage
 
 
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
@@ -110,3 +110,56 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue: st
     again.reconcile()
     assert not is_paused(namespace.only())
     assert (namespace.only()["spec"]["parallelism"], namespace.only()["spec"]["completions"]) == (2, 2)
+
+
+CLASS = 'pods "r-0-" is forbidden: pod rejected: RuntimeClass "none" not found'
+
+
+def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
+    run.reconcile()
+    job = namespace.only()["metadata"]["name"]
+    namespace.create(event(job, "FailedCreate", f"Error creating: {CLASS}", 60))
+    for _ in range(2):
+        assert not run.reconcile()
+    reason = 'RuntimeClass "none" not found; create it, or change search.runtimeClassName'
+    assert caplog.messages.count(f"search: its pods can't be created: {reason}") == 1
+    namespace.create(event(job, "FailedCreate", f"Error creating: {CLASS}", 101))
+    namespace.create(pod(job, "r-0", "Running"))
+    assert not run.reconcile()
+    namespace.delete("Pod", "r-0")
+    with pytest.raises(StageFailedError, match=f"^search can't start: {reason}$"):
+        run.reconcile()
+    assert namespace.names("search") == []
+
+
+def test_a_controller_that_may_not_list_events_waits() -> None:
+    namespace = Namespace(forbidden={"Event"})
+    run = search(namespace, Watch(num_finished=0), stage())
+    run.reconcile()
+    assert not run.reconcile()
+
+
+def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None:
+    namespace, chosen = Namespace(), stage()
+    chosen.manifest["spec"]["template"]["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "work"}}]
+    run = search(namespace, Watch(num_finished=0), chosen)
+    run.reconcile()
+    waits = pod(namespace.only()["metadata"]["name"], "r-0", "Pending")
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "message": "pod has unbound immediate PersistentVolumeClaims",
+    }
+    waits["status"] = {"phase": "Pending", "conditions": [condition]}
+    namespace.create(waits)
+    assert not run.reconcile()  # the scheduler alone does not say whether a volume is on its way
+    namespace.create(event("work", "ProvisioningFailed", "the disk is full", 9, kind="PersistentVolumeClaim"))
+    assert not run.reconcile()
+    namespace.create(event("work", "ProvisioningFailed", 'storageclass "s" not found', 8, kind="PersistentVolumeClaim"))
+    with pytest.raises(
+        StageFailedError, match='search can\'t start: volume claim work: storageclass "s" not found; create'
+    ):
+        run.reconcile()
