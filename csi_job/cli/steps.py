@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import click
 
@@ -28,6 +29,7 @@ def steps(context: click.Context, words: tuple[str, ...], log_format: LogFormat)
     csi-job steps report then train-optimized --hyperparams best.json then evaluate
     """  # noqa: D301 - click reads \b
     set_up_logging(log_format)
+    os.environ["CSI_JOB_LOG_FORMAT"] = log_format  # for all of them
     chosen = _parse(context.find_root(), words)
     for number, step in enumerate(chosen, start=1):
         values = {"number": number, "steps": len(chosen), "step": step.info_name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 import pytest
 
 from csi_job.cli import cli
+from csi_job.cli.steps import THEN
 from csi_job.cluster import stages
 from csi_job.cluster.api import POD_VARIABLE
 from csi_job.cluster.fetch import PACK
@@ -82,9 +84,18 @@ def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None
 
 
 def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:
-    arguments = {container["name"]: container["args"] for container in containers(pods(documents)["final"])}
-    assert f"--hyperparams={stages.WORK.best_params('csi_optimization')}" in arguments["train"]
-    assert f"--model-path={stages.WORK.latest.optimized_model}" in arguments["evaluate"]
+    (final,) = containers(pods(documents)["final"])
+    _, train, evaluate, _ = command_lines(final)
+    assert train[2:] == [f"--hyperparams={stages.WORK.best_params('csi_optimization')}"]
+    assert evaluate[2:] == [f"--model-path={stages.WORK.latest.optimized_model}"]
+
+
+def command_lines(container: Document) -> list[list[str]]:
+    """Return the container's command, or each of its steps."""
+    arguments = container["args"]
+    if arguments[0] != "steps":
+        return [arguments]
+    return [list(step) for is_then, step in itertools.groupby(arguments[1:], THEN.__eq__) if not is_then]
 
 
 def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) -> None:
@@ -101,8 +112,7 @@ def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) 
 
 def test_every_command_line_is_one_of_the_program(ours: list[Document]) -> None:
     known = dict(commands())
-    for container in ours:
-        arguments = container["args"]
+    for arguments in (line for container in ours for line in command_lines(container)):
         length = next(n for n in (2, 1) if tuple(arguments[:n]) in known)
         command = known[tuple(arguments[:length])]
         command.make_parser(click.Context(command)).parse_args(list(arguments[length:]))  # raises on an unknown option

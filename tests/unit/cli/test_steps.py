@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,11 @@ from csi_job.cli import cli
 from csi_job.errors import ConfigurationError
 
 PHANTOMS = ("--num-images", "6")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSI_JOB_LOG_FORMAT", "auto")  # restored at the end
 
 
 def run(*words: str) -> Result:
@@ -24,6 +32,16 @@ def test_commands_run_in_order_with_their_options(tmp_path: Path) -> None:
     steps = [line.partition("step ")[2] for line in result.stderr.splitlines() if "step " in line]
     assert steps == ["1 of 2: phantoms", "2 of 2: phantoms"]
     assert len(list(tmp_path.glob("*/labels.csv"))) == 2
+
+
+def test_all_steps_log_in_one_format() -> None:
+    code = "from csi_job.cli import main; main()"
+    words = ["steps", "--log-format", "json", "config", "show", "then", "report", "--work", "/nowhere"]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    *logged, last = result.stderr.splitlines()
+    assert [json.loads(line)["step"] for line in logged] == ["config", "report"]
+    assert last.startswith("csi-job: report: ")
 
 
 def test_the_first_failure_ends_all_with_its_code_and_names_the_step(tmp_path: Path) -> None:
