@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import optuna
@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import TARGET, TARGET_CHANGES
+from csi_job.storage.attributes import SETTINGS, TARGET, TARGET_CHANGES
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -36,8 +36,8 @@ def set_target(
         study: the study.
         num_trials: the new total.
         more_trials: trials to add to the total, or to the number of finished trials if that is larger.
-        lenient: keep the trials that are finished, running or waiting within the present total where `num_trials` is
-            below their number: it was not given for this run.
+        lenient: `num_trials` is from a file or variable. It undoes no addition made since the study was given it, and
+            keeps the trials that are finished, running or waiting within the present total.
         token: identifies the change, which happens once. Without one, an addition of as many trials that are not
             finished yet is taken for that of the same command, which was interrupted, and is continued.
 
@@ -54,11 +54,12 @@ def set_target(
     def transaction(connection: Connection) -> int:
         storage.lock(connection, study_id)
         counts = count_trials(connection, study_id)
-        changes = stored_attributes(connection, study_id).get(TARGET_CHANGES, [])
+        attributes = stored_attributes(connection, study_id)
+        changes = attributes.get(TARGET_CHANGES, [])
         for change in changes:
             if change["token"] == own_token:
                 return int(change["total"])  # an earlier try committed, and only the reply was lost
-        target = _new_total(counts, num_trials, lenient=lenient)
+        target = _new_total(counts, num_trials, attributes, lenient=lenient)
         if more_trials is not None:
             pending = not token and _pending(counts, more_trials, changes)
             target = counts.target if pending else max(counts.target, counts.num_finished) + more_trials
@@ -74,8 +75,8 @@ def set_target(
     return storage.write(transaction)
 
 
-def _new_total(counts: Counts, num_trials: int | None, *, lenient: bool) -> int:
-    if num_trials is None:
+def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
+    if num_trials is None or (lenient and _was_raised_since(num_trials, attributes)):
         return counts.target
     num_taken = counts.num_finished + counts.num_running
     num_kept = max(num_taken, min(num_taken + counts.num_waiting, counts.target)) if lenient else num_taken
@@ -88,6 +89,15 @@ def _new_total(counts: Counts, num_trials: int | None, *, lenient: bool) -> int:
     what = f"the study has {counts.num_finished} finished and {counts.num_running} running trials"
     hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
     raise ConfigurationError(f"{what}, so its total cannot be lower", got=num_trials, hint=hint)
+
+
+def _was_raised_since(num_trials: int, attributes: Mapping[str, Any]) -> bool:
+    """Return whether this total is the last that the study was given, and trials were added to it since."""
+    given, is_raised = attributes.get(SETTINGS, {}).get("study", {}).get("num_trials"), False
+    for change in attributes.get(TARGET_CHANGES, []):
+        is_raised = change["more"] is not None
+        given = given if is_raised else change["total"]
+    return is_raised and given == num_trials
 
 
 def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]) -> bool:

@@ -102,12 +102,6 @@ def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: s
     reader.check_exact(4, MAX_EPOCHS)
 
 
-def test_many_workers_start_simultaneously_on_an_empty_database(url: str, tmp_path: Path) -> None:
-    workers = [Worker(url, tmp_path, num_trials=8, max_epochs=2) for _ in range(8)]
-    assert [worker.wait() for worker in workers] == [0] * 8, [worker.log() for worker in workers]
-    Reader(url).check_exact(8, 2)
-
-
 def test_a_stalled_worker_exits_and_its_trial_is_resumed(url: str, tmp_path: Path) -> None:
     stalled = Worker(url, tmp_path, num_trials=2, max_epochs=2, epoch_s=3600.0, stall_s=1.0, lease_s=1.0)
     assert stalled.wait() == 1

@@ -65,12 +65,6 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStor
     assert [leased(study).number for _ in range(3)] == [1, 2, 3]  # two enqueued ones, a new one
 
 
-def test_a_live_lease_is_not_taken_over(storage: StudyStorage) -> None:
-    study = define(storage, num_trials=1)
-    leased(study, worker_id="another-host|boot|space|1|1")
-    assert isinstance(claim(study), NothingToClaim)
-
-
 def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     host, boot, space, _, _ = worker_id().split("|")
@@ -89,6 +83,7 @@ def test_a_running_trial_without_a_lease_is_taken_over(storage: StudyStorage) ->
 
 
 def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage: StudyStorage) -> None:
+    storage.lease_s = 1e10
     study = define(storage, num_trials=2)
     for attempt in range(1, 8):
         leases = [leased(study, max_attempts=2) for _ in range(2)]
@@ -152,18 +147,11 @@ def test_a_trial_never_ends_before_it_started(storage: StudyStorage) -> None:
 
 def test_too_many_failures_stop_the_study_with_the_last_reason(storage: StudyStorage) -> None:
     study = define(storage, num_trials=5)
-    for _ in range(2):
-        storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": "no such layer"}, state=TrialState.FAIL))
+    for reason in ("no such file", "no such layer"):
+        storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": reason}, state=TrialState.FAIL))
     leased(study, max_failed=2)
     with pytest.raises(CsiJobError, match=r"2 trials failed.*no such layer"):
         claim(study, max_failed=1)
-
-
-def test_failed_trials_do_not_count_for_the_total(storage: StudyStorage) -> None:
-    study = define(storage, num_trials=1)
-    storage.write_trial(leased(study), TrialWrite(state=TrialState.FAIL))
-    storage.write_trial(leased(study), DONE)
-    assert isinstance(claim(study), NothingToClaim)
 
 
 def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_as_failures(
@@ -202,12 +190,6 @@ def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is
     for number in (1, 2):
         assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == number
     assert set_target(study, more_trials=1) == 3
-
-
-def test_more_trials_are_added_to_the_target(storage: StudyStorage) -> None:
-    study = define(storage, num_trials=3)
-    assert set_target(study, more_trials=4) == 7
-    assert study.user_attrs["target"] == 7
 
 
 def test_concurrent_claims_never_exceed_the_target(storage: StudyStorage, url: str, tmp_path: Path) -> None:
@@ -390,18 +372,14 @@ def test_a_deleted_study_ends_its_workers_with_one_line(
     other.close()
 
 
-def test_another_space_is_rejected_with_the_keys_that_differ(storage: StudyStorage) -> None:
-    define(storage)
-    with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high \(was 1\.0, now 2\.0\)"):
-        define(storage, space=toy_space(2.0))
-
-
 def test_two_studies_in_one_database_are_independent(storage: StudyStorage) -> None:
     one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=2)
     enqueue_trial(two, SPACE, {"unknown_weight": 0.25})
     set_target(two, num_trials=1)  # which cancels a trial
     assert [leased(study).number for study in (one, two, one)] == [0, 0, 1]
-    assert isinstance(claim(two), NothingToClaim)
+    outcome = claim(two)
+    assert isinstance(outcome, NothingToClaim)
+    assert len(outcome.running) == 1
     storage.write_trial(leased(define(storage, name="third")), TrialWrite(state=TrialState.FAIL))
     counts = {listed.name: listed.counts for listed in list_studies(storage) if listed.counts}
     assert {name: count.num_running for name, count in counts.items()} == {"toy": 2, "other": 1, "third": 0}

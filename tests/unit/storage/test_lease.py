@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from csi_job.storage.lease import new_token, owner_process_is_gone, worker_id
+from csi_job.storage.lease import owner_process_is_gone, worker_id
+from tests.support.processes import wait_until
 
 
 def test_this_process_is_not_gone() -> None:
@@ -34,14 +36,30 @@ def test_a_process_that_reuses_the_id_of_a_dead_one_is_another_process() -> None
 def test_a_process_hidden_by_proc_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     host, boot, space, process, began = worker_id().split("|")
     monkeypatch.setattr("csi_job.storage.lease._start_of", lambda _process: None)
+    assert worker_id() == f"{host}|{boot}|{space}|{process}|"
     assert not owner_process_is_gone(f"{host}|{boot}|{space}|{process}|{began}")
     assert owner_process_is_gone(f"{host}|{boot}|{space}|999999999|{began}")
 
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", refuse)  # it is another user's
+    assert not owner_process_is_gone(f"{host}|{boot}|{space}|{process}|{began}")
+
+
+def test_a_process_that_ended_is_gone_before_its_parent_asks_for_it() -> None:
+    host, boot, space, _, _ = worker_id().split("|")
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+
+        def stat() -> list[str]:
+            return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+
+        began = stat()[19]
+        wait_until(lambda: stat()[0] == "Z")
+        assert owner_process_is_gone(f"{host}|{boot}|{space}|{child.pid}|{began}")
+
 
 def test_an_incomplete_worker_id_is_not_gone() -> None:
-    for owner in ("", "host", "host|||12|", "host|boot|space|12|x"):
+    _, boot, space, _, _ = worker_id().split("|")
+    for owner in ("", "host", "host|||12|", "host|boot|space|12|x", f"host|{boot}|{space}||1"):
         assert not owner_process_is_gone(owner)
-
-
-def test_tokens_differ() -> None:
-    assert len({new_token() for _ in range(1000)}) == 1000

@@ -67,6 +67,7 @@ def test_optuna_reads_what_was_written_and_we_read_what_optuna_wrote(storage: St
     ours = study.get_trials()
     assert len(ours) == 7
     assert ours == optuna.load_study(study_name="toy", storage=url).get_trials()
+    assert (plain.best_value, plain.user_attrs) == (study.best_value, study.user_attrs)
     assert [trial.number for trial in ours] == list(range(7))
 
 

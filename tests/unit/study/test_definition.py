@@ -159,6 +159,17 @@ def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 3, "FAIL"]
 
 
+def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage: StudyStorage) -> None:
+    study = define(storage, tree={"study": {"num_trials": 5}})
+    assert set_target(study, more_trials=3) == 8
+    assert set_target(study, num_trials=5, lenient=True) == 8
+    assert set_target(study, num_trials=6, lenient=True) == 6
+    assert set_target(study, num_trials=5, lenient=True) == 5
+    assert set_target(study, more_trials=2, token="a") == 7
+    assert set_target(study, num_trials=5, lenient=True) == 7
+    assert set_target(study, num_trials=5) == 5
+
+
 def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(
     study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

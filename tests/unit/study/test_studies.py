@@ -9,9 +9,7 @@ import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage
-from csi_job.study.definition import load_study
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import SPACE, Reader, define, study_counts, toy_space, work_on, write_checkpoint
@@ -61,27 +59,6 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     delete_study(study, work)
     assert list_studies(storage) == []
     assert sorted(tmp_path.rglob("*.pt")) == before != []
-
-
-def test_a_study_of_that_name_starts_afresh_after_a_deletion(storage: StudyStorage, tmp_path: Path) -> None:
-    study = define(storage)
-    work_on(study, tmp_path)
-    delete_study(study, tmp_path)
-    again = define(storage)
-    assert again.user_attrs["uid"] != ""
-    work_on(again, tmp_path)
-    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
-
-
-def test_only_the_study_that_was_opened_is_deleted(study: optuna.Study, tmp_path: Path) -> None:
-    other = open_storage(StorageSettings(), tmp_path, create=False)
-    delete_study(load_study(other, "toy"), tmp_path)
-    with pytest.raises(ConfigurationError, match="deleted"):
-        delete_study(study, tmp_path)
-    again = define(other)
-    with pytest.raises(ConfigurationError, match="deleted"):
-        delete_study(study, tmp_path)
-    assert again.user_attrs["target"] == 5
 
 
 def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudyStorage, tmp_path: Path) -> None:
