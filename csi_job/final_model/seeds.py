@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from csi_job.cache.dataset import Cache
-from csi_job.errors import InfeasibleTrialError, explain_os_errors
+from csi_job.errors import CheckpointWriteError, InfeasibleTrialError, explain_os_errors
 from csi_job.files import digest_file, digest_json, json_text, make_folder, read_json, replacing, write_atomic
 from csi_job.trial.checkpoint import valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -66,6 +66,10 @@ class SeedHooks:
         """Show the epochs done so far, including those before an interruption."""
         self.advance(result.epoch + 1 - self.num_epochs)
         self.num_epochs = result.epoch + 1
+
+    def checkpoint_failed(self, error: CheckpointWriteError) -> None:
+        """End the command: where no checkpoint can be written, its result cannot be either."""
+        raise error
 
 
 @dataclass(frozen=True)

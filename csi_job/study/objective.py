@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from csi_job.errors import CheckpointWriteError
 from csi_job.evaluation.bootstrap import resample_weights
 from csi_job.evaluation.measures import weighted_confusion
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.trial.metrics import Average, zone_f1
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from csi_job.trial.train import TrainingResult
 
 
-logger = get_logger(__name__)
 BOOTSTRAP: Final = EvaluationSettings(num_bootstrap=200, seed=0)
 
 
@@ -50,7 +47,18 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
     def objective(running: RunningTrial[Hyperparameters]) -> list[float]:
         if running.has_two_objectives:
             running.gflops = gflops(running.params.model_arch, train.images_NHW.shape[-1])
-        result = _train(running, train, validation, settings)
+        running.saves_checkpoints = True
+        result = train_model(
+            train,
+            validation,
+            running.params,
+            settings,
+            max_epochs=running.max_epochs,
+            seed=running.seed,
+            hooks=running,
+            checkpoint_folder=running.checkpoint_folder,
+            resume_from=running.resume_from,
+        )
         running.attributes |= _attributes(result)
         if result.best_pred_NZ is not None:
             running.attributes[F1_SE] = standard_error(result.best_pred_NZ)
@@ -58,29 +66,6 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
         return [*values, result.gflops] if running.has_two_objectives else values
 
     return objective
-
-
-def _train(
-    running: RunningTrial[Hyperparameters],
-    train: SplitData,
-    validation: SplitData,
-    settings: TrialSettings,
-) -> TrainingResult:
-    options: dict[str, Any] = {"max_epochs": running.max_epochs, "seed": running.seed, "hooks": running}
-    try:
-        return train_model(
-            train,
-            validation,
-            running.params,
-            settings,
-            **options,
-            checkpoint_folder=running.checkpoint_folder,
-            resume_from=running.resume_from,
-        )
-    except CheckpointWriteError as error:
-        # A full disk is not the trial's fault, and would fail every later trial as well.
-        logger.warning("%s; trial %d continues without checkpoints", error, running.number)
-    return train_model(train, validation, running.params, settings, **options, resume_from=running.promoted)
 
 
 def _attributes(result: TrainingResult) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -15,7 +16,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.errors import CsiJobError, StalledError, StorageUnavailableError
+from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, StorageUnavailableError
 from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import (
@@ -87,7 +88,7 @@ class RunningTrial(Generic[Params]):
     """For this attempt's checkpoints, `epoch-<eeee>.pt`."""
     resume_from: Path | None = None
     promoted: Path | None = None
-    """The newest checkpoint whose epoch is stored or about to be; initially `resume_from`."""
+    """The newest checkpoint on the disk that is stored or about to be; initially `resume_from`."""
     curve: dict[int, float] = field(default_factory=dict)
     """Value of each finished epoch."""
     losses: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -98,9 +99,12 @@ class RunningTrial(Generic[Params]):
     """User attributes stored when the trial finishes."""
     unsent: TrialWrite = field(default_factory=TrialWrite)
     """What the database does not have yet."""
+    saves_checkpoints: bool = False
+    """Whether the training writes checkpoints; then an epoch counts as progress only once one was promoted."""
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
+    _last_stored: int = -1
     _median_row: Row[Any] | None = None
     """The result of `median_query` for the last epoch."""
 
@@ -151,7 +155,7 @@ class RunningTrial(Generic[Params]):
             logger.info("trial %(trial)d starts: %(text)s", values)
 
     def _resume(self, folder: Path) -> None:
-        last = max(self.curve, default=-1)
+        last = self._last_stored = max(self.curve, default=-1)
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
         found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
         if found.epoch != last:
@@ -164,19 +168,14 @@ class RunningTrial(Generic[Params]):
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
         curve = {epoch: value for epoch, value in self.curve.items() if epoch <= found.epoch}
         if found.path is not None and found.epoch > last:
-            values = checkpoint_values(found.path)
-            curve |= {epoch: value for epoch, value in values.items() if last < epoch <= found.epoch}
+            saved = checkpoint_values(found.path)
+            curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= found.epoch}
         else:
-            logger.warning(
-                "trial %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
-                "epochs %(first)d to %(epoch)d are computed again",
-                {
-                    "trial": self.number,
-                    "epoch": last + 1,
-                    "folder": WorkFolder(self.work).checkpoints(self.study.study_name),
-                    "first": found.epoch + 2,
-                },
-            )
+            folder = WorkFolder(self.work).checkpoints(self.study.study_name)
+            values = {"trial": self.number, "epoch": last + 1, "folder": folder, "first": found.epoch + 2}
+            message = "trial %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
+            message += "epochs %(first)d to %(epoch)d are computed again"
+            logger.log(logging.INFO if found.path else logging.WARNING, message, values)
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
             write = TrialWrite(user_attrs={CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
@@ -210,7 +209,7 @@ class RunningTrial(Generic[Params]):
             raise StalledError(message)
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Store an epoch and its checkpoint; raise `optuna.TrialPruned` if the trial is to be pruned."""
+        """Store an epoch and the newest checkpoint; raise `optuna.TrialPruned` if the trial is to be pruned."""
         metrics = {
             "val_f1": result.val_f1,
             "val_loss": result.val_loss,
@@ -228,8 +227,13 @@ class RunningTrial(Generic[Params]):
             message = f"below the {rival} at epoch {result.epoch + 1}"
             raise optuna.TrialPruned(message)
 
+    def checkpoint_failed(self, error: CheckpointWriteError) -> None:
+        """Continue without checkpoints: a full disk is not the trial's fault, and would fail every later one too."""
+        self.saves_checkpoints = False
+        logger.warning("%s; trial %d continues without checkpoints", error, self.number)
+
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
-        """Store the value of an epoch and promote its checkpoint, in one fenced transaction.
+        """Store the value of an epoch and promote a checkpoint, in one fenced transaction.
 
         While the database is unreachable, training continues and the epoch is stored with a later one. A pending
         signal is raised only afterwards, so that it costs no finished epoch.
@@ -242,14 +246,15 @@ class RunningTrial(Generic[Params]):
         self.heartbeat.beat()
         self.curve[epoch] = value
         self.attributes[EPOCHS] = len(self.curve)
-        self._num_epochs += 1
+        if checkpoint is not None or not self.saves_checkpoints:
+            self._num_epochs += 1
         if self.has_two_objectives:
             self.attributes[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
             self.unsent.user_attrs[CURVE] = self.attributes[CURVE]
         else:
             self.unsent.steps[epoch] = value
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
-        if checkpoint is not None:
+        if checkpoint is not None and checkpoint != self.promoted:
             self.promoted, self._is_unpromoted = checkpoint, True
         self._send()
         self.check()
@@ -277,8 +282,8 @@ class RunningTrial(Generic[Params]):
         return checkpoint.relative_to(self.work).as_posix() if checkpoint else None
 
     def should_prune(self) -> bool:
-        """Whether the trial is worse than others at the same epoch; never during an outage."""
-        if self._away_since is not None:
+        """Whether the trial is worse than others at the same epoch; never in an outage, nor where it went on before."""
+        if self._away_since is not None or max(self.curve) <= self._last_stored:
             return False
         if self.has_two_objectives:
             return self.gflops is not None and should_prune_at_cost(self.study, self.curve, self.gflops)

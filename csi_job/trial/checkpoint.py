@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, and verified when read.
+"""Checkpoints: written atomically beside the training, and verified when read.
 
 A file is the weights-only content that `torch.save` writes, followed by its SHA-256 and a format marker, so that a
 truncated write or a flipped byte never becomes a wrong resume.
@@ -6,11 +6,15 @@ truncated write or a flipped byte never becomes a wrong resume.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import pickle
 import re
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,16 +26,91 @@ from csi_job.files import make_folder, replacing
 MARKER: Final = b"csi-job checkpoint 1"
 NUM_KEPT: Final = 2  # the newest, and the one before it in case the disk corrupts the newest
 TRAILER_BYTES: Final = hashlib.sha256().digest_size + len(MARKER)
+MAX_SHARE: Final = 0.02  # of the time since the last checkpoint that training waits for one, or a writer is busy
+MAX_LOSS_S: Final = 60.0  # what a kill costs at most, or an epoch where that is longer
 NAME: Final = re.compile(r"epoch-(\d{4,})\.pt")
 
 
-def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
+class CheckpointWriter:
+    """Writes the checkpoints of one training in a thread.
+
+    Each epoch's state is kept until a newer one replaces it, but written only now and then: writing may take
+    `MAX_SHARE` of the time, more only where a kill would cost more than `MAX_LOSS_S`. Training waits for a write no
+    longer than the same share, so that long epochs are safe on the disk before their result is used.
+
+    It keeps at most two states in memory: the one being written, and the newest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+        self._unwritten: tuple[int, dict[str, Any]] | None = None
+        self._newest: Path | None = None
+        self._cancelled = threading.Event()
+        self._began_s, self._took_s = time.monotonic(), 0.0
+
+    def epoch_done(self, epoch: int, state: dict[str, Any], epoch_s: float) -> Path | None:
+        """Take the state after an epoch, which nothing may change any more.
+
+        Returns:
+            the newest checkpoint that is safe on the disk, None before the first. The next write, which removes the
+            last but one, begins only in the next call.
+
+        Raises:
+            CheckpointWriteError: the last write failed.
+
+        """
+        self._unwritten = epoch, state
+        since_s = time.monotonic() - self._began_s
+        if self._writing is None and (self._newest is None or since_s >= interval_s(self._took_s, epoch_s)):
+            self._begin()
+        if self._writing is not None and not wait([self._writing], MAX_SHARE * since_s).not_done:
+            self._end()
+        return self._newest
+
+    def flush(self) -> None:
+        """Write the newest state unless that has been done; raise `CheckpointWriteError` if it fails."""
+        if self._writing is not None:
+            self._end()
+        if self._unwritten is not None:
+            self._begin()
+            self._end()
+
+    def close(self) -> None:
+        """Give up what is being written, of which nothing remains."""
+        self._cancelled.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        assert self._unwritten is not None
+        self._began_s = time.monotonic()
+        self._writing = self._thread.submit(self._write, *self._unwritten)
+        self._unwritten = None
+
+    def _write(self, epoch: int, state: dict[str, Any]) -> Path:
+        path = save_checkpoint(self._folder, epoch, state, self._cancelled)
+        self._took_s = time.monotonic() - self._began_s
+        return path
+
+    def _end(self) -> None:
+        assert self._writing is not None
+        writing, self._writing = self._writing, None
+        self._newest = writing.result()
+
+
+def interval_s(write_s: float, epoch_s: float) -> float:
+    """Return how long after the beginning of a checkpoint the next one begins, at the end of an epoch."""
+    return min(write_s / MAX_SHARE, MAX_LOSS_S - write_s - epoch_s)
+
+
+def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], cancelled: threading.Event | None = None) -> Path:
     """Write `epoch-0007.pt`, flushed to disk when this returns, and keep the newest two in the folder.
 
     The state consists of tensors, numbers, strings, and lists and dicts of them.
 
     Raises:
-        CheckpointWriteError: full disk, read-only folder; older checkpoints are unchanged.
+        CheckpointWriteError: full disk, read-only folder, `cancelled`; older checkpoints are unchanged.
 
     """
     path = folder / f"epoch-{epoch:04d}.pt"
@@ -41,7 +120,7 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     ):
         make_folder(folder)
         with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:
-            _write(file, state)
+            _write(file, state, cancelled or threading.Event())
         for old in _in_order(folder)[:-NUM_KEPT]:
             old.unlink(missing_ok=True)
         for partial in folder.glob(".epoch-*.tmp"):  # left by a killed process: a folder has one writer
@@ -77,8 +156,8 @@ def epoch_of(path: Path) -> int:
 class _HashingFile(io.RawIOBase, IO[bytes]):
     """Hashes what is written, so that a large state is never in memory twice; keeps the error of a failed write."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: IO[bytes], cancelled: threading.Event) -> None:
+        self.file, self.digest, self.cancelled = file, hashlib.sha256(), cancelled
         self.failure: OSError | None = None
 
     def writable(self) -> bool:
@@ -86,6 +165,9 @@ class _HashingFile(io.RawIOBase, IO[bytes]):
 
     def write(self, part: Any) -> int:
         self.digest.update(part)
+        if self.cancelled.is_set():
+            self.failure = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            raise self.failure
         try:
             return self.file.write(part)
         except OSError as error:
@@ -93,8 +175,8 @@ class _HashingFile(io.RawIOBase, IO[bytes]):
             raise
 
 
-def _write(file: IO[bytes], state: dict[str, Any]) -> None:
-    hashing = _HashingFile(file)
+def _write(file: IO[bytes], state: dict[str, Any], cancelled: threading.Event) -> None:
+    hashing = _HashingFile(file, cancelled)
     try:
         torch.save(state, hashing)
     except RuntimeError:  # torch's archive writer hides why a write failed

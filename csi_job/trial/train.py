@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from csi_job.cache.dataset import SplitData
-from csi_job.errors import CheckpointError, ConfigurationError, DataError, InfeasibleTrialError
+from csi_job.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    ConfigurationError,
+    CsiJobError,
+    DataError,
+    InfeasibleTrialError,
+    LeaseLostError,
+)
+from csi_job.logs import get_logger
 from csi_job.radiographs.zones import UNKNOWN
-from csi_job.trial.checkpoint import load_checkpoint, save_checkpoint
+from csi_job.trial.checkpoint import CheckpointWriter, load_checkpoint
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device, free_memory, is_compiler_failure, is_out_of_memory
 from csi_job.trial.model import num_parameters
@@ -27,6 +36,9 @@ from csi_job.trial.trainer import Trainer
 
 SEED_STRIDE = 1_000_003  # a prime above any number of epochs, so that no two (seed, epoch) share a random state
 MAX_SEED = 2**63
+NOT_RESUMED = (InfeasibleTrialError, LeaseLostError, CheckpointError)
+
+logger = get_logger(__name__)
 
 
 class TrainingHooks(Protocol):
@@ -36,7 +48,10 @@ class TrainingHooks(Protocol):
         """Note that training is alive; called after every batch."""
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Take the result of an epoch; its checkpoint, if any, is already on disk."""
+        """Take the result of an epoch, and the newest checkpoint on the disk, which may be of an earlier one."""
+
+    def checkpoint_failed(self, error: CheckpointWriteError) -> None:
+        """Take the reason why the training goes on without checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +88,25 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     """Train a model until `val_f1` stops improving or `max_epochs` are done.
 
     On the CPU it is deterministic for a seed: interrupted and resumed training gives the same bits as uninterrupted.
-    Each epoch's checkpoint is written to `checkpoint_folder`, if given; `resume_from` is one of them, and `max_epochs`
-    includes the epochs before it.
+    Checkpoints are written to `checkpoint_folder`, if given, now and then (`CheckpointWriter`), and that of the last
+    epoch when the training is interrupted; `resume_from` is one of them, and `max_epochs` includes the epochs before
+    it.
 
     Raises:
         InfeasibleTrialError: out of memory even with one image at a time, or a non-finite loss.
-        CheckpointError: a checkpoint cannot be written or read, or belongs to another training.
+        CheckpointError: the checkpoint cannot be read, or belongs to another training.
         ConfigurationError: the device, architecture, compiler or weights are not available.
         DataError: too few images, or no graded label to validate on.
 
     """
-    run = _Run(params, settings, seed)
+    run = _Run(params, settings, seed, hooks, checkpoint_folder)
     try:
         run.start(train, validation, resume_from)
-        return run.train(max_epochs, hooks, checkpoint_folder)
+        return run.train(max_epochs)
+    except CsiJobError as error:
+        if not isinstance(error, NOT_RESUMED):
+            run.save_last()
+        raise
     except (RuntimeError, MemoryError) as error:
         if settings.compile and is_compiler_failure(error):
             message = "trial.compile is true, but compiling the model failed"
@@ -106,8 +126,11 @@ class _Run:
 
     trainer: Trainer
 
-    def __init__(self, params: Hyperparameters, settings: TrialSettings, seed: int) -> None:
-        self.params, self.settings, self.seed = params, settings, seed
+    def __init__(
+        self, params: Hyperparameters, settings: TrialSettings, seed: int, hooks: TrainingHooks, folder: Path | None
+    ) -> None:
+        self.params, self.settings, self.seed, self.hooks = params, settings, seed, hooks
+        self.checkpoints = None if folder is None else CheckpointWriter(folder)
         self.results: list[EpochResult] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_pred_NZ: Tensor | None = None
@@ -138,21 +161,19 @@ class _Run:
         self.best_state = state["best"] or state["model"]
         self.best_pred_NZ = state.get("best_predictions")
 
-    def train(self, max_epochs: int, hooks: TrainingHooks, folder: Path | None) -> TrainingResult:
+    def train(self, max_epochs: int) -> TrainingResult:
         while len(self.results) < max_epochs and not self.schedule.should_stop:
-            result, pred_NZ = self._epoch(hooks)
+            result, pred_NZ, state = self._epoch()
             self.results.append(result)
             self.schedule.update(result)
-            weights = self.trainer.weights()
             if self.schedule.best_epoch == result.epoch:
-                self.best_state, self.best_pred_NZ = weights, pred_NZ
-            checkpoint = None if folder is None else save_checkpoint(folder, result.epoch, self._state(weights))
-            hooks.epoch_done(result, checkpoint)
+                self.best_state, self.best_pred_NZ = state["model"], pred_NZ
+            self.hooks.epoch_done(result, self._save(result, state))
         return TrainingResult(
             best_epoch=self.schedule.best_epoch,
             best_val_f1=self.schedule.best_val_f1,
             epochs=tuple(self.results),
-            best_state=self.best_state,
+            best_state={name: tensor.contiguous() for name, tensor in self.best_state.items()},
             best_pred_NZ=self.best_pred_NZ,
             num_parameters=num_parameters(self.trainer.model),
             gflops=self.trainer.gflops,
@@ -160,35 +181,55 @@ class _Run:
             stopped_early=self.schedule.should_stop,
         )
 
-    def _epoch(self, hooks: TrainingHooks) -> tuple[EpochResult, Tensor]:
+    def _epoch(self) -> tuple[EpochResult, Tensor, dict[str, Any]]:
         epoch, start = len(self.results), time.perf_counter()
         train_loss = self.trainer.train_epoch(
             (self.seed * SEED_STRIDE + epoch) % MAX_SEED,
             lambda step, num_steps: self.schedule.step_rate(epoch, step, num_steps),
-            hooks.batch_done,
+            self.hooks.batch_done,
         )
         train_s = time.perf_counter() - start
         _check_finite(train_loss, "training", epoch)
         learning_rate = self.schedule.learning_rate
-        validation = self.trainer.validate(hooks.batch_done)
+        with self.trainer.snapshot() as state:
+            validation = self.trainer.validate(self.hooks.batch_done)
         _check_finite(validation.loss, "validation", epoch)
         seconds = time.perf_counter() - start
         images_per_s = len(self.trainer.train_data) / train_s
         values = train_loss, validation.loss, validation.val_f1
-        return EpochResult(epoch, *values, learning_rate, images_per_s, seconds), validation.pred_NZ
+        return EpochResult(epoch, *values, learning_rate, images_per_s, seconds), validation.pred_NZ, state
 
-    def _state(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+    def _save(self, result: EpochResult, state: dict[str, Any]) -> Path | None:
+        if self.checkpoints is None:
+            return None
+        try:
+            return self.checkpoints.epoch_done(result.epoch, self._checkpoint(state), result.seconds)
+        except CheckpointWriteError as error:
+            self.checkpoints = None
+            self.hooks.checkpoint_failed(error)
+            return None
+
+    def _checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
         return {
-            **self.trainer.state(),
-            "model": weights,
-            "best": {} if self.best_state is weights else self.best_state,  # never the same weights twice
+            **state,
+            "best": {} if self.best_state is state["model"] else self.best_state,  # never the same weights twice
             "best_predictions": self.best_pred_NZ,
             "identity": self.identity,
             "results": [asdict(result) for result in self.results],
         }
 
+    def save_last(self) -> None:
+        """Write the last epoch's checkpoint, for whoever resumes this training."""
+        try:
+            if self.checkpoints is not None:
+                self.checkpoints.flush()
+        except CheckpointWriteError as error:
+            logger.warning("%s", error)
+
     def free(self) -> None:
         """Free the model; a collection, which costs as much as a short trial, only if something still refers to it."""
+        if self.checkpoints is not None:
+            self.checkpoints.close()
         if hasattr(self, "trainer"):
             model = weakref.ref(self.trainer.model)
             self.trainer.free()

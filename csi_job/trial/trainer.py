@@ -6,12 +6,14 @@ predictions stay there until the end of the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
@@ -163,21 +165,24 @@ class Trainer:
         image_BHW, zones_BZ = image_BHW.pin_memory(), zones_BZ.pin_memory()
         return image_BHW.to(self.device, non_blocking=True), zones_BZ.to(self.device, non_blocking=True)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the model's state on the CPU, contiguous as model files require."""
-        state = self.model.state_dict()
-        return {name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    @contextmanager
+    def snapshot(self) -> Iterator[dict[str, Any]]:
+        """Yield a copy of what a checkpoint needs to resume, on the host, complete when the block ends.
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to resume, except for the weights."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "micro_batch": self.micro_batches.size,
-        }
+        A GPU copies it to pinned memory while it computes what is in the block, which must not change the state.
+        """
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+        state = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict()}
+        with torch.cuda.stream(stream):
+            copy = tree_map_only(Tensor, lambda t: t.detach().to("cpu", non_blocking=True, copy=True), state)
+        yield {**copy, "scaler": self.scaler.state_dict(), "micro_batch": self.micro_batches.size}
+        if stream is not None:
+            stream.synchronize()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore `state()`, with the weights as `model`; the device may be of another kind."""
+        """Restore a `snapshot()`; the device may be of another kind."""
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # the device's, whatever device the checkpoint is from
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})

@@ -6,19 +6,30 @@ import errno
 import io
 import os
 import pickle
+import queue
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError
-from csi_job.trial.checkpoint import MARKER, epoch_of, load_checkpoint, save_checkpoint, valid_checkpoints
+from csi_job.trial.checkpoint import (
+    MARKER,
+    CheckpointWriter,
+    epoch_of,
+    interval_s,
+    load_checkpoint,
+    save_checkpoint,
+    valid_checkpoints,
+)
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
 
@@ -147,3 +158,86 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path, folder: str
 @pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
 def test_the_name_gives_the_epoch(name: str, epoch: int) -> None:
     assert epoch_of(Path(name)) == epoch
+
+
+class Disk:
+    """Stands for `save_checkpoint`: a write takes until it is released, and fails if told so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.released = queue.SimpleQueue[int](), queue.SimpleQueue[OSError | None]()
+        self.save = save_checkpoint
+        monkeypatch.setattr("csi_job.trial.checkpoint.save_checkpoint", self.write)
+
+    def write(self, folder: Path, epoch: int, state: dict[str, Any], cancelled: threading.Event) -> Path:
+        self.begun.put(epoch)
+        if (error := self.released.get(timeout=60)) is not None:
+            raise CheckpointWriteError(str(error))
+        return self.save(folder, epoch, state, cancelled)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, disk: Disk) -> None:
+    writer = CheckpointWriter(tmp_path)
+    assert [writer.epoch_done(epoch, STATE, epoch_s=0.0) for epoch in range(4)] == [None] * 4
+    disk.released.put(None)
+    disk.released.put(None)
+    writer.flush()  # waits for the first, then writes the newest; those between were replaced in memory
+    assert [disk.begun.get(), disk.begun.get()] == [0, 3]
+    assert disk.begun.empty()
+    assert [path.name for path in valid_checkpoints(tmp_path)] == ["epoch-0003.pt", "epoch-0000.pt"]
+    writer.flush()  # there is nothing newer
+    writer.close()
+
+
+def test_a_long_epochs_checkpoint_is_on_the_disk_before_its_result_is_used(tmp_path: Path, disk: Disk) -> None:
+    """Training may wait a fiftieth of the time since the last one, and a minute must not be lost."""
+    writer = CheckpointWriter(tmp_path)
+    for epoch in range(3):
+        writer._began_s -= 3000  # the epoch took 50 minutes
+        disk.released.put(None)
+        assert writer.epoch_done(epoch, STATE, epoch_s=3000) == tmp_path / f"epoch-{epoch:04d}.pt"
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("write_s", "epoch_s", "expected_s"),
+    [
+        (0.1, 1.0, 5.0),  # writing takes 2 % of the time
+        (10.0, 1.0, 49.0),  # more, since a kill at the end of the next epoch and write would cost a minute
+        (1.0, 70.0, -11.0),  # every long epoch
+    ],
+)
+def test_checkpoints_are_written_on_a_clock(write_s: float, epoch_s: float, expected_s: float) -> None:
+    assert interval_s(write_s, epoch_s) == pytest.approx(expected_s)
+
+
+def test_a_checkpoint_within_the_interval_waits(tmp_path: Path, disk: Disk) -> None:
+    writer = CheckpointWriter(tmp_path)
+    writer._began_s -= 3000
+    disk.released.put(None)
+    first = writer.epoch_done(0, STATE, epoch_s=1.0)
+    assert first == tmp_path / "epoch-0000.pt"
+    writer._took_s = 0.1
+    writer._began_s = time.monotonic()
+    assert writer.epoch_done(1, STATE, epoch_s=1.0) == first
+    writer._began_s -= 6
+    assert writer.epoch_done(2, STATE, epoch_s=1.0) == first
+    assert [disk.begun.get(), disk.begun.get()] == [0, 2]
+    disk.released.put(OSError("No space left"))
+    with pytest.raises(CheckpointWriteError, match="No space left"):  # reaches the training at a later epoch
+        writer.flush()
+    writer.close()
+
+
+def test_what_is_being_written_is_given_up_when_the_training_is_over(tmp_path: Path, disk: Disk) -> None:
+    writer = CheckpointWriter(tmp_path)
+    assert writer.epoch_done(0, {**STATE, "weight": torch.zeros(1000)}, epoch_s=0.0) is None
+    assert disk.begun.get() == 0
+    writer._cancelled.set()
+    disk.released.put(None)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,8 @@ def outcome(trainer: Trainer, num_epochs: int = 4) -> list[torch.Tensor | float]
         curve.append(trainer.train_epoch(epoch, lambda step, num_steps: 1e-3 * (step + 1) / num_steps, lambda: None))
         validation = trainer.validate(lambda: None)
         curve += [validation.loss, validation.val_f1, validation.pred_NZ]
-    return [*curve, *trainer.weights().values()]
+    with trainer.snapshot() as state:
+        return [*curve, *state["model"].values()]
 
 
 def equal(one: list[torch.Tensor | float], two: list[torch.Tensor | float]) -> bool:

@@ -6,7 +6,6 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
-from copy import deepcopy
 
 import pytest
 import torch
@@ -119,7 +118,8 @@ def test_a_step_that_overflows_in_fp16_changes_nothing_but_the_scale(make_traine
     before = parameters()
     train()
     assert torch.equal(parameters(), before)
-    saved = trainer.state()
+    with trainer.snapshot() as saved:
+        pass
     assert saved["scaler"]["scale"] == 2.0**39
     buffers = [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]
     assert all(not buffer.any() for buffer in buffers)
@@ -133,7 +133,8 @@ def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(
 ) -> None:
     trainer = make_trainer(8, optimizer="adam")
     trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
-    state = deepcopy({**trainer.state(), "model": trainer.weights()})
+    with trainer.snapshot() as state:
+        pass
     del state["scaler"]
     state["optimizer"]["param_groups"][0] |= {"lr": torch.tensor(0.01), "capturable": True}  # as on a GPU
     other = make_trainer(8, optimizer="adam")
