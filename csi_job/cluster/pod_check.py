@@ -36,13 +36,15 @@ class Requirements:
     num_pods: int
     """Pods of the search."""
     num_gpus: int = 0
-    """GPUs per pod of the search."""
+    """GPUs per pod of the stage."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the GPU resource."""
     database_secret: str = ""
     """`NAME/KEY` of the database password; empty if unknown."""
     wandb_secret: str = ""
     """`NAME/KEY` of the Weights & Biases API key; empty if unknown."""
+    stage: str = "search"
+    """The stage that needs the GPUs."""
 
 
 def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -> Iterator[str]:
@@ -232,5 +234,5 @@ def check_nodes(required: Requirements, nodes: Iterable[Mapping[str, Any]] | Non
     largest = max((int(node["status"].get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
     if largest < num_gpus:
         message = f"no node has {num_gpus} {resource}; the largest has {largest}"
-        raise ConfigurationError(message, hint="lower search.gpus, or add such a node")
-    return f"nodes: one has {largest} {resource}"
+        raise ConfigurationError(message, hint=f"lower {required.stage}.gpus, or add such a node")
+    return f"nodes: one has {largest} {resource}, for {required.stage}"

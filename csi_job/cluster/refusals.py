@@ -26,12 +26,13 @@ UNBOUND: Final = "unbound immediate PersistentVolumeClaims"  # all that the sche
 FAILED_BINDING: Final = "FailedBinding"  # of a claim; the only failure that is no warning
 EXCEEDED_QUOTA: Final = "exceeded quota"
 _QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)")
-# What a dry run by someone other than the Job's controller cannot decide.
-UNDECIDED: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy|does not support dry run")
+NO_DRY_RUN: Final = "does not support dry run"  # a webhook that has side effects
+# What a dry run of a pod by someone other than Kubernetes' own controller cannot decide.
+UNDECIDED: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy")
 # What surrounds the reason in the answers of the API server and in the events of a Job.
 _AROUND: Final = re.compile(
     r"^(the API server rejected the request: )?(\(combined from similar events\): )?"
-    r"(Error creating: |create Pod .* failed error: )?"
+    r"(Error creating: |[Cc]reate Pod .* failed error: )?"
     r'([\w./]+ "[^"]*" is (forbidden|invalid): )?(pod rejected: )?'
 )
 # What to change, by what the reason speaks of; `{stage}` is its section in the values.
@@ -181,13 +182,15 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
     """
     job = stage.job(1, release.owner, {})
-    job["metadata"]["name"] += "-dry-run"  # a name without a Job, so that only this manifest counts
+    job["metadata"]["name"] = (
+        f"{stage.manifest['metadata']['name']}-dry-run"  # no Job has it: this manifest alone counts
+    )
     try:
         cluster.apply(job, dry_run=True)
     except (NotAllowedError, UnreachableError):
         raise
     except ClusterError as error:
-        if not UNDECIDED.search(str(error)):
+        if NO_DRY_RUN not in str(error):
             raise ConfigurationError(f"{stage.name}: {with_remedy(stage.name, refusal_reason(str(error)))}") from None
 
 

@@ -54,7 +54,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
         *(partial(check_pod, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
-        partial(check_nodes, _requirements(release.search, release.gpu_resource), _nodes(cluster)),
+        *(partial(check_nodes, required, _nodes(cluster)) for required in _gpu_requirements(release)),
     ]
     yield from run_checks(checks, problems)
     if not quotas:
@@ -218,10 +218,16 @@ def _nodes(cluster: Cluster) -> list[dict[str, Any]] | None:
         return None
 
 
-def _requirements(search: Stage, gpu_resource: str) -> Requirements:
-    limits = _total(search.pod, "limits")
+def _gpu_requirements(release: Release) -> list[Requirements]:
+    """Return what each stage with GPUs needs, that of the search if none has any."""
+    found = [_requirements(stage, release.gpu_resource) for stage in release.stages]
+    return [one for one in found if one.num_gpus] or [_requirements(release.search, release.gpu_resource)]
+
+
+def _requirements(stage: Stage, gpu_resource: str) -> Requirements:
+    limits = _total(stage.pod, "limits")
     gpu = next((name for name in limits if is_gpu(name, gpu_resource)), gpu_resource)
-    return Requirements(search.parallelism, int(limits.get(gpu, 0)), gpu)
+    return Requirements(stage.parallelism, int(limits.get(gpu, 0)), gpu, stage=stage.name)
 
 
 def _secrets(release: Release) -> dict[str, set[str]]:

@@ -59,14 +59,26 @@ def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_as
     assert namespace.num_requests == 0
 
 
-def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created() -> None:
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (FIELD, r'^cache: spec\.tolerations\[0\]: "Exist"; correct it with helm upgrade$'),
+        (WEBHOOK, r'^cache: admission webhook "w" denied the request: pods need an owner$'),
+    ],
+)
+def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created(refusal: str, message: str) -> None:
     namespace = Failing()
-    namespace.refused["Job"] = ClusterError(FIELD)
-    with pytest.raises(
-        ConfigurationError, match=r'^cache: spec\.tolerations\[0\]: "Exist"; correct it with helm upgrade$'
-    ):
+    namespace.refused["Job"] = ClusterError(refusal)
+    with pytest.raises(ConfigurationError, match=message):
         run(namespace)
     assert namespace.find("Job") == []
+
+
+def test_a_webhook_without_dry_run_shows_only_when_the_job_is_created() -> None:
+    namespace = Failing()
+    namespace.refused["Job"] = ClusterError('the API server rejected the request: webhook "w" does not support dry run')
+    with pytest.raises(StageFailedError, match="does not support dry run"):
+        run(namespace)
 
 
 def test_a_pod_that_would_be_refused_is_waited_for_then_ends_the_release_before_any_job_is_created() -> None:

@@ -125,6 +125,6 @@ def test_nodes_are_checked_for_the_gpus_of_one_pod() -> None:
         return {"status": {"allocatable": {"nvidia.com/gpu": number}}}
 
     assert "not checked" in check_nodes(Requirements(1, 1), None)
-    assert check_nodes(Requirements(1, 2), [node("1"), node("2")]) == "nodes: one has 2 nvidia.com/gpu"
+    assert check_nodes(Requirements(1, 2), [node("1"), node("2")]) == "nodes: one has 2 nvidia.com/gpu, for search"
     with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu; the largest has 2"):
         check_nodes(Requirements(1, 4), [node("1"), node("2")])

@@ -139,6 +139,7 @@ def test_the_whole_release_is_checked_whoever_asks() -> None:
     admitted = [line.partition(":")[0] for line in lines if line.endswith("would be admitted")]
     assert admitted == [*STAGES, CONTROLLER, "fetch"]
     assert {"volume claim r-database: bound, ReadWriteOnce", "quotas: none"} < set(lines)
+    assert "nodes: one has 1 nvidia.com/gpu, for final" in lines
     lines = list(check_release(Namespace(*objects, forbidden={"ResourceQuota", "Pod", "Secret"}), None))
     assert "quotas: not checked (no permission to list them)" in lines
     assert "final: not checked (no permission to create pods)" in lines
