@@ -42,6 +42,10 @@ class ConfigurationError(CsiJobError):
     exit_code = 2
 
 
+class NoStudyError(ConfigurationError):
+    """There is no such study, or not yet."""
+
+
 class DataError(CsiJobError):
     """A label table, image, split or cache cannot be used as given."""
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from csi_job.cli.options import the_only_study, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.errors import NoStudyError
 
 if TYPE_CHECKING:
+    import optuna
     from rich.console import RenderableType
 
     from csi_job.study.record import StudyRecord
@@ -52,12 +55,27 @@ def status(
     from csi_job.terminal.status import render_status, status_json
 
     settings = loaded.settings
-    study = open_study(settings.storage, settings.work, settings.study.name)
+    opened = partial(open_study, settings.storage, settings.work, settings.study.name)
+    # A program that reads JSON retries by itself: `status --release` does.
+    study = _wait_for_study(opened, every) if watch and not as_json else opened()
     with _display(render_status, status_json, watch=watch, as_json=as_json) as show:
         show(state := study_status(study))
         while watch and not state.is_finished:
             time.sleep(every)
             show(state := study_status(study))
+
+
+def _wait_for_study(opened: Callable[[], optuna.Study], every_s: float) -> optuna.Study:
+    """Open a study as soon as it exists."""
+    is_announced = False
+    while True:
+        try:
+            return opened()
+        except NoStudyError as error:
+            if not is_announced:
+                click.echo(f"{error}; waiting for it", err=True)
+            is_announced = True
+            time.sleep(every_s)
 
 
 @contextmanager

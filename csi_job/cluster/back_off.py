@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from csi_job.cluster.api import POD_VARIABLE, Cluster, NotAllowedError
+from csi_job.cluster.api import POD_VARIABLE, Cluster, UnreachableError
 from csi_job.cluster.pods import host_of, is_running
+from csi_job.errors import ClusterError
 from csi_job.logs import get_logger
 from csi_job.study.status import RunningStatus
 
@@ -71,7 +72,9 @@ def reset_back_off(cluster: Cluster, pod: Mapping[str, Any]) -> None:
     name = pod["metadata"]["name"]
     try:
         cluster.patch("Pod", name, {"metadata": {"annotations": NO_FAILURES}})
-    except NotAllowedError as error:  # e.g. a role that an administrator made for an earlier version
+    except UnreachableError:
+        raise
+    except ClusterError as error:  # e.g. a role that an administrator made for an earlier version
         logger.debug("the back-off of pod %s stays: %s", name, error)
     else:
         logger.info("pod %s runs steadily; the next one in its place need not wait longer for earlier failures", name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,15 @@ from csi_job.cluster.budget import Budget
 from csi_job.cluster.refusals import NotYetError, check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
-from csi_job.cluster.stages import STAGES, Release, Stage, read_release
+from csi_job.cluster.stages import INSTANCE, STAGES, Release, Stage, read_release
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
-from csi_job.errors import ClusterError, StageFailedError
+from csi_job.errors import ClusterError, StageFailedError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
 from csi_job.study.settings import check_sampler
 
 logger = get_logger(__name__)
+BEING_DELETED: Final = "because it is being terminated"  # in the answer to whoever creates an object in a namespace
 POLL_S: Final = 2.0
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 Step = Callable[[Release], bool]  # what to do next for a release; returns whether nothing is left to do
@@ -70,8 +72,12 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
-    if not all(_complete(cluster, options, step, own) for step in steps):
-        return "another controller has taken over, or the release was uninstalled"
+    try:
+        if not all(_complete(cluster, options, step, own) for step in steps):
+            return "another controller has taken over, or the release was uninstalled"
+    except StopRequestedError:
+        _end_with_namespace(cluster, options)
+        raise
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"
     return f"study {settings.study.name}: {summary}; model and report are under models/"
@@ -99,6 +105,24 @@ def _complete(cluster: Cluster, options: ControllerOptions, step: Step, own: Own
         except ClusterError as error:
             raise StageFailedError(str(error)) from None
         time.sleep(POLL_S)
+
+
+def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:
+    """Delete the release's Jobs if the namespace is being deleted.
+
+    It first waits for the pods, but an Indexed Job keeps a pod that has ended until it has created its replacement,
+    which is forbidden there.
+    """
+    with suppress(ClusterError):
+        release = read_release(cluster, options.stages)
+        if release is None:
+            return
+        try:
+            cluster.create(release.search.job(1, release.owner, {}), dry_run=True)
+        except ClusterError as error:
+            if BEING_DELETED in str(error):
+                for job in cluster.find("Job", {INSTANCE: release.name}):
+                    cluster.delete("Job", job["metadata"]["name"])
 
 
 def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, name: str) -> Step:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster
+from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
 from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
 from csi_job.cluster.stages import (
@@ -66,23 +66,29 @@ def watch_release(
         ClusterError: no such release.
 
     """
-    release = find_release(cluster, release_name)
-    study: StudyStatus | None = None
     options = () if once else ("--watch", f"--every={every_s:g}")
+    view = ReleaseView(release_name or "", cluster.namespace, (), 0.0)
 
     def on_status(status: StudyStatus) -> None:
-        nonlocal study
-        study = status
-        show(view_release(cluster, release, status))
+        nonlocal view
+        view = view_release(cluster, release, status)
+        show(view)
 
-    while True:
-        note = "" if study and study.is_finished else _stream_status(cluster, release, on_status, options)
-        view = view_release(cluster, release, study)
-        if note or view.is_over or not once:
-            show(replace(view, note=view.note or note))
-        if once or view.is_over:
+    while not view.is_over:
+        try:
+            release = find_release(cluster, release_name)
+            is_known = view.study is not None and view.study.is_finished
+            note = "" if is_known else _stream_status(cluster, release, on_status, options)
+            view = view_release(cluster, release, view.study)
+            if note or view.is_over or not once:
+                show(replace(view, note=view.note or note))
+        except UnreachableError as error:
+            if once:
+                raise
+            show(replace(view, note=f"{error}; retrying"))
+        if once:
             return
-        time.sleep(every_s)
+        time.sleep(0.0 if view.is_over else every_s)
 
 
 def view_release(cluster: Cluster, release: Release, study: StudyStatus | None = None) -> ReleaseView:
@@ -112,6 +118,8 @@ def _stream_status(
     name, command = running[0]["metadata"]["name"], [*STATUS_COMMAND, *options]
     try:
         cluster.read_from(name, command, write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
+    except NotAllowedError as error:
+        return f"the trials are not shown: {error}"
     except ClusterError as error:
         return last_line(str(error))
     return ""

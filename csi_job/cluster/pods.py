@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,9 +77,18 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
 
 def last_line(log: str) -> str:
     """Return the last line of a log, or of csi-job's own errors in it, without the program's name."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [_message(line.strip()) for line in log.splitlines() if line.strip()]
     own = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
     return (own or lines or [""])[-1]
+
+
+def _message(line: str) -> str:
+    """Return what a line of a JSON log says, without its time and level; any other line as it is."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    return str(entry.get("message") or line) if isinstance(entry, dict) else line
 
 
 def is_active(pod: Mapping[str, Any]) -> bool:

@@ -110,6 +110,12 @@ class SearchRun(StageRun):
         if failed and tries < self.max_rounds and age_s(job) > RESTORE_AFTER_S * 2**tries:
             self.recreate(job, f"pod {failed} failed too often without finishing an epoch", self.max_rounds)
 
+    def stays_done(self) -> bool | None:
+        """Return whether the study is still finished, or was ended by its deadline."""
+        status = self.watch.status()
+        has_deadline = "activeDeadlineSeconds" in self.stage.manifest["spec"]
+        return None if status is None else status.is_finished or has_deadline
+
     def annotations(self) -> dict[str, str]:
         """Return what metering needs to start, and from where the search starts."""
         status = self.watch.status()
@@ -163,10 +169,14 @@ class SearchRun(StageRun):
 
     def _delete_later_stages(self) -> None:
         """Delete the Jobs that build on this search before it continues: they are based on fewer trials."""
-        jobs = [job for stage in self.release.after(self.stage) for job in self.cluster.jobs(stage.labels)]
-        status = self.watch.status() if jobs else None
+        later = self.release.after(self.stage)
+        jobs = [job for stage in later for job in self.cluster.jobs(stage.labels)]
+        done = [stage for stage in later if self.release.done.get(stage.name)]
+        status = self.watch.status() if jobs or done else None
         if status is None or not status.is_finished:  # a finished study has no trial to add
             self._delete(jobs)
+            if done:
+                self._note_done(done, None)
 
     def _scale(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
         spec = scale_patch(num_pods, queued=is_queued(job))

@@ -12,6 +12,8 @@ from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, sta
 from csi_job.cluster.refusals import creation_problem, explained, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
+    DONE,
+    EXPIRY,
     HELD,
     MADE_BY,
     ROUND,
@@ -65,6 +67,10 @@ class StageRun:
         """
         jobs = self.cluster.jobs(self.stage.labels)
         own = [job for job in jobs if get_annotation(job, DIGEST) == self.stage.digest]
+        if not own and self.release.done.get(self.stage.name) == self.stage.digest:
+            stays_done = self.stays_done()
+            if stays_done is not False:
+                return stays_done or False
         if not own:
             self._create(jobs[-1] if jobs else None, 1)
             return False
@@ -75,7 +81,10 @@ class StageRun:
             return False
         result = job_result(job)
         if result is not None:
-            return self.on_finished(job, result)
+            is_done = self.on_finished(job, result)
+            if is_done:
+                self._let_expire(job)
+            return is_done
         self._check_pods(job)
         return self.on_active(job)
 
@@ -98,6 +107,10 @@ class StageRun:
             self._create(job, _round(job) + 1)
             return False
         raise StageFailedError(f"{self.stage.name} failed: {self.failure_reason(job, result)}")
+
+    def stays_done(self) -> bool | None:
+        """Return whether a stage that has succeeded, and whose Job has expired, need not run again; None: not known."""
+        return True
 
     def recreate(self, job: Mapping[str, Any], reason: str, max_tries: int) -> None:
         """Create the stage's Job again, at most this often."""
@@ -137,6 +150,21 @@ class StageRun:
             manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
         self.cluster.apply(manifest)
         self.log_once(f"{self.stage.name}: started as Job {manifest['metadata']['name']}")
+
+    def _let_expire(self, job: Mapping[str, Any]) -> None:
+        """Note that the stage has succeeded, then let its Job be deleted after the time in the values."""
+        after_s = self.stage.manifest["spec"].get(EXPIRY)
+        if after_s is not None and job["spec"].get(EXPIRY) != after_s:
+            with suppress(
+                NotAllowedError
+            ):  # by a role that an administrator made for an earlier version: the Job stays
+                self._note_done([self.stage], self.stage.digest)
+                self.cluster.patch("Job", job["metadata"]["name"], {"spec": {EXPIRY: after_s}})
+
+    def _note_done(self, stages: Iterable[Stage], digest: str | None) -> None:
+        """Note on the release's ConfigMap with which digest stages have succeeded, None for not."""
+        annotations = {DONE + stage.name: digest for stage in stages}
+        self.cluster.patch("ConfigMap", self.release.owner["name"], {"metadata": {"annotations": annotations}})
 
     def _start_when_alone(self, job: Mapping[str, Any]) -> None:
         """Start a Job that was created on hold, so that at no time two Jobs of a stage have pods."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,8 @@ INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
-MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend")  # of a Job; any other change needs a new one
+EXPIRY: Final = "ttlSecondsAfterFinished"
+MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend", EXPIRY)  # of a Job; any other change needs a new one
 # What follows is also in the chart; tests/chart/test_contract.py compares them.
 WORK: Final = WorkFolder(Path("/work"))  # mount of the work volume
 SETTINGS_FILE: Final = Path("/etc/csi-job/settings.yaml")
@@ -37,6 +38,7 @@ MADE_BY: Final = "csi-job/controller"  # digest of the controller that created t
 ROUND: Final = "csi-job/round"
 TRIES: Final = "csi-job/tries"
 HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended
+DONE: Final = "csi-job/done-"  # of the ConfigMap, with the name of a stage: its digest, when it has succeeded
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap
 
@@ -97,6 +99,7 @@ class Stage:
         if "parallelism" in job["spec"]:
             own[PARALLELISM] = str(self.parallelism)
             job["spec"] |= scale_patch(self.parallelism, queued=is_queued(job))
+        job["spec"].pop(EXPIRY, None)  # set when its end was seen
         job["metadata"].pop("namespace", None)
         job["metadata"]["annotations"] = own | dict(annotations)
         job["metadata"]["ownerReferences"] = [dict(owner)]
@@ -114,6 +117,8 @@ class Release:
     fetch_pod: Mapping[str, Any]
     gpu_resource: str = ""
     """Name of what counts as a GPU; empty if the chart does not say."""
+    done: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the stages that have succeeded, also if their Jobs have expired."""
 
     @property
     def search(self) -> Stage:
@@ -170,6 +175,7 @@ def _release(config_map: Mapping[str, Any]) -> Release:
         owner={"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]},
         stages=tuple(Stage.of(name, yaml.safe_load(data[f"{name}.yaml"])) for name in STAGES),
         fetch_pod=yaml.safe_load(data["fetch.yaml"]),
+        done={name: get_annotation(config_map, DONE + name) for name in STAGES},
         gpu_resource=get_annotation(config_map, GPU_RESOURCE),
     )
 

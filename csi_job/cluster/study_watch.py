@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 from csi_job.cluster.budget import Usage
-from csi_job.errors import CsiJobError
+from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
 from csi_job.storage.attributes import USED
 
@@ -47,6 +47,10 @@ class StudyWatch:
             result = query(self._open())
         except KeyError:  # raised by Optuna for a study that was deleted
             problem = "it no longer exists"
+        except StopRequestedError:
+            raise
+        except ConfigurationError as error:
+            problem = f"{error}; correct the database's Secret, or the database, then the release continues by itself"
         except CsiJobError as error:
             problem = str(error)
         except SQLAlchemyError:

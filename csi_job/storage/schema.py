@@ -8,7 +8,7 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.optuna_private import HEAD_REVISION, METADATA, SCHEMA_VERSION
 from csi_job.storage.tables import ALEMBIC_VERSION, LEASES, OURS, STEP_INDEX, VERSION_INFO
@@ -49,7 +49,7 @@ def check_schema(engine: Engine, address: Address) -> None:
         hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
         raise ConfigurationError(message, allowed=f"schema {HEAD_REVISION}", hint=hint)
     if not complete:
-        raise ConfigurationError(f"there is no study in {address}", hint="`csi-job hyperopt` creates one")
+        raise NoStudyError(f"there is no study in {address}", hint="`csi-job hyperopt` creates one")
 
 
 def _stored_version(connection: Connection) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
-from csi_job.errors import ConfigurationError, explain_os_errors
+from csi_job.errors import ConfigurationError, NoStudyError, explain_os_errors
 from csi_job.files import make_folder, open_private
 from csi_job.storage.settings import StorageSettings
 from csi_job.work_folder import WorkFolder
@@ -103,7 +103,7 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
         return
     if not create:
         message = "there is no study yet: the database file does not exist"
-        raise ConfigurationError(message, got=str(path), hint="`csi-job hyperopt` creates it")
+        raise NoStudyError(message, got=str(path), hint="`csi-job hyperopt` creates it")
     with explain_os_errors("the database cannot be used", path, kind=ConfigurationError):
         make_folder(path.parent)
         os.close(open_private(path))

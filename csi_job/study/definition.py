@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
 from csi_job.storage.engine import lock_schema
@@ -170,7 +170,7 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
     """Open a study for reading.
 
     Raises:
-        ConfigurationError: there is no study of this name; the message lists the existing ones.
+        NoStudyError: there is no study of this name; the message lists the existing ones.
 
     """
     try:
@@ -178,7 +178,7 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
     except KeyError:
         names = [study.study_name for study in storage.get_all_studies()]
         message = "there is no study of this name"
-        raise ConfigurationError(message, got=name, allowed=names or "none, the storage is empty") from None
+        raise NoStudyError(message, got=name, allowed=names or "none, the storage is empty") from None
 
 
 def study_seed(study: optuna.Study) -> int:

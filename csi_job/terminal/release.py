@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MAX_PODS = 40  # rows shown; the rest is counted
+NODE_WIDTH = 14  # characters
+DIGEST = re.compile(r"-[0-9a-f]{8,10}(?=-)")
 STATE_STYLES = {"Running": "cyan", "Succeeded": "green", "Failed": "bold red", "Pending": "yellow"}
 
 
@@ -64,11 +67,15 @@ class ReleaseView:
 
 def render_release(view: ReleaseView) -> RenderableType:
     """Return the study, one row per pod with its trials, and the GPUs."""
-    parts: list[RenderableType] = [render_status(view.study)] if view.study else []
-    parts.append(_pods(view))
+    parts: list[RenderableType] = [Text(view.note)] if view.note and not view.study else []
+    shared = _shared_prefix([pod.name for pod in view.pods])
+    if view.study:
+        running = tuple(replace(trial, host=_short(trial.host, shared)) for trial in view.study.running)
+        parts.append(render_status(replace(view.study, running=running)))
+    parts.append(_pods(view, shared))
     gpus = f"{fmt.plural(view.num_gpus, 'GPU')} in use now, {view.gpu_hours:.1f} GPU hours used by the search"
     parts.append(Text(gpus, style="dim"))
-    if view.note:
+    if view.note and view.study:
         parts.append(Text(view.note))
     return Group(*parts)
 
@@ -80,15 +87,19 @@ def release_json(view: ReleaseView) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def _pods(view: ReleaseView) -> RenderableType:
-    shared = _shared_prefix([pod.name for pod in view.pods])
+def _pods(view: ReleaseView, shared: str) -> RenderableType:
     title = f"Release {view.name} in {view.namespace}" + (f", pods {shared}-…" if shared else "")
-    left = ("Pod", "Stage", "State", "Node")
-    table = plain_table(*left, "Age", "GPUs", "Trial", "Epoch", "F1 so far", left=left, title=title)
+    left = ("Pod", "State", "Node")
+    table = plain_table(*left, "Age", "GPUs", "Trial", "Epoch", "F1", left=left, title=title)
     for pod in view.pods[:MAX_PODS]:
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
-        cells = (pod.node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
-        table.add_row(pod.name.removeprefix(f"{shared}-"), pod.stage, state, *cells)
+        cells = (
+            _short_node(pod.node) or fmt.MISSING,
+            fmt.duration(pod.age_s),
+            str(pod.num_gpus),
+            *_trials(pod, view.study),
+        )
+        table.add_row(_short(pod.name, shared), state, *cells)
     problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
     return Group(table, *problems, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
@@ -98,6 +109,17 @@ def _shared_prefix(names: Sequence[str]) -> str:
     """Return the parts, divided by hyphens, that all names start with; empty for a single name."""
     parts = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split("-") for name in names), strict=False))
     return "-".join(part for part, *_ in parts) if len(names) > 1 else ""
+
+
+def _short(name: str, shared: str) -> str:
+    """Return a pod's or worker's name without what all share and the digest of its Job, to fit a terminal."""
+    return DIGEST.sub("", name.removeprefix(f"{shared}-")) if shared else name
+
+
+def _short_node(name: str) -> str:
+    """Return a node's host name; of a long one its end, which differs between nodes."""
+    host = name.partition(".")[0]
+    return host if len(host) <= NODE_WIDTH else f"…{host[1 - NODE_WIDTH :]}"
 
 
 def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:

@@ -10,8 +10,9 @@ from datetime import datetime
 import pytest
 
 from csi_job.cluster.back_off import NO_FAILURES
+from csi_job.cluster.pods import last_line
 from csi_job.cluster.stage_run import JOB_NAME
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import SLOWDOWN, Release, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
@@ -27,6 +28,27 @@ def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Relea
     assert max(delays) <= FIRST_DELAY_S + 5, delays
     assert release.trials()["FAIL"] == 0
     _replace_the_search(release)
+
+
+def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is_corrected(release: Release) -> None:
+    release.helm("install", "--wait", "--timeout", "5m", values={**ENDLESS, "job.study.max_epochs": 100})
+    pod = wait_until("the search runs", lambda: release.running("search"), 240)[0]
+    wait_until("an epoch", lambda: int(release.sql("select count(*) from trial_intermediate_values")[0]) > 0, 120)
+    (password,) = release.sql("select rolpassword from pg_authid where rolname = 'csi'")
+    kick = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'csi-job'"
+    release.sql(f"alter role csi password 'another'; {kick}")
+
+    wait_until("the pod has ended", lambda: _ended_at(release, "search", pod), 60 / SLOWDOWN)
+    (ended,) = [p for p in release.items("pods", "search") if p["metadata"]["name"] == pod]
+    state = ended["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert state["exitCode"] == 1
+    assert "rejects the connection" in last_line(state["message"])
+    assert "it worked before, so a password or a right was changed" in last_line(state["message"])
+    wait_until("the controller says what to do", lambda: "correct the database's Secret" in release.log(), 30)
+    release.sql(f"alter role csi password '{password}'")
+    before = release.trials()
+    wait_until("the search continues", lambda: release.running("search") and release.trials() != before, 300)
+    assert release.trials()["FAIL"] == 0
 
 
 def _kill(release: Release, component: str, command: tuple[str, ...] | None) -> float:
@@ -88,3 +110,12 @@ def _jobs_with_pods(release: Release) -> Iterator[list[set[str]]]:
     finally:
         done.set()
         thread.join()
+
+
+def test_a_deleted_namespace_is_empty_within_the_grace_of_its_pods(release: Release) -> None:
+    """Deleting it alone must do: its Jobs would keep their pods, waiting to replace them."""
+    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
+    wait_until("the search runs", lambda: release.running("search"), 240)
+    release.as_admin.run("kubectl", "delete", "namespace", release.namespace, "--wait=false")
+    grace_s = 60
+    wait_until("no pod is left", lambda: not release.items("pods"), grace_s / SLOWDOWN, every=0.5)

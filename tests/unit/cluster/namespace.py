@@ -199,8 +199,16 @@ def release_map(name: str = "r", **annotations: str) -> Object:
     return {"kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-def search(namespace: Namespace, watch: Watch, chosen: Stage, digest: str = "first", **limits: Any) -> SearchRun:
-    release = Release("r", digest, {"kind": "ConfigMap", "name": "r-stages"}, (chosen, stage("final")), {})
+def search(
+    namespace: Namespace,
+    watch: Watch,
+    chosen: Stage,
+    digest: str = "first",
+    done: Mapping[str, str] | None = None,
+    **limits: Any,
+) -> SearchRun:
+    owner = {"kind": "ConfigMap", "name": "r-stages"}
+    release = Release("r", digest, owner, (chosen, stage("final")), {}, done=done or {})
     options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3, "missing_s": 1} | limits
     study: Any = watch
     return SearchRun(namespace, release, chosen, controller_digest=digest, watch=study, **options)

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.api import Write
+from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
 from csi_job.cluster.budget import GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
 from csi_job.cluster.stages import COMPONENT, INSTANCE
 from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
-from csi_job.terminal.release import ReleaseView
+from csi_job.terminal.release import ReleaseView, render_release
 from csi_job.terminal.status import status_json
 from tests.unit.cluster.namespace import Namespace, release_map
+from tests.unit.terminal.conftest import shown
 
 OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())
 DONE = StudyStatus("csi", "f1", 2, 2, 0, 0, 0, 0, 0, (), None, None, None, ())
@@ -96,6 +97,36 @@ def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_ou
     assert [view.study for view in views][-1] == DONE
     assert (views[-1].is_over, views[-1].note) == (True, "all is well")
     assert all("--watch" in command for _, command in cluster.commands)
+
+
+def test_watching_rides_out_an_outage_of_the_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(UP, [[OPEN], [DONE]])
+    away = iter([2, 4, 5, 9])
+    calls, nth = 0, next(away)
+    find = Namespace.find
+
+    def sometimes(self: Namespace, kind: str, labels: Any = None) -> Any:
+        nonlocal calls, nth
+        calls += 1
+        if calls == nth:
+            nth = next(away, 0)
+            raise UnreachableError("the API server cannot be reached")
+        return find(self, kind, labels)
+
+    monkeypatch.setattr(Cluster, "find", sometimes)
+    views = watched(cluster)
+    assert (views[-1].is_over, views[-1].note, views[-1].study) == (True, "all is well", DONE)
+    assert "the API server cannot be reached; retrying" in {view.note for view in views}
+    assert next(away, None) is None
+
+
+def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right() -> None:
+    refused = NotAllowedError("the API server rejected the request: User v cannot create resource pods/exec")
+    cluster = Cluster(UP, [refused, []])
+    (view,) = watched(cluster, once=True)
+    first, *rest = shown(render_release(view), 160).splitlines()
+    assert first == f"the trials are not shown: {refused}"
+    assert any("search" in line for line in rest)
 
 
 def test_without_a_running_pod_the_pods_and_the_reason_are_shown() -> None:

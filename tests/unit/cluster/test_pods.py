@@ -76,6 +76,9 @@ def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node() -> None:
 def test_the_last_line_counts_in_a_log_without_an_error_of_ours() -> None:
     assert last_line("a\n\nb\n\n") == "b"
     assert last_line("") == ""
+    assert last_line('a\n{"time": "now", "level": "error", "message": "no batch ended for 30 s"}\n') == (
+        "no batch ended for 30 s"
+    )
 
 
 def test_a_pod_is_active_until_it_has_ended() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import PARALLELISM, get_annotation, scale_patch
+from csi_job.cluster.stages import DONE, PARALLELISM, get_annotation, scale_patch
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage
 
 
 def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times() -> None:
@@ -203,6 +203,18 @@ def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left() -> N
         search(namespace, Watch(num_finished=num_finished), stage()).reconcile()
         assert len(namespace.names("search")) == 1
         assert len(namespace.names("final")) == num_kept
+
+
+@pytest.mark.parametrize(("num_finished", "runs"), [(4, False), (3, True)])
+def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(num_finished: int, *, runs: bool) -> None:
+    """Then the final stage that is done has to run again, too."""
+    done = {f"{DONE}{name}": stage(name).digest for name in ("search", "final")}
+    namespace = Namespace(release_map(**done))
+    run = search(namespace, Watch(num_finished=num_finished), stage(), done={"search": "a" * 8, "final": "a" * 8})
+    assert run.reconcile() is not runs
+    assert bool(namespace.names("search")) is runs
+    annotations = namespace.objects["ConfigMap", "r-stages"]["metadata"]["annotations"]
+    assert (f"{DONE}final" in annotations) is not runs
 
 
 def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog: pytest.LogCaptureFixture) -> None:

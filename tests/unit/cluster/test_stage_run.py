@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
-from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage, is_paused
+from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage, is_paused, read_release
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, event, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, search, stage
 
 
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
@@ -163,3 +163,26 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None
         StageFailedError, match='search can\'t start: volume claim work: storageclass "s" not found; create'
     ):
         run.reconcile()
+
+
+def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired() -> None:
+    namespace, chosen = Namespace(release_map()), stage("cache")
+    chosen.manifest["spec"]["ttlSecondsAfterFinished"] = 0
+
+    def run(chosen: Stage, digest: str) -> StageRun:
+        release = read_release(namespace, "r-stages")
+        assert release is not None
+        return StageRun(namespace, release, chosen, controller_digest=digest, missing_s=1)
+
+    first = run(chosen, "first")
+    first.reconcile()
+    assert "ttlSecondsAfterFinished" not in namespace.only()["spec"]  # it could vanish before its end is seen
+    namespace.end("Complete")
+    assert first.reconcile()
+    assert namespace.only()["spec"]["ttlSecondsAfterFinished"] == 0
+    namespace.delete("Job", namespace.only()["metadata"]["name"])
+    assert run(chosen, "second").reconcile()
+    assert namespace.names("cache") == []
+    changed = Stage("cache", chosen.manifest, "changed")
+    assert not run(changed, "third").reconcile()
+    assert namespace.names("cache") == ["r-cache-changed"]

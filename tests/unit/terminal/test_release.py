@@ -28,12 +28,24 @@ def text_of(view: ReleaseView) -> str:
 def test_a_row_shows_a_pod_with_its_gpus_and_the_trial_of_each_worker() -> None:
     lines = text_of(VIEW).splitlines()
     first = next(place for place, line in enumerate(lines) if line.startswith("0-abcde"))
-    assert lines[first].split() == [
-        *("0-abcde", "search", "Running", "node-1", "10", "min", "2", "7", "3/12", "0.413"),
-    ]
+    assert lines[first].split() == ["0-abcde", "Running", "node-1", "10", "min", "2", "7", "3/12", "0.413"]
     assert lines[first + 1].split() == ["8", "0/12", MISSING]  # of its second worker
     (row,) = [line.split() for line in lines if line.startswith("1-fghij ")]
-    assert row == ["1-fghij", "search", "Pending", MISSING, "60", "s", "2"]
+    assert row == ["1-fghij", "Pending", MISSING, "60", "s", "2"]
+
+
+def test_the_names_of_a_real_cluster_fit_80_columns() -> None:
+    release, node = "lung-study-csi-job", "ip-10-0-123-45.eu-central-1.compute.internal"
+    host = f"{release}-search-32f2e104-2-0"
+    trial = RunningStatus(107, 1, 12, 130, 0.5126, 3.0, is_orphan=False, host=host)
+    search = replace(SEARCH, name=f"{host}-dtcs0", host=host, node=node)
+    controller = replace(SEARCH, name=f"{release}-controller-35d2139fcf-0-bq4xb", stage="controller", num_gpus=0)
+    controller = replace(controller, node="gke-prod-cpu-pool-7c9d1f2a-x8zq")
+    view = ReleaseView("lung", "here", (search, controller), 1.0, replace(STUDY, running=(trial,)))
+    lines = [line.split() for line in shown(render_release(view), 80).splitlines()]
+    assert ["search-2-0-dtcs0", "Running", "ip-10-0-123-45", "10", "min", "2", "107", "13/130", "0.513"] in lines
+    assert ["controller-0-bq4xb", "Running", "…7c9d1f2a-x8zq", "10", "min", "0"] in lines
+    assert any(line[1:3] == ["trial", "107"] and line[-2] == "search-2-0" for line in lines)
 
 
 def test_the_shared_prefix_of_pod_names_is_shown_once() -> None:
