@@ -17,13 +17,14 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
+from csi_job.cluster.events import record_event
 from csi_job.cluster.refusals import NotYetError, check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
 from csi_job.cluster.stages import INSTANCE, STAGES, Release, Stage, read_release
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
-from csi_job.errors import ClusterError, StageFailedError, StopRequestedError
+from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
 from csi_job.study.settings import check_sampler
 
@@ -67,7 +68,8 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     # Otherwise the first stage finds out, after it has built the cache.
     check_sampler(settings.study.sampler, settings.study.objective)
     make_sampler(settings.study, settings.space)
-    watch, own = StudyWatch(settings), OwnBackOff(cluster)
+    record = partial(_record, cluster, options)
+    watch, own = StudyWatch(settings, record), OwnBackOff(cluster)
     steps: list[Step] = [
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
@@ -78,9 +80,23 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     except StopRequestedError:
         _end_with_namespace(cluster, options)
         raise
+    except CsiJobError as error:
+        record("Failed", str(error), is_warning=True)
+        raise
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"
-    return f"study {settings.study.name}: {summary}; model and report are under models/"
+    outcome = f"study {settings.study.name}: {summary}; model and report are under models/"
+    record("Finished", outcome)
+    return outcome
+
+
+def _record(
+    cluster: Cluster, options: ControllerOptions, reason: str, message: str, *, is_warning: bool = False
+) -> None:
+    """Record an Event, if the API server and the release are there."""
+    with suppress(ClusterError):
+        if release := read_release(cluster, options.stages):
+            record_event(cluster, release, reason, message, is_warning=is_warning)
 
 
 def _complete(cluster: Cluster, options: ControllerOptions, step: Step, own: OwnBackOff) -> bool:

@@ -67,10 +67,10 @@ class SearchRun(StageRun):
         if get_annotation(job, ENDED_BY):
             self._delete_later_stages()
             self._scale(job, int(job["spec"]["completions"]), {ENDED_BY: ""})
-            self.log_once("search: resumed, the budget was raised")
+            self.log_once("search: resumed, the budget was raised", "Resumed")
         elif get_annotation(job, PARALLELISM) != str(self.stage.parallelism):
             self._scale(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
-            self.log_once(f"search: scaled to {self.stage.parallelism} pods, as in the values")
+            self.log_once(f"search: scaled to {self.stage.parallelism} pods, as in the values", "Scaled")
         status = self.watch.status()
         if status is not None:
             self.log_once(f"search: {summarize(status)}")
@@ -96,7 +96,7 @@ class SearchRun(StageRun):
         )
         if reason:
             _require_complete_trial(status, reason)
-            self.log_once(f"search: done, {reason}")
+            self.log_once(f"search: done, {reason}", "Done")
             return True
         if status.num_finished > int(get_annotation(job, NUM_FINISHED, str(status.num_finished))):
             job["metadata"]["annotations"][TRIES] = "0"  # a search that makes progress may be recreated forever
@@ -153,7 +153,8 @@ class SearchRun(StageRun):
 
     def _end(self, job: Mapping[str, Any], reason: str) -> bool:
         """Suspend the Job because the budget is exhausted; return whether its pods are gone."""
-        self.log_once(f"search: {reason}; its pods hand over their trials, then the final model is trained")
+        line = f"search: {reason}; its pods hand over their trials, then the final model is trained"
+        self.log_once(line, "BudgetExhausted")
         if not is_paused(job):
             self._scale(job, 0, {ENDED_BY: "budget"})
             return False

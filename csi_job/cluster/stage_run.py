@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
+from csi_job.cluster.events import record_event
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, startup_problem
 from csi_job.cluster.refusals import creation_problem, explained, with_remedy
 from csi_job.cluster.stages import (
@@ -94,16 +95,16 @@ class StageRun:
         now = paused if is_paused(job) else waiting if job["spec"].get("suspend") else ""
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again
         if now:
-            self.log_once(now)
+            self.log_once(now, "Waiting")
         return False
 
     def on_finished(self, job: Mapping[str, Any], result: JobResult) -> bool:
         """Return whether a finished Job completes the stage; if not, recreate it."""
         if not result.failed:
-            self.log_once(f"{self.stage.name}: done")
+            self.log_once(f"{self.stage.name}: done", "Done")
             return True
         if get_annotation(job, MADE_BY) != self.controller_digest:
-            self.log_once(f"{self.stage.name}: failed before, retrying")
+            self.log_once(f"{self.stage.name}: failed before, retrying", "Retrying")
             self._create(job, _round(job) + 1)
             return False
         raise StageFailedError(f"{self.stage.name} failed: {self.failure_reason(job, result)}")
@@ -117,7 +118,8 @@ class StageRun:
         tries = int(get_annotation(job, TRIES, "1")) if get_annotation(job, MADE_BY) == self.controller_digest else 0
         if tries >= max_tries:
             raise StageFailedError(f"{self.stage.name} was created {tries} times and has not finished: {reason}")
-        self.log_once(f"{self.stage.name}: {reason}; recreating it ({tries + 1} of {max_tries})")
+        line = f"{self.stage.name}: {reason}; recreating it ({tries + 1} of {max_tries})"
+        self.log_once(line, "Recreating", is_warning=True)
         self._create(job, _round(job) + 1, tries=tries + 1)
 
     def annotations(self) -> dict[str, str]:
@@ -127,11 +129,13 @@ class StageRun:
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Copy to a new Job's manifest what was scaled on the previous Job; nothing for a stage of one pod."""
 
-    def log_once(self, line: str) -> None:
-        """Log a line unless it was logged before."""
+    def log_once(self, line: str, event: str = "", *, is_warning: bool = False) -> None:
+        """Log a line unless it was logged before; with the reason of an `event`, also record that."""
         if line not in self._logged:
             self._logged.add(line)
             logger.info("%s", line)
+            if event:
+                record_event(self.cluster, self.release, event, line, is_warning=is_warning)
 
     def failure_reason(self, job: Mapping[str, Any], result: JobResult) -> str:
         """Return why a Job failed: the error of its pod if there is one, else what the Job itself says."""
@@ -149,7 +153,7 @@ class StageRun:
             manifest["metadata"]["annotations"][HELD] = "true"
             manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
         self.cluster.apply(manifest)
-        self.log_once(f"{self.stage.name}: started as Job {manifest['metadata']['name']}")
+        self.log_once(f"{self.stage.name}: started as Job {manifest['metadata']['name']}", "Started")
 
     def _let_expire(self, job: Mapping[str, Any]) -> None:
         """Note that the stage has succeeded, then let its Job be deleted after the time in the values."""
@@ -198,10 +202,11 @@ class StageRun:
             if failure and failure.exit_code == EXIT_SIGTERM:
                 self.log_once(f"{self.stage.name}: pod {failure.pod} was terminated and handed over its work")
             elif failure:
-                self.log_once(f"{self.stage.name}: {failure}")
+                self.log_once(f"{self.stage.name}: {failure}", "PodFailed", is_warning=True)
             elif problem:
                 problem = explained(self.cluster, problem, self.stage.claims)
-                self.log_once(f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}")
+                line = f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}"
+                self.log_once(line, "PodWaiting", is_warning=True)
                 if problem.is_missing and not any(map(is_running, pods)):
                     self._fail_if_stuck(job, problem.reason, problem.age_s)
         if not job["spec"].get("suspend") and sum(map(is_active, pods)) < job["spec"].get("parallelism", 1):
@@ -213,7 +218,7 @@ class StageRun:
             problem = creation_problem(job, self.cluster.events("Job", job["metadata"]["name"]))
             if problem:
                 reason = with_remedy(self.stage.name, problem.reason)
-                self.log_once(f"{self.stage.name}: its pods can't be created: {reason}")
+                self.log_once(f"{self.stage.name}: its pods can't be created: {reason}", "PodsRefused", is_warning=True)
                 if not has_pods:
                     self._fail_if_stuck(job, reason, problem.age_s)
 

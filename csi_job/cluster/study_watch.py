@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 from csi_job.cluster.budget import Usage
-from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
+from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
 from csi_job.storage.attributes import USED
 
@@ -24,9 +24,11 @@ Result = TypeVar("Result")
 class StudyWatch:
     """Opens the study on first use, and again after an error."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Open nothing yet."""
-        self._settings = settings
+    def __init__(self, settings: Settings, record: Callable[..., None] = lambda *_, **__: None) -> None:
+        """Open nothing yet; `record` is given the reason and the message of an Event."""
+        self._settings, self._record = settings, record
+        self.num_outages, self._is_away = 0, False
+        self.last: StudyStatus | None = None
         self._study: optuna.Study | None = None
         self._warnings = RepeatedWarnings(logger)
 
@@ -34,7 +36,9 @@ class StudyWatch:
         """Return the study's status, None while it is unavailable."""
         from csi_job.study.status import study_status
 
-        return self._query(study_status)
+        status = self._query(study_status)
+        self.last = status or self.last
+        return status
 
     def add_usage(self, usage: Usage) -> Usage | None:
         """Add to what the search has used and return the total, None while the study is unavailable."""
@@ -49,6 +53,8 @@ class StudyWatch:
             problem = "it no longer exists"
         except StopRequestedError:
             raise
+        except NoStudyError as error:
+            problem = str(error)
         except ConfigurationError as error:
             problem = f"{error}; correct the database's Secret, or the database, then the release continues by itself"
         except CsiJobError as error:
@@ -56,9 +62,17 @@ class StudyWatch:
         except SQLAlchemyError:
             problem = "the database does not answer"
         else:
+            if self._is_away:
+                self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
+            self._is_away = False
             return result
         self._study = None
         self._warnings.log(f"the study is unavailable: {problem}")
+        if not self._is_away:
+            self.num_outages += 1
+            message = f"the study is unavailable (outage {self.num_outages}): {problem}"
+            self._record("DatabaseUnavailable", message, is_warning=True)
+        self._is_away = True
         return None
 
     def _open(self) -> optuna.Study:

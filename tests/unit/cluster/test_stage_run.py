@@ -25,7 +25,7 @@ def test_only_kueue_decides_when_a_job_in_its_queue_runs(chosen: Stage) -> None:
 
 def test_a_complete_job_ends_the_stage_and_a_failed_one_raises_its_reason() -> None:
     namespace = Namespace()
-    release = Release("r", "first", {"kind": "ConfigMap"}, (), {})
+    release = Release("r", "first", {"kind": "ConfigMap", "name": "m"}, (), {})
     run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
     run.reconcile()
     namespace.end("Complete")
@@ -47,7 +47,7 @@ def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
 
 def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named() -> None:
     namespace = Namespace()
-    release = Release("r", "first", {"kind": "ConfigMap"}, (), {})
+    release = Release("r", "first", {"kind": "ConfigMap", "name": "m"}, (), {})
     run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
     run.reconcile()
     refusal = "study 's' was created with other settings: trial.class_balance (was false, now true); restore them"

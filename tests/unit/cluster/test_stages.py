@@ -66,7 +66,7 @@ def test_status_and_check_know_from_the_chart_what_a_gpu_is() -> None:
 def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
     namespace, chosen = Namespace(), stage()
     chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
-    release = Release("r", "c", {}, (chosen,), {}, MIG)
+    release = Release("r", "c", {"name": "m"}, (chosen,), {}, MIG)
     options: dict[str, Any] = {"watch": Watch(1), "budget": Budget(gpu_hours=1), "max_rounds": 1}
     run = SearchRun(namespace, release, chosen, controller_digest="c", missing_s=1, **options)
     run.reconcile()
