@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import optuna
 import pytest
+import sqlalchemy as sa
 
 from csi_job.errors import CsiJobError, DataError, Problem
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
-from csi_job.study.trial_run import check_device, failure_reason
+from csi_job.study.trial_run import RunningTrial, check_device, failure_reason
+from tests.support.studies import define, work_on, write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -44,3 +52,37 @@ def test_only_a_lost_gpu_ends_the_worker() -> None:
     check_device(ValueError("CUDA error"))
     with pytest.raises(CsiJobError, match="GPU is lost"):
         check_device(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no_epoch_twice(
+    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = define(storage, num_trials=1)
+    num_epochs: list[int] = []
+
+    def report(running: RunningTrial[Any], epoch: int, checkpoint: Path | None = None) -> None:
+        running.report(epoch, 0.1, checkpoint=checkpoint)
+        query = sa.select(LEASES.c.num_epochs)
+        num_epochs.append(storage.read(lambda connection: connection.execute(query).scalar_one()))
+
+    def first_attempt(running: RunningTrial[Any]) -> list[float]:
+        running.saves_checkpoints = True
+        report(running, 0)
+        report(running, 1, write_checkpoint(running.checkpoint_folder, 0, 0.1))
+        report(running, 2)
+        raise DataError("stop here")
+
+    def second_attempt(running: RunningTrial[Any]) -> list[float]:
+        assert running.resume_from is not None
+        assert running.resume_from.name == "epoch-0000.pt"
+        for epoch in (1, 2, 3):
+            report(running, epoch)
+            assert running.should_prune() is (epoch == 3)
+        raise optuna.TrialPruned
+
+    monkeypatch.setattr("csi_job.study.trial_run.should_prune", lambda *_: True)
+    with pytest.raises(DataError):
+        work_on(study, tmp_path, first_attempt, num_trials=1)
+    work_on(study, tmp_path, second_attempt, num_trials=1)
+    assert num_epochs == [0, 1, 1, 1, 2, 3]
+    assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3]
