@@ -1,8 +1,8 @@
 """What a GPU trains per second, compared with timm's recipe, and what the rest of an epoch costs.
 
-Run: `make bench-gpu`, or `python -m benchmarks.gpu [--arch NAME …] [--batch-size N] [--image-size PX] [--rounds N]`. It
-takes a few minutes on whatever GPU it finds. All variants run in one process, in turn, after a warm-up; a round is a
-training epoch of about half a second, and ratios are those of the same round.
+Run: `make bench-gpu`, or `python -m benchmarks.gpu [--arch NAME …] [--batch-size N] [--image-size PX] [--rounds N]
+[--no-compile]`. It takes a few minutes on whatever GPU it finds. All variants run in one process, in turn, after a
+warm-up; a round is a training epoch of half a second or less, and ratios are those of the same round.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def main() -> None:
     print(LEFT_OUT, flush=True)
     for arch in arguments.arch:
         started = time.perf_counter()
-        for line in measure(arch, size, arguments.rounds):
+        for line in measure(arch, size, arguments.rounds, with_compiled=arguments.compile):
             print(line, flush=True)
         print(f"  (took {time.perf_counter() - started:.0f} s)", flush=True)
 
 
-def measure(arch: str, size: Size, rounds: int) -> Iterable[str]:
+def measure(arch: str, size: Size, rounds: int, *, with_compiled: bool) -> Iterable[str]:
     """Yield the lines of an architecture."""
     peer, peer_gib = with_memory(lambda: warm_peer(arch, size), size.device)
     step_s = seconds(lambda: peer.train(3), size.device) / 3
@@ -99,19 +99,20 @@ def measure(arch: str, size: Size, rounds: int) -> Iterable[str]:
     plain, plain_gib = with_memory(
         lambda: warm(Ours(arch, size, num_steps, TrialSettings(cuda_graphs=False))), size.device
     )
-    times = interleaved(
-        {
-            "ours": ours.train,
-            "constant": ours.train_on_a_constant_batch,
-            "plain": plain.train,
-            "peer": lambda: peer.train(num_steps),
-            "validation": ours.validate,
-        },
-        rounds,
-        size.device,
-    )
-    num_images = num_steps * size.batch_size
-    rates = {name: [num_images / each for each in times[name]] for name in ("ours", "plain", "peer")}
+    variants = {
+        "ours": ours.train,
+        "constant": ours.train_on_a_constant_batch,
+        "plain": plain.train,
+        "peer": lambda: peer.train(num_steps),
+        "validation": ours.validate,
+    }
+    if with_compiled:
+        started = time.perf_counter()
+        compiled = warm(Ours(arch, size, num_steps, TrialSettings(compile=True)))
+        compiling_s = time.perf_counter() - started
+        variants["compiled"] = compiled.train
+    times = interleaved(variants, rounds, size.device)
+    rates = {name: [num_steps * size.batch_size / each for each in times[name]] for name in times}
     yield f"\n{arch}, {ours.trainer.gflops:.1f} GFLOPs per image; peer: {peer.name}"
     yield f"  training, images/s                 {spread(rates['ours'])}"
     yield f"  without CUDA graphs                {spread(rates['plain'])}"
@@ -119,6 +120,10 @@ def measure(arch: str, size: Size, rounds: int) -> Iterable[str]:
     yield f"  times the peer (goal {GOALS.get(arch, 1.0)})           {spread(ratios(times['peer'], times['ours']))}"
     yield f"  times without graphs               {spread(ratios(times['plain'], times['ours']))}"
     yield f"  of a constant batch (goal 0.99)    {spread(ratios(times['constant'], times['ours']))}"
+    if with_compiled:
+        yield f"  with trial.compile                 {spread(rates['compiled'])}"
+        yield f"  times without compiling            {spread(ratios(times['ours'], times['compiled']))}"
+        yield f"  compiling, s                       {compiling_s:.0f}"
     epoch_s = [train + validation for train, validation in zip(times["ours"], times["validation"], strict=True)]
     shares = [100 * share for share in ratios(times["validation"], epoch_s)]
     yield f"  validation, of an epoch (goal 5 %) {spread(shares, ' %')}"
@@ -214,6 +219,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch")
     parser.add_argument("--image-size", type=int, default=224, help="side in pixels")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each variant")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also compile")
     parser.add_argument("--cpu", action="store_true", help="try the benchmark itself without a GPU")
     return parser.parse_args()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csi_job.logs import get_logger
 
-NUM_EAGER = 2  # calls before recording: the first ones create the optimizer's state and let cuDNN choose algorithms
+NUM_EAGER = 2  # calls before recording: the first creates the optimizer's state, and libraries load their kernels
 
 T = TypeVar("T")
 

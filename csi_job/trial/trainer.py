@@ -57,7 +57,6 @@ class Trainer:
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
-        torch.backends.cudnn.benchmark = True  # all batches except the last have the same shape; for GPUs only
         if settings.compile:
             torch.compiler.reset()  # forgets earlier models: code compiled eight times would not be compiled again
         self.compiled = torch.compile(self.model, dynamic=False) if settings.compile else self.model
