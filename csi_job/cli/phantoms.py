@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from csi_job.logs import set_up_logging
+from csi_job.cli.options import log_format_option
+from csi_job.logs import LogFormat, set_up_logging
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--num-images", type=click.IntRange(min=1), default=200, help="Number of images.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Random seed.")
-def phantoms(folder: Path, num_images: int, seed: int) -> None:
+@log_format_option
+def phantoms(folder: Path, num_images: int, seed: int, log_format: LogFormat) -> None:
     """Generate synthetic chest radiographs: FOLDER/labels.csv and FOLDER/images/.
 
     They resemble frontal radiographs with congestion in six zones, contain no patient data, are free to use,
@@ -21,6 +23,6 @@ def phantoms(folder: Path, num_images: int, seed: int) -> None:
     """
     from csi_job.phantoms.phantom import write_phantoms
 
-    set_up_logging()
+    set_up_logging(log_format)
     write_phantoms(folder, num_images, seed)
     click.echo(f"wrote {num_images} phantoms; use them with --labels {folder}/labels.csv --images {folder}/images")

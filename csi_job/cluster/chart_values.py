@@ -19,6 +19,9 @@ Key = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 Label = Annotated[str, Field(pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$", max_length=63)]
 Labels = dict[str, Label]
 Annotations = dict[str, str]
+Objects = list[dict[str, Any]]
+Block = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/[0-9]+$")]
+Blocks = Block | Annotated[list[Block], Field(min_length=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -89,6 +92,7 @@ class ResourcesValues(ValuesSection):
 
     requests: dict[str, Quantity] = {}
     limits: dict[str, Quantity] = {}
+    claims: Objects = []
 
 
 class TolerationValues(ValuesSection):
@@ -128,12 +132,32 @@ class VariableValues(ValuesSection):
 
 
 class PlacementValues(ValuesSection):
-    """Which nodes pods may run on, and their priority."""
+    """Fields of a pod that decide where it runs, with which priority, runtime and devices."""
 
     node_selector: Labels = {}
     tolerations: list[TolerationValues] = []
     affinity: AffinityValues = AffinityValues()
+    topology_spread_constraints: list[SpreadValues] = []
     priority_class_name: Name = ""
+    runtime_class_name: Name = ""
+    scheduler_name: Name = ""
+    resource_claims: Objects = []
+
+
+class ComponentValues(PlacementValues):
+    """Pods of the bundled database or of csi-job."""
+
+    annotations: Annotations = {}
+    labels: Labels = {}
+
+
+class ContainerValues(ValuesSection):
+    """What runs beside csi-job, and with which variables."""
+
+    env: list[VariableValues] = []
+    env_from: Objects = []
+    init_containers: Objects = []
+    sidecars: Objects = []
 
 
 class ServiceAccountValues(ValuesSection):
@@ -144,27 +168,24 @@ class ServiceAccountValues(ValuesSection):
     annotations: Annotations
 
 
-class ControllerValues(PlacementValues):
+class ControllerValues(ComponentValues, ContainerValues):
     """The pod that creates the stages; those of check and fetch run on the same nodes."""
 
     service_account: ServiceAccountValues
     resources: ResourcesValues
     missing_seconds: Natural
     max_rounds: Positive
-    api_server_cidr: str
+    api_server_cidr: Blocks
     api_server_ports: list[Port]
 
 
-class StageValues(PlacementValues):
+class StageValues(ComponentValues, ContainerValues):
     """The pods of one stage."""
 
     gpus: Natural
     resources: ResourcesValues
     backoff_limit: Natural
     deadline_seconds: Positive | None = None
-    topology_spread_constraints: list[SpreadValues] = []
-    runtime_class_name: Name = ""
-    env: list[VariableValues] = []
 
 
 class SearchValues(StageValues):
@@ -184,11 +205,14 @@ class ExternalDatabaseValues(ValuesSection):
     """A database outside the release."""
 
     url: Annotated[str, Field(pattern=r"^(postgresql(\+psycopg2)?://[^:@/]+@.+)?$")]
-    cidr: str
+    cidr: Blocks
     port: Port
+    ssl_mode: Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+    ca_secret: Name
+    ca_key: Key
 
 
-class DatabaseValues(ClaimValues, PlacementValues):
+class DatabaseValues(ClaimValues, ComponentValues):
     """The database of the study."""
 
     bundled: bool
@@ -197,6 +221,7 @@ class DatabaseValues(ClaimValues, PlacementValues):
     resources: ResourcesValues
     existing_secret: Name
     secret_key: Key
+    pod_disruption_budget: dict[str, Any]
     external: ExternalDatabaseValues
 
 
@@ -213,7 +238,7 @@ class KueueValues(ValuesSection):
     queue_name: Name
 
 
-class DashboardValues(PlacementValues):
+class DashboardValues(ComponentValues, ContainerValues):
     """optuna-dashboard."""
 
     enabled: bool
@@ -224,7 +249,7 @@ class NetworkPolicyValues(ValuesSection):
     """What the pods may connect to."""
 
     enabled: bool
-    extra_egress: list[dict[str, Any]]
+    extra_egress: Objects
 
 
 class RbacValues(ValuesSection):
@@ -233,7 +258,7 @@ class RbacValues(ValuesSection):
     create: bool
 
 
-class ChartValues(ValuesSection):
+class ChartValues(PlacementValues, ContainerValues):
     """All values of the chart except `job`, which is the settings tree."""
 
     global_: Annotated[GlobalValues, Field(alias="global")]
@@ -246,6 +271,7 @@ class ChartValues(ValuesSection):
     search: SearchValues
     final: StageValues
     budget: BudgetValues
+    log_format: Literal["text", "json"]
     gpu_resource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]
     shm_size: Quantity
     tmp_size: Quantity
@@ -263,9 +289,9 @@ class ChartValues(ValuesSection):
     database_user: Positive | None = None
     common_labels: Labels
     pod_annotations: Annotations
-    env: list[VariableValues]
-    volumes: list[dict[str, Any]]
-    volume_mounts: list[dict[str, Any]]
+    volumes: Objects
+    volume_mounts: Objects
+    extra_objects: list[dict[str, Any] | str]
     fullname_override: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, Object
@@ -165,7 +166,10 @@ def quota_usage_per_pod(pod: Mapping[str, Any]) -> Amounts:
 
 
 def _total(pod: Mapping[str, Any], kind: str) -> Amounts:
-    """Return the sum over the containers, or the largest of the init containers if that is more."""
+    """Return the sum over containers and sidecars, or the largest of the init containers if that is more.
+
+    The chart puts sidecars first, so they run beside every init container.
+    """
 
     def amounts(container: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
         resources = container.get("resources", {})
@@ -173,14 +177,17 @@ def _total(pod: Mapping[str, Any], kind: str) -> Amounts:
         found |= (resources.get("requests") or {}) if kind == "requests" else {}
         return ((name, to_number(value)) for name, value in found.items())
 
-    total: Amounts = {}
-    for container in pod["containers"]:
-        for name, amount in amounts(container):
+    def add(containers: Iterable[Mapping[str, Any]]) -> Amounts:
+        total: Amounts = {}
+        for name, amount in chain.from_iterable(map(amounts, containers)):
             total[name] = total.get(name, Decimal(0)) + amount
-    for container in pod.get("initContainers", ()):
-        for name, amount in amounts(container):
-            total[name] = max(total.get(name, Decimal(0)), amount)
-    return total
+        return total
+
+    init = pod.get("initContainers") or ()
+    sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
+    sums = [add([*sidecars, container]) for container in init if container not in sidecars]
+    sums.append(add([*sidecars, *pod["containers"]]))
+    return {name: max(each.get(name, Decimal(0)) for each in sums) for each in sums for name in each}
 
 
 def _quotas(cluster: Cluster) -> list[Object] | None:

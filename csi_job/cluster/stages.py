@@ -101,7 +101,7 @@ class Stage:
             job["spec"] |= scale_patch(self.parallelism, queued=is_queued(job))
         job["spec"].pop(EXPIRY, None)  # set when its end was seen
         job["metadata"].pop("namespace", None)
-        job["metadata"]["annotations"] = own | dict(annotations)
+        job["metadata"]["annotations"] = (job["metadata"].get("annotations") or {}) | own | dict(annotations)
         job["metadata"]["ownerReferences"] = [dict(owner)]
         return job
 

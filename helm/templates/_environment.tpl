@@ -2,7 +2,7 @@
      release's, and both override the chart's variables where that is harmless; elsewhere it is an error. */}}
 {{- define "csi-job.environment" -}}
 {{- $root := index . 0 -}}
-{{- $overridable := list "CSI_JOB_STORAGE__CONNECT_S" "TORCH_HOME" "WAIT_S" -}}
+{{- $overridable := list "CSI_JOB_STORAGE__CONNECT_S" "CSI_JOB_LOG_FORMAT" "TORCH_HOME" "WAIT_S" "PGSSLMODE" "PGSSLROOTCERT" -}}
 {{- $names := list -}}
 {{- $found := dict -}}
 {{- $ours := dict -}}
@@ -11,7 +11,7 @@
 {{- $_ := set $found .name . -}}
 {{- $_ := set $ours .name true -}}
 {{- end -}}
-{{- range concat ($root.Values.env | default list) (get (index $root.Values (index . 1) | default dict) "env" | default list) -}}
+{{- range concat ($root.Values.env | default list) ((include "csi-job.section" . | fromYaml).env | default list) -}}
 {{- if and (hasKey $ours .name) (not (has .name $overridable)) -}}
 {{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
 {{- end -}}
@@ -33,9 +33,11 @@
 {{- $storage := dig "storage" dict ($root.Values.job | default dict) -}}
 {{- $outage := dig "outage_s" 900 $storage -}}
 - {name: CSI_JOB_WORK, value: /work}
+- {name: CSI_JOB_LOG_FORMAT, value: {{ $root.Values.logFormat }}}
 - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" $root | quote }}}
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
 - {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}
+{{- include "csi-job.databaseTls" $root }}
 {{- if ne $step "controller" }}
 # On the shared volume: the cache stage downloads the weights, and the other stages have no internet access.
 - {name: TORCH_HOME, value: /work/weights}

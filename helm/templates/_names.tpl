@@ -15,7 +15,8 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "csi-job.labels" -}}
 {{ include "csi-job.selector" . }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
-{{- with (index . 0).Values.commonLabels }}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- with merge dict ($own.labels | default dict) (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}

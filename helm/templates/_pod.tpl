@@ -1,33 +1,64 @@
-{{/* What every pod has in common: (list $ <the component's values>). */}}
+{{/* A component's section of the values, {} if it has none: (list $ <component>). The pods of `helm test` and of
+     `cluster fetch` are placed like the controller. */}}
+{{- define "csi-job.section" -}}
+{{- $name := has (index . 1) (list "check" "fetch") | ternary "controller" (index . 1) -}}
+{{ get (index . 0).Values $name | default dict | toYaml }}
+{{- end -}}
+
+{{/* What every pod has in common: (list $ <component>). Its own section comes before the release's values. */}}
 {{- define "csi-job.podSpec" -}}
+{{- $values := (index . 0).Values -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
-{{- with (index . 0).Values.global.imagePullSecrets }}
+{{- with $values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . | quote }}
   {{- end }}
 {{- end }}
-{{- with index . 1 | include "csi-job.placement" }}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "schedulerName" "resourceClaims" }}
+{{- with get $own $field | default (get $values $field) }}
+{{ dict $field . | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations of a component's Job and pods, if any: (list $ <component> <those of the chart>). */}}
+{{- define "csi-job.annotations" -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- with merge dict (index . 2) ($own.annotations | default dict) -}}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels and annotations of a pod: (list $ <component> <annotations of the chart>). */}}
+{{- define "csi-job.podMetadata" -}}
+labels: {{- include "csi-job.labels" . | nindent 2 }}
+{{- with include "csi-job.annotations" (list (index . 0) (index . 1) (merge dict (index . 2) (index . 0).Values.podAnnotations)) }}
 {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Labels and annotations of a pod: (list $ component). */}}
-{{- define "csi-job.podMetadata" -}}
-labels: {{- include "csi-job.labels" . | nindent 2 }}
-{{- with (index . 0).Values.podAnnotations }}
-annotations: {{- toYaml . | nindent 2 }}
-{{- end }}
+{{/* The user's containers of a pod, which start before the chart's: (list $ <component>). A sidecar runs as long as they. */}}
+{{- define "csi-job.initContainers" -}}
+{{- $values := (index . 0).Values -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- $containers := list -}}
+{{- range concat $values.sidecars ($own.sidecars | default list) -}}
+{{- $containers = append $containers (merge (dict "restartPolicy" "Always") (deepCopy .)) -}}
+{{- end -}}
+{{- range concat $containers $values.initContainers ($own.initContainers | default list) }}
+- {{ hasKey . "securityContext" | ternary . (set (deepCopy .) "securityContext" $values.securityContext) | toRawJson }}
+{{- end -}}
 {{- end -}}
 
-{{/* Where a pod may run and at what priority: (the component's values). */}}
-{{- define "csi-job.placement" -}}
-{{- $placement := dict -}}
-{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" -}}
-{{- with index $ $key -}}{{- $_ := set $placement $key . -}}{{- end -}}
+{{/* The user's ConfigMaps and Secrets whose keys become variables, if any: (list $ <component>). */}}
+{{- define "csi-job.envFrom" -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- with concat (index . 0).Values.envFrom ($own.envFrom | default list) -}}
+envFrom: {{- toYaml . | nindent 2 }}
 {{- end -}}
-{{- with $placement -}}{{ toYaml . }}{{- end -}}
 {{- end -}}
 
 {{/* Image and security of a container: (list $ image). */}}
@@ -47,8 +78,30 @@ rules:
   - {action: FailJob, onExitCodes: {operator: In, values: [2, 3]}}
 {{- end -}}
 
-{{- define "csi-job.databaseVolume" -}}
+{{- define "csi-job.databaseVolumes" -}}
 {{ include "csi-job.secretVolume" (list "database" (include "csi-job.databaseSecret" .) .Values.database.secretKey "password") }}
+{{- with .Values.database.external.caSecret }}
+{{ include "csi-job.secretVolume" (list "database-ca" . $.Values.database.external.caKey "ca.crt") }}
+{{- end }}
+{{- end -}}
+
+{{- define "csi-job.databaseMounts" -}}
+- {name: database, mountPath: /run/secrets/database, readOnly: true}
+{{- if .Values.database.external.caSecret }}
+- {name: database-ca, mountPath: /run/secrets/database-ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* libpq's variables for TLS. */}}
+{{- define "csi-job.databaseTls" -}}
+{{- with .Values.database.external }}
+{{- with .sslMode | default (empty .caSecret | ternary "" "verify-full") }}
+- {name: PGSSLMODE, value: {{ . }}}
+{{- end }}
+{{- if .caSecret }}
+- {name: PGSSLROOTCERT, value: /run/secrets/database-ca/ca.crt}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* One key of a Secret as a file: (list <volume> <secret> <key> <file>). Optional, so that csi-job reports a missing

@@ -48,7 +48,7 @@ def pods(documents: list[Document]) -> dict[str, Document]:
     """The pod specification of each component."""
     found = {}
     for document in documents:
-        component = document["metadata"]["labels"].get("app.kubernetes.io/component", "")
+        component = document["metadata"].get("labels", {}).get("app.kubernetes.io/component", "")
         if document["kind"] == "Pod":
             found[component] = document["spec"]
         elif "template" in document.get("spec", {}):

@@ -197,7 +197,12 @@ def test_names_stay_within_63_characters_and_labels_are_text(
     release: str, chosen: list[str], parallelism: int, cpu: int
 ) -> None:
     values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}
-    values |= {**DEMO, "search.parallelism": parallelism, "search.resources.requests.cpu": cpu}
+    values |= {
+        **DEMO,
+        "data.existingClaim": "",
+        "search.parallelism": parallelism,
+        "search.resources.requests.cpu": cpu,
+    }
     if values.get("database.bundled") is False:
         values |= BRANCHES["external database"]
     for document in render(values, release=release):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,6 +90,71 @@ def test_two_ports_of_the_external_database_are_rejected() -> None:
     result = helm({**EXTERNAL, "database.external.url": url, "database.external.port": 7000})
     assert result.returncode != 0
     assert "database.external.port is 7000" in result.stderr
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_every_pod_logs_in_one_format(log_format: str) -> None:
+    for component in (*STAGES, "controller", "check"):
+        given = variables({"logFormat": log_format}, component)
+        assert {each["CSI_JOB_LOG_FORMAT"] for each in given} == {log_format}
+    assert {each["CSI_JOB_LOG_FORMAT"] for each in variables({}, "search")} == {"json"}
+
+
+BOTH = ["0.0.0.0/0", "::/0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "blocks"), [(None, BOTH), ("192.0.2.1/32", ["192.0.2.1/32"]), (["2001:db8::/64"], ["2001:db8::/64"])]
+)
+def test_addresses_are_of_both_families_unless_named(given: Any, blocks: list[str]) -> None:
+    values = {"database.external.url": "postgresql+psycopg2://csi@db/csi"}
+    values |= dict.fromkeys(("controller.apiServerCidr", "database.external.cidr"), given) if given else {}
+    rules = {d["metadata"]["name"]: d["spec"].get("egress") for d in render(EXTERNAL | values) if "spec" in d}
+    for rule in (rules["r-csi-job-controller"][0], rules["r-csi-job-pods"][1]):
+        assert [to["ipBlock"]["cidr"] for to in rule["to"]] == blocks
+
+
+@pytest.mark.parametrize(("address", "family"), [("10.1.2.3", "AF_INET"), ("2001:db8::1", "AF_INET6")])
+def test_the_dashboard_listens_on_the_pods_family(tmp_path: Path, address: str, family: str) -> None:
+    (container,) = pods(render({**DEMO, "dashboard.enabled": True}))["dashboard"]["containers"]
+    script = container["args"][0]
+    start = script[script.index("case $POD_IP") :]
+    shown = "print(socketserver.TCPServer.address_family.name, sys.argv[1:])"
+    package = tmp_path / "optuna_dashboard"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_cli.py").write_text(f"import socketserver, sys\ndef main(): {shown}\n")
+    environment = {"POD_IP": address, "STORAGE": "s", "PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    result = subprocess.run(
+        ["sh", "-c", start], check=True, env=environment, capture_output=True, text=True, timeout=60
+    )
+    host = "::" if family == "AF_INET6" else "0.0.0.0"
+    assert result.stdout == f"{family} ['s', '--host', '{host}', '--port', '8080']\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"sslMode": "require"}, {"PGSSLMODE": "require"}),
+        ({"caSecret": "ca"}, {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/run/secrets/database-ca/ca.crt"}),
+    ],
+    ids=str,
+)
+def test_every_client_of_the_database_uses_tls_as_set(given: dict[str, str], expected: dict[str, str]) -> None:
+    url = "postgresql+psycopg2://csi@db/csi"
+    values = {f"database.external.{name}": value for name, value in {"url": url, "caKey": "a.pem", **given}.items()}
+    found = pods(render({**EXTERNAL, "dashboard.enabled": True, **values}))
+    for component in (*STAGES, "controller", "check", "dashboard"):
+        volumes = {volume["name"]: volume["secret"] for volume in found[component]["volumes"] if "secret" in volume}
+        assert ("database-ca" in volumes) == ("caSecret" in given)
+        for container in containers(found[component]):
+            tls = {each["name"]: each["value"] for each in container["env"] if each["name"].startswith("PGSSL")}
+            assert tls == expected
+            if "caSecret" in given:
+                assert volumes["database-ca"]["items"] == [{"key": "a.pem", "path": "ca.crt"}]
+                mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+                assert expected["PGSSLROOTCERT"] == f"{mounts['database-ca']}/ca.crt"
 
 
 @pytest.mark.parametrize("password", ["plain", r"a:b\\c"])

@@ -72,6 +72,15 @@ def test_without_egress_pods_reach_only_dns_and_database_and_the_controller_the_
     assert only["to"] == [{"ipBlock": {"cidr": "192.0.2.10/32"}}]
 
 
+def test_on_cilium_the_controller_reaches_the_api_server_by_name() -> None:
+    documents = example("cilium")
+    (policy,) = [item for item in documents if item["kind"] == "CiliumNetworkPolicy"]
+    (controller,) = [item for item in documents if item["metadata"]["name"].startswith("r-csi-job-controller-")]
+    selected = policy["spec"]["endpointSelector"]["matchLabels"].items()
+    assert selected <= controller["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
+
+
 def test_images_from_a_private_registry_are_pinned_and_pulled_with_the_secret() -> None:
     for component, pod in pods(example("private-registry")).items():
         assert pod["imagePullSecrets"] == [{"name": "registry"}], component

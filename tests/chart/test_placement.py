@@ -1,10 +1,12 @@
-"""Placement, account, volumes and annotations of every component's pods."""
+"""What users add to the pods: placement, accounts, volumes, annotations, labels and containers of their own."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.chart.chart import DEMO, containers, pods, render
+from tests.chart.chart import DEMO, containers, helm, pods, render
 
 EVERYTHING = {**DEMO, "dashboard.enabled": True}
 TOLERATION = {"key": "dedicated", "operator": "Exists"}
@@ -18,6 +20,95 @@ def test_every_pod_can_run_on_tainted_nodes(component: str, values: str) -> None
     spec = pods(render({**EVERYTHING, **given}))[component]
     assert (spec["tolerations"], spec["nodeSelector"]) == ([TOLERATION], {"pool": "cpu"})
     assert "tolerations" not in pods(render(EVERYTHING))[component]
+
+
+SPREAD = {"topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+DEVICE = [{"name": "gpu", "resourceClaimTemplateName": "a100"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "own"),
+    [
+        ("nodeSelector", {"pool": "gpu"}, {"pool": "cpu"}),
+        ("tolerations", [TOLERATION], [TOLERATION, {"operator": "Exists"}]),
+        ("affinity", {"nodeAffinity": {}}, {"podAffinity": {}}),
+        ("topologySpreadConstraints", [{"maxSkew": 1, **SPREAD}], [{"maxSkew": 2, **SPREAD}]),
+        ("priorityClassName", "low", "high"),
+        ("runtimeClassName", "nvidia", "kata"),
+        ("schedulerName", "volcano", "other"),
+        ("resourceClaims", DEVICE, [{"name": "gpu", "resourceClaimName": "mine"}]),
+    ],
+)
+def test_a_field_holds_for_every_pod_whose_section_does_not_set_it(field: str, value: Any, own: Any) -> None:
+    found = pods(render({**EVERYTHING, field: value, f"search.{field}": own}))
+    assert {name: spec[field] for name, spec in found.items()} == dict.fromkeys(PLACED, value) | {"search": own}
+
+
+def test_a_stage_may_request_devices_but_no_budget_of_gpu_hours_that_would_never_count_them() -> None:
+    device = {"search.resourceClaims": DEVICE, "search.resources.claims": [{"name": "gpu"}]}
+    values = {**DEMO, **device, "search.gpus": 0, "kueue.queueName": "gpus"}
+    (container,) = pods(render(values))["search"]["containers"]
+    assert container["resources"]["claims"] == [{"name": "gpu"}]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert "budget.gpuHours counts search.gpus" in helm({**values, "budget.gpuHours": 1}).stderr
+
+
+@pytest.mark.parametrize("component", ["controller", "cache", "search", "final", "dashboard"])
+def test_sidecars_and_init_containers_come_first_with_the_releases_security(component: str) -> None:
+    own = {"name": "own", "image": "i", "securityContext": {"readOnlyRootFilesystem": False}}
+    given: dict[str, Any] = {"sidecars": [{"name": "proxy", "image": "p"}], f"{component}.initContainers": [own]}
+    found = pods(render({**EVERYTHING, **given}))
+    proxy, second, *rest = found[component]["initContainers"]
+    assert (proxy["name"], proxy["restartPolicy"]) == ("proxy", "Always")
+    assert second["name"] == "own"
+    assert "restartPolicy" not in second
+    main = found[component]["containers"][0]["securityContext"]
+    assert proxy["securityContext"] == main
+    assert second["securityContext"] == own["securityContext"]
+    assert rest == pods(render(EVERYTHING))[component].get("initContainers", [])
+    assert "initContainers" not in found["database"]
+    others = {name for name, spec in found.items() if "proxy" in str(spec)}
+    assert others == PLACED.keys() - {"database", "fetch"}
+
+
+def test_variables_come_from_config_maps_and_secrets() -> None:
+    everyone, own = {"configMapRef": {"name": "all"}}, {"secretRef": {"name": "search"}}
+    found = pods(render({**EVERYTHING, "envFrom": [everyone], "search.envFrom": [own]}))
+    for component in PLACED.keys() - {"database", "fetch"}:
+        for container in containers(found[component]):
+            assert container["envFrom"] == ([everyone, own] if component == "search" else [everyone])
+
+
+@pytest.mark.parametrize("component", OWN)
+def test_a_section_annotates_and_labels_its_jobs_and_pods(component: str) -> None:
+    key = "kueue.x-k8s.io/elastic-job"
+    values = {f"{component}.annotations": {key: "true"}, f"{component}.labels": {"team": "a"}}
+    workloads = [item for item in render({**EVERYTHING, "commonLabels": {"team": "b"}, **values}) if "spec" in item]
+    for item in workloads:
+        metadata = [item["metadata"], *([item["spec"]["template"]["metadata"]] if "template" in item["spec"] else [])]
+        of = PLACED.get(item["metadata"]["labels"]["app.kubernetes.io/component"])
+        for each in metadata:
+            assert each["labels"]["team"] == ("a" if of == component else "b"), item
+        if of == component and item["kind"] in ("Job", "StatefulSet") and "helm.sh/hook" not in str(item):
+            assert [each["annotations"][key] for each in metadata] == ["true", "true"]
+        elif of != component:
+            assert key not in str(item)
+
+
+def test_additional_objects_are_templates() -> None:
+    name = {"name": '{{ include "csi-job.fullname" . }}-own'}
+    text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: {{ .Release.Name }}}}"
+    objects = [{"apiVersion": "v1", "kind": "Secret", "metadata": name}, text]
+    found = render({**DEMO, "extraObjects": objects})
+    assert [item["metadata"]["name"] for item in found if "labels" not in item["metadata"]] == ["r-csi-job-own", "r"]
+
+
+def test_the_databases_disruption_budget_selects_its_pod() -> None:
+    documents = render({**DEMO, "database.podDisruptionBudget": {"maxUnavailable": 0}})
+    (budget,) = [item for item in documents if item["kind"] == "PodDisruptionBudget"]
+    (database,) = [item for item in documents if item["kind"] == "StatefulSet"]
+    assert budget["spec"] == {"maxUnavailable": 0, "selector": database["spec"]["selector"]}
+    assert "PodDisruptionBudget" not in {item["kind"] for item in render(DEMO)}
 
 
 def test_the_dashboard_mounts_additional_volumes() -> None:

@@ -13,8 +13,14 @@ args:
   - --budget-hours={{ . }}
   {{- end }}
   {{- with .Values.budget.gpuHours }}
+  {{- if and $.Values.search.resourceClaims (not $.Values.search.gpus) }}
+  {{- fail "budget.gpuHours counts search.gpus, not search.resourceClaims; set budget.hours" }}
+  {{- end }}
   - --budget-gpu-hours={{ . }}
   {{- end }}
+{{- with include "csi-job.envFrom" (list . "controller") }}
+{{ . }}
+{{- end }}
 env:
   - {name: RELEASE_NAME, value: {{ .Release.Name | quote }}}
   - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -24,7 +30,7 @@ resources: {{- toYaml .Values.controller.resources | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   - {name: settings, mountPath: /etc/csi-job, readOnly: true}
-  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  {{- include "csi-job.databaseMounts" . | nindent 2 }}
   - {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
   - {name: tmp, mountPath: /tmp}
   {{- with .Values.volumeMounts }}

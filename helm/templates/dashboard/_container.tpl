@@ -9,17 +9,27 @@ args:
     until csi-job study list >/dev/null 2>&1; do sleep 5; done
     umask 077
     printf '*:*:*:*:%s\n' "$(sed 's/[\\:]/\\&/g' /run/secrets/database/password)" > "$PGPASSFILE"
-    exec optuna-dashboard "$STORAGE" --host 0.0.0.0 --port 8080
+    # Its server listens for IPv4 only, whatever --host says.
+    case $POD_IP in *:*) family=AF_INET6 host=:: ;; *) family=AF_INET host=0.0.0.0 ;; esac
+    exec python -c "import socket, socketserver, optuna_dashboard._cli as dashboard
+    socketserver.TCPServer.address_family = socket.$family
+    dashboard.main()" "$STORAGE" --host $host --port 8080
+{{- with include "csi-job.envFrom" (list . "dashboard") }}
+{{ . }}
+{{- end }}
 env:
   - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" . | quote }}}
   - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
   - {name: CSI_JOB_STORAGE__CONNECT_S, value: "5"}
   - {name: STORAGE, value: {{ include "csi-job.databaseUrl" . | quote }}}
   - {name: PGPASSFILE, value: /tmp/pgpass}
-  {{- range .Values.env }}
-  {{- if not (has .name (list "CSI_JOB_STORAGE__CONNECT_S" "STORAGE" "PGPASSFILE")) }}
-  - {{ toRawJson . }}
+  - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+  {{- $given := dict }}
+  {{- range concat (include "csi-job.databaseTls" . | fromYamlArray) .Values.env (.Values.dashboard.env | default list) }}
+  {{- $_ := set $given .name . }}
   {{- end }}
+  {{- range omit $given "CSI_JOB_STORAGE__CONNECT_S" "STORAGE" "PGPASSFILE" "POD_IP" }}
+  - {{ toRawJson . }}
   {{- end }}
 ports: [{name: http, containerPort: 8080}]
 startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 720}
@@ -27,7 +37,7 @@ readinessProbe: {httpGet: {path: /dashboard, port: http}, periodSeconds: 10, tim
 livenessProbe: {tcpSocket: {port: http}, periodSeconds: 30}
 resources: {{- toYaml .Values.dashboard.resources | nindent 2 }}
 volumeMounts:
-  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  {{- include "csi-job.databaseMounts" . | nindent 2 }}
   - {name: tmp, mountPath: /tmp}
   {{- with .Values.volumeMounts }}
   {{- toYaml . | nindent 2 }}

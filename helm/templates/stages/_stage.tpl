@@ -4,6 +4,9 @@
   {{- with (index . 0).Values.kueue.queueName }}
   kueue.x-k8s.io/queue-name: {{ . | quote }}
   {{- end }}
+{{- with include "csi-job.annotations" (list (index . 0) (index . 1) dict) }}
+{{ . }}
+{{- end }}
 {{- end -}}
 
 {{- define "csi-job.stageLimits" -}}
@@ -19,28 +22,28 @@ ttlSecondsAfterFinished: {{ . | int64 }}
 
 {{/* Changed settings change the pod, and so replace the Job. */}}
 {{- define "csi-job.stagePodMetadata" -}}
-{{- $root := index . 0 -}}
-labels: {{- include "csi-job.labels" . | nindent 2 }}
-annotations:
-  csi-job/settings: {{ include "csi-job.settings" $root | sha256sum | trunc 16 | quote }}
-  {{- with $root.Values.podAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+{{- $digest := include "csi-job.settings" (index . 0) | sha256sum | trunc 16 -}}
+{{ include "csi-job.podMetadata" (list (index . 0) (index . 1) (dict "csi-job/settings" $digest)) }}
 {{- end -}}
 
-{{/* A stage's pod without its containers. The check of `helm test` has the controller's resources and nodes. */}}
+{{/* A stage's pod without its containers; the cache's has init containers of its own. */}}
 {{- define "csi-job.stagePodSpec" -}}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
-{{ include "csi-job.podSpec" (list $root (index $root.Values (eq $stage "check" | ternary "controller" $stage))) }}
+{{ include "csi-job.podSpec" . }}
 restartPolicy: Never
+{{- if ne $stage "cache" }}
+{{- with include "csi-job.initContainers" . }}
+initContainers: {{- trim . | nindent 2 }}
+{{- end }}
+{{- end }}
 serviceAccountName: {{ include "csi-job.account" $root }}
 terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | int64 }}
 securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
 volumes:
   - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" $root | quote }}}}
   - {name: settings, configMap: {name: {{ include "csi-job.fullname" $root }}-settings}}
-  {{- include "csi-job.databaseVolume" $root | nindent 2 }}
+  {{- include "csi-job.databaseVolumes" $root | nindent 2 }}
   {{- with $root.Values.wandb.existingSecret }}
   {{- include "csi-job.secretVolume" (list "wandb" . $root.Values.wandb.secretKey "api-key") | nindent 2 }}
   {{- end }}

@@ -2,17 +2,20 @@
 {{- define "csi-job.step" -}}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
-{{- $values := index $root.Values (eq $stage "check" | ternary "controller" $stage) -}}
-{{- $resources := deepCopy $values.resources -}}
+{{- $values := include "csi-job.section" . | fromYaml -}}
+{{- $resources := $values.resources -}}
 {{- if $root.Values.kueue.queueName -}}
 {{- /* Kueue admits no pod that requests a resource its queue does not cover, and few queues cover this one. */ -}}
-{{- range $kind, $amounts := $resources -}}{{- $_ := set $resources $kind (omit $amounts "ephemeral-storage") -}}{{- end -}}
+{{- range $kind, $amounts := pick $resources "requests" "limits" -}}{{- $_ := set $resources $kind (omit $amounts "ephemeral-storage") -}}{{- end -}}
 {{- end -}}
 {{- with $values.gpus -}}
 {{- $gpus := dict $root.Values.gpuResource . -}}
 {{- $resources = mergeOverwrite $resources (dict "requests" $gpus "limits" $gpus) -}}
 {{- end -}}
 {{ include "csi-job.containerImage" (list $root $root.Values.image) }}
+{{- with include "csi-job.envFrom" . }}
+{{ . }}
+{{- end }}
 env: {{- include "csi-job.environment" . | nindent 2 }}
 resources: {{- toYaml $resources | nindent 2 }}
 # `kubectl describe` shows the last lines of the log after a failure.
@@ -20,7 +23,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   - {name: work, mountPath: /work}
   - {name: settings, mountPath: /etc/csi-job, readOnly: true}
-  - {name: database, mountPath: /run/secrets/database, readOnly: true}
+  {{- include "csi-job.databaseMounts" $root | nindent 2 }}
   {{- if $root.Values.wandb.existingSecret }}
   - {name: wandb, mountPath: /run/secrets/wandb, readOnly: true}
   {{- end }}

@@ -62,6 +62,9 @@ def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container
     assert amounts["limits.memory"] == Decimal(2**30)
     assert amounts["requests.nvidia.com/gpu"] == 2
     assert amounts["pods"] == 1
+    sidecar = {"restartPolicy": "Always", "resources": {"requests": {"cpu": 2}}}
+    beside = quota_usage_per_pod({**POD, "initContainers": [sidecar, *POD["initContainers"]]})
+    assert beside == amounts | {"cpu": 5, "requests.cpu": 5}
 
 
 @pytest.mark.parametrize(

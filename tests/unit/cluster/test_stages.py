@@ -18,6 +18,7 @@ from csi_job.cluster.stages import (
     INSTANCE,
     STAGES_VARIABLE,
     Release,
+    Stage,
     find_release,
     get_annotation,
     num_gpus,
@@ -76,6 +77,20 @@ def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
     metered_s = float(get_annotation(job, METERED_AT))
     job["metadata"]["annotations"][METERED_AT] = f"{metered_s - 1000:.0f}"
     assert run.budget.exhausted_reason(job) == "the budget of 1 GPU hours is exhausted"
+
+
+def test_a_job_keeps_the_annotations_of_the_values() -> None:
+    given = {**stage("search").manifest}
+    given["metadata"] = {**given["metadata"], "annotations": {"kueue.x-k8s.io/job-min-parallelism": "2"}}
+    job = Stage.of("search", given).job(2, {}, {"csi-job/tries": "1"})
+    assert (
+        job["metadata"]["annotations"].items()
+        >= {
+            **given["metadata"]["annotations"],
+            "csi-job/tries": "1",
+            "csi-job/round": "2",
+        }.items()
+    )
 
 
 def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
