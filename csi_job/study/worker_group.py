@@ -90,17 +90,17 @@ class WorkerGroup:
 
     def _start(self, worker: _Worker) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **worker.environment}
-        pipe = subprocess.PIPE
+        request, pipe = self._request(), subprocess.PIPE
         process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment)  # noqa: S603 - this program
         worker.process, worker.error = process, None
-        threading.Thread(target=self._read, args=(worker, process), daemon=True).start()
+        threading.Thread(target=self._read, args=(worker, process, request), daemon=True).start()
 
-    def _read(self, worker: _Worker, process: subprocess.Popen[bytes]) -> None:
-        """Queue what a worker sends, and how it ends; runs in a thread."""
+    def _read(self, worker: _Worker, process: subprocess.Popen[bytes], request: bytes) -> None:
+        """Send a worker its request, and queue what it sends and how it ends; runs in a thread."""
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(self._request())
+            process.stdin.write(request)
             process.stdin.flush()  # it stays open for as long as this process lives
         except BrokenPipeError:
             pass  # it died; its exit code says more
@@ -159,4 +159,4 @@ class WorkerGroup:
 def _describe(code: int) -> str:
     if code == -signal.SIGKILL:
         return "killed, perhaps since memory ran out"
-    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
