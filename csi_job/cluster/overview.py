@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
 from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
+from csi_job.cluster.refusals import creation_problem, with_remedy
 from csi_job.cluster.stages import (
     COMPONENT,
     CONTROLLER,
@@ -102,8 +104,19 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
     views = [_view(pod, release.gpu_resource) for pod in own]
     order = {state: place for place, state in enumerate(STATE_ORDER)}
     views.sort(key=lambda view: (order.get(view.state, len(order)), view.stage, view.name))
-    outcome = _outcome(own) if is_over else ""
-    return ReleaseView(release.name, cluster.namespace, tuple(views), used_s / S_PER_H, study, outcome, is_over)
+    note = _outcome(own) if is_over else _refusal(cluster, controllers, own)
+    return ReleaseView(release.name, cluster.namespace, tuple(views), used_s / S_PER_H, study, note, is_over)
+
+
+def _refusal(cluster: Cluster, controllers: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
+    """Return why the controller, which reports this of all other pods, has none itself; empty if it has."""
+    if not controllers or any(_component(pod) == CONTROLLER for pod in pods):
+        return ""
+    with suppress(NotAllowedError):
+        problem = creation_problem(controllers[-1], cluster.events("Job", controllers[-1]["metadata"]["name"]))
+        if problem:
+            return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}"
+    return ""
 
 
 def _stream_status(

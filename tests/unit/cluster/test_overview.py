@@ -15,7 +15,7 @@ from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
 from csi_job.terminal.status import status_json
-from tests.unit.cluster.namespace import Namespace, release_map
+from tests.unit.cluster.namespace import Namespace, event, release_map
 from tests.unit.terminal.conftest import shown
 
 OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())
@@ -88,6 +88,16 @@ def test_a_database_that_does_not_start_is_shown_with_the_reason() -> None:
     waiting = make_pod("database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none"}}, "Pending")
     (view,) = watched(Cluster([*UP, waiting], [[OPEN], [OPEN]]), once=True)
     assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", "ErrImagePull: postgres:none")
+
+
+def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason() -> None:
+    cluster = Cluster([], [])
+    cluster.create(
+        event("c", "FailedCreate", 'Error creating: pods "c-" is forbidden: no PriorityClass with name p', 9)
+    )
+    reason = "no PriorityClass with name p; create it, or change controller.priorityClassName"
+    (view,) = watched(cluster, once=True)
+    assert view.note == f"the controller's pod can't be created: {reason}"
 
 
 def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_outcome() -> None:
