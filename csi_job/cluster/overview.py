@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ STATUS_COMMAND: Final = (
     f"--config={SETTINGS_FILE}",
     "--json",
 )
+MISSING_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
 EXEC_IDLE_TIMEOUT_S: Final = 60.0
 STATE_ORDER: Final = ("Running", "Terminating", "Pending", "Failed", "Succeeded")
 
@@ -132,7 +134,9 @@ def _stream_status(
     try:
         cluster.read_from(name, command, write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
     except NotAllowedError as error:
-        return f"the trials are not shown: {error}"
+        right = MISSING_RIGHT.search(str(error))
+        missing = f"you may not {right[1]} {right[2]} in this namespace" if right else str(error)
+        return f"the trials are not shown: {missing}"
     except ClusterError as error:
         return last_line(str(error))
     return ""
