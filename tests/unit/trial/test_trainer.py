@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -142,3 +143,19 @@ def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(
     assert other.optimizer.param_groups[0]["capturable"] is False
     losses = [each.train_epoch(1, lambda _step, _num_steps: 0.01, lambda: None) for each in (trainer, other)]
     assert losses[0] == losses[1]
+
+
+def test_every_model_is_compiled_once_for_full_batches(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.extend(len(image_BCHW) for image_BCHW in inputs if image_BCHW.shape[1:] == (1, 32, 32))
+        return module.forward
+
+    compiled: list[int] = []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    for _ in range(9):  # dynamo gives up on code that it has compiled eight times
+        trainer = make_trainer(6, settings=TrialSettings(compile=True))  # batches of 4 and 2, validation of 4
+        trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
+        trainer.validate(lambda: None)
+    assert compiled == [4] * 9
