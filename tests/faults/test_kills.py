@@ -111,26 +111,6 @@ def test_a_stalled_worker_exits_and_its_trial_is_resumed(url: str, tmp_path: Pat
     Reader(url).check_exact(2, 2)
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before(url: str, tmp_path: Path) -> None:
-    _kill_after_epochs(url, tmp_path, 3)
-    newest = max((tmp_path / "checkpoints").rglob("epoch-*.pt"))
-    newest.write_bytes(newest.read_bytes()[:50])
-    log = _finish(url, tmp_path)
-    assert "computed again" in log
-    counts = computed(tmp_path)
-    assert counts["0 0"] == 1  # not from the start
-    assert max(counts.values()) == 2
-
-
-def test_without_any_checkpoint_a_trial_starts_at_epoch_0_with_a_warning(url: str, tmp_path: Path) -> None:
-    _kill_after_epochs(url, tmp_path, 3)
-    for path in (tmp_path / "checkpoints").rglob("epoch-*.pt"):
-        path.unlink()
-    log = _finish(url, tmp_path)
-    assert "epochs 1 to" in log
-    assert computed(tmp_path)["0 0"] == 2
-
-
 def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
     """Suspend a worker while it holds no lock: a suspended process would keep SQLite's only lock forever."""
 
@@ -142,22 +122,6 @@ def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
         return True
 
     wait_until(is_stopped_without_a_lock)
-
-
-def _kill_after_epochs(url: str, work: Path, num_epochs: int) -> None:
-    worker = Worker(url, work, num_trials=1, max_epochs=8, epoch_s=0.3, lease_s=600.0)
-    reader = _once_running(url)
-    wait_until(lambda: len(reader.curves().get(0, [])) >= num_epochs)
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
-
-
-def _finish(url: str, work: Path) -> str:
-    """Resume the study; on the same host, nobody waits for the ten-minute lease of a dead worker."""
-    worker = Worker(url, work, num_trials=1, max_epochs=8, lease_s=600.0)
-    assert worker.wait() == 0, worker.log()
-    Reader(url).check_exact(1, 8)
-    return worker.log()
 
 
 def _once_running(url: str) -> Reader:

@@ -92,6 +92,21 @@ def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage:
             storage.release(lease, TrialWrite(), limit_s=0)
 
 
+def test_a_release_is_repeated_although_a_signal_came(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    lease, stop, failures = leased(study), Stop(), [psycopg2.OperationalError("server closed the connection")]
+    stop.request(signal.SIGTERM)
+
+    @sa.event.listens_for(storage.engine, "before_cursor_execute")
+    def fail_once(*_: Any) -> None:
+        if failures:
+            raise failures.pop()
+
+    with storage.retry.interrupted_by(stop.check, stop.wait):
+        storage.release(lease, TrialWrite(), limit_s=10)
+    assert leased(study, max_attempts=1).attempt == 2
+
+
 def test_a_late_renewal_does_not_take_a_released_trial_back(storage: StudyStorage) -> None:
     study = define(storage, num_trials=1)
     lease = leased(study)

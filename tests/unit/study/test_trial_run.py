@@ -1,20 +1,27 @@
-"""Reasons are one line and name no file and no patient."""
+"""A trial is resumed where it was left; reasons are one line and name no file and no patient."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import CsiJobError, DataError, Problem
+from csi_job.storage.attributes import curve_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
 from csi_job.study.trial_run import RunningTrial, check_device, failure_reason
-from tests.support.studies import define, work_on, write_checkpoint
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.schedule import EpochResult
+from tests.support.studies import define, objective, value_at, work_on, write_checkpoint
+
+X: Final = 0.5
+"""The baseline's `unknown_weight`."""
+SPEED: Final = {"learning_rate": 0.1, "images_per_s": 10.0, "seconds": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -86,3 +93,45 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
     work_on(study, tmp_path, second_attempt, num_trials=1)
     assert num_epochs == [0, 1, 1, 1, 2, 3]
     assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("objective_name", ["f1", "f1-and-cost"])
+@pytest.mark.parametrize(
+    ("num_stored", "intact", "first"), [(3, (0, 1, 2), 3), (2, (0, 1, 2), 3), (3, (0,), 1), (3, (), 0)]
+)
+def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
+    objective_name: str,
+    num_stored: int,
+    intact: tuple[int, ...],
+    first: int,
+    storage: StudyStorage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    study = define(storage, num_trials=1, objective=objective_name)
+
+    def left(running: RunningTrial[Hyperparameters]) -> list[float]:
+        for epoch in range(3):
+            checkpoint = write_checkpoint(running.checkpoint_folder, epoch, X)
+            if epoch < num_stored:
+                result = EpochResult(epoch, train_loss=1.0, val_loss=2.0, val_f1=value_at(X, epoch), **SPEED)
+                running.epoch_done(result, checkpoint)
+            if epoch not in intact:
+                checkpoint.unlink()
+        raise DataError("the cache is damaged")
+
+    with pytest.raises(DataError):
+        work_on(study, tmp_path, left)
+
+    def resumed(running: RunningTrial[Hyperparameters]) -> list[float]:
+        curve = [(epoch, value_at(X, epoch)) for epoch in range(first)]
+        assert (sorted(running.curve.items()), curve_of(study.trials[0])) == (curve, curve)
+        assert running.losses == dict.fromkeys(range(min(first, num_stored)), (1.0, 2.0))
+        assert (running.resume_from and running.resume_from.name) == (f"epoch-{first - 1:04}.pt" if first else None)
+        return objective(running)
+
+    assert work_on(study, tmp_path, resumed).outcomes == {"complete": 1}
+    assert ("are computed again" in caplog.text) == (first < num_stored)
+    assert (tmp_path / "computed.log").read_text().split() == [word for n in range(first, 4) for word in ("0", str(n))]
+    assert curve_of(study.trials[0]) == [(epoch, value_at(X, epoch)) for epoch in range(4)]

@@ -111,7 +111,7 @@ def _with_twin(op: Operation, world: World) -> list[Operation]:
     """
     is_long = op.kind == "claim" and op.end_s - op.begin_s > world.lease_s
     if op.answer is not None and op.kind in WRITES and (op.answer == LOST or is_long):
-        return [op, op._replace(answer=None, end_s=float("inf"))]
+        return [op, op._replace(answer=None)]
     return [op]
 
 

@@ -31,8 +31,8 @@ def explain(
     """Search for an order that agrees with real time: what ended before another began comes first.
 
     Args:
-        history: operations of one study. One whose answer is unknown may be left out, or take effect at any time after
-            its begin.
+        history: operations of one study. One whose answer is unknown may be left out, or take effect at any time from
+            its begin to its end.
         initial: the state at the beginning.
         apply: the states that an operation with its answer may lead to, none if the answer is impossible; of an
             operation without an answer, those that it changes.
@@ -63,7 +63,7 @@ def explain(
             waiting = [ops[index] for index in ready if index < len(known)]
             best, stuck = count, _described(waiting, state, best_of=len(known), count=count)
         # The last one pushed is tried first: the known operation that ended first.
-        ready.sort(key=lambda index: ops[index].end_s, reverse=True)
+        ready.sort(key=lambda index: (ops[index].answer is None, ops[index].end_s), reverse=True)
         for index in ready:
             stack.extend((done | 1 << index, after, first) for after in apply(state, ops[index]))
     return Verdict(f"no order explains the answers; {stuck}", steps)
@@ -79,10 +79,11 @@ def _ready(ops: Sequence[Operation], num_known: int, done: int, first: int) -> l
             ready.append(index)
             limit_s = min(limit_s, ops[index].end_s)
     ready = [index for index in ready if ops[index].begin_s <= limit_s]
+    done_s = ops[first - 1].begin_s if first else 0.0
     for index in range(num_known, len(ops)):
         if ops[index].begin_s > limit_s:
             break
-        if not done >> index & 1:
+        if not done >> index & 1 and ops[index].end_s >= done_s:
             ready.append(index)
     return ready
 
