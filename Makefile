@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke image image-smoke image-size sbom schema manifests e2e bench-study bench-gpu clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke chart image image-smoke image-size sbom schema manifests e2e bench-study bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,11 @@ wheel: $(READY) ## Build the wheel into dist/
 
 wheel-smoke: wheel ## Install the wheel into a fresh environment and try it there
 	@sh tests/wheel/smoke.sh dist/csi_job-$(VERSION)-py3-none-any.whl $(BIN)/uv $(BIN)/python
+
+chart: ## Package the chart into dist/; PUSH=oci://REGISTRY/PATH also pushes it (PUSH_FLAGS: options of helm push)
+	@helm lint --quiet --strict --set demo.enabled=true helm
+	@helm package helm --destination dist --version $(VERSION) --app-version $(VERSION)
+	@test -z "$(PUSH)" || helm push dist/csi-job-$(VERSION).tgz $(PUSH) $(PUSH_FLAGS)
 
 image: ## Build the image csi-job:$(IMAGE_TAG) with Docker
 	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \

@@ -95,13 +95,20 @@ class Release:
         namespace = ("-n", self.namespace) if program in ("helm", "kubectl") else ()
         return run(program, *namespace, *arguments, env={**os.environ, "KUBECONFIG": str(self.user)}, **options)
 
-    def helm(self, action: str, *arguments: str, values: dict[str, Any] | None = None, check: bool = True) -> str:
+    def helm(
+        self,
+        action: str,
+        *arguments: str,
+        values: dict[str, Any] | None = None,
+        chart: str | Path = CHART,
+        check: bool = True,
+    ) -> str:
         """Install or upgrade the chart with the tests' values, `values` last."""
         repository, _, tag = IMAGE.rpartition(":")
         given = ["--set", f"image.repository={repository},image.tag={tag}"]
         files = ["-f", str(VALUES), *(["-f", MORE_VALUES] if MORE_VALUES else [])]
         more = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
-        result = self.run("helm", action, self.name, CHART, *files, *given, *more, *arguments, check=check)
+        result = self.run("helm", action, self.name, chart, *files, *given, *more, *arguments, check=check)
         assert "Warning" not in result.stderr + result.stdout, "Pod Security or the API server warns"
         return result.stdout + result.stderr
 

@@ -1,4 +1,4 @@
-"""Without Helm: the rendered manifests run a study."""
+"""As others get it: the rendered manifests without Helm, and the packaged chart from a registry."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import missing_service
 from tests.e2e.release import CHART, IMAGE, MORE_VALUES, VALUES, Release, run, secret
 
 pytestmark = pytest.mark.timeout(1500)
@@ -28,3 +29,17 @@ def test_plain_manifests_run_a_study(release: Release, tmp_path: Path) -> None:
 
     assert plain.trials() == {"COMPLETE": 2}
     assert plain.outcome().startswith("study demo: 2 of 2 trials finished")
+
+
+def test_the_packaged_chart_runs_a_study_from_an_oci_registry(release: Release) -> None:
+    registry = os.environ.get("E2E_REGISTRY", "")
+    if not registry:
+        missing_service("E2E_REGISTRY names no OCI registry: crane registry serve --address localhost:5000")
+    where = f"oci://{registry}/{release.namespace}"
+    run("make", "-C", CHART.parent, "chart", f"PUSH={where}", "PUSH_FLAGS=--plain-http")
+
+    values = {"search.parallelism": 1, "job.study.num_trials": 2}
+    release.helm("install", "--plain-http", values=values, chart=f"{where}/csi-job")
+    release.wait_for_end(500)
+
+    assert release.trials() == {"COMPLETE": 2}

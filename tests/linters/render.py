@@ -22,7 +22,7 @@ BY_DIGEST = (
     f"--set=image.digest={DIGEST}",
     f"--set=database.image.digest={DIGEST}",
 )
-NOT_LINTED = ("kueue", "openshift")  # the cluster itself sets what the linters look for: docs/kubernetes.md, Linters
+NOT_LINTED = ("kueue", "openshift")  # the cluster itself sets what the linters look for: CONTRIBUTING.md, Changes
 SECRET = "--set=database.existingSecret=database"
 DATA = "--set=data.existingClaim=radiographs"
 SETS: dict[str, tuple[str, ...]] = {
