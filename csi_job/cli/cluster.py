@@ -41,6 +41,7 @@ def cluster() -> None:
 @click.option("--missing-seconds", "missing_s", default=120.0, help="Seconds to wait for missing volumes and images.")
 @click.option("--max-rounds", default=10, help="How often to recreate the search Job.")
 @click.option("--budget-hours", type=float, help="Hours after which to end the search.")
+@click.option("--metrics-port", type=int, help="Port on which to serve metrics for Prometheus.  [default: none]")
 @click.option("--budget-gpu-hours", type=float, help="GPU hours after which to end the search.")
 def run(
     loaded: LoadedSettings,

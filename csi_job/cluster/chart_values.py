@@ -238,6 +238,31 @@ class KueueValues(ValuesSection):
     queue_name: Name
 
 
+class PodMonitorValues(ValuesSection):
+    """A PodMonitor of the Prometheus Operator."""
+
+    enabled: bool
+    labels: Labels
+    interval: Annotated[str, Field(pattern=r"^[0-9]+(ms|s|m|h)$")]
+
+
+class GrafanaValues(ValuesSection):
+    """A ConfigMap with a dashboard for Grafana."""
+
+    enabled: bool
+    labels: Labels
+
+
+class MetricsValues(ValuesSection):
+    """The controller's metrics for Prometheus."""
+
+    enabled: bool
+    port: Port
+    from_namespaces: Labels
+    pod_monitor: PodMonitorValues
+    dashboard: GrafanaValues
+
+
 class DashboardValues(ComponentValues, ContainerValues):
     """optuna-dashboard."""
 
@@ -281,6 +306,7 @@ class ChartValues(PlacementValues, ContainerValues):
     wandb: WandbValues
     kueue: KueueValues
     dashboard: DashboardValues
+    metrics: MetricsValues
     network_policy: NetworkPolicyValues
     rbac: RbacValues
     service_account: ServiceAccountValues

@@ -50,6 +50,8 @@ class ControllerOptions:
     """How often the search Job may be recreated."""
     budget: Budget = field(default_factory=Budget)
     """Limits of the search."""
+    metrics_port: int | None = None
+    """Port on which to serve metrics for Prometheus; None: none."""
 
 
 def run_controller(cluster: Cluster, options: ControllerOptions, settings: Settings) -> str:
@@ -70,12 +72,13 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     make_sampler(settings.study, settings.space)
     record = partial(_record, cluster, options)
     watch, own = StudyWatch(settings, record), OwnBackOff(cluster)
+    refresh_metrics = _serve_metrics(options, watch)
     steps: list[Step] = [
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
     try:
-        if not all(_complete(cluster, options, step, own) for step in steps):
+        if not all(_complete(cluster, options, step, own, refresh_metrics) for step in steps):
             return "another controller has taken over, or the release was uninstalled"
     except StopRequestedError:
         _end_with_namespace(cluster, options)
@@ -99,7 +102,23 @@ def _record(
             record_event(cluster, release, reason, message, is_warning=is_warning)
 
 
-def _complete(cluster: Cluster, options: ControllerOptions, step: Step, own: OwnBackOff) -> bool:
+def _serve_metrics(options: ControllerOptions, watch: StudyWatch) -> Callable[[Cluster, Release], None]:
+    """Return what refreshes the metrics, if they are wanted; their library is imported only then."""
+    if options.metrics_port is None:
+        return lambda *_: None
+    from csi_job.cluster.metrics import Metrics
+
+    metrics = Metrics(options.metrics_port)
+    return lambda cluster, release: metrics.refresh(cluster, release, watch)
+
+
+def _complete(
+    cluster: Cluster,
+    options: ControllerOptions,
+    step: Step,
+    own: OwnBackOff,
+    refresh_metrics: Callable[[Cluster, Release], None],
+) -> bool:
     """Repeat a step until it is complete; return False if this controller is no longer in charge."""
     warnings, refused_at = RepeatedWarnings(logger), None
     while True:
@@ -108,6 +127,7 @@ def _complete(cluster: Cluster, options: ControllerOptions, step: Step, own: Own
             if release is None or release.digest != options.digest:
                 return False
             own.reset_when_steady()
+            refresh_metrics(cluster, release)
             if step(release):
                 return True
             refused_at = None

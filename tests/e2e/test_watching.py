@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from tests.e2e.release import Release, wait_until
 
-WATCHED = {"search.parallelism": 2, "dashboard.enabled": True}
+WATCHED = {
+    "search.parallelism": 2,
+    "dashboard.enabled": True,
+    "metrics.enabled": True,
+    "metrics.dashboard.enabled": True,
+}
+SCRAPE = "import urllib.request as r; print(r.urlopen('http://localhost:9090/metrics').read().decode())"
 ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
 pytestmark = pytest.mark.timeout(900)
 
@@ -55,6 +62,7 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     hosts = {pod["host"] for pod in now["pods"] if pod["stage"] == "search"}
     assert {trial["host"] for trial in now["study"]["running"] if trial["host"]} <= hosts
     _the_controllers_pod_shows_the_same(release)
+    _the_metrics_are_those_of_the_dashboard(release)
     _copies_are_made_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
@@ -63,6 +71,9 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     assert numbers == sorted(numbers)
     assert snapshots[-1]["is_over"]
     assert "trials finished" in snapshots[-1]["note"]
+    events = release.kubectl("events", "--for", f"configmap/{release.name}-csi-job-stages", "-o", "json")
+    reasons = [(event["reason"], event["message"].partition(":")[0]) for event in json.loads(events)["items"]]
+    assert {("Started", "cache"), ("Done", "search"), ("Done", "final"), ("Finished", "study demo")} <= set(reasons)
     dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
     test = release.run("helm", "test", release.name, "--timeout", "4m", check=False)
@@ -78,6 +89,21 @@ def _the_controllers_pod_shows_the_same(release: Release) -> None:
     now = json.loads(_in_the_controllers_pod(release, "status", "--json"))
     assert now["study"]["target"] == 500
     assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache", "search"}
+
+
+def _the_metrics_are_those_of_the_dashboard(release: Release) -> None:
+    controller = release.items("jobs", "controller")[-1]["metadata"]["name"]
+    scraped = release.kubectl("exec", f"job/{controller}", "--", "python", "-c", SCRAPE)
+    assert "csi_job_trials_target 500.0" in scraped
+    assert 'csi_job_pods{component="search",phase="Running"}' in scraped
+    (grafana,) = release.items("configmap", "grafana")
+    shown = set(re.findall(r"csi_job_\w+", " ".join(_expressions(json.loads(grafana["data"]["csi-job.json"])))))
+    served = {line.split(maxsplit=1)[0].partition("{")[0] for line in scraped.splitlines() if not line.startswith("#")}
+    assert shown <= served
+
+
+def _expressions(dashboard: dict[str, Any]) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 def _copies_are_made_while_it_runs(release: Release) -> None:

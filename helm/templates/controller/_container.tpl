@@ -18,6 +18,12 @@ args:
   {{- end }}
   - --budget-gpu-hours={{ . }}
   {{- end }}
+  {{- if .Values.metrics.enabled }}
+  - --metrics-port={{ .Values.metrics.port | int64 }}
+  {{- end }}
+{{- if .Values.metrics.enabled }}
+ports: [{name: metrics, containerPort: {{ .Values.metrics.port | int64 }}}]
+{{- end }}
 {{- with include "csi-job.envFrom" (list . "controller") }}
 {{ . }}
 {{- end }}

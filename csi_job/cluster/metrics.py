@@ -1,0 +1,65 @@
+"""The controller's metrics for Prometheus, behind a switch of the chart."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from typing import Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from csi_job.cluster.api import Cluster
+from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
+from csi_job.cluster.stages import COMPONENT, INSTANCE, Release, get_annotation
+from csi_job.cluster.study_watch import StudyWatch
+from csi_job.study.status import StudyStatus
+
+REFRESH_S: Final = 10.0
+PREFIX: Final = "csi_job"
+
+
+class Metrics:
+    """Gauges of the study and the release, refreshed by the controller's loop and served by a thread."""
+
+    def __init__(self, port: int) -> None:
+        """Serve them on this port of every address; 0 chooses a free one."""
+        registry = CollectorRegistry()
+        self._trials = Gauge(f"{PREFIX}_trials", "Trials of the study by state.", ["state"], registry=registry)
+        self._target = Gauge(f"{PREFIX}_trials_target", "Total number of trials to finish.", registry=registry)
+        self._best = Gauge(f"{PREFIX}_best_value", "Best validation F1 so far.", registry=registry)
+        labels = ["component", "phase"]
+        self._pods = Gauge(f"{PREFIX}_pods", "Pods of the release by component and phase.", labels, registry=registry)
+        self._gpu_hours = Gauge(f"{PREFIX}_gpu_hours", "GPU hours used by the search.", registry=registry)
+        outages = "Times the study became unavailable."
+        self._outages = prometheus_client.Counter(f"{PREFIX}_database_outages", outages, registry=registry)
+        self._best.set(float("nan"))
+        self._num_outages, self._due_s = 0, 0.0
+        address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - for whoever scrapes the pod
+        server, _ = start_http_server(port, address, registry)
+        self.port = server.server_port
+
+    def refresh(self, cluster: Cluster, release: Release, watch: StudyWatch) -> None:
+        """Bring the metrics up to date, if that is due."""
+        if time.monotonic() < self._due_s:
+            return
+        self._due_s = time.monotonic() + REFRESH_S
+        self._outages.inc(watch.num_outages - self._num_outages)
+        self._num_outages = watch.num_outages
+        if watch.last is not None:
+            self._show_study(watch.last)
+        pods = cluster.find("Pod", {INSTANCE: release.name})
+        phases = Counter((pod["metadata"]["labels"].get(COMPONENT, ""), pod["status"]["phase"]) for pod in pods)
+        self._pods.clear()
+        for (component, phase), number in phases.items():
+            self._pods.labels(component, phase).set(number)
+        if jobs := cluster.jobs(release.search.labels):
+            self._gpu_hours.set(float(get_annotation(jobs[-1], GPU_SECONDS, "0")) / S_PER_H)
+
+    def _show_study(self, status: StudyStatus) -> None:
+        self._target.set(status.target)
+        for state in ("complete", "pruned", "infeasible", "failed", "waiting", "running"):
+            self._trials.labels(state).set(getattr(status, f"num_{state}"))
+        if status.best is not None:
+            self._best.set(status.best.f1)
