@@ -29,9 +29,10 @@ from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.studies import open_study
 from csi_job.study.target import set_target
-from csi_job.study_settings import check_settings, check_training, definition_of
+from csi_job.study.worker import WorkerOptions
+from csi_job.study_settings import baseline_of, check_settings, check_training, definition_of
+from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
-from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
@@ -152,9 +153,11 @@ def run_hyperopt(
     lenient: bool = True,
     more_trials: int | None = None,
     own_process: bool = True,
+    confirm: bool = False,
 ) -> optuna.Study:
     """Search until the study has its total of trials, building the cache first if needed.
 
+    With `confirm`, the workers then also do the trainings of `run_train_optimized`.
     `record` is what the study records if it exists already. `num_trials_given` makes `study.num_trials` the total of an
     existing study, `more_trials` adds to it; see `set_target`, also for `lenient`. With `own_process`, this process is
     ended if training hangs: not in a notebook. With several workers, each has its own process anyway.
@@ -164,7 +167,7 @@ def run_hyperopt(
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
-    search(study, cache, settings, environments, own_process=own_process)
+    search(study, cache, settings, environments, own_process=own_process, confirm=confirm)
     write_results(study, settings.folder)
     return study
 
@@ -197,29 +200,25 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         study = _study_named(file.study, settings, "its other trials are no candidates")
     if record is not None:
         check_training(settings, record)
-    final = run_final_training(
-        FinalTrainingRequest(
+    with live_study(file.study, target=1, num_finished=0, max_epochs=file.max_epochs) as live:
+        request = FinalTrainingRequest(
             work=settings.folder,
             cache=ensure_cache(settings, file.cache),
             file=file,
             study=study,
-            baseline=_baseline(settings, record),
+            baseline=baseline_of(settings, record),
             settings=settings.final_model,
             trial=settings.trial,
             evaluation=settings.evaluation,
             record=record,
+            worker=settings.study.model_copy(update={"timeout_s": None}),
+            options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[live.worker()]),
+            on_progress=lambda now: live.trials_finished(now.num_finished, now.num_finished + now.num_open),
         )
-    )
+        final = run_final_training(request)
     if study is not None:
         write_report(view_study(study), settings.work)
     return final
-
-
-def _baseline(settings: Settings, record: StudyRecord | None) -> Hyperparameters:
-    """Return trial 0's hyperparameters, where a study has one."""
-    if record is not None and record.baseline:
-        return Hyperparameters.from_params(record.baseline)
-    return settings.baseline.hyperparameters()
 
 
 def run_evaluate(

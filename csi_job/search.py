@@ -11,28 +11,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.dataset import Cache
 from csi_job.config import Settings
 from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableError
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.train import FinalTrainingRequest
 from csi_job.html.format import plural
 from csi_job.logs import get_logger
+from csi_job.report.figures.plots import write_best_params
 from csi_job.report.files import write_results
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import UID
+from csi_job.storage.attributes import ENDED, UID
 from csi_job.storage.database import study_deleted
 from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.definition import join_study
 from csi_job.study.devices import Environment
 from csi_job.study.objective import training_objective
+from csi_job.study.record import read_record
 from csi_job.study.relay import ERROR, FINISHED, Relay, stop_with_parent
 from csi_job.study.status import study_status
 from csi_job.study.trial_run import failure_reason
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.study.worker_group import WorkerGroup
+from csi_job.study_settings import baseline_of
 from csi_job.terminal.live import LiveStudy, live_study
 from csi_job.tracking.wandb import Tracker, WandbTracker
 
@@ -50,6 +55,7 @@ def search(
     environments: Sequence[Environment],
     *,
     own_process: bool = True,
+    confirm: bool = False,
 ) -> None:
     """Run trials until the study needs no more from these workers.
 
@@ -59,6 +65,7 @@ def search(
         settings: the settings.
         environments: of each worker, see `worker_environments`; with one, it is this process.
         own_process: whether this process may be ended if its training hangs.
+        confirm: whether they then do the trainings that choose the winner.
 
     """
     state = study_status(study)
@@ -66,9 +73,56 @@ def search(
         study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs
     ) as live:
         if len(environments) == 1:
-            run_trials(study, cache, settings, live.worker(), live.trials_finished, own_process=own_process)
+            worker = live.worker()
+            _run(study, cache, settings, worker, live.trials_finished, own_process=own_process, confirm=confirm)
         else:
-            _run_workers(study, cache, settings, environments, live)
+            _run_workers(study, cache, settings, environments, live, confirm=confirm)
+
+
+def _run(
+    study: optuna.Study,
+    cache: Cache,
+    settings: Settings,
+    tracker: Tracker,
+    on_finished: Callable[..., None],
+    *,
+    own_process: bool = True,
+    confirm: bool,
+) -> None:
+    """Be a worker in this process."""
+    start_s, limit_s = time.monotonic(), settings.study.timeout_s
+    has_ended = confirm and bool(study.user_attrs.get(ENDED))
+    if not has_ended:
+        run_trials(study, cache, settings, tracker, on_finished, own_process=own_process, waits=confirm)
+    status, left_s = study_status(study), limit_s and limit_s - (time.monotonic() - start_s)
+    if confirm and (status.is_finished or has_ended) and status.num_complete and (left_s is None or left_s > 0):
+        request = replace(
+            _final_training(study, cache, settings),
+            worker=settings.study.model_copy(update={"timeout_s": left_s}),
+            options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[tracker], own_process=own_process),
+            on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
+        )
+        request.share_trainings(waits=False)
+
+
+def _final_training(study: optuna.Study, cache: Cache, settings: Settings) -> FinalTrainingRequest:
+    """Return what `train-optimized` would train now."""
+    name = study.study_name
+    best = write_best_params(view_study(study), settings.folder.best_params(name))
+    if best is None:
+        raise study_deleted()
+    record = read_record(settings.storage, settings.work, name)
+    return FinalTrainingRequest(
+        work=settings.folder,
+        cache=cache,
+        file=read_hyperparams(best, default_study=name, default_max_epochs=settings.study.max_epochs),
+        study=study,
+        baseline=baseline_of(settings, record),
+        settings=settings.final_model,
+        trial=settings.trial,
+        evaluation=settings.evaluation,
+        record=record,
+    )
 
 
 def run_trials(
@@ -79,8 +133,9 @@ def run_trials(
     on_num_finished: Callable[[int], None],
     *,
     own_process: bool = True,
+    waits: bool = False,
 ) -> None:
-    """Run trials in this process, and refresh the report now and then."""
+    """Run trials in this process, and refresh the report now and then; `waits` for those of other workers."""
     wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
 
     def on_trial_finished(summary: WorkerSummary) -> None:
@@ -100,6 +155,7 @@ def run_trials(
                 trackers=[tracker, wandb] if wandb else [tracker],
                 on_trial_finished=on_trial_finished,
                 own_process=own_process,
+                waits=waits,
             ),
         )
         if wandb is not None and study_status(study).is_finished:
@@ -115,10 +171,17 @@ class _Request:
     uid: str | None
     """The study's, in case another one gets its name."""
     log_level: int
+    confirm: bool
 
 
 def _run_workers(
-    study: optuna.Study, cache: Cache, settings: Settings, environments: Sequence[Environment], live: LiveStudy
+    study: optuna.Study,
+    cache: Cache,
+    settings: Settings,
+    environments: Sequence[Environment],
+    live: LiveStudy,
+    *,
+    confirm: bool,
 ) -> None:
     start_s = time.monotonic()
     trackers = {number: live.worker(number) for number in range(1, len(environments) + 1)}
@@ -133,7 +196,7 @@ def _run_workers(
         }
         own = settings.model_copy(update=sections)
         level = logging.getLogger("csi_job").level
-        return pickle.dumps(_Request(own, cache.folder, study.user_attrs.get(UID), level))
+        return pickle.dumps(_Request(own, cache.folder, study.user_attrs.get(UID), level, confirm))
 
     def on_event(number: int, kind: str, values: Sequence[Any]) -> None:
         if kind == FINISHED:
@@ -183,7 +246,8 @@ def _run_request(request: _Request, relay: Relay) -> None:
         raise study_deleted() from None
     if study.user_attrs.get(UID) != request.uid:
         raise study_deleted()
-    run_trials(study, Cache.open(request.cache), settings, relay, functools.partial(relay.send, FINISHED))
+    on_finished = functools.partial(relay.send, FINISHED)
+    _run(study, Cache.open(request.cache), settings, relay, on_finished, confirm=request.confirm)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from csi_job.study.definition import Definition, check_same, without_data
 from csi_job.study.record import StudyRecord
+from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from csi_job.config import Settings
@@ -34,6 +35,13 @@ def definition_of(settings: Settings, cache_key: str, name: str | None = None) -
         results=results_only(settings),
         tree=stored_tree(settings),
     )
+
+
+def baseline_of(settings: Settings, record: StudyRecord | None) -> Hyperparameters:
+    """Return trial 0's hyperparameters, where a study has one."""
+    if record is not None and record.baseline:
+        return Hyperparameters.from_params(record.baseline)
+    return settings.baseline.hyperparameters()
 
 
 def check_settings(settings: Settings, record: StudyRecord) -> None:

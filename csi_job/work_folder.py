@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from csi_job.errors import ConfigurationError, ModelFileError
+
+CONFIRMATION: Final = "/confirmation"
+"""What the study that confirms another adds to its name; no study of a user has a slash there."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class WorkFolder:
     problems.csv                               rows and images that cannot be used, by name
     cache/<key>/                               finished caches; identity.key beside them makes pseudonyms
     checkpoints/<study>/trial-<number>/        checkpoints of running trials: attempt-<number>-<uid of the study>/
+    checkpoints/<study>/confirmation/          the same of the trainings that confirm its winner
     wandb/                                     runs of Weights & Biases
     models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed
@@ -91,8 +96,10 @@ class WorkFolder:
         return self.caches / "identity.key"
 
     def checkpoints(self, study: str) -> Path:
-        """Return the folder of a study's checkpoints."""
-        return self.root / "checkpoints" / _name(study)
+        """Return the folder of a study's checkpoints; those of its confirmation lie in it."""
+        confirmed = study.removesuffix(CONFIRMATION)
+        folder = self.root / "checkpoints" / _name(confirmed)
+        return folder if confirmed == study else folder / "confirmation"
 
     def trial_checkpoints(self, study: str, number: int) -> Path:
         """Return the folder of all attempts of a trial."""

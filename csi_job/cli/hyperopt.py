@@ -23,6 +23,8 @@ STUDY = (
     "tracking.wandb_project",
     "trial.device",
     "trial.pretrained",
+    "final_model.num_candidates",
+    "final_model.num_seeds",
 )
 
 
@@ -30,7 +32,9 @@ STUDY = (
 @with_settings(*DATA, *STUDY, study=the_study)
 @click.option("--more-trials", type=click.IntRange(min=1), metavar="K",
     help="Add K trials to the total; while they are not finished, the same option again adds none.")  # fmt: skip
-def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
+@click.option("--confirm", is_flag=True,
+    help="When the trials are done, also do the trainings of train-optimized, shared by all workers.")  # fmt: skip
+def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool) -> None:
     """Search for the best hyperparameters, building the cache first if needed.
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
@@ -52,6 +56,7 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None) -> None:
         # A configuration file or the environment says the same at every start, also after others have added trials.
         lenient=not loaded.is_flag("study.num_trials"),
         more_trials=more_trials,
+        confirm=confirm,
     )
     status = study_status(study)
     Console().print(render_status(status))

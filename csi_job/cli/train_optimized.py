@@ -26,7 +26,8 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
 
     The top trial of a search is partly lucky. The best --candidates trials are therefore retrained with
     --seeds seeds each, and the one with the best mean wins. The baseline is trained the same way for a
-    fair comparison. Finished trainings are kept: run the same command again to resume.
+    fair comparison. Finished trainings are kept: run the same command again to resume. Run it several
+    times at once, e.g. with one GPU each, and the processes share the trainings.
     """
     from rich.console import Console
 

@@ -36,6 +36,7 @@ from csi_job.study.status import StudyStatus
 RESTORE_AFTER_S: Final = 60.0  # doubled with each round
 NUM_FINISHED: Final = "csi-job/num-finished"  # annotation of the Job: finished trials when it was created
 DEADLINE: Final = "DeadlineExceeded"  # the Job's reason after `search.deadlineSeconds`
+CONFIRMING: Final = "budget, confirming"  # value of `ENDED_BY` once the Job was resumed for the confirmation
 HINT: Final = "raise the budget, search.deadlineSeconds or job.study.num_trials, or lower job.study.max_epochs"
 
 
@@ -65,6 +66,8 @@ class SearchRun(StageRun):
         if reason:
             return self._end(job, reason)
         if get_annotation(job, ENDED_BY):
+            if not self.watch.end_search(ended=False):
+                return False
             self._delete_later_stages()
             self._scale(job, int(job["spec"]["completions"]), {ENDED_BY: ""})
             self.log_once("search: resumed, the budget was raised", "Resumed")
@@ -74,8 +77,8 @@ class SearchRun(StageRun):
         status = self.watch.status()
         if status is not None:
             self.log_once(f"search: {summarize(status)}")
-            self.back_off.reset_after_progress(self._pods(job), status.running)
-            if not status.is_finished:
+            self.back_off.reset_after_progress(self._pods(job), status.claimed)
+            if not (status.is_finished and status.is_confirmed):
                 self._restore_failed_index(job)
         return super().on_active(job)
 
@@ -89,18 +92,17 @@ class SearchRun(StageRun):
             return False
         self.log_once(f"search: {summarize(status)}")
         deadline = f"the deadline of {job['spec'].get('activeDeadlineSeconds', '?')} s has passed"
-        reason = (
-            ("the study is finished" if status.is_finished else "")
-            or self.budget.exhausted_reason(job)
-            or (deadline if result.reason == DEADLINE else "")
-        )
+        over = ("the study is finished" if status.is_finished else "") or self.budget.exhausted_reason(job)
+        reason = (over if status.is_confirmed else "") or (deadline if result.reason == DEADLINE else "")
+        if over or reason:
+            _require_complete_trial(status, over or reason)
         if reason:
-            _require_complete_trial(status, reason)
             self.log_once(f"search: done, {reason}", "Done")
             return True
         if status.num_finished > int(get_annotation(job, NUM_FINISHED, str(status.num_finished))):
             job["metadata"]["annotations"][TRIES] = "0"  # a search that makes progress may be recreated forever
-        left = f"its pods have ended and {status.target - status.num_finished} trials are left"
+        what = "its confirmation is" if over else f"{status.target - status.num_finished} trials are"
+        left = f"its pods have ended and {what} left"
         self.recreate(job, f"{left} ({self.failure_reason(job, result)})" if result.failed else left, self.max_rounds)
         return False
 
@@ -152,9 +154,14 @@ class SearchRun(StageRun):
         return annotations
 
     def _end(self, job: Mapping[str, Any], reason: str) -> bool:
-        """Suspend the Job because the budget is exhausted; return whether its pods are gone."""
-        line = f"search: {reason}; its pods hand over their trials, then the final model is trained"
+        """Let the pods do no more than the confirmation, since the budget is exhausted; return whether that is done.
+
+        They are sent away first, so that they hand over their trials.
+        """
+        line = f"search: {reason}; its pods hand over their trials, then its winner is confirmed"
         self.log_once(line, "BudgetExhausted")
+        if get_annotation(job, ENDED_BY) == CONFIRMING:
+            return super().on_active(job)
         if not is_paused(job):
             self._scale(job, 0, {ENDED_BY: "budget"})
             return False
@@ -162,7 +169,9 @@ class SearchRun(StageRun):
         if status is None:
             return False
         _require_complete_trial(status, reason)
-        return True
+        if not status.is_confirmed and self.watch.end_search(ended=True):
+            self._scale(job, int(job["spec"]["completions"]), {ENDED_BY: CONFIRMING})
+        return status.is_confirmed
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
         self._delete_later_stages()

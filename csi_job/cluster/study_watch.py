@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from csi_job.cluster.budget import Usage
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
-from csi_job.storage.attributes import USED
+from csi_job.storage.attributes import ENDED, USED
 
 if TYPE_CHECKING:
     import optuna
@@ -43,6 +43,15 @@ class StudyWatch:
     def add_usage(self, usage: Usage) -> Usage | None:
         """Add to what the search has used and return the total, None while the study is unavailable."""
         return self._query(lambda study: add_usage(study, usage))
+
+    def end_search(self, *, ended: bool) -> bool:
+        """Let workers start trials no more, or again; return False while the study is unavailable."""
+
+        def end(study: optuna.Study) -> bool:
+            study.set_user_attr(ENDED, ended)
+            return True
+
+        return bool(self._query(end))
 
     def _query(self, query: Callable[[optuna.Study], Result]) -> Result | None:
         from sqlalchemy.exc import SQLAlchemyError
@@ -104,4 +113,8 @@ def summarize(status: StudyStatus) -> str:
     }
     counts = ", ".join(f"{number} {name}" for name, number in outcomes.items() if number)
     best = f"; best val_f1 {status.best.f1:.4f} (trial {status.best.number})" if status.best else ""
-    return f"{status.num_finished} of {status.target} trials finished{f' ({counts})' if counts else ''}{best}"
+    found = status.confirmation
+    total = found.num_finished + found.num_left if found else 0
+    confirmed = f"; confirmation {found.num_finished} of {total}" if found else ""
+    trials = f"{status.num_finished} of {status.target} trials finished{f' ({counts})' if counts else ''}"
+    return f"{trials}{best}{confirmed}"

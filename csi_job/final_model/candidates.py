@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from csi_job.trial.hyperparameters import Hyperparameters
 FORMAT = 1
 RULE_ONE = "one candidate: the hyperparameters as given, not compared with others over seeds"
 RULE_MEAN = "best mean validation F1 over the seeds"
+DROPPED = "dropped after {done} of {all} seeds: even an F1 of 1 with each of the others would not make it the winner"
 RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one standard deviation of the best mean"
 
 logger = get_logger(__name__)
@@ -44,21 +45,26 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """A candidate trained over the seeds; `reason` says why it could not be trained if there are no results."""
+    """A candidate trained over the seeds; `reason` says why not over all of them, and then it has no mean."""
 
     candidate: Candidate
     seeds: tuple[SeedResult, ...]
     reason: str = ""
 
     @property
+    def values(self) -> list[float]:
+        """Return the validation F1 of each seed."""
+        return [result.val_f1 for result in self.seeds]
+
+    @property
     def mean(self) -> float | None:
         """Return the mean validation F1 over the seeds."""
-        return statistics.fmean(result.val_f1 for result in self.seeds) if self.seeds else None
+        return statistics.fmean(self.values) if self.seeds and not self.reason else None
 
     @property
     def std(self) -> float | None:
         """Return the standard deviation over the seeds, None with fewer than two."""
-        return statistics.stdev(result.val_f1 for result in self.seeds) if len(self.seeds) > 1 else None
+        return statistics.stdev(self.values) if len(self.seeds) > 1 and not self.reason else None
 
     @property
     def gflops(self) -> float | None:
@@ -124,21 +130,49 @@ def confirm_candidates(
 ) -> Winner:
     """Train every candidate with every seed and choose the winner; finished trainings are not repeated.
 
-    With `prefer_cheap` (a study of two objectives), the cheapest candidate about as good as the best wins. `advance` is
-    called with numbers of epochs.
+    A candidate that can no longer win is dropped (`cannot_win`). With `prefer_cheap` (a study of two objectives), the
+    cheapest candidate about as good as the best wins. `advance` is called with numbers of epochs.
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
         CsiJobError: as in `SeedTrainer.run`.
 
     """
-    results = tuple(_train_candidate(candidate, seeds, trainer, advance) for candidate in candidates)
-    trained = [result for result in results if result.seeds]
+    results = [_stored(candidate, seeds, trainer) for candidate in candidates]
+    for index, result in enumerate(results):
+        leader = None if prefer_cheap else best_mean(results, len(seeds))
+        results[index] = _train_candidate(result, seeds, trainer, leader, advance)
+    trained = [result for result in results if result.mean is not None]
     if not trained:
         what = f"none of the {len(results)} candidates can be trained here: {results[0].reason}"
         raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
     rule = RULE_ONE if len(results) == 1 else RULE_COST if prefer_cheap else RULE_MEAN
-    return Winner(_choose(trained, prefer_cheap=prefer_cheap), results, rule)
+    return Winner(choose_winner(trained, prefer_cheap=prefer_cheap), tuple(results), rule)
+
+
+def best_mean(results: Sequence[CandidateResult], num_seeds: int) -> float | None:
+    """Return the best mean of the candidates that are trained over all seeds, None if none is."""
+    return max((result.mean or 0.0 for result in results if len(result.seeds) == num_seeds), default=None)
+
+
+def cannot_win(result: CandidateResult, num_seeds: int, leader: float | None) -> bool:
+    """Return whether a candidate's mean will stay below `leader`, the best mean so far, whatever its other seeds give.
+
+    An F1 is at most 1, so no winner is ever dropped. Where cost counts there is no such bound, since the standard
+    deviation of a later leader may let any candidate win.
+    """
+    num_left = num_seeds - len(result.seeds)
+    return leader is not None and num_left > 0 and statistics.fmean([*result.values, *[1.0] * num_left]) < leader
+
+
+def choose_winner(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:
+    """Return the best mean; with `prefer_cheap`, the cheapest within one standard deviation of it."""
+    leader = max(trained, key=lambda result: result.mean or 0.0)
+    if not prefer_cheap:
+        return leader
+    within = (leader.mean or 0.0) - (leader.std or 0.0)
+    as_good = [result for result in trained if (result.mean or 0.0) >= within]
+    return min(as_good, key=lambda result: (result.gflops or 0.0, -(result.mean or 0.0)))
 
 
 def write_optimized_params(
@@ -186,25 +220,33 @@ def _best_trials(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))
 
 
+def _stored(candidate: Candidate, seeds: Sequence[int], trainer: SeedTrainer) -> CandidateResult:
+    """Return what is trained of a candidate already."""
+    found = (trainer.finished(candidate.recipe, seed) for seed in seeds)
+    return CandidateResult(candidate, tuple(result for result in found if result is not None))
+
+
 def _train_candidate(
-    candidate: Candidate, seeds: Sequence[int], trainer: SeedTrainer, advance: Callable[[int], None]
+    stored: CandidateResult,
+    seeds: Sequence[int],
+    trainer: SeedTrainer,
+    leader: float | None,
+    advance: Callable[[int], None],
 ) -> CandidateResult:
-    results: list[SeedResult] = []
-    for seed in seeds:
+    """Train the seeds that are missing, until there are none or the candidate can no longer win."""
+    candidate, recipe = stored.candidate, stored.candidate.recipe
+    found = {result.seed: result for result in stored.seeds}
+    advance(recipe.max_epochs * len(found))
+    for seed in [seed for seed in seeds if seed not in found]:
+        so_far = CandidateResult(candidate, tuple(found[done] for done in seeds if done in found))
+        num_left = len(seeds) - len(found)
+        if cannot_win(so_far, len(seeds), leader):
+            advance(recipe.max_epochs * num_left)
+            return replace(so_far, reason=DROPPED.format(done=len(found), all=len(seeds)))
         try:
-            results.append(trainer.run(candidate.recipe, seed, advance))
+            found[seed] = trainer.run(recipe, seed, advance)
         except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
-            advance(candidate.recipe.max_epochs * (len(seeds) - len(results) - 1))
+            advance(recipe.max_epochs * (num_left - 1))
             logger.warning("a candidate cannot be trained with seed %d and is skipped: %s", seed, error)
             return CandidateResult(candidate, (), str(error))
-    return CandidateResult(candidate, tuple(results))
-
-
-def _choose(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:
-    """Return the best mean, or the cheapest candidate within one standard deviation of it."""
-    leader = max(trained, key=lambda result: result.mean or 0.0)
-    if not prefer_cheap:
-        return leader
-    within = (leader.mean or 0.0) - (leader.std or 0.0)
-    as_good = [result for result in trained if (result.mean or 0.0) >= within]
-    return min(as_good, key=lambda result: (result.gflops or 0.0, -(result.mean or 0.0)))
+    return CandidateResult(candidate, tuple(found[seed] for seed in seeds))

@@ -8,8 +8,8 @@ result, so changed hyperparameters, data or settings train again, and more candi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class SeedResult:
     curve: tuple[float, ...]
     sha256: str
 
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> SeedResult:
+        """Return a result as `asdict` and JSON stored it; raise `KeyError` or `TypeError` if it is not one."""
+        return cls(**{**stored, "curve": tuple(stored["curve"])})
+
     def to_json(self) -> dict[str, Any]:
         """Return what the model card and the table of candidates show."""
         return {name: getattr(self, name) for name in ("seed", "val_f1", "best_epoch", "num_epochs")}
@@ -81,6 +86,7 @@ class SeedTrainer:
         cache: its training split is learned from; its validation split stops early and chooses the epoch.
         settings: the training settings that are not searched.
         check: raises when the process is asked to stop.
+        infeasible: why recipes, by their digest, could not be trained.
 
     """
 
@@ -88,6 +94,7 @@ class SeedTrainer:
     cache: Cache
     settings: TrialSettings
     check: Callable[[], None] = lambda: None
+    infeasible: Mapping[str, str] = field(default_factory=dict)
 
     def recipe_digest(self, recipe: Recipe) -> str:
         """Return 16 hexadecimal digits of everything that decides how the recipe's trainings come out."""
@@ -98,8 +105,7 @@ class SeedTrainer:
         """Return the stored result of a training, None if it is missing or damaged."""
         stem = self._stem(recipe, seed)
         try:
-            stored = (read_json(stem.with_suffix(".json")) or {})["result"]
-            result = SeedResult(**{**stored, "curve": tuple(stored["curve"])})
+            result = SeedResult.of((read_json(stem.with_suffix(".json")) or {})["result"])
             return result if digest_file(stem.with_suffix(".safetensors")) == result.sha256 else None
         except (OSError, KeyError, TypeError):
             return None
@@ -123,9 +129,12 @@ class SeedTrainer:
         if stored is not None:
             advance(recipe.max_epochs)
             return stored
+        reason = self.infeasible.get(self.recipe_digest(recipe))
+        if reason is not None:
+            advance(recipe.max_epochs)
+            raise InfeasibleTrialError(reason)
         stem = self._stem(recipe, seed)
-        with explain_os_errors("the folder of the trainings cannot be created", self.folder):
-            make_folder(stem.parent)  # a folder that cannot be written fails before the training
+        self.prepare(recipe)
         hooks = SeedHooks(self.check, advance)
         try:
             trained = train_model(
@@ -142,11 +151,16 @@ class SeedTrainer:
         except InfeasibleTrialError:
             advance(recipe.max_epochs - hooks.num_epochs)
             raise
-        result = self._keep(recipe, seed, trained)
+        result = self.keep(recipe, seed, trained)
         advance(recipe.max_epochs - hooks.num_epochs)  # what early stopping saved
         return result
 
-    def _keep(self, recipe: Recipe, seed: int, trained: TrainingResult) -> SeedResult:
+    def prepare(self, recipe: Recipe) -> None:
+        """Create the folder of a recipe, so that one that cannot be written fails before the training."""
+        with explain_os_errors("the folder of the trainings cannot be created", self.folder):
+            make_folder(self.folder / self.recipe_digest(recipe))
+
+    def keep(self, recipe: Recipe, seed: int, trained: TrainingResult) -> SeedResult:
         """Write the weights, then the record that makes them count, then remove the checkpoints."""
         stem = self._stem(recipe, seed)
         weights = stem.with_suffix(".safetensors")

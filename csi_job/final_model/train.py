@@ -5,9 +5,9 @@ Nothing here reads the pixels of the test set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from csi_job.final_model.candidates import (
     write_optimized_params,
 )
 from csi_job.final_model.card import FORMAT, CardContext, build_card
+from csi_job.final_model.confirmation import Confirmation, confirm, infeasible
 from csi_job.final_model.export import publish, read_valid_card, remove_model, write_model
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedTrainer
@@ -37,7 +38,10 @@ from csi_job.html import format as fmt
 from csi_job.logs import get_logger, progress
 from csi_job.signals import listening
 from csi_job.storage.attributes import STUDY_UID, is_same_uid
+from csi_job.study.confirmation import Progress
 from csi_job.study.record import StudyRecord
+from csi_job.study.settings import StudySettings
+from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
@@ -64,6 +68,40 @@ class FinalTrainingRequest:
     evaluation: EvaluationSettings
     record: StudyRecord | None = None
     """What the study records of how it was created."""
+    worker: StudySettings = field(default_factory=StudySettings)
+    """How often a training may fail."""
+    options: WorkerOptions = field(default_factory=WorkerOptions)
+    """Of a worker that shares the trainings of its study with others."""
+    on_progress: Callable[[Progress], None] = lambda _: None
+    """Called when one of those is finished."""
+
+    def confirmation(self, check: Callable[[], None] = lambda: None) -> Confirmation:
+        """Return what decides the winner; trainings end with what `check` raises."""
+        settings = self.settings
+        return Confirmation(
+            find_candidates(self.file, self.study, settings.num_candidates, settings.max_epochs),
+            self.baseline,
+            range(settings.seed, settings.seed + settings.num_seeds),
+            SeedTrainer(self.work.candidates(self.file.study), self.cache, self.trial, check),
+            prefer_cheap=self.study is not None and len(self.study.directions) > 1,
+        )
+
+    def share_trainings(self, *, waits: bool = True) -> dict[str, str]:
+        """Do the trainings together with the other processes of the study, up to the last one if `waits`.
+
+        Returns:
+            why recipes, by their digest, cannot be trained.
+
+        Raises:
+            CsiJobError: as `run_worker`.
+
+        """
+        is_on_data_of_study = self.record is not None and self.record.cache_key == self.cache.info.key
+        if self.study is None or not is_on_data_of_study:
+            return {}
+        options = replace(self.options, waits=waits)
+        beside = confirm(self.study, self.confirmation(), self.worker, self.work.root, options, self.on_progress)
+        return infeasible(beside.get_trials(deepcopy=False))
 
 
 @dataclass(frozen=True)
@@ -84,7 +122,8 @@ class FinalModel:
 def run_final_training(request: FinalTrainingRequest) -> FinalModel:
     """Confirm the winner over seeds, train the baseline the same way, and keep the best seed of each.
 
-    Run again, it resumes where it stopped; with the same study, candidates, data and settings it does nothing.
+    Processes that do this at the same time share the trainings. Run again, it resumes where it stopped; with the same
+    study, candidates, data and settings it does nothing.
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
@@ -95,9 +134,15 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
 
     """
     folder = request.work.candidates(request.file.study)
-    with _exclusive(folder), listening() as stop:
-        training = _FinalTraining(request, SeedTrainer(folder, request.cache, request.trial, stop.check))
-        return training.finished() or training.run()
+    with listening() as stop:
+        training = _FinalTraining(request, request.confirmation(stop.check))
+        with _exclusive(folder):
+            finished = training.finished()
+        if finished:
+            return finished
+        reasons = request.share_trainings()
+        with _exclusive(folder):
+            return training.finished() or training.run(reasons)
 
 
 @dataclass
@@ -105,14 +150,13 @@ class _FinalTraining:
     """One final training, from candidates to files."""
 
     request: FinalTrainingRequest
-    trainer: SeedTrainer
+    confirmation: Confirmation
 
     def __post_init__(self) -> None:
-        request, settings = self.request, self.request.settings
+        request, confirmation = self.request, self.confirmation
         self.work = request.work
-        self.candidates = find_candidates(request.file, request.study, settings.num_candidates, settings.max_epochs)
-        self.seeds = tuple(range(settings.seed, settings.seed + settings.num_seeds))
-        self.prefer_cheap = request.study is not None and len(request.study.directions) > 1
+        self.candidates, self.seeds = confirmation.candidates, tuple(confirmation.seeds)
+        self.trainer, self.prefer_cheap = confirmation.trainer, confirmation.prefer_cheap
         self.params_file = self.work.optimized_params(request.file.study)
         self.folder = self.work.final(request.file.study)
         self.uid = request.record.uid if request.record else None
@@ -146,8 +190,14 @@ class _FinalTraining:
                 return self._final(card, baseline_card, is_new=False)
         return None
 
-    def run(self) -> FinalModel:
-        """Train what is missing, and write models, cards and the winner's hyperparameters."""
+    def run(self, infeasible: Mapping[str, str]) -> FinalModel:
+        """Train what is missing, and write models, cards and the winner's hyperparameters.
+
+        Recipes that are known to be `infeasible` are not tried again, unless all candidates are.
+        """
+        digests = {self.trainer.recipe_digest(candidate.recipe) for candidate in self.candidates}
+        if digests - infeasible.keys():
+            self.trainer = replace(self.trainer, infeasible=infeasible)
         baseline = self.request.baseline
         archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
         check_pretrained(self.trainer.settings.pretrained, archs)

@@ -67,9 +67,16 @@ class Counts:
 
 
 def claim_trial(
-    storage: StudyStorage, study_id: int, *, token: str, worker_id: str, max_attempts: int, max_failed: int
+    storage: StudyStorage,
+    study_id: int,
+    *,
+    token: str,
+    worker_id: str,
+    max_attempts: int,
+    max_failed: int,
+    may_add: bool = True,
 ) -> Claim | NothingToClaim:
-    """Claim an orphaned trial, else a waiting one, else a new one if the target allows.
+    """Claim an orphaned trial, else a waiting one, else a new one if the target allows and `may_add`.
 
     `token` is unique to this claim, so that it is recognised if the reply to its COMMIT is lost; `worker_id` is from
     `lease.worker_id`. A trial fails after `max_attempts` attempts without a finished epoch since the last stored one.
@@ -79,7 +86,7 @@ def claim_trial(
         ConfigurationError: the study was deleted.
 
     """
-    transaction = _ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed)
+    transaction = _ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed, may_add)
     try:
         outcome = storage.write(transaction.run)
     except StopRequestedError:
@@ -114,6 +121,7 @@ class _ClaimTransaction:
     worker_id: str
     max_attempts: int
     max_failed: int
+    may_add: bool
     tried: bool = False
 
     def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
@@ -153,7 +161,7 @@ class _ClaimTransaction:
             row = connection.execute(_waiting(self.study_id).order_by(TRIALS.c.trial_id).limit(1)).one()
             set_state(connection, row.trial_id, TrialState.RUNNING)
             return self._start(connection, row.trial_id, row.number)
-        if counts.num_free > 0:
+        if counts.num_free > 0 and self.may_add:
             trial_id = insert_running(connection, self.study_id, counts.num_all)
             return self._start(connection, trial_id, counts.num_all)
         renewed = {row.trial_id: row.renewed_at_s for row in running}

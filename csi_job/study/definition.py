@@ -26,8 +26,9 @@ from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import make_sampler
-from csi_job.study.settings import StudySettings, check_sampler
+from csi_job.study.settings import ObjectiveName, StudySettings, check_sampler
 from csi_job.trial.space import SearchSpace
+from csi_job.work_folder import CONFIRMATION
 
 logger = get_logger(__name__)
 METRIC_NAMES: Final = ["validation F1", "GFLOPs per image"]  # as optuna-dashboard shows them
@@ -177,6 +178,7 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
         return optuna.Study(name, storage, sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())
     except KeyError:
         names = [study.study_name for study in storage.get_all_studies()]
+        names = [name for name in names if not name.endswith(CONFIRMATION)]
         message = "there is no study of this name"
         raise NoStudyError(message, got=name, allowed=names or "none, the storage is empty") from None
 
@@ -198,18 +200,23 @@ def find_or_create(connection: Connection, definition: Definition) -> tuple[int,
     study_id = find_study(connection, settings.name)
     if study_id is not None:
         return study_id, stored_attributes(connection, study_id) or {FINGERPRINT: None}
-    new = sa.insert(STUDIES).values(study_name=settings.name).returning(STUDIES.c.study_id)
+    return insert_study(connection, settings.name, settings.objective, definition.attributes()), {}
+
+
+def insert_study(connection: Connection, name: str, objective: ObjectiveName, attributes: Mapping[str, Any]) -> int:
+    """Insert a study without trials and return its id; the caller holds the schema's lock."""
+    new = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
     study_id = int(connection.execute(new).scalar_one())
     directions = [
-        {"study_id": study_id, "objective": objective, "direction": direction}
-        for objective, direction in enumerate(DIRECTIONS_OF[settings.objective])
+        {"study_id": study_id, "objective": number, "direction": direction}
+        for number, direction in enumerate(DIRECTIONS_OF[objective])
     ]
     connection.execute(sa.insert(DIRECTIONS).values(directions))
-    rows = [attribute_row(study_id, key, value) for key, value in definition.attributes().items()]
+    rows = [attribute_row(study_id, key, value) for key, value in attributes.items()]
     connection.execute(sa.insert(STUDY_ATTRIBUTES).values(rows))
     names = attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
     connection.execute(sa.insert(STUDY_SYSTEM_ATTRIBUTES).values(names))
-    return study_id, {}
+    return study_id
 
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:

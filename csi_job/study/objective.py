@@ -47,18 +47,7 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
     def objective(running: RunningTrial[Hyperparameters]) -> list[float]:
         if running.has_two_objectives:
             running.gflops = gflops(running.params.model_arch, train.images_NHW.shape[-1])
-        running.saves_checkpoints = True
-        result = train_model(
-            train,
-            validation,
-            running.params,
-            settings,
-            max_epochs=running.max_epochs,
-            seed=running.seed,
-            hooks=running,
-            checkpoint_folder=running.checkpoint_folder,
-            resume_from=running.resume_from,
-        )
+        result = train_trial(running, running.params, running.seed, train, validation, settings)
         running.attributes |= _attributes(result)
         if result.best_pred_NZ is not None:
             running.attributes[F1_SE] = standard_error(result.best_pred_NZ)
@@ -66,6 +55,29 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
         return [*values, result.gflops] if running.has_two_objectives else values
 
     return objective
+
+
+def train_trial(
+    running: RunningTrial[Any],
+    params: Hyperparameters,
+    seed: int,
+    train: SplitData,
+    validation: SplitData,
+    settings: TrialSettings,
+) -> TrainingResult:
+    """Train under a trial's lease, from its checkpoint if it is resumed; raise as `train_model` and the hooks do."""
+    running.saves_checkpoints = True
+    return train_model(
+        train,
+        validation,
+        params,
+        settings,
+        max_epochs=running.max_epochs,
+        seed=seed,
+        hooks=running,
+        checkpoint_folder=running.checkpoint_folder,
+        resume_from=running.resume_from,
+    )
 
 
 def _attributes(result: TrainingResult) -> dict[str, Any]:

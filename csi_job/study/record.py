@@ -30,6 +30,7 @@ from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import STUDIES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
+from csi_job.work_folder import CONFIRMATION
 
 Tree = dict[str, Any]
 
@@ -106,7 +107,8 @@ def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bo
 
 
 def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | None:
-    names = connection.execute(sa.select(STUDIES.c.study_name).limit(2)).scalars().all() if or_only else []
+    query = sa.select(STUDIES.c.study_name).where(~STUDIES.c.study_name.endswith(CONFIRMATION)).limit(2)
+    names = connection.execute(query).scalars().all() if or_only else []
     study_id = find_study(connection, name)
     if study_id is None and len(names) == 1:
         [name] = names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +66,12 @@ def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
 def derived_seed(study_seed: int, number: int) -> int:
     """Return the seed of a trial, which is the same in every worker."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+
+
+def format_params(params: Mapping[str, Any]) -> str:
+    """Return a trial's parameters for a log."""
+    shown = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+    return ", ".join(shown)
 
 
 def _cmaes(settings: StudySettings, space: SearchSpace) -> UnconditionalCmaEsSampler:

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from csi_job.storage.attributes import (
     FINISHED,
     MAX_EPOCHS,
     OBJECTIVE,
+    PLANNED_FOR,
     REASON,
     TARGET,
     best_of,
@@ -27,7 +28,10 @@ from csi_job.storage.attributes import (
 from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
+from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
+from csi_job.storage.trial_rows import read_trials
+from csi_job.work_folder import CONFIRMATION
 
 NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
 
@@ -97,6 +101,17 @@ class BestStatus:
 
 
 @dataclass(frozen=True)
+class ConfirmationStatus:
+    """The trainings that choose the winner."""
+
+    num_finished: int
+    num_left: int
+    running: tuple[RunningStatus, ...]
+    planned_for: int
+    """Finished trials of the search when they were last planned."""
+
+
+@dataclass(frozen=True)
 class StudyStatus:
     """A study at one moment."""
 
@@ -116,6 +131,19 @@ class StudyStatus:
     """Time left at that rate; None if nothing is running or nothing has finished yet."""
     failures: tuple[tuple[str, int], ...]
     """Reasons for failed trials with their counts, most frequent first."""
+    confirmation: ConfirmationStatus | None = None
+    """None before its trainings are planned."""
+
+    @property
+    def claimed(self) -> tuple[RunningStatus, ...]:
+        """Return what workers are running: trials, and then trainings of the confirmation."""
+        return self.running + (self.confirmation.running if self.confirmation else ())
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether every training that the present trials ask for is done."""
+        found = self.confirmation
+        return found is not None and found.planned_for == self.num_finished and not found.num_left
 
     @property
     def num_finished(self) -> int:
@@ -137,9 +165,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     """Return the state of a study; later calls read only what changed."""
     trials = study.get_trials(deepcopy=False)
     storage, study_id = storage_of(study), study_id_of(study)
-    leases = storage.read(
-        lambda connection: connection.execute(running_trials(connection, study_id).order_by(TRIALS.c.number)).all()
-    )
+    leases = storage.read(lambda connection: _leases(connection, study_id))
     attributes = study.user_attrs
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
@@ -169,6 +195,25 @@ def study_status(study: optuna.Study) -> StudyStatus:
         trials_per_h=rate * 3600 if rate else None,
         eta_s=max(num_left, 0) / rate if rate else None,
         failures=tuple(Counter(failures).most_common()),
+        confirmation=storage.read(lambda connection: _confirmation(connection, study.study_name)),
+    )
+
+
+def _leases(connection: Connection, study_id: int) -> Sequence[Row[Any]]:
+    return connection.execute(running_trials(connection, study_id).order_by(TRIALS.c.number)).all()
+
+
+def _confirmation(connection: Connection, study_name: str) -> ConfirmationStatus | None:
+    study_id = find_study(connection, study_name + CONFIRMATION)
+    attributes = {} if study_id is None else stored_attributes(connection, study_id)
+    if study_id is None or PLANNED_FOR not in attributes:
+        return None
+    trials = read_trials(connection, study_id)
+    return ConfirmationStatus(
+        num_finished=sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials),
+        num_left=sum(not trial.state.is_finished() for trial in trials),
+        running=tuple(_running(row, trials) for row in _leases(connection, study_id)),
+        planned_for=int(attributes[PLANNED_FOR]),
     )
 
 

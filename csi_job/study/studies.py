@@ -20,11 +20,12 @@ from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.storage.study_rows import find_study
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
 from csi_job.study.target import store_target
 from csi_job.trial.space import SearchSpace
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import CONFIRMATION, WorkFolder
 
 logger = get_logger(__name__)
 
@@ -41,7 +42,7 @@ class ListedStudy:
 
 
 def list_studies(storage: StudyStorage) -> list[ListedStudy]:
-    """Return the studies of a storage, oldest first."""
+    """Return the studies of a storage, oldest first, without those that confirm others."""
     return [
         ListedStudy(
             study.study_name,
@@ -51,6 +52,7 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
             else None,
         )
         for study in storage.get_all_studies()
+        if not study.study_name.endswith(CONFIRMATION)
     ]
 
 
@@ -66,13 +68,17 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
 
 
 def delete_study(study: optuna.Study, work: Path) -> None:
-    """Delete a study with its trials and checkpoints; models and reports stay.
+    """Delete a study with its trials, confirmation and checkpoints; models and reports stay.
 
     Raises:
         ConfigurationError: it was deleted already, even if there is another one of its name.
 
     """
-    storage_of(study).delete_study(study_id_of(study))
+    storage = storage_of(study)
+    confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))
+    for study_id in (confirmation, study_id_of(study)):
+        if study_id is not None:
+            storage.delete_study(study_id)
     if can_be_ours(study.study_name):  # a name such as `..`, of another program's study, would lead to other folders
         shutil.rmtree(WorkFolder(work).checkpoints(study.study_name), ignore_errors=True)
 

@@ -40,7 +40,7 @@ from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import median_query, should_prune, should_prune_at_cost
 from csi_job.study.resume import ResumePoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
-from csi_job.study.sampling import derived_seed
+from csi_job.study.sampling import derived_seed, format_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
 from csi_job.work_folder import WorkFolder
@@ -79,6 +79,7 @@ class RunningTrial(Generic[Params]):
     heartbeat: Heartbeat
     stop: Stop
     trackers: Sequence[Tracker] = ()
+    noun: str = "trial"  # in logs
 
     trial: optuna.Trial = field(init=False)
     params: Params = field(init=False)
@@ -147,12 +148,14 @@ class RunningTrial(Generic[Params]):
         if self.claim.taken_over:
             self._resume(folder)
         self.attributes[EPOCHS] = len(self.curve)
-        phase = {"sampler": self.settings.sampler, "pruner": self.settings.pruner, "max_epochs": self.max_epochs}
+        phase: dict[str, Any] = {"sampler": self.settings.sampler, "pruner": self.settings.pruner}
+        phase |= {"max_epochs": self.max_epochs} | ({} if self.noun == "trial" else {"noun": self.noun})
         for tracker in self.trackers:
             tracker.trial_started(self.number, self.attempt, self.trial.params, phase)
         if not self.claim.taken_over:
-            values = {"trial": self.number, "params": self.trial.params, "text": _format_params(self.trial.params)}
-            logger.info("trial %(trial)d starts: %(text)s", values)
+            text = format_params(self.trial.params) or str(self.params)
+            values = {"noun": self.noun, "trial": self.number, "params": self.trial.params, "text": text}
+            logger.info("%(noun)s %(trial)d starts: %(text)s", values)
 
     def _resume(self, folder: Path) -> None:
         last = self._last_stored = max(self.curve, default=-1)
@@ -161,8 +164,8 @@ class RunningTrial(Generic[Params]):
         if found.epoch != last:
             self._reconcile(found, last)
         self.resume_from = self.promoted = found.path
-        values = {"trial": self.number, "epoch": found.epoch + 2, "attempt": self.attempt}
-        logger.info("trial %(trial)d resumes at epoch %(epoch)d (attempt %(attempt)d)", values)
+        values = {"noun": self.noun, "trial": self.number, "epoch": found.epoch + 2, "attempt": self.attempt}
+        logger.info("%(noun)s %(trial)d resumes at epoch %(epoch)d (attempt %(attempt)d)", values)
 
     def _reconcile(self, found: ResumePoint, last: int) -> None:
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
@@ -171,9 +174,9 @@ class RunningTrial(Generic[Params]):
             saved = checkpoint_values(found.path)
             curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= found.epoch}
         else:
-            folder = WorkFolder(self.work).checkpoints(self.study.study_name)
-            values = {"trial": self.number, "epoch": last + 1, "folder": folder, "first": found.epoch + 2}
-            message = "trial %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
+            values = {"noun": self.noun, "trial": self.number, "epoch": last + 1, "first": found.epoch + 2}
+            values["folder"] = WorkFolder(self.work).checkpoints(self.study.study_name)
+            message = "%(noun)s %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
             message += "epochs %(first)d to %(epoch)d are computed again"
             logger.log(logging.INFO if found.path else logging.WARNING, message, values)
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
@@ -205,7 +208,7 @@ class RunningTrial(Generic[Params]):
         if self.heartbeat.rejection:
             raise self.heartbeat.rejection
         if self.heartbeat.stalled:
-            message = f"trial {self.number} stalled"
+            message = f"{self.noun} {self.number} stalled"
             raise StalledError(message)
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
@@ -274,8 +277,9 @@ class RunningTrial(Generic[Params]):
                 raise
             return
         if self._away_since is not None:
-            away = {"seconds": time.monotonic() - self._away_since}
-            logger.warning("the database is back after %(seconds).0f s", away)
+            logger.warning(
+                "the database is back after %(seconds).0f s", {"seconds": time.monotonic() - self._away_since}
+            )
         self.unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
 
     def _relative(self, checkpoint: Path | None) -> str | None:
@@ -309,9 +313,9 @@ class RunningTrial(Generic[Params]):
         write.values = values
         self.storage.write_trial(self.lease, write)
         text = (f" {values[0]:.4f}" if values else "") + (f" ({reason})" if reason else "")
-        named = {"trial": self.number, "outcome": outcome, "values": list(values), "reason": reason, "text": text}
+        named = {"noun": self.noun, "trial": self.number, "outcome": outcome, "values": list(values)}
         log = logger.warning if outcome == "failed" else logger.info
-        log("trial %(trial)d %(outcome)s%(text)s", named)
+        log("%(noun)s %(trial)d %(outcome)s%(text)s", named | {"reason": reason, "text": text})
 
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
@@ -319,13 +323,13 @@ class RunningTrial(Generic[Params]):
         try:
             self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:
-            values = {"trial": self.number, "error": error}
-            logger.warning("trial %(trial)d can be resumed only when its lease has expired: %(error)s", values)
+            values = {"noun": self.noun, "trial": self.number, "error": error}
+            logger.warning("%(noun)s %(trial)d can be resumed only when its lease has expired: %(error)s", values)
         else:
             if self.unsent.state is not None:  # stopped while its end was being stored
-                return logger.info("trial %d finished", self.number)
-            values = {"trial": self.number, "epoch": max(self.curve, default=-1) + 2}
-            logger.info("trial %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
+                return logger.info("%s %d finished", self.noun, self.number)
+            values = {"noun": self.noun, "trial": self.number, "epoch": max(self.curve, default=-1) + 2}
+            logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 
 
 Suggest = Callable[[optuna.Trial], Any]
@@ -393,8 +397,3 @@ def _innermost_place(error: BaseException) -> str:
         if _PACKAGE in path.parents:
             return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.lineno}"
     return ""
-
-
-def _format_params(params: dict[str, Any]) -> str:
-    shown = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
-    return ", ".join(shown)

@@ -80,6 +80,12 @@ class WorkerOptions:
     """Called after each finished trial, e.g. to refresh plots; its errors are logged."""
     own_process: bool = True
     """Whether this process may be ended when its training hangs; false in a notebook."""
+    may_add: bool = True
+    """Whether to sample new trials, or only to run those that are enqueued."""
+    waits: bool = False
+    """Whether to wait for the trials that other workers run, since there is more to do after them."""
+    noun: str = "trial"
+    """What a trial is called in logs."""
 
 
 def run_worker(
@@ -164,14 +170,18 @@ class _Worker:
                 worker_id=self.worker_id,
                 max_attempts=self.settings.max_attempts,
                 max_failed=self.settings.max_failed_trials,
+                may_add=self.options.may_add,
             )
             if isinstance(claim, Claim):
                 seen = None
                 self._run_trial(claim)
-            elif self._others_will_finish(claim, seen := claim.running if seen is None else seen):
+                continue
+            if seen is None and self.options.waits and claim.running:
+                values = {"running": len(claim.running), "target": claim.target, "nouns": f"{self.options.noun}s"}
+                logger.info("waiting for the last %(running)d of %(target)d %(nouns)s on other workers", values)
+            if self._others_will_finish(claim, seen := claim.running if seen is None else seen):
                 return
-            else:
-                self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
+            self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
 
     def _is_out_of_time(self) -> bool:
         limit_s = self.settings.timeout_s
@@ -181,18 +191,23 @@ class _Worker:
         return True
 
     def _others_will_finish(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
-        """Return whether each remaining trial has a live owner: it started, or its lease was renewed, since `seen`."""
+        """Return whether each remaining trial has a live owner: it started, or its lease was renewed, since `seen`.
+
+        With `options.waits`, only whether none remains.
+        """
         running = nothing.running
         self.summary.num_finished = nothing.num_finished
+        if running and self.options.waits:
+            return False
         seen |= {id_: at_s for id_, at_s in running.items() if at_s < seen.get(id_, at_s)}  # the clock was set back
         if any(seen.get(trial_id) == renewed for trial_id, renewed in running.items()):
             return False
         if running:
-            values = {"running": len(running), "target": nothing.target}
-            logger.info("the last %(running)d of %(target)d trials are running on other workers", values)
+            values = {"running": len(running), "target": nothing.target, "nouns": f"{self.options.noun}s"}
+            logger.info("the last %(running)d of %(target)d %(nouns)s are running on other workers", values)
         elif not self.summary.outcomes:
-            done = {"study": self.study.study_name, "target": nothing.target}
-            logger.info("study %(study)s is complete (%(target)d trials)", done)
+            done = {"study": self.study.study_name, "target": nothing.target, "nouns": f"{self.options.noun}s"}
+            logger.info("study %(study)s is complete (%(target)d %(nouns)s)", done)
         return True
 
     def _run_trial(self, claim: Claim) -> None:
@@ -206,6 +221,7 @@ class _Worker:
             heartbeat=self.heartbeat,
             stop=self.stop,
             trackers=self.options.trackers,
+            noun=self.options.noun,
         )
         self.storage.hold(lease)
         self.heartbeat.watch(lease)

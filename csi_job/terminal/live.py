@@ -28,10 +28,13 @@ class LiveStudy:
         if bars is not None:
             self._study = bars.add_task(f"study {study_name}", total=target, completed=num_finished, unit="trials")
 
-    def trials_finished(self, num_finished: int) -> None:
-        """Update the number of finished trials, by all workers."""
-        if self._bars is not None:
+    def trials_finished(self, num_finished: int, num_trainings: int | None = None) -> None:
+        """Update the number of finished trials, by all workers; or of trainings that confirm the winner, and of all."""
+        if self._bars is not None and num_trainings is None:
             self._bars.update(self._study, completed=num_finished)
+        elif self._bars is not None:
+            fields: Any = {"description": "confirmation", "total": num_trainings, "unit": "trainings"}
+            self._bars.update(self._study, completed=num_finished, **fields)
 
     def worker(self, number: int | None = None) -> LiveWorker:
         """Return what shows the trials of a worker; its number is named if there are several."""
@@ -46,28 +49,30 @@ class LiveWorker:
         self._bars = bars
         self._max_epochs = max_epochs
         self._number = number
+        self._noun = "trial"
         self._logged_at = time.monotonic()
         if bars is not None:
             self._task = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Show a new trial's bar."""
+        self._noun, self._max_epochs = phase.get("noun", "trial"), phase.get("max_epochs", self._max_epochs)
         if self._bars is not None:
             self._bars.reset(self._task, total=self._max_epochs)
-            self._bars.update(self._task, visible=True, description=self._named(f"trial {number}"))
+            self._bars.update(self._task, visible=True, description=self._named(f"{self._noun} {number}"))
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Advance the trial's bar, or log its progress now and then."""
         val_f1 = metrics["val_f1"]
         if self._bars is not None:
-            description = self._named(f"trial {number}, val_f1 {val_f1:.3f}")
+            description = self._named(f"{self._noun} {number}, val_f1 {val_f1:.3f}")
             self._bars.update(self._task, completed=epoch + 1, description=description)
         elif time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
             self._logged_at = time.monotonic()
             values = {"trial": number, "epoch": epoch + 1, "max_epochs": self._max_epochs, "val_f1": val_f1}
             if self._number is not None:
                 values["worker"] = self._number
-            message = "trial %(trial)d: epoch %(epoch)d of at most %(max_epochs)d, val_f1 %(val_f1).4f"
+            message = f"{self._noun} %(trial)d: epoch %(epoch)d of at most %(max_epochs)d, val_f1 %(val_f1).4f"
             logger.info(self._named(message), values)
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002

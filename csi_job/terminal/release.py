@@ -126,6 +126,6 @@ def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:
     """Return trial, epoch and F1 of what runs in a pod; one line for each of its workers."""
     if study is None or pod.state not in ("Running", "Terminating"):
         return ("", "", "")
-    trials = [trial for trial in study.running if trial.host == pod.host and not trial.is_orphan]
+    trials = [trial for trial in study.claimed if trial.host == pod.host and not trial.is_orphan]
     cells = [(str(trial.number), epochs_done(trial), fmt.score(trial.f1)) for trial in trials]
     return ["\n".join(column) for column in zip(*cells, strict=True)] or ("", "", "")

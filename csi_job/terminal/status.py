@@ -16,7 +16,7 @@ from rich.text import Text
 from csi_job.errors import DataError
 from csi_job.html import format as fmt
 from csi_job.storage.attributes import OUTCOMES
-from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
+from csi_job.study.status import BestStatus, ConfirmationStatus, RunningStatus, StudyStatus
 from csi_job.terminal.table import plain_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from csi_job.storage.attributes import TrialOutcome
 
-Kind = TypeVar("Kind", RunningStatus, BestStatus)
+Kind = TypeVar("Kind", RunningStatus, BestStatus, ConfirmationStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
 OUTCOME_STYLES: dict[TrialOutcome, str] = {
     "complete": "green",
@@ -42,6 +42,8 @@ def render_status(status: StudyStatus) -> RenderableType:
     parts: list[RenderableType] = [_target_line(status), _outcomes_line(status), Text(), _best(status.best)]
     if status.running:
         parts += [Text(), _running(status.running)]
+    if status.confirmation is not None:
+        parts += [Text(), *_confirmation(status.confirmation)]
     parts += [Text(), Text(_pace(status))]
     if status.failures:
         parts += [Text(), _failures(status.failures)]
@@ -72,6 +74,9 @@ def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
     known = {field.name: content[field.name] for field in fields(StudyStatus) if field.name in content}
     try:
         known["running"] = tuple(_of(RunningStatus, trial) for trial in content["running"])
+        if confirmation := content.get("confirmation"):
+            running = tuple(_of(RunningStatus, training) for training in confirmation["running"])
+            known["confirmation"] = _of(ConfirmationStatus, confirmation | {"running": running})
         known["failures"] = tuple((item["reason"], item["num_trials"]) for item in content["failures"])
         return StudyStatus(**(known | {"best": best and _of(BestStatus, best)}))
     except (KeyError, TypeError):
@@ -111,13 +116,19 @@ def _best(best: BestStatus | None) -> RenderableType:
     return Group(head, Text(fmt.parameters(best.params), style="dim"))
 
 
-def _running(trials: tuple[RunningStatus, ...]) -> RenderableType:
+def _confirmation(status: ConfirmationStatus) -> list[RenderableType]:
+    total = status.num_finished + status.num_left
+    line = Text(f"Confirmation: {status.num_finished} of {fmt.plural(total, 'training')} done")
+    return [line, _running(status.running, "confirmation")] if status.running else [line]
+
+
+def _running(trials: tuple[RunningStatus, ...], noun: str = "trial") -> RenderableType:
     headings = ("Running", "Epoch", "F1 so far", "Attempt", "Last heartbeat", "Worker")
     table = plain_table(*headings, left=("Worker",))
     for trial in trials[:MAX_ROWS]:
         cells = (epochs_done(trial), fmt.score(trial.f1), str(trial.attempt), _last_heartbeat(trial))
         style = "yellow" if trial.is_orphan else ""
-        table.add_row(f"trial {trial.number}", *cells, Text(trial.host or fmt.MISSING), style=style)
+        table.add_row(f"{noun} {trial.number}", *cells, Text(trial.host or fmt.MISSING), style=style)
     more = len(trials) - MAX_ROWS
     return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
 
@@ -135,6 +146,8 @@ def _last_heartbeat(trial: RunningStatus) -> str:
 
 
 def _pace(status: StudyStatus) -> str:
+    if status.is_finished and status.confirmation is not None and status.confirmation.num_left:
+        return "The search is finished; its best candidates are trained with several seeds."
     if status.is_finished:
         return "The study is finished. Add trials (--more-trials K) or train the final model (csi-job train-optimized)."
     if status.trials_per_h is None:

@@ -46,6 +46,9 @@
 # Only the first stage creates tables and study.
 - {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
 {{- end }}
+{{- if and (eq $stage "final") (not $root.Values.final.gpus) (eq (dig "trial" "device" "" ($root.Values.job | default dict)) "cuda") }}
+- {name: CSI_JOB_TRIAL__DEVICE, value: cpu}
+{{- end }}
 {{- if and (eq $stage "cache") (eq $step "check") }}
 # A database that is still starting is worth waiting for here, but not in `helm test`.
 - {name: WAIT_S, value: {{ $outage | quote }}}

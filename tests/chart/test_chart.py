@@ -86,11 +86,19 @@ def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_v
     assert "Secret" not in {document["kind"] for document in render(DEMO)}
 
 
-def test_search_and_final_request_gpus_unless_zero() -> None:
-    found = pods(render({**DEMO, "search.gpus": 2, "final.gpus": 0, "gpuResource": "amd.com/gpu"}))
-    assert found["search"]["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
-    for component in ("cache", "final", "controller"):
-        assert not any("gpu" in name for c in containers(found[component]) for name in c["resources"]["limits"])
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(num_gpus: int) -> None:
+    values = {"search.gpus": 2, "gpuResource": "amd.com/gpu", "job.trial.device": "cuda"}
+    found = pods(render({**DEMO, **values, **({"final.gpus": num_gpus} if num_gpus else {})}))
+    search = found["search"]["containers"][0]
+    assert search["resources"]["limits"]["amd.com/gpu"] == 2
+    assert search["args"][:2] == ["hyperopt", "--confirm"]
+    for component, expected in (("cache", 0), ("final", num_gpus), ("controller", 0)):
+        for container in containers(found[component]):
+            assert container["resources"]["limits"].get("amd.com/gpu", 0) == expected
+    on_cpu = {"name": "CSI_JOB_TRIAL__DEVICE", "value": "cpu"}
+    for component, is_on_cpu in (("search", False), ("final", not num_gpus)):
+        assert all((on_cpu in container["env"]) == is_on_cpu for container in containers(found[component]))
 
 
 def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:

@@ -201,7 +201,11 @@ class Release:
 
     def trials(self) -> Counter[str]:
         """Number of trials by state."""
-        return Counter(self.sql("select state from trials"))
+        return Counter(
+            self.sql(
+                "select state from trials join studies using (study_id) where study_name not like '%/confirmation'"
+            )
+        )
 
     def num_finished(self) -> int:
         states = self.trials()

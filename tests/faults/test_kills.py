@@ -7,10 +7,20 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tests.support.processes import wait_until
-from tests.support.studies import Reader, Worker
+from optuna.trial import TrialState
+
+from csi_job.logs import set_up_logging
+from csi_job.storage.storage import open_storage
+from csi_job.study.confirmation import Training, open_confirmation, plan, training_of
+from csi_job.study.trial_run import RunningTrial
+from csi_job.study.worker import WorkerOptions
+from tests.support.processes import preload, wait_until
+from tests.support.studies import Reader, Worker, define, objective, storage_settings, value_at, work_on
+
+preload("tests.faults.test_kills")
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
 NUM_KILLED_TRIALS = 40
@@ -70,6 +80,51 @@ def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path) -> None:
     repeated = sum(count - 1 for count in computed(tmp_path).values())
     assert repeated <= num_killed  # at most one epoch per kill
     assert not list((tmp_path / "checkpoints" / "toy").glob("trial-*/*/*.pt"))
+
+
+def confirming(arguments: dict[str, Any]) -> int:
+    """A worker process that shares the trainings of a confirmation: three recipes with four seeds."""
+    set_up_logging("text")
+    work, epoch_s = Path(arguments["work"]), arguments["epoch_s"]
+    storage = open_storage(storage_settings(arguments["url"], lease_s=arguments["lease_s"]), work, create=True)
+    confirmation = open_confirmation(define(storage))
+    trainings = [Training(digest * 16, seed, {}, MAX_EPOCHS, digest) for seed in range(4) for digest in "abc"]
+
+    def train(running: RunningTrial[Any]) -> list[float]:
+        running.params = SimpleNamespace(unknown_weight=f1_of(running.params))
+        return objective(running, epoch_s)
+
+    def replan(_: object) -> None:
+        plan(confirmation, lambda _: trainings, 5)
+
+    replan(None)
+    options = WorkerOptions(may_add=False, waits=True, on_trial_finished=replan, noun="confirmation")
+    work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
+    return 0
+
+
+def f1_of(training: Training) -> float:
+    return (ord(training.digest[0]) - ord("a") + 1) / 8 + training.seed / 64
+
+
+def test_killed_workers_do_each_training_of_a_confirmation_once(url: str, tmp_path: Path) -> None:
+    fleet = Fleet(url, tmp_path, run=confirming, epoch_s=0.2, lease_s=30.0)
+    reader = _once_running(url)
+    draws = random.Random(3)
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        num_epochs = sum(map(len, reader.curves().values()))
+        wait_until(lambda before=num_epochs: sum(map(len, reader.curves().values())) > before)
+        fleet.hit(number, draws.randrange(NUM_WORKERS))
+    fleet.finish()
+    assert set(fleet.codes) <= {0, KILLED, 128 + signal.SIGTERM, -signal.SIGTERM}, fleet.logs
+    study = open_confirmation(define(open_storage(storage_settings(url), tmp_path, create=False)))
+    trials = study.get_trials()
+    assert sorted(training_of(trial).key for trial in trials) == [(d * 16, seed) for d in "abc" for seed in range(4)]
+    for trial in trials:
+        x = f1_of(training_of(trial))
+        assert (trial.state, trial.value) == (TrialState.COMPLETE, x)
+        assert trial.intermediate_values == {epoch: value_at(x, epoch) for epoch in range(MAX_EPOCHS)}
+    assert not list((tmp_path / "checkpoints").rglob("*.pt"))
 
 
 def test_terminated_workers_release_their_trials_immediately(url: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
     return run_worker(
         study,
         run,
-        suggest=SPACE.suggest,
+        suggest=settings.pop("suggest", SPACE.suggest),
         settings=toy_settings(**settings),
         work=work,
         options=options,

@@ -17,7 +17,7 @@ from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import COMPONENT, INSTANCE, MUTABLE_FIELDS, NAME, QUEUE, STAGES, Release, Stage
 from csi_job.errors import ClusterError
-from csi_job.study.status import StudyStatus
+from csi_job.study.status import ConfirmationStatus, StudyStatus
 
 
 class Namespace(Cluster):
@@ -168,11 +168,17 @@ def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> Object:
 
 
 class Watch:
-    """A study with a fixed status."""
+    """A study with a fixed status; its winner is confirmed unless trainings are left, or it has new trials."""
 
     def __init__(self, num_finished: int, target: int = 4) -> None:
         self.num_finished, self.target = num_finished, target
+        self.planned_for: int | None = None
+        self.num_left, self.has_ended = 0, False
         self.used = Usage()
+
+    def end_search(self, *, ended: bool) -> bool:
+        self.has_ended = ended
+        return True
 
     def add_usage(self, usage: Usage) -> Usage | None:
         self.used += usage
@@ -180,7 +186,9 @@ class Watch:
 
     def status(self) -> StudyStatus:
         none: Any = None
-        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, ())
+        planned_for = self.num_finished if self.planned_for is None else self.planned_for
+        found = ConfirmationStatus(8, self.num_left, (), planned_for)
+        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, (), found)
 
 
 def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1) -> Stage:

@@ -123,6 +123,43 @@ def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage() -> None:
     assert run.reconcile()
 
 
+@pytest.mark.parametrize("unconfirmed", [{"num_left": 2}, {"planned_for": 3}])
+def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirmed: dict[str, int]) -> None:
+    namespace, watch = Namespace(), Watch(num_finished=4)
+    vars(watch).update(unconfirmed)
+    run = search(namespace, watch, stage())
+    run.reconcile()
+    namespace.end("Complete")
+    assert not run.reconcile()
+    assert not run.reconcile()
+    assert namespace.only()["metadata"]["name"].endswith("-2")
+    vars(watch).update({"num_left": 0, "planned_for": 4})
+    namespace.end("Complete")
+    assert run.reconcile()
+
+
+def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation() -> None:
+    namespace = Namespace()
+    run, job = past_its_budget(namespace), namespace.only()
+    run.watch.num_left = 2
+    job["status"] = {"active": 2}
+    assert not run.reconcile()
+    assert (job["spec"]["suspend"], run.watch.has_ended) == (True, False)  # trials are handed over first
+    job["status"] = {}
+    assert not run.reconcile()
+    assert (job["spec"]["suspend"], job["spec"]["parallelism"], run.watch.has_ended) == (False, 2, True)
+    job["status"] = {"active": 2}
+    assert not run.reconcile()
+    assert job["spec"]["suspend"] is False
+    run.watch.num_left = 0
+    namespace.end("Complete")
+    assert run.reconcile()
+    raised = search(namespace, run.watch, stage(), digest="second", budget=Budget(gpu_hours=2))
+    job["status"] = {}
+    raised.reconcile()
+    assert (job["spec"]["suspend"], run.watch.has_ended) == (False, False)
+
+
 def test_a_search_whose_study_has_used_its_budget_starts_no_pod() -> None:
     """After a reinstall, e.g.: a pod that is stopped as it starts may not see the signal."""
     namespace, watch = Namespace(), Watch(num_finished=1)

@@ -9,7 +9,11 @@ import torch
 from optuna.distributions import CategoricalDistribution
 
 from csi_job.cache.dataset import Cache
+from csi_job.config import Settings
 from csi_job.final_model.seeds import Recipe, SeedTrainer
+from csi_job.storage.storage import open_storage
+from csi_job.study.definition import define_study
+from csi_job.study_settings import definition_of
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
@@ -41,6 +45,17 @@ def study_of(*trials: tuple[dict, float | list[float]], max_epochs: int = 2, nam
         given = {"values": values} if two else {"value": values}
         trial = optuna.trial.create_trial(params=params, distributions=fixed, user_attrs=attributes, **given)
         study.add_trial(trial)
+    return study
+
+
+def stored_study(work: Path, cache_folder: Path, *trials: tuple[dict, float], max_epochs: int = 2) -> optuna.Study:
+    """The same in the database of a work folder, on a cache; opened again if it is there."""
+    settings = Settings(work=work, study={"name": "s", "num_trials": len(trials)}, trial={"device": "cpu"})
+    storage = open_storage(settings.storage, work, create=True)
+    study = define_study(storage, definition_of(settings, cache_folder.name))
+    if len(study.get_trials(deepcopy=False)) == 1:  # the baseline, waiting
+        for trial in study_of(*trials, max_epochs=max_epochs).get_trials():
+            study.add_trial(trial)
     return study
 
 

@@ -28,8 +28,12 @@ def test_every_worker_has_a_bar_while_it_runs_a_trial() -> None:
     ]
     first.trial_ended(7, "complete")
     assert [task.description for task in bars.tasks if task.visible][1:] == ["worker 2: trial 8, val_f1 0.250"]
-    study.worker().trial_started(9, 1, {}, {})
-    assert bars.tasks[-1].description == "trial 9"
+    last = study.worker()
+    for phase, noun in (({}, "trial"), ({"noun": "confirmation"}, "confirmation")):
+        last.trial_started(9, 1, {}, phase)
+        assert bars.tasks[-1].description == f"{noun} 9"
+    study.trials_finished(3, 12)
+    assert (bars.tasks[0].description, bars.tasks[0].completed, bars.tasks[0].total) == ("confirmation", 3, 12)
 
 
 @pytest.mark.parametrize(("number", "prefix"), [(None, ""), (2, "worker 2: ")])

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from safetensors.torch import load_file
+
+from csi_job.cache.dataset import Cache
+from csi_job.errors import InfeasibleTrialError
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.candidates import Candidate, CandidateResult, choose_winner
+from csi_job.final_model.confirmation import RESULT, Confirmation
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.seeds import SeedResult, SeedTrainer
+from csi_job.final_model.settings import FinalModelSettings
+from csi_job.final_model.train import FinalTrainingRequest, run_final_training
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import storage_of
+from csi_job.study.confirmation import TRAINING, Training, open_confirmation, training_of
+from csi_job.study.record import read_record
+from csi_job.study.studies import delete_study, list_studies
+from csi_job.study.worker import WorkerOptions
+from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.work_folder import WorkFolder
+from tests.support.processes import Process, preload, wait_until
+from tests.support.studies import Reader
+from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, recipe, stored_study, write_hyperparams
+
+preload("tests.unit.final_model.test_confirmation")
+
+BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
+RATES = (1e-3, 3e-3, 5e-3)
+TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4), ({"learning_rate": 5e-3}, 0.3))
+
+
+# Which trainings, in which order
+
+
+@pytest.fixture
+def confirmation(trainer) -> Confirmation:
+    candidates = [Candidate(recipe(learning_rate=rate), number) for number, rate in enumerate(RATES)]
+    return Confirmation(candidates, BASELINE, (1, 2, 3), trainer)
+
+
+def done(training: Training, val_f1: float | None, gflops: float = 1.0) -> FrozenTrial:
+    """A finished training; without a value it was infeasible."""
+    attributes = {TRAINING: asdict(training)}
+    if val_f1 is None:
+        return create_trial(state=TrialState.PRUNED, user_attrs=attributes | {"reason": "out of memory"})
+    result = SeedResult(training.seed, val_f1, 0, 1, 1, gflops, 16, (val_f1,), "0" * 64)
+    return create_trial(value=val_f1, user_attrs=attributes | {RESULT: asdict(result)})
+
+
+def names(trainings) -> list[str]:
+    return [str(training) for training in trainings]
+
+
+def test_the_leader_comes_first_then_the_baseline_then_a_seed_of_each_other(confirmation):
+    assert names(confirmation.trainings([])) == [
+        *("trial 0, seed 1", "trial 0, seed 2", "trial 0, seed 3"),
+        *("baseline, seed 1", "baseline, seed 2", "baseline, seed 3"),
+        *("trial 1, seed 1", "trial 2, seed 1", "trial 1, seed 2", "trial 2, seed 2"),
+        *("trial 1, seed 3", "trial 2, seed 3"),
+    ]
+
+
+@pytest.mark.parametrize(("second", "is_dropped"), [(0.05, True), (0.10, False), (0.11, False)])
+def test_a_candidate_is_dropped_when_an_f1_of_1_would_not_save_it(confirmation, second, is_dropped):
+    values = {"trial 0": (0.5, 0.5, 0.5), "trial 1": (0.4, second), "trial 2": (0.9,)}  # 0.4 + 0.1 + 1 = 1.5
+    trials = [
+        done(training, values[training.name][training.seed - 1])
+        for training in confirmation.trainings([])
+        if training.seed <= len(values.get(training.name, ()))
+    ]
+    left = {training.name for training in confirmation.trainings(trials)}
+    assert left == {"trial 0", "trial 2", "baseline"} | (set() if is_dropped else {"trial 1"})
+    assert "trial 1" in names(replace(confirmation, prefer_cheap=True).trainings(trials))[-2]  # no bound with cost
+
+
+def test_a_recipe_that_cannot_be_trained_is_left_out_baseline_or_candidate(confirmation):
+    trials = [done(training, None) for training in confirmation.trainings([]) if training.seed == 2]
+    assert {training.name for training in confirmation.trainings(trials[:1])} == {"baseline", "trial 1", "trial 2"}
+    assert {training.name for training in confirmation.trainings(trials[1:2])} == {"trial 0", "trial 1", "trial 2"}
+    assert confirmation.trainings([done(training, None) for training in confirmation.trainings([])]) == []
+
+
+def test_the_baseline_waits_until_the_winners_epochs_are_certain(confirmation):
+    first, second, third = confirmation.candidates
+    longer = replace(third, recipe=replace(third.recipe, max_epochs=9))
+    confirmation = replace(confirmation, candidates=(first, second, longer))
+    trainings = confirmation.trainings([])
+    assert "baseline" not in {training.name for training in trainings}
+    winning = [done(training, 0.9 if training.name == "trial 2" else 0.5) for training in trainings]
+    baseline = [training for training in confirmation.trainings(winning) if training.name == "baseline"]
+    assert [training.max_epochs for training in baseline] == [9, 9, 9]
+
+
+@given(st.data())
+def test_whatever_the_order_of_the_trainings_nobody_who_would_win_is_dropped(data):
+    candidates = [Candidate(recipe(learning_rate=rate), number) for number, rate in enumerate(RATES)]
+
+    class Digests(SeedTrainer):
+        def recipe_digest(self, recipe):
+            return str(recipe.params.learning_rate)
+
+    trainer = Digests(Path(), None, TRIAL)
+    confirmation = Confirmation(candidates, BASELINE, (1, 2), trainer)
+    values = data.draw(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+    f1 = dict(zip(itertools.product(map(str, RATES), (1, 2)), values, strict=True))
+    trials: list[FrozenTrial] = []
+    while left := [t for t in confirmation.trainings(trials) if t.key not in {training_of(x).key for x in trials}]:
+        training = data.draw(st.sampled_from(left))
+        trials.append(done(training, f1.get(training.key, 0.5)))
+
+    def results(found) -> list[CandidateResult]:
+        of = [(c, [found.get((str(c.recipe.params.learning_rate), seed)) for seed in (1, 2)]) for c in candidates]
+        return [CandidateResult(c, tuple(map(_kept, values))) for c, values in of if None not in values]
+
+    trained = {training_of(trial).key: trial.value for trial in trials}
+    expected, chosen = (choose_winner(results(found), prefer_cheap=False) for found in (f1, trained))
+    assert chosen.candidate == expected.candidate
+
+
+def _kept(val_f1: float) -> SeedResult:
+    return SeedResult(1, val_f1, 0, 1, 1, 1.0, 16, (val_f1,), "0" * 64)
+
+
+# Trainings shared by processes
+
+
+def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTrainingRequest:
+    study = stored_study(work, cache_folder, *TRIALS)
+    path = work / "b.json"
+    if not path.exists():
+        write_hyperparams(path)
+    run = {"num_candidates": 2, "num_seeds": 2, "max_epochs": 3} | settings
+    return FinalTrainingRequest(
+        WorkFolder(work),
+        Cache.open(cache_folder),
+        read_hyperparams(path, default_study="s", default_max_epochs=2),
+        study,
+        BASELINE,
+        FinalModelSettings(**run),
+        trial,
+        EvaluationSettings(num_bootstrap=100),
+        read_record(StorageSettings(), work, "s"),
+        options=WorkerOptions(own_process=False),
+    )
+
+
+def final(work: Path, cache_folder: Path, **changes: Any) -> None:
+    """What a process does; several with as many threads as cores would starve each other."""
+    torch.set_num_threads(1)
+    run_final_training(replace(request(work, cache_folder), **changes))
+
+
+def start(*arguments: Any, **changes: Any) -> Process:
+    return Process(partial(final, **changes), *arguments)
+
+
+def choice(work: Path) -> tuple[list, dict]:
+    """What was chosen, and its weights."""
+    content = json.loads(WorkFolder(work).optimized_params("s").read_text())
+    card = json.loads(WorkFolder(work).final("s").optimized_model.with_suffix(".json").read_text())
+    chosen = [content[key] for key in ("trial", "value", "std", "seeds", "params")]
+    chosen += [card["seeds"], card["kept_seed"], card["validation"]]
+    models = WorkFolder(work).final("s")
+    weights = {path.name: load_file(path) for path in (models.optimized_model, models.baseline_model)}
+    return chosen, weights
+
+
+def assert_same(work: Path, other: Path) -> None:
+    (ours, our_weights), (theirs, their_weights) = choice(work), choice(other)
+    assert ours == theirs
+    for name, state in their_weights.items():
+        assert all(torch.equal(our_weights[name][key], tensor) for key, tensor in state.items())
+
+
+@pytest.fixture(scope="module")
+def alone(cache_folder, tmp_path_factory) -> Path:
+    """The work folder of one undisturbed process."""
+    work = tmp_path_factory.mktemp("alone ü")
+    assert start(work, cache_folder).join(240) == 0
+    return work
+
+
+def test_the_trainings_are_trials_of_a_study_beside_it_with_their_curves(alone, cache_folder):
+    study = stored_study(alone, cache_folder, *TRIALS)
+    trials = open_confirmation(study).get_trials()
+    finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    trainer = SeedTrainer(WorkFolder(alone).candidates("s"), Cache.open(cache_folder), TRIAL)
+    assert {training_of(trial).name for trial in finished} >= {"trial 0", "baseline"}
+    for trial in finished:
+        training = training_of(trial)
+        kept = trainer.finished(*_recipe(training))
+        assert trial.value == kept.val_f1 == SeedResult.of(trial.user_attrs[RESULT]).val_f1
+        assert tuple(trial.intermediate_values.values()) == kept.curve
+    assert [trial.number for trial in study.get_trials()] == [0, 1, 2, 3]  # the baseline and the three
+    assert not list((alone / "checkpoints").rglob("*.pt"))
+
+
+def _recipe(training: Training):
+    return recipe(training.max_epochs, learning_rate=training.params["learning_rate"]), training.seed
+
+
+def test_the_results_equal_those_of_a_training_without_a_database(alone, cache_folder, tmp_path):
+    request(tmp_path, cache_folder)
+    assert start(tmp_path, cache_folder, record=None).join(240) == 0  # as where the study is not on this data
+    assert not (tmp_path / "checkpoints").exists()
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_processes_that_share_the_trainings_choose_the_same(alone, cache_folder, tmp_path, number):
+    request(tmp_path, cache_folder)
+    processes = [start(tmp_path, cache_folder) for _ in range(3)]
+    reader = Reader(f"sqlite:///{tmp_path}/studies.db")
+    for victim in range(3):
+        num_epochs = sum(map(len, reader.curves().values()))
+        wait_until(
+            lambda before=num_epochs: (
+                sum(map(len, reader.curves().values())) > before
+                or all(process.returncode is not None for process in processes)
+            )
+        )
+        processes[victim].send_signal(number)
+        processes[victim].join(120)
+        processes[victim] = start(tmp_path, cache_folder)
+    assert [process.join(240) for process in processes] == [0, 0, 0]
+    assert_same(tmp_path, alone)
+    trials = open_confirmation(stored_study(tmp_path, cache_folder, *TRIALS)).get_trials()
+    finished = [training_of(trial).key for trial in trials if trial.state is not TrialState.FAIL]
+    assert len(finished) == len(set(finished))  # each once
+    assert not [trial for trial in trials if not trial.state.is_finished()]
+
+
+def test_a_training_whose_files_are_gone_is_done_again_without_a_claim(alone, cache_folder, tmp_path):
+    work = Path(shutil.copytree(alone, tmp_path / "copy"))
+    shutil.rmtree(work / "models" / "final")
+    shutil.rmtree(work / "models" / "candidates")
+    for path in (work / "models").glob("*_model.*"):
+        path.unlink()
+    assert start(work, cache_folder).join(240) == 0
+    assert_same(work, alone)
+
+
+def test_workers_of_a_search_leave_nothing_to_train(cache_folder, tmp_path, monkeypatch):
+    shared = request(tmp_path, cache_folder, num_candidates=2, num_seeds=1, max_epochs=1)
+    shared.share_trainings(waits=False)
+    monkeypatch.setattr(SeedTrainer, "keep", None)
+    assert run_final_training(shared).is_new
+
+
+def test_what_cannot_be_trained_is_said_as_without_a_database(cache_folder, tmp_path):
+    with pytest.raises(InfeasibleTrialError, match="can be trained here: the training loss"):
+        run_final_training(request(tmp_path, cache_folder, diverging(tmp_path), num_seeds=1))
+
+
+def test_a_deleted_study_takes_its_confirmation_along(cache_folder, tmp_path):
+    shared = request(tmp_path, cache_folder)
+    open_confirmation(shared.study)
+    assert [listed.name for listed in list_studies(storage_of(shared.study))] == ["s"]
+    delete_study(shared.study, tmp_path)
+    assert storage_of(shared.study).get_all_studies() == []
