@@ -31,19 +31,24 @@ class SplitData:
     patients_N: torch.Tensor  # noqa: N815
     pseudonyms: tuple[str, ...]
     normalisation: str
+    _copies: dict[torch.device, SplitData] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of images N."""
         return len(self.pseudonyms)
 
-    def to(self, device: torch.device | str) -> SplitData:
-        """Return the split with its tensors on a device."""
-        return replace(
-            self,
-            images_NHW=self.images_NHW.to(device),
-            zones_NZ=self.zones_NZ.to(device),
-            patients_N=self.patients_N.to(device),
-        )
+    def on(self, device: torch.device) -> SplitData:
+        """Return the split with its tensors on a device, where one copy stays for every trial of this process."""
+        if device == self.images_NHW.device:
+            return self
+        if device not in self._copies:
+            tensors = {name: getattr(self, name).to(device) for name in ("images_NHW", "zones_NZ", "patients_N")}
+            self._copies[device] = replace(self, **tensors)
+        return self._copies[device]
+
+    def leave_devices(self) -> None:
+        """Drop the copies on devices."""
+        self._copies.clear()
 
 
 @dataclass(frozen=True)

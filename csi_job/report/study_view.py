@@ -19,6 +19,7 @@ from csi_job.storage.attributes import (
     IMAGES_PER_S,
     LOSSES,
     MAX_EPOCHS,
+    MICRO_BATCH,
     NUM_PARAMETERS,
     NUM_STARTUP_TRIALS,
     OUTCOMES,
@@ -95,6 +96,8 @@ class TrialView:
     gflops: float | None
     images_per_s: float | None
     num_parameters: int | None
+    micro_batch: int | None
+    """Images computed at once; less than the batch where memory ran out."""
     reason: str
 
 
@@ -199,6 +202,7 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         gflops=_number(attrs.get(GFLOPS)),
         images_per_s=_number(attrs.get(IMAGES_PER_S)),
         num_parameters=attrs.get(NUM_PARAMETERS),
+        micro_batch=attrs.get(MICRO_BATCH),
         reason=" ".join(str(attrs.get(REASON, "")).split()),
     )
 

@@ -29,6 +29,9 @@ OUT_OF_MEMORY_PHRASES = (
 
 T = TypeVar("T")
 
+fitting_sizes: dict[object, int] = {}
+"""Micro-batches that memory was enough for, in this process."""
+
 _log = get_logger(__name__)
 
 
@@ -64,11 +67,13 @@ def free_memory() -> None:
 class MicroBatches:
     """Computes batches in pieces of at most `size` images.
 
-    Whenever memory runs out, `relieve` may free some and return True; otherwise `size` is halved.
+    Whenever memory runs out, `relieve` may free some and return True; otherwise `size` is halved, also for later ones
+    with the same key.
     """
 
-    def __init__(self, size: int, relieve: Callable[[], bool] = lambda: False) -> None:
-        self.size, self.relieve = size, relieve
+    def __init__(self, size: int, relieve: Callable[[], bool] = lambda: False, key: object = None) -> None:
+        self.key = key, size
+        self.size, self.relieve = fitting_sizes.get(self.key, size), relieve
 
     def pieces(self, num_images: int) -> list[slice]:
         """Cut a batch into the fewest pieces, of even size: batch norm cannot handle a last piece of one image."""
@@ -98,6 +103,6 @@ class MicroBatches:
             if tried == 1:
                 hint = "use a smaller architecture, smaller images or a larger GPU"
                 raise InfeasibleTrialError("out of memory with a micro-batch of one image", hint=hint)
-            self.size = tried // 2
+            self.size = fitting_sizes[self.key] = tried // 2
             sizes = {"micro_batch": tried, "next": self.size}
             _log.warning("out of memory with a micro-batch of %(micro_batch)d images; continuing with %(next)d", sizes)

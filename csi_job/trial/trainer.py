@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
+from csi_job.logs import get_logger
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -26,6 +27,8 @@ from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
+
+_log = get_logger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
@@ -53,7 +56,8 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.params, self.settings, self.device = params, settings, device
-        self.train_data, self.validation_data = _move_if_it_fits(train, device), _move_if_it_fits(validation, device)
+        self.on_host = train, validation
+        self.train_data, self.validation_data = (_on_device_if_it_fits(split, device) for split in self.on_host)
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
@@ -70,11 +74,25 @@ class Trainer:
             start_momentum(self.optimizer)
         self.augmentation = torch.Generator(device)
         self.graphs = Graphs(device, self.augmentation, enabled=settings.cuda_graphs)
-        self.micro_batches = self.validation_batches = MicroBatches(params.batch_size, self.graphs.release)
+        shape = params.model_arch, train.images_NHW.shape[-1], device
+        self.micro_batches = self.validation_batches = MicroBatches(params.batch_size, self._relieve, shape)
         self.validation_batch = params.batch_size
         if device.type == "cuda":
             self.validation_batch *= VALIDATION_FACTOR
-            self.validation_batches = MicroBatches(self.validation_batch, self.graphs.release)
+            self.validation_batches = MicroBatches(self.validation_batch, self._relieve, (*shape, "validation"))
+
+    def _relieve(self) -> bool:
+        """Free what only saves time: the recorded graphs, then the data; return whether there was any."""
+        if self.graphs.release():
+            return True
+        on_device = self.train_data, self.validation_data
+        is_resident = any(split is not host for split, host in zip(on_device, self.on_host, strict=True))
+        self.train_data, self.validation_data = self.on_host
+        for split in self.on_host:
+            split.leave_devices()
+        if is_resident:
+            _log.warning("out of memory; the images leave the GPU for this trial, which takes longer")
+        return is_resident
 
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
         """Train on every training image once, and return the mean loss.
@@ -85,16 +103,15 @@ class Trainer:
         torch.manual_seed(seed)
         self.augmentation.manual_seed(seed)
         self.model.train()
-        data = self.train_data
-        order = torch.Generator(data.images_NHW.device).manual_seed(seed)
-        batches = batch_indices(len(data), self.params.batch_size, order)
+        order = torch.Generator(self.device).manual_seed(seed)  # the same wherever the data are
+        batches = batch_indices(len(self.train_data), self.params.batch_size, order, self.train_data.images_NHW.device)
         total = torch.zeros((), device=self.device)
         for step, index_B in enumerate(batches):
             set_learning_rate(self.optimizer, step_rate(step, len(batches)))
-            loss = self.graphs.call(self._train_batch, *self._fetch(data, index_B))
+            loss = self.graphs.call(self._train_batch, *self._fetch(self.train_data, index_B))
             total += loss * len(index_B)
             batch_done()
-        return float(total) / len(data)
+        return float(total) / len(self.train_data)
 
     def _train_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> Tensor:
         """Augment a batch and take one optimizer step, in as many pieces as memory requires; return its loss."""
@@ -134,18 +151,18 @@ class Trainer:
     def validate(self, batch_done: Callable[[], None]) -> Validation:
         """Predict the validation split."""
         self.model.eval()
-        data = self.validation_data
+        num_images = len(self.validation_data)
         total = torch.zeros((), device=self.device)
         predicted: list[Tensor] = []
-        order_N = torch.arange(len(data), device=data.images_NHW.device)
+        order_N = torch.arange(num_images, device=self.validation_data.images_NHW.device)
         for index_B in torch.split(order_N, self.validation_batch):
-            loss, pred_BZ = self.graphs.call(self._validate_batch, *self._fetch(data, index_B))
+            loss, pred_BZ = self.graphs.call(self._validate_batch, *self._fetch(self.validation_data, index_B))
             total += loss * len(index_B)
             predicted.append(pred_BZ.to(torch.uint8))  # a copy
             batch_done()
         pred_NZ = torch.cat(predicted).cpu()
-        val_f1 = mean_f1(confusion(pred_NZ, data.zones_NZ.cpu()).numpy(), self.settings.objective_average)
-        return Validation(float(total) / len(data), val_f1, pred_NZ)
+        val_f1 = mean_f1(confusion(pred_NZ, self.on_host[1].zones_NZ).numpy(), self.settings.objective_average)
+        return Validation(float(total) / num_images, val_f1, pred_NZ)
 
     def _validate_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of a batch, and the predicted classes."""
@@ -158,6 +175,7 @@ class Trainer:
         return self.loss(logits_BZK, zones_BZ), logits_BZK.argmax(dim=-1)
 
     def _fetch(self, data: SplitData, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        index_B = index_B.to(data.images_NHW.device)  # elsewhere only if the data have just left the GPU
         image_BHW, zones_BZ = data.images_NHW[index_B], data.zones_NZ[index_B]
         if image_BHW.device.type == self.device.type:
             return image_BHW, zones_BZ
@@ -224,22 +242,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def batch_indices(num_images: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Return batches of images in random order; a last batch of one image joins the one before it.
+def batch_indices(
+    num_images: int, batch_size: int, generator: torch.Generator, device: torch.device | None = None
+) -> list[Tensor]:
+    """Return batches of images in random order, on a device; a last batch of one image joins the one before it.
 
     Batch norm learns nothing from a single image, and may reject it.
     """
-    order_N = torch.randperm(num_images, generator=generator, device=generator.device)
+    order_N = torch.randperm(num_images, generator=generator, device=generator.device).to(device)
     batches = list(torch.split(order_N, batch_size))
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [order_N[-batch_size - 1 :]]
     return batches
 
 
-def _move_if_it_fits(data: SplitData, device: torch.device) -> SplitData:
+def _on_device_if_it_fits(data: SplitData, device: torch.device) -> SplitData:
     """Return the split on the device, or unchanged if it does not fit."""
     try:
-        return data.to(device)
+        return data.on(device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING
@@ -90,7 +91,7 @@ def failures(view: StudyView) -> PageSection:
     pruned = f"Pruned: {fmt.count(counts['pruned'])} of {fmt.plural(len(view.trials), 'trial')}."
     unsuccessful = view.with_outcome("infeasible", "failed", "cancelled")
     if not unsuccessful:
-        return PageSection(key, title, (f"Every trial could be trained. {pruned}",))
+        return PageSection(key, title, (f"Every trial could be trained. {pruned}",), (), _micro_batches(view))
     reasons: defaultdict[tuple[str, str], list[TrialView]] = defaultdict(list)
     for trial in unsuccessful:
         reasons[trial.outcome.capitalize(), trial.reason or "no reason recorded"].append(trial)
@@ -102,7 +103,19 @@ def failures(view: StudyView) -> PageSection:
         f"cancelled trials do not count toward the target. {pruned}{more if len(reasons) > MAX_REASONS else ''}"
     )
     table = Table(("Outcome", "Reason", "Trials", "Trial numbers"), rows, frozenset({2}))
-    return PageSection(key, title, (sentence,), (table,))
+    return PageSection(key, title, (sentence,), (table,), _micro_batches(view))
+
+
+def _micro_batches(view: StudyView) -> tuple[str, ...]:
+    """Warn of trials whose batch norm saw fewer images at once than their batch has."""
+    split = [trial for trial in view.trials if (trial.micro_batch or math.inf) < trial.params.get("batch_size", 0)]
+    if not split:
+        return ()
+    sentence = (
+        f"Memory ran out in {fmt.plural(len(split), 'trial')} ({_numbers(split)}), computed in smaller pieces since. "
+        "Batch norm then learns from fewer images at once, so their F1 compares less exactly with the others'."
+    )
+    return (sentence,)
 
 
 def all_trials(view: StudyView) -> PageSection:

@@ -48,6 +48,11 @@ def test_writing_to_the_tensor_does_not_change_the_cache(folder: Path) -> None:
     assert Cache.open(folder).split("test").images_NHW.equal(before)
 
 
-def test_all_tensors_of_a_split_move_to_a_device(folder: Path) -> None:
-    moved = Cache.open(folder).split("validation").to("meta")
-    assert {tensor.device.type for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {"meta"}
+def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder: Path) -> None:
+    split, meta = Cache.open(folder).split("validation"), torch.device("meta")
+    moved = split.on(meta)
+    assert {tensor.device for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {meta}
+    assert split.on(meta) is moved
+    assert split.on(torch.device("cpu")) is split
+    split.leave_devices()
+    assert split.on(meta) is not moved

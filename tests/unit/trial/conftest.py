@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from csi_job.cache.dataset import SplitData
+from csi_job.trial.memory import fitting_sizes
 
 MakeSplit = Callable[..., SplitData]
 
@@ -15,6 +16,7 @@ MakeSplit = Callable[..., SplitData]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    fitting_sizes.clear()
 
 
 @pytest.fixture

@@ -266,6 +266,10 @@ def test_out_of_memory_halves_the_micro_batch_and_continues(train: Train) -> Non
         result = train(max_epochs=1, num_train=16)
     assert result.micro_batch == 2
     assert tight.sizes == [8, 4, *[2] * (4 + 4 + 6)]  # both batches of 8, then the 12 validation images
+    with NoMemory(most=3) as tight:
+        again = train(max_epochs=1, num_train=16)
+    assert tight.sizes == [2] * (4 + 4 + 6)  # the size that fits is remembered
+    assert same(again, result)
 
 
 def test_the_reduced_micro_batch_survives_a_resume(train: Train, tmp_path: Path) -> None:

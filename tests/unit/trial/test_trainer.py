@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -159,3 +160,22 @@ def test_every_model_is_compiled_once_for_full_batches(
         trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
         trainer.validate(lambda: None)
     assert compiled == [4] * 9
+
+
+def test_when_memory_runs_out_the_data_leave_the_device_before_the_batch_is_halved(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer, untouched = make_trainer(8), make_trainer(8)
+    host = trainer.train_data
+    trainer.train_data = replace(host)  # stands for the copy on a GPU
+    failures = iter([torch.OutOfMemoryError(), torch.OutOfMemoryError()])
+
+    def compute(pieces: list[slice]) -> int:
+        for error in failures:
+            raise error
+        return len(pieces)
+
+    assert trainer.micro_batches.run(4, compute) == 2  # halved by the second failure alone
+    assert trainer.train_data is host
+    losses = [each.train_epoch(0, lambda _step, _num_steps: 0.0, lambda: None) for each in (trainer, untouched)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)

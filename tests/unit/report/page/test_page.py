@@ -229,6 +229,14 @@ def test_infeasible_and_failed_trials_are_listed_with_their_reasons(finished_stu
     assert "the worker stopped 3 times before the end of an epoch 2 9, 26" in text
 
 
+def test_trials_computed_in_smaller_pieces_are_named(finished_study, text):
+    trials = finished_study.trials
+    split = [trial for trial in trials if trial.user_attrs.get("micro_batch", 999) < trial.params.get("batch_size", 0)]
+    assert 0 < len(split) < len(trials)
+    assert f"Memory ran out in {len(split)} trials (" in text
+    assert all(trial.params["batch_size"] == 128 for trial in split)
+
+
 def test_every_trial_is_in_a_table_that_can_be_sorted(finished_study, work, view):
     page = report(view, work)
     assert [attrs.get("class") for tag, attrs in page.tags if tag == "table"].count("sortable") == 1
