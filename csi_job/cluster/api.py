@@ -37,6 +37,7 @@ RETRIABLE: Final = frozenset({408, 429})
 NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 # So it answers 500 to an object with a wrong type or an unknown field.
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
+WEBHOOK_DOWN: Final = "failed calling webhook"
 TIMEOUT_S: Final = 30
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -156,9 +157,7 @@ class Cluster:
             ClusterError: the command failed or stalled.
 
         """
-        if pod == os.environ.get(
-            POD_VARIABLE, socket.gethostname()
-        ):  # a pod needs no permission to run its own commands
+        if pod == os.environ.get(POD_VARIABLE, socket.gethostname()):  # which needs no right to run its own commands
             _run_here(command, write)
             return
         core: Any = client.CoreV1Api(self._client.client)
@@ -224,7 +223,8 @@ def _of_answer(error: ApiException) -> ClusterError:
     reply = _reply(body)
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):
-        return UnreachableError(f"the API server is not available (status {status}: {message})")
+        what = "an admission webhook does not answer" if WEBHOOK_DOWN in message else "the API server is not available"
+        return UnreachableError(f"{what} (status {status}: {message})")
     kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError

@@ -132,7 +132,7 @@ def _complete(
                 return True
             refused_at = None
         except UnreachableError as error:
-            warnings.log(f"{error}; retrying")
+            warnings.log(f"{error}; retrying without limit")
         except (NotAllowedError, NotYetError) as error:
             refused_at = refused_at or time.monotonic()
             if time.monotonic() - refused_at > options.missing_s:

@@ -91,12 +91,13 @@ def creation_problem(
 
 
 def unbound_reason(cluster: Cluster, claims: Iterable[str]) -> str:
-    """Return why one of these volume claims has no volume, according to its events; empty if they do not say."""
-    for name in claims:
-        events = cluster.events("PersistentVolumeClaim", name)
-        failed = [event for event in events if event["type"] == "Warning" or event["reason"] == FAILED_BINDING]
-        if failed:
-            return with_remedy("", f"volume claim {name}: {max(failed, key=_last)['message']}")
+    """Return why one of these volume claims has no volume, empty if its events do not say, or can't be read."""
+    with suppress(NotAllowedError):
+        for name in claims:
+            events = cluster.events("PersistentVolumeClaim", name)
+            failed = [event for event in events if event["type"] == "Warning" or event["reason"] == FAILED_BINDING]
+            if failed:
+                return with_remedy("", f"volume claim {name}: {max(failed, key=_last)['message']}")
     return ""
 
 
@@ -141,12 +142,8 @@ def is_lasting(reason: str) -> bool:
 
 def explained(cluster: Cluster, problem: StartupProblem, claims: Iterable[str]) -> StartupProblem:
     """Add what the events of a pod's claims say: the scheduler only says that one has no volume."""
-    if UNBOUND not in problem.reason:
-        return problem
-    with suppress(NotAllowedError):
-        if reason := unbound_reason(cluster, claims):
-            return replace(problem, reason=reason, is_missing=is_missing(reason))
-    return problem
+    reason = unbound_reason(cluster, claims) if UNBOUND in problem.reason else ""
+    return replace(problem, reason=reason, is_missing=is_missing(reason)) if reason else problem
 
 
 def check_database(cluster: Cluster, release: Release) -> bool:
@@ -182,9 +179,8 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
     """
     job = stage.job(1, release.owner, {})
-    job["metadata"]["name"] = (
-        f"{stage.manifest['metadata']['name']}-dry-run"  # no Job has it: this manifest alone counts
-    )
+    # No Job has this name, so this manifest alone counts.
+    job["metadata"]["name"] = f"{stage.manifest['metadata']['name']}-dry-run"
     try:
         cluster.apply(job, dry_run=True)
     except (NotAllowedError, UnreachableError):

@@ -18,6 +18,7 @@ from csi_job.cluster.budget import (
 from csi_job.cluster.stage_run import POD_FAILURE_POLICY, StageRun
 from csi_job.cluster.stages import (
     GPU_RESOURCE,
+    HELD,
     PARALLELISM,
     TRIES,
     JobResult,
@@ -113,10 +114,14 @@ class SearchRun(StageRun):
             self.recreate(job, f"pod {failed} failed too often without finishing an epoch", self.max_rounds)
 
     def stays_done(self) -> bool | None:
-        """Return whether the study is still finished, or was ended by its deadline."""
+        """Return whether the study is still finished, or was ended by its deadline or its budget."""
         status = self.watch.status()
+        if status is None:
+            return None
+        now = self.stage.job(1, self.release.owner, self.annotations())  # as a new one would begin
+        self._add_usage(now)
         has_deadline = "activeDeadlineSeconds" in self.stage.manifest["spec"]
-        return None if status is None else status.is_finished or has_deadline
+        return status.is_finished or has_deadline or (status.is_confirmed and bool(self.budget.exhausted_reason(now)))
 
     def annotations(self) -> dict[str, str]:
         """Return what metering needs to start, and from where the search starts."""
@@ -132,7 +137,7 @@ class SearchRun(StageRun):
         queued = is_queued(manifest)
         if previous is not None and get_annotation(previous, PARALLELISM) == str(self.stage.parallelism):
             manifest["spec"] |= scale_patch(int(previous["spec"]["completions"]), queued=queued)
-            if is_paused(previous) and not get_annotation(previous, ENDED_BY):
+            if is_paused(previous) and not (get_annotation(previous, ENDED_BY) or get_annotation(previous, HELD)):
                 manifest["spec"] |= scale_patch(0, queued=queued)
         self._add_usage(manifest)
         if self.budget.exhausted_reason(manifest):
@@ -175,6 +180,7 @@ class SearchRun(StageRun):
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
         self._delete_later_stages()
+        self.watch.end_search(ended=False)  # by the budget of an earlier Job; if it is exhausted, `_end` follows
         super()._create(previous, number, tries)
 
     def _delete_later_stages(self) -> None:

@@ -153,15 +153,15 @@ class StageRun:
             manifest["metadata"]["annotations"][HELD] = "true"
             manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
         self.cluster.apply(manifest)
-        self.log_once(f"{self.stage.name}: started as Job {manifest['metadata']['name']}", "Started")
+        is_waiting = HELD in manifest["metadata"]["annotations"] or is_paused(manifest)
+        verb = "created" if is_waiting else "started"
+        self.log_once(f"{self.stage.name}: {verb} as Job {manifest['metadata']['name']}", verb.capitalize())
 
     def _let_expire(self, job: Mapping[str, Any]) -> None:
         """Note that the stage has succeeded, then let its Job be deleted after the time in the values."""
         after_s = self.stage.manifest["spec"].get(EXPIRY)
         if after_s is not None and job["spec"].get(EXPIRY) != after_s:
-            with suppress(
-                NotAllowedError
-            ):  # by a role that an administrator made for an earlier version: the Job stays
+            with suppress(NotAllowedError):  # with a Role made for an earlier version, the Job stays
                 self._note_done([self.stage], self.stage.digest)
                 self.cluster.patch("Job", job["metadata"]["name"], {"spec": {EXPIRY: after_s}})
 
@@ -178,6 +178,7 @@ class StageRun:
             return
         start = {"parallelism": job["spec"].get("completions", 1)} if is_queued(job) else {"suspend": False}
         self.cluster.patch("Job", name, {"metadata": {"annotations": {HELD: None}}, "spec": start})
+        self.log_once(f"{self.stage.name}: started as Job {name}", "Started")
 
     def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the stage's pods of other Jobs that have not ended, without those on a lost node."""

@@ -241,6 +241,9 @@ def is_gpu(resource: str, gpu_resource: str) -> bool:
 
 def num_gpus(pod: Mapping[str, Any], gpu_resource: str) -> int:
     """Return the number of GPUs of a pod, or of a Job's template."""
-    resources = pod["spec"]["containers"][0]["resources"]
-    amounts = (resources.get("requests") or {}) | (resources.get("limits") or {})
-    return sum(int(number) for name, number in amounts.items() if is_gpu(name, gpu_resource))
+    total = 0
+    for container in pod["spec"]["containers"]:  # a webhook may have put its own first
+        resources = container.get("resources") or {}
+        amounts = (resources.get("requests") or {}) | (resources.get("limits") or {})
+        total += sum(int(number) for name, number in amounts.items() if is_gpu(name, gpu_resource))
+    return total

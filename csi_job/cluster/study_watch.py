@@ -48,7 +48,8 @@ class StudyWatch:
         """Let workers start trials no more, or again; return False while the study is unavailable."""
 
         def end(study: optuna.Study) -> bool:
-            study.set_user_attr(ENDED, ended)
+            if bool(study.user_attrs.get(ENDED)) is not ended:
+                study.set_user_attr(ENDED, ended)
             return True
 
         return bool(self._query(end))

@@ -98,6 +98,7 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(
     with pytest.raises(ClusterError, match=re.escape(reply["message"])) as raised:
         Cluster("here").apply({"kind": "Job", "metadata": {"name": "r"}})
     assert type(raised.value) is kind
+    assert ("an admission webhook does not answer" in str(raised.value)) is ("webhook" in reply["message"])
 
 
 def test_a_refused_websocket_is_an_answer(server: Server) -> None:

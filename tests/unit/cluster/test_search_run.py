@@ -138,7 +138,9 @@ def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirme
     assert run.reconcile()
 
 
-def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation() -> None:
+@pytest.mark.parametrize("is_installed_again", [False, True])
+def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(*, is_installed_again: bool) -> None:
+    """Until it is raised, whether the Job that it ended is still there or not."""
     namespace = Namespace()
     run, job = past_its_budget(namespace), namespace.only()
     run.watch.num_left = 2
@@ -154,10 +156,12 @@ def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation() -> None:
     run.watch.num_left = 0
     namespace.end("Complete")
     assert run.reconcile()
+    if is_installed_again:
+        namespace = Namespace()
     raised = search(namespace, run.watch, stage(), digest="second", budget=Budget(gpu_hours=2))
-    job["status"] = {}
     raised.reconcile()
-    assert (job["spec"]["suspend"], run.watch.has_ended) == (False, False)
+    raised.reconcile()
+    assert (namespace.only()["spec"]["suspend"], run.watch.has_ended) == (False, False)
 
 
 def test_a_search_whose_study_has_used_its_budget_starts_no_pod() -> None:
@@ -242,12 +246,18 @@ def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left() -> N
         assert len(namespace.names("final")) == num_kept
 
 
-@pytest.mark.parametrize(("num_finished", "runs"), [(4, False), (3, True)])
-def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(num_finished: int, *, runs: bool) -> None:
-    """Then the final stage that is done has to run again, too."""
+@pytest.mark.parametrize(
+    ("num_finished", "budget", "runs"), [(4, Budget(), False), (3, Budget(), True), (3, Budget(gpu_hours=1), False)]
+)
+def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(
+    num_finished: int, budget: Budget, *, runs: bool
+) -> None:
+    """And the budget is not exhausted; then the final stage that is done has to run again, too."""
     done = {f"{DONE}{name}": stage(name).digest for name in ("search", "final")}
     namespace = Namespace(release_map(**done))
-    run = search(namespace, Watch(num_finished=num_finished), stage(), done={"search": "a" * 8, "final": "a" * 8})
+    watch = Watch(num_finished=num_finished)
+    watch.add_usage(Usage(gpu_seconds=3601))
+    run = search(namespace, watch, stage(), done={"search": "a" * 8, "final": "a" * 8}, budget=budget)
     assert run.reconcile() is not runs
     assert bool(namespace.names("search")) is runs
     annotations = namespace.objects["ConfigMap", "r-stages"]["metadata"]["annotations"]

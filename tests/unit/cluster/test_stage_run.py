@@ -88,8 +88,13 @@ def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog: pytes
     ]
 
 
+@pytest.mark.parametrize("image", ["b", "c"])
 @pytest.mark.parametrize("queue", ["", "queue"])
-def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue: str) -> None:
+def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(
+    queue: str, image: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the new one is replaced by yet another before it has started."""
+    caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     search(namespace, Watch(num_finished=0), stage(image="a", queue=queue)).reconcile()
     (old,) = namespace.names("search")
@@ -98,9 +103,11 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue: st
         namespace.objects["Pod", name]["metadata"]["labels"] |= {INSTANCE: "r", COMPONENT: "search"}
     run = search(namespace, Watch(num_finished=0), stage(image="b", queue=queue), digest="second")
     run.reconcile()  # killed here, as it often is, another controller finds both
-    again = search(namespace, Watch(num_finished=0), stage(image="b", queue=queue), digest="third")
+    again = search(namespace, Watch(num_finished=0), stage(image=image, queue=queue), digest="third")
     again.reconcile()
-    assert namespace.names("search") == ["r-search-bbbbbbbb"]
+    again.reconcile()
+    new = f"r-search-{image * 8}"
+    assert namespace.names("search") == [new]
     assert is_paused(namespace.only())
     namespace.objects["Pod", "s-0"]["status"]["phase"] = "Failed"
     an_hour_ago = namespace.objects["Pod", "s-1"]["metadata"]["creationTimestamp"]
@@ -110,6 +117,10 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue: st
     again.reconcile()
     assert not is_paused(namespace.only())
     assert (namespace.only()["spec"]["parallelism"], namespace.only()["spec"]["completions"]) == (2, 2)
+    assert [line for line in caplog.messages if f" as Job {new}" in line] == [
+        f"search: created as Job {new}",
+        f"search: started as Job {new}",
+    ]
 
 
 CLASS = 'pods "r-0-" is forbidden: pod rejected: RuntimeClass "none" not found'

@@ -54,6 +54,12 @@ def test_a_gpu_is_what_the_release_names_or_else_what_is_called_so(
     assert num_gpus(pod_of(**resources), name) == number
 
 
+def test_a_container_that_a_webhook_has_put_first_does_not_hide_the_gpus() -> None:
+    pod = pod_of(limits={MIG: 2})
+    pod["spec"]["containers"].insert(0, {"name": "proxy"})
+    assert num_gpus(pod, MIG) == 2
+
+
 def test_status_and_check_know_from_the_chart_what_a_gpu_is() -> None:
     namespace = Namespace(release_map(**{GPU_RESOURCE: MIG}), pod_of(limits={MIG: 2}))
     release = find_release(namespace, None)
