@@ -12,12 +12,12 @@ import pytest
 from csi_job.cluster.back_off import NO_FAILURES
 from csi_job.cluster.pods import last_line
 from csi_job.cluster.stage_run import JOB_NAME
-from tests.e2e.release import SLOWDOWN, Release, wait_until
+from tests.e2e.release import Release, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
 NUM_KILLS = 3  # the third replacement would take 40 s
-FIRST_DELAY_S = 10  # of Kubernetes; its clock has whole seconds, and the Job controller is not idle
+FIRST_DELAY_S = 10  # of Kubernetes
 KILLS = {"search": ("python", "-c", "import os; os.kill(1, 2)"), "controller": None}  # an error, and an eviction
 
 
@@ -25,7 +25,7 @@ def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Relea
     release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
     wait_until("the search runs", lambda: release.running("search"), 240)
     delays = [_kill(release, component, kill) for component, kill in KILLS.items() for _ in range(NUM_KILLS)]
-    assert max(delays) <= FIRST_DELAY_S + 5, delays
+    assert max(delays) < 2 * FIRST_DELAY_S, delays  # which the second replacement would wait
     assert release.trials()["FAIL"] == 0
     _replace_the_search(release)
 
@@ -38,7 +38,7 @@ def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is
     kick = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'csi-job'"
     release.sql(f"alter role csi password 'another'; {kick}")
 
-    wait_until("the pod has ended", lambda: _ended_at(release, "search", pod), 60 / SLOWDOWN)
+    wait_until("the pod has ended", lambda: _ended_at(release, "search", pod), 60)
     (ended,) = [p for p in release.items("pods", "search") if p["metadata"]["name"] == pod]
     state = ended["status"]["containerStatuses"][0]["state"]["terminated"]
     assert state["exitCode"] == 1
