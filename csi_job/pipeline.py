@@ -200,7 +200,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         study = _study_named(file.study, settings, "its other trials are no candidates")
     if record is not None:
         check_training(settings, record)
-    with live_study(file.study, target=1, num_finished=0, max_epochs=file.max_epochs) as live:
+    with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
         request = FinalTrainingRequest(
             work=settings.folder,
             cache=ensure_cache(settings, file.cache),

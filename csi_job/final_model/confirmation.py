@@ -139,7 +139,7 @@ def confirm(
     def on_trial_finished(_: WorkerSummary) -> None:
         replan()
 
-    own = replace(options, on_trial_finished=on_trial_finished, may_add=False, noun="confirmation")
+    own = replace(options, on_trial_finished=on_trial_finished, may_add=False, noun="training")
     update = {"pruner": "none", "sampler": "random", "objective": "f1"}
     while replan().num_open:
         run_worker(

@@ -105,7 +105,8 @@ class RunningTrial(Generic[Params]):
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
-    _last_stored: int = -1
+    _last_passed: int = -1
+    """The last epoch that an earlier attempt finished without being pruned."""
     _median_row: Row[Any] | None = None
     """The result of `median_query` for the last epoch."""
 
@@ -158,7 +159,8 @@ class RunningTrial(Generic[Params]):
             logger.info("%(noun)s %(trial)d starts: %(text)s", values)
 
     def _resume(self, folder: Path) -> None:
-        last = self._last_stored = max(self.curve, default=-1)
+        last = max(self.curve, default=-1)
+        self._last_passed = max([last, *self.losses])  # the curve may be shorter, after `_reconcile`
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
         found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
         if found.epoch != last:
@@ -185,7 +187,6 @@ class RunningTrial(Generic[Params]):
         self.storage.rewrite_steps(self.lease, found.epoch + 1, write, self._relative(found.path))
         frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
         self.curve = curve
-        self.losses = {epoch: both for epoch, both in self.losses.items() if epoch <= found.epoch}
 
     def batch_done(self) -> None:
         """Note that the training makes progress.
@@ -233,7 +234,7 @@ class RunningTrial(Generic[Params]):
     def checkpoint_failed(self, error: CheckpointWriteError) -> None:
         """Continue without checkpoints: a full disk is not the trial's fault, and would fail every later one too."""
         self.saves_checkpoints = False
-        logger.warning("%s; trial %d continues without checkpoints", error, self.number)
+        logger.warning("%s; %s %d continues without checkpoints", error, self.noun, self.number)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
         """Store the value of an epoch and promote a checkpoint, in one fenced transaction.
@@ -286,8 +287,8 @@ class RunningTrial(Generic[Params]):
         return checkpoint.relative_to(self.work).as_posix() if checkpoint else None
 
     def should_prune(self) -> bool:
-        """Whether the trial is worse than others at the same epoch; never in an outage, nor where it went on before."""
-        if self._away_since is not None or max(self.curve) <= self._last_stored:
+        """Whether the trial is worse than others at the same epoch; never in an outage, nor where it passed before."""
+        if self._away_since is not None or max(self.curve) <= self._last_passed:
             return False
         if self.has_two_objectives:
             return self.gflops is not None and should_prune_at_cost(self.study, self.curve, self.gflops)

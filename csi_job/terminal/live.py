@@ -22,18 +22,19 @@ class LiveStudy:
     """Shows the trials of the study, and the running trial of each worker."""
 
     def __init__(self, bars: Progress | None, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
-        """Start from the trials that are finished already; log if there are no bars."""
+        """Start from the finished trials, hidden if there is no target but a confirmation to come; log without bars."""
         self._bars = bars
         self._max_epochs = max_epochs
         if bars is not None:
-            self._study = bars.add_task(f"study {study_name}", total=target, completed=num_finished, unit="trials")
+            fields: Any = {"completed": num_finished, "unit": "trials", "visible": target > 0}
+            self._study = bars.add_task(f"study {study_name}", total=target, **fields)
 
     def trials_finished(self, num_finished: int, num_trainings: int | None = None) -> None:
         """Update the number of finished trials, by all workers; or of trainings that confirm the winner, and of all."""
         if self._bars is not None and num_trainings is None:
             self._bars.update(self._study, completed=num_finished)
         elif self._bars is not None:
-            fields: Any = {"description": "confirmation", "total": num_trainings, "unit": "trainings"}
+            fields: Any = {"description": "confirmation", "total": num_trainings, "unit": "trainings", "visible": True}
             self._bars.update(self._study, completed=num_finished, **fields)
 
     def worker(self, number: int | None = None) -> LiveWorker:

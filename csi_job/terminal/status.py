@@ -119,7 +119,7 @@ def _best(best: BestStatus | None) -> RenderableType:
 def _confirmation(status: ConfirmationStatus) -> list[RenderableType]:
     total = status.num_finished + status.num_left
     line = Text(f"Confirmation: {status.num_finished} of {fmt.plural(total, 'training')} done")
-    return [line, _running(status.running, "confirmation")] if status.running else [line]
+    return [line, _running(status.running, "training")] if status.running else [line]
 
 
 def _running(trials: tuple[RunningStatus, ...], noun: str = "trial") -> RenderableType:

@@ -33,7 +33,7 @@ class Graphs:
     def __init__(self, device: torch.device, generator: torch.Generator, *, enabled: bool = True) -> None:
         self.device, self.generator = device, generator
         self.enabled = enabled and device.type == "cuda"
-        self._is_recording = False
+        self.is_recording = False
         self._num_calls: Counter[object] = Counter()
         self._recorded: dict[object, _Recorded[object]] = {}
 
@@ -49,14 +49,7 @@ class Graphs:
         return function(*inputs) if recorded is None else recorded(*inputs)  # type: ignore[return-value] # of this function
 
     def release(self) -> bool:
-        """Free the graphs' memory; they are recorded again when needed. Return whether there was any graph.
-
-        Raises:
-            torch.OutOfMemoryError: a graph is being recorded; its function is then called directly.
-
-        """
-        if self._is_recording:
-            raise torch.OutOfMemoryError("out of memory")
+        """Free the graphs' memory; they are recorded again when needed. Return whether there was any graph."""
         held = bool(self._recorded)
         self._recorded.clear()
         return held
@@ -65,7 +58,7 @@ class Graphs:
         """Record a function; if that fails, use no graphs from now on."""
         states = random_states(self.device, self.generator)
         pool = next((recorded.graph.pool() for recorded in self._recorded.values()), None)  # one, for they take turns
-        self._is_recording = True
+        self.is_recording = True
         try:
             self._recorded[key] = _Recorded(function, inputs, self.generator, pool)
         except RuntimeError as error:
@@ -76,7 +69,7 @@ class Graphs:
             reason = str(error.__context__ or error).partition("\n")[0]
             _log.warning("training without CUDA graphs, since recording one failed: %s", reason)
         finally:
-            self._is_recording = False
+            self.is_recording = False
 
 
 class _Recorded(Generic[T]):

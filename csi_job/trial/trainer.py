@@ -82,9 +82,14 @@ class Trainer:
             self.validation_batches = MicroBatches(self.validation_batch, self._relieve, (*shape, "validation"))
 
     def _relieve(self) -> bool:
-        """Free what only saves time: the recorded graphs, then the data; return whether there was any."""
-        if self.graphs.release():
-            return True
+        """Free what only saves time: the data, then the recorded graphs, which save more; return whether there was any.
+
+        Raises:
+            torch.OutOfMemoryError: a graph is being recorded; its function is then called directly.
+
+        """
+        if self.graphs.is_recording:
+            raise torch.OutOfMemoryError("out of memory")
         on_device = self.train_data, self.validation_data
         is_resident = any(split is not host for split, host in zip(on_device, self.on_host, strict=True))
         self.train_data, self.validation_data = self.on_host
@@ -92,7 +97,7 @@ class Trainer:
             split.leave_devices()
         if is_resident:
             _log.warning("out of memory; the images leave the GPU for this trial, which takes longer")
-        return is_resident
+        return is_resident or self.graphs.release()
 
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
         """Train on every training image once, and return the mean loss.

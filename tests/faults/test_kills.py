@@ -98,7 +98,7 @@ def confirming(arguments: dict[str, Any]) -> int:
         plan(confirmation, lambda _: trainings, 5)
 
     replan(None)
-    options = WorkerOptions(may_add=False, waits=True, on_trial_finished=replan, noun="confirmation")
+    options = WorkerOptions(may_add=False, waits=True, on_trial_finished=replan, noun="training")
     work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
     return 0
 

@@ -28,8 +28,10 @@ def test_a_process_that_ended_is_gone_on_this_machine_only() -> None:
 
 
 def test_a_process_that_reuses_the_id_of_a_dead_one_is_another_process() -> None:
-    host, boot, space, process, _ = worker_id().split("|")
+    host, boot, space, process, began = worker_id().split("|")
     assert process == str(os.getpid())
+    assert began == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert not owner_process_is_gone(worker_id())
     assert owner_process_is_gone(f"{host}|{boot}|{space}|{process}|1")
 
 

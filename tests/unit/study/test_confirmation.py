@@ -34,7 +34,7 @@ def content(confirmation: optuna.Study) -> list[tuple[str, int, TrialState]]:
 
 
 def work(confirmation: optuna.Study, folder: Path, run=lambda _: [0.5]) -> None:
-    options = WorkerOptions(own_process=False, may_add=False, noun="confirmation")
+    options = WorkerOptions(own_process=False, may_add=False, noun="training")
     work_on(confirmation, folder, run, options=options, suggest=training_of, max_failed_trials=1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import optuna
 import pytest
 import sqlalchemy as sa
 
@@ -68,7 +67,7 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
     num_epochs: list[int] = []
 
     def report(running: RunningTrial[Any], epoch: int, checkpoint: Path | None = None) -> None:
-        running.report(epoch, 0.1, checkpoint=checkpoint)
+        running.epoch_done(EpochResult(epoch, train_loss=1.0, val_loss=2.0, val_f1=0.1, **SPEED), checkpoint)
         query = sa.select(LEASES.c.num_epochs)
         num_epochs.append(storage.read(lambda connection: connection.execute(query).scalar_one()))
 
@@ -80,18 +79,22 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
         raise DataError("stop here")
 
     def second_attempt(running: RunningTrial[Any]) -> list[float]:
+        report(running, 1)
+        raise DataError("stop here, too")
+
+    def third_attempt(running: RunningTrial[Any]) -> list[float]:
         assert running.resume_from is not None
         assert running.resume_from.name == "epoch-0000.pt"
         for epoch in (1, 2, 3):
             report(running, epoch)
-            assert running.should_prune() is (epoch == 3)
-        raise optuna.TrialPruned
+        raise AssertionError("not pruned at epoch 3")
 
-    monkeypatch.setattr("csi_job.study.trial_run.should_prune", lambda *_: True)
-    with pytest.raises(DataError):
-        work_on(study, tmp_path, first_attempt, num_trials=1)
-    work_on(study, tmp_path, second_attempt, num_trials=1)
-    assert num_epochs == [0, 1, 1, 1, 2, 3]
+    for attempt in (first_attempt, second_attempt):
+        with pytest.raises(DataError):
+            work_on(study, tmp_path, attempt, num_trials=1)
+        monkeypatch.setattr("csi_job.study.trial_run.should_prune", lambda *_: True)
+    assert work_on(study, tmp_path, third_attempt, num_trials=1).outcomes == {"pruned": 1}
+    assert num_epochs == [0, 1, 1, 1, 1, 2]
     assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3]
 
 
@@ -127,7 +130,7 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
     def resumed(running: RunningTrial[Hyperparameters]) -> list[float]:
         curve = [(epoch, value_at(X, epoch)) for epoch in range(first)]
         assert (sorted(running.curve.items()), curve_of(study.trials[0])) == (curve, curve)
-        assert running.losses == dict.fromkeys(range(min(first, num_stored)), (1.0, 2.0))
+        assert running.losses == dict.fromkeys(range(num_stored), (1.0, 2.0))
         assert (running.resume_from and running.resume_from.name) == (f"epoch-{first - 1:04}.pt" if first else None)
         return objective(running)
 

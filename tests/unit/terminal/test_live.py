@@ -29,11 +29,19 @@ def test_every_worker_has_a_bar_while_it_runs_a_trial() -> None:
     first.trial_ended(7, "complete")
     assert [task.description for task in bars.tasks if task.visible][1:] == ["worker 2: trial 8, val_f1 0.250"]
     last = study.worker()
-    for phase, noun in (({}, "trial"), ({"noun": "confirmation"}, "confirmation")):
+    for phase, noun in (({}, "trial"), ({"noun": "training"}, "training")):
         last.trial_started(9, 1, {}, phase)
         assert bars.tasks[-1].description == f"{noun} 9"
     study.trials_finished(3, 12)
     assert (bars.tasks[0].description, bars.tasks[0].completed, bars.tasks[0].total) == ("confirmation", 3, 12)
+
+
+def test_the_bar_of_a_confirmation_alone_appears_with_its_first_training() -> None:
+    bars = Progress(console=Console(file=io.StringIO()))
+    study = LiveStudy(bars, "toy", target=0, num_finished=0, max_epochs=4)
+    assert [task.visible for task in bars.tasks] == [False]
+    study.trials_finished(0, 12)
+    assert [(task.visible, task.description, task.total) for task in bars.tasks] == [(True, "confirmation", 12)]
 
 
 @pytest.mark.parametrize(("number", "prefix"), [(None, ""), (2, "worker 2: ")])

@@ -136,18 +136,18 @@ def test_training_continues_without_graphs_where_recording_fails(
 
 
 @on_gpu
-def test_graphs_free_their_memory_before_batches_get_smaller(make_trainer: Callable[..., Trainer]) -> None:
+def test_data_and_graphs_free_their_memory_before_batches_get_smaller(make_trainer: Callable[..., Trainer]) -> None:
     def run_out_of_memory(*_: object) -> None:
-        if trainer.graphs._recorded and not released:
-            released.append(True)
+        if trainer.graphs._recorded and len(resident) < 2:
+            resident.append(trainer.train_data.images_NHW.is_cuda)
             raise torch.OutOfMemoryError("out of memory")
 
-    released: list[bool] = []
+    resident: list[bool] = []
     params = {"model_arch": "squeezenet1_1", "optimizer": "adam"}
     expected = outcome(make_trainer(TrialSettings(cuda_graphs=False), **params))
     trainer = make_trainer(TrialSettings(), **params)
     trainer.model.register_forward_pre_hook(run_out_of_memory)
     assert equal(outcome(trainer), expected)
-    assert released
+    assert resident == [True, False]
     assert trainer.micro_batches.size == 8
     assert len(trainer.graphs._recorded) == 4

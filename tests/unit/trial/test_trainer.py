@@ -162,20 +162,26 @@ def test_every_model_is_compiled_once_for_full_batches(
     assert compiled == [4] * 9
 
 
-def test_when_memory_runs_out_the_data_leave_the_device_before_the_batch_is_halved(
-    make_trainer: Callable[..., Trainer],
+def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_is_halved(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, untouched = make_trainer(8), make_trainer(8)
     host = trainer.train_data
     trainer.train_data = replace(host)  # stands for the copy on a GPU
-    failures = iter([torch.OutOfMemoryError(), torch.OutOfMemoryError()])
+    trainer.graphs._recorded["a graph"] = None
+    held: list[tuple[bool, bool, int]] = []
 
-    def compute(pieces: list[slice]) -> int:
-        for error in failures:
-            raise error
-        return len(pieces)
+    def compute(pieces: list[slice]) -> None:
+        held.append((trainer.train_data is not host, bool(trainer.graphs._recorded), len(pieces)))
+        if len(held) < 4:
+            raise torch.OutOfMemoryError
 
-    assert trainer.micro_batches.run(4, compute) == 2  # halved by the second failure alone
-    assert trainer.train_data is host
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.graphs, "is_recording", True)  # nothing can be freed now
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.micro_batches.run(4, compute)
+    assert held.pop() == (True, True, 1)
+    trainer.micro_batches.run(4, compute)
+    assert held == [(True, True, 1), (False, True, 1), (False, False, 1), (False, False, 2)]
     losses = [each.train_epoch(0, lambda _step, _num_steps: 0.0, lambda: None) for each in (trainer, untouched)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
