@@ -51,5 +51,6 @@ def run_predict(
         problems = write_predictions(counting_doubts(results), stream, file_format)
     if doubts:
         reasons = ", ".join(f"{num} {doubt}" for doubt, num in doubts.items())
-        _logger.warning("%d of %d images look doubtful (%s); look at them", doubts.total(), len(files), reasons)
+        values = {"doubtful": doubts.total(), "images": len(files), "reasons": reasons}
+        _logger.warning("%(doubtful)d of %(images)d images look doubtful (%(reasons)s); look at them", values)
     return problems

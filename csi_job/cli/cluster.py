@@ -38,7 +38,7 @@ def cluster() -> None:
 @click.option("--stages", required=True, metavar="NAME", help="ConfigMap with the Jobs of the stages.")
 @click.option("--digest", required=True, help="Digest of this controller's configuration.")
 @click.option("--namespace", metavar="NAME", help="Namespace.  [default: the pod's]")
-@click.option("--missing-seconds", "missing_s", default=120.0, help="Seconds to wait for missing volumes and images.")
+@click.option("--missing-seconds", "missing_s", default=120.0, help="Seconds to wait for what is missing or refused.")
 @click.option("--max-rounds", default=10, help="How often to recreate the search Job.")
 @click.option("--budget-hours", type=float, help="Hours after which to end the search.")
 @click.option("--metrics-port", type=int, help="Port on which to serve metrics for Prometheus.  [default: none]")
@@ -114,15 +114,15 @@ def check(
     from csi_job.cluster.pod_check import IN_A_POD, Requirements, check_pod, check_study
     from csi_job.cluster.release_check import check_release
 
-    if IN_A_POD in os.environ and not (release or namespace):
-        with announced("checking volumes, data, database and Secrets"):
-            passed = check_pod(loaded.settings, Requirements(**requirements), wait_s)
-        lines: Iterable[str] = chain(passed, map(check_study, [loaded]))
-    else:
-        with announced("asking the cluster"):
-            lines = check_release(Cluster(namespace), release)
-    for line in lines:
-        click.echo(line)
+    is_pod = IN_A_POD in os.environ and not (release or namespace)
+    lines: Iterable[str] = (
+        chain(check_pod(loaded.settings, Requirements(**requirements), wait_s), map(check_study, [loaded]))
+        if is_pod
+        else check_release(Cluster(namespace), release)
+    )
+    with announced("checking volumes, data, database and Secrets" if is_pod else "asking the API server"):
+        for line in lines:
+            click.echo(line)
 
 
 @cluster.command()

@@ -247,6 +247,7 @@ def _train_candidate(
             found[seed] = trainer.run(recipe, seed, advance)
         except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
             advance(recipe.max_epochs * (num_left - 1))
-            logger.warning("a candidate cannot be trained with seed %d and is skipped: %s", seed, error)
+            message = "a candidate cannot be trained with seed %(seed)d and is skipped: %(error)s"
+            logger.warning(message, {"seed": seed, "error": error})
             return CandidateResult(candidate, (), str(error))
     return CandidateResult(candidate, tuple(found[seed] for seed in seeds))

@@ -132,7 +132,7 @@ class Definition:
         check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
         self.warn_of_unknown(stored[FINGERPRINT])
         if stored.get(SEED) != self.settings.seed:
-            logger.warning("the study was created with seed %s; using that seed", stored.get(SEED))
+            logger.warning("the study was created with seed %(seed)s; using that seed", {"seed": stored.get(SEED)})
 
 
 def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:

@@ -20,6 +20,7 @@ from csi_job.storage.tables import STUDY_ATTRIBUTES
 
 logger = get_logger(__name__)
 NUM_CHANGES_KEPT: Final = 20
+LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)d to %(new)d trials"
 
 
 def set_target(
@@ -64,8 +65,7 @@ def set_target(
             pending = not token and _pending(counts, more_trials, changes)
             target = counts.target if pending else max(counts.target, counts.num_finished) + more_trials
         if target < counts.target:
-            message = "lowering the total of study %s, which all its workers share, from %d to %d trials"
-            logger.warning(message, study.study_name, counts.target, target)
+            logger.warning(LOWERED, {"study": study.study_name, "old": counts.target, "new": target})
         if target != counts.target:
             change = {"token": own_token, "more": more_trials, "total": target}
             store_target(connection, study_id, target, [*changes, change])
@@ -83,8 +83,10 @@ def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, 
     if num_trials >= num_kept:
         return num_trials
     if lenient:
-        message = "the study has %d finished, running or waiting trials, so its total is %d, not %d"
-        logger.warning(message, num_kept, num_kept, num_trials)
+        message = (
+            "the study has %(total)d finished, running or waiting trials, so its total is %(total)d, not %(wanted)d"
+        )
+        logger.warning(message, {"total": num_kept, "wanted": num_trials})
         return num_kept
     what = f"the study has {counts.num_finished} finished and {counts.num_running} running trials"
     hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
@@ -106,8 +108,8 @@ def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]
         if change["more"] is None:
             return False  # --n-trials settled the total
         if change["more"] == more_trials and counts.num_finished < change["total"] <= counts.target:
-            message = "continuing towards %d trials, to which an earlier --more-trials %d raised the total"
-            logger.info(message, change["total"], more_trials)
+            message = "continuing towards %(total)d trials, to which an earlier --more-trials %(more)d raised the total"
+            logger.info(message, {"total": change["total"], "more": more_trials})
             return True
     return False
 

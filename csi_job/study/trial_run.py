@@ -328,7 +328,7 @@ class RunningTrial(Generic[Params]):
             logger.warning("%(noun)s %(trial)d can be resumed only when its lease has expired: %(error)s", values)
         else:
             if self.unsent.state is not None:  # stopped while its end was being stored
-                return logger.info("%s %d finished", self.noun, self.number)
+                return logger.info("%(noun)s %(trial)d finished", {"noun": self.noun, "trial": self.number})
             values = {"noun": self.noun, "trial": self.number, "epoch": max(self.curve, default=-1) + 2}
             logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 
