@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from csi_job.errors import StopRequestedError
 from csi_job.logs import set_up_logging
 from csi_job.storage.storage import open_storage
 from csi_job.study.confirmation import Training, open_confirmation, plan, training_of
@@ -99,7 +100,10 @@ def confirming(arguments: dict[str, Any]) -> int:
 
     replan(None)
     options = WorkerOptions(may_add=False, waits=True, on_trial_finished=replan, noun="training")
-    work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
+    try:
+        work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
+    except StopRequestedError as error:
+        return error.exit_code
     return 0
 
 

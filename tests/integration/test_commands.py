@@ -68,8 +68,9 @@ def data(phantoms: Path) -> tuple[str, ...]:
 
 
 def trials(work: Path) -> list[tuple[int, str]]:
+    query = "SELECT number, state FROM trials JOIN studies USING (study_id) WHERE study_name NOT LIKE '%/confirmation'"
     with sqlite3.connect(work / "studies.db") as database:
-        return database.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
+        return database.execute(f"{query} ORDER BY number").fetchall()
 
 
 def steps(work: Path) -> dict[int, list[int]]:
