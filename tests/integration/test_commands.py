@@ -29,9 +29,11 @@ study: {max_epochs: 2}
 evaluation: {num_bootstrap: 100}
 """
 BEST = "csi_optimization_best_params.json"
-OF_TRIALS = "JOIN trials USING (trial_id) ORDER BY number"
+OF_SEARCH = "JOIN studies USING (study_id) WHERE study_name NOT LIKE '%/confirmation' ORDER BY number"
+OF_TRIALS = f"JOIN trials USING (trial_id) {OF_SEARCH}"
+TRIALS = f"SELECT number, state FROM trials {OF_SEARCH}"
 REPEATED = (
-    "SELECT number, state FROM trials ORDER BY number",
+    TRIALS,
     f"SELECT number, param_name, param_value, distribution_json FROM trial_params {OF_TRIALS}, param_name",
     f"SELECT number, value FROM trial_values {OF_TRIALS}",
     f"SELECT number, step, intermediate_value FROM trial_intermediate_values {OF_TRIALS}, step",
@@ -68,9 +70,8 @@ def data(phantoms: Path) -> tuple[str, ...]:
 
 
 def trials(work: Path) -> list[tuple[int, str]]:
-    query = "SELECT number, state FROM trials JOIN studies USING (study_id) WHERE study_name NOT LIKE '%/confirmation'"
     with sqlite3.connect(work / "studies.db") as database:
-        return database.execute(f"{query} ORDER BY number").fetchall()
+        return database.execute(TRIALS).fetchall()
 
 
 def steps(work: Path) -> dict[int, list[int]]:
