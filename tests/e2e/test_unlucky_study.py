@@ -91,5 +91,5 @@ def test_the_last_trial_finishes_although_its_pod_is_scaled_away_while_the_other
     release.wait_for_end(500)
 
     assert release.trials() == {"COMPLETE": 2}
-    attempts = "select value_json from trial_user_attributes where key = 'attempt' order by trial_id"
-    assert release.sql(attempts) == ["1", "2"]
+    attempts = "select value_json from trial_user_attributes where key = 'attempt' order by trial_id limit 2"
+    assert release.sql(attempts) == ["1", "2"]  # the third would be of the confirmation
