@@ -15,12 +15,12 @@ from csi_job.errors import ConfigurationError, DataError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
-from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
+from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.logs import announced, get_logger
 from csi_job.report.files import write_results
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
-from csi_job.search import search
+from csi_job.search import final_training, search
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
@@ -29,8 +29,7 @@ from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.studies import open_study
 from csi_job.study.target import set_target
-from csi_job.study.worker import WorkerOptions
-from csi_job.study_settings import baseline_of, check_settings, check_training, definition_of
+from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
@@ -201,20 +200,8 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if record is not None:
         check_training(settings, record)
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
-        request = FinalTrainingRequest(
-            work=settings.folder,
-            cache=ensure_cache(settings, file.cache),
-            file=file,
-            study=study,
-            baseline=baseline_of(settings, record),
-            settings=settings.final_model,
-            trial=settings.trial,
-            evaluation=settings.evaluation,
-            record=record,
-            worker=settings.study.model_copy(update={"timeout_s": None}),
-            options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[live.worker()]),
-            on_progress=lambda now: live.trials_finished(now.num_finished, now.num_finished + now.num_open),
-        )
+        cache = ensure_cache(settings, file.cache)
+        request = final_training(settings, cache, file, study, record, live.worker(), live.trials_finished)
         final = run_final_training(request)
     if study is not None:
         write_report(view_study(study), settings.work)

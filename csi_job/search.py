@@ -11,14 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.dataset import Cache
 from csi_job.config import Settings
 from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableError
-from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.hyperparams import HyperparamsFile, read_hyperparams
 from csi_job.final_model.train import FinalTrainingRequest
 from csi_job.html.format import plural
 from csi_job.logs import get_logger
@@ -31,7 +31,7 @@ from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.definition import join_study
 from csi_job.study.devices import Environment
 from csi_job.study.objective import training_objective
-from csi_job.study.record import read_record
+from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.relay import ERROR, FINISHED, Relay, stop_with_parent
 from csi_job.study.status import study_status
 from csi_job.study.trial_run import failure_reason
@@ -93,39 +93,51 @@ def _run(
     start_s, limit_s = time.monotonic(), settings.study.timeout_s
     has_ended = confirm and bool(study.user_attrs.get(ENDED))
     if not has_ended:
-        run_trials(study, cache, settings, tracker, on_finished, own_process=own_process, waits=confirm)
+        _run_trials(study, cache, settings, tracker, on_finished, own_process=own_process, waits=confirm)
     status, left_s = study_status(study), limit_s and limit_s - (time.monotonic() - start_s)
     if confirm and (status.is_finished or has_ended) and status.num_complete and (left_s is None or left_s > 0):
-        request = replace(
-            _final_training(study, cache, settings),
-            worker=settings.study.model_copy(update={"timeout_s": left_s}),
-            options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[tracker], own_process=own_process),
-            on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
+        name = study.study_name
+        best = write_best_params(view_study(study), settings.folder.best_params(name))
+        if best is None:
+            raise study_deleted()
+        file = read_hyperparams(best, default_study=name, default_max_epochs=settings.study.max_epochs)
+        record = read_record(settings.storage, settings.work, name)
+        request = final_training(
+            settings, cache, file, study, record, tracker, on_finished, own_process=own_process, timeout_s=left_s
         )
         request.share_trainings(waits=False)
 
 
-def _final_training(study: optuna.Study, cache: Cache, settings: Settings) -> FinalTrainingRequest:
-    """Return what `train-optimized` would train now."""
-    name = study.study_name
-    best = write_best_params(view_study(study), settings.folder.best_params(name))
-    if best is None:
-        raise study_deleted()
-    record = read_record(settings.storage, settings.work, name)
+def final_training(  # noqa: PLR0913 - what is trained, for whom it is shown, and how its worker may end
+    settings: Settings,
+    cache: Cache,
+    file: HyperparamsFile,
+    study: optuna.Study | None,
+    record: StudyRecord | None,
+    tracker: Tracker,
+    on_finished: Callable[[int, int], None],
+    *,
+    own_process: bool = True,
+    timeout_s: float | None = None,
+) -> FinalTrainingRequest:
+    """Return what a final training by these settings trains; `on_finished` gets the finished trainings and all."""
     return FinalTrainingRequest(
         work=settings.folder,
         cache=cache,
-        file=read_hyperparams(best, default_study=name, default_max_epochs=settings.study.max_epochs),
+        file=file,
         study=study,
         baseline=baseline_of(settings, record),
         settings=settings.final_model,
         trial=settings.trial,
         evaluation=settings.evaluation,
         record=record,
+        worker=settings.study.model_copy(update={"timeout_s": timeout_s}),
+        options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[tracker], own_process=own_process),
+        on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
     )
 
 
-def run_trials(
+def _run_trials(
     study: optuna.Study,
     cache: Cache,
     settings: Settings,

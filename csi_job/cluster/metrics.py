@@ -11,8 +11,8 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
-from csi_job.cluster.stages import COMPONENT, INSTANCE, Release, get_annotation
+from csi_job.cluster.budget import S_PER_H, metered_usage
+from csi_job.cluster.stages import COMPONENT, INSTANCE, Release
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.study.status import StudyStatus
 
@@ -55,7 +55,7 @@ class Metrics:
         for (component, phase), number in phases.items():
             self._pods.labels(component, phase).set(number)
         if jobs := cluster.jobs(release.search.labels):
-            self._gpu_hours.set(float(get_annotation(jobs[-1], GPU_SECONDS, "0")) / S_PER_H)
+            self._gpu_hours.set(metered_usage(jobs[-1]).gpu_seconds / S_PER_H)
 
     def _show_study(self, status: StudyStatus) -> None:
         self._target.set(status.target)

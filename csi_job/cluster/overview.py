@@ -6,14 +6,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
-from csi_job.cluster.budget import GPU_SECONDS, S_PER_H
+from csi_job.cluster.budget import S_PER_H, metered_usage
 from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
-from csi_job.cluster.refusals import creation_problem, with_remedy
+from csi_job.cluster.refusals import job_problem, with_remedy
 from csi_job.cluster.stages import (
     COMPONENT,
     CONTROLLER,
@@ -25,7 +24,6 @@ from csi_job.cluster.stages import (
     Release,
     age_s,
     find_release,
-    get_annotation,
     job_result,
     num_gpus,
 )
@@ -101,7 +99,7 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
     own = [pod for pod in pods if _component(pod) in (CONTROLLER, DATABASE, *STAGES)]
     controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
     search = cluster.jobs(release.search.labels)
-    used_s = float(get_annotation(search[-1], GPU_SECONDS, "0")) if search else 0.0
+    used_s = metered_usage(search[-1]).gpu_seconds if search else 0.0
     is_over = bool(controllers) and job_result(controllers[-1]) is not None
     views = [_view(pod, release.gpu_resource) for pod in own]
     order = {state: place for place, state in enumerate(STATE_ORDER)}
@@ -114,11 +112,8 @@ def _refusal(cluster: Cluster, controllers: Sequence[Mapping[str, Any]], pods: S
     """Return why the controller, which reports this of all other pods, has none itself; empty if it has."""
     if not controllers or any(_component(pod) == CONTROLLER for pod in pods):
         return ""
-    with suppress(NotAllowedError):
-        problem = creation_problem(controllers[-1], cluster.events("Job", controllers[-1]["metadata"]["name"]))
-        if problem:
-            return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}"
-    return ""
+    problem = job_problem(cluster, controllers[-1])
+    return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}" if problem else ""
 
 
 def _stream_status(

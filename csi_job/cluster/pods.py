@@ -62,7 +62,7 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
 def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     """Return why a pod does not start, None if nothing is wrong."""
     name = pod["metadata"]["name"]
-    age_s = max((datetime.now(UTC) - _ready_to_start(pod)).total_seconds(), 0.0)  # the cluster's clock may be ahead
+    age_s = seconds_since(_ready_to_start(pod))
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = condition.get("message", condition.get("reason", ""))
@@ -109,7 +109,12 @@ def host_of(pod: Mapping[str, Any]) -> str:
 def is_lost(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod has outlived its grace, as on a node that is gone."""
     until = pod["metadata"].get("deletionTimestamp")  # its end, with the grace
-    return bool(until) and (datetime.now(UTC) - datetime.fromisoformat(until)).total_seconds() > LOST_AFTER_S
+    return bool(until) and seconds_since(datetime.fromisoformat(until)) > LOST_AFTER_S
+
+
+def seconds_since(time: datetime) -> float:
+    """Return the seconds since a time on the cluster's clock, which may be ahead."""
+    return max((datetime.now(UTC) - time).total_seconds(), 0.0)
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> datetime:

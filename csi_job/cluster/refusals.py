@@ -14,7 +14,7 @@ from typing import Any, Final
 from kubernetes.utils.quantity import parse_quantity
 
 from csi_job.cluster.api import Cluster, NotAllowedError, Object, UnreachableError
-from csi_job.cluster.pods import StartupProblem, startup_problem
+from csi_job.cluster.pods import StartupProblem, seconds_since, startup_problem
 from csi_job.cluster.stages import COMPONENT, DATABASE, INSTANCE, Release, Stage
 from csi_job.errors import ClusterError, ConfigurationError
 
@@ -82,12 +82,18 @@ def creation_problem(
     created = max((_last(event) for event in events if event.get("reason") == SUCCESSFUL_CREATE), default=_EPOCH)
     refused = [event for event in events if event.get("reason") == FAILED_CREATE and _last(event) >= created]
     latest = max(refused, key=_last, default=None)
-    now = datetime.now(UTC)
-    if latest is None or (now - _last(latest)).total_seconds() > current_s:
+    if latest is None or seconds_since(_last(latest)) > current_s:
         return None
     started = _time(job.get("status", {}).get("startTime"))  # again when a suspended Job resumes
     since = max(min(map(_first, refused)), created, started)
-    return CreationProblem(refusal_reason(latest.get("message", "")), max((now - since).total_seconds(), 0.0))
+    return CreationProblem(refusal_reason(latest.get("message", "")), seconds_since(since))
+
+
+def job_problem(cluster: Cluster, job: Mapping[str, Any]) -> CreationProblem | None:
+    """Return why no pod of a Job can be created; None also if its events can't be read."""
+    with suppress(NotAllowedError):
+        return creation_problem(job, cluster.events("Job", job["metadata"]["name"]))
+    return None
 
 
 def unbound_reason(cluster: Cluster, claims: Iterable[str]) -> str:

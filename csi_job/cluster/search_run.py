@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
@@ -60,12 +60,12 @@ class SearchRun(StageRun):
         self.watch, self.budget, self.max_rounds = watch, budget, max_rounds
         self.back_off = SearchBackOff(cluster)
 
-    def on_active(self, job: Mapping[str, Any]) -> bool:
+    def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
         """Log the study's progress; resize or end the Job if that is due."""
         self._meter(job)
         reason = self.budget.exhausted_reason(job)
         if reason:
-            return self._end(job, reason)
+            return self._end(job, pods, reason)
         if get_annotation(job, ENDED_BY):
             if not self.watch.end_search(ended=False):
                 return False
@@ -78,10 +78,10 @@ class SearchRun(StageRun):
         status = self.watch.status()
         if status is not None:
             self.log_once(f"search: {summarize(status)}")
-            self.back_off.reset_after_progress(self._pods(job), status.claimed)
+            self.back_off.reset_after_progress(pods, status.claimed)
             if not (status.is_finished and status.is_confirmed):
                 self._restore_failed_index(job)
-        return super().on_active(job)
+        return super().on_active(job, pods)
 
     def on_finished(self, job: Mapping[str, Any], result: JobResult) -> bool:
         """End the search if the study is finished or the budget exhausted, else recreate the Job."""
@@ -158,7 +158,7 @@ class SearchRun(StageRun):
         job["metadata"]["annotations"].update(annotations)
         return annotations
 
-    def _end(self, job: Mapping[str, Any], reason: str) -> bool:
+    def _end(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], reason: str) -> bool:
         """Let the pods do no more than the confirmation, since the budget is exhausted; return whether that is done.
 
         They are sent away first, so that they hand over their trials.
@@ -166,7 +166,7 @@ class SearchRun(StageRun):
         line = f"search: {reason}; its pods hand over their trials, then its winner is confirmed"
         self.log_once(line, "BudgetExhausted")
         if get_annotation(job, ENDED_BY) == CONFIRMING:
-            return super().on_active(job)
+            return super().on_active(job, pods)
         if not is_paused(job):
             self._scale(job, 0, {ENDED_BY: "budget"})
             return False

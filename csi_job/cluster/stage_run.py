@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.events import record_event
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, startup_problem
-from csi_job.cluster.refusals import creation_problem, explained, with_remedy
+from csi_job.cluster.refusals import explained, job_problem, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
     DONE,
@@ -86,11 +86,12 @@ class StageRun:
             if is_done:
                 self._let_expire(job)
             return is_done
-        self._check_pods(job)
-        return self.on_active(job)
+        pods = self._pods(job)
+        self._check_pods(job, pods)
+        return self.on_active(job, pods)
 
-    def on_active(self, job: Mapping[str, Any]) -> bool:
-        """Handle a Job that has not finished; return whether the stage is done anyway."""
+    def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:  # noqa: ARG002 - the search's
+        """Handle a Job that has not finished, with its pods; return whether the stage is done anyway."""
         paused, waiting = f"{self.stage.name}: suspended", f"{self.stage.name}: waiting for quota"
         now = paused if is_paused(job) else waiting if job["spec"].get("suspend") else ""
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again
@@ -195,9 +196,8 @@ class StageRun:
     def _pods(self, job: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.cluster.find("Pod", {JOB_NAME: job["metadata"]["name"]})
 
-    def _check_pods(self, job: Mapping[str, Any]) -> None:
+    def _check_pods(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
         """Log which pods failed, do not start or can't be created; fail the stage if that lasts and none is left."""
-        pods = self._pods(job)
         for pod in pods:
             failure, problem = failure_of(pod), startup_problem(pod)
             if failure and failure.exit_code == EXIT_SIGTERM:
@@ -215,13 +215,11 @@ class StageRun:
 
     def _check_creation(self, job: Mapping[str, Any], *, has_pods: bool) -> None:
         """Log why pods are missing; fail the stage if it has none."""
-        with suppress(NotAllowedError):
-            problem = creation_problem(job, self.cluster.events("Job", job["metadata"]["name"]))
-            if problem:
-                reason = with_remedy(self.stage.name, problem.reason)
-                self.log_once(f"{self.stage.name}: its pods can't be created: {reason}", "PodsRefused", is_warning=True)
-                if not has_pods:
-                    self._fail_if_stuck(job, reason, problem.age_s)
+        if problem := job_problem(self.cluster, job):
+            reason = with_remedy(self.stage.name, problem.reason)
+            self.log_once(f"{self.stage.name}: its pods can't be created: {reason}", "PodsRefused", is_warning=True)
+            if not has_pods:
+                self._fail_if_stuck(job, reason, problem.age_s)
 
     def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, age_s: float) -> None:
         """Fail the stage if what its pods need has been missing for too long."""

@@ -6,13 +6,14 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from csi_job.cluster.api import Cluster
+from csi_job.cluster.pods import seconds_since
 from csi_job.errors import ClusterError
 from csi_job.files import digest_json
 from csi_job.work_folder import WorkFolder
@@ -225,8 +226,7 @@ def job_result(job: Mapping[str, Any]) -> JobResult | None:
 
 def age_s(item: Mapping[str, Any]) -> float:
     """Return the seconds since an object was created."""
-    age = datetime.now(UTC) - datetime.fromisoformat(item["metadata"]["creationTimestamp"])
-    return max(age.total_seconds(), 0.0)  # the cluster's clock may be ahead
+    return seconds_since(datetime.fromisoformat(item["metadata"]["creationTimestamp"]))
 
 
 def get_annotation(item: Mapping[str, Any], name: str, default: str = "") -> str:

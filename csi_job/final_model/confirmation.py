@@ -7,7 +7,7 @@ so does every `train-optimized`. Their results are files (`SeedTrainer`), from w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -49,16 +49,16 @@ class Confirmation:
         The best candidate of the search is first, since others are dropped by a candidate that is done, and then the
         baseline, which is needed whoever wins. A candidate that cannot be trained, or cannot win, is left out.
         """
-        rivals = self._rivals(trials)
         reasons = infeasible(trials)
+        rivals = self._rivals(trials, reasons)
         first, *others = [[*self._of(result.candidate)] for result in rivals] or [[]]
         by_seed = itertools.chain.from_iterable(zip(*others, strict=True))
         wanted = (*first, *self._of_baseline(rivals), *by_seed)
         return [training for training in wanted if training.digest not in reasons]
 
-    def _rivals(self, trials: Sequence[FrozenTrial]) -> list[CandidateResult]:
+    def _rivals(self, trials: Sequence[FrozenTrial], reasons: Mapping[str, str]) -> list[CandidateResult]:
         """Return the candidates that may win, with their results so far."""
-        reasons, found = infeasible(trials), {}
+        found = {}
         for key, trial in latest(trials).items():
             if trial.state is TrialState.COMPLETE:
                 found[key] = SeedResult.of(trial.user_attrs[RESULT])

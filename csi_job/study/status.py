@@ -165,7 +165,9 @@ def study_status(study: optuna.Study) -> StudyStatus:
     """Return the state of a study; later calls read only what changed."""
     trials = study.get_trials(deepcopy=False)
     storage, study_id = storage_of(study), study_id_of(study)
-    leases = storage.read(lambda connection: _leases(connection, study_id))
+    leases, confirmation = storage.read(
+        lambda connection: (_leases(connection, study_id), _confirmation(connection, study.study_name))
+    )
     attributes = study.user_attrs
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
@@ -195,7 +197,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
         trials_per_h=rate * 3600 if rate else None,
         eta_s=max(num_left, 0) / rate if rate else None,
         failures=tuple(Counter(failures).most_common()),
-        confirmation=storage.read(lambda connection: _confirmation(connection, study.study_name)),
+        confirmation=confirmation,
     )
 
 

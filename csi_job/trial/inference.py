@@ -74,7 +74,7 @@ def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
     """Count images by zone, truth and prediction, without waiting for the device.
 
     Args:
-        pred_NZ: int64 classes 0-4.
+        pred_NZ: classes 0-4, of any integer type.
         true_NZ: int64 classes 0-4 on the same device.
 
     Returns:

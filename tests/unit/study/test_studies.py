@@ -88,3 +88,11 @@ def test_the_database_stays_readable_for_sqlite_itself(study: optuna.Study, tmp_
     work_on(study, tmp_path)
     connection = sqlite3.connect(tmp_path / "studies.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.125, "optimizer": "sgd"}) == 1
+    work_on(study, tmp_path)
+    params = study.trials[1].params
+    assert (params["unknown_weight"], params["optimizer"]) == (0.125, "sgd")
+    assert "patience" in params

@@ -27,12 +27,10 @@ from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
-from csi_job.study.studies import enqueue_trial
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
 from tests.support.studies import (
-    SPACE,
     Reader,
     define,
     leased,
@@ -391,14 +389,6 @@ def test_with_two_objectives_a_released_trial_resumes_with_its_curve(storage: St
     work_on(study, tmp_path, **given)
     assert [value for _, value in study.trials[0].user_attrs["curve"]][:2] == [0.25, 0.25]
     assert len(study.trials[0].user_attrs["curve"]) == 4
-
-
-def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
-    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.125, "optimizer": "sgd"}) == 1
-    work_on(study, tmp_path)
-    params = study.trials[1].params
-    assert (params["unknown_weight"], params["optimizer"]) == (0.125, "sgd")
-    assert "patience" in params
 
 
 def test_a_worker_can_run_outside_the_main_thread(study: optuna.Study, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""A study's total of trials, lowered and raised while trials wait, on both databases."""
+
+from __future__ import annotations
+
+import pytest
+from optuna.trial import TrialState
+
+from csi_job.errors import ConfigurationError
+from csi_job.storage.claim import NothingToClaim
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.studies import enqueue_trial
+from csi_job.study.target import set_target
+from tests.support.studies import SPACE, Reader, claim, define, leased
+
+DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
+
+
+def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_as_failures(
+    storage: StudyStorage, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = define(storage, num_trials=5)
+    storage.write_trial(leased(study), DONE)
+    for x in (0.1, 0.2, 0.3):
+        enqueue_trial(study, SPACE, {"unknown_weight": x})
+    assert set_target(study, num_trials=2) == 2
+    assert "beyond the study's total of 2: 2, 3" in caplog.text
+    assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
+    storage.write_trial(leased(study, max_failed=0), DONE)
+    assert isinstance(claim(study, max_failed=0), NothingToClaim)
+    assert caplog.text.count("beyond the study's total") == 1
+    set_target(study, num_trials=3)
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.4})
+    storage.set_study_user_attr(study._study_id, "target", 2)  # by a worker of an earlier version
+    assert isinstance(claim(study, max_failed=0), NothingToClaim)
+    assert Reader(url).states() == {"COMPLETE": 2, "FAIL": 3}
+
+
+def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    with pytest.raises(ConfigurationError, match=r"no room.*--raise-total"):
+        enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 1
+    assert study.user_attrs["target"] == 2
+    assert [leased(study).number, leased(study).number] == [0, 1]
+    assert isinstance(claim(study), NothingToClaim)
+
+
+def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=1)
+    set_target(study, more_trials=1)
+    for number in (1, 2):
+        assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == number
+    assert set_target(study, more_trials=1) == 3
