@@ -73,6 +73,11 @@ def announced(what: str) -> Iterator[None]:
         timer.cancel()
 
 
+def log_line(logger: logging.Logger, level: int, line: str, values: Mapping[str, object]) -> None:
+    """Log a line that is complete, with the values in it by name for a JSON log."""
+    logger.log(level, "%s", line, extra={"values": values})
+
+
 class RepeatedWarnings:
     """Logs a warning that keeps coming at most once a minute, with how often it came."""
 
@@ -81,14 +86,17 @@ class RepeatedWarnings:
         self._logger = logger
         self._logged: dict[str, tuple[float, int]] = {}  # by line: when it was last logged, and how often it came since
 
-    def log(self, line: str) -> None:
-        """Log the line, or count it."""
+    def log(self, line: str, **values: object) -> None:
+        """Log the line with these values in it, or count it."""
         now = time.monotonic()
         logged_at, times = self._logged.get(line, (-math.inf, 0))
         if now - logged_at < REPEAT_EVERY_S:
             self._logged[line] = (logged_at, times + 1)
             return
-        self._logger.warning("%s%s", line, f" ({times + 1} times in the last {now - logged_at:.0f} s)" if times else "")
+        if times:
+            values |= {"times": times + 1, "seconds": round(now - logged_at)}
+        again = f" ({times + 1} times in the last {now - logged_at:.0f} s)" if times else ""
+        log_line(self._logger, logging.WARNING, f"{line}{again}", values)
         self._logged[line] = (now, 0)
 
 
@@ -146,7 +154,8 @@ class _TerminalHandler(logging.Handler):
 class _JsonFormatter(logging.Formatter):
     """One JSON object per line: time (UTC), level, logger, message, and by name the values within the message.
 
-    A message has named values if it is logged with a mapping: `info("trial %(trial)d starts", {"trial": 3})`.
+    A message has named values if it is logged with a mapping, as in `info("trial %(trial)d starts", {"trial": 3})`, or
+    by `log_line`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -157,8 +166,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if isinstance(record.args, Mapping):
-            entry = {**record.args, **entry}
+        values = record.args if isinstance(record.args, Mapping) else getattr(record, "values", {})
+        entry = {**values, **entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
 
 from csi_job.errors import ClusterError
+from csi_job.files import digest_json
 
 Object = dict[str, Any]  # as in YAML
 Write = Callable[[bytes], object]
@@ -43,6 +45,7 @@ STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE: Final = "POD_NAME"  # of the controller's pod, whose host name is another; set by the chart
 JSON_MERGE: Final = "application/merge-patch+json"
+MAX_EVENT_LENGTH: Final = 1024  # of its message, by Kubernetes
 
 _dynamic: Any = dynamic  # which has no types
 
@@ -103,6 +106,36 @@ class Cluster:
         """Return what was reported about an object, in no order."""
         selector = f"involvedObject.kind={kind},involvedObject.name={name}"
         return list(self._request("get", "Event", field_selector=selector)["items"])
+
+    def record_event(
+        self, about: Mapping[str, Any], reason: str, message: str, *, key: str, is_warning: bool = False
+    ) -> None:
+        """Record what happens to an object, which `kubectl events` shows; one that can't be recorded is lost.
+
+        Args:
+            about: a reference to the object, with its uid.
+            reason: one word in CamelCase.
+            message: one line.
+            key: the same reason and message are recorded once for each key.
+            is_warning: whether someone should look at it.
+
+        """
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{about['name']}.{digest_json([key, reason, message])[:16]}"},
+            "involvedObject": {**about, "namespace": self.namespace},
+            "reason": reason,
+            "message": message[:MAX_EVENT_LENGTH],
+            "type": "Warning" if is_warning else "Normal",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": FIELD_MANAGER},
+        }
+        with suppress(ClusterError):  # also of one that exists already
+            self.create(event)
 
     def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> None:
         """Create an object, or change it to what the manifest says, by server-side apply."""

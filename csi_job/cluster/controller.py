@@ -17,11 +17,10 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.events import record_event
 from csi_job.cluster.refusals import NotYetError, check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
-from csi_job.cluster.stages import INSTANCE, STAGES, Release, Stage, read_release
+from csi_job.cluster.stages import STAGES, Release, Stage, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
@@ -99,7 +98,7 @@ def _record(
     """Record an Event, if the API server and the release are there."""
     with suppress(ClusterError):
         if release := read_release(cluster, options.stages):
-            record_event(cluster, release, reason, message, is_warning=is_warning)
+            release.record(cluster, reason, message, is_warning=is_warning)
 
 
 def _serve_metrics(options: ControllerOptions, watch: StudyWatch) -> Callable[[Cluster, Release], None]:
@@ -132,6 +131,7 @@ def _complete(
                 return True
             refused_at = None
         except UnreachableError as error:
+            refused_at = None
             warnings.log(f"{error}; retrying without limit")
         except (NotAllowedError, NotYetError) as error:
             refused_at = refused_at or time.monotonic()
@@ -157,7 +157,7 @@ def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:
             cluster.create(release.search.job(1, release.owner, {}), dry_run=True)
         except ClusterError as error:
             if BEING_DELETED in str(error):
-                for job in cluster.find("Job", {INSTANCE: release.name}):
+                for job in cluster.find("Job", selector(release.name)):
                     cluster.delete("Job", job["metadata"]["name"])
 
 

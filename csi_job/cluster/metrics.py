@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import S_PER_H, metered_usage
-from csi_job.cluster.stages import COMPONENT, INSTANCE, Release
+from csi_job.cluster.stages import Release, component_of, selector
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.study.status import StudyStatus
 
@@ -49,8 +49,8 @@ class Metrics:
         self._num_outages = watch.num_outages
         if watch.last is not None:
             self._show_study(watch.last)
-        pods = cluster.find("Pod", {INSTANCE: release.name})
-        phases = Counter((pod["metadata"]["labels"].get(COMPONENT, ""), pod["status"]["phase"]) for pod in pods)
+        pods = cluster.find("Pod", selector(release.name))
+        phases = Counter((component_of(pod), pod["status"]["phase"]) for pod in pods)
         self._pods.clear()
         for (component, phase), number in phases.items():
             self._pods.labels(component, phase).set(number)

@@ -14,18 +14,18 @@ from csi_job.cluster.budget import S_PER_H, metered_usage
 from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
 from csi_job.cluster.refusals import job_problem, with_remedy
 from csi_job.cluster.stages import (
-    COMPONENT,
     CONTROLLER,
     DATABASE,
-    INSTANCE,
     RELEASE_VARIABLE,
     SETTINGS_FILE,
     STAGES,
     Release,
     age_s,
+    component_of,
     find_release,
     job_result,
     num_gpus,
+    selector,
 )
 from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
@@ -95,9 +95,9 @@ def watch_release(
 
 def view_release(cluster: Cluster, release: Release, study: StudyStatus | None = None) -> ReleaseView:
     """Return the state of a release, with what is known of its study."""
-    pods = cluster.find("Pod", {INSTANCE: release.name})
-    own = [pod for pod in pods if _component(pod) in (CONTROLLER, DATABASE, *STAGES)]
-    controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
+    pods = cluster.find("Pod", selector(release.name))
+    own = [pod for pod in pods if component_of(pod) in (CONTROLLER, DATABASE, *STAGES)]
+    controllers = cluster.jobs(selector(release.name, CONTROLLER))
     search = cluster.jobs(release.search.labels)
     used_s = metered_usage(search[-1]).gpu_seconds if search else 0.0
     is_over = bool(controllers) and job_result(controllers[-1]) is not None
@@ -110,7 +110,7 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
 
 def _refusal(cluster: Cluster, controllers: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
     """Return why the controller, which reports this of all other pods, has none itself; empty if it has."""
-    if not controllers or any(_component(pod) == CONTROLLER for pod in pods):
+    if not controllers or any(component_of(pod) == CONTROLLER for pod in pods):
         return ""
     problem = job_problem(cluster, controllers[-1])
     return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}" if problem else ""
@@ -120,8 +120,8 @@ def _stream_status(
     cluster: Cluster, release: Release, on_status: Callable[[StudyStatus], None], options: Sequence[str]
 ) -> str:
     """Read the study's status from a pod for as long as it reports it; return why it stopped, empty at its end."""
-    pods = cluster.find("Pod", {INSTANCE: release.name})
-    running = [pod for name in STATUS_SOURCES for pod in pods if _component(pod) == name and _is_up(pod)]
+    pods = cluster.find("Pod", selector(release.name))
+    running = [pod for name in STATUS_SOURCES for pod in pods if component_of(pod) == name and _is_up(pod)]
     if not running:
         return "no pod is running that could report the study's status"
     write = split_lines(lambda line: on_status(status_from_dict(json.loads(line))))
@@ -157,17 +157,13 @@ def _view(pod: Mapping[str, Any], gpu_resource: str) -> PodView:
     return PodView(
         name=metadata["name"],
         host=host_of(pod),
-        stage=_component(pod),
+        stage=component_of(pod),
         state="Terminating" if "deletionTimestamp" in metadata else status.get("phase", "Pending"),
         why=failure.message if failure else problem.reason if problem else "",
         node=spec.get("nodeName", ""),
         age_s=age_s(pod),
         num_gpus=num_gpus(pod, gpu_resource),
     )
-
-
-def _component(pod: Mapping[str, Any]) -> str:
-    return str(pod["metadata"]["labels"].get(COMPONENT, ""))
 
 
 def _is_up(pod: Mapping[str, Any]) -> bool:
@@ -178,7 +174,7 @@ def _is_up(pod: Mapping[str, Any]) -> bool:
 
 def _outcome(pods: Sequence[Mapping[str, Any]]) -> str:
     """Return the controller's last message, which is the outcome of the release."""
-    controllers = [pod for pod in pods if _component(pod) == CONTROLLER]
+    controllers = [pod for pod in pods if component_of(pod) == CONTROLLER]
     outcome = ""
     for pod in sorted(controllers, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
         for status in pod.get("status", {}).get("containerStatuses") or ():

@@ -15,7 +15,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from csi_job.cluster.api import Cluster, NotAllowedError, Object, UnreachableError
 from csi_job.cluster.pods import StartupProblem, seconds_since, startup_problem
-from csi_job.cluster.stages import COMPONENT, DATABASE, INSTANCE, Release, Stage
+from csi_job.cluster.stages import DATABASE, Release, Stage, selector
 from csi_job.errors import ClusterError, ConfigurationError
 
 FAILED_CREATE: Final = "FailedCreate"
@@ -162,7 +162,7 @@ def check_database(cluster: Cluster, release: Release) -> bool:
         NotYetError: something that it needs does not exist or is refused.
 
     """
-    pods = cluster.find("Pod", {INSTANCE: release.name, COMPONENT: DATABASE})
+    pods = cluster.find("Pod", selector(release.name, DATABASE))
     for pod in pods:
         problem = startup_problem(pod)
         if problem and (problem := explained(cluster, problem, [release.database])).is_missing:

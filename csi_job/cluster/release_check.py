@@ -14,15 +14,15 @@ from csi_job.cluster.pod_check import Requirements, check_nodes, combined_error,
 from csi_job.cluster.pods import is_active
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, check_job, pod_refusal, to_number, unbound_reason, with_remedy
 from csi_job.cluster.stages import (
-    COMPONENT,
     CONTROLLER,
     DATABASE,
-    INSTANCE,
     STAGES,
     Release,
     Stage,
+    component_of,
     find_release,
     is_gpu,
+    selector,
 )
 from csi_job.errors import ConfigurationError
 
@@ -100,8 +100,8 @@ def check_secret(cluster: Cluster, name: str, keys: Iterable[str]) -> str:
 
 def check_quotas(cluster: Cluster, release: Release, stage: Stage, quotas: Iterable[Object]) -> str:
     """Check that the namespace's quotas admit a pod of a stage while no other stage runs, and report how many."""
-    pods = cluster.find("Pod", {INSTANCE: release.name})
-    own = [pod for pod in pods if is_active(pod) and pod["metadata"]["labels"].get(COMPONENT) in STAGES]
+    pods = cluster.find("Pod", selector(release.name))
+    own = [pod for pod in pods if is_active(pod) and component_of(pod) in STAGES]
     num_pods = min(_pods_left(quota, stage, own) for quota in quotas)
     return f"quotas: {stage.name} has room for {min(num_pods, stage.parallelism)} of {stage.parallelism} pods"
 
@@ -204,7 +204,7 @@ def _quotas(cluster: Cluster) -> list[Object] | None:
 
 def _claims(cluster: Cluster, release: Release) -> list[str]:
     """Return the names of the volume claims that the release has made or that its stages mount."""
-    own = (claim["metadata"]["name"] for claim in cluster.find("PersistentVolumeClaim", {INSTANCE: release.name}))
+    own = (claim["metadata"]["name"] for claim in cluster.find("PersistentVolumeClaim", selector(release.name)))
     return sorted({*own, *(name for stage in release.stages for name in stage.claims)})
 
 
@@ -213,7 +213,7 @@ def _other_pods(cluster: Cluster, release: Release) -> list[tuple[str, Mapping[s
     owners = []
     for kind, component in (("Job", CONTROLLER), ("StatefulSet", DATABASE)):
         with suppress(NotAllowedError):
-            found = cluster.find(kind, {INSTANCE: release.name, COMPONENT: component})
+            found = cluster.find(kind, selector(release.name, component))
             owners += [(component, owner["spec"]["template"]) for owner in found[-1:]]
     return [*owners, ("fetch", release.fetch_pod)]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.stages import (
-    COMPONENT,
     CONTROLLER,
     DIGEST,
     HELD,
-    INSTANCE,
     Release,
     find_release,
     get_annotation,
@@ -17,6 +15,7 @@ from csi_job.cluster.stages import (
     is_queued,
     job_result,
     scale_patch,
+    selector,
 )
 from csi_job.errors import ClusterError
 
@@ -56,7 +55,7 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
 def _no_search(cluster: Cluster, release: Release) -> ClusterError:
     """Return why the search has no Job: it has yet to start, or it ended and was cleaned up."""
     final = release.stages[-1]
-    controllers = cluster.jobs({INSTANCE: release.name, COMPONENT: CONTROLLER})
+    controllers = cluster.jobs(selector(release.name, CONTROLLER))
     result = job_result(controllers[-1]) if controllers else None
     has_final = any(get_annotation(job, DIGEST) == final.digest for job in cluster.jobs(final.labels))
     if has_final or (result and not result.failed):

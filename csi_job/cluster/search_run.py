@@ -30,7 +30,7 @@ from csi_job.cluster.stages import (
     is_queued,
     scale_patch,
 )
-from csi_job.cluster.study_watch import StudyWatch, summarize
+from csi_job.cluster.study_watch import StudyWatch, numbers_of, summarize
 from csi_job.errors import StageFailedError
 from csi_job.study.status import StudyStatus
 
@@ -74,10 +74,11 @@ class SearchRun(StageRun):
             self.log_once("search: resumed, the budget was raised", "Resumed")
         elif get_annotation(job, PARALLELISM) != str(self.stage.parallelism):
             self._scale(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
-            self.log_once(f"search: scaled to {self.stage.parallelism} pods, as in the values", "Scaled")
+            number = self.stage.parallelism
+            self.log_once(f"search: scaled to {number} pods, as in the values", "Scaled", pods=number)
         status = self.watch.status()
         if status is not None:
-            self.log_once(f"search: {summarize(status)}")
+            self.log_once(f"search: {summarize(status)}", **numbers_of(status))
             self.back_off.reset_after_progress(pods, status.claimed)
             if not (status.is_finished and status.is_confirmed):
                 self._restore_failed_index(job)
@@ -91,7 +92,7 @@ class SearchRun(StageRun):
         status = self.watch.status()
         if status is None:
             return False
-        self.log_once(f"search: {summarize(status)}")
+        self.log_once(f"search: {summarize(status)}", **numbers_of(status))
         deadline = f"the deadline of {job['spec'].get('activeDeadlineSeconds', '?')} s has passed"
         over = ("the study is finished" if status.is_finished else "") or self.budget.exhausted_reason(job)
         reason = (over if status.is_confirmed else "") or (deadline if result.reason == DEADLINE else "")

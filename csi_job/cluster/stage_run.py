@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
-from csi_job.cluster.events import record_event
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, startup_problem
 from csi_job.cluster.refusals import explained, job_problem, with_remedy
 from csi_job.cluster.stages import (
@@ -29,7 +29,7 @@ from csi_job.cluster.stages import (
     scale_patch,
 )
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
-from csi_job.logs import get_logger
+from csi_job.logs import get_logger, log_line
 
 logger = get_logger(__name__)
 POD_FAILURE_POLICY: Final = "PodFailurePolicy"  # reason of a Job that failed by an exit code no retry can fix
@@ -120,7 +120,7 @@ class StageRun:
         if tries >= max_tries:
             raise StageFailedError(f"{self.stage.name} was created {tries} times and has not finished: {reason}")
         line = f"{self.stage.name}: {reason}; recreating it ({tries + 1} of {max_tries})"
-        self.log_once(line, "Recreating", is_warning=True)
+        self.log_once(line, "Recreating", is_warning=True, tries=tries + 1, max_tries=max_tries)
         self._create(job, _round(job) + 1, tries=tries + 1)
 
     def annotations(self) -> dict[str, str]:
@@ -130,13 +130,13 @@ class StageRun:
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
         """Copy to a new Job's manifest what was scaled on the previous Job; nothing for a stage of one pod."""
 
-    def log_once(self, line: str, event: str = "", *, is_warning: bool = False) -> None:
-        """Log a line unless it was logged before; with the reason of an `event`, also record that."""
+    def log_once(self, line: str, event: str = "", *, is_warning: bool = False, **values: object) -> None:
+        """Log a line with the values in it unless it was logged before; also record an `event`, given its reason."""
         if line not in self._logged:
             self._logged.add(line)
-            logger.info("%s", line)
+            log_line(logger, logging.INFO, line, {"stage": self.stage.name, **values})
             if event:
-                record_event(self.cluster, self.release, event, line, is_warning=is_warning)
+                self.release.record(self.cluster, event, line, is_warning=is_warning)
 
     def failure_reason(self, job: Mapping[str, Any], result: JobResult) -> str:
         """Return why a Job failed: the error of its pod if there is one, else what the Job itself says."""
@@ -203,7 +203,8 @@ class StageRun:
             if failure and failure.exit_code == EXIT_SIGTERM:
                 self.log_once(f"{self.stage.name}: pod {failure.pod} was terminated and handed over its work")
             elif failure:
-                self.log_once(f"{self.stage.name}: {failure}", "PodFailed", is_warning=True)
+                values = {"pod": failure.pod, "exit_code": failure.exit_code}
+                self.log_once(f"{self.stage.name}: {failure}", "PodFailed", is_warning=True, **values)
             elif problem:
                 problem = explained(self.cluster, problem, self.stage.claims)
                 line = f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}"

@@ -23,7 +23,7 @@ CONTROLLER: Final = "controller"  # the component that creates them
 DATABASE: Final = "database"  # the component that holds the study, if the chart installs it
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
-NAME: Final = {"app.kubernetes.io/name": "csi-job"}
+NAME: Final = {"app.kubernetes.io/name": "csi-job"}  # an umbrella chart has more under the same instance
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
 EXPIRY: Final = "ttlSecondsAfterFinished"
 MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend", EXPIRY)  # of a Job; any other change needs a new one
@@ -89,7 +89,7 @@ class Stage:
     @property
     def labels(self) -> dict[str, str]:
         """Labels that select the stage's Jobs and pods."""
-        return {INSTANCE: self.manifest["metadata"]["labels"][INSTANCE], COMPONENT: self.name}
+        return selector(self.manifest["metadata"]["labels"][INSTANCE], self.name)
 
     def job(self, number: int, owner: Mapping[str, Any], annotations: Mapping[str, str]) -> dict[str, Any]:
         """Return the manifest of the stage's Job for the `number`-th round, owned by the ConfigMap."""
@@ -135,9 +135,23 @@ class Release:
         """Return the stage with this name."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def record(self, cluster: Cluster, reason: str, message: str, *, is_warning: bool = False) -> None:
+        """Record an Event of the release, unless a controller with the same settings has done so."""
+        cluster.record_event(self.owner, reason, message, key=self.digest, is_warning=is_warning)
+
     def after(self, stage: Stage) -> tuple[Stage, ...]:
         """Return the stages that build on this one."""
         return self.stages[self.stages.index(stage) + 1 :]
+
+
+def selector(release_name: str, component: str = "") -> dict[str, str]:
+    """Return the labels that select the objects of a release, or those of one of its components."""
+    return {**NAME, INSTANCE: release_name} | ({COMPONENT: component} if component else {})
+
+
+def component_of(item: Mapping[str, Any]) -> str:
+    """Return the component of a release that an object belongs to."""
+    return str(item["metadata"]["labels"].get(COMPONENT, ""))
 
 
 def read_release(cluster: Cluster, config_map_name: str) -> Release | None:
@@ -156,7 +170,7 @@ def find_release(cluster: Cluster, name: str | None) -> Release:
     own = read_release(cluster, os.environ[STAGES_VARIABLE]) if STAGES_VARIABLE in os.environ else None
     if own is not None and name in {None, own.name}:
         return own  # a pod has no right to list
-    labels = {**NAME, COMPONENT: "stages", **({INSTANCE: name} if name else {})}
+    labels = {**NAME, COMPONENT: "stages"} if name is None else selector(name, "stages")
     found = [item for item in cluster.find("ConfigMap", labels) if "final.yaml" in item.get("data", {})]
     if not found:
         message = f"no release of csi-job in namespace {cluster.namespace}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 Result = TypeVar("Result")
+OUTCOMES = ("complete", "pruned", "infeasible", "failed")
 
 
 class StudyWatch:
@@ -77,9 +78,9 @@ class StudyWatch:
             self._is_away = False
             return result
         self._study = None
-        self._warnings.log(f"the study is unavailable: {problem}")
+        self.num_outages += not self._is_away
+        self._warnings.log(f"the study is unavailable: {problem}", outage=self.num_outages)
         if not self._is_away:
-            self.num_outages += 1
             message = f"the study is unavailable (outage {self.num_outages}): {problem}"
             self._record("DatabaseUnavailable", message, is_warning=True)
         self._is_away = True
@@ -104,18 +105,22 @@ def add_usage(study: optuna.Study, usage: Usage) -> Usage:
     return total
 
 
+def numbers_of(status: StudyStatus) -> dict[str, Any]:
+    """Return the numbers of `summarize` by name."""
+    numbers: dict[str, Any] = {"finished": status.num_finished, "target": status.target}
+    numbers |= {name: getattr(status, f"num_{name}") for name in OUTCOMES}
+    if status.best:
+        numbers |= {"best_f1": status.best.f1, "best_trial": status.best.number}
+    if found := status.confirmation:
+        numbers |= {"confirmed": found.num_finished, "to_confirm": found.num_finished + found.num_left}
+    return numbers
+
+
 def summarize(status: StudyStatus) -> str:
     """Describe a study's status in one line."""
-    outcomes = {
-        "complete": status.num_complete,
-        "pruned": status.num_pruned,
-        "infeasible": status.num_infeasible,
-        "failed": status.num_failed,
-    }
-    counts = ", ".join(f"{number} {name}" for name, number in outcomes.items() if number)
-    best = f"; best val_f1 {status.best.f1:.4f} (trial {status.best.number})" if status.best else ""
-    found = status.confirmation
-    total = found.num_finished + found.num_left if found else 0
-    confirmed = f"; confirmation {found.num_finished} of {total}" if found else ""
-    trials = f"{status.num_finished} of {status.target} trials finished{f' ({counts})' if counts else ''}"
+    numbers = numbers_of(status)
+    counts = ", ".join(f"{numbers[name]} {name}" for name in OUTCOMES if numbers[name])
+    trials = "{finished} of {target} trials finished".format(**numbers) + (f" ({counts})" if counts else "")
+    best = "; best val_f1 {best_f1:.4f} (trial {best_trial})".format(**numbers) if status.best else ""
+    confirmed = "; confirmation {confirmed} of {to_confirm}".format(**numbers) if status.confirmation else ""
     return f"{trials}{best}{confirmed}"

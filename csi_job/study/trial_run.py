@@ -234,7 +234,8 @@ class RunningTrial(Generic[Params]):
     def checkpoint_failed(self, error: CheckpointWriteError) -> None:
         """Continue without checkpoints: a full disk is not the trial's fault, and would fail every later one too."""
         self.saves_checkpoints = False
-        logger.warning("%s; %s %d continues without checkpoints", error, self.noun, self.number)
+        values = {"error": error, "noun": self.noun, "trial": self.number}
+        logger.warning("%(error)s; %(noun)s %(trial)d continues without checkpoints", values)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
         """Store the value of an epoch and promote a checkpoint, in one fenced transaction.
@@ -278,9 +279,8 @@ class RunningTrial(Generic[Params]):
                 raise
             return
         if self._away_since is not None:
-            logger.warning(
-                "the database is back after %(seconds).0f s", {"seconds": time.monotonic() - self._away_since}
-            )
+            away = {"seconds": time.monotonic() - self._away_since}
+            logger.warning("the database is back after %(seconds).0f s", away)
         self.unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
 
     def _relative(self, checkpoint: Path | None) -> str | None:
@@ -314,9 +314,9 @@ class RunningTrial(Generic[Params]):
         write.values = values
         self.storage.write_trial(self.lease, write)
         text = (f" {values[0]:.4f}" if values else "") + (f" ({reason})" if reason else "")
-        named = {"noun": self.noun, "trial": self.number, "outcome": outcome, "values": list(values)}
+        named = {"noun": self.noun, "trial": self.number, "outcome": outcome, "epochs": len(self.curve)}
         log = logger.warning if outcome == "failed" else logger.info
-        log("%(noun)s %(trial)d %(outcome)s%(text)s", named | {"reason": reason, "text": text})
+        log("%(noun)s %(trial)d %(outcome)s%(text)s", named | {"values": list(values), "reason": reason, "text": text})
 
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""

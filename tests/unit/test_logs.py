@@ -62,7 +62,9 @@ def test_a_warning_that_keeps_coming_is_logged_once_a_minute_with_its_count(
     warnings = logs.RepeatedWarnings(logs.get_logger("csi_job.test"))
     for second in range(0, 130, 2):
         now = float(second)
-        warnings.log("away")
+        warnings.log("away", outage=1)
         if second in {10, 20}:
             warnings.log("refused")
     assert caplog.messages == ["away", "refused", *["away (30 times in the last 60 s)"] * 2]
+    line = json.loads(logs._JsonFormatter().format(caplog.records[-1]))
+    assert {"outage": 1, "times": 30, "seconds": 60}.items() <= line.items()

@@ -15,7 +15,7 @@ import yaml
 from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import COMPONENT, INSTANCE, MUTABLE_FIELDS, NAME, QUEUE, STAGES, Release, Stage
+from csi_job.cluster.stages import COMPONENT, MUTABLE_FIELDS, QUEUE, STAGES, Release, Stage, selector
 from csi_job.errors import ClusterError
 from csi_job.study.status import ConfirmationStatus, StudyStatus
 
@@ -194,7 +194,7 @@ class Watch:
 def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1) -> Stage:
     container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": num_gpus}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
-    labels = {INSTANCE: "r", COMPONENT: name} | ({QUEUE: queue} if queue else {})
+    labels = selector("r", name) | ({QUEUE: queue} if queue else {})
     manifest = {"kind": "Job", "metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}
     return Stage(name, manifest, image * 8)
 
@@ -202,7 +202,7 @@ def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue
 def release_map(name: str = "r", **annotations: str) -> Object:
     """Return the ConfigMap of a release's stages."""
     data = {f"{one}.yaml": yaml.safe_dump(dict(stage(one).manifest)) for one in (*STAGES, "fetch")}
-    labels = {**NAME, INSTANCE: name, COMPONENT: "stages"}
+    labels = selector(name, "stages")
     metadata = {"name": f"{name}-stages", "uid": "u", "labels": labels, "annotations": annotations}
     return {"kind": "ConfigMap", "metadata": metadata, "data": data}
 

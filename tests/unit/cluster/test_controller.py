@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
 from csi_job.cluster.controller import ControllerOptions, run_controller
-from csi_job.cluster.stages import COMPONENT, DATABASE, DIGEST, INSTANCE
+from csi_job.cluster.stages import DATABASE, DIGEST, selector
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
 from tests.unit.cluster.namespace import Namespace, event, release_map
@@ -95,7 +96,7 @@ def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason: C
     namespace.refused["Pod"] = reason
     with pytest.raises(StageFailedError, match="a stage ended"):
         _run_until_a_job_is_created(namespace)
-    assert namespace.names("cache") == ["r-cache-a4bbe66b"]
+    assert namespace.names("cache") == ["r-cache-39ff7cd2"]
 
 
 def _run_until_a_job_is_created(namespace: Failing) -> None:
@@ -124,6 +125,15 @@ def test_a_permission_that_does_not_come_ends_the_release() -> None:
         run(Failing(*[NotAllowedError("cannot get resource")] * 3))
 
 
+def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((100.0, 100.0, 190.0, 190.0, 230.0, 230.0))
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
+    monkeypatch.setattr(controller, "OwnBackOff", lambda _: None)
+    refused, away = NotAllowedError("cannot get resource"), UnreachableError("away")
+    with pytest.raises(StageFailedError, match=r"^no$"):
+        run(Failing(refused, away, refused, refused, ClusterError("no")), missing_s=60)
+
+
 def test_a_permission_that_comes_in_time_is_waited_for() -> None:
     namespace = Failing(*[NotAllowedError("cannot get resource")] * 3, ClusterError("no"))
     with pytest.raises(StageFailedError, match=r"^no$"):
@@ -137,7 +147,7 @@ DATABASE_POD = {
     "kind": "Pod",
     "metadata": {
         "name": "r-database-0",
-        "labels": {INSTANCE: "r", COMPONENT: DATABASE},
+        "labels": selector("r", DATABASE),
         "creationTimestamp": "2026-01-01T00:00:00Z",
     },
     "status": {

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from csi_job.cluster import metrics as module
 from csi_job.cluster.budget import GPU_SECONDS
-from csi_job.cluster.stages import COMPONENT, INSTANCE, read_release
+from csi_job.cluster.stages import read_release, selector
 from csi_job.study.status import BestStatus, StudyStatus
 from tests.unit.cluster.namespace import Namespace, release_map
 
@@ -26,7 +26,7 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
 
 def test_trials_best_value_pods_gpu_hours_and_outages_are_served(monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "REFRESH_S", 0.0)
-    labels = {INSTANCE: "r", COMPONENT: "search"}
+    labels = selector("r", "search")
     pods = [
         {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": {"phase": phase}}
         for name, phase in (("a", "Running"), ("b", "Running"), ("c", "Pending"))

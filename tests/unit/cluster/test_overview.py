@@ -10,7 +10,7 @@ import pytest
 from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
 from csi_job.cluster.budget import GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
-from csi_job.cluster.stages import COMPONENT, INSTANCE
+from csi_job.cluster.stages import selector
 from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
@@ -25,7 +25,7 @@ NOW = datetime.now(UTC).isoformat()
 
 
 def labels(component: str) -> dict[str, str]:
-    return {INSTANCE: "r", COMPONENT: component}
+    return selector("r", component)
 
 
 def make_pod(component: str, state: dict[str, Any], phase: str, num_gpus: int = 0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from csi_job.cluster.release_check import (
     check_stage,
     quota_usage_per_pod,
 )
-from csi_job.cluster.stages import COMPONENT, CONTROLLER, INSTANCE, STAGES, Release, Stage
+from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, selector
 from csi_job.errors import ClusterError, ConfigurationError
 from tests.unit.cluster.namespace import Namespace, event, release_map
 
@@ -31,7 +31,7 @@ POD = {
 
 
 def search(parallelism: int = 4) -> Stage:
-    labels = {INSTANCE: "r"}
+    labels = selector("r")
     spec = {"parallelism": parallelism, "template": {"spec": POD}}
     return Stage("search", {"kind": "Job", "metadata": {"name": "r-search", "labels": labels}, "spec": spec}, "digest")
 
@@ -46,7 +46,7 @@ def room(*objects: dict[str, Any]) -> str:
 
 
 def pod(name: str, phase: str, component: str = "search") -> dict[str, Any]:
-    metadata = {"name": name, "labels": {INSTANCE: "r", COMPONENT: component}}
+    metadata = {"name": name, "labels": selector("r", component)}
     return {"kind": "Pod", "metadata": metadata, "spec": POD, "status": {"phase": phase}}
 
 
@@ -133,7 +133,7 @@ def test_who_may_not_create_pods_is_told_that_they_are_not_checked() -> None:
 
 
 def test_the_whole_release_is_checked_whoever_asks() -> None:
-    controller = {"kind": "Job", "metadata": {"name": "r-c", "labels": {INSTANCE: "r", COMPONENT: CONTROLLER}}}
+    controller = {"kind": "Job", "metadata": {"name": "r-c", "labels": selector("r", CONTROLLER)}}
     controller["spec"] = {"template": {"spec": POD}}
     own, scoped = claim("ReadWriteOnce", name="r-database"), quota({"pods": "0"}, scopes=["Terminating"])
     node = {"kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}}
@@ -149,7 +149,7 @@ def test_the_whole_release_is_checked_whoever_asks() -> None:
 
 
 def claim(*modes: str, phase: str = "Bound", name: str = "work") -> dict[str, Any]:
-    metadata, spec = {"name": name, "labels": {INSTANCE: "r"}}, {"accessModes": list(modes)}
+    metadata, spec = {"name": name, "labels": selector("r")}, {"accessModes": list(modes)}
     return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.scale import scale_search
-from csi_job.cluster.stages import COMPONENT, CONTROLLER, DIGEST, INSTANCE, QUEUE, find_release, scale_patch
+from csi_job.cluster.stages import CONTROLLER, DIGEST, QUEUE, find_release, scale_patch, selector
 from csi_job.errors import ClusterError
 from tests.unit.cluster.namespace import Namespace, ended, release_map, stage
 
@@ -23,7 +23,7 @@ def searching(**options: Any) -> Namespace:
 
 def other_job(component: str, status: dict[str, Any], digest: str = "") -> dict[str, Any]:
     """A Job beside the search's."""
-    metadata = {"name": component, "labels": {INSTANCE: "r", COMPONENT: component}, "annotations": {DIGEST: digest}}
+    metadata = {"name": component, "labels": selector("r", component), "annotations": {DIGEST: digest}}
     return {"kind": "Job", "metadata": metadata, "spec": {}, "status": status}
 
 

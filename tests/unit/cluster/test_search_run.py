@@ -52,7 +52,12 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog: p
         run.reconcile()
         run.reconcile()
         assert namespace.only()["metadata"]["name"].endswith(suffix)
-    assert "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)" in caplog.messages
+    logged = {record.getMessage(): vars(record).get("values") for record in caplog.records}
+    recreating = "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)"
+    assert logged[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
+    trials = {"finished": 1, "target": 4, "complete": 1, "pruned": 0, "infeasible": 0, "failed": 0}
+    progress = "search: 1 of 4 trials finished (1 complete); confirmation 8 of 8"
+    assert logged[progress] == {"stage": "search", **trials, "confirmed": 8, "to_confirm": 8}
 
 
 def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:

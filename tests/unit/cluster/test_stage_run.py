@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
-from csi_job.cluster.stages import COMPONENT, INSTANCE, QUEUE, Release, Stage, is_paused, read_release
+from csi_job.cluster.stages import QUEUE, Release, Stage, is_paused, read_release, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, search, stage
 
@@ -100,7 +100,7 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(
     (old,) = namespace.names("search")
     for name in ("s-0", "s-1"):
         namespace.create(pod(old, name, "Running"))
-        namespace.objects["Pod", name]["metadata"]["labels"] |= {INSTANCE: "r", COMPONENT: "search"}
+        namespace.objects["Pod", name]["metadata"]["labels"] |= selector("r", "search")
     run = search(namespace, Watch(num_finished=0), stage(image="b", queue=queue), digest="second")
     run.reconcile()  # killed here, as it often is, another controller finds both
     again = search(namespace, Watch(num_finished=0), stage(image=image, queue=queue), digest="third")

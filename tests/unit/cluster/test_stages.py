@@ -13,15 +13,15 @@ from csi_job.cluster.pod_check import Requirements
 from csi_job.cluster.release_check import _requirements
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import (
-    COMPONENT,
+    DIGEST,
     GPU_RESOURCE,
-    INSTANCE,
     STAGES_VARIABLE,
     Release,
     Stage,
     find_release,
     get_annotation,
     num_gpus,
+    selector,
 )
 from csi_job.errors import ClusterError
 from tests.unit.cluster.namespace import Namespace, Watch, release_map, stage
@@ -30,7 +30,7 @@ MIG = "nvidia.com/mig-1g.10gb"
 
 
 def pod_of(**resources: Any) -> dict[str, Any]:
-    labels = {INSTANCE: "r", COMPONENT: "search"}
+    labels = selector("r", "search")
     metadata = {"name": "r-0", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00+00:00"}
     spec = {"containers": [{"resources": resources}]}
     return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
@@ -119,3 +119,20 @@ def test_a_release_is_chosen_by_name_if_there_are_several() -> None:
         find_release(cluster, None)
     with pytest.raises(ClusterError, match="no release of csi-job in namespace here"):
         find_release(cluster, "c")
+
+
+def test_each_step_is_recorded_once_whichever_controller_takes_it() -> None:
+    namespace = Namespace(release_map(**{DIGEST: "first"}))
+    for message in ("search: done", "search: done", "final: done"):
+        find_release(namespace, "r").record(namespace, "Done", message)
+    found = namespace.find("Event")
+    assert [(event["reason"], event["message"], event["type"]) for event in found] == [
+        ("Done", "search: done", "Normal"),
+        ("Done", "final: done", "Normal"),
+    ]
+    assert {event["involvedObject"]["uid"] for event in found} == {"u"}
+
+
+def test_an_event_that_cannot_be_recorded_stops_nothing() -> None:
+    release = find_release(Namespace(release_map()), "r")
+    release.record(Namespace(forbidden={"Event"}), "Failed", "x" * 2000, is_warning=True)
