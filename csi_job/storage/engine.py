@@ -39,8 +39,9 @@ def make_engine(address: Address) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    arguments |= {"isolation_level": "READ COMMITTED", "connect_args": _postgres_arguments(address)}
-    engine = sa.create_engine(address.url, **arguments)
+    engine = sa.create_engine(address.url, **arguments, connect_args=_postgres_arguments(address))
+    # psycopg2 would reset the session's default, and with it ours, after each statement that commits itself.
+    engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[assignment]
 
     @event.listens_for(engine, "do_connect")
     def give_secrets(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
@@ -48,6 +49,10 @@ def make_engine(address: Address) -> Engine:
 
     event.listen(engine, "connect", _prepare_postgres)
     return engine
+
+
+def _set_autocommit(connection: Any, level: str) -> None:
+    connection.autocommit = level == "AUTOCOMMIT"
 
 
 def _postgres_arguments(address: Address) -> dict[str, Any]:
@@ -70,6 +75,7 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
         cursor.execute(
             f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET idle_in_transaction_session_timeout = "
             f"'{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{STATEMENT_TIMEOUT_S}s'; SET timezone = 'UTC'; "
+            "SET default_transaction_isolation = 'read committed'; "
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; "
             "SELECT current_setting('fsync')"
         )
