@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
+    from rich.progress import Progress
 
 LogFormat = Literal["auto", "text", "json"]
 ANNOUNCE_AFTER_S = 1.0
@@ -43,8 +44,7 @@ def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> 
     _root.propagate = False
 
 
-@contextmanager
-def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
     """Show the progress of a long step: a bar on a terminal, otherwise an occasional log line.
 
     Args:
@@ -52,13 +52,11 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[
         total: number of steps.
         unit: plural noun for what is counted, e.g. `images`.
 
-    Yields:
-        `advance(num_steps)`, to call as work is done.
+    Returns:
+        a context with `advance(num_steps)`, to call as work is done.
 
     """
-    show = _bar if is_interactive() else _log_lines
-    with show(description, total, unit) as advance:
-        yield advance
+    return (_bar if is_interactive() else _log_lines)(description, total, unit)
 
 
 @contextmanager
@@ -113,20 +111,20 @@ def terminal() -> Console:
     return Console(stderr=True)
 
 
-@contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress_bars() -> Progress:
+    """Return bars for the terminal, which show nothing without one; each task has a `unit`, a plural noun."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=terminal()) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda num_steps: bar.update(task, advance=num_steps)
+    description, unit = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[unit]}"))
+    columns = (description, BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+    return Progress(*columns, console=terminal(), disable=not is_interactive())
+
+
+@contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    with progress_bars() as bars:
+        task = bars.add_task(description, total=total, unit=unit)
+        yield lambda num_steps: bars.update(task, advance=num_steps)
 
 
 @contextmanager

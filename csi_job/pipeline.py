@@ -17,8 +17,7 @@ from csi_job.final_model.export import is_same_model, publish, read_valid_card, 
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.logs import announced, get_logger
-from csi_job.report.files import write_results
-from csi_job.report.page.page import write_report
+from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
 from csi_job.search import final_training, search
 from csi_job.storage.storage import open_storage

@@ -12,7 +12,7 @@ from csi_job.config import LoadedSettings
 @with_settings("study.name", "storage.url", study=the_only_study, reads_only=True)
 def report(loaded: LoadedSettings) -> None:
     """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
-    from csi_job.report.files import write_results
+    from csi_job.report.page.page import write_results
     from csi_job.study.studies import open_study
 
     settings = loaded.settings

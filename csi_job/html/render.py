@@ -39,7 +39,7 @@ def share_plotly(folder: Path) -> str:
         CsiJobError: the folder cannot be written.
 
     """
-    text, path = _verbatim("csi_job.html", "plotly", PLOTLY), folder / PLOTLY
+    text, path = _verbatim("plotly", PLOTLY), folder / PLOTLY
     with suppress(OSError):
         if path.stat().st_size == len(text.encode()):
             return PLOTLY
@@ -63,14 +63,13 @@ def _environment(package: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        plotly_js=lambda: _verbatim("csi_job.html", "plotly", PLOTLY),
-        asset=lambda name: _verbatim("csi_job.html", "templates", name),
+        plotly_js=lambda: _verbatim("plotly", PLOTLY), asset=lambda name: _verbatim("templates", name)
     )
     environment.filters["plot_json"] = plot_json
     return environment
 
 
 @cache
-def _verbatim(package: str, *path: str) -> Markup:
-    """Return the text of a package's file, without importing the package; it is not escaped."""
-    return Markup(files(package).joinpath(*path).read_text(encoding="utf-8"))  # noqa: S704
+def _verbatim(folder: str, name: str) -> Markup:
+    """Return the text of one of our own files; it is not escaped."""
+    return Markup(files("csi_job.html").joinpath(folder, name).read_text(encoding="utf-8"))  # noqa: S704

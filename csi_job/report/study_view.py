@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage.attributes import (
     BASELINE,
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,14 @@ class StudyView:
         """Return the baseline's trial if it is complete."""
         return next((trial for trial in self.with_outcome("complete") if trial.is_baseline), None)
 
+    def others(self, trials: Iterable[TrialView]) -> list[TrialView]:
+        """Return trials without the best one and the baseline, which figures mark."""
+        return [trial for trial in trials if trial is not self.best and trial is not self.baseline]
+
+    def is_log(self, name: str) -> bool:
+        """Return whether a hyperparameter is searched on a logarithmic scale."""
+        return bool(getattr(self.distributions[name], "log", False))
+
     @cached_property
     def importances(self) -> Importances:
         """Return the importance of each hyperparameter that varies; see `param_importances`."""
@@ -161,9 +169,6 @@ def view_study(study: Study) -> StudyView:
     frozen_trials = study.get_trials(deepcopy=False)
     phases: dict[tuple[str, str, int | None], Phase] = {}
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
-    distributions: dict[str, BaseDistribution] = {}
-    for frozen in frozen_trials:
-        distributions = frozen.distributions | distributions
     attributes = study.user_attrs
     target = attributes.get(TARGET)
     chosen = choose_trial(study)
@@ -171,7 +176,7 @@ def view_study(study: Study) -> StudyView:
         name=study.study_name,
         trials=trials,
         phases=tuple(phases.values()),
-        distributions=distributions,
+        distributions={name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()},
         has_cost=len(study.directions) > 1,
         target=target if isinstance(target, int) else None,
         attributes=attributes,
@@ -184,10 +189,11 @@ def view_study(study: Study) -> StudyView:
 def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
+    is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
         number=frozen.number,
         outcome=outcome_of(frozen.state, attrs),
-        f1=_f1(frozen, curve),
+        f1=_number(frozen.values[0]) if is_final else max((f1 for _, f1 in curve), default=None),
         f1_error=_number(f1_standard_error_of(frozen)),
         params=dict(frozen.params),
         phase=_phase(attrs, phases),
@@ -205,12 +211,6 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         micro_batch=attrs.get(MICRO_BATCH),
         reason=" ".join(str(attrs.get(REASON, "")).split()),
     )
-
-
-def _f1(frozen: FrozenTrial, curve: tuple[tuple[int, float], ...]) -> float | None:
-    if frozen.state == TrialState.COMPLETE and frozen.values:
-        return _number(frozen.values[0])
-    return max((f1 for _, f1 in curve), default=None)
 
 
 def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phase]) -> Phase | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, is_interactive, terminal
+from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, progress_bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from rich.progress import Progress
 
     from csi_job.storage.attributes import TrialOutcome
 
@@ -21,21 +20,19 @@ logger = get_logger(__name__)
 class LiveStudy:
     """Shows the trials of the study, and the running trial of each worker."""
 
-    def __init__(self, bars: Progress | None, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
-        """Start from the finished trials, hidden if there is no target but a confirmation to come; log without bars."""
+    def __init__(self, bars: Progress, study_name: str, target: int, num_finished: int, max_epochs: int) -> None:
+        """Start from the finished trials; without a target, only a confirmation is to come."""
         self._bars = bars
         self._max_epochs = max_epochs
-        if bars is not None:
-            fields: Any = {"completed": num_finished, "unit": "trials", "visible": target > 0}
-            self._study = bars.add_task(f"study {study_name}", total=target, **fields)
+        fields: Any = {"completed": num_finished, "unit": "trials", "visible": target > 0}
+        self._study = bars.add_task(f"study {study_name}", total=target, **fields)
 
     def trials_finished(self, num_finished: int, num_trainings: int | None = None) -> None:
         """Update the number of finished trials, by all workers; or of trainings that confirm the winner, and of all."""
-        if self._bars is not None and num_trainings is None:
-            self._bars.update(self._study, completed=num_finished)
-        elif self._bars is not None:
-            fields: Any = {"description": "confirmation", "total": num_trainings, "unit": "trainings", "visible": True}
-            self._bars.update(self._study, completed=num_finished, **fields)
+        fields: Any = {}
+        if num_trainings is not None:
+            fields = {"description": "confirmation", "total": num_trainings, "unit": "trainings", "visible": True}
+        self._bars.update(self._study, completed=num_finished, **fields)
 
     def worker(self, number: int | None = None) -> LiveWorker:
         """Return what shows the trials of a worker; its number is named if there are several."""
@@ -45,30 +42,27 @@ class LiveStudy:
 class LiveWorker:
     """Shows the epochs of a worker's running trial; a tracker."""
 
-    def __init__(self, bars: Progress | None, max_epochs: int, number: int | None) -> None:
+    def __init__(self, bars: Progress, max_epochs: int, number: int | None) -> None:
         """Start without a trial."""
         self._bars = bars
         self._max_epochs = max_epochs
         self._number = number
         self._noun = "trial"
         self._logged_at = time.monotonic()
-        if bars is not None:
-            self._task = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
+        self._task = bars.add_task("", total=max_epochs, visible=False, unit="epochs")
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Show a new trial's bar."""
         self._noun, self._max_epochs = phase.get("noun", "trial"), phase.get("max_epochs", self._max_epochs)
-        if self._bars is not None:
-            self._bars.reset(self._task, total=self._max_epochs)
-            self._bars.update(self._task, visible=True, description=self._named(f"{self._noun} {number}"))
+        self._bars.reset(self._task, total=self._max_epochs)
+        self._bars.update(self._task, visible=True, description=self._named(f"{self._noun} {number}"))
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Advance the trial's bar, or log its progress now and then."""
         val_f1 = metrics["val_f1"]
-        if self._bars is not None:
-            description = self._named(f"{self._noun} {number}, val_f1 {val_f1:.3f}")
-            self._bars.update(self._task, completed=epoch + 1, description=description)
-        elif time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
+        description = self._named(f"{self._noun} {number}, val_f1 {val_f1:.3f}")
+        self._bars.update(self._task, completed=epoch + 1, description=description)
+        if self._bars.disable and time.monotonic() - self._logged_at >= PROGRESS_LOG_EVERY_S:
             self._logged_at = time.monotonic()
             values = {"trial": number, "epoch": epoch + 1, "max_epochs": self._max_epochs, "val_f1": val_f1}
             if self._number is not None:
@@ -78,8 +72,7 @@ class LiveWorker:
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
         """Hide the trial's bar."""
-        if self._bars is not None:
-            self._bars.update(self._task, visible=False)
+        self._bars.update(self._task, visible=False)
 
     def _named(self, text: str) -> str:
         return text if self._number is None else f"worker {self._number}: {text}"
@@ -88,15 +81,5 @@ class LiveWorker:
 @contextmanager
 def live_study(study_name: str, *, target: int, num_finished: int, max_epochs: int) -> Iterator[LiveStudy]:
     """Show the progress of a study towards its target of trials while workers run."""
-    if not is_interactive():
-        yield LiveStudy(None, study_name, target, num_finished, max_epochs)
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=terminal()) as bars:
+    with progress_bars() as bars:
         yield LiveStudy(bars, study_name, target, num_finished, max_epochs)

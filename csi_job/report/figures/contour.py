@@ -20,7 +20,9 @@ CLEAR_TO_BLUE = [[0, "rgba(59,130,196,0.05)"], [1, BLUE]]
 def contour_plot(view: StudyView) -> Plot:
     """Show the F1 over the two most important hyperparameters that are numbers."""
     key, title = "contour", "The two most important settings together"
-    names = [name for name in view.importances.shares if not _is_categorical(view, name)][:2]
+    names = [
+        name for name in view.importances.shares if not isinstance(view.distributions[name], CategoricalDistribution)
+    ][:2]
     trials = [trial for trial in view.ranked if len(names) > 1 and all(name in trial.params for name in names)]
     if len(trials) < 2:  # noqa: PLR2004 - two points make a line
         return Plot(
@@ -32,10 +34,6 @@ def contour_plot(view: StudyView) -> Plot:
         "star is the best of them; darker means a higher F1. Between trials the colour is interpolated, not measured."
     )
     return Plot(key, title, caption, _contour(view, sampled, names))
-
-
-def _is_categorical(view: StudyView, name: str) -> bool:
-    return isinstance(view.distributions[name], CategoricalDistribution)
 
 
 def _contour(view: StudyView, trials: list[TrialView], names: list[str]) -> Figure:
@@ -60,7 +58,6 @@ def _contour(view: StudyView, trials: list[TrialView], names: list[str]) -> Figu
     ]
     figure = layout("", "", height_px=480)
     for axis, name in zip(("xaxis", "yaxis"), names, strict=True):
-        is_log = getattr(view.distributions[name], "log", False)
         figure[axis] |= {"title": axis_title(fmt.parameter_name(name)), "showgrid": False}
-        figure[axis] |= {"type": "log", "dtick": 1, "exponentformat": "power"} if is_log else {}
+        figure[axis] |= {"type": "log", "dtick": 1, "exponentformat": "power"} if view.is_log(name) else {}
     return {"data": [surface, *traces], "layout": figure}

@@ -1,11 +1,11 @@
-"""How the search went: the validation F1 of each trial in turn, and epoch by epoch."""
+"""How the search went: the validation F1 of each trial in turn, and its F1 and losses epoch by epoch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from csi_job.html import format as fmt
-from csi_job.html.plot import BLUE, GREY, TEAL, Figure, Plot, layout, line
+from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout, line
 from csi_job.report.figures.style import (
     BASELINE_MARKER,
     BEST_MARKER,
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 AT_BOTTOM: tuple[TrialOutcome, ...] = ("infeasible", "failed")
 MAX_CURVES = 100  # more lines than this hide each other
 NUM_BEST_CURVES = 20  # of these, the best are always drawn
+MAX_LOSSES = 40  # trials whose losses are drawn
 MAX_SINGLE_TICKS = 12  # trials or epochs that each get a tick
+# Where a trial's losses have them, their names, and their lines.
+LOSSES: tuple[tuple[int, str, dict[str, str]], ...] = ((1, "training", {"dash": "dot"}), (2, "validation", {}))
 
 
 def history_plot(view: StudyView) -> Plot:
@@ -57,6 +60,30 @@ def curves_plot(view: StudyView) -> Plot:
     warnings = (warning,) if len(sampled) < len(trials) else ()
     caption = "Validation F1 of each trial after each epoch. A cross marks where a trial was pruned."
     return Plot(key, title, caption, _curves(view, sampled), warnings=warnings)
+
+
+def losses_plot(view: StudyView) -> Plot:
+    """Show the losses of the trials; those of the best trial and of the baseline stand out."""
+    key, title = "losses", "Loss curves"
+    trials = [trial for trial in view.trials if trial.losses]
+    if not trials:
+        missing = "No losses are stored: no trial has finished an epoch yet, or an older version trained them."
+        return Plot(key, title, missing=missing)
+    caption = (
+        "Dotted: training loss; solid: validation loss. A validation loss that rises while the training loss falls "
+        "means that the model memorises its training images."
+    )
+    sampled = spread_sample(trials, MAX_LOSSES)
+    special = [(view.baseline, TEAL, "Baseline")]
+    if view.best is not view.baseline and view.best is not None:
+        special.append((view.best, GOLD, f"Trial {view.best.number}"))
+    traces = _loss_traces(view.others(sampled), BLUE, "Others", width=1.2, opacity=0.5)
+    for trial, color, name in special:
+        traces += _loss_traces([trial] if trial else [], color, name, width=2.8)
+    warnings = (f"{len(sampled)} of {fmt.count(len(trials))} trials are drawn.",) if len(sampled) < len(trials) else ()
+    figure: Figure = {"data": traces, "layout": layout("Epoch", "Loss (cross-entropy, log scale)")}
+    figure["layout"]["yaxis"]["type"] = "log"  # one diverging trial must not flatten the others
+    return Plot(key, title, caption, figure, warnings=warnings)
 
 
 def _history(view: StudyView) -> Figure:
@@ -102,8 +129,7 @@ def _outcome_traces(view: StudyView, bottom: float) -> list[dict[str, Any]]:
     traces = []
     for outcome, marker in OUTCOME_MARKERS.items():
         is_low = outcome in AT_BOTTOM
-        trials = [trial for trial in view.with_outcome(outcome) if is_low or trial.f1 is not None]
-        trials = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
+        trials = view.others(trial for trial in view.with_outcome(outcome) if is_low or trial.f1 is not None)
         if trials:
             numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]
             traces.append(markers(trials, numbers, ys, marker=marker, name=outcome.capitalize()))
@@ -132,7 +158,7 @@ def _sample_curves(trials: Sequence[TrialView]) -> list[TrialView]:
 
 
 def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
-    plain = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
+    plain = view.others(trials)
     pruned = [trial for trial in plain if trial.outcome == "pruned"]
     complete = [trial for trial in plain if trial.outcome == "complete"]
     others = [trial for trial in plain if trial.outcome not in ("pruned", "complete")]
@@ -159,3 +185,22 @@ def _pruned_ends(trials: Sequence[TrialView]) -> dict[str, Any]:
     ys = [trial.curve[-1][1] for trial in trials]
     marker = {"color": GREY, "symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": GREY}}
     return markers(trials, xs, ys, marker=marker, name="Pruned here", showlegend=False)
+
+
+def _loss_traces(trials: Sequence[TrialView], color: str, name: str, **more: Any) -> list[dict[str, Any]]:
+    """Return a trace of all training losses and one of all validation losses."""
+    return [
+        joined_lines(
+            [_loss_curve(trial, place, which) for trial in trials], color, f"{name}, {which}", line=line, **more
+        )
+        for place, which, line in LOSSES
+        if trials
+    ]
+
+
+def _loss_curve(trial: TrialView, place: int, which: str) -> Points:
+    head = f"<b>Trial {trial.number}</b><br>"
+    return [
+        (entry[0] + 1, float(entry[place]), f"{head}epoch {entry[0] + 1}: {which} loss {fmt.value(entry[place])}")
+        for entry in trial.losses
+    ]

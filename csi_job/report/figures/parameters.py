@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import CategoricalDistribution
-
 from csi_job.html import format as fmt
 from csi_job.html.plot import GREY, Figure, Plot, axis_title, layout
 from csi_job.report.figures.style import (
@@ -80,8 +78,7 @@ def _sample(view: StudyView, trials: list[TrialView], limit: int) -> list[TrialV
     if len(trials) <= limit:
         return trials
     special = [trial for trial in trials if trial is view.best or trial is view.baseline]
-    others = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
-    ranked = sorted(others, key=lambda trial: -(trial.f1 or 0.0))
+    ranked = sorted(view.others(trials), key=lambda trial: -(trial.f1 or 0.0))
     return [*special, *spread_sample(ranked, limit - len(special))]
 
 
@@ -103,9 +100,8 @@ def _parallel(view: StudyView, trials: list[TrialView], names: list[str]) -> Fig
     def points(trial: TrialView) -> Points:
         return [(place, _height(axis, trial), _line_text(axis, trial)) for place, axis in enumerate(axes)]
 
-    plain = [trial for trial in trials if trial is not view.best and trial is not view.baseline]
-    complete = [trial for trial in plain if trial.outcome == "complete"]
-    pruned = [trial for trial in plain if trial.outcome == "pruned"]
+    complete = [trial for trial in view.others(trials) if trial.outcome == "complete"]
+    pruned = [trial for trial in view.others(trials) if trial.outcome == "pruned"]
     groups = [
         joined_lines(map(points, group), color, name, opacity=0.75, width=1.4)
         for group, color, name in _f1_groups(complete)
@@ -153,7 +149,7 @@ def _axis(view: StudyView, trials: Sequence[TrialView], name: str) -> _Axis:
     choices = _choices(view, trials, name)
     if not choices:
         values = [trial.params[name] for trial in trials if name in trial.params]
-        return _number_axis(name, values, is_log=_is_log(view, name))
+        return _number_axis(name, values, is_log=view.is_log(name))
     heights = {choice: (index + 0.5) / len(choices) for index, choice in enumerate(choices)}
     ticks = tuple((height, fmt.value(choice)) for choice, height in heights.items())
     return _Axis(name, heights, ticks, spread=0.3 / len(choices))
@@ -259,7 +255,7 @@ def _slice_x_axis(view: StudyView, trials: list[TrialView], name: str) -> dict[s
         ticks = {"tickvals": list(range(len(choices))), "ticktext": list(map(fmt.value, choices))}
         return {**title, **ticks, "range": [-0.5, len(choices) - 0.5]}
     values = [trial.params[name] for trial in trials if name in trial.params]
-    is_log = _is_log(view, name)
+    is_log = view.is_log(name)
     if is_log or (isinstance(values[0], int) and max(values) - min(values) <= NUM_TICKS):
         tick_values = _tick_values(min(values), max(values), is_log=is_log)
         scale = {"type": "log"} if is_log else {}
@@ -269,12 +265,5 @@ def _slice_x_axis(view: StudyView, trials: list[TrialView], name: str) -> dict[s
 
 def _choices(view: StudyView, trials: Sequence[TrialView], name: str) -> list[Any]:
     """Return the choices of a categorical hyperparameter that some trial used, in the order of the space; else none."""
-    distribution = view.distributions[name]
-    if not isinstance(distribution, CategoricalDistribution):
-        return []
     used = {trial.params.get(name) for trial in trials}
-    return [choice for choice in distribution.choices if choice in used]
-
-
-def _is_log(view: StudyView, name: str) -> bool:
-    return bool(getattr(view.distributions[name], "log", False))
+    return [choice for choice in getattr(view.distributions[name], "choices", ()) if choice in used]

@@ -1,4 +1,4 @@
-"""One page about a study: the answer first, then the evidence."""
+"""The report of a study: one page with the answer first and then the evidence, and the files beside it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ from csi_job.files import write_file
 from csi_job.html.blocks import Figure
 from csi_job.html.links import page_links
 from csi_job.html.render import render
+from csi_job.logs import announced
+from csi_job.report.figures.plots import write_best_params, write_plots
 from csi_job.report.page import answer, sections_background, sections_result, sections_search
-from csi_job.report.results import load_results
+from csi_job.report.results import load_cache_info, load_results
+from csi_job.report.settings_file import write_settings
+from csi_job.report.study_view import StudyView, view_study
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from csi_job.report.study_view import StudyView
+    import optuna
+
+
+def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
+    """Write the best parameters, settings, plots and report to `models/hyperopt/`; return the files."""
+    with announced("writing plots and report"):
+        view = view_study(study)
+        best = write_best_params(view, folder.best_params(view.name))
+        settings = write_settings(view, load_cache_info(view, folder), folder.study_settings(view.name))
+        files = [*filter(None, (best, settings)), *write_plots(view, folder.hyperopt)]
+        return [*files, write_report(view, folder.root)]
 
 
 def write_report(view: StudyView, work: Path) -> Path:

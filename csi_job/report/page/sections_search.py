@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Figure, PageSection, Table
 from csi_job.report.figures.contour import contour_plot
-from csi_job.report.figures.history import curves_plot, history_plot
+from csi_job.report.figures.history import curves_plot, history_plot, losses_plot
 from csi_job.report.figures.importances import importances_plot
-from csi_job.report.figures.losses import losses_plot
 from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.figures.timeline import timeline_plot
@@ -20,6 +20,8 @@ from csi_job.storage.attributes import FINISHED
 
 if TYPE_CHECKING:
     from csi_job.report.study_view import StudyView, TrialView
+
+    Columns = Mapping[str, Callable[[TrialView], str]]
 
 NUM_BEST = 10
 MAX_REASONS = 20
@@ -34,14 +36,16 @@ def best_trials(view: StudyView) -> PageSection:
         return PageSection(key, title, ("No trial is complete yet.",))
     trials = view.ranked[:NUM_BEST]
     trials += [trial for trial in (view.best, view.baseline) if trial is not None and trial not in trials]
-    names = fmt.in_order({name for trial in trials for name in trial.params})
-    fixed = ("Trial", "Validation F1", "GFLOPs" if view.has_cost else "Epochs")
-    table = Table(
-        columns=(*fixed, *map(fmt.parameter_name, names)),
-        rows=tuple(_trial_row(view, trial, names) for trial in trials),
-        numbers=frozenset(range(1, len(fixed))) | _number_columns(trials, names, len(fixed)),
-        marks={index: mark for index, trial in enumerate(trials) if (mark := _mark(view, trial))},
-    )
+    columns: Columns = {
+        "Trial": lambda trial: str(trial.number),
+        "Validation F1": lambda trial: fmt.with_error(trial.f1, trial.f1_error),
+        **(
+            {"GFLOPs": lambda trial: fmt.value(trial.gflops)}
+            if view.has_cost
+            else {"Epochs": lambda trial: fmt.count(trial.num_epochs)}
+        ),
+    }
+    table = _trials_table(view, trials, columns, frozenset({1, 2}))
     sentence = (
         f"Ranked by validation F1 among {fmt.plural(len(view.ranked), 'complete trial')}: the best epoch of a single "
         "training run, ± its standard error over the validation patients."
@@ -123,51 +127,43 @@ def all_trials(view: StudyView) -> PageSection:
     key, title = "trials", "All trials"
     if not view.trials:
         return PageSection(key, title, ("There is no trial yet.",))
-    trials = view.trials[-MAX_ROWS:]
-    names = fmt.in_order({name for trial in trials for name in trial.params})
-    fixed = ("Trial", "Outcome", "F1", "Epochs", "Seconds", "Phase")
-    rows = tuple(
-        (
-            str(trial.number),
-            trial.outcome,
-            fmt.score(trial.f1),
-            str(trial.num_epochs),
-            fmt.MISSING if trial.seconds is None else f"{trial.seconds:.0f}",
-            str(trial.phase.number) if trial.phase else fmt.MISSING,
-            *(fmt.value(trial.params.get(name)) for name in names),
-        )
-        for trial in trials
-    )
-    table = Table(
-        columns=(*fixed, *map(fmt.parameter_name, names)),
-        rows=rows,
-        numbers=frozenset({2, 3, 4, 5}) | _number_columns(list(trials), names, len(fixed)),
-        marks={index: mark for index, trial in enumerate(trials) if (mark := _mark(view, trial))},
-        is_sortable=True,
-    )
-    cut = (
-        f" Only the last {MAX_ROWS} are shown; csi-job study export has all." if len(trials) < len(view.trials) else ""
-    )
+    columns: Columns = {
+        "Trial": lambda trial: str(trial.number),
+        "Outcome": lambda trial: trial.outcome,
+        "F1": lambda trial: fmt.score(trial.f1),
+        "Epochs": lambda trial: str(trial.num_epochs),
+        "Seconds": lambda trial: fmt.MISSING if trial.seconds is None else f"{trial.seconds:.0f}",
+        "Phase": lambda trial: str(trial.phase.number) if trial.phase else fmt.MISSING,
+    }
+    table = _trials_table(view, view.trials[-MAX_ROWS:], columns, frozenset({2, 3, 4, 5}), is_sortable=True)
+    cut = f" Only the last {MAX_ROWS} are shown; csi-job study export has all." if len(view.trials) > MAX_ROWS else ""
     return PageSection(key, title, (f"Click a column's name to sort by it.{cut}",), (table,))
 
 
-def _trial_row(view: StudyView, trial: TrialView, names: list[str]) -> tuple[str, ...]:
-    third = fmt.value(trial.gflops) if view.has_cost else fmt.count(trial.num_epochs)
-    values = (fmt.value(trial.params.get(name)) for name in names)
-    return (str(trial.number), fmt.with_error(trial.f1, trial.f1_error), third, *values)
-
-
-def _mark(view: StudyView, trial: TrialView) -> str:
+def _trials_table(
+    view: StudyView,
+    trials: Sequence[TrialView],
+    columns: Columns,
+    numbers: frozenset[int],
+    *,
+    is_sortable: bool = False,
+) -> Table:
+    """Return trials with these columns, of which those in `numbers` hold numbers, and one per hyperparameter."""
+    names = fmt.in_order({name for trial in trials for name in trial.params})
+    for index, name in enumerate(names, start=len(columns)):
+        if all(isinstance(trial.params[name], (int, float)) for trial in trials if name in trial.params):
+            numbers |= {index}
     chosen = "chosen" if view.has_cost else "best"
-    return ", ".join([chosen] * (trial is view.best) + ["baseline"] * trial.is_baseline)
-
-
-def _number_columns(trials: list[TrialView], names: list[str], first: int) -> frozenset[int]:
-    """Return the indices of the hyperparameter columns that hold only numbers."""
-    return frozenset(
-        first + index
-        for index, name in enumerate(names)
-        if all(isinstance(trial.params[name], (int, float)) for trial in trials if name in trial.params)
+    marks = [", ".join([chosen] * (trial is view.best) + ["baseline"] * trial.is_baseline) for trial in trials]
+    return Table(
+        columns=(*columns, *map(fmt.parameter_name, names)),
+        rows=tuple(
+            (*(write(trial) for write in columns.values()), *(fmt.value(trial.params.get(name)) for name in names))
+            for trial in trials
+        ),
+        numbers=numbers,
+        marks={index: mark for index, mark in enumerate(marks) if mark},
+        is_sortable=is_sortable,
     )
 
 

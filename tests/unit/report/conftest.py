@@ -32,14 +32,7 @@ CLASS_COUNTS = {"train": 88, "validation": 20, "test": 19}
 PSEUDONYMS = tuple(f"{index * 7919 + 0xABCDEF012345:012x}" for index in range(30))
 GFLOPS = {"ResNet50": 4.09, "CheXNet": 2.87, "Custom_1": 0.31, "resnet18": 1.82}
 SKILL = {"ResNet50": 0.05, "CheXNet": 0.08, "Custom_1": -0.05, "resnet18": 0.03}
-BASELINE = {
-    "model_arch": "ResNet50",
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "batch_size": 32,
-    "patience": 10,
-    "unknown_weight": 0.3,
-}
+BASELINE = Hyperparameters().to_params()
 
 
 @pytest.fixture(autouse=True)

@@ -50,6 +50,7 @@ def test_without_a_terminal_a_line_now_and_then(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(live, "PROGRESS_LOG_EVERY_S", 0)
-    LiveStudy(None, "toy", target=5, num_finished=1, max_epochs=4).worker(number).epoch(7, 0, {"val_f1": 0.5})
+    study = LiveStudy(Progress(disable=True), "toy", target=5, num_finished=1, max_epochs=4)
+    study.worker(number).epoch(7, 0, {"val_f1": 0.5})
     assert caplog.messages == [f"{prefix}trial 7: epoch 1 of at most 4, val_f1 0.5000"]
     assert caplog.records[0].args.get("worker") == number  # type: ignore[union-attr]

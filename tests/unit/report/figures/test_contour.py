@@ -27,9 +27,3 @@ def test_of_trials_at_one_place_the_best_is_drawn():
     surface, *_ = contour_plot(view_study(study)).figure["data"]
     x, y = (0.5, 0.25) if 0.5 in surface["x"] else (0.25, 0.5)
     assert surface["z"][surface["y"].index(y)][surface["x"].index(x)] == 0.075 + 11 / 100
-
-
-def test_degenerate_studies_give_a_reason(degenerate_view):
-    plot = contour_plot(degenerate_view)
-    assert plot.figure is None
-    assert plot.missing.endswith(".")

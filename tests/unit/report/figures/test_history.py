@@ -1,6 +1,6 @@
 import plotly.graph_objects as go
 
-from csi_job.report.figures.history import MAX_CURVES, curves_plot, history_plot
+from csi_job.report.figures.history import MAX_CURVES, curves_plot, history_plot, losses_plot
 from csi_job.report.study_view import view_study
 from tests.unit.report.conftest import random_study
 
@@ -57,3 +57,14 @@ def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so()
 def test_two_objectives_draw_curves_from_the_attribute(cost_view):
     drawn = traces(curves_plot(cost_view))
     assert len([x for x in drawn["Complete"]["x"] if x is not None]) > 8
+
+
+def test_both_losses_of_every_trial_are_drawn_by_epoch(view):
+    drawn = traces(losses_plot(view))
+    assert drawn.keys() >= {f"{who}, {which}" for who in ("Others", "Baseline") for which in ("training", "validation")}
+    num_trials = sum(trace["x"].count(None) for name, trace in drawn.items() if name.endswith("validation"))
+    assert num_trials == len([trial for trial in view.trials if trial.losses])
+    baseline = drawn["Baseline, training"]
+    assert baseline["x"][:2] == [1, 2]
+    assert baseline["y"][:2] == [2, 1]
+    assert baseline["line"]["dash"] == "dot"

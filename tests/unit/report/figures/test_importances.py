@@ -47,9 +47,3 @@ def test_bars_show_the_importances_in_a_valid_figure(view):
 
 def test_two_objectives_are_rated_by_f1_alone(cost_view):
     assert "learning_rate" in cost_view.importances.shares
-
-
-def test_degenerate_studies_give_a_reason(degenerate_view):
-    plot = importances_plot(degenerate_view)
-    assert plot.figure is None
-    assert plot.missing.endswith(".")

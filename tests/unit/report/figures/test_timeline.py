@@ -36,8 +36,3 @@ def test_trials_of_unknown_workers_do_not_hide_each_other():
 def test_every_outcome_is_drawn(view):
     drawn = sum(len(trace.y) for trace in go.Figure(timeline_plot(view).figure).data)
     assert drawn == len([trial for trial in view.trials if trial.outcome != "waiting"])
-
-
-def test_degenerate_studies_give_a_figure_or_a_reason(degenerate_view):
-    plot = timeline_plot(degenerate_view)
-    assert plot.missing or go.Figure(plot.figure)

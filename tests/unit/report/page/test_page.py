@@ -8,8 +8,6 @@ import pytest
 import yaml
 
 from csi_job.evaluation.decision import MIN_PATIENTS, decide
-from csi_job.evaluation.measures import SUMMARY_METRICS
-from csi_job.evaluation.tables import METRICS
 from csi_job.html.format import MINUS
 from csi_job.report.page.page import write_report
 from csi_job.report.study_view import view_study
@@ -292,10 +290,6 @@ def test_neither_pseudonyms_nor_paths_are_on_the_page(work, view):
     text = write_report(view, work).read_text(encoding="utf-8")
     assert str(work) not in text
     assert set(PSEUDONYMS) & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
-
-
-def test_all_summary_metrics_of_a_comparison_have_a_name():
-    assert set(METRICS) <= set(SUMMARY_METRICS)
 
 
 def test_few_test_patients_bring_a_warning_and_many_do_not(work, view):
