@@ -79,38 +79,15 @@ def paired_differences(
     values_R = resampled(model.patients_N, settings, differences)
     found = {}
     for name in COMPARED:
-        values = _number(first[name]), _number(second[name])
-        reason = next(
-            (why_undefined(name, of) for of, value in zip((model, baseline), values, strict=True) if value is None), ""
-        )
-        num_patients = num_patients_measured(name, model)
-        found[name] = _difference(name, values, values_R.get(name, np.empty(0)), reason, settings, num_patients)
+        resampled_R = values_R.get(name, np.empty(0))
+        interval = percentile_interval(resampled_R, settings.confidence, num_patients_measured(name, model))
+        one, other = (None if np.isnan(values[name][0]) else float(values[name][0]) for values in (first, second))
+        if one is None or other is None:
+            reason = why_undefined(name, model if one is None else baseline)
+            interval = Interval(None, None, interval.num_degenerate, reason)
+        defined_R = resampled_R[~np.isnan(resampled_R)]
+        gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
+        share_better = float((gain_R > 0).mean()) if len(gain_R) else None
+        difference = None if one is None or other is None else one - other
+        found[name] = Difference(name, one, other, difference, interval, share_better)
     return found
-
-
-def _number(value_1: FloatArray) -> float | None:
-    return None if np.isnan(value_1[0]) else float(value_1[0])
-
-
-def _difference(
-    name: str,
-    values: tuple[float | None, float | None],
-    resampled_R: FloatArray,
-    reason: str,
-    settings: EvaluationSettings,
-    num_patients: int,
-) -> Difference:
-    model, baseline = values
-    defined_R = resampled_R[~np.isnan(resampled_R)]
-    gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
-    interval = percentile_interval(resampled_R, settings.confidence, num_patients)
-    if model is None or baseline is None:
-        interval = Interval(None, None, interval.num_degenerate, reason)
-    return Difference(
-        metric=name,
-        model=model,
-        baseline=baseline,
-        difference=None if model is None or baseline is None else model - baseline,
-        interval=interval,
-        share_better=float((gain_R > 0).mean()) if len(gain_R) else None,
-    )

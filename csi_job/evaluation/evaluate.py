@@ -86,15 +86,26 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the evaluation; it identifies no patient, file or image."""
+        risk_RR = risk_confusion_RR(self.predictions)
         return {
             "format": 1,
             "model": self.model,
             "architecture": self.architecture,
             **self.provenance(),
             "metrics": {name: self.metrics[name].to_json() for name in SUMMARY_METRICS},
-            "zones": {zone: self._zone(index) for index, zone in enumerate(ZONES)},
+            "zones": {
+                zone: {
+                    **{name: self.metrics[f"{zone}.{name}"].to_json() for name in ZONE_METRICS},
+                    "num_graded": int(confusion_KK[:NUM_SCORES].sum()),
+                    "confusion": confusion_KK.tolist(),
+                }
+                for zone, confusion_KK in zip(ZONES, confusion_ZKK(self.predictions), strict=True)
+            },
             "trivial": self.trivial,
-            "risk": _risk(self.predictions),
+            "risk": {
+                "num_true": dict(zip(RISK_CLASSES, risk_RR.sum(axis=1).tolist(), strict=True)),
+                "confusion": risk_RR.tolist(),
+            },
             "calibration": calibration(self.predictions),
             "definitions": DEFINITIONS,
             "warnings": list(self.warnings),
@@ -116,12 +127,6 @@ class Evaluation:
                 "unit": "patient",
             },
         }
-
-    def _zone(self, index: int) -> dict[str, Any]:
-        metrics = {name: self.metrics[f"{ZONES[index]}.{name}"].to_json() for name in ZONE_METRICS}
-        confusion_KK = confusion_ZKK(self.predictions)[index]
-        counts_S = confusion_KK[:NUM_SCORES].sum(axis=1)
-        return {**metrics, "num_graded": int(counts_S.sum()), "confusion": confusion_KK.tolist()}
 
 
 def evaluate_model(
@@ -148,12 +153,21 @@ def evaluate_model(
         patients_N=data.patients_N.cpu().numpy().astype(np.int64),
         pseudonyms=tuple(data.pseudonyms),
     )
-    metrics = measure_with_intervals(predictions, settings)
-    all_warnings = (*warnings, *_absent_scores(predictions))
-    known = None if train_zones_NZ is None else train_zones_NZ.cpu().numpy()
-    trivial = {} if known is None else compare_with_trivial(predictions, known, settings)
-    named = (loaded.name, loaded.architecture, split, cache)
-    return Evaluation(*named, predictions, settings, metrics, all_warnings, trivial, loaded.card)
+    trivial = {}
+    if train_zones_NZ is not None:
+        trivial = compare_with_trivial(predictions, train_zones_NZ.cpu().numpy(), settings)
+    return Evaluation(
+        model=loaded.name,
+        architecture=loaded.architecture,
+        split=split,
+        cache=cache,
+        predictions=predictions,
+        settings=settings,
+        metrics=measure_with_intervals(predictions, settings),
+        warnings=(*warnings, *_absent_scores(predictions)),
+        trivial=trivial,
+        card=loaded.card,
+    )
 
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:
@@ -190,15 +204,6 @@ def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the
     predicted_N = risk_indices(predictions.predicted.csi_N[with_csi])
     np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), predicted_N), 1)
     return counts_RR
-
-
-def _risk(predictions: Predictions) -> dict[str, Any]:
-    confusion_RR = risk_confusion_RR(predictions)
-    counts_R = confusion_RR.sum(axis=1)
-    return {
-        "num_true": {name: int(count) for name, count in zip(RISK_CLASSES, counts_R, strict=True)},
-        "confusion": confusion_RR.tolist(),
-    }
 
 
 def _absent_scores(predictions: Predictions) -> list[str]:

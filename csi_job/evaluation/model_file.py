@@ -72,16 +72,22 @@ def load_model(
     state, card = _read(path)
     architecture = card.get("architecture") or architecture
     if architecture is None:
-        what = "the model file has no card that names its architecture"
-        raise ModelFileError(what, got=str(path), hint=HINT)
+        raise ModelFileError("the model file has no card that names its architecture", got=str(path), hint=HINT)
     model = _build(str(architecture), state, path)
-    size, normal = _image_form(card, image_size_px, normalisation, path)
+    form = {"image_size_px": image_size_px, "normalisation": normalisation}
+    form |= {name: card[name] for name in form if name in card}
+    if missing := [name for name, value in form.items() if value is None]:
+        raise ModelFileError(f"{path.name} has no card with its {' and '.join(missing)}", hint=HINT)
+    try:
+        checked = CacheSettings.model_validate(form)
+    except ValueError:
+        raise ModelFileError("the model card's image size or normalisation is not allowed", got=form) from None
     return LoadedModel(
         name=path.name,
         model=model.to(device).eval(),
         architecture=str(architecture),
-        image_size_px=size,
-        normalisation=normal,
+        image_size_px=checked.image_size_px,
+        normalisation=checked.normalisation,
         device=device,
         card=dict(card),
     )
@@ -100,8 +106,8 @@ def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     if path.suffix not in SUFFIXES:
         raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
     if not path.is_file():
-        what = "there is no such model file"
-        raise ModelFileError(what, got=str(path), hint="run `csi-job train-optimized` first, or name another file")
+        hint = "run `csi-job train-optimized` first, or name another file"
+        raise ModelFileError("there is no such model file", got=str(path), hint=hint)
     with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
 
@@ -144,10 +150,11 @@ def _card_beside(path: Path, digest: str) -> Mapping[str, Any]:
     if not card_file.is_file():
         return {}
     card = _parse_card(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
-    files = card.get("files")
-    described = files.get(path.name) if isinstance(files, dict) else None
-    if isinstance(described, dict) and described.get("sha256") == digest:
-        return card
+    try:
+        if card["files"][path.name]["sha256"] == digest:
+            return card
+    except (KeyError, TypeError):
+        pass
     logger.warning("%s describes another file than %s; ignoring it", card_file.name, path.name)
     return {}
 
@@ -169,9 +176,8 @@ def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
     except ConfigurationError as error:
         raise ModelFileError(f"{path}: {error}") from None
     target = model.state_dict()
-    state = {name: tensor for name, tensor in target.items() if name.endswith("num_batches_tracked")} | as_ours(
-        state, target
-    )
+    counts = {name: tensor for name, tensor in target.items() if name.endswith("num_batches_tracked")}
+    state = counts | as_ours(state, target)
     num_wrong = len(target.keys() ^ state.keys())
     try:
         model.load_state_dict(state)
@@ -181,22 +187,3 @@ def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise ModelFileError("some weights are not finite", got=str(path), hint="train the model again")
     return model
-
-
-def _image_form(
-    card: Mapping[str, Any], image_size_px: int | None, normalisation: str | None, path: Path
-) -> tuple[int, str]:
-    """Return the card's image size and normalisation, or those given, validated like the cache's settings."""
-    given = {
-        "image_size_px": card.get("image_size_px", image_size_px),
-        "normalisation": card.get("normalisation", normalisation),
-    }
-    missing = [name for name, value in given.items() if value is None]
-    if missing:
-        what = f"{path.name} has no card with its {' and '.join(missing)}"
-        raise ModelFileError(what, hint=HINT)
-    try:
-        checked = CacheSettings.model_validate(given)
-    except ValueError:
-        raise ModelFileError("the model card's image size or normalisation is not allowed", got=given) from None
-    return checked.image_size_px, checked.normalisation

@@ -64,12 +64,8 @@ def run_evaluation(
         CsiJobError: the results cannot be written.
 
     """
-    info = cache.info
-    form: dict[str, Any] = {
-        "architecture": architecture,
-        "image_size_px": info.image_size_px,
-        "normalisation": info.normalisation,
-    }
+    form: dict[str, Any] = {name: getattr(cache.info, name) for name in ("image_size_px", "normalisation")}
+    form["architecture"] = architecture
     loaded = load_model(model_path, device, **form)
     evaluation = _evaluate(loaded, cache, settings)
     writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from csi_job.evaluation.measures import metric_name
+from csi_job.evaluation.measures import SUMMARY_METRICS, metric_name
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Table
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Json = dict[str, Any]
-METRICS = (
-    *("f1_macro", "f1_weighted", "accuracy", "mae", "csi_mae", "csi_rmse", "csi_pearson_r", "risk_auroc"),
-    "risk_accuracy",
-)
+METRICS = tuple(name for name in SUMMARY_METRICS if not name.startswith("risk_auroc_"))
 ZONE_COLUMNS = {"f1_macro": "F1", "accuracy": "Accuracy", "mae": "MAE"}
 TRIVIAL_COLUMNS = {"commonest": "Always commonest", "median": "Always median"}
 TRIVIAL_NOTE = (

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from csi_job.evaluation.csi import NUM_SCORES, IntArray
-from csi_job.evaluation.difference import Difference, paired_differences
+from csi_job.evaluation.difference import paired_differences
 from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, Predictions
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import NUM_CLASSES, ZONES
@@ -47,10 +47,8 @@ def compare_with_trivial(
             "name": TRIVIAL[name],
             "scores": dict(zip(ZONES, scores_Z.tolist(), strict=True)),
             "metrics": {metric: differences[metric].to_json() for metric in SUMMARY_METRICS},
-            "zones": {zone: _of_zone(differences, zone) for zone in ZONES},
+            "zones": {
+                zone: {metric: differences[f"{zone}.{metric}"].to_json() for metric in ZONE_METRICS} for zone in ZONES
+            },
         }
     return compared
-
-
-def _of_zone(differences: dict[str, Difference], zone: str) -> dict[str, Any]:
-    return {metric: differences[f"{zone}.{metric}"].to_json() for metric in ZONE_METRICS}

@@ -9,12 +9,11 @@ from rich.table import Table
 
 from csi_job.evaluation.bootstrap import Interval
 from csi_job.evaluation.compare import Comparison
-from csi_job.evaluation.difference import Difference
 from csi_job.evaluation.evaluate import Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.trivial import TRIVIAL
-from csi_job.radiographs.zones import ZONES
+from csi_job.radiographs.zones import UNKNOWN, ZONES
 from csi_job.terminal.table import titled_table
 
 ZONE_HEADINGS = {"f1_macro": "F1", "accuracy": "acc.", "mae": "MAE"}
@@ -32,16 +31,13 @@ MISSING = "-"
 def render_run(run: EvaluationRun) -> RenderableType:
     """Return the model's metrics, then the comparison if there is one, and last what to do."""
     comparison = [render_comparison(run.comparison)] if run.comparison is not None else []
-    decision = run.decision
-    answer = f"\n{decision.action}. {decision.evidence} {decision.advice}".rstrip()
-    return Group(render_evaluation(run.evaluation), *comparison, answer, *decision.cautions)
+    answer = f"\n{run.decision.action}. {run.decision.evidence} {run.decision.advice}".rstrip()
+    return Group(render_evaluation(run.evaluation), *comparison, answer, *run.decision.cautions)
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
     """Return the metrics with intervals, the zones, both beside what trivial predictors score, and the warnings."""
-    content = evaluation.to_json()
-    tables = (_summary(evaluation), _zones(evaluation, content["zones"]))
-    return Group(*tables, TRIVIAL_NOTE, *_warnings(evaluation.warnings))
+    return Group(_summary(evaluation), _zones(evaluation), TRIVIAL_NOTE, *_warnings(evaluation.warnings))
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -51,7 +47,11 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     headings = ("metric", "model", "base", "diff.", interval, "better in", "verdict")
     table = titled_table(title, *headings, left=("metric", "verdict"))
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):
-        table.add_row(*_difference_row(comparison.differences[name]))
+        entry = comparison.differences[name]
+        numbers = (_number(entry.model), _number(entry.baseline), _number(entry.difference, "+"))
+        better = MISSING if entry.share_better is None else f"{entry.share_better:.0%}"
+        verdict = entry.verdict.replace("within the noise", "noise")
+        table.add_row(metric_name(name), *numbers, _interval(entry.interval, "+"), better, verdict)
     own = [warning for warning in comparison.baseline.warnings if warning not in comparison.model.warnings]
     return Group(table, COMPARISON_NOTE, *_warnings(own))
 
@@ -74,44 +74,27 @@ def _summary(evaluation: Evaluation) -> Table:
     table = titled_table(title, "metric", "value", interval, *TRIVIAL, "note", left=("metric", "note"))
     for name, shown_name in METRIC_NAMES.items():
         metric = evaluation.metrics[name]
-        note = _note(metric, evaluation.settings.num_bootstrap)
+        left_out = metric.interval.num_degenerate
+        counted = f"undefined in {left_out} of {evaluation.settings.num_bootstrap} resamples" if left_out else ""
+        note = metric.reason or metric.interval.reason or counted
         trivial = (_trivial(evaluation, who, name) for who in TRIVIAL)
         table.add_row(shown_name, _number(metric.value), _interval(metric.interval), *trivial, note)
     return table
 
 
-def _zones(evaluation: Evaluation, zones: dict[str, dict[str, object]]) -> Table:
+def _zones(evaluation: Evaluation) -> Table:
     title = "per zone, over graded images"
     table = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), *TRIVIAL, left=("zone", *TRIVIAL))
-    for zone in ZONES:
-        cells = (_with_interval(evaluation.metrics[f"{zone}.{name}"]) for name in ZONE_HEADINGS)
+    num_graded_Z = (evaluation.predictions.zones_NZ != UNKNOWN).sum(axis=0)
+    for zone, num_graded in zip(ZONES, num_graded_Z, strict=True):
+        names = {f"{zone}.{name}": heading for name, heading in ZONE_HEADINGS.items()}
+        cells = (_with_interval(evaluation.metrics[name]) for name in names)
         trivial = (
-            "\n".join(
-                f"{heading} {_trivial(evaluation, who, f'{zone}.{name}')}" for name, heading in ZONE_HEADINGS.items()
-            )
+            "\n".join(f"{heading} {_trivial(evaluation, who, name)}" for name, heading in names.items())
             for who in TRIVIAL
         )
-        table.add_row(zone, str(zones[zone]["num_graded"]), *cells, *trivial)
+        table.add_row(zone, str(num_graded), *cells, *trivial)
     return table
-
-
-def _difference_row(difference: Difference) -> tuple[str, ...]:
-    return (
-        metric_name(difference.metric),
-        _number(difference.model),
-        _number(difference.baseline),
-        _number(difference.difference, "+"),
-        _interval(difference.interval, "+"),
-        MISSING if difference.share_better is None else f"{difference.share_better:.0%}",
-        "noise" if difference.verdict == "within the noise" else difference.verdict,
-    )
-
-
-def _note(metric: Metric, num_resamples: int) -> str:
-    """Return why there is no number or interval, or how many resamples the interval had to leave out."""
-    left_out = metric.interval.num_degenerate
-    counted = f"undefined in {left_out} of {num_resamples} resamples" if left_out else ""
-    return metric.reason or metric.interval.reason or counted
 
 
 def _images(evaluation: Evaluation) -> str:

@@ -92,13 +92,10 @@ def _pods(view: ReleaseView, shared: str) -> RenderableType:
     left = ("Pod", "State", "Node")
     table = plain_table(*left, "Age", "GPUs", "Trial", "Epoch", "F1", left=left, title=title)
     for pod in view.pods[:MAX_PODS]:
+        host = pod.node.partition(".")[0]  # of a long name the end, which differs between nodes
+        node = host if len(host) <= NODE_WIDTH else f"…{host[1 - NODE_WIDTH :]}"
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
-        cells = (
-            _short_node(pod.node) or fmt.MISSING,
-            fmt.duration(pod.age_s),
-            str(pod.num_gpus),
-            *_trials(pod, view.study),
-        )
+        cells = (node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
         table.add_row(_short(pod.name, shared), state, *cells)
     problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
@@ -114,12 +111,6 @@ def _shared_prefix(names: Sequence[str]) -> str:
 def _short(name: str, shared: str) -> str:
     """Return a pod's or worker's name without what all share and the digest of its Job, to fit a terminal."""
     return DIGEST.sub("", name.removeprefix(f"{shared}-")) if shared else name
-
-
-def _short_node(name: str) -> str:
-    """Return a node's host name; of a long one its end, which differs between nodes."""
-    host = name.partition(".")[0]
-    return host if len(host) <= NODE_WIDTH else f"…{host[1 - NODE_WIDTH :]}"
 
 
 def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:

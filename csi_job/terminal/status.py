@@ -42,11 +42,16 @@ def render_status(status: StudyStatus) -> RenderableType:
     parts: list[RenderableType] = [_target_line(status), _outcomes_line(status), Text(), _best(status.best)]
     if status.running:
         parts += [Text(), _running(status.running)]
-    if status.confirmation is not None:
-        parts += [Text(), *_confirmation(status.confirmation)]
+    if confirmation := status.confirmation:
+        total = fmt.plural(confirmation.num_finished + confirmation.num_left, "training")
+        parts += [Text(), Text(f"Confirmation: {confirmation.num_finished} of {total} done")]
+        parts += [_running(confirmation.running, "training")] if confirmation.running else []
     parts += [Text(), Text(_pace(status))]
     if status.failures:
-        parts += [Text(), _failures(status.failures)]
+        table = plain_table("Failed", "Reason", left=("Reason",))
+        for reason, number in status.failures[:MAX_ROWS]:
+            table.add_row(str(number), Text(reason))
+        parts += [Text(), table]
     return Panel(Group(*parts), title=Text(status.name, style="bold"), title_align="left", padding=(1, 2))
 
 
@@ -116,17 +121,13 @@ def _best(best: BestStatus | None) -> RenderableType:
     return Group(head, Text(fmt.parameters(best.params), style="dim"))
 
 
-def _confirmation(status: ConfirmationStatus) -> list[RenderableType]:
-    total = status.num_finished + status.num_left
-    line = Text(f"Confirmation: {status.num_finished} of {fmt.plural(total, 'training')} done")
-    return [line, _running(status.running, "training")] if status.running else [line]
-
-
 def _running(trials: tuple[RunningStatus, ...], noun: str = "trial") -> RenderableType:
     headings = ("Running", "Epoch", "F1 so far", "Attempt", "Last heartbeat", "Worker")
     table = plain_table(*headings, left=("Worker",))
     for trial in trials[:MAX_ROWS]:
-        cells = (epochs_done(trial), fmt.score(trial.f1), str(trial.attempt), _last_heartbeat(trial))
+        heartbeat = fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(trial.lease_age_s)} ago"
+        heartbeat = "orphaned, will be resumed" if trial.is_orphan else heartbeat
+        cells = (epochs_done(trial), fmt.score(trial.f1), str(trial.attempt), heartbeat)
         style = "yellow" if trial.is_orphan else ""
         table.add_row(f"{noun} {trial.number}", *cells, Text(trial.host or fmt.MISSING), style=style)
     more = len(trials) - MAX_ROWS
@@ -139,12 +140,6 @@ def epochs_done(trial: RunningStatus) -> str:
     return f"{done}/{trial.max_epochs}" if trial.max_epochs else str(done)
 
 
-def _last_heartbeat(trial: RunningStatus) -> str:
-    if trial.is_orphan:
-        return "orphaned, will be resumed"
-    return fmt.MISSING if trial.lease_age_s is None else f"{fmt.duration(trial.lease_age_s)} ago"
-
-
 def _pace(status: StudyStatus) -> str:
     if status.is_finished and status.confirmation is not None and status.confirmation.num_left:
         return "The search is finished; its best candidates are trained with several seeds."
@@ -154,10 +149,3 @@ def _pace(status: StudyStatus) -> str:
         return "Time left: unknown until a trial has finished and another is running."
     left = f", about {fmt.duration(status.eta_s)} left" if status.eta_s is not None else ""
     return f"{status.trials_per_h:.1f} trials per hour{left}"
-
-
-def _failures(failures: tuple[tuple[str, int], ...]) -> RenderableType:
-    table = plain_table("Failed", "Reason", left=("Reason",))
-    for reason, number in failures[:MAX_ROWS]:
-        table.add_row(str(number), Text(reason))
-    return table

@@ -19,14 +19,7 @@ from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
 
 TRIAL = TrialSettings(device="cpu")
-SMALL = {
-    "model_arch": "Custom_1",
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "batch_size": 16,
-    "patience": 5,
-    "unknown_weight": 0.3,
-}
+SMALL = Hyperparameters(model_arch="Custom_1", batch_size=16, patience=5).to_params()
 
 
 def recipe(max_epochs: int = 2, **changes) -> Recipe:

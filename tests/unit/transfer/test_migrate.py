@@ -16,19 +16,13 @@ from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import Definition, define_study, load_study
 from csi_job.study.settings import StudySettings
 from csi_job.transfer.migrate import Migration, migrate_study
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import BASELINE, SearchSpace
 from tests.support.studies import CACHE_KEY, Reader
 
 SMALL = {"model_arch": {"value": "Custom_1"}, "optimizer": {"choices": ["adam", "sgd"]}}
 BASE = {**BASELINE.model_dump(), "model_arch": "Custom_1"}
-PARAMS = {
-    "model_arch": "Custom_1",
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "batch_size": 32,
-    "patience": 10,
-    "unknown_weight": 0.3,
-}
+PARAMS = Hyperparameters(model_arch="Custom_1").to_params()
 SGD = {"optimizer": "sgd", "weight_decay": 1e-4, "momentum": 0.9}
 
 
