@@ -19,7 +19,7 @@ from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.logs import announced, get_logger
 from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
-from csi_job.search import final_training, search
+from csi_job.search import Search, final_training
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
@@ -28,6 +28,7 @@ from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_sampler, checked_name
 from csi_job.study.studies import open_study
 from csi_job.study.target import set_target
+from csi_job.study.worker import WorkerOptions
 from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
@@ -165,7 +166,7 @@ def run_hyperopt(
     if more_trials is not None or num_trials_given:
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
-    search(study, cache, settings, environments, own_process=own_process, confirm=confirm)
+    Search(study, cache, settings, confirm, own_process).run(environments)
     write_results(study, settings.folder)
     return study
 
@@ -200,7 +201,8 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         check_training(settings, record)
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
         cache = ensure_cache(settings, file.cache)
-        request = final_training(settings, cache, file, study, record, live.worker(), live.trials_finished)
+        options = WorkerOptions(trackers=[live.worker()])
+        request = final_training(settings, cache, file, study, record, options, live.trials_finished)
         final = run_final_training(request)
     if study is not None:
         write_report(view_study(study), settings.work)

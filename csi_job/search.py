@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,77 +48,117 @@ logger = get_logger(__name__)
 MIN_TIMEOUT_S = 1e-3
 
 
-def search(
-    study: optuna.Study,
-    cache: Cache,
-    settings: Settings,
-    environments: Sequence[Environment],
-    *,
-    own_process: bool = True,
-    confirm: bool = False,
-) -> None:
-    """Run trials until the study needs no more from these workers.
+@dataclass(frozen=True)
+class Search:
+    """Runs trials until the study, from `define_study`, needs no more from these workers."""
 
-    Args:
-        study: from `define_study`.
-        cache: the trials' data.
-        settings: the settings.
-        environments: of each worker, see `worker_environments`; with one, it is this process.
-        own_process: whether this process may be ended if its training hangs.
-        confirm: whether they then do the trainings that choose the winner.
+    study: optuna.Study
+    cache: Cache
+    settings: Settings
+    confirm: bool = False
+    """Whether the workers then do the trainings that choose the winner."""
+    own_process: bool = True
+    """Whether this process may be ended if its training hangs."""
 
-    """
-    state = study_status(study)
-    with live_study(
-        study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=settings.study.max_epochs
-    ) as live:
-        if len(environments) == 1:
-            worker = live.worker()
-            _run(study, cache, settings, worker, live.trials_finished, own_process=own_process, confirm=confirm)
-        else:
-            _run_workers(study, cache, settings, environments, live, confirm=confirm)
+    def run(self, environments: Sequence[Environment]) -> None:
+        """Start a worker in each environment, see `worker_environments`; a single one is this process."""
+        state, max_epochs = study_status(self.study), self.settings.study.max_epochs
+        with live_study(
+            self.study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=max_epochs
+        ) as live:
+            if len(environments) == 1:
+                self.work(live.worker(), live.trials_finished)
+            else:
+                self._run_workers(environments, live)
 
-
-def _run(
-    study: optuna.Study,
-    cache: Cache,
-    settings: Settings,
-    tracker: Tracker,
-    on_finished: Callable[..., None],
-    *,
-    own_process: bool = True,
-    confirm: bool,
-) -> None:
-    """Be a worker in this process."""
-    start_s, limit_s = time.monotonic(), settings.study.timeout_s
-    has_ended = confirm and bool(study.user_attrs.get(ENDED))
-    if not has_ended:
-        _run_trials(study, cache, settings, tracker, on_finished, own_process=own_process, waits=confirm)
-    status, left_s = study_status(study), limit_s and limit_s - (time.monotonic() - start_s)
-    if confirm and (status.is_finished or has_ended) and status.num_complete and (left_s is None or left_s > 0):
-        name = study.study_name
-        best = write_best_params(view_study(study), settings.folder.best_params(name))
+    def work(self, tracker: Tracker, on_finished: Callable[..., None]) -> None:
+        """Be a worker in this process."""
+        start_s, limit_s = time.monotonic(), self.settings.study.timeout_s
+        study, settings = self.study, self.settings
+        has_ended = self.confirm and bool(study.user_attrs.get(ENDED))
+        if not has_ended:
+            self._run_trials(tracker, on_finished)
+        status, left_s = study_status(study), limit_s and limit_s - (time.monotonic() - start_s)
+        if not (self.confirm and (status.is_finished or has_ended) and status.num_complete):
+            return
+        if left_s is not None and left_s <= 0:
+            return
+        best = write_best_params(view_study(study), settings.folder.best_params(study.study_name))
         if best is None:
             raise study_deleted()
-        file = read_hyperparams(best, default_study=name, default_max_epochs=settings.study.max_epochs)
-        record = read_record(settings.storage, settings.work, name)
-        request = final_training(
-            settings, cache, file, study, record, tracker, on_finished, own_process=own_process, timeout_s=left_s
-        )
-        request.share_trainings(waits=False)
+        file = read_hyperparams(best, default_study=study.study_name, default_max_epochs=settings.study.max_epochs)
+        record = read_record(settings.storage, settings.work, study.study_name)
+        options = WorkerOptions(trackers=[tracker], own_process=self.own_process)
+        request = final_training(settings, self.cache, file, study, record, options, on_finished)
+        limited = settings.study.model_copy(update={"timeout_s": left_s})
+        replace(request, worker=limited).share_trainings(waits=False)
+
+    def _run_trials(self, tracker: Tracker, on_num_finished: Callable[[int], None]) -> None:
+        """Run trials in this process, and refresh the report now and then."""
+        study, settings = self.study, self.settings
+        wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
+
+        def on_trial_finished(summary: WorkerSummary) -> None:
+            on_num_finished(study_status(study).num_finished)
+            if summary.outcomes.total() % settings.study.report_every == 0:
+                write_results(study, settings.folder)
+
+        with contextlib.closing(wandb) if wandb else contextlib.nullcontext():
+            run_worker(
+                study,
+                training_objective(self.cache.train, self.cache.validation, settings.trial),
+                suggest=settings.space.suggest,
+                settings=settings.study,
+                work=settings.work,
+                options=WorkerOptions(
+                    stall_s=settings.trial.stall_s,
+                    trackers=[tracker, wandb] if wandb else [tracker],
+                    on_trial_finished=on_trial_finished,
+                    own_process=self.own_process,
+                    waits=self.confirm,
+                ),
+            )
+            if wandb is not None and study_status(study).is_finished:
+                wandb.log_summary(view_study(study).importances.shares)
+
+    def _run_workers(self, environments: Sequence[Environment], live: LiveStudy) -> None:
+        start_s, settings, study = time.monotonic(), self.settings, self.study
+        trackers = {number: live.worker(number) for number in range(1, len(environments) + 1)}
+
+        def request() -> bytes:
+            limit_s = settings.study.timeout_s
+            left_s = None if limit_s is None else max(limit_s - (time.monotonic() - start_s), MIN_TIMEOUT_S)
+            sections = {
+                "study": settings.study.model_copy(update={"timeout_s": left_s}),
+                # The search is running, so a worker that joins it in an outage waits as long as the others do.
+                "storage": settings.storage.model_copy(update={"connect_s": settings.storage.outage_s}),
+            }
+            own, level = settings.model_copy(update=sections), logging.getLogger("csi_job").level
+            return pickle.dumps(_Request(own, self.cache.folder, study.user_attrs.get(UID), level, self.confirm))
+
+        def on_event(number: int, kind: str, values: Sequence[Any]) -> None:
+            if kind == FINISHED:
+                live.trials_finished(*values)
+            else:
+                getattr(trackers[number], kind)(*values)
+
+        if "CUDA_VISIBLE_DEVICES" in environments[0]:
+            each = "one GPU"
+        else:
+            each = plural(int(environments[0]["OMP_NUM_THREADS"]), "thread")
+        logger.info("starting %(workers)d workers with %(each)s each", {"workers": len(environments), "each": each})
+        storage_of(study).engine.dispose()  # the workers have their own connections
+        WorkerGroup(__spec__.name, environments, request, on_event).run()
 
 
-def final_training(  # noqa: PLR0913 - what is trained, for whom it is shown, and how its worker may end
+def final_training(
     settings: Settings,
     cache: Cache,
     file: HyperparamsFile,
     study: optuna.Study | None,
     record: StudyRecord | None,
-    tracker: Tracker,
+    options: WorkerOptions,
     on_finished: Callable[[int, int], None],
-    *,
-    own_process: bool = True,
-    timeout_s: float | None = None,
 ) -> FinalTrainingRequest:
     """Return what a final training by these settings trains; `on_finished` gets the finished trainings and all."""
     return FinalTrainingRequest(
@@ -131,47 +171,10 @@ def final_training(  # noqa: PLR0913 - what is trained, for whom it is shown, an
         trial=settings.trial,
         evaluation=settings.evaluation,
         record=record,
-        worker=settings.study.model_copy(update={"timeout_s": timeout_s}),
-        options=WorkerOptions(stall_s=settings.trial.stall_s, trackers=[tracker], own_process=own_process),
+        worker=settings.study.model_copy(update={"timeout_s": None}),
+        options=replace(options, stall_s=settings.trial.stall_s),
         on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
     )
-
-
-def _run_trials(
-    study: optuna.Study,
-    cache: Cache,
-    settings: Settings,
-    tracker: Tracker,
-    on_num_finished: Callable[[int], None],
-    *,
-    own_process: bool = True,
-    waits: bool = False,
-) -> None:
-    """Run trials in this process, and refresh the report now and then; `waits` for those of other workers."""
-    wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
-
-    def on_trial_finished(summary: WorkerSummary) -> None:
-        on_num_finished(study_status(study).num_finished)
-        if summary.outcomes.total() % settings.study.report_every == 0:
-            write_results(study, settings.folder)
-
-    with contextlib.closing(wandb) if wandb else contextlib.nullcontext():
-        run_worker(
-            study,
-            training_objective(cache.train, cache.validation, settings.trial),
-            suggest=settings.space.suggest,
-            settings=settings.study,
-            work=settings.work,
-            options=WorkerOptions(
-                stall_s=settings.trial.stall_s,
-                trackers=[tracker, wandb] if wandb else [tracker],
-                on_trial_finished=on_trial_finished,
-                own_process=own_process,
-                waits=waits,
-            ),
-        )
-        if wandb is not None and study_status(study).is_finished:
-            wandb.log_summary(view_study(study).importances.shares)
 
 
 @dataclass(frozen=True)
@@ -184,45 +187,6 @@ class _Request:
     """The study's, in case another one gets its name."""
     log_level: int
     confirm: bool
-
-
-def _run_workers(
-    study: optuna.Study,
-    cache: Cache,
-    settings: Settings,
-    environments: Sequence[Environment],
-    live: LiveStudy,
-    *,
-    confirm: bool,
-) -> None:
-    start_s = time.monotonic()
-    trackers = {number: live.worker(number) for number in range(1, len(environments) + 1)}
-
-    def request() -> bytes:
-        limit_s = settings.study.timeout_s
-        left_s = None if limit_s is None else max(limit_s - (time.monotonic() - start_s), MIN_TIMEOUT_S)
-        sections = {
-            "study": settings.study.model_copy(update={"timeout_s": left_s}),
-            # The search is running, so a worker that joins it in an outage waits as long as the others do.
-            "storage": settings.storage.model_copy(update={"connect_s": settings.storage.outage_s}),
-        }
-        own = settings.model_copy(update=sections)
-        level = logging.getLogger("csi_job").level
-        return pickle.dumps(_Request(own, cache.folder, study.user_attrs.get(UID), level, confirm))
-
-    def on_event(number: int, kind: str, values: Sequence[Any]) -> None:
-        if kind == FINISHED:
-            live.trials_finished(*values)
-        else:
-            getattr(trackers[number], kind)(*values)
-
-    if "CUDA_VISIBLE_DEVICES" in environments[0]:
-        each = "one GPU"
-    else:
-        each = plural(int(environments[0]["OMP_NUM_THREADS"]), "thread")
-    logger.info("starting %(workers)d workers with %(each)s each", {"workers": len(environments), "each": each})
-    storage_of(study).engine.dispose()  # the workers have their own connections
-    WorkerGroup(__spec__.name, environments, request, on_event).run()
 
 
 def main() -> None:
@@ -258,8 +222,8 @@ def _run_request(request: _Request, relay: Relay) -> None:
         raise study_deleted() from None
     if study.user_attrs.get(UID) != request.uid:
         raise study_deleted()
-    on_finished = functools.partial(relay.send, FINISHED)
-    _run(study, Cache.open(request.cache), settings, relay, on_finished, confirm=request.confirm)
+    search = Search(study, Cache.open(request.cache), settings, request.confirm)
+    search.work(relay, functools.partial(relay.send, FINISHED))
 
 
 if __name__ == "__main__":
