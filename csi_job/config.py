@@ -117,12 +117,11 @@ def load_settings(
         ConfigurationError: an unreadable file, an unknown key or an invalid value, by its dotted path.
 
     """
-    variables = _from_environment(os.environ if environment is None else environment)
-    named_flags = {path: (f"flag {(flag_names or {}).get(path, path)}", value) for path, value in (flags or {}).items()}
-    sources = [(f"variable {name}", _nested(path, value)) for path, (name, value) in variables.items()]
-    sources += [(origin, _nested(path, value)) for path, (origin, value) in named_flags.items()]
-    if config_file is not None:
-        sources.insert(0, (f"file {config_file}", read_yaml(config_file)))
+    names = flag_names or {}
+    variables = [*_from_environment(os.environ if environment is None else environment)]
+    sources = [(f"file {config_file}", read_yaml(config_file))] if config_file is not None else []
+    sources += variables
+    sources += [(f"flag {names.get(path, path)}", _nested(path, value)) for path, value in (flags or {}).items()]
     origins = {path: origin for origin, tree in sources for path in _paths(tree)}
     given = reduce(_merged, (tree for _, tree in sources), Tree())
     return LoadedSettings(_validated(given, origins), origins, given)
@@ -155,9 +154,8 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]
             yield path, field.description or "", value
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
-    """Return `{dotted path: (variable, value)}`; mappings and lists are parsed as YAML, unless the setting is text."""
-    found = {}
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Tree]]:
+    """Yield each variable's origin and tree; mappings and lists are parsed as YAML, unless the setting is text."""
     for name, text in sorted(environment.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS:
             continue
@@ -169,8 +167,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[str, An
         except yaml.YAMLError as error:
             message = f"the variable {name} is not valid YAML: {yaml_problem(error)}"
             raise ConfigurationError(message, got=None if _may_be_secret(path) else text) from None
-        found[path] = (name, value)
-    return found
+        yield f"variable {name}", _nested(path, value)
 
 
 def _nested(path: str, value: Any) -> Tree:
@@ -212,11 +209,12 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     origin = _origin(path, origins)
     source = "" if origin == "default" else f" ({origin})"
     more = f"; {num_more} more invalid setting{'s'[: num_more > 1]}" if num_more else ""
+    section, parent = _type_of(path), _type_of(path.rpartition(".")[0])
     if first["type"] == "extra_forbidden":
+        siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)
         hint = f"see `csi-job config show`{more}"
-        return ConfigurationError(f"unknown setting {path}{source}", allowed=_siblings(path), hint=hint)
+        return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=hint)
     what, hint = first["msg"].removeprefix("Value error, "), "see `csi-job config show`"
-    section = _type_of(path)
     if first["type"] == "model_type" and _is_section(section):
         inner = f"{path}.{next(iter(section.model_fields))}"
         variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
@@ -248,12 +246,6 @@ def _may_be_secret(path: str) -> bool:
     return (path.startswith("storage") and _type_of(path) is not float) or "password" in path
 
 
-def _siblings(path: str) -> str:
-    """Return the settings beside an unknown one, or the top-level ones."""
-    section = _type_of(path.rpartition(".")[0])
-    return ", ".join(sorted(section.model_fields) if _is_section(section) else Settings.model_fields)
-
-
 def format_settings(loaded: LoadedSettings) -> str:
     """Return every setting as `path: value  # origin`, with secrets masked."""
     lines = [(f"{path}: {_shown(value)}", _origin(path, loaded.origins)) for path, _, value in walk(loaded.settings)]
@@ -263,11 +255,8 @@ def format_settings(loaded: LoadedSettings) -> str:
 
 def commented_yaml() -> str:
     """Return all settings with their defaults as YAML, each below its help text."""
-    lines = [
-        "# Settings of csi-job. Flags and variables (CSI_JOB_STUDY__NUM_TRIALS=20) take precedence over this file."
-    ]
-    lines += _yaml_lines(Settings(), "")
-    return "\n".join(lines) + "\n"
+    head = "# Settings of csi-job. Flags and variables (CSI_JOB_STUDY__NUM_TRIALS=20) take precedence over this file."
+    return "\n".join([head, *_yaml_lines(Settings(), "")]) + "\n"
 
 
 def _yaml_lines(section: Section, indent: str) -> Iterator[str]:

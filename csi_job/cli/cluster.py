@@ -25,6 +25,12 @@ def of_release(command: Callable[..., Any]) -> Callable[..., Any]:
     return RELEASE(NAMESPACE(command))
 
 
+def secret_option(flag: str, content: str) -> Callable[..., Any]:
+    """Return the option that names a Secret, so that an error can name it too."""
+    text = f"Secret and key of the {content}."
+    return click.option(flag, metavar="NAME/KEY", default="", show_default=False, help=text)
+
+
 @click.group()
 def cluster() -> None:
     """Work with a release on Kubernetes: check it, scale the search, fetch the results.
@@ -78,29 +84,10 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 @click.option("--num-pods", type=click.IntRange(min=0), default=1, envvar="NUM_PODS", help="Pods of the search.")
 @click.option("--num-gpus", type=click.IntRange(min=0), default=0, help="GPUs per pod.")
 @click.option("--gpu-resource", default="nvidia.com/gpu", help="Name of the Kubernetes GPU resource.")
-@click.option(
-    "--database-secret",
-    metavar="NAME/KEY",
-    default="",
-    show_default=False,
-    help="Secret and key of the database password.",
-)
-@click.option(
-    "--wandb-secret",
-    metavar="NAME/KEY",
-    default="",
-    show_default=False,
-    help="Secret and key of the Weights & Biases API key.",
-)
-@click.option(
-    "--wait",
-    "wait_s",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="SECONDS",
-    envvar="WAIT_S",
-    help="Seconds to wait for the database if nothing else is wrong.",
-)
+@secret_option("--database-secret", "database password")
+@secret_option("--wandb-secret", "Weights & Biases API key")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="WAIT_S",
+    help="Seconds to wait for the database if nothing else is wrong.")  # fmt: skip
 @of_release
 def check(
     loaded: LoadedSettings, *, wait_s: float, release: str | None, namespace: str | None, **requirements: Any

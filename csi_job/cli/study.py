@@ -214,7 +214,6 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
 
 def _open_target(source: StorageSettings, work: Path, url: str, password_file: Path | None) -> StudyStorage:
     """Open the target of a copy; errors call its settings by the names of its flags."""
-    from csi_job.storage.settings import StorageSettings
     from csi_job.storage.storage import open_storage
 
     password = os.environ.get(TO_PASSWORD)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
@@ -112,7 +112,11 @@ def find_candidates(
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
         return found
-    for trial in _best_trials(study):
+    if len(study.directions) > 1:
+        trials = study.best_trials  # the Pareto front
+    else:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for trial in sorted(trials, key=lambda trial: (-trial.values[0], trial.number)):
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
             epochs = max_epochs or int(trial.user_attrs.get(MAX_EPOCHS) or file.max_epochs)
@@ -138,7 +142,10 @@ def confirm_candidates(
         CsiJobError: as in `SeedTrainer.run`.
 
     """
-    results = [_stored(candidate, seeds, trainer) for candidate in candidates]
+    results = []
+    for candidate in candidates:
+        stored = (trainer.finished(candidate.recipe, seed) for seed in seeds)
+        results.append(CandidateResult(candidate, tuple(result for result in stored if result is not None)))
     for index, result in enumerate(results):
         leader = None if prefer_cheap else best_mean(results, len(seeds))
         results[index] = _train_candidate(result, seeds, trainer, leader, advance)
@@ -209,21 +216,6 @@ def write_optimized_params(
         make_folder(path.parent)
         write_atomic(path, json_text(content))
     return path
-
-
-def _best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials, best first; with two objectives, those on the Pareto front."""
-    if len(study.directions) > 1:
-        trials = study.best_trials
-    else:
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))
-
-
-def _stored(candidate: Candidate, seeds: Sequence[int], trainer: SeedTrainer) -> CandidateResult:
-    """Return what is trained of a candidate already."""
-    found = (trainer.finished(candidate.recipe, seed) for seed in seeds)
-    return CandidateResult(candidate, tuple(result for result in found if result is not None))
 
 
 def _train_candidate(

@@ -14,9 +14,11 @@ from typing import Any
 
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.measures import SUMMARY_METRICS, ZONE_METRICS, metric_name
+from csi_job.evaluation.tables import metrics_table, zones_table
 from csi_job.final_model.candidates import CandidateResult
-from csi_job.final_model.card_page import card_page
 from csi_job.final_model.seeds import SeedTrainer
+from csi_job.html import format as fmt
+from csi_job.html.blocks import Block, Definitions, PageSection, Table
 from csi_job.html.links import Link
 from csi_job.html.render import render
 from csi_job.radiographs.split import SPLITS
@@ -24,6 +26,7 @@ from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZON
 from csi_job.storage.attributes import STUDY_UID
 
 FORMAT = 1
+NOT_TESTED = "Not measured yet: training never touches the test set. csi-job evaluate measures it and fills this in."
 VERSIONED = ("csi-job", "torch", "torchvision", "optuna", "numpy", "scikit-learn")
 INTENDED_USE = (
     "Research on scoring congestion in frontal chest radiographs with the six-zone Congestion Score Index, by people "
@@ -105,23 +108,20 @@ def card_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Return the part of an evaluation that a card carries."""
     content = evaluation.to_json()
     kept = ("split", "cache", "num_images", "num_patients", "num_images_with_csi", "bootstrap", "metrics", "zones")
-    return {**{name: content[name] for name in kept}, "trivial": _trivial_scores(content["trivial"])}
-
-
-def _trivial_scores(trivial: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what trivial predictors score, without the model's differences from them."""
 
     def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a trivial predictor scores, without the model's differences from it."""
         return {name: {"baseline": entry["baseline"]} for name, entry in metrics.items()}
 
-    return {
+    trivial = {
         name: {
             **{key: entry[key] for key in ("name", "scores")},
             "metrics": scores(entry["metrics"]),
             "zones": {zone: scores(metrics) for zone, metrics in entry["zones"].items()},
         }
-        for name, entry in trivial.items()
+        for name, entry in content["trivial"].items()
     }
+    return {**{name: content[name] for name in kept}, "trivial": trivial}
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
@@ -141,8 +141,18 @@ def card_markdown(card: Mapping[str, Any]) -> str:
 
 
 def card_html(card: Mapping[str, Any], links: Sequence[Link]) -> str:
-    """Return the card as a page."""
-    return card_page(card, dict(_flattened(card["training"])), links)
+    """Return the card as a page, in the design of the report."""
+    sections = [
+        _details(card),
+        PageSection("use", "Intended use", (card["intended_use"], f"Out of scope: {card['out_of_scope_use']}")),
+        _metrics("test", "Metrics on the test set", card["test"]),
+        _metrics("validation", "Metrics on the validation set", card["validation"]),
+        _data(card["data"]),
+        _training(card),
+        PageSection("limits", "Limits", tuple(card["limits"])),
+        PageSection("ethics", "Ethics and licence", (card["ethics"], card["licence"])),
+    ]
+    return render("csi_job.final_model", "card.html.j2", card=card, title=card["name"], links=links, sections=sections)
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,3 +187,56 @@ def _limits(num_images: int, num_patients: int, image_size_px: int) -> list[str]
         ),
         f"Images are resized to greyscale squares of {image_size_px} px, which changes shapes and loses detail.",
     ]
+
+
+def _details(card: Mapping[str, Any]) -> PageSection:
+    trial = "" if card["trial"] is None else f", trial {card['trial']}"
+    items = [
+        ("Architecture", card["architecture"]),
+        ("Output", "six lung zones, each 0, 1, 2, 3 or unknown, with probabilities"),
+        ("Input", f"greyscale images of {card['image_size_px']} px, normalisation {card['normalisation']}"),
+        ("Parameters", fmt.count(card["num_parameters"])),
+        ("Cost per image", f"{card['gflops']:.2f} GFLOPs"),
+        ("Study", f"{card['study']}{trial}"),
+        ("Created", card["created"]),
+        *((f"SHA-256 of {name}", entry["sha256"]) for name, entry in card.get("files", {}).items()),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in card["versions"].items())),
+    ]
+    return PageSection("details", "Model details", blocks=(Definitions(tuple(items)),))
+
+
+def _metrics(key: str, title: str, part: Mapping[str, Any] | None) -> PageSection:
+    if part is None:
+        return PageSection(key, title, (NOT_TESTED,))
+    sentence = (
+        f"{fmt.plural(part['num_images'], 'image')} of {fmt.plural(part['num_patients'], 'patient')}; "
+        f"{part['bootstrap']['confidence']:.0%} intervals over patients."
+    )
+    return PageSection(key, title, (sentence,), (metrics_table(dict(part)), zones_table(dict(part))))
+
+
+def _data(data: Mapping[str, Any]) -> PageSection:
+    rows = tuple((name, fmt.count(data["num_images"][name]), fmt.count(data["num_patients"][name])) for name in SPLITS)
+    sentence = f"Fingerprint of images, labels and split: {data['cache']}. The split is by patient, not by image."
+    warnings = tuple(map(fmt.sentence, data["warnings"]))
+    table = Table(("Split", "Images", "Patients"), rows, frozenset({1, 2}))
+    return PageSection("data", "Training data", (sentence,), (table,), warnings)
+
+
+def _training(card: Mapping[str, Any]) -> PageSection:
+    sentence = (
+        "Trained on the training set with early stopping on the validation set, for at most "
+        f"{card['max_epochs']} epochs, once per seed. The seed with the best validation F1, {card['kept_seed']}, was "
+        f"kept. Mean over the seeds: {fmt.with_error(card['mean'], card['std'])}."
+    )
+    params = tuple((name, fmt.value(value)) for name, value in card["params"].items())
+    runs = tuple(
+        (str(run["seed"]), fmt.score(run["val_f1"]), str(run["best_epoch"] + 1), str(run["num_epochs"]))
+        for run in card["seeds"]
+    )
+    blocks: tuple[Block, ...] = (
+        Table(("Hyperparameter", "Value"), params),
+        Table(("Seed", "Validation F1", "Best epoch", "Epochs"), runs, frozenset({1, 2, 3})),
+        Definitions(tuple((name, fmt.value(value)) for name, value in _flattened(card["training"]))),
+    )
+    return PageSection("training", "Training", (sentence,), blocks)

@@ -62,13 +62,21 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     if not isinstance(params, dict) or not params:
         what = f"{path.name} contains no hyperparameters"
         raise ConfigurationError(what, got=params, allowed="a JSON object of them, or one under `params`", hint=HINT)
+    try:
+        hyperparameters = Hyperparameters.from_params(params)
+    except CsiJobError as error:
+        raise ConfigurationError(f"{path.name}: {error}") from None
     form = content if "params" in content else {}
     study, trial, max_epochs = (form.get(name) for name in ("study", "trial", "max_epochs"))
+    max_epochs = default_max_epochs if max_epochs is None else max_epochs
+    if not _is_int(max_epochs) or max_epochs < 1:
+        what = f"{path.name}: max_epochs cannot be used"
+        raise ConfigurationError(what, got=max_epochs, allowed="an integer of at least 1")
     is_confirmed = form.get("confirmed") is True
     return HyperparamsFile(
-        params=_hyperparameters(params, path),
+        params=hyperparameters,
         study=_study_name(default_study if study is None else study, path),
-        max_epochs=_max_epochs(default_max_epochs if max_epochs is None else max_epochs, path),
+        max_epochs=max_epochs,
         trial=trial if _is_int(trial) else None,
         value=_finite(form.get("value")),
         is_search_result=study is not None and not is_confirmed,
@@ -104,13 +112,6 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _hyperparameters(params: dict[str, Any], path: Path) -> Hyperparameters:
-    try:
-        return Hyperparameters.from_params(params)
-    except CsiJobError as error:
-        raise ConfigurationError(f"{path.name}: {error}") from None
-
-
 def _study_name(name: Any, path: Path) -> str:
     """Reject names that would escape the results folder; the file may come from anywhere."""
     is_plain = isinstance(name, str) and name.strip(". ") and len(name) <= 100  # noqa: PLR2004 - like StudySettings
@@ -118,13 +119,6 @@ def _study_name(name: Any, path: Path) -> str:
         what = f"{path.name}: study cannot be used as a name"
         raise ConfigurationError(what, got=name, allowed="1 to 100 characters, no slashes")
     return str(name)
-
-
-def _max_epochs(value: Any, path: Path) -> int:
-    if not _is_int(value) or value < 1:
-        what = f"{path.name}: max_epochs cannot be used"
-        raise ConfigurationError(what, got=value, allowed="an integer of at least 1")
-    return int(value)
 
 
 def _is_int(value: Any) -> bool:

@@ -125,12 +125,10 @@ class SeedTrainer:
             StopRequestedError: a signal came; the same call resumes later.
 
         """
-        stored = self.finished(recipe, seed)
-        if stored is not None:
+        if stored := self.finished(recipe, seed):
             advance(recipe.max_epochs)
             return stored
-        reason = self.infeasible.get(self.recipe_digest(recipe))
-        if reason is not None:
+        if (reason := self.infeasible.get(self.recipe_digest(recipe))) is not None:
             advance(recipe.max_epochs)
             raise InfeasibleTrialError(reason)
         stem = self._stem(recipe, seed)

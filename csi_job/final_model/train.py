@@ -16,7 +16,7 @@ import optuna
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError, explain_os_errors
-from csi_job.evaluation.evaluate import Evaluation, evaluate_model
+from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest_json, locked, make_folder
@@ -145,16 +145,11 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
             return training.finished() or training.run(reasons)
 
 
-@dataclass
 class _FinalTraining:
     """One final training, from candidates to files."""
 
-    request: FinalTrainingRequest
-    confirmation: Confirmation
-
-    def __post_init__(self) -> None:
-        request, confirmation = self.request, self.confirmation
-        self.work = request.work
+    def __init__(self, request: FinalTrainingRequest, confirmation: Confirmation) -> None:
+        self.request, self.work = request, request.work
         self.candidates, self.seeds = confirmation.candidates, tuple(confirmation.seeds)
         self.trainer, self.prefer_cheap = confirmation.trainer, confirmation.prefer_cheap
         self.params_file = self.work.optimized_params(request.file.study)
@@ -228,43 +223,38 @@ class _FinalTraining:
             return None
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
-        """Write the best seed's weights and their card."""
-        state = self.trainer.weights(result.candidate.recipe, result.best)
-        file, info = self.request.file, self.request.cache.info
+        """Write the best seed's weights and their card, with their metrics on the validation split."""
+        recipe, cache, file = result.candidate.recipe, self.request.cache, self.request.file
+        state = self.trainer.weights(recipe, result.best)
+        model, device = build_model(recipe.params.model_arch), choose_device(self.trainer.settings)
+        model.load_state_dict(state)
+        loaded = LoadedModel(
+            name=path.name,
+            model=model.to(device).eval(),
+            architecture=recipe.params.model_arch,
+            image_size_px=cache.info.image_size_px,
+            normalisation=cache.info.normalisation,
+            device=device,
+            card={},
+        )
+        validation = evaluate_model(
+            loaded,
+            cache.validation,
+            self.request.evaluation,
+            split="validation",
+            cache=cache.info.key,
+            train_zones_NZ=cache.train.zones_NZ,
+        )
         context = CardContext(
             name=path.stem,
             study=file.study,
             trainer=self.trainer,
-            num_patients=self.request.cache.num_patients,
-            warnings=(OTHER_DATA,) if file.cache not in ("", info.key) else (),
+            num_patients=cache.num_patients,
+            warnings=(OTHER_DATA,) if file.cache not in ("", cache.info.key) else (),
             request_digest=self.request_digest,
             study_uid=self.uid,
         )
-        card = build_card(context, result, self._validate(path.name, state, result.candidate.recipe.params))
-        return write_model(path, state, card, with_pth=with_pth)
-
-    def _validate(self, name: str, state: dict[str, Any], params: Hyperparameters) -> Evaluation:
-        """Measure the kept weights on the validation split."""
-        device, info = choose_device(self.trainer.settings), self.request.cache.info
-        model = build_model(params.model_arch)
-        model.load_state_dict(state)
-        loaded = LoadedModel(
-            name=name,
-            model=model.to(device).eval(),
-            architecture=params.model_arch,
-            image_size_px=info.image_size_px,
-            normalisation=info.normalisation,
-            device=device,
-            card={},
-        )
-        return evaluate_model(
-            loaded,
-            self.request.cache.validation,
-            self.request.evaluation,
-            split="validation",
-            cache=info.key,
-            train_zones_NZ=self.request.cache.train.zones_NZ,
-        )
+        return write_model(path, state, build_card(context, result, validation), with_pth=with_pth)
 
     def _final(self, card: dict[str, Any], baseline_card: dict[str, Any] | None, *, is_new: bool) -> FinalModel:
         """Make these models the latest, unless they are."""

@@ -107,8 +107,7 @@ class _View:
         breasts = sum(0.10 * self._blob((side * 0.42, 0.74), 0.33, 0.16) for side in (-1, 1)) * self.random.uniform(
             0, 1.4
         )
-        sum_HW: Plane = thickness + abdomen - 0.42 * gas - bowel + breasts + 0.07 * (self.texture(9) - 0.5)
-        return sum_HW
+        return thickness + abdomen - 0.42 * gas - bowel + breasts + 0.07 * (self.texture(9) - 0.5)
 
     def mediastinum(self) -> Plane:
         """Heart, great vessels, windpipe and hila."""
@@ -117,8 +116,7 @@ class _View:
         knob = 0.30 * self._blob((0.145, 0.325), 0.085, 0.055, edge=0.2)
         windpipe = 0.20 * _step(0.045 - np.abs(self.across - 0.01), 0.02) * _step(0.38 - self.down, 0.03)
         hila = sum(0.24 * self._blob((side * 0.225, 0.445 - 0.012 * side), 0.12, 0.09, edge=0.9) for side in (-1, 1))
-        sum_HW: Plane = np.maximum(vessels, 0.40 * self.heart_HW) + knob - windpipe + hila
-        return sum_HW
+        return np.maximum(vessels, 0.40 * self.heart_HW) + knob - windpipe + hila
 
     def bones(self) -> Plane:
         """Spine, ribs behind and in front, collarbones, shoulder blades and the heads of the arms."""
@@ -130,13 +128,11 @@ class _View:
         in_front = self._ribs(-0.30 * self.out - 0.12 * self.out**2, 0.23, 1.35) * _step(self.out - 0.40, 0.12)
         collar_at = 0.165 - self.body.clavicle_slope * self.out + 0.014 * np.sin(8 * self.out)
         collar = self._bar(self.down - collar_at, 0.0125) * _step(self.out - 0.09, 0.02) * _step(0.80 - self.out, 0.03)
-        blade = _step(0.10 - np.abs(self.out - 0.86 + 0.35 * (self.down - 0.25)), 0.05) * self._between(
-            0.15, 0.42, 0.06
-        )
+        blade = _step(0.10 - np.abs(self.out - 0.86 + 0.35 * (self.down - 0.25)), 0.05)
+        blade *= _step(self.down - 0.15, 0.06) * _step(0.42 - self.down, 0.06)
         arm = sum(self._blob((side * 1.0, 0.155), 0.13, 0.075, edge=0.10) for side in (-1, 1))
         ribs = cage * (0.10 * behind + 0.045 * in_front)
-        sum_HW: Plane = spine + ribs + 0.15 * collar + 0.08 * blade + 0.18 * arm
-        return sum_HW
+        return spine + ribs + 0.15 * collar + 0.08 * blade + 0.18 * arm
 
     def vessels(self) -> Plane:
         """Branching vessels that thin out from the hila."""
@@ -180,9 +176,8 @@ class _View:
     def _chest_wall(self) -> Plane:
         """Return how far out the lung reaches at each height: a bullet, its point the apex."""
         rise = np.clip((0.80 - self.down) / (0.80 - self.body.apex), 0, 1)
-        wall: Plane = 0.34 + (self.body.chest_width - 0.34) * (1 - rise**2.1) ** 0.7
-        sum_HW: Plane = wall - 0.10 * np.maximum(self.down - 0.78, 0)
-        return sum_HW
+        wall = 0.34 + (self.body.chest_width - 0.34) * (1 - rise**2.1) ** 0.7
+        return wall - 0.10 * np.maximum(self.down - 0.78, 0)
 
     def _heart(self) -> Plane:
         """Return the left heart, which leans to the patient's left and rests on the diaphragm, and the right atrium."""
@@ -202,24 +197,19 @@ class _View:
 
     def _diaphragm(self) -> Plane:
         top = np.where(self.is_left, self.body.left_dome, self.body.right_dome)
-        dome: Plane = top + 0.30 * np.maximum(np.abs(self.out - 0.34) - 0.02, 0) ** 2 / 0.45
-        dome += 0.10 * np.maximum(self.out / self.body.chest_width - 0.72, 0) ** 1.5 * 4
-        return dome
+        dome = top + 0.30 * np.maximum(np.abs(self.out - 0.34) - 0.02, 0) ** 2 / 0.45
+        return dome + 0.10 * np.maximum(self.out / self.body.chest_width - 0.72, 0) ** 1.5 * 4
 
     def _ribs(self, bend: Plane, half_width: float, widening: float) -> Plane:
         """Return bands that follow a bend, with the brighter rims of compact bone."""
         place = np.abs((self.down - bend) / (widening * self.body.rib_spacing) + self.body.rib_phase) % 1 - 0.5
         rim = np.exp(-(((np.abs(place) - half_width) / 0.055) ** 2))
-        bands: Plane = 0.75 * _step(half_width - np.abs(place), 0.03) + 0.45 * rim
-        return bands
+        return 0.75 * _step(half_width - np.abs(place), 0.03) + 0.45 * rim
 
     def _zone(self, zone: int, wavy: Plane) -> Plane:
-        level = ("sup", "mid", "inf").index(ZONES[zone].split("_")[1])
-        side = self.is_left if ZONES[zone].startswith("left") else ~self.is_left
-        return _step(wavy - _ZONE_EDGES[level], 0.035) * _step(_ZONE_EDGES[level + 1] - wavy, 0.035) * side
-
-    def _between(self, top: float, bottom: float, softness: float) -> Plane:
-        return _step(self.down - top, softness) * _step(bottom - self.down, softness)
+        is_left, top, bottom = _place(zone)
+        side = self.is_left if is_left else ~self.is_left
+        return _step(wavy - top, 0.035) * _step(bottom - wavy, 0.035) * side
 
     def _blob(self, at: tuple[float, float], half_width: float, half_height: float, edge: float = 0.3) -> Plane:
         squared = ((self.across - at[0]) / half_width) ** 2 + ((self.down - at[1]) / half_height) ** 2
@@ -227,14 +217,12 @@ class _View:
 
     def _bar(self, distance: Plane, half_width: float) -> Plane:
         rim = np.exp(-(((np.abs(distance) - half_width) / 0.004) ** 2))
-        bar: Plane = 0.8 * _step(half_width - np.abs(distance), 0.003) + 0.4 * rim
-        return bar
+        return 0.8 * _step(half_width - np.abs(distance), 0.003) + 0.4 * rim
 
     def _cover(self, zone: int) -> Plane:
         """Return a plate with rounded corners over a zone."""
-        side = 1 if ZONES[zone].startswith("left") else -1
-        level = ("sup", "mid", "inf").index(ZONES[zone].split("_")[1])
-        centre = (side * 0.42, sum(_ZONE_EDGES[level : level + 2]) / 2 + 0.01)
+        is_left, top, bottom = _place(zone)
+        centre = (0.42 if is_left else -0.42, (top + bottom) / 2 + 0.01)
         turn = self.random.uniform(-0.25, 0.25)
         along = ((self.across - centre[0]) + turn * (self.down - centre[1])) / 0.27
         upright = ((self.down - centre[1]) - 0.5 * turn * (self.across - centre[0])) / 0.095
@@ -273,6 +261,13 @@ class _View:
         return ((across + 1) / 2 * width, down * height)
 
 
+def _place(zone: int) -> tuple[bool, float, float]:
+    """Return whether a zone is in the patient's left lung, and its upper and lower edge."""
+    side, level = ZONES[zone].split("_")
+    top = ("sup", "mid", "inf").index(level)
+    return side == "left", _ZONE_EDGES[top], _ZONE_EDGES[top + 1]
+
+
 def _coordinates(size_px: tuple[int, int], random: np.random.Generator) -> tuple[Plane, Plane]:
     """Return across and down of each pixel for a slightly turned, moved and scaled patient."""
     width, height = size_px
@@ -297,5 +292,4 @@ def _expose(attenuation_HW: Plane, size_px: tuple[int, int], random: np.random.G
 def _step(distance: Plane, softness: float) -> Plane:
     """Return 0 outside and 1 inside, with an edge as soft as given."""
     place = np.clip(distance / softness, -1, 1)
-    step: Plane = 0.5 + place * (0.75 - 0.25 * place * place)
-    return step
+    return 0.5 + place * (0.75 - 0.25 * place * place)

@@ -8,7 +8,6 @@ process for all runs would hold back every run behind the one that waits.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from csi_job.files import make_folder, write_atomic
 from csi_job.logs import get_logger
@@ -86,28 +85,34 @@ class WandbTracker:
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
         """Open the trial's run."""
-        config = {**params, **phase, "study": self._group, "trial": number, "attempt": attempt}
-        self._start(f"{self._uid}-{number}", f"{self._group} {number}", config, job_type="trial")
+        config = {**params, **phase, "trial": number, "attempt": attempt}
+        self._start(str(number), config, job_type="trial")
 
-    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         """Log an epoch's metrics."""
-        del number
         self._send({"step": epoch, "metrics": metrics})
 
-    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
         """Close the trial's run."""
-        del number
         self._send({"outcome": outcome or "released"})
         self._end_run()
 
     def log_summary(self, importances: Mapping[str, float]) -> None:
         """Log a run with the importances, a table of the trials and, from `MIN_TRIALS` on, parallel coordinates."""
-        name = f"{self._group} summary"
-        self._start(f"{self._uid}-summary", name, {"study": self._group}, job_type="summary")
+        self._start("summary", {}, job_type="summary")
         if self._run is None:
             return
         trials = self._study.get_trials(deepcopy=False)
-        summary = {"importances": importances, "trials": [_table_row(trial) for trial in trials], "parallel": ""}
+        rows = [
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "val_f1": trial.values[0] if trial.values else None,
+                **trial.params,
+            }
+            for trial in trials
+        ]
+        summary = {"importances": importances, "trials": rows, "parallel": ""}
         if sum(trial.state is TrialState.COMPLETE for trial in trials) >= MIN_TRIALS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -134,7 +139,8 @@ class WandbTracker:
             self._read_problem(process)
         self._ending.clear()
 
-    def _start(self, run_id: str, name: str, config: Mapping[str, Any], *, job_type: str) -> None:
+    def _start(self, name: str, config: Mapping[str, Any], *, job_type: str) -> None:
+        """Start the process of a run, whose name within the study's group this is."""
         self._end_run()
         for process in self._ending:
             self._read_problem(process)
@@ -143,17 +149,17 @@ class WandbTracker:
             "project": self._settings.wandb_project,
             "entity": self._settings.wandb_entity,
             "group": self._group,
-            "id": run_id,
-            "name": name,
+            "id": f"{self._uid}-{name}",
+            "name": f"{self._group} {name}",
             "job_type": job_type,
             "mode": "offline" if self._is_offline else "online",
-            "config": dict(config),
+            "config": {**config, "study": self._group},
         }
         environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN_VARIABLES)}
         environment["WANDB_DIR"] = str(self._folder.root)
         try:
             if self._settings.wandb_api_key_file is not None and not self._is_offline:
-                environment["WANDB_API_KEY"] = _read_key(self._settings.wandb_api_key_file)
+                environment["WANDB_API_KEY"] = self._settings.wandb_api_key_file.read_text(encoding="utf-8").strip()
             make_folder(self._folder.wandb)
             self._run = subprocess.Popen(
                 [sys.executable, "-P", "-m", "csi_job.tracking.wandb_process"],
@@ -165,6 +171,9 @@ class WandbTracker:
             )
         except OSError as error:
             self._warn_once(f"cannot start ({error.strerror}: {error.filename})")
+            return
+        except UnicodeDecodeError:
+            self._warn_once(f"cannot start (not text: {self._settings.wandb_api_key_file})")
             return
         for pipe in (self._run.stdin, self._run.stdout):
             os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]
@@ -202,15 +211,3 @@ class WandbTracker:
         if not self._has_warned:
             logger.warning("Weights & Biases: %s", problem)
             self._has_warned = True
-
-
-def _read_key(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise OSError(errno.EINVAL, "not text", str(path)) from None
-
-
-def _table_row(trial: FrozenTrial) -> dict[str, Any]:
-    value = trial.values[0] if trial.values else None
-    return {"trial": trial.number, "state": trial.state.name.lower(), "val_f1": value, **trial.params}

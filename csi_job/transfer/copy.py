@@ -180,8 +180,11 @@ def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[Tr
                     for trial in batch
                     for row in trial.parts.get(table, ())
                 ]
+                if table is LEASES:  # anyone may take them, with the attempt not counted as lost
+                    free = {"owner": "", "renewed_at_s": RELEASED_AT_S, "lease_s": 0.0}
+                    parts = [lease | free | {"token": new_token()} for lease in parts]
                 if parts:
-                    connection.execute(sa.insert(table), [*map(_released, parts)] if table is LEASES else parts)
+                    connection.execute(sa.insert(table), parts)
             advance(len(batch))
 
 
@@ -205,8 +208,3 @@ def _select(connection: Connection, query: sa.Select[Any], table: sa.Table) -> l
 
 def _without_key(table: sa.Table, row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in table.primary_key}
-
-
-def _released(lease: dict[str, Any]) -> dict[str, Any]:
-    """Return a lease that anyone may take, with the attempt not counted as lost."""
-    return lease | {"token": new_token(), "owner": "", "renewed_at_s": RELEASED_AT_S, "lease_s": 0.0}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.files import STREAM, write_csv, write_file
@@ -30,8 +30,6 @@ from csi_job.storage.attributes import (
 )
 
 OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes exported as columns of their own
-COMMON: Final = ("number", "state", "outcome", "is_baseline", "attempt", "datetime_start", "datetime_complete",
-    "duration_s")  # fmt: skip
 Advance = Callable[[int], None]
 
 
@@ -87,7 +85,7 @@ def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance)
         rows.append(_row(trial, len(study.directions)))
         advance(1)
     text = io.StringIO(newline="")
-    columns = _columns(rows) if rows else [*COMMON, *_objectives(len(study.directions))]
+    columns = _columns(rows or [_row(create_trial(state=TrialState.WAITING), len(study.directions))])
     cells = ([_cell(row.get(name)) for name in columns] for row in rows)
     write_csv(text, columns, cells, end="\r\n")  # RFC 4180
     return text.getvalue().encode("utf-8-sig", "backslashreplace")
@@ -106,48 +104,34 @@ def to_json(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance
     }
     lines = []
     for trial in trials:
-        lines.append(_json(_entry(trial)))
+        entry = {"values": trial.values, "params": trial.params, "curve": _curve(trial)}
+        attrs = {"user_attrs": trial.user_attrs, "system_attrs": trial.system_attrs}
+        lines.append(_json(_common(trial) | entry | attrs))
         advance(1)
     text = _json(head).removesuffix("}") + ', "trials": [\n' + ",\n".join(lines) + "\n]}\n"
     return text.encode("utf-8", "backslashreplace")  # JSON's own notation for half a surrogate pair
 
 
-def _entry(trial: FrozenTrial) -> dict[str, Any]:
-    return {
-        **_common(trial),
-        "values": trial.values,
-        "params": trial.params,
-        "curve": _curve(trial),
-        "user_attrs": trial.user_attrs,
-        "system_attrs": trial.system_attrs,
-    }
-
-
 def _row(trial: FrozenTrial, num_objectives: int) -> dict[str, Any]:
-    names = _objectives(num_objectives)
+    names = ["value"] if num_objectives == 1 else [f"values_{objective}" for objective in range(num_objectives)]
     row = {**_common(trial), **dict.fromkeys(names), **dict(zip(names, trial.values or (), strict=False))}
     row |= {f"params_{name}": value for name, value in trial.params.items()}
     row |= {f"user_attrs_{key}": value for key, value in trial.user_attrs.items() if key not in OWN_COLUMNS}
     return row | {f"intermediate_values_{epoch}": value for epoch, value in _curve(trial)}
 
 
-def _objectives(num_objectives: int) -> list[str]:
-    return ["value"] if num_objectives == 1 else [f"values_{objective}" for objective in range(num_objectives)]
-
-
 def _common(trial: FrozenTrial) -> dict[str, Any]:
     start, complete = trial.datetime_start, trial.datetime_complete
-    values = (
-        trial.number,
-        trial.state.name,
-        outcome_of(trial.state, trial.user_attrs),
-        bool(trial.user_attrs.get(BASELINE)),
-        trial.user_attrs.get(ATTEMPT),
-        start and _utc(start),
-        complete and _utc(complete),
-        seconds_of(trial),
-    )
-    return dict(zip(COMMON, values, strict=True))
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "outcome": outcome_of(trial.state, trial.user_attrs),
+        "is_baseline": bool(trial.user_attrs.get(BASELINE)),
+        "attempt": trial.user_attrs.get(ATTEMPT),
+        "datetime_start": start and _utc(start),
+        "datetime_complete": complete and _utc(complete),
+        "duration_s": seconds_of(trial),
+    }
 
 
 def _utc(time: datetime) -> str:
@@ -159,14 +143,14 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the columns of all rows: those of every trial, then parameters, attributes and epochs, each sorted."""
     present = dict.fromkeys(name for row in rows for name in row)
     groups = ("params_", "user_attrs_", "intermediate_values_")
+
+    def place(name: str) -> tuple[int, int, str]:
+        group = next(index for index, prefix in enumerate(groups) if name.startswith(prefix))
+        end = name.removeprefix(groups[group])
+        return group, int(end) if end.isdecimal() else -1, name  # epochs by number, others by name
+
     common = [name for name in present if not name.startswith(groups)]
-    return [*common, *(name for group in groups for name in _sorted(present, group))]
-
-
-def _sorted(names: Iterable[str], group: str) -> list[str]:
-    """Return the names of a group: epochs by number, others by name."""
-    mine = [name for name in names if name.startswith(group)]
-    return sorted(mine, key=lambda name: (int(end) if (end := name.removeprefix(group)).isdecimal() else -1, name))
+    return [*common, *sorted(present.keys() - set(common), key=place)]
 
 
 def _curve(trial: FrozenTrial) -> list[list[Any]]:
@@ -189,9 +173,7 @@ def _cell(value: Any) -> str | int | float:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (int, float)):
-        return value
-    return value if isinstance(value, str) else _json(value)
+    return value if isinstance(value, (int, float, str)) else _json(value)
 
 
 def _json(value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import Connection
 
@@ -204,7 +204,13 @@ def _carried(
     connection: Connection, old_id: int, matcher: TrialMatcher, baseline: Mapping[str, Any] | None
 ) -> list[TrialRows]:
     """Return the matching trials as rows of the new study; one with the parameters of `baseline` may become it."""
-    distributions = {name: (kind, distribution_to_json(kind)) for name, kind in matcher.space.distributions().items()}
+    distributions = matcher.space.distributions()
+
+    def param_row(name: str, value: Any) -> Row:
+        kind = distributions[name]
+        text = distribution_to_json(kind)
+        return {"param_name": name, "param_value": float(kind.to_internal_repr(value)), "distribution_json": text}
+
     # Trials first: one that is finished there is so in the rows too, which workers may write in between.
     trials = read_trials(connection, old_id)
     rows = {trial.own["trial_id"]: trial for trial in read_trial_rows(connection, old_id)}
@@ -219,16 +225,12 @@ def _carried(
         user_attrs.append({"key": MIGRATED_FROM, "value_json": json.dumps(origin)})
         notes = trial_rows.parts.get(SYSTEM_ATTRIBUTES, ())
         changed: dict[sa.Table, list[Row]] = {
-            PARAMS: [_param_row(name, value, *distributions[name]) for name, value in params.items()],
+            PARAMS: [param_row(name, value) for name, value in params.items()],
             USER_ATTRIBUTES: user_attrs,
             SYSTEM_ATTRIBUTES: [row for row in notes if row["key"].startswith(KEPT_SYSTEM_ATTRIBUTES)],
         }
         carried.append(TrialRows(trial_rows.own, trial_rows.parts | changed))
     return carried
-
-
-def _param_row(name: str, value: Any, kind: BaseDistribution, text: str) -> dict[str, Any]:
-    return {"param_name": name, "param_value": float(kind.to_internal_repr(value)), "distribution_json": text}
 
 
 def _origins(connection: Connection, study_id: int) -> set[Origin]:
