@@ -24,9 +24,6 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         shown: the settings that the command has flags for.
         given: the command's other arguments by name.
 
-    Raises:
-        CsiJobError: with the message that the stage itself would give later.
-
     """
     check_arguments(settings.folder, given)
     if "evaluation.num_bootstrap" in shown:

@@ -61,14 +61,8 @@ class Comparison:
 
 
 def compare_evaluations(model: Evaluation, baseline: Evaluation) -> Comparison:
-    """Compare two evaluations of the same images under the model's bootstrap settings.
-
-    Raises:
-        DataError: the evaluations cover different images.
-
-    """
+    """Compare two evaluations under the model's bootstrap settings; raise `DataError` if they cover other images."""
     same_images = model.predictions.pseudonyms == baseline.predictions.pseudonyms
     if not same_images or not np.array_equal(model.predictions.zones_NZ, baseline.predictions.zones_NZ):
         raise DataError("the two models were evaluated on different images", hint="evaluate both on the same cache")
-
     return Comparison(model, baseline, paired_differences(model.predictions, baseline.predictions, model.settings))

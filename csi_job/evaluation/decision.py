@@ -108,18 +108,9 @@ def _within_the_noise(entry: Json, evaluation: Json, num_patients_in_all: int) -
 def patients_needed(difference: float, low: float, num_patients: int, confidence: float) -> int:
     """Return how many patients it takes to show a positive difference of this size with a probability of `POWER`.
 
-    The interval reaches z standard errors below the difference, and the standard error shrinks with the square root of
-    the number of patients; to exclude zero with that probability, the difference must be z + z(POWER) of them.
-
-    Args:
-        difference: seen on `num_patients` patients; positive.
-        low: lower end of its interval.
-        num_patients: number of patients.
-        confidence: of the interval.
-
-    Returns:
-        the number, rounded up to two significant digits.
-
+    It was seen on `num_patients` patients, and `low` is the lower end of its interval. That end is z standard errors
+    below the difference, and the standard error shrinks with the square root of the number of patients; to exclude zero
+    with that probability, the difference must be z + z(POWER) of them. The number is rounded up to two digits.
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     standard_errors = difference * z / (difference - low)

@@ -142,10 +142,6 @@ def evaluate_model(
     """Run the model on a split and measure it, keeping `split`, the key of its `cache` and `warnings`.
 
     `train_zones_NZ`, the labels of the training set, are what trivial predictors know.
-
-    Raises:
-        ModelFileError: the model's output is not finite.
-
     """
     predictions = Predictions(
         probabilities_NZK=predict_probabilities(loaded, data.images_NHW, settings.batch_size),

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from csi_job.evaluation.compare import Comparison
+from csi_job.evaluation.decision import Decision
+from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plot, reliability_plot, roc_plot
 from csi_job.evaluation.tables import metrics_table, risk_table, zones_table
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Figure, PageSection
+from csi_job.html.links import Link
 from csi_job.html.render import PLOTLY, render
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from csi_job.evaluation.compare import Comparison
-    from csi_job.evaluation.decision import Decision
-    from csi_job.evaluation.evaluate import Evaluation
-    from csi_job.html.links import Link
 
 
 def evaluation_page(evaluation: Evaluation, decision: Decision, links: Sequence[Link]) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from csi_job.evaluation.measures import SUMMARY_METRICS, metric_name
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Table
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Json = dict[str, Any]
 METRICS = tuple(name for name in SUMMARY_METRICS if not name.startswith("risk_auroc_"))

@@ -139,7 +139,6 @@ def confirm_candidates(
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
-        CsiJobError: as in `SeedTrainer.run`.
 
     """
     results = []
@@ -188,10 +187,6 @@ def write_optimized_params(
     """Write `<study>_optimized_params.json` atomically; `read_hyperparams` reads it too.
 
     What the study records goes with it, so that the file is enough where the study's database is not.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
     """
     candidate = winner.result.candidate
     content = {

@@ -117,16 +117,9 @@ def confirm(
     options: WorkerOptions,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> optuna.Study:
-    """Do the trainings that are missing, together with every process that does.
+    """Do the trainings that are missing, together with every process that does; return the study that holds them.
 
     With `options.waits` it returns when all are done, else when the rest runs elsewhere.
-
-    Returns:
-        the study that holds the trainings.
-
-    Raises:
-        CsiJobError: as `run_worker`.
-
     """
     beside, storage = open_confirmation(study), storage_of(study)
 

@@ -38,10 +38,6 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
     """Write a model as `.safetensors`, with its card next to it; return the card with the digests of the files.
 
     `with_pth` also writes a PyTorch state dict, for software that does not read safetensors.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
     """
     try:
         with _locked(path.parent):
@@ -78,12 +74,7 @@ def is_same_model(card: Mapping[str, Any] | None, other: Mapping[str, Any]) -> b
 
 
 def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
-    """Add the test metrics to a model's card if they are of these weights on their own test set; return whether so.
-
-    Raises:
-        CsiJobError: the card cannot be written.
-
-    """
+    """Add the test metrics to a model's card if they are of these weights on their own test set; return whether so."""
     if evaluation.split != "test" or not is_same_model(read_json(path.with_suffix(".json")), evaluation.card):
         return False
     with explain_os_errors("the model card cannot be written", path.with_suffix(".json")), _locked(path.parent):
@@ -95,12 +86,7 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
 
 
 def publish(source: ModelFolder, target: ModelFolder) -> None:
-    """Copy the models of a folder, their evaluations, and last their cards, in place of those of another folder.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
-    """
+    """Copy the models of a folder, their evaluations, and last their cards, in place of those of another folder."""
     hint = "free space and run the same command again"
     failed = explain_os_errors("the final model cannot be written", target.path, hint=hint)
     with failed, _locked(source.path), _locked(target.path):

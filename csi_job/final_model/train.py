@@ -89,15 +89,9 @@ class FinalTrainingRequest:
     def share_trainings(self, *, waits: bool = True) -> dict[str, str]:
         """Do the trainings together with the other processes of the study, up to the last one if `waits`.
 
-        Returns:
-            why recipes, by their digest, cannot be trained.
-
-        Raises:
-            CsiJobError: as `run_worker`.
-
+        Return why recipes, by their digest, cannot be trained.
         """
-        is_on_data_of_study = self.record is not None and self.record.cache_key == self.cache.info.key
-        if self.study is None or not is_on_data_of_study:
+        if self.study is None or self.record is None or self.record.cache_key != self.cache.info.key:
             return {}
         options = replace(self.options, waits=waits)
         beside = confirm(self.study, self.confirmation(), self.worker, self.work.root, options, self.on_progress)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from csi_job.trial.hyperparameters import HYPERPARAMETERS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 DASH = "\N{EN DASH}"  # between the ends of a range
 MISSING = DASH  # for a value that is not there

@@ -33,12 +33,7 @@ def render(package: str, template: str, **content: Any) -> str:
 
 
 def share_plotly(folder: Path) -> str:
-    """Write plotly.js into a folder for the pages in it, unless it is there, and return its name for `plotly_src`.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
-    """
+    """Write plotly.js into a folder for the pages in it, unless it is there, and return its name for `plotly_src`."""
     text, path = _verbatim("plotly", PLOTLY), folder / PLOTLY
     with suppress(OSError):
         if path.stat().st_size == len(text.encode()):

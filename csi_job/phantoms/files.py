@@ -15,12 +15,7 @@ _STORED_BITS = 12  # as most detectors
 
 
 def write_film(film_HW: np.ndarray, path_without_ending: Path, variant: int) -> None:
-    """Write a film, float32 `[H, W]` from 0 (black) to 1, in a format; consecutive variants give all formats.
-
-    Raises:
-        OSError: the file cannot be written.
-
-    """
+    """Write a film, float32 `[H, W]` from 0 (black) to 1, in a format; consecutive variants give all formats."""
     ending, encode = _ENCODERS[variant % len(_ENCODERS)]
     path = path_without_ending.with_name(path_without_ending.name + ending)
     path.write_bytes(encode(film_HW, path_without_ending.name))

@@ -6,19 +6,16 @@ Files of another study, cache or model are not shown; `notes` mentions those tha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
+from csi_job.report.study_view import StudyView
 from csi_job.storage.attributes import STUDY_UID, UID, is_same_uid
 from csi_job.work_folder import ModelFolder, WorkFolder
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from csi_job.report.study_view import StudyView
 
 Json = dict[str, Any]
 FORMAT = 1  # of the files that other stages write; others are left out

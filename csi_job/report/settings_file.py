@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 import shlex
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from csi_job.cache.manifest import CacheInfo
 from csi_job.files import write_file
 from csi_job.html import format as fmt
+from csi_job.report.study_view import Phase, StudyView
 from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM
 from csi_job.study.record import StudyRecord
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from csi_job.cache.manifest import CacheInfo
-    from csi_job.report.study_view import Phase, StudyView
-
 
 def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path | None:
-    """Write the settings of a study's first phase; None for a study of another program.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
-    """
+    """Write the settings of a study's first phase; None for a study of another program."""
     if not view.fingerprint:
         return None
     lines = [f"# Settings of study {view.name}. To repeat it, in a new work folder:"]

@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,11 +41,6 @@ from csi_job.storage.attributes import (
 )
 from csi_job.study.importances import Importances, param_importances
 from csi_job.study.status import choose_trial
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from optuna import Study
 
 
 @dataclass(frozen=True)

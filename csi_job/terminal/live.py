@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.progress import Progress
 
 from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, progress_bars
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from csi_job.storage.attributes import TrialOutcome
+from csi_job.storage.attributes import TrialOutcome
 
 logger = get_logger(__name__)
 

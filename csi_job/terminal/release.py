@@ -7,18 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from csi_job.html import format as fmt
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.status import epochs_done, render_status, status_dict
 from csi_job.terminal.table import plain_table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 MAX_PODS = 40  # rows shown; the rest is counted
 NODE_WIDTH = 14  # characters

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -15,14 +15,9 @@ from rich.text import Text
 
 from csi_job.errors import DataError
 from csi_job.html import format as fmt
-from csi_job.storage.attributes import OUTCOMES
+from csi_job.storage.attributes import OUTCOMES, TrialOutcome
 from csi_job.study.status import BestStatus, ConfirmationStatus, RunningStatus, StudyStatus
 from csi_job.terminal.table import plain_table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from csi_job.storage.attributes import TrialOutcome
 
 Kind = TypeVar("Kind", RunningStatus, BestStatus, ConfirmationStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
@@ -69,12 +64,7 @@ def status_json(status: StudyStatus) -> str:
 
 
 def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
-    """Return the status from `status_dict`; fields that a newer csi-job adds are ignored.
-
-    Raises:
-        DataError: a field is missing, because another version of csi-job wrote it.
-
-    """
+    """Return the status from `status_dict`, without fields of a newer version; raise `DataError` if one is missing."""
     best = content.get("best")
     known = {field.name: content[field.name] for field in fields(StudyStatus) if field.name in content}
     try:

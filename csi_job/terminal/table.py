@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 
 def plain_table(*headings: str, left: Collection[str] = (), title: str = "") -> Table:

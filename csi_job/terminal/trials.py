@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from optuna import Study
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -11,9 +10,6 @@ from csi_job.html import format as fmt
 from csi_job.report.page.sections_result import search_ranges
 from csi_job.report.study_view import view_study
 from csi_job.terminal.table import plain_table
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 
 def render_trials(study: Study) -> RenderableType:

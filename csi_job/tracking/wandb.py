@@ -51,12 +51,7 @@ class WandbTracker:
 
     @classmethod
     def if_enabled(cls, settings: TrackingSettings, study: optuna.Study, work: Path) -> Self | None:
-        """Return a tracker, or None if no project is named or the environment disables tracking.
-
-        Raises:
-            ConfigurationError: settings and environment contradict each other.
-
-        """
+        """Return a tracker, or None if no project is named or the environment disables tracking; see `wandb_mode`."""
         if settings.wandb_project is None:
             return None
         if wandb_mode(settings) == "disabled":
@@ -65,14 +60,7 @@ class WandbTracker:
         return cls(settings, study, work)
 
     def __init__(self, settings: TrackingSettings, study: optuna.Study, work: Path) -> None:
-        """Track the trials of a study.
-
-        Args:
-            settings: project, team and mode.
-            study: names the group and the runs.
-            work: the runs are stored in `<work>/wandb`.
-
-        """
+        """Track the trials of a study, whose runs are stored in `<work>/wandb`."""
         self._settings = settings
         self._study = study
         self._group = study.study_name

@@ -89,12 +89,7 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
 
 
 def read_study(storage: StudyStorage, name: str) -> StudyRows:
-    """Read all rows of a study in one snapshot.
-
-    Raises:
-        ConfigurationError: there is no study of this name, or trials were deleted from it.
-
-    """
+    """Read all rows of a study in one snapshot; see `copy_study`."""
     load_study(storage, name)  # if it is missing, the error names those that exist
 
     def look(connection: Connection) -> StudyRows:
@@ -115,12 +110,7 @@ def read_study(storage: StudyStorage, name: str) -> StudyRows:
 
 
 def insert_study(storage: StudyStorage, rows: StudyRows, name: str) -> None:
-    """Insert a study in one transaction.
-
-    Raises:
-        ConfigurationError: there is a study of this name already, or the database cannot store part of it.
-
-    """
+    """Insert a study in one transaction; see `copy_study`."""
     inserted: int | None = None
 
     def transaction(connection: Connection) -> None:

@@ -56,10 +56,6 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     """Write the trials to the files of `export_files` and return how many there are.
 
     If one cannot be written, there is no new one, so that the same command can be run again.
-
-    Raises:
-        CsiJobError: a folder cannot be written, or the disk is full.
-
     """
     trials = study.get_trials(deepcopy=False)
     with progress("exporting trials", len(trials) * len(files), "trials") as advance:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from csi_job.evaluation.tables import measured
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout
 from csi_job.radiographs.zones import ZONES
 from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS, SHOW_HOVERTEXT
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from csi_job.report.results import Json, Results
+from csi_job.report.results import Json, Results
 
 ROW_HEIGHT_PX = 46
 OFFSET = 0.13  # of a row, by which two series are set apart

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from optuna.distributions import CategoricalDistribution
 
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, Figure, Plot, axis_title, layout
 from csi_job.report.figures.style import BEST_MARKER, markers, spread_sample
-
-if TYPE_CHECKING:
-    from csi_job.report.study_view import StudyView, TrialView
+from csi_job.report.study_view import StudyView, TrialView
 
 MAX_TRIALS = 80  # the grid between them grows with the square
 CLEAR_TO_BLUE = [[0, "rgba(59,130,196,0.05)"], [1, BLUE]]

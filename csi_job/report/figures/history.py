@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout, line
@@ -18,12 +19,8 @@ from csi_job.report.figures.style import (
     markers,
     spread_sample,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from csi_job.report.study_view import StudyView, TrialView
-    from csi_job.storage.attributes import TrialOutcome
+from csi_job.report.study_view import StudyView, TrialView
+from csi_job.storage.attributes import TrialOutcome
 
 AT_BOTTOM: tuple[TrialOutcome, ...] = ("infeasible", "failed")
 MAX_CURVES = 100  # more lines than this hide each other

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, Figure, Plot, layout
+from csi_job.report.study_view import StudyView
 from csi_job.study.importances import MIN_TRIALS
-
-if TYPE_CHECKING:
-    from csi_job.report.study_view import StudyView
 
 NUM_STABLE_TRIALS = 50  # from here on the best tenth holds as many trials as the method needs
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from csi_job.html import format as fmt
 from csi_job.html.plot import GREY, Figure, Plot, axis_title, layout
@@ -21,11 +22,7 @@ from csi_job.report.figures.style import (
     markers,
     spread_sample,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from csi_job.report.study_view import StudyView, TrialView
+from csi_job.report.study_view import StudyView, TrialView
 
 MAX_LINES = 300
 MAX_POINTS = 500

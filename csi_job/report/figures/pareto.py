@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from csi_job.html.plot import BLUE, GREY, Figure, Plot, layout, line
 from csi_job.report.figures.style import BASELINE_MARKER, BEST_MARKER, F1_AXIS, markers
-
-if TYPE_CHECKING:
-    from csi_job.report.study_view import StudyView, TrialView
+from csi_job.report.study_view import StudyView, TrialView
 
 
 def pareto_plot(view: StudyView) -> Plot:

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import quote
 
 from csi_job.files import json_text, write_file
 from csi_job.html.links import Link
+from csi_job.html.plot import Plot
 from csi_job.html.render import render, share_plotly
 from csi_job.report.figures.history import history_plot
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
+from csi_job.report.study_view import StudyView
 from csi_job.storage.attributes import SETTINGS, STUDY_UID, UID
 from csi_job.trial.hyperparameters import Hyperparameters
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from csi_job.html.plot import Plot
-    from csi_job.report.study_view import StudyView
-
 
 def write_plots(view: StudyView, folder: Path) -> list[Path]:
-    """Write the plots of a study, one page each; a plot with nothing to show says what it waits for.
+    """Write the plots of a study, one page each, and return them; one with nothing to show says what it waits for.
 
-    Returns:
-        the files: `<study>_optimization_history.html`, `_param_importances.html`, `_parallel_coordinate.html`, and
-        with two objectives `_pareto_front.html`.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
+    They are `<study>_optimization_history.html`, `_param_importances.html`, `_parallel_coordinate.html`, and with two
+    objectives `_pareto_front.html`.
     """
     plots = [history_plot(view), importances_plot(view), parallel_plot(view)]
     plots += [pareto_plot(view)] if view.has_cost else []
@@ -42,12 +33,7 @@ def write_plots(view: StudyView, folder: Path) -> list[Path]:
 def write_best_params(view: StudyView, path: Path) -> Path | None:
     """Write the hyperparameters of the best trial; with two objectives, of the chosen one.
 
-    Returns:
-        the file, or None if no trial is complete yet (an older file is left alone).
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
+    While no trial is complete it returns None, and leaves an older file alone.
     """
     best = view.best
     if best is None:

@@ -6,17 +6,14 @@ refresh; the tests pass every one of them through `plotly.graph_objects.Figure`,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, PURPLE, RED, TEAL, line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from csi_job.report.study_view import StudyView, TrialView
-    from csi_job.storage.attributes import TrialOutcome
+from csi_job.report.study_view import StudyView, TrialView
+from csi_job.storage.attributes import TrialOutcome
 
 T = TypeVar("T")
 Points = list[tuple[int, float, str]]  # x, y and hover text of each point of a line

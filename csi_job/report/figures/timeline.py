@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from csi_job.html import format as fmt
 from csi_job.html.plot import Figure, Plot, layout
 from csi_job.report.figures.style import OUTCOME_MARKERS, SHOW_HOVERTEXT
-
-if TYPE_CHECKING:
-    from csi_job.report.study_view import StudyView, TrialView
+from csi_job.report.study_view import StudyView, TrialView
 
 MAX_TRIALS = 1000
 ROW_HEIGHT_PX = 34

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from csi_job.evaluation.decision import decide, few_patients
 from csi_job.evaluation.tables import measured
 from csi_job.html import format as fmt
-from csi_job.html.blocks import KeyFigure
+from csi_job.html.blocks import KeyFigure, Tone
+from csi_job.report.results import Json, Results
+from csi_job.report.study_view import StudyView, TrialView
 from csi_job.storage.attributes import FINISHED
-
-if TYPE_CHECKING:
-    from csi_job.html.blocks import Tone
-    from csi_job.report.results import Json, Results
-    from csi_job.report.study_view import StudyView, TrialView
 
 TONES: dict[str, Tone] = {"better": "good", "worse": "warning"}
 

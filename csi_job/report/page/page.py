@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import optuna
 
 from csi_job.files import write_file
 from csi_job.html.blocks import Figure
@@ -16,11 +18,6 @@ from csi_job.report.results import load_cache_info, load_results
 from csi_job.report.settings_file import write_settings
 from csi_job.report.study_view import StudyView, view_study
 from csi_job.work_folder import WorkFolder
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import optuna
 
 
 def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
@@ -37,10 +34,6 @@ def write_report(view: StudyView, work: Path) -> Path:
     """Write `models/hyperopt/<study>_report.html`, one file that opens without a network, and return it.
 
     What later stages left in the work folder is shown if it belongs to this study.
-
-    Raises:
-        CsiJobError: the folder cannot be written.
-
     """
     results, folder = load_results(view, work), WorkFolder(work)
     sections = [

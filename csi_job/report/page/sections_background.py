@@ -5,64 +5,47 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from csi_job.cache.manifest import CacheInfo
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Block, Code, Definitions, Figure, PageSection
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI
 from csi_job.report.figures.scores import scores_plot
 from csi_job.report.settings_file import commands, not_repeated, settings_yaml
+from csi_job.report.study_view import StudyView
 from csi_job.storage.attributes import SEED
 from csi_job.work_folder import WorkFolder
 
-if TYPE_CHECKING:
-    from csi_job.cache.manifest import CacheInfo
-    from csi_job.report.study_view import StudyView
-
 PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn")
-GLOSSARY = (
-    ("AUROC", "How well the model ranks patients of one risk class above all others: 0.5 is chance, 1 is perfect."),
-    ("Baseline", "The standard settings, fixed before the search and tried first, as trial 0."),
-    ("Candidate", "One of the best trials, retrained with several seeds to check that its result holds up."),
-    (
-        "Confidence interval",
-        "The range that plausibly contains the true value, estimated by resampling the patients (bootstrap).",
-    ),
-    (
-        "CSI",
-        (
-            "Congestion Score Index: each of six lung zones is scored from 0 (no congestion) to 3 (severe); the CSI "
-            f"is the mean over the graded zones. Up to {LOW_RISK_MAX_CSI} means low, up to {MEDIUM_RISK_MAX_CSI} "
-            "medium, and above that high risk of acute heart failure."
-        ),
-    ),
-    ("Epoch", "One pass through all training images."),
-    (
-        "F1",
-        (
-            "Agreement between the predicted and true scores of a zone, from 0 to 1. Every score counts equally, "
-            "however rare it is (macro F1); zones are averaged, and ungraded zones are excluded."
-        ),
-    ),
-    ("GFLOPs", "Billions of arithmetic operations needed to process one image: the model's computational cost."),
-    ("Importance", "How much of the difference between the best trials and the rest one hyperparameter explains."),
-    ("Infeasible", "A trial that could not be trained because memory ran out or the loss diverged."),
-    ("MAE", "Mean absolute error: how far off a predicted CSI is on average."),
-    ("Pareto front", "The trials that no other trial beats on both F1 and cost."),
-    ("Pearson r", "Correlation of the predicted with the true CSI: 0 is none, 1 is perfect."),
-    ("Pruned", "A trial stopped early because it was doing worse than others at the same epoch."),
-    ("RMSE", "Root mean squared error: like the MAE, but large errors weigh more."),
-    ("SD", "Standard deviation: how much results vary from one seed to the next."),
-    ("Seed", "The number that fixes every random choice in a training run."),
-    ("Trial", "One training run with one set of hyperparameters."),
-    ("Unknown weight", "How much ungraded zones count in training relative to graded ones."),
-    (
-        "Validation",
-        "Patients set aside for choosing settings. Test patients are not used for training or model selection.",
-    ),
-)
+GLOSSARY = {
+    "AUROC": "How well the model ranks patients of one risk class above all others: 0.5 is chance, 1 is perfect.",
+    "Baseline": "The standard settings, fixed before the search and tried first, as trial 0.",
+    "Candidate": "One of the best trials, retrained with several seeds to check that its result holds up.",
+    "Confidence interval": "The range that plausibly contains the true value, estimated by resampling the patients "
+    "(bootstrap).",
+    "CSI": "Congestion Score Index: each of six lung zones is scored from 0 (no congestion) to 3 (severe); the CSI is "
+    f"the mean over the graded zones. Up to {LOW_RISK_MAX_CSI} means low, up to {MEDIUM_RISK_MAX_CSI} medium, and "
+    "above that high risk of acute heart failure.",
+    "Epoch": "One pass through all training images.",
+    "F1": "Agreement between the predicted and true scores of a zone, from 0 to 1. Every score counts equally, however "
+    "rare it is (macro F1); zones are averaged, and ungraded zones are excluded.",
+    "GFLOPs": "Billions of arithmetic operations needed to process one image: the model's computational cost.",
+    "Importance": "How much of the difference between the best trials and the rest one hyperparameter explains.",
+    "Infeasible": "A trial that could not be trained because memory ran out or the loss diverged.",
+    "MAE": "Mean absolute error: how far off a predicted CSI is on average.",
+    "Pareto front": "The trials that no other trial beats on both F1 and cost.",
+    "Pearson r": "Correlation of the predicted with the true CSI: 0 is none, 1 is perfect.",
+    "Pruned": "A trial stopped early because it was doing worse than others at the same epoch.",
+    "RMSE": "Root mean squared error: like the MAE, but large errors weigh more.",
+    "SD": "Standard deviation: how much results vary from one seed to the next.",
+    "Seed": "The number that fixes every random choice in a training run.",
+    "Trial": "One training run with one set of hyperparameters.",
+    "Unknown weight": "How much ungraded zones count in training relative to graded ones.",
+    "Validation": "Patients set aside for choosing settings. Test patients are not used for training or model "
+    "selection.",
+}
 
 
 def data(info: CacheInfo | None) -> PageSection:
@@ -100,7 +83,7 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
 
 def glossary() -> PageSection:
     """Explain the terms of the page."""
-    return PageSection("glossary", "Glossary", blocks=(Definitions(GLOSSARY),))
+    return PageSection("glossary", "Glossary", blocks=(Definitions(tuple(GLOSSARY.items())),))
 
 
 def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from csi_job.evaluation.decision import few_patients
 from csi_job.evaluation.tables import metrics_table, risk_table, zones_table
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Definitions, Figure, PageSection, Table
 from csi_job.report.figures.candidates import candidate_name, candidates_plot, zones_plot
-
-if TYPE_CHECKING:
-    from csi_job.report.results import Json, Results
-    from csi_job.report.study_view import StudyView
+from csi_job.report.results import Json, Results
+from csi_job.report.study_view import StudyView
 
 
 def best_settings(view: StudyView, results: Results) -> PageSection:

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Figure, PageSection, Table
@@ -16,12 +15,10 @@ from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.figures.timeline import timeline_plot
+from csi_job.report.study_view import StudyView, TrialView
 from csi_job.storage.attributes import FINISHED
 
-if TYPE_CHECKING:
-    from csi_job.report.study_view import StudyView, TrialView
-
-    Columns = Mapping[str, Callable[[TrialView], str]]
+Columns = Mapping[str, Callable[[TrialView], str]]
 
 NUM_BEST = 10
 MAX_REASONS = 20
