@@ -31,7 +31,11 @@ SET_BY_CHART: Final = ("work", "radiographs.labels", "radiographs.images", "stor
 
 
 class ValuesSection(BaseModel):
-    """A section of the values; unknown keys are rejected."""
+    """A section of the values; unknown keys are rejected.
+
+    A field that came after the first version has a default, since `helm upgrade --reuse-values` gives what values there
+    were then. The templates have the same one.
+    """
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)  # Helm's spelling
 
@@ -163,15 +167,15 @@ class ContainerValues(ValuesSection):
 class ServiceAccountValues(ValuesSection):
     """The account that pods run under."""
 
-    create: bool
-    name: Name
-    annotations: Annotations
+    create: bool = True
+    name: Name = ""
+    annotations: Annotations = {}
 
 
 class ControllerValues(ComponentValues, ContainerValues):
     """The pod that creates the stages; those of check and fetch run on the same nodes."""
 
-    service_account: ServiceAccountValues
+    service_account: ServiceAccountValues = ServiceAccountValues()
     resources: ResourcesValues
     missing_seconds: Natural
     max_rounds: Positive
@@ -207,9 +211,9 @@ class ExternalDatabaseValues(ValuesSection):
     url: Annotated[str, Field(pattern=r"^(postgresql(\+psycopg2)?://[^:@/]+@.+)?$")]
     cidr: Blocks
     port: Port
-    ssl_mode: Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
-    ca_secret: Name
-    ca_key: Key
+    ssl_mode: Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = ""
+    ca_secret: Name = ""
+    ca_key: Key = "ca.crt"
 
 
 class DatabaseValues(ClaimValues, ComponentValues):
@@ -221,7 +225,7 @@ class DatabaseValues(ClaimValues, ComponentValues):
     resources: ResourcesValues
     existing_secret: Name
     secret_key: Key
-    pod_disruption_budget: dict[str, Any]
+    pod_disruption_budget: dict[str, Any] = {}
     external: ExternalDatabaseValues
 
 
@@ -280,7 +284,7 @@ class NetworkPolicyValues(ValuesSection):
 class RbacValues(ValuesSection):
     """The controller's rights."""
 
-    create: bool
+    create: bool = True
 
 
 class ChartValues(PlacementValues, ContainerValues):
@@ -296,7 +300,7 @@ class ChartValues(PlacementValues, ContainerValues):
     search: SearchValues
     final: StageValues
     budget: BudgetValues
-    log_format: Literal["text", "json"]
+    log_format: Literal["text", "json"] = "json"
     gpu_resource: Key | Annotated[str, Field(pattern=r"^[-a-z0-9.]+/[-._a-zA-Z0-9]+$")]
     shm_size: Quantity
     tmp_size: Quantity
@@ -306,9 +310,9 @@ class ChartValues(PlacementValues, ContainerValues):
     wandb: WandbValues
     kueue: KueueValues
     dashboard: DashboardValues
-    metrics: MetricsValues
+    metrics: MetricsValues | None = None
     network_policy: NetworkPolicyValues
-    rbac: RbacValues
+    rbac: RbacValues = RbacValues()
     service_account: ServiceAccountValues
     pod_security_context: dict[str, Any]
     security_context: dict[str, Any]
@@ -317,7 +321,7 @@ class ChartValues(PlacementValues, ContainerValues):
     pod_annotations: Annotations
     volumes: Objects
     volume_mounts: Objects
-    extra_objects: list[dict[str, Any] | str]
+    extra_objects: list[dict[str, Any] | str] = []
     fullname_override: Annotated[str, Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")]
 
 

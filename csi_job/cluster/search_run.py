@@ -28,6 +28,7 @@ from csi_job.cluster.stages import (
     get_annotation,
     is_paused,
     is_queued,
+    resize,
     scale_patch,
 )
 from csi_job.cluster.study_watch import StudyWatch, numbers_of, summarize
@@ -196,9 +197,7 @@ class SearchRun(StageRun):
                 self._note_done(done, None)
 
     def _scale(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
-        spec = scale_patch(num_pods, queued=is_queued(job))
-        patch = {"metadata": {"annotations": dict(annotations)}, "spec": spec}
-        self.cluster.patch("Job", job["metadata"]["name"], patch)
+        resize(self.cluster, self.stage, job, num_pods, annotations)
 
 
 def _require_complete_trial(status: StudyStatus, reason: str) -> None:

@@ -17,6 +17,7 @@ from csi_job.cluster.stages import (
     EXPIRY,
     HELD,
     MADE_BY,
+    MIN_PODS,
     ROUND,
     TRIES,
     JobResult,
@@ -26,6 +27,8 @@ from csi_job.cluster.stages import (
     is_paused,
     is_queued,
     job_result,
+    partial_admission,
+    resize,
     scale_patch,
 )
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
@@ -153,6 +156,8 @@ class StageRun:
         if (is_replacing or any(self._pods_of_others(manifest))) and not is_paused(manifest):
             manifest["metadata"]["annotations"][HELD] = "true"
             manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
+        if not partial_admission(self.stage, manifest["spec"].get("parallelism", 1)):
+            manifest["metadata"]["annotations"].pop(MIN_PODS, None)
         self.cluster.apply(manifest)
         is_waiting = HELD in manifest["metadata"]["annotations"] or is_paused(manifest)
         verb = "created" if is_waiting else "started"
@@ -177,8 +182,7 @@ class StageRun:
         if left := [pod["metadata"]["name"] for pod in self._pods_of_others(job)]:
             self.log_once(f"{self.stage.name}: Job {name} starts when these pods have ended: {', '.join(left)}")
             return
-        start = {"parallelism": job["spec"].get("completions", 1)} if is_queued(job) else {"suspend": False}
-        self.cluster.patch("Job", name, {"metadata": {"annotations": {HELD: None}}, "spec": start})
+        resize(self.cluster, self.stage, job, int(job["spec"].get("completions", 1)), {HELD: None})
         self.log_once(f"{self.stage.name}: started as Job {name}", "Started")
 
     def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

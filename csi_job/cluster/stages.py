@@ -25,6 +25,7 @@ INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}  # an umbrella chart has more under the same instance
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
+MIN_PODS: Final = "kueue.x-k8s.io/job-min-parallelism"  # with how many pods Kueue may start a Job that has more
 EXPIRY: Final = "ttlSecondsAfterFinished"
 MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend", EXPIRY)  # of a Job; any other change needs a new one
 # What follows is also in the chart; tests/chart/test_contract.py compares them.
@@ -205,6 +206,27 @@ def scale_patch(num_pods: int, *, queued: bool) -> dict[str, Any]:
         return {"parallelism": 0} if queued else {"suspend": True}
     fields = {"parallelism": num_pods, "completions": num_pods}
     return fields if queued else fields | {"suspend": False}
+
+
+def resize(
+    cluster: Cluster, stage: Stage, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str | None]
+) -> bool:
+    """Change a Job's number of pods and these annotations; return False if it no longer exists.
+
+    Kueue resizes no Job that it may start with fewer pods, so that right is taken from it first.
+    """
+    name = job["metadata"]["name"]
+    if get_annotation(job, MIN_PODS):
+        cluster.patch("Job", name, {"metadata": {"annotations": {MIN_PODS: None}}})
+    annotations = {**annotations, **partial_admission(stage, num_pods)}
+    spec = scale_patch(num_pods, queued=is_queued(job))
+    return cluster.patch("Job", name, {"metadata": {"annotations": annotations}, "spec": spec})
+
+
+def partial_admission(stage: Stage, num_pods: int) -> dict[str, str]:
+    """Return the annotation by which Kueue may start a stage with fewer pods, if there are more than that."""
+    least = get_annotation(stage.manifest, MIN_PODS)
+    return {MIN_PODS: least} if least.isdecimal() and int(least) < num_pods else {}
 
 
 def is_queued(job: Mapping[str, Any]) -> bool:

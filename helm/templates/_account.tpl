@@ -1,6 +1,6 @@
 {{/* Names of the service accounts: of the controller, and of all other pods. */}}
 {{- define "csi-job.controllerAccount" -}}
-{{ .Values.controller.serviceAccount.name | default (printf "%s-controller" (include "csi-job.fullname" .)) }}
+{{ (.Values.controller.serviceAccount).name | default (printf "%s-controller" (include "csi-job.fullname" .)) }}
 {{- end -}}
 
 {{- define "csi-job.account" -}}
@@ -9,8 +9,8 @@
 
 {{/* A service account, unless someone else creates it: (list $ <component> <its values> <name>). */}}
 {{- define "csi-job.serviceAccount" -}}
-{{- $values := index . 2 -}}
-{{- if $values.create -}}
+{{- $values := index . 2 | default dict -}}
+{{- if dig "create" true $values -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:

@@ -33,7 +33,7 @@
 {{- $storage := dig "storage" dict ($root.Values.job | default dict) -}}
 {{- $outage := dig "outage_s" 900 $storage -}}
 - {name: CSI_JOB_WORK, value: /work}
-- {name: CSI_JOB_LOG_FORMAT, value: {{ $root.Values.logFormat }}}
+- {name: CSI_JOB_LOG_FORMAT, value: {{ $root.Values.logFormat | default "json" }}}
 - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" $root | quote }}}
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
 - {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}

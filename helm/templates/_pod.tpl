@@ -45,10 +45,10 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- $values := (index . 0).Values -}}
 {{- $own := include "csi-job.section" . | fromYaml -}}
 {{- $containers := list -}}
-{{- range concat $values.sidecars ($own.sidecars | default list) -}}
+{{- range concat ($values.sidecars | default list) ($own.sidecars | default list) -}}
 {{- $containers = append $containers (merge (dict "restartPolicy" "Always") (deepCopy .)) -}}
 {{- end -}}
-{{- range concat $containers $values.initContainers ($own.initContainers | default list) }}
+{{- range concat $containers ($values.initContainers | default list) ($own.initContainers | default list) }}
 - {{ hasKey . "securityContext" | ternary . (set (deepCopy .) "securityContext" $values.securityContext) | toRawJson }}
 {{- end -}}
 {{- end -}}
@@ -56,7 +56,7 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{/* The user's ConfigMaps and Secrets whose keys become variables, if any: (list $ <component>). */}}
 {{- define "csi-job.envFrom" -}}
 {{- $own := include "csi-job.section" . | fromYaml -}}
-{{- with concat (index . 0).Values.envFrom ($own.envFrom | default list) -}}
+{{- with concat ((index . 0).Values.envFrom | default list) ($own.envFrom | default list) -}}
 envFrom: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
@@ -81,7 +81,7 @@ rules:
 {{- define "csi-job.databaseVolumes" -}}
 {{ include "csi-job.secretVolume" (list "database" (include "csi-job.databaseSecret" .) .Values.database.secretKey "password") }}
 {{- with .Values.database.external.caSecret }}
-{{ include "csi-job.secretVolume" (list "database-ca" . $.Values.database.external.caKey "ca.crt") }}
+{{ include "csi-job.secretVolume" (list "database-ca" . ($.Values.database.external.caKey | default "ca.crt") "ca.crt") }}
 {{- end }}
 {{- end -}}
 

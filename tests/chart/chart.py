@@ -35,12 +35,13 @@ def helm(
     release: str = "r",
     files: Sequence[Path] = (),
     action: Sequence[str] = ("template",),
+    chart: Path = CHART,
 ) -> subprocess.CompletedProcess[str]:
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     given = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
     given += [f"--values={path}" for path in files]
-    command = ["helm", *action, release, str(CHART), "--namespace", "here", *given]
+    command = ["helm", *action, release, str(chart), "--namespace", "here", *given]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

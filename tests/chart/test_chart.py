@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -218,3 +219,50 @@ def test_names_stay_within_63_characters_and_labels_are_text(
         assert len(document["metadata"]["name"]) <= room
         labels = document["metadata"]["labels"] | document["metadata"].get("annotations", {})
         assert all(isinstance(value, str) for value in labels.values()), labels
+
+
+# Values that the first version did not have.
+LATER = [
+    "controller.serviceAccount",
+    "logFormat",
+    "database.podDisruptionBudget",
+    "database.external.sslMode",
+    "metrics",
+    "rbac",
+    "database.external.caSecret",
+    "database.external.caKey",
+    "serviceAccount.create",
+    "serviceAccount.name",
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "topologySpreadConstraints",
+    "priorityClassName",
+    "runtimeClassName",
+    "schedulerName",
+    "resourceClaims",
+    "envFrom",
+    "initContainers",
+    "sidecars",
+    "extraObjects",
+]
+
+
+def test_values_that_an_earlier_version_did_not_have_are_those_of_today(tmp_path: Path) -> None:
+    """As `helm upgrade --reuse-values` gives them."""
+    old = tmp_path / "helm"
+    shutil.copytree(CHART, old)
+    values = yaml.safe_load((old / "values.yaml").read_text())
+    for path in LATER:
+        *sections, name = path.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        del section[name]
+    (old / "values.yaml").write_text(yaml.safe_dump(values))
+
+    before, now = (helm({**DEMO, "search.sidecars": [{"name": "a"}]}, chart=chart) for chart in (old, CHART))
+
+    assert before.returncode == 0, before.stderr
+    digests = [set(re.findall(r"--digest=(\w+)", one.stdout)) for one in (before, now)]
+    assert before.stdout.replace(*digests[0], "d") == now.stdout.replace(*digests[1], "d")

@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from csi_job.cluster.stage_run import JOB_NAME
 
 CHART = Path(__file__).parents[2] / "helm"
 VALUES = Path(__file__).parent / "values.yaml"
@@ -210,3 +214,25 @@ class Release:
     def num_finished(self) -> int:
         states = self.trials()
         return states["COMPLETE"] + states["PRUNED"]
+
+
+@contextmanager
+def jobs_with_pods(release: Release) -> Iterator[list[set[str]]]:
+    """Note again and again which Jobs of the search have pods that have not ended."""
+    seen: list[set[str]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.5):
+            with suppress(AssertionError, subprocess.TimeoutExpired):  # the API server may be away
+                pods = release.items("pods", "search")
+                active = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
+                seen.append({pod["metadata"]["labels"][JOB_NAME] for pod in active})
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()

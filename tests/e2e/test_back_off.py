@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
 import pytest
 
 from csi_job.cluster.back_off import NO_FAILURES
 from csi_job.cluster.pods import last_line
-from csi_job.cluster.stage_run import JOB_NAME
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import Release, jobs_with_pods, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
@@ -85,31 +81,11 @@ def _ended_at(release: Release, component: str, name: str) -> str:
 
 def _replace_the_search(release: Release) -> None:
     before = release.uids("search")
-    with _jobs_with_pods(release) as seen:
+    with jobs_with_pods(release) as seen:
         release.helm("upgrade", values={**ENDLESS, "search.env": [{"name": "COLOUR", "value": "blue"}]})
         wait_until("another search", lambda: release.uids("search") - before, 180)
     assert len(set[str]().union(*seen)) == 2
     assert max(map(len, seen)) == 1
-
-
-@contextmanager
-def _jobs_with_pods(release: Release) -> Iterator[list[set[str]]]:
-    """Note again and again which Jobs of the search have pods that have not ended."""
-    seen: list[set[str]] = []
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.5):
-            active = [p for p in release.items("pods", "search") if p["status"]["phase"] in ("Pending", "Running")]
-            seen.append({pod["metadata"]["labels"][JOB_NAME] for pod in active})
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_a_deleted_namespace_is_empty_within_the_grace_of_its_pods(release: Release) -> None:

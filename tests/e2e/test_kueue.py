@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from csi_job.cluster.stages import MIN_PODS
 from tests.conftest import missing_service
 from tests.e2e.queue import NAME, Queue
 from tests.e2e.release import Release, run, wait_until
 
 pytestmark = pytest.mark.timeout(2400)
 ENDLESS = {"kueue.queueName": NAME, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
+ENDLESS |= {"search.annotations": {MIN_PODS: "1"}}
 WAITS = "search: waiting for quota"
 
 

@@ -18,10 +18,10 @@ args:
   {{- end }}
   - --budget-gpu-hours={{ . }}
   {{- end }}
-  {{- if .Values.metrics.enabled }}
+  {{- if (.Values.metrics).enabled }}
   - --metrics-port={{ .Values.metrics.port | int64 }}
   {{- end }}
-{{- if .Values.metrics.enabled }}
+{{- if (.Values.metrics).enabled }}
 ports: [{name: metrics, containerPort: {{ .Values.metrics.port | int64 }}}]
 {{- end }}
 {{- with include "csi-job.envFrom" (list . "controller") }}

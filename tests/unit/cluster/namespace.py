@@ -15,7 +15,17 @@ import yaml
 from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import COMPONENT, MUTABLE_FIELDS, QUEUE, STAGES, Release, Stage, selector
+from csi_job.cluster.stages import (
+    COMPONENT,
+    MIN_PODS,
+    MUTABLE_FIELDS,
+    QUEUE,
+    STAGES,
+    Release,
+    Stage,
+    get_annotation,
+    selector,
+)
 from csi_job.errors import ClusterError
 from csi_job.study.status import ConfirmationStatus, StudyStatus
 
@@ -54,6 +64,8 @@ class Namespace(Cluster):
         if dry_run:
             return item
         item["metadata"].setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+        if kind == "Job":
+            _check_admission(item)
         return self.objects.setdefault((kind, item["metadata"]["name"]), item)
 
     def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], dry_run: str = "", **_: Any) -> Object:
@@ -90,6 +102,11 @@ class Namespace(Cluster):
             number = after.get("completions")
             if before.get("completions") != number and number != after.get("parallelism"):
                 raise ClusterError("the API server rejected the request: completions only change with parallelism")
+            least = [get_annotation(one, MIN_PODS) for one in (item, new)]
+            if least[0] and not before.get("suspend") and before.get("parallelism") != after.get("parallelism"):
+                raise ClusterError('the API server rejected the request: admission webhook "vjob.kb.io" denied it')
+            if least[0] != least[1]:
+                _check_admission(new)
         item.clear()
         item.update(new)
         return item
@@ -107,6 +124,13 @@ class Namespace(Cluster):
         """Return the only Job, the stored object itself."""
         (job,) = [item for (kind, _), item in self.objects.items() if kind == "Job"]
         return job
+
+
+def _check_admission(job: Object) -> None:
+    """Refuse what Kueue's webhook refuses."""
+    least = get_annotation(job, MIN_PODS)
+    if least and not 0 < int(least) < job["spec"].get("parallelism", 1):
+        raise ClusterError('the API server rejected the request: admission webhook "vjob.kb.io" denied the request')
 
 
 def _field(item: Any, path: str) -> Any:
@@ -195,7 +219,8 @@ def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue
     container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": num_gpus}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
     labels = selector("r", name) | ({QUEUE: queue} if queue else {})
-    manifest = {"kind": "Job", "metadata": {"name": f"r-{name}", "labels": labels}, "spec": spec}
+    metadata = {"name": f"r-{name}", "labels": labels, "annotations": {MIN_PODS: "1"} if queue else {}}
+    manifest = {"kind": "Job", "metadata": metadata, "spec": spec}
     return Stage(name, manifest, image * 8)
 
 

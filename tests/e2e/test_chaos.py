@@ -1,0 +1,156 @@
+"""Kills, outages, upgrades and scaling all at once, as many kills as E2E_CHAOS_KILLS says: the study stays exact.
+
+E2E_OUTAGE names a program that takes `api` or `kubelet` (its first argument) away for some seconds (its second).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tests.e2e.release import Release, jobs_with_pods, wait_until
+
+NUM_KILLS = int(os.environ.get("E2E_CHAOS_KILLS", "0"))
+OUTAGE = os.environ.get("E2E_OUTAGE", "")
+SEED = int(os.environ.get("E2E_CHAOS_SEED", "0"))
+VALUES = {"job.study.num_trials": 5000, "job.study.max_epochs": 10, "search.parallelism": 2, "search.backoffLimit": 6}
+RECOVERY_S = 300.0
+LOST_S = 120.0
+OUTAGE_S = 20
+PAUSE_S = 25.0  # between two disturbances
+STOP_POSTGRES = ("exec", "-c", "postgres", "--", "sh", "-c", "kill -QUIT 1")  # at once, as in a crash
+KILLS: dict[str, list[tuple[str, ...]]] = {
+    "search": [
+        ("delete",),
+        ("delete",),
+        ("delete", "--force"),
+        ("exec", "--", "python", "-c", "import os; os.kill(1, 2)"),
+    ],
+    "database": [("delete",), STOP_POSTGRES],
+    "controller": [("delete",), ("delete", "--force")],
+}
+WEIGHTS = {"search": 6, "database": 2, "controller": 2}
+pytestmark = [
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(NUM_KILLS == 0, reason="E2E_CHAOS_KILLS says how many kills; 60 take about 40 minutes"),
+]
+
+
+def patient(act: Callable[[], Any]) -> Any:
+    """Do it again until it succeeds, as a user does while the API server is away."""
+    while True:
+        try:
+            return act()
+        except (AssertionError, subprocess.TimeoutExpired, json.JSONDecodeError):
+            time.sleep(2)
+
+
+class Disturbance(threading.Thread):
+    """Takes the API server or the kubelet away, upgrades, rolls back and scales, over and over."""
+
+    def __init__(self, release: Release, rng: random.Random) -> None:
+        super().__init__()
+        self.release, self.rng, self.over, self.done = release, rng, threading.Event(), list[str]()
+
+    def run(self) -> None:
+        acts = [self.upgrade, self.resize, self.scale, self.roll_back]
+        acts += [lambda: self.take_away("api"), lambda: self.take_away("kubelet")] if OUTAGE else []
+        while not self.over.wait(PAUSE_S):
+            name = patient(self.rng.choice(acts))
+            self.done.append(name)
+
+    def take_away(self, part: str) -> str:
+        subprocess.run([OUTAGE, part, str(OUTAGE_S)], check=True, timeout=600)
+        return f"{part} outage"
+
+    def upgrade(self) -> str:
+        colour = [{"name": "COLOUR", "value": str(self.rng.random())}]
+        self.release.helm("upgrade", values={**VALUES, "search.env": colour})
+        return "upgrade"
+
+    def resize(self) -> str:
+        self.release.helm("upgrade", values={**VALUES, "search.parallelism": self.rng.choice((1, 2, 3))})
+        return "resize"
+
+    def scale(self) -> str:
+        self.release.csi_job("scale", str(self.rng.choice((1, 2))), check=False)  # it may be being replaced
+        return "scale"
+
+    def roll_back(self) -> str:
+        self.release.run("helm", "rollback", self.release.name, "1")
+        return "rollback"
+
+
+def test_a_study_survives_everything_at_once(release: Release) -> None:
+    rng = random.Random(SEED)
+    release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
+    wait_until("trials finish", lambda: release.num_finished() >= 1, 400)
+    disturbance = Disturbance(release, random.Random(SEED + 1))
+    disturbance.start()
+    delays: dict[str, list[float]] = defaultdict(list)
+    try:
+        with jobs_with_pods(release) as seen:
+            while (num_kills := sum(map(len, delays.values()))) < NUM_KILLS:
+                component = rng.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
+                delays[component].append(_kill(release, component, rng))
+                sys.stderr.write(f"kill {num_kills + 1}: {component}, {delays[component][-1]:.0f} s\n")
+    finally:
+        disturbance.over.set()
+        disturbance.join()
+    patient(lambda: release.helm("upgrade", values=VALUES))
+    wait_until("the search runs", lambda: release.running("search"), 300)
+    num_trials = patient(release.pause) + 5
+    release.helm("upgrade", values={**VALUES, "job.study.num_trials": num_trials, "search.parallelism": 1})
+    release.wait_for_end(1200)
+
+    _is_exact(release, num_trials)
+    assert max(map(len, seen)) == 1, "pods of two search Jobs at once"
+    events = json.loads(release.kubectl("get", "events", "-o", "json"))["items"]
+    assert not [event["message"] for event in events if event["reason"] == "Recreating"], "an index was lost"
+    found = {name: {"kills": len(s), "median_s": median(s), "max_s": max(s)} for name, s in delays.items()}
+    done = {name: disturbance.done.count(name) for name in sorted(set(disturbance.done))}
+    sys.stderr.write(json.dumps({"trials": num_trials, "replaced_after": found, "disturbances": done}) + "\n")
+
+
+def _kill(release: Release, component: str, rng: random.Random) -> float:
+    """Kill a pod, or what runs in it; return the seconds until another runs, or the database answers again."""
+    for _ in range(5):  # the kill may be lost in an outage, or its pod may be scaled away
+        running = lambda: patient(lambda: release.running(component))  # noqa: E731
+        pod = rng.choice(wait_until(f"{component} runs", running, RECOVERY_S))
+        verb, *options = rng.choice(KILLS[component])
+        before = patient(lambda: release.uids(component))
+        began = time.monotonic()
+        release.kubectl(
+            verb, *(["pod", pod, "--wait=false", *options] if verb == "delete" else [pod, *options]), check=False
+        )
+        if component == "database":
+            time.sleep(1)
+            patient(release.num_finished)
+            return time.monotonic() - began
+        while time.monotonic() - began < LOST_S:
+            if patient(lambda: release.uids(component)) - before:
+                return time.monotonic() - began
+            time.sleep(0.5)
+    raise AssertionError(f"no other {component} pod within {LOST_S:.0f} s, five times")
+
+
+def _is_exact(release: Release, num_trials: int) -> None:
+    """Every trial is there once, finished, with each of its epochs once."""
+    assert release.num_finished() == num_trials
+    assert sum(release.trials().values()) == num_trials
+    of_search = "trials join studies using (study_id) where study_name not like '%/confirmation'"
+    (numbers,) = release.sql(f"select count(distinct number) || ' ' || max(number) from {of_search}")
+    assert numbers == f"{num_trials} {num_trials - 1}"
+    epochs = "select trial_id from trial_intermediate_values group by trial_id having count(*) <> max(step) + 1"
+    assert release.sql(epochs) == []
