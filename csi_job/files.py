@@ -28,7 +28,7 @@ from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.logs import get_logger
 
 STREAM: Final = Path("-")
-"""Stands for standard input or output."""
+"""Stands for standard output."""
 _POLL_S = 0.2
 _FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -101,41 +101,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_file(path: Path, content: str | bytes, *, hint: str = "free space, or choose another folder") -> Path:
+def write_file(path: Path, content: str | bytes) -> Path:
     """Write a file atomically, creating its folder, or to standard output; return `path`.
 
     A link is followed: its target is replaced.
 
     Raises:
-        CsiJobError: the folder cannot be written, or the disk is full; its last part is `hint`.
+        CsiJobError: the folder cannot be written, or the disk is full.
 
     """
     if path == STREAM:
         sys.stdout.buffer.write(content.encode() if isinstance(content, str) else content)
         sys.stdout.flush()
         return path
-    with explain_os_errors(f"{path.name} cannot be written", path.parent, hint=hint):
+    with explain_os_errors(f"{path.name} cannot be written", path.parent, hint="free space, or choose another folder"):
         target = _target(path)
         make_folder(target.parent)
         write_atomic(target, content)
     return path
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a file or of standard input; raise `ConfigurationError` if it cannot be read."""
-    if path == STREAM:
-        return sys.stdin.buffer.read()
-    with explain_os_errors("the file cannot be read", path, kind=ConfigurationError):
-        return path.read_bytes()
-
-
 def check_free(*paths: Path, force: bool) -> None:
-    """Refuse to overwrite a file without `force`, and a folder, device or pipe even with it; a link is followed.
-
-    Raises:
-        ConfigurationError: what is in the way.
-
-    """
+    """Refuse to overwrite a file without `force`, and a folder, device or pipe even with it; a link is followed."""
     for path in paths:
         if path == STREAM:
             continue

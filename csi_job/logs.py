@@ -33,14 +33,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def set_up_logging(log_format: LogFormat = "auto", *, verbose: bool = False) -> None:
+def set_up_logging(log_format: LogFormat) -> None:
     """Send the package's log to standard error; `auto` means JSON in a Kubernetes pod, text elsewhere."""
     json_lines = log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)
     handler = _TerminalHandler() if sys.stderr.isatty() and not json_lines else logging.StreamHandler(sys.stderr)
     clock = "%H:%M:%S" if isinstance(handler, _TerminalHandler) else "%Y-%m-%d %H:%M:%S"
     handler.setFormatter(_JsonFormatter() if json_lines else logging.Formatter("%(asctime)s %(message)s", clock))
     _root.handlers = [handler]
-    _root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    _root.setLevel(logging.INFO)
     _root.propagate = False
 
 

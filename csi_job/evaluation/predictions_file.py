@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Literal, TextIO
 
 import numpy as np
 
 from csi_job.errors import Problem
+from csi_job.evaluation.csi import FloatArray, IntArray
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.predict import Prediction, as_text
 from csi_job.files import write_csv
@@ -62,21 +64,26 @@ def split_predictions_csv(predictions: Predictions) -> str:
     """
     predicted, stream = predictions.predicted, io.StringIO(newline="")
     patients_N = np.unique(predictions.patients_N, return_inverse=True)[1]
-    probabilities = [f"p_{name}_risk" for name in RISK_CLASSES]
-    probabilities += [f"{zone}_p_{name}" for zone in ZONES for name in CLASS_NAMES]
-    header = ["image", "patient", *(f"true_{name}" for name in (*ZONES, "csi")), *ZONES, "csi", "mean_score"]
 
-    def rows() -> Iterator[list[object]]:
-        for row, image in enumerate(predictions.pseudonyms):
-            truths, scores = (
-                [CLASS_NAMES[z] for z in zones[row]] for zones in (predictions.zones_NZ, predicted.scores_NZ)
-            )
-            numbers = [predictions.csi_N[row], predicted.csi_N[row], predicted.mean_score_N[row]]
-            numbers += [*predicted.risk_NR[row], *predictions.probabilities_NZK[row].ravel()]
-            texts = ["" if np.isnan(number) else f"{number:.6f}" for number in numbers]
-            yield [image, int(patients_N[row]), *truths, texts[0], *scores, *texts[1:]]
+    def classes(zones_NZ: IntArray) -> Iterable[list[str]]:
+        return ([CLASS_NAMES[zone] for zone in zones_Z] for zones_Z in zones_NZ)
 
-    write_csv(stream, [*header, *probabilities], rows())
+    def numbers(values_NV: FloatArray) -> Iterable[list[str]]:
+        return (["" if np.isnan(value) else f"{value:.6f}" for value in values_V] for values_V in values_NV)
+
+    columns: dict[tuple[str, ...], Iterable[Iterable[object]]] = {
+        ("image", "patient"): zip(predictions.pseudonyms, patients_N.tolist(), strict=True),
+        tuple(f"true_{zone}" for zone in ZONES): classes(predictions.zones_NZ),
+        ("true_csi",): numbers(predictions.csi_N[:, None]),
+        ZONES: classes(predicted.scores_NZ),
+        ("csi", "mean_score"): numbers(np.stack([predicted.csi_N, predicted.mean_score_N], axis=1)),
+        tuple(f"p_{name}_risk" for name in RISK_CLASSES): numbers(predicted.risk_NR),
+        tuple(f"{zone}_p_{name}" for zone in ZONES for name in CLASS_NAMES): numbers(
+            predictions.probabilities_NZK.reshape(len(predictions), len(ZONES) * NUM_CLASSES)
+        ),
+    }
+    rows = (list(chain.from_iterable(parts)) for parts in zip(*columns.values(), strict=True))
+    write_csv(stream, list(chain.from_iterable(columns)), rows)
     return stream.getvalue()
 
 

@@ -1,7 +1,5 @@
 """Settings: precedence, origins, and errors by dotted path."""
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import version
 from pathlib import Path

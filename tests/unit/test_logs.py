@@ -1,7 +1,5 @@
 """Logs: text with the time for people, JSON with every value in a field of its own for machines."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Whether settings agree with those that a study was created with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

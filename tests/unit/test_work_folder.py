@@ -1,7 +1,5 @@
 """The paths under the work folder, as they are documented."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`cluster check` examines its own pod, or the release that is named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Each command imports only the heavy packages that it uses."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

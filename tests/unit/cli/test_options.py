@@ -1,7 +1,5 @@
 """Options are generated from the settings, and an invalid call is one line."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 import sys
@@ -100,12 +98,6 @@ def test_an_invalid_call_is_one_line_on_standard_error(arguments: list[str], cod
     assert result.stderr.startswith("csi-job: ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
-
-
-def test_config_show_prints_origins() -> None:
-    out = csi_job("config", "show", "--n-trials", "7").stdout
-    assert "study.num_trials: 7" in out
-    assert "# flag --n-trials" in out
 
 
 @pytest.mark.parametrize(("at_terminal", "expected"), [(True, (5.0, 5.0)), (False, (60.0, 900.0))])

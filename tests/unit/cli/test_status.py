@@ -1,7 +1,5 @@
 """The status command while there is nothing to show yet."""
 
-from __future__ import annotations
-
 import pytest
 
 from csi_job.cli.status import _wait_for_study

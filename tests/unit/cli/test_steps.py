@@ -1,7 +1,5 @@
 """Commands run one after the other in one process."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,18 +1,13 @@
-from __future__ import annotations
-
 import json
 
 import numpy as np
 import pytest
-import torch
 
-from csi_job.cache.dataset import Cache
 from csi_job.errors import DataError
 from csi_job.evaluation.compare import compare_evaluations
-from csi_job.evaluation.evaluate import Evaluation, evaluate_model
+from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.measures import Predictions
-from csi_job.evaluation.model_file import load_model
-from tests.unit.evaluation.conftest import certain, evaluated, random_predictions, write_model_file
+from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 
 def blurred(predictions: Predictions, share: float) -> Predictions:
@@ -92,16 +87,3 @@ def test_models_evaluated_on_different_images_are_rejected(quick):
     first, second = evaluated(random_predictions(30, 4), quick), evaluated(random_predictions(30, 5), quick)
     with pytest.raises(DataError, match="different images"):
         compare_evaluations(first, second)
-
-
-def test_two_model_files_are_compared_on_one_split(cache_folder, model_file, tmp_path, quick):
-    paths = (model_file, write_model_file(tmp_path / "other.safetensors", seed=1))
-    data = Cache.open(cache_folder).split("validation")
-    model, other = (
-        evaluate_model(load_model(path, torch.device("cpu")), data, quick, split="validation", cache="k")
-        for path in paths
-    )
-    comparison = compare_evaluations(model, other)
-    assert comparison.to_json()["model"] == "small.safetensors"
-    assert comparison.to_json()["baseline"] == "other.safetensors"
-    assert "validation set" in comparison.summary

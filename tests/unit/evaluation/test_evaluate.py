@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -7,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
 
 from csi_job.cache.dataset import Cache
 from csi_job.evaluation.difference import paired_differences
@@ -28,6 +27,9 @@ def test_f1_equals_the_objective_of_the_trials(quick):
     assert metrics["f1_weighted"].value == pytest.approx(mean_f1(counts, "weighted"))
     assert [metrics[f"{zone}.f1_macro"].value for zone in ZONES] == pytest.approx(zone_f1(counts))
     np.testing.assert_array_equal(confusion_ZKK(predictions), counts)
+    for zone, zone_KK in enumerate(counts.numpy()):
+        truth, predicted = predictions.zones_NZ[:, zone], predictions.predicted.scores_NZ[:, zone]
+        np.testing.assert_array_equal(zone_KK, confusion_matrix(truth, predicted, labels=range(5)))
 
 
 def test_a_model_is_measured_on_a_split_of_a_cache(cache_folder, model_file, quick):

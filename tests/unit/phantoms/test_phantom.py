@@ -1,7 +1,5 @@
 """Phantoms: the same each time, of every format, with visible scores in every zone."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Live progress: one bar for the study and one per running trial, or lines."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

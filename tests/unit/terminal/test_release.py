@@ -1,7 +1,5 @@
 """A release as a terminal shows it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

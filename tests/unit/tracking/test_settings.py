@@ -1,7 +1,5 @@
 """The environment decides whether runs leave the machine; a setting may not contradict it."""
 
-from __future__ import annotations
-
 import pytest
 
 from csi_job.errors import ConfigurationError

@@ -1,7 +1,5 @@
 """Weights & Biases, the real one: offline, and with a server that never answers."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

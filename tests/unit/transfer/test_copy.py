@@ -1,7 +1,5 @@
 """A study is copied completely or not at all, and under a name that is free."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import optuna

@@ -1,7 +1,5 @@
 """An export has every trial, opens in a spreadsheet, and is strict JSON."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Finished trials are carried into a study with another space, once each, and the others are counted by reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
