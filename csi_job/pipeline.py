@@ -128,20 +128,13 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
     cache = ensure_cache(settings, record.cache_key if record else "")
-    if record is not None:
-        _check_data(settings, record, cache)
+    if record is not None and record.cache_key != cache.info.key:
+        with contextlib.suppress(DataError):  # the study's cache may be gone
+            change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
+            message = f"study {record.name!r} was created with other data: {change}"
+            raise ConfigurationError(message, hint="restore it, or choose another study name")
     storage = storage or open_storage(settings.storage, settings.work, create=True)
     return define_study(storage, definition_of(settings, cache.info.key)), cache
-
-
-def _check_data(settings: Settings, record: StudyRecord, cache: Cache) -> None:
-    """Say what has changed if the data is not the study's, as long as its cache is still there."""
-    if record.cache_key == cache.info.key:
-        return
-    with contextlib.suppress(DataError):
-        change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
-        message = f"study {record.name!r} was created with other data: {change}"
-        raise ConfigurationError(message, hint="restore it, or choose another study name")
 
 
 def run_hyperopt(

@@ -32,8 +32,10 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         check_sampler(settings.study.sampler, settings.study.objective)
     if "tracking.wandb_project" in shown and settings.tracking.wandb_project is not None:
         wandb_mode(settings.tracking)
-    if "trial.pretrained" in shown:
-        check_weights(settings.trial.pretrained)
+    pretrained = settings.trial.pretrained
+    if "trial.pretrained" in shown and pretrained not in ("none", "imagenet") and not Path(pretrained).is_file():
+        message = "trial.pretrained: no such weights file"
+        raise ConfigurationError(message, got=pretrained, allowed="none, imagenet, or the path to a file")
     if "radiographs.labels" in shown:
         check_data(settings.radiographs, settings.cache, settings.folder)
     if "storage.url" in shown and settings.storage.url is not None:
@@ -86,10 +88,3 @@ def check_data(radiographs: RadiographsSettings, cache: CacheSettings, folder: W
     if labels is None or images is None:
         missing = "radiographs.labels" if labels is None else "radiographs.images"
         raise ConfigurationError(f"{missing} is not set", hint="give --labels TABLE and --images FOLDER")
-
-
-def check_weights(pretrained: str) -> None:
-    """Reject a missing file of initial weights."""
-    if pretrained not in ("none", "imagenet") and not Path(pretrained).is_file():
-        message = "trial.pretrained: no such weights file"
-        raise ConfigurationError(message, got=pretrained, allowed="none, imagenet, or the path to a file")

@@ -18,7 +18,7 @@ AGAINST_TRIVIAL: Final = ("f1_macro", "mae", "csi_mae", "risk_accuracy")
 INDISPENSABLE: Final = {"f1_macro": "macro F1", "mae": "mean absolute error per zone"}
 MIN_PATIENTS: Final = 20  # with fewer, bootstrap intervals are known to be too narrow
 POWER: Final = 0.8
-HOPELESS: Final = 100  # times as many patients as there are
+MAX_TIMES_PATIENTS: Final = 100  # of those there are; to ask for more would be no advice
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def decide(
 
     """
     where = f"On the {fmt.plural(evaluation['num_patients'], 'patient')} of the {evaluation['split']} set"
-    cautions = tuple(filter(None, (few_patients(evaluation), beside_trivial(evaluation))))
+    cautions = tuple(filter(None, (few_patients(evaluation), trivial_caution(evaluation))))
     if comparison is None:
         value, ends = evaluation["metrics"][HEADLINE]["value"], evaluation["metrics"][HEADLINE]["interval"]
         evidence = f"{where}, its macro F1 is {fmt.score(value)}{_interval(evaluation, ends)}."
@@ -66,8 +66,8 @@ def decide(
     )
     is_good = entry["outcome"] == "better"
     action, advice = _advise(entry, evaluation, comparison, num_patients_in_all)
-    if beaten := lost(evaluation if is_good else baseline, tuple(INDISPENSABLE)):
-        cautions += () if is_good or baseline is None else (beside_trivial(baseline, "The baseline"),)
+    if beaten := lost_to_trivial(evaluation if is_good else baseline, tuple(INDISPENSABLE)):
+        cautions += () if is_good or baseline is None else (trivial_caution(baseline, "The baseline"),)
         measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
         action = f"Use neither model: answering the same for every film does as well in {measures}"
         return Decision(action, evidence, cautions=cautions)
@@ -92,8 +92,10 @@ def _within_the_noise(entry: Json, evaluation: Json, num_patients_in_all: int) -
         return "Keep the baseline", "The new model is not better on these patients; the difference may be chance."
     num_patients, confidence = evaluation["num_patients"], evaluation["bootstrap"]["confidence"]
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
-    if needed > HOPELESS * num_patients:
-        how_many = f"to tell so small a difference from none takes over {HOPELESS} times as many test patients."
+    if needed > MAX_TIMES_PATIENTS * num_patients:
+        how_many = (
+            f"to tell so small a difference from none takes over {MAX_TIMES_PATIENTS} times as many test patients."
+        )
         return "Keep the baseline", f"The difference may be chance; {how_many}"
     in_all = round_up(needed * num_patients_in_all / num_patients) if num_patients_in_all else 0
     split = f" ({fmt.count(in_all)} in all, split as now)" if in_all else ""
@@ -134,7 +136,7 @@ def few_patients(evaluation: Json) -> str:
     )
 
 
-def beside_trivial(evaluation: Json, name: str = "The model") -> str:
+def trivial_caution(evaluation: Json, name: str = "The model") -> str:
     """Return in what the model does not beat the best trivial predictor, or not clearly; an empty text if it does."""
     entries = {metric: strongest_trivial(evaluation, metric) for metric in AGAINST_TRIVIAL}
     named = {
@@ -142,7 +144,7 @@ def beside_trivial(evaluation: Json, name: str = "The model") -> str:
         for metric, found in entries.items()
         if found and found[1]["outcome"] != "better"
     }
-    beaten = lost(evaluation, tuple(named))
+    beaten = lost_to_trivial(evaluation, tuple(named))
     unclear = [text for metric, text in named.items() if metric not in beaten]
     sentences = {
         f"{name} does not beat answering the same for every film": [named[metric] for metric in beaten],
@@ -151,7 +153,7 @@ def beside_trivial(evaluation: Json, name: str = "The model") -> str:
     return " ".join(f"{start}: {'; '.join(texts)}." for start, texts in sentences.items() if texts)
 
 
-def lost(evaluation: Json | None, names: tuple[str, ...]) -> list[str]:
+def lost_to_trivial(evaluation: Json | None, names: tuple[str, ...]) -> list[str]:
     """Return the metrics in which the best trivial predictor does at least as well as the model."""
     found = {name: strongest_trivial(evaluation or {}, name) for name in names}
     return [name for name, entry in found.items() if entry and _gain(name, entry[1]) <= 0]

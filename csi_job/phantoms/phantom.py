@@ -54,10 +54,17 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         with progress("drawing phantoms", num_images, "images") as advance:
             for index, name in enumerate(names):
                 body = Body.sample(np.random.default_rng([seed, 2, patients_N[index]]))
-                film_HW = _draw_film(body, zones_NZ[index], side_px, np.random.default_rng([seed, 3, index]))
+                of_film = np.random.default_rng([seed, 3, index])
+                height_px = int(of_film.integers(*side_px, endpoint=True))
+                size_px = round(height_px * of_film.uniform(*_WIDTH_TO_HEIGHT)), height_px
+                film_HW = draw_chest(body, zones_NZ[index].tolist(), size_px, of_film)
                 write_film(film_HW, folder / "images" / name, index)
                 advance(1)
-        _write_labels(folder / "labels.csv", names, patients_N, zones_NZ)
+        rows = (
+            (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
+            for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
+        )
+        write_atomic(folder / "labels.csv", csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))
 
 
 def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -82,17 +89,3 @@ def _add_absent_scores(scores_N: np.ndarray) -> None:
         counts = np.bincount(scores_N, minlength=UNKNOWN + 1)
         if counts[score] == 0 and counts.max() > 1:
             scores_N[np.flatnonzero(scores_N == counts.argmax())[0]] = score
-
-
-def _draw_film(body: Body, scores_Z: np.ndarray, side_px: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    height_px = int(random.integers(side_px[0], side_px[1], endpoint=True))
-    width_px = round(height_px * random.uniform(*_WIDTH_TO_HEIGHT))
-    return draw_chest(body, scores_Z.tolist(), (width_px, height_px), random)
-
-
-def _write_labels(path: Path, names: list[str], patients_N: np.ndarray, zones_NZ: np.ndarray) -> None:
-    rows = (
-        (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
-        for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
-    )
-    write_atomic(path, csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))

@@ -33,7 +33,13 @@ def commands(view: StudyView, file: str) -> list[str]:
     shared = f"{shlex.join(words)} --labels TABLE --images FOLDER --work NEW"
     if _weights(view):
         shared += " \\\n    --pretrained WEIGHTS"
-    return [shared, *(f"{shared} \\\n    {_flags(view, phase)}" for phase in view.phases[1:])]
+    found = [shared]
+    for phase in view.phases[1:]:
+        options = {"n-trials": _total(view, phase)}
+        options |= {name.replace("num", "n").replace("_", "-"): value for name, value in phase.options.items()}
+        flags = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
+        found.append(f"{shared} \\\n    {flags}")
+    return found
 
 
 def not_repeated(view: StudyView) -> str:
@@ -50,7 +56,11 @@ def not_repeated(view: StudyView) -> str:
 def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     """Return the settings of a study's first phase as YAML; earlier versions stored only some of them."""
     baseline = next((trial.params for trial in view.trials if trial.is_baseline), {})
-    tree = StudyRecord(view.name, view.attributes, baseline, _first_phase(view)).settings()
+    phase: dict[str, Any] = {}
+    for first in view.phases[:1]:
+        options = {name: value for name, value in first.options.items() if value is not None}
+        phase = {"num_trials": max(1, _total(view, first)), **options}
+    tree = StudyRecord(view.name, view.attributes, baseline, phase).settings()
     if info is not None:
         train, validation, test = info.split_shares
         split = {"train": train, "validation": validation, "test": test, "seed": info.split_seed}
@@ -63,20 +73,6 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     if weights := _weights(view):
         lines.append(f"# trial.pretrained was a file of weights with the SHA-256 {weights}.")
     return "\n".join(lines)
-
-
-def _first_phase(view: StudyView) -> dict[str, Any]:
-    if not view.phases:
-        return {}
-    phase = view.phases[0]
-    options = {name: value for name, value in phase.options.items() if value is not None}
-    return {"num_trials": max(1, _total(view, phase)), **options}
-
-
-def _flags(view: StudyView, phase: Phase) -> str:
-    flags = {f"--{name.replace('num', 'n').replace('_', '-')}": value for name, value in phase.options.items()}
-    given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
-    return " ".join([f"--n-trials {_total(view, phase)}", *given])
 
 
 def _total(view: StudyView, phase: Phase) -> int:

@@ -14,25 +14,10 @@ from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from csi_job.storage import attributes as stored
 from csi_job.storage.attributes import (
-    BASELINE,
-    EPOCHS,
-    FINGERPRINT,
     FINISHED,
-    GFLOPS,
-    IMAGES_PER_S,
-    LOSSES,
-    MAX_EPOCHS,
-    MICRO_BATCH,
-    NUM_PARAMETERS,
-    NUM_STARTUP_TRIALS,
     OUTCOMES,
-    PHASE,
-    PRUNER,
-    REASON,
-    SAMPLER,
-    TARGET,
-    WORKER,
     TrialOutcome,
     curve_of,
     f1_standard_error_of,
@@ -56,7 +41,7 @@ class Phase:
     @property
     def options(self) -> dict[str, Any]:
         """Return the phase's settings by name; None where they are unknown."""
-        return {name: getattr(self, name) for name in PHASE}
+        return {name: getattr(self, name) for name in stored.PHASE}
 
     @property
     def label(self) -> str:
@@ -133,7 +118,7 @@ class StudyView:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that define the study; empty if it has none."""
-        fingerprint = self.attributes.get(FINGERPRINT)
+        fingerprint = self.attributes.get(stored.FINGERPRINT)
         return fingerprint if isinstance(fingerprint, dict) else {}
 
     @cached_property
@@ -167,7 +152,7 @@ def view_study(study: Study) -> StudyView:
     phases: dict[tuple[str, str, int | None], Phase] = {}
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     attributes = study.user_attrs
-    target = attributes.get(TARGET)
+    target = attributes.get(stored.TARGET)
     chosen = choose_trial(study)
     return StudyView(
         name=study.study_name,
@@ -195,26 +180,26 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         params=dict(frozen.params),
         phase=_phase(attrs, phases),
         curve=curve,
-        losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(LOSSES) or ()),
-        is_baseline=bool(attrs.get(BASELINE)),
-        num_epochs=attrs.get(EPOCHS) or len(curve),
+        losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(stored.LOSSES) or ()),
+        is_baseline=bool(attrs.get(stored.BASELINE)),
+        num_epochs=attrs.get(stored.EPOCHS) or len(curve),
         seconds=seconds_of(frozen),
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
-        worker=str(attrs.get(WORKER, "")),
-        gflops=_number(attrs.get(GFLOPS)),
-        images_per_s=_number(attrs.get(IMAGES_PER_S)),
-        num_parameters=attrs.get(NUM_PARAMETERS),
-        micro_batch=attrs.get(MICRO_BATCH),
-        reason=" ".join(str(attrs.get(REASON, "")).split()),
+        worker=str(attrs.get(stored.WORKER, "")),
+        gflops=_number(attrs.get(stored.GFLOPS)),
+        images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),
+        num_parameters=attrs.get(stored.NUM_PARAMETERS),
+        micro_batch=attrs.get(stored.MICRO_BATCH),
+        reason=" ".join(str(attrs.get(stored.REASON, "")).split()),
     )
 
 
 def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phase]) -> Phase | None:
-    if SAMPLER not in attrs:
+    if stored.SAMPLER not in attrs:
         return None
-    key = (str(attrs[SAMPLER]), str(attrs.get(PRUNER, "none")), attrs.get(MAX_EPOCHS))
-    return phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(NUM_STARTUP_TRIALS)))
+    key = (str(attrs[stored.SAMPLER]), str(attrs.get(stored.PRUNER, "none")), attrs.get(stored.MAX_EPOCHS))
+    return phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(stored.NUM_STARTUP_TRIALS)))
 
 
 def _number(value: Any) -> float | None:

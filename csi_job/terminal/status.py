@@ -34,7 +34,12 @@ OUTCOME_STYLES: dict[TrialOutcome, str] = {
 
 def render_status(status: StudyStatus) -> RenderableType:
     """Return the progress of a study, its best trial, what is running, and what failed."""
-    parts: list[RenderableType] = [_target_line(status), _outcomes_line(status), Text(), _best(status.best)]
+    numbers = {outcome: getattr(status, f"num_{outcome}") for outcome in OUTCOMES}
+    shown = (outcome for outcome in OUTCOMES if numbers[outcome] or outcome in {"complete", "pruned"})
+    outcomes = Text("  ").join(
+        Text(f"{numbers[outcome]} {outcome}", style=OUTCOME_STYLES[outcome]) for outcome in shown
+    )
+    parts: list[RenderableType] = [_target_line(status), outcomes, Text(), _best(status.best)]
     if status.running:
         parts += [Text(), _running(status.running)]
     if confirmation := status.confirmation:
@@ -93,13 +98,6 @@ def _target_line(status: StudyStatus) -> RenderableType:
     bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
     line.add_row(f"{fmt.count(status.num_finished)} of {fmt.plural(status.target, 'trial')}", bar, f"{share:.0%}")
     return line
-
-
-def _outcomes_line(status: StudyStatus) -> Text:
-    numbers: dict[TrialOutcome, int] = {outcome: getattr(status, f"num_{outcome}") for outcome in OUTCOMES}
-    shown = [outcome for outcome in OUTCOMES if numbers[outcome] or outcome in {"complete", "pruned"}]
-    pieces = [Text(f"{numbers[outcome]} {outcome}", style=OUTCOME_STYLES[outcome]) for outcome in shown]
-    return Text("  ").join(pieces)
 
 
 def _best(best: BestStatus | None) -> RenderableType:

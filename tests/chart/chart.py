@@ -45,6 +45,18 @@ def helm(
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
+def probe(folder: Path, source: str, template: str, value: Any) -> subprocess.CompletedProcess[str]:
+    """Render a template of its own, which includes one of a file of the chart's, without a cluster."""
+    if shutil.which("helm") is None:
+        missing_service("helm is not installed")
+    (folder / "templates").mkdir(parents=True)
+    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")
+    shutil.copy(CHART / "templates" / source, folder / "templates")
+    (folder / "templates" / "probe.yaml").write_text(template)
+    command = ["helm", "template", "r", str(folder), f"--set-json=probe={json.dumps(value)}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 def pods(documents: list[Document]) -> dict[str, Document]:
     """The pod specification of each component."""
     found = {}

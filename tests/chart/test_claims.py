@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chart.chart import CHART
-from tests.conftest import missing_service
-
-TEMPLATE = '{{ include "csi-job.claimChange" .Values.change }}'
+from tests.chart.chart import CHART, probe
 
 
 def change(folder: Path, **wanted: str) -> subprocess.CompletedProcess[str]:
-    """Render the chart's check of a change of an existing claim of 50Gi, without a cluster."""
-    if shutil.which("helm") is None:
-        missing_service("helm is not installed")
-    (folder / "templates").mkdir(parents=True)
-    (folder / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")
-    shutil.copy(CHART / "templates" / "_claim.tpl", folder / "templates")
-    (folder / "templates" / "probe.yaml").write_text(TEMPLATE)
+    """Render the chart's check of a change of an existing claim of 50Gi."""
     requests = {"requests": {"storage": "50Gi"}}
     old = {"spec": {"storageClassName": "nfs", "accessModes": ["ReadWriteMany"], "resources": requests}}
     request: dict[str, Any] = {"old": old, "name": "r-work", "value": "work"}
     request |= {"size": "50Gi", "class": "", "mode": "ReadWriteMany"} | wanted
-    command = ["helm", "template", "r", str(folder), f"--set-json=change={json.dumps(request)}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return probe(folder, "_claim.tpl", '{{ include "csi-job.claimChange" .Values.probe }}', request)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.chart import CHART, DEMO, containers, helm, pods, render
-from tests.conftest import missing_service
+from tests.chart.chart import DEMO, containers, helm, pods, probe, render
 
 STAGES = ("cache", "search", "final")
 EXTERNAL = {**DEMO, "database.bundled": False}
@@ -175,15 +172,8 @@ def test_the_dashboards_password_is_escaped_for_libpq(tmp_path: Path, password: 
 def test_an_existing_password_is_kept_even_under_another_key(
     tmp_path: Path, old: dict[str, Any], kept: str | None
 ) -> None:
-    if shutil.which("helm") is None:
-        missing_service("helm is not installed")
-    (tmp_path / "templates").mkdir()
-    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: probe\nversion: 0.1.0\n")
-    shutil.copy(CHART / "templates" / "database" / "_database.tpl", tmp_path / "templates")
-    (tmp_path / "templates" / "probe.yaml").write_text('kept: {{ include "csi-job.keptPassword" .Values.probe }}')
-    probe = json.dumps({"old": old, "key": "new"})
-    command = ["helm", "template", "r", str(tmp_path), f"--set-json=probe={probe}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    template = 'kept: {{ include "csi-job.keptPassword" .Values.probe }}'
+    result = probe(tmp_path, "database/_database.tpl", template, {"old": old, "key": "new"})
     assert yaml.safe_load(result.stdout)["kept"] == kept
 
 

@@ -145,9 +145,9 @@ def _phase_marks(view: StudyView) -> tuple[list[dict[str, Any]], list[dict[str, 
     return lines, labels
 
 
-def _sample_curves(trials: Sequence[TrialView]) -> list[TrialView]:
+def _sample_curves(trials: list[TrialView]) -> list[TrialView]:
     if len(trials) <= MAX_CURVES:
-        return list(trials)
+        return trials
     best = sorted(trials, key=lambda trial: -(trial.f1 or 0.0))[:NUM_BEST_CURVES]
     kept = {trial.number for trial in best}
     others = spread_sample([trial for trial in trials if trial.number not in kept], MAX_CURVES - NUM_BEST_CURVES)
@@ -157,11 +157,13 @@ def _sample_curves(trials: Sequence[TrialView]) -> list[TrialView]:
 def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
     plain = view.others(trials)
     pruned = [trial for trial in plain if trial.outcome == "pruned"]
+    cross = {"color": GREY, "symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": GREY}}
+    last_epochs, last_f1s = [trial.curve[-1][0] + 1 for trial in pruned], [trial.curve[-1][1] for trial in pruned]
     complete = [trial for trial in plain if trial.outcome == "complete"]
     others = [trial for trial in plain if trial.outcome not in ("pruned", "complete")]
     traces = [
         joined_lines(map(_curve, pruned), GREY, "Pruned", opacity=0.55, width=1.2),
-        _pruned_ends(pruned),
+        markers(pruned, last_epochs, last_f1s, marker=cross, name="Pruned here", showlegend=False),
         joined_lines(map(_curve, others), GREY, "Not finished", opacity=0.8, width=1.2, line={"dash": "dot"}),
         joined_lines(map(_curve, complete), BLUE, "Complete", opacity=0.65, width=1.4),
         *highlighted_lines(view, _curve),
@@ -175,13 +177,6 @@ def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
 def _curve(trial: TrialView) -> Points:
     head = f"<b>Trial {trial.number}</b><br>"
     return [(epoch + 1, f1, f"{head}epoch {epoch + 1}: F1 {fmt.score(f1)}") for epoch, f1 in trial.curve]
-
-
-def _pruned_ends(trials: Sequence[TrialView]) -> dict[str, Any]:
-    xs = [trial.curve[-1][0] + 1 for trial in trials]
-    ys = [trial.curve[-1][1] for trial in trials]
-    marker = {"color": GREY, "symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": GREY}}
-    return markers(trials, xs, ys, marker=marker, name="Pruned here", showlegend=False)
 
 
 def _loss_traces(trials: Sequence[TrialView], color: str, name: str, **more: Any) -> list[dict[str, Any]]:

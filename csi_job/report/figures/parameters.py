@@ -95,7 +95,7 @@ def _parallel(view: StudyView, trials: list[TrialView], names: list[str]) -> Fig
     axes = [f1_axis, *(_axis(view, trials, name) for name in names)]
 
     def points(trial: TrialView) -> Points:
-        return [(place, _height(axis, trial), _line_text(axis, trial)) for place, axis in enumerate(axes)]
+        return [(place, *_point(axis, trial)) for place, axis in enumerate(axes)]
 
     complete = [trial for trial in view.others(trials) if trial.outcome == "complete"]
     pruned = [trial for trial in view.others(trials) if trial.outcome == "pruned"]
@@ -125,16 +125,12 @@ def _f1_groups(trials: Sequence[TrialView]) -> list[tuple[list[TrialView], str, 
     return [part for part in zip(groups, F1_COLOURS, labels, strict=True) if part[0]]
 
 
-def _line_text(axis: _Axis, trial: TrialView) -> str:
-    head = f"<b>Trial {trial.number}</b>: F1 {fmt.score(trial.f1)}"
-    if not axis.name:
-        return head
-    return f"{head}<br>{fmt.parameter_name(axis.name)}: {fmt.value(trial.params.get(axis.name))}"
-
-
-def _height(axis: _Axis, trial: TrialView) -> float:
+def _point(axis: _Axis, trial: TrialView) -> tuple[float, str]:
+    """Return where the line of a trial crosses an axis, and what its point says there."""
     key = trial.params.get(axis.name) if axis.name else trial.f1
-    return axis.heights[key] + axis.spread * _jitter(trial) if key in axis.heights else NOT_USED_HEIGHT
+    height = axis.heights[key] + axis.spread * _jitter(trial) if key in axis.heights else NOT_USED_HEIGHT
+    value = f"<br>{fmt.parameter_name(axis.name)}: {fmt.value(key)}" if axis.name else ""
+    return height, f"<b>Trial {trial.number}</b>: F1 {fmt.score(trial.f1)}{value}"
 
 
 def _jitter(trial: TrialView) -> float:

@@ -63,8 +63,11 @@ def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
     origin = "the baseline" if best.is_baseline else f"trial {best.number}"
     error = f", standard error {fmt.score(best.f1_error)}" if best.f1_error else ""
     figures = _test_figures(results)
-    if results.confirmed is not None:
-        figures.append(_confirmed_figure(results.confirmed, results.baseline_card))
+    if (confirmed := results.confirmed) is not None:
+        parts = [fmt.plural(len(confirmed["seeds"]), "seed")]
+        parts += [f"SD {fmt.score(confirmed['std'])}"] if confirmed.get("std") is not None else []
+        parts += [f"baseline {fmt.score(results.baseline_card['mean'])}"] if results.baseline_card is not None else []
+        figures.append(KeyFigure("Retrained, mean F1", fmt.score(confirmed.get("value")), ", ".join(parts)))
     figures.append(KeyFigure(label, fmt.score(best.f1), f"{origin}{error}"))
     if view.baseline is not None and not best.is_baseline:
         figures.append(KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), "the standard settings"))
@@ -104,7 +107,13 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
         "How certain is this? Each trial is a single training run, and the best of many is partly luck, so expect a "
         "slightly lower F1 on new patients."
     )
-    return f"{sentence} {_compared_with_error(view, best)}".strip()
+    baseline = view.baseline
+    if not best.f1_error or baseline is None or baseline is best or baseline.f1 is None or best.f1 is None:
+        return sentence
+    gap, error = best.f1 - baseline.f1, fmt.score(best.f1_error)
+    compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
+    gain = f"The gain over the baseline is {compared} its standard error over the validation patients ({error})."
+    return f"{sentence} {gain}"
 
 
 def _retrained(confirmed: Json, baseline_card: Json | None) -> str:
@@ -120,24 +129,6 @@ def _retrained(confirmed: Json, baseline_card: Json | None) -> str:
         f"{fmt.score(confirmed['value'])}{std}{baseline}. Trust these means more than the best single run of the "
         "search, which is partly luck."
     )
-
-
-def _compared_with_error(view: StudyView, best: TrialView) -> str:
-    """Compare the gain with the uncertainty that stems from the small number of validation patients."""
-    baseline = view.baseline
-    if not best.f1_error or baseline is None or baseline is best or baseline.f1 is None or best.f1 is None:
-        return ""
-    gap = best.f1 - baseline.f1
-    compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
-    error = fmt.score(best.f1_error)
-    return f"The gain over the baseline is {compared} its standard error over the validation patients ({error})."
-
-
-def _confirmed_figure(confirmed: Json, baseline_card: Json | None) -> KeyFigure:
-    parts = [fmt.plural(len(confirmed["seeds"]), "seed")]
-    parts += [f"SD {fmt.score(confirmed['std'])}"] if confirmed.get("std") is not None else []
-    parts += [f"baseline {fmt.score(baseline_card['mean'])}"] if baseline_card is not None else []
-    return KeyFigure("Retrained, mean F1", fmt.score(confirmed.get("value")), ", ".join(parts))
 
 
 def _test_figures(results: Results) -> list[KeyFigure]:

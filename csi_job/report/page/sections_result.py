@@ -57,7 +57,11 @@ def candidates(results: Results) -> PageSection:
         )
         return PageSection(key, title, (sentence,))
     columns = ("Candidate", "F1 in the search", "Mean over seeds", "SD", "Seeds", "Note")
-    rows = [_candidate_row(candidate) for candidate in confirmed["candidates"]]
+    rows = []
+    for candidate in confirmed["candidates"]:
+        numbers = (fmt.score(candidate[name]) for name in ("search_value", "mean", "std"))
+        seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or fmt.MISSING
+        rows.append((candidate_name(candidate), *numbers, seeds, candidate["reason"]))
     num_columns = len(columns) if any(row[-1] for row in rows) else len(columns) - 1  # no note, no column
     table = Table(
         columns[:num_columns],
@@ -121,12 +125,6 @@ def _range(form: Json) -> str:
         text = f"fixed at {fmt.value(form.get('value'))}"
     conditions = [f"{parent} {' or '.join(map(str, values))}" for parent, values in (form.get("when") or {}).items()]
     return f"{text} (only for {fmt.listed(conditions)})" if conditions else text
-
-
-def _candidate_row(candidate: Json) -> tuple[str, ...]:
-    numbers = (fmt.score(candidate[name]) for name in ("search_value", "mean", "std"))
-    seeds = ", ".join(str(run["seed"]) for run in candidate["seeds"]) or fmt.MISSING
-    return (candidate_name(candidate), *numbers, seeds, candidate["reason"])
 
 
 def _mean_over_seeds(card: Json) -> str:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from csi_job.evaluation.decision import HOPELESS, POWER, beside_trivial, decide, patients_needed, round_up
+from csi_job.evaluation.decision import MAX_TIMES_PATIENTS, POWER, decide, patients_needed, round_up, trivial_caution
 
 
 def evaluation(num_patients=40, trivial=None):
@@ -65,7 +65,7 @@ def test_that_many_patients_show_a_real_difference_as_often_as_promised():
 
 def test_a_difference_next_to_nothing_asks_for_no_number_of_patients():
     decision = decide(evaluation(), comparison(0.0005, -0.1, 0.1, "within the noise"))
-    assert f"over {HOPELESS} times as many" in decision.advice
+    assert f"over {MAX_TIMES_PATIENTS} times as many" in decision.advice
 
 
 @pytest.mark.parametrize(("number", "rounded"), [(1, 1), (99.1, 100), (117.7, 120), (1201, 1300), (7.2, 8)])
@@ -100,8 +100,8 @@ def test_a_baseline_that_loses_to_a_trivial_predictor_is_not_to_be_kept():
 
 
 def test_nothing_is_said_of_trivial_predictors_that_are_beaten_or_unknown():
-    assert beside_trivial(evaluation(trivial=against_trivial())) == ""
-    assert beside_trivial({"split": "test"}) == ""  # of another version
+    assert trivial_caution(evaluation(trivial=against_trivial())) == ""
+    assert trivial_caution({"split": "test"}) == ""  # of another version
 
 
 def test_an_undefined_difference_asks_for_more_patients():

@@ -102,12 +102,6 @@ def test_the_cheapest_within_the_leaders_std_wins_where_cost_counts(trainer, che
     assert winner.rule == RULE_COST
 
 
-def test_one_seed_has_no_std_and_one_candidate_its_own_rule(trainer):
-    winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
-    assert winner.result.std is None
-    assert winner.rule == RULE_ONE
-
-
 def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
     first = confirm_candidates([candidate(1e-3)], (1,), trainer)
     before = {path: path.stat().st_mtime_ns for path in trainer.folder.rglob("*.safetensors")}
@@ -121,18 +115,10 @@ def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
 
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer):
-    class Picky(Shelf):
-        def run(self, recipe, seed, advance=lambda _: None):
-            if recipe.params.learning_rate == 1e-3:
-                advance(recipe.max_epochs)
-                message = "out of memory"
-                raise InfeasibleTrialError(message)
-            return super().run(recipe, seed, advance)
-
-    stocked = Picky(trainer.folder, trainer.cache, trainer.settings)
-    object.__setattr__(stocked, "results", {3e-3: ([0.1, 0.1], 1.0)})
+    reasons = {trainer.recipe_digest(candidate(1e-3).recipe): "out of memory"}
     advanced: list[int] = []
-    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), stocked, advance=advanced.append)
+    known = replace(trainer, infeasible=reasons)
+    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), known, advance=advanced.append)
     assert rates([winner.result.candidate]) == [3e-3]
     assert winner.candidates[0].reason == "out of memory"
     assert sum(advanced) == 8
@@ -165,8 +151,9 @@ def test_a_candidate_without_results_is_written_as_null():
     assert good.to_json(winner=True)["seeds"] == [{"seed": 1, "val_f1": 0.5, "best_epoch": 1, "num_epochs": 2}]
 
 
-def test_unwritable_params_are_a_one_line_error(trainer, tmp_path):
+def test_one_candidate_has_its_own_rule_one_seed_no_std_and_unwritable_params_are_an_error(trainer, tmp_path):
     winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
+    assert (winner.result.std, winner.rule) == (None, RULE_ONE)
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):
         write_optimized_params(winner, "s", "", WorkFolder(tmp_path).optimized_params("s"))

@@ -1,9 +1,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,10 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
 from csi_job.work_folder import WorkFolder
+from tests.support.processes import Process, preload, wait_until
 from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, study_of, write_hyperparams
+
+preload("tests.unit.final_model.test_train")
 
 BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
 TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4))
@@ -49,8 +49,8 @@ def final(
     return run_final_training(request)
 
 
-def trained_files(work: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (work / "models").rglob("*.safetensors")}
+def trained_files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_finished_model_needs_no_stored_trainings(copied, cache_folder):
 
 @pytest.mark.parametrize(("folder", "is_new"), [("models", False), ("models/final/s", True)])
 def test_a_corrupt_file_is_restored_without_training(copied, cache_folder, folder, is_new):
-    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
+    candidates = trained_files(copied / "models" / "candidates")
     weights = copied / folder / "optimized_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     if is_new:
@@ -122,7 +122,7 @@ def test_a_corrupt_file_is_restored_without_training(copied, cache_folder, folde
     assert again.is_new is is_new
     for path in (weights, copied / "models" / "optimized_model.safetensors"):
         assert load_model(path, torch.device("cpu")).architecture == "Custom_1"
-    assert {path: path.stat().st_mtime_ns for path in candidates} == candidates
+    assert trained_files(copied / "models" / "candidates") == candidates
 
 
 def test_a_final_model_of_version_0_1_is_up_to_date_and_gets_the_folder_of_its_study(copied, cache_folder):
@@ -134,7 +134,7 @@ def test_a_final_model_of_version_0_1_is_up_to_date_and_gets_the_folder_of_its_s
 
 def test_a_study_created_again_does_not_take_the_model_of_the_deleted_one_for_its_own(copied, cache_folder):
     assert not final(copied, cache_folder, study_of(*TRIALS), uid="a").is_new  # version 0.1 did not store whose it is
-    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
+    candidates = trained_files(copied / "models" / "candidates")
     for path in copied.rglob("optimized_model.json"):
         path.unlink()
     assert [final(copied, cache_folder, study_of(*TRIALS), uid="a").is_new for _ in range(2)] == [True, False]
@@ -142,7 +142,7 @@ def test_a_study_created_again_does_not_take_the_model_of_the_deleted_one_for_it
     assert (again.is_new, again.card["study_uid"], again.baseline_card["study_uid"]) == (True, "b", "b")
     assert json.loads(again.optimized_params.read_text())["study_uid"] == "b"
     assert read_valid_card(WorkFolder(copied).latest.optimized_model) == again.card
-    assert trained_files(copied).items() >= candidates.items()
+    assert trained_files(copied / "models" / "candidates").items() >= candidates.items()
 
 
 def test_each_study_keeps_its_model_and_the_latest_is_that_of_the_last_training(copied, cache_folder):
@@ -208,11 +208,9 @@ def test_a_baseline_of_another_training_is_not_compared_with(copied, cache_folde
     "changes", [{"num_candidates": 1}, {"num_seeds": 1}, {"evaluation": EvaluationSettings(num_bootstrap=101)}]
 )
 def test_fewer_candidates_or_seeds_or_other_metrics_reuse_every_training(copied, cache_folder, changes):
-    candidates = {path: time for path, time in trained_files(copied).items() if "candidates" in path.parts}
-    changed = final(copied, cache_folder, study_of(*TRIALS), **changes)
-    assert changed.is_new
-    assert {path: path.stat().st_mtime_ns for path in candidates} == candidates
-    assert len([path for path in trained_files(copied) if "candidates" in path.parts]) == len(candidates)
+    candidates = trained_files(copied / "models" / "candidates")
+    assert final(copied, cache_folder, study_of(*TRIALS), **changes).is_new
+    assert trained_files(copied / "models" / "candidates") == candidates
 
 
 def test_another_seed_trains_again(copied, cache_folder):
@@ -263,26 +261,13 @@ def test_a_read_only_work_folder_is_a_one_line_error(tmp_path, cache_folder):
         final(tmp_path, cache_folder)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{root!r}]
-import torch
-torch.set_num_threads(1)
-from tests.unit.final_model.test_train import final
-print("ready", flush=True)
-final(Path(sys.argv[1]), Path(sys.argv[2]), num_seeds=1, max_epochs=4)
-"""
-
-
-def start(work: Path, cache_folder: Path) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[3])
-    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(root=root), str(work), str(cache_folder)])
+def train(work: Path, cache_folder: Path) -> FinalModel:
+    return final(work, cache_folder, num_seeds=1, max_epochs=4)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(cache_folder, tmp_path_factory) -> FinalModel:
-    return final(tmp_path_factory.mktemp("uninterrupted"), cache_folder, num_seeds=1, max_epochs=4)
+    return train(tmp_path_factory.mktemp("uninterrupted"), cache_folder)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 1)])
@@ -291,14 +276,12 @@ def test_a_killed_training_resumes_from_its_last_epoch_and_ends_the_same(
 ):
     work = tmp_path / "killed"
     work.mkdir()
-    process = start(work, cache_folder)
-    while not list(work.rglob("epoch-*.pt")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = Process(train, work, cache_folder)
+    wait_until(lambda: list(work.rglob("epoch-*.pt")) or process.returncode is not None)
     process.send_signal(number)
-    assert process.wait() == code
+    assert process.join(120) == code
     assert not (work / "models" / "optimized_model.json").exists()
-    resumed = final(work, cache_folder, num_seeds=1, max_epochs=4)
+    resumed = train(work, cache_folder)
     assert resumed.card["seeds"] == uninterrupted.card["seeds"]
     ours, theirs = (
         load_model(model.path, torch.device("cpu")).model.state_dict() for model in (resumed, uninterrupted)

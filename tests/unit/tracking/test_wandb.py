@@ -16,7 +16,7 @@ from wandb.proto import wandb_internal_pb2
 from csi_job.errors import DataError
 from csi_job.storage.storage import StudyStorage
 from csi_job.study.trial_run import RunningTrial
-from csi_job.study.worker import WorkerOptions, WorkerSummary
+from csi_job.study.worker import WorkerOptions
 from csi_job.tracking.settings import TrackingSettings
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -40,8 +40,12 @@ def objective(running: RunningTrial[Hyperparameters]) -> list[float]:
     return [x]
 
 
-def run(study: optuna.Study, work: Path, tracker: WandbTracker) -> WorkerSummary:
-    return work_on(study, work, objective, num_trials=3, options=WorkerOptions(trackers=[tracker], own_process=False))
+def run(study: optuna.Study, work: Path, tracker: WandbTracker) -> None:
+    """Run the trials by two workers, of which the first stops in the second trial."""
+    options = WorkerOptions(trackers=[tracker], own_process=False)
+    with pytest.raises(DataError):
+        work_on(study, work, objective, num_trials=3, options=options)
+    assert work_on(study, work, objective, num_trials=3, options=options).num_finished == 3
 
 
 def runs(work: Path) -> dict[str, list[Path]]:
@@ -73,15 +77,10 @@ def records(path: Path) -> Iterator[Any]:
             parts = b""
 
 
-def history(paths: list[Path]) -> list[tuple[int, float]]:
-    """Epochs and F1 that a run logged."""
-    rows = []
-    for path in paths:
-        for record in records(path):
-            if record.HasField("history"):
-                items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                rows.append((int(items["epoch"]), float(items["val_f1"])))
-    return rows
+def history(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """What a run logged, step by step."""
+    for record in (record for path in paths for record in records(path) if record.HasField("history")):
+        yield {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
 
 
 def wait_for_runs(work: Path, num_files: int) -> dict[str, list[Path]]:
@@ -104,18 +103,16 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = WandbTracker.if_enabled(TrackingSettings(wandb_project="csi"), study, tmp_path)
     assert tracker is not None
-    with pytest.raises(DataError):
-        run(study, tmp_path, tracker)
-    summary = run(study, tmp_path, tracker)
+    run(study, tmp_path, tracker)
     tracker.log_summary(IMPORTANCES)
     tracker.close()
-    assert summary.num_finished == 3
     uid = study.user_attrs["uid"]
     found = wait_for_runs(tmp_path, 5)
     assert set(found) == {f"{uid}-0", f"{uid}-1", f"{uid}-2", f"{uid}-summary"}
     for trial in study.trials:
         shown = [(step + 1, value) for step, value in sorted(trial.intermediate_values.items())]  # from 1
-        assert sorted(history(found[f"{uid}-{trial.number}"])) == shown
+        logged = [(row["epoch"], row["val_f1"]) for row in history(found[f"{uid}-{trial.number}"])]
+        assert sorted(logged) == shown
     assert len(found[f"{uid}-1"]) == 2  # two attempts, one id
     [first] = [record.run for record in records(found[f"{uid}-0"][0]) if record.HasField("run")][:1]
     assert (first.project, first.run_group, first.display_name) == ("csi", "toy", "toy 0")
@@ -140,9 +137,7 @@ def test_a_server_that_never_answers_delays_no_trial(
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
         tracker = WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path)
-        with pytest.raises(DataError):
-            run(study, tmp_path, tracker)
-        assert run(study, tmp_path, tracker).num_finished == 3
+        run(study, tmp_path, tracker)
         # The trials are over, and not one run has been opened, nor given up, yet.
         assert runs(tmp_path) == {}
         black_hole.settimeout(60)
@@ -160,9 +155,7 @@ def test_a_tracker_that_cannot_start_costs_nothing(
     monkeypatch.setattr("sys.executable", str(tmp_path / "no python"))
     (tmp_path / "wandb").write_text("no folder")
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
-    with pytest.raises(DataError):
-        run(study, tmp_path, tracker)
-    assert run(study, tmp_path, tracker).num_finished == 3
+    run(study, tmp_path, tracker)
     tracker.log_summary(IMPORTANCES)
     tracker.close()
     assert "cannot start" in caplog.text
@@ -173,14 +166,14 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.
     key.write_text("secret\n")
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=key)
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf "%s" "$WANDB_API_KEY" > "$WANDB_DIR/told"\ncat > /dev/null\n')
+    python.write_text('#!/bin/sh\nprintf "%s" "$WANDB_API_KEY" > "$WANDB_DIR/seen"\ncat > /dev/null\n')
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.executable", str(python))
         tracker = WandbTracker(settings, study, tmp_path)
         tracker.log_summary(IMPORTANCES)
         tracker.close()
-    assert (tmp_path / "told").read_text() == "secret"
+    assert (tmp_path / "seen").read_text() == "secret"
     assert "WANDB_API_KEY" not in os.environ
 
 
@@ -192,9 +185,7 @@ def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(
         (tmp_path / "no-key").write_bytes(content)
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
     tracker = WandbTracker(settings, study, tmp_path)
-    with pytest.raises(DataError):
-        run(study, tmp_path, tracker)
-    assert run(study, tmp_path, tracker).num_finished == 3
+    run(study, tmp_path, tracker)
     tracker.log_summary(IMPORTANCES)
     tracker.close()
     [warning] = [record.getMessage() for record in caplog.records if "Weights & Biases" in record.getMessage()]
@@ -211,12 +202,7 @@ def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(
     found = wait_for_runs(tmp_path, 1)
     assert list(found) == [f"{study.user_attrs['uid']}-summary"]
     [path] = found[f"{study.user_attrs['uid']}-summary"]
-    logged = {
-        (".".join(item.nested_key) or item.key).split(".")[0]
-        for record in records(path)
-        if record.HasField("history")
-        for item in record.history.item
-    }
+    logged = {name.split(".")[0] for row in history([path]) for name in row}
     assert {"importances_table", "trials"} <= logged
     assert "parallel_coordinate" not in logged
     [table] = (path.parent / "files" / "media" / "table").glob("trials_*.table.json")
