@@ -237,6 +237,32 @@ def locked_if_free(path: Path) -> Iterator[bool]:
         yield _try_lock(descriptor, path)
 
 
+def lock_range(descriptor: int, path: Path, start: int, length: int, waiting_message: str | None = None) -> bool:
+    """Lock some bytes of an open file (0: all from `start`); return whether no other process holds any of them.
+
+    With a message, wait until that is so, and log the message if it takes longer than a look. They are locked until
+    `unlock_ranges`, or until this process closes any descriptor of the file. Raises the same as `locked`.
+    """
+    while True:
+        with _explain_locks(path):
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+            except (BlockingIOError, PermissionError):  # POSIX allows either
+                if waiting_message is None:
+                    return False
+            else:
+                return True
+        if waiting_message:
+            _logger.info(waiting_message)
+            waiting_message = ""
+        time.sleep(_POLL_S)
+
+
+def unlock_ranges(descriptor: int) -> None:
+    """Unlock everything that `lock_range` has locked of an open file."""
+    fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
 @contextmanager
 def _lock_file(path: Path) -> Iterator[int]:
     with _explain_locks(path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,27 +16,25 @@ from csi_job.cache.decode_pool import decode_images, num_cores
 from csi_job.cache.key import Source, read_source, record_key_for_settings
 from csi_job.cache.manifest import (
     MANIFEST,
+    ROW,
+    SPLIT_ARRAY,
     SPLIT_TABLE,
-    CachedImage,
     CacheInfo,
     images_file,
     manifest_text,
-    split_table_text,
+    write_split_table,
 )
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import get_logger, progress
-from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from csi_job.cache.settings import CacheSettings
     from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 
@@ -51,7 +48,7 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     """Decode every radiograph once; return an existing cache at once.
 
     The folder is named by its content and appears by one rename when it is complete. An interrupted build is resumed;
-    a second process building the same cache waits for the first.
+    processes that build the same cache at once share the images.
 
     Images that cannot be used are listed in `problems.csv` of the work folder.
 
@@ -69,29 +66,57 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
         source = read_source(radiographs, cache, work)
         folder = root / source.key
         if not folder.exists():
-            waiting = f"another process is building cache {source.key}; waiting for it"
-            with locked(root / f".{source.key}.lock", waiting):
-                if not folder.exists():
-                    _build(source, radiographs, cache, work)
+            _build(source, radiographs, cache, work)
         record_key_for_settings(root, radiographs, cache, source.key)
     return folder
 
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:
-    """Decode into a hidden folder, and rename it when everything is on disk."""
+    """Decode into a hidden folder with whoever else builds this cache; one renames it when everything is on disk."""
     root = WorkFolder(work).caches
-    _remove_abandoned(root)
+    folder, lock = root / source.key, root / f".{source.key}.lock"
+    waiting = f"another process is building cache {source.key}; waiting for it"
     partial, done_flags = _partial_paths(root, source.key)
     split_N = split_patients(source.table, radiographs.split)
     check_grades(_class_counts(source.table.zones_NZ, split_N))
-    with _open_arrays(partial, done_flags, split_N, cache.image_size_px) as arrays:
-        corrupt = _fill_slots(source, arrays, radiographs, cache)
-        arrays.flush()
-        arrays.remove_slots([*corrupt])
+    corrupt: dict[int, Problem] = {}
+    while not folder.exists():
+        with locked(lock, waiting):
+            if folder.exists():
+                return
+            _remove_abandoned(root)
+            arrays = _open_arrays(partial, done_flags, split_N, cache.image_size_px)
+        with arrays:
+            _fill_slots(source, arrays, arrays.claim_parts(), corrupt, radiographs, cache)
+            arrays.release()
+            with locked(lock, waiting):
+                # What processes that were killed have left; if the arrays are others by now, all over again.
+                if not folder.exists() and arrays.claim_all():
+                    rest = [range(len(split_N))]
+                    _fill_slots(source, arrays, rest, corrupt, radiographs, cache)
+                    arrays.flush()
+                    _finish(source, split_N, arrays, corrupt, radiographs.split, cache, work)
+
+
+def _finish(
+    source: Source,
+    split_N: np.ndarray,
+    arrays: SlotArrays,
+    corrupt: Mapping[int, Problem],
+    split: SplitSettings,
+    cache: CacheSettings,
+    work: Path,
+) -> None:
+    """Describe the arrays, and make them the finished cache."""
+    root = WorkFolder(work).caches
+    partial, done_flags = _partial_paths(root, source.key)
     source.check_unchanged()
-    kept = [index for index in range(len(source.table)) if index not in corrupt]
-    doubtful = _doubtful(source, split_N, kept, partial)
-    info = _describe(source, split_N, kept, len(doubtful), partial, radiographs.split, cache)
+    doubtful = [source.problem(index, f"doubtful: {doubt}") for index, doubt in arrays.doubts().items()]
+    kept = np.setdiff1d(np.arange(len(split_N)), [*corrupt])
+    files = {images_file(name): path for name, path in arrays.without(corrupt).items()}
+    info = _describe(source, split_N, kept, len(doubtful), files, partial, split, cache)
+    for name, path in files.items():
+        path.replace(partial / name)
     flush_folder(partial)
     partial.rename(root / source.key)
     flush_folder(root)
@@ -122,13 +147,12 @@ def _remove_partial(folder: Path, done_flags: Path) -> None:
     done_flags.unlink(missing_ok=True)
 
 
-@contextmanager
-def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> Iterator[SlotArrays]:
+def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> SlotArrays:
     """Create or open the unfinished arrays; if there is no room for new ones, leave nothing behind."""
     is_new = not partial.exists()
     make_folder(partial)
     try:
-        arrays = SlotArrays(partial, done_flags, split_N, side_px)
+        return SlotArrays(partial, done_flags, split_N, side_px)
     except OSError as error:
         if is_new:
             _remove_partial(partial, done_flags)
@@ -136,51 +160,41 @@ def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: 
         hint = "free space, or choose another --work folder"
         what = f"no room for the cache ({error.strerror})"
         raise kind_of(error, DataError)(what, got=str(partial.parent), allowed=needed, hint=hint) from None
-    with arrays:
-        yield arrays
 
 
 def _fill_slots(
-    source: Source, arrays: SlotArrays, radiographs: RadiographsSettings, cache: CacheSettings
-) -> dict[int, Problem]:
-    """Fill the empty slots; return the images that cannot be read, if they are few enough."""
-    num_images, todo = len(source.table), arrays.empty_slots
-    corrupt: dict[int, Problem] = {}
-    decoded = decode_images(
-        ((index, source.paths[index]) for index in todo),
-        cache.image_size_px,
-        radiographs.max_image_side_px,
-        cache.num_workers or num_cores(),
-    )
-    with closing(decoded), progress("caching radiographs", num_images, "images") as advance:
-        advance(num_images - len(todo))
-        for index, pixels_or_problem in decoded:
-            if isinstance(pixels_or_problem, str):
-                corrupt[index] = source.problem(index, pixels_or_problem)
-                allowed = radiographs.max_corrupt_fraction
-                if len(corrupt) > allowed * num_images:
-                    raise DataError(
-                        f"{len(corrupt)} of {num_images} images cannot be read; build stopped",
-                        allowed=f"a fraction of {allowed:g} (radiographs.max_corrupt_fraction)",
-                        problems=corrupt.values(),
-                    )
-            else:
-                arrays.write_slot(index, pixels_or_problem)
-            advance(1)
-    return corrupt
+    source: Source,
+    arrays: SlotArrays,
+    parts: Iterable[range],
+    corrupt: dict[int, Problem],
+    radiographs: RadiographsSettings,
+    cache: CacheSettings,
+) -> None:
+    """Fill the empty slots of claimed parts; add images that cannot be read to `corrupt`, if they are few enough."""
+    num_images = len(source.table)
+    with progress("caching radiographs", num_images, "images") as advance:
 
+        def images() -> Iterator[tuple[int, Path]]:
+            for part in parts:
+                todo = [index for index in arrays.empty_slots(part) if index not in corrupt]
+                advance(len(part) - len(todo))
+                yield from ((index, source.paths[index]) for index in todo)
 
-def _doubtful(source: Source, split_N: np.ndarray, kept: Sequence[int], folder: Path) -> list[Problem]:
-    """Return the images that hardly show a radiograph, from the finished arrays: a resumed build decoded only some."""
-    problems = []
-    for place, name in enumerate(SPLITS):
-        members = [index for index in kept if split_N[index] == place]
-        images_NHW = np.load(folder / images_file(name), mmap_mode="r") if members else ()
-        doubts = map(doubt_about, images_NHW)
-        problems += [
-            source.problem(index, f"doubtful: {doubt}") for index, doubt in zip(members, doubts, strict=True) if doubt
-        ]
-    return problems
+        side_px, max_side_px = cache.image_size_px, radiographs.max_image_side_px
+        with closing(decode_images(images(), side_px, max_side_px, cache.num_workers or num_cores())) as decoded:
+            for index, pixels_or_problem in decoded:
+                if isinstance(pixels_or_problem, str):
+                    corrupt[index] = source.problem(index, pixels_or_problem)
+                    allowed = radiographs.max_corrupt_fraction
+                    if len(corrupt) > allowed * num_images:
+                        raise DataError(
+                            f"{len(corrupt)} of {num_images} images cannot be read; build stopped",
+                            allowed=f"a fraction of {allowed:g} (radiographs.max_corrupt_fraction)",
+                            problems=corrupt.values(),
+                        )
+                else:
+                    arrays.write_slot(index, pixels_or_problem)
+                advance(1)
 
 
 def _report_problems(work: Path, problems: list[Problem]) -> None:
@@ -198,14 +212,17 @@ def _report_problems(work: Path, problems: list[Problem]) -> None:
 def _describe(
     source: Source,
     split_N: np.ndarray,
-    kept: Sequence[int],
+    kept: np.ndarray,
     num_doubtful: int,
+    files: Mapping[str, Path],
     folder: Path,
     split: SplitSettings,
     cache: CacheSettings,
 ) -> CacheInfo:
     """Write split table and manifest of finished arrays, which hold the images `kept`; refuse an empty split."""
-    write_atomic(folder / SPLIT_TABLE, split_table_text(_split_rows(source, split_N, kept)))
+    rows_N = _split_rows(source, split_N, kept)
+    write_split_table(folder, rows_N)
+    files = {**files, SPLIT_TABLE: folder / SPLIT_TABLE, SPLIT_ARRAY: folder / SPLIT_ARRAY}
     counts_SZK = _class_counts(source.table.zones_NZ[kept], split_N[kept])
     info = CacheInfo(
         key=source.key,
@@ -213,12 +230,12 @@ def _describe(
         normalisation=cache.normalisation,
         split_seed=split.seed,
         split_shares=(split.train, split.validation, split.test),
-        num_images={name: int((split_N[kept] == place).sum()) for place, name in enumerate(SPLITS)},
-        num_patients=len({source.table.patient_ids[index] for index in kept}),
+        num_images={name: int((rows_N["split"] == place).sum()) for place, name in enumerate(SPLITS)},
+        num_patients=len(np.unique(rows_N["patient_index"])),
         num_corrupt=len(source.table) - len(kept),
         class_counts=dict(zip(SPLITS, counts_SZK.tolist(), strict=True)),
         warnings=(*_data_warnings(source, split_N, kept, num_doubtful), *check_grades(counts_SZK)),
-        files={name: digest_file(folder / name) for name in (SPLIT_TABLE, *map(images_file, SPLITS))},
+        files={name: digest_file(path) for name, path in files.items()},
     )
     for name, num_images in info.num_images.items():
         if num_images == 0:
@@ -235,23 +252,19 @@ def _class_counts(zones_NZ: np.ndarray, split_N: np.ndarray) -> np.ndarray:
     return counts_SZK
 
 
-def _split_rows(source: Source, split_N: np.ndarray, kept: Sequence[int]) -> list[CachedImage]:
+def _split_rows(source: Source, split_N: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Return the rows of the split table in the order of the arrays."""
-    table = source.table
-    patients = {patient: place for place, patient in enumerate(sorted(set(table.patient_ids)))}
-    return [
-        CachedImage(
-            split=SPLITS[split_N[index]],
-            image=pseudonym(table.file_ids[index], source.identity_key),
-            patient=pseudonym(table.patient_ids[index], source.identity_key),
-            patient_index=patients[table.patient_ids[index]],
-            zones=tuple(table.zones_NZ[index].tolist()),
-        )
-        for index in sorted(kept, key=lambda index: (split_N[index], index))
-    ]
+    table, order_N = source.table, kept[np.argsort(split_N[kept], kind="stable")]
+    patients, patient_N = table.patients()
+    pseudonyms = np.array([pseudonym(patient, source.identity_key) for patient in patients], dtype=ROW["patient"])
+    rows_N = np.empty(len(order_N), dtype=ROW)
+    rows_N["split"], rows_N["zones"] = split_N[order_N], table.zones_NZ[order_N]
+    rows_N["image"] = [pseudonym(table.file_ids[index], source.identity_key) for index in order_N.tolist()]
+    rows_N["patient"], rows_N["patient_index"] = pseudonyms[patient_N[order_N]], patient_N[order_N]
+    return rows_N
 
 
-def _data_warnings(source: Source, split_N: np.ndarray, kept: Sequence[int], num_doubtful: int) -> tuple[str, ...]:
+def _data_warnings(source: Source, split_N: np.ndarray, kept: np.ndarray, num_doubtful: int) -> tuple[str, ...]:
     warnings = []
     num_corrupt = len(source.table) - len(kept)
     if num_corrupt:
@@ -261,10 +274,9 @@ def _data_warnings(source: Source, split_N: np.ndarray, kept: Sequence[int], num
         warnings.append(f"{num_doubtful} of {len(source.table)} {what}")
     if not source.table.has_patients:
         warnings.append("no PatientID: images of one patient may be in several splits")
-    splits_of_content: dict[str, set[int]] = defaultdict(set)
-    for index in kept:
-        splits_of_content[source.digests[index].sha256].add(int(split_N[index]))
-    num_shared = sum(len(splits) > 1 for splits in splits_of_content.values())
+    split_of: dict[str, int] = {}
+    contents = ((source.digests[index].sha256, int(split_N[index])) for index in kept.tolist())
+    num_shared = len({sha256 for sha256, split in contents if split_of.setdefault(sha256, split) != split})
     if num_shared:
         warnings.append(f"{num_shared} image files are in several splits, as copies under other names")
     return tuple(warnings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from csi_job.cache.manifest import CachedImage, CacheInfo, images_file, load_info, read_split_table
+from csi_job.cache.manifest import CacheInfo, images_file, load_info, read_split_table
 from csi_job.errors import DataError
+from csi_job.radiographs.split import SPLITS
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -77,7 +77,7 @@ class Cache:
     @property
     def num_patients(self) -> dict[str, int]:
         """Number of patients in each split."""
-        return {name: len({row.patient_index for row in rows}) for name, rows in self._rows.items()}
+        return {name: len(np.unique(rows_N["patient_index"])) for name, rows_N in self._rows.items()}
 
     def split(self, name: SplitName) -> SplitData:
         """Return a split, whose images stay on disk until they are read (a private memory map).
@@ -91,26 +91,24 @@ class Cache:
         return self._splits[name]
 
     @cached_property
-    def _rows(self) -> dict[str, list[CachedImage]]:
-        rows: dict[str, list[CachedImage]] = defaultdict(list)
-        for row in read_split_table(self.folder):
-            rows[row.split].append(row)
-        return rows
+    def _rows(self) -> dict[str, np.ndarray]:
+        rows_N = read_split_table(self.folder, self.info)
+        return {name: rows_N[rows_N["split"] == place] for place, name in enumerate(SPLITS)}
 
     def _load(self, name: SplitName) -> SplitData:
-        rows, side_px = self._rows.get(name, []), self.info.image_size_px
+        rows_N, side_px = self._rows[name], self.info.image_size_px
         damaged = f"{images_file(name)} of the cache is damaged"
         try:
             images_NHW = np.load(self.folder / images_file(name), mmap_mode="c")
         except (OSError, ValueError, EOFError):
             raise DataError(damaged, got=str(self.folder)) from None
-        expected = (len(rows), side_px, side_px)
-        if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows) != self.info.num_images[name]:
+        expected = (len(rows_N), side_px, side_px)
+        if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows_N) != self.info.num_images[name]:
             raise DataError(damaged, got=images_NHW.shape, allowed=f"uint8 {expected}")
         return SplitData(
             images_NHW=torch.from_numpy(images_NHW),
-            zones_NZ=torch.tensor([row.zones for row in rows], dtype=torch.int64),
-            patients_N=torch.tensor([row.patient_index for row in rows], dtype=torch.int64),
-            pseudonyms=tuple(row.image for row in rows),
+            zones_NZ=torch.from_numpy(rows_N["zones"].astype(np.int64)),
+            patients_N=torch.from_numpy(rows_N["patient_index"].astype(np.int64)),
+            pseudonyms=tuple(rows_N["image"].astype(str).tolist()),
             normalisation=self.info.normalisation,
         )

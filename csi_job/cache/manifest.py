@@ -3,25 +3,39 @@
 ```
 <work>/cache/<key>/manifest.json      what it was built from, counts, digests of the other files
 <work>/cache/<key>/split.csv          one row per image: split, pseudonyms of image and patient, zones; no identity
+<work>/cache/<key>/split.npy          the same rows as an array, which takes no parsing; earlier versions wrote none
 <work>/cache/<key>/train.npy          uint8 [N, H, W], rows as in split.csv; likewise validation.npy and test.npy
 ```
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import csv_text, digest_file, digest_json, json_text
+from csi_job.files import digest_file, digest_json, json_text, replacing, write_atomic
+from csi_job.radiographs.identity import PSEUDONYM_LENGTH
 from csi_job.radiographs.split import SPLITS
-from csi_job.radiographs.zones import ZONES
+from csi_job.radiographs.zones import NUM_ZONES, ZONES
 
 FORMAT_VERSION = 1  # part of the content key: raise it when the meaning of the files changes
 MANIFEST = "manifest.json"
 SPLIT_TABLE = "split.csv"
+SPLIT_ARRAY = "split.npy"
+_PSEUDONYM = f"S{PSEUDONYM_LENGTH}"
+ROW = np.dtype(  # `split` is an index into SPLITS, `patient_index` one into all patients of the cache
+    [
+        ("split", "u1"),
+        ("image", _PSEUDONYM),
+        ("patient", _PSEUDONYM),
+        ("patient_index", "<i8"),
+        ("zones", "u1", NUM_ZONES),
+    ]
+)
 _DIGEST_FIELD = "manifest_sha256"
 _SPLIT_COLUMNS = ("split", "image", "patient", "patient_index", *ZONES)
 _REBUILD = "delete the folder and run `csi-job cache build` again"
@@ -46,17 +60,6 @@ class CacheInfo:
     class_counts: dict[str, list[list[int]]]
     warnings: tuple[str, ...]
     files: dict[str, str]
-
-
-@dataclass(frozen=True)
-class CachedImage:
-    """One row of the split table."""
-
-    split: str
-    image: str
-    patient: str
-    patient_index: int
-    zones: tuple[int, ...]
 
 
 def images_file(split: str) -> str:
@@ -109,34 +112,46 @@ def manifest_text(info: CacheInfo) -> str:
     return json_text({"format_version": FORMAT_VERSION, **content, _DIGEST_FIELD: digest_json(content)})
 
 
-def split_table_text(images: list[CachedImage]) -> str:
-    """Return the text of the split table."""
-    rows = ((row.split, row.image, row.patient, row.patient_index, *row.zones) for row in images)
-    return csv_text(_SPLIT_COLUMNS, rows)
+def write_split_table(folder: Path, rows_N: np.ndarray) -> None:
+    """Write the rows of the arrays, in their order, as text and as an array of `ROW`."""
+    columns = (rows_N[name].astype(str).tolist() for name in ("image", "patient"))
+    rows = zip(
+        rows_N["split"].tolist(), *columns, rows_N["patient_index"].tolist(), rows_N["zones"].tolist(), strict=True
+    )
+    lines = [";".join(_SPLIT_COLUMNS)]
+    lines += [";".join((SPLITS[split], *names, *map(str, (index, *zones)))) for split, *names, index, zones in rows]
+    write_atomic(folder / SPLIT_TABLE, "\n".join(lines) + "\n")
+    with replacing(folder / SPLIT_ARRAY) as path, path.open("wb") as file:
+        np.save(file, rows_N)
 
 
-def read_split_table(folder: Path) -> list[CachedImage]:
-    """Read the split table of a finished cache.
+def read_split_table(folder: Path, info: CacheInfo) -> np.ndarray:
+    """Read the rows of a finished cache's arrays, `[N]` of `ROW`.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: they are missing or damaged.
 
     """
-    damaged = DataError(f"{SPLIT_TABLE} of the cache is damaged", got=str(folder), hint=_REBUILD)
+    name = SPLIT_ARRAY if SPLIT_ARRAY in info.files else SPLIT_TABLE
     try:
-        with (folder / SPLIT_TABLE).open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, delimiter=";")
-        images = [
-            CachedImage(split, image, patient, int(index), tuple(map(int, zones)))
-            for split, image, patient, index, *zones in rows
-        ]
+        if digest_file(folder / name) != info.files.get(name):
+            raise DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+        rows_N: np.ndarray = (
+            np.load(folder / name, mmap_mode="r") if name == SPLIT_ARRAY else _parse_rows(folder / name)
+        )
     except OSError as error:
-        raise DataError(f"{SPLIT_TABLE} of the cache cannot be read ({error.strerror})", hint=_REBUILD) from None
-    except (ValueError, csv.Error):
-        raise damaged from None
-    if tuple(header) != _SPLIT_COLUMNS:
-        raise damaged
-    return images
+        raise DataError(f"{name} of the cache cannot be read ({error.strerror})", hint=_REBUILD) from None
+    except (ValueError, EOFError):
+        raise DataError(f"{name} of the cache is damaged", got=str(folder), hint=_REBUILD) from None
+    return rows_N
+
+
+def _parse_rows(path: Path) -> np.ndarray:
+    """Read the rows of a cache without array; raise ValueError for other text."""
+    with path.open(encoding="ascii") as file:
+        if file.readline().rstrip().split(";") != list(_SPLIT_COLUMNS):
+            raise ValueError(path)
+        return np.loadtxt(file, ROW, delimiter=";", converters={0: SPLITS.index}, ndmin=1)
 
 
 def verify_cache(folder: Path) -> None:
@@ -147,7 +162,7 @@ def verify_cache(folder: Path) -> None:
 
     """
     info = load_info(folder)
-    for name in (SPLIT_TABLE, *(images_file(split) for split in SPLITS)):
+    for name in sorted({SPLIT_TABLE, *map(images_file, SPLITS), *info.files}):
         with explain_os_errors(f"{name} of the cache cannot be read", folder, kind=DataError, hint=_REBUILD):
             digest = digest_file(folder / name)
         if digest != info.files.get(name):

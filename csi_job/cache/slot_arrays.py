@@ -1,4 +1,4 @@
-"""The arrays of an unfinished cache: one slot per image, filled in any order, resumed after a kill."""
+"""The arrays of an unfinished cache: one slot per image, filled in any order and by several processes at once."""
 
 from __future__ import annotations
 
@@ -6,29 +6,39 @@ import errno
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from csi_job.cache.manifest import images_file
-from csi_job.files import open_private, replacing
+from csi_job.files import lock_range, open_private, replacing, unlock_ranges
+from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.split import SPLITS
 
 _FLUSH_EVERY_S = 2.0  # the most a kill can cost
+_PART = 32  # slots that a process claims at once
+_FILLED, _DOUBTFUL, _UNSEEN = 2, 3, 1  # done flags; the last by an earlier version, which did not look for doubts
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that cannot reserve space
 
 
 class SlotArrays:
     """One uint8 `[N, side, side]` array file per split, and one done flag per slot.
 
-    A flag is written only after its pixels were flushed to disk, so flags hold even after a power failure. Disk space
-    is reserved first: a full disk shows before hours of decoding.
+    A process locks the flags of the slots that it fills, so its death frees them for others. A flag is written only
+    after its pixels were flushed to disk, so flags hold even after a power failure. Disk space is reserved first: a
+    full disk shows before hours of decoding.
     """
 
     def __init__(self, folder: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> None:
-        """Open or create the files; `done_flags` holds one byte per image, `split_N` the split of each, 0-2.
+        """Open or create the files; no other process may be doing so.
+
+        Args:
+            folder: of the arrays.
+            done_flags: file with one byte per image.
+            split_N: the split of each image, 0-2.
+            side_px: width and height of the images.
 
         Raises:
             OSError: the disk is full or cannot be written.
@@ -39,12 +49,12 @@ class SlotArrays:
         self._slot_N = _slots(split_N)
         self._num_bytes = side_px * side_px
         self._files: list[int] = []
-        self._done_flags = open_private(done_flags)
+        self._flags_path, self._done_flags = done_flags, open_private(done_flags)
         self._done_N = np.zeros(len(split_N), dtype=np.uint8)
-        stored = np.frombuffer(os.pread(self._done_flags, len(split_N), 0), dtype=np.uint8)
-        self._done_N[: len(stored)] = stored
+        self._changed_parts: set[int] = set()
         self._flushed = time.monotonic()
         try:
+            os.utime(self._done_flags)  # not abandoned
             for split, name in enumerate(SPLITS):
                 self._files.append(self._open(split, folder / images_file(name)))
         except BaseException:
@@ -56,40 +66,93 @@ class SlotArrays:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Flush what is there and close the files."""
+        """Flush what is there and close the files, which lets other processes fill what is left."""
         try:
             self.flush()
         finally:
             self._close()
 
-    @property
-    def empty_slots(self) -> list[int]:
-        """Indices of the images that have not been decoded yet."""
-        return np.flatnonzero(self._done_N == 0).tolist()
+    def claim_parts(self) -> Iterator[range]:
+        """Claim some slots after others, each part as soon as it is asked for, without those of other processes."""
+        for start in range(0, len(self._split_N), _PART):
+            part = range(start, min(start + _PART, len(self._split_N)))
+            if lock_range(self._done_flags, self._flags_path, start, len(part)):
+                if not self._is_current():
+                    return
+                self._load_flags(part)
+                yield part
+
+    def claim_all(self) -> bool:
+        """Claim all slots, waiting for other processes; return whether the files are still those that were opened."""
+        waiting = "other processes are still decoding images of this cache; waiting for them"
+        lock_range(self._done_flags, self._flags_path, 0, 0, waiting)
+        self._load_flags(range(len(self._split_N)))
+        return self._is_current()
+
+    def release(self) -> None:
+        """Flush, and let other processes claim the slots."""
+        self.flush()
+        unlock_ranges(self._done_flags)
+
+    def empty_slots(self, part: range) -> list[int]:
+        """Return those of the claimed images that have not been decoded yet."""
+        return [index for index in part if not self._done_N[index]]
 
     def write_slot(self, index: int, pixels_HW: np.ndarray) -> None:
-        """Write the pixels of an image; they are safe after the next flush."""
-        offset = len(_header(0, self._side_px)) + int(self._slot_N[index]) * self._num_bytes
-        _write_at(self._files[self._split_N[index]], np.ascontiguousarray(pixels_HW).tobytes(), offset)
-        self._done_N[index] = 1
+        """Write the pixels of a claimed image; they are safe after the next flush."""
+        _write_at(self._files[self._split_N[index]], np.ascontiguousarray(pixels_HW).tobytes(), self._offset(index))
+        self._done_N[index] = _DOUBTFUL if doubt_about(pixels_HW) else _FILLED
+        self._changed_parts.add(index // _PART)
         if time.monotonic() - self._flushed > _FLUSH_EVERY_S:
             self.flush()
+
+    def doubts(self) -> dict[int, str]:
+        """Return which images hardly show a radiograph, and why."""
+        doubts = {}
+        for index in np.flatnonzero((self._done_N == _DOUBTFUL) | (self._done_N == _UNSEEN)).tolist():
+            pixels = os.pread(self._files[self._split_N[index]], self._num_bytes, self._offset(index))
+            doubts[index] = doubt_about(np.frombuffer(pixels, np.uint8))
+        return {index: doubt for index, doubt in doubts.items() if doubt}
 
     def flush(self) -> None:
         """Flush the pixels to disk, then the flags."""
         for descriptor in self._files:
             os.fsync(descriptor)
-        _write_at(self._done_flags, self._done_N.tobytes(), 0)
+        for part in self._changed_parts:
+            start = part * _PART
+            _write_at(self._done_flags, self._done_N[start : start + _PART].tobytes(), start)
+        self._changed_parts.clear()
         os.fsync(self._done_flags)
         self._flushed = time.monotonic()
 
-    def remove_slots(self, indices: Sequence[int]) -> None:
-        """Remove images: the arrays concerned are copied without their slots, and replaced."""
+    def without(self, indices: Iterable[int]) -> dict[str, Path]:
+        """Return the array file of each split; one that loses these images is a copy beside the original."""
         removed_N = np.zeros(len(self._split_N), dtype=bool)
         removed_N[list(indices)] = True
-        for split in np.unique(self._split_N[removed_N]):
-            kept = self._slot_N[(self._split_N == split) & ~removed_N]
-            self._copy(self._folder / images_file(SPLITS[split]), self._files[split], np.sort(kept))
+        files = {}
+        for split, name in enumerate(SPLITS):
+            is_member_N = self._split_N == split
+            files[name] = self._folder / images_file(name)
+            if removed_N[is_member_N].any():
+                files[name] = files[name].with_suffix(".kept")
+                self._copy(files[name], self._files[split], np.sort(self._slot_N[is_member_N & ~removed_N]))
+        return files
+
+    def _offset(self, index: int) -> int:
+        return len(_header(0, self._side_px)) + int(self._slot_N[index]) * self._num_bytes
+
+    def _load_flags(self, part: range) -> None:
+        """Read the flags of slots that were just claimed; others may have filled them."""
+        stored = np.frombuffer(os.pread(self._done_flags, len(part), part.start), np.uint8)
+        self._done_N[part.start : part.start + len(stored)] = stored
+
+    def _is_current(self) -> bool:
+        """Return whether the arrays are still where they were opened, and not of a finished cache, or new ones."""
+        try:
+            found = [(self._folder / images_file(name)).stat().st_ino for name in SPLITS]
+        except OSError:
+            return False
+        return found == [os.fstat(descriptor).st_ino for descriptor in self._files]
 
     def _close(self) -> None:
         for descriptor in (*self._files, self._done_flags):
@@ -101,8 +164,12 @@ class SlotArrays:
         header = _header(num_slots, self._side_px)
         length = len(header) + num_slots * self._num_bytes
         if not path.exists() or path.stat().st_size != length:
-            path.unlink(missing_ok=True)
+            self.claim_all()
             self._done_N[self._split_N == split] = 0
+            _write_at(self._done_flags, self._done_N.tobytes(), 0)
+            os.fsync(self._done_flags)
+            path.unlink(missing_ok=True)
+            unlock_ranges(self._done_flags)
         descriptor = open_private(path)
         try:
             _reserve(descriptor, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ _SYSTEM_NAMES = {  # in lower case
 }
 
 MISSING = "no image of this name"
+_ROOT = PurePosixPath()
+_MAY_NAME_FOLDERS = re.compile(r".*[/\\:]|\.{0,2}$", re.DOTALL)  # a path costs more than a name
 _Listing = dict[str, list[tuple[str, bool]]]  # by identifier: file names, and whether they are links
 
 
@@ -36,7 +39,7 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         """List the folder; raise `OSError` if it cannot be read."""
         self._root = folder.resolve(strict=True)
-        self._listings: dict[PurePosixPath, _Listing] = {PurePosixPath(): _list_folder(self._root)}
+        self._listings: dict[PurePosixPath, _Listing] = {_ROOT: _list_folder(self._root)}
         self._numeric_names: NumericNames | None = None
 
     def find(self, file_id: str) -> Path | str:
@@ -44,29 +47,32 @@ class ImageFolder:
 
         An identifier without a subfolder also stands for the only image of this name in any subfolder.
         """
-        if _leaves_folder(file_id):
-            return "the FileID leaves the folder of images"
-        place = PurePosixPath(file_id)
-        entries = self._listing(place.parent).get(_composed(place.name), [])
+        parent, name = _ROOT, file_id
+        if _MAY_NAME_FOLDERS.match(file_id):
+            if _leaves_folder(file_id):
+                return "the FileID leaves the folder of images"
+            place = PurePosixPath(file_id)
+            parent, name = place.parent, place.name
+        entries = self._listing(parent).get(_composed(name), [])
         if not entries:
-            return self._find_below(place) if place.parent == PurePosixPath() else MISSING
+            return self._find_below(name) if parent == _ROOT else MISSING
         if len(entries) > 1:
             entries = [entry for entry in entries if not _is_newer(entry[0])] or entries
         if len(entries) > 1:
-            endings = sorted(name[len(place.name) :] or "no ending" for name, _ in entries)
+            endings = sorted(found[len(name) :] or "no ending" for found, _ in entries)
             return f"several images of this name ({', '.join(endings)})"
-        name, is_link = entries[0]
-        path = self._root / place.parent / name
+        found, is_link = entries[0]
+        path = self._root.joinpath(parent, found)
         return self._follow(path) if is_link else path
 
     def could_be(self, file_id: str) -> list[str]:
         """Return the identifiers of images that a spreadsheet may have turned into this one."""
         if self._numeric_names is None:
-            self._numeric_names = NumericNames((*self._listings[PurePosixPath()], *self._below))
+            self._numeric_names = NumericNames((*self._listings[_ROOT], *self._below))
         return self._numeric_names.could_be(file_id)
 
-    def _find_below(self, place: PurePosixPath) -> Path | str:
-        found = self._below.get(_composed(place.name), [])
+    def _find_below(self, name: str) -> Path | str:
+        found = self._below.get(_composed(name), [])
         if len(found) > 1:
             hint = "write the sub-folder in the FileID: sub-folder/name"
             return f"{MISSING} in the folder, but {len(found)} in its sub-folders; {hint}"
@@ -125,7 +131,8 @@ def _list_folder(folder: Path) -> _Listing:
 
 
 def _stem(name: str) -> str:
-    extension = next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
+    folded = name.casefold()
+    extension = next((known for known in EXTENSIONS if folded.endswith(known)), "")
     return name[: len(name) - len(extension)]
 
 

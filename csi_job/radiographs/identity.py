@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -17,8 +16,8 @@ _KEY_BYTES = 32
 
 def pseudonym(identifier: str, key: bytes) -> str:
     """Return 12 hexadecimal digits for an identifier, which cannot be reversed without the key."""
-    digest = hmac.new(key, identifier.encode("utf-8", "surrogatepass"), hashlib.sha256)
-    return digest.hexdigest()[:PSEUDONYM_LENGTH]
+    digest = hmac.digest(key, identifier.encode("utf-8", "surrogatepass"), "sha256")
+    return digest.hex()[:PSEUDONYM_LENGTH]
 
 
 def load_key(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from csi_job.errors import DataError
 from csi_job.files import digest
 from csi_job.radiographs.settings import SplitSettings
 from csi_job.radiographs.table import LabelTable
-from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, UNKNOWN, ZONES
+from csi_job.radiographs.zones import NUM_CLASSES, UNKNOWN, ZONES
 
 SPLITS = ("train", "validation", "test")
 _SPLITS_THAT_NEED_GRADES = SPLITS[:2]
@@ -34,13 +34,13 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
         DataError: too few patients for three splits.
 
     """
-    patients, patient_of_image_N = np.unique(np.array(table.patient_ids, dtype=object), return_inverse=True)
+    patients, patient_of_image_N = table.patients()
     shares_S = np.array([settings.train, settings.validation, settings.test])
     room_S = _patients_per_split(len(patients), shares_S)
     labels_PL = _patient_labels(table.zones_NZ, patient_of_image_N, len(patients))
-    order = sorted(range(len(patients)), key=lambda p: digest(f"{settings.seed}:{patients[p]}"))
-    split_P = _stratify(labels_PL, order, shares_S, room_S)
-    return split_P[patient_of_image_N].astype(np.int8)
+    order_P = sorted(range(len(patients)), key=[digest(f"{settings.seed}:{p}") for p in patients].__getitem__)
+    split_N: np.ndarray = _stratify(labels_PL, np.array(order_P), shares_S, room_S.tolist())[patient_of_image_N]
+    return split_N
 
 
 def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
@@ -99,32 +99,37 @@ def _patient_labels(zones_NZ: np.ndarray, patient_of_image_N: np.ndarray, num_pa
     """Count each patient's images by label: zone by (score 0-3, graded), `[P, 30]`."""
     scores_NZK = zones_NZ[..., None] == np.arange(NUM_CLASSES)
     scores_NZK[..., UNKNOWN] = ~scores_NZK[..., UNKNOWN]  # the last of each zone: graded at all
-    labels_PL = np.zeros((num_patients, NUM_ZONES * NUM_CLASSES), dtype=np.int64)
-    np.add.at(labels_PL, patient_of_image_N, scores_NZK.reshape(len(zones_NZ), -1))
-    return labels_PL
+    labels_LN = scores_NZK.reshape(len(zones_NZ), -1).T
+    counts_LP = [np.bincount(patient_of_image_N[has_N], minlength=num_patients) for has_N in labels_LN]
+    return np.stack(counts_LP, axis=1)
 
 
-def _stratify(labels_PL: np.ndarray, order: Sequence[int], shares_S: np.ndarray, room_S: np.ndarray) -> np.ndarray:
-    """Deal the patients out, the rarest label first; `order` breaks ties."""
-    split_P = np.full(len(labels_PL), -1)
-    wanted_SL = shares_S[:, None] * labels_PL.sum(axis=0)
+def _stratify(labels_PL: np.ndarray, order_P: np.ndarray, shares_S: np.ndarray, room_S: list[int]) -> np.ndarray:
+    """Deal the patients out, the rarest label first; `order_P` breaks ties."""
+    split_P = np.full(len(labels_PL), -1, dtype=np.int8)
     left_L = labels_PL.sum(axis=0)
-    room_S = room_S.copy()
-
-    def assign(patient: int, wanted_S: np.ndarray) -> None:
-        open_S = np.where(room_S > 0, wanted_S, -np.inf)
-        split = max(np.flatnonzero(open_S == open_S.max()), key=lambda s: room_S[s])
-        split_P[patient] = split
-        room_S[split] -= 1
-        wanted_SL[split] -= labels_PL[patient]
-        left_L[:] -= labels_PL[patient]
-
+    wanted_SL = shares_S[:, None] * left_L
     while left_L.any():
         label = np.where(left_L > 0, left_L, np.iinfo(np.int64).max).argmin()
-        holders = [p for p in order if split_P[p] < 0 and labels_PL[p, label]]
-        for patient in sorted(holders, key=lambda p: -labels_PL[p, label]):
-            assign(patient, wanted_SL[:, label])
-    for patient in order:  # patients with no graded zone at all
-        if split_P[patient] < 0:
-            assign(patient, room_S.astype(float))
+        holders = order_P[(split_P[order_P] < 0) & (labels_PL[order_P, label] > 0)]
+        holders = holders[np.argsort(-labels_PL[holders, label], kind="stable")]
+        chosen = np.array(_deal(labels_PL[holders, label].tolist(), wanted_SL[:, label].tolist(), room_S), np.int8)
+        split_P[holders] = chosen
+        for split, wanted_L in enumerate(wanted_SL):  # one patient after the other, as floating point numbers round
+            dealt_PL = labels_PL[holders[chosen == split]]
+            wanted_SL[split] = np.subtract.reduce(np.concatenate([wanted_L[None], dealt_PL]), axis=0)
+        left_L -= labels_PL[holders].sum(axis=0)
+    ungraded = order_P[split_P[order_P] < 0]
+    split_P[ungraded] = _deal([1] * len(ungraded), [float(room) for room in room_S], room_S)
     return split_P
+
+
+def _deal(counts: Sequence[int], wanted_S: list[float], room_S: list[int]) -> list[int]:
+    """Give each patient, who has so many of a label, to the split with room that wants the label most."""
+    chosen = []
+    for count in counts:
+        split = max(range(len(room_S)), key=lambda s: (wanted_S[s] if room_S[s] else -math.inf, room_S[s]))
+        wanted_S[split] -= count
+        room_S[split] -= 1
+        chosen.append(split)
+    return chosen

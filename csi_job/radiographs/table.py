@@ -8,9 +8,10 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class LabelTable:
 
     def sorted_by_file(self) -> LabelTable:
         """Return the table with its rows in the order of their FileIDs."""
-        order = sorted(range(len(self)), key=lambda index: self.file_ids[index])
+        order = sorted(range(len(self)), key=self.file_ids.__getitem__)
         return replace(
             self,
             file_ids=tuple(self.file_ids[index] for index in order),
@@ -69,6 +70,12 @@ class LabelTable:
             rows=tuple(self.rows[index] for index in order),
             zones_NZ=self.zones_NZ[order],
         )
+
+    def patients(self) -> tuple[list[str], np.ndarray]:
+        """Return the patients, sorted, and the place of each image's patient among them, int64 `[N]`."""
+        patients = sorted(set(self.patient_ids))
+        places = {patient: place for place, patient in enumerate(patients)}
+        return patients, np.fromiter(map(places.__getitem__, self.patient_ids), np.int64, len(self))
 
 
 def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
@@ -81,44 +88,78 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
             in its `problems`, with row and column.
 
     """
-    lines = _Lines(_read_text(path))
-    columns = lines.columns
+    text = _read_text(path)
+    table = _read_columns(_Lines(text), settings.unknown_values)
+    if table is None:
+        raise _refusal(_find_problems(_Lines(text), settings.unknown_values), settings.unknown_values)
+    if not len(table):
+        raise DataError("the label table has a header but no rows")
+    return table
+
+
+def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable | None:
+    """Read a table by columns; return None if it has a problem, which is found row by row."""
+    has_patients = PATIENT_COLUMN in lines.columns
+    names = (FILE_COLUMN, PATIENT_COLUMN if has_patients else FILE_COLUMN, *ZONES)
+    wanted = itemgetter(*(lines.columns[name] for name in names))
+    numbers, picked = [], []
+    for number, cells in lines:
+        if len(cells) < lines.num_columns:
+            return None
+        numbers.append(number)
+        picked.append(wanted(cells))
+    columns = list(zip(*picked, strict=True)) or [()] * len(names)
+    file_ids = tuple(map(_clean_id, columns[0]))
+    patient_ids = tuple(map(_clean_id, columns[1])) if has_patients else file_ids
+    scores = {cell: _read_score(cell, unknown_values) for cell in set().union(*columns[2:])}
+    if (
+        None in scores.values()
+        or not all(_are_sound(identifiers) for identifiers in (file_ids, patient_ids))
+        or len(set(file_ids)) < len(file_ids)
+        or (has_patients and _merged_patients(list(zip(numbers, file_ids, patient_ids, strict=True))))
+    ):
+        return None
+    zones_ZN = [np.fromiter(map(scores.__getitem__, column), np.int8, len(numbers)) for column in columns[2:]]
+    return LabelTable(file_ids, patient_ids, tuple(numbers), np.stack(zones_ZN, axis=1), has_patients)
+
+
+def _find_problems(lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
+    """Return what is wrong with a table, in the order of its rows."""
     problems: list[Problem] = []
-    rows: list[_Row] = []
+    sound: list[tuple[int, str, str]] = []
     first_rows: dict[str, int] = {}
     for row_number, cells in lines:
-        row = _read_row(row_number, cells, columns, settings, problems)
-        if row is None:
+        found = _row_problems(row_number, cells, lines, unknown_values)
+        problems += found
+        if found:
             continue
-        first = first_rows.setdefault(row.file_id, row_number)
+        file_id = _clean_id(cells[lines.columns[FILE_COLUMN]])
+        first = first_rows.setdefault(file_id, row_number)
         if first != row_number:
             what = f"duplicate FileID (first in row {first})"
-            what += f"; {_SHORTENED}" if lost_digits(row.file_id) else ""
-            problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=row.file_id))
-        rows.append(row)
-    problems += _merged_patients(rows) if PATIENT_COLUMN in columns else []
-    if problems:
-        raise _refusal(problems, settings.unknown_values)
-    if not rows:
-        raise DataError("the label table has a header but no rows")
-    return LabelTable(
-        file_ids=tuple(row.file_id for row in rows),
-        patient_ids=tuple(row.patient_id for row in rows),
-        rows=tuple(row.number for row in rows),
-        zones_NZ=np.array([row.scores for row in rows], dtype=np.int8),
-        has_patients=PATIENT_COLUMN in columns,
-    )
+            what += f"; {_SHORTENED}" if lost_digits(file_id) else ""
+            problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=file_id))
+        sound.append((row_number, file_id, _clean_id(cells[lines.columns.get(PATIENT_COLUMN, 0)])))
+    return problems + (_merged_patients(sound) if PATIENT_COLUMN in lines.columns else [])
 
 
-def _merged_patients(rows: Sequence[_Row]) -> list[Problem]:
-    """Refuse numbers that lost digits and stand for several images, perhaps of several patients."""
-    long = [row.patient_id for row in rows if row.patient_id.isdecimal() and len(row.patient_id) > EXACT_DIGITS]
+def _merged_patients(rows: Sequence[tuple[int, str, str]]) -> list[Problem]:
+    """Refuse numbers that lost digits and stand for several images, perhaps of several patients.
+
+    `rows` are the number, FileID and PatientID of each.
+    """
+    counts = Counter(patient_id for _, _, patient_id in rows)
+    long = [patient_id for patient_id in counts if patient_id.isdecimal() and len(patient_id) > EXACT_DIGITS]
     all_cut = all(map(lost_digits, long))  # by chance, one in ten ends with a zero
-    counts = Counter(row.patient_id for row in rows)
+    merged = {
+        patient_id
+        for patient_id, count in counts.items()
+        if count > 1 and (is_scientific(patient_id) or (all_cut and lost_digits(patient_id)))
+    }
     return [
-        Problem(f"{_SHORTENED}, which may merge patients", row=row.number, column=PATIENT_COLUMN, file_id=row.file_id)
-        for row in rows
-        if counts[row.patient_id] > 1 and (is_scientific(row.patient_id) or (all_cut and lost_digits(row.patient_id)))
+        Problem(f"{_SHORTENED}, which may merge patients", row=number, column=PATIENT_COLUMN, file_id=file_id)
+        for number, file_id, patient_id in rows
+        if patient_id in merged
     ]
 
 
@@ -140,14 +181,6 @@ def _refusal(problems: Sequence[Problem], unknown_values: Sequence[str]) -> Data
     words = ", ".join(map(repr, likely))
     hint = f"if {words} means unknown, set radiographs: {{unknown_values: {values}}} in a --config file"
     return DataError(what, allowed=allowed, hint=hint, problems=problems)
-
-
-@dataclass(frozen=True)
-class _Row:
-    number: int
-    file_id: str
-    patient_id: str
-    scores: tuple[int, ...]
 
 
 class _Lines:
@@ -177,43 +210,31 @@ class _Lines:
     def _next_cells(self) -> list[str] | None:
         try:
             for cells in self._reader:
-                if any(cell.strip() for cell in cells):
+                if any(map(str.strip, cells)):
                     return cells
         except csv.Error as error:
             raise DataError(f"line {self._reader.line_num} of the label table is malformed ({error})") from None
         return None
 
 
-def _read_row(
-    number: int,
-    cells: Sequence[str],
-    columns: Mapping[str, int],
-    settings: RadiographsSettings,
-    problems: list[Problem],
-) -> _Row | None:
-    """Return the row, or None after adding what is wrong with it to `problems`."""
-    if len(cells) <= max(columns.values()):
-        what = f"{_counted(len(cells), 'cell')}, the header has its columns up to cell {max(columns.values()) + 1}"
-        problems.append(Problem(what, row=number))
-        return None
-    file_id = _clean_id(cells[columns[FILE_COLUMN]])
+def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
+    if len(cells) < lines.num_columns:
+        what = f"{_counted(len(cells), 'cell')}, the header has its columns up to cell {lines.num_columns}"
+        return [Problem(what, row=number)]
+    file_id = _clean_id(cells[lines.columns[FILE_COLUMN]])
     named = "".join(character if character.isprintable() else "?" for character in file_id)
-    found = len(problems)
-    _check_id(file_id, number, FILE_COLUMN, named, problems)
-    patient_id = file_id
-    if PATIENT_COLUMN in columns:
-        patient_id = _clean_id(cells[columns[PATIENT_COLUMN]])
-        _check_id(patient_id, number, PATIENT_COLUMN, named, problems)
-    scores = []
+    columns = [column for column in (FILE_COLUMN, PATIENT_COLUMN) if column in lines.columns]
+    problems = [
+        Problem(what, row=number, column=column, file_id=named)
+        for column in columns
+        if (what := _id_problem(_clean_id(cells[lines.columns[column]])))
+    ]
     for zone in ZONES:
-        score = _read_score(cells[columns[zone]], settings.unknown_values)
-        if score is None:
-            cell = cells[columns[zone]].strip()
+        cell = cells[lines.columns[zone]].strip()
+        if _read_score(cell, unknown_values) is None:
             what = f"not a valid score: {_shown(cell)}"
             problems.append(_WrongScore(what, row=number, column=zone, file_id=named, cell=cell))
-        else:
-            scores.append(score)
-    return None if len(problems) > found else _Row(number, file_id, patient_id, tuple(scores))
+    return problems
 
 
 @lru_cache(maxsize=1024)  # a table has few different cells of scores, and many of them
@@ -227,16 +248,22 @@ def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
 
 def _clean_id(cell: str) -> str:
     """Return the identifier as file names write it: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
-    identifier = unicodedata.normalize("NFC", cell.strip())
-    return identifier[:-2] if _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
+    identifier = cell.strip()
+    if not identifier.isascii():
+        identifier = unicodedata.normalize("NFC", identifier)
+    return identifier[:-2] if identifier.endswith(".0") and _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
 
 
-def _check_id(identifier: str, number: int, column: str, named: str, problems: list[Problem]) -> None:
+def _are_sound(identifiers: Sequence[str]) -> bool:
+    text = "".join(identifiers)
+    return all(identifiers) and (text.isprintable() or not any(map(_id_problem, set(text))))
+
+
+def _id_problem(identifier: str) -> str:
     if not identifier:
-        problems.append(Problem("blank", row=number, column=column, file_id=named))
-    elif not identifier.isprintable() and any(unicodedata.category(character) in _CONTROLS for character in identifier):
-        what = "control characters in the identifier"
-        problems.append(Problem(what, row=number, column=column, file_id=named))
+        return "blank"
+    has_controls = any(unicodedata.category(character) in _CONTROLS for character in identifier)
+    return "control characters in the identifier" if has_controls else ""
 
 
 def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:

@@ -259,7 +259,7 @@ def slowed(seconds: float) -> str:
 
 
 def num_done(work: Path) -> int:
-    return sum(sum(path.read_bytes()) for path in (work / "cache").glob(".*.marks"))
+    return sum(sum(map(bool, path.read_bytes())) for path in (work / "cache").glob(".*.marks"))
 
 
 def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: StartBuild, tmp_path: Path) -> None:
@@ -275,25 +275,38 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: St
     assert all(name.startswith(".") for name in finished(tmp_path / "work"))
 
 
-def test_two_builders_at_once_make_one_cache(start_build: StartBuild, tmp_path: Path) -> None:
-    may_finish = tmp_path / "may finish"
-    first = start_build(
-        "import time; flush = arrays.SlotArrays.flush\n"
-        "def flush_later(self):\n"
-        f"    while not Path({str(may_finish)!r}).exists(): time.sleep(0.01)\n"
-        "    flush(self)\n"
-        "arrays.SlotArrays.flush = flush_later"
+def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(
+    start_build: StartBuild, radiographs: RadiographsSettings, tmp_path: Path
+) -> None:
+    work, marks = tmp_path / "work", tmp_path / "marks"
+    marks.mkdir()
+    shared = (
+        "import os, time; arrays._PART, arrays._FLUSH_EVERY_S = 4, 0; write_slot = arrays.SlotArrays.write_slot\n"
+        "def write(self, index, pixels):\n"
+        "    write_slot(self, index, pixels)\n"
+        "    print(index, flush=True)\n"
+        f"    Path({str(marks)!r}, str(os.getpid())).touch()\n"
+        f"    while len(os.listdir({str(marks)!r})) < 3: time.sleep(0.01)\n"
+        "    if {hangs}: time.sleep(1000)\n"
+        "arrays.SlotArrays.write_slot = write"
     )
-    wait_until(lambda: any((tmp_path / "work" / "cache").glob(".*.partial")))
-    second = start_build("import csi_job.cache.build as b; b.decode_images = None  # it would fail if it decoded")
-    try:
-        assert any("another process is building cache" in line for line in second.stderr)
-    finally:
-        may_finish.touch()
-    outputs = [process.communicate()[0] for process in (first, second)]
-    assert [process.returncode for process in (first, second)] == [0, 0]
-    assert outputs[0] == outputs[1]
-    assert finished(tmp_path / "work") == [outputs[0].strip()]
+    builds = [start_build(shared.replace("{hangs}", str(number == 2))) for number in range(3)]
+    wait_until(lambda: num_done(work) >= NUM_IMAGES - 3)  # all but what the one that hangs has claimed
+    assert all(name.startswith(".") for name in finished(work))
+    builds[2].kill()
+    outputs = [build.communicate()[0].split() for build in builds]
+    assert [build.returncode for build in builds] == [0, 0, -9]
+    keys = {output.pop() for output in outputs[:2]}
+    decoded = [set(map(int, output)) for output in outputs]
+    assert all(decoded)
+    assert decoded[0] | decoded[1] | decoded[2] == set(range(NUM_IMAGES))
+    assert not decoded[0] & decoded[1]
+    assert finished(work) == sorted(keys)
+    alone = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "alone")
+    shutil.copy(work / "cache" / "identity.key", tmp_path / "alone" / "cache")
+    assert alone.name in keys
+    for name in ("train.npy", "validation.npy", "test.npy"):
+        assert (work / "cache" / alone.name / name).read_bytes() == (alone / name).read_bytes()
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])

@@ -13,6 +13,7 @@ import pytest
 from csi_job.cache import key as content
 from csi_job.cache.key import DigestIndex, ImageDigest
 from csi_job.cache.settings import CacheSettings
+from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable
 
@@ -44,7 +45,7 @@ def num_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def digest(paths: list[Path], tmp_path: Path) -> list[str]:
-    return [digest.sha256 for digest in DigestIndex(tmp_path / "digests.json", KEY).digest(paths)]
+    return [digest.sha256 for digest in DigestIndex(tmp_path, KEY).digest(paths)]
 
 
 def test_digests_are_those_of_the_content_in_order(paths: list[Path], tmp_path: Path) -> None:
@@ -79,16 +80,41 @@ def test_files_changed_just_now_are_not_trusted(paths: list[Path], tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 3}', '{"a": [1]}'])
 def test_a_damaged_index_costs_only_time(paths: list[Path], tmp_path: Path, num_read: list[Path], text: str) -> None:
-    (tmp_path / "digests.json").write_text(text)
+    for name in ("digests.json", "digests.bin"):
+        (tmp_path / name).write_text(text)
     digest(paths, tmp_path)
     digest(paths, tmp_path)
     assert len(num_read) == 5
 
 
-def test_the_index_names_no_file(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
-    digest(paths, tmp_path)
+def test_the_index_names_no_file_and_grows_by_what_is_new(
+    paths: list[Path], tmp_path: Path, num_read: list[Path]
+) -> None:
+    digest(paths[:3], tmp_path)
+    first = (tmp_path / "digests.bin").read_bytes()
+    with (tmp_path / "digests.bin").open("ab") as file:
+        file.write(b"part of a record")  # as a killed process leaves it
+    assert digest(paths, tmp_path) == digest(paths, tmp_path)
+    content = (tmp_path / "digests.bin").read_bytes()
+    assert content.startswith(first)
+    assert len(content) == 5 * 49
     assert len(num_read) == 5
-    assert ".png" not in (tmp_path / "digests.json").read_text()
+    assert b".png" not in content
+
+
+def test_the_index_of_version_0_1_0_is_taken_over(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+    def entry(path: Path) -> list[object]:
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, "5a" * 32, 2]
+
+    earlier = {pseudonym(str(path), KEY): entry(path) for path in paths[:4]}
+    earlier[pseudonym(str(paths[0]), KEY)][0] = 17
+    (tmp_path / "digests.json").write_text(json.dumps(earlier))
+    found = DigestIndex(tmp_path, KEY).digest(paths)
+    assert num_read == [paths[0], paths[4]]
+    assert [(digest.sha256, digest.reader) for digest in found[1:4]] == [("5a" * 32, 2)] * 3
+    (tmp_path / "digests.json").unlink()
+    assert DigestIndex(tmp_path, KEY).digest(paths) == found
 
 
 def test_an_unreadable_file_has_its_own_digest(paths: list[Path], tmp_path: Path) -> None:
@@ -99,7 +125,7 @@ def test_an_unreadable_file_has_its_own_digest(paths: list[Path], tmp_path: Path
 def test_a_folder_that_cannot_be_written_costs_only_time(
     paths: list[Path], tmp_path: Path, num_read: list[Path]
 ) -> None:
-    index = DigestIndex(tmp_path / "missing" / "digests.json", KEY)
+    index = DigestIndex(tmp_path / "missing", KEY)
     assert len(index.digest(paths)) == len(num_read) == 5
 
 
@@ -115,6 +141,6 @@ def test_a_newer_reader_of_a_file_and_nothing_else_changes_the_key_of_earlier_ca
         "split": radiographs.split.model_dump(),
     }
     first = json.dumps(settings, sort_keys=True) + json.dumps(["a", "P", [0] * 6, "5a"])  # as version 0.1.0 wrote it
-    digests = [ImageDigest("5a", reader, None) for reader in (1, 2)]
+    digests = [ImageDigest("5a", reader, b"") for reader in (1, 2)]
     keys = [content._content_key(table, [digest], radiographs, cache) for digest in digests]
     assert keys[0] == hashlib.sha256(first.encode()).hexdigest()[:16] != keys[1]

@@ -11,9 +11,11 @@ import pytest
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.manifest import CacheInfo, describe_change, load_info, read_split_table, verify_cache
+from csi_job.cache.manifest import CacheInfo, describe_change, load_info, manifest_text, verify_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError
+from csi_job.files import digest_file
+from csi_job.radiographs.split import SPLITS
 from tests.unit.cache.conftest import settings_of
 
 
@@ -39,7 +41,7 @@ def test_a_sound_cache_passes(folder: Path) -> None:
     verify_cache(folder)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "validation.npy", "test.npy", "split.csv", "manifest.json"])
+@pytest.mark.parametrize("name", ["train.npy", "validation.npy", "test.npy", "split.csv", "split.npy", "manifest.json"])
 @pytest.mark.parametrize("place", [3, 200, -5])
 def test_a_flipped_bit_is_found_and_its_file_named(folder: Path, name: str, place: int) -> None:
     flip_bit(folder / name, place)
@@ -58,7 +60,7 @@ def test_a_short_and_a_missing_file_are_found(folder: Path, name: str) -> None:
         verify_cache(folder)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "split.csv", "manifest.json"])
+@pytest.mark.parametrize("name", ["train.npy", "split.npy", "manifest.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"junk\n;;\n"])
 def test_damaged_files_are_data_errors_when_loaded(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
@@ -67,11 +69,33 @@ def test_damaged_files_are_data_errors_when_loaded(folder: Path, name: str, cont
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_table_with_other_columns_is_refused(folder: Path) -> None:
+def as_version_0_1_0(folder: Path) -> None:
+    """Make a cache one of a version that wrote its rows as text only."""
+    info = load_info(folder)
+    files = {name: digest for name, digest in info.files.items() if name != "split.npy"}
+    files["split.csv"] = digest_file(folder / "split.csv")
+    (folder / "manifest.json").write_text(manifest_text(dataclasses.replace(info, files=files)))
+    (folder / "split.npy").unlink(missing_ok=True)
+
+
+def test_a_cache_of_version_0_1_0_has_the_same_splits(built: Path, folder: Path) -> None:
+    as_version_0_1_0(folder)
+    verify_cache(folder)
+    for name in SPLITS:
+        now, then = Cache.open(built).split(name), Cache.open(folder).split(name)
+        assert now.pseudonyms == then.pseudonyms
+        assert now.zones_NZ.equal(then.zones_NZ)
+        assert now.patients_N.equal(then.patients_N)
+    assert Cache.open(folder).num_patients == Cache.open(built).num_patients
+
+
+@pytest.mark.parametrize("change", [("image;patient", "patient;image"), ("train;", "trial;"), (";4\n", "\n")])
+def test_a_split_table_that_is_another_is_refused(folder: Path, change: tuple[str, str]) -> None:
     path = folder / "split.csv"
-    path.write_text(path.read_text().replace("image;patient", "patient;image", 1))
+    path.write_text(path.read_text().replace(";3\n", ";4\n").replace(*change, 1))
+    as_version_0_1_0(folder)
     with pytest.raises(DataError, match=r"split.csv of the cache is damaged"):
-        read_split_table(folder)
+        Cache.open(folder).split("train")
 
 
 def test_another_version_is_refused(folder: Path) -> None:

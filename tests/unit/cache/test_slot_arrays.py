@@ -22,11 +22,18 @@ def open_arrays(folder: Path) -> SlotArrays:
     return SlotArrays(folder, folder / "done_flags", SPLIT_N, SIDE_PX)
 
 
+def filled(folder: Path) -> SlotArrays:
+    arrays = open_arrays(folder)
+    for index in range(8):
+        arrays.write_slot(index, pixels(index))
+    return arrays
+
+
 def test_slots_filled_in_any_order_make_npy_files(tmp_path: Path) -> None:
     with open_arrays(tmp_path) as arrays:
         for index in (7, 0, 3, 6, 1, 5, 2, 4):
             arrays.write_slot(index, pixels(index))
-        assert arrays.empty_slots == []
+        assert arrays.empty_slots(range(8)) == []
     for split, name in enumerate(("train", "validation", "test")):
         images_NHW = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
         assert images_NHW[:, 0, 0].tolist() == (np.flatnonzero(split == SPLIT_N) + 1).tolist()
@@ -37,29 +44,48 @@ def test_what_was_filled_is_known_after_opening_again(tmp_path: Path) -> None:
         arrays.write_slot(2, pixels(2))
         arrays.write_slot(5, pixels(5))
     with open_arrays(tmp_path) as arrays:
-        assert arrays.empty_slots == [0, 1, 3, 4, 6, 7]
+        (part,) = arrays.claim_parts()
+        assert arrays.empty_slots(part) == [0, 1, 3, 4, 6, 7]
     assert np.load(tmp_path / "train.npy")[1, 0, 0] == 3
 
 
 def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path: Path) -> None:
-    with open_arrays(tmp_path) as arrays:
-        for index in range(8):
-            arrays.write_slot(index, pixels(index))
+    with filled(tmp_path):
+        pass
     (tmp_path / "validation.npy").unlink()
     os.truncate(tmp_path / "test.npy", 140)
     with open_arrays(tmp_path) as arrays:
-        assert arrays.empty_slots == [1, 3, 5, 7]
+        assert arrays.claim_all()
+        assert arrays.empty_slots(range(8)) == [1, 3, 5, 7]
+
+
+def test_arrays_that_another_process_has_replaced_are_not_filled(tmp_path: Path) -> None:
+    with filled(tmp_path) as arrays:
+        (tmp_path / "test.npy").unlink()
+        with open_arrays(tmp_path):
+            assert list(arrays.claim_parts()) == []
+            assert not arrays.claim_all()
+
+
+def test_doubts_are_looked_for_in_slots_that_an_earlier_version_filled(tmp_path: Path) -> None:
+    with filled(tmp_path) as arrays:
+        assert set(arrays.doubts().values()) == {"nearly all black"}
+    flags = bytearray((tmp_path / "done_flags").read_bytes())
+    (tmp_path / "done_flags").write_bytes(bytes([1, 1, *flags[2:]]))
+    with open_arrays(tmp_path) as arrays:
+        assert arrays.claim_all()
+        assert sorted(arrays.doubts()) == list(range(8))
 
 
 @pytest.mark.parametrize("removed", [[0], [6], [0, 1, 4], [3, 7], []])
 def test_removed_images_leave_no_gap(tmp_path: Path, removed: list[int]) -> None:
-    with open_arrays(tmp_path) as arrays:
-        for index in range(8):
-            arrays.write_slot(index, pixels(index))
-        arrays.remove_slots(removed)
+    with filled(tmp_path) as arrays:
+        files = arrays.without(removed)
     for split, name in enumerate(("train", "validation", "test")):
-        kept = [index + 1 for index in np.flatnonzero(split == SPLIT_N) if index not in removed]
-        assert np.load(tmp_path / f"{name}.npy")[:, 0, 0].tolist() == kept
+        members = np.flatnonzero(split == SPLIT_N)
+        kept = [index + 1 for index in members if index not in removed]
+        assert np.load(files[name])[:, 0, 0].tolist() == kept
+        assert np.load(tmp_path / f"{name}.npy")[:, 0, 0].tolist() == (members + 1).tolist()  # until the very end
 
 
 def test_the_header_is_one_that_numpy_reads_however_many_images_there_are(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What a label table of a million rows costs, function by function, in CPU seconds; and in how much memory.
+
+Run: `python -m benchmarks.table_scale [--rows N …] [--repeats N]`. Each image is a file of 8 bytes that becomes the
+same pixels, so reading and decoding images is left out, and what grows with the rows is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import machine, spread
+from csi_job.cache import build, key
+from csi_job.cache.problems import write_problems
+from csi_job.cache.settings import CacheSettings
+from csi_job.errors import Problem
+from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.table import LabelTable
+from csi_job.radiographs.zones import ZONES
+
+ROWS = (10_000, 100_000, 1_000_000)
+IMAGES_PER_PATIENT = 2
+SIDE_PX = 16
+STEPS: tuple[tuple[str, Any, str], ...] = (  # of a build: what is timed, and where it is found
+    ("read the table", key, "read_table"),
+    ("sort it", LabelTable, "sorted_by_file"),
+    ("find the images", key, "find_images"),
+    ("digest the images", key.DigestIndex, "digest"),
+    ("content key", key, "_content_key"),
+    ("split", build, "split_patients"),
+    ("fill the slots", build, "_fill_slots"),
+    ("check for changes", key.Source, "check_unchanged"),
+    ("split table, manifest", build, "_describe"),
+)
+OPEN = """
+import resource, sys, time
+from pathlib import Path
+from csi_job.cache.dataset import Cache
+memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+cache = Cache.open(Path(sys.argv[1]))
+cache.train, cache.validation
+print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+"""
+seconds: dict[str, list[float]] = defaultdict(list)
+
+
+def main() -> None:
+    """Print a table for each size, measured in its own process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="sizes of the table")
+    parser.add_argument("--repeats", type=int, default=3, help="builds of each size")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        measure(arguments.rows[0], arguments.repeats)
+        return
+    print(machine("numpy"), flush=True)
+    for num_rows in arguments.rows:
+        command = (sys.executable, "-m", __spec__.name, "--alone", "--repeats", str(arguments.repeats))
+        subprocess.run([*command, "--rows", str(num_rows)], check=True)
+
+
+def measure(num_rows: int, repeats: int) -> None:
+    """Build a cache, call the build again when it is finished, and open it, some times over."""
+    for name, owner, function in STEPS:
+        setattr(owner, function, timed(name, getattr(owner, function)))
+    build.decode_images = same_pixels  # type: ignore[assignment]
+    cache = CacheSettings.model_construct(image_size_px=SIDE_PX, normalisation="medical", num_workers=1)
+    problems = [Problem("no image of this name", row=row, file_id=f"film-{row}") for row in range(num_rows)]
+    with tempfile.TemporaryDirectory() as temporary:
+        radiographs = write_data(Path(temporary), num_rows)
+        time.sleep(2.1)  # files changed just now are not trusted
+        for number in range(repeats):
+            work = Path(temporary, f"work-{number}")
+            folder = timed("build", build.build_cache)(radiographs, cache, work)
+            first = {name: list(values) for name, values in seconds.items()}
+            timed("build again", build.build_cache)(radiographs, cache, work)
+            again = {name: seconds[name][-1:] for name in ("digest the images", "build again")}
+            seconds.update(first)
+            seconds["digests known"] += again["digest the images"]
+            seconds["build again"] = first.get("build again", []) + again["build again"]
+            timed("problems.csv, every row", write_problems)(work, problems)
+            opened = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, stdout=subprocess.PIPE, text=True)
+            start_s, memory_kb = opened.stdout.split()
+            seconds["worker's start"].append(float(start_s))
+    print(f"\n{num_rows:,} rows; CPU seconds, median [quartiles] of {repeats}")
+    for name, values in seconds.items():
+        print(f"  {name:<26}{spread(values)}")
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"  memory: build {peak_mb:,.0f} MB, worker's start {int(memory_kb) / 1e3:,.0f} MB more", flush=True)
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function; each call adds its CPU seconds to `seconds`."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*arguments, **options)
+        finally:
+            seconds[name].append(time.process_time() - start)
+
+    return call
+
+
+def same_pixels(images: Iterable[tuple[int, Path]], *_: object) -> Iterator[tuple[int, np.ndarray]]:
+    """Stand for decoding."""
+    pixels_HW = np.arange(SIDE_PX**2, dtype=np.uint8).reshape(SIDE_PX, SIDE_PX)
+    yield from ((index, pixels_HW) for index, _ in images)
+
+
+def write_data(folder: Path, num_rows: int) -> RadiographsSettings:
+    """Write a table of random scores, a few of them unknown, and its images."""
+    random = np.random.default_rng(0)
+    scores_NZ = random.choice(5, size=(num_rows, len(ZONES)), p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    with (folder / "labels.csv").open("w", encoding="utf-8") as file:
+        file.write(";".join(("FileID", "PatientID", *ZONES)) + "\n")
+        for row, scores_Z in enumerate(scores_NZ.tolist()):
+            file.write(f"film-{row};patient-{row // IMAGES_PER_PATIENT};{';'.join(map(str, scores_Z))}\n")
+    images = folder / "images"
+    images.mkdir()
+    for row in range(num_rows):
+        (images / f"film-{row}.png").write_bytes(row.to_bytes(8, "big"))
+    return RadiographsSettings(labels=folder / "labels.csv", images=images)
+
+
+if __name__ == "__main__":
+    main()
