@@ -14,6 +14,7 @@ from csi_job.evaluation.predict import Prediction, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.folder import expand_folders
+from csi_job.trial.inference import choose_precision
 from csi_job.trial.memory import choose_device
 from csi_job.work_folder import model_file
 
@@ -37,7 +38,9 @@ def run_predict(
 
     """
     files = expand_folders(paths)
-    model = load_model(model_file(settings.folder, model_path), choose_device(settings.trial), **form)
+    device = choose_device(settings.trial)
+    model = load_model(model_file(settings.folder, model_path), device, **form)
+    model = model.made_fast(choose_precision(settings.trial.precision, device))
     doubts: Counter[str] = Counter()
 
     def counting_doubts(results: Iterable[Prediction | Problem]) -> Iterator[Prediction | Problem]:

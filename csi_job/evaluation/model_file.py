@@ -11,7 +11,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
 from csi_job.logs import get_logger
-from csi_job.trial.inference import predict_logits
+from csi_job.trial.inference import Precision, predict_logits
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import as_ours, find_weights
 
@@ -50,6 +50,12 @@ class LoadedModel:
     normalisation: str
     device: torch.device
     card: dict[str, Any]
+    precision: Precision = "fp32"
+
+    def made_fast(self, precision: Precision) -> LoadedModel:
+        """Return it computing as in training, channels last and in this precision; results differ by rounding."""
+        model = self.model.to(memory_format=torch.channels_last)
+        return replace(self, model=model, precision=precision)
 
 
 def load_model(
@@ -95,7 +101,8 @@ def load_model(
 
 def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_size: int) -> FloatArray:
     """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` if they are not finite."""
-    logits_NZK = predict_logits(loaded.model, images_NHW, loaded.normalisation, batch_size, loaded.device)
+    form = loaded.normalisation, batch_size, loaded.device, loaded.precision
+    logits_NZK = predict_logits(loaded.model, images_NHW, *form)
     probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
     if not np.isfinite(probabilities_NZK).all():
         raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -114,26 +116,32 @@ def _in_any_order(
 ) -> Iterator[dict[int, Prediction | Problem]]:
     """Yield results by index, batch by batch, in the order in which images were decoded.
 
-    Only predictions wait for their turn, never pixels, so one slow image does not fill the memory.
+    A thread computes one batch while the next is decoded. When that is full it waits, so the pixels of two batches are
+    in memory; predictions may wait longer for their turn, so one slow image does not fill it.
     """
     pending: dict[int, Path] = {}
     pixels: dict[int, np.ndarray] = {}
+    batches: deque[Future[dict[int, Prediction | Problem]]] = deque()
 
     def numbered() -> Iterator[tuple[int, Path]]:
         for index, path in enumerate(paths):
             pending[index] = path
             yield index, path
 
-    for index, answer in decode_images(numbered(), loaded.image_size_px, max_image_side_px, num_cores()):
-        if isinstance(answer, str):
-            yield {index: Problem(answer, file_id=as_text(pending.pop(index)))}
-            continue
-        pixels[index] = answer
-        if len(pixels) == batch_size:
-            yield _predict_batch(loaded, pixels, pending)
-            pixels = {}
-    if pixels:
-        yield _predict_batch(loaded, pixels, pending)
+    with ThreadPoolExecutor(1) as network:
+        for index, answer in decode_images(numbered(), loaded.image_size_px, max_image_side_px, num_cores()):
+            if isinstance(answer, str):
+                yield {index: Problem(answer, file_id=as_text(pending.pop(index)))}
+                continue
+            pixels[index] = answer
+            if len(pixels) == batch_size:
+                batches.append(network.submit(_predict_batch, loaded, pixels, pending))
+                pixels = {}
+            while batches and (len(batches) > 1 or batches[0].done()):
+                yield batches.popleft().result()
+        if pixels:
+            batches.append(network.submit(_predict_batch, loaded, pixels, pending))
+        yield from (batch.result() for batch in batches)
 
 
 def _predict_batch(

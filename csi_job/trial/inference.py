@@ -39,7 +39,7 @@ def choose_precision(wanted: Literal["auto"] | Precision, device: torch.device) 
         "fp32": ", convolutions in TF32" if capability >= BF16_CAPABILITY and torch.backends.cudnn.allow_tf32 else "",
     }
     name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
-    _log.info("training in %s%s on %s (compute capability %s)", chosen, details[chosen], name, version)
+    _log.info("computing in %s%s on %s (compute capability %s)", chosen, details[chosen], name, version)
     return chosen
 
 
@@ -56,17 +56,19 @@ def predict_logits(
     normalisation: Normalisation | str,
     batch_size: int,
     device: torch.device | str,
+    precision: Precision = "fp32",
 ) -> Tensor:
-    """Return `logits_NZK`, float32 on the CPU, of uint8 images on any device, computed in full precision.
+    """Return `logits_NZK`, float32 on the CPU, of uint8 images on any device.
 
     The model must be on `device`; it is put into evaluation mode.
     """
     model.eval()
-    parts = [
-        model(to_input(batch_BHW.to(device), normalisation)).float()
-        for batch_BHW in torch.split(images_NHW, batch_size)
-        if len(batch_BHW)
-    ]
+    with torch.autocast(torch.device(device).type, HALF_TYPES.get(precision), enabled=precision in HALF_TYPES):
+        parts = [
+            model(to_input(batch_BHW.to(device), normalisation)).float()
+            for batch_BHW in torch.split(images_NHW, batch_size)
+            if len(batch_BHW)
+        ]
     return torch.cat(parts).cpu() if parts else torch.empty(0, NUM_ZONES, NUM_CLASSES)
 
 

@@ -1,4 +1,5 @@
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,35 @@ def test_an_image_that_hardly_shows_a_radiograph_is_predicted_and_doubted(loaded
     dark = tmp_path / "dark.png"
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8) // 20).save(dark)
     assert [result.doubt for result in predict(loaded, [images[0], dark])] == ["", "nearly all black"]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01)])
+def test_the_fast_form_predicts_the_same(loaded, model_file, images, precision, tolerance):
+    fast = load_model(model_file, torch.device("cpu")).made_fast(precision)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in fast.model.parameters() if w.ndim == 4)
+    for exact, result in zip(predict(loaded, images), predict(fast, images), strict=True):
+        np.testing.assert_allclose(result.probabilities_ZK, exact.probabilities_ZK, rtol=0, atol=tolerance)
+        if precision == "bf16":
+            assert (result.probabilities_ZK != exact.probabilities_ZK).any()
+
+
+def test_decoders_fill_the_next_batch_while_one_is_computed(loaded, images, monkeypatch):
+    next_is_read = threading.Event()
+
+    def paths():
+        for number, path in enumerate(images):
+            if number == 7:  # the last of the second batch
+                next_is_read.set()
+            yield path
+
+    def wait_and_predict(*args):
+        assert next_is_read.wait(30)
+        return predict_probabilities(*args)
+
+    monkeypatch.setattr("csi_job.evaluation.predict.num_cores", lambda: 2)
+    monkeypatch.setattr("csi_job.evaluation.predict.predict_probabilities", wait_and_predict)
+    results = predict(loaded, paths())
+    assert [result.path for result in results] == images
 
 
 def test_no_files_give_no_predictions(loaded):

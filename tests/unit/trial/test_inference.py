@@ -48,14 +48,14 @@ def test_no_images_give_no_logits() -> None:
 @pytest.mark.parametrize(
     ("capability", "wanted", "chosen", "line"),
     [
-        ((9, 0), "auto", "bf16", "training in bf16 on a GPU (compute capability 9.0)"),
-        ((8, 0), "auto", "bf16", "training in bf16 on a GPU (compute capability 8.0)"),
-        ((7, 5), "auto", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 7.5)"),
-        ((7, 0), "auto", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 7.0)"),
-        ((6, 1), "auto", "fp32", "training in fp32 on a GPU (compute capability 6.1)"),
-        ((7, 5), "bf16", "bf16", "training in bf16, which this GPU emulates slowly on a GPU (compute capability 7.5)"),
-        ((8, 6), "fp32", "fp32", "training in fp32, convolutions in TF32 on a GPU (compute capability 8.6)"),
-        ((8, 6), "fp16", "fp16", "training in fp16 with loss scaling on a GPU (compute capability 8.6)"),
+        ((9, 0), "auto", "bf16", "computing in bf16 on a GPU (compute capability 9.0)"),
+        ((8, 0), "auto", "bf16", "computing in bf16 on a GPU (compute capability 8.0)"),
+        ((7, 5), "auto", "fp16", "computing in fp16 with loss scaling on a GPU (compute capability 7.5)"),
+        ((7, 0), "auto", "fp16", "computing in fp16 with loss scaling on a GPU (compute capability 7.0)"),
+        ((6, 1), "auto", "fp32", "computing in fp32 on a GPU (compute capability 6.1)"),
+        ((7, 5), "bf16", "bf16", "computing in bf16, which this GPU emulates slowly on a GPU (compute capability 7.5)"),
+        ((8, 6), "fp32", "fp32", "computing in fp32, convolutions in TF32 on a GPU (compute capability 8.6)"),
+        ((8, 6), "fp16", "fp16", "computing in fp16 with loss scaling on a GPU (compute capability 8.6)"),
     ],
 )
 def test_the_precision_is_one_that_the_gpu_has_in_hardware_and_is_logged_once(
