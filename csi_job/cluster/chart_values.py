@@ -192,6 +192,12 @@ class StageValues(ComponentValues, ContainerValues):
     deadline_seconds: Positive | None = None
 
 
+class CacheValues(StageValues):
+    """The pods that decode."""
+
+    parallelism: Annotated[int, Field(ge=1, le=1000)]
+
+
 class SearchValues(StageValues):
     """The pods of the search."""
 
@@ -296,7 +302,7 @@ class ChartValues(PlacementValues, ContainerValues):
     demo: DemoValues
     work: WorkValues
     controller: ControllerValues
-    cache: StageValues
+    cache: CacheValues
     search: SearchValues
     final: StageValues
     budget: BudgetValues

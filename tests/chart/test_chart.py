@@ -102,15 +102,16 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
         assert all((on_cpu in container["env"]) == is_on_cpu for container in containers(found[component]))
 
 
-def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:
-    def search(number: int) -> Any:
-        return next(
-            d for d in render({**DEMO, "search.parallelism": number}) if d["metadata"]["name"] == "r-csi-job-search"
-        )
+@pytest.mark.parametrize("stage", ["cache", "search"])
+def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage: str) -> None:
+    def job(number: int) -> Any:
+        values = {**DEMO, f"{stage}.parallelism": number}
+        return next(d for d in render(values) if d["metadata"]["name"] == f"r-csi-job-{stage}")
 
-    two, four = search(2), search(4)
-    for job in (two, four):
-        assert job["spec"].pop("parallelism") == job["spec"].pop("completions")
+    two, four = job(2), job(4)
+    for job_of, number in ((two, 2), (four, 4)):
+        assert job_of["spec"].pop("parallelism") == job_of["spec"].pop("completions") == number
+        assert job_of["spec"]["completionMode"] == "Indexed"
     assert two == four
 
 
@@ -121,6 +122,7 @@ def test_a_changed_parallelism_changes_nothing_else_in_the_search() -> None:
         ({"data.existingClaim": "radiographs"}, "data.existingClaim names a claim; remove one of them"),
         ({"search.gpu": 1}, "/search"),
         ({"search.parallelism": -1}, "/search/parallelism"),
+        ({"cache.parallelism": 0}, "/cache/parallelism"),
         ({"job.study.num_trials": 0}, "/job/study/num_trials"),
         ({"job.study.sampler": "grid"}, "/job/study/sampler"),
         ({"job.work": "/elsewhere"}, "/job"),

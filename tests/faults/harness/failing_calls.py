@@ -33,7 +33,7 @@ TIMES: Final = re.compile(r"_s$|_at$|uid|created|exported|duration|start|complet
 """Names of what differs from run to run."""
 MEMORIES: Final = {"digests.bin", "requests.json"}
 """Files that save time and may be lost."""
-VARIABLE: Final = {".lock", ".csv", ".md", ".pth", ".key"}
+VARIABLE: Final = {".lock", ".csv", ".md", ".pth", ".key", "split.npy"}
 """Files that hold times or random names beside what other files hold too."""
 SETTINGS: Final = """
 cache: {image_size_px: 32, num_workers: 1}
@@ -131,7 +131,7 @@ def _content(path: Path) -> Any:
         return _without_times(json.loads(path.read_text()))
     if path.suffix == ".safetensors":
         return {name: digest(tensor.tobytes()) for name, tensor in load_file(path).items()}
-    return None if path.suffix in VARIABLE else digest_file(path)
+    return None if VARIABLE & {path.suffix, path.name} else digest_file(path)
 
 
 def _without_times(tree: Any) -> Any:
