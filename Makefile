@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke chart image image-smoke image-size sbom schema manifests e2e bench-study bench-gpu clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke chart image image-smoke image-size sbom schema values manifests e2e bench-study bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ sbom: $(TOOLS)/.ready ## The image's bill of materials (CycloneDX), into csi-job
 
 schema: $(READY) ## Regenerate helm/values.schema.json from the settings
 	@$(BIN)/python -m csi_job.cluster.chart_values > helm/values.schema.json
+
+values: $(READY) ## Regenerate docs/values.md from the chart's values.yaml
+	@$(BIN)/python -m tests.chart.values_page > docs/values.md
 
 manifests: ## Regenerate the plain manifests in k8s/ from the chart
 	@sh k8s/render.sh k8s

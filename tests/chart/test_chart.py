@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from csi_job.cluster.chart_values import ChartValues, values_schema
 from csi_job.config import Settings
 from tests.chart.chart import CHART, DEMO, ROOT, SECRET, containers, helm, pods, render
+from tests.chart.values_page import page, rows
 from tests.conftest import missing_service
 
 EXTERNAL = {"database.bundled": False, "database.external.url": "postgresql+psycopg2://csi@db/csi"}
@@ -160,16 +161,10 @@ def test_the_schema_matches_the_models() -> None:
     assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
 
 
-def test_every_value_has_a_comment() -> None:
-    section, before = "", ""
-    for line in (CHART / "values.yaml").read_text().splitlines():
-        key, _, value = line.strip().partition(":")
-        if line[:1].isalpha():
-            section = key
-        is_value = value.strip() or key.endswith("SecurityContext")
-        if is_value and not line.startswith("#") and (not section.endswith("ecurityContext") or line[:1].isalpha()):
-            assert before.startswith("#") or key.startswith("#"), f"{section}.{key} has no comment"
-        before = line.strip()
+def test_every_value_has_a_comment_and_a_row_in_the_docs() -> None:
+    uncommented = [path for path, _, text in rows((CHART / "values.yaml").read_text()) if not text]
+    assert {path.partition(".")[0] for path in uncommented} <= {"podSecurityContext", "securityContext"}
+    assert (ROOT / "docs" / "values.md").read_text() == page(), "run: make values"
 
 
 def test_the_models_know_every_value() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -40,6 +41,7 @@ KILLS: dict[str, list[tuple[str, ...]]] = {
     "database": [("delete",), STOP_POSTGRES],
     "controller": [("delete",), ("delete", "--force")],
 }
+BEGUN = re.compile(r"trial \d+ (starts|resumes)")
 WEIGHTS = {"search": 6, "database": 2, "controller": 2}
 pytestmark = [
     pytest.mark.timeout(7200),
@@ -52,7 +54,7 @@ def patient(act: Callable[[], Any]) -> Any:
     while True:
         try:
             return act()
-        except (AssertionError, subprocess.TimeoutExpired, json.JSONDecodeError):
+        except (AssertionError, subprocess.SubprocessError, json.JSONDecodeError):
             time.sleep(2)
 
 
@@ -88,7 +90,7 @@ class Disturbance(threading.Thread):
         return "scale"
 
     def roll_back(self) -> str:
-        self.release.run("helm", "rollback", self.release.name, "1")
+        self.release.run("helm", "rollback", self.release.name)
         return "rollback"
 
 
@@ -126,8 +128,7 @@ def test_a_study_survives_everything_at_once(release: Release) -> None:
 def _kill(release: Release, component: str, rng: random.Random) -> float:
     """Kill a pod, or what runs in it; return the seconds until another runs, or the database answers again."""
     for _ in range(5):  # the kill may be lost in an outage, or its pod may be scaled away
-        running = lambda: patient(lambda: release.running(component))  # noqa: E731
-        pod = rng.choice(wait_until(f"{component} runs", running, RECOVERY_S))
+        pod = rng.choice(wait_until(f"{component} works", lambda: _working(release, component), RECOVERY_S))
         verb, *options = rng.choice(KILLS[component])
         before = patient(lambda: release.uids(component))
         began = time.monotonic()
@@ -143,6 +144,14 @@ def _kill(release: Release, component: str, rng: random.Random) -> float:
                 return time.monotonic() - began
             time.sleep(0.5)
     raise AssertionError(f"no other {component} pod within {LOST_S:.0f} s, five times")
+
+
+def _working(release: Release, component: str) -> list[str]:
+    """Return the running pods, of the search those that have begun a trial."""
+    pods: list[str] = patient(lambda: release.running(component))
+    if component != "search":
+        return pods
+    return [pod for pod in pods if BEGUN.search(release.kubectl("logs", pod, check=False))]
 
 
 def _is_exact(release: Release, num_trials: int) -> None:

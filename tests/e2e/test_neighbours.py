@@ -1,25 +1,36 @@
-"""Two releases in one namespace, one with an external PostgreSQL and egress only to it and DNS."""
+"""Two releases in one namespace, one with an external PostgreSQL over TLS and egress only to it and DNS."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+import trustme
 
 from tests.e2e.release import Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 DATABASE_IMAGE = os.environ.get("E2E_DATABASE_IMAGE", "docker.io/library/postgres:17")
 VALUES = {"search.parallelism": 1, "job.study.num_trials": 3}
+MOUNT = "/tls"
 
 
 def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(release: Release) -> None:
     address = _start_database(release)
     other = Release(release.namespace, "other", database="outside")
-    external = {"url": f"postgresql+psycopg2://csi@{address}:5432/csi", "cidr": f"{address}/32", "port": 5432}
+    external = {"url": "postgresql+psycopg2://csi@outside:5432/csi", "cidr": f"{address}/32", "caSecret": "outside"}
     external_values = {"bundled": False, "existingSecret": "outside", "external": external}
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
     other.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"database": external_values})
+
+    wait_until("the search runs", lambda: other.running("search"), 300)
+    connections = "pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'csi-job'"
+    assert other.sql(f"select distinct ssl from {connections}") == ["t"]
+    controller = other.items("jobs", "controller")[-1]["metadata"]["name"]
+    distrustful = ("exec", f"job/{controller}", "--", "env", "PGSSLROOTCERT=/etc/ssl/certs/ca-certificates.crt")
+    refused = other.run("kubectl", *distrustful, "csi-job", "study", "list", check=False)
+    assert "certificate verify failed" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) <= 2  # kubectl adds one
 
     for each in (release, other):
         each.wait_for_end(500)
@@ -34,14 +45,25 @@ def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(relea
 
 
 def _start_database(release: Release) -> str:
-    """Start an external PostgreSQL and return its address."""
+    """Start an external PostgreSQL that accepts only TLS, known as `outside`, and return its address."""
+    authority = trustme.CA()
+    server = authority.issue_cert("outside")
+    key = server.private_key_and_cert_chain_pem.bytes().decode()
+    files = {"password": "correct horse", "ca.crt": authority.cert_pem.bytes().decode(), "tls.pem": key}
+    files["hba.conf"] = "local all all trust\nhostssl all all all scram-sha-256\n"
     given = {"POSTGRES_USER": "csi", "POSTGRES_DB": "csi", "PGDATA": "/data/pgdata"}
     env = [{"name": name, "value": value} for name, value in given.items()]
     env.append({"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "outside", "key": "password"}}})
     probe = {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "csi"]}
     ready = {"exec": probe, "periodSeconds": 2, "timeoutSeconds": 10}
-    release.apply(
-        secret("outside", password="correct horse"), pod("outside", DATABASE_IMAGE, 999, env=env, readinessProbe=ready)
-    )
+    options = {"ssl": "on", "ssl_cert_file": f"{MOUNT}/tls.pem", "ssl_key_file": f"{MOUNT}/tls.pem"}
+    options["hba_file"] = f"{MOUNT}/hba.conf"
+    args = [f"--{name}={value}" for name, value in options.items()]
+    server_pod = pod("outside", DATABASE_IMAGE, 999, env=env, readinessProbe=ready, args=args)
+    server_pod["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "outside", "defaultMode": 0o440}})
+    server_pod["spec"]["containers"][0]["volumeMounts"].append({"name": "tls", "mountPath": MOUNT})
+    spec = {"clusterIP": "None", "selector": {"name": "outside"}}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "outside"}, "spec": spec}
+    release.apply(secret("outside", **files), server_pod, service)
     release.kubectl("wait", "pod/outside", "--for=condition=Ready", "--timeout=240s")
     return release.kubectl("get", "pod", "outside", "-o", "jsonpath={.status.podIP}")

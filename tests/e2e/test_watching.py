@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from csi_job.cluster.refusals import SUCCESSFUL_CREATE
+from csi_job.cluster.stages import STAGES
+from tests.e2e.proxy import Proxy
 from tests.e2e.release import Release, wait_until
 
 WATCHED = {
@@ -15,7 +21,9 @@ WATCHED = {
     "dashboard.enabled": True,
     "metrics.enabled": True,
     "metrics.dashboard.enabled": True,
+    "ttlSecondsAfterFinished": 5,
 }
+OUTAGE_S = 10
 SCRAPE = "import urllib.request as r; print(r.urlopen('http://localhost:9090/metrics').read().decode())"
 ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/api/studies').read().decode())"
 pytestmark = pytest.mark.timeout(900)
@@ -66,7 +74,8 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     _copies_are_made_while_it_runs(release)
 
     release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
-    snapshots = release.status("--watch", "--every", "2")
+    snapshots = _watch_through_an_outage(release)
+    assert any("the API server cannot be reached" in one["note"] for one in snapshots)
     numbers = [one["study"]["num_finished"] for one in snapshots if one["study"]]
     assert numbers == sorted(numbers)
     assert snapshots[-1]["is_over"]
@@ -76,8 +85,35 @@ def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
     assert {("Started", "cache"), ("Done", "search"), ("Done", "final"), ("Finished", "study demo")} <= set(reasons)
     dashboard = ("exec", "deployment/demo-csi-job-dashboard", "--", "python", "-c", ASK_DASHBOARD)
     assert "demo" in [study["study_name"] for study in json.loads(release.kubectl(*dashboard))["study_summaries"]]
+    _a_finished_stage_does_not_run_again(release)
     test = release.run("helm", "test", release.name, "--timeout", "4m", check=False)
     assert test.returncode == 0, release.kubectl("logs", "-l", "app.kubernetes.io/component=check", "--tail=-1")
+
+
+def _watch_through_an_outage(release: Release) -> list[dict[str, Any]]:
+    proxy = Proxy(release.user)
+    timers = [threading.Timer(seconds, act) for seconds, act in ((20, proxy.cut), (20 + OUTAGE_S, proxy.restore))]
+    for timer in timers:
+        timer.start()
+    return replace(release, user=proxy.kubeconfig).status("--watch", "--every", "2")
+
+
+def _a_finished_stage_does_not_run_again(release: Release) -> None:
+    """Although its Job has expired."""
+    wait_until("the Jobs have expired", lambda: not any(release.items("jobs", stage) for stage in STAGES), 60)
+    before = _controllers(release)
+    release.helm("upgrade", values={**WATCHED, "job.study.num_trials": 1})
+    wait_until("another controller", lambda: _controllers(release) - before, 60)
+    release.wait_for_end(120)
+    events = json.loads(release.kubectl("get", "events", "-o", "json"))["items"]
+    created = Counter(event["involvedObject"]["name"] for event in events if event["reason"] == SUCCESSFUL_CREATE)
+    jobs = {name: number for name, number in created.items() if re.search("-(cache|final)-", name)}
+    assert len(jobs) == 3  # the cache for both numbers of trials
+    assert set(jobs.values()) == {1}
+
+
+def _controllers(release: Release) -> set[str]:
+    return {job["metadata"]["uid"] for job in release.items("jobs", "controller")}
 
 
 def _in_the_controllers_pod(release: Release, *command: str) -> str:
