@@ -146,6 +146,7 @@ def run_hyperopt(
     more_trials: int | None = None,
     own_process: bool = True,
     confirm: bool = False,
+    report: bool = True,
 ) -> optuna.Study:
     """Search until the study has its total of trials, building the cache first if needed.
 
@@ -160,7 +161,8 @@ def run_hyperopt(
         num_trials = settings.study.num_trials if more_trials is None else None
         set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
     Search(study, cache, settings, confirm, own_process).run(environments)
-    write_results(study, settings.folder)
+    if report:
+        write_results(study, settings.folder)
     return study
 
 

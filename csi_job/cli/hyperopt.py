@@ -34,7 +34,8 @@ STUDY = (
     help="Add K trials to the total; while they are not finished, the same option again adds none.")  # fmt: skip
 @click.option("--confirm", is_flag=True,
     help="When the trials are done, also do the trainings of train-optimized, shared by all workers.")  # fmt: skip
-def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool) -> None:
+@click.option("--report/--no-report", default=True, help="Write plots and report at the end; `report` does so later.")
+def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, report: bool) -> None:
     """Search for the best hyperparameters, building the cache first if needed.
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
@@ -57,9 +58,12 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool) 
         lenient=not loaded.is_flag("study.num_trials"),
         more_trials=more_trials,
         confirm=confirm,
+        report=report,
     )
     status = study_status(study)
     Console().print(render_status(status))
+    if not report:
+        return
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
     if status.num_complete:  # else the file, if any, is of an earlier study

@@ -94,7 +94,7 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
     found = pods(render({**DEMO, **values, **({"final.gpus": num_gpus} if num_gpus else {})}))
     search = found["search"]["containers"][0]
     assert search["resources"]["limits"]["amd.com/gpu"] == 2
-    assert search["args"][:2] == ["hyperopt", "--confirm"]
+    assert search["args"][:3] == ["hyperopt", "--confirm", "--no-report"]
     for component, expected in (("cache", 0), ("final", num_gpus), ("controller", 0)):
         for container in containers(found[component]):
             assert container["resources"]["limits"].get("amd.com/gpu", 0) == expected

@@ -69,8 +69,9 @@ class Disturbance(threading.Thread):
         acts = [self.upgrade, self.resize, self.scale, self.roll_back]
         acts += [lambda: self.take_away("api"), lambda: self.take_away("kubelet")] if OUTAGE else []
         while not self.over.wait(PAUSE_S):
-            name = patient(self.rng.choice(acts))
-            self.done.append(name)
+            if len(self.done) % len(acts) == 0:
+                self.rng.shuffle(acts)
+            self.done.append(patient(acts[len(self.done) % len(acts)]))
 
     def take_away(self, part: str) -> str:
         subprocess.run([OUTAGE, part, str(OUTAGE_S)], check=True, timeout=600)

@@ -111,6 +111,12 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     assert trials(finished) == before
     assert "is complete (3 trials)" in err
     assert "--more-trials" in out
+    report = finished / "models/hyperopt/csi_optimization_report.html"
+    written = report.stat().st_mtime_ns
+    assert "plots and report: " in out
+    out, _ = run(finished, "hyperopt", "--n-trials", 3, "--no-report")
+    assert "plots and report: " not in out
+    assert report.stat().st_mtime_ns == written
 
 
 def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished: Path) -> None:
