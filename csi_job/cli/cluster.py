@@ -57,7 +57,7 @@ def run(
     budget_gpu_hours: float | None,
     **options: Any,
 ) -> None:
-    """Run the controller: create the stage Jobs in order, up to the final model."""
+    """Run the controller, which creates the Jobs of the stages in order."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.budget import Budget
     from csi_job.cluster.controller import ControllerOptions, run_controller, write_termination_message
@@ -116,7 +116,7 @@ def check(
 @click.argument("destination", type=click.Path(file_okay=False, path_type=Path))
 @of_release
 def fetch(destination: Path, release: str | None, namespace: str | None) -> None:
-    """Copy the models and reports from the release's volume to DESTINATION."""
+    """Copy the release's models and reports to DESTINATION."""
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.fetch import fetch_results
 

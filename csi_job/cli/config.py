@@ -25,7 +25,7 @@ def config() -> None:
 )
 @click.option("--study", metavar="NAME", help="Show the settings of this study.")
 def show(loaded: LoadedSettings, study: str | None) -> None:
-    """Print every setting, its current value and where that value comes from."""
+    """Print every setting, its current value, and the value's origin."""
     from csi_job.config import format_settings
 
     if study is not None and loaded.study is None:
@@ -39,7 +39,10 @@ def show(loaded: LoadedSettings, study: str | None) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=Path("csi-job.yaml"))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, *, force: bool) -> None:
-    """Write a YAML FILE with every setting, its default and an explanation (default: csi-job.yaml)."""
+    """Write a YAML FILE with every setting and its explanation.
+
+    The values are the defaults. FILE is csi-job.yaml unless you name another.
+    """
     from csi_job.config import commented_yaml
 
     check_free(file, force=force)

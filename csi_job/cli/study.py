@@ -84,9 +84,10 @@ def show(loaded: LoadedSettings, name: str) -> None:
 @with_settings("storage.url", study=study_of_argument("name"))
 @click.option("--raise-total", is_flag=True, help="Raise the study's total of trials if it leaves no room.")
 def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...], *, raise_total: bool) -> None:
-    """Enqueue a trial with these parameters in study NAME; the sampler chooses the rest.
+    """Enqueue a trial with these parameters in study NAME.
 
-    Example: csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
+    The sampler chooses the rest. For example:
+    csi-job study enqueue csi_optimization model_arch=Custom_1 learning_rate=3e-4
     """
     from csi_job.study.studies import enqueue_trial, open_study
 
@@ -110,11 +111,11 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...], *, r
 @click.option("--as", "new_name", type=text, metavar="TEXT", help="Name of the copy.  [default: NAME]")
 @with_settings("storage.url")
 def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None, new_name: str | None) -> None:
-    """Copy study NAME into another database, completely or not at all; its workers may keep running.
+    """Copy study NAME into another database, completely or not at all.
 
-    Everything in the database is copied: the definition, and every trial in any state with its
-    attempts. Images, caches, checkpoints and models stay where they are. Missing tables are created.
-    The copy's next worker resumes trials that are running: from their checkpoints if the copy has the
+    Its workers may keep running. Everything in the database is copied: the definition, and every trial in any
+    state with its attempts. Images, caches, checkpoints and models stay where they are. Missing tables are
+    created. The copy's next worker resumes trials that are running: from their checkpoints if the copy has the
     same name and work folder, else from epoch 1. If it has, stop the original's workers first.
 
     \b
@@ -171,13 +172,13 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
     *DATA, "study.num_trials", "study.objective", "study.seed", "storage.url", study=study_of_argument("new", "old")
 )
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
-    """Copy the finished trials of study OLD into study NEW, which may have a different search space.
+    """Copy the finished trials of study OLD into study NEW.
 
-    NEW has the settings of OLD, except for those that you give. A trial is copied if its hyperparameters
-    lie in NEW's search space; the others are counted by reason. Everything but the space must match, since
-    results with other data, splits, image sizes or objectives are not comparable. Copied trials count
-    towards NEW's total, which is --n-trials or otherwise OLD's. OLD is not changed. Run the command again
-    to copy trials that OLD has finished since.
+    NEW may have a different search space, and has the settings of OLD, except for those that you give. A trial is
+    copied if its hyperparameters lie in NEW's search space; the others are counted by reason. Everything but the
+    space must match, since results with other data, splits, image sizes or objectives are not comparable. Copied
+    trials count towards NEW's total, which is --n-trials or otherwise OLD's. OLD is not changed. Run the command
+    again to copy trials that OLD has finished since.
 
     \b
     For example, after adding resnet18 to space.model_arch in wider.yaml:
@@ -200,7 +201,10 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
 @with_settings("storage.url")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
-    """Delete study NAME with its trials and checkpoints; models and reports are kept."""
+    """Delete study NAME with its trials and checkpoints.
+
+    Models and reports are kept.
+    """
     from csi_job.study.studies import delete_study, open_study
 
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)

@@ -26,6 +26,7 @@ def test_every_command_has_help(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 5
+    assert "..." not in result.output.partition("Commands:")[2]  # no sentence is cut off
 
 
 def test_flags_reach_the_settings_and_origins() -> None:
