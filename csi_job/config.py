@@ -144,14 +144,13 @@ def _known_part(tree: Tree, section: type[BaseModel]) -> Tree:
     }
 
 
-def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield `(dotted path, help text, value)` of every setting, in order."""
-    for name, field in type(section).model_fields.items():
-        path, value = f"{prefix}{name}", getattr(section, name)
+def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted path, value)` of every setting, in order."""
+    for name, value in section:
         if _has_fields(value):
-            yield from walk(value, f"{path}.")
+            yield from walk(value, f"{prefix}{name}.")
         else:
-            yield path, field.description or "", value
+            yield f"{prefix}{name}", value
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Tree]]:
@@ -248,7 +247,7 @@ def _may_be_secret(path: str) -> bool:
 
 def format_settings(loaded: LoadedSettings) -> str:
     """Return every setting as `path: value  # origin`, with secrets masked."""
-    lines = [(f"{path}: {_shown(value)}", _origin(path, loaded.origins)) for path, _, value in walk(loaded.settings)]
+    lines = [(f"{path}: {_shown(value)}", _origin(path, loaded.origins)) for path, value in walk(loaded.settings)]
     width = min(max(len(line) for line, _ in lines), 60)
     return "\n".join(f"{line:<{width}}  # {origin}" for line, origin in lines)
 

@@ -137,16 +137,15 @@ def _utc(time: datetime) -> str:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the columns of all rows: those of every trial, then parameters, attributes and epochs, each sorted."""
-    present = dict.fromkeys(name for row in rows for name in row)
-    groups = ("params_", "user_attrs_", "intermediate_values_")
 
     def place(name: str) -> tuple[int, int, str]:
-        group = next(index for index, prefix in enumerate(groups) if name.startswith(prefix))
-        end = name.removeprefix(groups[group])
-        return group, int(end) if end.isdecimal() else -1, name  # epochs by number, others by name
+        for group, prefix in enumerate(("params_", "user_attrs_", "intermediate_values_"), start=1):
+            if name.startswith(prefix):
+                end = name.removeprefix(prefix)
+                return group, int(end) if end.isdecimal() else -1, name  # epochs by number, others by name
+        return 0, 0, ""
 
-    common = [name for name in present if not name.startswith(groups)]
-    return [*common, *sorted(present.keys() - set(common), key=place)]
+    return sorted(dict.fromkeys(name for row in rows for name in row), key=place)
 
 
 def _curve(trial: FrozenTrial) -> list[list[Any]]:
