@@ -47,13 +47,12 @@ def _parse(root: click.Context, words: tuple[str, ...]) -> list[click.Context]:
     if len(commands) != words.count(THEN) + 1:
         message = f"a command must stand before and after each {THEN!r}"
         raise click.UsageError(message)
-    return [_context(root, name, arguments) for name, *arguments in commands]
-
-
-def _context(root: click.Context, name: str, arguments: list[str]) -> click.Context:
     assert isinstance(root.command, click.Group)
-    command = root.command.get_command(root, name)
-    if command is None:
-        message = f"No such command {name!r}."
-        raise click.UsageError(message)
-    return command.make_context(name, arguments, parent=root)
+    contexts = []
+    for name, *arguments in commands:
+        command = root.command.get_command(root, name)
+        if command is None:
+            message = f"No such command {name!r}."
+            raise click.UsageError(message)
+        contexts.append(command.make_context(name, arguments, parent=root))
+    return contexts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from csi_job.cache.manifest import CacheInfo
@@ -72,7 +72,17 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
     blocks: list[Block] = [Code("\n".join(commands(view, file)), "The same search, phase by phase, in a new folder:")]
     if view.fingerprint:
         blocks.append(Code(settings_yaml(view, info), f"The settings file {file}, which is beside this page:"))
-    blocks.append(Definitions(tuple(_origins(view, info))))
+    items = [("Study seed", str(view.attributes.get(SEED, fmt.MISSING)))]
+    if info is not None:
+        shares = " / ".join(f"{share:.0%}" for share in info.split_shares)
+        items += [
+            ("Split", f"by patient, {shares} for {fmt.listed(SPLITS)}, seed {info.split_seed}"),
+            ("Images", f"{info.image_size_px} × {info.image_size_px} px, normalisation {info.normalisation}"),  # noqa: RUF001
+            ("Cache", info.key),
+        ]
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    items.append(("Software versions", f"Python {platform.python_version()}, {versions}"))
+    blocks.append(Definitions(tuple(items)))
     paragraph = (
         "One worker on a CPU reproduces a study exactly. With several workers or a GPU the trials differ, because the "
         "search learns from whatever has finished by then and GPUs do not add numbers in a fixed order."
@@ -84,23 +94,3 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
 def glossary() -> PageSection:
     """Explain the terms of the page."""
     return PageSection("glossary", "Glossary", blocks=(Definitions(tuple(GLOSSARY.items())),))
-
-
-def _origins(view: StudyView, info: CacheInfo | None) -> list[tuple[str, str]]:
-    items = [("Study seed", str(view.attributes.get(SEED, fmt.MISSING)))]
-    if info is not None:
-        shares = " / ".join(f"{share:.0%}" for share in info.split_shares)
-        items += [
-            ("Split", f"by patient, {shares} for {fmt.listed(SPLITS)}, seed {info.split_seed}"),
-            ("Images", f"{info.image_size_px} × {info.image_size_px} px, normalisation {info.normalisation}"),  # noqa: RUF001
-            ("Cache", info.key),
-        ]
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    return [*items, ("Software versions", f"Python {platform.python_version()}, {versions}")]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return fmt.MISSING

@@ -25,7 +25,7 @@ from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
-from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, study_of, write_hyperparams
+from tests.unit.final_model.conftest import SMALL, TRIAL, study_of, write_hyperparams
 
 preload("tests.unit.final_model.test_train")
 
@@ -35,7 +35,7 @@ QUICK = EvaluationSettings(num_bootstrap=100)
 
 
 def final(
-    work: Path, cache_folder: Path, study=None, trial=TRIAL, evaluation=QUICK, baseline=BASELINE, uid=None, **settings
+    work: Path, cache_folder: Path, study=None, evaluation=QUICK, baseline=BASELINE, uid=None, **settings
 ) -> FinalModel:
     path = work / "b.json"
     if not path.exists():
@@ -44,7 +44,7 @@ def final(
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
     record = StudyRecord("s", {"fingerprint": {}, "settings": {}, "uid": uid})
     request = FinalTrainingRequest(
-        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, trial, evaluation, record
+        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, TRIAL, evaluation, record
     )
     return run_final_training(request)
 
@@ -248,11 +248,6 @@ def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(
     assert (model.baseline, model.baseline_card) == (None, None)
     assert model.path.is_file()
     assert not list((copied / "models").rglob("baseline_model.*"))
-
-
-def test_nothing_trainable_is_a_one_line_error(tmp_path, cache_folder):
-    with pytest.raises(InfeasibleTrialError, match="can be trained here"):
-        final(tmp_path, cache_folder, trial=diverging(tmp_path), num_seeds=1)
 
 
 def test_a_read_only_work_folder_is_a_one_line_error(tmp_path, cache_folder):
