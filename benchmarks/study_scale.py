@@ -11,6 +11,7 @@ reported and compared, and a sleep.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import threading
 import time
@@ -187,7 +188,8 @@ def _work_on_ours(url: str, work: Path, target: int, sleep_s: float, barrier: An
         for epoch in range(NUM_EPOCHS):
             time.sleep(sleep_s / NUM_EPOCHS)
             running.report(epoch, value_at(epoch, running.number))
-            running.should_prune()
+            with contextlib.suppress(optuna.TrialPruned):
+                running.end_if_behind()
         return [running.params["p0"]]
 
     worker.claim_trial = timed_claim  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import socket
 import statistics
 import tempfile
@@ -163,7 +164,8 @@ class Ours(Side):
             for epoch in range(NUM_EPOCHS):
                 running.report(epoch, value_at(epoch, running.number))
                 clock.lap("report")
-                running.should_prune()
+                with contextlib.suppress(optuna.TrialPruned):
+                    running.end_if_behind()
                 clock.lap("prune")
             return [running.params["p0"]]
 

@@ -94,6 +94,10 @@ class InfeasibleTrialError(CsiJobError):
     """These hyperparameters cannot be trained (out of memory at micro-batch 1, or a non-finite loss)."""
 
 
+class TrialPausedError(CsiJobError):
+    """The trial is not among the best of its rung: it keeps its checkpoint and waits for others to fall behind."""
+
+
 class OutsideSpaceError(CsiJobError):
     """A trial that another program enqueued has values outside the search space, so it is not trained."""
 

@@ -23,12 +23,12 @@ from csi_job.search import Search, final_training
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
-from csi_job.study.devices import worker_environments
 from csi_job.study.record import StudyRecord, read_record
-from csi_job.study.settings import check_sampler, checked_name
+from csi_job.study.settings import check_objective, checked_name
 from csi_job.study.studies import open_study
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
+from csi_job.study.worker_group import worker_environments
 from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
@@ -59,7 +59,7 @@ def optimize_hyperparameters(
         n_trials: total number of finished trials in the study, across all workers.
         max_epochs: maximum number of epochs per trial.
         sampler: `tpe`, `random` or `cmaes`.
-        pruner: `median`, `successive_halving` or `none`.
+        pruner: `median`, `successive_halving`, `asha`, `hyperband` or `none`.
         wandb_project: Weights & Biases project; without one, nothing is tracked.
         settings: other sections of the settings tree, e.g. `work="results"`,
             `radiographs={"labels": "labels.csv", "images": "images/"}`, `storage={"url": "sqlite:///studies.db"}`.
@@ -116,7 +116,7 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
 
     `record` is what the study records if it exists already.
     """
-    check_sampler(settings.study.sampler, settings.study.objective)
+    check_objective(settings.study)
     model_arch = settings.space.model_arch
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)

@@ -29,14 +29,12 @@ from csi_job.storage.attributes import ENDED, UID
 from csi_job.storage.database import study_deleted
 from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.definition import join_study
-from csi_job.study.devices import Environment
 from csi_job.study.objective import training_objective
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.relay import ERROR, FINISHED, Relay, stop_with_parent
 from csi_job.study.status import study_status
-from csi_job.study.trial_run import failure_reason
-from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
-from csi_job.study.worker_group import WorkerGroup
+from csi_job.study.worker import WorkerOptions, WorkerSummary, failure_reason, run_worker
+from csi_job.study.worker_group import Environment, WorkerGroup
 from csi_job.study_settings import baseline_of
 from csi_job.terminal.live import LiveStudy, live_study
 from csi_job.tracking.wandb import Tracker, WandbTracker

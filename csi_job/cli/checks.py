@@ -10,7 +10,7 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.study.settings import check_sampler
+from csi_job.study.settings import check_objective
 from csi_job.tracking.settings import wandb_mode
 from csi_job.trial.architectures import check_architecture
 from csi_job.work_folder import WorkFolder, model_file, no_cache
@@ -29,7 +29,7 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
     if "evaluation.num_bootstrap" in shown:
         model_file(settings.folder, given.get("model_path"))
     if "study.sampler" in shown:
-        check_sampler(settings.study.sampler, settings.study.objective)
+        check_objective(settings.study)
     if "tracking.wandb_project" in shown and settings.tracking.wandb_project is not None:
         wandb_mode(settings.tracking)
     pretrained = settings.trial.pretrained

@@ -12,6 +12,7 @@ STUDY = (
     "study.name",
     "study.num_trials",
     "study.max_epochs",
+    "study.max_epochs_total",
     "study.sampler",
     "study.num_startup_trials",
     "study.pruner",

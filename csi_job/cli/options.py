@@ -38,6 +38,7 @@ FLAGS = {
     "study.name": "--study-name",
     "study.num_trials": "--n-trials",
     "study.max_epochs": "--max-epochs",
+    "study.max_epochs_total": "--max-epochs-total",
     "study.sampler": "--sampler",
     "study.num_startup_trials": "--n-startup-trials",
     "study.pruner": "--pruner",

@@ -25,7 +25,7 @@ from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
 from csi_job.logs import RepeatedWarnings, get_logger
-from csi_job.study.settings import check_sampler
+from csi_job.study.settings import check_objective
 
 logger = get_logger(__name__)
 BEING_DELETED: Final = "because it is being terminated"  # in the answer to whoever creates an object in a namespace
@@ -67,7 +67,7 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     from csi_job.study.sampling import make_sampler
 
     # Otherwise the first stage finds out, after it has built the cache.
-    check_sampler(settings.study.sampler, settings.study.objective)
+    check_objective(settings.study)
     make_sampler(settings.study, settings.space)
     record = partial(_record, cluster, options)
     watch, own = StudyWatch(settings, record), OwnBackOff(cluster)

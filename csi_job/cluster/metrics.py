@@ -59,7 +59,7 @@ class Metrics:
 
     def _show_study(self, status: StudyStatus) -> None:
         self._target.set(status.target)
-        for state in ("complete", "pruned", "infeasible", "failed", "waiting", "running"):
+        for state in ("complete", "pruned", "infeasible", "failed", "waiting", "running", "paused"):
             self._trials.labels(state).set(getattr(status, f"num_{state}"))
         if status.best is not None:
             self._best.set(status.best.f1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 Result = TypeVar("Result")
-OUTCOMES = ("complete", "pruned", "infeasible", "failed")
+OUTCOMES = ("complete", "pruned", "infeasible", "failed", "paused")
 
 
 class StudyWatch:

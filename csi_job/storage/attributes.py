@@ -34,6 +34,8 @@ NUM_STARTUP_TRIALS: Final = "num_startup_trials"
 PHASE: Final[tuple[str, ...]] = (MAX_EPOCHS, SAMPLER, NUM_STARTUP_TRIALS, PRUNER)
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
+PAUSED: Final = "paused"  # the attempt that paused the trial; it waits as long as that is its last
+BRACKET: Final = "bracket"  # of Hyperband, from 0
 CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only
 LOSSES: Final = "losses"  # [[epoch, training loss, validation loss], …]
 WORKER: Final = "worker"  # host and process of the last attempt
@@ -55,7 +57,7 @@ FIXED_PARAMS: Final = "fixed_params"
 CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
 
 
-TrialOutcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "waiting"]
+TrialOutcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "paused", "waiting"]
 OUTCOMES: Final[tuple[TrialOutcome, ...]] = get_args(TrialOutcome)
 FINISHED: Final[tuple[TrialOutcome, ...]] = ("complete", "pruned", "infeasible")  # what counts toward the target
 _OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
@@ -73,11 +75,13 @@ def is_same_uid(one: object, other: object) -> bool:
 
 
 def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> TrialOutcome:
-    """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` one of failed."""
+    """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` of failed, `paused` of running."""
     if state is TrialState.PRUNED and user_attrs.get(INFEASIBLE):
         return "infeasible"
     if state is TrialState.FAIL and user_attrs.get(CANCELLED):
         return "cancelled"
+    if state is TrialState.RUNNING and PAUSED in user_attrs and user_attrs[PAUSED] == user_attrs.get(ATTEMPT):
+        return "paused"
     return _OF_STATE[state]
 
 

@@ -16,7 +16,9 @@ from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
+from csi_job.storage.rungs import count_epochs, has_complete, prune_paused, standings_of_paused
 from csi_job.storage.storage import StudyStorage
+from csi_job.storage.study_rows import set_attribute
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
 
@@ -31,6 +33,10 @@ class Claim:
     lease: Lease
     checkpoint: str | None = None
     """The promoted checkpoint, relative to the work folder."""
+    from_pause: bool = False
+    """Whether the trial was paused, and is now among the best of its rung."""
+    pruned: tuple[int, ...] = ()
+    """The numbers of paused trials that this claim has pruned."""
 
     @property
     def taken_over(self) -> bool:
@@ -46,6 +52,24 @@ class NothingToClaim:
     target: int
     running: dict[int, float]
     """Other workers' trials by id, with the time of their lease's last renewal."""
+    pruned: tuple[int, ...] = ()
+    """As for `Claim`."""
+
+
+@dataclass(frozen=True)
+class ClaimRules:
+    """What a worker may claim."""
+
+    max_attempts: int
+    """Attempts without a finished epoch since the last stored one after which a trial fails."""
+    max_failed: int
+    """Failed trials after which the study does."""
+    may_add: bool = True
+    """Whether to start new trials."""
+    reduction_factor: int | None = None
+    """One of this many paused trials is promoted; None: none is."""
+    max_epochs_total: int | None = None
+    """Stored epochs of all trials from which on none is started or promoted."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +91,22 @@ class Counts:
 
 
 def claim_trial(
-    storage: StudyStorage,
-    study_id: int,
-    *,
-    token: str,
-    worker_id: str,
-    max_attempts: int,
-    max_failed: int,
-    may_add: bool = True,
+    storage: StudyStorage, study_id: int, rules: ClaimRules, *, token: str, worker_id: str
 ) -> Claim | NothingToClaim:
-    """Claim an orphaned trial, else a waiting one, else a new one if the target allows and `may_add`.
+    """Claim an orphaned trial, else a promotable paused one, a waiting one, or a new one if the target allows it.
+
+    Where all that is left are paused trials of no live worker, the best of each rung is promoted, even if it has fewer
+    rivals than the reduction factor; then the others are pruned.
 
     `token` is unique to this claim, so that it is recognised if the reply to its COMMIT is lost; `worker_id` is from
-    `lease.worker_id`. A trial fails after `max_attempts` attempts without a finished epoch since the last stored one.
+    `lease.worker_id`.
 
     Raises:
-        StudyFailedError: more than `max_failed` trials failed.
+        StudyFailedError: too many trials failed.
         ConfigurationError: the study was deleted.
 
     """
-    transaction = _ClaimTransaction(storage, study_id, token, worker_id, max_attempts, max_failed, may_add)
+    transaction = _ClaimTransaction(storage, study_id, rules, token, worker_id)
     try:
         outcome = storage.write(transaction.run)
     except StopRequestedError:
@@ -117,11 +137,9 @@ class _ClaimTransaction:
 
     storage: StudyStorage
     study_id: int
+    rules: ClaimRules
     token: str
     worker_id: str
-    max_attempts: int
-    max_failed: int
-    may_add: bool
     tried: bool = False
 
     def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
@@ -150,22 +168,55 @@ class _ClaimTransaction:
         resumable = [row for row in orphans if not self._failed_after_max_attempts(connection, row)]
         if len(resumable) < len(orphans):
             counts = count_trials(connection, self.study_id)
-        if counts.num_failed > self.max_failed:
+        if counts.num_failed > self.rules.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
+        is_exhausted = self._is_exhausted(connection)
+        if is_exhausted:
+            counts = _end_at_present_total(connection, self.study_id, counts)
         counts = cancel_excess(connection, self.study_id, counts)
         for row in resumable:
-            attempt = (row.attempt or 1) + 1
-            if self._take_lease(connection, row, attempt=attempt):
-                return self._claim(row, attempt)
+            if (claim := self._resume(connection, row)) is not None:
+                return claim
+        paused = {row.trial_id: row for row in running if row.paused}
+        live = {row.trial_id: row.renewed_at_s for row in running if not row.paused}
+        is_last = not live and counts.num_waiting == 0 and counts.num_free <= 0
+        promoted, pruned = self._sort_paused(connection, paused, counts, is_last=is_last, is_exhausted=is_exhausted)
+        if promoted is not None and (claim := self._resume(connection, promoted)) is not None:
+            return replace(claim, from_pause=True, pruned=pruned)
         if counts.num_waiting:
             row = connection.execute(_waiting(self.study_id).order_by(TRIALS.c.trial_id).limit(1)).one()
             set_state(connection, row.trial_id, TrialState.RUNNING)
-            return self._start(connection, row.trial_id, row.number)
-        if counts.num_free > 0 and self.may_add:
+            return replace(self._start(connection, row.trial_id, row.number), pruned=pruned)
+        if counts.num_free > 0 and self.rules.may_add:
             trial_id = insert_running(connection, self.study_id, counts.num_all)
-            return self._start(connection, trial_id, counts.num_all)
-        renewed = {row.trial_id: row.renewed_at_s for row in running}
-        return NothingToClaim(counts.num_finished, counts.target, renewed)
+            return replace(self._start(connection, trial_id, counts.num_all), pruned=pruned)
+        return NothingToClaim(counts.num_finished + len(pruned), counts.target, live, pruned)
+
+    def _is_exhausted(self, connection: Connection) -> bool:
+        limit = self.rules.max_epochs_total
+        return limit is not None and count_epochs(connection, self.study_id) >= limit
+
+    def _sort_paused(
+        self, connection: Connection, paused: dict[int, Row[Any]], counts: Counts, *, is_last: bool, is_exhausted: bool
+    ) -> tuple[Row[Any] | None, tuple[int, ...]]:
+        """Return the paused trial to promote, if any; prune those that cannot be promoted, and return their numbers."""
+        factor = self.rules.reduction_factor
+        if not paused or (factor is None and not is_last):
+            return None, ()
+        ranked = standings_of_paused(connection, self.study_id, [*paused])
+        if factor is None or is_exhausted:  # a study without any complete trial would be for nothing
+            promotable = ranked[:1] if is_last and not has_complete(connection, self.study_id) else []
+        else:
+            promotable = [standing for standing in ranked if standing.is_promoted(factor, at_least=int(is_last))]
+        is_end = is_last and not promotable
+        pruned = [s for s in ranked if is_end or (factor is not None and s.is_beaten(factor, counts.target))]
+        prune_paused(connection, pruned)
+        row = paused[promotable[0].trial_id] if promotable else None
+        return row, tuple(sorted(paused[standing.trial_id].number for standing in pruned))
+
+    def _resume(self, connection: Connection, row: Row[Any]) -> Claim | None:
+        attempt = (row.attempt or 1) + 1
+        return self._claim(row, attempt) if self._take_lease(connection, row, attempt=attempt) else None
 
     def _claim(self, row: Row[Any], attempt: int) -> Claim:
         return Claim(self._lease(row.trial_id, row.number, attempt), row.checkpoint)
@@ -179,7 +230,7 @@ class _ClaimTransaction:
 
     def _failed_after_max_attempts(self, connection: Connection, row: Row[Any]) -> bool:
         num_lost = _num_lost(row)
-        if num_lost < self.max_attempts:
+        if num_lost < self.rules.max_attempts:
             return False
         if self._take_lease(connection, row, attempt=row.attempt):
             reason = f"no epoch finished in {num_lost} attempts in a row; the workers died or stalled"
@@ -296,6 +347,17 @@ def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Coun
     values = {"target": counts.target, "trials": ", ".join(str(row.number) for row in reversed(rows))}
     logger.warning("cancelled waiting trials beyond the study's total of %(target)d: %(trials)s", values)
     return replace(counts, num_waiting=counts.num_waiting - excess)
+
+
+def _end_at_present_total(connection: Connection, study_id: int, counts: Counts) -> Counts:
+    """Lower a study's target to the trials that have started, since its epochs are used up."""
+    total = counts.num_finished + counts.num_running
+    if total >= counts.target:
+        return counts
+    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, total)
+    values = {"target": counts.target, "total": total}
+    logger.warning("study.max_epochs_total is reached: the study's total is %(total)d trials, not %(target)d", values)
+    return replace(counts, target=total)
 
 
 def _waiting(study_id: int) -> sa.Select[tuple[int, int]]:

@@ -17,9 +17,10 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import LeaseLostError
+from csi_job.storage.attributes import PAUSED
 from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
 from csi_job.storage.study_rows import has_uid
-from csi_job.storage.tables import LEASES, TRIALS
+from csi_job.storage.tables import LEASES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
 
 # The value of `renewed_at_s` in a lease that its worker released. Read it by `running_trials`' column `released`. A
@@ -114,23 +115,26 @@ def _exists(process: int) -> bool:
 def running_trials(connection: Connection, study_id: int) -> sa.Select[Any]:
     """Return the query of a study's running trials with their leases and the database's time.
 
-    Columns: `trial_id`, `number`, those of `LEASES` and `released` (None where there is no lease), `now_s`,
-    `server_start_s`.
+    Columns: `trial_id`, `number`, those of `LEASES` and `released` (None where there is no lease), `paused` (see
+    `rungs`), `now_s`, `server_start_s`.
     """
     leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
     released = (LEASES.c.renewed_at_s == RELEASED_AT_S).label("released")
+    is_pause = (USER_ATTRIBUTES.c.key == PAUSED, USER_ATTRIBUTES.c.value_json == sa.cast(LEASES.c.attempt, sa.String))
+    mark = sa.select(sa.literal(1)).where(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, *is_pause).exists()
+    paused = sa.and_(LEASES.c.renewed_at_s == RELEASED_AT_S, mark).label("paused")
     clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
     return (
-        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, released, *clock)
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, released, paused, *clock)
         .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
     )
 
 
 def is_orphan(row: Row[Any]) -> bool:
-    """Return whether a trial of `running_trials` has no live worker."""
+    """Return whether a trial of `running_trials` has lost its worker; a paused one needs none."""
     if row.token is None or row.released:
-        return True
+        return not row.paused
     # Nobody could renew a lease while the server was down, so its age counts from the server's start at the earliest.
     start_s = row.server_start_s if row.server_start_s <= row.now_s else 0.0  # the clock was set back since
     age_s = row.now_s - max(row.renewed_at_s, start_s)

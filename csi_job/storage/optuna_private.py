@@ -5,6 +5,7 @@ Optuna is pinned to a minor version; `tests/unit/storage/test_optuna_private.py`
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from types import ModuleType
@@ -15,15 +16,18 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
+from optuna.trial import TrialState
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.attributes import outcome_of
 
 if TYPE_CHECKING:
     from typing import Self
 
     import sqlalchemy as sa
     from optuna.distributions import BaseDistribution
+    from optuna.pruners import HyperbandPruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.study import StudyDirection
@@ -85,6 +89,12 @@ def trial_id_of(trial: optuna.Trial | FrozenTrial) -> int:
     return int(trial._trial_id)
 
 
+def hyperband_bracket(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> int:
+    """Return the bracket that Optuna's Hyperband gives a trial, by a hash of its number; `pruner` must be new."""
+    pruner._try_initialization(study)
+    return pruner._get_bracket_id(study, trial)
+
+
 def backend_of(study: optuna.Study) -> BaseStorage:
     """Return the storage beneath the cache that every `optuna.Study` wraps around an `RDBStorage`."""
     storage = study._storage
@@ -136,6 +146,29 @@ def _reseed(sampler: BaseSampler, seed: int) -> int:
         state.rng.seed(seed)
     inner = [getattr(sampler, name) for name in _INNER_SAMPLERS if hasattr(sampler, name)]
     return len(states) + sum(_reseed(one, seed) for one in inner)
+
+
+class SearchStudy(optuna.Study):
+    """A study whose sampler learns from paused trials as from pruned ones.
+
+    Samplers read by `_get_trials`; the cache beneath it must not take these trials to be finished.
+    """
+
+    def get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        """Return the trials as they are."""
+        return super()._get_trials(*args, **options)
+
+    def _get_trials(self, deepcopy: Any = True, states: Any = None, use_cache: Any = False) -> list[FrozenTrial]:  # noqa: FBT002 - Optuna's
+        trials = map(_seen_by_sampler, super()._get_trials(deepcopy, None, use_cache))
+        return [trial for trial in trials if states is None or trial.state in states]
+
+
+def _seen_by_sampler(trial: FrozenTrial) -> FrozenTrial:
+    if outcome_of(trial.state, trial.user_attrs) != "paused":
+        return trial
+    trial = copy.copy(trial)
+    trial.state = TrialState.PRUNED
+    return trial
 
 
 class PrunerStudy:

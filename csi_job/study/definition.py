@@ -19,14 +19,14 @@ from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
-from csi_job.storage.optuna_private import METRIC_NAMES_KEY
+from csi_job.storage.optuna_private import METRIC_NAMES_KEY, SearchStudy
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import attribute_row, find_study, stored_attributes
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import make_sampler
-from csi_job.study.settings import ObjectiveName, StudySettings, check_sampler
+from csi_job.study.settings import ObjectiveName, StudySettings, check_objective
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
@@ -83,10 +83,10 @@ class Definition:
             tree: all settings, without secrets and paths of a machine.
 
         Raises:
-            ConfigurationError: a sampler that cannot search for this objective.
+            ConfigurationError: a sampler or pruner that cannot search for this objective.
 
         """
-        check_sampler(settings.sampler, settings.objective)
+        check_objective(settings)
         params, adjustments = space.clip_to_space(baseline)
         searched = {"space": space.fingerprint(), "objective": settings.objective, "baseline": params}
         fingerprint = {**searched, "average": average, "cache": cache_key, **(results or {})}
@@ -164,7 +164,7 @@ def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
 def join_study(storage: StudyStorage, settings: StudySettings, space: SearchSpace) -> optuna.Study:
     """Open a study for running trials, with the sampler and pruner of these settings."""
     sampler, pruner = make_sampler(settings, space), make_pruner(settings)
-    return optuna.Study(settings.name, storage, sampler=sampler, pruner=pruner)
+    return SearchStudy(settings.name, storage, sampler=sampler, pruner=pruner)
 
 
 def load_study(storage: StudyStorage, name: str) -> optuna.Study:

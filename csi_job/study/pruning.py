@@ -10,18 +10,19 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.storage.attributes import CONSTRAINT, CURVE, GFLOPS, best_of
+from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, GFLOPS, MAX_EPOCHS, TARGET, best_of
 from csi_job.storage.engine import median_of
-from csi_job.storage.optuna_private import PrunerStudy, study_id_of, trial_id_of
+from csi_job.storage.optuna_private import PrunerStudy, hyperband_bracket, study_id_of, trial_id_of
+from csi_job.storage.rungs import standings
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import RUNG_KEY_PREFIX
-from csi_job.study.settings import StudySettings
+from csi_job.study.settings import PAUSING, StudySettings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 N_MIN_TRIALS: Final = 5  # complete trials that must have reached an epoch before any trial is pruned there
 N_WARMUP_STEPS: Final = 1  # epochs without pruning: at first the learning rate only rises
-REDUCTION_FACTOR: Final = 4  # successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
+REDUCTION_FACTOR: Final = (
+    4  # Optuna's successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
+)
 
 
 def make_pruner(settings: StudySettings) -> BasePruner:
@@ -75,6 +78,52 @@ class MedianPruner(BasePruner):
                 return False
             median_row = storage_of(study).read(lambda connection: connection.execute(query).one())
         return median_row.num_rows >= N_MIN_TRIALS and median_row.median is not None and best < median_row.median
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The rungs of a bracket, in finished epochs: the first, and then by the reduction factor."""
+
+    first: int
+    reduction_factor: int
+
+    def __contains__(self, num_epochs: int) -> bool:
+        """Return whether there is a rung after this many epochs."""
+        rung = self.first
+        while rung < num_epochs:
+            rung *= self.reduction_factor
+        return rung == num_epochs
+
+
+def rungs_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> Rungs | None:
+    """Return the rungs at which a trial may be paused, None where the pruner pauses none."""
+    if settings.pruner not in PAUSING:
+        return None
+    bracket = bracket_of(study, trial, settings)
+    return Rungs(settings.min_resource * settings.reduction_factor**bracket, settings.reduction_factor)
+
+
+def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int:
+    """Return the bracket of a trial: as it is stored, else with Hyperband as Optuna chooses it, else 0."""
+    if BRACKET in trial.user_attrs or settings.pruner != "hyperband":
+        return int(trial.user_attrs.get(BRACKET, 0))
+    max_epochs = trial.user_attrs.get(MAX_EPOCHS, settings.max_epochs)
+    resources = min(settings.min_resource, max_epochs), max_epochs
+    return hyperband_bracket(HyperbandPruner(*resources, settings.reduction_factor), study, trial)
+
+
+def is_promoted(study: Study, trial: FrozenTrial, reduction_factor: int) -> bool | None:
+    """Return whether a trial goes on past the rung of its last epoch; None: it never would, so it is not worth keeping.
+
+    Read without the study's lock: a claim decides again.
+    """
+    study_id, step = study_id_of(study), trial.last_step
+    assert step is not None
+    ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step]))
+    own = next((standing for standing in ranked if standing.trial_id == trial_id_of(trial)), None)
+    if own is None or own.is_beaten(reduction_factor, int(study.user_attrs[TARGET])):
+        return None
+    return own.is_promoted(reduction_factor)
 
 
 def median_query(study: Study, step: int) -> sa.Select[Any] | None:

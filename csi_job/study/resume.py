@@ -75,6 +75,15 @@ def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
     return folder
 
 
+def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
+    """Remove all checkpoints of a trial but the one of its last epoch, if that is in this attempt's folder."""
+    newest = folder / f"epoch-{epoch:04d}.pt"
+    if newest.is_file():
+        for path in folder.parent.glob("attempt-*/*"):
+            if path != newest:
+                path.unlink(missing_ok=True)
+
+
 def remove_checkpoints(work: Path, study_name: str, number: int) -> None:
     """Remove the checkpoints of a finished trial."""
     shutil.rmtree(WorkFolder(work).trial_checkpoints(study_name, number), ignore_errors=True)

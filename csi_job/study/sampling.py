@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,11 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
+from csi_job.storage.attributes import ATTEMPT, BRACKET, PHASE, WORKER
+from csi_job.storage.lease import Lease, worker_name
+from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
+from csi_job.storage.storage import storage_of
+from csi_job.study.pruning import bracket_of
 from csi_job.study.settings import StudySettings
 from csi_job.trial.space import SearchSpace
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 logger = get_logger(__name__)
+Suggest = Callable[[optuna.Trial], Any]
 
 
 class UnconditionalCmaEsSampler(CmaEsSampler):
@@ -66,6 +72,28 @@ def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
 def derived_seed(study_seed: int, number: int) -> int:
     """Return the seed of a trial, which is the same in every worker."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+
+
+def sample_params(
+    study: optuna.Study, lease: Lease, suggest: Suggest, settings: StudySettings, seed: int
+) -> tuple[optuna.Trial, Any]:
+    """Sample a trial's parameters from the history, the study's seed and the trial's number.
+
+    Returns:
+        the trial, and what `suggest` returned for it.
+
+    """
+    reseed(study.sampler, derived_seed(seed, lease.number))
+    with storage_of(study).buffered_ask(lease) as draft:
+        refresh_trials(study)
+        trial = optuna.Trial(study, lease.trial_id)
+        params = suggest(trial)
+        fixed = {name: getattr(settings, name) for name in PHASE}
+        if bracket := bracket_of(study, frozen_trial_of(trial), settings):
+            fixed[BRACKET] = bracket
+        draft.user_attrs |= {key: value for key, value in fixed.items() if key not in trial.user_attrs}
+        draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
+    return trial, params
 
 
 def format_params(params: Mapping[str, Any]) -> str:

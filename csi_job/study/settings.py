@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.config import JsonDict
@@ -11,13 +11,19 @@ from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
 
 Sampler = Literal["tpe", "random", "cmaes"]
-Pruner = Literal["median", "successive_halving", "none"]
+Pruner = Literal["median", "successive_halving", "asha", "hyperband", "none"]
+PAUSING: Final = ("asha", "hyperband")
 ObjectiveName = Literal["f1", "f1-and-cost"]
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
-_ONE_OBJECTIVE_FOR_CMAES: JsonDict = {
-    "if": {"properties": {"sampler": {"const": "cmaes"}}, "required": ["sampler"]},
+_ONE_OBJECTIVE: JsonDict = {
+    "if": {
+        "anyOf": [
+            {"properties": {"sampler": {"const": "cmaes"}}, "required": ["sampler"]},
+            {"properties": {"pruner": {"enum": [*PAUSING]}}, "required": ["pruner"]},
+        ]
+    },
     "then": {"properties": {"objective": {"const": "f1"}}},
 }
 
@@ -25,7 +31,7 @@ _ONE_OBJECTIVE_FOR_CMAES: JsonDict = {
 class StudySettings(Section):
     """What is optimised, for how long, and with which sampler and pruner."""
 
-    model_config = ConfigDict(json_schema_extra=_ONE_OBJECTIVE_FOR_CMAES)
+    model_config = ConfigDict(json_schema_extra=_ONE_OBJECTIVE)
 
     name: str = Field(
         default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
@@ -40,7 +46,14 @@ class StudySettings(Section):
     num_startup_trials: int = Field(default=10, ge=0)
     """Random trials before TPE or CMA-ES starts to model the results."""
     pruner: Pruner = "median"
-    """Rule that stops unpromising trials early."""
+    """Rule that stops unpromising trials early; `asha` and `hyperband` pause them, and resume them as others fall
+    behind."""
+    reduction_factor: int = Field(default=4, ge=2)
+    """With `asha` and `hyperband`: one of this many trials goes on at each rung, and rungs lie this factor apart."""
+    min_resource: int = Field(default=1, ge=1)
+    """With `asha` and `hyperband`: epochs of the first rung."""
+    max_epochs_total: int | None = Field(default=None, ge=1)
+    """Total number of epochs over all trials, after which no trial starts; those that are running are finished."""
     objective: ObjectiveName = "f1"
     """`f1`: maximise validation F1; `f1-and-cost`: also minimise GFLOPs per image."""
     seed: int = Field(default=42, ge=0)
@@ -107,8 +120,13 @@ def checked_name(name: str) -> str:
     return name
 
 
-def check_sampler(sampler: str, objective: ObjectiveName) -> None:
-    """Raise `ConfigurationError` for CMA-ES with two objectives."""
-    if sampler == "cmaes" and objective != "f1":
+def check_objective(settings: StudySettings) -> None:
+    """Raise `ConfigurationError` for a sampler or pruner that cannot handle two objectives."""
+    if settings.objective == "f1":
+        return
+    if settings.sampler == "cmaes":
         message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
-        raise ConfigurationError(message, got=sampler, allowed=("tpe", "random"))
+        raise ConfigurationError(message, got=settings.sampler, allowed=("tpe", "random"))
+    if settings.pruner in PAUSING:
+        message = "this pruner compares one objective only, so it cannot search f1-and-cost"
+        raise ConfigurationError(message, got=settings.pruner, allowed=("median", "none"))

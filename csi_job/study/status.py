@@ -133,6 +133,8 @@ class StudyStatus:
     """Reasons for failed trials with their counts, most frequent first."""
     confirmation: ConfirmationStatus | None = None
     """None before its trainings are planned."""
+    num_paused: int = 0
+    """Trials that wait for others to fall behind; of no worker."""
 
     @property
     def claimed(self) -> tuple[RunningStatus, ...]:
@@ -171,7 +173,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     attributes = study.user_attrs
     target = int(attributes.get(TARGET, 0))
     outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
-    running = tuple(_running(row, trials) for row in leases)
+    running = tuple(_running(row, trials) for row in leases if not row.paused)
     chosen = choose_trial(study)
     best = None
     if chosen is not None:
@@ -198,6 +200,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
         eta_s=max(num_left, 0) / rate if rate else None,
         failures=tuple(Counter(failures).most_common()),
         confirmation=confirmation,
+        num_paused=len(leases) - len(running),
     )
 
 

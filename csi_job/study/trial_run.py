@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,31 +14,48 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, StorageUnavailableError
+from csi_job.errors import (
+    CheckpointWriteError,
+    CsiJobError,
+    StalledError,
+    StorageUnavailableError,
+    TrialPausedError,
+)
 from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import (
-    ATTEMPT,
     CONSTRAINT,
     CURVE,
     EPOCHS,
     INFEASIBLE,
     LOSSES,
     MAX_EPOCHS,
-    PHASE,
+    PAUSED,
     REASON,
-    WORKER,
     TrialOutcome,
 )
 from csi_job.storage.claim import RELEASE_S, Claim
-from csi_job.storage.lease import Lease, worker_name
-from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
+from csi_job.storage.lease import RELEASED_AT_S, Lease
+from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.pruning import median_query, should_prune, should_prune_at_cost
-from csi_job.study.resume import ResumePoint, checkpoint_values, find_checkpoint, fresh_attempt_folder
-from csi_job.study.sampling import derived_seed, format_params
+from csi_job.study.pruning import (
+    Rungs,
+    is_promoted,
+    median_query,
+    rungs_of,
+    should_prune,
+    should_prune_at_cost,
+)
+from csi_job.study.resume import (
+    ResumePoint,
+    checkpoint_values,
+    find_checkpoint,
+    fresh_attempt_folder,
+    keep_newest_checkpoint,
+)
+from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
 from csi_job.work_folder import WorkFolder
@@ -50,10 +65,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 Params = TypeVar("Params")
-MAX_REASON_CHARACTERS: Final = 200
-DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
-_PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
-_PACKAGE: Final = Path(__file__).parent.parent
 _FINAL_STATES: Final[dict[TrialOutcome, TrialState]] = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -85,6 +96,8 @@ class RunningTrial(Generic[Params]):
     params: Params = field(init=False)
     max_epochs: int = field(init=False)
     """From the phase of the study in which the trial first started."""
+    rungs: Rungs | None = field(init=False)
+    """Where it may be paused."""
     checkpoint_folder: Path = field(init=False)
     """For this attempt's checkpoints, `epoch-<eeee>.pt`."""
     resume_from: Path | None = None
@@ -140,6 +153,7 @@ class RunningTrial(Generic[Params]):
         self.trial, self.params = sample_params(self.study, self.lease, suggest, self.settings, self.seed)
         stored = self.trial.user_attrs
         self.max_epochs = int(stored.get(MAX_EPOCHS, self.settings.max_epochs))
+        self.rungs = rungs_of(self.study, frozen_trial_of(self.trial), self.settings)
         folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
         self.checkpoint_folder = fresh_attempt_folder(folder, self.attempt, self.lease.uid)
         self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
@@ -157,10 +171,14 @@ class RunningTrial(Generic[Params]):
             text = format_params(self.trial.params) or str(self.params)
             values = {"noun": self.noun, "trial": self.number, "params": self.trial.params, "text": text}
             logger.info("%(noun)s %(trial)d starts: %(text)s", values)
+        elif self.rungs and self.curve:
+            self.end_if_behind()  # which its last worker may have died too early to see
 
     def _resume(self, folder: Path) -> None:
         last = max(self.curve, default=-1)
         self._last_passed = max([last, *self.losses])  # the curve may be shorter, after `_reconcile`
+        if self.rungs is not None and not self.claim.from_pause:
+            self._last_passed -= 1
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
         found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
         if found.epoch != last:
@@ -213,7 +231,7 @@ class RunningTrial(Generic[Params]):
             raise StalledError(message)
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
-        """Store an epoch and the newest checkpoint; raise `optuna.TrialPruned` if the trial is to be pruned."""
+        """Store an epoch and the newest checkpoint; raise as `end_if_behind` does."""
         metrics = {
             "val_f1": result.val_f1,
             "val_loss": result.val_loss,
@@ -226,10 +244,7 @@ class RunningTrial(Generic[Params]):
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)
-        if self.should_prune():
-            rival = "median" if self.settings.pruner == "median" and not self.has_two_objectives else "others"
-            message = f"below the {rival} at epoch {result.epoch + 1}"
-            raise optuna.TrialPruned(message)
+        self.end_if_behind()
 
     def checkpoint_failed(self, error: CheckpointWriteError) -> None:
         """Continue without checkpoints: a full disk is not the trial's fault, and would fail every later one too."""
@@ -286,13 +301,33 @@ class RunningTrial(Generic[Params]):
     def _relative(self, checkpoint: Path | None) -> str | None:
         return checkpoint.relative_to(self.work).as_posix() if checkpoint else None
 
-    def should_prune(self) -> bool:
-        """Whether the trial is worse than others at the same epoch; never in an outage, nor where it passed before."""
-        if self._away_since is not None or max(self.curve) <= self._last_passed:
-            return False
-        if self.has_two_objectives:
-            return self.gflops is not None and should_prune_at_cost(self.study, self.curve, self.gflops)
-        return should_prune(self.study, frozen_trial_of(self.trial), self._median_row)
+    def end_if_behind(self) -> None:
+        """Compare the trial with others at the same epoch; never in an outage, nor where it passed before.
+
+        Raises:
+            optuna.TrialPruned: it is worse.
+            TrialPausedError: it is worse at present; `pause` it.
+
+        """
+        epoch = max(self.curve)
+        if self._away_since is not None or epoch <= self._last_passed:
+            return
+        rival, may_continue = "others", True
+        if self.rungs is not None:
+            if epoch + 1 < self.max_epochs and epoch + 1 in self.rungs:
+                trial = frozen_trial_of(self.trial)
+                promoted = is_promoted(self.study, trial, self.rungs.reduction_factor)
+                if promoted is False:
+                    raise TrialPausedError(f"paused after epoch {epoch + 1}")
+                may_continue = promoted is not None
+        elif self.has_two_objectives:
+            costs = self.gflops
+            may_continue = costs is None or not should_prune_at_cost(self.study, self.curve, costs)
+        else:
+            rival = "median" if self.settings.pruner == "median" else "others"
+            may_continue = not should_prune(self.study, frozen_trial_of(self.trial), self._median_row)
+        if not may_continue:
+            raise optuna.TrialPruned(f"below the {rival} at epoch {epoch + 1}")
 
     def finish(self, outcome: TrialOutcome, values: Sequence[float] = (), reason: str = "") -> None:
         """Store how the trial ended.
@@ -318,6 +353,19 @@ class RunningTrial(Generic[Params]):
         log = logger.warning if outcome == "failed" else logger.info
         log("%(noun)s %(trial)d %(outcome)s%(text)s", named | {"values": list(values), "reason": reason, "text": text})
 
+    def pause(self) -> None:
+        """Let the trial wait, with one checkpoint, until a claim promotes or prunes it."""
+        keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
+        self.unsent.user_attrs |= self.attributes | {PAUSED: self.attempt}
+        self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
+        values = {
+            "noun": self.noun,
+            "trial": self.number,
+            "epoch": len(self.curve),
+            "value": self.curve[max(self.curve)],
+        }
+        logger.info("%(noun)s %(trial)d paused after epoch %(epoch)d at %(value).4f", values)
+
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
         self.heartbeat.watch(None)
@@ -333,68 +381,4 @@ class RunningTrial(Generic[Params]):
             logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 
 
-Suggest = Callable[[optuna.Trial], Any]
 TrialObjective = Callable[[RunningTrial[Any]], Sequence[float]]
-
-
-def sample_params(
-    study: optuna.Study, lease: Lease, suggest: Suggest, settings: StudySettings, seed: int
-) -> tuple[optuna.Trial, Any]:
-    """Sample a trial's parameters from the history, the study's seed and the trial's number.
-
-    Returns:
-        the trial, and what `suggest` returned for it.
-
-    """
-    reseed(study.sampler, derived_seed(seed, lease.number))
-    with storage_of(study).buffered_ask(lease) as draft:
-        refresh_trials(study)
-        trial = optuna.Trial(study, lease.trial_id)
-        params = suggest(trial)
-        phase = {name: getattr(settings, name) for name in PHASE}
-        draft.user_attrs |= {key: value for key, value in phase.items() if key not in trial.user_attrs}
-        draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
-    return trial, params
-
-
-def check_values(values: Sequence[float], num_objectives: int) -> list[float]:
-    """Return an objective's values as floats; raise `CsiJobError` if one is missing or not a number."""
-    numbers = [float(value) for value in values]
-    if len(numbers) != num_objectives or any(math.isnan(number) for number in numbers):
-        message = f"the objective returned {numbers}, {num_objectives} numbers are needed"
-        raise CsiJobError(message)
-    return numbers
-
-
-def failure_reason(error: BaseException) -> str:
-    """Describe an error in one line that identifies no patient.
-
-    Our own errors contain no identities. For others we keep the type, the place in this package, and the message
-    without anything that looks like a path; a `KeyError` or an OS error may quote an identity, so its message goes.
-    """
-    if isinstance(error, CsiJobError):
-        return str(error)
-    words = ""
-    if isinstance(error, OSError):
-        words = error.strerror or ""
-    elif not isinstance(error, LookupError):
-        words = _PATH_LIKE.sub("…", " ".join(str(error).split()))
-    place = _innermost_place(error)
-    parts = [type(error).__name__ + (f" in {place}" if place else ""), words]
-    return ": ".join(part for part in parts if part)[:MAX_REASON_CHARACTERS]
-
-
-def check_device(error: BaseException) -> None:
-    """Raise `CsiJobError` if this process has lost its GPU, for every later trial would fail as well."""
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_LOST_WORDS):
-        message = f"the GPU is lost to this process: {failure_reason(error)}"
-        raise CsiJobError(message, hint="run the same command again to resume the trial") from None
-
-
-def _innermost_place(error: BaseException) -> str:
-    """Return file and line of the innermost frame within this package."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if _PACKAGE in path.parents:
-            return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.lineno}"
-    return ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import re
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ import optuna
 
 from csi_job.errors import (
     ConfigurationError,
+    CsiJobError,
     DataError,
     InfeasibleTrialError,
     LeaseLostError,
@@ -23,31 +27,30 @@ from csi_job.errors import (
     StalledError,
     StopRequestedError,
     StorageUnavailableError,
+    TrialPausedError,
 )
 from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
 from csi_job.storage.attributes import REJECTED, TrialOutcome
-from csi_job.storage.claim import Claim, NothingToClaim, claim_trial
+from csi_job.storage.claim import Claim, ClaimRules, NothingToClaim, claim_trial
 from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.study.definition import study_seed
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.resume import remove_checkpoints, remove_leftover_checkpoints
-from csi_job.study.settings import StudySettings
-from csi_job.study.trial_run import (
-    RunningTrial,
-    Suggest,
-    TrialObjective,
-    check_device,
-    check_values,
-    failure_reason,
-)
+from csi_job.study.sampling import Suggest
+from csi_job.study.settings import PAUSING, StudySettings
+from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.tracking.wandb import Tracker
 
 logger = get_logger(__name__)
 STALL_GRACE_S: Final = 10.0
 MAX_POLL_S: Final = 2.0
+MAX_REASON_CHARACTERS: Final = 200
+DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
+_PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
+_PACKAGE: Final = Path(__file__).parent.parent
 # These say nothing about the trial, so it is not failed because of them.
 RERAISED: Final = (
     StopRequestedError,
@@ -137,6 +140,14 @@ class _Worker:
         self.storage = storage_of(self.study)
         self.seed = study_seed(self.study)
         self.worker_id = worker_id()
+        settings = self.settings
+        self.rules = ClaimRules(
+            max_attempts=settings.max_attempts,
+            max_failed=settings.max_failed_trials,
+            may_add=self.options.may_add,
+            reduction_factor=settings.reduction_factor if settings.pruner in PAUSING else None,
+            max_epochs_total=settings.max_epochs_total,
+        )
         self.start_s = time.monotonic()
         self.heartbeat = Heartbeat(
             self.storage.renew, self.storage.lease_s, stall_s=self.options.stall_s, on_stall=self._on_stall
@@ -166,12 +177,12 @@ class _Worker:
             claim = claim_trial(
                 self.storage,
                 study_id_of(self.study),
+                self.rules,
                 token=new_token(),
                 worker_id=self.worker_id,
-                max_attempts=self.settings.max_attempts,
-                max_failed=self.settings.max_failed_trials,
-                may_add=self.options.may_add,
             )
+            for number in claim.pruned:
+                remove_checkpoints(self.work, self.study.study_name, number)
             if isinstance(claim, Claim):
                 seen = None
                 self._run_trial(claim)
@@ -227,7 +238,8 @@ class _Worker:
         self.heartbeat.watch(lease)
         try:
             outcome = self._run_and_finish(trial)
-            self.summary.outcomes[outcome] += 1
+            if outcome != "paused":
+                self.summary.outcomes[outcome] += 1
         except LeaseLostError as error:
             logger.warning("%s", error)
         except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
@@ -238,7 +250,7 @@ class _Worker:
             self.storage.drop(lease)
             for tracker in self.options.trackers:
                 tracker.trial_ended(lease.number, outcome)
-        if outcome is not None:
+        if outcome not in (None, "paused"):
             remove_checkpoints(self.work, self.study.study_name, lease.number)
             self._notify()
 
@@ -251,6 +263,9 @@ class _Worker:
             reason = ""
         except RERAISED:
             raise
+        except TrialPausedError:
+            trial.pause()
+            return "paused"
         except optuna.TrialPruned as error:
             outcome, reason = "pruned", str(error) or "pruned"
         except InfeasibleTrialError as error:
@@ -278,3 +293,46 @@ class _Worker:
         logger.error("no batch ended for %(stall_s).0f s; giving up the trial", {"stall_s": self.options.stall_s})
         if self.options.own_process and not self.heartbeat.over.wait(min(STALL_GRACE_S, self.options.stall_s)):
             os._exit(StalledError.exit_code)
+
+
+def check_values(values: Sequence[float], num_objectives: int) -> list[float]:
+    """Return an objective's values as floats; raise `CsiJobError` if one is missing or not a number."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != num_objectives or any(math.isnan(number) for number in numbers):
+        message = f"the objective returned {numbers}, {num_objectives} numbers are needed"
+        raise CsiJobError(message)
+    return numbers
+
+
+def failure_reason(error: BaseException) -> str:
+    """Describe an error in one line that identifies no patient.
+
+    Our own errors contain no identities. For others we keep the type, the place in this package, and the message
+    without anything that looks like a path; a `KeyError` or an OS error may quote an identity, so its message goes.
+    """
+    if isinstance(error, CsiJobError):
+        return str(error)
+    words = ""
+    if isinstance(error, OSError):
+        words = error.strerror or ""
+    elif not isinstance(error, LookupError):
+        words = _PATH_LIKE.sub("…", " ".join(str(error).split()))
+    place = _innermost_place(error)
+    parts = [type(error).__name__ + (f" in {place}" if place else ""), words]
+    return ": ".join(part for part in parts if part)[:MAX_REASON_CHARACTERS]
+
+
+def check_device(error: BaseException) -> None:
+    """Raise `CsiJobError` if this process has lost its GPU, for every later trial would fail as well."""
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_LOST_WORDS):
+        message = f"the GPU is lost to this process: {failure_reason(error)}"
+        raise CsiJobError(message, hint="run the same command again to resume the trial") from None
+
+
+def _innermost_place(error: BaseException) -> str:
+    """Return file and line of the innermost frame within this package."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if _PACKAGE in path.parents:
+            return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.lineno}"
+    return ""

@@ -1,9 +1,11 @@
-"""Several workers, each in a process of its own: started, restarted when they die, stopped together."""
+"""Several workers, each in a process of its own with a GPU of its own: started, restarted when they die, stopped."""
 
 from __future__ import annotations
 
 import os
 import queue
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+
+from csi_job.cache.decode_pool import num_cores
 from csi_job.errors import CsiJobError
 from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
 from csi_job.study.relay import ERROR, LOG, log_as_worker, received
+from csi_job.study.settings import StudySettings
+from csi_job.trial.memory import choose_device
+from csi_job.trial.settings import TrialSettings
 
 logger = get_logger(__name__)
+Environment = dict[str, str]
 MAX_RESTARTS: Final = 3  # of a worker, in a row without a finished epoch
 
 
@@ -160,3 +169,47 @@ def _describe(code: int) -> str:
     if code == -signal.SIGKILL:
         return "killed, perhaps since memory ran out"
     return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+
+
+# What each worker's process may use: one GPU of its own, and a share of the cores
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs of this process, each as the value of CUDA_VISIBLE_DEVICES that shows it alone.
+
+    A process sees at most one MIG instance, whatever CUDA counts, so these come from their list.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # neither creates a CUDA context
+    if not num_gpus:
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = _driver_uuids() if given is None else [name.strip() for name in given.split(",")]
+    instances = [name for name in names if name.startswith("MIG-")]
+    if given is not None:
+        return instances or names[:num_gpus]
+    return names if instances else [str(index) for index in range(num_gpus)]
+
+
+def _driver_uuids() -> list[str]:
+    """Return the UUIDs of all MIG instances, and of the GPUs without any; none if the driver's tool is missing."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)  # noqa: S603 - the driver's tool
+    return re.findall(r"\(UUID: (MIG-[^)]+|GPU-[^)]+(?=\)(?!\s+MIG)))", listed.stdout)
+
+
+def worker_environments(study: StudySettings, trial: TrialSettings) -> list[Environment]:
+    """Check the devices, before any trial is claimed, and return the environment variables of each worker's process.
+
+    Raises:
+        ConfigurationError: a GPU is requested and there is none, or there are more workers than GPUs.
+
+    """
+    gpus = [] if trial.device == "cpu" else visible_gpus()
+    num_workers = study.num_workers(len(gpus))
+    if num_workers == 1 or not gpus:  # else this process must take no memory of a GPU
+        choose_device(trial)
+    num_threads = max(num_cores() // num_workers, 1)
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(num_threads))}
+    return [{**threads, **({"CUDA_VISIBLE_DEVICES": gpus[n]} if gpus else {})} for n in range(num_workers)]

@@ -28,6 +28,7 @@ OUTCOME_STYLES: dict[TrialOutcome, str] = {
     "failed": "bold red",
     "cancelled": "dim",
     "running": "cyan",
+    "paused": "dim",
     "waiting": "dim",
 }
 

@@ -30,7 +30,7 @@ from csi_job.trial.space import SearchSpace
 
 # Whatever else Optuna stores with a trial belongs to the space it was sampled from, e.g. the state of CMA-ES.
 KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", RUNG_KEY_PREFIX)
-UNFINISHED: Final = {"running": "still running", "waiting": "still waiting"}
+UNFINISHED: Final = {"running": "still running", "paused": "still paused", "waiting": "still waiting"}
 Origin = tuple[Any, int]
 """The uid of the study a trial was trained in, and its number there."""
 

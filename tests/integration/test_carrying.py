@@ -21,16 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError
-from csi_job.storage.claim import Claim, claim_trial
+from csi_job.storage.claim import Claim, ClaimRules, claim_trial
 from csi_job.storage.lease import new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import Definition, load_study
+from csi_job.study.sampling import sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study
 from csi_job.study.target import set_target
-from csi_job.study.trial_run import sample_params
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer.copy import StudyRows, copy_study, insert_study, read_study
 from csi_job.transfer.migrate import migrate_study
@@ -141,10 +141,8 @@ def test_a_copied_study_continues_to_its_exact_total(
 
 
 def claim(study: optuna.Study) -> Claim:
-    storage = study._storage._backend  # type: ignore[attr-defined]
-    claimed = claim_trial(
-        storage, study._study_id, token=new_token(), worker_id="host|b|n|1|1", max_attempts=3, max_failed=10
-    )
+    storage, rules = study._storage._backend, ClaimRules(max_attempts=3, max_failed=10)  # type: ignore[attr-defined]
+    claimed = claim_trial(storage, study._study_id, rules, token=new_token(), worker_id="host|b|n|1|1")
     assert isinstance(claimed, Claim)
     return claimed
 

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
-from csi_job.storage.claim import Claim, Counts, NothingToClaim, claim_trial, count_trials
+from csi_job.storage.claim import Claim, ClaimRules, Counts, NothingToClaim, claim_trial, count_trials
 from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
@@ -76,8 +76,7 @@ def objective(running: RunningTrial[Hyperparameters], epoch_s: float = 0.0) -> l
         checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
         _remember(running, epoch)
         running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
-        if running.should_prune():
-            raise optuna.TrialPruned
+        running.end_if_behind()
     return [x, running.max_epochs][: len(running.trial.study.directions)]
 
 
@@ -133,7 +132,8 @@ def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: A
 def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
     """Claim a trial of a study as a worker does."""
     given = {"token": new_token(), "worker_id": worker_id(), "max_attempts": 3, "max_failed": 10, **options}
-    return claim_trial(storage_of(study), study._study_id, **given)
+    identity = {name: given.pop(name) for name in ("token", "worker_id")}
+    return claim_trial(storage_of(study), study._study_id, ClaimRules(**given), **identity)
 
 
 def leased(study: optuna.Study, **options: Any) -> Lease:

@@ -25,6 +25,7 @@ OUTCOME_MARKERS: dict[TrialOutcome, dict[str, Any]] = {
     "infeasible": {"color": RED, "symbol": "x-thin", "size": 8, "line": {"width": 2, "color": RED}},
     "failed": {"color": PURPLE, "symbol": "cross-thin", "size": 8, "line": {"width": 2, "color": PURPLE}},
     "running": {"color": TEAL, "symbol": "triangle-up-open", "size": 8, "line": {"width": 1.5}},
+    "paused": {"color": TEAL, "symbol": "diamond-open", "size": 7, "line": {"width": 1.5}},
 }
 BEST_MARKER = {"color": GOLD, "symbol": "star", "size": 15, "line": {"width": 1, "color": "#ffffff"}}
 BASELINE_MARKER = {"color": TEAL, "symbol": "diamond", "size": 11, "line": {"width": 1, "color": "#ffffff"}}

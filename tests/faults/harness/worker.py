@@ -117,7 +117,7 @@ class Watch:
         return objective
 
     def _watch(self, running: RunningTrial[Any]) -> None:
-        report, should_prune = running.report, running.should_prune
+        report, end_if_behind = running.report, running.end_if_behind
 
         def watched_report(epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
             self.values[running.number] = value
@@ -127,11 +127,11 @@ class Watch:
             if epoch not in running.unsent.steps:
                 self.acknowledgements.write("report", running.number, epoch, value)
 
-        def watched_should_prune() -> bool:
+        def watched_comparison() -> None:
             with self.points.within("prune"):
-                return should_prune()
+                end_if_behind()
 
-        running.report, running.should_prune = watched_report, watched_should_prune
+        running.report, running.end_if_behind = watched_report, watched_comparison
 
     def computed(self, number: int, epoch: int) -> None:
         """Record once that an epoch was computed."""
@@ -155,8 +155,7 @@ def dummy_task(plan: Plan) -> Task:
             with watch.points.within("checkpoint"):
                 checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
             running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
-            if running.should_prune():
-                raise optuna.TrialPruned
+            running.end_if_behind()
         return [x]
 
     return Task(toy_space(plan.high), BASELINE, CACHE_KEY, lambda watch: lambda running: train(running, watch))

@@ -13,7 +13,8 @@ from csi_job.storage.attributes import curve_of
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
-from csi_job.study.trial_run import RunningTrial, check_device, failure_reason
+from csi_job.study.trial_run import RunningTrial
+from csi_job.study.worker import check_device, failure_reason
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
 from tests.support.studies import define, objective, value_at, work_on, write_checkpoint

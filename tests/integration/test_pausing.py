@@ -1,0 +1,218 @@
+"""Trials that pause at rungs and are promoted by claims, on both databases."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from csi_job.errors import StopRequestedError
+from csi_job.storage.attributes import PAUSED, outcome_of
+from csi_job.storage.claim import Claim, NothingToClaim
+from csi_job.storage.lease import RELEASED_AT_S, Lease
+from csi_job.storage.storage import StudyStorage
+from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.status import study_status
+from csi_job.study.studies import enqueue_trial
+from csi_job.study.target import set_target
+from csi_job.study.worker import WorkerOptions
+from tests.support.studies import SPACE, Reader, claim, define, leased, objective, value_at, work_on
+
+RULES: dict[str, Any] = {"reduction_factor": 2}
+ASHA: dict[str, Any] = {"pruner": "asha", "sampler": "random", "reduction_factor": 2, "max_epochs": 8}
+
+
+def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
+    """Pause a trial with the values of its epochs."""
+    write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
+    storage.write_trial(lease, write, renewed_at_s=RELEASED_AT_S)
+
+
+def outcomes(study: optuna.Study) -> list[str]:
+    return [outcome_of(trial.state, trial.user_attrs) for trial in study.get_trials(deepcopy=False)]
+
+
+def asha(xs: list[float], factor: int, max_epochs: int) -> tuple[list[tuple[int, int]], set[int]]:
+    """What one worker computes of trials with these final values, in order, and which are complete (Li et al.)."""
+    reached: dict[int, list[int]] = defaultdict(list)
+    paused: dict[int, int] = {}
+    new, computed, complete = list(range(len(xs))), [], set()
+
+    def best(rung: int, at_least: int) -> list[int]:
+        ranked = sorted(reached[rung], key=lambda trial: -xs[trial])
+        return ranked[: max(len(ranked) // factor, at_least)]
+
+    while True:
+        promoted = [
+            trial
+            for rung in sorted(reached, reverse=True)
+            for trial in best(rung, at_least=int(not new))
+            if paused.get(trial) == rung
+        ]
+        if not promoted and not new:
+            return computed, complete
+        trial = promoted[0] if promoted else new.pop(0)
+        for epoch in range(paused.pop(trial, 0), max_epochs):
+            computed.append((trial, epoch))
+            if (rung := epoch + 1) in (1, 2, 4):
+                reached[rung].append(trial)
+                if trial not in best(rung, at_least=0):
+                    paused[trial] = rung
+                    break
+        else:
+            complete.add(trial)
+
+
+@pytest.mark.parametrize("num_trials", [1, 3, 24])
+def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Path, num_trials: int, url: str) -> None:
+    study = define(storage, num_trials=num_trials, **ASHA)
+    work_on(study, tmp_path, num_trials=num_trials, **ASHA)
+    xs = [trial.params["unknown_weight"] for trial in study.trials]
+    computed, complete = asha(xs, 2, 8)
+    log = [tuple(map(int, line.split())) for line in (tmp_path / "computed.log").read_text().splitlines()]
+    assert log == computed
+    assert {trial.number for trial in study.trials if trial.state is TrialState.COMPLETE} == complete
+    assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(
+        trial.value == value_at(trial.params["unknown_weight"], trial.last_step)
+        for trial in study.trials
+        if trial.state is TrialState.PRUNED
+    )
+    assert not [*tmp_path.rglob("*.pt")]
+    Reader(url).check_exact(num_trials, 8)
+
+
+def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=10)
+    leases = [leased(study, **RULES) for _ in range(4)]
+    pause(storage, leases[0], 0.2)
+    pause(storage, leases[1], 0.1, 0.3)
+    pause(storage, leases[2], 0.4)
+    storage.release(leases[3], TrialWrite(), limit_s=0)
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.5})
+    assert outcomes(study) == ["paused", "paused", "paused", "running", "waiting"]
+    assert study_status(study).num_paused == 3
+    claims = [claim(study, **RULES) for _ in range(4)]
+    assert all(isinstance(claimed, Claim) for claimed in claims)
+    # Of the three that reached epoch 1, 1 is promoted: trial 2. Trial 1 is alone in the second rung.
+    found = [(made.lease.number, made.lease.attempt, made.from_pause) for made in claims if isinstance(made, Claim)]
+    assert found == [(3, 2, False), (2, 2, True), (4, 1, False), (5, 1, False)]
+    assert study.get_trials()[2].state is TrialState.RUNNING
+
+
+def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_pruned(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=3)
+    leases = [leased(study) for _ in range(3)]
+    pause(storage, leases[0], 0.2, 0.1)
+    waits = claim(study)
+    assert isinstance(waits, NothingToClaim)
+    assert [*waits.running] == [leases[1].trial_id, leases[2].trial_id]
+    storage.write_trial(leases[1], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
+    storage.write_trial(leases[2], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
+    end = claim(study)
+    assert end == NothingToClaim(3, 3, {}, (0,))
+    assert (study.trials[0].state, study.trials[0].value) == (TrialState.PRUNED, 0.1)
+    assert study.trials[0].user_attrs["reason"] == "paused after epoch 2, where others were better"
+
+
+def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage: StudyStorage) -> None:
+    study = define(storage, num_trials=4)
+    leases = [leased(study, **RULES) for _ in range(3)]
+    for lease, value in zip(leases, (0.1, 0.2, 0.3), strict=True):
+        pause(storage, lease, value)
+    claimed = claim(study, **RULES)  # at most 2 of 4 are promoted
+    assert isinstance(claimed, Claim)
+    assert (claimed.lease.number, claimed.pruned) == (2, (0,))
+    assert study_status(study).num_paused == 1
+
+
+def test_more_trials_compete_with_those_of_before(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, num_trials=8, **ASHA)
+    work_on(study, tmp_path, num_trials=8, **ASHA)
+    before = [trial.intermediate_values for trial in study.trials]
+    set_target(study, more_trials=4)
+    work_on(study, tmp_path, num_trials=8, **ASHA)
+    assert [trial.intermediate_values for trial in study.trials[:8]] == before
+    first = sorted((trial.intermediate_values[0] for trial in study.trials[:8]), reverse=True)
+    for trial in study.trials[8:]:
+        assert len(trial.intermediate_values) == 1 or trial.intermediate_values[0] > first[5]
+
+
+@pytest.mark.parametrize("pruner", ["asha", "none"])
+def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Path, pruner: str, url: str) -> None:
+    given = ASHA | {"pruner": pruner, "num_trials": 50, "max_epochs_total": 21}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    num_epochs = [len(trial.intermediate_values) for trial in study.trials]
+    assert sum(num_epochs[:-1]) < 21 <= sum(num_epochs) < 21 + 8
+    assert any(trial.state is TrialState.COMPLETE for trial in study.trials)
+    assert study_status(study).is_finished
+    Reader(url).check_exact(len(num_epochs), 8)
+    work_on(study, tmp_path, **given)
+    assert len(study.trials) == len(num_epochs)
+
+
+def test_a_pause_survives_a_signal_while_it_is_stored(
+    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = define(storage, num_trials=2, **ASHA)
+    write_trial = storage.write_trial
+
+    def interrupted(lease: Lease, write: TrialWrite, *args: Any, **changes: Any) -> Any:
+        if PAUSED in write.user_attrs and "limit_s" not in changes:
+            raise StopRequestedError(15)
+        return write_trial(lease, write, *args, **changes)
+
+    monkeypatch.setattr(storage, "write_trial", interrupted)
+    with pytest.raises(StopRequestedError):
+        work_on(study, tmp_path, num_trials=2, **ASHA)
+    assert outcomes(study) == ["paused"]
+    monkeypatch.undo()
+    work_on(study, tmp_path, num_trials=2, **ASHA)
+    assert sorted(outcomes(study)) == ["complete", "pruned"]
+
+
+def test_a_worker_that_dies_before_it_pauses_leaves_the_decision_to_the_next(
+    storage: StudyStorage, tmp_path: Path
+) -> None:
+    study = define(storage, num_trials=3, **ASHA)
+
+    def dies(running: Any) -> list[float]:
+        running.end_if_behind = lambda: running.stop.request(15) or running.check()
+        return objective(running)
+
+    with pytest.raises(StopRequestedError):
+        work_on(study, tmp_path, dies, num_trials=3, **ASHA)
+    assert outcomes(study) == ["running"]
+    work_on(study, tmp_path, num_trials=3, **ASHA)
+    xs = [trial.params["unknown_weight"] for trial in study.trials]
+    log = [tuple(map(int, line.split())) for line in (tmp_path / "computed.log").read_text().splitlines()]
+    assert log == asha(xs, 2, 8)[0]
+
+
+def test_a_trial_without_its_checkpoint_is_promoted_from_the_start(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, num_trials=2, **ASHA)
+    work_on(study, tmp_path / "a", num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
+    assert outcomes(study) == ["paused"]
+    assert len([*tmp_path.rglob("*.pt")]) == 1
+    work_on(study, tmp_path / "b", num_trials=2, **ASHA)
+    assert sorted(outcomes(study)) == ["complete", "pruned"]
+    for trial in study.trials:
+        x = trial.params["unknown_weight"]
+        assert trial.intermediate_values == {n: value_at(x, n) for n in range(len(trial.intermediate_values))}
+
+
+def test_optuna_reads_a_paused_trial_as_a_running_one_and_samplers_as_a_pruned_one(
+    storage: StudyStorage, tmp_path: Path
+) -> None:
+    study = define(storage, num_trials=2, **ASHA)
+    work_on(study, tmp_path, num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
+    [plain] = optuna.load_study(study_name="toy", storage=storage.migration_url()).trials
+    assert (plain.state, plain.intermediate_values) == (TrialState.RUNNING, {0: 0.25})
+    assert plain.user_attrs["paused"] == plain.user_attrs["attempt"] == 1
+    assert [trial.state for trial in study._get_trials(states=(TrialState.PRUNED,))] == [TrialState.PRUNED]
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
