@@ -90,16 +90,25 @@ def publish(source: ModelFolder, target: ModelFolder) -> None:
     hint = "free space and run the same command again"
     failed = explain_os_errors("the final model cannot be written", target.path, hint=hint)
     with failed, _locked(source.path), _locked(target.path):
+        names = _published(source)
+        # Of the same models, what there is stays until it is replaced: a full disk would leave none.
+        kept = names if _weights_in(source) == _weights_in(target) else []
         for name in _published(target)[::-1]:
-            if name.suffix != ".js":  # any other page may need it
+            if name.suffix != ".js" and name not in kept:  # any other page may need the script
                 (target.path / name).unlink()
-        for name in _published(source):
+        for name in names:
             make_folder((target.path / name).parent)
             with replacing(target.path / name) as temporary:
                 shutil.copyfile(source.path / name, temporary)
                 if name.suffix == ".html":  # its links out of the folder start elsewhere
                     way_out = f'href="{os.path.relpath(target.path, source.path)}/'
                     temporary.write_text(temporary.read_text("utf-8").replace(way_out, 'href="'), "utf-8")
+
+
+def _weights_in(folder: ModelFolder) -> list[Any]:
+    """Return the digests that the cards have of the weights."""
+    models = (folder.optimized_model, folder.baseline_model)
+    return [(read_json(model.with_suffix(".json")) or {}).get("files") for model in models]
 
 
 def _published(folder: ModelFolder) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
@@ -16,7 +17,7 @@ from csi_job.storage.engine import make_engine
 from csi_job.storage.optuna_private import OptunaStorage
 from csi_job.storage.retry import RetryPolicy
 from csi_job.storage.study_rows import delete_rows, find_identity, lock_study, set_attribute, stored_attributes
-from csi_job.storage.tables import STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
+from csi_job.storage.tables import DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.url import Address
 
 Result = TypeVar("Result")
@@ -126,6 +127,15 @@ class Database(OptunaStorage):
         self.write(transaction)
         self._uids[study_id] = ""  # of no study, so that nothing more is written to one that gets this id
 
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Return a study's directions, without Optuna's models, whose set-up takes longer than most commands."""
+        query = sa.select(DIRECTIONS.c.direction).where(DIRECTIONS.c.study_id == study_id)
+        ordered = query.order_by(DIRECTIONS.c.objective)
+        directions = [*self.read(lambda connection: connection.execute(ordered).scalars().all())]
+        if not directions:
+            raise KeyError(study_id)
+        return directions
+
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study; raise as `lock` does if it was deleted."""
         attributes = self.read(lambda connection: stored_attributes(connection, study_id))
@@ -152,7 +162,6 @@ class Database(OptunaStorage):
         self.write(transaction)
 
     get_study_name_from_id = read_only(OptunaStorage.get_study_name_from_id)
-    get_study_directions = read_only(OptunaStorage.get_study_directions)
     get_study_system_attrs = read_only(OptunaStorage.get_study_system_attrs)
     get_all_studies = read_only(OptunaStorage.get_all_studies)
     create_new_study = retried(OptunaStorage.create_new_study)

@@ -194,6 +194,14 @@ def test_the_models_of_a_study_take_the_place_of_those_of_another(folders):
     assert all((page.parent / link).is_file() for link in links)
 
 
+@pytest.mark.parametrize("step", [1, 5, 9])
+def test_a_kill_while_a_new_evaluation_is_copied_keeps_the_models(folders, monkeypatch, step):
+    with plug_pulled_at(step, monkeypatch):
+        publish(folders["b"], folders["latest"])
+    latest = folders["latest"]
+    assert [request_of(path) for path in (latest.optimized_model, latest.baseline_model)] == ["b", "b"]
+
+
 @pytest.mark.parametrize("step", range(1, 37))
 def test_a_kill_while_models_are_replaced_never_mixes_those_of_two_studies(folders, monkeypatch, step):
     latest = folders["latest"]
