@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.claim import NothingToClaim
@@ -36,13 +40,22 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     assert Reader(url).states() == {"COMPLETE": 2, "FAIL": 3}
 
 
-def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage: StudyStorage) -> None:
-    study = define(storage, num_trials=1)
+def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = define(storage, num_trials=2)
+
+    def write_after_another(operation: Callable[[Connection], Any]) -> Any:
+        monkeypatch.undo()
+        enqueue_trial(study, SPACE, {"unknown_weight": 0.2})
+        return storage.write(operation)
+
+    monkeypatch.setattr(storage, "write", write_after_another)  # the last place is taken just before the transaction
     with pytest.raises(ConfigurationError, match=r"no room.*--raise-total"):
         enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
-    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 1
-    assert study.user_attrs["target"] == 2
-    assert [leased(study).number, leased(study).number] == [0, 1]
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 2
+    assert study.user_attrs["target"] == 3
+    assert [leased(study).number for _ in range(3)] == [0, 1, 2]
     assert isinstance(claim(study), NothingToClaim)
 
 

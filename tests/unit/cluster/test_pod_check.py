@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from csi_job.cluster import pod_check
 from csi_job.cluster.pod_check import (
     DATABASE_WAIT_S,
     IN_A_POD,
@@ -51,7 +52,12 @@ def test_a_folder_that_is_not_writable_is_named_with_the_user() -> None:
         check_work(Path("/proc"))
 
 
-def test_shared_memory_that_is_too_small_is_named(tmp_path: Path) -> None:
+def test_a_full_work_folder_and_too_little_shared_memory_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_check, "MIN_FREE_BYTES", 2**60)
+    with pytest.raises(ConfigurationError, match=r"has \d+ MiB left; .*raise work.size"):
+        check_work(tmp_path)
     with pytest.raises(ConfigurationError, match="raise shmSize"):
         check_shared_memory(tmp_path, smallest=2**60)
 
