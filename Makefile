@@ -15,7 +15,7 @@ CSI_JOB   := $(BIN)/csi-job
 DEMO_DATA := --labels $(DEMO)/data/labels.csv --images $(DEMO)/data/images
 DEMO_WORK := --work $(DEMO)/results --config examples/demo.yaml
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke chart image image-smoke image-size sbom schema values manifests e2e bench-study bench-gpu clean
+.PHONY: help setup demo test faults check lint lint-cluster types lock wheel wheel-smoke chart image image-smoke image-size sbom schema values manifests e2e bench-study bench-search bench-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -116,6 +116,9 @@ bench-study: $(READY) ## Measure what a trial costs the database, and how worker
 	@$(BIN)/python -W ignore -m benchmarks.study_trial
 	@$(BIN)/python -W ignore -m benchmarks.study_scale
 	@$(BIN)/python -W ignore -m benchmarks.study_scale --sqlite
+
+bench-search: $(READY) ## Replay search strategies on recorded learning curves (half an hour of one core)
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.search_replay $(if $(OPTUNAHUB),--optunahub $(OPTUNAHUB))
 
 bench-gpu: $(READY) ## Measure training on the GPU, compared with timm's recipe (in minutes; timm is used if installed)
 	@$(BIN)/python -W ignore -m benchmarks.gpu

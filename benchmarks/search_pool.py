@@ -1,0 +1,99 @@
+"""Recorded learning curves, and which of them stands for a suggestion."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from benchmarks.search_record import BATCH_SIZES
+from csi_job.trial.hyperparameters import HYPERPARAMETERS
+from csi_job.trial.space import SearchSpace
+
+SPACE = SearchSpace(batch_size={"choices": BATCH_SIZES})
+WEIGHTS = {"learning_rate": 4.0, "patience": 0.25, "unknown_weight": 0.25}  # others 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A recorded training: F1 and seconds of each epoch, and what starting, pausing and resuming it take."""
+
+    params: dict[str, Any]
+    val_f1: list[float]
+    epoch_s: list[float]
+    start_s: float
+    save_s: float
+    resume_s: float
+    infeasible: bool
+
+    @property
+    def best(self) -> float:
+        """The value of the completed trial; an infeasible one has none."""
+        return -math.inf if self.infeasible else max(self.val_f1)
+
+
+class CurvePool:
+    """The curves of one data set."""
+
+    def __init__(self, name: str, curves: Sequence[Curve]) -> None:
+        """Take the curves."""
+        self.name, self.curves = name, curves
+        self.best = max(curve.best for curve in curves)
+        self.by_arch: dict[str, list[Curve]] = {}
+        for curve in curves:
+            self.by_arch.setdefault(curve.params["model_arch"], []).append(curve)
+        mean_s = [
+            statistics.mean(curve.start_s + sum(curve.epoch_s) for curve in curves) for curves in self.by_arch.values()
+        ]
+        self.mean_trial_s = statistics.mean(mean_s)
+
+    def nearest(self, params: dict[str, Any], without: Curve | None = None) -> Curve:
+        """Return the curve that stands for these parameters."""
+        others = (curve for curve in self.by_arch[params["model_arch"]] if curve is not without)
+        return min(others, key=lambda curve: distance(curve.params, params))
+
+
+def distance(left: dict[str, Any], right: dict[str, Any]) -> float:
+    """Return the squared distance of two trials' parameters, over those that both have."""
+    total = 0.0
+    for name in left.keys() & right.keys():
+        total += WEIGHTS.get(name, 1.0) * (position(name, left[name]) - position(name, right[name])) ** 2
+    return total + (left["optimizer"] != right["optimizer"])
+
+
+def position(name: str, value: Any) -> float:
+    """Return where a value is in its range, from 0 to 1; 0 for a category, which `distance` compares itself."""
+    space = HYPERPARAMETERS[name].space
+    if name == "batch_size":
+        return float(BATCH_SIZES.index(value)) / (len(BATCH_SIZES) - 1)
+    if "choices" in space:
+        return 0.0
+    low, high, value = (math.log(v) if space.get("log") else float(v) for v in (space["low"], space["high"], value))
+    return (value - low) / (high - low)
+
+
+def load_pools(path: Path) -> tuple[dict[str, Any], list[CurvePool]]:
+    """Return the file's first line, and the curves by data set; a missing resume costs what others of its kind do."""
+    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    pools: dict[str, list[Curve]] = {}
+    for row in rows:
+        same = [r for r in rows if r["params"]["model_arch"] == row["params"]["model_arch"] and r["resume_s"]]
+        for name in ("save_s", "resume_s"):
+            row[name] = row[name] or statistics.median(other[name] for other in same)
+        given = {name: row[name] for name in ("params", "val_f1", "epoch_s", "start_s", "save_s", "resume_s")}
+        if row["val_f1"]:
+            pools.setdefault(row["data"], []).append(Curve(**given, infeasible=row["infeasible"]))
+    return header, [CurvePool(name, curves) for name, curves in sorted(pools.items())]
+
+
+def rank_correlation(pool: CurvePool) -> float:
+    """Return how well a curve's nearest neighbour predicts its best F1: Spearman's rank correlation."""
+    feasible = [curve for curve in pool.curves if not curve.infeasible]
+    neighbours = [pool.nearest(curve.params, without=curve).best for curve in feasible]
+    return float(spearmanr([curve.best for curve in feasible], neighbours).statistic)
