@@ -23,7 +23,7 @@ from csi_job.final_model.train import FinalTrainingRequest
 from csi_job.html.format import plural
 from csi_job.logs import get_logger
 from csi_job.report.figures.plots import write_best_params
-from csi_job.report.page.page import write_results
+from csi_job.report.page.page import refresh_results
 from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import ENDED, UID
 from csi_job.storage.database import study_deleted
@@ -99,7 +99,7 @@ class Search:
         def on_trial_finished(summary: WorkerSummary) -> None:
             on_num_finished(study_status(study).num_finished)
             if summary.outcomes.total() % settings.study.report_every == 0:
-                write_results(study, settings.folder)
+                refresh_results(study, settings.folder)
 
         with contextlib.closing(wandb) if wandb else contextlib.nullcontext():
             run_worker(

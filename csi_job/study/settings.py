@@ -68,7 +68,7 @@ class StudySettings(Section):
     """Worker processes, each running one trial at a time: `auto` is one per GPU, or a single one on the CPU. A number
     is at most that of the GPUs; on the CPU, that many workers share the cores."""
     report_every: int = Field(default=5, ge=1)
-    """Refresh the plots in `models/hyperopt/` after every this many finished trials."""
+    """Refresh the report in `models/hyperopt/` after every this many trials of a worker, but at most once a minute."""
 
     @field_validator("workers", mode="before")
     @classmethod

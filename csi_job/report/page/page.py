@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
 
-from csi_job.files import write_file
+from csi_job.files import locked_if_free, make_folder, write_file
 from csi_job.html.blocks import Figure
 from csi_job.html.links import page_links
 from csi_job.html.render import render
@@ -19,6 +20,8 @@ from csi_job.report.settings_file import write_settings
 from csi_job.report.study_view import StudyView, view_study
 from csi_job.work_folder import WorkFolder
 
+REFRESH_EVERY_S = 60.0
+
 
 def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
     """Write the best parameters, settings, plots and report to `models/hyperopt/`; return the files."""
@@ -28,6 +31,27 @@ def write_results(study: optuna.Study, folder: WorkFolder) -> list[Path]:
         settings = write_settings(view, load_cache_info(view, folder), folder.study_settings(view.name))
         files = [*filter(None, (best, settings)), *write_plots(view, folder.hyperopt)]
         return [*files, write_report(view, folder.root)]
+
+
+def refresh_results(study: optuna.Study, folder: WorkFolder) -> None:
+    """Write the results unless any process has within the last minute, or is writing them now.
+
+    The lock and the page's age are in the folder that the pods share; a killed writer leaves neither.
+    """
+    page = folder.report(study.study_name)
+    if _is_recent(page):
+        return
+    make_folder(page.parent)
+    with locked_if_free(page.with_name(f".{page.stem}.lock")) as is_held:
+        if is_held and not _is_recent(page):
+            write_results(study, folder)
+
+
+def _is_recent(page: Path) -> bool:
+    try:
+        return abs(time.time() - page.stat().st_mtime) < REFRESH_EVERY_S
+    except FileNotFoundError:
+        return False
 
 
 def write_report(view: StudyView, work: Path) -> Path:

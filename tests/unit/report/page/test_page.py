@@ -1,7 +1,12 @@
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,7 +14,7 @@ import yaml
 
 from csi_job.evaluation.decision import MIN_PATIENTS, decide
 from csi_job.html.format import MINUS
-from csi_job.report.page.page import write_report
+from csi_job.report.page.page import refresh_results, write_report
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
@@ -298,3 +303,38 @@ def test_few_test_patients_bring_a_warning_and_many_do_not(work, view):
     assert f"With only {MIN_PATIENTS - 1} test patients, the intervals" in report(view, work).text
     change_json(path, num_patients=MIN_PATIENTS)
     assert "intervals are too narrow" not in report(view, work).text
+
+
+def test_one_process_refreshes_the_report_at_most_once_a_minute(tmp_path, finished_study, monkeypatch):
+    written = []
+
+    def write(*_):
+        written.append(page)
+        page.touch()
+
+    folder = WorkFolder(tmp_path)
+    page = folder.report(finished_study.study_name)
+    monkeypatch.setattr("csi_job.report.page.page.write_results", write)
+    with ThreadPoolExecutor(8) as workers:
+        list(workers.map(lambda _: refresh_results(finished_study, folder), range(8)))
+    assert len(written) == 1
+    for age_s, times in ((50, 1), (70, 2), (-50, 2), (-70, 3)):  # also if the server of the folder has another clock
+        os.utime(page, (time.time() - age_s,) * 2)
+        refresh_results(finished_study, folder)
+        assert len(written) == times, age_s
+
+
+def test_a_report_that_another_process_writes_is_left_to_it_while_it_lives(tmp_path, finished_study):
+    folder = WorkFolder(tmp_path)
+    page = folder.report(finished_study.study_name)
+    page.parent.mkdir(parents=True)
+    script = "import sys, pathlib, csi_job.files as f\nwith f.locked_if_free(pathlib.Path(sys.argv[1])):"
+    script += " print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(page.with_name(f".{page.stem}.lock"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        refresh_results(finished_study, folder)
+        assert not page.exists()
+        writer.kill()
+    refresh_results(finished_study, folder)
+    assert page.exists()
