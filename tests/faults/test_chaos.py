@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.support.postgres import Server
 
 
-def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_path: Path) -> None:
-    dose = Dose(trials=60, workers=6, kills=30, cuts=40, crashes=3, stops=2, terminations=3, down_s=2.0, sampler="tpe")
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_path: Path, pruner: str) -> None:
+    dose = Dose(
+        trials=60, workers=6, kills=30, cuts=40, crashes=3, stops=2, terminations=3, down_s=2.0, sampler="tpe",
+        pruner=pruner, max_epochs=2 if pruner == "median" else 5,
+    )  # fmt: skip
     with mortal.database() as url:
         figures = chaos(mortal, url, tmp_path, dose, seed=3)
     assert figures.complaints == []

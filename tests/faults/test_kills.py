@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from optuna.trial import TrialState
 
 from csi_job.errors import StopRequestedError
@@ -65,9 +66,11 @@ def settings(**others: Any) -> dict[str, Any]:
     return {"num_trials": NUM_TRIALS, "max_epochs": MAX_EPOCHS, "epoch_s": 0.05, "max_attempts": 100, **others}
 
 
-def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, pruner: str) -> None:
     # Four seconds of kills within at least five seconds of work, however fast the machine.
-    fleet = Fleet(url, tmp_path, **settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0))
+    given = settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0, pruner=pruner, reduction_factor=2)
+    fleet = Fleet(url, tmp_path, **given)
     draws = random.Random(1)
     for _ in range(NUM_KILLS):
         time.sleep(draws.uniform(0.2, 0.7))

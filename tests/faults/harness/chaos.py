@@ -57,6 +57,7 @@ class Dose:
     """Whether workers that crash are replaced too, and merely counted."""
     sampler: str = "random"
     pruner: str = "median"
+    reduction_factor: int = 2
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Dose:
             "max_attempts": 1000,
             "sampler": self.sampler,
             "pruner": self.pruner,
+            "reduction_factor": self.reduction_factor,
             "lease_s": self.lease_s,
             "outage_s": self.outage_s,
             "connect_s": self.outage_s,
@@ -135,7 +137,8 @@ class Progress:
     def _finished(self) -> int:
         sql = (
             "SELECT count(*) FROM trials t JOIN studies s ON s.study_id = t.study_id"
-            " WHERE s.study_name = %s AND t.state IN ('COMPLETE', 'PRUNED')"
+            " WHERE s.study_name = %s AND (t.state IN ('COMPLETE', 'PRUNED') OR EXISTS (SELECT 1 FROM"
+            " trial_user_attributes p WHERE p.trial_id = t.trial_id AND p.key = 'paused'))"
         )
         try:
             connection = psycopg2.connect(self._url)
