@@ -34,8 +34,8 @@ from csi_job.files import (
     write_atomic,
 )
 from csi_job.logs import progress
-from csi_job.radiographs.content import NUM_START_BYTES, reader_version
-from csi_job.radiographs.identity import load_key, pseudonym
+from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_version
+from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
@@ -43,7 +43,6 @@ from csi_job.work_folder import WorkFolder
 
 KEY_LENGTH = 16
 _DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and version of the reader
-_EARLIER_DIGESTS_FILE = "digests.json"
 _APPENDING = 1 << 62  # the byte of the lock file that stands for the index, others stand for batches of images
 _STAMP_BYTES = 16
 _RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + 1
@@ -53,7 +52,7 @@ _BATCH = 256
 _NUM_THREADS = 8  # reading waits for disks and networks, and hashing releases the interpreter's lock
 _SETTLED_NS = 2_000_000_000  # a file changed just now may change again within one tick of its clock
 
-Stat = tuple[int, int, int, int]  # bytes, time of change of content and of inode in ns, inode
+Stat = tuple[int, int, int, int, int]  # bytes, time of change of content and of inode in ns, inode, NEWEST_READER
 
 
 class ImageDigest(NamedTuple):
@@ -163,8 +162,6 @@ class DigestIndex:
         digests = list(map(self._look_up, stamps))
         if None in digests:
             with self._lock_file() as locks:
-                self._import_earlier(paths, stamps, locks)
-                digests = list(map(self._look_up, stamps))
                 self._read(paths, stamps, digests, locks)
         return [digest for digest in digests if digest is not None]
 
@@ -242,16 +239,6 @@ class DigestIndex:
         finally:
             os.close(descriptor)
 
-    def _import_earlier(self, paths: Sequence[Path], stamps: Sequence[bytes], locks: int | None) -> None:
-        """Take over from the index of version 0.1.0, by pseudonyms of the paths."""
-        earlier, records = read_json(self._folder / _EARLIER_DIGESTS_FILE) or {}, []
-        for path, stamp in zip(paths, stamps, strict=True) if earlier else ():
-            entry, stat = earlier.get(pseudonym(str(path), self._key)), _stat(path)
-            if stamp not in self._known and isinstance(entry, list) and stat and entry[:-2] == list(stat):
-                self._known[stamp] = bytes.fromhex(entry[-2]) + bytes([entry[-1]])
-                records.append(stamp + self._known[stamp])
-        self._append(b"".join(records), locks)
-
 
 def _content_key(
     table: LabelTable, digests: Sequence[ImageDigest], radiographs: RadiographsSettings, cache: CacheSettings
@@ -313,7 +300,7 @@ def _stat(path: Path) -> Stat | None:
         status = os.stat(path)  # noqa: PTH116 - faster than Path.stat over many files
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, NEWEST_READER)
 
 
 def _digest_image(path: Path) -> tuple[str, int, Stat | None]:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from contextlib import suppress
+from math import prod
 
+NEWEST_READER = 3  # the highest version; an index with versions by an earlier program is not used
 NUM_START_BYTES = 1 << 20  # of a file, by which its reader is known
 NUM_MAGIC_BYTES = 1 << 10  # of a file, by which its kind is known
+LARGE = 1 << 20  # pixels; from here on, films are decoded at a fraction of their size, or averaged before their tables
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_START = b"\xff\xd8"
 GIT_LFS_MAGIC = b"version https://git-lfs"
 GZIP_MAGIC = b"\x1f\x8b"
 _FIRST_PICTURES = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff")  # of the first version
@@ -44,7 +51,11 @@ _DICOM_OF_VERSION_2 = re.compile(
 _STORED_AND_HIGH_BIT = re.compile(
     rb"\x28\x00\x01\x01" + _US + rb"(.)\x00\x28\x00\x02\x01" + _US + rb"(.)\x00", re.DOTALL
 )
+_ROWS_AND_COLUMNS = re.compile(rb"\x28\x00\x10\x00" + _US + rb"(..)\x28\x00\x11\x00" + _US + rb"(..)", re.DOTALL)
 _DEEP_BITS = 16
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 of JPEG, and that of JPEG-LS
+_MAYBE_DEEP_OR_WAVELETS = (b"II", b"MM", b"\0\0\0\x0cjP", b"\xff\x4f")  # TIFF and JPEG 2000
+_NIFTI_COLOURS_OR_BYTES = {2, 128, 2304}  # types that are not scaled by percentile
 
 
 def is_picture(start: bytes) -> bool:
@@ -83,6 +94,9 @@ def reader_version(start: bytes) -> int:
 
     It is part of the content key of a cache: raise it, for the files concerned, when they give other pixels.
     """
+    with suppress(struct.error, IndexError):  # cut off
+        if _is_of_version_3(start):
+            return NEWEST_READER
     if not is_dicom(start):
         return 2 if _picture_of_version_2(start) else 1
     header, pixels, _ = start.partition(_PIXELS)
@@ -91,8 +105,47 @@ def reader_version(start: bytes) -> int:
     return 2 if not pixels or is_shifted or _DICOM_OF_VERSION_2.search(header) else 1
 
 
+def jpeg_size(codestream: bytes) -> tuple[int, int] | None:
+    """Walk the markers to the start of the frame; Pillow knows neither JPEG-LS nor lossless JPEG of 16 bits."""
+    place = len(JPEG_START)
+    while codestream[place : place + 1] == b"\xff":
+        length, height, width = (int.from_bytes(codestream[place + at : place + at + 2], "big") for at in (2, 5, 7))
+        if codestream[place + 1] in _FRAME_MARKERS:
+            return width, height
+        place += 2 + length
+    return None
+
+
+def _is_of_version_3(start: bytes) -> bool:
+    """Tell large images whose decoding at a fraction, or averaging, came with this version."""
+    if start.startswith(PNG_MAGIC):
+        return start[24] == _DEEP_BITS and prod(struct.unpack(">2L", start[16:24])) >= LARGE
+    if start.startswith(JPEG_START):
+        return prod(jpeg_size(start) or (LARGE,)) >= LARGE
+    if is_picture(start):
+        return start.startswith(_MAYBE_DEEP_OR_WAVELETS)
+    if not is_dicom(start):
+        return _is_large_nifti(start)
+    header, pixels, _ = start.partition(_PIXELS)
+    sides = _ROWS_AND_COLUMNS.search(header)
+    size = prod(int.from_bytes(side, "little") for side in sides.groups()) if sides else LARGE
+    return not pixels or (size >= LARGE and b"MONOCHROME" in header)
+
+
+def _is_large_nifti(start: bytes) -> bool:
+    if start.startswith(GZIP_MAGIC):
+        with suppress(zlib.error):
+            start = zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(start[:NUM_MAGIC_BYTES], NUM_MAGIC_BYTES)
+    if not is_nifti(start):
+        return False
+    is_second = start[4:6] == b"n+"
+    order = "<" if start[:1] in (b"\x5c", b"\x1c") else ">"  # 348 or 540 bytes
+    dims = struct.unpack_from(f"{order}8q" if is_second else f"{order}8h", start, 16 if is_second else 40)
+    (kind,) = struct.unpack_from(f"{order}h", start, 12 if is_second else 70)
+    return kind not in _NIFTI_COLOURS_OR_BYTES and prod(max(1, length) for length in dims[1 : 1 + dims[0]]) >= LARGE
+
+
 def _picture_of_version_2(start: bytes) -> bool:
     if not start.startswith(PNG_MAGIC):
         return is_picture(start) and not _FIRST_PICTURES.match(start)
-    depth, colour = start[24:26]
-    return depth == _DEEP_BITS and (colour > 0 or b"tRNS" in start)
+    return start[24:25] == bytes([_DEEP_BITS]) and (start[25:26] > b"\0" or b"tRNS" in start)

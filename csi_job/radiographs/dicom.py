@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_windowing
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    RLELossless,
-)
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from csi_job.errors import DataError
 from csi_job.radiographs.dicom_bombs import check_compressed, read_bounded
+from csi_job.radiographs.dicom_frame import decoded_levels, reduced_film
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
-from csi_job.radiographs.grey import apply_lut, check_size, deep_luma, sampled, to_square, to_uint8
+from csi_job.radiographs.grey import (
+    Film,
+    GreyScale,
+    check_size,
+    deep_luma,
+    films,
+    percentile_scale,
+    sampled,
+    tabulated,
+    to_square,
+    to_uint8,
+)
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR_CHANNELS = 3
+_DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)  # by a damaged table
 
 
 def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -50,16 +58,13 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         is_implicit, _ = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
     check_compressed(dataset, max_image_side_px)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8:  # noqa: PLR2004 - bits of a byte
-        dataset.file_meta.TransferSyntaxUID = JPEGLossless  # pydicom refuses 12 bits; GDCM goes by the JPEG header
-    if syntax == JPEGBaseline8Bit and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
+    if str(dataset.PhotometricInterpretation) in _GREY:
+        return _grey_square(dataset, side_px)
+    is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+    if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
         dataset.PhotometricInterpretation = "YBR_FULL_422"
-    is_grey = str(dataset.PhotometricInterpretation) in _GREY
-    dataset.pixel_array_options(correct_unused_bits=not is_grey)  # padding may have bits outside of those stored
     pixels = dataset.pixel_array
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return to_square(_grey(dataset, pixels) if is_grey else _luma(dataset, pixels), side_px)
+    return to_square(_luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
 
 
 def _is_ycbcr(dataset: Dataset) -> bool:
@@ -80,13 +85,31 @@ def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     return to_uint8(deep_luma(pixels))
 
 
-def _grey(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
+def _grey_square(dataset: Dataset, side_px: int) -> np.ndarray:
+    for film, padding_HW in _films(dataset, side_px):
+        grey_HW = _through_tables(dataset, film, padding_HW)
+        if grey_HW is None:
+            continue
+        if dataset.PhotometricInterpretation == "MONOCHROME1":
+            grey_HW = 255 - grey_HW
+        if padding_HW is not None:
+            grey_HW = np.where(padding_HW, np.uint8(0), grey_HW)
+        return to_square(grey_HW, side_px, film.box)
+    raise AssertionError  # the last film is whole
+
+
+def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | None]]:
+    """Yield the film with its padding: first as it is decoded fastest, at last with all its pixels."""
+    reduced = reduced_film(dataset, side_px)
+    if reduced is not None:
+        yield reduced, None
+    pixels_HW = decoded_levels(dataset)
     padding_HW = _padding(dataset, pixels_HW)
     pixels_HW = _stored_bits(dataset, pixels_HW)
-    grey_HW = _through_tables(dataset, pixels_HW, padding_HW)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey_HW = 255 - grey_HW
-    return grey_HW if padding_HW is None else np.where(padding_HW, np.uint8(0), grey_HW)
+    if padding_HW is not None:
+        yield Film(pixels_HW, sampled(pixels_HW, padding_HW)), padding_HW
+    else:
+        yield from ((film, None) for film in films(pixels_HW, side_px))
 
 
 def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
@@ -131,39 +154,52 @@ def _as_stored(number: float, dtype: np.dtype) -> float:
     return int(word.view(f"{dtype.kind}2").astype(dtype))
 
 
-def _through_tables(dataset: Dataset, pixels_HW: np.ndarray, padding_HW: np.ndarray | None) -> np.ndarray:
-    """Apply the file's tables: of 8 and 16 bits, to every possible value once, fast and exact."""
-    levels, look_up = _all_levels(pixels_HW)
-    film = sampled(pixels_HW, padding_HW)
-    values = modality_values(dataset, levels, film)
-    for voi in (voi_shares, _window):
-        try:
-            shares = voi(dataset, values, modality_values(dataset, film, film))
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
-            continue  # a damaged table
-        if shares is None:
-            continue
-        grey_HW = look_up(np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
-        shown = grey_HW if padding_HW is None else grey_HW[~padding_HW]
-        if shown.min() != shown.max():
-            return grey_HW
-    modality_is_linear = "ModalityLUTSequence" not in dataset and float(dataset.get("RescaleSlope") or 1) > 0
-    return to_uint8(pixels_HW if modality_is_linear else look_up(values.astype(np.float32)), padding_HW)
-
-
-def _all_levels(pixels_HW: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Return the values to apply tables to, and how to get the pixels from the result."""
-    if pixels_HW.dtype.kind == "f" or pixels_HW.dtype.itemsize > 2:  # noqa: PLR2004 - bytes of a table's index
-        return pixels_HW, lambda applied: applied
-    unsigned = f"u{pixels_HW.dtype.itemsize}"
-    levels = np.arange(1 << (8 * pixels_HW.dtype.itemsize), dtype=np.int64).astype(unsigned).view(pixels_HW.dtype)
-    return levels, lambda applied: apply_lut(pixels_HW, applied)
-
-
-def _window(dataset: Dataset, values: np.ndarray, _film: np.ndarray) -> np.ndarray | None:
-    """Return the share 0-1 that the first window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+def _through_tables(dataset: Dataset, film: Film, padding_HW: np.ndarray | None) -> np.ndarray | None:
+    """Apply the file's tables; None if they need all pixels, and the film has only averages."""
+    levels_HW = film.levels_HW
+    occurring_N = levels_HW.ravel() if film.sample_N is None else film.sample_N
+    has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
+    for voi in [voi_shares] * bool(dataset.get("VOILUTSequence")) + [_window] * has_window:
+        with suppress(*_DAMAGED):
+            scale = tabulated(partial(_voi_grey, voi, dataset, occurring_N), levels_HW.dtype)
+            if not film.allows(scale):
+                return None
+            grey_HW = scale(levels_HW)
+            shown = grey_HW if padding_HW is None else grey_HW[~padding_HW]
+            if shown.min() != shown.max():
+                return grey_HW
+    if film.sample_N is None:
         return None
+    scale = _percentile_scale(dataset, film.sample_N, levels_HW.dtype)
+    return scale(levels_HW) if film.allows(scale) else None
+
+
+def _voi_grey(
+    voi: Callable[[Dataset, np.ndarray, np.ndarray], np.ndarray],
+    dataset: Dataset,
+    occurring_N: np.ndarray,
+    levels: np.ndarray,
+) -> np.ndarray:
+    values, occurring = (modality_values(dataset, some, occurring_N) for some in (levels, occurring_N))
+    shares = voi(dataset, values, occurring)
+    grey: np.ndarray = np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
+    return grey
+
+
+def _percentile_scale(dataset: Dataset, sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
+    if "ModalityLUTSequence" not in dataset and float(dataset.get("RescaleSlope") or 1) > 0:
+        return percentile_scale(sample_N, dtype)
+
+    def modality(levels: np.ndarray) -> np.ndarray:
+        values: np.ndarray = modality_values(dataset, levels, sample_N).astype(np.float32)
+        return values
+
+    scale = percentile_scale(modality(sample_N), np.dtype(np.float32))
+    return tabulated(lambda levels: scale(modality(levels)), dtype)
+
+
+def _window(dataset: Dataset, values: np.ndarray, _film: np.ndarray) -> np.ndarray:
+    """Return the share 0-1 that the first window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if not dataset.get("VOILUTFunction"):  # missing, or empty
         dataset.VOILUTFunction = "LINEAR"
     with np.errstate(over="ignore"):  # of a sigmoid

@@ -13,11 +13,10 @@ from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from csi_job.errors import DataError
+from csi_job.radiographs.content import JPEG_START, jpeg_size
 from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size
 
 _MAX_INFLATED_BYTES = 1 << 29  # as a file that is not deflated
-_JPEG_START = b"\xff\xd8"
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, and that of JPEG-LS
 
 
 def read_bounded(content: bytes) -> Dataset:
@@ -64,22 +63,11 @@ def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
 
 def _size_of(codestream: bytes) -> tuple[int, int] | None:
     """Return width and height as a JPEG, JPEG-LS or JPEG 2000 header has them; run lengths have none."""
-    if codestream.startswith(_JPEG_START):
-        return _jpeg_size(codestream)
+    if codestream.startswith(JPEG_START):
+        return jpeg_size(codestream)
     try:
         return Image.open(io.BytesIO(codestream), formats=("JPEG2000",)).size
     except Image.DecompressionBombError:
         raise DataError("the image has more pixels than any radiograph", allowed=MAX_NUM_PIXELS) from None
     except UnidentifiedImageError:
         return None
-
-
-def _jpeg_size(codestream: bytes) -> tuple[int, int] | None:
-    """Walk the markers to the start of the frame; Pillow knows neither JPEG-LS nor lossless JPEG of 16 bits."""
-    place = len(_JPEG_START)
-    while codestream[place : place + 1] == b"\xff":
-        length, height, width = (int.from_bytes(codestream[place + at : place + at + 2], "big") for at in (2, 5, 7))
-        if codestream[place + 1] in _FRAME_MARKERS:
-            return width, height
-        place += 2 + length
-    return None

@@ -23,14 +23,12 @@ def modality_values(dataset: Dataset, levels: np.ndarray, film: np.ndarray) -> n
     return levels
 
 
-def voi_shares(dataset: Dataset, values: np.ndarray, film: np.ndarray) -> np.ndarray | None:
-    """Return the share 0-1 that the first VOI LUT gives each value, or None without one; `film` are values that occur.
+def voi_shares(dataset: Dataset, values: np.ndarray, film: np.ndarray) -> np.ndarray:
+    """Return the share 0-1 that the first VOI LUT gives each value; `film` are values that occur.
 
     Entries are shares of the largest number of their bits. The largest entry tells the bits, as a viewer sees them:
     devices state 16 for tables of 12.
     """
-    if not dataset.get("VOILUTSequence"):
-        return None
     item = dataset.VOILUTSequence[0]
     entries = _entries(item, "LUTDescriptor", "LUTData")
     return _look_up(values, item.LUTDescriptor, entries / _largest(entries), film)

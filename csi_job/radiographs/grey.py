@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
 from csi_job.errors import DataError
+from csi_job.radiographs.content import LARGE
 
 MIN_SIDE_PX = 16  # smaller images show no zones
 MAX_NUM_PIXELS = 150_000_000  # three times the largest digitised film; limits the memory of one decoder
@@ -16,7 +21,12 @@ _BLACK_UP_TO, _WHITE_FROM, _NEARLY_ALL = 16, 239, 0.9
 _PURE_BLACK = 8  # with its counterpart of white: collimation, padding and markers, which do not count as levels
 _FLAT_BELOW = 32  # grey levels between the 5th and the 95th percentile
 _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many evenly spaced rows and columns
-_REDUCING_GAP = 3.0  # Pillow shrinks by whole boxes down to this many times the target before it filters
+_REDUCING_GAP = 3.0  # images are averaged over boxes down to this many times the target before they are filtered
+_NUM_CHECKED = 64  # rows and columns of boxes that tell whether a film may be averaged first
+_TOLERANCE = 0.4  # of 255 grey levels, on average
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+GreyScale = Callable[[np.ndarray], np.ndarray]  # levels of any shape -> uint8
 
 
 def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
@@ -34,18 +44,89 @@ def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
         raise DataError(f"the image is {size}", allowed=allowed)
 
 
-def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.ndarray:
-    """Scale grey levels of any number type to uint8 by their 0.5th and 99.5th percentile.
+@dataclass(frozen=True)
+class Film:
+    """Levels of all pixels, or averages of them.
 
-    Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
-    full range would leave many radiographs nearly black. Non-finite values become black. Pixels in the mask
-    `left_out_HW` count in no percentile.
+    `sample_N` are levels that occur, if they are known; `box` is the part of averages that the film covers;
+    `averaged_NK` are K pixels each of some of the averages.
+    """
+
+    levels_HW: np.ndarray  # noqa: N815 - a tensor carries its axes
+    sample_N: np.ndarray | None  # noqa: N815
+    box: Box | None = None
+    averaged_NK: np.ndarray | None = None  # noqa: N815
+
+    def allows(self, scale: GreyScale) -> bool:
+        """Tell whether the grey of averages is the average of greys; it is not where noise is wide beside a window."""
+        if self.averaged_NK is None:
+            return True
+        averages_N = _rounded(self.averaged_NK.mean(axis=1), self.levels_HW.dtype)
+        errors_N = scale(self.averaged_NK).mean(axis=1) - scale(averages_N)
+        return bool(np.abs(errors_N).mean() <= _TOLERANCE)
+
+
+def films(levels_HW: np.ndarray, side_px: int) -> tuple[Film, ...]:
+    """Return a large film averaged over boxes, as Pillow shrinks images; then the film itself."""
+    whole = Film(levels_HW, sampled(levels_HW))
+    down, across = (max(1, int(length / side_px / _REDUCING_GAP)) for length in levels_HW.shape)
+    if levels_HW.size < LARGE or down * across == 1 or levels_HW.dtype.itemsize == 1:
+        return (whole,)
+    height, width = levels_HW.shape
+    averages_HW = _box_averages(levels_HW, down, across)
+    if not np.isfinite(averages_HW).all():
+        return (whole,)
+    rows, columns = (
+        np.linspace(0, n // f - 1, _NUM_CHECKED).astype(int) * f for n, f in ((height, down), (width, across))
+    )
+    parts = [levels_HW[np.ix_(rows + y, columns + x)].ravel() for y in range(down) for x in range(across)]
+    box = (0.0, 0.0, width / across, height / down)
+    return Film(_rounded(averages_HW, levels_HW.dtype), whole.sample_N, box, np.stack(parts, axis=1)), whole
+
+
+def _box_averages(levels_HW: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Return the average of each box, as floats; the last boxes of rows and columns may be smaller."""
+    if abs(levels_HW.strides[0]) < abs(levels_HW.strides[1]):  # by columns in memory, as NIfTI is
+        return _box_averages(levels_HW.T, across, down).T
+    wide = {"uint16": np.uint32, "int16": np.int32}.get(levels_HW.dtype.name, np.float64)
+    sums_HW: Any = levels_HW[::down].astype(wide)
+    for row in range(1, down):
+        part = levels_HW[row::down]
+        sums_HW[: len(part)] += part
+    totals_HW: Any = sums_HW[:, ::across].copy()
+    for column in range(1, across):
+        part = sums_HW[:, column::across]
+        totals_HW[:, : part.shape[1]] += part
+    sides = zip(levels_HW.shape, (down, across), strict=True)
+    averages_HW: np.ndarray = totals_HW / np.outer(*(np.minimum(f, n - np.arange(0, n, f)) for n, f in sides))
+    return averages_HW
+
+
+def _rounded(averages: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return (averages if dtype.kind == "f" else np.rint(averages)).astype(dtype)
+
+
+def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.ndarray:
+    """Scale grey levels of any number type by percentile; pixels in the mask `left_out_HW` do not count.
 
     Raises:
         DataError: all pixels are equal, or none is finite.
 
     """
-    sample = sampled(values_HW, left_out_HW).astype(np.float64)
+    return percentile_scale(sampled(values_HW, left_out_HW), values_HW.dtype)(values_HW)
+
+
+def percentile_scale(sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
+    """Return the scale from the 0.5th to the 99.5th percentile of a sample; what is not finite becomes black.
+
+    Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
+    full range would leave many radiographs nearly black.
+
+    Raises:
+        DataError: all pixels are equal, or none is finite.
+
+    """
+    sample = sample_N.astype(np.float64)
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         raise DataError("the image has no finite pixel")
@@ -54,11 +135,16 @@ def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np
         darkest, brightest = sample.min(), sample.max()
     if darkest == brightest:
         raise DataError("all pixels of the image are equal")
-    if values_HW.dtype in (np.uint16, np.int16, np.uint8, np.int8):
-        levels = np.arange(1 << (8 * values_HW.dtype.itemsize), dtype=np.int64)
-        levels = levels.astype(f"u{values_HW.dtype.itemsize}").view(values_HW.dtype)
-        return apply_lut(values_HW, _scaled(levels.astype(np.float64), darkest, brightest))
-    return _scaled(values_HW.astype(np.float64), darkest, brightest)
+    return tabulated(lambda values: _scaled(values.astype(np.float64), darkest, brightest), dtype)
+
+
+def tabulated(function: GreyScale, dtype: np.dtype) -> GreyScale:
+    """Return a function of levels that, for those of 8 and 16 bits, looks up what it computed once for each."""
+    if dtype.newbyteorder("=") not in (np.uint16, np.int16, np.uint8, np.int8):
+        return function
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    found = function(np.arange(1 << (8 * dtype.itemsize)).astype(unsigned).view(dtype.newbyteorder("=")))
+    return lambda levels: found[levels.astype(dtype.newbyteorder("="), copy=False).view(unsigned)]
 
 
 def sampled(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.ndarray:
@@ -78,25 +164,25 @@ def deep_luma(colours_HWC: np.ndarray) -> np.ndarray:
     return rounded_HW
 
 
-def apply_lut(values_HW: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Replace each 8- or 16-bit integer by its entry in a lookup table that is indexed by its bits."""
-    found_HW: np.ndarray = levels[values_HW.view(f"u{values_HW.dtype.itemsize}")]
-    return found_HW
-
-
-def to_square(grey_HW: np.ndarray | Image.Image, side_px: int) -> np.ndarray:
-    """Resize a grey image to `[side_px, side_px]` uint8 by area averaging, without keeping the aspect ratio.
+def to_square(grey_HW: np.ndarray | Image.Image, side_px: int, box: Box | None = None) -> np.ndarray:
+    """Resize a grey image, or the part in a box, to `[side_px, side_px]` uint8 by area averaging, in any aspect ratio.
 
     Raises:
         DataError: all pixels are equal.
 
     """
     image = grey_HW if isinstance(grey_HW, Image.Image) else Image.fromarray(np.ascontiguousarray(grey_HW))
-    small = image.resize((side_px, side_px), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
+    small = image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box, reducing_gap=_REDUCING_GAP)
     pixels_HW = np.array(small, dtype=np.uint8)
     if pixels_HW.min() == pixels_HW.max():
         raise DataError("all pixels of the image are equal")
     return pixels_HW
+
+
+def films_to_square(tries: Iterable[Film], scale: GreyScale, side_px: int) -> np.ndarray:
+    """Return the square of the first film that allows the scale; the last always does."""
+    film = next(film for film in tries if film.allows(scale))
+    return to_square(scale(film.levels_HW), side_px, film.box)
 
 
 def doubt_about(pixels_HW: np.ndarray) -> str:

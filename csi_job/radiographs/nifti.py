@@ -10,7 +10,15 @@ import numpy as np
 
 from csi_job.errors import DataError
 from csi_job.radiographs.content import GZIP_MAGIC, is_nifti
-from csi_job.radiographs.grey import LUMA_BT601, check_size, to_square, to_uint8
+from csi_job.radiographs.grey import (
+    LUMA_BT601,
+    check_size,
+    films,
+    films_to_square,
+    percentile_scale,
+    sampled,
+    to_square,
+)
 
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 _MAX_EXTENSION_BYTES = 1 << 24  # header extensions, e.g. the DICOM tags a converter kept
@@ -44,7 +52,13 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if len(start) < num_bytes:
         raise DataError("the image is cut off", got=f"{len(start)} bytes", allowed=f"{num_bytes} by its header")
     image = image_class.from_bytes(start)
-    return to_square(_grey(_upright(np.asanyarray(image.dataobj), image.affine)), side_px)
+    levels_HW = _upright(np.asanyarray(image.dataobj), image.affine)
+    if levels_HW.dtype.names:  # RGB24 and RGBA32
+        return to_square(_luma(levels_HW), side_px)
+    if levels_HW.dtype == np.uint8:
+        return to_square(levels_HW, side_px)
+    tries = films(levels_HW, side_px)
+    return films_to_square(tries, percentile_scale(sampled(levels_HW), levels_HW.dtype), side_px)
 
 
 def _opened(content: bytes) -> IO[bytes]:
@@ -87,9 +101,8 @@ def _upright(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return upright_HW
 
 
-def _grey(values_HW: np.ndarray) -> np.ndarray:
-    if values_HW.dtype.names:  # RGB24 and RGBA32
-        channels = [values_HW[name].astype(np.float32) for name in values_HW.dtype.names[:3]]
-        luma = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))
-        return np.rint(luma).astype(np.uint8)
-    return values_HW if values_HW.dtype == np.uint8 else to_uint8(np.ascontiguousarray(values_HW))
+def _luma(colours_HW: np.ndarray) -> np.ndarray:
+    channels = [colours_HW[name].astype(np.float32) for name in (colours_HW.dtype.names or ())[:3]]
+    luma: Any = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))
+    grey_HW: np.ndarray = np.rint(luma).astype(np.uint8)
+    return grey_HW

@@ -11,7 +11,18 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from csi_job.errors import DataError
-from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size, deep_luma, to_square, to_uint8
+from csi_job.radiographs.fraction import decode_fraction
+from csi_job.radiographs.grey import (
+    MAX_NUM_PIXELS,
+    check_size,
+    deep_luma,
+    films,
+    films_to_square,
+    percentile_scale,
+    sampled,
+    to_square,
+    to_uint8,
+)
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
 _MAYBE_PAGED = ("TIFF", "WEBP", "GIF")
@@ -30,7 +41,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DRAFT_FACTOR = 2  # JPEG is decoded at the scale of 1, 1/2, 1/4, 1/8 that leaves at least this many times the target
+_DRAFT_FACTOR = 2  # small JPEG is decoded at 1, 1/2, 1/4 or 1/8, at least this many times the square
 
 
 def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -49,12 +60,27 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
     check_size(*image.size, max_image_side_px)
     if image.format in _MAYBE_PAGED and (num_pages := getattr(image, "n_frames", 1)) > 1:
         raise DataError(f"the image has {num_pages} pages", allowed="one radiograph")
-    image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
-    layout = _layout(image)
+    square_HW = _square(image, content, side_px)
     turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns TIFF itself
-    grey_HW = _deep_colours(content, layout) if _DEEP_LAYOUT.fullmatch(layout) else _grey(image)
-    square_HW = to_square(grey_HW, side_px)
     return square_HW if turn is None else np.array(Image.fromarray(square_HW).transpose(turn))
+
+
+def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndarray:
+    layout = _layout(image)
+    if _DEEP_LAYOUT.fullmatch(layout):
+        return _scaled(*_deep_colours(content, layout), side_px)
+    if image.mode in _DEEP_MODES:
+        levels_HW, transparent = np.asarray(image), image.info.get("transparency")
+        hidden_HW = None if transparent is None else levels_HW == transparent
+        is_tiff = image.format == "TIFF"
+        inverted = is_tiff and image.getexif().get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
+        return _scaled(levels_HW, hidden_HW, side_px, inverted=inverted)
+    is_scalable = image.format == "JPEG" or (image.format == "JPEG2000" and image.mode == "L")
+    fraction = decode_fraction(content, side_px) if is_scalable else None
+    if fraction is not None:
+        return to_square(_grey(fraction.image), side_px, fraction.box)
+    image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
+    return to_square(_grey(image), side_px)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
@@ -72,14 +98,7 @@ def _layout(image: ImageFile.ImageFile) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _grey(image: ImageFile.ImageFile) -> Image.Image | np.ndarray:
-    if image.mode in _DEEP_MODES:
-        levels_HW, transparent = np.asarray(image), image.info.get("transparency")
-        grey_HW = _scaled(levels_HW, levels_HW == transparent)
-        inverted = (
-            image.format == "TIFF" and image.getexif().get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
-        )
-        return 255 - grey_HW if inverted else grey_HW
+def _grey(image: Image.Image) -> Image.Image:
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         coloured = image.convert("RGBA")
         black = Image.new("RGBA", coloured.size, (0, 0, 0, 255))
@@ -87,8 +106,11 @@ def _grey(image: ImageFile.ImageFile) -> Image.Image | np.ndarray:
     return image if image.mode == "L" else image.convert("RGB").convert("L")
 
 
-def _deep_colours(content: bytes, layout: str) -> np.ndarray:
-    """Return the scaled luma of 16-bit channels. Pillow keeps one byte of each, so they are decoded by two names."""
+def _deep_colours(content: bytes, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the luma of 16-bit channels, and what is transparent.
+
+    Pillow keeps one byte of each channel, so they are decoded by two names.
+    """
     image = _open(content)
     if layout == "LA;16B":  # the same four bytes per pixel
         high_low_HWC = _decoded(content, "RGBA").astype(np.uint16)
@@ -100,10 +122,9 @@ def _deep_colours(content: bytes, layout: str) -> np.ndarray:
         luma_HW, has_alpha = deep_luma(colours_HWC), layout.startswith("RGBA")
     if has_alpha:
         alpha_HW = colours_HWC[..., -1]
-        return _scaled(luma_HW * (alpha_HW / np.float32(_MAX_16_BIT)), alpha_HW == 0)
+        return luma_HW * (alpha_HW / np.float32(_MAX_16_BIT)), alpha_HW == 0
     transparent = image.info.get("transparency")
-    hidden_HW = np.zeros_like(luma_HW, bool) if transparent is None else (colours_HWC == transparent).all(axis=-1)
-    return _scaled(luma_HW, hidden_HW)
+    return luma_HW, None if transparent is None else (colours_HWC == transparent).all(axis=-1)
 
 
 def _decoded(content: bytes, layout: str) -> np.ndarray:
@@ -114,11 +135,14 @@ def _decoded(content: bytes, layout: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _scaled(levels_HW: np.ndarray, hidden_HW: np.ndarray) -> np.ndarray:
-    """Scale by percentile; transparent pixels are black and do not count."""
-    if not hidden_HW.any() or hidden_HW.all():
-        return to_uint8(levels_HW)
-    return np.where(hidden_HW, np.uint8(0), to_uint8(levels_HW, hidden_HW))
+def _scaled(levels_HW: np.ndarray, hidden_HW: np.ndarray | None, side_px: int, *, inverted: bool = False) -> np.ndarray:
+    """Scale by percentile and resize; transparent pixels are black and do not count."""
+    if hidden_HW is not None and hidden_HW.any() and not hidden_HW.all():
+        return to_square(np.where(hidden_HW, np.uint8(0), to_uint8(levels_HW, hidden_HW)), side_px)
+    scale = percentile_scale(sampled(levels_HW), levels_HW.dtype)
+    return films_to_square(
+        films(levels_HW, side_px), (lambda levels: 255 - scale(levels)) if inverted else scale, side_px
+    )
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -13,7 +13,6 @@ import pytest
 from csi_job.cache import key as content
 from csi_job.cache.key import DigestIndex, ImageDigest
 from csi_job.cache.settings import CacheSettings
-from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable
 
@@ -102,19 +101,14 @@ def test_the_index_names_no_file_and_grows_by_what_is_new(
     assert b".png" not in content
 
 
-def test_the_index_of_version_0_1_0_is_taken_over(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
-    def entry(path: Path) -> list[object]:
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, "5a" * 32, 2]
-
-    earlier = {pseudonym(str(path), KEY): entry(path) for path in paths[:4]}
-    earlier[pseudonym(str(paths[0]), KEY)][0] = 17
-    (tmp_path / "digests.json").write_text(json.dumps(earlier))
-    found = DigestIndex(tmp_path, KEY).digest(paths)
-    assert num_read == [paths[0], paths[4]]
-    assert [(digest.sha256, digest.reader) for digest in found[1:4]] == [("5a" * 32, 2)] * 3
-    (tmp_path / "digests.json").unlink()
-    assert DigestIndex(tmp_path, KEY).digest(paths) == found
+def test_versions_that_an_earlier_program_recorded_are_not_used(
+    paths: list[Path], tmp_path: Path, num_read: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest(paths, tmp_path)
+    monkeypatch.setattr(content, "NEWEST_READER", content.NEWEST_READER + 1)
+    monkeypatch.setattr(content, "reader_version", lambda _start: content.NEWEST_READER)
+    assert {known.reader for known in DigestIndex(tmp_path, KEY).digest(paths)} == {content.NEWEST_READER}
+    assert len(num_read) == 10
 
 
 def test_an_unreadable_file_has_its_own_digest(paths: list[Path], tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def stored_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
     return film_HW.astype(np.uint16) * 16
 
 
+@pytest.fixture(scope="session")
+def large_HW() -> np.ndarray:  # noqa: N802
+    """A film of 12 bits that is decoded at a fraction: smooth parts, edges and noise; uint16 [1203, 1101]."""
+    rows, columns = np.mgrid[0:1203, 0:1101]
+    film = 2000 + 900 * np.sin(rows / 90) + 600 * np.cos(columns / 70) + 500 * ((rows // 150 + columns // 130) % 2)
+    return np.rint(film + np.random.default_rng(0).normal(0, 25, film.shape)).clip(0, 4095).astype(np.uint16)
+
+
 def square(grey_HW: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(grey_HW).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0))
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
-from csi_job.radiographs.content import reader_version
+from csi_job.radiographs.content import NEWEST_READER, reader_version
 from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
 from tests.support.cost import Cost, cost_of
 from tests.unit.radiographs.conftest import encode, put
 from tests.unit.radiographs.test_dicom import compressed, dataset_of, encoded, table
+from tests.unit.radiographs.test_nifti import nifti
 from tests.unit.radiographs.test_picture import deep_png
 
 MAX_SIDE_PX = 4000
@@ -202,14 +203,28 @@ def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches
         *map(encoded, (shifted, wide, deep)),
         deep_png(np.stack([stored_HW] * 3, axis=-1), 2),
         deep_png(stored_HW[..., None], 0, [(b"tRNS", b"\0\0")]),
-        encode(Image.fromarray(film_HW), "TIFF"),
+        encode(Image.fromarray(film_HW), "WEBP"),
     ]
     stated_rgb = dataset_of(colours_HWC, PhotometricInterpretation="RGB", PlanarConfiguration=0)
     changed.append(compressed(tmp_path, stated_rgb, "JPEGBaselineProcess1"))
     grey = dataset_of(stored_HW)
-    syntaxes = ("JPEGExtendedProcess2_4", "ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian")
-    changed.extend(compressed(tmp_path, grey, syntax) for syntax in syntaxes)
+    changed.append(compressed(tmp_path, grey, "JPEGExtendedProcess2_4"))
     assert [reader_version(content) for content in changed] == [2] * len(changed)
+    large_HW = np.tile(stored_HW, (10, 10))
+    newest = [
+        compressed(tmp_path, grey, syntax) for syntax in ("ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian")
+    ]
+    newest += [encode(Image.fromarray(large_HW)), encode(Image.fromarray(np.tile(film_HW, (10, 10))), "JPEG")]
+    newest += [encode(Image.fromarray(film_HW), kind) for kind in ("TIFF", "JPEG2000")]
+    newest += [encoded(dataset_of(large_HW)), nifti(large_HW), gzip.compress(nifti(large_HW))]
+    assert [reader_version(content) for content in newest] == [NEWEST_READER] * len(newest)
+    still = [encode(Image.fromarray(np.tile(film_HW, (10, 10)))), nifti(np.tile(film_HW, (10, 10)))]
+    assert [reader_version(content) for content in still] == [1] * len(still)
+
+
+def test_the_reader_of_a_file_that_is_cut_off_anywhere_is_known(stored_HW: np.ndarray) -> None:
+    for content in (encode(Image.fromarray(stored_HW)), encoded(dataset_of(stored_HW)), nifti(stored_HW)):
+        assert {reader_version(content[:length]) for length in range(600)} <= {1, 2, NEWEST_READER}
 
 
 def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> None:
