@@ -52,6 +52,7 @@ cache.train, cache.validation
 print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
 """
 seconds: dict[str, list[float]] = defaultdict(list)
+spent: dict[str, float] = defaultdict(float)
 
 
 def main() -> None:
@@ -83,32 +84,33 @@ def measure(num_rows: int, repeats: int) -> None:
         for number in range(repeats):
             work = Path(temporary, f"work-{number}")
             folder = timed("build", build.build_cache)(radiographs, cache, work)
-            first = {name: list(values) for name, values in seconds.items()}
+            first = dict(spent)
+            spent.clear()
             timed("build again", build.build_cache)(radiographs, cache, work)
-            again = {name: seconds[name][-1:] for name in ("digest the images", "build again")}
-            seconds.update(first)
-            seconds["digests known"] += again["digest the images"]
-            seconds["build again"] = first.get("build again", []) + again["build again"]
-            timed("problems.csv, every row", write_problems)(work, problems)
+            first |= {"build again": spent["build again"], "digests known": spent["digest the images"]}
+            timed("problems.csv", write_problems)(work, problems)
             opened = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, stdout=subprocess.PIPE, text=True)
-            start_s, memory_kb = opened.stdout.split()
-            seconds["worker's start"].append(float(start_s))
+            start_s, memory_kb = map(float, opened.stdout.split())
+            first |= {"problems.csv": spent["problems.csv"], "worker's start": start_s}
+            for name, value in first.items():
+                seconds[name].append(value)
+            spent.clear()
     print(f"\n{num_rows:,} rows; CPU seconds, median [quartiles] of {repeats}")
     for name, values in seconds.items():
         print(f"  {name:<26}{spread(values)}")
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"  memory: build {peak_mb:,.0f} MB, worker's start {int(memory_kb) / 1e3:,.0f} MB more", flush=True)
+    print(f"  memory: build {peak_mb:,.0f} MB, worker's start {memory_kb / 1e3:,.0f} MB more", flush=True)
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function; each call adds its CPU seconds to `seconds`."""
+    """Return the function; each call adds its CPU seconds to `spent`."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         start = time.process_time()
         try:
             return function(*arguments, **options)
         finally:
-            seconds[name].append(time.process_time() - start)
+            spent[name] += time.process_time() - start
 
     return call
 
