@@ -124,7 +124,7 @@ def _in_the_controllers_pod(release: Release, *command: str) -> str:
 def _the_controllers_pod_shows_the_same(release: Release) -> None:
     now = json.loads(_in_the_controllers_pod(release, "status", "--json"))
     assert now["study"]["target"] == 500
-    assert {pod["stage"] for pod in now["pods"]} >= {"controller", "cache", "search"}
+    assert {pod["stage"] for pod in now["pods"]} >= {"controller", "search"}
 
 
 def _the_metrics_are_those_of_the_dashboard(release: Release) -> None:
