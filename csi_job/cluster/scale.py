@@ -45,7 +45,7 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
         message = f"the search of {release.name} has ended: its budget is exhausted"
         raise ClusterError(message, hint="raise budget.hours or budget.gpuHours with helm upgrade")
     before = "suspended" if is_paused(job) else f"{job['spec']['parallelism']} pods"
-    if not resize(cluster, release.search, job, num_pods, {}):
+    if not resize(cluster, job, num_pods, {}):
         raise _replaced(release)
     after = f"{num_pods} pods" if num_pods else "suspended; any number above 0 resumes it"
     return f"the search of {release.name}: {before} -> {after}"

@@ -197,7 +197,7 @@ class SearchRun(StageRun):
                 self._note_done(done, None)
 
     def _scale(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
-        resize(self.cluster, self.stage, job, num_pods, annotations)
+        resize(self.cluster, job, num_pods, annotations)
 
 
 def _require_complete_trial(status: StudyStatus, reason: str) -> None:

@@ -100,6 +100,9 @@ class StageRun:
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again
         if now:
             self.log_once(now, "Waiting")
+        again = partial_admission(self.stage, job["spec"].get("parallelism", 1))
+        if now == waiting and again and not get_annotation(job, MIN_PODS):
+            self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": again}})
         return False
 
     def on_finished(self, job: Mapping[str, Any], result: JobResult) -> bool:
@@ -182,7 +185,7 @@ class StageRun:
         if left := [pod["metadata"]["name"] for pod in self._pods_of_others(job)]:
             self.log_once(f"{self.stage.name}: Job {name} starts when these pods have ended: {', '.join(left)}")
             return
-        resize(self.cluster, self.stage, job, int(job["spec"].get("completions", 1)), {HELD: None})
+        resize(self.cluster, job, int(job["spec"].get("completions", 1)), {HELD: None})
         self.log_once(f"{self.stage.name}: started as Job {name}", "Started")
 
     def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -208,17 +208,15 @@ def scale_patch(num_pods: int, *, queued: bool) -> dict[str, Any]:
     return fields if queued else fields | {"suspend": False}
 
 
-def resize(
-    cluster: Cluster, stage: Stage, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str | None]
-) -> bool:
+def resize(cluster: Cluster, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str | None]) -> bool:
     """Change a Job's number of pods and these annotations; return False if it no longer exists.
 
-    Kueue resizes no Job that it may start with fewer pods, so that right is taken from it first.
+    Kueue lets no running Job be resized that it may start with fewer pods, and would undo the change when it queues the
+    Job again. So that right is taken from it first; it gets it back while the Job waits.
     """
     name = job["metadata"]["name"]
     if get_annotation(job, MIN_PODS):
         cluster.patch("Job", name, {"metadata": {"annotations": {MIN_PODS: None}}})
-    annotations = {**annotations, **partial_admission(stage, num_pods)}
     spec = scale_patch(num_pods, queued=is_queued(job))
     return cluster.patch("Job", name, {"metadata": {"annotations": annotations}, "spec": spec})
 

@@ -9,7 +9,7 @@ import pytest
 
 from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import DONE, PARALLELISM, get_annotation, scale_patch
+from csi_job.cluster.stages import DONE, MIN_PODS, PARALLELISM, get_annotation, scale_patch
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage
 
@@ -289,8 +289,15 @@ def test_a_search_in_a_queue_is_paused_and_resized_without_touching_its_suspensi
     run = search(namespace, Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
     run.reconcile()
     job = namespace.only()
-    search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), digest="second").reconcile()
-    assert job["spec"]["completions"] == 3
+    assert get_annotation(job, MIN_PODS) == "1"
+    larger = search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), digest="second")
+    larger.reconcile()
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
+    assert get_annotation(job, MIN_PODS) == ""  # Kueue would undo the change when it queues the Job again
+    job["spec"]["suspend"] = True
+    larger.reconcile()
+    assert get_annotation(job, MIN_PODS) == "1"
+    del job["spec"]["suspend"]
     job["metadata"]["annotations"][GPU_SECONDS] = "3601"
     run.reconcile()
     assert (job["spec"]["parallelism"], job["spec"]["completions"]) == (0, 3)
