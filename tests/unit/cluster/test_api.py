@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -124,6 +125,26 @@ def test_a_connection_that_fails_is_an_outage_with_its_reason(
         with pytest.raises(
             UnreachableError, match=r"cannot be reached \(.*Connection refused.*\); see: kubectl cluster"
         ):
+            getattr(Cluster("here"), method)(**arguments)
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
+def test_a_tls_handshake_that_is_cut_off_is_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, arguments: dict[str, Any]
+) -> None:
+    """As a load balancer does whose server is away."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def cut_off() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    client.recv(1 << 16)
+                    client.close()
+
+        Thread(target=cut_off, daemon=True).start()
+        _use(f"https://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "kubeconfig", monkeypatch)
+        with pytest.raises(UnreachableError, match=r"cannot be reached \(.*EOF occurred"):
             getattr(Cluster("here"), method)(**arguments)
 
 
