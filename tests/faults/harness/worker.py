@@ -78,7 +78,8 @@ class Watch:
         self._noted: set[int] = set()
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Any) -> None:
-        del number, attempt, params, phase
+        del attempt, params, phase
+        self.values.pop(number, None)  # another worker may have reported later epochs
         self._noted = set()
         self.points.enter("train")
 
@@ -86,7 +87,7 @@ class Watch:
         """Do nothing."""
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
-        if outcome in {"complete", "pruned"}:
+        if outcome in {"complete", "pruned"} and number in self.values:  # it may be pruned as it is resumed
             self.acknowledgements.write("tell", number, outcome, self.values[number])
         self.points.enter("claim" if outcome is None else "clean up")
 
