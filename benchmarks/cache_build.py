@@ -28,12 +28,19 @@ from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import read_radiograph
+from tests.unit.radiographs.test_dicom import compressed, dataset_of
 
 SIDE_PX = 224
 MAX_SIDE_PX = 20_000
 LARGE_PX = (2500, 3000)  # as a detector gives them
-KINDS = {"PNG, 8 bit": 0, "JPEG": 1, "PNG, 16 bit": 2, "DICOM": 3, "NIfTI, gzipped": 5}  # variants of write_film
-NUM_LARGE = 4
+KINDS = {"PNG, 8 bit": 0, "JPEG": 1, "PNG, 16 bit": 2, "DICOM, raw": 3, "NIfTI, gzipped": 5}  # variants of write_film
+SYNTAXES = {
+    "DICOM, JPEG 2000": "JPEG2000Lossless",
+    "DICOM, lossless JPEG": "JPEGLosslessProcess14_1",
+    "DICOM, RLE": "RLELossless",
+}
+ROWS_FIRST = "NIfTI, rows first"
+MIX = "the 11 kinds above, one each"
 NUM_MANY = 200
 
 
@@ -53,41 +60,56 @@ def main() -> None:
 
 
 def decoding_sets(folder: Path, other: Path | None) -> dict[str, list[Path]]:
-    """Return named lists of files: large films of each format, small mixed ones, and the user's own."""
-    sets = {}
+    """Return named lists of files: one large film of each kind, small mixed ones, and the user's own."""
+    random = np.random.default_rng(0)
+    film_HW = draw_chest(Body.sample(random), [0] * 6, LARGE_PX, random)
+    place = folder / "large"
+    place.mkdir()
     for name, variant in KINDS.items():
-        place = folder / f"large-{variant}"
-        place.mkdir()
-        for number in range(NUM_LARGE):
-            random = np.random.default_rng(number)
-            write_film(draw_chest(Body.sample(random), [number] * 6, LARGE_PX, random), place / f"{number}", variant)
-        sets[f"{name}, {LARGE_PX[0]}x{LARGE_PX[1]}"] = sorted(place.iterdir())
+        write_film(film_HW, place / name, variant)
+    levels_HW = np.rint(film_HW * 4095).astype(np.uint16)
+    for name, syntax in SYNTAXES.items():
+        dataset = dataset_of(levels_HW, WindowCenter=2048, WindowWidth=4096)
+        (place / f"{name}.dcm").write_bytes(compressed(folder, dataset, syntax))
+    lossy = dataset_of((levels_HW // 16).astype(np.uint8), WindowCenter=128, WindowWidth=256)
+    (place / "DICOM, lossy JPEG.dcm").write_bytes(compressed(folder, lossy, "JPEGBaselineProcess1"))
+    upright = nibabel.Nifti1Image(levels_HW.astype(np.int16).T[:, None, ::-1], np.diag([-1, 1, 1, 1]))
+    (place / "NIfTI, plain.nii").write_bytes(upright.to_bytes())
+    axes = [[0, -1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 0], [0, 0, 0, 1]]
+    (place / f"{ROWS_FIRST}.nii").write_bytes(
+        nibabel.Nifti1Image(levels_HW.astype(np.int16)[..., None], axes).to_bytes()
+    )
+    sets = {path.name.partition(".")[0]: [path] for path in sorted(place.iterdir())}
+    sets[MIX] = [path for paths in sets.values() for path in paths]
     write_phantoms(folder / "phantoms", 64, seed=0)
-    sets["phantoms, mixed, 400-700 px"] = sorted((folder / "phantoms" / "images").iterdir())
+    sets["phantoms, 400-700 px"] = sorted((folder / "phantoms" / "images").iterdir())
     if other is not None:
         sets[f"images given ({other.name})"] = sorted(path for path in other.iterdir() if path.is_file())
     return sets
 
 
-def plainly(path: Path) -> np.ndarray:
-    """Decode and resize as a short script would, with the peer libraries alone."""
-    if path.name.endswith(".nii.gz"):
-        grey_HW = np.squeeze(nibabel.load(path).get_fdata()).T[::-1]
-        grey_HW = 255 * (grey_HW - grey_HW.min()) / np.ptp(grey_HW)
-        image = Image.fromarray(grey_HW.astype(np.uint8))
+def plainly(path: Path, *, as_ours: bool = False) -> np.ndarray:
+    """Decode and resize as a short script would, with the peer libraries alone; on request with our grey scale."""
+    if ".nii" in path.suffixes:
+        grey_HW = np.squeeze(nibabel.load(path).get_fdata())
+        image = eight_bits(grey_HW if path.name.startswith(ROWS_FIRST) else grey_HW.T[::-1], as_ours)
     elif path.suffix == ".dcm":
         dataset = pydicom.dcmread(path)
         grey_HW = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
         if dataset.PhotometricInterpretation == "MONOCHROME1":
             grey_HW = grey_HW.max() - grey_HW
-        grey_HW = 255 * (grey_HW - grey_HW.min()) / np.ptp(grey_HW)
-        image = Image.fromarray(grey_HW.astype(np.uint8))
+        image = Image.fromarray((grey_HW / (16 if grey_HW.max() > 255 else 1)).astype(np.uint8))  # of 12 or 8 bits
     else:
         image = Image.open(path)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-        image = image.convert("L")
+        image = eight_bits(np.asarray(image), as_ours) if image.mode.startswith("I") else image.convert("L")
     return np.asarray(image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
+
+
+def eight_bits(levels_HW: np.ndarray, as_ours: object) -> Image.Image:
+    """Scale by the extremes, or by percentiles as csi-job does."""
+    ends = np.percentile(levels_HW, (0.5, 99.5)) if as_ours else (levels_HW.min(), levels_HW.max())
+    levels_HW = levels_HW.astype(np.float32)
+    return Image.fromarray((255 * np.clip((levels_HW - ends[0]) / (ends[1] - ends[0]), 0, 1)).astype(np.uint8))
 
 
 def ours(path: Path) -> np.ndarray:
@@ -96,17 +118,19 @@ def ours(path: Path) -> np.ndarray:
 
 
 def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
-    """Print images a second and core, with the mean difference of grey levels between the two (median of files)."""
+    """Print images a second and core, with the mean difference from a full decode in grey levels (median of files)."""
     print("\nDecoding to 224 px, images/s of one core, median [quartiles]")
     print(f"{'files':<30}{'csi-job':>22}{'plain':>22}{'ratio':>20}{'difference':>12}")
     for name, paths in sets.items():
         first, second = paired(
             lambda paths=paths: decode(ours, paths), lambda paths=paths: decode(plainly, paths), repeats
         )
-        difference = statistics.median(np.abs(ours(path).astype(float) - plainly(path)).mean() for path in paths)
+        difference = statistics.median(
+            np.abs(ours(path).astype(float) - plainly(path, as_ours=True)).mean() for path in paths
+        )
         rates = [[len(paths) / seconds for seconds in times] for times in (first, second)]
         ratio = [a / b for a, b in zip(*rates, strict=True)]
-        print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio):>20}{difference:>12.1f}")
+        print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio):>20}{difference:>12.2f}")
 
 
 def print_builds(folder: Path, repeats: int) -> None:
