@@ -43,7 +43,7 @@ from csi_job.trial.train import train_model
 CURVES = Path(__file__).parent / "data" / "search_curves.jsonl"
 SIDE_PX, NUM_PHANTOMS, MAX_EPOCHS, SEED = 32, 120, 12, 42
 BATCH_SIZES = (16, 32)
-NUM_CURVES = ["Custom_1=100", "CheXNet=18", "ResNet50=8"]  # an epoch takes about 0.2, 1 and 2 s
+NUM_CURVES = ["Custom_1=119", "CheXNet=5", "ResNet50=2"]  # an epoch takes about 0.2, 1 and 2 s
 SETTINGS = TrialSettings(device="cpu")
 
 

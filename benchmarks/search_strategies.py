@@ -344,10 +344,9 @@ ARMS: dict[str, Arm] = {
     "TPE, ASHA that stops": Arm(
         tpe(), lambda _: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION_FACTOR)
     ),
-    "TPE, ASHA that pauses": Arm(tpe(), policy=pause),
-    "the same, paused seen as pruned": Arm(tpe(PausedAsPrunedSampler), policy=pause),
-    "TPE, ASHA that pauses at 3 and 6, 1 of 2": Arm(tpe(), policy=pause_late),
-    "the same at 3 and 6, paused seen as pruned": Arm(tpe(PausedAsPrunedSampler), policy=pause_late),
+    "TPE, ASHA that pauses": Arm(tpe(PausedAsPrunedSampler), policy=pause),
+    "the same, paused seen as bad": Arm(tpe(), policy=pause),
+    "TPE, ASHA that pauses at 3 and 6, 1 of 2": Arm(tpe(PausedAsPrunedSampler), policy=pause_late),
     "random, ASHA that pauses": Arm(lambda seed: RandomSampler(seed=seed), policy=pause),
     "freeze-thaw-like": Arm(tpe(PausedAsPrunedSampler), policy=freeze_thaw),
     "TPE per second, median": Arm(tpe(CostAwareSampler), median),
