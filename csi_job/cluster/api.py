@@ -39,6 +39,7 @@ RETRIABLE: Final = frozenset({408, 429})
 NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 # So it answers 500 to an object with a wrong type or an unknown field.
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
+CUT_OFF: Final = "EOF occurred"  # of a TLS handshake, e.g. by a load balancer whose server is away
 WEBHOOK_DOWN: Final = "failed calling webhook"
 TIMEOUT_S: Final = 30
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
@@ -237,7 +238,8 @@ def _of_connection(error: BaseException) -> ClusterError:
     """Return the error of a connection that failed; a certificate that is refused stays so."""
     while (cause := getattr(error, "reason", None)) is not None and isinstance(cause, BaseException):
         error = cause
-    is_refused = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    is_tls = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    is_refused = is_tls and CUT_OFF not in str(error)
     kind = ClusterError if is_refused else UnreachableError
     reason = str(error).rpartition(": ")[2] or type(error).__name__
     return kind(f"the API server cannot be reached ({reason})", hint="see: kubectl cluster-info")
