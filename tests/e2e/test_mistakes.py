@@ -41,7 +41,7 @@ def test_an_invalid_score_is_reported_by_row_and_column(release: Release) -> Non
     _is_reported_once(release, "row 3 column left_inf")
 
 
-def test_a_wrong_password_is_reported_and_an_upgrade_after_the_fix_continues(release: Release) -> None:
+def test_a_wrong_password_or_other_trial_settings_are_reported_and_a_fixed_upgrade_continues(release: Release) -> None:
     release.apply(secret("given", password="right"))
     values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
     release.helm("install", "--wait", values=values)
@@ -55,6 +55,13 @@ def test_a_wrong_password_is_reported_and_an_upgrade_after_the_fix_continues(rel
     release.apply(secret("given", password="right"))
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
     wait_until("the search is finished", lambda: release.num_finished() == 2, 300)
+    before = release.kubectl("get", "jobs", "-l", "app.kubernetes.io/component=search", "-o", "name")
+    release.helm("upgrade", values=values | {"job.trial.class_balance": True})
+
+    release.wait_for_end(200, "Failed")
+
+    assert "created with other settings: trial.class_balance (was false, now true)" in release.outcome()
+    assert release.kubectl("get", "jobs", "-l", "app.kubernetes.io/component=search", "-o", "name") == before
 
 
 def test_an_upgrade_replaces_a_database_whose_image_was_missing(release: Release) -> None:
