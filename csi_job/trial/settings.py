@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from csi_job.files import digest_file
 from csi_job.settings import Section
@@ -44,8 +44,9 @@ class TrialSettings(Section):
     with loss scaling on older ones with tensor cores (7.0), otherwise fp32."""
     cuda_graphs: bool = True
     """Launch each training step on a GPU as one CUDA graph: the same results, with less work for the CPU."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: Literal["auto"] | bool = False
+    """Compile the model with torch.compile, which changes results by rounding. `auto`: only Custom_1 on a GPU, in
+    trials that are long enough to pay for it."""
     pretrained: str = "none"
     """Initial weights: `none` (random), `imagenet` (downloaded by torchvision) or the path to a weights file."""
     objective_average: Literal["macro", "weighted"] = "macro"
@@ -57,6 +58,15 @@ class TrialSettings(Section):
     stall_s: float = Field(default=1800.0, gt=0)
     """Seconds without a finished batch after which the worker exits with code 1; another worker resumes the trial when
     its lease expires."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _is_auto_or_a_switch(cls, value: object) -> object:
+        try:
+            return value if value == "auto" else TypeAdapter(bool).validate_python(value)
+        except ValidationError:
+            message = f"must be auto, true or false, got {value!r}"
+            raise ValueError(message) from None
 
     @property
     def is_weights_file(self) -> bool:

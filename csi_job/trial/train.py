@@ -109,7 +109,7 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
         raise
     except (RuntimeError, MemoryError) as error:
         if settings.compile and is_compiler_failure(error):
-            message = "trial.compile is true, but compiling the model failed"
+            message = "trial.compile: compiling the model failed"
             raise ConfigurationError(message, hint="set trial.compile to false, or install a C compiler") from error
         if not is_out_of_memory(error):
             raise

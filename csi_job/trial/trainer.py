@@ -6,23 +6,26 @@ predictions stay there until the end of the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.logs import get_logger
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES, choose_precision, confusion, to_input
-from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_out_of_memory
 from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
@@ -31,6 +34,10 @@ from csi_job.trial.settings import TrialSettings
 _log = get_logger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
+# A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it
+# pays even if the trial is pruned halfway. Of other networks it is not known what it saves.
+COMPILED_FROM = {"Custom_1": 2 * 253_000}
+MAX_CLASS_WEIGHT = 10.0  # a score that occurs once or twice must not dominate the loss
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
 
@@ -61,9 +68,10 @@ class Trainer:
         self.model = build_model(params.model_arch, settings.pretrained)
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
-        if settings.compile:
+        self.compiled: Callable[..., Any] = self.model
+        if pays_to_compile(settings, params, train.images_NHW.shape, device):
             torch.compiler.reset()  # forgets earlier models: code compiled eight times would not be compiled again
-        self.compiled = torch.compile(self.model, dynamic=False) if settings.compile else self.model
+            self.compiled = torch.compile(self.model, dynamic=False)
         balance_ZK = class_weights(train.zones_NZ) if settings.class_balance else None
         self.loss = CsiLoss(params.unknown_weight, balance_ZK).to(device)
         precision = choose_precision(settings.precision, device)
@@ -217,6 +225,21 @@ class Trainer:
         self.__dict__.clear()
 
 
+def pays_to_compile(
+    settings: TrialSettings, params: Hyperparameters, shape_NHW: Sequence[int], device: torch.device
+) -> bool:
+    """Return whether to compile the network; `auto`: if the epochs before early stopping pay for it on a GPU.
+
+    It depends on nothing that may change when a trial is resumed, so a trial is compiled in all attempts or in none.
+    """
+    if settings.compile != "auto":
+        return settings.compile
+    num_images, *size_px = shape_NHW
+    images_of_224_px = num_images * params.patience * math.prod(size_px) / 224**2
+    has_compiler = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return has_compiler and images_of_224_px >= COMPILED_FROM.get(params.model_arch, math.inf)
+
+
 def make_optimizer(model: nn.Module, params: Hyperparameters) -> torch.optim.Optimizer:
     """Return the optimizer, fused into one kernel; only sgd uses `momentum`.
 
@@ -269,3 +292,46 @@ def _on_device_if_it_fits(data: SplitData, device: torch.device) -> SplitData:
         if not is_out_of_memory(error):
             raise
         return data
+
+
+class CsiLoss(nn.Module):
+    """Weighted cross-entropy, summed and divided by the number of labels.
+
+    Unlike torch's weighted mean, it is not divided by the sum of the weights. So an ungraded label has the same
+    weight in every batch, an all-ungraded batch stays finite at any weight, and micro-batches add up to the batch.
+    """
+
+    weight_ZK: Tensor  # noqa: N815 - tensors carry their axes
+
+    def __init__(self, unknown_weight: float, class_weights_ZK: Tensor | None = None) -> None:
+        """Set the weight of class 4 and, for class balancing, those of the scores (from `class_weights`)."""
+        super().__init__()
+        weight_ZK = torch.ones(NUM_ZONES, NUM_CLASSES) if class_weights_ZK is None else class_weights_ZK.clone()
+        weight_ZK[:, UNKNOWN] = unknown_weight
+        self.register_buffer("weight_ZK", weight_ZK)
+
+    def forward(self, logits_BZK: Tensor, zones_BZ: Tensor) -> Tensor:
+        """Return the scalar float32 loss of `logits_BZK` for the classes `zones_BZ` (int64, 0-4)."""
+        log_prob_BZK = functional.log_softmax(logits_BZK.float(), dim=-1)
+        truth_BZ1 = zones_BZ.unsqueeze(-1)
+        weight_BZK = self.weight_ZK.expand(len(zones_BZ), -1, -1)
+        chosen_BZ1 = log_prob_BZK.gather(-1, truth_BZ1) * weight_BZK.gather(-1, truth_BZ1)
+        return -chosen_BZ1.mean()
+
+
+def class_weights(zones_NZ: Tensor) -> Tensor:
+    """Return weights that balance the scores of each zone.
+
+    Args:
+        zones_NZ: int64 classes 0-4 of the training images.
+
+    Returns:
+        `class_weights_ZK`, float32: proportional to the inverse frequency of a score among the zone's graded labels,
+        1 if all scores are equally frequent, at most `MAX_CLASS_WEIGHT`, and 1 for scores that do not occur.
+
+    """
+    one_hot_NZK = functional.one_hot(zones_NZ, NUM_CLASSES)
+    counts_ZK = one_hot_NZK.sum(dim=0).double()
+    graded_Z1 = counts_ZK[:, : len(SCORES)].sum(dim=1, keepdim=True)
+    weights_ZK = (graded_Z1 / (len(SCORES) * counts_ZK)).clamp(max=MAX_CLASS_WEIGHT)
+    return torch.where(counts_ZK > 0, weights_ZK, torch.ones_like(weights_ZK)).float()

@@ -1,4 +1,4 @@
-"""Within an epoch the host never waits for the device, and a finished trial frees its memory."""
+"""The loss; within an epoch the host never waits for the device; a finished trial frees its memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from functools import partial
 
 import pytest
 import torch
+from pydantic import ValidationError
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csi_job.cache.dataset import SplitData
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
-from csi_job.trial.trainer import Trainer, batch_indices, make_optimizer
+from csi_job.trial.trainer import (
+    MAX_CLASS_WEIGHT,
+    CsiLoss,
+    Trainer,
+    batch_indices,
+    class_weights,
+    make_optimizer,
+    pays_to_compile,
+)
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "unique")  # each reads a value back
 
@@ -185,3 +195,108 @@ def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_
     assert held == [(True, True, 1), (False, True, 1), (False, False, 1), (False, False, 2)]
     losses = [each.train_epoch(0, lambda _step, _num_steps: 0.0, lambda: None) for each in (trainer, untouched)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "arch", "device", "num_images", "side_px", "compiles"),
+    [
+        (True, "ResNet50", "cpu", 2, 224, True),
+        (False, "Custom_1", "cuda", 10**6, 224, False),
+        ("auto", "Custom_1", "cuda", 50_600, 224, True),  # with a patience of 10, twice 253,000 images
+        ("auto", "Custom_1", "cuda", 50_599, 224, False),
+        ("auto", "Custom_1", "cuda", 50_600, 112, False),
+        ("auto", "Custom_1", "cuda", 202_400, 112, True),
+        ("auto", "Custom_1", "cpu", 10**6, 224, False),
+        ("auto", "ResNet50", "cuda", 10**6, 224, False),
+    ],
+)
+def test_a_network_is_compiled_where_asked_or_where_it_surely_pays(
+    wanted: object, arch: str, device: str, num_images: int, side_px: int, compiles: object
+) -> None:
+    params = Hyperparameters.from_params({"model_arch": arch, "patience": 10})
+    shape_NHW = num_images, side_px, side_px
+    assert pays_to_compile(TrialSettings(compile=wanted), params, shape_NHW, torch.device(device)) is compiles
+
+
+def test_without_triton_nothing_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    params = Hyperparameters.from_params({"model_arch": "Custom_1"})
+    assert not pays_to_compile(TrialSettings(compile="auto"), params, (10**7, 224, 224), torch.device("cuda"))
+
+
+def batch(num_images: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(num_images, 6, 5), torch.randint(0, 5, (num_images, 6))
+
+
+def test_the_loss_is_torchs_weighted_cross_entropy_over_the_number_of_labels() -> None:
+    logits_BZK, zones_BZ = batch()
+    weight = torch.tensor([1, 1, 1, 1, 0.3])
+    theirs = functional.cross_entropy(logits_BZK.flatten(0, 1), zones_BZ.flatten(), weight, reduction="sum") / (9 * 6)
+    assert CsiLoss(0.3)(logits_BZK, zones_BZ) == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_unknown_zones_pull_towards_unknown_in_proportion_to_their_weight() -> None:
+    zones_BZ = torch.full((2, 6), 4)
+    grads = []
+    for weight in (0.1, 1.0):
+        logits_BZK = torch.zeros(2, 6, 5, requires_grad=True)
+        CsiLoss(weight)(logits_BZK, zones_BZ).backward()
+        grads.append(logits_BZK.grad)
+    assert (grads[0][..., 4] < 0).all()  # never dropped: class 4 is learned
+    assert torch.allclose(grads[1], grads[0] * 10)
+
+
+@pytest.mark.parametrize("unknown_weight", [0.0, 0.1, 1.0])
+def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight: float) -> None:
+    logits_BZK = batch()[0].requires_grad_()
+    loss = CsiLoss(unknown_weight)(logits_BZK, torch.full((9, 6), 4))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits_BZK.grad).all()
+    assert (loss == 0) == (unknown_weight == 0)
+
+
+def test_pieces_of_a_batch_add_up_to_the_batch() -> None:
+    logits_BZK, zones_BZ = batch()
+    loss = CsiLoss(0.3)
+    pieces = [
+        loss(logits, zones) * len(zones) / 9
+        for logits, zones in zip(logits_BZK.split(4), zones_BZ.split(4), strict=True)
+    ]
+    assert sum(pieces).item() == pytest.approx(loss(logits_BZK, zones_BZ).item(), rel=1e-6)
+
+
+def test_half_precision_logits_are_summed_in_full_precision() -> None:
+    logits_BZK, zones_BZ = batch()
+    loss = CsiLoss(0.3)(logits_BZK.bfloat16(), zones_BZ)
+    assert loss.dtype == torch.float32
+    assert loss == CsiLoss(0.3)(logits_BZK.bfloat16().float(), zones_BZ)
+
+
+def test_balancing_weights_are_inverse_frequencies() -> None:
+    zones_NZ = torch.zeros(100, 6, dtype=torch.int64)
+    zones_NZ[:20, 0] = 3  # zone 0: 80 zeros and 20 threes; the other zones: only zeros
+    zones_NZ[:10, 1] = 4  # unknown labels do not count as graded ones
+    zones_NZ[0, 2] = 1
+    weights_ZK = class_weights(zones_NZ)
+    assert weights_ZK[0].tolist() == pytest.approx([100 / 4 / 80, 1, 1, 100 / 4 / 20, 1])
+    assert weights_ZK[1, 0] == pytest.approx(90 / 4 / 90)
+    assert weights_ZK[2, 1] == MAX_CLASS_WEIGHT
+
+
+def test_balancing_never_changes_the_unknown_class() -> None:
+    logits_BZK, zones_BZ = batch()
+    balance_ZK = class_weights(zones_BZ)
+    log_prob_BZK = logits_BZK.log_softmax(-1)
+    expected = 0.0
+    for image in range(9):
+        for zone in range(6):
+            true = zones_BZ[image, zone]
+            expected -= log_prob_BZK[image, zone, true] * (0.2 if true == 4 else balance_ZK[zone, true])
+    assert CsiLoss(0.2, balance_ZK)(logits_BZK, zones_BZ).item() == pytest.approx(expected.item() / 54, rel=1e-5)
+
+
+def test_another_way_to_compile_is_refused() -> None:
+    with pytest.raises(ValidationError, match="must be auto, true or false, got 'maybe'"):
+        TrialSettings(compile="maybe")
