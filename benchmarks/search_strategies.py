@@ -304,8 +304,6 @@ class Arm:
     sampler: Callable[[int], BaseSampler]
     pruner: Callable[[int], BasePruner] = lambda _: NopPruner()
     policy: Callable[[Replay], None] = stop
-    max_seeds: int = sys.maxsize
-    """Fewer seeds, for a sampler that takes long."""
 
 
 def tpe(kind: type[TPESampler] = TPESampler) -> Callable[[int], TPESampler]:
@@ -338,7 +336,7 @@ ARMS: dict[str, Arm] = {
     "TPE, no pruning": Arm(tpe()),
     "random, no pruning": Arm(lambda seed: RandomSampler(seed=seed)),
     "random, median": Arm(lambda seed: RandomSampler(seed=seed), median),
-    "GP, median": Arm(lambda seed: GPSampler(seed=seed), median, max_seeds=10),
+    "GP, median": Arm(lambda seed: GPSampler(seed=seed), median),
     AUTO_SAMPLER: Arm(auto_sampler, median),
     "TPE, Hyperband": Arm(tpe(), lambda max_epochs: HyperbandPruner(1, max_epochs)),
     "TPE, ASHA that stops": Arm(
