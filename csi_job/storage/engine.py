@@ -52,6 +52,7 @@ def make_engine(address: Address) -> Engine:
 
 
 def _set_autocommit(connection: Any, level: str) -> None:
+    """Know no other level: a transaction that needs one says so in its first statement."""
     connection.autocommit = level == "AUTOCOMMIT"
 
 

@@ -82,7 +82,7 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
     renamed = f" as {copy.study_name}" if copy.study_name != name else ""
     lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {len(trials)} trials ({counts})"]
-    if num_running := sum(trial.state is TrialState.RUNNING for trial in trials):
+    if num_running := sum(outcome_of(trial.state, trial.user_attrs) == "running" for trial in trials):
         start = "from epoch 1" if renamed else "from its checkpoint if the work folder is the same"
         lines.append(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
     return lines
@@ -180,12 +180,12 @@ def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[Tr
 
 def _snapshot(storage: StudyStorage, operation: Callable[[Connection], Result]) -> Result:
     """Run an operation whose statements all see the same moment, without stopping the workers."""
-    options: dict[str, Any] = {"sqlite_readonly": True}
-    if not storage.address.is_sqlite:
-        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
     def transaction() -> Result:
-        with storage.engine.connect().execution_options(**options) as connection, connection.begin():
+        engine = storage.engine.execution_options(sqlite_readonly=True)
+        with engine.begin() as connection:
+            if not storage.address.is_sqlite:
+                connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             return operation(connection)
 
     return storage.retry.call(transaction)

@@ -20,19 +20,22 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from optuna.trial import TrialState
 
-from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
+from csi_job.storage.attributes import PAUSED
 from csi_job.storage.claim import Claim, ClaimRules, claim_trial
-from csi_job.storage.lease import new_token
+from csi_job.storage.lease import Lease, new_token
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import Definition, load_study
 from csi_job.study.sampling import sample_params
 from csi_job.study.settings import StudySettings
+from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions, run_worker
-from csi_job.transfer.copy import StudyRows, copy_study, insert_study, read_study
+from csi_job.transfer import copy
+from csi_job.transfer.copy import StudyRows, TrialRows, copy_study, insert_study, read_study, summarize_copy
 from csi_job.transfer.migrate import migrate_study
 from tests.support.carrying import (
     DISTRIBUTIONS,
@@ -198,6 +201,43 @@ def test_a_copy_shows_one_moment_while_workers_run(
                 assert len(trial.intermediate_values) == 4
     assert len({len(load_study(sqlite, name).trials) for name in copies}) > 2
     assert len(study.trials) == 25
+
+
+def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, read = define(storage), copy.read_trial_rows
+
+    def interrupted(*args: Any) -> list[TrialRows]:
+        study.enqueue_trial({})
+        return read(*args)
+
+    monkeypatch.setattr(copy, "read_trial_rows", interrupted)
+    assert len(read_study(storage, "toy").trials) == 1
+    assert len(study.trials) == 2
+
+
+def test_paused_trials_stay_paused_in_the_copy(storage: StudyStorage, sqlite: StudyStorage, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"pruner": "asha", "reduction_factor": 2, "num_trials": 4}
+    study = define(sqlite, **given)
+    write_trial = sqlite.write_trial
+
+    def ends_after_two(lease: Lease, write: TrialWrite, *args: Any, **changes: Any) -> Any:
+        write_trial(lease, write, *args, **changes)
+        if PAUSED in write.user_attrs and lease.number == 1:
+            raise StopRequestedError(15)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "write_trial", ends_after_two)
+        with pytest.raises(StopRequestedError):
+            work_on(study, tmp_path, **given)
+    copied = copy_study(sqlite, "toy", storage)
+    assert summarize_copy(copied, "toy") == [f"study toy copied to {storage.address}: 2 trials (2 paused)"]
+    assert study_status(copied).num_paused == 2
+    work_on(define(storage, **given), tmp_path, **given)
+    assert study_status(copied).is_finished
+    computed = (tmp_path / "computed.log").read_text().split("\n")[:-1]
+    assert len(computed) == len({*computed})
 
 
 def outcome_of(operation: Any) -> str:
