@@ -195,7 +195,7 @@ class StageValues(ComponentValues, ContainerValues):
 class CacheValues(StageValues):
     """The pods that decode."""
 
-    parallelism: Annotated[int, Field(ge=1, le=1000)]
+    parallelism: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class SearchValues(StageValues):

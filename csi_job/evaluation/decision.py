@@ -29,8 +29,6 @@ class Decision:
     evidence: str
     advice: str = ""
     cautions: tuple[str, ...] = ()
-    is_good: bool = False
-    """Whether the new model is to be used."""
 
 
 def decide(
@@ -71,7 +69,7 @@ def decide(
         measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
         action = f"Use neither model: answering the same for every film does as well in {measures}"
         return Decision(action, evidence, cautions=cautions)
-    return Decision(action, evidence, advice, cautions, is_good and evaluation["num_patients"] >= MIN_PATIENTS)
+    return Decision(action, evidence, advice, cautions)
 
 
 def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all: int) -> tuple[str, str]:

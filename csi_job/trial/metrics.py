@@ -35,16 +35,16 @@ def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
     return _averaged(rates.f1, rates.support, average)
 
 
-def zone_precision(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
-    """Return the precision of each zone; arguments and result as for `zone_f1`."""
+def zone_precision(confusion_ZKK: npt.ArrayLike) -> Floats:
+    """Return the precision of each zone, the mean over its four scores; otherwise as `zone_f1`."""
     rates = score_rates(confusion_ZKK)
-    return _averaged(rates.precision, rates.support, average)
+    return _averaged(rates.precision, rates.support, "macro")
 
 
-def zone_recall(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
-    """Return the recall of each zone; arguments and result as for `zone_f1`."""
+def zone_recall(confusion_ZKK: npt.ArrayLike) -> Floats:
+    """Return the recall of each zone, the mean over its four scores; otherwise as `zone_f1`."""
     rates = score_rates(confusion_ZKK)
-    return _averaged(rates.recall, rates.support, average)
+    return _averaged(rates.recall, rates.support, "macro")
 
 
 def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:

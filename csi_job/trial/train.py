@@ -70,7 +70,6 @@ class TrainingResult:
     """Cost per image, as counted by `model.gflops`."""
     micro_batch: int
     """Images computed at once; less than the batch size if memory ran out."""
-    stopped_early: bool
 
 
 def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, and the run's own state
@@ -178,7 +177,6 @@ class _Run:
             num_parameters=num_parameters(self.trainer.model),
             gflops=self.trainer.gflops,
             micro_batch=self.trainer.micro_batches.size,
-            stopped_early=self.schedule.should_stop,
         )
 
     def _epoch(self) -> tuple[EpochResult, Tensor, dict[str, Any]]:

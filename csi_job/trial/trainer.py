@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,13 +232,14 @@ def pays_to_compile(
 ) -> bool:
     """Return whether to compile the network; `auto`: if the epochs before early stopping pay for it on a GPU.
 
-    It depends on nothing that may change when a trial is resumed, so a trial is compiled in all attempts or in none.
+    It depends on nothing that changes when a trial is resumed on a like machine, so all attempts are compiled or none.
     """
     if settings.compile != "auto":
         return settings.compile
     num_images, *size_px = shape_NHW
     images_of_224_px = num_images * params.patience * math.prod(size_px) / 224**2
-    has_compiler = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    has_compiler = has_triton and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
     return has_compiler and images_of_224_px >= COMPILED_FROM.get(params.model_arch, math.inf)
 
 

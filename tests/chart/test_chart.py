@@ -226,6 +226,7 @@ LATER = [
     "database.external.sslMode",
     "metrics",
     "rbac",
+    "cache.parallelism",
     "database.external.caSecret",
     "database.external.caKey",
     "serviceAccount.create",

@@ -79,7 +79,6 @@ def test_a_better_model_that_loses_to_a_trivial_predictor_is_not_to_be_used():
     same = "answering the same for every film does as well in mean absolute error per zone"
     assert decision.action == f"Use neither model: {same}"
     assert decision.advice == ""  # that the model beats the baseline no longer matters
-    assert not decision.is_good
     assert decision.cautions == (
         (
             "The model does not beat answering the same for every film: Zones: MAE 0.560, always the median score "

@@ -35,7 +35,7 @@ def labels(max_images: int = 40) -> st.SearchStrategy[tuple[torch.Tensor, torch.
 def test_f1_precision_and_recall_equal_scikit_learn(pair: tuple[torch.Tensor, torch.Tensor], average: Average) -> None:
     pred_NZ, true_NZ = pair
     counts_ZKK = confusion(pred_NZ, true_NZ)
-    ours = [rate(counts_ZKK, average) for rate in (zone_f1, zone_precision, zone_recall)]
+    ours = [zone_f1(counts_ZKK, average), zone_precision(counts_ZKK), zone_recall(counts_ZKK)]
     graded_zones = []
     for zone in range(6):
         graded = true_NZ[:, zone] != 4
@@ -43,8 +43,8 @@ def test_f1_precision_and_recall_equal_scikit_learn(pair: tuple[torch.Tensor, to
         if not len(true):
             assert all(math.isnan(values[zone]) for values in ours)
             continue
-        options = {"labels": SCORES, "average": average, "zero_division": 0}
-        theirs = [score(true, pred, **options) for score in (f1_score, precision_score, recall_score)]
+        rates = ((f1_score, average), (precision_score, "macro"), (recall_score, "macro"))
+        theirs = [rate(true, pred, labels=SCORES, average=how, zero_division=0) for rate, how in rates]
         assert [values[zone] for values in ours] == pytest.approx(theirs, abs=1e-14)
         graded_zones.append(theirs[0])
     mean = mean_f1(counts_ZKK, average)

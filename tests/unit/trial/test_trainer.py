@@ -218,8 +218,12 @@ def test_a_network_is_compiled_where_asked_or_where_it_surely_pays(
     assert pays_to_compile(TrialSettings(compile=wanted), params, shape_NHW, torch.device(device)) is compiles
 
 
-def test_without_triton_nothing_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+@pytest.mark.parametrize("missing", ["importlib.util.find_spec", "shutil.which"])
+def test_without_triton_or_a_c_compiler_nothing_is_compiled_by_itself(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(missing, lambda _: None)
     params = Hyperparameters.from_params({"model_arch": "Custom_1"})
     assert not pays_to_compile(TrialSettings(compile="auto"), params, (10**7, 224, 224), torch.device("cuda"))
 
