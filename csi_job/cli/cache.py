@@ -21,7 +21,8 @@ def cache() -> None:
 def build(loaded: LoadedSettings) -> None:
     """Build the cache.
 
-    An interrupted build is resumed; a finished cache of the same data and settings is kept.
+    An interrupted build is resumed; a finished cache of the same data and settings is kept. Several builds on one
+    work folder share the images.
     """
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import ensure_cache

@@ -41,8 +41,8 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
     runs this command on the same database. An existing study is continued. After Ctrl-C or a crash, run
-    the same command again, with --more-trials as well: at most one epoch is lost, and nothing is added
-    twice.
+    the same command again, with --more-trials as well: at most one epoch is lost, or one minute of
+    shorter ones, and nothing is added twice.
     """
     from rich.console import Console
 
