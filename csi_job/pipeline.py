@@ -86,15 +86,15 @@ def optimize_hyperparameters(
 
 
 def ensure_cache(settings: Settings, key: str = "") -> Cache:
-    """Return the cache, built if it is missing; if no data is named, the cache of `key` or of the settings."""
+    """Return the cache, built if it is missing; `key` names a study's, used if no other data is named."""
     radiographs = settings.radiographs
     if radiographs.labels is None and radiographs.images is None:
         return existing_cache(settings, key)
-    return Cache.open(build_cache(radiographs, settings.cache, settings.work))
+    return Cache.open(build_cache(radiographs, settings.cache, settings.work, key))
 
 
 def existing_cache(settings: Settings, key: str = "") -> Cache:
-    """Return a finished cache; `key` names it if no data is named, and no other size or normalisation.
+    """Return a finished cache; `key` names it if no other data, size or normalisation is named.
 
     Raises:
         ConfigurationError: there is none, or several match and none is named.
@@ -105,7 +105,7 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
         given = form.model_fields_set & {"image_size_px", "normalisation"}
         if all(getattr(named.info, name) == getattr(form, name) for name in given):
             return named
-    folder = find_cache(settings.radiographs, settings.cache, settings.work)
+    folder = find_cache(settings.radiographs, settings.cache, settings.work, key)
     if folder is None:
         raise no_cache(settings.folder)
     return Cache.open(folder)

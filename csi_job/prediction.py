@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from csi_job.config import Settings
-from csi_job.errors import Problem
-from csi_job.evaluation.model_file import load_model
+from csi_job.errors import ModelFileError, Problem
+from csi_job.evaluation.model_file import LoadedModel, load_model
 from csi_job.evaluation.predict import Prediction, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.folder import expand_folders
+from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.inference import choose_precision
 from csi_job.trial.memory import choose_device
 from csi_job.work_folder import model_file
@@ -41,6 +42,7 @@ def run_predict(
     device = choose_device(settings.trial)
     model = load_model(model_file(settings.folder, model_path), device, **form)
     model = model.made_fast(choose_precision(settings.trial.precision, device))
+    radiographs = _as_cached(settings.radiographs, model)
     doubts: Counter[str] = Counter()
 
     def counting_doubts(results: Iterable[Prediction | Problem]) -> Iterator[Prediction | Problem]:
@@ -50,10 +52,21 @@ def run_predict(
             yield result
 
     with progress("predicting", len(files), "images") as advance:
-        results = predict_images(model, files, settings.evaluation, settings.radiographs, advance)
+        results = predict_images(model, files, settings.evaluation, radiographs, advance)
         problems = write_predictions(counting_doubts(results), stream, file_format)
     if doubts:
         reasons = ", ".join(f"{num} {doubt}" for doubt, num in doubts.items())
         values = {"doubtful": doubts.total(), "images": len(files), "reasons": reasons}
         _logger.warning("%(doubtful)d of %(images)d images look doubtful (%(reasons)s); look at them", values)
     return problems
+
+
+def _as_cached(radiographs: RadiographsSettings, model: LoadedModel) -> RadiographsSettings:
+    """Return the settings with the limit of size that the model's card names, unless one is given."""
+    limit = model.card.get("max_image_side_px")
+    if limit is None or "max_image_side_px" in radiographs.model_fields_set:
+        return radiographs
+    try:
+        return RadiographsSettings(max_image_side_px=limit)
+    except ValueError:
+        raise ModelFileError("the model card's max_image_side_px is not allowed", got=limit) from None

@@ -169,6 +169,7 @@ def final_training(
         trial=settings.trial,
         evaluation=settings.evaluation,
         record=record,
+        max_image_side_px=settings.radiographs.max_image_side_px,
         worker=settings.study.model_copy(update={"timeout_s": None}),
         options=replace(options, stall_s=settings.trial.stall_s),
         on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),

@@ -44,11 +44,12 @@ _NUM_ROWS_NAMED = 10
 _logger = get_logger(__name__)
 
 
-def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Path:
+def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:
     """Decode every radiograph once; return an existing cache at once.
 
     The folder is named by its content and appears by one rename when it is complete. An interrupted build is resumed;
-    processes that build the same cache at once share the images.
+    processes that build the same cache at once share the images. `study_key` names the cache of a study, which is
+    used if an earlier version built it from the same data and settings.
 
     Images that cannot be used are listed in `problems.csv` of the work folder.
 
@@ -63,7 +64,7 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     root = WorkFolder(work).caches
     with problems_listed(work):
         make_folder(root)
-        source = read_source(radiographs, cache, work)
+        source = read_source(radiographs, cache, work, study_key)
         folder = root / source.key
         if not folder.exists():
             _build(source, radiographs, cache, work)

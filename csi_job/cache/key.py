@@ -33,8 +33,8 @@ from csi_job.files import (
     unlock_ranges,
     write_atomic,
 )
-from csi_job.logs import progress
-from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_version
+from csi_job.logs import get_logger, progress
+from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_versions
 from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import find_images
 from csi_job.radiographs.settings import RadiographsSettings
@@ -42,7 +42,7 @@ from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.work_folder import WorkFolder
 
 KEY_LENGTH = 16
-_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and version of the reader
+_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and versions of the reader
 _APPENDING = 1 << 62  # the byte of the lock file that stands for the index, others stand for batches of images
 _STAMP_BYTES = 16
 _RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + 1
@@ -52,15 +52,20 @@ _BATCH = 256
 _NUM_THREADS = 8  # reading waits for disks and networks, and hashing releases the interpreter's lock
 _SETTLED_NS = 2_000_000_000  # a file changed just now may change again within one tick of its clock
 
-Stat = tuple[int, int, int, int, int]  # bytes, time of change of content and of inode in ns, inode, NEWEST_READER
+logger = get_logger(__name__)
+Stat = tuple[int, int, int, int, int]  # bytes, time of change of content and of inode in ns, inode, bit of the reader
 
 
 class ImageDigest(NamedTuple):
-    """The SHA-256 of an image file and the version of its reader; its stamp, empty if it changed meanwhile."""
+    """The SHA-256 of an image file and its `reader_versions`; its stamp, empty if it changed meanwhile."""
 
     sha256: str
-    reader: int
+    readers: int
     stamp: bytes
+
+    def reader(self, newest: int) -> int:
+        """Return the version of the reader of this file in a program whose newest one is this."""
+        return (self.readers & ((1 << newest) - 1)).bit_length()
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Source:
             raise DataError("images changed while the cache was built", problems=changed, hint="run it again")
 
 
-def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
+def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Source:
     """Read the table, find the images, and digest the new ones; the work folder's folder of caches must exist.
 
     Raises:
@@ -105,14 +110,19 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     digests = tuple(DigestIndex(folder.caches, identity_key).digest(paths))
-    return Source(table, paths, digests, _content_key(table, digests, radiographs, cache), identity_key)
+    keys = (_content_key(table, digests, radiographs, cache, newest) for newest in range(NEWEST_READER, 0, -1))
+    key = next(keys)
+    if study_key not in ("", key) and folder.cache(study_key).is_dir() and study_key in keys:
+        logger.info("using the study's cache %s, which an earlier version of csi-job decoded", study_key)
+        key = study_key
+    return Source(table, paths, digests, key, identity_key)
 
 
-def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Path | None:
+def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path | None:
     """Return the folder of the finished cache for these settings, or None; nothing is decoded.
 
     If the data is not mounted, as in pods that only train, it is the cache last built for the same settings. If no
-    data is named, it is the only cache with this size, normalisation and split.
+    data is named, it is the only cache with this size, normalisation and split. For `study_key` see `read_source`.
 
     Raises:
         DataError: the data cannot be used.
@@ -127,7 +137,7 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
         return _sole_matching_cache(root, radiographs, cache)
     if len(named) == 1 or any(path.exists() for path in named):
         with problems_listed(work):
-            key: str | None = read_source(radiographs, cache, work).key
+            key: str | None = read_source(radiographs, cache, work, study_key).key
     else:
         key = (read_json(root / _KEYS_FILE) or {}).get(_settings_digest(radiographs, cache))
     folder = WorkFolder(work).cache(key) if isinstance(key, str) and key else None
@@ -188,13 +198,13 @@ class DigestIndex:
         """Read what is still unknown of a batch, and unlock it."""
         digests, records = list(map(self._look_up, stamps)), b""
         missing = [place for place, digest in enumerate(digests) if digest is None]
-        for place, (sha256, reader, stat) in zip(
+        for place, (sha256, readers, stat) in zip(
             missing, pool.map(_digest_image, [paths[place] for place in missing]), strict=True
         ):
             stamp = _stamp(paths[place], stat, self._key)
-            digests[place] = ImageDigest(sha256, reader, stamp)
+            digests[place] = ImageDigest(sha256, readers, stamp)
             if stat is not None and max(stat[1:3]) < time.time_ns() - _SETTLED_NS:
-                records += stamp + bytes.fromhex(sha256) + bytes([reader])
+                records += stamp + bytes.fromhex(sha256) + bytes([readers])
         self._append(records, locks)
         return digests
 
@@ -241,7 +251,11 @@ class DigestIndex:
 
 
 def _content_key(
-    table: LabelTable, digests: Sequence[ImageDigest], radiographs: RadiographsSettings, cache: CacheSettings
+    table: LabelTable,
+    digests: Sequence[ImageDigest],
+    radiographs: RadiographsSettings,
+    cache: CacheSettings,
+    newest_reader: int,
 ) -> str:
     """Return 16 hexadecimal digits of everything that decides a cache's content; the table is sorted by FileID."""
     settings = {
@@ -256,7 +270,8 @@ def _content_key(
     rows = zip(table.file_ids, table.patient_ids, table.zones_NZ.tolist(), digests, strict=True)
     for file_id, patient_id, zones, digest in rows:  # as `json.dumps` writes a list, at a fifth of its cost
         names = f"{encode_basestring_ascii(file_id)}, {encode_basestring_ascii(patient_id)}"
-        newer_reader = f", {digest.reader}" if digest.reader > 1 else ""
+        reader = digest.reader(newest_reader)
+        newer_reader = f", {reader}" if reader > 1 else ""
         key.update(f'[{names}, {zones}, "{digest.sha256}"{newer_reader}]'.encode())
     return key.hexdigest()[:KEY_LENGTH]
 
@@ -300,16 +315,16 @@ def _stat(path: Path) -> Stat | None:
         status = os.stat(path)  # noqa: PTH116 - faster than Path.stat over many files
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, NEWEST_READER)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, 1 << NEWEST_READER)
 
 
 def _digest_image(path: Path) -> tuple[str, int, Stat | None]:
-    """Return the SHA-256 of a file, the version of its reader and its `stat`, None if it changes or is unreadable."""
+    """Return the SHA-256 of a file, its `reader_versions`, and its `stat`, None if it changes or is unreadable."""
     stat = _stat(path)
     try:
         sha256 = digest_file(path)
         with path.open("rb") as file:
-            reader = reader_version(file.read(NUM_START_BYTES))
+            readers = reader_versions(file.read(NUM_START_BYTES))
     except OSError:
         return _UNREADABLE, 1, None
-    return sha256, reader, stat if _stat(path) == stat else None
+    return sha256, readers, stat if _stat(path) == stat else None

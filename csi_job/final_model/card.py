@@ -21,6 +21,7 @@ from csi_job.html import format as fmt
 from csi_job.html.blocks import Block, Definitions, PageSection, Table
 from csi_job.html.links import Link
 from csi_job.html.render import render
+from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZONES
 from csi_job.storage.attributes import STUDY_UID
@@ -59,6 +60,7 @@ class CardContext:
     warnings: tuple[str, ...]
     request_digest: str
     study_uid: str | None = None
+    max_image_side_px: int = RadiographsSettings().max_image_side_px
 
 
 def build_card(context: CardContext, result: CandidateResult, validation: Evaluation) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
         "architecture": params.model_arch,
         "image_size_px": info.image_size_px,
         "normalisation": info.normalisation,
+        "max_image_side_px": context.max_image_side_px,
         "params": params.to_params(),
         "max_epochs": result.candidate.recipe.max_epochs,
         "num_parameters": kept.num_parameters,

@@ -36,6 +36,7 @@ from csi_job.final_model.seeds import Recipe, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.html import format as fmt
 from csi_job.logs import get_logger, progress
+from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.signals import listening
 from csi_job.storage.attributes import STUDY_UID, is_same_uid
 from csi_job.study.confirmation import Progress
@@ -68,6 +69,8 @@ class FinalTrainingRequest:
     evaluation: EvaluationSettings
     record: StudyRecord | None = None
     """What the study records of how it was created."""
+    max_image_side_px: int = RadiographsSettings().max_image_side_px
+    """Of the images that the cache was built from."""
     worker: StudySettings = field(default_factory=StudySettings)
     """How often a training may fail."""
     options: WorkerOptions = field(default_factory=WorkerOptions)
@@ -247,6 +250,7 @@ class _FinalTraining:
             warnings=(OTHER_DATA,) if file.cache not in ("", cache.info.key) else (),
             request_digest=self.request_digest,
             study_uid=self.uid,
+            max_image_side_px=self.request.max_image_side_px,
         )
         return write_model(path, state, build_card(context, result, validation), with_pth=with_pth)
 

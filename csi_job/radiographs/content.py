@@ -89,14 +89,26 @@ def explain_refusal(start: bytes) -> tuple[str, str]:
     return "the file is not an image: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM or NIfTI", ""
 
 
-def reader_version(start: bytes) -> int:
-    """Return the version of the reader that changed the pixels of files like this one last, by the file's start.
+def reader_versions(start: bytes) -> int:
+    """Return which versions of the reader changed the pixels of files like this one: version 1 as bit 0, and so on."""
+    versions, newest = 0, NEWEST_READER
+    while newest:
+        version = reader_version(start, newest)
+        versions |= 1 << (version - 1)
+        newest = version - 1
+    return versions
+
+
+def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
+    """Return the version, up to `newest`, that changed the pixels of files like this one last, by the file's start.
 
     It is part of the content key of a cache: raise it, for the files concerned, when they give other pixels.
     """
+    if newest == 1:
+        return 1
     with suppress(struct.error, IndexError):  # cut off
-        if _is_of_version_3(start):
-            return NEWEST_READER
+        if newest > 2 and _is_of_version_3(start):  # noqa: PLR2004 - a version
+            return 3
     if not is_dicom(start):
         return 2 if _picture_of_version_2(start) else 1
     header, pixels, _ = start.partition(_PIXELS)

@@ -106,8 +106,8 @@ def test_versions_that_an_earlier_program_recorded_are_not_used(
 ) -> None:
     digest(paths, tmp_path)
     monkeypatch.setattr(content, "NEWEST_READER", content.NEWEST_READER + 1)
-    monkeypatch.setattr(content, "reader_version", lambda _start: content.NEWEST_READER)
-    assert {known.reader for known in DigestIndex(tmp_path, KEY).digest(paths)} == {content.NEWEST_READER}
+    monkeypatch.setattr(content, "reader_versions", lambda _start: 1 << (content.NEWEST_READER - 1))
+    assert {known.readers for known in DigestIndex(tmp_path, KEY).digest(paths)} == {1 << (content.NEWEST_READER - 1)}
     assert len(num_read) == 10
 
 
@@ -135,6 +135,7 @@ def test_a_newer_reader_of_a_file_and_nothing_else_changes_the_key_of_earlier_ca
         "split": radiographs.split.model_dump(),
     }
     first = json.dumps(settings, sort_keys=True) + json.dumps(["a", "P", [0] * 6, "5a"])  # as version 0.1.0 wrote it
-    digests = [ImageDigest("5a", reader, b"") for reader in (1, 2)]
-    keys = [content._content_key(table, [digest], radiographs, cache) for digest in digests]
-    assert keys[0] == hashlib.sha256(first.encode()).hexdigest()[:16] != keys[1]
+    digests = [ImageDigest("5a", readers, b"") for readers in (0b1, 0b101)]
+    keys = [[content._content_key(table, [digest], radiographs, cache, 1 + n) for n in range(3)] for digest in digests]
+    assert {*keys[0], *keys[1][:2]} == {hashlib.sha256(first.encode()).hexdigest()[:16]}
+    assert keys[1][2] not in keys[0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from csi_job.cache import key as content
 from csi_job.cache.build import build_cache
 from csi_job.cache.key import find_cache
 from csi_job.cache.settings import CacheSettings
@@ -66,3 +69,23 @@ def test_a_damaged_record_of_keys_is_ignored(
         (tmp_path / "cache" / "requests.json").write_text(text)
         assert find_cache(radiographs, cache, tmp_path) == folder
         assert build_cache(radiographs, cache, tmp_path) == folder
+
+
+def test_a_study_keeps_the_cache_that_an_earlier_reader_decoded_from_the_same_data(
+    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large_HW = np.random.default_rng(1).integers(0, 4096, (1024, 1024), dtype=np.uint16)
+    Image.fromarray(large_HW).save(copied / "images" / "jane-doe-00.png")
+    radiographs, work = settings_of(copied), tmp_path / "work"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(content, "NEWEST_READER", 2)
+        old = build_cache(radiographs, cache, work)
+    assert find_cache(radiographs, cache, work) is None
+    assert find_cache(radiographs, cache, work, old.name) == build_cache(radiographs, cache, work, old.name) == old
+    new = build_cache(radiographs, cache, work)
+    assert new != old
+    assert build_cache(radiographs, cache, work, old.name) == old
+    assert build_cache(radiographs, cache, work, "gone") == new
+    large_HW[0, 0] += 1
+    Image.fromarray(large_HW).save(copied / "images" / "jane-doe-00.png")
+    assert build_cache(radiographs, cache, work, old.name) not in (old, new)

@@ -1,3 +1,4 @@
+import io
 import os
 import threading
 from pathlib import Path
@@ -7,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from csi_job.errors import Problem
+from csi_job.config import Settings
+from csi_job.errors import ModelFileError, Problem
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.predict import Prediction, as_text, predict_images
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.prediction import run_predict
 from csi_job.radiographs.read import read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import risk_class
+from tests.unit.evaluation.conftest import write_model_file
 
 RADIOGRAPHS = RadiographsSettings()
 
@@ -132,3 +136,31 @@ def test_without_a_graded_zone_there_is_neither_csi_nor_risk(model_file, images)
 
 def test_a_name_that_is_not_unicode_is_written_with_escapes():
     assert as_text(Path(os.fsdecode(b"film\xff.png"))) == "film\\udcff.png"
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "is_refused"),
+    [
+        ({}, {}, False),
+        ({"max_image_side_px": 100}, {}, True),
+        ({"max_image_side_px": 30_000}, {}, False),
+        ({"max_image_side_px": 100}, {"max_image_side_px": 20_000}, False),
+        ({"max_image_side_px": 30_000}, {"max_image_side_px": 100}, True),
+    ],
+)
+def test_an_image_may_be_as_large_as_for_the_models_cache_unless_a_setting_says_otherwise(
+    tmp_path, card, given, is_refused
+):
+    path, model = tmp_path / "film.png", write_model_file(tmp_path / "m.safetensors", **card)
+    Image.effect_noise((101, 64), 50).save(path)
+    settings = Settings(work=tmp_path, radiographs=given)
+    (problem,) = run_predict(settings, [path], model, io.StringIO(), "csv") or [None]
+    assert (problem is not None) == is_refused
+    if problem:
+        assert "101x64 pixels; allowed: up to 100 per side" in problem.what
+
+
+def test_a_limit_of_size_that_no_setting_may_have_is_refused(tmp_path):
+    model = write_model_file(tmp_path / "m.safetensors", max_image_side_px="many")
+    with pytest.raises(ModelFileError, match="max_image_side_px is not allowed"):
+        run_predict(Settings(work=tmp_path), [tmp_path / "film.png"], model, io.StringIO(), "csv")

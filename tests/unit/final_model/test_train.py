@@ -44,7 +44,16 @@ def final(
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
     record = StudyRecord("s", {"fingerprint": {}, "settings": {}, "uid": uid})
     request = FinalTrainingRequest(
-        WorkFolder(work), Cache.open(cache_folder), file, study, baseline, chosen, TRIAL, evaluation, record
+        WorkFolder(work),
+        Cache.open(cache_folder),
+        file,
+        study,
+        baseline,
+        chosen,
+        TRIAL,
+        evaluation,
+        record,
+        max_image_side_px=30_000,
     )
     return run_final_training(request)
 
@@ -72,6 +81,7 @@ def test_the_kept_model_is_the_best_seed_of_the_best_mean_with_its_own_validatio
     assert best["winner"]
     assert model.card["params"] == best["params"]
     assert model.card["seeds"] == best["seeds"]
+    assert model.card["max_image_side_px"] == 30_000
     kept = max(best["seeds"], key=lambda row: row["val_f1"])
     assert model.card["kept_seed"] == kept["seed"]
     loaded, data = load_model(model.path, torch.device("cpu")), Cache.open(cache_folder).split("validation")

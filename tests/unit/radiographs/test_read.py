@@ -17,7 +17,7 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
-from csi_job.radiographs.content import NEWEST_READER, reader_version
+from csi_job.radiographs.content import NEWEST_READER, reader_version, reader_versions
 from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
 from tests.support.cost import Cost, cost_of
 from tests.unit.radiographs.conftest import encode, put
@@ -218,6 +218,7 @@ def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches
     newest += [encode(Image.fromarray(film_HW), kind) for kind in ("TIFF", "JPEG2000")]
     newest += [encoded(dataset_of(large_HW)), nifti(large_HW), gzip.compress(nifti(large_HW))]
     assert [reader_version(content) for content in newest] == [NEWEST_READER] * len(newest)
+    assert [reader_versions(content) for content in newest] == [0b111] * 2 + [0b101] * 2 + [0b111] * 2 + [0b101] * 3
     still = [encode(Image.fromarray(np.tile(film_HW, (10, 10)))), nifti(np.tile(film_HW, (10, 10)))]
     assert [reader_version(content) for content in still] == [1] * len(still)
 
