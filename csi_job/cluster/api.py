@@ -67,15 +67,7 @@ class Cluster:
     """The API server as seen from one namespace; objects are plain dictionaries."""
 
     def __init__(self, namespace: str | None = None) -> None:
-        """Connect from within a pod or by the kubeconfig.
-
-        Args:
-            namespace: default: the pod's own, or that of the kubeconfig's context.
-
-        Raises:
-            ClusterError: there is no configuration.
-
-        """
+        """Connect from within a pod or by the kubeconfig; to its namespace by default."""
         try:
             load: Any = config.load_incluster_config if NAMESPACE_FILE.is_file() else config.load_kube_config
             load()
@@ -113,13 +105,7 @@ class Cluster:
     ) -> None:
         """Record what happens to an object, which `kubectl events` shows; one that can't be recorded is lost.
 
-        Args:
-            about: a reference to the object, with its uid.
-            reason: one word in CamelCase.
-            message: one line.
-            key: the same reason and message are recorded once for each key.
-            is_warning: whether someone should look at it.
-
+        `about` refers to the object, `reason` is a word in CamelCase; with a message it is recorded once per `key`.
         """
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         event = {
@@ -179,16 +165,10 @@ class Cluster:
         return reply
 
     def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
-        """Run a command in a pod, which may be this one, and pass on its output.
-
-        Args:
-            pod: name of the pod.
-            command: the command with its arguments.
-            write: called with each piece of the standard output.
-            idle_timeout_s: seconds without output after which this gives up.
+        """Run a command in a pod, which may be this one, and pass each piece of its standard output to `write`.
 
         Raises:
-            ClusterError: the command failed or stalled.
+            ClusterError: the command failed, or gave no output for `idle_timeout_s`.
 
         """
         if pod == os.environ.get(POD_VARIABLE, socket.gethostname()):  # which needs no right to run its own commands

@@ -34,20 +34,7 @@ PACK: Final = (
 
 
 def fetch_results(cluster: Cluster, release_name: str | None, destination: Path) -> Iterator[Path]:
-    """Copy models and reports from the volume through a small temporary pod.
-
-    Args:
-        cluster: the namespace.
-        release_name: the release; None: the only one.
-        destination: folder to create and fill.
-
-    Yields:
-        the files copied.
-
-    Raises:
-        ClusterError: no such release, no results yet, or the copy was interrupted.
-
-    """
+    """Copy models and reports from the volume to a folder through a small temporary pod, and yield the files."""
     release = find_release(cluster, release_name)
     with _running_pod(cluster, release) as pod, tempfile.TemporaryFile() as archive:
         _read_archive(cluster, pod, archive)

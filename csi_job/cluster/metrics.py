@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import S_PER_H, metered_usage
 from csi_job.cluster.stages import Release, component_of, selector
-from csi_job.cluster.study_watch import StudyWatch
-from csi_job.study.status import StudyStatus
+from csi_job.cluster.study_watch import OUTCOMES, StudyWatch
 
 REFRESH_S: Final = 10.0
 PREFIX: Final = "csi_job"
+STATES: Final = (*OUTCOMES, "waiting", "running")
 
 
 class Metrics:
@@ -48,7 +48,11 @@ class Metrics:
         self._outages.inc(watch.num_outages - self._num_outages)
         self._num_outages = watch.num_outages
         if watch.last is not None:
-            self._show_study(watch.last)
+            self._target.set(watch.last.target)
+            for state in STATES:
+                self._trials.labels(state).set(getattr(watch.last, f"num_{state}"))
+            if watch.last.best is not None:
+                self._best.set(watch.last.best.f1)
         pods = cluster.find("Pod", selector(release.name))
         phases = Counter((component_of(pod), pod["status"]["phase"]) for pod in pods)
         self._pods.clear()
@@ -56,10 +60,3 @@ class Metrics:
             self._pods.labels(component, phase).set(number)
         if jobs := cluster.jobs(release.search.labels):
             self._gpu_hours.set(metered_usage(jobs[-1]).gpu_seconds / S_PER_H)
-
-    def _show_study(self, status: StudyStatus) -> None:
-        self._target.set(status.target)
-        for state in ("complete", "pruned", "infeasible", "failed", "waiting", "running", "paused"):
-            self._trials.labels(state).set(getattr(status, f"num_{state}"))
-        if status.best is not None:
-            self._best.set(status.best.f1)

@@ -55,19 +55,7 @@ def watch_release(
     every_s: float,
     once: bool = False,
 ) -> None:
-    """Show a release again and again until its controller has ended.
-
-    Args:
-        cluster: the namespace.
-        release_name: the release; None: the only one.
-        show: called with each snapshot.
-        every_s: seconds between snapshots.
-        once: show a single snapshot.
-
-    Raises:
-        ClusterError: no such release.
-
-    """
+    """Show a release every `every_s` seconds until its controller has ended, or `once`."""
     options = () if once else ("--watch", f"--every={every_s:g}")
     view = ReleaseView(release_name or "", cluster.namespace, (), 0.0)
 

@@ -50,10 +50,7 @@ class Requirements:
 def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -> Iterator[str]:
     """Check everything that a pod sees, and report all problems at once, within 30 s.
 
-    Args:
-        settings: the settings in force.
-        required: what the release needs.
-        wait_s: seconds to wait for an unreachable database if nothing else is wrong; it is reported first.
+    If nothing else is wrong, an unreachable database is reported and waited for, for `wait_s`.
 
     Yields:
         one line per passed check.

@@ -107,16 +107,8 @@ def unbound_reason(cluster: Cluster, claims: Iterable[str]) -> str:
     return ""
 
 
-def is_missing(reason: str) -> bool:
-    """Return whether a claim without a volume waits for something that does not exist."""
-    return "not found" in reason or "no storage class is set" in reason
-
-
 def check_stages(cluster: Cluster, release: Release) -> bool:
-    """Let the API server check the Jobs and pods of all stages, without creating anything.
-
-    Returns:
-        True.
+    """Let the API server check the Jobs and pods of all stages, without creating anything; return True.
 
     Raises:
         ConfigurationError: it refuses a Job, which names value and field.
@@ -149,14 +141,12 @@ def is_lasting(reason: str) -> bool:
 def explained(cluster: Cluster, problem: StartupProblem, claims: Iterable[str]) -> StartupProblem:
     """Add what the events of a pod's claims say: the scheduler only says that one has no volume."""
     reason = unbound_reason(cluster, claims) if UNBOUND in problem.reason else ""
-    return replace(problem, reason=reason, is_missing=is_missing(reason)) if reason else problem
+    is_missing = "not found" in reason or "no storage class is set" in reason
+    return replace(problem, reason=reason, is_missing=is_missing) if reason else problem
 
 
 def check_database(cluster: Cluster, release: Release) -> bool:
-    """Check that nothing keeps the release's own database, if it has one, from starting.
-
-    Returns:
-        False: the stage that needs it goes on waiting for it.
+    """Check that nothing keeps the release's own database, if any, from starting; return False, to wait for it.
 
     Raises:
         NotYetError: something that it needs does not exist or is refused.
@@ -180,8 +170,6 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
     Raises:
         ConfigurationError: it refuses the Job; the message has its value and field.
-        NotAllowedError: this user may not create Jobs.
-        UnreachableError: it does not answer.
 
     """
     job = stage.job(1, release.owner, {})
@@ -197,13 +185,7 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
 
 def pod_refusal(cluster: Cluster, release: Release, component: str, template: Mapping[str, Any]) -> str:
-    """Return why the API server would not admit a pod, without creating it; empty if it would.
-
-    Raises:
-        NotAllowedError: this user may not create pods.
-        UnreachableError: it does not answer.
-
-    """
+    """Return why the API server would not admit a pod, without creating it; empty if it would."""
     name = f"{release.name}-{component}-dry-run"
     owner = {**release.owner, "apiVersion": "batch/v1", "kind": "Job", "name": name, "controller": True}
     metadata = {**template.get("metadata", {}), "name": name, "ownerReferences": [owner]}

@@ -27,22 +27,17 @@ from csi_job.cluster.stages import (
 from csi_job.errors import ConfigurationError
 
 Amounts = dict[str, Decimal]
-SHARED: Final = "ReadWriteMany"
+SHARED: Final = ("ReadWriteMany", "ReadOnlyMany")
 POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of pods
 
 
 def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     """Check volume claims, Secrets, quotas, nodes, and whether each stage's pod would be admitted.
 
-    Args:
-        cluster: the namespace.
-        release_name: the release; None: the only one.
-
     Yields:
         one line per passed check, also if this user lacks the permission for it.
 
     Raises:
-        ClusterError: no such release.
         ConfigurationError: there are problems; the message lists them all.
 
     """
@@ -50,7 +45,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     problems: list[str] = []
     quotas = _quotas(cluster)
     checks = [
-        *(partial(check_pvc, cluster, name, release.search) for name in _claims(cluster, release)),
+        *(partial(check_pvc, cluster, name, release.stages) for name in _claims(cluster, release)),
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
@@ -65,8 +60,8 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     yield f"for volumes, database and memory as pods see them: helm test {release.name} -n {cluster.namespace}"
 
 
-def check_pvc(cluster: Cluster, name: str, search: Stage) -> str:
-    """Check that a volume claim exists, has its volume, and can be shared by the pods of the search that mount it."""
+def check_pvc(cluster: Cluster, name: str, stages: Iterable[Stage]) -> str:
+    """Check that a volume claim exists, has its volume, and can be shared by the pods of each stage that mounts it."""
     claim = cluster.get("PersistentVolumeClaim", name)
     if claim is None:
         message = f"the volume claim {name} does not exist"
@@ -76,11 +71,13 @@ def check_pvc(cluster: Cluster, name: str, search: Stage) -> str:
         raise ConfigurationError(f"the volume claim {name} has lost its volume", hint="see: kubectl describe pvc")
     if phase == "Pending" and (reason := unbound_reason(cluster, [name])):
         raise ConfigurationError(reason)
-    is_mounted = name in search.claims
-    if is_mounted and search.parallelism > 1 and "ReadWriteOncePod" in modes:
-        message = f"the volume claim {name} is for one pod (ReadWriteOncePod), but {search.parallelism} share it"
-        raise ConfigurationError(message, hint=f"make it {SHARED}, or set search.parallelism=1")
-    one_node = ", which keeps its pods on one node" if is_mounted and SHARED not in modes else ""
+    users = [stage for stage in stages if name in stage.claims]
+    for stage in users:
+        if stage.parallelism > 1 and "ReadWriteOncePod" in modes:
+            message = f"the volume claim {name} is for one pod (ReadWriteOncePod), but {stage.parallelism} share it"
+            raise ConfigurationError(message, hint=f"make it {SHARED[0]}, or set {stage.name}.parallelism=1")
+    is_shared = sum(stage.parallelism for stage in users) > 1
+    one_node = ", which keeps its pods on one node" if is_shared and not {*SHARED} & {*modes} else ""
     return f"volume claim {name}: {phase.lower() or 'found'}, {', '.join(modes)}{one_node}"
 
 

@@ -71,11 +71,11 @@ class SearchRun(StageRun):
             if not self.watch.end_search(ended=False):
                 return False
             self._delete_later_stages()
-            self._scale(job, int(job["spec"]["completions"]), {ENDED_BY: ""})
+            resize(self.cluster, job, int(job["spec"]["completions"]), {ENDED_BY: ""})
             self.log_once("search: resumed, the budget was raised", "Resumed")
         elif get_annotation(job, PARALLELISM) != str(self.stage.parallelism):
-            self._scale(job, self.stage.parallelism, {PARALLELISM: str(self.stage.parallelism)})
             number = self.stage.parallelism
+            resize(self.cluster, job, number, {PARALLELISM: str(number)})
             self.log_once(f"search: scaled to {number} pods, as in the values", "Scaled", pods=number)
         status = self.watch.status()
         if status is not None:
@@ -170,14 +170,14 @@ class SearchRun(StageRun):
         if get_annotation(job, ENDED_BY) == CONFIRMING:
             return super().on_active(job, pods)
         if not is_paused(job):
-            self._scale(job, 0, {ENDED_BY: "budget"})
+            resize(self.cluster, job, 0, {ENDED_BY: "budget"})
             return False
         status = None if (job.get("status") or {}).get("active") else self.watch.status()
         if status is None:
             return False
         _require_complete_trial(status, reason)
         if not status.is_confirmed and self.watch.end_search(ended=True):
-            self._scale(job, int(job["spec"]["completions"]), {ENDED_BY: CONFIRMING})
+            resize(self.cluster, job, int(job["spec"]["completions"]), {ENDED_BY: CONFIRMING})
         return status.is_confirmed
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
@@ -195,9 +195,6 @@ class SearchRun(StageRun):
             self._delete(jobs)
             if done:
                 self._note_done(done, None)
-
-    def _scale(self, job: Mapping[str, Any], num_pods: int, annotations: Mapping[str, str]) -> None:
-        resize(self.cluster, job, num_pods, annotations)
 
 
 def _require_complete_trial(status: StudyStatus, reason: str) -> None:

@@ -50,13 +50,8 @@ class StageRun:
     ) -> None:
         """Do nothing yet.
 
-        Args:
-            cluster: the namespace.
-            release: the release to which the stage belongs.
-            stage: the stage.
-            controller_digest: of this controller; a Job that failed under another controller is retried.
-            missing_s: seconds a pod may wait for something that does not exist.
-
+        A Job that failed under a controller with another `controller_digest` is retried. A pod may wait `missing_s` for
+        something that does not exist.
         """
         self.cluster, self.release, self.stage = cluster, release, stage
         self.controller_digest, self.missing_s = controller_digest, missing_s
@@ -134,7 +129,7 @@ class StageRun:
         return {}
 
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
-        """Copy to a new Job's manifest what was scaled on the previous Job; nothing for a stage of one pod."""
+        """Copy to a new Job's manifest what was scaled on the previous Job; only a search can be."""
 
     def log_once(self, line: str, event: str = "", *, is_warning: bool = False, **values: object) -> None:
         """Log a line with the values in it unless it was logged before; also record an `event`, given its reason."""

@@ -40,7 +40,7 @@ def test_trials_best_value_pods_gpu_hours_and_outages_are_served(monkeypatch: An
     metrics.refresh(namespace, release, watch)
     seen = scrape(metrics.port)
     assert {key[1]: value for key, value in seen.items() if key[0] == "csi_job_trials"} == {
-        "complete": 4, "pruned": 2, "infeasible": 1, "failed": 3, "waiting": 5, "running": 0
+        "complete": 4, "pruned": 2, "infeasible": 1, "failed": 3, "waiting": 5, "running": 0, "paused": 0
     }  # fmt: skip
     assert seen["csi_job_trials_target",] == 10
     assert seen["csi_job_best_value",] == 0.625

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -175,13 +176,20 @@ unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
 )
 def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        check_pvc(Namespace(*found), "work", search())
+        check_pvc(Namespace(*found), "work", [search()])
 
 
 def test_a_claim_for_one_node_is_reported_as_such() -> None:
-    assert "on one node" in check_pvc(Namespace(claim("ReadWriteOnce")), "work", search())
-    line = check_pvc(Namespace(claim("ReadWriteMany")), "work", search())
-    assert line == "volume claim work: bound, ReadWriteMany"
+    assert "on one node" in check_pvc(Namespace(claim("ReadWriteOnce")), "work", [search()])
+    for modes, parallelism in (("ReadWriteMany", 4), ("ReadOnlyMany", 4), ("ReadWriteOnce", 1)):
+        line = check_pvc(Namespace(claim(modes)), "work", [search(parallelism)])
+        assert line == f"volume claim work: bound, {modes}"
+
+
+def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable() -> None:
+    stages = [replace(search(2), name="cache"), search(1)]
+    with pytest.raises(ConfigurationError, match=r"but 2 share it; make it ReadWriteMany, or set cache\.parallelism=1"):
+        check_pvc(Namespace(claim("ReadWriteOncePod")), "work", stages)
 
 
 def test_a_secret_or_key_that_is_missing_is_named() -> None:
