@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,17 @@ class Phase:
         return f"phase {self.number}: {self.sampler}, {self.pruner}{epochs}"
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A time in which a trial ran without a pause."""
+
+    start: datetime
+    end: datetime | None
+    """None while it runs."""
+    worker: str
+    """Host and process, of several attempts those of the last; empty if unknown."""
+
+
 @dataclass(frozen=True)
 class TrialView:
     """One trial."""
@@ -69,12 +80,9 @@ class TrialView:
     is_baseline: bool
     num_epochs: int
     seconds: float | None
-    """From start to end."""
-    started: datetime | None
-    ended: datetime | None
-    """None while it runs."""
-    worker: str
-    """Host and process of its last attempt; empty if unknown."""
+    """From start to end, without pauses."""
+    runs: tuple[Run, ...]
+    """Several if it was paused; none before it starts."""
     gflops: float | None
     images_per_s: float | None
     num_parameters: int | None
@@ -184,15 +192,26 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         is_baseline=bool(attrs.get(stored.BASELINE)),
         num_epochs=attrs.get(stored.EPOCHS) or len(curve),
         seconds=seconds_of(frozen),
-        started=frozen.datetime_start,
-        ended=frozen.datetime_complete,
-        worker=str(attrs.get(stored.WORKER, "")),
+        runs=_runs(frozen),
         gflops=_number(attrs.get(stored.GFLOPS)),
         images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),
         num_parameters=attrs.get(stored.NUM_PARAMETERS),
         micro_batch=attrs.get(stored.MICRO_BATCH),
         reason=" ".join(str(attrs.get(stored.REASON, "")).split()),
     )
+
+
+def _runs(frozen: FrozenTrial) -> tuple[Run, ...]:
+    if runs := frozen.user_attrs.get(stored.RUNS):
+        return tuple(Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in runs)
+    if frozen.datetime_start is None:
+        return ()
+    return (Run(frozen.datetime_start, frozen.datetime_complete, str(frozen.user_attrs.get(stored.WORKER, ""))),)
+
+
+def _local(time_s: float) -> datetime:
+    """Return a time as `FrozenTrial` has it: naive, in the local zone."""
+    return datetime.fromtimestamp(time_s, UTC).astimezone().replace(tzinfo=None)
 
 
 def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phase]) -> Phase | None:

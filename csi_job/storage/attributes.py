@@ -35,6 +35,7 @@ PHASE: Final[tuple[str, ...]] = (MAX_EPOCHS, SAMPLER, NUM_STARTUP_TRIALS, PRUNER
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
 PAUSED: Final = "paused"  # the attempt that paused the trial; it waits as long as that is its last
+RUNS: Final = "runs"  # of a trial that was paused: [[start, end, worker], …] in seconds since 1970, null while it runs
 BRACKET: Final = "bracket"  # of Hyperband, from 0
 CURVE: Final = "curve"  # [[epoch, val_f1], …], with two objectives only
 LOSSES: Final = "losses"  # [[epoch, training loss, validation loss], …]
@@ -95,8 +96,13 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
 
 
 def seconds_of(trial: FrozenTrial) -> float | None:
-    """Return how long a trial took, None unless it has finished; clocks and time zones may have changed meanwhile."""
+    """Return how long a trial took, None unless it has finished; clocks and time zones may have changed meanwhile.
+
+    The time for which it was paused does not count.
+    """
     start, end = trial.datetime_start, trial.datetime_complete
+    if end is not None and (runs := trial.user_attrs.get(RUNS)):
+        return float(sum(max(last - first, 0.0) for first, last, _ in runs if last is not None))
     if start is None or end is None:
         return None
     return max((end.astimezone(UTC) - start.astimezone(UTC)).total_seconds(), 0.0)

@@ -76,12 +76,19 @@ def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
 
 
 def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
-    """Remove all checkpoints of a trial but the one of its last epoch, if that is in this attempt's folder."""
+    """Remove a trial's checkpoints up to this attempt but the one of its last epoch, if that is in its folder.
+
+    Those of a later attempt are of a worker that has taken the trial over.
+    """
     newest = folder / f"epoch-{epoch:04d}.pt"
     if newest.is_file():
         for path in folder.parent.glob("attempt-*/*"):
-            if path != newest:
+            if path != newest and _attempt_of(path.parent) <= _attempt_of(folder):
                 path.unlink(missing_ok=True)
+
+
+def _attempt_of(folder: Path) -> int:
+    return int(folder.name.split("-")[1])
 
 
 def remove_checkpoints(work: Path, study_name: str, number: int) -> None:

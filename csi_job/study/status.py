@@ -182,7 +182,8 @@ def study_status(study: optuna.Study) -> StudyStatus:
         best = BestStatus(chosen.trial.number, values[0], gflops, dict(chosen.trial.params), chosen.rule)
     failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
     failures = (str(trial.user_attrs.get(REASON, "unknown")) for trial in failed)
-    num_left = target - sum(outcomes[outcome] for outcome in FINISHED)
+    # Most paused trials are pruned without running again.
+    num_left = target - sum(outcomes[outcome] for outcome in (*FINISHED, "paused"))
     rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
     return StudyStatus(
         name=study.study_name,

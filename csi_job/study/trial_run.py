@@ -32,10 +32,11 @@ from csi_job.storage.attributes import (
     MAX_EPOCHS,
     PAUSED,
     REASON,
+    RUNS,
     TrialOutcome,
 )
 from csi_job.storage.claim import RELEASE_S, Claim
-from csi_job.storage.lease import RELEASED_AT_S, Lease
+from csi_job.storage.lease import RELEASED_AT_S, Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
@@ -115,6 +116,9 @@ class RunningTrial(Generic[Params]):
     """What the database does not have yet."""
     saves_checkpoints: bool = False
     """Whether the training writes checkpoints; then an epoch counts as progress only once one was promoted."""
+    _runs: list[tuple[float, float | None, str]] = field(default_factory=list)
+    """Of earlier attempts, if it was paused."""
+    _start_s: float = field(default_factory=time.time)
     _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
@@ -160,6 +164,9 @@ class RunningTrial(Generic[Params]):
         if CURVE in stored:
             self.curve = {int(epoch): float(value) for epoch, value in stored[CURVE]}
         self.losses = {int(epoch): (train, val) for epoch, train, val in stored.get(LOSSES, ())}
+        if RUNS in stored:
+            self._runs = [run for run in stored[RUNS] if run[1] is not None]  # the others ended by a kill
+            self.unsent.user_attrs |= self._runs_until(None)
         if self.claim.taken_over:
             self._resume(folder)
         self.attributes[EPOCHS] = len(self.curve)
@@ -341,6 +348,7 @@ class RunningTrial(Generic[Params]):
             write.params = params_to_write(frozen_trial_of(self.trial))
             write.steps = {} if self.has_two_objectives else self.curve.copy()
         write.user_attrs |= self.attributes | ({REASON: reason} if reason else {})
+        write.user_attrs |= self._runs_until(time.time()) if self._runs else {}
         if outcome == "infeasible":
             write.user_attrs[INFEASIBLE], write.system_attrs[CONSTRAINT] = True, 1.0
         if outcome == "pruned" and self.curve and not self.has_two_objectives:
@@ -356,7 +364,7 @@ class RunningTrial(Generic[Params]):
     def pause(self) -> None:
         """Let the trial wait, with one checkpoint, until a claim promotes or prunes it."""
         keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
-        self.unsent.user_attrs |= self.attributes | {PAUSED: self.attempt}
+        self.unsent.user_attrs |= self.attributes | {PAUSED: self.attempt} | self._runs_until(time.time())
         self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
         values = {
             "noun": self.noun,
@@ -365,6 +373,9 @@ class RunningTrial(Generic[Params]):
             "value": self.curve[max(self.curve)],
         }
         logger.info("%(noun)s %(trial)d paused after epoch %(epoch)d at %(value).4f", values)
+
+    def _runs_until(self, end_s: float | None) -> dict[str, Any]:
+        return {RUNS: [*self._runs, (self._start_s, end_s, worker_name())]}
 
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Pat
         if trial.state is TrialState.PRUNED
     )
     assert not [*tmp_path.rglob("*.pt")]
+    runs = sorted(run for trial in study.trials for run in trial.user_attrs.get("runs", ()))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(runs))
+    assert len(runs) > num_trials // 2
     Reader(url).check_exact(num_trials, 8)
 
 

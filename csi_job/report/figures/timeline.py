@@ -7,7 +7,7 @@ from datetime import datetime
 from csi_job.html import format as fmt
 from csi_job.html.plot import Figure, Plot, layout
 from csi_job.report.figures.style import OUTCOME_MARKERS, SHOW_HOVERTEXT
-from csi_job.report.study_view import StudyView, TrialView
+from csi_job.report.study_view import Run, StudyView, TrialView
 
 MAX_TRIALS = 1000
 ROW_HEIGHT_PX = 34
@@ -16,38 +16,40 @@ ROW_HEIGHT_PX = 34
 def timeline_plot(view: StudyView) -> Plot:
     """Show the trials as bars over time, one row per worker."""
     key, title = "timeline", "Trials by worker"
-    trials = [trial for trial in view.trials if trial.started is not None and trial.outcome in OUTCOME_MARKERS]
+    trials = [trial for trial in view.trials if trial.runs and trial.outcome in OUTCOME_MARKERS]
     if not trials:
         return Plot(key, title, missing="No trial has started yet.")
     warning = f"Only the last {MAX_TRIALS} of {fmt.count(len(trials))} trials are drawn."
     warnings = (warning,) if len(trials) > MAX_TRIALS else ()
     caption = (
-        "Each bar is one trial, from its start to its end, in the row of the process that ran it last. Gaps are times "
-        "in which a worker had nothing to do, or did not run."
+        "Each bar is one trial, from its start to its end, in the row of the process that ran it last; a trial that "
+        "was paused has a bar for each time it ran. Gaps are times in which a worker had nothing to do, or did not run."
     )
     return Plot(key, title, caption, _bars(trials[-MAX_TRIALS:]), warnings=warnings)
 
 
 def _bars(trials: list[TrialView]) -> Figure:
-    now = max(moment for trial in trials for moment in (trial.started, trial.ended) if moment is not None)
-    rows = _rows(trials, now)
+    runs = [run for trial in trials for run in trial.runs]
+    now = max(moment for run in runs for moment in (run.start, run.end) if moment is not None)
+    ends = {run: run.end or now for run in runs}
+    rows = _rows(ends)
     traces = []
     for outcome, marker in OUTCOME_MARKERS.items():
-        group = [trial for trial in trials if trial.outcome == outcome]
+        group = [(trial, run) for trial in trials if trial.outcome == outcome for run in trial.runs]
         if group:
-            seconds = [((trial.ended or now) - _start(trial)).total_seconds() for trial in group]
+            seconds = [(ends[run] - run.start).total_seconds() for _, run in group]
             traces.append(
                 {
                     "type": "bar",
                     "orientation": "h",
                     "name": outcome.capitalize(),
-                    "y": [rows[trial.number] for trial in group],
-                    "base": [_start(trial).isoformat(timespec="milliseconds") for trial in group],
+                    "y": [rows[run] for _, run in group],
+                    "base": [run.start.isoformat(timespec="milliseconds") for _, run in group],
                     "x": [1000 * max(length, 0.001) for length in seconds],  # a date axis counts milliseconds
                     "marker": {"color": marker["color"], "line": {"width": 1, "color": "rgba(128,128,128,.6)"}},
                     "hovertext": [
                         f"<b>Trial {trial.number}</b>: {outcome}<br>{fmt.duration(length)}"
-                        for trial, length in zip(group, seconds, strict=True)
+                        for (trial, _), length in zip(group, seconds, strict=True)
                     ],
                     "hovertemplate": SHOW_HOVERTEXT,
                 }
@@ -59,19 +61,15 @@ def _bars(trials: list[TrialView]) -> Figure:
     return {"data": traces, "layout": figure}
 
 
-def _rows(trials: list[TrialView], now: datetime) -> dict[int, str]:
-    """Return the row of each trial: its worker's, or one of as few as do not overlap if that is unknown."""
-    rows: dict[int, str] = {}
+def _rows(ends: dict[Run, datetime]) -> dict[Run, str]:
+    """Return the row of each run: its worker's, or one of as few as do not overlap if that is unknown."""
+    rows: dict[Run, str] = {}
     free_at: list[datetime] = []
-    for trial in sorted(trials, key=_start):
-        if trial.worker:
-            rows[trial.number] = trial.worker
+    for run in sorted(ends, key=lambda run: run.start):
+        if run.worker:
+            rows[run] = run.worker
             continue
-        lane = next((index for index, free in enumerate(free_at) if free <= _start(trial)), len(free_at))
-        free_at[lane : lane + 1] = [trial.ended or now]
-        rows[trial.number] = f"unknown {lane + 1}"
+        lane = next((index for index, free in enumerate(free_at) if free <= run.start), len(free_at))
+        free_at[lane : lane + 1] = [ends[run]]
+        rows[run] = f"unknown {lane + 1}"
     return rows
-
-
-def _start(trial: TrialView) -> datetime:
-    return trial.started or datetime.min  # noqa: DTZ901 - Optuna's times have no zone; those without one are left out

@@ -12,6 +12,7 @@ from csi_job.study.resume import (
     checkpoint_values,
     find_checkpoint,
     fresh_attempt_folder,
+    keep_newest_checkpoint,
     remove_checkpoints,
 )
 from csi_job.work_folder import WorkFolder
@@ -37,6 +38,16 @@ def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
     _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
     tear(promoted)
     assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(before, 1)
+
+
+def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, 0, 1)
+    *_, newest = attempt(tmp_path, 2, 2, 3)
+    later = attempt(tmp_path, 10, 0)
+    keep_newest_checkpoint(tmp_path / attempt_name(2, UID), 4)  # whose checkpoint could not be written
+    assert len([*tmp_path.rglob("*.pt")]) == 5
+    keep_newest_checkpoint(newest.parent, 3)
+    assert {*tmp_path.rglob("*.pt")} == {newest, *later}
 
 
 def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ def test_trials_of_unknown_workers_do_not_hide_each_other():
     assert plot.figure["data"][0]["y"] == ["unknown 1", "unknown 2", "unknown 1", "unknown 2"]
 
 
+def test_a_trial_that_was_paused_has_a_bar_for_each_time_it_ran():
+    start_s = START.timestamp()
+    runs = [(start_s, start_s + 60, "a:1"), (start_s + 600, start_s + 720, "b:1")]
+    study = optuna.create_study(direction="maximize")
+    trial = create_trial(state=TrialState.PRUNED, user_attrs={"runs": runs, "worker": "b:1"})
+    trial.datetime_start, trial.datetime_complete = START, START + timedelta(hours=9)
+    study.add_trial(trial)
+    view = view_study(study)
+    [bars] = timeline_plot(view).figure["data"]
+    assert (bars["y"], bars["x"]) == (["a:1", "b:1"], [60_000, 120_000])
+    assert bars["base"] == ["2026-01-01T12:00:00.000", "2026-01-01T12:10:00.000"]
+    assert view.trials[0].seconds == 180
+
+
 def test_every_outcome_is_drawn(view):
     drawn = sum(len(trace.y) for trace in go.Figure(timeline_plot(view).figure).data)
     assert drawn == len([trial for trial in view.trials if trial.outcome != "waiting"])
