@@ -89,8 +89,8 @@ def sample_params(
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
         fixed = {name: getattr(settings, name) for name in PHASE}
-        if bracket := bracket_of(study, frozen_trial_of(trial), settings):
-            fixed[BRACKET] = bracket
+        if settings.pruner == "hyperband":
+            fixed[BRACKET] = bracket_of(study, frozen_trial_of(trial), settings)
         draft.user_attrs |= {key: value for key, value in fixed.items() if key not in trial.user_attrs}
         draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
     return trial, params

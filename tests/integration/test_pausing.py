@@ -15,6 +15,7 @@ from csi_job.errors import StopRequestedError
 from csi_job.storage.attributes import PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S, Lease
+from csi_job.storage.optuna_private import hyperband_bracket
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.status import study_status
@@ -88,6 +89,26 @@ def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Pat
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(runs))
     assert len(runs) > num_trials // 2
     Reader(url).check_exact(num_trials, 8)
+
+
+def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(
+    storage: StudyStorage, tmp_path: Path, url: str
+) -> None:
+    given = ASHA | {"pruner": "hyperband", "num_trials": 24}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    brackets = [hyperband_bracket(optuna.pruners.HyperbandPruner(1, 8, 2), study, trial) for trial in study.trials]
+    assert [trial.user_attrs["bracket"] for trial in study.trials] == brackets
+    assert {*brackets} == {0, 1, 2, 3}
+    for bracket, trial in zip(brackets, study.trials, strict=True):
+        num_epochs = len(trial.intermediate_values)
+        if trial.state is TrialState.PRUNED:
+            assert num_epochs in {2**exponent for exponent in range(bracket, 3)}
+        else:
+            assert num_epochs == 8
+    computed = (tmp_path / "computed.log").read_text().splitlines()
+    assert len(computed) == len({*computed})
+    Reader(url).check_exact(24, 8)
 
 
 def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage: StudyStorage) -> None:

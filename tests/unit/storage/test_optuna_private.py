@@ -12,7 +12,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.pruners import SuccessiveHalvingPruner
+from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
@@ -31,6 +31,7 @@ from csi_job.storage.optuna_private import (
     from_stored_step,
     from_stored_value,
     frozen_trial_of,
+    hyperband_bracket,
     refresh_trials,
     reseed,
     study_id_of,
@@ -91,6 +92,18 @@ def test_the_frozen_trial_holds_what_a_pruner_looks_at(study: optuna.Study) -> N
     frozen_trial_of(trial).intermediate_values[3] = 0.5
     assert trial.should_prune() is study.pruner.prune(study, frozen_trial_of(trial))
     assert frozen_trial_of(trial).last_step == 3
+
+
+def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.add_trials([create_trial(state=TrialState.WAITING) for _ in range(40)])
+    pruner, selected = HyperbandPruner(1, 16, 4), list[int]()
+    monkeypatch.setattr(pruner, "_create_bracket_study", lambda study, bracket: selected.append(bracket) or study)
+    for trial in study.trials:
+        pruner.prune(study, trial)
+    assert {*selected} == {0, 1, 2}
+    assert [hyperband_bracket(HyperbandPruner(1, 16, 4), study, trial) for trial in study.trials] == selected
 
 
 def test_the_tables_have_the_columns_that_are_written() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -108,9 +109,12 @@ def test_another_objective_is_refused(study: optuna.Study, storage: StudyStorage
         define(storage, name=study.study_name, objective="f1-and-cost")
 
 
-def test_cmaes_with_two_objectives_is_refused_before_the_study_is_made(storage: StudyStorage) -> None:
+@pytest.mark.parametrize("given", [{"sampler": "cmaes"}, {"pruner": "asha"}, {"pruner": "hyperband"}])
+def test_what_knows_one_objective_is_refused_before_the_study_is_made(
+    storage: StudyStorage, given: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigurationError, match="one objective only"):
-        define(storage, objective="f1-and-cost", sampler="cmaes")
+        define(storage, objective="f1-and-cost", **given)
     assert storage.get_all_studies() == []
 
 
