@@ -133,7 +133,7 @@ def confirm(
         replan()
 
     own = replace(options, on_trial_finished=on_trial_finished, may_add=False, noun="training")
-    update = {"pruner": "none", "sampler": "random", "objective": "f1"}
+    update = {"pruner": "none", "sampler": "random", "objective": "f1", "max_epochs_total": None}
     while replan().num_open:
         run_worker(
             beside,

@@ -27,6 +27,7 @@ from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import storage_of
 from csi_job.study.confirmation import TRAINING, Training, open_confirmation, training_of
 from csi_job.study.record import read_record
+from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study, list_studies
 from csi_job.study.worker import WorkerOptions
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -255,7 +256,8 @@ def test_a_training_whose_files_are_gone_is_done_again_without_a_claim(alone, ca
 
 def test_workers_of_a_search_leave_nothing_to_train(cache_folder, tmp_path, monkeypatch):
     shared = request(tmp_path, cache_folder, num_candidates=2, num_seeds=1, max_epochs=1)
-    shared.share_trainings(waits=False)
+    of_the_search = StudySettings(pruner="asha", max_epochs_total=1)
+    replace(shared, worker=of_the_search).share_trainings(waits=False)
     monkeypatch.setattr(SeedTrainer, "keep", None)
     assert run_final_training(shared).is_new
 
