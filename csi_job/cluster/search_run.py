@@ -36,7 +36,7 @@ from csi_job.errors import StageFailedError
 from csi_job.study.status import StudyStatus
 
 RESTORE_AFTER_S: Final = 60.0  # doubled with each round
-NUM_FINISHED: Final = "csi-job/num-finished"  # annotation of the Job: finished trials when it was created
+NUM_FINISHED: Final = "csi-job/num-finished"  # annotation of the Job: its study's `_progress` when it was created
 DEADLINE: Final = "DeadlineExceeded"  # the Job's reason after `search.deadlineSeconds`
 CONFIRMING: Final = "budget, confirming"  # value of `ENDED_BY` once the Job was resumed for the confirmation
 HINT: Final = "raise the budget, search.deadlineSeconds or job.study.num_trials, or lower job.study.max_epochs"
@@ -102,7 +102,7 @@ class SearchRun(StageRun):
         if reason:
             self.log_once(f"search: done, {reason}", "Done")
             return True
-        if status.num_finished > int(get_annotation(job, NUM_FINISHED, str(status.num_finished))):
+        if _progress(status) > int(get_annotation(job, NUM_FINISHED, str(_progress(status)))):
             job["metadata"]["annotations"][TRIES] = "0"  # a search that makes progress may be recreated forever
         what = "its confirmation is" if over else f"{status.target - status.num_finished} trials are"
         left = f"its pods have ended and {what} left"
@@ -128,7 +128,7 @@ class SearchRun(StageRun):
     def annotations(self) -> dict[str, str]:
         """Return what metering needs to start, and from where the search starts."""
         status = self.watch.status()
-        finished = {} if status is None else {NUM_FINISHED: str(status.num_finished)}
+        finished = {} if status is None else {NUM_FINISHED: str(_progress(status))}
         return initial_annotations() | {GPU_RESOURCE: self.release.gpu_resource} | finished
 
     def carry_over_scale(self, manifest: dict[str, Any], previous: Mapping[str, Any] | None) -> None:
@@ -195,6 +195,11 @@ class SearchRun(StageRun):
             self._delete(jobs)
             if done:
                 self._note_done(done, None)
+
+
+def _progress(status: StudyStatus) -> int:
+    """Return a number that grows whenever a trial is paused or finished."""
+    return 2 * status.num_finished + status.num_paused
 
 
 def _require_complete_trial(status: StudyStatus, reason: str) -> None:

@@ -195,7 +195,7 @@ class Watch:
     """A study with a fixed status; its winner is confirmed unless trainings are left, or it has new trials."""
 
     def __init__(self, num_finished: int, target: int = 4) -> None:
-        self.num_finished, self.target = num_finished, target
+        self.num_finished, self.num_paused, self.target = num_finished, 0, target
         self.planned_for: int | None = None
         self.num_left, self.has_ended = 0, False
         self.used = Usage()
@@ -212,7 +212,8 @@ class Watch:
         none: Any = None
         planned_for = self.num_finished if self.planned_for is None else self.planned_for
         found = ConfirmationStatus(8, self.num_left, (), planned_for)
-        return StudyStatus("s", "f1", self.target, self.num_finished, 0, 0, 0, 0, 0, (), none, none, none, (), found)
+        counts = self.target, self.num_finished, 0, 0, 0, 0, 0
+        return StudyStatus("s", "f1", *counts, (), none, none, none, (), found, self.num_paused)
 
 
 def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1) -> Stage:

@@ -32,7 +32,7 @@ def test_a_search_that_makes_progress_is_recreated_without_a_limit() -> None:
     namespace, watch = Namespace(), Watch(num_finished=0, target=10)
     run = search(namespace, watch, stage())
     run.reconcile()
-    for watch.num_finished in range(1, 6):
+    for watch.num_finished, watch.num_paused in ((1, 0), (1, 1), (1, 2), (2, 1), (4, 0)):
         namespace.end("Failed", "FailedIndexes")
         run.reconcile()
         run.reconcile()
