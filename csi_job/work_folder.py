@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from csi_job.errors import ConfigurationError, ModelFileError
+from csi_job.errors import ConfigurationError, ModelFileError, NoStudyError
 
 CONFIRMATION: Final = "/confirmation"
 """What the study that confirms another adds to its name; no study of a user has a slash there."""
@@ -162,6 +162,12 @@ def no_cache(folder: WorkFolder) -> ConfigurationError:
     """Return the error that there is no cache."""
     hint = "build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)"
     return ConfigurationError("there is no cache for these settings", got=str(folder.caches), hint=hint)
+
+
+def no_database(path: Path) -> NoStudyError:
+    """Return the error that there is no SQLite file."""
+    what = "there is no study yet: the database file does not exist"
+    return NoStudyError(what, got=str(path), hint="`csi-job hyperopt` creates it")
 
 
 def _name(name: str) -> str:

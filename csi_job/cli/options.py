@@ -17,6 +17,7 @@ from csi_job.cli.checks import check_call
 from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.files import read_json
 from csi_job.logs import is_interactive, set_up_logging
+from csi_job.work_folder import no_database
 
 if typing.TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
@@ -69,13 +70,18 @@ def text(value: str) -> str:
 
 
 def with_settings(
-    *paths: str, study: FindStudy | None = None, check: bool = True, reads_only: bool = False
+    *paths: str,
+    study: FindStudy | None = None,
+    check: bool = True,
+    reads_only: bool = False,
+    needs_database: bool = False,
 ) -> Callable[[Command], Command]:
     """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
     `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else. `study`
-    finds the study that a call is about: its settings take the place of the defaults. `check` rejects
-    paths that do not exist. Someone at a terminal waits only briefly for the database of a command that `reads_only`.
+    finds the study that a call is about: its settings take the place of the defaults. `check` rejects paths that do not
+    exist, `needs_database` a work folder without an SQLite file where no other database is named. Someone at a terminal
+    waits only briefly for the database of a command that `reads_only`.
     """
 
     def decorate(function: Command) -> Command:
@@ -91,6 +97,8 @@ def with_settings(
                 loaded = load_settings({**waits, **flags}, config, flag_names=names)
             if check:
                 check_call(loaded.settings, shown, given)
+            if needs_database and loaded.settings.storage.url is None and not loaded.settings.folder.database.exists():
+                raise no_database(loaded.settings.folder.database)
             record = study(loaded, given) if study else None
             return function(loaded.over(record) if record else loaded, *args, **given)
 

@@ -9,7 +9,7 @@ from csi_job.config import LoadedSettings
 
 
 @click.command()
-@with_settings("study.name", "storage.url", study=the_only_study, reads_only=True)
+@with_settings("study.name", "storage.url", study=the_only_study, reads_only=True, needs_database=True)
 def report(loaded: LoadedSettings) -> None:
     """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
     from csi_job.report.page.page import write_results

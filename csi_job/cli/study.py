@@ -51,7 +51,7 @@ def create(loaded: LoadedSettings) -> None:
 
 
 @study.command("list")
-@with_settings("storage.url", reads_only=True)
+@with_settings("storage.url", reads_only=True, needs_database=True)
 def list_(loaded: LoadedSettings) -> None:
     """List the studies in the database."""
     from csi_job.storage.storage import open_storage
@@ -67,7 +67,7 @@ def list_(loaded: LoadedSettings) -> None:
 
 @study.command()
 @click.argument("name", type=text)
-@with_settings("storage.url", reads_only=True)
+@with_settings("storage.url", reads_only=True, needs_database=True)
 def show(loaded: LoadedSettings, name: str) -> None:
     """Show study NAME: its search space and all its trials."""
     from rich.console import Console
@@ -140,7 +140,7 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
 @study.command()
 @click.argument("name", type=text)
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
-@with_settings("storage.url", reads_only=True)
+@with_settings("storage.url", reads_only=True, needs_database=True)
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:
     """Export all trials of study NAME, in any state, as CSV and JSON.

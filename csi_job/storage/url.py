@@ -10,10 +10,10 @@ from typing import Any, Final
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
-from csi_job.errors import ConfigurationError, NoStudyError, explain_os_errors
+from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.files import make_folder, open_private
 from csi_job.storage.settings import StorageSettings
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import WorkFolder, no_database
 
 POSTGRES_SCHEMES: Final = ("postgres", "postgresql", "postgresql+psycopg2")
 SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
@@ -102,8 +102,7 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
     if path.is_file():
         return
     if not create:
-        message = "there is no study yet: the database file does not exist"
-        raise NoStudyError(message, got=str(path), hint="`csi-job hyperopt` creates it")
+        raise no_database(path)
     with explain_os_errors("the database cannot be used", path, kind=ConfigurationError):
         make_folder(path.parent)
         os.close(open_private(path))

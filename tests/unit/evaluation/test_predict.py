@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -8,16 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
+from csi_job.cache.build import build_cache
+from csi_job.cache.dataset import Cache
+from csi_job.cache.settings import CacheSettings
 from csi_job.config import Settings
 from csi_job.errors import ModelFileError, Problem
+from csi_job.evaluation import predict as predict_module
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.predict import Prediction, as_text, predict_images
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.prediction import run_predict
 from csi_job.radiographs.read import read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
+from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import risk_class
 from tests.unit.evaluation.conftest import write_model_file
+from tests.unit.radiographs.test_dicom import dataset_of, encoded
 
 RADIOGRAPHS = RadiographsSettings()
 
@@ -164,3 +171,26 @@ def test_a_limit_of_size_that_no_setting_may_have_is_refused(tmp_path):
     model = write_model_file(tmp_path / "m.safetensors", max_image_side_px="many")
     with pytest.raises(ModelFileError, match="max_image_side_px is not allowed"):
         run_predict(Settings(work=tmp_path), [tmp_path / "film.png"], model, io.StringIO(), "csv")
+
+
+def test_the_model_sees_large_films_as_the_cache_keeps_them(loaded, films, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(films.images, tmp_path / "images"))
+    paths = sorted(folder.iterdir())
+    large = Image.effect_noise((1500, 1100), 60)
+    levels_HW = np.asarray(large.resize((1300, 1250), Image.Resampling.BICUBIC)).astype(np.uint16) * 16
+    large.save(paths[0], "JPEG")
+    large.save(paths[1], "JPEG2000")
+    paths[2].write_bytes(encoded(dataset_of(levels_HW, WindowCenter=2048, WindowWidth=4096)))
+    Image.fromarray(levels_HW).save(paths[3], "PNG")
+    seen = []
+
+    def recorded(loaded, images_NHW, batch_size):
+        seen.extend(image_HW.numpy().tobytes() for image_HW in images_NHW)
+        return predict_probabilities(loaded, images_NHW, batch_size)
+
+    monkeypatch.setattr(predict_module, "predict_probabilities", recorded)
+    assert not any(isinstance(result, Problem) for result in predict(loaded, paths))
+    built = films.model_copy(update={"images": folder})
+    cache = Cache.open(build_cache(built, CacheSettings(image_size_px=32), tmp_path / "work"))
+    kept = [image_HW.numpy().tobytes() for name in SPLITS for image_HW in cache.split(name).images_NHW]
+    assert sorted(seen) == sorted(kept)

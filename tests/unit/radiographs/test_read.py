@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, RLELossless
 
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
@@ -358,3 +360,72 @@ def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
         warnings.simplefilter("error")
         assert cost_of(read).is_within(largest)
     assert capfd.readouterr() == ("", "")
+
+
+def lying(large_HW: np.ndarray) -> dict[str, bytes]:
+    """Large films whose headers lie, or that are cut off, by what is wrong with them."""
+    side = struct.pack(">HH", MAX_SIDE_PX, MAX_SIDE_PX)
+    size = struct.pack(">8L", MAX_SIDE_PX, MAX_SIDE_PX, 0, 0, MAX_SIDE_PX, MAX_SIDE_PX, 0, 0)
+    grey_HW = (large_HW // 16).astype(np.uint8)
+    jpeg = encode(Image.fromarray(grey_HW), "JPEG")
+    frame = jpeg.index(b"\xff\xc0") + 5
+    wavelets = encode(Image.fromarray(grey_HW), "JPEG2000", no_jp2=True, irreversible=True)
+    levels = wavelets.index(b"\xff\x52") + 9
+    deep = encode(Image.fromarray(large_HW), "JPEG2000", no_jp2=True, irreversible=True)
+    larger = deep[:8] + size + deep[40:]
+    packed = b"\x81\0" * 1_000_000  # 128 zeros each
+
+    def dicom(stream: bytes, syntax: UID, levels_HW: np.ndarray = large_HW, **elements: object) -> bytes:
+        dataset = dataset_of(levels_HW, bits_stored=8 * levels_HW.itemsize)
+        dataset.PixelData, dataset["PixelData"].VR = encapsulate([stream]), "OB"
+        dataset.file_meta.TransferSyntaxUID = syntax
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        return encoded(dataset)
+
+    sides = {"Rows": MAX_SIDE_PX, "Columns": MAX_SIDE_PX}
+    return {
+        "JPEG larger than its data": jpeg[:frame] + side + jpeg[frame + 4 :],
+        "JPEG cut off": jpeg[: len(jpeg) // 3],
+        "JPEG 2000 larger than its data": wavelets[:8] + size + wavelets[40:],
+        "JPEG 2000 cut off": wavelets[: len(wavelets) // 3],
+        "JPEG 2000 of 32 levels": wavelets[:levels] + b"\x20" + wavelets[levels + 1 :],
+        "JPEG 2000 of 200 levels": wavelets[:levels] + b"\xc8" + wavelets[levels + 1 :],
+        "DICOM JPEG larger than its data": dicom(
+            jpeg[:frame] + side + jpeg[frame + 4 :], JPEGBaseline8Bit, grey_HW, **sides
+        ),
+        "DICOM JPEG cut off": dicom(jpeg[: len(jpeg) // 3], JPEGBaseline8Bit, grey_HW),
+        "DICOM JPEG 2000 larger than its data": dicom(larger, JPEG2000, **sides),
+        "DICOM JPEG 2000 cut off": dicom(deep[: len(deep) // 3], JPEG2000),
+        **{
+            f"DICOM JPEG 2000 with {bits} bits stored": dicom(deep, JPEG2000, BitsStored=bits)
+            for bits in (0, 1, 300, 60_000)
+        },
+        "DICOM JPEG 2000 with 8 bits allocated": dicom(deep, JPEG2000, BitsAllocated=8, BitsStored=8, HighBit=7),
+        "DICOM run lengths of too little": dicom(
+            struct.pack("<16L", 2, 64, 70, *[0] * 13) + packed[:200], RLELossless, **sides
+        ),
+        "DICOM run lengths of too much": dicom(
+            struct.pack("<16L", 2, 64, 64, *[0] * 13) + packed, RLELossless, **sides
+        ),
+        "deep PNG cut off": encode(Image.fromarray(large_HW))[:3000],
+    }
+
+
+def test_large_films_that_lie_cost_no_more_than_the_largest_sound_one(
+    tmp_path: Path, large_HW: np.ndarray, largest: Cost
+) -> None:
+    silence_decoders()
+    answers: dict[str, str] = {}
+    for name, content in lying(large_HW).items():
+        path = put(tmp_path, content)
+
+        def read(path: Path = path, name: str = name) -> None:
+            try:
+                answers[name] = f"{read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).shape}"
+            except DataError as error:
+                answers[name] = str(error)
+
+        assert cost_of(read).is_within(largest), name
+        assert answers[name].startswith("the image is damaged (") or answers[name] == "(32, 32)"
+    assert not [name for name in answers if "cut off" in name and answers[name] == "(32, 32)"]
