@@ -101,12 +101,14 @@ def load_model(
 
 def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_size: int) -> FloatArray:
     """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` if they are not finite."""
-    form = loaded.normalisation, batch_size, loaded.device, loaded.precision
-    logits_NZK = predict_logits(loaded.model, images_NHW, *form)
-    probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
-    if not np.isfinite(probabilities_NZK).all():
-        raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
-    return np.asarray(probabilities_NZK)
+    form = loaded.normalisation, batch_size, loaded.device
+    precisions: list[Precision] = [loaded.precision, "fp32"]  # fp16 overflows above 65,504
+    for precision in dict.fromkeys(precisions):
+        logits_NZK = predict_logits(loaded.model, images_NHW, *form, precision)
+        probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
+        if np.isfinite(probabilities_NZK).all():
+            return np.asarray(probabilities_NZK)
+    raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
 
 
 def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:

@@ -89,6 +89,13 @@ def test_the_fast_form_predicts_the_same(loaded, model_file, images, precision, 
             assert (result.probabilities_ZK != exact.probabilities_ZK).any()
 
 
+def test_what_overflows_in_half_precision_is_computed_in_full(model_file, images):
+    model = load_model(model_file, torch.device("cpu")).made_fast("fp16")
+    with torch.no_grad():
+        model.model.backbone[-1].bias[0] = 1e6
+    assert predict(model, images[:1])[0].probabilities_ZK[0].tolist() == [1, 0, 0, 0, 0]
+
+
 def test_decoders_fill_the_next_batch_while_one_is_computed(loaded, images, monkeypatch):
     next_is_read = threading.Event()
 
