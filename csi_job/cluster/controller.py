@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
@@ -20,7 +20,7 @@ from csi_job.cluster.budget import Budget
 from csi_job.cluster.refusals import NotYetError, check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
-from csi_job.cluster.stages import STAGES, Release, Stage, read_release, selector
+from csi_job.cluster.stages import STAGES, Release, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
@@ -163,24 +163,19 @@ def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:
 
 def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, name: str) -> Step:
     """Return the step that runs one stage to its end."""
+    kind: Callable[..., StageRun] = StageRun
+    if name == "search":
+        kind = partial(SearchRun, watch=watch, budget=options.budget, max_rounds=options.max_rounds)
     run: StageRun | None = None
 
     def reconcile(release: Release) -> bool:
         nonlocal run
-        run = run or _stage_run(cluster, options, watch, release, release.stage(name))
+        if run is None:
+            common = {"controller_digest": options.digest, "missing_s": options.missing_s}
+            run = kind(cluster, release, release.stage(name), **common)
         return run.reconcile() or (name == STAGES[0] and check_database(cluster, release))
 
     return reconcile
-
-
-def _stage_run(
-    cluster: Cluster, options: ControllerOptions, watch: StudyWatch, release: Release, stage: Stage
-) -> StageRun:
-    common: dict[str, Any] = {"controller_digest": options.digest, "missing_s": options.missing_s}
-    if stage.name != "search":
-        return StageRun(cluster, release, stage, **common)
-    limits: dict[str, Any] = {"budget": options.budget, "max_rounds": options.max_rounds}
-    return SearchRun(cluster, release, stage, watch=watch, **limits, **common)
 
 
 def write_termination_message(outcome: str, path: Path = TERMINATION_LOG) -> None:
