@@ -67,7 +67,7 @@ class WorkerSummary:
     """What a worker did."""
 
     outcomes: Counter[TrialOutcome] = field(default_factory=Counter)
-    """Number of trials finished by this worker, by outcome."""
+    """Number of trials that this worker finished or paused, by outcome."""
     num_finished: int = 0
     """Finished trials of the whole study at this worker's last claim."""
 
@@ -80,7 +80,7 @@ class WorkerOptions:
     """Seconds without a finished batch after which the worker gives up the trial and ends the process."""
     trackers: Sequence[Tracker] = ()
     on_trial_finished: Callable[[WorkerSummary], None] = lambda _: None
-    """Called after each finished trial, e.g. to refresh plots; its errors are logged."""
+    """Called after each finished or paused trial, e.g. to refresh plots; its errors are logged."""
     own_process: bool = True
     """Whether this process may be ended when its training hangs; false in a notebook."""
     may_add: bool = True
@@ -187,6 +187,8 @@ class _Worker:
                 seen = None
                 self._run_trial(claim)
                 continue
+            if claim.pruned:
+                self._notify()
             if seen is None and self.options.waits and claim.running:
                 values = {"running": len(claim.running), "target": claim.target, "nouns": f"{self.options.noun}s"}
                 logger.info("waiting for the last %(running)d of %(target)d %(nouns)s on other workers", values)
@@ -238,8 +240,7 @@ class _Worker:
         self.heartbeat.watch(lease)
         try:
             outcome = self._run_and_finish(trial)
-            if outcome != "paused":
-                self.summary.outcomes[outcome] += 1
+            self.summary.outcomes[outcome] += 1
         except LeaseLostError as error:
             logger.warning("%s", error)
         except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
@@ -250,8 +251,9 @@ class _Worker:
             self.storage.drop(lease)
             for tracker in self.options.trackers:
                 tracker.trial_ended(lease.number, outcome)
-        if outcome not in (None, "paused"):
-            remove_checkpoints(self.work, self.study.study_name, lease.number)
+        if outcome is not None:
+            if outcome != "paused":
+                remove_checkpoints(self.work, self.study.study_name, lease.number)
             self._notify()
 
     def _run_and_finish(self, trial: RunningTrial[object]) -> TrialOutcome:

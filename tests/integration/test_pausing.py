@@ -72,7 +72,12 @@ def asha(xs: list[float], factor: int, max_epochs: int) -> tuple[list[tuple[int,
 @pytest.mark.parametrize("num_trials", [1, 3, 24])
 def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Path, num_trials: int, url: str) -> None:
     study = define(storage, num_trials=num_trials, **ASHA)
-    work_on(study, tmp_path, num_trials=num_trials, **ASHA)
+    seen: list[int] = []
+    watched = WorkerOptions(
+        own_process=False, on_trial_finished=lambda _: seen.append(study_status(study).num_finished)
+    )
+    work_on(study, tmp_path, num_trials=num_trials, options=watched, **ASHA)
+    assert (seen[0], seen[-1]) == (0, num_trials)  # the first was paused, the last claim pruned the rest
     xs = [trial.params["unknown_weight"] for trial in study.trials]
     computed, complete = asha(xs, 2, 8)
     log = [tuple(map(int, line.split())) for line in (tmp_path / "computed.log").read_text().splitlines()]
