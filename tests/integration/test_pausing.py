@@ -11,7 +11,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from csi_job.errors import StopRequestedError
+from csi_job.errors import ConfigurationError, StopRequestedError
+from csi_job.report.page.answer import state
+from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S, Lease
@@ -126,6 +128,9 @@ def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(st
     enqueue_trial(study, SPACE, {"unknown_weight": 0.5})
     assert outcomes(study) == ["paused", "paused", "paused", "running", "waiting"]
     assert study_status(study).num_paused == 3
+    assert state(view_study(study)) == "0 of 10 trials finished; 1 running now; 3 paused."
+    with pytest.raises(ConfigurationError, match="0 finished and 4 running or paused trials"):
+        set_target(study, num_trials=3)
     claims = [claim(study, **RULES) for _ in range(4)]
     assert all(isinstance(claimed, Claim) for claimed in claims)
     # Of the three that reached epoch 1, 1 is promoted: trial 2. Trial 1 is alone in the second rung.

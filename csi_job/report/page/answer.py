@@ -10,7 +10,7 @@ from csi_job.html import format as fmt
 from csi_job.html.blocks import KeyFigure, Tone
 from csi_job.report.results import Json, Results
 from csi_job.report.study_view import StudyView, TrialView
-from csi_job.storage.attributes import FINISHED
+from csi_job.storage.attributes import FINISHED, TrialOutcome
 
 TONES: dict[str, Tone] = {"better": "good", "worse": "warning"}
 
@@ -21,8 +21,9 @@ def state(view: StudyView) -> str:
     target = f" of {fmt.count(view.target)}" if view.target else ""
     parts = [f"{fmt.count(counts[name])} {name}" for name in FINISHED if counts[name]]
     details = f" ({fmt.listed(parts)})" if parts else ""
-    running = f"; {counts['running']} running now" if counts["running"] else ""
-    return f"{fmt.count(view.num_finished)}{target} trials finished{details}{running}."
+    others: tuple[tuple[TrialOutcome, str], ...] = (("running", "running now"), ("paused", "paused"))
+    unfinished = "".join(f"; {fmt.count(counts[name])} {text}" for name, text in others if counts[name])
+    return f"{fmt.count(view.num_finished)}{target} trials finished{details}{unfinished}."
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -
     assert set_target(study, more_trials=1) == 3
     work_on(study, tmp_path)
     assert len(study.trials) == 3
-    with pytest.raises(ConfigurationError, match=r"3 finished and 0 running trials.*got 1; .*--n-trials 3"):
+    with pytest.raises(ConfigurationError, match=r"3 finished and 0 running or paused trials.*got 1; .*--n-trials 3"):
         set_target(study, num_trials=1)
     assert set_target(study, num_trials=1, lenient=True) == 3
     assert set_target(study, more_trials=2) == 5
