@@ -209,8 +209,8 @@ class DigestIndex:
         return digests
 
     def _look_up(self, stamp: bytes) -> ImageDigest | None:
-        known = self._known.get(stamp)
-        return None if known is None else ImageDigest(known[:-1].hex(), known[-1], stamp)
+        known = self._known.get(stamp, b"\0")
+        return ImageDigest(known[:-1].hex(), known[-1], stamp) if known[-1] else None  # a lost page reads as zeros
 
     def _load(self) -> None:
         """Read what has been appended since."""

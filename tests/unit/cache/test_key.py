@@ -86,6 +86,15 @@ def test_a_damaged_index_costs_only_time(paths: list[Path], tmp_path: Path, num_
     assert len(num_read) == 5
 
 
+def test_a_record_whose_end_was_lost_in_a_power_failure_is_not_used(
+    paths: list[Path], tmp_path: Path, num_read: list[Path]
+) -> None:
+    first, index = digest(paths, tmp_path), tmp_path / "digests.bin"
+    index.write_bytes(index.read_bytes()[:-30] + bytes(30))
+    assert digest(paths, tmp_path) == digest(paths, tmp_path) == first
+    assert len(num_read) == 6
+
+
 def test_the_index_names_no_file_and_grows_by_what_is_new(
     paths: list[Path], tmp_path: Path, num_read: list[Path]
 ) -> None:
