@@ -2,16 +2,21 @@
 
 Run: `make bench-gpu`, or `python -m benchmarks.gpu [--arch NAME …] [--batch-size N] [--image-size PX] [--rounds N]
 [--no-compile]`. It takes a few minutes on whatever GPU it finds. All variants run in one process, in turn, after a
-warm-up; a round is a training epoch of half a second or less, and ratios are those of the same round.
+warm-up; a round is a training epoch of half a second or less, and ratios are those of the same round. Only what
+`trial.compile: auto` may compile is compiled.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
 from typing import TypeVar
 
 import torch
@@ -19,11 +24,14 @@ import torch
 from benchmarks.figures import machine, spread
 from benchmarks.gpu_peer import Peer
 from csi_job.cache.dataset import SplitData
+from csi_job.final_model.seeds import SeedHooks
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.settings import TrialSettings
-from csi_job.trial.trainer import Trainer
+from csi_job.trial.train import train_model
+from csi_job.trial.trainer import COMPILED_FROM, Trainer
 
 ROUND_S = 0.5
+NUM_EPOCHS = 40  # of the trainings with and without checkpoints, which are written on a clock
 VALIDATION_SHARE = 15 / 70  # images per training image, as radiographs are split
 GOALS = {"Custom_1": 3.0, "ResNet50": 1.3, "CheXNet": 1.8}
 LEFT_OUT = """Left out: decoding and the cache (the images are random, and in memory before), start-up, the first steps,
@@ -46,11 +54,7 @@ class Ours:
     """csi-job's trainer on random images."""
 
     def __init__(self, arch: str, size: Size, num_steps: int, settings: TrialSettings) -> None:
-        num_train = num_steps * size.batch_size
-        num_validation = max(1, round(num_train * VALIDATION_SHARE))
-        train, validation = random_split(num_train, size), random_split(num_validation, size)
-        params = Hyperparameters(model_arch=arch, batch_size=size.batch_size, optimizer="adamw", weight_decay=0.01)
-        self.trainer = Trainer(train, validation, params, settings, size.device)
+        self.trainer = Trainer(*random_splits(num_steps, size), recipe(arch, size), settings, size.device)
 
     def train(self) -> None:
         """Train for an epoch, and wait for it."""
@@ -85,7 +89,7 @@ def main() -> None:
     print(LEFT_OUT, flush=True)
     for arch in arguments.arch:
         started = time.perf_counter()
-        for line in measure(arch, size, arguments.rounds, with_compiled=arguments.compile):
+        for line in measure(arch, size, arguments.rounds, with_compiled=arguments.compile and arch in COMPILED_FROM):
             print(line, flush=True)
         print(f"  (took {time.perf_counter() - started:.0f} s)", flush=True)
 
@@ -128,6 +132,7 @@ def measure(arch: str, size: Size, rounds: int, *, with_compiled: bool) -> Itera
     shares = [100 * share for share in ratios(times["validation"], epoch_s)]
     yield f"  validation, of an epoch (goal 5 %) {spread(shares, ' %')}"
     yield f"  memory reserved, GiB               {ours_gib:.2f}, without graphs {plain_gib:.2f}, peer {peer_gib:.2f}"
+    yield f"  checkpoints add (goal 2 %)         {checkpoint_cost(arch, num_steps, size)}"
 
 
 def warm_peer(arch: str, size: Size) -> Peer:
@@ -185,6 +190,37 @@ def with_memory(function: Callable[[], T], device: torch.device) -> tuple[T, flo
     before = torch.cuda.memory_reserved(device)
     result = function()
     return result, (torch.cuda.max_memory_reserved(device) - before) / 2**30
+
+
+def recipe(arch: str, size: Size) -> Hyperparameters:
+    """Return what is trained, by the peer's optimizer."""
+    return Hyperparameters(
+        model_arch=arch, batch_size=size.batch_size, optimizer="adamw", weight_decay=0.01, patience=NUM_EPOCHS
+    )
+
+
+def checkpoint_cost(arch: str, num_steps: int, size: Size) -> str:
+    """Return what checkpoints add to the mean epoch, in trainings with and without them, in turn."""
+    splits, params = random_splits(num_steps, size), recipe(arch, size)
+    seconds_of: dict[bool, list[float]] = {True: [], False: []}
+    ends: list[float] = []
+    hooks = SeedHooks(lambda: None, lambda _: ends.append(time.perf_counter()))
+    with tempfile.TemporaryDirectory() as folder:
+        for number, is_on in enumerate((True, False, False, True)):
+            to = Path(folder, str(number)) if is_on else None
+            train_model(
+                *splits, params, TrialSettings(), max_epochs=NUM_EPOCHS, seed=0, hooks=hooks, checkpoint_folder=to
+            )
+            seconds_of[is_on] += [end - start for start, end in pairwise(ends[2:])]  # from the third on: warm
+            ends.clear()
+    added = 100 * (mean(seconds_of[True]) / mean(seconds_of[False]) - 1)
+    return f"{added:.1f} % of the mean, epochs {spread(seconds_of[True], ' s')}, without {spread(seconds_of[False])}"
+
+
+def random_splits(num_steps: int, size: Size) -> tuple[SplitData, SplitData]:
+    """Return a training split of this many batches, and a validation split."""
+    num_train = num_steps * size.batch_size
+    return random_split(num_train, size), random_split(max(1, round(num_train * VALIDATION_SHARE)), size)
 
 
 def random_split(num_images: int, size: Size) -> SplitData:
