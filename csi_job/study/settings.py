@@ -48,9 +48,9 @@ class StudySettings(Section):
     pruner: Pruner = "median"
     """Rule that stops unpromising trials early; `asha` and `hyperband` pause them, and resume them as others fall
     behind."""
-    reduction_factor: int = Field(default=4, ge=2)
+    reduction_factor: int = Field(default=2, ge=2)
     """With `asha` and `hyperband`: one of this many trials goes on at each rung, and rungs lie this factor apart."""
-    min_resource: int = Field(default=1, ge=1)
+    min_resource: int = Field(default=3, ge=1)
     """With `asha` and `hyperband`: epochs of the first rung."""
     max_epochs_total: int | None = Field(default=None, ge=1)
     """Total number of epochs over all trials, after which no trial starts; those that are running are finished."""

@@ -18,7 +18,7 @@ from tests.faults.harness.starts import Starts
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import Server
 
-EXPECTED = Expected(num_trials=4, max_epochs=2, max_repeated=0)
+EXPECTED = Expected(num_trials=4, max_epochs=2, max_losses=0)
 OF_TRIAL_1 = "trial_id = (SELECT trial_id FROM trials WHERE number = 1)"
 DAMAGES = {
     f"UPDATE trials SET state = 'RUNNING' WHERE {OF_TRIAL_1}": ["are not 4", "RUNNING in the end", "lease of trial id"],

@@ -69,7 +69,7 @@ def settings(**others: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("pruner", ["median", "asha"])
 def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, pruner: str) -> None:
     # Four seconds of kills within at least five seconds of work, however fast the machine.
-    given = settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0, pruner=pruner, reduction_factor=2)
+    given = settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0, pruner=pruner, min_resource=1)
     fleet = Fleet(url, tmp_path, **given)
     draws = random.Random(1)
     for _ in range(NUM_KILLS):

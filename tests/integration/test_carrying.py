@@ -218,7 +218,7 @@ def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(
 
 
 def test_paused_trials_stay_paused_in_the_copy(storage: StudyStorage, sqlite: StudyStorage, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"pruner": "asha", "reduction_factor": 2, "num_trials": 4}
+    given: dict[str, Any] = {"pruner": "asha", "min_resource": 1, "num_trials": 4}
     study = define(sqlite, **given)
     write_trial = sqlite.write_trial
 

@@ -27,7 +27,7 @@ from csi_job.study.worker import WorkerOptions
 from tests.support.studies import SPACE, Reader, claim, define, leased, objective, value_at, work_on
 
 RULES: dict[str, Any] = {"reduction_factor": 2}
-ASHA: dict[str, Any] = {"pruner": "asha", "sampler": "random", "reduction_factor": 2, "max_epochs": 8}
+ASHA: dict[str, Any] = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
 
 
 def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:

@@ -57,7 +57,6 @@ class Dose:
     """Whether workers that crash are replaced too, and merely counted."""
     sampler: str = "random"
     pruner: str = "median"
-    reduction_factor: int = 2
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,7 +67,7 @@ class Dose:
             "max_attempts": 1000,
             "sampler": self.sampler,
             "pruner": self.pruner,
-            "reduction_factor": self.reduction_factor,
+            "min_resource": 1,
             "lease_s": self.lease_s,
             "outage_s": self.outage_s,
             "connect_s": self.outage_s,
@@ -109,7 +108,8 @@ def chaos(
         finally:
             fleet.end()
     endings = fleet.endings
-    expected = Expected(dose.trials, dose.max_epochs, accounted(endings))
+    epochs_per_loss = 1 if dose.cache is None else dose.max_epochs
+    expected = Expected(dose.trials, dose.max_epochs, accounted(endings), epochs_per_loss)
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value

@@ -19,8 +19,10 @@ class Expected:
 
     num_trials: int
     max_epochs: int
-    max_repeated: int
-    """Epochs that may have been computed twice: one per kill, and per lease lost by a live worker."""
+    max_losses: int
+    """Kills, and leases lost by live workers."""
+    epochs_per_loss: int = 1
+    """Epochs that each may cost; real training writes checkpoints on a clock, so all that take less than a minute."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def check_study(url: str, study: str, record: Path, expected: Expected) -> Findi
         *_wrong_values(reader),
         *_stray_leases(reader),
         *lost,
-        *_repeated_too_often(reader, repeats, expected.max_repeated),
+        *_repeated_too_often(reader, repeats, expected),
     ]
     attempts = _attempts(reader)
     reader.close()
@@ -190,10 +192,11 @@ def _attempts(reader: StudyReader) -> dict[int, int]:
     return {number: max(int(stored.get(number, 1)), leased.get(number, 1)) for number in {**stored, **leased}}
 
 
-def _repeated_too_often(reader: StudyReader, repeats: Counter[int], allowed: int) -> Iterator[str]:
+def _repeated_too_often(reader: StudyReader, repeats: Counter[int], expected: Expected) -> Iterator[str]:
+    allowed = expected.max_losses * expected.epochs_per_loss
     if sum(repeats.values()) > allowed:
         yield f"{sum(repeats.values())} epochs were computed again, {allowed} are accounted for"
     attempts = _attempts(reader)
     for number, count in repeats.items():
-        if count > attempts.get(number, 1) - 1:
+        if count > (attempts.get(number, 1) - 1) * expected.epochs_per_loss:
             yield f"{count} epochs of trial {number} were computed again in {attempts.get(number, 1)} attempts"
