@@ -28,7 +28,7 @@ from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import read_radiograph
-from tests.unit.radiographs.test_dicom import compressed, dataset_of
+from tests.support.dicom import compressed, dataset_of
 
 SIDE_PX = 224
 MAX_SIDE_PX = 20_000

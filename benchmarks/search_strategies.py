@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import statistics
@@ -258,20 +259,9 @@ class _Seen:
 
     @staticmethod
     def _pruned(trial: FrozenTrial) -> FrozenTrial:
-        now = trial.datetime_start
-        return FrozenTrial(
-            number=trial.number,
-            state=TrialState.PRUNED,
-            value=None,
-            datetime_start=now,
-            datetime_complete=now,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=trial.user_attrs,
-            system_attrs=trial.system_attrs,
-            intermediate_values=trial.intermediate_values,
-            trial_id=trial._trial_id,
-        )
+        trial = copy.copy(trial)
+        trial.state = TrialState.PRUNED
+        return trial
 
 
 class CostAwareSampler(PausedAsPrunedSampler):

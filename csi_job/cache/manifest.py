@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import digest_file, digest_json, json_text, replacing, write_atomic
+from csi_job.files import csv_text, digest_file, digest_json, json_text, replacing, write_atomic
 from csi_job.radiographs.identity import PSEUDONYM_LENGTH
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import NUM_ZONES, ZONES
@@ -118,9 +118,8 @@ def write_split_table(folder: Path, rows_N: np.ndarray) -> None:
     rows = zip(
         rows_N["split"].tolist(), *columns, rows_N["patient_index"].tolist(), rows_N["zones"].tolist(), strict=True
     )
-    lines = [";".join(_SPLIT_COLUMNS)]
-    lines += [";".join((SPLITS[split], *names, *map(str, (index, *zones)))) for split, *names, index, zones in rows]
-    write_atomic(folder / SPLIT_TABLE, "\n".join(lines) + "\n")
+    cells = ((SPLITS[split], *names, index, *zones) for split, *names, index, zones in rows)
+    write_atomic(folder / SPLIT_TABLE, csv_text(_SPLIT_COLUMNS, cells))
     with replacing(folder / SPLIT_ARRAY) as path, path.open("wb") as file:
         np.save(file, rows_N)
 

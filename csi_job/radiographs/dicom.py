@@ -33,7 +33,14 @@ from csi_job.radiographs.grey import (
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR_CHANNELS = 3
-_DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)  # by a damaged table
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+)  # raised for a damaged table
 
 
 def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -86,16 +93,20 @@ def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
 
 
 def _grey_square(dataset: Dataset, side_px: int) -> np.ndarray:
-    for film, padding_HW in _films(dataset, side_px):
-        grey_HW = _through_tables(dataset, film, padding_HW)
-        if grey_HW is None:
-            continue
-        if dataset.PhotometricInterpretation == "MONOCHROME1":
-            grey_HW = 255 - grey_HW
-        if padding_HW is not None:
-            grey_HW = np.where(padding_HW, np.uint8(0), grey_HW)
-        return to_square(grey_HW, side_px, film.box)
-    raise AssertionError  # the last film is whole
+    squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
+    return next(square_HW for square_HW in squares if square_HW is not None)  # at the latest, that of the whole film
+
+
+def _square(dataset: Dataset, film: Film, padding_HW: np.ndarray | None, side_px: int) -> np.ndarray | None:
+    """Return the square of a film; None if that takes all pixels, and the film has only averages."""
+    grey_HW = _through_tables(dataset, film, padding_HW)
+    if grey_HW is None:
+        return None
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey_HW = 255 - grey_HW
+    if padding_HW is not None:
+        grey_HW = np.where(padding_HW, np.uint8(0), grey_HW)
+    return to_square(grey_HW, side_px, film.box)
 
 
 def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | None]]:

@@ -119,13 +119,13 @@ def running_trials(connection: Connection, study_id: int) -> sa.Select[Any]:
     `rungs`), `now_s`, `server_start_s`.
     """
     leases = [column for column in LEASES.c if column is not LEASES.c.trial_id]
-    released = (LEASES.c.renewed_at_s == RELEASED_AT_S).label("released")
+    is_released = LEASES.c.renewed_at_s == RELEASED_AT_S
     is_pause = (USER_ATTRIBUTES.c.key == PAUSED, USER_ATTRIBUTES.c.value_json == sa.cast(LEASES.c.attempt, sa.String))
     mark = sa.select(sa.literal(1)).where(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, *is_pause).exists()
-    paused = sa.and_(LEASES.c.renewed_at_s == RELEASED_AT_S, mark).label("paused")
+    state = (is_released.label("released"), sa.and_(is_released, mark).label("paused"))
     clock = (now_s(connection).label("now_s"), server_start_s(connection).label("server_start_s"))
     return (
-        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, released, paused, *clock)
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, *leases, *state, *clock)
         .outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
     )

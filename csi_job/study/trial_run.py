@@ -328,8 +328,7 @@ class RunningTrial(Generic[Params]):
                     raise TrialPausedError(f"paused after epoch {epoch + 1}")
                 may_continue = promoted is not None
         elif self.has_two_objectives:
-            costs = self.gflops
-            may_continue = costs is None or not should_prune_at_cost(self.study, self.curve, costs)
+            may_continue = self.gflops is None or not should_prune_at_cost(self.study, self.curve, self.gflops)
         else:
             rival = "median" if self.settings.pruner == "median" else "others"
             may_continue = not should_prune(self.study, frozen_trial_of(self.trial), self._median_row)

@@ -93,3 +93,7 @@ def start_build(data: Path, tmp_path: Path) -> StartBuild:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
+
+
+def finished(work: Path) -> list[str]:
+    return sorted(path.name for path in (work / "cache").iterdir() if path.is_dir())

@@ -25,15 +25,11 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
-from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
+from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS, split_patients
 from csi_job.radiographs.table import read_table
 from tests.support.processes import wait_until
-from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, images_of, settings_of
-
-
-def finished(work: Path) -> list[str]:
-    return sorted(path.name for path in (work / "cache").iterdir() if path.is_dir())
+from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, finished, images_of, settings_of
 
 
 def test_the_cache_holds_every_image_once_in_its_split(
@@ -87,38 +83,6 @@ def settle(folder: Path) -> None:
     """Wait until the index trusts the files' times."""
     newest = max(path.stat().st_ctime for path in images_of(folder))
     time.sleep(max(0.0, newest + 2.1 - time.time()))
-
-
-def test_what_changes_the_content_changes_the_cache(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
-    def key(radiographs: RadiographsSettings, settings: CacheSettings) -> str:
-        return build_cache(radiographs, settings, tmp_path).name
-
-    plain = settings_of(copied)
-    keys = [
-        key(plain, cache),
-        key(plain, cache.model_copy(update={"image_size_px": 40})),
-        key(plain, cache.model_copy(update={"normalisation": "imagenet"})),
-        key(settings_of(copied, split=SplitSettings(seed=7)), cache),
-    ]
-    images_of(copied)[0].write_bytes(images_of(copied)[1].read_bytes())
-    keys.append(key(plain, cache))
-    text = (copied / "labels.csv").read_text()
-    (copied / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";?\n")
-    keys.append(key(plain, cache))
-    assert len(set(keys)) == len(keys)
-    assert finished(tmp_path) == sorted(keys)
-
-
-def test_what_does_not_change_the_content_does_not_change_the_cache(
-    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
-) -> None:
-    folder = build_cache(settings_of(data), cache, tmp_path)
-    lines = (copied / "labels.csv").read_text().splitlines()
-    (copied / "labels.csv").write_text("\r\n".join([lines[0], *reversed(lines[1:])]).replace(";", ","))
-    for path in images_of(copied):
-        os.utime(path)
-    relaxed = settings_of(copied, max_corrupt_fraction=0.5)
-    assert build_cache(relaxed, cache.model_copy(update={"num_workers": 1}), tmp_path) == folder
 
 
 def test_few_corrupt_images_are_listed_and_left_out(

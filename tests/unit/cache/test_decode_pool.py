@@ -14,7 +14,7 @@ from csi_job.cache import decode_pool as decoders
 from csi_job.cache.decode_pool import decode_images, num_cores
 from csi_job.errors import CsiJobError
 from csi_job.radiographs.read import read_radiograph
-from tests.unit.radiographs.test_dicom import compressed, dataset_of
+from tests.support.dicom import compressed, dataset_of
 
 
 @pytest.fixture

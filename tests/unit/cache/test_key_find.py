@@ -1,7 +1,8 @@
-"""Finding a finished cache, also without its data."""
+"""What names a cache, and finding a finished one, also without its data."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,39 @@ from csi_job.cache.key import find_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
-from tests.unit.cache.conftest import settings_of
+from tests.unit.cache.conftest import finished, images_of, settings_of
+
+
+def test_what_changes_the_content_changes_the_cache(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+    def key(radiographs: RadiographsSettings, settings: CacheSettings) -> str:
+        return build_cache(radiographs, settings, tmp_path).name
+
+    plain = settings_of(copied)
+    keys = [
+        key(plain, cache),
+        key(plain, cache.model_copy(update={"image_size_px": 40})),
+        key(plain, cache.model_copy(update={"normalisation": "imagenet"})),
+        key(settings_of(copied, split=SplitSettings(seed=7)), cache),
+    ]
+    images_of(copied)[0].write_bytes(images_of(copied)[1].read_bytes())
+    keys.append(key(plain, cache))
+    text = (copied / "labels.csv").read_text()
+    (copied / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";?\n")
+    keys.append(key(plain, cache))
+    assert len(set(keys)) == len(keys)
+    assert finished(tmp_path) == sorted(keys)
+
+
+def test_what_does_not_change_the_content_does_not_change_the_cache(
+    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
+) -> None:
+    folder = build_cache(settings_of(data), cache, tmp_path)
+    lines = (copied / "labels.csv").read_text().splitlines()
+    (copied / "labels.csv").write_text("\r\n".join([lines[0], *reversed(lines[1:])]).replace(";", ","))
+    for path in images_of(copied):
+        os.utime(path)
+    relaxed = settings_of(copied, max_corrupt_fraction=0.5)
+    assert build_cache(relaxed, cache.model_copy(update={"num_workers": 1}), tmp_path) == folder
 
 
 def test_nothing_is_found_before_it_is_built(

@@ -23,8 +23,8 @@ from csi_job.radiographs.read import read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import risk_class
+from tests.support.dicom import dataset_of, encoded
 from tests.unit.evaluation.conftest import write_model_file
-from tests.unit.radiographs.test_dicom import dataset_of, encoded
 
 RADIOGRAPHS = RadiographsSettings()
 

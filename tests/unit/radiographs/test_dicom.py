@@ -7,23 +7,19 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
-import gdcm
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForPresentation,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    generate_uid,
 )
 
 from csi_job.errors import DataError
 from csi_job.radiographs.dicom import read_dicom
 from csi_job.radiographs.read import read_radiograph
+from tests.support.dicom import compressed, dataset_of, encoded, table
 from tests.unit.radiographs.conftest import correlation, put, square, stretched
 
 MAX_SIDE_PX = 4000
@@ -32,49 +28,6 @@ CURVE = (np.arange(4096) / 4095) ** 1.6  # no straight line, so that a table tha
 
 def read(content: bytes) -> np.ndarray:
     return read_dicom(content, 32, MAX_SIDE_PX)
-
-
-def dataset_of(pixels: np.ndarray, bits_stored: int = 12, **elements: object) -> Dataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = Dataset()
-    dataset.file_meta = meta
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = pixels.shape[2] if pixels.ndim > 2 else 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
-    dataset.BitsStored = min(bits_stored, dataset.BitsAllocated)
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.tobytes()
-    return dataset
-
-
-def table(entries: np.ndarray, *, first: int = 0, bits: int = 16, form: str = "words", order: str = "<") -> Dataset:
-    """An item of a lookup table sequence: entries as words or packed two a word, raw or as numbers."""
-    words = entries.astype(np.uint16)
-    if form.startswith("packed"):
-        words = np.append(entries, np.zeros(len(entries) % 2)).astype(np.uint8).view("<u2")
-    item = Dataset()
-    item.add(DataElement("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 65536, first, bits]))
-    as_numbers = form.endswith("numbers")
-    item.add(
-        DataElement(
-            "LUTData", "US" if as_numbers else "OW", words.tolist() if as_numbers else bytes(words.astype(f"{order}u2"))
-        )
-    )
-    return item
-
-
-def encoded(dataset: Dataset, **options: object) -> bytes:
-    content = io.BytesIO()
-    dataset.save_as(content, enforce_file_format=True, **options)
-    return content.getvalue()
 
 
 def test_a_window_over_all_levels_keeps_the_film(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
@@ -330,23 +283,6 @@ def test_compressed_pixels_of_another_size_than_declared_are_rejected(
     assert lying != content
     with pytest.raises(DataError, match="pixel data are 90x120, but the DICOM header says 90x64"):
         read(lying)
-
-
-def compressed(tmp_path: Path, dataset: Dataset, syntax: str) -> bytes:
-    (tmp_path / "plain").write_bytes(encoded(dataset))
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(tmp_path / "plain"))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(tmp_path / "packed"))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return (tmp_path / "packed").read_bytes()
 
 
 def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from tests.support.dicom import dataset_of, encoded, table
 from tests.unit.radiographs.conftest import square, stretched
-from tests.unit.radiographs.test_dicom import CURVE, dataset_of, encoded, read, table
+from tests.unit.radiographs.test_dicom import CURVE, read
 
 
 def test_a_voi_table_is_preferred_to_a_window(stored_HW: np.ndarray, square_HW: np.ndarray) -> None:

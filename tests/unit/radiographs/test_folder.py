@@ -12,8 +12,8 @@ from PIL import Image
 
 from csi_job.errors import DataError
 from csi_job.radiographs.folder import expand_folders
+from tests.support.dicom import dataset_of, encoded
 from tests.unit.radiographs.conftest import encode
-from tests.unit.radiographs.test_dicom import dataset_of, encoded
 
 APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X" + bytes(100)
 

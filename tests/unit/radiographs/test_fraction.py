@@ -17,8 +17,8 @@ from csi_job.radiographs.dicom import read_dicom
 from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.nifti import read_nifti
 from csi_job.radiographs.picture import read_picture
+from tests.support.dicom import compressed, dataset_of, encoded, table
 from tests.unit.radiographs.conftest import encode, stretched
-from tests.unit.radiographs.test_dicom import compressed, dataset_of, encoded, table
 from tests.unit.radiographs.test_nifti import nifti
 from tests.unit.radiographs.test_picture import deep_png
 

@@ -1,0 +1,60 @@
+"""The version of the reader of a file, by its first bytes."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from csi_job.phantoms.files import NUM_VARIANTS, write_film
+from csi_job.radiographs.content import NEWEST_READER, reader_version, reader_versions
+from tests.support.dicom import compressed, dataset_of, encoded, table
+from tests.unit.radiographs.conftest import encode
+from tests.unit.radiographs.test_nifti import nifti
+from tests.unit.radiographs.test_picture import deep_png
+
+
+def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches(
+    tmp_path: Path, film_HW: np.ndarray, stored_HW: np.ndarray
+) -> None:
+    for variant in range(NUM_VARIANTS):
+        write_film(film_HW.astype(np.float32) / 255, tmp_path / f"film{variant}", variant)
+    colours_HWC = np.stack([film_HW] * 3, axis=-1)
+    unchanged = [path.read_bytes() for path in tmp_path.iterdir()]
+    unchanged += [encoded(dataset_of(colours_HWC, PhotometricInterpretation="RGB", PlanarConfiguration=0))]
+    assert {reader_version(content) for content in unchanged} == {1}
+    shifted = dataset_of(stored_HW << 4, HighBit=15)
+    wide = dataset_of(stored_HW.astype(np.uint32), bits_stored=32)
+    deep = dataset_of(np.stack([stored_HW] * 3, axis=-1), PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    changed = [
+        encoded(dataset_of(stored_HW, PixelPaddingValue=0)),
+        encoded(dataset_of(stored_HW, VOILUTSequence=[table(np.arange(4096))])),
+        encoded(dataset_of(stored_HW, ModalityLUTSequence=[table(np.arange(4096))])),
+        *map(encoded, (shifted, wide, deep)),
+        deep_png(np.stack([stored_HW] * 3, axis=-1), 2),
+        deep_png(stored_HW[..., None], 0, [(b"tRNS", b"\0\0")]),
+        encode(Image.fromarray(film_HW), "WEBP"),
+    ]
+    stated_rgb = dataset_of(colours_HWC, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    changed.append(compressed(tmp_path, stated_rgb, "JPEGBaselineProcess1"))
+    grey = dataset_of(stored_HW)
+    changed.append(compressed(tmp_path, grey, "JPEGExtendedProcess2_4"))
+    assert [reader_version(content) for content in changed] == [2] * len(changed)
+    large_HW = np.tile(stored_HW, (10, 10))
+    newest = [
+        compressed(tmp_path, grey, syntax) for syntax in ("ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian")
+    ]
+    newest += [encode(Image.fromarray(large_HW)), encode(Image.fromarray(np.tile(film_HW, (10, 10))), "JPEG")]
+    newest += [encode(Image.fromarray(film_HW), kind) for kind in ("TIFF", "JPEG2000")]
+    newest += [encoded(dataset_of(large_HW)), nifti(large_HW), gzip.compress(nifti(large_HW))]
+    assert [reader_version(content) for content in newest] == [NEWEST_READER] * len(newest)
+    assert [reader_versions(content) for content in newest] == [0b111] * 2 + [0b101] * 2 + [0b111] * 2 + [0b101] * 3
+    still = [encode(Image.fromarray(np.tile(film_HW, (10, 10)))), nifti(np.tile(film_HW, (10, 10)))]
+    assert [reader_version(content) for content in still] == [1] * len(still)
+
+
+def test_the_reader_of_a_file_that_is_cut_off_anywhere_is_known(stored_HW: np.ndarray) -> None:
+    for content in (encode(Image.fromarray(stored_HW)), encoded(dataset_of(stored_HW)), nifti(stored_HW)):
+        assert {reader_version(content[:length]) for length in range(600)} <= {1, 2, NEWEST_READER}
