@@ -1,7 +1,5 @@
 """Hyperparameter optimisation for chest-radiograph models, on one machine or as Kubernetes Jobs."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

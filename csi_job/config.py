@@ -95,7 +95,6 @@ class LoadedSettings:
 
         Raises:
             ConfigurationError: a stored value is not valid, or not together with those given.
-
         """
         stored = _known_part(study.settings(), Settings)
         origins = dict.fromkeys(_paths(stored), STUDY) | self.origins
@@ -115,7 +114,6 @@ def load_settings(
 
     Raises:
         ConfigurationError: an unreadable file, an unknown key or an invalid value, by its dotted path.
-
     """
     names = flag_names or {}
     variables = [*_from_environment(os.environ if environment is None else environment)]

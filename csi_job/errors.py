@@ -24,7 +24,6 @@ class CsiJobError(Exception):
             got: the offending value, if it helps; quoted in the message.
             allowed: the values allowed, as a phrase or a sequence.
             hint: what to do next, in the imperative.
-
         """
         parts = [what]
         if got is not None:
@@ -144,7 +143,6 @@ def explain_os_errors(
         got: the path concerned.
         kind: the error to raise, for which `kind_of` may have another.
         hint: what to do next.
-
     """
     try:
         yield

@@ -5,8 +5,6 @@ umask; in a folder that passes on its group (set-group-ID, as Kubernetes makes a
 read and write it too. What exists already keeps its permissions.
 """
 
-from __future__ import annotations
-
 import csv
 import fcntl
 import hashlib
@@ -108,7 +106,6 @@ def write_file(path: Path, content: str | bytes) -> Path:
 
     Raises:
         CsiJobError: the folder cannot be written, or the disk is full.
-
     """
     if path == STREAM:
         sys.stdout.buffer.write(content.encode() if isinstance(content, str) else content)
@@ -219,7 +216,6 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
 
     Raises:
         ConfigurationError: the file cannot be written, or its file system has no locks.
-
     """
     with _lock_file(path) as descriptor:
         while not _try_lock(descriptor, path):

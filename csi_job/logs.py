@@ -54,7 +54,6 @@ def progress(description: str, total: int, unit: str) -> AbstractContextManager[
 
     Returns:
         a context with `advance(num_steps)`, to call as work is done.
-
     """
     return (_bar if is_interactive() else _log_lines)(description, total, unit)
 

@@ -70,7 +70,6 @@ def optimize_hyperparameters(
     Raises:
         ConfigurationError: an invalid setting, by its dotted path.
         DataError: the label table or images cannot be used.
-
     """
     flags = {
         "study.name": study_name,
@@ -98,7 +97,6 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
 
     Raises:
         ConfigurationError: there is none, or several match and none is named.
-
     """
     if key and settings.radiographs.labels is None and settings.folder.cache(key).is_dir():
         named, form = Cache.open(settings.folder.cache(key)), settings.cache

@@ -1,7 +1,5 @@
 """Score new radiographs with a model; needs no study, and does not import Optuna."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +34,6 @@ def run_predict(
 
     Raises:
         DataError: a folder holds no image.
-
     """
     files = expand_folders(paths)
     device = choose_device(settings.trial)

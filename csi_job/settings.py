@@ -1,7 +1,5 @@
 """The base of every settings section: frozen, unknown keys refused, a docstring under each field."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 

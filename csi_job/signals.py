@@ -1,7 +1,5 @@
 """SIGTERM and SIGINT as a flag, checked where stopping is safe."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

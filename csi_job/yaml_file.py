@@ -1,7 +1,5 @@
 """Read YAML files that may be damaged, or may be meant to do damage."""
 
-from __future__ import annotations
-
 import re
 from itertools import chain
 from pathlib import Path

@@ -59,7 +59,6 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     Raises:
         DataError: table, images or split cannot be used, or the folder cannot be written.
         ConfigurationError: the table or the folder of images is not set.
-
     """
     root = WorkFolder(work).caches
     with problems_listed(work):

@@ -84,7 +84,6 @@ class Cache:
 
         Raises:
             DataError: the cache is damaged or of another version.
-
         """
         if name not in self._splits:
             self._splits[name] = self._load(name)

@@ -5,8 +5,6 @@ starts quickly, never runs the caller's script again as multiprocessing's spawn 
 threads or locks. It receives one path at a time on standard input and answers with pixels or a problem.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle
@@ -47,7 +45,6 @@ def decode_images(
 
     Raises:
         CsiJobError: a decoder cannot be started.
-
     """
     waiting = iter(images)
     with contextlib.ExitStack() as at_end, selectors.DefaultSelector() as selector:
@@ -100,7 +97,6 @@ class _Decoder:
 
         Raises:
             CsiJobError: the process cannot be started.
-
         """
         try:
             answer: np.ndarray | str = pickle.load(self._output)  # noqa: S301 - our own process wrote it

@@ -4,8 +4,6 @@ A cache is named by its content key, a digest of everything that decides its pix
 table, split and settings. Where the data is not mounted, the key is the one last recorded for the same settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json
@@ -100,7 +98,6 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     Raises:
         ConfigurationError: table or images are not set.
         DataError: they cannot be used.
-
     """
     if radiographs.labels is None or radiographs.images is None:
         missing = "radiographs.labels" if radiographs.labels is None else "radiographs.images"
@@ -127,7 +124,6 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
     Raises:
         DataError: the data cannot be used.
         ConfigurationError: only half of the data is named, or none and several caches match.
-
     """
     root = WorkFolder(work).caches
     if not root.is_dir():

@@ -8,8 +8,6 @@
 ```
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +86,6 @@ def load_info(folder: Path) -> CacheInfo:
 
     Raises:
         DataError: it is missing, has another version, or was changed.
-
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -129,7 +126,6 @@ def read_split_table(folder: Path, info: CacheInfo) -> np.ndarray:
 
     Raises:
         DataError: they are missing or damaged.
-
     """
     name = SPLIT_ARRAY if SPLIT_ARRAY in info.files else SPLIT_TABLE
     try:
@@ -158,7 +154,6 @@ def verify_cache(folder: Path) -> None:
 
     Raises:
         DataError: names the first file that is missing, short or changed.
-
     """
     info = load_info(folder)
     for name in sorted({SPLIT_TABLE, *map(images_file, SPLITS), *info.files}):

@@ -1,7 +1,5 @@
 """Images and rows that cannot be used: named in `problems.csv`, by pseudonyms everywhere else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +16,6 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
 
     Raises:
         OSError: the folder cannot be written.
-
     """
     rows = (
         (problem.row, problem.column, problem.file_id, "; ".join(filter(None, (problem.what, problem.identities))))
@@ -36,7 +33,6 @@ def problems_listed(work: Path) -> Iterator[None]:
     Raises:
         DataError: the one raised inside, its problems with pseudonyms; or in place of an OSError raised inside.
         CsiJobError: the disk is full or failed.
-
     """
     try:
         yield

@@ -1,7 +1,5 @@
 """The arrays of an unfinished cache: one slot per image, filled in any order and by several processes at once."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
@@ -42,7 +40,6 @@ class SlotArrays:
 
         Raises:
             OSError: the disk is full or cannot be written.
-
         """
         self._folder, self._side_px = folder, side_px
         self._split_N = split_N

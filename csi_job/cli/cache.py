@@ -1,7 +1,5 @@
 """`csi-job cache build | verify`."""
 
-from __future__ import annotations
-
 import click
 
 from csi_job.cli.options import DATA, the_only_study, with_settings

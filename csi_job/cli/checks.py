@@ -1,7 +1,5 @@
 """What can be found wrong in a call before PyTorch and Optuna are imported, which takes seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         settings: the settings of the call.
         shown: the settings that the command has flags for.
         given: the command's other arguments by name.
-
     """
     check_arguments(settings.folder, given)
     if "evaluation.num_bootstrap" in shown:

@@ -1,7 +1,5 @@
 """`csi-job cluster run | scale | check | fetch`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from itertools import chain

@@ -1,7 +1,5 @@
 """`csi-job config show | init`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """`csi-job eval` and `csi-job evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`csi-job hyperopt`."""
 
-from __future__ import annotations
-
 import click
 
 from csi_job.cli.options import DATA, next_command, the_study, with_settings

@@ -1,7 +1,5 @@
 """`csi-job phantoms`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """`csi-job predict`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, TextIO, cast

@@ -1,7 +1,5 @@
 """`csi-job report`."""
 
-from __future__ import annotations
-
 import click
 
 from csi_job.cli.options import the_only_study, with_settings

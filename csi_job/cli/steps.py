@@ -1,7 +1,5 @@
 """`csi-job steps`."""
 
-from __future__ import annotations
-
 import itertools
 import os
 

@@ -1,7 +1,5 @@
 """`csi-job train-optimized`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """One namespace of a cluster, through Kubernetes' dynamic client; every error is one line."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os
@@ -169,7 +167,6 @@ class Cluster:
 
         Raises:
             ClusterError: the command failed, or gave no output for `idle_timeout_s`.
-
         """
         if pod == os.environ.get(POD_VARIABLE, socket.gethostname()):  # which needs no right to run its own commands
             _run_here(command, write)

@@ -5,8 +5,6 @@ gives the index up after `backoffLimitPerIndex` errors. It never forgets, but it
 it replaces. Setting these to 0 once the pod has made progress keeps the wait at 10 s, and costs the other pods nothing.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """The chart's values as models; `python -m csi_job.cluster.chart_values` prints `helm/values.schema.json`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Annotated, Any, Final, Literal

@@ -4,8 +4,6 @@ It is stateless. All it knows is in the cluster (the Jobs and their annotations)
 at any point and resume.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,7 +60,6 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     Raises:
         ConfigurationError: the API server refuses a stage's Job, or the search has no sampler.
         StageFailedError: a stage failed permanently.
-
     """
     from csi_job.study.sampling import make_sampler
 

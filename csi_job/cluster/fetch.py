@@ -1,7 +1,5 @@
 """Copy the results from the release's volume to this machine."""
 
-from __future__ import annotations
-
 import copy
 import tarfile
 import tempfile

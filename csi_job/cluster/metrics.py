@@ -1,7 +1,5 @@
 """The controller's metrics for Prometheus, behind a switch of the chart."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections import Counter

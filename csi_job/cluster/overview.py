@@ -1,7 +1,5 @@
 """A release as seen from outside: pods from the API server, the study from a pod that can reach the database."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -1,7 +1,5 @@
 """Problems of an installation that a pod can see, found before any GPU is used."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,7 +56,6 @@ def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -
     Raises:
         ConfigurationError: there are problems; the message lists them.
         StorageUnavailableError: the database is unreachable, and nothing else is wrong.
-
     """
     problems: list[str] = []
     checks: tuple[Callable[[], str], ...] = (

@@ -1,7 +1,5 @@
 """What a pod's status says: how it failed, in csi-job's own words, and why it does not start."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

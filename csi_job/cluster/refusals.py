@@ -1,7 +1,5 @@
 """What the API server refuses: a stage's Job or pod, asked beforehand by a dry run or read from events afterwards."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -113,7 +111,6 @@ def check_stages(cluster: Cluster, release: Release) -> bool:
     Raises:
         ConfigurationError: it refuses a Job, which names value and field.
         NotYetError: it refuses a pod, e.g. because a class does not exist yet.
-
     """
     for stage in release.stages:
         check_job(cluster, release, stage)
@@ -150,7 +147,6 @@ def check_database(cluster: Cluster, release: Release) -> bool:
 
     Raises:
         NotYetError: something that it needs does not exist or is refused.
-
     """
     pods = cluster.find("Pod", selector(release.name, DATABASE))
     for pod in pods:
@@ -170,7 +166,6 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
     Raises:
         ConfigurationError: it refuses the Job; the message has its value and field.
-
     """
     job = stage.job(1, release.owner, {})
     # No Job has this name, so this manifest alone counts.

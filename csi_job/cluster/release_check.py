@@ -1,7 +1,5 @@
 """Problems of a release that the API server can see, found from a laptop before any GPU is used."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -39,7 +37,6 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
 
     Raises:
         ConfigurationError: there are problems; the message lists them all.
-
     """
     release = find_release(cluster, release_name)
     problems: list[str] = []

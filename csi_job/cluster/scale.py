@@ -1,7 +1,5 @@
 """Change the number of pods of a running search."""
 
-from __future__ import annotations
-
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.stages import (
@@ -30,7 +28,6 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
 
     Raises:
         ClusterError: there is no such release, or no running search.
-
     """
     release = find_release(cluster, release_name)
     jobs = cluster.jobs(release.search.labels)

@@ -1,7 +1,5 @@
 """The search stage: any number of pods on one study; only the controller ends it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

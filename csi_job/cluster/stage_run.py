@@ -1,7 +1,5 @@
 """One stage of a release, reconciled until it ends."""
 
-from __future__ import annotations
-
 import logging
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,7 +60,6 @@ class StageRun:
 
         Raises:
             StageFailedError: it failed permanently.
-
         """
         jobs = self.cluster.jobs(self.stage.labels)
         own = [job for job in jobs if get_annotation(job, DIGEST) == self.stage.digest]

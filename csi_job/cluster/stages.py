@@ -166,7 +166,6 @@ def find_release(cluster: Cluster, name: str | None) -> Release:
 
     Raises:
         ClusterError: there is none, or several and no name was given.
-
     """
     own = read_release(cluster, os.environ[STAGES_VARIABLE]) if STAGES_VARIABLE in os.environ else None
     if own is not None and name in {None, own.name}:

@@ -4,8 +4,6 @@ A resample is a row of weights, how many times each image counts. Metrics map we
 vectorised pass computes the point estimate (all weights one) and every resample alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 

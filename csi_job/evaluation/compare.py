@@ -1,7 +1,5 @@
 """Compare two models on the same images, with paired intervals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -10,8 +10,6 @@ distribution below, between and above the two limits, with zones independent giv
 from the CSI by the CSI-Predictor project's limits, not clinically validated.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

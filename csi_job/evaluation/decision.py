@@ -1,7 +1,5 @@
 """What to do with a model, from its evaluation and its comparison with the baseline, as stored in their JSON files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +39,6 @@ def decide(
         comparison: of the model with the baseline on the same images, if there is one.
         baseline: evaluation of that baseline, if there is one.
         num_patients_in_all: patients of all splits, 0 if unknown.
-
     """
     where = f"On the {fmt.plural(evaluation['num_patients'], 'patient')} of the {evaluation['split']} set"
     cautions = tuple(filter(None, (few_patients(evaluation), trivial_caution(evaluation))))

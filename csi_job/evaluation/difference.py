@@ -4,8 +4,6 @@ Pairing matters: both meet the same easy and hard patients in each resample, so 
 narrower than the overlap of two separate intervals suggests.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Evaluate a model on a split: every metric with its patient-level interval, as numbers and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

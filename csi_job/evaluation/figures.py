@@ -3,8 +3,6 @@
 As in the report, a figure is a plain dictionary; the tests validate each with `plotly.graph_objects.Figure`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -7,8 +7,6 @@ images with at least one graded zone. The risk AUROC is the mean one-vs-rest AUR
 can separate; a resample that lacks one of them is degenerate, since a mean over fewer classes is another quantity.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +59,6 @@ class Predictions:
         zones_NZ: true classes [N, 6], 0 to 4 (4: not graded).
         patients_N: index of each image's patient.
         pseudonyms: keyed hashes of the file names, for plots.
-
     """
 
     probabilities_NZK: FloatArray  # noqa: N815 - an array carries its axes

@@ -73,7 +73,6 @@ def load_model(
 
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
-
     """
     state, card = _read(path)
     architecture = card.get("architecture") or architecture

@@ -1,7 +1,5 @@
 """The pages of an evaluation and of a comparison: the answer first, then tables and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Predict any number of image files in order, in memory that does not grow with their number."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +33,6 @@ class Prediction:
         risk: risk class of that CSI; None likewise.
         risk_probabilities: of low, medium and high risk; None likewise.
         doubt: why the image hardly shows a radiograph, or "".
-
     """
 
     path: Path
@@ -94,7 +91,6 @@ def predict_images(
 
     Raises:
         ModelFileError: the model's output is not finite.
-
     """
     finished: dict[int, Prediction | Problem] = {}
     index = 0

@@ -1,7 +1,5 @@
 """Write predictions as they arrive, as CSV (one row per file) or JSON (one array)."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable

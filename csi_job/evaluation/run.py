@@ -1,7 +1,5 @@
 """Evaluate a model file, and optionally a baseline, on the test set, and write the numbers and figures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,6 @@ def run_evaluation(
         ConfigurationError: a model's image size is not the cache's.
         DataError: the cache is damaged.
         CsiJobError: the results cannot be written.
-
     """
     form: dict[str, Any] = {name: getattr(cache.info, name) for name in ("image_size_px", "normalisation")}
     form["architecture"] = architecture

@@ -1,7 +1,5 @@
 """Settings of the evaluation."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from csi_job.settings import Section

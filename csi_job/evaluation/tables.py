@@ -1,7 +1,5 @@
 """Tables of an evaluation, from its JSON, with what trivial predictors score beside every metric."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Zone by zone they know the training labels and nothing else: always the commonest score, or always the median score.
 """
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import numpy as np

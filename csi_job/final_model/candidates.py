@@ -4,8 +4,6 @@ The best value among many trials is partly luck, more so the more trials there a
 the standard deviation over them shows how much of a difference between candidates chance explains.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +137,6 @@ def confirm_candidates(
 
     Raises:
         InfeasibleTrialError: no candidate can be trained on this device.
-
     """
     results = []
     for candidate in candidates:

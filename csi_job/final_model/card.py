@@ -3,8 +3,6 @@
 Source: M. Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the sections keep their order.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

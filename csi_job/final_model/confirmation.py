@@ -4,8 +4,6 @@ Each is a claim like a trial's: the workers of the search take them when the tri
 so does every `train-optimized`. Their results are files (`SeedTrainer`), from which the winner is then chosen.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

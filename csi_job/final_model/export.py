@@ -7,8 +7,6 @@ mixing theirs. The safetensors carry the card in their metadata too, so that one
 Each study has a folder of its own; `publish` makes its files those in `models/`, where other programs look.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -55,7 +55,6 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
 
     Raises:
         ConfigurationError: the file is missing or not a JSON object, or a name or value in it is not allowed.
-
     """
     content = _content(path)
     params = content.get("params", content)

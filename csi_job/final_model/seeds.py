@@ -87,7 +87,6 @@ class SeedTrainer:
         settings: the training settings that are not searched.
         check: raises when the process is asked to stop.
         infeasible: why recipes, by their digest, could not be trained.
-
     """
 
     folder: Path
@@ -123,7 +122,6 @@ class SeedTrainer:
             InfeasibleTrialError: the recipe cannot be trained here; nothing is kept, since another device may do it.
             CsiJobError: the result cannot be written.
             StopRequestedError: a signal came; the same call resumes later.
-
         """
         if stored := self.finished(recipe, seed):
             advance(recipe.max_epochs)

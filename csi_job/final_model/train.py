@@ -3,8 +3,6 @@
 Nothing here reads the pixels of the test set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -128,7 +126,6 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
         DataError: the cache is damaged.
         CsiJobError: results cannot be written.
         StopRequestedError: a signal came; the same call resumes later.
-
     """
     folder = request.work.candidates(request.file.study)
     with listening() as stop:

@@ -1,7 +1,5 @@
 """What the page is made of: sections of tables, figures, definitions and commands, as data for the templates."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """How the report and the terminal write names, numbers, times and lists."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Links between the pages of a work folder: report, evaluations, comparison, model cards."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Text, grid and background take their colours from the style sheet of the page, so that they follow its light or dark.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +25,6 @@ class Plot:
         missing: one sentence.
         warnings: what the reader must keep in mind, e.g. that few trials stand behind it.
         is_wide: many small parts lie side by side, so a narrow screen scrolls rather than squeezes.
-
     """
 
     key: str

@@ -1,7 +1,5 @@
 """Render templates: an HTML page is one file that loads nothing from anywhere."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from functools import cache
@@ -27,7 +25,6 @@ def render(package: str, template: str, **content: Any) -> str:
         package: its `templates/` folder is searched first, then the shared one of this package.
         template: file name, e.g. `report.html.j2`.
         content: what the template shows.
-
     """
     return _environment(package).get_template(template).render(**content)
 

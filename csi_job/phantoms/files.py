@@ -1,7 +1,5 @@
 """Phantoms as files: the formats, depths and header fields of real radiographs, the same bytes each time."""
 
-from __future__ import annotations
-
 import gzip
 import io
 from collections.abc import Callable

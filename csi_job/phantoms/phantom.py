@@ -4,8 +4,6 @@ They show what the model is to learn: fluid in six lung zones that gets denser a
 nothing about how well it reads real radiographs.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +36,6 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     Raises:
         ConfigurationError: fewer than one image, or impossible sizes.
         DataError: the folder cannot be written.
-
     """
     if num_images < 1:
         raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")

@@ -1,7 +1,5 @@
 """What a file is, by its first bytes and not by its name; and which reader last changed its pixels."""
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

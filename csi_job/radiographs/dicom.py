@@ -1,7 +1,5 @@
 """DICOM radiographs: modality and VOI tables applied as a viewer would, then 8-bit grey."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import suppress
@@ -53,7 +51,6 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     Raises:
         DataError: no pixels, several frames, too small or too large, or blank.
         Exception: anything pydicom and its decoders raise for damaged content.
-
     """
     dataset = read_bounded(content)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):

@@ -1,7 +1,5 @@
 """Reject DICOM files that would decode to far more than they declare, before the decoders trust them."""
 
-from __future__ import annotations
-
 import io
 import zlib
 
@@ -25,7 +23,6 @@ def read_bounded(content: bytes) -> Dataset:
     Raises:
         DataError: it inflates to more, or is cut off.
         Exception: anything pydicom raises for damaged content.
-
     """
     file = io.BytesIO(content)
     read_preamble(file, force=True)
@@ -49,7 +46,6 @@ def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
 
     Raises:
         DataError: too large, or another size.
-
     """
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return

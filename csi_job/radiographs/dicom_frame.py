@@ -1,7 +1,5 @@
 """The pixels of grey DICOM files, decoded faster than by pydicom alone where the transfer syntax allows it."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import struct

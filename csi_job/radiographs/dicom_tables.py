@@ -1,7 +1,5 @@
 """Lookup tables of DICOM files in the forms that devices write (PS3.3 C.11.1.1 and C.11.2.1.1, PS3.5 6.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

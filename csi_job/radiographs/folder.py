@@ -1,7 +1,5 @@
 """The folder of images: find the file of an identifier, or every image below it, and never leave the folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
@@ -151,7 +149,6 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
 
     Raises:
         DataError: a folder holds no image.
-
     """
     files: list[Path] = []
     for path in paths:

@@ -1,7 +1,5 @@
 """Decode JPEG and JPEG 2000 at a fraction of their size: fewer pixels, of which each is an average."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What all image formats share: check the size before decoding, scale grey levels, resize to a square."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +32,6 @@ def check_size(width_px: int, height_px: int, max_image_side_px: int) -> None:
 
     Raises:
         DataError: smaller than 16 pixels per side, or as large as a decompression bomb.
-
     """
     size = f"{width_px}x{height_px} pixels"
     if min(width_px, height_px) < MIN_SIDE_PX:
@@ -111,7 +108,6 @@ def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np
 
     Raises:
         DataError: all pixels are equal, or none is finite.
-
     """
     return percentile_scale(sampled(values_HW, left_out_HW), values_HW.dtype)(values_HW)
 
@@ -124,7 +120,6 @@ def percentile_scale(sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
 
     Raises:
         DataError: all pixels are equal, or none is finite.
-
     """
     sample = sample_N.astype(np.float64)
     sample = sample[np.isfinite(sample)]
@@ -169,7 +164,6 @@ def to_square(grey_HW: np.ndarray | Image.Image, side_px: int, box: Box | None =
 
     Raises:
         DataError: all pixels are equal.
-
     """
     image = grey_HW if isinstance(grey_HW, Image.Image) else Image.fromarray(np.ascontiguousarray(grey_HW))
     small = image.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box, reducing_gap=_REDUCING_GAP)

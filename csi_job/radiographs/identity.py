@@ -1,7 +1,5 @@
 """Pseudonyms: keyed hashes in place of the identifiers of patients and files, which never leave the work folder."""
 
-from __future__ import annotations
-
 import hmac
 import os
 import secrets
@@ -25,7 +23,6 @@ def load_key(path: Path) -> bytes:
 
     Raises:
         DataError: the file cannot be read or written, or does not hold a key.
-
     """
     with explain_os_errors("the pseudonym key cannot be stored", path, kind=DataError):
         if not path.exists():

@@ -1,7 +1,5 @@
 """NIfTI radiographs, decompressed no further than their header allows, put upright by their affine."""
 
-from __future__ import annotations
-
 import gzip
 import io
 from typing import IO, Any
@@ -37,7 +35,6 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     Raises:
         DataError: not a 2-D image, too small or too large, cut off, or blank.
         Exception: anything nibabel raises for damaged content.
-
     """
     import nibabel
 

@@ -1,7 +1,5 @@
 """PNG, JPEG, TIFF, WebP, BMP, GIF and JPEG 2000 of any mode and depth, decoded to grey."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys
@@ -54,7 +52,6 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
     Raises:
         DataError: too small or too large by its header, of several pages, or blank.
         Exception: anything Pillow raises for damaged content.
-
     """
     image = _open(content)
     check_size(*image.size, max_image_side_px)

@@ -1,7 +1,5 @@
 """Find images by their FileID, and decode them to upright grey squares."""
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings
@@ -30,7 +28,6 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
     Raises:
         DataError: the folder cannot be read; or an image is missing, exists twice, or is outside the folder. All
             such rows are in its `problems`.
-
     """
     with explain_os_errors("the folder of images cannot be read", folder, kind=DataError):
         images = ImageFolder(folder)
@@ -69,7 +66,6 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
 
     Damaged compressed DICOM can crash the process inside gdcm (an uncaught C++ exception) or make it print; where that
     matters, `cache.decode_pool.decode_images` runs this in separate processes.
-
     """
     content = _read_content(path)
     try:

@@ -1,7 +1,5 @@
 """The split of patients into train, validation and test, stratified over the scores of all six zones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -32,7 +30,6 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
 
     Raises:
         DataError: too few patients for three splits.
-
     """
     patients, patient_of_image_N = table.patients()
     shares_S = np.array([settings.train, settings.validation, settings.test])
@@ -51,7 +48,6 @@ def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
 
     Raises:
         DataError: a zone has no graded image in train or validation.
-
     """
     warnings = []
     for name, counts_ZK in zip(SPLITS, class_counts_SZK, strict=True):

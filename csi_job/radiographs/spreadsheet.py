@@ -1,7 +1,5 @@
 """Identifiers that a spreadsheet took for numbers: it drops leading zeros, and digits of long ones."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable

@@ -86,7 +86,6 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
     Raises:
         DataError: the table cannot be read, has no rows, lacks a column, or holds wrong rows; all wrong rows are
             in its `problems`, with row and column.
-
     """
     text = _read_text(path)
     table = _read_columns(_Lines(text), settings.unknown_values)

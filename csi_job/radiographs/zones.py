@@ -4,8 +4,6 @@ Source: M. Kobayashi et al., PLoS Medicine 17(11): e1003419, 2020; the limits of
 CSI-Predictor project.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 ZONES: Final = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")  # the patient's sides

@@ -3,8 +3,6 @@
 Files of another study, cache or model are not shown; `notes` mentions those that a reader may expect to see.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The settings file beside the report: with it, one worker on a CPU repeats the study bit by bit."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from pathlib import Path

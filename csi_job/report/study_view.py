@@ -1,7 +1,5 @@
 """The study as the report sees it, read once: every trial with its outcome and phase, and the chosen trial."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC

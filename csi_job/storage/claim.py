@@ -1,7 +1,5 @@
 """Claims: one transaction picks the next trial to run and never exceeds the study's target."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +102,6 @@ def claim_trial(
     Raises:
         StudyFailedError: too many trials failed.
         ConfigurationError: the study was deleted.
-
     """
     transaction = _ClaimTransaction(storage, study_id, rules, token, worker_id)
     try:
@@ -283,7 +280,6 @@ def count_trials(connection: Connection, study_id: int) -> Counts:
 
     Raises:
         ConfigurationError: the study has no target, so another program made it.
-
     """
     return _counts(connection.execute(_counting(study_id)).one())
 

@@ -104,7 +104,6 @@ class Database(OptunaStorage):
         Raises:
             ConfigurationError: the study that was opened under this id was deleted.
             KeyError: there is none, and none was opened, or this object deleted it.
-
         """
         if lock_study(connection, study_id, self.uid_of(study_id)):
             return

@@ -1,7 +1,5 @@
 """The engine: connections that notice a dead server, transactions that lock before they read, and SQL for both."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, TypeVar

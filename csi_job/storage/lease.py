@@ -1,7 +1,5 @@
 """Leases: which worker may write to a running trial, and writes that go through only under one."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -156,7 +154,6 @@ def fence(connection: Connection, lease: Lease, *, unless_released: bool = False
 
     Raises:
         LeaseLostError: another worker has the trial, or it is finished or deleted; with `unless_released`, or released.
-
     """
     renewal = _renewal(connection, lease, changes)
     if unless_released:
@@ -182,7 +179,6 @@ def write_fenced(
 
     Raises:
         LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
-
     """
     if connection.dialect.name == "sqlite":
         fence(connection, lease, **changes)

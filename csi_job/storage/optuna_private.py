@@ -133,7 +133,6 @@ def reseed(sampler: BaseSampler, seed: int) -> None:
 
     Raises:
         ConfigurationError: there is no random state where the samplers we use keep theirs.
-
     """
     if not _reseed(sampler, seed):
         message = "this sampler has no random state that can be set, so workers could draw the same points"

@@ -1,7 +1,5 @@
 """Retry while the database is unreachable or busy; reject wrong settings on first contact."""
 
-from __future__ import annotations
-
 import enum
 import os
 import random
@@ -163,7 +161,6 @@ class RetryPolicy:
         Raises:
             StorageUnavailableError: the database was still unreachable when the limit was reached.
             StorageRejectedError: it rejected us for `REJECTED_LIMIT_S`, or when the limit was reached.
-
         """
         limit = self.limit_s if limit_s is None else limit_s
         began, delay, logged, rejected_at_s = time.monotonic(), FIRST_DELAY_S, False, None

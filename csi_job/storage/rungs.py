@@ -5,8 +5,6 @@ from the stored epochs, so that nothing else has to agree with them. A paused tr
 released by the attempt that its attribute `PAUSED` names.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable

@@ -1,7 +1,5 @@
 """Create Optuna's tables and ours once; reject tables of another Optuna version."""
 
-from __future__ import annotations
-
 from contextlib import closing
 
 import optuna
@@ -39,7 +37,6 @@ def check_schema(engine: Engine, address: Address) -> None:
 
     Raises:
         ConfigurationError: it never held a study, or its tables need an upgrade.
-
     """
     with engine.connect() as connection:
         stored = _stored_version(connection)

@@ -1,7 +1,5 @@
 """Settings of the study database."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field, SecretStr

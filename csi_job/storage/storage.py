@@ -1,7 +1,5 @@
 """Optuna's storage, in which a running trial is written only under its lease."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import threading
@@ -118,7 +116,6 @@ class StudyStorage(Database):
 
         Raises:
             LeaseLostError: another worker has the trial, or it is finished or deleted; nothing was written.
-
         """
 
         def transaction() -> sa.Row[Any] | None:
@@ -293,7 +290,6 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     Raises:
         ConfigurationError: an unusable URL, password, file or schema.
         StorageUnavailableError: the database could not be reached within `connect_s`.
-
     """
     address = database_address(settings, work)
     create = create and settings.create_tables

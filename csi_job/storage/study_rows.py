@@ -1,7 +1,5 @@
 """Studies as rows: which study an id means, the lock on it, its attributes, its removal."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

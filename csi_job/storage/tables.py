@@ -1,7 +1,5 @@
 """The tables: Optuna's, and ours with the leases."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

@@ -1,7 +1,5 @@
 """Trials as rows of Optuna's tables, read and written with few statements."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence

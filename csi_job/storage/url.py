@@ -1,7 +1,5 @@
 """The database URL from the settings, validated, with all secrets kept separately."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +63,6 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
 
     Raises:
         ConfigurationError: an invalid URL, an unsupported database, an unreadable password file.
-
     """
     if settings.url is None:
         return Address(URL.create("sqlite", database=str(WorkFolder(work).database)))
@@ -82,7 +79,6 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -
 
     Raises:
         ConfigurationError: the file is on nfs, cifs, fuse or similar.
-
     """
     kind = _file_system(path.resolve(), mounts)
     if kind in NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in LOCAL_FUSE):
@@ -96,7 +92,6 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
 
     Raises:
         ConfigurationError: the file is missing or on a network file system, or it cannot be created.
-
     """
     check_file_system(path)
     if path.is_file():

@@ -4,8 +4,6 @@ In the study itself they would count toward its total, and samplers, pruners, th
 dashboard would take them for its results. Beside it they have the same claims, leases and checkpoints as any trial.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -98,7 +96,6 @@ def plan(
         confirmation: from `open_confirmation`.
         choose: returns the trainings that decide the winner, given the trials so far.
         num_searched: finished trials of the search at present.
-
     """
     storage, study_id = storage_of(confirmation), study_id_of(confirmation)
 

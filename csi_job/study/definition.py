@@ -84,7 +84,6 @@ class Definition:
 
         Raises:
             ConfigurationError: a sampler or pruner that cannot search for this objective.
-
         """
         check_objective(settings)
         params, adjustments = space.clip_to_space(baseline)
@@ -124,7 +123,6 @@ class Definition:
 
         Raises:
             ConfigurationError: with the dotted keys that differ, their stored and their given values.
-
         """
         if not isinstance(stored.get(FINGERPRINT), Mapping):
             message = "a study of this name was created by another program"
@@ -145,7 +143,6 @@ def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
 
     Raises:
         ConfigurationError: a study of this name has another fingerprint, or was created by another program.
-
     """
 
     def transaction(connection: Connection) -> dict[str, Any]:
@@ -172,7 +169,6 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
 
     Raises:
         NoStudyError: there is no study of this name; the message lists the existing ones.
-
     """
     try:
         return optuna.Study(name, storage, sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())
@@ -193,7 +189,6 @@ def find_or_create(connection: Connection, definition: Definition) -> tuple[int,
 
     Returns:
         its id, and the attributes of an existing study, none of a new one.
-
     """
     lock_schema(connection)
     settings = definition.settings

@@ -1,7 +1,5 @@
 """The thread that renews the lease of the running trial."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +27,6 @@ class Heartbeat(threading.Thread):
             lease_s: the age at which a lease expires.
             stall_s: seconds without a finished batch after which renewing ends.
             on_stall: called once then, in this thread.
-
         """
         super().__init__(name="lease", daemon=True)
         self._renew_lease = renew

@@ -1,7 +1,5 @@
 """How much each hyperparameter explains of the difference between the best trials and the rest."""
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings
@@ -43,7 +41,6 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
 
     Args:
         trials: all trials of a study; with two objectives the first value is the F1, and cost plays no part.
-
     """
     complete = (trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0]))
     ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))

@@ -40,7 +40,6 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
 
     Returns:
         an objective whose values are the best `val_f1`, and GFLOPs per image if the study has two objectives.
-
     """
     standard_error = F1StandardError(validation.zones_NZ, validation.patients_N, settings.objective_average)
 

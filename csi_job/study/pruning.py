@@ -54,7 +54,6 @@ def should_prune(study: Study, trial: FrozenTrial, median_row: Row[Any] | None =
         study: with the pruner of `make_pruner`.
         trial: with the values of its epochs so far.
         median_row: the result of `median_query` for the last epoch, if it is known already.
-
     """
     step = trial.last_step
     if step is None or step < N_WARMUP_STEPS:

@@ -1,7 +1,5 @@
 """What a study records of how it was created; later commands take it in place of the defaults."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +92,6 @@ def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bo
 
     Raises:
         StorageUnavailableError: the database could not be reached within `connect_s`.
-
     """
     try:
         storage = open_storage(settings, work, create=False)

@@ -1,7 +1,5 @@
 """The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +40,6 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
         last_epoch: the last epoch with a stored value, -1 if there is none.
         attempt: the attempt that resumes.
         uid: of the study.
-
     """
     best = ResumePoint()
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}

@@ -52,7 +52,6 @@ def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
 
     Raises:
         ConfigurationError: CMA-ES with two objectives, or in a space without numbers for it.
-
     """
     if settings.sampler == "random":
         return RandomSampler(seed=settings.seed)
@@ -81,7 +80,6 @@ def sample_params(
 
     Returns:
         the trial, and what `suggest` returned for it.
-
     """
     reseed(study.sampler, derived_seed(seed, lease.number))
     with storage_of(study).buffered_ask(lease) as draft:

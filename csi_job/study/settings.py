@@ -1,7 +1,5 @@
 """Settings of the study."""
 
-from __future__ import annotations
-
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -92,7 +90,6 @@ class StudySettings(Section):
         Raises:
             ConfigurationError: more than GPUs. Two trainings on one GPU take memory from each other, so that one may be
                 recorded as infeasible.
-
         """
         if self.workers == "auto":
             return max(num_gpus, 1)

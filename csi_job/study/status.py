@@ -1,7 +1,5 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,7 +50,6 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
 
     Returns:
         None while no trial is complete.
-
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:

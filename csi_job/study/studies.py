@@ -1,7 +1,5 @@
 """The studies of a storage: list and delete them, enqueue parameters."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from collections.abc import Mapping
@@ -62,7 +60,6 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
     Raises:
         ConfigurationError: there is no such database or study.
         StorageUnavailableError: the database could not be reached within `connect_s`.
-
     """
     return load_study(open_storage(settings, work, create=False), name)
 
@@ -72,7 +69,6 @@ def delete_study(study: optuna.Study, work: Path) -> None:
 
     Raises:
         ConfigurationError: it was deleted already, even if there is another one of its name.
-
     """
     storage = storage_of(study)
     confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))
@@ -99,7 +95,6 @@ def enqueue_trial(
 
     Raises:
         ConfigurationError: an unknown or illegal parameter, a space that is not the study's, or a full study.
-
     """
     stored = study.user_attrs.get(FINGERPRINT) or {}
     check_same({"space": stored.get("space")}, {"space": space.fingerprint()}, study.study_name)

@@ -1,7 +1,5 @@
 """The total of finished trials that a study is to have: shared by all its workers, changed under its lock."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -47,7 +45,6 @@ def set_target(
 
     Raises:
         ConfigurationError: `num_trials` is below the number of trials that are finished or running.
-
     """
     storage, study_id = storage_of(study), study_id_of(study)
     own_token = token or new_token()

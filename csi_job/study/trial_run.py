@@ -221,7 +221,6 @@ class RunningTrial(Generic[Params]):
             LeaseLostError: another worker owns the trial now.
             StalledError: no batch had ended for too long; the lease may have expired.
             StorageRejectedError: the database rejects us for good, although it accepted us before.
-
         """
         self.heartbeat.beat()
         self.check()
@@ -268,7 +267,6 @@ class RunningTrial(Generic[Params]):
         Raises:
             StorageUnavailableError: the database has been unreachable for `storage.outage_s`.
             LeaseLostError, StopRequestedError, StalledError: as for `batch_done`.
-
         """
         self.heartbeat.beat()
         self.curve[epoch] = value
@@ -314,7 +312,6 @@ class RunningTrial(Generic[Params]):
         Raises:
             optuna.TrialPruned: it is worse.
             TrialPausedError: it is worse at present; `pause` it.
-
         """
         epoch = max(self.curve)
         if self._away_since is not None or epoch <= self._last_passed:

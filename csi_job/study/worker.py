@@ -1,7 +1,5 @@
 """The worker: claim a trial, run it, finish it, until the study needs no more."""
 
-from __future__ import annotations
-
 import math
 import os
 import random
@@ -119,7 +117,6 @@ def run_worker(
         StalledError: no batch ended for `stall_s`.
         StudyFailedError: more trials failed than `settings.max_failed_trials`.
         CsiJobError: the GPU is lost.
-
     """
     with listening() as stop:
         return _Worker(study, objective, suggest, settings, work, options or WorkerOptions(), stop).run()

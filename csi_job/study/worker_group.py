@@ -1,7 +1,5 @@
 """Several workers, each in a process of its own with a GPU of its own: started, restarted when they die, stopped."""
 
-from __future__ import annotations
-
 import os
 import queue
 import re
@@ -66,7 +64,6 @@ class WorkerGroup:
             environments: each worker's variables, in addition to those of this process.
             request: returns what a process reads from its standard input as it starts.
             on_event: called with the worker's number, from 1, and what it sent through its `Relay`.
-
         """
         self._command = [sys.executable, "-P", "-m", module]
         self._request, self._on_event = request, on_event
@@ -83,7 +80,6 @@ class WorkerGroup:
         Raises:
             StopRequestedError: SIGTERM or SIGINT; all workers have stopped.
             WorkerError: of a worker, if it ends the search; or the last one's, which died too often.
-
         """
         with listening(Stop(wake=self._events, on_force=self._kill)) as stop:
             try:
@@ -204,7 +200,6 @@ def worker_environments(study: StudySettings, trial: TrialSettings) -> list[Envi
 
     Raises:
         ConfigurationError: a GPU is requested and there is none, or there are more workers than GPUs.
-
     """
     gpus = [] if trial.device == "cpu" else visible_gpus()
     num_workers = study.num_workers(len(gpus))

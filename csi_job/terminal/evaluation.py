@@ -1,7 +1,5 @@
 """Evaluations and comparisons as tables for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType

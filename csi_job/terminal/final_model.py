@@ -1,7 +1,5 @@
 """The candidates and the final models as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

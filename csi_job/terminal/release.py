@@ -1,7 +1,5 @@
 """A release on Kubernetes, for a terminal and as JSON: its pods, the trials they run, and the GPUs they hold."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

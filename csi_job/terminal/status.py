@@ -1,7 +1,5 @@
 """The status of a study, for a terminal and as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields

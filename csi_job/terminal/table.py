@@ -1,7 +1,5 @@
 """The two kinds of tables on a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from rich.box import SIMPLE_HEAD

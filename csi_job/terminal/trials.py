@@ -1,7 +1,5 @@
 """The trials of a study as a table."""
 
-from __future__ import annotations
-
 from optuna import Study
 from rich.console import Group, RenderableType
 from rich.text import Text

@@ -1,7 +1,5 @@
 """Settings of experiment tracking."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +37,6 @@ def wandb_mode(settings: TrackingSettings, environment: Mapping[str, str] = os.e
 
     Raises:
         ConfigurationError: the variable has no valid value, or a mode that was set contradicts it.
-
     """
     variable, text = "WANDB_MODE", environment.get("WANDB_MODE", "").strip().lower()
     if environment.get("WANDB_DISABLED", "").strip().lower() not in FALSE_WORDS:

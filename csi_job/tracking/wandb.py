@@ -5,8 +5,6 @@ a wrong key or a crash there costs a trial nothing. In our process `wandb.init` 
 process for all runs would hold back every run behind the one that waits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 The first line has the arguments of the run, each other one an epoch, the outcome, or the file of a study's summary.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

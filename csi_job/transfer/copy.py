@@ -1,7 +1,5 @@
 """Copy a study into another database: read in one snapshot while workers run, written in one transaction."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +65,6 @@ def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: 
     Raises:
         ConfigurationError: no such study, trials missing from it, a target that has a study of this name already or
             cannot store part of this one.
-
     """
     checked_name(new_name or name)
     rows = read_study(source, name)

@@ -1,7 +1,5 @@
 """Export every trial of a study: as CSV for spreadsheets, as JSON with everything that is stored."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -38,7 +36,6 @@ def export_files(dest: Path, study_name: str) -> list[Path]:
 
     Raises:
         ConfigurationError: `dest` is another kind of file, or standard output.
-
     """
     if dest == STREAM:
         message = "an export goes to files, not to standard output"

@@ -1,7 +1,5 @@
 """Carry the finished trials of a study into one with another search space."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -81,7 +79,6 @@ def migrate_study(
     Raises:
         ConfigurationError: no old study, one with another cache, objective or average, a new study that differs from
             the settings, or a total below the number of trials that the new study has.
-
     """
     if checked_name(definition.settings.name) == old_name:
         message = "a study cannot be migrated into itself"

@@ -1,7 +1,5 @@
 """Names of the architectures, apart from torch, so that settings can be checked without importing it."""
 
-from __future__ import annotations
-
 import difflib
 from typing import Final
 

@@ -4,8 +4,6 @@ Each image gets its own flip, rotation, shift, scale, brightness, contrast and n
 seed gives the same images on the same device.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -27,7 +25,6 @@ def augment_batch(
 
     Returns:
         the images as float32 0-1, and their zones, with sides swapped where an image was flipped.
-
     """
     image_BHW = to_unit(image_BHW)
     random = _Random(len(image_BHW), image_BHW.device, generator)

@@ -1,7 +1,5 @@
 """The networks: backbones with random weights and outputs for six zones by five classes."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from types import ModuleType

@@ -4,8 +4,6 @@ A file is the weights-only content that `torch.save` writes, followed by its SHA
 truncated write or a flipped byte never becomes a wrong resume.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io
@@ -59,7 +57,6 @@ class CheckpointWriter:
 
         Raises:
             CheckpointWriteError: the last write failed.
-
         """
         self._unwritten = epoch, state
         since_s = time.monotonic() - self._began_s
@@ -111,7 +108,6 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], cancelled: 
 
     Raises:
         CheckpointWriteError: full disk, read-only folder, `cancelled`; older checkpoints are unchanged.
-
     """
     path = folder / f"epoch-{epoch:04d}.pt"
     hint = f"free up space in {folder}; the previous checkpoint is kept"

@@ -4,8 +4,6 @@ Python needs longer to launch the kernels of a small network one by one than a G
 same kernels in the same order, so it computes the same bits. On a CPU, functions are simply called.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar

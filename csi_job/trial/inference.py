@@ -1,7 +1,5 @@
 """From stored pixels to model input, from a model to logits, and from predictions to confusion matrices."""
 
-from __future__ import annotations
-
 import functools
 from typing import Final, Literal
 
@@ -81,7 +79,6 @@ def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
 
     Returns:
         `confusion_ZKK`, int64: rows are the truth, columns the prediction.
-
     """
     zone_Z = torch.arange(NUM_ZONES, device=pred_NZ.device)
     cell_NZ = (zone_Z * NUM_CLASSES + true_NZ) * NUM_CLASSES + pred_NZ

@@ -4,8 +4,6 @@ Running out of memory is not a crash: the batch is computed in smaller pieces wh
 Only a model that does not fit with one image at a time is infeasible.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 import math
@@ -86,7 +84,6 @@ class MicroBatches:
 
         Raises:
             InfeasibleTrialError: one image at a time does not fit.
-
         """
         while True:
             try:

@@ -4,8 +4,6 @@ It equals scikit-learn's `f1_score(labels=[0, 1, 2, 3], zero_division=0)` over t
 unknown truth (class 4) are excluded; a 4 predicted for a graded zone counts as wrong.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -29,7 +27,6 @@ def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
 
     Returns:
         float64 `[…, Z]`; NaN for a zone without graded labels.
-
     """
     rates = score_rates(confusion_ZKK)
     return _averaged(rates.f1, rates.support, average)

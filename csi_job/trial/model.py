@@ -3,8 +3,6 @@
 A model maps `image_BCHW` with one grey channel to `logits_BZK` (Z = 6 zones, K = 5 classes).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from typing import Any, Final
@@ -30,7 +28,6 @@ def build_model(arch: str, pretrained: str = "none") -> ZoneClassifier:
 
     Raises:
         ConfigurationError: no such architecture, or weights that are missing or do not match it.
-
     """
     model = random_model(arch)
     if pretrained != "none":
@@ -51,7 +48,6 @@ def gflops(arch: str, image_size_px: int) -> float:
 
     Raises:
         ConfigurationError: no such architecture, or images of this size are too small for it.
-
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 

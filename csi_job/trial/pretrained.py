@@ -1,7 +1,5 @@
 """Weights from elsewhere: initial ones, torchvision's own for ImageNet or a file, and the forms they are stored in."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +31,6 @@ def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
 
     Raises:
         ConfigurationError: a download or file is missing, unreadable, or does not match an architecture.
-
     """
     if pretrained == "none":
         return

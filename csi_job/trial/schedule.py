@@ -6,8 +6,6 @@ the study with more epochs follows the same curve, pruning compares like with li
 gets its schedule by replaying its results.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Settings for training one trial."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final, Literal
 

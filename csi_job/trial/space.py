@@ -68,7 +68,6 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
 
         Raises:
             OutsideSpaceError: another program enqueued the trial with values that are not in this space.
-
         """
         from csi_job.storage.optuna_private import enqueued_params
 
@@ -112,7 +111,6 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
 
         Raises:
             ConfigurationError: an unknown name or a value that is illegal in any space.
-
         """
         given = {name: parse_value(name, value) for name, value in params.items()}
         clipped: dict[str, Value] = {}
@@ -143,7 +141,6 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
         Returns:
             the parameters of a trial in this space with the same hyperparameters, and an empty string. If there is no
             such trial: nothing, and the reason, a phrase without any number sampled from a continuous range.
-
         """
         used = {**DEFAULTS, **{name: parse_value(name, value) for name, value in params.items()}}
         converted: dict[str, Value] = {}

@@ -1,7 +1,5 @@
 """Training of one model with one set of hyperparameters: the epochs, their checkpoints, and resuming from one."""
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -96,7 +94,6 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
         CheckpointError: the checkpoint cannot be read, or belongs to another training.
         ConfigurationError: the device, architecture, compiler or weights are not available.
         DataError: too few images, or no graded label to validate on.
-
     """
     run = _Run(params, settings, seed, hooks, checkpoint_folder)
     try:

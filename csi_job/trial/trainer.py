@@ -4,8 +4,6 @@ Within an epoch, the host never waits for the device: batches are sampled, augme
 predictions stay there until the end of the epoch.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os
@@ -96,7 +94,6 @@ class Trainer:
 
         Raises:
             torch.OutOfMemoryError: a graph is being recorded; its function is then called directly.
-
         """
         if self.graphs.is_recording:
             raise torch.OutOfMemoryError("out of memory")
@@ -331,7 +328,6 @@ def class_weights(zones_NZ: Tensor) -> Tensor:
     Returns:
         `class_weights_ZK`, float32: proportional to the inverse frequency of a score among the zone's graded labels,
         1 if all scores are equally frequent, at most `MAX_CLASS_WEIGHT`, and 1 for scores that do not occur.
-
     """
     one_hot_NZK = functional.one_hot(zones_NZ, NUM_CLASSES)
     counts_ZK = one_hot_NZK.sum(dim=0).double()

@@ -1,7 +1,5 @@
 """How certain the result is: candidates retrained with other seeds, and two models on the test patients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How the validation F1 varies with the two most important hyperparameters together."""
 
-from __future__ import annotations
-
 from optuna.distributions import CategoricalDistribution
 
 from csi_job.html import format as fmt

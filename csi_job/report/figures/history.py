@@ -1,7 +1,5 @@
 """How the search went: the validation F1 of each trial in turn, and its F1 and losses epoch by epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which hyperparameters the result depended on, and how far that can be trusted."""
 
-from __future__ import annotations
-
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, Figure, Plot, layout
 from csi_job.report.study_view import StudyView

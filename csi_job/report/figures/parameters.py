@@ -1,7 +1,5 @@
 """How the validation F1 varies with the hyperparameters: all together, and one by one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a better validation F1 costs in computation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from csi_job.html.plot import BLUE, GREY, Figure, Plot, layout, line

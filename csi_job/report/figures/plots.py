@@ -1,7 +1,5 @@
 """The files beside the report: standalone interactive plots, and the best hyperparameters."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """How many images of each score the splits hold."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from csi_job.cache.manifest import CacheInfo

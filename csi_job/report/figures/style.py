@@ -4,8 +4,6 @@ Figures are plotly figures as plain dictionaries (`data`, `layout`), which saves
 refresh; the tests pass every one of them through `plotly.graph_objects.Figure`, which rejects unknown keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any, TypeVar

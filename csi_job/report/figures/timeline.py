@@ -1,7 +1,5 @@
 """When each trial ran, and on which worker."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from csi_job.html import format as fmt

@@ -1,7 +1,5 @@
 """The answer in plain words, and the numbers to see first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from csi_job.evaluation.decision import decide, few_patients

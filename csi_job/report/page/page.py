@@ -1,7 +1,5 @@
 """The report of a study: one page with the answer first and then the evidence, and the files beside it."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sections in the background: the data, how to reproduce the study, the glossary."""
 
-from __future__ import annotations
-
 import platform
 from importlib.metadata import version
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sections about the result: best settings, retrained candidates, test patients, final models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The sections about the search: best trials, progress, hyperparameters, cost, failures."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
