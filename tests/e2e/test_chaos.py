@@ -30,6 +30,7 @@ RECOVERY_S = 300.0
 LOST_S = 120.0
 OUTAGE_S = 20
 PAUSE_S = 25.0  # between two disturbances
+MIN_ROUNDS = 3  # in each of which every kind of disturbance happens once
 STOP_POSTGRES = ("exec", "-c", "postgres", "--", "sh", "-c", "kill -QUIT 1")  # at once, as in a crash
 KILLS: dict[str, list[tuple[str, ...]]] = {
     "search": [
@@ -64,14 +65,19 @@ class Disturbance(threading.Thread):
     def __init__(self, release: Release, rng: random.Random) -> None:
         super().__init__()
         self.release, self.rng, self.over, self.done = release, rng, threading.Event(), list[str]()
+        self.acts = [self.upgrade, self.resize, self.scale, self.roll_back]
+        self.acts += [lambda: self.take_away("api"), lambda: self.take_away("kubelet")] if OUTAGE else []
+
+    @property
+    def num_rounds(self) -> int:
+        return len(self.done) // len(self.acts)
 
     def run(self) -> None:
-        acts = [self.upgrade, self.resize, self.scale, self.roll_back]
-        acts += [lambda: self.take_away("api"), lambda: self.take_away("kubelet")] if OUTAGE else []
         while not self.over.wait(PAUSE_S):
-            if len(self.done) % len(acts) == 0:
-                self.rng.shuffle(acts)
-            self.done.append(patient(acts[len(self.done) % len(acts)]))
+            if len(self.done) % len(self.acts) == 0:
+                self.rng.shuffle(self.acts)
+            self.done.append(patient(self.acts[len(self.done) % len(self.acts)]))
+            sys.stderr.write(f"{self.done[-1]}\n")
 
     def take_away(self, part: str) -> str:
         subprocess.run([OUTAGE, part, str(OUTAGE_S)], check=True, timeout=600)
@@ -104,7 +110,8 @@ def test_a_study_survives_everything_at_once(release: Release) -> None:
     delays: dict[str, list[float]] = defaultdict(list)
     try:
         with jobs_with_pods(release) as seen:
-            while (num_kills := sum(map(len, delays.values()))) < NUM_KILLS:
+            while (num_kills := sum(map(len, delays.values()))) < NUM_KILLS or disturbance.num_rounds < MIN_ROUNDS:
+                assert disturbance.is_alive()
                 component = rng.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
                 delays[component].append(_kill(release, component, rng))
                 sys.stderr.write(f"kill {num_kills + 1}: {component}, {delays[component][-1]:.0f} s\n")
