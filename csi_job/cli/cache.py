@@ -1,10 +1,18 @@
 """`csi-job cache build | verify`."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
 import click
 
 from csi_job.cli.options import DATA, the_only_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
+
+if TYPE_CHECKING:
+    from csi_job.cache.dataset import Cache
 
 SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corrupt_fraction", "cache.num_workers")
 
@@ -25,12 +33,21 @@ def build(loaded: LoadedSettings) -> None:
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import ensure_cache
 
-    finished = {path.name for path in loaded.settings.folder.caches.glob("*")}
-    cache = ensure_cache(loaded.settings)
+    finished = finished_caches(loaded)
+    show_cache(ensure_cache(loaded.settings), finished)
+
+
+def finished_caches(loaded: LoadedSettings) -> set[str]:
+    """Return the keys of the caches that are there already."""
+    return {path.name for path in loaded.settings.folder.caches.glob("*")}
+
+
+def show_cache(cache: Cache, finished: Collection[str]) -> None:
+    """Print what a cache contains, with its warnings unless it was just built: a build logs them itself."""
     info = cache.info
     splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
     click.echo(f"{cache.folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
-    for warning in info.warnings if info.key in finished else ():  # a build logs them itself
+    for warning in info.warnings if info.key in finished else ():
         click.echo(f"warning: {warning}")
 
 

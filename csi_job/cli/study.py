@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from pydantic import SecretStr
 
+from csi_job.cli.cache import finished_caches, show_cache
 from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, next_command, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
@@ -45,7 +46,9 @@ def create(loaded: LoadedSettings) -> None:
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import define
 
-    made, _ = define(loaded.settings, loaded.study)
+    finished = finished_caches(loaded)
+    made, cache = define(loaded.settings, loaded.study)
+    show_cache(cache, finished)
     search = next_command(loaded, "hyperopt", "--study-name", made.study_name)
     click.echo(f"study {made.study_name} is ready; run its trials with: {search}")
 

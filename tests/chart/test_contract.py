@@ -83,6 +83,11 @@ def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None
     assert {pods(documents)[name]["securityContext"]["runAsUser"] for name in PROGRAM} == {int(user)}
 
 
+def test_the_cache_is_built_for_the_study_which_may_have_one_of_an_earlier_reader(documents: list[Document]) -> None:
+    commands = [container["args"][:2] for container in containers(pods(documents)["cache"])]
+    assert commands == [["phantoms", "/data"], ["cluster", "check"], ["study", "create"]]
+
+
 def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:
     (final,) = containers(pods(documents)["final"])
     _, train, evaluate, _ = command_lines(final)

@@ -29,6 +29,7 @@ VALUES = {"job.study.num_trials": 5000, "job.study.max_epochs": 10, "search.para
 RECOVERY_S = 300.0
 LOST_S = 120.0
 OUTAGE_S = 20
+PATIENCE_S = 600.0
 PAUSE_S = 25.0  # between two disturbances
 MIN_ROUNDS = 3  # in each of which every kind of disturbance happens once
 STOP_POSTGRES = ("exec", "-c", "postgres", "--", "sh", "-c", "kill -QUIT 1")  # at once, as in a crash
@@ -52,10 +53,13 @@ pytestmark = [
 
 def patient(act: Callable[[], Any]) -> Any:
     """Do it again until it succeeds, as a user does while the API server is away."""
+    until = time.monotonic() + PATIENCE_S
     while True:
         try:
             return act()
         except (AssertionError, subprocess.SubprocessError, json.JSONDecodeError):
+            if time.monotonic() > until:
+                raise
             time.sleep(2)
 
 
@@ -74,7 +78,7 @@ class Disturbance(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(PAUSE_S):
-            if len(self.done) % len(self.acts) == 0:
+            if self.done and len(self.done) % len(self.acts) == 0:  # at first there is nothing to roll back to
                 self.rng.shuffle(self.acts)
             self.done.append(patient(self.acts[len(self.done) % len(self.acts)]))
             sys.stderr.write(f"{self.done[-1]}\n")
