@@ -9,14 +9,22 @@ import gdcm
 import numpy as np
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    UID,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 
-def dataset_of(pixels: np.ndarray, bits_stored: int = 12, **elements: object) -> Dataset:
+def dataset_of(
+    pixels: np.ndarray, bits_stored: int = 12, syntax: UID = ExplicitVRLittleEndian, **elements: object
+) -> Dataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     dataset = Dataset()
     dataset.file_meta = meta
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
@@ -30,6 +38,9 @@ def dataset_of(pixels: np.ndarray, bits_stored: int = 12, **elements: object) ->
     for name, value in elements.items():
         setattr(dataset, name, value)
     dataset.PixelData = pixels.tobytes()
+    if syntax == ExplicitVRBigEndian:
+        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+        dataset["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
     return dataset
 
 

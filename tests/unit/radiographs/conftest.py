@@ -44,10 +44,13 @@ def square(grey_HW: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(grey_HW).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def stretched(values: np.ndarray) -> np.ndarray:
-    """Scale by percentile, with NumPy alone."""
-    darkest, brightest = np.percentile(values, (0.5, 99.5))
-    return np.rint(255 * np.clip((values - darkest) / (brightest - darkest), 0, 1)).astype(np.uint8)
+def stretched(values: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
+    """Scale by percentile, with NumPy alone; hidden values are black and do not count."""
+    shown = np.ones(values.shape, bool) if hidden is None else ~hidden
+    darkest, brightest = np.percentile(values[shown], (0.5, 99.5))
+    return np.rint(255 * np.clip((values.astype(float) - darkest) / (brightest - darkest), 0, 1) * shown).astype(
+        np.uint8
+    )
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

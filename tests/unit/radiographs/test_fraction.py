@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
@@ -61,18 +60,12 @@ def test_dicom_is_as_if_decoded_fully(tmp_path: Path, large_HW: np.ndarray, synt
     assert np.abs(difference_HW).mean() < 1
 
 
-def jpeg_dicom(grey_HW: np.ndarray, **elements: object) -> Dataset:
-    dataset = dataset_of(grey_HW, bits_stored=8, **elements)
-    dataset.PixelData = encapsulate([encode(Image.fromarray(grey_HW), "JPEG", quality=92)])
-    dataset["PixelData"].VR = "OB"
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    return dataset
-
-
 @pytest.mark.parametrize("tables", [{}, {"WindowCenter": 128, "WindowWidth": 256}])
 def test_lossy_dicom_of_8_bits_is_as_if_decoded_fully(large_HW: np.ndarray, tables: dict[str, int]) -> None:
     grey_HW = (large_HW // 16).astype(np.uint8)
-    pixels_HW = read_dicom(encoded(jpeg_dicom(grey_HW, **tables)), SIDE_PX, MAX_SIDE_PX)
+    dataset = dataset_of(grey_HW, bits_stored=8, syntax=JPEGBaseline8Bit, **tables)
+    dataset.PixelData = encapsulate([encode(Image.fromarray(grey_HW), "JPEG", quality=92)])
+    pixels_HW = read_dicom(encoded(dataset), SIDE_PX, MAX_SIDE_PX)
     assert np.abs(pixels_HW - fully(grey_HW if tables else stretched(grey_HW))).mean() < 1
 
 

@@ -13,12 +13,9 @@ from csi_job.radiographs.identity import load_key, pseudonym
 
 
 def test_a_pseudonym_is_twelve_hexadecimal_digits_that_depend_on_the_key() -> None:
-    first = pseudonym("Jane Doe", b"k" * 32)
-    assert len(first) == 12
-    assert set(first) <= set("0123456789abcdef")
-    assert first == pseudonym("Jane Doe", b"k" * 32)
-    assert first != pseudonym("Jane Doe", b"l" * 32)
-    assert first != pseudonym("Jane Dof", b"k" * 32)
+    assert pseudonym("Jane Doe", b"k" * 32) == "521f58aabec4"
+    assert pseudonym("Jane Doe", b"l" * 32) == "ada22bc526db"
+    assert pseudonym("Jane Dof", b"k" * 32) == "016c8b5c3404"
 
 
 def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:

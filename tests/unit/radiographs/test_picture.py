@@ -17,8 +17,8 @@ from csi_job.radiographs.picture import read_picture
 from tests.unit.radiographs.conftest import correlation, encode, square, stretched
 
 
-def read(content: bytes, side_px: int = 32) -> np.ndarray:
-    return read_picture(content, side_px, 20_000)
+def read(content: bytes) -> np.ndarray:
+    return read_picture(content, 32, 20_000)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
@@ -28,17 +28,22 @@ def test_8_bit_pngs_keep_their_grey_levels(film_HW: np.ndarray, square_HW: np.nd
     assert np.abs(read(encode(image)).astype(int) - square_HW).max() <= 1
 
 
-def test_colours_become_their_luma(film_HW: np.ndarray) -> None:
-    colours = np.stack([film_HW, np.zeros_like(film_HW), np.zeros_like(film_HW)], axis=-1)
-    assert read(encode(Image.fromarray(colours))).max() == pytest.approx(0.299 * film_HW.max(), abs=4)
+@pytest.mark.parametrize("num_bits", [8, 16])
+def test_colours_become_their_luma(film_HW: np.ndarray, num_bits: int) -> None:
+    rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1)
+    luma_HW = rgb_HWC @ np.array([0.299, 0.587, 0.114])
+    if num_bits == 8:
+        content, expected_HW = encode(Image.fromarray(rgb_HWC)), np.rint(luma_HW).astype(np.uint8)
+    else:
+        content, expected_HW = deep_png(rgb_HWC * np.uint16(3), 2), stretched(np.rint(luma_HW * 3))
+    assert np.abs(read(content).astype(int) - square(expected_HW)).max() <= 1
 
 
 def test_transparent_parts_are_black(film_HW: np.ndarray) -> None:
-    alpha = np.full_like(film_HW, 255)
-    alpha[:, 45:] = 0
-    pixels_HW = read(encode(Image.merge("LA", [Image.fromarray(film_HW), Image.fromarray(alpha)])))
-    assert pixels_HW[:, 17:].max() == 0
-    assert pixels_HW[20:, :15].min() > 0
+    alpha_HW = np.full_like(film_HW, 255)
+    alpha_HW[:, 45:] = 0
+    pixels_HW = read(encode(Image.merge("LA", [Image.fromarray(film_HW), Image.fromarray(alpha_HW)])))
+    assert np.abs(pixels_HW.astype(int) - square(np.minimum(film_HW, alpha_HW))).max() <= 1
 
 
 def test_a_transparent_palette_colour_is_black() -> None:
@@ -58,17 +63,6 @@ def test_1_bit_pngs_are_black_and_white() -> None:
     assert (pixels_HW[:, 17:] == 0).all()
 
 
-@pytest.mark.parametrize("factor", [1, 16, 257])
-def test_16_bit_pngs_are_scaled_by_what_they_use_of_their_range(
-    film_HW: np.ndarray, square_HW: np.ndarray, factor: int
-) -> None:
-    deep_HW = film_HW.astype(np.uint16) * factor
-    deep_HW[40, 40] = 65_535  # a burnt-in marker
-    pixels_HW = read(encode(Image.fromarray(deep_HW)))
-    assert correlation(pixels_HW, square_HW) > 0.98
-    assert pixels_HW.max() - pixels_HW.min() > 200
-
-
 LAYOUTS = {0: "grey", 2: "RGB", 4: "grey and alpha", 6: "RGBA"}  # by the colour type of PNG
 
 
@@ -80,6 +74,7 @@ def test_16_bits_in_any_number_of_channels_are_scaled_alike(
     film_HW: np.ndarray, colour: int, factor: int, *, opaque: bool, sbit: int
 ) -> None:
     levels_HW = film_HW.astype(np.uint16) * factor
+    levels_HW[40, 40] = 65_534  # a burnt-in marker
     alpha_HW = np.full_like(levels_HW, 65_535)
     hidden_HW = np.zeros(film_HW.shape, bool)
     chunks = [(b"sBIT", bytes([sbit]) * {0: 1, 2: 3, 4: 2, 6: 4}[colour])] if sbit else []
@@ -89,16 +84,8 @@ def test_16_bits_in_any_number_of_channels_are_scaled_alike(
         if colour in (0, 2):
             chunks.append((b"tRNS", b"\xff\xff" * (3 if colour else 1)))
     channels = [levels_HW] * (3 if colour in (2, 6) else 1) + [alpha_HW] * (colour in (4, 6))
-    expected_HW = np.zeros(film_HW.shape, np.uint8)
-    expected_HW[~hidden_HW] = stretched(levels_HW[~hidden_HW])
     pixels_HW = read(deep_png(np.stack(channels, axis=-1), colour, chunks))
-    assert np.abs(pixels_HW.astype(int) - square(expected_HW)).max() <= 1
-
-
-def test_16_bit_colours_become_their_luma_with_all_their_bits(film_HW: np.ndarray) -> None:
-    rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1).astype(np.uint16) * 3
-    expected_HW = square(stretched(np.rint(rgb_HWC @ np.array([0.299, 0.587, 0.114]))))
-    assert np.abs(read(deep_png(rgb_HWC, 2)).astype(int) - expected_HW).max() <= 1
+    assert np.abs(pixels_HW.astype(int) - square(stretched(levels_HW, hidden_HW))).max() <= 1
 
 
 def deep_png(levels_HWC: np.ndarray, colour: int, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
@@ -184,25 +171,14 @@ def test_jpegs_of_every_mode_are_the_film(film_HW: np.ndarray, square_HW: np.nda
     assert np.abs(pixels_HW.astype(int) - square_HW).mean() < 4
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_large_jpegs_decoded_at_a_fraction_look_as_if_decoded_fully(mode: str) -> None:
-    rows, columns = np.mgrid[0:1600, 0:1300]
-    film = (128 + 60 * np.sin(rows / 90) + 60 * np.cos(columns / 70)).astype(np.uint8)
-    content = encode(Image.fromarray(film).convert(mode), "JPEG", quality=92)
-    whole_HW = np.asarray(Image.fromarray(film).resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.abs(read(content, 64).astype(int) - whole_HW).max() <= 4
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_undone(film_HW: np.ndarray, kind: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encode(Image.fromarray(film_HW), kind, exif=exif)
     marked = Image.fromarray(film_HW)
     marked.getexif()[0x0112] = orientation
-    expected = ImageOps.exif_transpose(marked).resize((32, 32), Image.Resampling.BILINEAR)
-    assert correlation(read(content), np.asarray(expected)) > 0.98
+    expected_HW = square(np.asarray(ImageOps.exif_transpose(marked)))
+    pixels_HW = read(encode(Image.fromarray(film_HW), kind, exif=marked.getexif()))
+    assert np.abs(pixels_HW.astype(int) - expected_HW).max() <= (1 if kind == "PNG" else 12)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -33,19 +33,12 @@ def patients_of(table: LabelTable, split_N: np.ndarray, split: int) -> set[str]:
     return {patient for patient, place in zip(table.patient_ids, split_N, strict=True) if place == split}
 
 
-def test_all_images_of_a_patient_are_in_one_split_and_the_shares_are_kept() -> None:
-    table = make_table(300, 200)
-    split_N = split_patients(table, SplitSettings())
-    train, validation, test = (patients_of(table, split_N, split) for split in range(3))
-    assert not train & validation
-    assert not train & test
-    assert not validation & test
-    assert (len(train), len(validation), len(test)) == (140, 30, 30)
-
-
-def test_every_split_has_its_share_of_every_score_of_every_zone() -> None:
+def test_every_split_has_its_share_of_patients_and_of_every_score_of_every_zone() -> None:
     table = make_table(1000, 700)
     split_N = split_patients(table, SplitSettings())
+    parts = [patients_of(table, split_N, split) for split in range(3)]
+    assert [len(part) for part in parts] == [490, 105, 105]
+    assert len(set().union(*parts)) == 700
     for zone in range(NUM_ZONES):
         for score in range(4):
             has_score = table.zones_NZ[:, zone] == score
@@ -85,9 +78,7 @@ def test_the_seed_changes_the_split_and_the_order_of_rows_does_not() -> None:
 
 def test_the_split_of_a_known_table_never_changes() -> None:
     split_N = split_patients(make_table(20, 12, unknown_share=0.0), SplitSettings())
-    again = split_patients(make_table(20, 12, unknown_share=0.0), SplitSettings())
-    assert split_N.tolist() == again.tolist()
-    assert sorted(len(patients_of(make_table(20, 12), split_N, split)) for split in range(3)) == [2, 2, 8]
+    assert "".join(map(str, split_N)) == "20000101020001001000"
 
 
 def test_a_table_with_no_grade_at_all_is_split_by_the_shares() -> None:
@@ -122,7 +113,6 @@ def test_absent_scores_are_warnings_and_ungraded_zones_errors() -> None:
     counts_SZK = np.full((3, NUM_ZONES, 5), 2)
     assert check_grades(counts_SZK) == ()
     counts_SZK[2, 1, 3] = 0
-    assert check_grades(counts_SZK) == ("scores absent from the test split: left_sup 3",)
     counts_SZK[2, 4, 1:3] = 0
     assert check_grades(counts_SZK) == ("scores absent from the test split: left_sup 3, right_inf 1 2",)
     counts_SZK[2, 4] = 2
