@@ -170,6 +170,7 @@ def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch,
         if run is None:
             common = {"controller_digest": options.digest, "missing_s": options.missing_s}
             run = kind(cluster, release, release.stage(name), **common)
+        run.release = release
         return run.reconcile() or (name == STAGES[0] and check_database(cluster, release))
 
     return reconcile

@@ -34,10 +34,10 @@ class Queue:
         """Set the quota."""
         self.release.as_admin.apply(self._cluster_queue(num_pods))
 
-    def preempt(self, num_pods: int, seconds: int) -> None:
-        """Queue a Job of higher priority."""
+    def preempt(self, num_pods: int) -> None:
+        """Queue a Job of higher priority, which runs until it is deleted."""
         labels = {"kueue.x-k8s.io/queue-name": NAME, "kueue.x-k8s.io/priority-class": self.release.namespace}
-        template = {"spec": pod("urgent", IMAGE, 10001, command=["sleep", str(seconds)])["spec"]}
+        template = {"spec": pod("urgent", IMAGE, 10001, command=["sleep", "3600"])["spec"]}
         job = {
             "apiVersion": "batch/v1",
             "kind": "Job",

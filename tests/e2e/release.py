@@ -22,7 +22,8 @@ VALUES = Path(__file__).parent / "values.yaml"
 MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage classes, image, resources
 IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
 
-SLOWDOWN = 2.0  # several releases share the cores with each other and with whatever else runs there
+SLOWDOWN = 4.0  # several releases share the cores with each other and with whatever else runs there
+ENDLESS = {"job.study.num_trials": 100_000, "job.study.max_epochs": 3}  # more than any machine finishes
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -108,6 +109,9 @@ class Release:
         check: bool = True,
     ) -> str:
         """Install or upgrade the chart with the tests' values, `values` last."""
+        # A webhook such as Kueue's that lost its leadership on busy cores refuses every Job until it is back.
+        job = ("create", "job", "probe", f"--image={IMAGE}", "--dry-run=server")
+        wait_until("Jobs are admitted", lambda: self.as_admin.kubectl(*job, check=False), 120)
         repository, _, tag = IMAGE.rpartition(":")
         given = ["--set", f"image.repository={repository},image.tag={tag}"]
         files = ["-f", str(VALUES), *(["-f", MORE_VALUES] if MORE_VALUES else [])]
@@ -128,10 +132,21 @@ class Release:
         result = self.run(*self._ours("cluster", *arguments), check=check)
         return result.stdout + result.stderr
 
-    def status(self, *options: str) -> list[dict[str, Any]]:
-        """Each snapshot of the release by `csi-job status`."""
-        result = self.run(*self._ours("status", "--json", *options), timeout=600)  # watching to the end takes long
-        return [json.loads(line) for line in result.stdout.splitlines()]
+    def status(self) -> dict[str, Any]:
+        """The release by `csi-job status`."""
+        shown: dict[str, Any] = json.loads(self.run(*self._ours("status", "--json")).stdout)
+        return shown
+
+    def watch(self) -> Iterator[dict[str, Any]]:
+        """The release by `csi-job status --watch`, again and again to its end."""
+        command, env = self._ours("status", "--json", "--watch", "--every", "2"), {"KUBECONFIG": str(self.user)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}) as watching:
+            try:
+                yield from map(json.loads, watching.stdout or ())
+            except BaseException:
+                watching.kill()
+                raise
+        assert watching.returncode == 0
 
     def _ours(self, *command: str) -> tuple[str, ...]:
         code = "import sys; from csi_job.cli import main; main()"
@@ -142,6 +157,10 @@ class Release:
         chosen += f",app.kubernetes.io/component={component}" if component else ""
         found: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-l", chosen, "-o", "json"))["items"]
         return found
+
+    def any_running(self, component: str) -> str:
+        """The name of a running pod, once there is one."""
+        return str(wait_until(f"{component} runs", lambda: self.running(component), 240)[0])
 
     def running(self, component: str) -> list[str]:
         """Names of the running pods, without those being deleted."""
@@ -171,14 +190,25 @@ class Release:
 
     def has_ended(self) -> str:
         """How the controller's Job ended: `Complete`, `Failed`, or empty."""
-        jobs = self.items("jobs", "controller")
+        jobs = self.controllers()
         conditions = jobs[-1]["status"].get("conditions", []) if jobs else []
         ends = [c["type"] for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")]
         return ends[0] if ends else ""
 
+    def controllers(self) -> list[dict[str, Any]]:
+        """The Jobs of the controller, newest last: after an upgrade the old one may still be there."""
+        return sorted(self.items("jobs", "controller"), key=lambda job: str(job["metadata"]["creationTimestamp"]))
+
+    def in_the_controllers_pod(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        controller = self.controllers()[-1]["metadata"]["name"]
+        return self.run("kubectl", "exec", f"job/{controller}", "--", *command, check=check)
+
     def outcome(self) -> str:
-        """The termination message of the controller."""
+        """The termination message of the newest controller."""
+        newest = self.controllers()[-1]["metadata"]["name"]
         for pod in self.items("pods", "controller"):
+            if pod["metadata"]["labels"][JOB_NAME] != newest:
+                continue
             for status in pod["status"].get("containerStatuses", []):
                 if message := status["state"].get("terminated", {}).get("message"):
                     return str(message)

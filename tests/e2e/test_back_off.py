@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import pytest
 
 from csi_job.cluster.back_off import NO_FAILURES
 from csi_job.cluster.pods import last_line
-from tests.e2e.release import Release, jobs_with_pods, wait_until
+from tests.e2e.release import ENDLESS, Release, jobs_with_pods, wait_until
 
-pytestmark = pytest.mark.timeout(1800)
-ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3, "search.parallelism": 1}
-NUM_KILLS = 3  # the third replacement would take 40 s
-FIRST_DELAY_S = 10  # of Kubernetes
+pytestmark = pytest.mark.timeout(3600)
+ONE_POD = {**ENDLESS, "search.parallelism": 1}
+NUM_KILLS = 3
 KILLS = {"search": ("python", "-c", "import os; os.kill(1, 2)"), "controller": None}  # an error, and an eviction
 
 
 def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Release) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
-    wait_until("the search runs", lambda: release.running("search"), 240)
-    delays = [_kill(release, component, kill) for component, kill in KILLS.items() for _ in range(NUM_KILLS)]
-    assert max(delays) < 2 * FIRST_DELAY_S, delays  # which the second replacement would wait
+    release.helm("install", "--wait", "--timeout", "5m", values=ONE_POD)
+    release.any_running("search")
+    failures = [_kill(release, component, kill) for component, kill in KILLS.items() for _ in range(NUM_KILLS)]
+    assert max(failures) <= 1, failures  # Kubernetes waits 10 s for the first, twice as long for each further one
     assert release.trials()["FAIL"] == 0
     _replace_the_search(release)
 
 
 def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is_corrected(release: Release) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values={**ENDLESS, "job.study.max_epochs": 100})
-    pod = wait_until("the search runs", lambda: release.running("search"), 240)[0]
+    release.helm("install", "--wait", "--timeout", "5m", values={**ONE_POD, "job.study.max_epochs": 100})
+    pod = release.any_running("search")
     wait_until("an epoch", lambda: int(release.sql("select count(*) from trial_intermediate_values")[0]) > 0, 120)
     (password,) = release.sql("select rolpassword from pg_authid where rolname = 'csi'")
     kick = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'csi-job'"
@@ -47,18 +44,17 @@ def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is
     assert release.trials()["FAIL"] == 0
 
 
-def _kill(release: Release, component: str, command: tuple[str, ...] | None) -> float:
-    """Kill a pod once its Job has forgotten its failures; return how long its replacement took to be created."""
+def _kill(release: Release, component: str, command: tuple[str, ...] | None) -> int:
+    """Kill a pod once its Job has forgotten its failures; return how many its Job counts for the replacement."""
     name = wait_until(f"{component} runs steadily", lambda: _steady(release, component), 180)
     before = release.uids(component)
     if command is None:
         release.kubectl("delete", "pod", name, "--wait=false")
     else:
         release.kubectl("exec", name, "--", *command, check=False)
-    ended = wait_until(f"{name} has ended", lambda: _ended_at(release, component, name), 90, every=0.3)
-    wait_until(f"another {component} pod", lambda: release.uids(component) - before, 150)
-    created = max(pod["metadata"]["creationTimestamp"] for pod in release.items("pods", component))
-    return (datetime.fromisoformat(created) - datetime.fromisoformat(ended)).total_seconds()
+    (uid,) = wait_until(f"another {component} pod", lambda: release.uids(component) - before, 240)
+    (pod,) = (pod for pod in release.items("pods", component) if pod["metadata"]["uid"] == uid)
+    return sum(int(pod["metadata"]["annotations"].get(name, 0)) for name in NO_FAILURES)
 
 
 def _steady(release: Release, component: str) -> str:
@@ -80,18 +76,16 @@ def _ended_at(release: Release, component: str, name: str) -> str:
 
 
 def _replace_the_search(release: Release) -> None:
-    before = release.uids("search")
     with jobs_with_pods(release) as seen:
-        release.helm("upgrade", values={**ENDLESS, "search.env": [{"name": "COLOUR", "value": "blue"}]})
-        wait_until("another search", lambda: release.uids("search") - before, 180)
-    assert len(set[str]().union(*seen)) == 2
+        release.helm("upgrade", values={**ONE_POD, "search.env": [{"name": "COLOUR", "value": "blue"}]})
+        wait_until("another search", lambda: len(set[str]().union(*seen)) == 2, 180)
     assert max(map(len, seen)) == 1
 
 
 def test_a_deleted_namespace_is_empty_within_the_grace_of_its_pods(release: Release) -> None:
     """Deleting it alone must do: its Jobs would keep their pods, waiting to replace them."""
-    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
-    wait_until("the search runs", lambda: release.running("search"), 240)
+    release.helm("install", "--wait", "--timeout", "5m", values=ONE_POD)
+    release.any_running("search")
     admin = release.as_admin  # the user's own rights go with the namespace, maybe before its pods
     admin.run("kubectl", "delete", "namespace", release.namespace, "--wait=false")
     grace_s = 60

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import ENDLESS, Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(3000)
-ENDLESS = {"job.study.num_trials": 500, "job.study.max_epochs": 3}
+pytestmark = pytest.mark.timeout(6000)
 MARK = "e2e/namespace"
 
 
@@ -54,13 +53,13 @@ def _first_pod(release: Release) -> str:
 
 def _delete_pods(release: Release) -> None:
     for component in ("search", "controller", "database"):
-        before = release.uids(component)
-        release.kubectl("delete", "pod", release.running(component)[0], "--wait=false")
+        pod, before = release.any_running(component), release.uids(component)
+        release.kubectl("delete", "pod", pod, "--wait=false")
         wait_until(f"another {component} pod", lambda c=component, b=before: release.uids(c) - b, 120)
 
 
 def _evict_and_drain(release: Release) -> None:
-    victim = release.running("search")[0]
+    victim = release.any_running("search")
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
     path = f"/api/v1/namespaces/{release.namespace}/pods/{victim}/eviction"
     release.run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
@@ -70,7 +69,7 @@ def _evict_and_drain(release: Release) -> None:
         run("kubectl", "drain", node, chosen, "--delete-emptydir-data", "--timeout=120s")
     finally:
         run("kubectl", "uncordon", node)
-    wait_until("the search is back", lambda: release.running("search"), 120)
+    release.any_running("search")
 
 
 def _upgrade_and_roll_back(release: Release, endless: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import ENDLESS, Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(1400)
+pytestmark = pytest.mark.timeout(2800)
 GPU = "nvidia.com/gpu"
 
 
@@ -35,7 +35,7 @@ def node(release: Release) -> Iterator[str]:
 
 def test_each_pod_of_the_search_gets_a_gpu_or_waits_for_one(release: Release, node: str) -> None:
     advertise(node, 1)
-    values = {"search.gpus": 1, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
+    values = {"search.gpus": 1, "search.parallelism": 2, **ENDLESS}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 240)
     wait_until("the other is reported as waiting", lambda: f"Insufficient {GPU}" in release.log(), 60)

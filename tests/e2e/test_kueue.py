@@ -9,11 +9,10 @@ import pytest
 from csi_job.cluster.stages import MIN_PODS
 from tests.conftest import missing_service
 from tests.e2e.queue import NAME, Queue
-from tests.e2e.release import Release, run, wait_until
+from tests.e2e.release import ENDLESS, Release, run, wait_until
 
-pytestmark = pytest.mark.timeout(2400)
-ENDLESS = {"kueue.queueName": NAME, "search.parallelism": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
-ENDLESS |= {"search.annotations": {MIN_PODS: "1"}}
+pytestmark = pytest.mark.timeout(4800)
+QUEUED = {**ENDLESS, "kueue.queueName": NAME, "search.parallelism": 2, "search.annotations": {MIN_PODS: "1"}}
 WAITS = "search: waiting for quota"
 
 
@@ -28,13 +27,13 @@ def queue(release: Release) -> Iterator[Queue]:
 
 
 def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(release: Release, queue: Queue) -> None:
-    release.helm("install", "--wait", "--timeout", "5m", values=ENDLESS)
+    release.helm("install", "--wait", "--timeout", "5m", values=QUEUED)
     _stages_wait_for_quota(release, queue)
     _resize(release)
     _preempt(release, queue)
     _pause_and_resume(release)
     num_trials = release.pause() + 6
-    release.helm("upgrade", values=ENDLESS | {"job.study.num_trials": num_trials, "search.parallelism": 3})
+    release.helm("upgrade", values=QUEUED | {"job.study.num_trials": num_trials, "search.parallelism": 3})
 
     release.wait_for_end(600)
 
@@ -61,10 +60,12 @@ def _resize(release: Release) -> None:
 
 
 def _preempt(release: Release, queue: Queue) -> None:
-    queue.preempt(2, seconds=8)
-    wait_until("the search is preempted", lambda: release.uids("search") == set(), 90, every=0.5)
+    before = release.log().count(WAITS)
+    queue.preempt(2)
+    wait_until("the search is preempted", lambda: release.uids("search") == set(), 90)
+    wait_until("the search is reported as waiting", lambda: release.log().count(WAITS) > before, 60)
+    release.kubectl("delete", "job", "urgent", "--wait=false")
     wait_until("the pods left by the quota search again", lambda: len(release.running("search")) in {2, 3}, 180)
-    assert WAITS in release.log()
 
 
 def _pause_and_resume(release: Release) -> None:

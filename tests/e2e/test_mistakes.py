@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.release import IMAGE, Release, pod, secret, wait_until
 
-pytestmark = pytest.mark.timeout(800)
+pytestmark = pytest.mark.timeout(1600)
 
 
 @pytest.mark.parametrize(

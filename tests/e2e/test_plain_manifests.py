@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import missing_service
 from tests.e2e.release import CHART, IMAGE, MORE_VALUES, VALUES, Release, run, secret
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3000)
 RENDER = CHART.parent / "k8s" / "render.sh"
 
 

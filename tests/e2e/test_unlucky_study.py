@@ -6,11 +6,10 @@ import time
 
 import pytest
 
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import ENDLESS, Release, wait_until
 
-pytestmark = pytest.mark.timeout(2400)
-VALUES = {"job.study.num_trials": 500, "search.parallelism": 1, "search.backoffLimit": 0}
-NUM_MORE = 8  # trials after the uninstall: more than finish while it is under way
+pytestmark = pytest.mark.timeout(4800)
+VALUES = {**ENDLESS, "search.parallelism": 1, "search.backoffLimit": 0}
 LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 200, "job.baseline.patience": 1000}
 LONG_TRIALS |= {"job.space.patience": {"value": 1000}}
 # Activations of several GiB in the first batch; a trial has two attempts, and the second failed trial ends the study.
@@ -40,7 +39,7 @@ def _fail_the_only_index(release: Release) -> None:
     before = release.uids("search")
     # An interrupt is exit 130, which counts; without retries per index the Job fails permanently.
     interrupt = ("python", "-c", "import os; os.kill(1, 2)")  # it may die with the container before it can report
-    release.kubectl("exec", release.running("search")[0], "--", *interrupt, check=False)
+    release.kubectl("exec", release.any_running("search"), "--", *interrupt, check=False)
     wait_until("the search is recreated", lambda: release.uids("search") - before, 120)
     assert "recreating it" in release.log()
 
@@ -57,12 +56,13 @@ def _suspend_and_resume(release: Release) -> None:
 def _reinstall(release: Release) -> int:
     """Uninstall in the middle, install again, and return the new number of trials."""
     finished = release.num_finished()
-    num_trials = finished + NUM_MORE
     release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
     wait_until("no pod is left", lambda: release.items("pods") == [], 120)
     assert len(release.items("pvc")) == 2
-    release.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"job.study.num_trials": num_trials})
-    assert release.num_finished() >= finished
+    release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
+    wait_until("the study continues", lambda: release.num_finished() > finished, 240)
+    num_trials = release.pause() + 3
+    release.helm("upgrade", values=VALUES | {"job.study.num_trials": num_trials, "search.parallelism": 2})
     return num_trials
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.release import Release, wait_until
+from tests.e2e.release import ENDLESS, Release, wait_until
 
-pytestmark = pytest.mark.timeout(3000)
+pytestmark = pytest.mark.timeout(6000)
 
 
 def workers_of(release: Release, pod: str) -> set[str]:
@@ -18,10 +18,9 @@ def workers_of(release: Release, pod: str) -> set[str]:
 
 
 def test_a_pod_loses_a_worker_and_then_all_without_losing_a_trial(release: Release) -> None:
-    values = {"search.parallelism": 1, "job.study.workers": 2, "job.study.num_trials": 500, "job.study.max_epochs": 3}
+    values = {"search.parallelism": 1, "job.study.workers": 2, **ENDLESS}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
-    wait_until("one pod searches", lambda: release.running("search"), 300)
-    (pod,) = release.running("search")
+    pod = release.any_running("search")
     wait_until("both workers run trials", lambda: len(workers_of(release, pod)) == 2, 240)
 
     first_two = workers_of(release, pod)

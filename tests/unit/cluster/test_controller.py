@@ -99,6 +99,24 @@ def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason: C
     assert namespace.names("cache") == ["r-cache-39ff7cd2"]
 
 
+def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = Failing()
+
+    def expire(_: float) -> None:
+        if jobs := namespace.find("Job"):
+            owners.append(jobs[0]["metadata"]["ownerReferences"][0]["uid"])
+            namespace.delete("Job", jobs[0]["metadata"]["name"])
+            namespace.objects["ConfigMap", "r-stages"]["metadata"]["uid"] = "new"
+        if len(owners) == 2:
+            namespace.errors = [ClusterError("enough")]
+
+    owners: list[str] = []
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=expire))
+    with pytest.raises(StageFailedError, match="enough"):
+        run(namespace)
+    assert owners[1] == "new" != owners[0]
+
+
 def _run_until_a_job_is_created(namespace: Failing) -> None:
     real = namespace._server_side_apply
 
