@@ -101,13 +101,10 @@ def _risk_probabilities(score_NZS: FloatArray, used_NZ: npt.NDArray[np.bool_]) -
     return np.asarray((total_NT[:, :, None] * risk_NTR).sum(axis=1))
 
 
-def _risk_of_totals() -> FloatArray:
-    """Return one-hot risk classes [number of zones 0..6, total 0..18, 3], by division like `risk_class`."""
-    table_GTR = np.zeros((NUM_ZONES + 1, NUM_TOTALS, len(RISK_CLASSES)))
-    for num_zones in range(1, NUM_ZONES + 1):
-        for total in range(NUM_TOTALS):
-            table_GTR[num_zones, total, RISK_CLASSES.index(risk_class(total / num_zones))] = 1
-    return table_GTR
-
-
-_RISK_OF_TOTAL_GTR = _risk_of_totals()
+# One-hot risk classes [number of zones 0..6, total 0..18, 3], by division like `risk_class`; no image uses 0 zones.
+_RISK_OF_TOTAL_GTR = np.array(
+    [
+        [[float(name == risk_class(total / max(num_zones, 1))) for name in RISK_CLASSES] for total in range(NUM_TOTALS)]
+        for num_zones in range(NUM_ZONES + 1)
+    ]
+)

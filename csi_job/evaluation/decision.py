@@ -88,10 +88,8 @@ def _within_the_noise(entry: Json, evaluation: Json, num_patients_in_all: int) -
     num_patients, confidence = evaluation["num_patients"], evaluation["bootstrap"]["confidence"]
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
     if needed > MAX_TIMES_PATIENTS * num_patients:
-        how_many = (
-            f"to tell so small a difference from none takes over {MAX_TIMES_PATIENTS} times as many test patients."
-        )
-        return "Keep the baseline", f"The difference may be chance; {how_many}"
+        so_many = f"takes over {MAX_TIMES_PATIENTS} times as many test patients."
+        return "Keep the baseline", f"The difference may be chance; to tell so small a difference from none {so_many}"
     in_all = round_up(needed * num_patients_in_all / num_patients) if num_patients_in_all else 0
     split = f" ({fmt.count(in_all)} in all, split as now)" if in_all else ""
     action = f"Keep the baseline; more patients are needed: about {fmt.count(needed)} in the test set{split}"

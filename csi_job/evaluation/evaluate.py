@@ -147,9 +147,15 @@ def evaluate_model(
         patients_N=data.patients_N.cpu().numpy().astype(np.int64),
         pseudonyms=tuple(data.pseudonyms),
     )
-    trivial = {}
-    if train_zones_NZ is not None:
-        trivial = compare_with_trivial(predictions, train_zones_NZ.cpu().numpy(), settings)
+    absent = {  # whose F1 counts as 0
+        zone: [str(score) for score in range(NUM_SCORES) if score not in zone_N]
+        for zone, zone_N in zip(ZONES, predictions.zones_NZ.T, strict=True)
+    }
+    absences = [
+        f"{zone} has no image scored {', '.join(scores)}; the macro F1 counts that as 0"
+        for zone, scores in absent.items()
+        if scores
+    ]
     return Evaluation(
         model=loaded.name,
         architecture=loaded.architecture,
@@ -158,8 +164,10 @@ def evaluate_model(
         predictions=predictions,
         settings=settings,
         metrics=measure_with_intervals(predictions, settings),
-        warnings=(*warnings, *_absent_scores(predictions)),
-        trivial=trivial,
+        warnings=(*warnings, *absences),
+        trivial={}
+        if train_zones_NZ is None
+        else compare_with_trivial(predictions, train_zones_NZ.cpu().numpy(), settings),
         card=loaded.card,
     )
 
@@ -198,14 +206,3 @@ def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the
     predicted_N = risk_indices(predictions.predicted.csi_N[with_csi])
     np.add.at(counts_RR, (risk_indices(predictions.csi_N[with_csi]), predicted_N), 1)
     return counts_RR
-
-
-def _absent_scores(predictions: Predictions) -> list[str]:
-    """Return one warning for each zone that lacks a score in this split, whose F1 counts as 0."""
-    warnings = []
-    for zone, zone_N in zip(ZONES, predictions.zones_NZ.T, strict=True):
-        absent = sorted(set(range(NUM_SCORES)) - set(zone_N.tolist()))
-        if absent:
-            scores = ", ".join(str(score) for score in absent)
-            warnings.append(f"{zone} has no image scored {scores}; the macro F1 counts that as 0")
-    return warnings

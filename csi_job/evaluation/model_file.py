@@ -74,7 +74,13 @@ def load_model(
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
     """
-    state, card = _read(path)
+    if path.suffix not in SUFFIXES:
+        raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
+    if not path.is_file():
+        hint = "run `csi-job train-optimized` first, or name another file"
+        raise ModelFileError("there is no such model file", got=str(path), hint=hint)
+    with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
+        state, card = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     architecture = card.get("architecture") or architecture
     if architecture is None:
         raise ModelFileError("the model file has no card that names its architecture", got=str(path), hint=HINT)
@@ -110,16 +116,6 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
     raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
 
 
-def _read(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
-    if path.suffix not in SUFFIXES:
-        raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
-    if not path.is_file():
-        hint = "run `csi-job train-optimized` first, or name another file"
-        raise ModelFileError("there is no such model file", got=str(path), hint=hint)
-    with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-
-
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stored:
@@ -127,9 +123,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError:
         raise ModelFileError("the model file is corrupt or not a safetensors file", got=str(path)) from None
-    if metadata.get("format") != FORMAT:
-        return state, {}
-    return state, _parse_card(metadata.get("card", ""), path)
+    return state, _parse_card(metadata.get("card", ""), path) if metadata.get("format") == FORMAT else {}
 
 
 def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:

@@ -46,11 +46,18 @@ def write_predictions(results: Results, stream: TextIO, file_format: PredictionF
                 problems.append(result)
             yield result
 
-    if file_format == "json":
-        _write_json(collecting_problems(), stream)
+    if file_format == "csv":
+        rows = map(_row, collecting_problems())
+        write_csv(stream, COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
         return problems
-    rows = map(_row, collecting_problems())
-    write_csv(stream, COLUMNS, ([row.get(name, "") for name in COLUMNS] for row in rows))
+    separator = "["
+    try:
+        for result in collecting_problems():
+            entry = _problem(result) if isinstance(result, Problem) else result.to_json()
+            stream.write(f"{separator}\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}")
+            separator = ","
+    finally:  # valid JSON even if an error ends the results early
+        stream.write("[]\n" if separator == "[" else "\n]\n")
     return problems
 
 
@@ -83,18 +90,6 @@ def split_predictions_csv(predictions: Predictions) -> str:
     rows = (list(chain.from_iterable(parts)) for parts in zip(*columns.values(), strict=True))
     write_csv(stream, list(chain.from_iterable(columns)), rows)
     return stream.getvalue()
-
-
-def _write_json(results: Results, stream: TextIO) -> None:
-    """Write an array with one object per line, which stays valid JSON if an error ends the results early."""
-    separator = "["
-    try:
-        for result in results:
-            entry = _problem(result) if isinstance(result, Problem) else result.to_json()
-            stream.write(f"{separator}\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}")
-            separator = ","
-    finally:
-        stream.write("[]\n" if separator == "[" else "\n]\n")
 
 
 def _problem(problem: Problem) -> dict[str, str]:

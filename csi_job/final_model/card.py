@@ -143,12 +143,16 @@ def card_markdown(card: Mapping[str, Any]) -> str:
 
 def card_html(card: Mapping[str, Any], links: Sequence[Link]) -> str:
     """Return the card as a page, in the design of the report."""
+    data = card["data"]
+    rows = tuple((name, fmt.count(data["num_images"][name]), fmt.count(data["num_patients"][name])) for name in SPLITS)
+    table = Table(("Split", "Images", "Patients"), rows, frozenset({1, 2}))
+    origin = f"Fingerprint of images, labels and split: {data['cache']}. The split is by patient, not by image."
     sections = [
         _details(card),
         PageSection("use", "Intended use", (card["intended_use"], f"Out of scope: {card['out_of_scope_use']}")),
         _metrics("test", "Metrics on the test set", card["test"]),
         _metrics("validation", "Metrics on the validation set", card["validation"]),
-        _data(card["data"]),
+        PageSection("data", "Training data", (origin,), (table,), tuple(map(fmt.sentence, data["warnings"]))),
         _training(card),
         PageSection("limits", "Limits", tuple(card["limits"])),
         PageSection("ethics", "Ethics and licence", (card["ethics"], card["licence"])),
@@ -214,14 +218,6 @@ def _metrics(key: str, title: str, part: Mapping[str, Any] | None) -> PageSectio
         f"{part['bootstrap']['confidence']:.0%} intervals over patients."
     )
     return PageSection(key, title, (sentence,), (metrics_table(dict(part)), zones_table(dict(part))))
-
-
-def _data(data: Mapping[str, Any]) -> PageSection:
-    rows = tuple((name, fmt.count(data["num_images"][name]), fmt.count(data["num_patients"][name])) for name in SPLITS)
-    sentence = f"Fingerprint of images, labels and split: {data['cache']}. The split is by patient, not by image."
-    warnings = tuple(map(fmt.sentence, data["warnings"]))
-    table = Table(("Split", "Images", "Patients"), rows, frozenset({1, 2}))
-    return PageSection("data", "Training data", (sentence,), (table,), warnings)
 
 
 def _training(card: Mapping[str, Any]) -> PageSection:

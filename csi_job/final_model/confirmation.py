@@ -5,7 +5,7 @@ so does every `train-optimized`. Their results are files (`SeedTrainer`), from w
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -51,15 +51,19 @@ class Confirmation:
         rivals = self._rivals(trials, reasons)
         first, *others = [[*self._of(result.candidate)] for result in rivals] or [[]]
         by_seed = itertools.chain.from_iterable(zip(*others, strict=True))
-        wanted = (*first, *self._of_baseline(rivals), *by_seed)
+        if rivals and all(len(result.seeds) == len(self.seeds) for result in rivals):
+            rivals = [choose_winner(rivals, prefer_cheap=self.prefer_cheap)]
+        max_epochs = {result.candidate.recipe.max_epochs for result in rivals}
+        baseline: Iterable[Training] = ()
+        if len(max_epochs) == 1:  # else it is not certain yet how many the winner may have
+            baseline = self._of(Candidate(Recipe(self.baseline, *max_epochs)), "baseline")
+        wanted = (*first, *baseline, *by_seed)
         return [training for training in wanted if training.digest not in reasons]
 
     def _rivals(self, trials: Sequence[FrozenTrial], reasons: Mapping[str, str]) -> list[CandidateResult]:
         """Return the candidates that may win, with their results so far."""
-        found = {}
-        for key, trial in latest(trials).items():
-            if trial.state is TrialState.COMPLETE:
-                found[key] = SeedResult.of(trial.user_attrs[RESULT])
+        complete = {key: trial for key, trial in latest(trials).items() if trial.state is TrialState.COMPLETE}
+        found = {key: SeedResult.of(trial.user_attrs[RESULT]) for key, trial in complete.items()}
         results = []
         for candidate in self.candidates:
             digest = self.trainer.recipe_digest(candidate.recipe)
@@ -68,14 +72,6 @@ class Confirmation:
                 results.append(CandidateResult(candidate, tuple(result for result in seeds if result is not None)))
         leader = None if self.prefer_cheap else best_mean(results, len(self.seeds))
         return [result for result in results if not cannot_win(result, len(self.seeds), leader)]
-
-    def _of_baseline(self, rivals: Sequence[CandidateResult]) -> Iterator[Training]:
-        """Yield the baseline's trainings once it is certain how many epochs the winner may have."""
-        if rivals and all(len(result.seeds) == len(self.seeds) for result in rivals):
-            rivals = [choose_winner(rivals, prefer_cheap=self.prefer_cheap)]
-        max_epochs = {result.candidate.recipe.max_epochs for result in rivals}
-        if len(max_epochs) == 1:
-            yield from self._of(Candidate(Recipe(self.baseline, *max_epochs)), "baseline")
 
     def _of(self, candidate: Candidate, name: str = "") -> Iterator[Training]:
         recipe, digest = candidate.recipe, self.trainer.recipe_digest(candidate.recipe)

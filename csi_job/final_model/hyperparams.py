@@ -71,16 +71,20 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     if not _is_int(max_epochs) or max_epochs < 1:
         what = f"{path.name}: max_epochs cannot be used"
         raise ConfigurationError(what, got=max_epochs, allowed="an integer of at least 1")
-    is_confirmed = form.get("confirmed") is True
+    is_confirmed, fingerprint = form.get("confirmed") is True, form.get("fingerprint")
+    value: Any = form.get("value")
+    is_number = isinstance(value, float) or _is_int(value)
+    searched_on = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
+    caches = (form.get("cache"), searched_on)  # in the file itself once confirmed
     return HyperparamsFile(
         params=hyperparameters,
         study=_study_name(default_study if study is None else study, path),
         max_epochs=max_epochs,
         trial=trial if _is_int(trial) else None,
-        value=_finite(form.get("value")),
+        value=float(value) if is_number and math.isfinite(value) else None,
         is_search_result=study is not None and not is_confirmed,
         is_confirmed=is_confirmed,
-        cache=_cache(form),
+        cache=next((key for key in caches if isinstance(key, str)), ""),
         names_study=study is not None,
         record=_record(form),
         uid=form.get(STUDY_UID),
@@ -122,18 +126,6 @@ def _study_name(name: Any, path: Path) -> str:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
-
-
-def _cache(content: dict[str, Any]) -> str:
-    """Return the key of the cache: in the file itself once confirmed, else in the study's fingerprint."""
-    fingerprint = content.get("fingerprint")
-    searched_on = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
-    return next((key for key in (content.get("cache"), searched_on) if isinstance(key, str)), "")
 
 
 def _record(content: dict[str, Any]) -> StudyRecord | None:

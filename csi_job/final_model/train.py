@@ -191,7 +191,13 @@ class _FinalTraining:
         archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
         check_pretrained(self.trainer.settings.pretrained, archs)
         winner = self._confirm(self.candidates, f"confirming {fmt.plural(len(self.candidates), 'candidate')}")
-        result = self._train_baseline(Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs)))
+        like_winner = Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs))
+        result = None
+        try:
+            result = self._confirm((like_winner,), "training the baseline").result
+        except InfeasibleTrialError as error:  # an earlier one belongs to another request
+            logger.warning("there is no baseline to compare with: %s", error)
+            remove_model(self.folder.baseline_model)
         file = self.request.file
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
             cache = self.request.cache.info.key
@@ -206,15 +212,6 @@ class _FinalTraining:
             return confirm_candidates(
                 candidates, self.seeds, self.trainer, prefer_cheap=self.prefer_cheap, advance=advance
             )
-
-    def _train_baseline(self, candidate: Candidate) -> CandidateResult | None:
-        """Train the baseline; if this device cannot, remove an earlier one, which belongs to another request."""
-        try:
-            return self._confirm((candidate,), "training the baseline").result
-        except InfeasibleTrialError as error:
-            logger.warning("there is no baseline to compare with: %s", error)
-            remove_model(self.folder.baseline_model)
-            return None
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
         """Write the best seed's weights and their card, with their metrics on the validation split."""

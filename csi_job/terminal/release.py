@@ -62,7 +62,9 @@ class ReleaseView:
 def render_release(view: ReleaseView) -> RenderableType:
     """Return the study, one row per pod with its trials, and the GPUs."""
     parts: list[RenderableType] = [Text(view.note)] if view.note and not view.study else []
-    shared = _shared_prefix([pod.name for pod in view.pods])
+    names = [pod.name.split("-") for pod in view.pods]
+    parts_shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+    shared = "-".join(part for part, *_ in parts_shared) if len(names) > 1 else ""
     if view.study:
         running = tuple(replace(trial, host=_short(trial.host, shared)) for trial in view.study.running)
         parts.append(render_status(replace(view.study, running=running)))
@@ -94,12 +96,6 @@ def _pods(view: ReleaseView, shared: str) -> RenderableType:
     problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
     return Group(table, *problems, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
-
-
-def _shared_prefix(names: Sequence[str]) -> str:
-    """Return the parts, divided by hyphens, that all names start with; empty for a single name."""
-    parts = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split("-") for name in names), strict=False))
-    return "-".join(part for part, *_ in parts) if len(names) > 1 else ""
 
 
 def _short(name: str, shared: str) -> str:

@@ -38,7 +38,14 @@ def render_status(status: StudyStatus) -> RenderableType:
     outcomes = Text("  ").join(
         Text(f"{numbers[outcome]} {outcome}", style=OUTCOME_STYLES[outcome]) for outcome in shown
     )
-    parts: list[RenderableType] = [_target_line(status), outcomes, Text(), _best(status.best)]
+    line = Table.grid(padding=(0, 2), expand=True)
+    line.add_column(no_wrap=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True, justify="right")
+    share = min(status.num_finished / status.target, 1.0) if status.target else 0.0
+    bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
+    line.add_row(f"{fmt.count(status.num_finished)} of {fmt.plural(status.target, 'trial')}", bar, f"{share:.0%}")
+    parts: list[RenderableType] = [line, outcomes, Text(), _best(status.best)]
     if status.running:
         parts += [Text(), _running(status.running)]
     if confirmation := status.confirmation:
@@ -86,17 +93,6 @@ def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
 
 def _of(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
     return kind(**{name: value for name, value in content.items() if name in kind.__dataclass_fields__})
-
-
-def _target_line(status: StudyStatus) -> RenderableType:
-    line = Table.grid(padding=(0, 2), expand=True)
-    line.add_column(no_wrap=True)
-    line.add_column(ratio=1)
-    line.add_column(no_wrap=True, justify="right")
-    share = min(status.num_finished / status.target, 1.0) if status.target else 0.0
-    bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
-    line.add_row(f"{fmt.count(status.num_finished)} of {fmt.plural(status.target, 'trial')}", bar, f"{share:.0%}")
-    return line
 
 
 def _best(best: BestStatus | None) -> RenderableType:
