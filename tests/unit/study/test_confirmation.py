@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,8 @@ def work(confirmation: optuna.Study, folder: Path, run=lambda _: [0.5]) -> None:
 
 
 def test_each_training_is_enqueued_once_in_the_order_given_whoever_plans(confirmation, study):
-    def run() -> None:
-        plan(open_confirmation(study), lambda _: [ONE, OTHER, TWO], 5)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: plan(open_confirmation(study), lambda _: [ONE, OTHER, TWO], 5), range(4)))
     assert content(confirmation) == [("a", 1, WAITING), ("b", 1, WAITING), ("a", 2, WAITING)]
     assert training_of(confirmation.get_trials()[0]) == ONE
     assert study_counts(confirmation).target == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,26 @@ def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"cache_key": "fff"}, "cache"),
-        ({"average": "weighted"}, "average"),
-        ({"space": toy_space(0.5)}, "settings: space.unknown_weight.high"),
-        ({"baseline": {**BASELINE, "unknown_weight": 0.4}}, "settings: baseline.unknown_weight"),
-        ({"results": {**RESULTS, "trial": {"class_balance": True}}}, "settings: trial.class_balance"),
-        ({"results": {**RESULTS, "cache.image_size_px": 64}, "cache_key": "fff"}, "settings: cache.image_size_px"),
+        ({"cache_key": "fff"}, f'cache (was "{CACHE_KEY}", now "fff")'),
+        ({"average": "weighted"}, 'average (was "macro", now "weighted")'),
+        ({"objective": "f1-and-cost"}, 'objective (was "f1", now "f1-and-cost")'),
+        ({"space": toy_space(0.5)}, "settings: space.unknown_weight.high (was 1.0, now 0.5)"),
+        ({"baseline": {**BASELINE, "unknown_weight": 0.4}}, "settings: baseline.unknown_weight (was 0.5, now 0.4)"),
+        (
+            {"results": {**RESULTS, "trial": {"class_balance": True}}},
+            "settings: trial.class_balance (was false, now true)",
+        ),
+        (
+            {"results": {**RESULTS, "cache.image_size_px": 64}, "cache_key": "fff"},
+            "settings: cache.image_size_px (was 32, now 64)",
+        ),
     ],
 )
 def test_a_worker_that_differs_is_refused_by_the_key(
     storage: StudyStorage, changed: dict[str, object], named: str
 ) -> None:
     define(storage, results=RESULTS)
-    with pytest.raises(ConfigurationError, match=rf"{named} \(was [^,]*, now [^,]*\);.*another study name"):
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(named)};.*another study name"):
         define(storage, **{"results": RESULTS, **changed})
 
 
@@ -102,11 +110,6 @@ def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(
     assert define(storage, results=RESULTS, baseline={"unknown_weight": 0.9}).trials == study.trials
     unknown = "did not store baseline, cache.image_size_px, trial; give the same values as then"
     assert caplog.text.count(unknown) == 1
-
-
-def test_another_objective_is_refused(study: optuna.Study, storage: StudyStorage) -> None:
-    with pytest.raises(ConfigurationError, match=r'objective \(was "f1", now "f1-and-cost"\)'):
-        define(storage, name=study.study_name, objective="f1-and-cost")
 
 
 @pytest.mark.parametrize("given", [{"sampler": "cmaes"}, {"pruner": "asha"}, {"pruner": "hyperband"}])
@@ -207,20 +210,9 @@ def test_the_same_definition_agrees_after_a_trip_through_json() -> None:
     check_same(json.loads(json.dumps(fingerprint)), fingerprint, "toy")
 
 
-def test_a_narrower_space_is_named_by_its_bound() -> None:
-    stored = Definition.of(StudySettings(), SearchSpace(), {}, cache_key="abc").fingerprint
-    space = SearchSpace.model_validate({"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}})
-    given = Definition.of(StudySettings(), space, {}, cache_key="abc").fingerprint
-    with pytest.raises(ConfigurationError, match=r"space\.learning_rate\.low \(was 1e-05, now 0\.0001\);"):
-        check_same(stored, given, "toy")
-
-
-def test_what_an_earlier_version_did_not_store_is_not_compared() -> None:
+def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted() -> None:
     check_same({"a": 1}, {"a": 1, "b": {"c": 2}}, "toy")
     with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), c\.d \(was absent, now 2\);"):
         check_same({"a": 1, "c": {}}, {"b": 3, "c": {"d": 2}}, "toy")
-
-
-def test_many_differences_are_counted() -> None:
     with pytest.raises(ConfigurationError, match=r"and 5 more"):
         check_same({str(i): 1 for i in range(15)}, {str(i): 2 for i in range(15)}, "toy")

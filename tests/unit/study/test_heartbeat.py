@@ -1,100 +1,105 @@
-"""The thread that renews a lease."""
+"""The thread that renews a lease; all but one test run it in their own thread, by a clock that only renewals move."""
 
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 
 from csi_job.errors import LeaseLostError, StorageRejectedError, StorageUnavailableError
 from csi_job.storage.lease import Lease, new_token
-from csi_job.study.heartbeat import Heartbeat
+from csi_job.study.heartbeat import REJECTED_LIMIT_S, Heartbeat
+
+LEASE = Lease(trial_id=1, number=0, token=new_token(), attempt=1)
+REJECTED = StorageRejectedError("wrong password")
 
 
-def lease() -> Lease:
-    return Lease(trial_id=1, number=0, token=new_token(), attempt=1)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr("csi_job.study.heartbeat.time", clock)
+    return clock
 
 
-def test_a_heartbeat_renews_until_it_is_stopped() -> None:
+def run(
+    clock: SimpleNamespace,
+    answers: Iterable[Exception | None],
+    step_s: float = 1.0,
+    *,
+    stall_s: float = 1e9,
+    beats: bool = True,
+) -> tuple[Heartbeat, int]:
+    """Run until these answers were given or the training stalled; return how many are left, too."""
+    left = [*answers]
+
+    def renew(lease: Lease) -> None:
+        assert lease is LEASE
+        clock.now_s += step_s
+        if beats:
+            heartbeat.beat()
+        answer = left.pop(0)
+        if not left:
+            heartbeat.over.set()
+        if answer is not None:
+            raise answer
+
+    heartbeat = Heartbeat(renew, 0.001, stall_s=stall_s, on_stall=lambda: stalls.append(clock.now_s))
+    stalls: list[float] = []
+    heartbeat.watch(LEASE)
+    heartbeat.run()
+    assert stalls == [clock.now_s] * heartbeat.stalled
+    return heartbeat, len(left)
+
+
+def test_a_thread_renews_until_it_is_stopped() -> None:
     renewed: list[Lease] = []
-    heartbeat = Heartbeat(renewed.append, 0.08, stall_s=60, on_stall=lambda: None)
-    kept = lease()
-    heartbeat.watch(kept)
+    third = threading.Event()
+    heartbeat = Heartbeat(
+        lambda lease: renewed.append(lease) or (third.set() if len(renewed) > 2 else None),
+        0.08,
+        stall_s=1e9,
+        on_stall=lambda: None,
+    )
+    heartbeat.watch(LEASE)
     heartbeat.start()
-    while len(renewed) < 3:
-        time.sleep(0.01)
+    assert third.wait(60)
     heartbeat.watch(None)
     heartbeat.end()
-    assert set(map(id, renewed)) == {id(kept)}
+    assert {*map(id, renewed)} == {id(LEASE)}
     assert not heartbeat.is_alive()
 
 
-def test_a_heartbeat_survives_outages_lost_leases_and_unexpected_errors(caplog: pytest.LogCaptureFixture) -> None:
-    errors = [StorageUnavailableError("away"), LeaseLostError("lost"), ValueError("unexpected")]
-    renewed = threading.Event()
-
-    def renew(_: Lease) -> None:
-        if errors:
-            raise errors.pop(0)
-        renewed.set()
-
-    heartbeat = Heartbeat(renew, 0.08, stall_s=60, on_stall=lambda: None)
-    heartbeat.watch(lease())
-    heartbeat.start()
-    assert renewed.wait(10)
-    heartbeat.end()
-    assert not heartbeat.stalled
-    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("the lease of trial 0 could not be renewed")
-    assert "unexpected" in warning
-
-
-@pytest.mark.parametrize(("between", "ends"), [(None, True), (StorageUnavailableError("starting up"), False)])
-def test_only_a_steady_rejection_ends_the_training(
-    monkeypatch: pytest.MonkeyPatch, between: StorageUnavailableError | None, *, ends: bool
+def test_outages_lost_leases_and_unexpected_errors_are_survived(
+    clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("csi_job.study.heartbeat.REJECTED_LIMIT_S", 0.1)
-    num_renewals, enough = 0, threading.Event()
-
-    def renew(_: Lease) -> None:
-        nonlocal num_renewals
-        num_renewals += 1
-        if num_renewals > 30:
-            enough.set()
-        if between is not None and num_renewals % 2:
-            raise between
-        raise StorageRejectedError("wrong password")
-
-    heartbeat = Heartbeat(renew, 0.08, stall_s=60, on_stall=lambda: None)
-    heartbeat.watch(lease())
-    heartbeat.start()
-    assert enough.wait(30)
-    heartbeat.end()
-    assert (str(heartbeat.rejection) == "wrong password") is ends
+    errors = [StorageUnavailableError("away"), LeaseLostError("lost"), ValueError("unexpected"), None]
+    assert run(clock, errors)[1] == 0
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "the lease of trial 0 could not be renewed: unexpected"
 
 
-def test_a_heartbeat_renews_nothing_after_a_stall() -> None:
-    stalled = threading.Event()
-    renewed: list[Lease] = []
-    heartbeat = Heartbeat(renewed.append, 0.08, stall_s=0.2, on_stall=stalled.set)
-    heartbeat.watch(lease())
-    heartbeat.start()
-    assert stalled.wait(10)
-    heartbeat.join(10)
-    assert heartbeat.stalled
-    count = len(renewed)
-    heartbeat.beat()
-    time.sleep(0.1)
-    assert len(renewed) == count
+@pytest.mark.parametrize(
+    ("answers", "ends"),
+    [
+        ([REJECTED] * 4, True),
+        ([REJECTED] * 3, False),
+        ([REJECTED, StorageUnavailableError("starting up")] * 5, False),
+        ([REJECTED, None] * 5, False),
+    ],
+)
+def test_only_a_steady_rejection_ends_the_training(
+    clock: SimpleNamespace, answers: list[Exception | None], *, ends: bool
+) -> None:
+    heartbeat, _ = run(clock, answers, REJECTED_LIMIT_S / 3)
+    assert heartbeat.rejection is (REJECTED if ends else None)
 
 
-def test_beats_keep_a_slow_training_alive() -> None:
-    heartbeat = Heartbeat(lambda _: None, 0.08, stall_s=0.5, on_stall=lambda: None)
-    heartbeat.watch(lease())
-    heartbeat.start()
-    for _ in range(20):
-        heartbeat.beat()
-        time.sleep(0.05)
-    heartbeat.end()
-    assert not heartbeat.stalled
+@pytest.mark.parametrize(("beats", "num_left"), [(False, 7), (True, 0)])
+def test_a_training_without_a_beat_stalls_and_is_renewed_no_more(
+    clock: SimpleNamespace, num_left: int, *, beats: bool
+) -> None:
+    heartbeat, left = run(clock, [None] * 10, stall_s=3.0, beats=beats)
+    assert (heartbeat.stalled, left) == (not beats, num_left)

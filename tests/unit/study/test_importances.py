@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -28,15 +30,10 @@ def test_the_parameter_that_decides_the_result_is_the_most_important() -> None:
     assert sum(importances.values()) == pytest.approx(1)
 
 
-def test_trials_that_are_not_complete_do_not_count() -> None:
-    complete, both = one_parameter_matters(60), one_parameter_matters(60, 30)
+@pytest.mark.parametrize("other", [{"num_infeasible": 30}, {"has_cost": True}])
+def test_neither_a_trial_that_is_not_complete_nor_the_cost_counts(other: dict[str, Any]) -> None:
+    complete, both = one_parameter_matters(60), one_parameter_matters(60, **other)
     assert param_importances(both.trials) == param_importances(complete.trials)
-
-
-def test_two_objectives_are_rated_by_f1_alone() -> None:
-    assert param_importances(one_parameter_matters(60, has_cost=True).trials) == param_importances(
-        one_parameter_matters(60).trials
-    )
 
 
 def test_too_few_trials_or_equal_ones_give_no_importances() -> None:

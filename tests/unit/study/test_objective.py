@@ -70,9 +70,7 @@ def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None
     assert trial.value == max(trial.intermediate_values.values())
     assert sorted(trial.intermediate_values) == [0, 1, 2]
     attributes = trial.user_attrs
-    assert attributes["best_epoch"] == max(
-        trial.intermediate_values, key=lambda epoch: trial.intermediate_values[epoch]
-    )
+    assert attributes["best_epoch"] == max(trial.intermediate_values, key=trial.intermediate_values.get)
     assert attributes["gflops"] > 0
     assert attributes["num_parameters"] > 1000
     assert attributes["micro_batch"] == 8

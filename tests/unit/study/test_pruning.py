@@ -52,7 +52,7 @@ def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: Study
     assert set(decisions) == {True, False}
 
 
-def test_nothing_is_pruned_before_enough_trials_reached_the_epoch(storage: StudyStorage) -> None:
+def test_nothing_is_pruned_before_enough_trials_reached_the_epoch_nor_by_the_pruner_none(storage: StudyStorage) -> None:
     study = define(storage)
     add(study, *[[0.9, 0.9, 0.9]] * 4)
     assert not should_prune(study, running({0: 0.0, 1: 0.0}))
@@ -61,6 +61,7 @@ def test_nothing_is_pruned_before_enough_trials_reached_the_epoch(storage: Study
     assert not should_prune(study, running({0: 0.0}))  # the first epoch tells too little
     assert not should_prune(study, running(dict.fromkeys(range(9), 0.0)))  # none has come so far
     assert not should_prune(study, running({0: 0.0, 1: 0.95}))
+    assert not should_prune(define(storage, pruner="none"), running({0: 0.0, 1: 0.0}))
 
 
 def test_infeasible_and_failed_trials_are_not_compared_with(storage: StudyStorage) -> None:
@@ -101,20 +102,11 @@ def test_infeasible_trials_compete_for_no_rung(
     assert (study.trials[0].state is TrialState.PRUNED) is is_pruned
 
 
-def test_the_pruner_none_never_prunes(storage: StudyStorage) -> None:
-    study = define(storage, pruner="none")
-    add(study, *[[0.9, 0.9]] * 9)
-    assert not should_prune(study, running({0: 0.0, 1: 0.0}))
-
-
 def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage: StudyStorage) -> None:
     study = define(storage, objective="f1-and-cost")
     for f1, gflops in [(0.8, 4.0)] * 9 + [(0.5, 1.0)] * 5:
         curve = [[0, f1], [1, f1]]
         study.add_trial(create_trial(values=[f1, gflops], user_attrs={"curve": curve, "gflops": gflops}))
-    assert not should_prune_at_cost(study, {0: 0.6, 1: 0.6}, gflops=1.0)
-    assert should_prune_at_cost(study, {0: 0.4, 1: 0.4}, gflops=1.0)
-    assert should_prune_at_cost(study, {0: 0.6, 1: 0.6}, gflops=4.0)
-    assert not should_prune_at_cost(study, {0: 0.4, 1: 0.4}, gflops=0.5)  # nobody is as cheap
-    assert not should_prune_at_cost(study, {0: 0.4}, gflops=4.0)
-    assert not should_prune_at_cost(study, {}, gflops=4.0)
+    cases = [((0.6, 0.6), 1.0), ((0.4, 0.4), 1.0), ((0.6, 0.6), 4.0), ((0.4, 0.4), 0.5), ((0.4,), 4.0), ((), 4.0)]
+    pruned = [should_prune_at_cost(study, dict(enumerate(curve)), gflops=gflops) for curve, gflops in cases]
+    assert pruned == [False, True, True, False, False, False]  # nobody is as cheap as 0.5 GFLOPs

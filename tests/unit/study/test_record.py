@@ -62,14 +62,9 @@ def test_the_baseline_is_trial_0_also_once_it_was_moved_into_the_space(storage: 
 
 
 def test_the_latest_phase_continues(storage: StudyStorage, tmp_path: Path) -> None:
+    phase = {"sampler": "random", "pruner": "none", "max_epochs": 2}
     define_as_given(storage)
-    work_on(
-        define_as_given(storage, sampler="random", pruner="none", max_epochs=2),
-        tmp_path,
-        sampler="random",
-        pruner="none",
-        max_epochs=2,
-    )
+    work_on(define_as_given(storage, **phase), tmp_path, **phase)
     study = load_settings({}, None, {}).over(record_of(tmp_path)).settings.study
     assert (study.sampler, study.pruner, study.max_epochs, study.num_startup_trials) == ("random", "none", 2, 3)
 

@@ -29,15 +29,13 @@ def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:70])
 
 
-def test_a_trial_resumes_from_the_promoted_checkpoint(tmp_path: Path) -> None:
-    *_, promoted = attempt(tmp_path, 1, 0, 1, 2)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(promoted, 2)
-
-
-def test_a_torn_one_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    _, before, promoted = attempt(tmp_path, 1, 0, 1, 2)
-    tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(before, 1)
+def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_before(tmp_path: Path) -> None:
+    _, earlier = attempt(tmp_path, 1, 0, 1)
+    before, promoted = attempt(tmp_path, 2, 2, 3)
+    for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 1)):
+        assert find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == expected
+        assert expected.path is not None
+        tear(expected.path)
 
 
 def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path: Path) -> None:
@@ -48,13 +46,6 @@ def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path: Path)
     assert len([*tmp_path.rglob("*.pt")]) == 5
     keep_newest_checkpoint(newest.parent, 3)
     assert {*tmp_path.rglob("*.pt")} == {newest, *later}
-
-
-def test_the_one_before_may_be_of_an_earlier_attempt(tmp_path: Path) -> None:
-    *_, earlier = attempt(tmp_path, 1, 0, 1)
-    [promoted] = attempt(tmp_path, 2, 2)
-    tear(promoted)
-    assert find_checkpoint(tmp_path, promoted, 2, attempt=3, uid=UID) == ResumePoint(earlier, 1)
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:

@@ -19,22 +19,17 @@ from csi_job.study.trial_run import RunningTrial
 from tests.support.studies import SPACE, define, objective, work_on
 
 
-def test_a_new_study_has_only_its_baseline_waiting(study: optuna.Study) -> None:
+def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finished(
+    study: optuna.Study, tmp_path: Path
+) -> None:
     status = study_status(study)
-    assert (status.num_finished, status.num_waiting, status.target) == (0, 1, 5)
-    assert status.best is None
-    assert status.eta_s is None
-    assert not status.is_finished
-
-
-def test_a_finished_study_is_finished(study: optuna.Study, tmp_path: Path) -> None:
+    assert (status.num_finished, status.num_waiting, status.target, status.is_finished) == (0, 1, 5, False)
+    assert (status.best, status.eta_s) == (None, None)
     work_on(study, tmp_path)
     status = study_status(study)
-    assert status.is_finished
-    assert status.num_finished == status.target == 5
+    assert (status.num_finished, status.num_waiting, status.target, status.is_finished) == (5, 0, 5, True)
     assert status.best is not None
-    assert status.best.f1 == study.best_value
-    assert status.best.params == study.best_params
+    assert (status.best.f1, status.best.params) == (study.best_value, study.best_params)
 
 
 def test_running_failed_and_infeasible_trials_are_shown(storage: StudyStorage, tmp_path: Path) -> None:
@@ -89,49 +84,31 @@ def test_cancelled_trials_do_not_count_as_failed(study: optuna.Study) -> None:
     assert (status.num_cancelled, status.num_failed, status.failures) == (1, 0, ())
 
 
-def add(study: optuna.Study, f1: float, gflops: float | None = None, error: float | None = 0.02) -> None:
-    values = [f1] if gflops is None else [f1, gflops]
-    study.add_trial(create_trial(values=values, user_attrs={"f1_se": error}))
-
-
 def test_nothing_is_chosen_while_nothing_is_complete(study: optuna.Study) -> None:
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.9}))
     assert choose_trial(study) is None
 
 
-def test_with_one_objective_the_best_is_chosen_and_of_equals_the_first(study: optuna.Study) -> None:
-    for f1 in (0.5, 0.7, 0.7, 0.6):
-        add(study, f1)
+RULE = "the cheapest trial whose val_f1 is within one standard error ({}, by patients) of the best, 0.8000 of trial 1"
+
+
+@pytest.mark.parametrize(
+    ("values", "errors", "number", "rule"),
+    [
+        ([[0.5], [0.7], [0.7], [0.6]], {"f1_se": 0.02}, 2, "the best val_f1, 0.7000"),
+        ([[0.80, 4.0], [0.785, 1.5], [0.781, 2.0], [0.77, 0.5]], {"f1_se": 0.02}, 2, RULE.format("0.0200")),
+        ([[0.80, 4.0], [0.785, 1.5]], {"f1_std": 0.02}, 2, RULE.format("0.0200")),  # its name in version 0.1
+        ([[0.80, 4.0], [0.79, 1.0], [0.80, 3.0]], {}, 3, RULE.format("0.0000")),
+    ],
+    ids=["the first of the best", "the cheapest within the error", "earlier name", "no error"],
+)
+def test_the_trial_is_chosen_by_rule(
+    storage: StudyStorage, values: list[list[float]], errors: dict[str, float], number: int, rule: str
+) -> None:
+    study = define(storage, objective="f1" if len(values[0]) == 1 else "f1-and-cost")
+    for each in values:
+        study.add_trial(create_trial(values=each, user_attrs=errors))
     chosen = choose_trial(study)
     assert chosen is not None
-    assert chosen.trial.number == 2
-    assert chosen.rule == "the best val_f1, 0.7000"
-
-
-def test_with_two_objectives_the_cheapest_within_one_standard_error_is_chosen(storage: StudyStorage) -> None:
-    study = define(storage, objective="f1-and-cost")
-    for f1, gflops in [(0.80, 4.0), (0.785, 1.5), (0.781, 2.0), (0.77, 0.5)]:
-        add(study, f1, gflops)
-    chosen = choose_trial(study)
-    assert chosen is not None
-    assert chosen.trial.values == [0.785, 1.5]
-    assert "within one standard error (0.0200, by patients) of the best, 0.8000 of trial 1" in chosen.rule
-
-
-def test_without_a_known_uncertainty_only_equals_are_cheaper(storage: StudyStorage) -> None:
-    study = define(storage, objective="f1-and-cost")
-    for f1, gflops in [(0.80, 4.0), (0.79, 1.0), (0.80, 3.0)]:
-        add(study, f1, gflops, error=None)
-    chosen = choose_trial(study)
-    assert chosen is not None
-    assert chosen.trial.values == [0.80, 3.0]
-
-
-def test_a_standard_error_stored_under_its_earlier_name_counts_too(storage: StudyStorage) -> None:
-    study = define(storage, objective="f1-and-cost")
-    study.add_trial(create_trial(values=[0.80, 4.0], user_attrs={"f1_std": 0.02}))
-    study.add_trial(create_trial(values=[0.785, 1.5]))
-    chosen = choose_trial(study)
-    assert chosen is not None
-    assert chosen.trial.values == [0.785, 1.5]
-    assert [f1_standard_error_of(trial) for trial in study.trials] == [None, 0.02, None]
+    assert (chosen.trial.number, chosen.rule) == (number, rule)
+    assert {f1_standard_error_of(trial) for trial in study.trials[1:]} == {0.02 if errors else None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import optuna
@@ -43,6 +42,7 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
         query = f"SELECT count(*) FROM {table} WHERE trial_id NOT IN (SELECT trial_id FROM trials)"
         assert reader.rows(query) == [(0,)], table
     assert reader.rows("SELECT count(*) FROM trials") == [(5,)]
+    assert reader.rows("PRAGMA integrity_check") == [("ok",)]
     assert keep.best_value == max(trial.value for trial in keep.trials if trial.value is not None)
 
 
@@ -82,12 +82,6 @@ def test_enqueued_values_outside_the_space_move_with_a_warning(
 def test_another_space_than_the_studys_is_refused(study: optuna.Study) -> None:
     with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high"):
         enqueue_trial(study, toy_space(2.0), {"unknown_weight": 1.5})
-
-
-def test_the_database_stays_readable_for_sqlite_itself(study: optuna.Study, tmp_path: Path) -> None:
-    work_on(study, tmp_path)
-    connection = sqlite3.connect(tmp_path / "studies.db")
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:

@@ -44,13 +44,10 @@ def test_the_message_is_kept_without_identities(error: Exception, reason: str) -
     assert type(error).__name__ in text or isinstance(error, CsiJobError)
 
 
-def test_the_place_in_this_package_is_named() -> None:
+def test_the_place_in_this_package_is_named_and_a_long_reason_cut() -> None:
     with pytest.raises(ValueError, match="seed") as caught:
         derived_seed("no number", 1)  # type: ignore[arg-type]
     assert failure_reason(caught.value).startswith("ValueError in study/sampling.py:")
-
-
-def test_a_long_reason_is_cut() -> None:
     assert len(failure_reason(ValueError("word " * 500))) == 200
 
 
