@@ -1,24 +1,22 @@
 """A small data set, and a way to build its cache in a process of its own."""
 
-from __future__ import annotations
-
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from csi_job.cache.build import build_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import ZONES
 
 SIDE_PX = 32
 NUM_IMAGES = 30
-StartBuild = Callable[..., subprocess.Popen[str]]
 
 BUILD = """
 import sys
@@ -44,7 +42,7 @@ except CsiJobError as error:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     """`labels.csv` and `images/` of 30 small PNG images of 20 patients; not to be changed."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
@@ -59,18 +57,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def built(data, tmp_path_factory):
+    """The cache of the data; not to be changed."""
+    work = tmp_path_factory.mktemp("Ä ö") / "日本"
+    return build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), work)
+
+
 @pytest.fixture
-def cache() -> CacheSettings:
+def children():
+    """Return a function that returns this process's children, except servers that earlier tests keep."""
+    file = Path(f"/proc/self/task/{os.getpid()}/children")
+    others = set(file.read_text().split())
+    return lambda: set(file.read_text().split()) - others
+
+
+@pytest.fixture
+def cache():
     return CacheSettings(image_size_px=SIDE_PX, num_workers=2)
 
 
 @pytest.fixture
-def radiographs(data: Path) -> RadiographsSettings:
+def radiographs(data):
     return settings_of(data)
 
 
 @pytest.fixture
-def copied(data: Path, tmp_path: Path) -> Path:
+def copied(data, tmp_path):
     """The data, to be changed."""
     shutil.copytree(data, tmp_path / "data")
     return tmp_path / "data"
@@ -85,10 +98,10 @@ def settings_of(folder: Path, **changes: object) -> RadiographsSettings:
 
 
 @pytest.fixture
-def start_build(data: Path, tmp_path: Path) -> StartBuild:
+def start_build(data, tmp_path):
     """Start a build of the data into `tmp_path / "work"`, after running some Python first."""
 
-    def start(prelude: str = "") -> subprocess.Popen[str]:
+    def start(prelude=""):
         command = [sys.executable, "-c", BUILD, str(data), str(tmp_path / "work"), prelude]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -1,7 +1,5 @@
 """Building the cache: complete or absent, built once, resumed after a kill."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil
@@ -9,8 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,56 +19,46 @@ from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
 from csi_job.cache.manifest import load_info, verify_cache
-from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError
-from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS, split_patients
 from csi_job.radiographs.table import read_table
 from tests.support.processes import wait_until
-from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, StartBuild, finished, images_of, settings_of
+from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, finished, images_of, settings_of
 
 
-def test_the_cache_holds_every_image_once_in_its_split(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
-    folder = build_cache(radiographs, cache, tmp_path)
+def test_the_cache_holds_every_image_once_in_its_split(radiographs, built):
     table = read_table(radiographs.labels, radiographs)
     paths = find_images(radiographs.images, table.file_ids, table.rows)
     split_N = split_patients(table, radiographs.split)
     for place, name in enumerate(SPLITS):
-        split = Cache.open(folder).split(name)
+        split = Cache.open(built).split(name)
         members = np.flatnonzero(split_N == place)
         expected = [read_radiograph(paths[index], SIDE_PX, max_image_side_px=20_000) for index in members]
         assert np.array_equal(split.images_NHW.numpy(), np.stack(expected))
         assert np.array_equal(split.zones_NZ.numpy(), table.zones_NZ[members])
-    info = load_info(folder)
-    assert info.key == folder.name
+    info = load_info(built)
+    assert info.key == built.name
     assert sum(info.num_images.values()) == NUM_IMAGES
     assert info.num_patients == len(set(table.patient_ids))
     assert np.array(info.class_counts["train"]).sum() == 6 * info.num_images["train"]
 
 
-def test_every_format_of_phantoms_is_cached(tmp_path: Path) -> None:
-    write_phantoms(tmp_path, 16, seed=1, side_px=(64, 90))
-    folder = build_cache(settings_of(tmp_path), CacheSettings(image_size_px=32, num_workers=2), tmp_path)
-    assert sum(load_info(folder).num_images.values()) == 16
+def test_every_format_of_phantoms_is_cached(cache_folder):
+    assert sum(load_info(cache_folder).num_images.values()) == 60
 
 
-def test_only_pseudonyms_are_stored(radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path) -> None:
-    build_cache(radiographs, cache, tmp_path)
-    for path in (tmp_path / "cache").rglob("*"):
+def test_only_pseudonyms_are_stored(built):
+    for path in built.parent.rglob("*"):
         assert path.is_dir() or b"jane" not in path.read_bytes()
 
 
-def test_a_warm_cache_is_returned_without_decoding_or_digesting(
-    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settle(copied)
+def test_a_warm_cache_is_returned_without_decoding_or_digesting(copied, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("csi_job.cache.key._SETTLED_NS", -1_000_000_000)
     folder = build_cache(settings_of(copied), cache, tmp_path)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         pytest.fail("a warm cache reads no image")
 
     monkeypatch.setattr("csi_job.cache.build.decode_images", refuse)
@@ -79,15 +67,7 @@ def test_a_warm_cache_is_returned_without_decoding_or_digesting(
     assert find_cache(settings_of(copied), cache, tmp_path) == folder
 
 
-def settle(folder: Path) -> None:
-    """Wait until the index trusts the files' times."""
-    newest = max(path.stat().st_ctime for path in images_of(folder))
-    time.sleep(max(0.0, newest + 2.1 - time.time()))
-
-
-def test_few_corrupt_images_are_listed_and_left_out(
-    copied: Path, cache: CacheSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, caplog):
     corrupt, doubtful = images_of(copied)[3:5], images_of(copied)[8]
     corrupt[0].write_bytes(b"")
     corrupt[1].write_bytes(corrupt[1].read_bytes()[:300])
@@ -110,17 +90,15 @@ def test_few_corrupt_images_are_listed_and_left_out(
     assert "jane" not in caplog.text
     kept = sum(Cache.open(folder).split(name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
     assert kept == NUM_IMAGES - 2
-    shutil.copy(images_of(copied)[5], corrupt[0])
-    shutil.copy(images_of(copied)[6], corrupt[1])
-    shutil.copy(images_of(copied)[7], doubtful)
+    for path, sound in zip([*corrupt, doubtful], images_of(copied)[5:8], strict=True):
+        shutil.copy(sound, path)
     build_cache(settings_of(copied), cache, tmp_path)
     assert not (tmp_path / "problems.csv").exists()
 
 
-def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(
-    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
-) -> None:
-    whole = Cache.open(build_cache(settings_of(data), cache, tmp_path)).split("train")
+def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(copied, built, cache, tmp_path):
+    whole = Cache.open(built).split("train")
+    shutil.copytree(built.parent, tmp_path / "cache")  # with its key of pseudonyms
     images_of(copied)[0].write_bytes(b"")
     images_of(copied)[11].write_bytes(b"")
     part = Cache.open(build_cache(settings_of(copied, max_corrupt_fraction=0.2), cache, tmp_path)).split("train")
@@ -130,11 +108,9 @@ def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(
         assert image_HW.equal(by_name[name])
 
 
-def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+def test_too_many_corrupt_images_stop_the_build(copied, cache, tmp_path, children):
     for path in images_of(copied)[:4]:
         path.write_bytes(b"no image")
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    others = set(children.read_text().split())  # servers that earlier tests keep
     with pytest.raises(DataError, match="images cannot be read; build stopped") as caught:
         build_cache(settings_of(copied), cache, tmp_path)
     assert "jane" not in caught.value.render(identities=False)
@@ -142,55 +118,43 @@ def test_too_many_corrupt_images_stop_the_build(copied: Path, cache: CacheSettin
     assert str(tmp_path / "problems.csv") in str(caught.value)
     assert all(len(problem.pseudonym) == 12 for problem in caught.value.problems)
     assert not [name for name in finished(tmp_path) if not name.startswith(".")]
-    assert not set(children.read_text().split()) - others
+    assert not children()
 
 
-def test_copies_of_an_image_in_several_splits_are_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+def rewrite_table(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """Change the cells of every row, the header's included."""
+    rows = csv.reader((folder / "labels.csv").read_text().splitlines(), delimiter=";")
+    (folder / "labels.csv").write_text("\n".join(";".join(change(row)) for row in rows))
+
+
+def test_copies_of_an_image_in_several_splits_and_a_table_without_patients_are_warnings(copied, cache, tmp_path):
     paths = images_of(copied)
     for path in paths[1:]:
         shutil.copy(paths[0], path)
+    rewrite_table(copied, lambda row: [row[0], *row[2:]])
     info = load_info(build_cache(settings_of(copied), cache, tmp_path))
     assert "1 image files are in several splits, as copies under other names" in info.warnings
-
-
-def test_a_table_without_patients_is_a_warning(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
-    rows = list(csv.reader((copied / "labels.csv").open(), delimiter=";"))
-    (copied / "labels.csv").write_text("\n".join(";".join([row[0], *row[2:]]) for row in rows))
-    info = load_info(build_cache(settings_of(copied), cache, tmp_path))
     assert "no PatientID: images of one patient may be in several splits" in info.warnings
     assert info.num_patients == NUM_IMAGES
 
 
-def test_a_zone_without_grades_is_refused_before_decoding(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
-    rows = list(csv.reader((copied / "labels.csv").open(), delimiter=";"))
-    (copied / "labels.csv").write_text(
-        "\n".join(";".join([*row[:7], row[7] if place == 0 else "?"]) for place, row in enumerate(rows))
-    )
+def test_a_zone_without_grades_is_refused_before_decoding(copied, cache, tmp_path):
+    rewrite_table(copied, lambda row: [*row[:7], row[7] if row[7] == "left_inf" else "?"])
     with pytest.raises(DataError, match="zone left_inf has no graded image in the train split"):
         build_cache(settings_of(copied), cache, tmp_path)
 
 
-def test_unset_data_paths_are_a_configuration_error(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_unset_data_paths_are_a_configuration_error(radiographs, cache, tmp_path):
     with pytest.raises(ConfigurationError, match=r"radiographs.images is not set; give --labels TABLE"):
         build_cache(RadiographsSettings(labels=radiographs.labels), cache, tmp_path)
 
 
-def test_work_folders_may_have_spaces_and_accents(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
-    verify_cache(build_cache(radiographs, cache, tmp_path / "Ä ö" / "日本"))
-
-
-def test_torch_is_not_imported_to_build() -> None:
+def test_torch_is_not_imported_to_build():
     code = "import sys, csi_job.cache.build; sys.exit('torch' in sys.modules or 'pydicom' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(
-    start_build: StartBuild, radiographs: RadiographsSettings, tmp_path: Path
-) -> None:
+def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, built, tmp_path):
     work = tmp_path / "work"
     process = start_build(slowed(0.05))
     wait_until(lambda: num_done(work) >= 5)
@@ -208,9 +172,8 @@ def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(
     assert len(decoded) == NUM_IMAGES - done
     assert finished(work) == [key]
     verify_cache(work / "cache" / key)
-    whole = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "other")
     for name in SPLITS:
-        resumed, fresh = (Cache.open(folder).split(name).images_NHW for folder in (work / "cache" / key, whole))
+        resumed, fresh = (Cache.open(folder).split(name).images_NHW for folder in (work / "cache" / key, built))
         assert resumed.equal(fresh)
 
 
@@ -226,7 +189,7 @@ def num_done(work: Path) -> int:
     return sum(sum(map(bool, path.read_bytes())) for path in (work / "cache").glob(".*.marks"))
 
 
-def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: StartBuild, tmp_path: Path) -> None:
+def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build, tmp_path):
     process = start_build(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
         + slowed(0.2)
@@ -239,9 +202,7 @@ def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build: St
     assert all(name.startswith(".") for name in finished(tmp_path / "work"))
 
 
-def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(
-    start_build: StartBuild, radiographs: RadiographsSettings, tmp_path: Path
-) -> None:
+def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(start_build, built, tmp_path):
     work, marks = tmp_path / "work", tmp_path / "marks"
     marks.mkdir()
     shared = (
@@ -266,17 +227,13 @@ def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(
     assert decoded[0] | decoded[1] | decoded[2] == set(range(NUM_IMAGES))
     assert not decoded[0] & decoded[1]
     assert finished(work) == sorted(keys)
-    alone = build_cache(radiographs, CacheSettings(image_size_px=SIDE_PX, num_workers=2), tmp_path / "alone")
-    shutil.copy(work / "cache" / "identity.key", tmp_path / "alone" / "cache")
-    assert alone.name in keys
+    assert built.name in keys
     for name in ("train.npy", "validation.npy", "test.npy"):
-        assert (work / "cache" / alone.name / name).read_bytes() == (alone / name).read_bytes()
+        assert (work / "cache" / built.name / name).read_bytes() == (built / name).read_bytes()
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
-def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(
-    start_build: StartBuild, tmp_path: Path, num_bytes: int
-) -> None:
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(start_build, tmp_path, num_bytes):
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
     process = start_build(limit)
     output, errors = process.communicate()
@@ -288,33 +245,26 @@ def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder_is_a_one_line_error(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_a_read_only_folder_is_a_one_line_error(radiographs, cache, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(DataError, match="cannot be written"):
         build_cache(radiographs, cache, tmp_path / "work")
 
 
-def test_a_work_folder_that_is_a_file_is_a_one_line_error(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_a_work_folder_that_is_a_file_is_a_one_line_error(radiographs, cache, tmp_path):
     (tmp_path / "work").write_text("")
     with pytest.raises(DataError, match="the cache cannot be written") as caught:
         build_cache(radiographs, cache, tmp_path / "work")
     assert "\n" not in str(caught.value)
 
 
-def test_images_that_change_during_the_build_are_detected(
-    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_change_during_the_build_are_detected(copied, cache, tmp_path, monkeypatch):
     real = build.decode_images
 
-    def meddle(*arguments: object) -> object:
+    def meddle(*arguments):
         yield from real(*arguments)
         os.utime(images_of(copied)[0])
 
-    settle(copied)
     monkeypatch.setattr(build, "decode_images", meddle)
     with pytest.raises(DataError, match="images changed while the cache was built"):
         build_cache(settings_of(copied), cache, tmp_path)
@@ -331,9 +281,7 @@ def leave_partial(root: Path, name: str, age_s: float) -> Path:
     return folder
 
 
-def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(radiographs, cache, tmp_path):
     root = tmp_path / "cache"
     leave_partial(root, "old", 8 * 24 * 3600)
     leave_partial(root, "new", 3600)
@@ -344,15 +292,15 @@ def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(
 
 @pytest.mark.parametrize("step", ["_partial_paths", "locked_if_free"])
 def test_an_old_build_that_goes_on_or_ends_while_leftovers_are_removed_is_kept(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+    radiographs, cache, tmp_path, monkeypatch, step
+):
     root = tmp_path / "cache"
     partial, flags = leave_partial(root, "old", 8 * 24 * 3600), root / ".old.marks"
     (partial / "train.npy").write_bytes(b"pixels")
     os.utime(partial, (0, 0))
     real = getattr(build, step)
 
-    def after_the_other(*arguments: Any) -> Any:
+    def after_the_other(*arguments):
         """Let the other process finish its build, or go on with it, at this step of ours."""
         if step == "locked_if_free":
             flags.write_bytes(b"\1\1")

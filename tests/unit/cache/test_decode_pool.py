@@ -1,7 +1,5 @@
 """Decoder processes: fast, dead and slow ones."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path
@@ -18,7 +16,7 @@ from tests.support.dicom import compressed, dataset_of
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[Path]:
+def paths(tmp_path):
     random = np.random.default_rng(0)
     for number in range(12):
         Image.fromarray(random.integers(0, 255, (50, 40), dtype=np.uint8)).save(tmp_path / f"{number:02}.png")
@@ -26,19 +24,19 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("num_decoders", [1, 3])
-def test_every_image_is_decoded_once_as_in_this_process(paths: list[Path], num_decoders: int) -> None:
+def test_every_image_is_decoded_once_as_in_this_process(paths, num_decoders):
     decoded = dict(decode_images(enumerate(paths), 32, 1000, num_decoders))
     assert sorted(decoded) == list(range(len(paths)))
     for index, path in enumerate(paths):
         assert np.array_equal(decoded[index], read_radiograph(path, 32, max_image_side_px=1000))
 
 
-def test_nothing_to_decode_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_decode_starts_nothing(monkeypatch):
     monkeypatch.setattr(decoders, "_Decoder", None)
     assert list(decode_images([], 32, 1000, 2)) == []
 
 
-def test_a_corrupt_image_does_not_stop_the_others(paths: list[Path]) -> None:
+def test_a_corrupt_image_does_not_stop_the_others(paths):
     paths[4].write_bytes(b"x" * 500)
     decoded = dict(decode_images(enumerate(paths), 32, 1000, 2))
     assert decoded[4].startswith("the file is not an image: PNG, JPEG, ")
@@ -46,13 +44,11 @@ def test_a_corrupt_image_does_not_stop_the_others(paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
-def test_a_dead_decoder_is_replaced_and_its_image_retried_once(
-    paths: list[Path], monkeypatch: pytest.MonkeyPatch, num_kills: int
-) -> None:
+def test_a_dead_decoder_is_replaced_and_its_image_retried_once(paths, monkeypatch, num_kills):
     send = decoders._Decoder._send
     killed = []
 
-    def kill_and_send(self: decoders._Decoder) -> None:
+    def kill_and_send(self):
         if self.image[0] == 3 and self._is_ready and len(killed) < num_kills:
             killed.append(self._process.pid)
             os.kill(self._process.pid, signal.SIGKILL)
@@ -70,9 +66,7 @@ def test_a_dead_decoder_is_replaced_and_its_image_retried_once(
     assert len(decoded) == len(paths) - 1
 
 
-def test_an_image_that_takes_too_long_is_corrupt_and_not_retried(
-    paths: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_takes_too_long_is_corrupt_and_not_retried(paths, monkeypatch):
     starts = []
     start = decoders._Decoder._start
     monkeypatch.setattr(decoders._Decoder, "_start", lambda self: (starts.append(1), start(self)))
@@ -82,48 +76,32 @@ def test_an_image_that_takes_too_long_is_corrupt_and_not_retried(
     assert len(starts) == 4
 
 
-def test_a_decoder_that_cannot_be_started_is_an_error(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_cannot_be_started_is_an_error(paths, monkeypatch):
     monkeypatch.setattr(decoders.sys, "executable", "/bin/false")
     with pytest.raises(CsiJobError, match="cannot be started, got 'exit code 1'"):
         list(decode_images(enumerate(paths), 32, 1000, 1))
 
 
-def test_decoders_end_when_the_caller_stops_early(paths: list[Path]) -> None:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    others = set(children.read_text().split())  # servers that earlier tests keep
-    decoding = decode_images(enumerate(paths), 32, 1000, 2)
-    next(decoding)
-    assert set(children.read_text().split()) - others
-    decoding.close()
-    assert not set(children.read_text().split()) - others
-
-
-def test_decoders_have_no_secrets_in_their_environment(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {
-        "CSI_JOB_STORAGE__PASSWORD": "s3cret",
-        "WANDB_API_KEY": "s3cret",
-        "PGPASSWORD": "s3cret",
-        "X_TOKEN": "s3cret",
-    }
-    for name, value in {**secrets, "LC_ALL": "C.UTF-8"}.items():
+def test_decoders_have_no_secrets_in_their_environment_and_end_when_the_caller_stops_early(
+    paths, monkeypatch, children
+):
+    secrets = ("CSI_JOB_STORAGE__PASSWORD", "WANDB_API_KEY", "PGPASSWORD", "X_TOKEN")
+    for name, value in {**dict.fromkeys(secrets, "s3cret"), "LC_ALL": "C.UTF-8"}.items():
         monkeypatch.setenv(name, value)
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    others = set(children.read_text().split())
     decoding = decode_images(enumerate(paths), 32, 1000, 2)
     next(decoding)
-    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in set(children.read_text().split()) - others]
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in children()]
     decoding.close()
+    assert not children()
     assert len(environments) == 2
     assert all(b"LC_ALL=C.UTF-8" in environment and b"s3cret" not in environment for environment in environments)
 
 
-def test_at_least_one_core_may_be_used() -> None:
+def test_at_least_one_core_may_be_used():
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
 
 
-def test_a_file_on_which_the_decoder_aborts_is_corrupt_and_nothing_is_printed(
-    tmp_path: Path, paths: list[Path], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_on_which_the_decoder_aborts_is_corrupt_and_nothing_is_printed(tmp_path, paths, capfd):
     sound = compressed(
         tmp_path, dataset_of(np.arange(2000, dtype=np.uint16).reshape(50, 40)), "JPEGLosslessProcess14_1"
     )

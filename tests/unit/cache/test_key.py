@@ -1,7 +1,5 @@
 """The digest index: unchanged files are not read again, changed ones always."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -20,7 +18,7 @@ KEY = b"k" * 32
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[Path]:
+def paths(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(5):
@@ -29,12 +27,12 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def num_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def num_read(monkeypatch):
     """The files read so far; files count as settled at once."""
-    read: list[Path] = []
+    read = []
     real = content.digest_file
 
-    def counted(path: Path) -> str:
+    def counted(path):
         read.append(path)
         return real(path)
 
@@ -47,20 +45,18 @@ def digest(paths: list[Path], tmp_path: Path) -> list[str]:
     return [digest.sha256 for digest in DigestIndex(tmp_path, KEY).digest(paths)]
 
 
-def test_digests_are_those_of_the_content_in_order(paths: list[Path], tmp_path: Path) -> None:
+def test_digests_are_those_of_the_content_in_order(paths, tmp_path):
     assert digest(paths, tmp_path) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
-def test_unchanged_files_are_read_once(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+def test_unchanged_files_are_read_once(paths, tmp_path, num_read):
     first = digest(paths, tmp_path)
     assert len(num_read) == 5
     assert digest(paths, tmp_path) == first
     assert len(num_read) == 5
 
 
-def test_a_file_changed_under_its_old_time_and_size_is_read_again(
-    paths: list[Path], tmp_path: Path, num_read: list[Path]
-) -> None:
+def test_a_file_changed_under_its_old_time_and_size_is_read_again(paths, tmp_path, num_read):
     first = digest(paths, tmp_path)
     times = (paths[2].stat().st_atime_ns, paths[2].stat().st_mtime_ns)
     paths[2].write_bytes(b"\xff" * 1000)
@@ -70,7 +66,7 @@ def test_a_file_changed_under_its_old_time_and_size_is_read_again(
     assert len(num_read) == 6
 
 
-def test_files_changed_just_now_are_not_trusted(paths: list[Path], tmp_path: Path, num_read: list[Path]) -> None:
+def test_files_changed_just_now_are_not_trusted(paths, tmp_path, num_read):
     content._SETTLED_NS = 3600 * 10**9
     digest(paths, tmp_path)
     digest(paths, tmp_path)
@@ -78,7 +74,7 @@ def test_files_changed_just_now_are_not_trusted(paths: list[Path], tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 3}', '{"a": [1]}'])
-def test_a_damaged_index_costs_only_time(paths: list[Path], tmp_path: Path, num_read: list[Path], text: str) -> None:
+def test_a_damaged_index_costs_only_time(paths, tmp_path, num_read, text):
     for name in ("digests.json", "digests.bin"):
         (tmp_path / name).write_text(text)
     digest(paths, tmp_path)
@@ -86,18 +82,14 @@ def test_a_damaged_index_costs_only_time(paths: list[Path], tmp_path: Path, num_
     assert len(num_read) == 5
 
 
-def test_a_record_whose_end_was_lost_in_a_power_failure_is_not_used(
-    paths: list[Path], tmp_path: Path, num_read: list[Path]
-) -> None:
+def test_a_record_whose_end_was_lost_in_a_power_failure_is_not_used(paths, tmp_path, num_read):
     first, index = digest(paths, tmp_path), tmp_path / "digests.bin"
     index.write_bytes(index.read_bytes()[:-30] + bytes(30))
     assert digest(paths, tmp_path) == digest(paths, tmp_path) == first
     assert len(num_read) == 6
 
 
-def test_the_index_names_no_file_and_grows_by_what_is_new(
-    paths: list[Path], tmp_path: Path, num_read: list[Path]
-) -> None:
+def test_the_index_names_no_file_and_grows_by_what_is_new(paths, tmp_path, num_read):
     digest(paths[:3], tmp_path)
     first = (tmp_path / "digests.bin").read_bytes()
     with (tmp_path / "digests.bin").open("ab") as file:
@@ -110,9 +102,7 @@ def test_the_index_names_no_file_and_grows_by_what_is_new(
     assert b".png" not in content
 
 
-def test_versions_that_an_earlier_program_recorded_are_not_used(
-    paths: list[Path], tmp_path: Path, num_read: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_that_an_earlier_program_recorded_are_not_used(paths, tmp_path, num_read, monkeypatch):
     digest(paths, tmp_path)
     monkeypatch.setattr(content, "NEWEST_READER", content.NEWEST_READER + 1)
     monkeypatch.setattr(content, "reader_versions", lambda _start: 1 << (content.NEWEST_READER - 1))
@@ -120,19 +110,17 @@ def test_versions_that_an_earlier_program_recorded_are_not_used(
     assert len(num_read) == 10
 
 
-def test_an_unreadable_file_has_its_own_digest(paths: list[Path], tmp_path: Path) -> None:
+def test_an_unreadable_file_has_its_own_digest(paths, tmp_path):
     paths[1].unlink()
     assert digest(paths, tmp_path)[1] == "unreadable"
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(
-    paths: list[Path], tmp_path: Path, num_read: list[Path]
-) -> None:
+def test_a_folder_that_cannot_be_written_costs_only_time(paths, tmp_path, num_read):
     index = DigestIndex(tmp_path / "missing", KEY)
     assert len(index.digest(paths)) == len(num_read) == 5
 
 
-def test_a_newer_reader_of_a_file_and_nothing_else_changes_the_key_of_earlier_caches() -> None:
+def test_a_newer_reader_of_a_file_and_nothing_else_changes_the_key_of_earlier_caches():
     radiographs, cache = RadiographsSettings(), CacheSettings()
     table = LabelTable(("a",), ("P",), (2,), np.zeros((1, 6), np.int8), has_patients=True)
     settings = {

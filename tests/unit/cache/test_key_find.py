@@ -1,10 +1,7 @@
 """What names a cache, and finding a finished one, also without its data."""
 
-from __future__ import annotations
-
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +16,8 @@ from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from tests.unit.cache.conftest import finished, images_of, settings_of
 
 
-def test_what_changes_the_content_changes_the_cache(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
-    def key(radiographs: RadiographsSettings, settings: CacheSettings) -> str:
+def test_what_changes_the_content_changes_the_cache(copied, cache, tmp_path):
+    def key(radiographs, settings):
         return build_cache(radiographs, settings, tmp_path).name
 
     plain = settings_of(copied)
@@ -39,9 +36,7 @@ def test_what_changes_the_content_changes_the_cache(copied: Path, cache: CacheSe
     assert finished(tmp_path) == sorted(keys)
 
 
-def test_what_does_not_change_the_content_does_not_change_the_cache(
-    copied: Path, data: Path, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_what_does_not_change_the_content_does_not_change_the_cache(copied, data, cache, tmp_path):
     folder = build_cache(settings_of(data), cache, tmp_path)
     lines = (copied / "labels.csv").read_text().splitlines()
     (copied / "labels.csv").write_text("\r\n".join([lines[0], *reversed(lines[1:])]).replace(";", ","))
@@ -51,62 +46,42 @@ def test_what_does_not_change_the_content_does_not_change_the_cache(
     assert build_cache(relaxed, cache.model_copy(update={"num_workers": 1}), tmp_path) == folder
 
 
-def test_nothing_is_found_before_it_is_built(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
+def test_nothing_is_found_before_it_is_built_and_a_damaged_record_of_keys_is_ignored(radiographs, cache, tmp_path):
     assert find_cache(radiographs, cache, tmp_path) is None
     folder = build_cache(radiographs, cache, tmp_path)
     assert find_cache(radiographs, cache, tmp_path) == folder
     assert find_cache(radiographs, CacheSettings(image_size_px=48), tmp_path) is None
-
-
-def test_a_cache_is_found_by_its_settings_where_the_data_is_not_mounted(
-    data: Path, cache: CacheSettings, tmp_path: Path
-) -> None:
-    shutil.copytree(data, tmp_path / "data")
-    folder = build_cache(settings_of(tmp_path / "data"), cache, tmp_path)
-    shutil.rmtree(tmp_path / "data")
-    assert find_cache(settings_of(tmp_path / "data"), cache, tmp_path) == folder
-    assert find_cache(settings_of(tmp_path / "data", split=SplitSettings(seed=5)), cache, tmp_path) is None
-    assert find_cache(settings_of(tmp_path / "elsewhere"), cache, tmp_path) is None
-
-
-def test_without_named_data_the_sole_matching_cache_is_found(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
-    folder = build_cache(radiographs, cache, tmp_path)
-    build_cache(radiographs, CacheSettings(image_size_px=40), tmp_path)
-    assert find_cache(RadiographsSettings(), cache, tmp_path) == folder
-    assert find_cache(RadiographsSettings(), CacheSettings(image_size_px=48), tmp_path) is None
-
-
-def test_without_named_data_several_matching_caches_are_refused(
-    data: Path, cache: CacheSettings, tmp_path: Path
-) -> None:
-    shutil.copytree(data, tmp_path / "data")
-    build_cache(settings_of(data), cache, tmp_path)
-    text = (data / "labels.csv").read_text()
-    (tmp_path / "data" / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";1\n")
-    build_cache(settings_of(tmp_path / "data"), cache, tmp_path)
-    with pytest.raises(ConfigurationError, match="several caches match these settings"):
-        find_cache(RadiographsSettings(), cache, tmp_path)
-    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set"):
-        find_cache(RadiographsSettings(labels=data / "labels.csv"), cache, tmp_path)
-
-
-def test_a_damaged_record_of_keys_is_ignored(
-    radiographs: RadiographsSettings, cache: CacheSettings, tmp_path: Path
-) -> None:
-    folder = build_cache(radiographs, cache, tmp_path)
     for text in ("{", "[]"):
         (tmp_path / "cache" / "requests.json").write_text(text)
         assert find_cache(radiographs, cache, tmp_path) == folder
         assert build_cache(radiographs, cache, tmp_path) == folder
 
 
+def test_a_cache_is_found_by_its_settings_where_the_data_is_not_mounted(copied, cache, tmp_path):
+    folder = build_cache(settings_of(copied), cache, tmp_path)
+    shutil.rmtree(copied)
+    assert find_cache(settings_of(copied), cache, tmp_path) == folder
+    assert find_cache(settings_of(copied, split=SplitSettings(seed=5)), cache, tmp_path) is None
+    assert find_cache(settings_of(tmp_path / "elsewhere"), cache, tmp_path) is None
+
+
+def test_without_named_data_the_sole_matching_cache_is_found_and_of_several_none(copied, data, cache, tmp_path):
+    folder = build_cache(settings_of(data), cache, tmp_path)
+    build_cache(settings_of(data), CacheSettings(image_size_px=40), tmp_path)
+    assert find_cache(RadiographsSettings(), cache, tmp_path) == folder
+    assert find_cache(RadiographsSettings(), CacheSettings(image_size_px=48), tmp_path) is None
+    text = (data / "labels.csv").read_text()
+    (copied / "labels.csv").write_text(text.rsplit(";", 1)[0] + ";1\n")
+    build_cache(settings_of(copied), cache, tmp_path)
+    with pytest.raises(ConfigurationError, match="several caches match these settings"):
+        find_cache(RadiographsSettings(), cache, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"radiographs.images is not set"):
+        find_cache(RadiographsSettings(labels=data / "labels.csv"), cache, tmp_path)
+
+
 def test_a_study_keeps_the_cache_that_an_earlier_reader_decoded_from_the_same_data(
-    copied: Path, cache: CacheSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    copied, cache, tmp_path, monkeypatch
+):
     large_HW = np.random.default_rng(1).integers(0, 4096, (1024, 1024), dtype=np.uint16)
     Image.fromarray(large_HW).save(copied / "images" / "jane-doe-00.png")
     radiographs, work = settings_of(copied), tmp_path / "work"

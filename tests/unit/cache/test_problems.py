@@ -1,21 +1,17 @@
 """The list of problems: names for the owner, pseudonyms for everyone else."""
 
-from __future__ import annotations
-
 import csv
 import stat
-from pathlib import Path
 
 import pytest
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.problems import problems_listed
-from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError, Problem
 from tests.unit.cache.conftest import images_of, settings_of
 
 
-def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path: Path) -> None:
+def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path):
     (tmp_path / "cache").mkdir()
     problems = [Problem('torn; "half"', row=3, file_id="Jane Doe"), Problem("score 9", row=4, column="=A1")]
     with pytest.raises(DataError) as caught, problems_listed(tmp_path):
@@ -29,7 +25,7 @@ def test_problems_are_listed_and_raised_with_pseudonyms(tmp_path: Path) -> None:
     assert "Jane Doe" in caught.value.render(identities=True)
 
 
-def test_an_error_without_problems_is_unchanged(tmp_path: Path) -> None:
+def test_an_error_without_problems_is_unchanged(tmp_path):
     error = DataError("nothing listed")
     with pytest.raises(DataError) as caught, problems_listed(tmp_path):
         raise error
@@ -37,18 +33,18 @@ def test_an_error_without_problems_is_unchanged(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_error_is_raised_even_if_nothing_can_be_written(tmp_path: Path) -> None:
+def test_the_error_is_raised_even_if_nothing_can_be_written(tmp_path):
     with pytest.raises(DataError, match="1 image is wrong"), problems_listed(tmp_path / "none"):
         raise DataError("1 image is wrong", problems=[Problem("torn", row=3, file_id="Jane Doe")])
 
 
-def test_a_failed_write_becomes_one_line(tmp_path: Path) -> None:
+def test_a_failed_write_becomes_one_line(tmp_path):
     with pytest.raises(DataError, match="the cache cannot be written") as caught, problems_listed(tmp_path):
         (tmp_path / "missing" / "file").write_text("")
     assert "\n" not in str(caught.value)
 
 
-def test_missing_images_are_listed_in_the_work_folder_too(copied: Path, cache: CacheSettings, tmp_path: Path) -> None:
+def test_missing_images_are_listed_in_the_work_folder_too(copied, cache, tmp_path):
     images_of(copied)[2].unlink()
     with pytest.raises(DataError, match="1 of 30 images cannot be used"):
         build_cache(settings_of(copied), cache, tmp_path)

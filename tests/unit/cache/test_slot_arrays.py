@@ -1,7 +1,5 @@
 """Array files with one slot per image."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -29,7 +27,7 @@ def filled(folder: Path) -> SlotArrays:
     return arrays
 
 
-def test_slots_filled_in_any_order_make_npy_files(tmp_path: Path) -> None:
+def test_slots_filled_in_any_order_make_npy_files(tmp_path):
     with open_arrays(tmp_path) as arrays:
         for index in (7, 0, 3, 6, 1, 5, 2, 4):
             arrays.write_slot(index, pixels(index))
@@ -39,7 +37,7 @@ def test_slots_filled_in_any_order_make_npy_files(tmp_path: Path) -> None:
         assert images_NHW[:, 0, 0].tolist() == (np.flatnonzero(split == SPLIT_N) + 1).tolist()
 
 
-def test_what_was_filled_is_known_after_opening_again(tmp_path: Path) -> None:
+def test_what_was_filled_is_known_after_opening_again(tmp_path):
     with open_arrays(tmp_path) as arrays:
         arrays.write_slot(2, pixels(2))
         arrays.write_slot(5, pixels(5))
@@ -49,7 +47,7 @@ def test_what_was_filled_is_known_after_opening_again(tmp_path: Path) -> None:
     assert np.load(tmp_path / "train.npy")[1, 0, 0] == 3
 
 
-def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path: Path) -> None:
+def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path):
     with filled(tmp_path):
         pass
     (tmp_path / "validation.npy").unlink()
@@ -59,7 +57,7 @@ def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path: Path) -> No
         assert arrays.empty_slots(range(8)) == [1, 3, 5, 7]
 
 
-def test_arrays_that_another_process_has_replaced_are_not_filled(tmp_path: Path) -> None:
+def test_arrays_that_another_process_has_replaced_are_not_filled(tmp_path):
     with filled(tmp_path) as arrays:
         (tmp_path / "test.npy").unlink()
         with open_arrays(tmp_path):
@@ -67,7 +65,7 @@ def test_arrays_that_another_process_has_replaced_are_not_filled(tmp_path: Path)
             assert not arrays.claim_all()
 
 
-def test_doubts_are_looked_for_in_slots_that_an_earlier_version_filled(tmp_path: Path) -> None:
+def test_doubts_are_looked_for_in_slots_that_an_earlier_version_filled(tmp_path):
     with filled(tmp_path) as arrays:
         assert set(arrays.doubts().values()) == {"nearly all black"}
     flags = bytearray((tmp_path / "done_flags").read_bytes())
@@ -78,7 +76,7 @@ def test_doubts_are_looked_for_in_slots_that_an_earlier_version_filled(tmp_path:
 
 
 @pytest.mark.parametrize("removed", [[0], [6], [0, 1, 4], [3, 7], []])
-def test_removed_images_leave_no_gap(tmp_path: Path, removed: list[int]) -> None:
+def test_removed_images_leave_no_gap(tmp_path, removed):
     with filled(tmp_path) as arrays:
         files = arrays.without(removed)
     for split, name in enumerate(("train", "validation", "test")):
@@ -88,7 +86,7 @@ def test_removed_images_leave_no_gap(tmp_path: Path, removed: list[int]) -> None
         assert np.load(tmp_path / f"{name}.npy")[:, 0, 0].tolist() == (members + 1).tolist()  # until the very end
 
 
-def test_the_header_is_one_that_numpy_reads_however_many_images_there_are(tmp_path: Path) -> None:
+def test_the_header_is_one_that_numpy_reads_however_many_images_there_are(tmp_path):
     many_N = np.zeros(123_456, dtype=np.int8)
     with SlotArrays(tmp_path, tmp_path / "done_flags", many_N, 2):
         pass
