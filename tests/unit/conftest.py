@@ -3,23 +3,11 @@
 Their modules are imported where they are used, since most tests need none of them and they take seconds.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import pytest
-
-if TYPE_CHECKING:
-    import optuna
-
-    from csi_job.radiographs.settings import RadiographsSettings
-    from csi_job.storage.storage import StudyStorage
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[StudyStorage]:
+def storage(tmp_path):
     import optuna
 
     from csi_job.storage.settings import StorageSettings
@@ -32,14 +20,14 @@ def storage(tmp_path: Path) -> Iterator[StudyStorage]:
 
 
 @pytest.fixture
-def study(storage: StudyStorage) -> optuna.Study:
+def study(storage):
     from tests.support.studies import define
 
     return define(storage)
 
 
 @pytest.fixture(scope="session")
-def films(tmp_path_factory: pytest.TempPathFactory) -> RadiographsSettings:
+def films(tmp_path_factory):
     """Small phantoms: a table and its images."""
     from csi_job.phantoms.phantom import write_phantoms
     from csi_job.radiographs.settings import RadiographsSettings
@@ -50,7 +38,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> RadiographsSettings:
 
 
 @pytest.fixture(scope="session")
-def cache_folder(films: RadiographsSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_folder(films, tmp_path_factory):
     """Return their cache, of 32 px."""
     from csi_job.cache.build import build_cache
     from csi_job.cache.settings import CacheSettings

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ from csi_job.files import (
 )
 
 
-def test_a_write_is_atomic(tmp_path: Path) -> None:
+def test_a_write_is_atomic(tmp_path):
     path = tmp_path / "file"
     write_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -45,7 +44,7 @@ def test_a_write_is_atomic(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
-def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def umask(request):
     old = os.umask(request.param)
     yield
     os.umask(old)
@@ -65,7 +64,7 @@ def write_everything(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_only_the_owner_can_read_what_is_created_whatever_the_umask(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_what_is_created_whatever_the_umask(tmp_path):
     tmp_path.chmod(0o755)
     write_everything(tmp_path)
     assert modes(tmp_path) == {("folder", 0o700), ("file", 0o600)}
@@ -73,7 +72,7 @@ def test_only_the_owner_can_read_what_is_created_whatever_the_umask(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("umask")
-def test_a_folder_that_passes_on_its_group_shares_all_that_is_created_in_it(tmp_path: Path) -> None:
+def test_a_folder_that_passes_on_its_group_shares_all_that_is_created_in_it(tmp_path):
     tmp_path.chmod(0o2775)  # as a volume in Kubernetes with fsGroup
     write_everything(tmp_path)
     assert modes(tmp_path) == {("folder", 0o2770), ("file", 0o660)}
@@ -96,7 +95,7 @@ with locked(folder / "lock", ""):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
-def test_two_users_of_a_group_share_a_folder_that_passes_on_its_group() -> None:
+def test_two_users_of_a_group_share_a_folder_that_passes_on_its_group():
     with tempfile.TemporaryDirectory() as root:
         volume = Path(root, "volume")
         volume.mkdir()
@@ -112,10 +111,10 @@ def test_two_users_of_a_group_share_a_folder_that_passes_on_its_group() -> None:
         assert sorted(path.name for path in Path(volume, "a", "b").iterdir()) == ["2001", "2002", "file", "lock"]
 
 
-def test_new_names_survive_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_names_survive_a_power_failure(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
 
-    def record(descriptor: int) -> None:
+    def record(descriptor):
         fsync(descriptor)
         flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
 
@@ -130,13 +129,7 @@ def test_new_names_survive_a_power_failure(tmp_path: Path, monkeypatch: pytest.M
     assert flushed == [temporary, folder]
 
 
-def test_a_file_that_cannot_be_locked_is_a_one_line_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"cannot be locked \(Not a directory\)"):
-        locked(tmp_path / "file" / "lock", "").__enter__()
-
-
-def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers() -> None:
+def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers():
     formulas = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-", "-1_0", "+x"]
     others = ["-12", "+1.5", "-.5", "-1e-5", -0.5, 7, "a=1", "'=1", ""]
     text = csv_text(["=name"], [formulas, others, ["\r=1", "a\r\n=1"]])
@@ -148,7 +141,7 @@ def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_s
     ]
 
 
-def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failure(tmp_path: Path) -> None:
+def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failure(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="No space"), replacing(path) as temporary:  # noqa: PT012 - what fails midway
@@ -162,7 +155,7 @@ def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failur
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_file_is_kept_without_force_and_a_folder_even_with_it(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_force_and_a_folder_even_with_it(tmp_path):
     path = tmp_path / "file"
     check_free(path, STREAM, force=False)
     path.touch()
@@ -174,7 +167,7 @@ def test_an_existing_file_is_kept_without_force_and_a_folder_even_with_it(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "link to a device", "link to itself"])
-def test_anything_but_a_regular_file_is_refused_even_with_force(kind: str, tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_even_with_force(kind, tmp_path):
     path = tmp_path / "target"
     if kind == "pipe":
         os.mkfifo(path)
@@ -187,7 +180,7 @@ def test_anything_but_a_regular_file_is_refused_even_with_force(kind: str, tmp_p
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_link_to_a_file_is_followed_and_kept(is_there: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_a_link_to_a_file_is_followed_and_kept(is_there, tmp_path):
     file, link = tmp_path / "there" / "file", tmp_path / "link"
     link.symlink_to(Path("there") / "file")
     if is_there:
@@ -200,26 +193,25 @@ def test_a_link_to_a_file_is_followed_and_kept(is_there: bool, tmp_path: Path) -
     assert file.read_bytes() == b"new"
 
 
-def test_a_written_file_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back_and_a_failed_write_is_explained_in_one_line(tmp_path):
     path = tmp_path / "new" / "file"
     write_file(path, b"\0\r\n")
     assert write_file(path, b"\0\r\n2") == path
     assert path.read_bytes() == b"\0\r\n2"
     assert [*path.parent.iterdir()] == [path]
-
-
-def test_a_failed_write_is_explained_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):
         write_file(tmp_path / "file" / "below", b"")
+    with pytest.raises(ConfigurationError, match=r"cannot be locked \(Not a directory\)"):
+        locked(tmp_path / "file" / "lock", "").__enter__()
 
 
-def test_the_stream_is_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_the_stream_is_standard_output(capfdbinary):
     write_file(STREAM, b"\x1f\x8b")
     assert capfdbinary.readouterr().out == b"\x1f\x8b"
 
 
-def test_json_is_read_back_if_it_is_an_object(tmp_path: Path) -> None:
+def test_json_is_read_back_if_it_is_an_object(tmp_path):
     path = tmp_path / "file.json"
     assert read_json(path) is None
     write_atomic(path, json_text({"name": "ü"}))
@@ -231,18 +223,18 @@ def test_json_is_read_back_if_it_is_an_object(tmp_path: Path) -> None:
         json_text({"value": float("nan")})
 
 
-def test_digests_are_sha256(tmp_path: Path) -> None:
+def test_digests_are_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert digest_file(tmp_path / "file") == digest(b"content") == digest("content")
     assert digest("content") == hashlib.sha256(b"content").hexdigest()
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1}) == digest('{"a": 1, "b": 2}')
 
 
-def test_a_lock_is_waited_for_and_freed(tmp_path: Path) -> None:
+def test_a_lock_is_waited_for_and_freed(tmp_path):
     order = []
     held = threading.Event()
 
-    def hold() -> None:
+    def hold():
         with locked(tmp_path / "lock", ""):
             order.append("first")
             held.set()

@@ -1,7 +1,5 @@
 """Signals become requests that are looked at where stopping is safe."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -15,7 +13,7 @@ from csi_job.signals import Stop, listening
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_seen_at_the_next_look(number: int) -> None:
+def test_a_signal_is_seen_at_the_next_look(number):
     before = signal.getsignal(number)
     with listening() as stop:
         stop.check()
@@ -26,14 +24,14 @@ def test_a_signal_is_seen_at_the_next_look(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_the_first_signal_gives_the_exit_code() -> None:
+def test_the_first_signal_gives_the_exit_code():
     stop = Stop()
     stop.request(signal.SIGTERM)
     stop.request(signal.SIGTERM)
     assert stop.signal_number == signal.SIGTERM
 
 
-def test_nobody_sleeps_through_a_request() -> None:
+def test_nobody_sleeps_through_a_request():
     stop = Stop()
     threading.Timer(0.1, stop.request, (signal.SIGTERM,)).start()
     for _ in range(2):
@@ -41,7 +39,7 @@ def test_nobody_sleeps_through_a_request() -> None:
             stop.wait(3600)
 
 
-def test_a_signal_at_any_moment_of_a_wait_does_not_deadlock() -> None:
+def test_a_signal_at_any_moment_of_a_wait_does_not_deadlock():
     code = (
         "import os, signal, threading\nfrom csi_job.errors import StopRequestedError\n"
         "from csi_job.signals import listening\n"
@@ -53,11 +51,11 @@ def test_a_signal_at_any_moment_of_a_wait_does_not_deadlock() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
-def test_another_thread_changes_no_handler() -> None:
+def test_another_thread_changes_no_handler():
     before = signal.getsignal(signal.SIGTERM)
-    seen: list[object] = []
+    seen = []
 
-    def run() -> None:
+    def run():
         with listening() as stop:
             stop.check()
             seen.append(signal.getsignal(signal.SIGTERM))
@@ -68,7 +66,7 @@ def test_another_thread_changes_no_handler() -> None:
     assert seen == [before]
 
 
-def test_the_second_ctrl_c_ends_the_process_at_once() -> None:
+def test_the_second_ctrl_c_ends_the_process_at_once():
     code = (
         "import os, signal\nfrom csi_job.signals import listening\n"
         "with listening():\n    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -1,7 +1,5 @@
 """Package layout: folders import to their left, files and functions stay small."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
@@ -23,7 +21,7 @@ def imported_modules(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
+def test_a_module_imports_only_what_stands_left_of_it(path):
     folder = path.relative_to(PACKAGE).parts[0]
     own = [name.split(".")[1] for name in imported_modules(ast.parse(path.read_text())) if name.startswith("csi_job.")]
     if folder in ROOMS:
@@ -34,7 +32,7 @@ def test_a_module_imports_only_what_stands_left_of_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_and_functions_stay_small(path: Path) -> None:
+def test_files_and_functions_stay_small(path):
     text = path.read_text()
     assert len(text.splitlines()) <= MAX_FILE_LINES
     functions = [
@@ -44,7 +42,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     assert not too_long
 
 
-def test_the_package_has_no_import_cycle() -> None:
+def test_the_package_has_no_import_cycle():
     graph = {
         ".".join(("csi_job", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): {
             name for name in imported_modules(ast.parse(path.read_text())) if name.startswith("csi_job")
@@ -53,7 +51,7 @@ def test_the_package_has_no_import_cycle() -> None:
         if path.parts[-2] != "cli"
     }
 
-    def reaches(start: str, name: str, seen: set[str]) -> bool:
+    def reaches(start, name, seen):
         for target in graph.get(name, ()):
             if target == start:
                 return True
@@ -66,10 +64,10 @@ def test_the_package_has_no_import_cycle() -> None:
     assert [name for name in graph if reaches(name, name, set())] == []
 
 
-def test_the_two_lock_files_agree() -> None:
+def test_the_two_lock_files_agree():
     root = PACKAGE.parent
 
-    def pins(path: Path) -> set[str]:
+    def pins(path):
         return {line.split(" \\")[0] for line in path.read_text().splitlines() if "==" in line and line[0].isalpha()}
 
     runtime, development = pins(root / "image/requirements.lock"), pins(root / "tests/requirements.lock")

@@ -1,7 +1,5 @@
 """Whether settings agree with those that a study was created with."""
 
-from pathlib import Path
-
 import pytest
 
 from csi_job.config import load_settings
@@ -32,7 +30,7 @@ RECORD = StudyRecord("s", CREATED.attributes(), CREATED.baseline)
         }.items()),
     ],
 )  # fmt: skip
-def test_what_changes_results_is_refused_by_name_and_the_rest_is_free(path: str, value: object, refused: str) -> None:
+def test_what_changes_results_is_refused_by_name_and_the_rest_is_free(path, value, refused):
     settings = load_settings({"study.name": "s", path: value}, None, {}).settings
     is_data = path.startswith(("cache.", "radiographs."))
     for check in (check_settings, check_training):
@@ -44,13 +42,13 @@ def test_what_changes_results_is_refused_by_name_and_the_rest_is_free(path: str,
             check(settings, RECORD)
 
 
-def test_initial_weights_are_compared_by_their_content(tmp_path: Path) -> None:
+def test_initial_weights_are_compared_by_their_content(tmp_path):
     one, copy, other = (tmp_path / name for name in ("one.pth", "copy.pth", "other.pth"))
     one.write_bytes(b"weights")
     copy.write_bytes(b"weights")
     other.write_bytes(b"others")
 
-    def settings(path: Path) -> dict[str, str]:
+    def settings(path):
         return {"study.name": "s", "trial.pretrained": str(path)}
 
     created = definition_of(load_settings(settings(one), None, {}).settings, "0" * 16)
@@ -62,7 +60,7 @@ def test_initial_weights_are_compared_by_their_content(tmp_path: Path) -> None:
         check_settings(load_settings({}, None, {}).over(record).settings, record)
 
 
-def test_a_final_model_of_an_earlier_versions_study_says_what_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_final_model_of_an_earlier_versions_study_says_what_is_unknown(caplog):
     old = {key: CREATED.fingerprint[key] for key in ("space", "objective", "average", "cache")}
     record = StudyRecord("s", {"fingerprint": old, "target": 5}, CREATED.baseline)
     check_training(load_settings({"trial.class_balance": True}, None, {}).over(record).settings, record)

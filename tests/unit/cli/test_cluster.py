@@ -1,8 +1,5 @@
 """`cluster check` examines its own pod, or the release that is named."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 from click.testing import CliRunner
 
@@ -20,9 +17,7 @@ from csi_job.errors import ConfigurationError
         (["--release", "r", "-n", "there"], "release r of there"),
     ],
 )
-def test_a_check_in_a_pod_examines_the_release_that_is_named(
-    arguments: list[str], output: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_in_a_pod_examines_the_release_that_is_named(arguments, output, monkeypatch):
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     monkeypatch.setattr("csi_job.cluster.api.Cluster", lambda namespace: namespace)
     monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *_: ["pod"])
@@ -33,16 +28,16 @@ def test_a_check_in_a_pod_examines_the_release_that_is_named(
     assert result.output == f"{output}\n"
 
 
-def test_a_check_passes_on_the_charts_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_passes_on_the_charts_options(monkeypatch):
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
-    received: list[Any] = []
+    received = []
     monkeypatch.setattr("csi_job.cluster.pod_check.check_pod", lambda *given: received.extend(given[1:]) or [])
     options = ["--num-pods=3", "--num-gpus=2", "--gpu-resource=a/b", "--database-secret=s/k", "--wandb-secret=w/k"]
     CliRunner().invoke(cluster, ["check", *options, "--wait=7"], catch_exceptions=False)
     assert received == [Requirements(3, 2, "a/b", "s/k", "w/k"), 7.0]
 
 
-def test_a_missing_secret_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_secret_is_named_with_its_key(tmp_path, monkeypatch):
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql+psycopg2://anna@127.0.0.1:9/csi")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD_FILE", str(tmp_path / "password"))

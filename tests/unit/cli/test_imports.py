@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
@@ -39,11 +37,11 @@ def imported_by(arguments: list[str], code: int = 0, message: str = "") -> set[s
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["hyperopt", "--help"], ["config", "show"], [], ["study"]]
 )
-def test_help_and_settings_import_nothing_heavy(arguments: list[str]) -> None:
+def test_help_and_settings_import_nothing_heavy(arguments):
     assert imported_by(arguments) == set()
 
 
-def test_status_and_report_import_the_database_only(study: optuna.Study, tmp_path: Path) -> None:
+def test_status_and_report_import_the_database_only(study, tmp_path):
     set_target(study, num_trials=MIN_TRIALS)
     work_on(study, tmp_path, pruner="none")
     named = ["--work", str(tmp_path), "--study-name", "toy"]
@@ -53,7 +51,7 @@ def test_status_and_report_import_the_database_only(study: optuna.Study, tmp_pat
 
 
 @pytest.mark.parametrize(("arch", "expected"), [("Custom_1", {"torch"}), ("resnet18", {"torch", "torchvision"})])
-def test_predict_imports_torch_without_its_compiler(arch: str, expected: set[str], tmp_path: Path) -> None:
+def test_predict_imports_torch_without_its_compiler(arch, expected, tmp_path):
     card = {"architecture": arch, "image_size_px": 32, "normalisation": "medical"}
     model, film = tmp_path / "m.safetensors", tmp_path / "film.png"
     save_file(build_model(arch).state_dict(), model, {"format": FORMAT, "card": json.dumps(card)})
@@ -93,8 +91,8 @@ PNG = ["predict", "film.png"]
     ],
 )
 def test_a_wrong_path_or_missing_option_is_found_before_anything_heavy_is_imported(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    arguments, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name in ("labels.csv", "m.pth"):
         (tmp_path / name).touch()

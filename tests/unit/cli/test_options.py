@@ -3,7 +3,6 @@
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -11,10 +10,10 @@ from click.testing import CliRunner
 
 from csi_job.cli import COMMANDS, cli
 from csi_job.cli.options import FLAGS, field_of, next_command, with_settings
-from csi_job.config import LoadedSettings, load_settings
+from csi_job.config import load_settings
 
 
-def test_every_flag_names_a_setting_with_a_help_text() -> None:
+def test_every_flag_names_a_setting_with_a_help_text():
     for path, flag in FLAGS.items():
         field, _ = field_of(path)
         assert field.description, path
@@ -22,19 +21,19 @@ def test_every_flag_names_a_setting_with_a_help_text() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str) -> None:
+def test_every_command_has_help(name):
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 5
     assert "..." not in result.output.partition("Commands:")[2]  # no sentence is cut off
 
 
-def test_flags_reach_the_settings_and_origins() -> None:
-    seen: list[LoadedSettings] = []
+def test_flags_reach_the_settings_and_origins():
+    seen = []
 
     @click.command()
     @with_settings("study.num_trials", "study.sampler")
-    def command(loaded: LoadedSettings) -> None:
+    def command(loaded):
         seen.append(loaded)
 
     CliRunner().invoke(command, ["--n-trials", "7", "--sampler", "random", "--work", "x"], catch_exceptions=False)
@@ -42,7 +41,7 @@ def test_flags_reach_the_settings_and_origins() -> None:
     assert seen[0].origins["study.num_trials"] == "flag --n-trials"
 
 
-def test_the_next_command_names_what_a_study_does_not_know(tmp_path: Path) -> None:
+def test_the_next_command_names_what_a_study_does_not_know(tmp_path):
     config = tmp_path / "s.yaml"
     config.write_text("storage: {outage_s: 5}\nstudy: {seed: 3}")
     flags = {"work": "w 1", "storage.url": "postgresql://u:geheim@h/d", "trial.pretrained": "x.pth"}
@@ -55,7 +54,7 @@ def test_the_next_command_names_what_a_study_does_not_know(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["hyperopt", "train-optimized", "evaluate"])
-def test_every_next_command_has_the_options_that_it_is_given(name: str) -> None:
+def test_every_next_command_has_the_options_that_it_is_given(name):
     flags = {"work": "w", "storage.url": "postgresql://u@h/d", "trial.pretrained": "x.pth"}
     _, _, *arguments = shlex.split(next_command(load_settings(flags, None, {}), name))
     command = cli.get_command(click.Context(cli), name)
@@ -92,7 +91,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_an_invalid_call_is_one_line_on_standard_error(arguments: list[str], code: int, expected: str) -> None:
+def test_an_invalid_call_is_one_line_on_standard_error(arguments, code, expected):
     result = csi_job(*arguments)
     assert result.returncode == code, result.stderr
     assert expected in result.stderr
@@ -102,13 +101,9 @@ def test_an_invalid_call_is_one_line_on_standard_error(arguments: list[str], cod
 
 
 @pytest.mark.parametrize(("at_terminal", "expected"), [(True, (5.0, 5.0)), (False, (60.0, 900.0))])
-def test_only_at_a_terminal_a_reading_command_waits_briefly(
-    at_terminal: bool,  # noqa: FBT001 - a parameter of the test
-    expected: tuple[float, float],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_at_a_terminal_a_reading_command_waits_briefly(at_terminal, expected, monkeypatch):
     monkeypatch.setattr("csi_job.cli.options.is_interactive", lambda: at_terminal)
-    seen: list[LoadedSettings] = []
+    seen = []
     command = click.command()(with_settings("storage.url", reads_only=True)(seen.append))
     for environment in ({}, {"CSI_JOB_STORAGE__CONNECT_S": "30"}):
         CliRunner().invoke(command, [], env=environment, catch_exceptions=False)

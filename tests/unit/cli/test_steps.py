@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,7 +14,7 @@ PHANTOMS = ("--num-images", "6")
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(monkeypatch):
     monkeypatch.setenv("CSI_JOB_LOG_FORMAT", "auto")  # restored at the end
 
 
@@ -23,7 +22,7 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(cli, ["steps", "--log-format", "text", *words])
 
 
-def test_commands_run_in_order_with_their_options(tmp_path: Path) -> None:
+def test_commands_run_in_order_with_their_options(tmp_path):
     first, second = (str(tmp_path / name) for name in ("first", "second"))
     result = run("phantoms", first, *PHANTOMS, "then", "phantoms", second, *PHANTOMS)
     assert result.exit_code == 0, result.output
@@ -32,7 +31,7 @@ def test_commands_run_in_order_with_their_options(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/labels.csv"))) == 2
 
 
-def test_all_steps_log_in_one_format() -> None:
+def test_all_steps_log_in_one_format():
     code = "from csi_job.cli import main; main()"
     words = ["steps", "--log-format", "json", "config", "show", "then", "report", "--work", "/nowhere"]
     result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
@@ -42,7 +41,7 @@ def test_all_steps_log_in_one_format() -> None:
     assert last.startswith("csi-job: report: ")
 
 
-def test_the_first_failure_ends_all_with_its_code_and_names_the_step(tmp_path: Path) -> None:
+def test_the_first_failure_ends_all_with_its_code_and_names_the_step(tmp_path):
     result = run("report", "--work", str(tmp_path), "then", "phantoms", str(tmp_path / "never"))
     assert isinstance(result.exception, ConfigurationError)
     assert str(result.exception).startswith("report: ")
@@ -61,7 +60,7 @@ def test_the_first_failure_ends_all_with_its_code_and_names_the_step(tmp_path: P
         ([], "Missing argument"),
     ],
 )
-def test_nothing_runs_if_a_command_cannot(words: list[str], expected: str, tmp_path: Path) -> None:
+def test_nothing_runs_if_a_command_cannot(words, expected, tmp_path):
     result = run(*(word.format(tmp_path / "data") for word in words))
     assert result.exit_code == 2
     assert expected in result.stderr

@@ -12,7 +12,7 @@ from csi_job.html import format as fmt
         (90, "2 min"),
         (5399, "90 min"),
         (5400, "1.5 h"),
-        (200_000, "2.3 days"),
+        (2e5, "2.3 days"),
     ],
 )
 def test_durations_are_written_in_the_unit_a_person_would_choose(seconds, text):
@@ -24,8 +24,8 @@ def test_durations_are_written_in_the_unit_a_person_would_choose(seconds, text):
     [
         (None, fmt.MISSING),
         (16, "16"),
-        (1e-05, "1e-05"),
-        (0.00066812, "0.000668"),
+        (1e-5, "1e-05"),
+        (6.6812e-4, "0.000668"),
         (0.5, "0.5"),
         ("sgd", "sgd"),
         (0.0, "0"),

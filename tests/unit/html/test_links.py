@@ -1,10 +1,8 @@
-from pathlib import Path
-
 from csi_job.html.links import Link, page_links
 from csi_job.work_folder import WorkFolder
 
 
-def test_a_page_links_to_itself_and_to_the_pages_that_exist_or_will_soon(tmp_path: Path) -> None:
+def test_a_page_links_to_itself_and_to_the_pages_that_exist_or_will_soon(tmp_path):
     work = WorkFolder(tmp_path)
     report, card = work.report("it's a study"), work.latest.optimized_model.with_suffix(".html")
     report.parent.mkdir(parents=True)
@@ -21,6 +19,6 @@ def test_a_page_links_to_itself_and_to_the_pages_that_exist_or_will_soon(tmp_pat
     ]
 
 
-def test_the_page_of_another_model_is_in_its_own_links(tmp_path: Path) -> None:
+def test_the_page_of_another_model_is_in_its_own_links(tmp_path):
     page = WorkFolder(tmp_path).latest.evaluation_page("other")
     assert page_links(WorkFolder(tmp_path).latest, "", page) == [Link("This page", "other_plots.html", is_current=True)]

@@ -1,10 +1,7 @@
 """What goes from the image's environment, and what stays; the image itself is tried by image/smoke.sh."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -12,7 +9,7 @@ SCRIPT = Path(__file__).parents[3] / "image" / "slim.py"
 
 
 @pytest.fixture(scope="module")
-def slim() -> ModuleType:
+def slim():
     spec = importlib.util.spec_from_file_location("slim", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -31,7 +28,7 @@ def left(site: Path) -> set[str]:
     return {str(path.relative_to(site)) for path in site.rglob("*") if not path.is_dir()}
 
 
-def test_tests_go_but_not_those_of_torch(slim: ModuleType, tmp_path: Path) -> None:
+def test_tests_go_but_not_those_of_torch(slim, tmp_path):
     files(
         tmp_path, "scipy/stats/tests/test_a.py", "scipy/stats/tests/test/b.py", "scipy/stats/a.py", "sklearn/tests.py"
     )
@@ -40,7 +37,7 @@ def test_tests_go_but_not_those_of_torch(slim: ModuleType, tmp_path: Path) -> No
     assert left(tmp_path) == {"scipy/stats/a.py", "sklearn/tests.py", "torch/utils/test/kept.py"}
 
 
-def test_copies_of_a_library_in_one_folder_become_one_file(slim: ModuleType, tmp_path: Path) -> None:
+def test_copies_of_a_library_in_one_folder_become_one_file(slim, tmp_path):
     big = slim.MIN_COPY_BYTES + 1
     files(tmp_path, "_gdcm/lib.so", "_gdcm/lib.so.3", "_gdcm/lib.so.3.2", "other/lib.so", size=big)
     files(tmp_path, "_gdcm/small.so", "_gdcm/small.so.1")

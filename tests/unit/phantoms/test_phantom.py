@@ -19,7 +19,7 @@ ZONE_CENTRES = ((0.30, 0.22), (0.70, 0.22), (0.22, 0.45), (0.78, 0.45), (0.22, 0
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(folder, 40, seed=3, side_px=SIDE_PX)
     return folder
@@ -30,7 +30,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_different_ones(tmp_path):
     for name, seed in (("once", 3), ("again", 3), ("other", 4)):
         write_phantoms(tmp_path / name, 9, seed, side_px=SIDE_PX)
     once = digests(tmp_path / "once")
@@ -39,7 +39,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_different_ones(tmp
     assert not set(digests(tmp_path / "other").values()) & set(once.values())
 
 
-def test_every_score_is_in_every_zone_and_some_are_unknown(folder: Path) -> None:
+def test_every_score_is_in_every_zone_and_some_are_unknown(folder):
     table = read_table(folder / "labels.csv", RadiographsSettings())
     assert len(table) == 40
     for zone in range(6):
@@ -47,7 +47,7 @@ def test_every_score_is_in_every_zone_and_some_are_unknown(folder: Path) -> None
     assert 0.03 < (table.zones_NZ == UNKNOWN).mean() < 0.16
 
 
-def test_patients_have_one_to_three_images_with_similar_scores(folder: Path) -> None:
+def test_patients_have_one_to_three_images_with_similar_scores(folder):
     table = read_table(folder / "labels.csv", RadiographsSettings())
     patients, counts = np.unique(table.patient_ids, return_counts=True)
     assert set(counts) == {1, 2, 3}
@@ -57,7 +57,7 @@ def test_patients_have_one_to_three_images_with_similar_scores(folder: Path) -> 
     assert np.mean(within) < 0.6 * csi_N.std()
 
 
-def test_every_format_is_there_and_every_image_can_be_read(folder: Path) -> None:
+def test_every_format_is_there_and_every_image_can_be_read(folder):
     table = read_table(folder / "labels.csv", RadiographsSettings())
     paths = find_images(folder / "images", table.file_ids, table.rows)
     assert {path.name.split(".", 1)[1] for path in paths} == {"png", "jpg", "jpeg", "dcm", "nii.gz"}
@@ -68,8 +68,8 @@ def test_every_format_is_there_and_every_image_can_be_read(folder: Path) -> None
 
 
 @pytest.mark.parametrize("zone", range(6))
-def test_a_zone_gets_denser_with_its_score_and_the_others_do_not(zone: int) -> None:
-    def density(scores: list[int], at: int) -> float:
+def test_a_zone_gets_denser_with_its_score_and_the_others_do_not(zone):
+    def density(scores, at):
         across, down = ZONE_CENTRES[at]
         values = []
         for seed in range(3):
@@ -86,26 +86,26 @@ def test_a_zone_gets_denser_with_its_score_and_the_others_do_not(zone: int) -> N
     assert abs(dense - density([0] * 6, elsewhere)) < 0.06
 
 
-def test_the_heart_lies_on_the_patients_left_which_is_right_on_the_film() -> None:
+def test_the_heart_lies_on_the_patients_left_which_is_right_on_the_film():
     random = np.random.default_rng(0)
     film_HW = draw_chest(Body.sample(random), [0] * 6, (300, 300), random)
     assert film_HW[195:210, 165:195].mean() > film_HW[195:210, 105:135].mean() + 0.05
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 5])
-def test_few_phantoms_can_be_drawn(tmp_path: Path, num_images: int) -> None:
+def test_few_phantoms_can_be_drawn(tmp_path, num_images):
     write_phantoms(tmp_path, num_images, seed=0, side_px=SIDE_PX)
     assert len(list((tmp_path / "images").iterdir())) == num_images
 
 
-def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
+def test_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="too few phantoms, got 0"):
         write_phantoms(tmp_path, 0, seed=0)
     with pytest.raises(ConfigurationError, match="invalid side_px"):
         write_phantoms(tmp_path, 1, seed=0, side_px=(300, 200))
 
 
-def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written") as caught:
         write_phantoms(tmp_path / "file" / "phantoms", 1, seed=0)

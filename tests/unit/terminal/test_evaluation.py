@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.decision import Decision
@@ -28,19 +29,18 @@ def test_an_evaluation_fits_eighty_columns_without_cutting_a_value():
     assert "…" not in text
 
 
-def test_undefined_metrics_are_shown_with_their_reason():
-    text = shown(render_evaluation(evaluated(certain(np.full((4, 6), 2)), QUICK)))
-    assert "all images are of one risk class" in text
+@pytest.mark.parametrize(
+    ("zones", "reason"),
+    [
+        (np.full((4, 6), 2), "all images are of one risk class"),
+        (np.full((4, 6), 4), "no image has a graded zone"),
+        ([[0] * 6, *[[2] * 6] * 5], "of 200 resamples"),
+    ],
+)
+def test_undefined_metrics_are_shown_with_their_reason(zones, reason):
+    text = shown(render_evaluation(evaluated(certain(zones), QUICK)), 120)
+    assert reason in text
     assert "nan" not in text.lower()
-
-
-def test_nothing_graded_is_shown_without_an_error():
-    assert "no image has a graded zone" in shown(render_evaluation(evaluated(certain(np.full((4, 6), 4)), QUICK)), 120)
-
-
-def test_degenerate_resamples_are_counted():
-    text = shown(render_evaluation(evaluated(certain([[0] * 6, *[[2] * 6] * 5]), QUICK)), 120)
-    assert "of 200 resamples" in text
 
 
 def test_a_comparison_fits_eighty_columns_and_warns_of_the_baseline_alone():

@@ -43,7 +43,4 @@ def test_files_of_version_0_1_are_read_too(tmp_path):
 def test_one_candidate_needs_no_table_and_a_lost_file_no_error(tmp_path):
     assert "Candidates" not in text_of(tmp_path, {"candidates": [row(3, 0.5)], "rule": "one"}, None)
     assert "optimized_model" in text_of(tmp_path, {}, None)
-
-
-def test_it_says_when_nothing_was_trained(tmp_path):
     assert "nothing was trained" in text_of(tmp_path, {}, None, is_new=False)

@@ -10,7 +10,7 @@ from csi_job.terminal import live
 from csi_job.terminal.live import LiveStudy
 
 
-def test_every_worker_has_a_bar_while_it_runs_a_trial() -> None:
+def test_every_worker_has_a_bar_while_it_runs_a_trial():
     bars = Progress(console=Console(file=io.StringIO()))
     study = LiveStudy(bars, "toy", target=5, num_finished=1, max_epochs=4)
     first, second = study.worker(1), study.worker(2)
@@ -34,7 +34,7 @@ def test_every_worker_has_a_bar_while_it_runs_a_trial() -> None:
     assert (bars.tasks[0].description, bars.tasks[0].completed, bars.tasks[0].total) == ("confirmation", 3, 12)
 
 
-def test_the_bar_of_a_confirmation_alone_appears_with_its_first_training() -> None:
+def test_the_bar_of_a_confirmation_alone_appears_with_its_first_training():
     bars = Progress(console=Console(file=io.StringIO()))
     study = LiveStudy(bars, "toy", target=0, num_finished=0, max_epochs=4)
     assert [task.visible for task in bars.tasks] == [False]
@@ -43,12 +43,10 @@ def test_the_bar_of_a_confirmation_alone_appears_with_its_first_training() -> No
 
 
 @pytest.mark.parametrize(("number", "prefix"), [(None, ""), (2, "worker 2: ")])
-def test_without_a_terminal_a_line_now_and_then(
-    number: int | None, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_terminal_a_line_now_and_then(number, prefix, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(live, "PROGRESS_LOG_EVERY_S", 0)
     study = LiveStudy(Progress(disable=True), "toy", target=5, num_finished=1, max_epochs=4)
     study.worker(number).epoch(7, 0, {"val_f1": 0.5})
     assert caplog.messages == [f"{prefix}trial 7: epoch 1 of at most 4, val_f1 0.5000"]
-    assert caplog.records[0].args.get("worker") == number  # type: ignore[union-attr]
+    assert caplog.records[0].args.get("worker") == number

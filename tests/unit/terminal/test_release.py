@@ -23,7 +23,7 @@ def text_of(view: ReleaseView) -> str:
     return shown(render_release(view), 160)
 
 
-def test_a_row_shows_a_pod_with_its_gpus_and_the_trial_of_each_worker() -> None:
+def test_a_row_shows_a_pod_with_its_gpus_and_the_trial_of_each_worker():
     lines = text_of(VIEW).splitlines()
     first = next(place for place, line in enumerate(lines) if line.startswith("0-abcde"))
     assert lines[first].split() == ["0-abcde", "Running", "node-1", "10", "min", "2", "7", "3/12", "0.413"]
@@ -32,7 +32,7 @@ def test_a_row_shows_a_pod_with_its_gpus_and_the_trial_of_each_worker() -> None:
     assert row == ["1-fghij", "Pending", MISSING, "60", "s", "2"]
 
 
-def test_the_names_of_a_real_cluster_fit_80_columns() -> None:
+def test_the_names_of_a_real_cluster_fit_80_columns():
     release, node = "lung-study-csi-job", "ip-10-0-123-45.eu-central-1.compute.internal"
     host = f"{release}-search-32f2e104-2-0"
     trial = RunningStatus(107, 1, 12, 130, 0.5126, 3.0, is_orphan=False, host=host)
@@ -46,18 +46,18 @@ def test_the_names_of_a_real_cluster_fit_80_columns() -> None:
     assert any(line[1:3] == ["trial", "107"] and line[-2] == "search-2-0" for line in lines)
 
 
-def test_the_shared_prefix_of_pod_names_is_shown_once() -> None:
+def test_the_shared_prefix_of_pod_names_is_shown_once():
     assert "Release study in here, pods r-search-…" in text_of(VIEW)
     assert "r-search-0-abcde" in text_of(replace(VIEW, pods=(SEARCH,)))
 
 
-def test_only_running_pods_hold_gpus() -> None:
+def test_only_running_pods_hold_gpus():
     assert VIEW.num_gpus == 2
     assert "2 GPUs in use now, 12.2 GPU hours used by the search" in text_of(VIEW)
     assert replace(VIEW, pods=(WAITING,)).num_gpus == 0
 
 
-def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown() -> None:
+def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown():
     text = text_of(replace(VIEW, study=None, note="no running pod knows the study"))
     assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
     assert "no running pod knows the study" in text
@@ -65,7 +65,7 @@ def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown()
     assert "6 of 50 trials" in text_of(VIEW)
 
 
-def test_json_has_pods_trials_and_gpus() -> None:
+def test_json_has_pods_trials_and_gpus():
     content = json.loads(release_json(VIEW))
     assert content["pods"][0]["num_gpus"] == content["num_gpus"] == 2
     assert content["study"]["num_finished"] == 6

@@ -22,7 +22,7 @@ from csi_job.tracking.settings import TrackingSettings, wandb_mode
         ({"WANDB_DISABLED": "false", "WANDB_MODE": "offline"}, {}, "offline"),
     ],
 )
-def test_the_environment_gives_the_mode(environment: dict[str, str], given: dict[str, str], expected: str) -> None:
+def test_the_environment_gives_the_mode(environment, given, expected):
     assert wandb_mode(TrackingSettings.model_validate(given), environment) == expected
 
 
@@ -39,7 +39,7 @@ def test_the_environment_gives_the_mode(environment: dict[str, str], given: dict
         ),
     ],
 )
-def test_a_contradiction_and_an_unknown_mode_are_refused(environment: dict[str, str], given: str, message: str) -> None:
+def test_a_contradiction_and_an_unknown_mode_are_refused(environment, given, message):
     with pytest.raises(ConfigurationError) as refused:
         wandb_mode(TrackingSettings.model_validate({"wandb_mode": given}), environment)
     assert message in str(refused.value)

@@ -14,7 +14,6 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from csi_job.errors import DataError
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.tracking.settings import TrackingSettings
@@ -91,13 +90,11 @@ def wait_for_runs(work: Path, num_files: int) -> dict[str, list[Path]]:
 
 
 @pytest.fixture
-def study(storage: StudyStorage) -> optuna.Study:
+def study(storage):
     return define(storage, num_trials=3)
 
 
-def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
-    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(study, tmp_path, monkeypatch):
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
     monkeypatch.setenv("PGPASSWORD", SECRET)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -127,9 +124,7 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(
     assert b"parallel_coordinate" in names
 
 
-def test_a_server_that_never_answers_delays_no_trial(
-    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatch, caplog):
     with socket.socket() as black_hole:
         black_hole.bind(("127.0.0.1", 0))
         black_hole.listen(100)
@@ -149,9 +144,7 @@ def test_a_server_that_never_answers_delays_no_trial(
     assert caplog.text.count("Weights & Biases:") == 1
 
 
-def test_a_tracker_that_cannot_start_costs_nothing(
-    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tracker_that_cannot_start_costs_nothing(study, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("sys.executable", str(tmp_path / "no python"))
     (tmp_path / "wandb").write_text("no folder")
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
@@ -161,7 +154,7 @@ def test_a_tracker_that_cannot_start_costs_nothing(
     assert "cannot start" in caplog.text
 
 
-def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.Study, tmp_path: Path) -> None:
+def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study, tmp_path):
     key = tmp_path / "api-key"
     key.write_text("secret\n")
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=key)
@@ -178,9 +171,7 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study: optuna.
 
 
 @pytest.mark.parametrize("content", [None, "key".encode("utf-16")])
-def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(
-    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
-) -> None:
+def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(study, tmp_path, caplog, content):
     if content is not None:
         (tmp_path / "no-key").write_bytes(content)
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
@@ -193,9 +184,7 @@ def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(
     assert not list((tmp_path / "wandb").glob("*run-*"))
 
 
-def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(
-    study: optuna.Study, tmp_path: Path
-) -> None:
+def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(study, tmp_path):
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
     tracker.log_summary({})
     tracker.close()

@@ -6,7 +6,6 @@ import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -16,16 +15,15 @@ from optuna.trial import TrialState
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import CURVE
 from csi_job.storage.lease import new_token
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import load_study
-from csi_job.transfer.copy import StudyRows, insert_study
+from csi_job.transfer.copy import insert_study
 from csi_job.transfer.export import export_files, to_csv, to_json, write_export
 from tests.support.carrying import odd_trials, studies
 from tests.support.studies import define, work_on
 
 
 @pytest.fixture
-def study(storage: StudyStorage, tmp_path: Path) -> optuna.Study:
+def study(storage, tmp_path):
     made = define(storage, num_trials=6)
     work_on(made, tmp_path, num_trials=6)
     made.set_user_attr("target", 20)
@@ -45,7 +43,7 @@ def rows_of(study: optuna.Study) -> list[dict[str, str]]:
     return [*csv.DictReader(io.StringIO(csv_of(study).decode("utf-8-sig"), newline=""))]
 
 
-def test_one_row_per_trial_with_the_names_of_optunas_dataframe(study: optuna.Study) -> None:
+def test_one_row_per_trial_with_the_names_of_optunas_dataframe(study):
     rows = rows_of(study)
     assert [int(row["number"]) for row in rows] == list(range(10))
     for row, trial in zip(rows, study.trials, strict=True):
@@ -64,18 +62,14 @@ def test_one_row_per_trial_with_the_names_of_optunas_dataframe(study: optuna.Stu
     assert epochs == [f"intermediate_values_{step}" for step in (0, 1, 2, 3, 7)]
 
 
-def test_outcomes_distinguish_what_states_do_not(study: optuna.Study) -> None:
-    marks: list[tuple[TrialState, dict[str, Any]]] = [
-        (TrialState.PRUNED, {"infeasible": True}),
-        (TrialState.FAIL, {"cancelled": True}),
-    ]
-    for state, mark in marks:
-        study.add_trial(optuna.trial.create_trial(state=state, user_attrs=mark))
+def test_outcomes_distinguish_what_states_do_not(study):
+    for state, mark in ((TrialState.PRUNED, "infeasible"), (TrialState.FAIL, "cancelled")):
+        study.add_trial(optuna.trial.create_trial(state=state, user_attrs={mark: True}))
     outcomes = [row["outcome"] for row in rows_of(study)]
     assert outcomes[6:] == ["complete", "pruned", "failed", "waiting", "infeasible", "cancelled"]
 
 
-def test_the_json_holds_everything_that_is_stored(study: optuna.Study) -> None:
+def test_the_json_holds_everything_that_is_stored(study):
     tree = json.loads(json_of(study))
     assert tree["directions"] == ["maximize"]
     assert tree["target"] == 20
@@ -93,8 +87,8 @@ def test_the_json_holds_everything_that_is_stored(study: optuna.Study) -> None:
 
 @given(studies())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_study_gives_strict_json_and_one_row_per_trial(storage: StudyStorage, rows: StudyRows) -> None:
-    def refuse(word: str) -> None:
+def test_any_study_gives_strict_json_and_one_row_per_trial(storage, rows):
+    def refuse(word):
         raise AssertionError(word)
 
     name = new_token()
@@ -105,7 +99,7 @@ def test_any_study_gives_strict_json_and_one_row_per_trial(storage: StudyStorage
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1"])
-def test_no_text_is_evaluated_by_a_spreadsheet(study: optuna.Study, text: str) -> None:
+def test_no_text_is_evaluated_by_a_spreadsheet(study, text):
     attributes = {"reason": text, "lines": "one\ntwo\r\nthree", "list": [1, "é"], "yes": True}
     study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes))
     row = rows_of(study)[-1]
@@ -116,7 +110,7 @@ def test_no_text_is_evaluated_by_a_spreadsheet(study: optuna.Study, text: str) -
     assert len(csv_of(study).decode("utf-8-sig").split("\r\n")) == 1 + 11 + 1  # one line per trial
 
 
-def test_two_objectives_have_a_column_each_and_their_curve(storage: StudyStorage, tmp_path: Path) -> None:
+def test_two_objectives_have_a_column_each_and_their_curve(storage, tmp_path):
     made = define(storage, name="two", objective="f1-and-cost", num_trials=2)
     work_on(made, tmp_path, name="two", objective="f1-and-cost", num_trials=2, pruner="none")
     row = rows_of(made)[0]
@@ -126,7 +120,7 @@ def test_two_objectives_have_a_column_each_and_their_curve(storage: StudyStorage
     assert len(json.loads(json_of(made))["trials"][0]["curve"]) == 4
 
 
-def test_a_study_of_another_program_is_exported_too(storage: StudyStorage) -> None:
+def test_a_study_of_another_program_is_exported_too(storage):
     other = optuna.create_study(storage=storage, study_name="a/b")
     other.add_trial(optuna.trial.create_trial(value=math.inf, user_attrs={"curve": "none"}))
     assert [row["value"] for row in rows_of(other)] == ["inf"]
@@ -137,7 +131,7 @@ CURVES = [[["a", 1]], [[None, 1]], [[math.nan, 1]], [[[1], 1]], [[1]], [[1, "x"]
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_any_attribute_of_another_program_is_exported(storage: StudyStorage, curve: object) -> None:
+def test_any_attribute_of_another_program_is_exported(storage, curve):
     other = optuna.create_study(storage=storage, study_name="other")
     other.add_trial(optuna.trial.create_trial(value=1, user_attrs={CURVE: curve}))
     assert len(rows_of(other)) == 1
@@ -146,7 +140,7 @@ def test_any_attribute_of_another_program_is_exported(storage: StudyStorage, cur
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
-def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: StudyStorage, directions: list[str]) -> None:
+def test_a_study_without_trials_has_the_header_of_one_with_trials(storage, directions):
     other = optuna.create_study(storage=storage, study_name="other", directions=directions)
     empty = csv_of(other)
     other.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
@@ -154,12 +148,7 @@ def test_a_study_without_trials_has_the_header_of_one_with_trials(storage: Study
     assert empty.startswith(b"\xef\xbb\xbfnumber,state,")
 
 
-def test_standard_output_cannot_take_two_files() -> None:
-    with pytest.raises(ConfigurationError, match="not to standard output, got '-'"):
-        export_files(Path("-"), "toy")
-
-
-def test_both_files_go_to_a_folder_and_one_to_a_file_name(study: optuna.Study, tmp_path: Path) -> None:
+def test_both_files_go_to_a_folder_and_one_to_a_file_name(study, tmp_path):
     both = export_files(tmp_path / "new", "a/b")
     assert both == [tmp_path / "new" / "a_b_trials.csv", tmp_path / "new" / "a_b_trials.json"]
     one = export_files(tmp_path / "T.CSV", "toy")
@@ -170,3 +159,5 @@ def test_both_files_go_to_a_folder_and_one_to_a_file_name(study: optuna.Study, t
     (tmp_path / "file.txt").touch()
     with pytest.raises(ConfigurationError, match=r"\.csv or \.json"):
         export_files(tmp_path / "file.txt", "toy")
+    with pytest.raises(ConfigurationError, match="not to standard output, got '-'"):
+        export_files(Path("-"), "toy")

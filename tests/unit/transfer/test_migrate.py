@@ -1,7 +1,6 @@
 """Finished trials are carried into a study with another space, once each, and the others are counted by reason."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -49,7 +48,7 @@ def define_old(storage: StudyStorage, space: SearchSpace, num_trials: int = 9, *
 
 def finish_baseline(study: optuna.Study) -> None:
     """Let the waiting baseline be complete, as if a worker had run it."""
-    storage = study._storage._backend  # type: ignore[attr-defined]
+    storage = study._storage._backend
     space = space_of({})
     add(study, space, user_attrs={"baseline": True})
     with storage.engine.begin() as connection:
@@ -66,7 +65,7 @@ def migrate(storage: StudyStorage, space: SearchSpace, new: str = "new", **parts
 
 
 @pytest.fixture
-def old(storage: StudyStorage) -> optuna.Study:
+def old(storage):
     """The baseline, five finished trials, and three that are not."""
     space = space_of({})
     study = define_old(storage, space)
@@ -82,7 +81,7 @@ def old(storage: StudyStorage) -> optuna.Study:
     return study
 
 
-def test_a_wider_space_carries_every_finished_trial(storage: StudyStorage, old: optuna.Study, tmp_path: Path) -> None:
+def test_a_wider_space_carries_every_finished_trial(storage, old, tmp_path):
     wider = space_of({"optimizer": {"choices": ["adam", "adamw", "sgd"]}, "learning_rate": {"low": 1e-6, "high": 1.0}})
     done = migrate(storage, wider)
     assert (done.num_migrated, done.num_there, done.num_finished, done.num_waiting, done.target) == (6, 0, 6, 0, 9)
@@ -107,10 +106,8 @@ def test_a_wider_space_carries_every_finished_trial(storage: StudyStorage, old: 
     assert [trial.number for trial in new.trials if trial.user_attrs.get("baseline")] == [0]
 
 
-def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(
-    storage: StudyStorage, old: optuna.Study
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(storage):
     narrower = space_of({"optimizer": {"value": "adam"}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}})
     done = migrate(storage, narrower)
     assert done.num_migrated == 3
@@ -123,17 +120,15 @@ def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(
     assert [trial.params["optimizer"] for trial in load_study(storage, "new").trials] == ["adam"] * 3
 
 
-def test_a_dropped_parameter_is_carried_where_the_trial_had_what_is_used_now(
-    storage: StudyStorage, old: optuna.Study
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_a_dropped_parameter_is_carried_where_the_trial_had_what_is_used_now(storage):
     done = migrate(storage, space_of({"batch_size": None}))
     assert done.num_migrated == 4
     assert ("batch_size=128 is not 32, and batch_size is not searched", 2) in done.reasons
     assert "batch_size" not in load_study(storage, "new").trials[0].params
 
 
-def test_a_parameter_that_the_old_study_did_not_search_had_its_default(storage: StudyStorage) -> None:
+def test_a_parameter_that_the_old_study_did_not_search_had_its_default(storage):
     without = space_of({"unknown_weight": None})
     study = define_old(storage, without)
     add(study, without)
@@ -149,8 +144,8 @@ def test_a_parameter_that_the_old_study_did_not_search_had_its_default(storage: 
     }
 
 
-def test_the_sampler_uses_carried_trials(storage: StudyStorage, old: optuna.Study) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_the_sampler_uses_carried_trials(storage):
     space = space_of({"batch_size": {"choices": [8, 16, 32, 64, 128]}})
     migrate(storage, space)
     settings = StudySettings(name="new", num_startup_trials=2)
@@ -162,7 +157,7 @@ def test_the_sampler_uses_carried_trials(storage: StudyStorage, old: optuna.Stud
     assert len(seen) == 6
 
 
-def test_a_second_run_carries_only_what_was_finished_since(storage: StudyStorage, old: optuna.Study) -> None:
+def test_a_second_run_carries_only_what_was_finished_since(storage, old):
     space = space_of({"patience": {"low": 5, "high": 40}})
     assert migrate(storage, space).num_migrated == 6
     add(old, space_of({}), params={"patience": 7})
@@ -173,7 +168,7 @@ def test_a_second_run_carries_only_what_was_finished_since(storage: StudyStorage
     assert [trial.number for trial in load_study(storage, "new").trials] == list(range(7))
 
 
-def test_a_trial_keeps_its_origin_over_several_studies(storage: StudyStorage, old: optuna.Study) -> None:
+def test_a_trial_keeps_its_origin_over_several_studies(storage, old):
     migrate(storage, space_of({"patience": {"low": 5, "high": 40}}))
     migrate(storage, space_of({"patience": {"low": 5, "high": 60}}), "third")
     third = definition_of(StudySettings(name="third"), space_of({"patience": {"low": 5, "high": 60}}))
@@ -184,8 +179,8 @@ def test_a_trial_keeps_its_origin_over_several_studies(storage: StudyStorage, ol
     assert len(old.trials) == 8
 
 
-def test_a_baseline_that_is_not_carried_waits_as_trial_0(storage: StudyStorage, old: optuna.Study) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_a_baseline_that_is_not_carried_waits_as_trial_0(storage):
     done = migrate(storage, space_of({"batch_size": {"choices": [64, 128]}}))
     new = load_study(storage, "new")
     assert (done.num_migrated, done.num_waiting) == (2, 1)
@@ -193,10 +188,8 @@ def test_a_baseline_that_is_not_carried_waits_as_trial_0(storage: StudyStorage, 
     assert [bool(trial.user_attrs.get("baseline")) for trial in new.trials] == [True, False, False]
 
 
-def test_another_baseline_is_run_and_the_old_one_is_a_trial_like_others(
-    storage: StudyStorage, old: optuna.Study
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_another_baseline_is_run_and_the_old_one_is_a_trial_like_others(storage):
     done = migrate(storage, space_of({}), baseline={**BASE, "patience": 11})
     new = load_study(storage, "new")
     assert (done.num_migrated, done.num_waiting) == (6, 1)
@@ -204,7 +197,7 @@ def test_another_baseline_is_run_and_the_old_one_is_a_trial_like_others(
     assert new.trials[0].system_attrs["fixed_params"]["patience"] == 11
 
 
-def test_the_total_is_given_or_the_old_one_or_enough(storage: StudyStorage, old: optuna.Study) -> None:
+def test_the_total_is_given_or_the_old_one_or_enough(storage, old):
     assert migrate(storage, space_of({}), "a", num_trials=20).target == 20
     assert migrate(storage, space_of({}), "a").target == 20
     with pytest.raises(ConfigurationError, match="--n-trials 6"):
@@ -224,17 +217,15 @@ def test_the_total_is_given_or_the_old_one_or_enough(storage: StudyStorage, old:
         ({"settings": {"objective": "f1-and-cost"}}, "study.objective"),
     ],
 )
-def test_what_makes_values_incomparable_is_refused_by_name(
-    storage: StudyStorage, old: optuna.Study, parts: dict[str, Any], expected: str
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_what_makes_values_incomparable_is_refused_by_name(storage, parts, expected):
     with pytest.raises(ConfigurationError, match=rf"only the space may differ.*'old': {expected} \(was") as caught:
         migrate(storage, space_of({"patience": {"value": 10}}), **parts)
     assert "space." not in str(caught.value)
     assert [study.study_name for study in storage.get_all_studies()] == ["old"]
 
 
-def test_a_new_study_of_other_settings_is_refused_and_stays(storage: StudyStorage, old: optuna.Study) -> None:
+def test_a_new_study_of_other_settings_is_refused_and_stays(storage, old):
     migrate(storage, space_of({"patience": {"value": 10}}))
     add(old, space_of({}))
     with pytest.raises(ConfigurationError, match=r"'new' was created with other settings: space\.patience"):
@@ -243,13 +234,13 @@ def test_a_new_study_of_other_settings_is_refused_and_stays(storage: StudyStorag
 
 
 @pytest.mark.parametrize(("name", "expected"), [("old", "into itself"), ("a/b", "cannot have this name")])
-def test_an_invalid_name_is_rejected(storage: StudyStorage, old: optuna.Study, name: str, expected: str) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_an_invalid_name_is_rejected(storage, name, expected):
     with pytest.raises(ConfigurationError, match=expected):
         migrate(storage, space_of({}), name)
 
 
-def test_a_study_that_is_missing_or_another_programs_is_refused(storage: StudyStorage) -> None:
+def test_a_study_that_is_missing_or_another_programs_is_refused(storage):
     with pytest.raises(ConfigurationError, match="no study of this name"):
         migrate(storage, space_of({}))
     optuna.create_study(storage=storage, study_name="old")
@@ -258,10 +249,8 @@ def test_a_study_that_is_missing_or_another_programs_is_refused(storage: StudySt
     assert [study.study_name for study in storage.get_all_studies()] == ["old"]
 
 
-def test_a_failure_in_between_leaves_nothing(
-    storage: StudyStorage, old: optuna.Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_a_failure_in_between_leaves_nothing(storage, monkeypatch, tmp_path):
     monkeypatch.setattr("csi_job.transfer.migrate.store_target", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         migrate(storage, space_of({}))
@@ -270,10 +259,8 @@ def test_a_failure_in_between_leaves_nothing(
     assert reader.rows("SELECT count(*) FROM trials") == [(8,)]
 
 
-def test_an_answer_to_commit_that_was_lost_carries_nothing_twice(
-    storage: StudyStorage, old: optuna.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del old
+@pytest.mark.usefixtures("old")
+def test_an_answer_to_commit_that_was_lost_carries_nothing_twice(storage, monkeypatch):
     write = storage.write
     monkeypatch.setattr(storage, "write", lambda operation: (write(operation), write(operation))[1])
     done = migrate(storage, space_of({}))
@@ -281,7 +268,7 @@ def test_an_answer_to_commit_that_was_lost_carries_nothing_twice(
     assert len(load_study(storage, "new").trials) == 6
 
 
-def test_two_objectives_keep_both_values(storage: StudyStorage) -> None:
+def test_two_objectives_keep_both_values(storage):
     space = space_of({})
     study = define_old(storage, space, objective="f1-and-cost")
     study.add_trial(
