@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -111,14 +112,10 @@ def new_study(name, *, objective="f1", target=40, storage=None):
 
 
 def run_phase(study, num_trials, *, sampler, pruner="median", max_epochs=8):
-    samplers = {
-        "random": optuna.samplers.RandomSampler(seed=7),
-        "tpe": optuna.samplers.TPESampler(seed=7, multivariate=True),
-    }
-    study.sampler = samplers[sampler]
-    study.pruner = (
-        optuna.pruners.PercentilePruner(70.0, n_startup_trials=6) if pruner == "median" else optuna.pruners.NopPruner()
-    )
+    random_sampler, tpe = optuna.samplers.RandomSampler(seed=7), optuna.samplers.TPESampler(seed=7, multivariate=True)
+    study.sampler = random_sampler if sampler == "random" else tpe
+    median, none = optuna.pruners.PercentilePruner(70.0, n_startup_trials=6), optuna.pruners.NopPruner()
+    study.pruner = median if pruner == "median" else none
     first = len([trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING])
     for number in range(first, first + num_trials):
         run_trial(study, number, sampler=sampler, pruner=pruner, max_epochs=max_epochs)
@@ -217,18 +214,13 @@ def write_results(work, study):
 
 
 def confirmed(trials):
-    results = [
-        CandidateResult(
-            Candidate(Recipe(Hyperparameters.from_params(trial.params), 12), trial.number, trial.values[0]),
-            tuple(
-                SeedResult(
-                    seed, trial.values[0] - 0.012 * rank - 0.004 * (seed - 40), 8, 12, 7_000_000, 2.87, 32, (), ""
-                )
-                for seed in (42, 43, 44)
-            ),
-        )
-        for rank, trial in enumerate(trials)
-    ]
+    results = []
+    for rank, trial in enumerate(trials):
+        f1 = trial.values[0]
+        of_seeds = [(seed, f1 - 0.012 * rank - 0.004 * (seed - 40)) for seed in (42, 43, 44)]
+        seeds = tuple(SeedResult(*of_seed, 8, 12, 7_000_000, 2.87, 32, (), "") for of_seed in of_seeds)
+        recipe = Recipe(Hyperparameters.from_params(trial.params), 12)
+        results.append(CandidateResult(Candidate(recipe, trial.number, f1), seeds))
     return Winner(results[0], tuple(results), RULE_MEAN)
 
 
@@ -309,11 +301,18 @@ def degenerate_view(degenerate_study):
     return view_study(degenerate_study)
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory, finished_study):
+    """A work folder in which every stage has run for `finished_study`; not to be changed."""
+    folder = tmp_path_factory.mktemp("written")
+    write_results(folder, finished_study)
+    return folder
+
+
 @pytest.fixture
-def work(tmp_path, finished_study):
-    """A work folder in which every stage has run for `finished_study`."""
-    write_results(tmp_path, finished_study)
-    return tmp_path
+def work(tmp_path, written):
+    """The same, to be changed."""
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 LOADING = ("src", "href", "srcset", "action", "data", "poster", "xlink:href")

@@ -1,29 +1,19 @@
 import optuna
 import plotly.graph_objects as go
 import pytest
-from optuna.trial import TrialState
 
 from csi_job.report.figures.importances import importances_plot
 from csi_job.report.study_view import view_study
 from csi_job.study.importances import MIN_TRIALS
 
 
-def view_of(num_trials, num_infeasible=0):
+def view_of(num_trials):
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
-    for number in range(num_trials + num_infeasible):
+    for _ in range(num_trials):
         trial = study.ask()
-        learning_rate = trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True)
         trial.suggest_float("unknown_weight", 0.1, 1.0)
-        if number < num_trials:
-            study.tell(trial, 1 - 20 * learning_rate)
-        else:
-            trial.set_user_attr("infeasible", True)
-            study.tell(trial, state=TrialState.PRUNED)
+        study.tell(trial, 1 - 20 * trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True))
     return view_study(study)
-
-
-def test_infeasible_trials_are_left_out():
-    assert view_of(60, 30).importances.shares == view_of(60).importances.shares
 
 
 def test_conditional_parameters_are_rated_and_the_page_says_among_which_trials(view):

@@ -26,9 +26,10 @@ def report(view, work):
     return read_page(write_report(view, work))
 
 
-@pytest.fixture
-def text(view, work):
-    return report(view, work).text
+@pytest.fixture(scope="module")
+def text(view, written, tmp_path_factory):
+    """The text of the report of an unchanged work folder."""
+    return report(view, shutil.copytree(written, tmp_path_factory.mktemp("text"), dirs_exist_ok=True)).text
 
 
 def change_json(path, **changes):
@@ -55,17 +56,11 @@ def test_links_lead_to_sections_and_ids_are_unique(work, view):
 
 
 def test_the_report_links_to_the_other_pages_of_its_model_only(work, view):
-    for path in ("evaluation/optimized_model_plots.html", "evaluation/comparison_plots.html", "optimized_model.html"):
+    pages = ("evaluation/optimized_model_plots.html", "evaluation/comparison_plots.html", "optimized_model.html")
+    for path in pages:
         (work / "models" / path).touch()
     links = {attrs["href"] for tag, attrs in report(view, work).tags if tag == "a" and attrs["href"][0] != "#"}
-    assert links == {
-        f"../{path}"
-        for path in (
-            "evaluation/optimized_model_plots.html",
-            "evaluation/comparison_plots.html",
-            "optimized_model.html",
-        )
-    }
+    assert links == {f"../{path}" for path in pages}
     change_json(work / "models" / "optimized_model.json", study="another")
     assert not [attrs for tag, attrs in report(view, work).tags if tag == "a" and attrs["href"][0] != "#"]
 
@@ -149,9 +144,9 @@ def test_a_model_of_another_study_is_not_shown_as_this_ones(work, view):
     assert "has not been evaluated on the test set yet" in text
 
 
-def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(work, view):
+def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(work, view, text):
     created_again = replace(view, attributes=view.attributes | {"uid": "now"})
-    assert report(created_again, work).text == report(view, work).text  # version 0.1 did not store whose a model is
+    assert report(created_again, work).text == text  # version 0.1 did not store whose a model is
     for path in (work / "models" / "optimized_model.json", WorkFolder(work).optimized_params(view.name)):
         change_json(path, study_uid="before")
     text = report(created_again, work).text
@@ -160,18 +155,17 @@ def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(w
     assert "csi-job train-optimized retrains the best trials" in text
 
 
-def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view):
-    before = report(view, work).text
+def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view, text):
     shutil.copytree(work / "models", work / "own", ignore=shutil.ignore_patterns("hyperopt"))
     change_json(work / "models" / "optimized_model.json", study="another")
     change_json(work / "models" / "evaluation" / "optimized_model.json", metrics={})
     (work / "models" / "final").mkdir()
     (work / "own").rename(work / "models" / "final" / view.name)
     own = f"models/final/{view.name}"
-    moved = before
+    moved = text
     for name in ("optimized_model", "baseline_model"):
         moved = moved.replace(f"models/{name}.safetensors", f"{own}/{name}.safetensors")
-    assert moved != before
+    assert moved != text
     assert report(view, work).text == moved
     change_json(work / "models" / "final" / view.name / "baseline_model.json", request="another")
     assert "retrained the same way" not in report(view, work).text
@@ -208,12 +202,12 @@ def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, vie
     ],
 )
 @pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}', '{"torn": '])
-def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, content, work, view):
-    assert not_shown in report(view, work).text
+def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, content, work, view, text):
+    assert not_shown in text
     (work / "models" / f"{stem}.json").write_text(content)
-    text = report(view, work).text
-    assert shown in text
-    assert not_shown not in text
+    damaged = report(view, work).text
+    assert shown in damaged
+    assert not_shown not in damaged
 
 
 def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work):
