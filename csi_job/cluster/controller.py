@@ -75,7 +75,7 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     ]
     try:
         if not all(_complete(cluster, options, step, own, refresh_metrics) for step in steps):
-            return "another controller has taken over, or the release was uninstalled"
+            return "another controller is in charge, or the release was uninstalled; if helm upgrade failed, repeat it"
     except StopRequestedError:
         _end_with_namespace(cluster, options)
         raise

@@ -60,12 +60,11 @@ def _resize(release: Release) -> None:
 
 
 def _preempt(release: Release, queue: Queue) -> None:
-    before = release.log().count(WAITS)
+    before, num_waits = release.uids("search"), release.log().count(WAITS)
     queue.preempt(2)
-    wait_until("the search is preempted", lambda: release.uids("search") == set(), 90)
-    wait_until("the search is reported as waiting", lambda: release.log().count(WAITS) > before, 60)
+    wait_until("the search is reported as waiting", lambda: release.log().count(WAITS) > num_waits, 120)
     release.kubectl("delete", "job", "urgent", "--wait=false")
-    wait_until("the pods left by the quota search again", lambda: len(release.running("search")) in {2, 3}, 180)
+    wait_until("the pods left by the quota search again", lambda: len(release.uids("search") - before) in {2, 3}, 180)
 
 
 def _pause_and_resume(release: Release) -> None:

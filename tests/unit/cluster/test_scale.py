@@ -8,9 +8,9 @@ import pytest
 
 from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.scale import scale_search
-from csi_job.cluster.stages import CONTROLLER, DIGEST, QUEUE, find_release, scale_patch, selector
+from csi_job.cluster.stages import CONTROLLER, DIGEST, PARALLELISM, QUEUE, find_release, scale_patch, selector
 from csi_job.errors import ClusterError
-from tests.unit.cluster.namespace import Namespace, ended, release_map, stage
+from tests.unit.cluster.namespace import Namespace, Watch, ended, release_map, search, stage
 
 COMPLETE, FAILED = ended("Complete"), ended("Failed")
 
@@ -35,6 +35,16 @@ def test_a_search_gets_more_pods_is_suspended_and_resumed() -> None:
     assert namespace.only()["spec"]["suspend"] is True
     assert "suspended -> 3 pods" in scale_search(namespace, None, 3)
     assert namespace.only()["spec"]["suspend"] is False
+
+
+def test_a_search_paused_just_after_an_upgrade_stays_paused_when_the_next_controller_starts() -> None:
+    namespace = Namespace(release_map())
+    values = find_release(namespace, None).search
+    namespace.apply(values.job(1, {}, {PARALLELISM: "1"}))  # as in the values before the upgrade
+    scale_search(namespace, None, 0)
+    search(namespace, Watch(num_finished=0), values, digest="second").reconcile()
+    (job,) = namespace.find("Job")
+    assert job["spec"]["suspend"] is True
 
 
 def test_a_search_in_a_queue_is_paused_by_its_parallelism() -> None:
