@@ -1,7 +1,5 @@
 """Image files of every kind, made by the libraries that make real ones."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def film_HW() -> np.ndarray:  # noqa: N802 - a tensor carries its axes
+def film_HW():  # noqa: N802 - a tensor carries its axes
     """A film no symmetry leaves unchanged: bright bottom right, a dark bar on the top, noise; uint8 [120, 90]."""
     rows, columns = np.mgrid[0:120, 0:90]
     film = 30 + rows + columns // 2
@@ -21,19 +19,19 @@ def film_HW() -> np.ndarray:  # noqa: N802 - a tensor carries its axes
 
 
 @pytest.fixture(scope="session")
-def square_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
+def square_HW(film_HW):  # noqa: N802
     """What every lossless 8-bit file of the film is to be read as, uint8 [32, 32]."""
     return square(film_HW)
 
 
 @pytest.fixture(scope="session")
-def stored_HW(film_HW: np.ndarray) -> np.ndarray:  # noqa: N802
+def stored_HW(film_HW):  # noqa: N802
     """The film as a detector stores it: 12 bits of 16."""
     return film_HW.astype(np.uint16) * 16
 
 
 @pytest.fixture(scope="session")
-def large_HW() -> np.ndarray:  # noqa: N802
+def large_HW():  # noqa: N802
     """A film of 12 bits that is decoded at a fraction: smooth parts, edges and noise; uint16 [1203, 1101]."""
     rows, columns = np.mgrid[0:1203, 0:1101]
     film = 2000 + 900 * np.sin(rows / 90) + 600 * np.cos(columns / 70) + 500 * ((rows // 150 + columns // 130) % 2)

@@ -1,9 +1,6 @@
 """The version of the reader of a file, by its first bytes."""
 
-from __future__ import annotations
-
 import gzip
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,9 +13,7 @@ from tests.unit.radiographs.test_nifti import nifti
 from tests.unit.radiographs.test_picture import deep_png
 
 
-def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches(
-    tmp_path: Path, film_HW: np.ndarray, stored_HW: np.ndarray
-) -> None:
+def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches(tmp_path, film_HW, stored_HW):
     for variant in range(NUM_VARIANTS):
         write_film(film_HW.astype(np.float32) / 255, tmp_path / f"film{variant}", variant)
     colours_HWC = np.stack([film_HW] * 3, axis=-1)
@@ -55,6 +50,6 @@ def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches
     assert [reader_version(content) for content in still] == [1] * len(still)
 
 
-def test_the_reader_of_a_file_that_is_cut_off_anywhere_is_known(stored_HW: np.ndarray) -> None:
+def test_the_reader_of_a_file_that_is_cut_off_anywhere_is_known(stored_HW):
     for content in (encode(Image.fromarray(stored_HW)), encoded(dataset_of(stored_HW)), nifti(stored_HW)):
         assert {reader_version(content[:length]) for length in range(600)} <= {1, 2, NEWEST_READER}

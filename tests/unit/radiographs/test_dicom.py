@@ -1,12 +1,9 @@
 """DICOM radiographs: tables, windows, inversion, padding, compression; and what is refused."""
 
-from __future__ import annotations
-
 import io
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,19 +49,17 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
 
 
 @pytest.mark.parametrize("make", WINDOWED.values(), ids=WINDOWED)
-def test_what_shows_all_levels_shows_the_film(
-    stored_HW: np.ndarray, square_HW: np.ndarray, make: Callable[[np.ndarray], Dataset]
-) -> None:
+def test_what_shows_all_levels_shows_the_film(stored_HW, square_HW, make):
     assert np.abs(read(encoded(make(stored_HW))).astype(int) - square_HW).max() <= 1
 
 
-def test_the_first_of_several_windows_is_applied(stored_HW: np.ndarray) -> None:
+def test_the_first_of_several_windows_is_applied(stored_HW):
     dataset = dataset_of(stored_HW, WindowCenter=[100 * 16, 0], WindowWidth=[100 * 16, 1])
     expected_HW = np.rint(255 * np.clip((stored_HW - 1599.5) / 1599 + 0.5, 0, 1)).astype(np.uint8)
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
 
 
-def test_a_sigmoid_window_is_applied(stored_HW: np.ndarray) -> None:
+def test_a_sigmoid_window_is_applied(stored_HW):
     expected_HW = np.rint(255 / (1 + np.exp(-4 * (stored_HW - 2048.0) / 4096))).astype(np.uint8)
     dataset = dataset_of(stored_HW, **ALL_LEVELS, VOILUTFunction="SIGMOID")
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
@@ -81,9 +76,7 @@ WINDOWLESS: dict[str, Callable[[np.ndarray], Dataset]] = {
 
 
 @pytest.mark.parametrize("make", WINDOWLESS.values(), ids=WINDOWLESS)
-def test_without_a_window_that_shows_something_levels_are_scaled_by_percentile(
-    stored_HW: np.ndarray, make: Callable[[np.ndarray], Dataset]
-) -> None:
+def test_without_a_window_that_shows_something_levels_are_scaled_by_percentile(stored_HW, make):
     assert np.abs(read(encoded(make(stored_HW))).astype(int) - square(stretched(stored_HW))).max() <= 1
 
 
@@ -115,9 +108,7 @@ TABLES = {
         ("u2", [0, 65000], "US", {"PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 60000}),
     ],
 )
-def test_padding_is_black_and_hides_nothing_of_the_film(
-    film_HW: np.ndarray, tables: str, photometric: str, dtype: str, pads: list[int], vr: str, elements: dict[str, int]
-) -> None:
+def test_padding_is_black_and_hides_nothing_of_the_film(film_HW, tables, photometric, dtype, pads, vr, elements):
     stored_HW = film_HW.astype(dtype) * 16 + 1
     if photometric == "MONOCHROME1":
         stored_HW = 4095 - stored_HW
@@ -145,13 +136,13 @@ def test_padding_is_black_and_hides_nothing_of_the_film(
 
 
 @pytest.mark.parametrize("elements", [{"PixelPaddingRangeLimit": 65535}, {"PixelPaddingValue": 4095}])
-def test_padding_that_covers_nothing_or_all_is_ignored(stored_HW: np.ndarray, elements: dict[str, int]) -> None:
+def test_padding_that_covers_nothing_or_all_is_ignored(stored_HW, elements):
     dataset = dataset_of(stored_HW, **{"PixelPaddingValue": 0, **elements})
     assert np.array_equal(read(encoded(dataset)), read(encoded(dataset_of(stored_HW))))
 
 
 @pytest.mark.parametrize("name", ["FloatPixel", "DoubleFloatPixel"])
-def test_padding_of_floating_point_pixels_is_black(film_HW: np.ndarray, name: str) -> None:
+def test_padding_of_floating_point_pixels_is_black(film_HW, name):
     values_HW = film_HW.astype("f4" if name == "FloatPixel" else "f8")
     values_HW[PADDED] = -1e6
     dataset = dataset_of(values_HW, bits_stored=64)
@@ -164,7 +155,7 @@ def test_padding_of_floating_point_pixels_is_black(film_HW: np.ndarray, name: st
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
 
 
-def test_padding_beyond_the_stored_bits_is_black(stored_HW: np.ndarray) -> None:
+def test_padding_beyond_the_stored_bits_is_black(stored_HW):
     padded_HW = stored_HW.copy()
     padded_HW[PADDED] = 65535
     dataset = dataset_of(padded_HW, PixelPaddingValue=65535)
@@ -175,9 +166,7 @@ def test_padding_beyond_the_stored_bits_is_black(stored_HW: np.ndarray) -> None:
 @pytest.mark.parametrize(("photometric", "num_bits"), [("RGB", 8), ("RGB", 16), ("YBR_FULL", 8)])
 @pytest.mark.parametrize("planar", [0, 1])
 @pytest.mark.parametrize("syntax", ["", "RLELossless", "JPEGLosslessProcess14_1", "JPEG2000Lossless"])
-def test_colours_become_their_luma(
-    tmp_path: Path, film_HW: np.ndarray, photometric: str, num_bits: int, planar: int, syntax: str
-) -> None:
+def test_colours_become_their_luma(tmp_path, film_HW, photometric, num_bits, planar, syntax):
     rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1)
     luma_HW = np.rint(rgb_HWC.astype(int) * (1 if num_bits == 8 else 16) @ np.array([0.299, 0.587, 0.114]))
     if photometric == "YBR_FULL":
@@ -191,9 +180,7 @@ def test_colours_become_their_luma(
     assert np.abs(read(content).astype(int) - expected_HW).max() <= 1
 
 
-def test_a_jpeg_that_is_ycbcr_by_its_own_header_is_read_so(
-    tmp_path: Path, film_HW: np.ndarray, square_HW: np.ndarray
-) -> None:
+def test_a_jpeg_that_is_ycbcr_by_its_own_header_is_read_so(tmp_path, film_HW, square_HW):
     dataset = dataset_of(np.stack([film_HW] * 3, axis=-1), PlanarConfiguration=0, PhotometricInterpretation="RGB")
     content = compressed(tmp_path, dataset, "JPEGBaselineProcess1")  # GDCM subsamples the chroma and states RGB
     assert b"RGB" in content
@@ -201,9 +188,7 @@ def test_a_jpeg_that_is_ycbcr_by_its_own_header_is_read_so(
 
 
 @pytest.mark.parametrize("disguise", ["none", "false group length", "padding before the transfer syntax"])
-def test_a_deflate_bomb_is_refused_without_the_memory_it_asks_for(
-    stored_HW: np.ndarray, disguise: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deflate_bomb_is_refused_without_the_memory_it_asks_for(stored_HW, disguise, monkeypatch):
     dataset = dataset_of(stored_HW, syntax=DeflatedExplicitVRLittleEndian)
     if disguise.startswith("padding"):
         dataset.file_meta.FileMetaInformationVersion = bytes(100_000)
@@ -222,7 +207,7 @@ def test_a_deflate_bomb_is_refused_without_the_memory_it_asks_for(
     tracemalloc.stop()
 
 
-def test_a_deflated_file_that_is_cut_off_is_refused(stored_HW: np.ndarray) -> None:
+def test_a_deflated_file_that_is_cut_off_is_refused(stored_HW):
     dataset = dataset_of(stored_HW, syntax=DeflatedExplicitVRLittleEndian)
     with pytest.raises(DataError, match="cut off"):
         read(encoded(dataset)[:-100])
@@ -239,16 +224,14 @@ def test_a_deflated_file_that_is_cut_off_is_refused(stored_HW: np.ndarray) -> No
         "JPEG2000",
     ],
 )
-def test_compressed_files_are_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray, syntax: str) -> None:
+def test_compressed_files_are_read(tmp_path, stored_HW, square_HW, syntax):
     content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), syntax)
     assert len(content) < 2 * stored_HW.size
     assert np.abs(read(content).astype(int) - square_HW).max() <= 2
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
-def test_compressed_pixels_of_another_size_than_declared_are_rejected(
-    tmp_path: Path, stored_HW: np.ndarray, syntax: str
-) -> None:
+def test_compressed_pixels_of_another_size_than_declared_are_rejected(tmp_path, stored_HW, syntax):
     content = compressed(tmp_path, dataset_of(stored_HW), syntax)
     rows = stored_HW.shape[0].to_bytes(2, "little")
     lying = content.replace(b"\x28\x00\x10\x00US\x02\x00" + rows, b"\x28\x00\x10\x00US\x02\x00\x40\x00")
@@ -257,7 +240,7 @@ def test_compressed_pixels_of_another_size_than_declared_are_rejected(
         read(lying)
 
 
-def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, square_HW: np.ndarray) -> None:
+def test_a_file_without_preamble_is_read(tmp_path, stored_HW, square_HW):
     dataset = dataset_of(stored_HW, **ALL_LEVELS)
     del dataset.file_meta
     content = io.BytesIO()
@@ -267,7 +250,7 @@ def test_a_file_without_preamble_is_read(tmp_path: Path, stored_HW: np.ndarray, 
     assert np.abs(read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).astype(int) - square_HW).max() <= 1
 
 
-def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path: Path, stored_HW: np.ndarray) -> None:
+def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path, stored_HW):
     content = encoded(dataset_of(stored_HW, NumberOfFrames=10_000_001))
     assert b"10000001" in content
     path = put(tmp_path, content.replace(b"10000001", b"DOE^JANE"))
@@ -276,7 +259,7 @@ def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path: Path, stor
     assert "JANE" not in str(caught.value)
 
 
-def test_files_without_one_radiograph_are_refused(stored_HW: np.ndarray) -> None:
+def test_files_without_one_radiograph_are_refused(stored_HW):
     report = dataset_of(stored_HW)
     del report.PixelData
     frames = dataset_of(np.stack([stored_HW] * 2)[0], NumberOfFrames=2)

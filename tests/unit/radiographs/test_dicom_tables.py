@@ -1,10 +1,8 @@
 """Lookup tables in every form that devices write."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from tests.support.dicom import dataset_of, encoded, table
 from tests.unit.radiographs.conftest import square, stretched
@@ -13,7 +11,7 @@ from tests.unit.radiographs.test_dicom import CURVE, read
 SYNTAXES = {"<": ExplicitVRLittleEndian, ">": ExplicitVRBigEndian}
 
 
-def test_a_voi_table_may_fall_and_may_be_short(stored_HW: np.ndarray) -> None:
+def test_a_voi_table_may_fall_and_may_be_short(stored_HW):
     dataset = dataset_of(stored_HW, VOILUTSequence=[table(np.arange(2000)[::-1], first=800)])
     expected_HW = np.rint(255 * np.clip(2799.0 - stored_HW, 0, 1999) / 2047).astype(np.uint8)
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
@@ -23,9 +21,7 @@ def test_a_voi_table_may_fall_and_may_be_short(stored_HW: np.ndarray) -> None:
 @pytest.mark.parametrize("form", ["words", "numbers", "packed", "packed numbers"])
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("num_entries", [4096, 4095])
-def test_tables_of_every_form_and_byte_order_are_applied(
-    stored_HW: np.ndarray, sequence: str, form: str, order: str, num_entries: int
-) -> None:
+def test_tables_of_every_form_and_byte_order_are_applied(stored_HW, sequence, form, order, num_entries):
     entries = np.rint(255 * CURVE)[:num_entries]
     elements = {sequence: [table(entries, bits=8, form=form, order=order)]}
     dataset = dataset_of(stored_HW, syntax=SYNTAXES[order], **elements)
@@ -36,7 +32,7 @@ def test_tables_of_every_form_and_byte_order_are_applied(
 
 @pytest.mark.parametrize("bits", range(8, 17))
 @pytest.mark.parametrize("stated", [8, 12, 16])
-def test_the_entries_of_a_voi_table_tell_their_bits(stored_HW: np.ndarray, bits: int, stated: int) -> None:
+def test_the_entries_of_a_voi_table_tell_their_bits(stored_HW, bits, stated):
     dataset = dataset_of(stored_HW, VOILUTSequence=[table(np.rint((2**bits - 1) * CURVE), bits=stated)])
     expected_HW = square(np.rint(255 * CURVE[stored_HW]).astype(np.uint8))
     assert np.abs(read(encoded(dataset)).astype(int) - expected_HW).max() <= 1
@@ -47,9 +43,7 @@ def test_the_entries_of_a_voi_table_tell_their_bits(stored_HW: np.ndarray, bits:
     ("dtype", "offset", "first"),
     [("u2", 1000, 1000), ("u2", 40000, 40000), ("u2", 40000, -25536), ("i2", -2048, -2048), ("i2", -2048, 63488)],
 )
-def test_the_first_value_of_a_table_has_the_sign_that_the_film_shows(
-    stored_HW: np.ndarray, dtype: str, offset: int, first: int, syntax: UID
-) -> None:
+def test_the_first_value_of_a_table_has_the_sign_that_the_film_shows(stored_HW, dtype, offset, first, syntax):
     shifted_HW = (stored_HW.astype(int) + offset).astype(dtype)
     dataset = dataset_of(shifted_HW, 16, syntax, VOILUTSequence=[table(np.rint(65535 * CURVE), first=first)])
     expected_HW = square(np.rint(255 * CURVE[stored_HW]).astype(np.uint8))
@@ -59,9 +53,7 @@ def test_the_first_value_of_a_table_has_the_sign_that_the_film_shows(
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("form", ["words", "packed"])
 @pytest.mark.parametrize("order", "<>")
-def test_palettes_of_every_form_are_looked_up(
-    film_HW: np.ndarray, square_HW: np.ndarray, bits: int, form: str, order: str
-) -> None:
+def test_palettes_of_every_form_are_looked_up(film_HW, square_HW, bits, form, order):
     entries = np.rint(np.arange(256) * (2**bits - 1) / 255) if form == "words" else np.arange(256)
     dataset = dataset_of(film_HW, syntax=SYNTAXES[order], PhotometricInterpretation="PALETTE COLOR")
     for colour in ("Red", "Green", "Blue"):
@@ -71,7 +63,7 @@ def test_palettes_of_every_form_are_looked_up(
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
 
 
-def test_a_segmented_palette_is_looked_up(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
+def test_a_segmented_palette_is_looked_up(film_HW, square_HW):
     dataset = dataset_of(film_HW, PhotometricInterpretation="PALETTE COLOR")
     for colour in ("Red", "Green", "Blue"):
         setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])

@@ -1,12 +1,8 @@
 """Folders of images are searched by ending and by content."""
 
-from __future__ import annotations
-
 import gzip
 import logging
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,7 +15,7 @@ APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X" + bytes(100)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, stored_HW: np.ndarray) -> Path:
+def folder(tmp_path, stored_HW):
     """A folder as it comes from an archive: with and without endings, and with what systems leave behind."""
     dicom = encoded(dataset_of(stored_HW))
     meta_end = 144 + int.from_bytes(dicom[140:144], "little")
@@ -46,9 +42,7 @@ def folder(tmp_path: Path, stored_HW: np.ndarray) -> Path:
     return tmp_path
 
 
-def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folder, caplog):
     with caplog.at_level(logging.INFO):
         found = expand_folders([folder / "notes.txt", folder, folder / "Thumbs.db", folder / "missing"])
     names = [path.relative_to(folder).as_posix() for path in found]
@@ -60,7 +54,7 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(
     assert "notes" not in caplog.text
 
 
-def test_folders_and_files_without_any_image_are_refused(folder: Path) -> None:
+def test_folders_and_files_without_any_image_are_refused(folder):
     (folder / "none").mkdir()
     (folder / "none" / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 file: 1 not") as caught:

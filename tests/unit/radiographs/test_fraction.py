@@ -1,9 +1,6 @@
 """Large films decoded at a fraction, or averaged first, look as if every pixel had been decoded and resized."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +47,7 @@ def grey_by(tables: str, large_HW: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_dicom_is_as_if_decoded_fully(tmp_path: Path, large_HW: np.ndarray, syntax: str, tables: str) -> None:
+def test_dicom_is_as_if_decoded_fully(tmp_path, large_HW, syntax, tables):
     film_HW = large_HW.copy()
     if tables == "padding":
         film_HW[:300, :200] = 4095
@@ -61,7 +58,7 @@ def test_dicom_is_as_if_decoded_fully(tmp_path: Path, large_HW: np.ndarray, synt
 
 
 @pytest.mark.parametrize("tables", [{}, {"WindowCenter": 128, "WindowWidth": 256}])
-def test_lossy_dicom_of_8_bits_is_as_if_decoded_fully(large_HW: np.ndarray, tables: dict[str, int]) -> None:
+def test_lossy_dicom_of_8_bits_is_as_if_decoded_fully(large_HW, tables):
     grey_HW = (large_HW // 16).astype(np.uint8)
     dataset = dataset_of(grey_HW, bits_stored=8, syntax=JPEGBaseline8Bit, **tables)
     dataset.PixelData = encapsulate([encode(Image.fromarray(grey_HW), "JPEG", quality=92)])
@@ -75,14 +72,8 @@ def test_lossy_dicom_of_8_bits_is_as_if_decoded_fully(large_HW: np.ndarray, tabl
     [("window", True), ("VOI LUT", True), ("as narrow as noise", False), ("padding", False)],
 )
 def test_all_pixels_are_decoded_only_where_they_count(
-    tmp_path: Path,
-    large_HW: np.ndarray,
-    syntax: str,
-    tables: str,
-    *,
-    at_a_fraction: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, large_HW, syntax, tables, *, at_a_fraction, monkeypatch
+):
     content = compressed(tmp_path, dataset_of(large_HW, **TABLES[tables]), syntax)
     decoded, decode = [], dicom.decoded_levels
     monkeypatch.setattr(dicom, "decoded_levels", lambda dataset: decoded.append(1) or decode(dataset))
@@ -92,7 +83,7 @@ def test_all_pixels_are_decoded_only_where_they_count(
 
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLosslessProcess14_1"])
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
-def test_the_fast_decoders_give_the_very_pixels(tmp_path: Path, film_HW: np.ndarray, syntax: str, dtype: str) -> None:
+def test_the_fast_decoders_give_the_very_pixels(tmp_path, film_HW, syntax, dtype):
     levels_HW = film_HW.astype(dtype) if dtype != "i2" else film_HW.astype("i2") * 16 - 2000
     dataset = dataset_of(levels_HW, bits_stored=16)
     pixels_HW = read_dicom(compressed(tmp_path, dataset, syntax), 32, MAX_SIDE_PX)
@@ -100,7 +91,7 @@ def test_the_fast_decoders_give_the_very_pixels(tmp_path: Path, film_HW: np.ndar
 
 
 @pytest.mark.parametrize("width", range(1101, 1109))
-def test_a_fraction_of_jpeg_2000_lies_where_the_film_does(width: int) -> None:
+def test_a_fraction_of_jpeg_2000_lies_where_the_film_does(width):
     film_HW = np.tile(np.linspace(0, 65_000, width).astype(np.uint16), (1003, 1))
     content = encode(Image.fromarray(film_HW), "JPEG2000", no_jp2=True)
     fraction = decode_fraction(content, SIDE_PX)
@@ -112,13 +103,13 @@ def test_a_fraction_of_jpeg_2000_lies_where_the_film_does(width: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_jpeg_is_as_if_decoded_fully(large_HW: np.ndarray, mode: str) -> None:
+def test_jpeg_is_as_if_decoded_fully(large_HW, mode):
     content = encode(Image.fromarray((large_HW // 16).astype(np.uint8)).convert(mode), "JPEG", quality=92)
     whole_HW = fully(np.asarray(Image.open(io.BytesIO(content)).convert("RGB").convert("L")))
     assert np.abs(read_picture(content, SIDE_PX, MAX_SIDE_PX) - whole_HW).mean() < 1
 
 
-def test_grey_jpeg_2000_and_deep_png_are_as_if_decoded_fully(large_HW: np.ndarray) -> None:
+def test_grey_jpeg_2000_and_deep_png_are_as_if_decoded_fully(large_HW):
     grey_HW = (large_HW // 16).astype(np.uint8)
     for lossless in (True, False):
         content = encode(Image.fromarray(grey_HW), "JPEG2000", irreversible=not lossless)
@@ -129,7 +120,7 @@ def test_grey_jpeg_2000_and_deep_png_are_as_if_decoded_fully(large_HW: np.ndarra
 
 @pytest.mark.parametrize("dtype", ["i2", "u2", ">i2", "i4", "f4", "f8"])
 @pytest.mark.parametrize("codes", ["LIP", "LSP", "RIP", "ILP", "SLP"])
-def test_nifti_in_any_order_is_as_if_decoded_fully(large_HW: np.ndarray, dtype: str, codes: str) -> None:
+def test_nifti_in_any_order_is_as_if_decoded_fully(large_HW, dtype, codes):
     plane = large_HW.T if codes[0] in "LR" else large_HW
     across, down = ("R" in codes), ("S" in codes)
     expected_HW = fully(stretched(large_HW))
@@ -138,14 +129,14 @@ def test_nifti_in_any_order_is_as_if_decoded_fully(large_HW: np.ndarray, dtype: 
     assert np.abs(read_nifti(nifti(stored[..., None], codes), SIDE_PX, MAX_SIDE_PX) - expected_HW).mean() < 1
 
 
-def test_hot_pixels_are_not_averaged_into_their_neighbours(large_HW: np.ndarray) -> None:
+def test_hot_pixels_are_not_averaged_into_their_neighbours(large_HW):
     hot_HW = large_HW.copy()
     hot_HW[np.random.default_rng(1).random(hot_HW.shape) < 0.004] = 65_535
     pixels_HW = read_picture(encode(Image.fromarray(hot_HW)), SIDE_PX, MAX_SIDE_PX)
     assert np.abs(pixels_HW - fully(stretched(hot_HW))).mean() < 1
 
 
-def test_pixels_that_are_not_finite_stay_black_in_large_films(large_HW: np.ndarray) -> None:
+def test_pixels_that_are_not_finite_stay_black_in_large_films(large_HW):
     values = large_HW.T.astype(np.float32)
     values[500:501] = np.nan
     expected_HW = stretched(large_HW)

@@ -1,9 +1,5 @@
 """Images that hardly show a radiograph are doubted, and no others."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -31,9 +27,7 @@ def framed(film_HW: np.ndarray, level: int) -> np.ndarray:
         (lambda film_HW: (film_HW > 90) * np.uint8(255), "nearly only black and white"),
     ],
 )
-def test_only_what_hardly_shows_a_radiograph_is_doubtful(
-    film_HW: np.ndarray, change: Callable[[np.ndarray], np.ndarray], doubt: str
-) -> None:
+def test_only_what_hardly_shows_a_radiograph_is_doubtful(film_HW, change, doubt):
     marked_HW = change(film_HW).copy()
     marked_HW[100:105, 80:88] = 255  # a side mark changes nothing
     assert doubt_about(marked_HW) == doubt

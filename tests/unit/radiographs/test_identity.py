@@ -1,10 +1,7 @@
 """Pseudonyms: stable with their key, useless without."""
 
-from __future__ import annotations
-
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +9,13 @@ from csi_job.errors import DataError
 from csi_job.radiographs.identity import load_key, pseudonym
 
 
-def test_a_pseudonym_is_twelve_hexadecimal_digits_that_depend_on_the_key() -> None:
+def test_a_pseudonym_is_twelve_hexadecimal_digits_that_depend_on_the_key():
     assert pseudonym("Jane Doe", b"k" * 32) == "521f58aabec4"
     assert pseudonym("Jane Doe", b"l" * 32) == "ada22bc526db"
     assert pseudonym("Jane Dof", b"k" * 32) == "016c8b5c3404"
 
 
-def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path):
     path = tmp_path / "identity.key"
     with ThreadPoolExecutor(8) as threads:
         keys = set(threads.map(lambda _: load_key(path), range(16)))
@@ -27,7 +24,7 @@ def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["identity.key"]
 
 
-def test_a_damaged_key_and_a_missing_folder_are_one_line_errors(tmp_path: Path) -> None:
+def test_a_damaged_key_and_a_missing_folder_are_one_line_errors(tmp_path):
     (tmp_path / "identity.key").write_bytes(b"short")
     with pytest.raises(DataError, match="damaged"):
         load_key(tmp_path / "identity.key")

@@ -1,7 +1,5 @@
 """PNG and JPEG of every mode and depth come out as the same grey film."""
 
-from __future__ import annotations
-
 import itertools
 import struct
 import zlib
@@ -22,14 +20,14 @@ def read(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_8_bit_pngs_keep_their_grey_levels(film_HW: np.ndarray, square_HW: np.ndarray, mode: str) -> None:
+def test_8_bit_pngs_keep_their_grey_levels(film_HW, square_HW, mode):
     image = Image.fromarray(film_HW)
     image = image.convert("P") if mode == "P" else image.convert(mode)
     assert np.abs(read(encode(image)).astype(int) - square_HW).max() <= 1
 
 
 @pytest.mark.parametrize("num_bits", [8, 16])
-def test_colours_become_their_luma(film_HW: np.ndarray, num_bits: int) -> None:
+def test_colours_become_their_luma(film_HW, num_bits):
     rgb_HWC = np.stack([film_HW, np.roll(film_HW, 7, axis=1), film_HW[::-1]], axis=-1)
     luma_HW = rgb_HWC @ np.array([0.299, 0.587, 0.114])
     if num_bits == 8:
@@ -39,14 +37,14 @@ def test_colours_become_their_luma(film_HW: np.ndarray, num_bits: int) -> None:
     assert np.abs(read(content).astype(int) - square(expected_HW)).max() <= 1
 
 
-def test_transparent_parts_are_black(film_HW: np.ndarray) -> None:
+def test_transparent_parts_are_black(film_HW):
     alpha_HW = np.full_like(film_HW, 255)
     alpha_HW[:, 45:] = 0
     pixels_HW = read(encode(Image.merge("LA", [Image.fromarray(film_HW), Image.fromarray(alpha_HW)])))
     assert np.abs(pixels_HW.astype(int) - square(np.minimum(film_HW, alpha_HW))).max() <= 1
 
 
-def test_a_transparent_palette_colour_is_black() -> None:
+def test_a_transparent_palette_colour_is_black():
     image = Image.new("P", (64, 64), 0)
     image.putpalette([200, 200, 200, 90, 90, 90])
     image.paste(1, (0, 0, 32, 64))
@@ -55,7 +53,7 @@ def test_a_transparent_palette_colour_is_black() -> None:
     assert pixels_HW[5, 28] == 0
 
 
-def test_1_bit_pngs_are_black_and_white() -> None:
+def test_1_bit_pngs_are_black_and_white():
     image = Image.new("1", (64, 64), 0)
     image.paste(1, (0, 0, 32, 64))
     pixels_HW = read(encode(image))
@@ -70,9 +68,7 @@ LAYOUTS = {0: "grey", 2: "RGB", 4: "grey and alpha", 6: "RGBA"}  # by the colour
 @pytest.mark.parametrize("factor", [1, 16, 257])
 @pytest.mark.parametrize("opaque", [True, False])
 @pytest.mark.parametrize("sbit", [0, 12])
-def test_16_bits_in_any_number_of_channels_are_scaled_alike(
-    film_HW: np.ndarray, colour: int, factor: int, *, opaque: bool, sbit: int
-) -> None:
+def test_16_bits_in_any_number_of_channels_are_scaled_alike(film_HW, colour, factor, *, opaque, sbit):
     levels_HW = film_HW.astype(np.uint16) * factor
     levels_HW[40, 40] = 65_534  # a burnt-in marker
     alpha_HW = np.full_like(levels_HW, 65_535)
@@ -106,9 +102,7 @@ LOSSLESS = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}, "BM
 @pytest.mark.parametrize(
     ("kind", "mode"), [*itertools.product(LOSSLESS, ["L", "RGB"]), ("TIFF", "RGBA"), ("WEBP", "RGBA"), ("GIF", "L")]
 )
-def test_the_other_formats_of_8_bits_keep_their_grey_levels(
-    film_HW: np.ndarray, square_HW: np.ndarray, kind: str, mode: str
-) -> None:
+def test_the_other_formats_of_8_bits_keep_their_grey_levels(film_HW, square_HW, kind, mode):
     content = encode(Image.fromarray(film_HW).convert(mode), kind, **LOSSLESS.get(kind, {}))
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
@@ -116,7 +110,7 @@ def test_the_other_formats_of_8_bits_keep_their_grey_levels(
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 @pytest.mark.parametrize("factor", [1, 16, 257])
-def test_16_bit_tiffs_are_scaled_like_png(film_HW: np.ndarray, order: str, num_channels: int, factor: int) -> None:
+def test_16_bit_tiffs_are_scaled_like_png(film_HW, order, num_channels, factor):
     levels_HW = film_HW.astype(np.uint16) * factor
     channels = [levels_HW] * min(num_channels, 3) + [np.full_like(levels_HW, 65_535)] * (num_channels == 4)
     content = deep_tiff(np.stack(channels, axis=-1), order)
@@ -124,7 +118,7 @@ def test_16_bit_tiffs_are_scaled_like_png(film_HW: np.ndarray, order: str, num_c
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
-def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW: np.ndarray, compression: str | None) -> None:
+def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW, compression):
     levels_HW = film_HW.astype(np.uint16) * 16
     expected_HW = square(stretched(levels_HW))
     compressed = encode(Image.fromarray(levels_HW), "TIFF", compression=compression)
@@ -136,7 +130,7 @@ def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW: np.ndarr
     assert np.abs(read(turned).astype(int) - expected_HW).max() <= 2
 
 
-def test_several_pages_are_refused(film_HW: np.ndarray) -> None:
+def test_several_pages_are_refused(film_HW):
     image = Image.fromarray(film_HW)
     for kind in ("TIFF", "GIF", "WEBP"):
         content = encode(image, kind, save_all=True, append_images=[Image.fromarray(film_HW[::-1].copy())])
@@ -165,7 +159,7 @@ def deep_tiff(levels_HWC: np.ndarray, order: str, photometric: int | None = None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_jpegs_of_every_mode_are_the_film(film_HW: np.ndarray, square_HW: np.ndarray, mode: str) -> None:
+def test_jpegs_of_every_mode_are_the_film(film_HW, square_HW, mode):
     pixels_HW = read(encode(Image.fromarray(film_HW).convert(mode), "JPEG", quality=95))
     assert correlation(pixels_HW, square_HW) > 0.99
     assert np.abs(pixels_HW.astype(int) - square_HW).mean() < 4
@@ -173,7 +167,7 @@ def test_jpegs_of_every_mode_are_the_film(film_HW: np.ndarray, square_HW: np.nda
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_undone(film_HW: np.ndarray, kind: str, orientation: int) -> None:
+def test_exif_rotation_is_undone(film_HW, kind, orientation):
     marked = Image.fromarray(film_HW)
     marked.getexif()[0x0112] = orientation
     expected_HW = square(np.asarray(ImageOps.exif_transpose(marked)))
@@ -182,18 +176,18 @@ def test_exif_rotation_is_undone(film_HW: np.ndarray, kind: str, orientation: in
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_exif_is_ignored(film_HW: np.ndarray, square_HW: np.ndarray) -> None:
+def test_damaged_exif_is_ignored(film_HW, square_HW):
     content = encode(Image.fromarray(film_HW), "PNG", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff")
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
-def test_a_truncated_picture_is_an_error_and_not_half_an_image(film_HW: np.ndarray) -> None:
+def test_a_truncated_picture_is_an_error_and_not_half_an_image(film_HW):
     for kind in ("PNG", "JPEG"):
         content = encode(Image.fromarray(film_HW), kind)
         with pytest.raises((OSError, SyntaxError)):
             read(content[: len(content) // 2])
 
 
-def test_sides_are_checked_against_the_setting(film_HW: np.ndarray) -> None:
+def test_sides_are_checked_against_the_setting(film_HW):
     with pytest.raises(DataError, match=r"up to 100 per side \(radiographs.max_image_side_px\)"):
         read_picture(encode(Image.fromarray(film_HW)), 32, 100)

@@ -1,7 +1,5 @@
 """Images are found by their FileID, recognised by content, and refused in one line if they are not images."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import struct
@@ -20,7 +18,7 @@ from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, RLELossless
 from csi_job.errors import DataError
 from csi_job.phantoms.files import NUM_VARIANTS, write_film
 from csi_job.radiographs.read import find_images, read_radiograph, silence_decoders
-from tests.support.cost import Cost, cost_of
+from tests.support.cost import cost_of
 from tests.support.dicom import dataset_of, encoded
 from tests.unit.radiographs.conftest import encode, put
 from tests.unit.radiographs.test_picture import deep_png
@@ -48,7 +46,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
     for name in ("a.png", "B.JPG", "c.d.nii.gz", "sub/e.dcm", "plain", "f.txt"):
@@ -57,17 +55,17 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
-def test_images_are_found_with_and_without_extension_of_any_case(folder: Path) -> None:
+def test_images_are_found_with_and_without_extension_of_any_case(folder):
     found = find(folder, "a", "B.JPG", "c.d", "sub/e", "plain")
     assert [path.name for path in found] == ["a.png", "B.JPG", "c.d.nii.gz", "e.dcm", "plain"]
 
 
-def test_accents_are_found_however_the_file_system_composes_them(folder: Path) -> None:
+def test_accents_are_found_however_the_file_system_composes_them(folder):
     (folder / "e\u0301.png").write_bytes(b"x")
     assert find(folder, "\u00e9")[0].exists()
 
 
-def test_missing_images_are_all_listed(folder: Path) -> None:
+def test_missing_images_are_all_listed(folder):
     with pytest.raises(DataError, match="2 of 3 images cannot be used") as caught:
         find(folder, "a", "missing", "f")
     assert [(problem.row, problem.file_id) for problem in caught.value.problems] == [(3, "missing"), (4, "f")]
@@ -88,11 +86,11 @@ def test_missing_images_are_all_listed(folder: Path) -> None:
         "..",
     ],
 )
-def test_identifiers_that_leave_the_folder_are_refused(folder: Path, file_id: str) -> None:
+def test_identifiers_that_leave_the_folder_are_refused(folder, file_id):
     assert problem(folder, file_id) == "the FileID leaves the folder of images"
 
 
-def test_links_are_followed_only_within_the_folder_which_may_be_one_itself(folder: Path, tmp_path: Path) -> None:
+def test_links_are_followed_only_within_the_folder_which_may_be_one_itself(folder, tmp_path):
     (folder / "inside.png").symlink_to("a.png")
     (folder / "outside.png").symlink_to(tmp_path / "secret.png")
     (folder / "broken.png").symlink_to("nowhere.png")
@@ -106,14 +104,14 @@ def test_links_are_followed_only_within_the_folder_which_may_be_one_itself(folde
     assert find(tmp_path / "linked", "a")[0].name == "a.png"
 
 
-def test_two_files_for_one_identifier_and_one_file_for_two_are_refused(folder: Path) -> None:
+def test_two_files_for_one_identifier_and_one_file_for_two_are_refused(folder):
     (folder / "a.dcm").write_bytes(b"x")
     assert problem(folder, "a") == "several images of this name (.dcm, .png)"
     assert find(folder, "a.png")[0].name == "a.png"
     assert problem(folder, "plain", "a.png", "a.png") == "same image as row 3"
 
 
-def test_an_identifier_without_sub_folder_means_the_only_image_of_this_name_below(folder: Path) -> None:
+def test_an_identifier_without_sub_folder_means_the_only_image_of_this_name_below(folder):
     assert find(folder, "e")[0] == folder / "sub" / "e.dcm"
     (folder / "sub" / "__MACOSX").mkdir()
     for name in ("sub/__MACOSX/e.dcm", "sub/._e.dcm", "._a.png"):
@@ -125,7 +123,7 @@ def test_an_identifier_without_sub_folder_means_the_only_image_of_this_name_belo
     assert find(folder, "other/e")[0].name == "e.png"
 
 
-def test_an_image_of_a_newer_kind_beside_one_of_the_first_is_not_meant(folder: Path) -> None:
+def test_an_image_of_a_newer_kind_beside_one_of_the_first_is_not_meant(folder):
     for name in ("a.tif", "only.tif"):
         (folder / name).write_bytes(b"x")
     assert [path.name for path in find(folder, "a", "a.tif", "only")] == ["a.png", "a.tif", "only.tif"]
@@ -141,9 +139,7 @@ def test_an_image_of_a_newer_kind_beside_one_of_the_first_is_not_meant(folder: P
         ("987654321098765440", "987654321098765432"),
     ],
 )
-def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(
-    folder: Path, file_id: str, meant: str
-) -> None:
+def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(folder, file_id, meant):
     for name in ("00012.png", "sub/123456789012.dcm", "987654321098765432.png", "13.png"):
         (folder / name).write_bytes(b"x")
     with pytest.raises(DataError) as caught:
@@ -155,19 +151,17 @@ def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(
 
 
 @pytest.mark.parametrize("file_id", ["sub", "x" * 300, "no/such/folder/x", "sub/", "f"])
-def test_a_file_that_is_not_an_image_is_missing(folder: Path, file_id: str) -> None:
+def test_a_file_that_is_not_an_image_is_missing(folder, file_id):
     assert problem(folder, file_id) == "no image of this name"
 
 
-def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="the folder of images cannot be read"):
         find(tmp_path / "none", "a")
 
 
 @pytest.mark.parametrize("variant", range(NUM_VARIANTS))
-def test_every_phantom_format_is_read_alike_whatever_the_file_name(
-    tmp_path: Path, film_HW: np.ndarray, square_HW: np.ndarray, variant: int
-) -> None:
+def test_every_phantom_format_is_read_alike_whatever_the_file_name(tmp_path, film_HW, square_HW, variant):
     write_film(film_HW.astype(np.float32) / 255, tmp_path / "film", variant)
     (path,) = tmp_path.iterdir()
     pixels_HW = read_radiograph(path.rename(tmp_path / "misnamed.txt"), 32, max_image_side_px=MAX_SIDE_PX)
@@ -178,7 +172,7 @@ def test_every_phantom_format_is_read_alike_whatever_the_file_name(
     assert np.abs(slope * square_HW + offset - pixels_HW)[1:-1, 1:-1].max() < 12
 
 
-def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path):
     png = encode(Image.new("L", (64, 64)))
     cases = {
         "empty": (b"", "empty"),
@@ -197,7 +191,7 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path: Path) -> N
         assert words in refusal(put(tmp_path, content, f"patient {name}.png"))
 
 
-def test_what_is_no_file_and_a_huge_one_are_refused_without_reading(tmp_path: Path) -> None:
+def test_what_is_no_file_and_a_huge_one_are_refused_without_reading(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert "not a file" in refusal(tmp_path / "pipe.png")
     assert "not a file" in refusal(tmp_path)
@@ -207,9 +201,9 @@ def test_what_is_no_file_and_a_huge_one_are_refused_without_reading(tmp_path: Pa
     assert "bytes; allowed" in refusal(tmp_path / "huge.png")
 
 
-def test_sizes_are_checked_before_pixels_are_decoded(tmp_path: Path) -> None:
-    def bomb(width: int, height: int) -> bytes:
-        def chunk(name: bytes, data: bytes) -> bytes:
+def test_sizes_are_checked_before_pixels_are_decoded(tmp_path):
+    def bomb(width, height):
+        def chunk(name, data):
             return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
         header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -221,7 +215,7 @@ def test_sizes_are_checked_before_pixels_are_decoded(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def largest(tmp_path_factory: pytest.TempPathFactory) -> Cost:
+def largest(tmp_path_factory):
     """The cost of the largest radiograph allowed, in 16-bit colours."""
     levels_HWC = np.zeros((MAX_SIDE_PX, MAX_SIDE_PX, 3), np.uint16)
     levels_HWC[::2, ::3] = 40_000
@@ -235,12 +229,10 @@ STARTS += [b"\x1f\x8b\x08\x00", bytes(128) + b"DICM", b"\x08\x00\x05\x00"]
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=600))
-def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(
-    tmp_path: Path, largest: Cost, start: bytes, rest: bytes
-) -> None:
+def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(tmp_path, largest, start, rest):
     path = put(tmp_path, start + rest)
 
-    def read() -> None:
+    def read():
         try:
             read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
         except DataError as error:
@@ -256,14 +248,8 @@ def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(
     kept=st.floats(0, 1),
 )
 def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
-    tmp_path: Path,
-    film_HW: np.ndarray,
-    largest: Cost,
-    capfd: pytest.CaptureFixture[str],
-    variant: int,
-    edits: list[tuple[int, int]],
-    kept: float,
-) -> None:
+    tmp_path, film_HW, largest, capfd, variant, edits, kept
+):
     for old in tmp_path.iterdir():
         old.unlink()
     write_film(film_HW.astype(np.float32) / 255, tmp_path / "film", variant)
@@ -274,7 +260,7 @@ def test_damaged_files_give_an_image_or_a_data_error_and_no_noise(
     path.write_bytes(content[: max(1, round(len(content) * min(1, 2 * kept)))])
     silence_decoders()
 
-    def read() -> None:
+    def read():
         try:
             pixels_HW = read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
         except DataError as error:
@@ -338,15 +324,13 @@ def lying(large_HW: np.ndarray) -> dict[str, bytes]:
     }
 
 
-def test_large_films_that_lie_cost_no_more_than_the_largest_sound_one(
-    tmp_path: Path, large_HW: np.ndarray, largest: Cost
-) -> None:
+def test_large_films_that_lie_cost_no_more_than_the_largest_sound_one(tmp_path, large_HW, largest):
     silence_decoders()
-    answers: dict[str, str] = {}
+    answers = {}
     for name, content in lying(large_HW).items():
         path = put(tmp_path, content)
 
-        def read(path: Path = path, name: str = name) -> None:
+        def read(path=path, name=name):
             try:
                 answers[name] = f"{read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).shape}"
             except DataError as error:

@@ -1,7 +1,5 @@
 """The split: by patient, stratified, the same for the same seed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,7 +31,7 @@ def patients_of(table: LabelTable, split_N: np.ndarray, split: int) -> set[str]:
     return {patient for patient, place in zip(table.patient_ids, split_N, strict=True) if place == split}
 
 
-def test_every_split_has_its_share_of_patients_and_of_every_score_of_every_zone() -> None:
+def test_every_split_has_its_share_of_patients_and_of_every_score_of_every_zone():
     table = make_table(1000, 700)
     split_N = split_patients(table, SplitSettings())
     parts = [patients_of(table, split_N, split) for split in range(3)]
@@ -47,8 +45,8 @@ def test_every_split_has_its_share_of_patients_and_of_every_score_of_every_zone(
                 assert abs((has_score & (split_N == split)).sum() - wanted) <= max(4, 0.25 * wanted)
 
 
-def test_stratifying_beats_chance_on_rare_scores() -> None:
-    def imbalance(split_N: np.ndarray, table: LabelTable) -> float:
+def test_stratifying_beats_chance_on_rare_scores():
+    def imbalance(split_N, table):
         rare_NZ = table.zones_NZ == 3
         shares = [rare_NZ[split_N == split].mean(axis=0) for split in range(3)]
         return float(np.abs(np.array(shares) - rare_NZ.mean(axis=0)).mean())
@@ -60,7 +58,7 @@ def test_stratifying_beats_chance_on_rare_scores() -> None:
     assert stratified < min(by_chance)
 
 
-def test_the_seed_changes_the_split_and_the_order_of_rows_does_not() -> None:
+def test_the_seed_changes_the_split_and_the_order_of_rows_does_not():
     table = make_table(120, 80)
     split_N = split_patients(table, SplitSettings(seed=1))
     assert (split_N == split_patients(table, SplitSettings(seed=1))).all()
@@ -76,32 +74,32 @@ def test_the_seed_changes_the_split_and_the_order_of_rows_does_not() -> None:
     assert (split_patients(shuffled, SplitSettings(seed=1)) == split_N[order]).all()
 
 
-def test_the_split_of_a_known_table_never_changes() -> None:
+def test_the_split_of_a_known_table_never_changes():
     split_N = split_patients(make_table(20, 12, unknown_share=0.0), SplitSettings())
     assert "".join(map(str, split_N)) == "20000101020001001000"
 
 
-def test_a_table_with_no_grade_at_all_is_split_by_the_shares() -> None:
+def test_a_table_with_no_grade_at_all_is_split_by_the_shares():
     table = make_table(40, 40, unknown_share=1.1)
     assert np.bincount(split_patients(table, SplitSettings())).tolist() == [28, 6, 6]
 
 
 @pytest.mark.parametrize("num_patients", [1, 2, 3])
-def test_too_few_patients_are_refused_with_the_number_needed(num_patients: int) -> None:
+def test_too_few_patients_are_refused_with_the_number_needed(num_patients):
     with pytest.raises(DataError, match="too few patients for a 70/15/15 split") as caught:
         split_patients(make_table(9, num_patients), SplitSettings())
     assert "at least 5" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_tiny_shares_are_refused_without_a_search() -> None:
+def test_tiny_shares_are_refused_without_a_search():
     with pytest.raises(DataError, match="at least 1000000"):
         split_patients(make_table(9, 9), SplitSettings(train=0.5, validation=0.499999, test=0.000001))
 
 
 @settings(max_examples=60, deadline=None)
 @given(num_patients=st.integers(5, 40), extra=st.integers(0, 40), seed=st.integers(0, 1000))
-def test_any_table_is_split_by_patient_into_three_parts(num_patients: int, extra: int, seed: int) -> None:
+def test_any_table_is_split_by_patient_into_three_parts(num_patients, extra, seed):
     table = make_table(num_patients + extra, num_patients, seed)
     split_N = split_patients(table, SplitSettings(seed=seed))
     parts = [patients_of(table, split_N, split) for split in range(3)]
@@ -109,7 +107,7 @@ def test_any_table_is_split_by_patient_into_three_parts(num_patients: int, extra
     assert all(parts)
 
 
-def test_absent_scores_are_warnings_and_ungraded_zones_errors() -> None:
+def test_absent_scores_are_warnings_and_ungraded_zones_errors():
     counts_SZK = np.full((3, NUM_ZONES, 5), 2)
     assert check_grades(counts_SZK) == ()
     counts_SZK[2, 1, 3] = 0

@@ -1,7 +1,5 @@
 """The label table: what it accepts, what it refuses, and that refusals say where."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path
@@ -16,7 +14,7 @@ from csi_job.errors import DataError
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.radiographs.zones import ZONES
-from tests.support.cost import Cost, cost_of
+from tests.support.cost import cost_of
 
 NO_SCORES = ["5", "-1", "2.5", "two", "1e0", "02", "²", "٢", "1_0", "0x1", "inf", "22", "+1"]
 HEADER = ("FileID", "PatientID", *ZONES)
@@ -42,7 +40,7 @@ def refusal(path: Path, content: str | bytes, **changes: object) -> DataError:
 
 @pytest.mark.parametrize("separator", [";", ",", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_separator_and_line_ends_are_detected(tmp_path: Path, separator: str, end: str) -> None:
+def test_separator_and_line_ends_are_detected(tmp_path, separator, end):
     table = read(tmp_path, lines(HEADER, ROW, separator=separator, end=end))
     assert table.file_ids == ("film 1",)
     assert table.patient_ids == ("P1",)
@@ -55,7 +53,7 @@ def test_separator_and_line_ends_are_detected(tmp_path: Path, separator: str, en
 @pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
 @pytest.mark.parametrize("line", ["sep={}", '"sep={}"', "SEP={}", "sep={};;;;;;;"])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_the_first_line_may_state_the_separator(tmp_path: Path, separator: str, line: str, encoding: str) -> None:
+def test_the_first_line_may_state_the_separator(tmp_path, separator, line, encoding):
     text = line.format(separator) + "\r\n" + lines(HEADER, ROW, separator=separator, end="\r\n")
     table = read(tmp_path, text.encode(encoding))
     assert (table.file_ids, table.rows) == (("film 1",), (3,))
@@ -70,7 +68,7 @@ def test_the_first_line_may_state_the_separator(tmp_path: Path, separator: str, 
         (["1.000"], 1),
     ],
 )
-def test_cells_are_scores_however_spreadsheets_write_them(tmp_path: Path, cells: list[str], score: int) -> None:
+def test_cells_are_scores_however_spreadsheets_write_them(tmp_path, cells, score):
     rows = [(f"f{number}", "P", cell, *"00000") for number, cell in enumerate(cells)]
     assert read(tmp_path, lines(HEADER, *rows)).zones_NZ[:, 0].tolist() == [score] * len(cells)
 
@@ -91,23 +89,19 @@ def test_cells_are_scores_however_spreadsheets_write_them(tmp_path: Path, cells:
     ],
     ids=["decomposed", "decimal", "quoted", "more cells", "blank lines", "utf-8-sig", "cp1252", "utf-16", "latin-1"],
 )
-def test_identifiers_are_read_with_the_lines_they_stand_in(
-    tmp_path: Path, content: str | bytes, file_ids: tuple[str, ...], rows: tuple[int, ...]
-) -> None:
+def test_identifiers_are_read_with_the_lines_they_stand_in(tmp_path, content, file_ids, rows):
     table = read(tmp_path, content)
     assert (table.file_ids, table.rows) == (file_ids, rows)
 
 
-def test_unknown_words_are_a_setting(tmp_path: Path) -> None:
+def test_unknown_words_are_a_setting(tmp_path):
     table = lines(HEADER, ("a", "P", "n/a", *"00000"))
     assert read(tmp_path, table, unknown_values=("N/A",)).zones_NZ[0, 0] == 4
     assert "n/a" in refusal(tmp_path, table).problems[0].what
 
 
 @pytest.mark.parametrize("word", ["-", "#N/A", "n/a", "NULL", "-1", "#NV", "9", "None"])
-def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(
-    tmp_path: Path, word: str
-) -> None:
+def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(tmp_path, word):
     table = lines(HEADER, ROW, ("b", "P", word, *"00000"))
     message = str(refusal(tmp_path, table))
     assert f"if {word!r} means unknown, set radiographs: {{unknown_values:" in message
@@ -127,9 +121,7 @@ def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_
     ],
     ids=[*NO_SCORES, "duplicate", "blank", "control", "ragged"],
 )
-def test_cells_are_refused_with_row_and_column(
-    tmp_path: Path, rows: tuple[tuple[str, ...], ...], places: list[tuple[int, str]], what: str
-) -> None:
+def test_cells_are_refused_with_row_and_column(tmp_path, rows, places, what):
     error = refusal(tmp_path, lines(HEADER, *rows))
     assert [(problem.row, problem.column) for problem in error.problems] == places
     assert all(what in problem.what for problem in error.problems)
@@ -137,14 +129,14 @@ def test_cells_are_refused_with_row_and_column(
     assert error.exit_code == 2
 
 
-def test_an_error_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
+def test_an_error_names_ten_problems_and_counts_the_rest(tmp_path):
     rows = [(f"f{number}", "P", "9", *"00000") for number in range(25)]
     error = refusal(tmp_path, lines(HEADER, *rows))
     assert [problem.row for problem in error.problems] == [*range(2, 27)]
     assert error.render(identities=False).endswith("and 15 more")
 
 
-def test_identities_are_shown_only_on_request(tmp_path: Path) -> None:
+def test_identities_are_shown_only_on_request(tmp_path):
     error = refusal(tmp_path, lines(HEADER, ("Jane Doe", "Doe-7", "9", *"00000")))
     assert "Jane" not in error.render(identities=False)
     assert "Doe" not in str(error)
@@ -152,7 +144,7 @@ def test_identities_are_shown_only_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["1,23457E+11", "1.23457e+11", "123456789012345000"])
-def test_identities_that_lost_digits_are_not_merged(tmp_path: Path, number: str) -> None:
+def test_identities_that_lost_digits_are_not_merged(tmp_path, number):
     rows = [("a", number, *"000000"), ("b", number, *"000000"), ("c", "P1", *"000000")]
     error = refusal(tmp_path, lines(HEADER, *rows))
     assert [(problem.row, problem.column) for problem in error.problems] == [(2, "PatientID"), (3, "PatientID")]
@@ -162,20 +154,20 @@ def test_identities_that_lost_digits_are_not_merged(tmp_path: Path, number: str)
     assert files.problems[0].what.startswith("duplicate FileID (first in row 2); a spreadsheet dropped digits")
 
 
-def test_long_numbers_with_all_their_digits_are_patients(tmp_path: Path) -> None:
+def test_long_numbers_with_all_their_digits_are_patients(tmp_path):
     patients = "1234567890123450", "1234567890123450", "1234567890123451"
     rows = [(name, patient, *"000000") for name, patient in zip("abc", patients, strict=True)]
     assert read(tmp_path, lines(HEADER, *rows)).patient_ids == patients
     assert read(tmp_path, lines(HEADER, ("a", "1,2E+11", *"000000"))).patient_ids == ("1,2E+11",)
 
 
-def test_columns_are_found_in_any_order_and_case(tmp_path: Path) -> None:
+def test_columns_are_found_in_any_order_and_case(tmp_path):
     header = ("left_inf", "FILEID", "Right_Sup", "left_sup", "right_mid", "left_mid", "right_inf")
     table = read(tmp_path, lines(header, ("3", "a", "0", "1", "1", "1", "2")))
     assert table.zones_NZ.tolist() == [[0, 1, 1, 1, 2, 3]]
 
 
-def test_without_patient_ids_each_image_is_its_own_patient(tmp_path: Path) -> None:
+def test_without_patient_ids_each_image_is_its_own_patient(tmp_path):
     table = read(tmp_path, lines(("FileID", *ZONES), ("a", *"000000"), ("b", *"000000")))
     assert not table.has_patients
     assert table.patient_ids == table.file_ids == ("a", "b")
@@ -198,19 +190,19 @@ def test_without_patient_ids_each_image_is_its_own_patient(tmp_path: Path) -> No
         (lines(HEADER).encode("utf-16-le"), "not text"),
     ],
 )
-def test_invalid_tables_are_refused_in_one_line(tmp_path: Path, content: str | bytes, words: str) -> None:
+def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
     message = refusal(tmp_path, content).render(identities=False)
     assert words in message
     assert "film 1" not in message
 
 
-def test_a_wrong_separator_is_an_error_that_shows_what_was_found(tmp_path: Path) -> None:
+def test_a_wrong_separator_is_an_error_that_shows_what_was_found(tmp_path):
     message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" | ")))
     assert "1 cell when split at ';'" in message
     assert "semicolon, comma or tab" in message
 
 
-def test_a_missing_table_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_a_missing_table_and_a_folder_are_refused(tmp_path):
     for path, words in ((tmp_path / "none.csv", "does not exist"), (tmp_path, "is not a file"), (Path("a\0b"), "not")):
         with pytest.raises(DataError, match=words):
             read_table(path, RadiographsSettings())
@@ -221,7 +213,7 @@ FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Cost:
+def large(tmp_path_factory):
     """The cost of a table of 1,000 rows."""
     folder = tmp_path_factory.mktemp("large")
     content = lines(HEADER, *((f"film {number}", *ROW[1:]) for number in range(1000)))
@@ -232,8 +224,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Cost:
 @given(content=st.binary(max_size=400))
 @example(content=b"\xff\xfe\x00")
 @example(content=b"FileID\r\x00;")
-def test_any_bytes_give_a_table_or_a_data_error_at_little_cost(tmp_path: Path, large: Cost, content: bytes) -> None:
-    def read_any() -> None:
+def test_any_bytes_give_a_table_or_a_data_error_at_little_cost(tmp_path, large, content):
+    def read_any():
         try:
             read(tmp_path, content)
         except DataError as error:
@@ -248,9 +240,7 @@ def test_any_bytes_give_a_table_or_a_data_error_at_little_cost(tmp_path: Path, l
     separator=st.sampled_from([";", ",", "\t", "|"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
 )
-def test_any_rows_under_a_sound_header_give_a_table_or_a_data_error(
-    tmp_path: Path, rows: list[list[str]], separator: str, encoding: str
-) -> None:
+def test_any_rows_under_a_sound_header_give_a_table_or_a_data_error(tmp_path, rows, separator, encoding):
     text = io.StringIO()
     csv.writer(text, delimiter=separator).writerows([HEADER, *rows])
     try:
