@@ -1,14 +1,12 @@
 """Studies copied between SQLite and PostgreSQL and migrated between spaces: beside workers, under kills, repeatedly."""
 
-from __future__ import annotations
-
 import math
 import os
 import random
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,9 +20,8 @@ from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
 from csi_job.storage.attributes import PAUSED
-from csi_job.storage.claim import Claim, ClaimRules, claim_trial
-from csi_job.storage.lease import Lease, new_token
-from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.lease import new_token
+from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import Definition, load_study
@@ -35,7 +32,7 @@ from csi_job.study.studies import delete_study
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer import copy
-from csi_job.transfer.copy import StudyRows, TrialRows, copy_study, insert_study, read_study, summarize_copy
+from csi_job.transfer.copy import copy_study, insert_study, read_study, summarize_copy
 from csi_job.transfer.migrate import migrate_study
 from tests.support.carrying import (
     DISTRIBUTIONS,
@@ -55,6 +52,7 @@ from tests.support.studies import (
     Worker,
     counted,
     define,
+    leased,
     objective,
     storage_settings,
     toy_space,
@@ -65,7 +63,7 @@ from tests.support.studies import (
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[StudyStorage]:
+def sqlite(tmp_path):
     opened = open_storage(storage_settings(f"sqlite:///{tmp_path}/other.db"), tmp_path, create=True)
     yield opened
     opened.close()
@@ -76,9 +74,7 @@ def by_optuna(name: str, url: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=url.replace("postgresql://", "postgresql+psycopg2://"))
 
 
-def test_a_study_is_the_same_after_the_way_there_and_back(
-    storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
-) -> None:
+def test_a_study_is_the_same_after_the_way_there_and_back(storage, sqlite, url, tmp_path):
     study = define(sqlite)
     work_on(study, tmp_path)
     odd_trials(study)
@@ -92,7 +88,7 @@ def test_a_study_is_the_same_after_the_way_there_and_back(
 
 @given(studies())
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_study_holds_arrives(storage: StudyStorage, sqlite: StudyStorage, rows: StudyRows) -> None:
+def test_whatever_a_study_holds_arrives(storage, sqlite, rows):
     name = new_token()
     insert_study(sqlite, rows, name)
     stored = read_study(sqlite, name)
@@ -101,11 +97,9 @@ def test_whatever_a_study_holds_arrives(storage: StudyStorage, sqlite: StudyStor
     assert repr(without_ids(read_study(storage, name))) == repr(without_ids(rows))
 
 
-def test_a_lost_reply_to_commit_copies_nothing_twice(
-    storage: StudyStorage, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_reply_to_commit_copies_nothing_twice(storage, url, monkeypatch):
     """SQLite loses no reply, but reuses the ids of what it did not store: there, a study that is found is another's."""
-    operations: list[Any] = []
+    operations = []
     monkeypatch.setattr(storage, "write", operations.append)
     insert_study(storage, simple_study(), "toy")
     monkeypatch.undo()
@@ -117,7 +111,7 @@ def test_a_lost_reply_to_commit_copies_nothing_twice(
         insert_study(storage, simple_study(), "toy")
 
 
-def test_many_trials_are_copied_with_few_statements(storage: StudyStorage, sqlite: StudyStorage) -> None:
+def test_many_trials_are_copied_with_few_statements(storage, sqlite):
     rows = simple_study()
     num_trials, params = 3000, {"a": (0.5, DISTRIBUTIONS[0])}
     for number in range(2, num_trials):
@@ -130,9 +124,7 @@ def test_many_trials_are_copied_with_few_statements(storage: StudyStorage, sqlit
     assert [trial.number for trial in study.trials] == [*range(num_trials)]
 
 
-def test_a_copied_study_continues_to_its_exact_total(
-    storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
-) -> None:
+def test_a_copied_study_continues_to_its_exact_total(storage, sqlite, url, tmp_path):
     study = define(sqlite, num_trials=4)
     work_on(study, tmp_path / "first", num_trials=4)
     set_target(study, num_trials=8)
@@ -143,27 +135,18 @@ def test_a_copied_study_continues_to_its_exact_total(
     assert plain_study(load_study(storage, "toy"))["trials"][:4] == before
 
 
-def claim(study: optuna.Study) -> Claim:
-    storage, rules = study._storage._backend, ClaimRules(max_attempts=3, max_failed=10)  # type: ignore[attr-defined]
-    claimed = claim_trial(storage, study._study_id, rules, token=new_token(), worker_id="host|b|n|1|1")
-    assert isinstance(claimed, Claim)
-    return claimed
-
-
 @pytest.mark.parametrize(("name", "first_epoch"), [("toy", 2), ("copy", 0)])
-def test_a_running_trial_is_resumed_in_the_copy(
-    storage: StudyStorage, sqlite: StudyStorage, tmp_path: Path, name: str, first_epoch: int
-) -> None:
+def test_a_running_trial_is_resumed_in_the_copy(storage, sqlite, tmp_path, name, first_epoch):
     first = define(sqlite, num_trials=1)
-    claimed = claim(first)
-    sqlite.hold(claimed.lease)
+    lease = leased(first, worker_id="host|b|n|1|1")
+    sqlite.hold(lease)
     folder = tmp_path / "work" / "checkpoints" / "toy" / "trial-0" / "attempt-1"
-    _, params = sample_params(first, claimed.lease, SPACE.suggest, StudySettings(name="toy", max_epochs=4), seed=42)
+    _, params = sample_params(first, lease, SPACE.suggest, StudySettings(name="toy", max_epochs=4), seed=42)
     for epoch in range(2):
         path = write_checkpoint(folder, epoch, params.unknown_weight)
         write = TrialWrite(steps={epoch: value_at(params.unknown_weight, epoch)})
         relative = path.relative_to(tmp_path / "work").as_posix()
-        sqlite.write_trial(claimed.lease, write, checkpoint=relative, num_epochs=epoch + 1)
+        sqlite.write_trial(lease, write, checkpoint=relative, num_epochs=epoch + 1)
     copy_study(sqlite, "toy", storage, name)
     again = define(storage, name=name, num_trials=1)
     assert work_on(again, tmp_path / "work", name=name, num_trials=1).num_finished == 1
@@ -175,17 +158,28 @@ def test_a_running_trial_is_resumed_in_the_copy(
     assert done.intermediate_values == {epoch: value_at(params.unknown_weight, epoch) for epoch in range(4)}
 
 
-def test_a_copy_shows_one_moment_while_workers_run(
-    storage: StudyStorage, sqlite: StudyStorage, url: str, tmp_path: Path
-) -> None:
-    study = define(storage, num_trials=25)
-    worker = Worker(url, tmp_path / "work", num_trials=25, epoch_s=0.01)
-    copies = []
-    while worker.process.is_alive():
-        copies.append(copy_study(storage, "toy", sqlite, f"copy-{len(copies)}").study_name)
-        time.sleep(0.02)
-    assert worker.wait() == 0
-    assert len(copies) > 3
+def test_a_copy_shows_one_moment_while_workers_run(storage, sqlite, url, tmp_path):
+    study, num_trials = define(storage, num_trials=12), 12
+    turn, begun = threading.Semaphore(0), threading.Semaphore(0)
+
+    def in_turn(running):
+        assert turn.acquire(timeout=120)
+        begun.release()
+        return objective(running)
+
+    def run():
+        own = open_storage(storage_settings(url), tmp_path, create=True)
+        work_on(load_study(own, "toy"), tmp_path / "work", in_turn, num_trials=num_trials)
+        own.close()
+
+    copies = [f"copy-{number}" for number in range(num_trials)]
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(run)
+        for name in copies:
+            turn.release()
+            copy_study(storage, "toy", sqlite, name)
+            assert begun.acquire(timeout=120)
+        worker.result()
     for name in copies:
         trials = load_study(sqlite, name).trials
         assert [trial.number for trial in trials] == [*range(len(trials))]
@@ -200,15 +194,13 @@ def test_a_copy_shows_one_moment_while_workers_run(
             if trial.state is TrialState.COMPLETE:
                 assert len(trial.intermediate_values) == 4
     assert len({len(load_study(sqlite, name).trials) for name in copies}) > 2
-    assert len(study.trials) == 25
+    assert len(study.trials) == num_trials
 
 
-def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(
-    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(storage, monkeypatch):
     study, read = define(storage), copy.read_trial_rows
 
-    def interrupted(*args: Any) -> list[TrialRows]:
+    def interrupted(*args):
         study.enqueue_trial({})
         return read(*args)
 
@@ -217,12 +209,12 @@ def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(
     assert len(study.trials) == 2
 
 
-def test_paused_trials_stay_paused_in_the_copy(storage: StudyStorage, sqlite: StudyStorage, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"pruner": "asha", "min_resource": 1, "num_trials": 4}
+def test_paused_trials_stay_paused_in_the_copy(storage, sqlite, tmp_path):
+    given = {"pruner": "asha", "min_resource": 1, "num_trials": 4}
     study = define(sqlite, **given)
     write_trial = sqlite.write_trial
 
-    def ends_after_two(lease: Lease, write: TrialWrite, *args: Any, **changes: Any) -> Any:
+    def ends_after_two(lease, write, *args, **changes):
         write_trial(lease, write, *args, **changes)
         if PAUSED in write.user_attrs and lease.number == 1:
             raise StopRequestedError(15)
@@ -248,7 +240,7 @@ def outcome_of(operation: Any) -> str:
     return "done"
 
 
-def test_of_many_copies_at_once_one_succeeds(storage: StudyStorage, sqlite: StudyStorage) -> None:
+def test_of_many_copies_at_once_one_succeeds(storage, sqlite):
     insert_study(sqlite, simple_study(), "toy")
     with ThreadPoolExecutor(6) as pool:
         outcomes = [*pool.map(lambda _: outcome_of(lambda: copy_study(sqlite, "toy", storage)), range(6))]
@@ -262,9 +254,8 @@ NUM_TRIALS_UNDER_KILLS = 700
 
 def copy_to_be_killed(arguments: dict[str, Any]) -> int:
     """Copy a study in a process that kills itself before its nth statement or COMMIT, or is killed from outside."""
-    storages = [
-        open_storage(storage_settings(arguments[end]), Path(arguments["work"]), create=True) for end in ("from", "to")
-    ]
+    urls = [storage_settings(arguments[end]) for end in ("from", "to")]
+    storages = [open_storage(settings, Path(arguments["work"]), create=True) for settings in urls]
     num_left = arguments.get("num_statements", -1)
 
     def count(*_: Any) -> None:
@@ -281,7 +272,7 @@ def copy_to_be_killed(arguments: dict[str, Any]) -> int:
 
 
 @pytest.fixture
-def large(sqlite: StudyStorage) -> StudyRows:
+def large(sqlite):
     """A study that takes several rounds of inserts, with a running, a waiting and a pruned trial."""
     rows = simple_study()
     states = {2: TrialState.WAITING, 3: TrialState.PRUNED, NUM_TRIALS_UNDER_KILLS - 1: TrialState.RUNNING}
@@ -294,9 +285,7 @@ def large(sqlite: StudyStorage) -> StudyRows:
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
-def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
-    storage: StudyStorage, sqlite: StudyStorage, large: StudyRows, url: str, tmp_path: Path, way: str
-) -> None:
+def test_a_killed_copy_leaves_nothing_and_can_be_repeated(storage, sqlite, large, url, tmp_path, way):
     urls = {"from": f"sqlite:///{tmp_path}/other.db", "to": url}
     source, target = sqlite, storage
     if way == "back":
@@ -312,9 +301,8 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
     begin = time.monotonic()
     copy_study(source, "toy", target, "measure again")
     duration_s = time.monotonic() - begin
-    kills = [{"num_statements": point} for point in points] + [
-        {"after_s": chance.uniform(0, duration_s)} for _ in range(4)
-    ]
+    kills = [{"num_statements": point} for point in points]
+    kills += [{"after_s": chance.uniform(0, duration_s)} for _ in range(4)]
     num_killed = 0
     for kill in kills:
         worker = Worker("", tmp_path / "work", run=copy_to_be_killed, **urls, **kill)
@@ -340,12 +328,12 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(
     assert [plain(trial) for trial in copied.trials] == [plain(trial) for trial in load_study(source, "toy").trials]
 
 
-def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_many_migrations_at_once_carry_each_trial_once(storage, url, tmp_path):
     old = define(storage)
     work_on(old, tmp_path)
     space = toy_space(2.0)
 
-    def migrate(_: int) -> int:
+    def migrate(_):
         given = StudySettings(name="new", num_trials=8, max_epochs=4)
         return migrate_study(storage, "toy", Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)).num_migrated
 
@@ -358,7 +346,7 @@ def test_many_migrations_at_once_carry_each_trial_once(storage: StudyStorage, ur
     assert new.best_value == old.best_value
 
 
-def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage, tmp_path):
     old = define(storage)
     work_on(old, tmp_path)
     high = sorted(trial.params["unknown_weight"] for trial in old.trials)[3]
@@ -370,10 +358,8 @@ def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage: StudySt
     assert (done.num_migrated, done.reasons, done.target) == (4, ((reason, 1),), 9)
     new = load_study(storage, "new")
     before = [plain(trial) for trial in new.trials[:4]]
-    run_worker(
-        new, objective, suggest=space.suggest, settings=given, work=tmp_path,
-        options=WorkerOptions(own_process=False),
-    )  # fmt: skip
+    options = WorkerOptions(own_process=False)
+    run_worker(new, objective, suggest=space.suggest, settings=given, work=tmp_path, options=options)
     finished = [trial for trial in new.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(finished) == len(new.trials) == 9
     assert [plain(trial) for trial in new.trials[:4]] == before

@@ -1,7 +1,5 @@
 """The commands as users run them, on phantoms, in a folder with spaces and umlauts."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -87,25 +85,25 @@ def steps(work: Path) -> dict[int, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(phantoms, tmp_path_factory):
     """A work folder after the search of three trials and the final model."""
     work = tmp_path_factory.mktemp("work") / "Röntgen bilder"
     run(work, "hyperopt", *data(phantoms), "--n-trials", 3)
-    best = work / "models/hyperopt/csi_optimization_best_params.json"
+    best = work / "models/hyperopt" / BEST
     run(work, "train-optimized", "--hyperparams", best, "--candidates", 2, "--seeds", 2)
     return work
 
 
-def test_the_search_writes_the_documented_files(finished: Path) -> None:
+def test_the_search_writes_the_documented_files(finished):
     names = {path.name for path in (finished / "models/hyperopt").iterdir()}
     plots = {"optimization_history.html", "param_importances.html", "parallel_coordinate.html", "report.html"}
     assert {f"csi_optimization_{name}" for name in (*plots, "best_params.json", "optimized_params.json")} <= names
-    best = json.loads((finished / "models/hyperopt/csi_optimization_best_params.json").read_text())
+    best = json.loads((finished / "models/hyperopt" / BEST).read_text())
     assert best["params"]["model_arch"] == "Custom_1"
     assert 0 <= best["value"] <= 1
 
 
-def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(finished: Path) -> None:
+def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(finished):
     before = trials(finished)
     out, err = run(finished, "hyperopt", "--n-trials", 3)
     assert trials(finished) == before
@@ -119,16 +117,14 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     assert report.stat().st_mtime_ns == written
 
 
-def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished: Path) -> None:
+def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished):
     cards = [json.loads((finished / f"models/{name}_model.json").read_text()) for name in ("baseline", "optimized")]
     assert (cards[0]["params"]["learning_rate"], cards[0]["architecture"]) == (2e-3, "Custom_1")
     for card in cards:
         assert (card["training"]["class_balance"], card["training"]["augment"]["enabled"]) == (True, False)
 
 
-def test_the_settings_beside_the_report_repeat_the_study_bit_by_bit(
-    finished: Path, phantoms: Path, tmp_path: Path
-) -> None:
+def test_the_settings_beside_the_report_repeat_the_study_bit_by_bit(finished, phantoms, tmp_path):
     settings, again = finished / "models/hyperopt/csi_optimization_settings.yaml", tmp_path / "again"
     given = ("hyperopt", *data(phantoms), "--config", str(settings), "--work", str(again))
     process = Command(*given, environment=os.environ | ENVIRONMENT)
@@ -143,7 +139,7 @@ def test_the_settings_beside_the_report_repeat_the_study_bit_by_bit(
     assert best[0] | own == best[1] | own
 
 
-def test_another_way_of_training_is_refused_in_one_line(finished: Path) -> None:
+def test_another_way_of_training_is_refused_in_one_line(finished):
     settings = finished.parent / "other_training.yaml"
     settings.write_text("trial: {class_balance: false}")
     best = finished / "models/hyperopt" / BEST
@@ -153,7 +149,7 @@ def test_another_way_of_training_is_refused_in_one_line(finished: Path) -> None:
         assert len(err.strip().splitlines()) == 1
 
 
-def test_config_show_names_what_comes_from_the_study(finished: Path) -> None:
+def test_config_show_names_what_comes_from_the_study(finished):
     lines = run(finished, "config", "show", "--study", "csi_optimization", "--max-epochs", 7)[0].splitlines()
     shown = dict(re.split(r" +# ", line) for line in lines)
     assert shown["trial.class_balance: true"] == shown["baseline.learning_rate: 0.002"] == "study"
@@ -162,20 +158,20 @@ def test_config_show_names_what_comes_from_the_study(finished: Path) -> None:
     assert "no study of this name" in run(finished, "config", "show", "--study", "none", code=2)[1]
 
 
-def test_the_cache_of_a_study_is_verified(finished: Path) -> None:
+def test_the_cache_of_a_study_is_verified(finished):
     assert "is intact" in run(finished, "cache", "verify")[0]
 
 
-def test_rerunning_the_final_model_trains_nothing(finished: Path) -> None:
+def test_rerunning_the_final_model_trains_nothing(finished):
     model = finished / "models/optimized_model.safetensors"
     before = model.stat().st_mtime_ns
-    best = finished / "models/hyperopt/csi_optimization_best_params.json"
+    best = finished / "models/hyperopt" / BEST
     out, _ = run(finished, "train-optimized", "--hyperparams", best, "--candidates", 2, "--seeds", 2)
     assert model.stat().st_mtime_ns == before
     assert "nothing was trained" in out
 
 
-def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(finished: Path) -> None:
+def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(finished):
     out, _ = run(finished, "evaluate", "--model-path", finished / "models/optimized_model.pth")
     assert "baseline_model" in out
     run(finished, "eval")
@@ -189,9 +185,7 @@ def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(fin
     assert f"{metric['value']:.3f}" in report
 
 
-def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(
-    finished: Path, phantoms: Path, tmp_path: Path
-) -> None:
+def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(finished, phantoms, tmp_path):
     bare = tmp_path / "bare.pth"
     shutil.copy(finished / "models/optimized_model.pth", bare)
     _, err = run(finished, "evaluate", "--model-path", bare, code=2)
@@ -204,7 +198,7 @@ def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(
     assert bare_scores == run(finished, "predict", film)[0]
 
 
-def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_predict_reports_a_corrupt_file_and_continues(finished, phantoms, tmp_path):
     good = sorted((phantoms / "images").iterdir())[:3]
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -224,7 +218,7 @@ def test_predict_reports_a_corrupt_file_and_continues(finished: Path, phantoms: 
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_study_commands(finished: Path) -> None:
+def test_study_commands(finished):
     out, _ = run(finished, "status", "--json")
     assert json.loads(out)["num_finished"] == 3
     assert "3 of 3 trials" in run(finished, "study", "list")[0]
@@ -234,7 +228,7 @@ def test_study_commands(finished: Path) -> None:
     assert len(run(finished, "report")[0].splitlines()) >= 5
 
 
-def test_a_deleted_study_is_gone(phantoms: Path, tmp_path: Path) -> None:
+def test_a_deleted_study_is_gone(phantoms, tmp_path):
     work = tmp_path / "work"
     run(work, "study", "create", *data(phantoms))
     assert [state for _, state in trials(work)] == ["WAITING"]
@@ -246,7 +240,7 @@ def test_a_deleted_study_is_gone(phantoms: Path, tmp_path: Path) -> None:
     assert "no study of this name" in err
 
 
-def test_two_processes_share_a_study_exactly(phantoms: Path, tmp_path: Path) -> None:
+def test_two_processes_share_a_study_exactly(phantoms, tmp_path):
     work = tmp_path / "work"
     processes = [start(work, "hyperopt", *data(phantoms), "--n-trials", 5) for _ in range(2)]
     for process in processes:
@@ -258,7 +252,7 @@ def test_two_processes_share_a_study_exactly(phantoms: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_search_resumes(phantoms: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_search_resumes(phantoms, tmp_path, number, code):
     work = tmp_path / "work"
     search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 30, "--pruner", "none")
     process = start(work, *search, is_cold=number is signal.SIGINT)
@@ -286,7 +280,7 @@ def wait_for_epochs(process: Command | subprocess.Popen[str], work: Path, *numbe
     wait_until(are_running, 240)
 
 
-def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms, tmp_path):
     work = tmp_path / "work"
     search = ("hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 200, "--pruner", "none", "--workers", 2)
     process = start(work, *search)
@@ -305,7 +299,7 @@ def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms: Path, tm
     assert err.splitlines()[-1] == "csi-job: stopped by signal 2; run the same command again to resume"
 
 
-def test_another_space_is_rejected_naming_the_parameter(finished: Path, tmp_path: Path) -> None:
+def test_another_space_is_rejected_naming_the_parameter(finished, tmp_path):
     settings = tmp_path / "other.yaml"
     settings.write_text(SETTINGS.replace("[16, 32]", "[8]"))
     given = ("hyperopt", "--n-trials", "4", "--work", str(finished), "--config", str(settings))
@@ -332,7 +326,7 @@ def test_another_space_is_rejected_naming_the_parameter(finished: Path, tmp_path
         (["hyperopt", "--study-name", "a/b"], "study.name"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, expected):
     work = tmp_path / "work"
     _, err = run(work, *arguments, code=2)
     assert expected in err
@@ -340,9 +334,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: lis
     assert not (work / "studies.db").exists()
 
 
-def test_images_too_small_for_an_architecture_are_rejected_before_the_search(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_too_small_for_an_architecture_are_rejected_before_the_search(phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("CSI_JOB_SPACE__MODEL_ARCH", '{"choices": ["Custom_1", "alexnet"]}')
     work = tmp_path / "work"
     _, err = run(work, "hyperopt", *data(phantoms), code=2)
@@ -351,7 +343,7 @@ def test_images_too_small_for_an_architecture_are_rejected_before_the_search(
     assert not (work / "studies.db").exists()
 
 
-def test_the_python_call_and_optuna_itself_read_the_same_study(finished: Path) -> None:
+def test_the_python_call_and_optuna_itself_read_the_same_study(finished):
     import optuna
 
     from csi_job import optimize_hyperparameters

@@ -1,7 +1,5 @@
 """What tests of copy, export and migration share: odd trials, and trials compared without their ids."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -11,12 +9,7 @@ from typing import Any
 
 import optuna
 from hypothesis import strategies as st
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 

@@ -1,7 +1,5 @@
 """DICOM files as devices and archives write them, made by pydicom and GDCM."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

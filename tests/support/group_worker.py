@@ -1,7 +1,5 @@
 """A process for tests of `WorkerGroup`: it runs the code that its request has for this worker and this start of it."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

@@ -1,7 +1,5 @@
 """A real PostgreSQL for tests: an embedded one from a package, or the one that TEST_DB_URL names."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Processes forked from a warm server, since importing PyTorch and Optuna takes longer than most tests need."""
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Small studies for tests: a space, a cheap objective, workers as processes, and a reader that shares no code."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

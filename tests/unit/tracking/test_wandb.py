@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from csi_job.tracking.settings import TrackingSettings
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
+from tests.support.processes import wait_until
 from tests.support.studies import define, value_at, work_on, write_checkpoint
 
 SECRET = "s3cret-password"
@@ -84,9 +84,8 @@ def history(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 def wait_for_runs(work: Path, num_files: int) -> dict[str, list[Path]]:
     """Wait until the processes behind the search are done."""
-    while sum(map(len, (found := runs(work)).values())) < num_files:
-        time.sleep(0.1)
-    return found
+    wait_until(lambda: sum(map(len, runs(work).values())) >= num_files)
+    return runs(work)
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatc
         black_hole.listen(100)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{black_hole.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "20")  # longer than the trials take on a busy machine
         tracker = WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path)
         run(study, tmp_path, tracker)
         # The trials are over, and not one run has been opened, nor given up, yet.
