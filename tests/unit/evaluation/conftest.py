@@ -43,7 +43,7 @@ def certain(zones, patients=None, predicted=None) -> Predictions:
 
 
 @pytest.fixture
-def quick() -> EvaluationSettings:
+def quick():
     return EvaluationSettings(num_bootstrap=200, seed=1)
 
 
@@ -61,6 +61,6 @@ def write_model_file(path: Path, *, seed: int = 0, **card) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_file(cache_folder, tmp_path_factory) -> Path:
+def model_file(cache_folder, tmp_path_factory):
     key = load_info(cache_folder).key
     return write_model_file(tmp_path_factory.mktemp("models") / "small.safetensors", data={"cache": key})

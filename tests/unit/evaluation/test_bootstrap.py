@@ -20,21 +20,15 @@ def test_images_of_one_patient_are_resampled_together_and_patients_with_replacem
     np.testing.assert_array_equal(weights[:, [0, 2, 3]].sum(axis=1), 3)
     assert (weights == 0).any()
     assert (weights > 1).any()
+    assert list(resample_weights(np.empty(0, dtype=int), SETTINGS)) == []
 
 
-def test_the_weights_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
+def test_the_weights_depend_on_the_seed_and_not_on_how_many_fit_into_memory(monkeypatch):
     expected = all_weights(range(10))
+    assert not np.array_equal(all_weights(range(10), EvaluationSettings(seed=4)), expected)
     monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 70)
     np.testing.assert_array_equal(all_weights(range(10)), expected)
     assert max(len(chunk) for chunk in resample_weights(np.arange(10), SETTINGS)) == 7
-
-
-def test_the_seed_decides_the_resamples():
-    assert not np.array_equal(all_weights(range(10)), all_weights(range(10), EvaluationSettings(seed=4)))
-
-
-def test_no_images_give_no_resamples():
-    assert list(resample_weights(np.empty(0, dtype=int), SETTINGS)) == []
 
 
 def test_the_interval_of_a_mean_matches_theory():
@@ -46,15 +40,9 @@ def test_the_interval_of_a_mean_matches_theory():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
 
 
-def test_degenerate_resamples_are_counted_and_left_out():
+def test_degenerate_resamples_are_counted_and_left_out_and_where_most_are_there_is_no_interval():
     interval = percentile_interval(np.array([1.0, np.nan, 1.0, 1.0]), 0.95, 5)
     assert (interval.low, interval.high, interval.num_degenerate) == (1, 1, 1)
-
-
-def test_no_interval_where_most_resamples_are_degenerate():
     json = percentile_interval(np.array([1.0, np.nan, np.nan]), 0.95, 5).to_json()
     assert json == {"interval": None, "num_degenerate_resamples": 2, "interval_reason": "undefined in 2 of 3 resamples"}
-
-
-def test_one_patient_has_no_interval():
     assert percentile_interval(np.ones(100), 0.95, 1).reason == "fewer than two patients"

@@ -29,24 +29,18 @@ def test_risk_probabilities_equal_the_sum_over_every_combination_of_scores():
         assert predicted.csi_N[index] == pytest.approx(mean)
 
 
-def test_a_zone_predicted_unknown_is_left_out_of_the_csi():
-    probabilities = np.eye(5)[[[3, 3, 0, 0, 4, 4]]]
-    predicted = predict_csi(probabilities)
-    assert predicted.num_graded_N.tolist() == [4]
-    assert predicted.csi_N[0] == 1.5
-
-
-def test_all_six_zones_are_used_where_none_is_predicted_graded():
-    probabilities = np.zeros((1, 6, 5))
-    probabilities[..., 4], probabilities[..., 2] = 0.9, 0.1
-    predicted = predict_csi(probabilities)
-    assert predicted.num_graded_N.tolist() == [0]
-    assert predicted.csi_N[0] == pytest.approx(2)
-
-
-def test_no_probability_on_any_score_becomes_uniform_and_never_nan():
-    predicted = predict_csi(np.eye(5)[np.full((1, 6), 4)])
-    assert predicted.csi_N[0] == 1.5
+@pytest.mark.parametrize(
+    ("probabilities_NZK", "num_graded", "csi"),
+    [
+        (np.eye(5)[[[3, 3, 0, 0, 4, 4]]], 4, 1.5),
+        (np.broadcast_to([0, 0, 0.1, 0, 0.9], (1, 6, 5)), 0, 2.0),  # none is graded, so that all six are used
+        (np.eye(5)[np.full((1, 6), 4)], 0, 1.5),  # no probability of any score becomes uniform
+    ],
+)
+def test_a_zone_predicted_unknown_is_left_out_of_the_csi(probabilities_NZK, num_graded, csi):
+    predicted = predict_csi(probabilities_NZK)
+    assert predicted.num_graded_N.tolist() == [num_graded]
+    assert predicted.csi_N[0] == pytest.approx(csi)
     assert predicted.risk_NR.sum() == pytest.approx(1)
 
 

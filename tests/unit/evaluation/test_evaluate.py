@@ -59,7 +59,7 @@ def test_copies_of_an_image_add_no_certainty_if_they_belong_to_one_patient():
     settings, single = EvaluationSettings(num_bootstrap=1000), random_predictions(25, 2)
     rows = np.repeat(np.arange(25), 16)
 
-    def width(patients) -> float:
+    def width(patients):
         names = tuple(str(row) for row in range(len(rows)))
         copies = Predictions(single.probabilities_NZK[rows], single.zones_NZ[rows], patients, names)
         interval = evaluated(copies, settings).metrics["csi_mae"].interval

@@ -13,13 +13,7 @@ from sklearn.metrics import (
 )
 
 from csi_job.evaluation.csi import risk_indices, score_distributions
-from csi_job.evaluation.measures import (
-    Predictions,
-    calibration,
-    measure,
-    metric_name,
-    weighted_auroc,
-)
+from csi_job.evaluation.measures import Predictions, calibration, measure, metric_name, weighted_auroc
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 from tests.unit.evaluation.conftest import certain, random_predictions
 
@@ -66,6 +60,7 @@ def test_every_metric_equals_scikit_learn(num_images, seed, unknown):
     ours = measure(predictions, np.ones((1, num_images)))
     theirs = by_scikit_learn(predictions)
     assert set(ours) == set(theirs)
+    assert (metric_name("left_inf.f1_macro"), metric_name("csi_mae")) == ("F1, left_inf", "CSI: MAE")
     for name, value in theirs.items():
         assert ours[name][0] == pytest.approx(value, abs=1e-12), name
 
@@ -103,25 +98,10 @@ def test_undefined_metrics_are_nan_under_the_weights_that_make_them_so():
     np.testing.assert_array_equal(np.isnan(values["f1_macro"]), [False, False, True])
 
 
-def test_metrics_have_display_names():
-    assert metric_name("left_inf.f1_macro") == "F1, left_inf"
-    assert metric_name("csi_mae") == "CSI: MAE"
-
-
-def test_bins_hold_every_graded_zone_once():
-    predictions = random_predictions(100, 0, unknown=0.3)
-    bins = calibration(predictions)["bins"]
-    assert sum(entry["num_zones"] for entry in bins) == (predictions.zones_NZ != 4).sum()
-    assert all(entry["low"] <= entry["confidence"] <= entry["high"] for entry in bins)
-
-
 def test_the_error_is_the_gap_between_confidence_and_accuracy():
     half_right = calibration(certain([[0] * 6, [1] * 6], predicted=[[0] * 6, [2] * 6]))
     assert half_right["expected_calibration_error"] == pytest.approx(0.5)
     assert half_right["bins"] == [{"low": 0.9, "high": 1.0, "num_zones": 12, "confidence": 1.0, "accuracy": 0.5}]
-
-
-def test_nothing_graded_has_no_calibration():
     assert calibration(certain(np.full((3, 6), 4))) == {"expected_calibration_error": None, "bins": []}
 
 
@@ -134,3 +114,5 @@ def test_the_bins_equal_scikit_learn():
     bins = calibration(predictions)["bins"]
     np.testing.assert_allclose([entry["accuracy"] for entry in bins], accuracy, atol=1e-12)
     np.testing.assert_allclose([entry["confidence"] for entry in bins], confidence, atol=1e-12)
+    assert sum(entry["num_zones"] for entry in bins) == graded.sum()
+    assert all(entry["low"] <= entry["confidence"] <= entry["high"] for entry in bins)

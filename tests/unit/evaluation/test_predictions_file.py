@@ -31,6 +31,7 @@ def written(results, file_format) -> tuple[str, list[Problem]]:
 def test_csv_has_one_row_per_file_in_order_with_problems_in_their_place():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
+    assert written([], "csv")[0].splitlines() == text.splitlines()[:1]
     assert [row["file"] for row in rows] == ["a, b.png", 'söme "file".dcm', "u.png"]
     assert tuple(rows[0]) == COLUMNS
     shown = [rows[0][name] for name in ("csi", "mean_score", "risk", "p_medium_risk")]
@@ -60,6 +61,7 @@ def test_a_file_name_is_no_formula_in_csv_and_stays_as_it_is_in_json():
 
 def test_json_is_an_array_of_the_same_results():
     text, problems = written([prediction(), PROBLEM, UNGRADED], "json")
+    assert written([], "json")[0] == "[]\n"
     first, problem, ungraded = json.loads(text)
     assert first["mean_score"] == 1.2
     assert first["risk_probabilities"] == {"low": 0.2, "medium": 0.7, "high": 0.1}
@@ -68,11 +70,6 @@ def test_json_is_an_array_of_the_same_results():
     assert ungraded["csi"] is None
     assert ungraded["risk_probabilities"] is None
     assert problems == [PROBLEM]
-
-
-def test_no_results_give_an_empty_table_or_array():
-    assert written([], "json")[0] == "[]\n"
-    assert len(written([], "csv")[0].splitlines()) == 1
 
 
 def test_json_stays_valid_where_the_model_fails_midway():
