@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -230,25 +231,26 @@ def test_digests_are_sha256(tmp_path):
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1}) == digest('{"a": 1, "b": 2}')
 
 
-def test_a_lock_is_waited_for_and_freed(tmp_path):
+def test_a_lock_is_waited_for_and_freed(tmp_path, monkeypatch):
     order = []
-    held = threading.Event()
+    held, waited = threading.Event(), threading.Event()
+    monkeypatch.setattr("csi_job.files._logger.info", lambda message: (order.append(message), waited.set()))
 
     def hold():
         with locked(tmp_path / "lock", ""):
             order.append("first")
             held.set()
-            threading.Event().wait(0.3)
+            assert waited.wait(60)
             order.append("freed")
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    with locked_if_free(tmp_path / "lock") as free:
-        assert not free
-    with locked(tmp_path / "lock", "waiting"):
-        order.append("second")
-    thread.join()
-    assert order == ["first", "freed", "second"]
+    with ThreadPoolExecutor(1) as threads:
+        holder = threads.submit(hold)
+        assert held.wait(60)
+        with locked_if_free(tmp_path / "lock") as free:
+            assert not free
+        with locked(tmp_path / "lock", "waiting"):
+            order.append("second")
+        holder.result()
+    assert order == ["first", "waiting", "freed", "second"]
     with locked_if_free(tmp_path / "lock") as free:
         assert free

@@ -156,20 +156,19 @@ def test_torch_is_not_imported_to_build():
 
 def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, built, tmp_path):
     work = tmp_path / "work"
-    process = start_build(slowed(0.05))
-    wait_until(lambda: num_done(work) >= 5)
+    process = start_build(hanging(5))
+    wait_until(lambda: num_done(work) == 5)
     process.kill()
     process.communicate()
     assert all(name.startswith(".") for name in finished(work))
-    done = num_done(work)
-    assert 5 <= done < NUM_IMAGES
+    assert num_done(work) == 5
     count = "import csi_job.cache.build as b; real = b.decode_images\n"
     count += "b.decode_images = lambda images, *a: real([print(i) or (i, p) for i, p in images], *a)"
     process = start_build(count)
     output, _ = process.communicate()
     assert process.returncode == 0
     *decoded, key = output.split()
-    assert len(decoded) == NUM_IMAGES - done
+    assert len(decoded) == NUM_IMAGES - 5
     assert finished(work) == [key]
     verify_cache(work / "cache" / key)
     for name in SPLITS:
@@ -177,11 +176,12 @@ def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, bu
         assert resumed.equal(fresh)
 
 
-def slowed(seconds: float) -> str:
-    """Return code that makes every image take longer, and be flushed at once."""
+def hanging(num_images: int) -> str:
+    """Return code that flushes every image at once, and hangs after that many."""
     return (
-        "import time; arrays._FLUSH_EVERY_S = 0; write_slot = arrays.SlotArrays.write_slot\n"
-        f"arrays.SlotArrays.write_slot = lambda *a: (write_slot(*a), time.sleep({seconds}))"
+        "import time; arrays._FLUSH_EVERY_S, done = 0, []; write_slot = arrays.SlotArrays.write_slot\n"
+        "arrays.SlotArrays.write_slot = lambda *a: (\n"
+        f"    write_slot(*a), done.append(1), len(done) < {num_images} or time.sleep(1000))"
     )
 
 
@@ -192,9 +192,9 @@ def num_done(work: Path) -> int:
 def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build, tmp_path):
     process = start_build(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
-        + slowed(0.2)
+        + hanging(1)
     )
-    wait_until(lambda: num_done(tmp_path / "work") >= 1)
+    wait_until(lambda: num_done(tmp_path / "work") == 1)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(2)
     process.communicate()

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,10 +10,10 @@ from optuna.trial import TrialState
 from csi_job.errors import CsiJobError
 from csi_job.storage.attributes import PLANNED_FOR
 from csi_job.storage.claim import NothingToClaim
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.confirmation import Progress, Training, latest, open_confirmation, plan, training_of
 from csi_job.study.definition import load_study
 from csi_job.study.worker import WorkerOptions
+from tests.support.processes import wait_until
 from tests.support.studies import claim, leased, study_counts, work_on
 
 ONE = Training("a" * 16, 1, {"learning_rate": 0.1}, 4, "trial 3")
@@ -25,7 +23,7 @@ WAITING, RUNNING, COMPLETE, FAIL = TrialState.WAITING, TrialState.RUNNING, Trial
 
 
 @pytest.fixture
-def confirmation(study: optuna.Study) -> optuna.Study:
+def confirmation(study):
     return open_confirmation(study)
 
 
@@ -78,7 +76,9 @@ def test_a_training_is_claimed_with_its_epochs_and_nothing_is_ever_sampled(confi
     assert plan(confirmation, lambda _: [ONE], 5) == Progress(1, 0)
 
 
-def test_a_worker_that_waits_returns_when_the_others_are_done(storage: StudyStorage, confirmation, tmp_path):
+def test_a_worker_that_waits_returns_when_the_others_are_done(storage, confirmation, tmp_path, caplog):
+    storage.lease_s = 3600.0
+    caplog.set_level("INFO")
     plan(confirmation, lambda _: [ONE], 5)
     lease = leased(confirmation)
     options = WorkerOptions(own_process=False, may_add=False, waits=True)
@@ -88,10 +88,10 @@ def test_a_worker_that_waits_returns_when_the_others_are_done(storage: StudyStor
         kwargs={"options": options, "suggest": training_of},
     )
     waiting.start()
-    waiting.join(1.0)
-    assert waiting.is_alive()  # the other's lease is live
+    wait_until(lambda: "waiting for the last 1 of 1 trials on other workers" in caplog.text)
+    assert waiting.is_alive()
     storage.hold(lease)
     storage.set_trial_state_values(lease.trial_id, COMPLETE, [0.75])
-    waiting.join(30)
+    waiting.join(120)
     assert not waiting.is_alive()
     assert [trial.value for trial in confirmation.get_trials()] == [0.75]

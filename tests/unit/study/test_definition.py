@@ -1,19 +1,15 @@
 """The study is defined once, and continued by those who agree."""
 
-from __future__ import annotations
-
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage
+from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
@@ -24,7 +20,7 @@ from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_o
 RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}
 
 
-def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study: optuna.Study) -> None:
+def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study):
     attributes = study.user_attrs
     assert (attributes["target"], attributes["seed"], attributes["objective"]) == (5, 42, "f1")
     assert attributes["fingerprint"]["cache"] == CACHE_KEY
@@ -38,11 +34,11 @@ def test_a_new_study_has_target_seed_fingerprint_and_the_baseline_waiting(study:
 @pytest.mark.parametrize(
     ("objective", "names"), [("f1", ["validation F1"]), ("f1-and-cost", ["validation F1", "GFLOPs per image"])]
 )
-def test_a_new_study_names_its_metrics(objective: str, names: list[str], storage: StudyStorage) -> None:
+def test_a_new_study_names_its_metrics(objective, names, storage):
     assert define(storage, objective=objective).metric_names == names  # as optuna-dashboard reads them
 
 
-def test_defining_it_again_changes_nothing(study: optuna.Study, storage: StudyStorage) -> None:
+def test_defining_it_again_changes_nothing(study, storage):
     again = define(storage, num_trials=99, max_epochs=50, sampler="random", pruner="none")
     assert again.user_attrs == study.user_attrs
     assert len(again.trials) == 1
@@ -50,8 +46,8 @@ def test_defining_it_again_changes_nothing(study: optuna.Study, storage: StudySt
     assert isinstance(again.pruner, optuna.pruners.NopPruner)
 
 
-def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None:
-    def worker(_: int) -> optuna.Study:
+def test_processes_that_define_it_at_once_make_one_study(tmp_path):
+    def worker(_):
         return define(open_storage(StorageSettings(), tmp_path, create=True))
 
     with ThreadPoolExecutor(8) as pool:
@@ -79,15 +75,13 @@ def test_processes_that_define_it_at_once_make_one_study(tmp_path: Path) -> None
         ),
     ],
 )
-def test_a_worker_that_differs_is_refused_by_the_key(
-    storage: StudyStorage, changed: dict[str, object], named: str
-) -> None:
+def test_a_worker_that_differs_is_refused_by_the_key(storage, changed, named):
     define(storage, results=RESULTS)
     with pytest.raises(ConfigurationError, match=rf"{re.escape(named)};.*another study name"):
         define(storage, **{"results": RESULTS, **changed})
 
 
-def test_only_another_space_can_be_migrated_to(storage: StudyStorage) -> None:
+def test_only_another_space_can_be_migrated_to(storage):
     define(storage, results=RESULTS)
     with pytest.raises(ConfigurationError, match="csi-job study migrate toy NEW"):
         define(storage, results=RESULTS, space=toy_space(0.5))
@@ -95,15 +89,13 @@ def test_only_another_space_can_be_migrated_to(storage: StudyStorage) -> None:
         define(storage, space=toy_space(0.5), results={**RESULTS, "trial": {"class_balance": True}})
 
 
-def test_weights_that_are_not_named_are_asked_for(storage: StudyStorage) -> None:
+def test_weights_that_are_not_named_are_asked_for(storage):
     define(storage, results={"trial": {"pretrained": "0a1b"}})
     with pytest.raises(ConfigurationError, match=r'was "0a1b", now "none"\); give --pretrained FILE'):
         define(storage, results={"trial": {"pretrained": "none"}})
 
 
-def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(
-    storage: StudyStorage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(storage, caplog):
     study = define(storage)
     old = {key: study.user_attrs["fingerprint"][key] for key in ("space", "objective", "average", "cache")}
     study.set_user_attr("fingerprint", old)
@@ -113,43 +105,37 @@ def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(
 
 
 @pytest.mark.parametrize("given", [{"sampler": "cmaes"}, {"pruner": "asha"}, {"pruner": "hyperband"}])
-def test_what_knows_one_objective_is_refused_before_the_study_is_made(
-    storage: StudyStorage, given: dict[str, Any]
-) -> None:
+def test_what_knows_one_objective_is_refused_before_the_study_is_made(storage, given):
     with pytest.raises(ConfigurationError, match="one objective only"):
         define(storage, objective="f1-and-cost", **given)
     assert storage.get_all_studies() == []
 
 
-def test_another_seed_is_ignored_with_a_warning(
-    study: optuna.Study, storage: StudyStorage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_seed_is_ignored_with_a_warning(study, storage, caplog):
     assert study_seed(define(storage, seed=7)) == 42
     assert "created with seed 42; using that seed" in caplog.text
     assert study.user_attrs["seed"] == 42
 
 
-def test_a_study_of_another_program_is_refused(storage: StudyStorage) -> None:
+def test_a_study_of_another_program_is_refused(storage):
     optuna.create_study(storage=storage, study_name="toy")
     with pytest.raises(ConfigurationError, match="another program"):
         define(storage)
 
 
-def test_a_baseline_outside_the_space_moves_with_a_warning(
-    storage: StudyStorage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_baseline_outside_the_space_moves_with_a_warning(storage, caplog):
     study = define(storage, name="narrow", space=toy_space(0.2))
     assert study.trials[0].system_attrs["fixed_params"]["unknown_weight"] == 0.2
     assert "baseline: unknown_weight 0.5 is outside the search space" in caplog.text
 
 
-def test_a_study_that_is_not_there_is_refused_with_those_that_are(study: optuna.Study, storage: StudyStorage) -> None:
+def test_a_study_that_is_not_there_is_refused_with_those_that_are(study, storage):
     with pytest.raises(ConfigurationError, match=r"no study of this name, got 'toys'; allowed: toy"):
         load_study(storage, "toys")
     assert load_study(storage, "toy").trials == study.trials
 
 
-def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -> None:
+def test_the_target_can_be_set_and_raised(study, tmp_path):
     assert set_target(study, num_trials=2) == 2
     work_on(study, tmp_path)
     assert len(study.trials) == 2
@@ -166,7 +152,7 @@ def test_the_target_can_be_set_and_raised(study: optuna.Study, tmp_path: Path) -
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 3, "FAIL"]
 
 
-def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage: StudyStorage) -> None:
+def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage):
     study = define(storage, tree={"study": {"num_trials": 5}})
     assert set_target(study, more_trials=3) == 8
     assert set_target(study, num_trials=5, lenient=True) == 8
@@ -177,9 +163,7 @@ def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage: StudySt
     assert set_target(study, num_trials=5) == 5
 
 
-def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(
-    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(study, tmp_path, caplog):
     caplog.set_level("INFO")
     assert [set_target(study, more_trials=3) for _ in range(3)] == [8, 8, 8]
     assert caplog.text.count("continuing towards 8 trials, to which an earlier --more-trials 3 raised the total") == 2
@@ -193,24 +177,24 @@ def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "é" * 101, "語" * 99])
-def test_names_that_are_no_file_names_are_refused(name: str) -> None:
+def test_names_that_are_no_file_names_are_refused(name):
     with pytest.raises(ValueError, match="name"):
         StudySettings(name=name)
 
 
 @pytest.mark.parametrize("name", ["csi_optimization", "étude 1", "phase-2 (b)", "100%"])
-def test_other_names_are_taken(name: str, storage: StudyStorage, tmp_path: Path) -> None:
+def test_other_names_are_taken(name, storage, tmp_path):
     study = define(storage, name=name, num_trials=1)
     work_on(study, tmp_path, name=name)
     assert study.best_trial.number == 0
 
 
-def test_the_same_definition_agrees_after_a_trip_through_json() -> None:
+def test_the_same_definition_agrees_after_a_trip_through_json():
     fingerprint = Definition.of(StudySettings(), SearchSpace(), {}, cache_key="abc").fingerprint
     check_same(json.loads(json.dumps(fingerprint)), fingerprint, "toy")
 
 
-def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted() -> None:
+def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted():
     check_same({"a": 1}, {"a": 1, "b": {"c": 2}}, "toy")
     with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), c\.d \(was absent, now 2\);"):
         check_same({"a": 1, "c": {}}, {"b": 3, "c": {"d": 2}}, "toy")

@@ -1,7 +1,5 @@
 """The thread that renews a lease; all but one test run it in their own thread, by a clock that only renewals move."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -17,7 +15,7 @@ REJECTED = StorageRejectedError("wrong password")
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def clock(monkeypatch):
     clock = SimpleNamespace(now_s=0.0)
     clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr("csi_job.study.heartbeat.time", clock)
@@ -54,8 +52,8 @@ def run(
     return heartbeat, len(left)
 
 
-def test_a_thread_renews_until_it_is_stopped() -> None:
-    renewed: list[Lease] = []
+def test_a_thread_renews_until_it_is_stopped():
+    renewed = []
     third = threading.Event()
     heartbeat = Heartbeat(
         lambda lease: renewed.append(lease) or (third.set() if len(renewed) > 2 else None),
@@ -72,9 +70,7 @@ def test_a_thread_renews_until_it_is_stopped() -> None:
     assert not heartbeat.is_alive()
 
 
-def test_outages_lost_leases_and_unexpected_errors_are_survived(
-    clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_outages_lost_leases_and_unexpected_errors_are_survived(clock, caplog):
     errors = [StorageUnavailableError("away"), LeaseLostError("lost"), ValueError("unexpected"), None]
     assert run(clock, errors)[1] == 0
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -90,16 +86,12 @@ def test_outages_lost_leases_and_unexpected_errors_are_survived(
         ([REJECTED, None] * 5, False),
     ],
 )
-def test_only_a_steady_rejection_ends_the_training(
-    clock: SimpleNamespace, answers: list[Exception | None], *, ends: bool
-) -> None:
+def test_only_a_steady_rejection_ends_the_training(clock, answers, *, ends):
     heartbeat, _ = run(clock, answers, REJECTED_LIMIT_S / 3)
     assert heartbeat.rejection is (REJECTED if ends else None)
 
 
 @pytest.mark.parametrize(("beats", "num_left"), [(False, 7), (True, 0)])
-def test_a_training_without_a_beat_stalls_and_is_renewed_no_more(
-    clock: SimpleNamespace, num_left: int, *, beats: bool
-) -> None:
+def test_a_training_without_a_beat_stalls_and_is_renewed_no_more(clock, num_left, *, beats):
     heartbeat, left = run(clock, [None] * 10, stall_s=3.0, beats=beats)
     assert (heartbeat.stalled, left) == (not beats, num_left)

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import Any
-
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -23,7 +19,7 @@ def one_parameter_matters(num_trials: int, num_infeasible: int = 0, *, has_cost:
     return study
 
 
-def test_the_parameter_that_decides_the_result_is_the_most_important() -> None:
+def test_the_parameter_that_decides_the_result_is_the_most_important():
     importances = param_importances(one_parameter_matters(60).trials).shares
     assert next(iter(importances)) == "learning_rate"
     assert importances["learning_rate"] > 0.7
@@ -31,12 +27,12 @@ def test_the_parameter_that_decides_the_result_is_the_most_important() -> None:
 
 
 @pytest.mark.parametrize("other", [{"num_infeasible": 30}, {"has_cost": True}])
-def test_neither_a_trial_that_is_not_complete_nor_the_cost_counts(other: dict[str, Any]) -> None:
+def test_neither_a_trial_that_is_not_complete_nor_the_cost_counts(other):
     complete, both = one_parameter_matters(60), one_parameter_matters(60, **other)
     assert param_importances(both.trials) == param_importances(complete.trials)
 
 
-def test_too_few_trials_or_equal_ones_give_no_importances() -> None:
+def test_too_few_trials_or_equal_ones_give_no_importances():
     assert param_importances(one_parameter_matters(MIN_TRIALS).trials).shares
     assert param_importances(one_parameter_matters(MIN_TRIALS - 1).trials).shares == {}
     study = optuna.create_study(direction="maximize")
@@ -48,9 +44,7 @@ def test_too_few_trials_or_equal_ones_give_no_importances() -> None:
 
 
 @pytest.mark.parametrize(("num_with", "too_few"), [(MIN_TRIALS - 1, ("momentum",)), (MIN_TRIALS, ())])
-def test_a_parameter_of_too_few_trials_is_not_rated_and_optunas_warnings_are_kept(
-    num_with: int, too_few: tuple[str, ...]
-) -> None:
+def test_a_parameter_of_too_few_trials_is_not_rated_and_optunas_warnings_are_kept(num_with, too_few):
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
     for number in range(40):
         trial = study.ask()

@@ -1,7 +1,5 @@
 """Trials that really train."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path
@@ -20,7 +18,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.objective import F1StandardError, training_objective
 from csi_job.study.settings import StudySettings
-from csi_job.study.trial_run import RunningTrial, TrialObjective
+from csi_job.study.trial_run import TrialObjective
 from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
@@ -58,11 +56,11 @@ def work_on(
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
 
 
-def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None:
+def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path):
     study, settings = define(tmp_path)
     work_on(study, settings, tmp_path)
     [trial] = study.trials
@@ -81,22 +79,22 @@ def test_a_trial_trains_and_stores_what_the_report_needs(tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path):
     uncut, settings = define(tmp_path / "uncut", max_epochs=4)
     work_on(uncut, settings, tmp_path / "uncut")
     cut, settings = define(tmp_path / "cut", max_epochs=4)
-    resumed_from: list[str] = []
+    resumed_from = []
 
-    def stopped(running: RunningTrial[Any]) -> list[float]:
+    def stopped(running):
         if running.attempt == 1:
             epoch_done = running.epoch_done
 
-            def stop_after_two(result: Any, checkpoint: Path | None) -> None:
+            def stop_after_two(result, checkpoint):
                 epoch_done(result, checkpoint)
                 if result.epoch == 1:
                     raise DataError("stop here")
 
-            running.epoch_done = stop_after_two  # type: ignore[method-assign]
+            running.epoch_done = stop_after_two
         else:
             resumed_from.append(running.resume_from.name if running.resume_from else "")
         return list(objective()(running))
@@ -110,7 +108,7 @@ def test_a_resumed_trial_equals_an_uncut_one_bit_for_bit(tmp_path: Path) -> None
         assert cut.trials[0].user_attrs[name] == uncut.trials[0].user_attrs[name]
 
 
-def test_training_continues_without_room_for_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_continues_without_room_for_checkpoints(tmp_path, caplog):
     uncut, settings = define(tmp_path / "uncut")
     work_on(uncut, settings, tmp_path / "uncut")
     study, settings = define(tmp_path / "full")
@@ -120,7 +118,7 @@ def test_training_continues_without_room_for_checkpoints(tmp_path: Path, caplog:
     assert study.trials[0].intermediate_values == uncut.trials[0].intermediate_values
 
 
-def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path: Path) -> None:
+def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path):
     study, settings = define(tmp_path, objective="f1-and-cost", num_trials=3, max_epochs=1)
     work_on(study, settings, tmp_path)
     for trial in study.trials:
@@ -143,13 +141,13 @@ def predictions(num_images: int, seed: int, accuracy: float = 0.6) -> tuple[torc
     return torch.where(is_right_NZ, true_NZ, wrong_NZ), true_NZ
 
 
-def test_the_standard_error_is_close_to_the_std_over_new_patients() -> None:
+def test_the_standard_error_is_close_to_the_std_over_new_patients():
     f1s = [mean_f1(confusion(*predictions(60, seed)).numpy()) for seed in range(200)]
     errors = [f1_standard_error(*predictions(60, seed), range(60)) for seed in range(300, 310)]
     assert 0.7 < np.mean(errors) / np.std(f1s) < 1.4
 
 
-def test_images_of_one_patient_are_resampled_together() -> None:
+def test_images_of_one_patient_are_resampled_together():
     pred_NZ, true_NZ = predictions(20, seed=1)
     three_times = torch.cat([pred_NZ] * 3), torch.cat([true_NZ] * 3)
     alone = f1_standard_error(pred_NZ, true_NZ, range(20))
@@ -158,7 +156,7 @@ def test_images_of_one_patient_are_resampled_together() -> None:
     assert f1_standard_error(*three_times, range(60)) < 0.8 * alone
 
 
-def test_a_perfect_model_and_unknown_zones_give_finite_errors() -> None:
+def test_a_perfect_model_and_unknown_zones_give_finite_errors():
     _, true_NZ = predictions(20, seed=2)
     assert f1_standard_error(true_NZ, true_NZ, range(20), "weighted") == 0
     true_NZ[:, 1:] = 4

@@ -1,17 +1,13 @@
 """Pruning compares the same epochs, and decides like Optuna's own pruners."""
 
-from __future__ import annotations
-
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.pruning import make_pruner, should_prune, should_prune_at_cost
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, work_on
@@ -30,11 +26,11 @@ def add(study: optuna.Study, *curves: list[float], **options: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:All-NaN")  # of Optuna's
 @pytest.mark.parametrize("share_nan", [0.0, 0.3, 0.9, 1.0])
-def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: StudyStorage, share_nan: float) -> None:
+def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage, share_nan):
     study, costly = define(storage), define(storage, name="costs", objective="f1-and-cost")
     draws = random.Random(3)
 
-    def curve() -> list[float]:
+    def curve():
         return [math.nan if draws.random() < share_nan else draws.random() for _ in range(draws.randint(1, 6))]
 
     decisions = []
@@ -52,7 +48,7 @@ def test_the_median_is_that_of_optunas_pruner_on_the_entire_study(storage: Study
     assert set(decisions) == {True, False}
 
 
-def test_nothing_is_pruned_before_enough_trials_reached_the_epoch_nor_by_the_pruner_none(storage: StudyStorage) -> None:
+def test_nothing_is_pruned_before_enough_trials_reached_the_epoch_nor_by_the_pruner_none(storage):
     study = define(storage)
     add(study, *[[0.9, 0.9, 0.9]] * 4)
     assert not should_prune(study, running({0: 0.0, 1: 0.0}))
@@ -64,7 +60,7 @@ def test_nothing_is_pruned_before_enough_trials_reached_the_epoch_nor_by_the_pru
     assert not should_prune(define(storage, pruner="none"), running({0: 0.0, 1: 0.0}))
 
 
-def test_infeasible_and_failed_trials_are_not_compared_with(storage: StudyStorage) -> None:
+def test_infeasible_and_failed_trials_are_not_compared_with(storage):
     study = define(storage)
     add(study, *[[0.5, 0.5]] * 5)
     for state in (TrialState.PRUNED, TrialState.FAIL):
@@ -73,7 +69,7 @@ def test_infeasible_and_failed_trials_are_not_compared_with(storage: StudyStorag
     assert not should_prune(study, running({0: 0.6, 1: 0.6}))
 
 
-def test_successive_halving_is_that_of_optuna_and_keeps_its_rungs(storage: StudyStorage, tmp_path: Path) -> None:
+def test_successive_halving_is_that_of_optuna_and_keeps_its_rungs(storage, tmp_path):
     given = {"num_trials": 16, "max_epochs": 6, "pruner": "successive_halving", "sampler": "random"}
     study = define(storage, **given)
     work_on(study, tmp_path, **given)
@@ -92,9 +88,7 @@ def test_successive_halving_is_that_of_optuna_and_keeps_its_rungs(storage: Study
 
 
 @pytest.mark.parametrize(("constraint", "is_pruned"), [({"constraints:trainable": 1.0}, False), ({}, True)])
-def test_infeasible_trials_compete_for_no_rung(
-    storage: StudyStorage, tmp_path: Path, constraint: dict[str, float], *, is_pruned: bool
-) -> None:
+def test_infeasible_trials_compete_for_no_rung(storage, tmp_path, constraint, *, is_pruned):
     study = define(storage, pruner="successive_halving", num_trials=9)
     for _ in range(8):
         study.add_trial(create_trial(state=TrialState.PRUNED, system_attrs={"completed_rung_0": 0.9, **constraint}))
@@ -102,7 +96,7 @@ def test_infeasible_trials_compete_for_no_rung(
     assert (study.trials[0].state is TrialState.PRUNED) is is_pruned
 
 
-def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage: StudyStorage) -> None:
+def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage):
     study = define(storage, objective="f1-and-cost")
     for f1, gflops in [(0.8, 4.0)] * 9 + [(0.5, 1.0)] * 5:
         curve = [[0, f1], [1, f1]]

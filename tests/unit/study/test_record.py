@@ -1,7 +1,5 @@
 """What a study records is what later commands start from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ def define_as_given(storage: StudyStorage, **settings: Any) -> optuna.Study:
     return define(storage, **settings, results=results_only(made_with), tree=stored_tree(made_with))
 
 
-def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage, tmp_path):
     define_as_given(storage)
     loaded = load_settings({"study.seed": 9}, None, {}).over(record_of(tmp_path))
     made_with = load_settings(GIVEN, None, {}).settings
@@ -53,7 +51,7 @@ def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage: StudySt
     assert not loaded.is_given("study.num_trials")
 
 
-def test_the_baseline_is_trial_0_also_once_it_was_moved_into_the_space(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_baseline_is_trial_0_also_once_it_was_moved_into_the_space(storage, tmp_path):
     study = define(storage, space=SPACE, baseline={"unknown_weight": 7.0, "optimizer": "adam"}, num_trials=1)
     assert record_of(tmp_path).baseline == {"unknown_weight": 1.0, "optimizer": "adam"}
     work_on(study, tmp_path, num_trials=1)
@@ -61,7 +59,7 @@ def test_the_baseline_is_trial_0_also_once_it_was_moved_into_the_space(storage: 
     assert (baseline.unknown_weight, baseline.optimizer, baseline.patience) == (1.0, "adam", 10)
 
 
-def test_the_latest_phase_continues(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_latest_phase_continues(storage, tmp_path):
     phase = {"sampler": "random", "pruner": "none", "max_epochs": 2}
     define_as_given(storage)
     work_on(define_as_given(storage, **phase), tmp_path, **phase)
@@ -69,7 +67,7 @@ def test_the_latest_phase_continues(storage: StudyStorage, tmp_path: Path) -> No
     assert (study.sampler, study.pruner, study.max_epochs, study.num_startup_trials) == ("random", "none", 2, 3)
 
 
-def test_a_study_of_an_earlier_version_has_space_and_baseline(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_study_of_an_earlier_version_has_space_and_baseline(storage, tmp_path):
     space = SearchSpace.model_validate({"momentum": {"low": 0.5, "high": 0.9, "when": {}}, "weight_decay": None})
     study = define(storage, space=space, baseline={"learning_rate": 0.01}, average="weighted", objective="f1-and-cost")
     fingerprint = study.user_attrs["fingerprint"]
@@ -83,12 +81,12 @@ def test_a_study_of_an_earlier_version_has_space_and_baseline(storage: StudyStor
 
 
 @pytest.mark.parametrize("name", ["toy", "none"])
-def test_where_there_is_no_study_of_ours_there_is_no_record(tmp_path: Path, name: str) -> None:
+def test_where_there_is_no_study_of_ours_there_is_no_record(tmp_path, name):
     assert read_record(StorageSettings(), tmp_path, name) is None
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_only_study_will_do_where_none_is_named(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_only_study_will_do_where_none_is_named(storage, tmp_path):
     define(storage)
     only = read_record(StorageSettings(), tmp_path, "csi_optimization", or_only=True)
     assert only is not None
@@ -98,7 +96,7 @@ def test_the_only_study_will_do_where_none_is_named(storage: StudyStorage, tmp_p
     assert read_record(StorageSettings(), tmp_path, "csi_optimization", or_only=True) is None
 
 
-def test_what_this_version_does_not_know_is_left_out(tmp_path: Path) -> None:
+def test_what_this_version_does_not_know_is_left_out(tmp_path):
     stored = {"trial": {"mixup": 0.2, "class_balance": True}, "gone": {"x": 1}}
     record = StudyRecord("toy", {"fingerprint": {}, "settings": stored})
     assert load_settings({}, None, {}).over(record).settings.trial.class_balance

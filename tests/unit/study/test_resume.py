@@ -1,7 +1,5 @@
 """Which checkpoint a trial resumes from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -29,7 +27,7 @@ def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:70])
 
 
-def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_before(tmp_path: Path) -> None:
+def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_before(tmp_path):
     _, earlier = attempt(tmp_path, 1, 0, 1)
     before, promoted = attempt(tmp_path, 2, 2, 3)
     for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 1)):
@@ -38,7 +36,7 @@ def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_b
         tear(expected.path)
 
 
-def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path: Path) -> None:
+def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
     attempt(tmp_path, 1, 0, 1)
     *_, newest = attempt(tmp_path, 2, 2, 3)
     later = attempt(tmp_path, 10, 0)
@@ -48,20 +46,20 @@ def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path: Path)
     assert {*tmp_path.rglob("*.pt")} == {newest, *later}
 
 
-def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path: Path) -> None:
+def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     assert find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == ResumePoint(newer, 4)
 
 
-def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path: Path) -> None:
+def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path):
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
     assert find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == ResumePoint(newest, 1)
 
 
-def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path: Path) -> None:
+def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     attempt(tmp_path, 1, 0, 1, 2, uid="deadbeef")
     assert find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) == ResumePoint(None, -1)
     [own] = attempt(tmp_path, 1, 0)
@@ -70,20 +68,20 @@ def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path: P
 
 
 @pytest.mark.parametrize("uid", [UID, ""])
-def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path, uid: str) -> None:
+def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, uid):
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
     assert find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == ResumePoint(newest, 1)
 
 
-def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
     assert find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
     assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
 
 
-def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
+def test_a_new_attempt_starts_in_an_empty_folder(tmp_path):
     folder = WorkFolder(tmp_path).trial_checkpoints("toy", 3)
     attempt(folder, 1, 0)
     attempt(folder, 2, 1)
@@ -91,7 +89,7 @@ def test_a_new_attempt_starts_in_an_empty_folder(tmp_path: Path) -> None:
     assert [path.name for path in folder.rglob("*.pt")] == ["epoch-0000.pt"]
 
 
-def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
+def test_a_finished_trial_leaves_no_checkpoint(tmp_path):
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0)
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 4), 1, 0)
     remove_checkpoints(tmp_path, "toy", 3)
@@ -99,6 +97,6 @@ def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
 
 
-def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):
     *_, newest = attempt(tmp_path, 1, 0, 1, 2)
     assert checkpoint_values(newest) == {epoch: value_at(X, epoch) for epoch in range(3)}

@@ -1,30 +1,23 @@
 """Samplers: what they draw follows from seed, number and history alone."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.optuna_private import reseed
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.sampling import derived_seed, make_sampler
 from csi_job.study.settings import StudySettings
 from tests.support.studies import SPACE, define, toy_space, work_on
 
 
-def test_every_trial_has_a_seed_of_its_own() -> None:
+def test_every_trial_has_a_seed_of_its_own():
     seeds = {derived_seed(study_seed, number) for study_seed in range(20) for number in range(500)}
     assert len(seeds) == 20 * 500
     assert derived_seed(42, 7) == derived_seed(42, 7)
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "cmaes"])
-def test_no_two_trials_draw_the_same_point_and_a_second_study_draws_the_same(
-    name: str, storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_no_two_trials_draw_the_same_point_and_a_second_study_draws_the_same(name, storage, tmp_path):
     given = {"num_trials": 14, "max_epochs": 1, "sampler": name, "pruner": "none", "num_startup_trials": 4}
     drawn = []
     for study_name in ("one", "two"):
@@ -35,7 +28,7 @@ def test_no_two_trials_draw_the_same_point_and_a_second_study_draws_the_same(
     assert len({params["unknown_weight"] for params in drawn[0]}) == 14
 
 
-def test_the_draws_are_those_of_optunas_own_sampler(storage: StudyStorage, tmp_path: Path) -> None:
+def test_the_draws_are_those_of_optunas_own_sampler(storage, tmp_path):
     given = {"num_trials": 12, "max_epochs": 2, "num_startup_trials": 4}
     study = define(storage, **given)
     work_on(study, tmp_path, **given)
@@ -49,9 +42,7 @@ def test_the_draws_are_those_of_optunas_own_sampler(storage: StudyStorage, tmp_p
         assert trial.params == study.trials[number].params
 
 
-def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(
-    storage: StudyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(storage, tmp_path, caplog):
     caplog.set_level("INFO")
     given = {"num_trials": 30, "max_epochs": 1, "sampler": "cmaes", "pruner": "none", "num_startup_trials": 1}
     study = define(storage, **given)
@@ -62,12 +53,12 @@ def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(
     assert {trial.params["optimizer"] for trial in modelled} == {"adam", "sgd"}
 
 
-def test_cmaes_needs_a_number() -> None:
+def test_cmaes_needs_a_number():
     with pytest.raises(ConfigurationError, match="needs a number"):
         make_sampler(StudySettings(sampler="cmaes"), toy_space(high=0.0))
 
 
-def test_tpe_is_multivariate_grouped_and_sees_running_trials() -> None:
+def test_tpe_is_multivariate_grouped_and_sees_running_trials():
     sampler = make_sampler(StudySettings(num_startup_trials=17), SPACE)
     assert isinstance(sampler, optuna.samplers.TPESampler)
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, True, True)

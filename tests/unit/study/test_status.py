@@ -1,27 +1,17 @@
 """The state of a study, and its best trial."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
-import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import DataError, InfeasibleTrialError
 from csi_job.storage.attributes import f1_standard_error_of
-from csi_job.storage.storage import StudyStorage
-from csi_job.study.status import StudyStatus, choose_trial, study_status
+from csi_job.study.status import choose_trial, study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
-from csi_job.study.trial_run import RunningTrial
 from tests.support.studies import SPACE, define, objective, work_on
 
 
-def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finished(
-    study: optuna.Study, tmp_path: Path
-) -> None:
+def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finished(study, tmp_path):
     status = study_status(study)
     assert (status.num_finished, status.num_waiting, status.target, status.is_finished) == (0, 1, 5, False)
     assert (status.best, status.eta_s) == (None, None)
@@ -32,11 +22,12 @@ def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finishe
     assert (status.best.f1, status.best.params) == (study.best_value, study.best_params)
 
 
-def test_running_failed_and_infeasible_trials_are_shown(storage: StudyStorage, tmp_path: Path) -> None:
+def test_running_failed_and_infeasible_trials_are_shown(storage, tmp_path):
+    storage.lease_s = 3600.0
     study = define(storage)
-    seen: list[StudyStatus] = []
+    seen = []
 
-    def watched(running: RunningTrial[Any]) -> list[float]:
+    def watched(running):
         if running.number == 1:
             raise InfeasibleTrialError("out of memory")
         if running.number == 2:
@@ -63,8 +54,8 @@ def test_running_failed_and_infeasible_trials_are_shown(storage: StudyStorage, t
     assert count == 1
 
 
-def test_a_released_trial_is_an_orphan(study: optuna.Study, tmp_path: Path) -> None:
-    def stopped(_: RunningTrial[Any]) -> list[float]:
+def test_a_released_trial_is_an_orphan(study, tmp_path):
+    def stopped(_):
         raise DataError("stop here")
 
     with pytest.raises(DataError):
@@ -77,14 +68,14 @@ def test_a_released_trial_is_an_orphan(study: optuna.Study, tmp_path: Path) -> N
     assert not status.is_finished
 
 
-def test_cancelled_trials_do_not_count_as_failed(study: optuna.Study) -> None:
+def test_cancelled_trials_do_not_count_as_failed(study):
     enqueue_trial(study, SPACE, {"unknown_weight": 0.1})
     set_target(study, num_trials=1)
     status = study_status(study)
     assert (status.num_cancelled, status.num_failed, status.failures) == (1, 0, ())
 
 
-def test_nothing_is_chosen_while_nothing_is_complete(study: optuna.Study) -> None:
+def test_nothing_is_chosen_while_nothing_is_complete(study):
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.9}))
     assert choose_trial(study) is None
 
@@ -102,9 +93,7 @@ RULE = "the cheapest trial whose val_f1 is within one standard error ({}, by pat
     ],
     ids=["the first of the best", "the cheapest within the error", "earlier name", "no error"],
 )
-def test_the_trial_is_chosen_by_rule(
-    storage: StudyStorage, values: list[list[float]], errors: dict[str, float], number: int, rule: str
-) -> None:
+def test_the_trial_is_chosen_by_rule(storage, values, errors, number, rule):
     study = define(storage, objective="f1" if len(values[0]) == 1 else "f1-and-cost")
     for each in values:
         study.add_trial(create_trial(values=each, user_attrs=errors))

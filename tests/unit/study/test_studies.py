@@ -1,20 +1,15 @@
 """Studies are listed and deleted, and take parameters to try next."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import optuna
 import pytest
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import SPACE, Reader, define, study_counts, toy_space, work_on, write_checkpoint
 
 
-def test_studies_are_listed_with_their_counts(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
+def test_studies_are_listed_with_their_counts(study, storage, tmp_path):
     work_on(study, tmp_path)
     define(storage, name="second", objective="f1-and-cost", num_trials=9)
     optuna.create_study(storage=storage, study_name="foreign")
@@ -27,7 +22,7 @@ def test_studies_are_listed_with_their_counts(study: optuna.Study, storage: Stud
     assert foreign.counts is None
 
 
-def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage, tmp_path):
     keep, gone = define(storage, name="keep"), define(storage, name="gone")
     for study in (keep, gone):
         work_on(study, tmp_path, name=study.study_name)
@@ -47,9 +42,7 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage: StudyStorage, 
 
 
 @pytest.mark.parametrize("name", [".", "..", "{data}"])
-def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
-    name: str, storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_a_deleted_study_of_another_program_takes_no_folder_with_it(name, storage, tmp_path):
     data, work = tmp_path / "data", tmp_path / "work"
     write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, 0.5)
     write_checkpoint(data, 0, 0.5)
@@ -61,7 +54,7 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(
     assert sorted(tmp_path.rglob("*.pt")) == before != []
 
 
-def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path):
     study = define(storage)
     work_on(study, tmp_path)
     optuna.delete_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
@@ -70,21 +63,19 @@ def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage: StudySto
     Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
 
 
-def test_enqueued_values_outside_the_space_move_with_a_warning(
-    study: optuna.Study, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_enqueued_values_outside_the_space_move_with_a_warning(study, caplog):
     number = enqueue_trial(study, SPACE, {"unknown_weight": 7.0})
     assert study.trials[number].system_attrs["fixed_params"] == {"unknown_weight": 1.0}
     assert "unknown_weight 7.0 is outside the search space" in caplog.text
     assert study_counts(study).num_waiting == 2
 
 
-def test_another_space_than_the_studys_is_refused(study: optuna.Study) -> None:
+def test_another_space_than_the_studys_is_refused(study):
     with pytest.raises(ConfigurationError, match=r"space\.unknown_weight\.high"):
         enqueue_trial(study, toy_space(2.0), {"unknown_weight": 1.5})
 
 
-def test_enqueued_parameters_are_tried_next(study: optuna.Study, tmp_path: Path) -> None:
+def test_enqueued_parameters_are_tried_next(study, tmp_path):
     assert enqueue_trial(study, SPACE, {"unknown_weight": 0.125, "optimizer": "sgd"}) == 1
     work_on(study, tmp_path)
     params = study.trials[1].params

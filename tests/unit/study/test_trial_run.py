@@ -1,21 +1,15 @@
 """A trial is resumed where it was left; reasons are one line and name no file and no patient."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import CsiJobError, DataError, Problem
 from csi_job.storage.attributes import curve_of
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
-from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import check_device, failure_reason
-from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
 from tests.support.studies import define, objective, value_at, work_on, write_checkpoint
 
@@ -36,7 +30,7 @@ SPEED: Final = {"learning_rate": 0.1, "images_per_s": 10.0, "seconds": 1.0}
         (DataError("the cache is damaged", problems=[Problem("torn", file_id="PAT0042")]), "the cache is damaged"),
     ],
 )
-def test_the_message_is_kept_without_identities(error: Exception, reason: str) -> None:
+def test_the_message_is_kept_without_identities(error, reason):
     text = failure_reason(error)
     assert reason in text
     assert "PAT0042" not in text
@@ -44,14 +38,14 @@ def test_the_message_is_kept_without_identities(error: Exception, reason: str) -
     assert type(error).__name__ in text or isinstance(error, CsiJobError)
 
 
-def test_the_place_in_this_package_is_named_and_a_long_reason_cut() -> None:
+def test_the_place_in_this_package_is_named_and_a_long_reason_cut():
     with pytest.raises(ValueError, match="seed") as caught:
-        derived_seed("no number", 1)  # type: ignore[arg-type]
+        derived_seed("no number", 1)
     assert failure_reason(caught.value).startswith("ValueError in study/sampling.py:")
     assert len(failure_reason(ValueError("word " * 500))) == 200
 
 
-def test_only_a_lost_gpu_ends_the_worker() -> None:
+def test_only_a_lost_gpu_ends_the_worker():
     check_device(RuntimeError("CUDA out of memory"))
     check_device(ValueError("CUDA error"))
     with pytest.raises(CsiJobError, match="GPU is lost"):
@@ -59,28 +53,28 @@ def test_only_a_lost_gpu_ends_the_worker() -> None:
 
 
 def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no_epoch_twice(
-    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    storage, tmp_path, monkeypatch
+):
     study = define(storage, num_trials=1)
-    num_epochs: list[int] = []
+    num_epochs = []
 
-    def report(running: RunningTrial[Any], epoch: int, checkpoint: Path | None = None) -> None:
+    def report(running, epoch, checkpoint=None):
         running.epoch_done(EpochResult(epoch, train_loss=1.0, val_loss=2.0, val_f1=0.1, **SPEED), checkpoint)
         query = sa.select(LEASES.c.num_epochs)
         num_epochs.append(storage.read(lambda connection: connection.execute(query).scalar_one()))
 
-    def first_attempt(running: RunningTrial[Any]) -> list[float]:
+    def first_attempt(running):
         running.saves_checkpoints = True
         report(running, 0)
         report(running, 1, write_checkpoint(running.checkpoint_folder, 0, 0.1))
         report(running, 2)
         raise DataError("stop here")
 
-    def second_attempt(running: RunningTrial[Any]) -> list[float]:
+    def second_attempt(running):
         report(running, 1)
         raise DataError("stop here, too")
 
-    def third_attempt(running: RunningTrial[Any]) -> list[float]:
+    def third_attempt(running):
         assert running.resume_from is not None
         assert running.resume_from.name == "epoch-0000.pt"
         for epoch in (1, 2, 3):
@@ -101,18 +95,12 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
     ("num_stored", "intact", "first"), [(3, (0, 1, 2), 3), (2, (0, 1, 2), 3), (3, (0,), 1), (3, (), 0)]
 )
 def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
-    objective_name: str,
-    num_stored: int,
-    intact: tuple[int, ...],
-    first: int,
-    storage: StudyStorage,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    objective_name, num_stored, intact, first, storage, tmp_path, caplog
+):
     caplog.set_level("INFO")
     study = define(storage, num_trials=1, objective=objective_name)
 
-    def left(running: RunningTrial[Hyperparameters]) -> list[float]:
+    def left(running):
         for epoch in range(3):
             checkpoint = write_checkpoint(running.checkpoint_folder, epoch, X)
             if epoch < num_stored:
@@ -125,7 +113,7 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
     with pytest.raises(DataError):
         work_on(study, tmp_path, left)
 
-    def resumed(running: RunningTrial[Hyperparameters]) -> list[float]:
+    def resumed(running):
         curve = [(epoch, value_at(X, epoch)) for epoch in range(first)]
         assert (sorted(running.curve.items()), curve_of(study.trials[0])) == (curve, curve)
         assert running.losses == dict.fromkeys(range(num_stored), (1.0, 2.0))

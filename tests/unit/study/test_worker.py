@@ -1,14 +1,10 @@
 """A worker in this process: every way a trial and a worker can end."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import optuna
 import pytest
@@ -38,7 +34,7 @@ Running = RunningTrial[Hyperparameters]
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def late(monkeypatch):
     """Return a function that ends the time limit, which has no other clock here."""
     now_s = [0.0]
     monkeypatch.setattr("csi_job.study.worker.time", SimpleNamespace(monotonic=lambda: now_s[0]))
@@ -51,7 +47,8 @@ def seize(storage: StudyStorage) -> None:
         connection.execute(sa.update(LEASES).values(token="another", owner="another|a|b|1|1", lease_s=600))
 
 
-def test_a_worker_runs_the_study_to_its_total(study: optuna.Study, tmp_path: Path) -> None:
+def test_a_worker_runs_the_study_to_its_total_and_leaves_a_full_one_alone(study, tmp_path, caplog):
+    caplog.set_level("INFO")
     summary = work_on(study, tmp_path)
     assert summary.outcomes.total() == summary.num_finished == 5
     counts = study_counts(study)
@@ -61,24 +58,16 @@ def test_a_worker_runs_the_study_to_its_total(study: optuna.Study, tmp_path: Pat
     assert first.params == {"unknown_weight": 0.5, "optimizer": "adam"}
     kept = {name: first.user_attrs[name] for name in ("sampler", "pruner", "max_epochs", "attempt", "epochs")}
     assert kept == {"sampler": "tpe", "pruner": "median", "max_epochs": 4, "attempt": 1, "epochs": 4}
+    assert not work_on(study, tmp_path).outcomes
+    assert caplog.messages[-1] == "study toy is complete (5 trials)"
 
 
-def test_a_full_study_is_left_alone(study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    work_on(study, tmp_path)
-    summary = work_on(study, tmp_path)
-    assert not summary.outcomes
-    assert "study toy is complete (5 trials)" in caplog.text
-
-
-def test_a_lease_dated_back_with_the_clock_proves_no_live_worker(
-    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_dated_back_with_the_clock_proves_no_live_worker(storage, tmp_path, monkeypatch):
     study = define(storage, num_trials=1)
     leased(study, worker_id="another-host|boot|space|1|1")
     claims = []
 
-    def set_back(*arguments: Any, **options: Any) -> Any:
+    def set_back(*arguments, **options):
         claims.append(claim_trial(*arguments, **options))
         with storage.engine.begin() as connection:  # after the first look, as if the clock had been set back
             earlier_s = LEASES.c.renewed_at_s - 3600 * (len(claims) == 1)
@@ -90,7 +79,7 @@ def test_a_lease_dated_back_with_the_clock_proves_no_live_worker(
     assert len(claims) == 5
 
 
-def test_another_phase_may_change_epochs_sampler_and_pruner(storage: StudyStorage, tmp_path: Path) -> None:
+def test_another_phase_may_change_epochs_sampler_and_pruner(storage, tmp_path):
     study = define(storage, num_trials=3)
     work_on(study, tmp_path, num_trials=3)
     second = {"max_epochs": 6, "sampler": "random", "pruner": "none"}
@@ -108,8 +97,8 @@ def fails_with(error: Exception) -> Callable[[Running], list[float]]:
     return failing
 
 
-def test_an_infeasible_trial_counts_and_teaches_the_sampler(study: optuna.Study, tmp_path: Path) -> None:
-    def infeasible(running: Running) -> list[float]:
+def test_an_infeasible_trial_counts_and_teaches_the_sampler(study, tmp_path):
+    def infeasible(running):
         if running.number in (1, 2):
             running.report(0, 0.9)
             raise InfeasibleTrialError("out of memory with a micro-batch of one image")
@@ -126,8 +115,8 @@ def test_an_infeasible_trial_counts_and_teaches_the_sampler(study: optuna.Study,
     assert study.best_trial.number not in (1, 2)
 
 
-def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.Study, tmp_path: Path) -> None:
-    def failing(running: Running) -> list[float]:
+def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study, tmp_path):
+    def failing(running):
         if running.number == 1:
             raise RuntimeError("cannot load /data/patients/PAT0042.png now")
         if running.number == 2:
@@ -143,7 +132,7 @@ def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study: optuna.S
 
 
 @pytest.mark.parametrize("values", [[float("nan")], [], [0.1, 0.2], ["high"]])
-def test_non_finite_or_missing_values_fail_the_trial(values: list[Any], study: optuna.Study, tmp_path: Path) -> None:
+def test_non_finite_or_missing_values_fail_the_trial(values, study, tmp_path):
     with pytest.raises(CsiJobError, match=r"2 trials failed"):
         work_on(study, tmp_path, lambda _: values, max_failed_trials=1)
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
@@ -163,8 +152,8 @@ def test_non_finite_or_missing_values_fail_the_trial(values: list[Any], study: o
     ],
 )
 def test_values_outside_the_space_that_optuna_enqueues_fail_the_trial_and_nothing_else(
-    enqueued: dict[str, Any], reason: str, study: optuna.Study, tmp_path: Path
-) -> None:
+    enqueued, reason, study, tmp_path
+):
     own = optuna.load_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
     own.enqueue_trial(enqueued)
     own.enqueue_trial({"unknown_weight": 0.25, "optimizer": "sgd", "patience": 2}, user_attrs={"note": "by hand"})
@@ -180,12 +169,10 @@ def test_values_outside_the_space_that_optuna_enqueues_fail_the_trial_and_nothin
 
 
 @pytest.mark.parametrize("objective_name", ["f1", "f1-and-cost"])
-def test_a_result_has_its_parameters_and_epochs_even_if_the_server_lost_them(
-    objective_name: str, storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_a_result_has_its_parameters_and_epochs_even_if_the_server_lost_them(objective_name, storage, tmp_path):
     study = define(storage, num_trials=1, objective=objective_name)
 
-    def losing(running: Running) -> list[float]:
+    def losing(running):
         values = objective(running)
         with storage.engine.begin() as connection:  # as a crash does with synchronous_commit = off
             for table in (PARAMS, STEPS):
@@ -199,34 +186,30 @@ def test_a_result_has_its_parameters_and_epochs_even_if_the_server_lost_them(
     assert curve_of(first) == [(epoch, value_at(0.5, epoch)) for epoch in range(4)]
 
 
-def test_too_many_failures_end_the_worker(study: optuna.Study, tmp_path: Path) -> None:
+def test_too_many_failures_end_the_worker(study, tmp_path):
     with pytest.raises(StudyFailedError, match=r"3 trials failed.*no such layer.*max_failed_trials") as caught:
         work_on(study, tmp_path, fails_with(ValueError("no such layer")), max_failed_trials=2)
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("error", [DataError("the cache is damaged"), ConfigurationError("no such device")])
-def test_an_error_that_would_fail_every_trial_ends_the_worker_and_releases_the_trial(
-    error: CsiJobError, study: optuna.Study, tmp_path: Path
-) -> None:
+def test_an_error_that_would_fail_every_trial_ends_the_worker_and_releases_the_trial(error, study, tmp_path):
     with pytest.raises(type(error)):
         work_on(study, tmp_path, fails_with(error))
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
     assert work_on(study, tmp_path).num_finished == 5
 
 
-def test_a_lost_gpu_ends_the_process_and_leaves_the_trial(study: optuna.Study, tmp_path: Path) -> None:
+def test_a_lost_gpu_ends_the_process_and_leaves_the_trial(study, tmp_path):
     with pytest.raises(CsiJobError, match="GPU is lost"):
         work_on(study, tmp_path, fails_with(RuntimeError("CUDA error: an illegal memory access was encountered")))
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
 
 
-def test_a_worker_whose_lease_was_taken_writes_nothing_and_continues(
-    study: optuna.Study, storage: StudyStorage, tmp_path: Path, late: Callable[[], None]
-) -> None:
-    taken: list[int] = []
+def test_a_worker_whose_lease_was_taken_writes_nothing_and_continues(study, storage, tmp_path, late):
+    taken = []
 
-    def robbed(running: Running) -> list[float]:
+    def robbed(running):
         if not taken:
             taken.append(running.number)
             running.report(0, 0.1)
@@ -243,14 +226,12 @@ def test_a_worker_whose_lease_was_taken_writes_nothing_and_continues(
     assert study.trials[1].state is TrialState.COMPLETE
 
 
-def test_the_heartbeat_lets_the_training_see_that_the_lease_is_lost(
-    storage: StudyStorage, tmp_path: Path, late: Callable[[], None]
-) -> None:
+def test_the_heartbeat_lets_the_training_see_that_the_lease_is_lost(storage, tmp_path, late):
     storage.lease_s = 0.4
     study = define(storage, num_trials=1)
-    seen: list[str] = []
+    seen = []
 
-    def robbed(running: Running) -> list[float]:
+    def robbed(running):
         seize(storage)
         late()
         try:
@@ -265,8 +246,8 @@ def test_the_heartbeat_lets_the_training_see_that_the_lease_is_lost(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_releases_the_trial_after_its_last_epoch(number: int, study: optuna.Study, tmp_path: Path) -> None:
-    def stopped(running: Running) -> list[float]:
+def test_a_signal_releases_the_trial_after_its_last_epoch(number, study, tmp_path):
+    def stopped(running):
         running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, 0.1))
         os.kill(os.getpid(), number)
         running.batch_done()
@@ -277,9 +258,9 @@ def test_a_signal_releases_the_trial_after_its_last_epoch(number: int, study: op
         work_on(study, tmp_path, stopped)
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
-    resumed: list[tuple[int, str]] = []
+    resumed = []
 
-    def watched(running: Running) -> list[float]:
+    def watched(running):
         resumed.append((running.attempt, running.resume_from.name if running.resume_from else ""))
         return objective(running)
 
@@ -289,8 +270,8 @@ def test_a_signal_releases_the_trial_after_its_last_epoch(number: int, study: op
     assert study.trials[0].user_attrs["epochs"] == 4
 
 
-def test_a_signal_during_an_epoch_that_ends_costs_nothing(study: optuna.Study, tmp_path: Path) -> None:
-    def stopped(running: Running) -> list[float]:
+def test_a_signal_during_an_epoch_that_ends_costs_nothing(study, tmp_path):
+    def stopped(running):
         os.kill(os.getpid(), signal.SIGTERM)
         running.report(0, 0.1, checkpoint=write_checkpoint(running.checkpoint_folder, 0, 0.1))
         raise AssertionError
@@ -300,14 +281,13 @@ def test_a_signal_during_an_epoch_that_ends_costs_nothing(study: optuna.Study, t
     assert study.trials[0].intermediate_values == {0: 0.1}
 
 
-def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(
-    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(storage, tmp_path, monkeypatch):
+    storage.lease_s = 3600.0
     study = define(storage, num_trials=1)
     leased(study)
     wait = Stop.wait
 
-    def signalled(stop: Stop, _: float) -> None:
+    def signalled(stop, _):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         wait(stop, 3600)
 
@@ -316,11 +296,11 @@ def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(
         work_on(study, tmp_path)
 
 
-def test_a_training_that_stalls_ends_the_worker(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_training_that_stalls_ends_the_worker(storage, tmp_path):
     storage.lease_s = 0.4
     study = define(storage, num_trials=1)
 
-    def stuck(running: Running) -> list[float]:
+    def stuck(running):
         while True:
             running.check()
 
@@ -330,12 +310,10 @@ def test_a_training_that_stalls_ends_the_worker(storage: StudyStorage, tmp_path:
     assert study.trials[0].state is TrialState.RUNNING
 
 
-def test_after_the_timeout_no_trial_is_started(
-    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture, late: Callable[[], None]
-) -> None:
+def test_after_the_timeout_no_trial_is_started(study, tmp_path, caplog, late):
     caplog.set_level("INFO")
 
-    def slow(running: Running) -> list[float]:
+    def slow(running):
         late()
         return objective(running)
 
@@ -343,20 +321,18 @@ def test_after_the_timeout_no_trial_is_started(
     assert "time limit of 600 s reached" in caplog.text
 
 
-def test_plots_that_fail_do_not_end_the_search(
-    study: optuna.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_plots_that_fail_do_not_end_the_search(study, tmp_path, caplog):
     broken = fails_with(OSError(28, "No space left on device"))
     summary = work_on(study, tmp_path, options=WorkerOptions(on_trial_finished=broken, own_process=False))
     assert summary.num_finished == 5
     assert "No space left" in caplog.text
 
 
-def test_with_two_objectives_the_curve_is_an_attribute(storage: StudyStorage, tmp_path: Path) -> None:
+def test_with_two_objectives_the_curve_is_an_attribute(storage, tmp_path):
     given = {"objective": "f1-and-cost", "num_trials": 12, "num_startup_trials": 3}
     study = define(storage, **given)
 
-    def costly(running: Running) -> list[float]:
+    def costly(running):
         running.gflops = 2.0
         running.attributes["gflops"] = 2.0
         return objective(running)
@@ -369,8 +345,8 @@ def test_with_two_objectives_the_curve_is_an_attribute(storage: StudyStorage, tm
         assert len(trial.values or [0, 0]) == 2
 
 
-def test_a_worker_can_run_outside_the_main_thread(study: optuna.Study, tmp_path: Path) -> None:
-    summaries: list[Any] = []
+def test_a_worker_can_run_outside_the_main_thread(study, tmp_path):
+    summaries = []
     thread = threading.Thread(target=lambda: summaries.append(work_on(study, tmp_path)))
     thread.start()
     thread.join(60)

@@ -1,7 +1,5 @@
 """Workers in processes of their own: what reaches their parent, what ends them, and what starts them again."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -45,13 +43,13 @@ def num_starts(folder: Path) -> dict[int, int]:
     return {int(path.name): num_lines(path) for path in sorted(folder.iterdir())}
 
 
-def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path, caplog):
     caplog.set_level("INFO")
     code = 'worker.log.info("100 %% on %(gpu)s", {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}); print("noise")'
     events = run_group(tmp_path, {1: [f"{code}; worker.epoch()"], 2: [code]})
     assert events == [(1, "epoch", [1, 0, {"val_f1": 0.5}])]
     assert sorted(caplog.messages) == ["worker 1: 100 % on GPU-1", "worker 2: 100 % on GPU-2"]
-    assert {(record.name, record.args["worker"], record.args["gpu"]) for record in caplog.records} == {  # type: ignore[call-overload, index]
+    assert {(record.name, record.args["worker"], record.args["gpu"]) for record in caplog.records} == {
         ("csi_job.toy", 1, "GPU-1"),
         ("csi_job.toy", 2, "GPU-2"),
     }
@@ -66,17 +64,13 @@ def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path: Path, caplog: 
         ('worker.fail("the GPU is lost", 1, ends_search=False)', "the GPU is lost"),
     ],
 )
-def test_a_worker_that_dies_is_restarted(
-    death: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_that_dies_is_restarted(death, reason, tmp_path, caplog):
     run_group(tmp_path, {1: [death, "pass"], 2: ["pass"]})
     assert num_starts(tmp_path) == {1: 2, 2: 1}
     assert caplog.messages == [f"worker 1: {reason}; restarting it"]
 
 
-def test_a_worker_is_given_up_after_deaths_in_a_row_without_an_epoch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_is_given_up_after_deaths_in_a_row_without_an_epoch(tmp_path, caplog):
     with pytest.raises(CsiJobError, match="killed") as caught:
         run_group(tmp_path, {1: [DIE, DIE, f"worker.epoch(); {DIE}", DIE]})
     assert caught.value.exit_code == 1
@@ -84,7 +78,7 @@ def test_a_worker_is_given_up_after_deaths_in_a_row_without_an_epoch(
     assert caplog.messages[-1].endswith("giving it up, since it keeps dying without an epoch")
 
 
-def test_the_others_finish_without_a_worker_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_others_finish_without_a_worker_that_was_given_up(tmp_path, monkeypatch):
     given_up = tmp_path / "given-up"
     monkeypatch.setattr("csi_job.study.worker_group.logger.error", lambda *_: given_up.touch())
     (folder := tmp_path / "starts").mkdir()
@@ -93,9 +87,9 @@ def test_the_others_finish_without_a_worker_that_was_given_up(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("code", [1, 2, 3])
-def test_an_error_that_concerns_all_ends_all_with_its_exit_code(code: int, tmp_path: Path) -> None:
+def test_an_error_that_concerns_all_ends_all_with_its_exit_code(code, tmp_path):
     failing = f'worker.fail("too many trials failed", {code}, ends_search=True)'
-    ends: Events = []
+    ends = []
     with pytest.raises(CsiJobError, match=r"^too many trials failed$") as caught:
         run_group(tmp_path, {1: [failing], 2: [UNTIL_STOPPED]}, ends.extend)
     assert caught.value.exit_code == code
@@ -103,10 +97,10 @@ def test_an_error_that_concerns_all_ends_all_with_its_exit_code(code: int, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_reaches_every_worker_and_none_is_restarted(number: int, code: int, tmp_path: Path) -> None:
-    seen: Events = []
+def test_a_signal_reaches_every_worker_and_none_is_restarted(number, code, tmp_path):
+    seen = []
 
-    def on_event(events: Events) -> None:
+    def on_event(events):
         seen[:] = events
         if [kind for _, kind, _ in events] == ["trial_started"] * 2:
             os.kill(os.getpid(), number)
@@ -134,13 +128,13 @@ run_group(Path(sys.argv[1]), {1: [sys.argv[2]], 2: [sys.argv[2]]}, show)
     [("worker.hang()", signal.SIGINT, 130), (UNTIL_STOPPED, signal.SIGKILL, -9)],
     ids=["a second Ctrl-C", "the death of the parent"],
 )
-def test_no_worker_outlives(code: str, number: int, exit_code: int, tmp_path: Path) -> None:
+def test_no_worker_outlives(code, number, exit_code, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     arguments = [sys.executable, "-c", PARENT, str(tmp_path), code]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline()) for _ in range(2)]
-        wait_until(lambda: parent.send_signal(number) or parent.poll() is not None, 60)  # type: ignore[func-returns-value]
+        wait_until(lambda: parent.send_signal(number) or parent.poll() is not None, 60)
         assert parent.returncode == exit_code
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)
 
@@ -156,7 +150,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bbbb)
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+def machine(monkeypatch, tmp_path):
     """A machine whose GPUs CUDA counts and `nvidia-smi -L` lists, of which there are none yet."""
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -185,9 +179,7 @@ def install(machine: pytest.MonkeyPatch, folder: Path, num_gpus: int, listed: st
         (1, TWO_INSTANCES, "MIG-1111,MIG-GPU-aaaa/2/0", ["MIG-1111", "MIG-GPU-aaaa/2/0"]),
     ],
 )
-def test_every_gpu_and_instance_is_found(
-    machine: pytest.MonkeyPatch, tmp_path: Path, num_gpus: int, listed: str, given: str | None, expected: list[str]
-) -> None:
+def test_every_gpu_and_instance_is_found(machine, tmp_path, num_gpus, listed, given, expected):
     install(machine, tmp_path, num_gpus, listed)
     if given is not None:
         machine.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -208,15 +200,7 @@ def test_every_gpu_and_instance_is_found(
         (4, "cuda", 3, ["0", "1", "2"], "2"),
     ],
 )
-def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(
-    machine: pytest.MonkeyPatch,
-    tmp_path: Path,
-    num_gpus: int,
-    device: str,
-    workers: int,
-    gpus: list[str | None],
-    threads: str,
-) -> None:
+def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(machine, tmp_path, num_gpus, device, workers, gpus, threads):
     install(machine, tmp_path, num_gpus)
     machine.setattr("csi_job.study.worker_group.num_cores", lambda: 8)
     study, trial = StudySettings.model_validate({"workers": workers}), TrialSettings.model_validate({"device": device})
@@ -235,9 +219,7 @@ def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(
         (0, "cuda", r"trial.device is cuda, but torch finds no GPU"),
     ],
 )
-def test_more_workers_than_gpus_are_refused(
-    machine: pytest.MonkeyPatch, tmp_path: Path, num_gpus: int, device: str, expected: str
-) -> None:
+def test_more_workers_than_gpus_are_refused(machine, tmp_path, num_gpus, device, expected):
     install(machine, tmp_path, num_gpus)
     with pytest.raises(ConfigurationError, match=expected):
         worker_environments(StudySettings(workers=3), TrialSettings.model_validate({"device": device}))
