@@ -21,6 +21,8 @@ from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
 
+FEW = MIN_PATIENTS - 1
+
 
 def report(view, work):
     return read_page(write_report(view, work))
@@ -137,13 +139,6 @@ def test_before_the_later_stages_the_page_says_what_is_still_to_do(view, tmp_pat
     assert "the best of many is partly luck" in text
 
 
-def test_a_model_of_another_study_is_not_shown_as_this_ones(work, view):
-    change_json(work / "models" / "optimized_model.json", study="another <study>")
-    text = report(view, work).text
-    assert "belongs to another study (another <study>)" in text
-    assert "has not been evaluated on the test set yet" in text
-
-
 def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(work, view, text):
     created_again = replace(view, attributes=view.attributes | {"uid": "now"})
     assert report(created_again, work).text == text  # version 0.1 did not store whose a model is
@@ -171,11 +166,27 @@ def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view, text
     assert "retrained the same way" not in report(view, work).text
 
 
-def test_an_evaluation_of_an_older_model_is_not_shown(work, view):
-    change_json(work / "models" / "optimized_model.json", test=None)
+@pytest.mark.parametrize(
+    ("stem", "changes", "shown", "not_shown"),
+    [
+        ("optimized_model", {"study": "another <study>"}, "belongs to another study (another <study>)", "Test F1"),
+        ("optimized_model", {"study": "another"}, "has not been evaluated on the test set yet", "Test F1"),
+        ("optimized_model", {"test": None}, "is of another model or split", "Test F1"),
+        (
+            "evaluation/optimized_model",
+            {"num_patients": FEW},
+            f"With only {FEW} test patients, the intervals",
+            "Not checked yet",
+        ),
+        ("evaluation/optimized_model", {"num_patients": FEW + 1}, "Test F1", "intervals are too narrow"),
+    ],
+    ids=["another study", "not evaluated", "another evaluation", "few patients", "enough patients"],
+)
+def test_what_is_shown_of_the_final_model_follows_from_its_files(stem, changes, shown, not_shown, work, view):
+    change_json(work / "models" / f"{stem}.json", **changes)
     text = report(view, work).text
-    assert "is of another model or split" in text
-    assert "Test F1" not in text
+    assert shown in text
+    assert not_shown not in text
 
 
 def test_a_comparison_with_another_model_is_not_shown_as_the_baselines(work, view):
@@ -219,11 +230,12 @@ def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work):
     assert "Test F1" not in text
 
 
-def test_infeasible_and_failed_trials_are_listed_with_their_reasons(finished_study, text):
+def test_infeasible_and_failed_trials_are_listed_with_their_reasons_and_those_from_elsewhere(finished_study, text):
     reasons = {trial.user_attrs["reason"] for trial in finished_study.trials if trial.user_attrs.get("infeasible")}
     assert reasons
     assert all(reason in text for reason in reasons)
     assert "the worker stopped 3 times before the end of an epoch 2 9, 26" in text
+    assert "The commands do not repeat 1 trial enqueued by hand." in text
 
 
 def test_trials_computed_in_smaller_pieces_are_named(finished_study, text):
@@ -257,10 +269,6 @@ def test_the_settings_shown_make_the_same_study_again(work, finished_study, view
     assert settings["study"]["num_trials"] < view.num_finished
 
 
-def test_trials_that_came_from_elsewhere_are_named(text):
-    assert "The commands do not repeat 1 trial enqueued by hand." in text
-
-
 def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
     study = rich_study("it's a study", 40)
     text = next(data for data in report(view_study(study), work).words if "csi-job hyperopt" in data)
@@ -289,14 +297,6 @@ def test_neither_pseudonyms_nor_paths_are_on_the_page(work, view):
     text = write_report(view, work).read_text(encoding="utf-8")
     assert str(work) not in text
     assert set(PSEUDONYMS) & set(re.findall(r"\b[0-9a-f]{12}\b", text)) == set()
-
-
-def test_few_test_patients_bring_a_warning_and_many_do_not(work, view):
-    path = work / "models" / "evaluation" / "optimized_model.json"
-    change_json(path, num_patients=MIN_PATIENTS - 1)
-    assert f"With only {MIN_PATIENTS - 1} test patients, the intervals" in report(view, work).text
-    change_json(path, num_patients=MIN_PATIENTS)
-    assert "intervals are too narrow" not in report(view, work).text
 
 
 def test_one_process_refreshes_the_report_at_most_once_a_minute(tmp_path, finished_study, monkeypatch):
