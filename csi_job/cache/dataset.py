@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +19,7 @@ from csi_job.errors import DataError
 from csi_job.radiographs.split import SPLITS
 
 SplitName = Literal["train", "validation", "test"]
+NUM_AHEAD = 3  # batches that are gathered before they are needed
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,47 @@ class SplitData:
     def leave_devices(self) -> None:
         """Drop the copies on devices."""
         self._copies.clear()
+
+    def fetch_ahead(
+        self, indices: Iterable[torch.Tensor], device: torch.device
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Yield the images and zones of batches on a device; a thread gathers the next ones from the host meanwhile.
+
+        For a GPU they are gathered in pinned memory and copied on a stream of their own, and the host waits until the
+        GPU is at most `NUM_AHEAD` batches behind, which bounds the memory. Close the generator to end the thread.
+        """
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        used: deque[torch.cuda.Event] = deque()
+        thread = ThreadPoolExecutor(1, "batches")
+        waiting = (thread.submit(self._gather, index_B.cpu(), pinned=stream is not None) for index_B in indices)
+        gathered = deque(islice(waiting, NUM_AHEAD))
+        try:
+            while gathered:
+                batch = gathered.popleft().result()
+                gathered.extend(islice(waiting, 1))
+                if stream is None:
+                    yield batch
+                    continue
+                current = torch.cuda.current_stream(device)
+                with torch.cuda.stream(stream):
+                    image_BHW, zones_BZ = (tensor.to(device, non_blocking=True) for tensor in batch)
+                current.wait_stream(stream)
+                image_BHW.record_stream(current)
+                zones_BZ.record_stream(current)
+                yield image_BHW, zones_BZ
+                used.append(current.record_event())
+                if len(used) > NUM_AHEAD:
+                    used.popleft().synchronize()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    def _gather(self, index_B: torch.Tensor, *, pinned: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images and zones; torch reuses pinned memory as soon as what was in it has been copied to the GPU."""
+        image_BHW = torch.empty((len(index_B), *self.images_NHW.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        # One core, unlike torch's indexing, which would compete with the training for all of them.
+        np.take(self.images_NHW.numpy(), index_B.numpy(), axis=0, out=image_BHW.numpy(), mode="clip")
+        zones_BZ = self.zones_NZ[index_B]
+        return image_BHW, zones_BZ.pin_memory() if pinned else zones_BZ
 
 
 @dataclass(frozen=True)

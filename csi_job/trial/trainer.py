@@ -1,15 +1,15 @@
 """One model in training: the steps of an epoch, validation, and the state for checkpoints.
 
 Within an epoch, the host never waits for the device: batches are sampled, augmented and learned there, and losses and
-predictions stay there until the end of the epoch.
+predictions stay there until the end of the epoch. Images that do not fit there are fetched a few batches ahead.
 """
 
 import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +118,11 @@ class Trainer:
         order = torch.Generator(self.device).manual_seed(seed)  # the same wherever the data are
         batches = batch_indices(len(self.train_data), self.params.batch_size, order, self.train_data.images_NHW.device)
         total = torch.zeros((), device=self.device)
-        for step, index_B in enumerate(batches):
-            set_learning_rate(self.optimizer, step_rate(step, len(batches)))
-            loss = self.graphs.call(self._train_batch, *self._fetch(self.train_data, index_B))
-            total += loss * len(index_B)
-            batch_done()
+        with closing(self._fetch(lambda: self.train_data, batches)) as fetched:
+            for step, batch in enumerate(fetched):
+                set_learning_rate(self.optimizer, step_rate(step, len(batches)))
+                total += self.graphs.call(self._train_batch, *batch) * len(batches[step])
+                batch_done()
         return float(total) / len(self.train_data)
 
     def _train_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> Tensor:
@@ -167,11 +167,13 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         predicted: list[Tensor] = []
         order_N = torch.arange(num_images, device=self.validation_data.images_NHW.device)
-        for index_B in torch.split(order_N, self.validation_batch):
-            loss, pred_BZ = self.graphs.call(self._validate_batch, *self._fetch(self.validation_data, index_B))
-            total += loss * len(index_B)
-            predicted.append(pred_BZ.to(torch.uint8))  # a copy
-            batch_done()
+        batches = torch.split(order_N, self.validation_batch)
+        with closing(self._fetch(lambda: self.validation_data, batches)) as fetched:
+            for batch in fetched:
+                loss, pred_BZ = self.graphs.call(self._validate_batch, *batch)
+                total += loss * len(pred_BZ)
+                predicted.append(pred_BZ.to(torch.uint8))  # a copy
+                batch_done()
         pred_NZ = torch.cat(predicted).cpu()
         val_f1 = mean_f1(confusion(pred_NZ, self.on_host[1].zones_NZ).numpy(), self.settings.objective_average)
         return Validation(float(total) / num_images, val_f1, pred_NZ)
@@ -186,13 +188,15 @@ class Trainer:
         logits_BZK = self.validation_batches.run(len(zones_BZ), compute)
         return self.loss(logits_BZK, zones_BZ), logits_BZK.argmax(dim=-1)
 
-    def _fetch(self, data: SplitData, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        index_B = index_B.to(data.images_NHW.device)  # elsewhere only if the data have just left the GPU
-        image_BHW, zones_BZ = data.images_NHW[index_B], data.zones_NZ[index_B]
-        if image_BHW.device.type == self.device.type:
-            return image_BHW, zones_BZ
-        image_BHW, zones_BZ = image_BHW.pin_memory(), zones_BZ.pin_memory()
-        return image_BHW.to(self.device, non_blocking=True), zones_BZ.to(self.device, non_blocking=True)
+    def _fetch(
+        self, data: Callable[[], SplitData], indices: Sequence[Tensor]
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield the images and zones of batches, from the GPU until the data leave it (`_relieve`)."""
+        for step, index_B in enumerate(indices):
+            if data().images_NHW.is_cpu:
+                yield from data().fetch_ahead(indices[step:], self.device)
+                return
+            yield data().images_NHW[index_B], data().zones_NZ[index_B]
 
     @contextmanager
     def snapshot(self) -> Iterator[dict[str, Any]]:

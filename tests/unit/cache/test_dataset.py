@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from csi_job.cache.build import build_cache
-from csi_job.cache.dataset import Cache
+from csi_job.cache.dataset import NUM_AHEAD, Cache
 from csi_job.cache.manifest import load_info
 from csi_job.cache.settings import CacheSettings
 from tests.unit.cache.conftest import SIDE_PX, settings_of
@@ -56,3 +58,36 @@ def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder: Path) -> None:
     assert split.on(torch.device("cpu")) is split
     split.leave_devices()
     assert split.on(meta) is not moved
+
+
+CPU = torch.device("cpu")
+
+
+def test_batches_fetched_ahead_are_those_of_an_index(folder: Path) -> None:
+    split = Cache.open(folder).split("train")
+    indices = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(4)
+    taken: list[torch.Tensor] = []
+    batches = split.fetch_ahead((taken.append(index_B) or index_B for index_B in indices), CPU)
+    for number, (image_BHW, zones_BZ) in enumerate(batches):
+        assert image_BHW.equal(split.images_NHW[indices[number]])
+        assert zones_BZ.equal(split.zones_NZ[indices[number]])
+        assert len(taken) == min(number + 1 + NUM_AHEAD, len(indices))  # so memory is bounded
+    assert number == len(indices) - 1 > NUM_AHEAD
+
+
+@pytest.mark.parametrize("ending", ["used up", "closed", "failed"])
+def test_the_thread_that_fetches_ends_with_its_batches_and_reports_its_error(folder: Path, ending: str) -> None:
+    split = Cache.open(folder).split("train")
+    batches = replace(split, zones_NZ=split.zones_NZ[: 3 if ending == "failed" else None]).fetch_ahead(
+        torch.arange(len(split)).split(2), CPU
+    )
+    next(batches)
+    assert "batches_0" in {thread.name for thread in threading.enumerate()}
+    if ending == "closed":
+        batches.close()
+    elif ending == "failed":
+        with pytest.raises(IndexError):
+            next(batches)
+    else:
+        assert len(list(batches)) == (len(split) - 1) // 2
+    assert "batches_0" not in {thread.name for thread in threading.enumerate()}

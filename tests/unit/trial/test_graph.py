@@ -145,6 +145,9 @@ def test_data_and_graphs_free_their_memory_before_batches_get_smaller(make_train
     resident: list[bool] = []
     params = {"model_arch": "squeezenet1_1", "optimizer": "adam"}
     expected = outcome(make_trainer(TrialSettings(cuda_graphs=False), **params))
+    on_host = make_trainer(TrialSettings(), **params)
+    on_host.train_data, on_host.validation_data = on_host.on_host
+    assert equal(outcome(on_host), expected)
     trainer = make_trainer(TrialSettings(), **params)
     trainer.model.register_forward_pre_hook(run_out_of_memory)
     assert equal(outcome(trainer), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csi_job.cache.dataset import SplitData
+from csi_job.errors import StopRequestedError
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
@@ -81,6 +83,21 @@ def test_micro_batches_take_the_same_steps(make_trainer: Callable[..., Trainer])
         weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
         assert math.isfinite(loss)
     assert torch.allclose(*weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["train_epoch", "validate"])
+def test_whatever_ends_an_epoch_ends_the_thread_that_fetches_its_batches(
+    make_trainer: Callable[..., Trainer], run: str
+) -> None:
+    def batch_done() -> None:
+        assert "batches_0" in {thread.name for thread in threading.enumerate()}
+        raise StopRequestedError(15)
+
+    arguments = (0, lambda _step, _num_steps: 1e-3) if run == "train_epoch" else ()
+    with pytest.raises(StopRequestedError) as error:
+        getattr(make_trainer(), run)(*arguments, batch_done)
+    assert "batches_0" not in {thread.name for thread in threading.enumerate()}
+    assert error.tb is not None  # which holds the frames, and what they refer to
 
 
 def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trainer: Callable[..., Trainer]) -> None:
