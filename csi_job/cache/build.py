@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from csi_job.cache.manifest import (
     SPLIT_TABLE,
     CacheInfo,
     images_file,
+    load_info,
     manifest_text,
     write_split_table,
 )
@@ -66,9 +67,24 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
         source = read_source(radiographs, cache, work, study_key)
         folder = root / source.key
         if not folder.exists():
+            _name_other_size(root, cache.image_size_px)
             _build(source, radiographs, cache, work)
         record_key_for_settings(root, radiographs, cache, source.key)
     return folder
+
+
+def _name_other_size(root: Path, image_size_px: int) -> None:
+    """Warn if all finished caches have another image size: the settings of theirs may have been forgotten."""
+    sizes = set()
+    for manifest in root.glob(f"[!.]*/{MANIFEST}"):
+        with suppress(DataError):
+            sizes.add(load_info(manifest.parent).image_size_px)
+    if sizes and image_size_px not in sizes:
+        other = ", ".join(map(str, sorted(sizes)))
+        message = (
+            "building a cache of %d px beside that of %s px; to use that one, give the --config or --image-size it has"
+        )
+        _logger.warning(message, image_size_px, other)
 
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:

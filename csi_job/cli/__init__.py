@@ -59,7 +59,7 @@ def cli() -> None:
     From a label table and a folder of images to a trained and evaluated model:
       csi-job cache build     --labels labels.csv --images images/
       csi-job hyperopt        --labels labels.csv --images images/ --n-trials 50
-      csi-job train-optimized --hyperparams models/hyperopt/csi_optimization_best_params.json
+      csi-job train-optimized
       csi-job evaluate
 
     Every setting can be given as an environment variable (CSI_JOB_STUDY__NUM_TRIALS=50) or in a YAML file (--config),

@@ -133,10 +133,16 @@ def study_of_argument(*arguments: str) -> FindStudy:
 
 
 def study_of_hyperparams(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
-    """Find the study that a file of hyperparameters comes from, or what the file itself records of it."""
+    """Find the study that a file of hyperparameters comes from, or what the file itself records of it.
+
+    Where no file is given, it is the one that the search wrote.
+    """
     from csi_job.final_model.hyperparams import read_hyperparams
 
     study = loaded.settings.study
+    if given["hyperparams"] is None:
+        name = (the_only_study(loaded, given) or study).name
+        given["hyperparams"] = loaded.settings.folder.best_params(name)
     file = read_hyperparams(given["hyperparams"], default_study=study.name, default_max_epochs=study.max_epochs)
     return file.record_of_study(_record(loaded, file.study))
 

@@ -12,12 +12,13 @@ FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.see
 
 
 @click.command()
-@with_settings(*DATA, *FINAL, "storage.url", "trial.device", "trial.pretrained", study=study_of_hyperparams)
+@with_settings(
+    *DATA, *FINAL, "study.name", "storage.url", "trial.device", "trial.pretrained", study=study_of_hyperparams
+)
 @click.option(
     "--hyperparams",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="JSON file of hyperparameters, usually models/hyperopt/<study>_best_params.json.",
+    help="JSON file of hyperparameters.  [default: <work>/models/hyperopt/<study>_best_params.json]",
 )
 def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
     """Retrain the best trials with several seeds, and export the winner as the final model.

@@ -149,6 +149,18 @@ def test_unset_data_paths_are_a_configuration_error(radiographs, cache, tmp_path
         build_cache(RadiographsSettings(labels=radiographs.labels), cache, tmp_path)
 
 
+def test_work_folders_may_have_spaces_and_accents_and_caches_of_other_sizes_which_are_named(
+    radiographs, cache, tmp_path, caplog
+):
+    work = tmp_path / "Ä ö" / "日本"
+    verify_cache(build_cache(radiographs, cache, work))
+    assert "beside" not in caplog.text
+    larger = cache.model_copy(update={"image_size_px": SIDE_PX + 1})
+    for _ in range(2):  # a warm cache is named no more
+        build_cache(radiographs, larger, work)
+    assert caplog.text.count(f"building a cache of {SIDE_PX + 1} px beside that of {SIDE_PX} px") == 1
+
+
 def test_torch_is_not_imported_to_build():
     code = "import sys, csi_job.cache.build; sys.exit('torch' in sys.modules or 'pydicom' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
