@@ -63,6 +63,11 @@ class Replay:
     num_epochs: int = 0
     results: list[tuple[float, float]] = field(default_factory=list)
 
+    @property
+    def max_trials(self) -> int:
+        """The study's total, which pausing needs: more than any arm starts."""
+        return round(10 * self.budget_s / self.pool.mean_trial_s)
+
     def spend(self, seconds: float) -> None:
         """Advance the clock; raise `BudgetSpentError` past the budget."""
         self.clock_s += seconds
@@ -120,7 +125,6 @@ class Asha:
 
     reduction_factor: int = REDUCTION_FACTOR
     first_rung: int = 1
-    num_trials: int = 100
     ranking: dict[int, list[Run]] = field(default_factory=dict)
     """The trials that reached each rung, the best first."""
     paused: dict[int, Run] = field(default_factory=dict)
@@ -153,7 +157,7 @@ class Asha:
         replay.end(run)
 
     def _prune_beaten(self, replay: Replay, rung: int) -> None:
-        for run in self.ranking[rung][self.num_trials // self.reduction_factor :]:
+        for run in self.ranking[rung][replay.max_trials // self.reduction_factor :]:
             if self.paused.pop(run.trial.number, None):
                 replay.study.tell(run.trial, state=TrialState.PRUNED)
 
@@ -326,11 +330,15 @@ ARMS: dict[str, Arm] = {
     "TPE, no pruning": Arm(tpe()),
     "random, no pruning": Arm(lambda seed: RandomSampler(seed=seed)),
     "random, median": Arm(lambda seed: RandomSampler(seed=seed), median),
+    "GP, no pruning": Arm(lambda seed: GPSampler(seed=seed)),
     "GP, median": Arm(lambda seed: GPSampler(seed=seed), median),
     AUTO_SAMPLER: Arm(auto_sampler, median),
     "TPE, Hyperband": Arm(tpe(), lambda max_epochs: HyperbandPruner(1, max_epochs)),
     "TPE, ASHA that stops": Arm(
         tpe(), lambda _: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION_FACTOR)
+    ),
+    "TPE, ASHA that stops from epoch 3, 1 of 2": Arm(
+        tpe(), lambda _: SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
     ),
     "TPE, ASHA that pauses": Arm(tpe(PausedAsPrunedSampler), policy=pause),
     "the same, paused seen as bad": Arm(tpe(), policy=pause),

@@ -1,6 +1,7 @@
 """What the page is made of: sections of tables, figures, definitions and commands, as data for the templates."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from csi_job.html.plot import Plot
@@ -34,7 +35,7 @@ class Table:
     marks: dict[int, str] = field(default_factory=dict)
     is_sortable: bool = False
 
-    @property
+    @cached_property
     def is_stacked(self) -> bool:
         """Whether a narrow screen shows each row as a block, since the columns do not fit side by side."""
         longest = max((len(cell) for row in self.rows for cell in row), default=0)

@@ -6,14 +6,12 @@ released by the attempt that its attribute `PAUSED` names.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, REASON
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -43,32 +41,36 @@ class Standing:
 
 
 def standings(connection: Connection, study_id: int, steps: Collection[int] | sa.Select[tuple[int]]) -> list[Standing]:
-    """Return who stands where in these rungs, the highest rung first, and the best of each."""
-    rung, so_far, bracket = STEPS.alias("rung"), STEPS.alias("so_far"), USER_ATTRIBUTES.alias("bracket")
-    is_bracket = sa.and_(bracket.c.trial_id == TRIALS.c.trial_id, bracket.c.key == BRACKET)
+    """Return the place of each running trial in these rungs, the highest rung first, and the best of each.
+
+    The database ranks them among all trials that reached the rung, so that few rows are read.
+    """
+    rung, so_far, attribute = STEPS.alias("rung"), STEPS.alias("so_far"), USER_ATTRIBUTES.alias("bracket")
+    is_bracket = sa.and_(attribute.c.trial_id == TRIALS.c.trial_id, attribute.c.key == BRACKET)
     is_before = sa.and_(so_far.c.trial_id == rung.c.trial_id, so_far.c.step <= rung.c.step)
     is_violated = (SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRIBUTES.c.key == CONSTRAINT)
-    columns = (TRIALS.c.trial_id, rung.c.step, rung.c.intermediate_value.label("last"), bracket.c.value_json)
-    best = sa.func.max(so_far.c.intermediate_value).label("best")
-    query: sa.Select[Any] = (
-        sa.select(*columns, best)
+    bracket = sa.cast(sa.func.coalesce(attribute.c.value_json, "0"), sa.Integer)
+    rivals, best_first = (rung.c.step, bracket), (sa.func.max(so_far.c.intermediate_value).desc(), TRIALS.c.trial_id)
+    columns = (TRIALS.c.trial_id, TRIALS.c.state, rung.c.step, rung.c.intermediate_value)
+    ranked = (
+        sa.select(
+            *columns,
+            bracket.label("bracket"),
+            sa.func.row_number().over(partition_by=rivals, order_by=best_first).label("place"),
+            sa.func.count().over(partition_by=rivals).label("num_rivals"),
+        )
         .join(rung, rung.c.trial_id == TRIALS.c.trial_id)
         .join(so_far, is_before)
-        .outerjoin(bracket, is_bracket)
+        .outerjoin(attribute, is_bracket)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state != TrialState.FAIL, rung.c.step.in_(steps))
+        .where(rung.c.intermediate_value.is_not(None))  # a number
         .where(~sa.select(sa.literal(1)).where(*is_violated).exists())
-        .group_by(*columns)
+        .group_by(*columns, attribute.c.value_json)
+        .subquery()
     )
-    rivals: defaultdict[tuple[int, int], list[Row[Any]]] = defaultdict(list)
-    for row in connection.execute(query):
-        if row.last is not None:  # a number
-            rivals[row.step, json.loads(row.value_json or "0")].append(row)
-    ranked = (sorted(rows, key=lambda row: (-row.best, row.trial_id)) for _, rows in sorted(rivals.items())[::-1])
-    return [
-        Standing(row.trial_id, row.step, row.last, place, len(rows))
-        for rows in ranked
-        for place, row in enumerate(rows, start=1)
-    ]
+    of_running = sa.select(ranked).where(ranked.c.state == TrialState.RUNNING)
+    rows = connection.execute(of_running.order_by(ranked.c.step.desc(), ranked.c.bracket.desc(), ranked.c.place))
+    return [Standing(row.trial_id, row.step, row.intermediate_value, row.place, row.num_rivals) for row in rows]
 
 
 def standings_of_paused(connection: Connection, study_id: int, trial_ids: Collection[int]) -> list[Standing]:

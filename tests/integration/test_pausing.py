@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ConfigurationError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import PAUSED, outcome_of
+from csi_job.storage.attributes import CONSTRAINT, PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S, Lease
 from csi_job.storage.optuna_private import hyperband_bracket
+from csi_job.storage.rungs import Standing, standings
 from csi_job.storage.storage import StudyStorage
-from csi_job.storage.trial_rows import TrialWrite
+from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
@@ -116,6 +119,47 @@ def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(
     computed = (tmp_path / "computed.log").read_text().splitlines()
     assert len(computed) == len({*computed})
     Reader(url).check_exact(24, 8)
+
+
+def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_the_rung(storage: StudyStorage) -> None:
+    study, draws = define(storage), random.Random(5)
+    study_id, trials = study._study_id, []
+    for _ in range(120):
+        state = draws.choice([TrialState.RUNNING] * 2 + [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        values = [draws.choice([0.1, 0.2, 0.3, 0.4, math.nan]) for _ in range(draws.randint(0, 5))]
+        attributes = {"user_attrs": {"bracket": bracket}} if (bracket := draws.randint(-1, 2)) >= 0 else {}
+        violated = {"system_attrs": {CONSTRAINT: 1.0}} if draws.random() < 0.1 else {}
+        trial = create_trial(
+            state=state,
+            value=0.0 if state is TrialState.COMPLETE else None,
+            intermediate_values=dict(enumerate(values)),
+            **attributes,
+            **violated,
+        )
+        trial_id = storage.write(lambda connection, trial=trial: add_trial(connection, study_id, trial))
+        trials.append((trial_id, state, values, max(bracket, 0), bool(violated)))
+
+    def place(trial_id: int, step: int) -> tuple[float, int]:
+        curve = next(values for one, _, values, *_ in trials if one == trial_id)
+        return -max(value for value in curve[: step + 1] if not math.isnan(value)), trial_id
+
+    expected = []
+    for step in (4, 2, 0):
+        for bracket in (2, 1, 0):
+            rivals = [
+                (trial_id, state, values[step])
+                for trial_id, state, values, own, violated in trials
+                if len(values) > step and own == bracket and not violated and state is not TrialState.FAIL
+                if not math.isnan(values[step])
+            ]
+            rivals.sort(key=lambda rival: place(rival[0], step))
+            expected += [
+                Standing(trial_id, step, value, place, len(rivals))
+                for place, (trial_id, state, value) in enumerate(rivals, start=1)
+                if state is TrialState.RUNNING
+            ]
+    assert len(expected) > 40
+    assert storage.read(lambda connection: standings(connection, study_id, [0, 2, 4])) == expected
 
 
 def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage: StudyStorage) -> None:
