@@ -8,16 +8,23 @@ from optuna.distributions import CategoricalDistribution
 
 from csi_job.cache.dataset import Cache
 from csi_job.config import Settings
-from csi_job.final_model.seeds import Recipe, SeedTrainer
+from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.final_model.hyperparams import read_hyperparams
+from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
+from csi_job.final_model.settings import FinalModelSettings
+from csi_job.final_model.train import FinalTrainingRequest
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
 from csi_job.study_settings import definition_of
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
+from csi_job.work_folder import WorkFolder
 
 TRIAL = TrialSettings(device="cpu")
 SMALL = Hyperparameters(model_arch="Custom_1", batch_size=16, patience=5).to_params()
+BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
+QUICK = EvaluationSettings(num_bootstrap=100)
 
 
 def recipe(max_epochs: int = 2, **changes) -> Recipe:
@@ -55,16 +62,31 @@ def write_hyperparams(path: Path, **changes) -> Path:
     return path
 
 
+def request_of(
+    work: Path, cache_folder: Path, study=None, baseline=BASELINE, trial=TRIAL, evaluation=QUICK, **settings
+) -> FinalTrainingRequest:
+    """Two seeds of two candidates, in a work folder with its file of hyperparameters."""
+    path = work / "b.json"
+    if not path.exists():
+        write_hyperparams(path)
+    file = read_hyperparams(path, default_study="s", default_max_epochs=2)
+    chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
+    cache = Cache.open(cache_folder)
+    return FinalTrainingRequest(WorkFolder(work), cache, file, study, baseline, chosen, trial, evaluation)
+
+
+def kept(seed: int, val_f1: float, gflops: float = 1.0) -> SeedResult:
+    return SeedResult(seed, val_f1, 1, 2, 10, gflops, 16, (0.1, val_f1), "0" * 64)
+
+
 def diverging(folder: Path) -> TrialSettings:
     """Settings whose starting weights are so large that the first loss is not finite."""
     state = build_model("Custom_1").state_dict()
-    huge = {
-        name: torch.full_like(tensor, 1e38) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-    }
+    huge = {name: torch.full_like(t, 1e38) if t.is_floating_point() else t for name, t in state.items()}
     torch.save(huge, folder / "huge.pth")
     return TRIAL.model_copy(update={"pretrained": str(folder / "huge.pth")})
 
 
 @pytest.fixture
-def trainer(cache_folder, tmp_path) -> SeedTrainer:
+def trainer(cache_folder, tmp_path):
     return SeedTrainer(tmp_path / "candidates ü", Cache.open(cache_folder), TRIAL)

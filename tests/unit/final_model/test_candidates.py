@@ -17,10 +17,10 @@ from csi_job.final_model.candidates import (
     write_optimized_params,
 )
 from csi_job.final_model.hyperparams import read_hyperparams
-from csi_job.final_model.seeds import SeedResult, SeedTrainer
+from csi_job.final_model.seeds import SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.work_folder import WorkFolder
-from tests.unit.final_model.conftest import SMALL, diverging, recipe, study_of, write_hyperparams
+from tests.unit.final_model.conftest import SMALL, diverging, kept, recipe, study_of, write_hyperparams
 
 LOW, HIGH = {"learning_rate": 1e-3}, {"learning_rate": 3e-3}
 
@@ -32,10 +32,6 @@ def hyperparams(tmp_path, **changes):
 
 def rates(candidates) -> list[float]:
     return [candidate.recipe.params.learning_rate for candidate in candidates]
-
-
-def kept(seed: int, val_f1: float, gflops: float = 1.0) -> SeedResult:
-    return SeedResult(seed, val_f1, 1, 2, 10, gflops, 16, (0.1, val_f1), "0" * 64)
 
 
 class Shelf(SeedTrainer):
@@ -68,13 +64,10 @@ def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicate
 
 
 @pytest.mark.parametrize("changes", [{"confirmed": True}, {"study": None}])
-def test_a_confirmed_or_handwritten_file_is_the_only_candidate(tmp_path, changes):
-    found = find_candidates(hyperparams(tmp_path, **changes), study_of((HIGH, 0.9)), 3, None)
-    assert rates(found) == [1e-3]
-
-
-def test_one_candidate_or_no_study_leaves_only_the_file(tmp_path):
-    assert len(find_candidates(hyperparams(tmp_path), study_of((HIGH, 0.9)), 1, None)) == 1
+def test_a_confirmed_or_handwritten_file_or_one_without_a_study_is_the_only_candidate(tmp_path, changes):
+    study = study_of((HIGH, 0.9))
+    assert rates(find_candidates(hyperparams(tmp_path, **changes), study, 3, None)) == [1e-3]
+    assert len(find_candidates(hyperparams(tmp_path), study, 1, None)) == 1
     assert len(find_candidates(hyperparams(tmp_path), None, 3, None)) == 1
 
 
@@ -105,7 +98,7 @@ def test_the_cheapest_within_the_leaders_std_wins_where_cost_counts(trainer, che
 def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
     first = confirm_candidates([candidate(1e-3)], (1,), trainer)
     before = {path: path.stat().st_mtime_ns for path in trainer.folder.rglob("*.safetensors")}
-    advanced: list[int] = []
+    advanced = []
     both = [candidate(1e-3), candidate(3e-3)]
     second = confirm_candidates(both, (1, 2), trainer, advance=advanced.append)
     assert second.candidates[0].seeds[0] == first.result.seeds[0]
@@ -116,7 +109,7 @@ def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer):
     reasons = {trainer.recipe_digest(candidate(1e-3).recipe): "out of memory"}
-    advanced: list[int] = []
+    advanced = []
     known = replace(trainer, infeasible=reasons)
     winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), known, advance=advanced.append)
     assert rates([winner.result.candidate]) == [3e-3]

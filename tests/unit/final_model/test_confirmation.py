@@ -16,12 +16,9 @@ from safetensors.torch import load_file
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError
-from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.candidates import Candidate, CandidateResult, choose_winner
 from csi_job.final_model.confirmation import RESULT, Confirmation
-from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedResult, SeedTrainer
-from csi_job.final_model.settings import FinalModelSettings
 from csi_job.final_model.train import FinalTrainingRequest, run_final_training
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import storage_of
@@ -30,15 +27,13 @@ from csi_job.study.record import read_record
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study, list_studies
 from csi_job.study.worker import WorkerOptions
-from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
 from tests.support.studies import Reader
-from tests.unit.final_model.conftest import SMALL, TRIAL, diverging, recipe, stored_study, write_hyperparams
+from tests.unit.final_model.conftest import BASELINE, SMALL, TRIAL, diverging, kept, recipe, request_of, stored_study
 
 preload("tests.unit.final_model.test_confirmation")
 
-BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
 RATES = (1e-3, 3e-3, 5e-3)
 TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4), ({"learning_rate": 5e-3}, 0.3))
 
@@ -47,7 +42,7 @@ TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4), ({"learning_rate": 5e-3}
 
 
 @pytest.fixture
-def confirmation(trainer) -> Confirmation:
+def confirmation(trainer):
     candidates = [Candidate(recipe(learning_rate=rate), number) for number, rate in enumerate(RATES)]
     return Confirmation(candidates, BASELINE, (1, 2, 3), trainer)
 
@@ -57,8 +52,8 @@ def done(training: Training, val_f1: float | None, gflops: float = 1.0) -> Froze
     attributes = {TRAINING: asdict(training)}
     if val_f1 is None:
         return create_trial(state=TrialState.PRUNED, user_attrs=attributes | {"reason": "out of memory"})
-    result = SeedResult(training.seed, val_f1, 0, 1, 1, gflops, 16, (val_f1,), "0" * 64)
-    return create_trial(value=val_f1, user_attrs=attributes | {RESULT: asdict(result)})
+    result = asdict(kept(training.seed, val_f1, gflops))
+    return create_trial(value=val_f1, user_attrs=attributes | {RESULT: result})
 
 
 def names(trainings) -> list[str]:
@@ -117,22 +112,18 @@ def test_whatever_the_order_of_the_trainings_nobody_who_would_win_is_dropped(dat
     confirmation = Confirmation(candidates, BASELINE, (1, 2), trainer)
     values = data.draw(st.lists(st.floats(0, 1), min_size=6, max_size=6))
     f1 = dict(zip(itertools.product(map(str, RATES), (1, 2)), values, strict=True))
-    trials: list[FrozenTrial] = []
+    trials = []
     while left := [t for t in confirmation.trainings(trials) if t.key not in {training_of(x).key for x in trials}]:
         training = data.draw(st.sampled_from(left))
         trials.append(done(training, f1.get(training.key, 0.5)))
 
-    def results(found) -> list[CandidateResult]:
+    def results(found):
         of = [(c, [found.get((str(c.recipe.params.learning_rate), seed)) for seed in (1, 2)]) for c in candidates]
-        return [CandidateResult(c, tuple(map(_kept, values))) for c, values in of if None not in values]
+        return [CandidateResult(c, tuple(kept(1, value) for value in values)) for c, values in of if None not in values]
 
     trained = {training_of(trial).key: trial.value for trial in trials}
     expected, chosen = (choose_winner(results(found), prefer_cheap=False) for found in (f1, trained))
     assert chosen.candidate == expected.candidate
-
-
-def _kept(val_f1: float) -> SeedResult:
-    return SeedResult(1, val_f1, 0, 1, 1, 1.0, 16, (val_f1,), "0" * 64)
 
 
 # Trainings shared by processes
@@ -140,22 +131,9 @@ def _kept(val_f1: float) -> SeedResult:
 
 def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTrainingRequest:
     study = stored_study(work, cache_folder, *TRIALS)
-    path = work / "b.json"
-    if not path.exists():
-        write_hyperparams(path)
-    run = {"num_candidates": 2, "num_seeds": 2, "max_epochs": 3} | settings
-    return FinalTrainingRequest(
-        WorkFolder(work),
-        Cache.open(cache_folder),
-        read_hyperparams(path, default_study="s", default_max_epochs=2),
-        study,
-        BASELINE,
-        FinalModelSettings(**run),
-        trial,
-        EvaluationSettings(num_bootstrap=100),
-        read_record(StorageSettings(), work, "s"),
-        options=WorkerOptions(own_process=False),
-    )
+    made = request_of(work, cache_folder, study, trial=trial, **({"max_epochs": 3} | settings))
+    record = read_record(StorageSettings(), work, "s")
+    return replace(made, record=record, options=WorkerOptions(own_process=False))
 
 
 def final(work: Path, cache_folder: Path, **changes: Any) -> None:
@@ -187,7 +165,7 @@ def assert_same(work: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(cache_folder, tmp_path_factory) -> Path:
+def alone(cache_folder, tmp_path_factory):
     """The work folder of one undisturbed process."""
     work = tmp_path_factory.mktemp("alone ü")
     assert start(work, cache_folder).join(240) == 0
@@ -197,14 +175,14 @@ def alone(cache_folder, tmp_path_factory) -> Path:
 def test_the_trainings_are_trials_of_a_study_beside_it_with_their_curves(alone, cache_folder):
     study = stored_study(alone, cache_folder, *TRIALS)
     trials = open_confirmation(study).get_trials()
-    finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     trainer = SeedTrainer(WorkFolder(alone).candidates("s"), Cache.open(cache_folder), TRIAL)
-    assert {training_of(trial).name for trial in finished} >= {"trial 0", "baseline"}
-    for trial in finished:
+    assert {training_of(trial).name for trial in complete} >= {"trial 0", "baseline"}
+    for trial in complete:
         training = training_of(trial)
-        kept = trainer.finished(*_recipe(training))
-        assert trial.value == kept.val_f1 == SeedResult.of(trial.user_attrs[RESULT]).val_f1
-        assert tuple(trial.intermediate_values.values()) == kept.curve
+        finished = trainer.finished(*_recipe(training))
+        assert trial.value == finished.val_f1 == SeedResult.of(trial.user_attrs[RESULT]).val_f1
+        assert tuple(trial.intermediate_values.values()) == finished.curve
     assert [trial.number for trial in study.get_trials()] == [0, 1, 2, 3]  # the baseline and the three
     assert not list((alone / "checkpoints").rglob("*.pt"))
 

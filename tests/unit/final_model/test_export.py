@@ -22,9 +22,12 @@ from csi_job.final_model.card import CardContext, build_card
 from csi_job.final_model.export import publish, read_valid_card, record_test_metrics, remove_model, write_model
 from csi_job.trial.model import build_model
 from csi_job.work_folder import ModelFolder, WorkFolder
-from tests.unit.final_model.conftest import recipe
-from tests.unit.final_model.test_candidates import kept
+from tests.unit.final_model.conftest import kept, recipe
 
+HEADINGS = (
+    "Model details; Intended use; Training data; Training; Metrics on the validation set; Metrics on the test set; "
+    "Ethical considerations; Limits; Licence; Versions"
+)
 CPU, QUICK = torch.device("cpu"), EvaluationSettings(num_bootstrap=100)
 
 
@@ -51,7 +54,7 @@ def card(trainer, state, tmp_path):
 
 
 @pytest.fixture
-def path(tmp_path, state, card) -> Path:
+def path(tmp_path, state, card):
     """A model with both file types and its card."""
     path = tmp_path / "models" / "m.safetensors"
     write_model(path, state, card, with_pth=True)
@@ -82,18 +85,7 @@ def test_the_card_has_every_section(tmp_path, state, card):
     path = tmp_path / "m.safetensors"
     write_model(path, state, card, with_pth=False)
     text = path.with_suffix(".md").read_text()
-    for heading in (
-        "Model details",
-        "Intended use",
-        "Training data",
-        "Metrics on the validation set",
-        "Metrics on the test set",
-        "Ethical considerations",
-        "Limits",
-        "Licence",
-        "Versions",
-    ):
-        assert f"## {heading}\n" in text
+    assert "; ".join(re.findall(r"^## (.*)$", text, re.MULTILINE)) == HEADINGS
     assert card["data"]["cache"] in text
     assert "Not measured yet" in text
     assert "- odd" in text
@@ -160,7 +152,7 @@ def test_a_kill_at_any_step_never_leaves_a_card_beside_weights_it_does_not_descr
 
 
 @pytest.fixture
-def folders(tmp_path, state, card) -> dict[str, ModelFolder]:
+def folders(tmp_path, state, card):
     """The final models, baselines and evaluations of two studies, and of one of them as the latest."""
     work = WorkFolder(tmp_path)
     folders = {"a": work.final("a"), "b": work.final("b"), "latest": work.latest}

@@ -27,7 +27,7 @@ def same(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_result_is_stored_as_train_model_returns_it(trainer):
+def test_a_result_is_stored_once_as_train_model_returns_it(trainer):
     result = trainer.run(recipe(), 5)
     expected = train_model(
         trainer.cache.train,
@@ -41,12 +41,10 @@ def test_a_result_is_stored_as_train_model_returns_it(trainer):
     assert result.val_f1 == expected.best_val_f1
     assert result.curve == tuple(epoch.val_f1 for epoch in expected.epochs)
     assert same(trainer.weights(recipe(), result), expected.best_state)
-
-
-def test_a_finished_training_is_not_trained_again(trainer):
-    result = trainer.run(recipe(), 5)
-    advanced: list[int] = []
-    assert replace(trainer, check=StopAfter(0)).run(recipe(), 5, advanced.append) == result
+    names = sorted(path.name for path in trainer.folder.rglob("*"))  # without its checkpoints
+    assert names == sorted([trainer.recipe_digest(recipe()), "seed-5.json", "seed-5.safetensors"])
+    advanced = []
+    assert replace(trainer, check=StopAfter(0)).run(recipe(), 5, advanced.append) == result  # not trained again
     assert sum(advanced) == 2
 
 
@@ -57,18 +55,12 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(trainer, tm
     with pytest.raises(StopRequestedError):
         replace(trainer, check=StopAfter(2 * num_batches + 1)).run(recipe(EPOCHS), 5)
     assert trainer.finished(recipe(EPOCHS), 5) is None
-    advanced: list[int] = []
+    advanced = []
     check = StopAfter(2 * num_batches)  # enough for what is left, not for a new start
     resumed = replace(trainer, check=check).run(recipe(EPOCHS), 5, advanced.append)
     assert resumed == expected
     assert sum(advanced) == EPOCHS
     assert same(trainer.weights(recipe(EPOCHS), resumed), uninterrupted.weights(recipe(EPOCHS), expected))
-
-
-def test_checkpoints_are_removed_once_the_result_is_stored(trainer):
-    trainer.run(recipe(), 5)
-    names = sorted(path.name for path in trainer.folder.rglob("*"))
-    assert names == sorted([trainer.recipe_digest(recipe()), "seed-5.json", "seed-5.safetensors"])
 
 
 @pytest.mark.parametrize("damage", ["weights", "record", "no weights"])
@@ -98,7 +90,7 @@ def test_the_digest_covers_what_decides_the_result(trainer):
 
 
 def test_pretrained_weights_count_by_content_not_by_name(trainer, tmp_path):
-    def digest(name: str, content: bytes) -> str:
+    def digest(name, content):
         (tmp_path / name).write_bytes(content)
         settings = TRIAL.model_copy(update={"pretrained": str(tmp_path / name)})
         return replace(trainer, settings=settings).recipe_digest(recipe())
@@ -106,16 +98,13 @@ def test_pretrained_weights_count_by_content_not_by_name(trainer, tmp_path):
     assert digest("a.pth", b"1") == digest("b.pth", b"1") != digest("a.pth", b"2")
 
 
-def test_an_infeasible_training_is_not_kept(trainer, tmp_path):
-    advanced: list[int] = []
+def test_an_infeasible_training_is_not_kept_and_a_folder_that_cannot_be_created_is_one_line(trainer, tmp_path):
+    advanced = []
     with pytest.raises(InfeasibleTrialError):
         replace(trainer, settings=diverging(tmp_path)).run(recipe(3), 5, advanced.append)
     assert sum(advanced) == 3
     assert not list(trainer.folder.rglob("seed-5.json"))
-
-
-def test_a_folder_that_cannot_be_created_is_a_one_line_error(trainer):
-    trainer.folder.write_text("a file")
+    (tmp_path / "file").write_text("")
     with pytest.raises(CsiJobError) as caught:
-        trainer.run(recipe(1), 5)
+        replace(trainer, folder=tmp_path / "file").run(recipe(1), 5)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,8 @@ from csi_job.errors import ConfigurationError, CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.export import read_valid_card
-from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
-from csi_job.final_model.settings import FinalModelSettings
-from csi_job.final_model.train import FinalModel, FinalTrainingRequest, run_final_training
+from csi_job.final_model.train import FinalModel, run_final_training
 from csi_job.pipeline import existing_cache, run_evaluate
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -25,37 +24,17 @@ from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
-from tests.unit.final_model.conftest import SMALL, TRIAL, study_of, write_hyperparams
+from tests.unit.final_model.conftest import BASELINE, QUICK, SMALL, request_of, study_of, write_hyperparams
 
 preload("tests.unit.final_model.test_train")
 
-BASELINE = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-4})
 TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4))
-QUICK = EvaluationSettings(num_bootstrap=100)
 
 
-def final(
-    work: Path, cache_folder: Path, study=None, evaluation=QUICK, baseline=BASELINE, uid=None, **settings
-) -> FinalModel:
-    path = work / "b.json"
-    if not path.exists():
-        write_hyperparams(path)
-    file = read_hyperparams(path, default_study="s", default_max_epochs=2)
-    chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
+def final(work: Path, cache_folder: Path, study=None, uid=None, **changes) -> FinalModel:
     record = StudyRecord("s", {"fingerprint": {}, "settings": {}, "uid": uid})
-    request = FinalTrainingRequest(
-        WorkFolder(work),
-        Cache.open(cache_folder),
-        file,
-        study,
-        baseline,
-        chosen,
-        TRIAL,
-        evaluation,
-        record,
-        max_image_side_px=30_000,
-    )
-    return run_final_training(request)
+    request = request_of(work, cache_folder, study, **changes)
+    return run_final_training(replace(request, record=record, max_image_side_px=30_000))
 
 
 def trained_files(folder: Path) -> dict[Path, int]:
@@ -63,13 +42,13 @@ def trained_files(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def done(cache_folder, tmp_path_factory) -> tuple[Path, FinalModel]:
+def done(cache_folder, tmp_path_factory):
     work = tmp_path_factory.mktemp("done ü")
     return work, final(work, cache_folder, study_of(*TRIALS))
 
 
 @pytest.fixture
-def copied(done, tmp_path) -> Path:
+def copied(done, tmp_path):
     """A work folder in which everything is done already, free to be spoiled."""
     return Path(shutil.copytree(done[0], tmp_path / "copy", copy_function=shutil.copy2))
 
@@ -271,7 +250,7 @@ def train(work: Path, cache_folder: Path) -> FinalModel:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cache_folder, tmp_path_factory) -> FinalModel:
+def uninterrupted(cache_folder, tmp_path_factory):
     return train(tmp_path_factory.mktemp("uninterrupted"), cache_folder)
 
 
