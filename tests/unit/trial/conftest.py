@@ -1,7 +1,5 @@
 """Small synthetic splits: a zone is as bright as its score, so that a model learns them at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -14,16 +12,16 @@ MakeSplit = Callable[..., SplitData]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     torch.set_num_threads(1)
     fitting_sizes.clear()
 
 
 @pytest.fixture
-def make_split() -> MakeSplit:
+def make_split():
     """Return `make_split(num_images, side_px=32, seed=0)`."""
 
-    def make(num_images: int, side_px: int = 32, seed: int = 0) -> SplitData:
+    def make(num_images, side_px=32, seed=0):
         generator = torch.Generator().manual_seed(seed)
         zones_NZ = torch.randint(0, 5, (num_images, 6), generator=generator)
         rows = torch.arange(side_px) * 3 // side_px

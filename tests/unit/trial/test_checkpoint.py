@@ -1,7 +1,5 @@
 """Checkpoints are intact or absent: truncated, corrupt and partly written ones are never read."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
@@ -30,11 +28,12 @@ from csi_job.trial.checkpoint import (
     save_checkpoint,
     valid_checkpoints,
 )
+from tests.support.processes import wait_until
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
 
 
-def test_a_state_survives_a_round_trip(tmp_path: Path) -> None:
+def test_a_state_survives_a_round_trip(tmp_path):
     path = save_checkpoint(tmp_path / "new folder ä", 7, STATE)
     assert path.name == "epoch-0007.pt"
     state = load_checkpoint(path)
@@ -43,35 +42,28 @@ def test_a_state_survives_a_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_the_newest_two_are_kept_newest_first(tmp_path: Path) -> None:
+def test_the_newest_two_are_kept_newest_first(tmp_path):
     paths = [save_checkpoint(tmp_path, epoch, STATE) for epoch in (8, 9, 10, 10_000)]
     assert valid_checkpoints(tmp_path) == [paths[3], paths[2]]
     assert sorted(tmp_path.iterdir()) == sorted(paths[2:])
     assert valid_checkpoints(tmp_path / "missing") == []
 
 
-def test_any_flipped_bit_or_truncation_is_detected(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, STATE)
+def test_after_any_flipped_bit_or_truncation_the_checkpoint_before_is_found(tmp_path):
+    before, path = (save_checkpoint(tmp_path, epoch, STATE) for epoch in (0, 1))
     intact = path.read_bytes()
     for place in range(0, len(intact), 7):
         path.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
-        assert valid_checkpoints(tmp_path) == []
+        assert valid_checkpoints(tmp_path) == [before]
         path.write_bytes(intact[:place])
         with pytest.raises(CheckpointError, match="truncated, corrupt"):
             load_checkpoint(path)
+    path.write_bytes(intact[:-1])
+    assert valid_checkpoints(tmp_path) == [before]
     path.write_bytes(intact)
-    assert valid_checkpoints(tmp_path) == [path]
-
-
-def test_the_checkpoint_before_a_truncated_one_is_found(tmp_path: Path) -> None:
-    old, new = (save_checkpoint(tmp_path, epoch, STATE) for epoch in (1, 2))
-    new.write_bytes(new.read_bytes()[:-1])
-    assert valid_checkpoints(tmp_path) == [old]
-
-
-def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
+    assert valid_checkpoints(tmp_path) == [path, before]
     with pytest.raises(CheckpointError, match="could not be read"):
-        load_checkpoint(tmp_path / "epoch-0001.pt")
+        load_checkpoint(tmp_path / "epoch-0009.pt")
 
 
 class Bomb:
@@ -79,7 +71,7 @@ class Bomb:
         return (os.abort, ())
 
 
-def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path):
     file = io.BytesIO()
     torch.save({"model": Bomb()}, file, pickle_module=pickle)
     path = tmp_path / "epoch-0001.pt"
@@ -88,10 +80,14 @@ def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path: Pat
         load_checkpoint(path)
 
 
-def test_a_full_disk_stays_the_error_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_stays_the_error_of_a_checkpoint(tmp_path, monkeypatch):
     """Training continues without checkpoints then, as after no other error."""
+    (tmp_path / "file").write_text("")
+    for folder in (Path("/proc/checkpoints"), tmp_path / "file"):  # not even root may create the first
+        with pytest.raises(CheckpointWriteError, match="could not be written"):
+            save_checkpoint(folder, 1, STATE)
 
-    def full(*_args: object, **_options: object) -> None:
+    def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "open", full)
@@ -99,7 +95,7 @@ def test_a_full_disk_stays_the_error_of_a_checkpoint(tmp_path: Path, monkeypatch
         save_checkpoint(tmp_path, 1, STATE)
 
 
-def test_a_full_disk_leaves_only_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_only_the_previous_checkpoint(tmp_path):
     """The limit on a file's size makes the kernel refuse the write as a full disk does."""
     before = save_checkpoint(tmp_path, 1, STATE)
     code = """
@@ -127,7 +123,7 @@ except CheckpointWriteError as error:
     assert valid_checkpoints(tmp_path) == [before]
 
 
-def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(tmp_path):
     before = save_checkpoint(tmp_path, 1, STATE)
     code = """
 import sys, torch
@@ -138,25 +134,16 @@ while True:
     save_checkpoint(Path(sys.argv[1]), 2, state)
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    while not list(tmp_path.glob(".epoch-0002.*")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: list(tmp_path.glob(".epoch-0002.*")) or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert valid_checkpoints(tmp_path)[-1] == before
     save_checkpoint(tmp_path, 3, STATE)
     assert not list(tmp_path.glob(".*"))  # what the killed process left is cleared away
 
 
-@pytest.mark.parametrize("folder", ["/proc/checkpoints", "file"])  # not even root may create the first
-def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointWriteError, match="could not be written"):
-        save_checkpoint(tmp_path / folder, 1, STATE)
-
-
 @pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
-def test_the_name_gives_the_epoch(name: str, epoch: int) -> None:
+def test_the_name_gives_the_epoch(name, epoch):
     assert epoch_of(Path(name)) == epoch
 
 
@@ -176,11 +163,11 @@ class Disk:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, disk: Disk) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, disk):
     writer = CheckpointWriter(tmp_path)
     assert [writer.epoch_done(epoch, STATE, epoch_s=0.0) for epoch in range(4)] == [None] * 4
     disk.released.put(None)
@@ -193,7 +180,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, disk: Di
     writer.close()
 
 
-def test_a_long_epochs_checkpoint_is_on_the_disk_before_its_result_is_used(tmp_path: Path, disk: Disk) -> None:
+def test_a_long_epochs_checkpoint_is_on_the_disk_before_its_result_is_used(tmp_path, disk):
     """Training may wait a fiftieth of the time since the last one, and a minute must not be lost."""
     writer = CheckpointWriter(tmp_path)
     for epoch in range(3):
@@ -211,11 +198,11 @@ def test_a_long_epochs_checkpoint_is_on_the_disk_before_its_result_is_used(tmp_p
         (1.0, 70.0, -11.0),  # every long epoch
     ],
 )
-def test_checkpoints_are_written_on_a_clock(write_s: float, epoch_s: float, expected_s: float) -> None:
+def test_checkpoints_are_written_on_a_clock(write_s, epoch_s, expected_s):
     assert interval_s(write_s, epoch_s) == pytest.approx(expected_s)
 
 
-def test_a_checkpoint_within_the_interval_waits(tmp_path: Path, disk: Disk) -> None:
+def test_a_checkpoint_within_the_interval_waits(tmp_path, disk):
     writer = CheckpointWriter(tmp_path)
     writer._began_s -= 3000
     disk.released.put(None)
@@ -233,7 +220,7 @@ def test_a_checkpoint_within_the_interval_waits(tmp_path: Path, disk: Disk) -> N
     writer.close()
 
 
-def test_what_is_being_written_is_given_up_when_the_training_is_over(tmp_path: Path, disk: Disk) -> None:
+def test_what_is_being_written_is_given_up_when_the_training_is_over(tmp_path, disk):
     writer = CheckpointWriter(tmp_path)
     assert writer.epoch_done(0, {**STATE, "weight": torch.zeros(1000)}, epoch_s=0.0) is None
     assert disk.begun.get() == 0

@@ -1,7 +1,5 @@
 """Out of memory: smaller pieces, the same step, and infeasible if one image does not fit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +11,7 @@ from csi_job.trial.settings import TrialSettings
 
 
 @given(st.integers(1, 500), st.integers(1, 300))
-def test_pieces_cover_the_batch_evenly(num_images: int, size: int) -> None:
+def test_pieces_cover_the_batch_evenly(num_images, size):
     pieces = MicroBatches(size).pieces(num_images)
     lengths = [piece.stop - piece.start for piece in pieces]
     assert [index for piece in pieces for index in range(piece.start, piece.stop)] == list(range(num_images))
@@ -23,10 +21,10 @@ def test_pieces_cover_the_batch_evenly(num_images: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(("num_images", "fits", "tried"), [(32, 32, [32]), (32, 5, [32, 16, 8, 4]), (3, 1, [3, 1])])
-def test_pieces_are_halved_until_they_fit(num_images: int, fits: int, tried: list[int]) -> None:
+def test_pieces_are_halved_until_they_fit(num_images, fits, tried):
     sizes = []
 
-    def compute(pieces: list[slice]) -> str:
+    def compute(pieces):
         sizes.append(max(piece.stop - piece.start for piece in pieces))
         if sizes[-1] > fits:
             raise torch.OutOfMemoryError
@@ -39,24 +37,22 @@ def test_pieces_are_halved_until_they_fit(num_images: int, fits: int, tried: lis
     assert sizes == [*tried, tried[-1]]  # what fits is remembered
 
 
-def test_one_image_that_does_not_fit_is_infeasible() -> None:
-    def compute(_: list[slice]) -> None:
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (torch.OutOfMemoryError(), InfeasibleTrialError, "out of memory with a micro-batch of one image"),
+        (RuntimeError("shapes differ"), RuntimeError, r"^shapes differ$"),
+    ],
+)
+def test_one_image_that_does_not_fit_is_infeasible_and_other_errors_are_passed_on(error, raised, words):
+    def compute(_):
+        raise error
 
-    with pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"):
+    with pytest.raises(raised, match=words):
         MicroBatches(64).run(64, compute)
 
 
-def test_other_errors_are_passed_on() -> None:
-    def compute(_: list[slice]) -> None:
-        message = "shapes differ"
-        raise RuntimeError(message)
-
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        MicroBatches(64).run(64, compute)
-
-
-def test_running_out_of_host_memory_is_recognised() -> None:
+def test_running_out_of_host_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
@@ -65,13 +61,13 @@ def test_running_out_of_host_memory_is_recognised() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_one_line() -> None:
+def test_a_missing_gpu_is_one_line():
     assert choose_device(TrialSettings()).type == "cpu"
     with pytest.raises(ConfigurationError, match="torch finds no GPU"):
         choose_device(TrialSettings(device="cuda"))
 
 
-def test_compiler_failures_are_recognised() -> None:
+def test_compiler_failures_are_recognised():
     from torch._dynamo.exc import InternalTorchDynamoError
     from torch._inductor.exc import InductorError
 

@@ -1,7 +1,5 @@
 """The objective equals scikit-learn's on the same predictions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
 from csi_job.trial.inference import confusion
-from csi_job.trial.metrics import Average, mean_f1, zone_f1, zone_precision, zone_recall
+from csi_job.trial.metrics import mean_f1, zone_f1, zone_precision, zone_recall
 
 SCORES = [0, 1, 2, 3]
 
@@ -32,7 +30,7 @@ def labels(max_images: int = 40) -> st.SearchStrategy[tuple[torch.Tensor, torch.
 
 @settings(max_examples=30, deadline=None)
 @given(labels(), st.sampled_from(["macro", "weighted"]))
-def test_f1_precision_and_recall_equal_scikit_learn(pair: tuple[torch.Tensor, torch.Tensor], average: Average) -> None:
+def test_f1_precision_and_recall_equal_scikit_learn(pair, average):
     pred_NZ, true_NZ = pair
     counts_ZKK = confusion(pred_NZ, true_NZ)
     ours = [zone_f1(counts_ZKK, average), zone_precision(counts_ZKK), zone_recall(counts_ZKK)]
@@ -53,7 +51,7 @@ def test_f1_precision_and_recall_equal_scikit_learn(pair: tuple[torch.Tensor, to
 
 @settings(max_examples=50, deadline=None)
 @given(labels())
-def test_counts_equal_scikit_learn_and_add_up_over_batches(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_counts_equal_scikit_learn_and_add_up_over_batches(pair):
     pred_NZ, true_NZ = pair
     whole_ZKK = confusion(pred_NZ, true_NZ)
     for zone in range(6):
@@ -63,7 +61,7 @@ def test_counts_equal_scikit_learn_and_add_up_over_batches(pair: tuple[torch.Ten
     assert torch.equal(sum(parts, torch.zeros_like(whole_ZKK)), whole_ZKK)
 
 
-def test_a_predicted_unknown_is_wrong_and_a_true_unknown_is_excluded() -> None:
+def test_a_predicted_unknown_is_wrong_and_a_true_unknown_is_excluded():
     true_NZ = torch.tensor([[0] * 6, [0] * 6, [4] * 6])
     right = confusion(torch.tensor([[0] * 6, [0] * 6, [3] * 6]), true_NZ)
     hedged = confusion(torch.tensor([[0] * 6, [4] * 6, [4] * 6]), true_NZ)
@@ -72,7 +70,7 @@ def test_a_predicted_unknown_is_wrong_and_a_true_unknown_is_excluded() -> None:
     assert mean_f1(right, "macro") == 0.25  # the three scores that do not occur count as 0, as in scikit-learn
 
 
-def test_leading_axes_are_bootstrap_samples() -> None:
+def test_leading_axes_are_bootstrap_samples():
     counts_SZKK = torch.randint(0, 9, (5, 6, 5, 5))
     one_by_one = np.stack([zone_f1(counts_ZKK) for counts_ZKK in counts_SZKK])
     assert np.array_equal(zone_f1(counts_SZKK.numpy()), one_by_one)

@@ -1,7 +1,5 @@
 """Models: every architecture maps a grey image to six zones by five classes, at a known cost."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.func import functional_call
@@ -19,16 +17,17 @@ ONE_OF_EACH_FAMILY = [
 ]
 
 
-def test_the_names_are_torchvisions_except_those_with_a_fixed_image_size() -> None:
+def test_the_names_are_torchvisions_except_those_with_a_fixed_image_size():
     from torchvision import models
 
+    assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)
     theirs = set(models.list_models(module=models))
     assert set(TORCHVISION) <= theirs
     assert {name for name in theirs - set(TORCHVISION) if not name.startswith(("vit_", "maxvit_"))} == set()
 
 
 @pytest.mark.parametrize("arch", ONE_OF_EACH_FAMILY)
-def test_an_architecture_of_each_family_gives_six_zones_by_five_classes(arch: str) -> None:
+def test_an_architecture_of_each_family_gives_six_zones_by_five_classes(arch):
     with torch.device("cpu" if arch.startswith(("regnet", "swin")) else "meta"):
         model = build_model(arch).eval()
     weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
@@ -38,14 +37,14 @@ def test_an_architecture_of_each_family_gives_six_zones_by_five_classes(arch: st
 
 
 @pytest.mark.parametrize("arch", ["Custom_1", "resnet18", "densenet121"])
-def test_gradients_reach_all_weights(arch: str) -> None:
+def test_gradients_reach_all_weights(arch):
     torch.manual_seed(0)
     model = build_model(arch)
     model(torch.randn(2, 1, 64, 64)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
-def test_custom_1_has_five_convolutions_and_the_hand_counted_cost() -> None:
+def test_custom_1_has_five_convolutions_and_the_hand_counted_cost():
     model = build_model("Custom_1")
     assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == 5
     channels = (1, *CUSTOM_1_CHANNELS)
@@ -53,7 +52,7 @@ def test_custom_1_has_five_convolutions_and_the_hand_counted_cost() -> None:
     assert gflops("Custom_1", 64) == 2 * multiply_adds / 1e9
 
 
-def test_the_cost_of_resnet50_matches_the_paper_and_grows_with_the_image() -> None:
+def test_the_cost_of_resnet50_matches_the_paper_and_grows_with_the_image():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     cost = gflops("ResNet50", 224)
@@ -63,13 +62,13 @@ def test_the_cost_of_resnet50_matches_the_paper_and_grows_with_the_image() -> No
     assert torch.equal(torch.get_rng_state(), state)  # no weights were drawn
 
 
-def test_images_too_small_for_an_architecture_are_refused_before_training() -> None:
+def test_images_too_small_for_an_architecture_are_refused_before_training():
     check_architectures(["ResNet50", "regnet_x_400mf", "Custom_1"], 64)
     with pytest.raises(ConfigurationError, match="images of 64 px are too small for inception_v3"):
         check_architectures(["ResNet50", "inception_v3"], 64)
 
 
-def test_architectures_that_are_not_checked_accept_every_allowed_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_architectures_that_are_not_checked_accept_every_allowed_size(monkeypatch):
     monkeypatch.setattr("csi_job.trial.model.MIN_SIZE_FOR_ALL_PX", MIN_SIZE_FOR_ALL_PX + 1)
     check_architectures(ARCHITECTURES, MIN_SIZE_FOR_ALL_PX)
     smallest = torch.zeros(2, 1, 32, 32)
@@ -77,12 +76,8 @@ def test_architectures_that_are_not_checked_accept_every_allowed_size(monkeypatc
 
 
 @pytest.mark.parametrize(("name", "hint"), [("resnet", "did you mean"), ("", "allowed"), ("custom_1", "Custom_1")])
-def test_an_unknown_name_is_rejected_with_suggestions(name: str, hint: str) -> None:
+def test_an_unknown_name_is_rejected_with_suggestions(name, hint):
     with pytest.raises(ConfigurationError, match=hint):
         check_architecture(name)
     with pytest.raises(ConfigurationError):
         build_model(name)
-
-
-def test_names_are_unique() -> None:
-    assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)

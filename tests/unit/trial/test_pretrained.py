@@ -1,7 +1,5 @@
 """Pretrained weights: ImageNet from torchvision, files of several kinds, and one line for each that does not match."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from pathlib import Path
@@ -18,12 +16,12 @@ from csi_job.trial.pretrained import check_pretrained
 
 
 @pytest.fixture
-def colour_resnet() -> torch.nn.Module:
+def colour_resnet():
     torch.manual_seed(3)
     return models.resnet18(num_classes=30).eval()
 
 
-def test_rgb_weights_give_the_same_result_on_a_grey_image(colour_resnet: torch.nn.Module, tmp_path: Path) -> None:
+def test_rgb_weights_give_the_same_result_on_a_grey_image(colour_resnet, tmp_path):
     torch.save(colour_resnet.state_dict(), tmp_path / "weights.pth")
     model = build_model("resnet18", str(tmp_path / "weights.pth")).eval()
     grey_BCHW = torch.randn(3, 1, 64, 64)
@@ -31,7 +29,7 @@ def test_rgb_weights_give_the_same_result_on_a_grey_image(colour_resnet: torch.n
     assert torch.allclose(model(grey_BCHW), theirs_BZK, atol=1e-4)
 
 
-def test_a_head_of_another_size_stays_random_while_the_backbone_is_loaded(tmp_path: Path) -> None:
+def test_a_head_of_another_size_stays_random_while_the_backbone_is_loaded(tmp_path):
     source = models.resnet18(num_classes=1000)
     torch.save({"epoch": 3, "state_dict": source.state_dict()}, tmp_path / "with a wrapper ä.pth")
     model = build_model("resnet18", str(tmp_path / "with a wrapper ä.pth"))
@@ -40,7 +38,7 @@ def test_a_head_of_another_size_stays_random_while_the_backbone_is_loaded(tmp_pa
     assert model.backbone.fc.weight.shape == (30, 512)
 
 
-def test_published_chexnet_weights_are_loaded(tmp_path: Path) -> None:
+def test_published_chexnet_weights_are_loaded(tmp_path):
     """DataParallel's `module.densenet121.`, layers named with dots, and a head for 14 findings."""
     source = models.densenet121(num_classes=14).state_dict()
     published = {}
@@ -56,7 +54,7 @@ def test_published_chexnet_weights_are_loaded(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.features.denseblock4.denselayer16.conv2.weight, last)
 
 
-def test_torchxrayvision_weights_are_loaded(tmp_path: Path) -> None:
+def test_torchxrayvision_weights_are_loaded(tmp_path):
     """Its DenseNet takes grey, has 18 findings and a tensor of its own; its ResNet wraps torchvision's as `model`."""
     densenet = models.densenet121(num_classes=18)
     densenet.features.conv0 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -74,7 +72,7 @@ def test_torchxrayvision_weights_are_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net.", "module.backbone.", "encoder."])
-def test_the_prefixes_of_common_wrappers_are_removed(prefix: str, tmp_path: Path) -> None:
+def test_the_prefixes_of_common_wrappers_are_removed(prefix, tmp_path):
     source = models.resnet18()
     torch.save({prefix + name: tensor for name, tensor in source.state_dict().items()}, tmp_path / "wrapped.pth")
     model = build_model("resnet18", str(tmp_path / "wrapped.pth"))
@@ -82,7 +80,7 @@ def test_the_prefixes_of_common_wrappers_are_removed(prefix: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_our_own_models_are_loaded_with_their_head(tmp_path: Path, suffix: str) -> None:
+def test_our_own_models_are_loaded_with_their_head(tmp_path, suffix):
     source = build_model("Custom_1").state_dict()
     path = tmp_path / f"model{suffix}"
     save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
@@ -90,7 +88,7 @@ def test_our_own_models_are_loaded_with_their_head(tmp_path: Path, suffix: str) 
     assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_of_another_architecture_are_rejected_with_the_number_of_matching_keys(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_rejected_with_the_number_of_matching_keys(tmp_path):
     path = tmp_path / "resnet18.pth"
     torch.save(models.resnet18().state_dict(), path)
     check_pretrained(str(path), ["resnet18"])
@@ -106,7 +104,7 @@ class Bomb:
         return (Path.touch, (Path("/tmp/csi-job-bomb-went-off"),))
 
 
-def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tmp_path: Path) -> None:
+def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tmp_path):
     contents = {"junk": b"junk", "empty": b"", "bomb": pickle.dumps(Bomb()), "zip": b"PK\x03\x04" + b"0" * 50}
     for name, content in contents.items():
         for suffix in (".pth", ".safetensors"):
@@ -120,7 +118,7 @@ def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tm
     assert not Path("/tmp/csi-job-bomb-went-off").exists()
 
 
-def test_imagenet_weights_come_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_come_from_torchs_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1]
     cached.parent.mkdir(parents=True)
@@ -130,9 +128,7 @@ def test_imagenet_weights_come_from_torchs_cache(tmp_path: Path, monkeypatch: py
     assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.sum(dim=1, keepdim=True))
 
 
-def test_a_failed_download_is_one_line_that_names_the_file_to_provide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_one_line_that_names_the_file_to_provide(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
@@ -143,7 +139,7 @@ def test_a_failed_download_is_one_line_that_names_the_file_to_provide(
     assert "\n" not in str(caught.value)
 
 
-def test_an_architecture_without_imagenet_weights_warns_and_starts_at_random(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_architecture_without_imagenet_weights_warns_and_starts_at_random(caplog):
     with caplog.at_level("WARNING", logger="csi_job"):
         check_pretrained("imagenet", ["Custom_1"])
     assert "Custom_1 has no ImageNet weights" in caplog.text

@@ -1,7 +1,5 @@
 """Training: it learns, stops, resumes bit for bit, and reports what cannot be trained."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import math
@@ -30,7 +28,7 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES
 from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
-from csi_job.trial.train import TrainingHooks, TrainingResult, seed_everything, train_model
+from csi_job.trial.train import TrainingResult, seed_everything, train_model
 
 MakeSplit = Callable[..., SplitData]
 Train = Callable[..., TrainingResult]
@@ -66,20 +64,10 @@ class Hooks:
 
 
 @pytest.fixture
-def train(make_split: MakeSplit) -> Train:
+def train(make_split):
     """Return `train(params, hooks, settings, …)` on 25 and 12 synthetic images of 32 px."""
 
-    def run(
-        params: Hyperparameters = PARAMS,
-        hooks: TrainingHooks | None = None,
-        *,
-        num_train: int = 25,
-        max_epochs: int = 3,
-        seed: int = 5,
-        side_px: int = 32,
-        settings: TrialSettings | None = None,
-        **more: Path,
-    ) -> TrainingResult:
+    def run(params=PARAMS, hooks=None, *, num_train=25, max_epochs=3, seed=5, side_px=32, settings=None, **more):
         splits = make_split(num_train, side_px, seed=1), make_split(12, side_px, seed=2)
         options = {"max_epochs": max_epochs, "seed": seed, "hooks": hooks or Hooks()}
         return train_model(*splits, params, settings or TrialSettings(device="cpu"), **options, **more)
@@ -99,7 +87,7 @@ def same(one: TrainingResult, two: TrainingResult) -> bool:
     return states and predictions and curve(one) == curve(two) and one.best_epoch == two.best_epoch
 
 
-def test_a_model_learns(train: Train) -> None:
+def test_a_model_learns(train):
     result = train(num_train=72, max_epochs=9)
     assert result.best_val_f1 > 0.6
     assert result.epochs[-1].train_loss < 0.5 * result.epochs[0].train_loss
@@ -110,7 +98,7 @@ def test_a_model_learns(train: Train) -> None:
     assert all(epoch.images_per_s > 0 and epoch.seconds > 0 for epoch in result.epochs)
 
 
-def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: Train) -> None:
+def test_the_best_state_is_that_of_the_best_epoch(make_split, train):
     from csi_job.trial.inference import confusion, predict_logits
     from csi_job.trial.metrics import mean_f1
     from csi_job.trial.model import build_model
@@ -125,8 +113,10 @@ def test_the_best_state_is_that_of_the_best_epoch(make_split: MakeSplit, train: 
     assert torch.equal(result.best_pred_NZ, pred_NZ.to(torch.uint8))
 
 
-def test_the_seed_determines_the_result_bit_for_bit(train: Train) -> None:
-    once, again, other = train(), train(), train(seed=6)
+def test_the_seed_determines_the_result_bit_for_bit(train):
+    hooks = Hooks()
+    once, again, other = train(hooks=hooks), train(), train(seed=6)
+    assert hooks.checkpoints == [None] * 3  # without a folder
     assert same(once, again)
     assert not same(once, other)
 
@@ -142,9 +132,7 @@ def test_the_seed_determines_the_result_bit_for_bit(train: Train) -> None:
     ],
     ids=["adam", "adamw", "sgd", "dropout", "fp16"],
 )
-def test_interrupted_and_resumed_training_gives_the_same_bits(
-    train: Train, params: Hyperparameters, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_resumed_training_gives_the_same_bits(train, params, precision, tmp_path, monkeypatch):
     monkeypatch.setitem(HALF_TYPES, "fp16", torch.bfloat16)  # fp16 is slow on CPUs; only loss scaling is tested
     train = partial(train, settings=TrialSettings(device="cpu", precision=precision))
     uninterrupted = train(params, max_epochs=4)
@@ -161,7 +149,7 @@ def test_interrupted_and_resumed_training_gives_the_same_bits(
     assert same(resumed, uninterrupted)
 
 
-def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(train: Train, tmp_path: Path) -> None:
+def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(train, tmp_path):
     for batch in (1, 3, 4, 5, 6, 10, 11):
         folder = tmp_path / str(batch)
         with pytest.raises(StopRequestedError):
@@ -177,7 +165,7 @@ def stopped_after(train: Train, num_epochs: int, folder: Path) -> Path:
     return valid_checkpoints(folder)[0]
 
 
-def test_resuming_can_add_epochs_and_ends_at_once_if_finished(train: Train, tmp_path: Path) -> None:
+def test_resuming_can_add_epochs_and_ends_at_once_if_finished(train, tmp_path):
     short = train(max_epochs=2)
     newest = stopped_after(train, 2, tmp_path)
     hooks = Hooks()
@@ -188,7 +176,7 @@ def test_resuming_can_add_epochs_and_ends_at_once_if_finished(train: Train, tmp_
     assert same(longer, train(max_epochs=4))
 
 
-def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(train: Train, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(train, tmp_path):
     newest = stopped_after(train, 1, tmp_path)
     with pytest.raises(CheckpointError, match="another training: seed differ"):
         train(seed=6, resume_from=newest)
@@ -199,12 +187,12 @@ def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(train:
         train(resume_from=newest)
 
 
-def test_training_stops_early(train: Train) -> None:
+def test_training_stops_early(train):
     result = train(replace(PARAMS, patience=2, learning_rate=1e-6), max_epochs=30)
     assert len(result.epochs) == result.best_epoch + 3
 
 
-def test_a_pruning_hook_ends_training_and_what_is_being_written(train: Train, tmp_path: Path) -> None:
+def test_a_pruning_hook_ends_training_and_what_is_being_written(train, tmp_path):
     hooks = Hooks(prune_at_epoch=1)
     with pytest.raises(optuna.TrialPruned):
         train(hooks=hooks, max_epochs=5, checkpoint_folder=tmp_path)
@@ -212,20 +200,14 @@ def test_a_pruning_hook_ends_training_and_what_is_being_written(train: Train, tm
     assert {path.name for path in tmp_path.iterdir()} <= {"epoch-0000.pt"}  # whole or not at all
 
 
-def test_without_a_folder_there_is_no_checkpoint(train: Train) -> None:
-    hooks = Hooks()
-    train(hooks=hooks, max_epochs=1)
-    assert hooks.checkpoints == [None]
-
-
 @pytest.mark.parametrize("prune_at_epoch", [-1, 0], ids=["finished", "pruned"])
-def test_a_trainings_memory_is_free_without_a_collection(train: Train, prune_at_epoch: int) -> None:
+def test_a_trainings_memory_is_free_without_a_collection(train, prune_at_epoch):
     """A collection takes half a second, as long as a short trial."""
 
-    def models() -> set[int]:
+    def models():
         return {id(thing) for thing in gc.get_objects() if type(thing) is ZoneClassifier}
 
-    collections: list[str] = []
+    collections = []
     gc.collect()  # of what earlier tests left
     before = models()
     gc.disable()
@@ -238,12 +220,6 @@ def test_a_trainings_memory_is_free_without_a_collection(train: Train, prune_at_
     finally:
         gc.callbacks.pop()
         gc.enable()
-
-
-def test_a_non_finite_loss_makes_the_trial_infeasible(train: Train) -> None:
-    params = Hyperparameters(model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10, batch_size=8)
-    with pytest.raises(InfeasibleTrialError, match=r"the (training|validation) loss of epoch \d is (nan|inf)"):
-        train(params, max_epochs=5)
 
 
 class NoMemory:
@@ -266,7 +242,7 @@ class NoMemory:
         self.handle.remove()
 
 
-def test_out_of_memory_halves_the_micro_batch_and_continues(train: Train) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_continues(train):
     with NoMemory(most=3) as tight:
         result = train(max_epochs=1, num_train=16)
     assert result.micro_batch == 2
@@ -277,25 +253,31 @@ def test_out_of_memory_halves_the_micro_batch_and_continues(train: Train) -> Non
     assert same(again, result)
 
 
-def test_the_reduced_micro_batch_survives_a_resume(train: Train, tmp_path: Path) -> None:
+def test_the_reduced_micro_batch_survives_a_resume(train, tmp_path):
     with NoMemory(most=4):
         newest = stopped_after(train, 1, tmp_path)
         assert train(max_epochs=2, resume_from=newest).micro_batch == 4
 
 
-def test_no_memory_for_one_image_makes_the_trial_infeasible(train: Train) -> None:
-    with NoMemory(most=0), pytest.raises(InfeasibleTrialError, match="out of memory with a micro-batch of one image"):
-        train()
-
-
-def test_batch_norm_on_a_single_image_makes_the_trial_infeasible(train: Train) -> None:
-    params = Hyperparameters(model_arch="resnet18", batch_size=1)
-    with pytest.raises(InfeasibleTrialError, match="batch norm cannot learn from one image"):
-        train(params, side_px=32)
+@pytest.mark.parametrize(
+    ("params", "most", "reason"),
+    [
+        (PARAMS, 0, "out of memory with a micro-batch of one image"),
+        (Hyperparameters(model_arch="resnet18", batch_size=1), 99, "batch norm cannot learn from one image"),
+        (
+            replace(PARAMS, model_arch="squeezenet1_1", optimizer="sgd", momentum=0.9, learning_rate=10),
+            99,
+            r"the (training|validation) loss of epoch \d is (nan|inf)",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_infeasible(train, params, most, reason):
+    with NoMemory(most), pytest.raises(InfeasibleTrialError, match=reason):
+        train(params, max_epochs=5)
 
 
 @pytest.mark.parametrize(("num_train", "batch_size"), [(2, 64), (9, 8), (8, 8), (17, 8), (5, 1)])
-def test_the_last_batch_never_has_one_image(train: Train, num_train: int, batch_size: int) -> None:
+def test_the_last_batch_never_has_one_image(train, num_train, batch_size):
     with NoMemory(most=100) as seen:
         result = train(replace(PARAMS, batch_size=batch_size), num_train=num_train, max_epochs=1)
     training = seen.sizes[: len(seen.sizes) - math.ceil(12 / batch_size)]
@@ -304,7 +286,7 @@ def test_the_last_batch_never_has_one_image(train: Train, num_train: int, batch_
     assert math.isfinite(result.epochs[0].train_loss)
 
 
-def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Train) -> None:
+def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train):
     choices = {"device": "cpu", "precision": "bf16", "class_balance": True, "objective_average": "weighted"}
     settings = TrialSettings.model_validate({**choices, "augment": {"enabled": False}})
     result = train(settings=settings, num_train=60, max_epochs=6)
@@ -312,7 +294,7 @@ def test_bf16_class_balance_weighted_f1_and_no_augmentation_train_too(train: Tra
     assert {tensor.dtype for tensor in result.best_state.values()} == {torch.float32, torch.int64}
 
 
-def test_unusable_splits_are_data_errors(make_split: MakeSplit) -> None:
+def test_unusable_splits_are_data_errors(make_split):
     one, few = make_split(1), make_split(4)
     ungraded = replace(few, zones_NZ=torch.full((4, 6), 4))
     for train, validation in ((one, few), (few, ungraded)):
@@ -320,12 +302,9 @@ def test_unusable_splits_are_data_errors(make_split: MakeSplit) -> None:
             train_model(train, validation, PARAMS, TrialSettings(), max_epochs=1, seed=0, hooks=Hooks())
 
 
-def test_too_small_images_are_one_line(train: Train) -> None:
+def test_a_full_disk_and_too_small_images_end_the_training(train, tmp_path):
     with pytest.raises(ConfigurationError, match="too small for inception_v3"):
         train(replace(PARAMS, model_arch="inception_v3"))
-
-
-def test_a_full_disk_ends_the_training(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointWriteError, match="could not be written"):
         train(checkpoint_folder=tmp_path / "file")

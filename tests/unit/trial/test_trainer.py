@@ -281,10 +281,8 @@ def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight: float) -> None:
 def test_pieces_of_a_batch_add_up_to_the_batch() -> None:
     logits_BZK, zones_BZ = batch()
     loss = CsiLoss(0.3)
-    pieces = [
-        loss(logits, zones) * len(zones) / 9
-        for logits, zones in zip(logits_BZK.split(4), zones_BZ.split(4), strict=True)
-    ]
+    parts = zip(logits_BZK.split(4), zones_BZ.split(4), strict=True)
+    pieces = [loss(logits, zones) * len(zones) / 9 for logits, zones in parts]
     assert sum(pieces).item() == pytest.approx(loss(logits_BZK, zones_BZ).item(), rel=1e-6)
 
 
