@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.harness.crash_points import Death
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
-from tests.faults.harness.invariants import Expected, check_study
+from tests.faults.harness.invariants import Expected, StudyReader, check_study
 from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import Server
@@ -33,6 +34,38 @@ def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_
     assert not done.complaints
     assert not done.missed
     assert done.num_kills >= len(seen)
+
+
+def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(server: Server, tmp_path: Path) -> None:
+    """One worker at a time, so that an undisturbed study says what is right."""
+    settings = {"num_trials": 6, "max_epochs": 4, "pruner": "asha", "min_resource": 1, "sampler": "random"}
+
+    def study(url: str, name: str, points: set[str]) -> tuple[list[tuple[Any, ...]], set[str]]:
+        left, folder = sorted(points), tmp_path / name
+
+        def start(_: int) -> FaultyWorker:
+            death = Death(at=left.pop(0) if left else None)
+            plan = Plan(folder / "record", death=death, record_points=not points)
+            return FaultyWorker(url, folder, run=run, plan=plan, name=name, max_attempts=1000, **settings)
+
+        endings = Fleet(start, 1).finish()
+        expected = Expected(6, 4, accounted(endings), reduction_factor=2)
+        assert endings.others + check_study(url, name, folder / "record", expected).violations == []
+        reader = StudyReader(url, name)
+        rows = reader.rows("t.number, p.step, t.state, p.intermediate_value", "trial_intermediate_values")
+        reader.close()
+        return rows, {*endings.points}
+
+    with server.database() as url:
+        right, _ = study(url, "undisturbed", set())
+        seen = (tmp_path / "undisturbed" / "record" / "points.log").read_text().splitlines()
+        missed = {point for point in seen if phase(point) in {"claim", "pause"}}
+        assert {"pause: before remove of .pt", "pause: after the autocommit statement 1 of transaction 1"} <= missed
+        while missed:
+            rows, killed = study(url, f"{len(missed)} left", missed)
+            assert rows == right
+            assert killed
+            missed -= killed
 
 
 def test_workers_killed_while_creating_tables_and_study_leave_it_to_the_next(server: Server, tmp_path: Path) -> None:

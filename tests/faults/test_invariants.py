@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg2
@@ -82,6 +83,12 @@ def test_an_epoch_computed_twice_is_detected(finished: str, record: Path) -> Non
         file.write_text(before)
     assert findings.num_repeated == 1
     assert "1 epochs were computed again, 0 are accounted for" in findings.violations
+
+
+def test_a_trial_left_at_a_rung_or_pruned_elsewhere_is_detected(finished: str, record: Path) -> None:
+    expected = replace(EXPECTED, max_epochs=3, reduction_factor=2)
+    violations = check_study(finished, "intact", record, expected).violations
+    assert sum("ended after epoch 2, although it is among the best of 4 there" in line for line in violations) == 2
 
 
 def test_a_complaint_from_any_part_fails_the_run(server: Server, tmp_path: Path) -> None:

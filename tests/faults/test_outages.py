@@ -60,19 +60,6 @@ def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(
     assert len(computed) - len(set(computed)) <= 1
 
 
-def test_restarts_leave_an_exact_study(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
-    workers = [Worker(mortal_url, tmp_path, num_trials=30, max_epochs=4, epoch_s=0.05, lease_s=30.0) for _ in range(3)]
-    num_epochs = 0
-    for _ in range(3):
-        num_epochs = wait_for_epochs(tmp_path, num_epochs + 8)
-        mortal.stop()
-        mortal.start()
-    assert [worker.wait() for worker in workers] == [0, 0, 0], [worker.log() for worker in workers]
-    Reader(mortal_url).check_exact(30, 4)
-    computed = (tmp_path / "computed.log").read_text().splitlines()
-    assert len(computed) == len(set(computed))  # nobody lost a trial to another
-
-
 def test_waiting_for_the_database_does_not_count_as_a_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
     """Finishing a trial and claiming one wait longer than `stall_s`."""
     worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")

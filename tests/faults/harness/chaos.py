@@ -109,7 +109,8 @@ def chaos(
             fleet.end()
     endings = fleet.endings
     epochs_per_loss = 1 if dose.cache is None else dose.max_epochs
-    expected = Expected(dose.trials, dose.max_epochs, accounted(endings), epochs_per_loss)
+    factor = 2 if dose.pruner == "asha" else None
+    expected = Expected(dose.trials, dose.max_epochs, accounted(endings), epochs_per_loss, factor)
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value

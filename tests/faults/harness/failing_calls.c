@@ -1,4 +1,4 @@
-/* Fails the N-th write, flush or rename below a folder once; preloaded into a process, it does nothing until asked.
+/* Fails the N-th write, flush or rename below a folder once, and lists all of them; does nothing until asked.
 
    The count is shared with the process's children. stdio's own writes do not come by here. */
 #define _GNU_SOURCE
@@ -14,36 +14,32 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-struct shared {
-    atomic_long count;
-    char what[PATH_MAX + 64];
-};
-static struct shared *shared;
+static atomic_long *count;
 static char folder[PATH_MAX];
 static long failing_one;
-static int failing_with;
+static int failing_with, list;
 
-/* From now on count the calls below `below` in the file `counter`, and fail number `n` with `error`; 0 fails none. */
-int fail_call(const char *below, const char *counter, long n, int error) {
-    int file = open(counter, O_RDWR | O_CREAT, 0600);
-    if (file < 0 || ftruncate(file, sizeof *shared) != 0) return -1;
-    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+/* From now on list the calls below `below` in the file `calls`, and fail number `n` with `error`; 0 fails none. */
+int fail_call(const char *below, const char *calls, long n, int error) {
+    list = open(calls, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     snprintf(folder, sizeof folder, "%s", below);
     failing_one = n, failing_with = error;
-    return shared == MAP_FAILED ? -1 : 0;
+    return list < 0 || count == MAP_FAILED ? -1 : 0;
 }
 
 static int fails_at(const char *call, const char *path) {
-    if (shared == NULL || strncmp(path, folder, strlen(folder)) != 0) return 0;
-    if (atomic_fetch_add(&shared->count, 1) + 1 != failing_one) return 0;
-    snprintf(shared->what, sizeof shared->what, "%s %s", call, path + strlen(folder));
+    if (count == NULL || strncmp(path, folder, strlen(folder)) != 0) return 0;
+    long number = atomic_fetch_add(count, 1) + 1;
+    dprintf(list, "%ld %s %s\n", number, call, path + strlen(folder));
+    if (number != failing_one) return 0;
     errno = failing_with;
     return 1;
 }
 
 static int fails(const char *call, int file) {
     char link[64], path[PATH_MAX];
-    if (shared == NULL) return 0;
+    if (count == NULL) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;

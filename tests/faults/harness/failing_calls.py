@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from multiprocessing import forkserver
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,30 +72,26 @@ class FailingCommand(Process):
         record = folder.with_name("record")
         shutil.rmtree(record, ignore_errors=True)
         record.mkdir()
-        self.counter, self.out, self.err = record / "counter", record / "out", record / "err"
+        self.list, self.out, self.err = record / "calls", record / "out", record / "err"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        fault = (str(folder), str(self.counter), number, error)
+        fault = (str(folder), str(self.list), number, error)
         super().__init__(_run_failing, fault, arguments, environment, str(self.out), str(self.err))
 
     def log(self) -> str:
         return self.err.read_text() if self.err.exists() else ""
 
     @property
-    def num_calls(self) -> int:
-        """How many calls there were."""
-        return int.from_bytes(self.counter.read_bytes()[:8], "little")
-
-    @property
-    def failed_call(self) -> str:
-        """The call that failed and its file."""
-        return self.counter.read_bytes()[8:].partition(b"\0")[0].decode()
+    def calls(self) -> dict[int, str]:
+        """The calls, each with its file, by number."""
+        lines = self.list.read_text().splitlines() if self.list.exists() else []
+        return {int(number): call for number, _, call in (line.partition(" ") for line in lines)}
 
 
 def _run_failing(fault: tuple[str, str, int, int], *command: Any) -> None:
-    folder, counter, number, error = fault
+    folder, calls, number, error = fault
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
-    if library.fail_call(folder.encode(), counter.encode(), ctypes.c_long(number), error) != 0:
-        message = "the calls cannot be counted"
+    if library.fail_call(folder.encode(), calls.encode(), ctypes.c_long(number), error) != 0:
+        message = "the calls cannot be listed"
         raise OSError(message)
     _run_command(*command)
 
@@ -244,18 +241,19 @@ def run(folder: Path, case: Case, number: int = 0, error: int = 0) -> tuple[int,
 
 
 def fail_each(prepared: Prepared, case: Case, draws: random.Random, size: int | None = None) -> Iterator[str]:
-    """Fail each call of a command once, or `size` of them, then run it again; yield what was wrong."""
+    """Fail each distinct call of a command once, or `size` of them, then run it again; yield what was wrong."""
     folder = prepared.begin(case)
     code, err, command = run(folder, case)
     if code != 0:
         yield f"{case.name} fails by itself: {err}"
         return
-    right, num_calls = case.result(folder), command.num_calls
-    for number in sorted(draws.sample(range(1, num_calls + 1), min(size or num_calls, num_calls))):
+    right, calls = case.result(folder), command.calls
+    numbers = distinct(calls)
+    for number in sorted(draws.sample(numbers, min(size or len(numbers), len(numbers)))):
         error = draws.choice(ERRORS)
         folder = prepared.begin(case)
         code, err, command = run(folder, case, number, error)
-        where = f"{case.name}, call {number} of {num_calls}, {errno.errorcode[error]} at {command.failed_call}"
+        where = f"{case.name}, call {number} of {len(calls)}, {errno.errorcode[error]} at {command.calls.get(number)}"
         lines = [line for line in err.splitlines() if line.startswith("csi-job:")]
         if (
             "Traceback" in err
@@ -269,6 +267,12 @@ def fail_each(prepared: Prepared, case: Case, draws: random.Random, size: int | 
             yield f"{where}: the command again: exit {code}: {err[-600:]}"
         elif (result := case.result(folder)) != right:
             yield f"{where}: {_difference(result, right)}"
+
+
+def distinct(calls: dict[int, str]) -> list[int]:
+    """Return the first and the last of each run of equal calls, such as the pages of one transaction."""
+    runs = [[number for number, _ in run] for _, run in groupby(sorted(calls.items()), key=itemgetter(1))]
+    return sorted({number for run in runs for number in (run[0], run[-1])})
 
 
 def _difference(result: Any, right: Any, path: str = "") -> str:

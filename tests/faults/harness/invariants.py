@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ class Expected:
     """Kills, and leases lost by live workers."""
     epochs_per_loss: int = 1
     """Epochs that each may cost; real training writes checkpoints on a clock, so all that take less than a minute."""
+    reduction_factor: int | None = None
+    """Of successive halving from epoch 1 on, if trials pause."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def check_study(url: str, study: str, record: Path, expected: Expected) -> Findi
         *_misnumbered(reader),
         *_wrong_curves(reader, expected.max_epochs),
         *_wrong_values(reader),
+        *_wrong_rungs(reader, expected),
         *_stray_leases(reader),
         *lost,
         *_repeated_too_often(reader, repeats, expected),
@@ -150,6 +155,24 @@ def _wrong_values(reader: StudyReader) -> Iterator[str]:
     for number, _ in reader.rows("t.number, t.state", condition="t.state = 'COMPLETE'"):
         if values[number] != 1:
             yield f"trial {number} is complete with {values[number]} values"
+
+
+def _wrong_rungs(reader: StudyReader, expected: Expected) -> Iterator[str]:
+    """Whatever the order of the trials, the best of each rung went past it, and the pruned ones end at a rung."""
+    if expected.reduction_factor is None:
+        return
+    curves, states = _curves(reader), dict(reader.rows("t.number, t.state"))
+    ends = {number: len(curve) for number, curve in curves.items() if states[number] != "FAIL"}
+    rungs = list(accumulate(repeat(expected.reduction_factor, expected.max_epochs), mul, initial=1))
+    for rung in (rung for rung in rungs if rung < expected.max_epochs):
+        best = {number: max(value for _, value in curves[number][:rung]) for number in ends if ends[number] >= rung}
+        ranked = sorted(best, key=lambda number: (-best[number], number))
+        for number in ranked[: max(len(ranked) // expected.reduction_factor, 1)]:
+            if ends[number] == rung:
+                yield f"trial {number} ended after epoch {rung}, although it is among the best of {len(ranked)} there"
+    for number, end in ends.items():
+        if states[number] == "PRUNED" and end not in rungs:
+            yield f"trial {number} is pruned after epoch {end}, which is no rung"
 
 
 def _stray_leases(reader: StudyReader) -> Iterator[str]:

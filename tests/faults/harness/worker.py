@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from csi_job.errors import CsiJobError
+from csi_job.errors import CsiJobError, TrialPausedError
 from csi_job.logs import set_up_logging
 from csi_job.storage import lease
 from csi_job.storage.attributes import TrialOutcome
@@ -107,6 +107,9 @@ class Watch:
                 values = train(running)
             except optuna.TrialPruned:
                 self.points.enter("tell")
+                raise
+            except TrialPausedError:
+                self.points.enter("pause")
                 raise
             except CsiJobError:
                 self.points.enter("release")
