@@ -19,6 +19,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.confirmation import Training, open_confirmation, plan, training_of
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
+from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.support.processes import preload, wait_until
 from tests.support.studies import Reader, Worker, define, objective, storage_settings, value_at, work_on
 
@@ -26,35 +27,13 @@ preload("tests.faults.test_kills")
 
 NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
 NUM_KILLED_TRIALS = 40
-KILLED = -signal.SIGKILL
 
 
-class Fleet:
-    """Worker processes that are replaced when they are killed, as a supervisor would."""
-
-    def __init__(self, url: str, work: Path, **settings: Any) -> None:
-        self.url, self.work, self.settings = url, work, settings
-        self.workers = [self.start() for _ in range(NUM_WORKERS)]
-        self.codes: list[int] = []
-        self.logs: list[str] = []
-
-    def start(self) -> Worker:
-        return Worker(self.url, self.work, **self.settings)
-
-    def hit(self, number: int, index: int) -> None:
-        """Send a signal to a worker and start another in its place."""
-        worker = self.workers[index]
-        worker.send_signal(number)
-        self.collect(worker)
-        self.workers[index] = self.start()
-
-    def collect(self, worker: Worker) -> None:
-        self.codes.append(worker.wait())
-        self.logs.append(worker.log())
-
-    def finish(self) -> None:
-        for worker in self.workers:
-            self.collect(worker)
+def hit(fleet: Fleet, number: int, index: int) -> None:
+    """Send a signal to a worker and wait until another runs in its place."""
+    worker = fleet.workers[index]
+    worker.send_signal(number)
+    fleet.run_until(lambda: worker not in fleet.workers)
 
 
 def computed(work: Path) -> Counter[str]:
@@ -70,19 +49,17 @@ def settings(**others: Any) -> dict[str, Any]:
 def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, pruner: str) -> None:
     # Four seconds of kills within at least five seconds of work, however fast the machine.
     given = settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0, pruner=pruner, min_resource=1)
-    fleet = Fleet(url, tmp_path, **given)
+    fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, **given), NUM_WORKERS)
     draws = random.Random(1)
     for _ in range(NUM_KILLS):
         time.sleep(draws.uniform(0.2, 0.7))
-        fleet.hit(signal.SIGKILL, draws.randrange(NUM_WORKERS))
-    fleet.finish()
-    reader = Reader(url)
-    reader.check_exact(NUM_KILLED_TRIALS, MAX_EPOCHS)
-    assert set(fleet.codes) <= {0, KILLED}, fleet.logs
-    num_killed = fleet.codes.count(KILLED)
-    assert num_killed >= NUM_KILLS // 2
+        hit(fleet, signal.SIGKILL, draws.randrange(NUM_WORKERS))
+    endings = fleet.finish()
+    Reader(url).check_exact(NUM_KILLED_TRIALS, MAX_EPOCHS)
+    assert endings.others == []
+    assert endings.num_killed >= NUM_KILLS // 2
     repeated = sum(count - 1 for count in computed(tmp_path).values())
-    assert repeated <= num_killed  # at most one epoch per kill
+    assert repeated <= endings.num_killed  # at most one epoch per kill
     assert not list((tmp_path / "checkpoints" / "toy").glob("trial-*/*/*.pt"))
 
 
@@ -115,15 +92,15 @@ def f1_of(training: Training) -> float:
 
 
 def test_killed_workers_do_each_training_of_a_confirmation_once(url: str, tmp_path: Path) -> None:
-    fleet = Fleet(url, tmp_path, run=confirming, epoch_s=0.2, lease_s=30.0)
+    given = {"epoch_s": 0.2, "lease_s": 30.0}
+    fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=confirming, **given), NUM_WORKERS)
     reader = _once_running(url)
     draws = random.Random(3)
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         num_epochs = sum(map(len, reader.curves().values()))
         wait_until(lambda before=num_epochs: sum(map(len, reader.curves().values())) > before)
-        fleet.hit(number, draws.randrange(NUM_WORKERS))
-    fleet.finish()
-    assert set(fleet.codes) <= {0, KILLED, 128 + signal.SIGTERM, -signal.SIGTERM}, fleet.logs
+        hit(fleet, number, draws.randrange(NUM_WORKERS))
+    assert fleet.finish().others == []
     study = open_confirmation(define(open_storage(storage_settings(url), tmp_path, create=False)))
     trials = study.get_trials()
     assert sorted(training_of(trial).key for trial in trials) == [(d * 16, seed) for d in "abc" for seed in range(4)]
@@ -136,17 +113,18 @@ def test_killed_workers_do_each_training_of_a_confirmation_once(url: str, tmp_pa
 
 def test_terminated_workers_release_their_trials_immediately(url: str, tmp_path: Path) -> None:
     # With leases of ten minutes the study finishes in time only if they are released.
-    fleet = Fleet(url, tmp_path, **settings(num_trials=9, lease_s=600.0, epoch_s=0.1))
+    given = settings(num_trials=9, lease_s=600.0, epoch_s=0.1)
+    fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, **given), NUM_WORKERS)
     draws = random.Random(2)
     for _ in range(4):
         time.sleep(draws.uniform(0.2, 0.6))
         index = draws.randrange(NUM_WORKERS)
         fleet.workers[index].wait_for_trial()
-        fleet.hit(signal.SIGTERM, index)
-    fleet.finish()
+        hit(fleet, signal.SIGTERM, index)
+    endings = fleet.finish()
     Reader(url).check_exact(9, MAX_EPOCHS)
-    assert set(fleet.codes) <= {0, 128 + signal.SIGTERM, -signal.SIGTERM}, fleet.logs  # the last: before it listened
-    assert fleet.codes.count(128 + signal.SIGTERM) >= 1
+    assert endings.others == []
+    assert endings.num_terminated >= 1
 
 
 def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: str, tmp_path: Path) -> None:

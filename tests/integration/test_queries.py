@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -17,7 +18,7 @@ from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import STEPS
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.pruning import median_query, should_prune
-from tests.support.studies import define, leased
+from tests.support.studies import define, leased, work_on
 
 DISTRIBUTIONS = {
     "a": FloatDistribution(1e-9, 1, log=True),
@@ -28,21 +29,26 @@ DISTRIBUTIONS = {
 NUMBERS = {"a": FloatDistribution(1e-9, 1, log=True), "b": IntDistribution(1, 9, step=2)}
 
 
-def test_trials_are_read_as_optuna_reads_them(storage: StudyStorage, url: str) -> None:
+def test_trials_are_read_as_optuna_reads_them(storage: StudyStorage, url: str, tmp_path: Path) -> None:
     study, draws = define(storage), random.Random(5)
+    work_on(study, tmp_path)
+    plain = optuna.load_study(study_name="toy", storage=url.replace("postgresql://", "postgresql+psycopg2://"))
     for _ in range(40):
         params = {"b": draws.choice((1, 3, 5)), "a": draws.random(), "c": draws.choice((None, True, "x", 2.5))}
         steps = {step: draws.choice((draws.random(), math.inf, -math.inf)) for step in draws.sample(range(99), 7)}
         attributes = {"z é": [1, None, math.inf], "a": {"deep": draws.random()}}
         value = draws.choice((draws.random() / 3, math.inf, -math.inf, 1e-300))
         given = {"params": params, "distributions": DISTRIBUTIONS, "intermediate_values": steps, "value": value}
-        study.add_trial(create_trial(**given, user_attrs=attributes, system_attrs=attributes))
+        for writer in (study, plain):
+            writer.add_trial(create_trial(**given, user_attrs=attributes, system_attrs=attributes))
     study.add_trial(create_trial(state=TrialState.FAIL))
-    plain = optuna.load_study(study_name="toy", storage=url.replace("postgresql://", "postgresql+psycopg2://"))
+    plain.enqueue_trial({"a": 0.5})
 
-    assert storage.get_all_trials(study._study_id) == plain.get_trials()
-    assert [*study.trials[1].params] == ["b", "a", "c"]
-    assert [storage.get_trial(trial._trial_id) for trial in plain.get_trials()] == plain.get_trials()
+    trials = storage.get_all_trials(study._study_id)
+    assert trials == [storage.get_trial(trial._trial_id) for trial in plain.get_trials()] == plain.get_trials()
+    assert [trial.number for trial in trials] == list(range(5 + 2 * 40 + 2))
+    assert [*trials[5].params] == ["b", "a", "c"]
+    assert (plain.best_value, plain.user_attrs) == (study.best_value, study.user_attrs)
 
 
 def curves_of(study: optuna.Study, values: Sequence[float]) -> None:

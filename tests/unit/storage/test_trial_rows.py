@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
@@ -42,33 +40,6 @@ def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(
     assert view.num_finished == study_counts(reopened).num_finished == 12
     assert set_target(reopened, more_trials=1) == 13
     assert work_on(reopened, tmp_path).num_finished == 13  # its sampler learns from the others
-
-
-def test_optuna_reads_what_was_written_and_we_read_what_optuna_wrote(storage: StudyStorage, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/studies.db"
-    study = define(storage)
-    work_on(study, tmp_path)
-    plain = optuna.load_study(study_name="toy", storage=url)
-    plain.add_trial(
-        create_trial(
-            params={"a": 0.5, "b": 3, "c": None},
-            distributions={
-                "a": FloatDistribution(1e-5, 1, log=True),
-                "b": IntDistribution(1, 9, step=2),
-                "c": CategoricalDistribution([None, True, "x", 2.5]),
-            },
-            value=math.inf,
-            intermediate_values={0: 1.5, 3: -math.inf},
-            user_attrs={"text": "é", "list": [1, None]},
-            system_attrs={"deep": {"a": [True]}},
-        )
-    )
-    plain.enqueue_trial({"x": 0.5})
-    ours = study.get_trials()
-    assert len(ours) == 7
-    assert ours == optuna.load_study(study_name="toy", storage=url).get_trials()
-    assert (plain.best_value, plain.user_attrs) == (study.best_value, study.user_attrs)
-    assert [trial.number for trial in ours] == list(range(7))
 
 
 def test_some_trials_are_read_by_id(study: optuna.Study, storage: StudyStorage) -> None:
