@@ -1,7 +1,6 @@
 """Claims: one transaction picks the next trial to run and never exceeds the study's target."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -142,24 +141,21 @@ class _ClaimTransaction:
     def run(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         """Return a trial, or why there is none; errors are returned, so that what was decided is committed."""
         self.storage.lock(connection, self.study_id)
-        committed = self._already_committed(connection) if self.tried else None
+        if self.tried:  # whose reply was lost; under the study's lock, what it committed is there or never will be
+            query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+            is_running = sa.and_(TRIALS.c.study_id == self.study_id, TRIALS.c.state == TrialState.RUNNING)
+            row = connection.execute(query.where(LEASES.c.token == self.token, is_running)).first()
+            if row is not None:
+                return self._claim(row, row.attempt)
         self.tried = True
-        return committed or self._claim_next(connection)
-
-    def _already_committed(self, connection: Connection) -> Claim | None:
-        """Return the claim an earlier try committed if the reply to its COMMIT was lost.
-
-        The study lock makes the answer final: the row is there or never will be.
-        """
-        query = sa.select(LEASES, TRIALS.c.number).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-        is_running = sa.and_(TRIALS.c.study_id == self.study_id, TRIALS.c.state == TrialState.RUNNING)
-        row = connection.execute(query.where(LEASES.c.token == self.token, is_running)).first()
-        return None if row is None else self._claim(row, row.attempt)
+        return self._claim_next(connection)
 
     def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
         counts, running = _counts_and_running(connection, self.study_id)
-        if any(map(is_in_future, running)):
-            _date_to_now(connection, running)
+        if ids := [row.trial_id for row in running if is_in_future(row)]:  # they expire from now on
+            now = now_s(connection)
+            is_future = sa.and_(LEASES.c.trial_id.in_(ids), LEASES.c.renewed_at_s > now)
+            connection.execute(sa.update(LEASES).where(is_future).values(renewed_at_s=now))
             counts, running = _counts_and_running(connection, self.study_id)
         orphans = [row for row in running if is_orphan(row)]
         resumable = [row for row in orphans if not self._failed_after_max_attempts(connection, row)]
@@ -167,7 +163,8 @@ class _ClaimTransaction:
             counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.rules.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
-        is_exhausted = self._is_exhausted(connection)
+        limit = self.rules.max_epochs_total
+        is_exhausted = limit is not None and count_epochs(connection, self.study_id) >= limit
         if is_exhausted:
             counts = _end_at_present_total(connection, self.study_id, counts)
         counts = cancel_excess(connection, self.study_id, counts)
@@ -188,10 +185,6 @@ class _ClaimTransaction:
             trial_id = insert_running(connection, self.study_id, counts.num_all)
             return replace(self._start(connection, trial_id, counts.num_all), pruned=pruned)
         return NothingToClaim(counts.num_finished + len(pruned), counts.target, live, pruned)
-
-    def _is_exhausted(self, connection: Connection) -> bool:
-        limit = self.rules.max_epochs_total
-        return limit is not None and count_epochs(connection, self.study_id) >= limit
 
     def _sort_paused(
         self, connection: Connection, paused: dict[int, Row[Any]], counts: Counts, *, is_last: bool, is_exhausted: bool
@@ -265,14 +258,6 @@ def _num_lost(row: Row[Any]) -> int:
     if row.token is None or row.num_epochs:
         return 0
     return int(row.num_lost) + int(not row.released)
-
-
-def _date_to_now(connection: Connection, running: Sequence[Row[Any]]) -> None:
-    """Let leases from the future, left when the database's clock was set back, expire from now on."""
-    ids = [row.trial_id for row in running if is_in_future(row)]
-    now = now_s(connection)
-    is_future = sa.and_(LEASES.c.trial_id.in_(ids), LEASES.c.renewed_at_s > now)
-    connection.execute(sa.update(LEASES).where(is_future).values(renewed_at_s=now))
 
 
 def count_trials(connection: Connection, study_id: int) -> Counts:

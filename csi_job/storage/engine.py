@@ -22,6 +22,17 @@ BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite, where signals have to wait; longer
 
 Insert = TypeVar("Insert", postgresql.Insert, sqlite.Insert)
 
+# libpq's options against half-open connections; those in the URL take precedence.
+GUARDS: Final[dict[str, Any]] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": TCP_USER_TIMEOUT_S * 1000,
+    "application_name": "csi-job",
+}
+
 
 def make_engine(address: Address) -> Engine:
     """Return an engine that keeps one connection, and opens others while that is in use.
@@ -37,7 +48,8 @@ def make_engine(address: Address) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = sa.create_engine(address.url, **arguments, connect_args=_postgres_arguments(address))
+    guards = {name: value for name, value in GUARDS.items() if name not in address.url.query}
+    engine = sa.create_engine(address.url, **arguments, connect_args=guards)
     # psycopg2 would reset the session's default, and with it ours, after each statement that commits itself.
     engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[assignment]
 
@@ -52,20 +64,6 @@ def make_engine(address: Address) -> Engine:
 def _set_autocommit(connection: Any, level: str) -> None:
     """Know no other level: a transaction that needs one says so in its first statement."""
     connection.autocommit = level == "AUTOCOMMIT"
-
-
-def _postgres_arguments(address: Address) -> dict[str, Any]:
-    """Return libpq's options against half-open connections; those in the URL take precedence."""
-    arguments: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives": 1,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 4,
-        "tcp_user_timeout": TCP_USER_TIMEOUT_S * 1000,
-        "application_name": "csi-job",
-    }
-    return {name: value for name, value in arguments.items() if name not in address.url.query}
 
 
 def _prepare_postgres(connection: Any, _record: Any) -> None:

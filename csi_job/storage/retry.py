@@ -80,7 +80,9 @@ def classify(error: BaseException) -> ErrorKind:
     if isinstance(original, psycopg2.Error):
         return _classify_postgres(original)
     if isinstance(original, sqlite3.Error):
-        return _classify_sqlite(original)
+        kinds = {**dict.fromkeys(SQLITE_BUSY, ErrorKind.BUSY), **dict.fromkeys(SQLITE_REJECTED, ErrorKind.REJECTED)}
+        kinds |= dict.fromkeys(SQLITE_UNREACHABLE, ErrorKind.UNREACHABLE)
+        return kinds.get(_sqlite_code(original), ErrorKind.NOT_DATABASE)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return ErrorKind.UNREACHABLE
     return ErrorKind.NOT_DATABASE
@@ -108,15 +110,6 @@ def _classify_postgres(error: psycopg2.Error) -> ErrorKind:
 
 def _sqlite_code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine it
-
-
-def _classify_sqlite(error: sqlite3.Error) -> ErrorKind:
-    code = _sqlite_code(error)
-    if code in SQLITE_BUSY:
-        return ErrorKind.BUSY
-    if code in SQLITE_REJECTED:
-        return ErrorKind.REJECTED
-    return ErrorKind.UNREACHABLE if code in SQLITE_UNREACHABLE else ErrorKind.NOT_DATABASE
 
 
 def reason(error: BaseException) -> str:
@@ -227,14 +220,12 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Pa
             return operation()
         except Exception as error:
             cannot_open = _sqlite_code(_driver_error(error)) == sqlite3.SQLITE_CANTOPEN
-            if classify(error) is ErrorKind.REJECTED or (cannot_open and not _may_write(file)):
+            may_write = (
+                file is not None and os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
+            )
+            if classify(error) is ErrorKind.REJECTED or (cannot_open and not may_write):
                 message = f"{policy.where} cannot be used: {reason(error)}"
                 raise ConfigurationError(message, hint=CREDENTIALS_HINT if "password" in message else "") from None
             raise
 
     return policy.call(first_contact)
-
-
-def _may_write(file: Path | None) -> bool:
-    """Return whether the permissions of a file and its folder allow a database there."""
-    return file is not None and os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)

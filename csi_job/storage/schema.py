@@ -16,20 +16,19 @@ from csi_job.storage.url import Address
 def create_schema(engine: Engine) -> None:
     """Create missing tables; any number of processes may do this concurrently on an empty database."""
     if engine.dialect.name == "sqlite":
-        _enable_write_ahead_log(engine)
+        with closing(engine.raw_connection()) as raw:  # outside of a transaction
+            raw.cursor().execute("PRAGMA journal_mode = WAL")
     with engine.begin() as connection:
         lock_schema(connection)
         if _stored_version(connection) is None:
             METADATA.create_all(connection)
-            _stamp(connection)
+            ALEMBIC_VERSION.create(connection, checkfirst=True)
+            connection.execute(sa.insert(ALEMBIC_VERSION).values(version_num=HEAD_REVISION))
+            if connection.execute(sa.select(VERSION_INFO)).first() is None:
+                version = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
+                connection.execute(sa.insert(VERSION_INFO).values(version_info_id=1, **version))
         OURS.create_all(connection)
         STEP_INDEX.create(connection, checkfirst=True)
-
-
-def _enable_write_ahead_log(engine: Engine) -> None:
-    """Let readers and the writer work in parallel; the setting is stored in the file."""
-    with closing(engine.raw_connection()) as raw:  # outside of a transaction
-        raw.cursor().execute("PRAGMA journal_mode = WAL")
 
 
 def check_schema(engine: Engine, address: Address) -> None:
@@ -54,12 +53,3 @@ def _stored_version(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table(ALEMBIC_VERSION.name):
         return None
     return connection.scalar(sa.select(ALEMBIC_VERSION.c.version_num))
-
-
-def _stamp(connection: Connection) -> None:
-    """Store the versions as Optuna and its Alembic do, so that Optuna accepts the tables as its own."""
-    ALEMBIC_VERSION.create(connection, checkfirst=True)
-    connection.execute(sa.insert(ALEMBIC_VERSION).values(version_num=HEAD_REVISION))
-    if connection.execute(sa.select(VERSION_INFO)).first() is None:
-        version = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
-        connection.execute(sa.insert(VERSION_INFO).values(version_info_id=1, **version))

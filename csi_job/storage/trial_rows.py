@@ -120,12 +120,19 @@ def state_changes(connection: Connection, state: TrialState) -> dict[str, Any]:
 
 def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[dict[str, Any]], tuple[str, ...]]]:
     """Return what is written beside the trial's own row: tables, their rows, and the columns of their unique keys."""
-    written = [
-        (PARAMS, "param_name", [_param_row(name, *param) for name, param in write.params.items()]),
+    params = [
+        {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(kind)}
+        for name, (value, kind) in write.params.items()
+    ]
+    steps = [(step, *to_stored_step(float(value))) for step, value in write.steps.items()]
+    values = [(objective, *to_stored_value(float(value))) for objective, value in enumerate(write.values)]
+    step_columns = ("step", "intermediate_value", "intermediate_value_type")
+    written: list[tuple[sa.Table, str, list[dict[str, Any]]]] = [
+        (PARAMS, "param_name", params),
         (USER_ATTRIBUTES, "key", _attribute_rows(write.user_attrs)),
         (SYSTEM_ATTRIBUTES, "key", _attribute_rows(write.system_attrs)),
-        (STEPS, "step", [_step_row(step, value) for step, value in write.steps.items()]),
-        (VALUES, "objective", [_value_row(index, value) for index, value in enumerate(write.values)]),
+        (STEPS, "step", [dict(zip(step_columns, row, strict=True)) for row in steps]),
+        (VALUES, "objective", [dict(zip(("objective", "value", "value_type"), row, strict=True)) for row in values]),
     ]
     return [
         (table, [{"trial_id": trial_id, **row} for row in rows], ("trial_id", key))
@@ -134,22 +141,8 @@ def child_rows(trial_id: int, write: TrialWrite) -> list[tuple[sa.Table, list[di
     ]
 
 
-def _param_row(name: str, value: float, distribution: BaseDistribution) -> dict[str, Any]:
-    return {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
-
-
 def _attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
-
-
-def _step_row(step: int, value: float) -> dict[str, Any]:
-    stored, kind = to_stored_step(float(value))
-    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
-
-
-def _value_row(objective: int, value: float) -> dict[str, Any]:
-    stored, kind = to_stored_value(float(value))
-    return {"objective": objective, "value": stored, "value_type": kind}
 
 
 def remove_steps(connection: Connection, trial_id: int, first: int) -> None:

@@ -1,6 +1,7 @@
 """The database URL from the settings, validated, with all secrets kept separately."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +72,20 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
         return _sqlite_address(url)
     if url.drivername not in POSTGRES_SCHEMES:
         raise ConfigurationError("this database cannot hold a study", got=url.drivername, allowed=ALLOWED)
-    return _postgres_address(url, settings)
+    options = {name: value for name, value in url.query.items() if name not in REPEATED_OPTIONS}
+    for name, given in options.items():
+        if not isinstance(given, str):
+            message = f"storage.url gives {name} {len(given)} times"
+            raise ConfigurationError(message, hint=f"give it once there, or {HINT}")
+    secrets: dict[str, str] = {name: str(options[name]) for name in SECRET_OPTIONS if name in options}
+    password = _given_password(settings)
+    if password is not None or url.password is not None:
+        secrets["password"] = str(url.password) if password is None else password
+    if "\0" in secrets.get("password", ""):
+        raise ConfigurationError("the database's password contains a NUL byte, which PostgreSQL cannot take", hint=HINT)
+    bare = url.difference_update_query(SECRET_OPTIONS)
+    clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
+    return Address(clean, secrets)
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -112,17 +126,11 @@ def _file_system(path: Path, mounts: Path) -> str:
     best, kind = -1, ""
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = Path(_unescaped(before.split()[4]))
+        point = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], base=8)), before.split()[4]))
         # A later mount on the same point hides an earlier one.
         if (point == path or point in path.parents) and len(point.parts) >= best:
             best, kind = len(point.parts), after.split()[0]
     return kind
-
-
-def _unescaped(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
 
 
 def _parsed(text: str) -> URL:
@@ -162,27 +170,6 @@ def _sqlite_address(url: URL) -> Address:
         message = "the home folder of storage.url cannot be found"
         raise ConfigurationError(message, got=url.database, hint="write the path out, or as ./~name") from None
     return Address(URL.create("sqlite", database=str(path.absolute())))
-
-
-def _postgres_address(url: URL, settings: StorageSettings) -> Address:
-    options = {name: _once(url, name) for name in url.query if name not in REPEATED_OPTIONS}
-    secrets: dict[str, str] = {name: options[name] for name in SECRET_OPTIONS if name in options}
-    password = _given_password(settings)
-    if password is not None or url.password is not None:
-        secrets["password"] = str(url.password) if password is None else password
-    if "\0" in secrets.get("password", ""):
-        raise ConfigurationError("the database's password contains a NUL byte, which PostgreSQL cannot take", hint=HINT)
-    bare = url.difference_update_query(SECRET_OPTIONS)
-    clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
-    return Address(clean, secrets)
-
-
-def _once(url: URL, name: str) -> str:
-    value = url.query[name]
-    if isinstance(value, str):
-        return value
-    message = f"storage.url gives {name} {len(value)} times"
-    raise ConfigurationError(message, hint=f"give it once there, or {HINT}")
 
 
 def _given_password(settings: StorageSettings) -> str | None:
