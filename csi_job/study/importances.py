@@ -46,8 +46,12 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
     ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
     if len(ranked) > MAX_TRIALS:
         ranked = [ranked[index * (len(ranked) - 1) // (MAX_TRIALS - 1)] for index in range(MAX_TRIALS)]
-    values = _values(ranked)
-    names = [name for name, used in values.items() if len(used) >= MIN_TRIALS]
+    used: dict[str, list[object]] = {}
+    for trial in ranked:
+        for name, value in trial.params.items():
+            used.setdefault(name, []).append(value)
+    values = {name: used[name] for name in sorted(used) if len(set(used[name])) > 1}
+    names = [name for name in values if len(values[name]) >= MIN_TRIALS]
     too_few = tuple(name for name in values if name not in names)
     if not names:
         return Importances({}, too_few)
@@ -59,15 +63,6 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
         found = importance.get_param_importances(_in_memory(ranked, trials), evaluator=evaluator, params=names)
     said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, said)
-
-
-def _values(trials: Iterable[FrozenTrial]) -> dict[str, list[object]]:
-    """Return the value of each hyperparameter that varies in each trial that has it, by name."""
-    values: dict[str, list[object]] = {}
-    for trial in trials:
-        for name, value in trial.params.items():
-            values.setdefault(name, []).append(value)
-    return {name: values[name] for name in sorted(values) if len(set(values[name])) > 1}
 
 
 def _in_memory(ranked: Iterable[FrozenTrial], trials: Iterable[FrozenTrial]) -> optuna.Study:

@@ -47,7 +47,13 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
         if running.has_two_objectives:
             running.gflops = gflops(running.params.model_arch, train.images_NHW.shape[-1])
         result = train_trial(running, running.params, running.seed, train, validation, settings)
-        running.attributes |= _attributes(result)
+        running.attributes |= {
+            GFLOPS: result.gflops,
+            IMAGES_PER_S: median(epoch.images_per_s for epoch in result.epochs),
+            BEST_EPOCH: result.best_epoch,
+            NUM_PARAMETERS: result.num_parameters,
+            MICRO_BATCH: result.micro_batch,
+        }
         if result.best_pred_NZ is not None:
             running.attributes[F1_SE] = standard_error(result.best_pred_NZ)
         values = [result.best_val_f1]
@@ -77,17 +83,6 @@ def train_trial(
         checkpoint_folder=running.checkpoint_folder,
         resume_from=running.resume_from,
     )
-
-
-def _attributes(result: TrainingResult) -> dict[str, Any]:
-    """Return what the report shows of a training besides its curve."""
-    return {
-        GFLOPS: result.gflops,
-        IMAGES_PER_S: median(epoch.images_per_s for epoch in result.epochs),
-        BEST_EPOCH: result.best_epoch,
-        NUM_PARAMETERS: result.num_parameters,
-        MICRO_BATCH: result.micro_batch,
-    }
 
 
 class F1StandardError:

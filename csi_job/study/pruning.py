@@ -70,7 +70,9 @@ class MedianPruner(BasePruner):
         """Return whether the trial's best value is below the median at its last epoch."""
         best = best_of(trial.intermediate_values.values())
         if best is None:
-            return _num_complete(study) >= N_MIN_TRIALS
+            complete = (TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
+            count = sa.select(sa.func.count()).select_from(TRIALS).where(*complete)
+            return storage_of(study).read(lambda connection: connection.execute(count).scalar_one()) >= N_MIN_TRIALS
         if median_row is None:
             query = median_query(study, trial.last_step or 0)
             if query is None:
@@ -140,12 +142,6 @@ def median_query(study: Study, step: int) -> sa.Select[Any] | None:
         .where(TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE, STEPS.c.step == step)
     )
     return median_of(at_step.cte("at_step").c.value, sqlite=storage_of(study).address.is_sqlite)
-
-
-def _num_complete(study: Study) -> int:
-    complete = (TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
-    query = sa.select(sa.func.count()).select_from(TRIALS).where(*complete)
-    return storage_of(study).read(lambda connection: connection.execute(query).scalar_one())
 
 
 def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -> bool:

@@ -64,25 +64,23 @@ class StudyRecord:
 
         Earlier versions stored only a fingerprint, so that the other settings of their studies are unknown.
         """
-        tree: Tree = self.attributes.get(SETTINGS) or self._settings_of_fingerprint()
+        tree: Tree | None = self.attributes.get(SETTINGS)
+        if not tree:
+            space: Tree = {}
+            for name, form in self.fingerprint.get("space", {}).items():
+                if name not in HYPERPARAMETERS:
+                    continue  # of a later version; the fingerprints differ
+                unconditional: Tree = (
+                    {"when": {}} if "when" in HYPERPARAMETERS[name].space and "when" not in form else {}
+                )
+                space[name] = None if form.get("dropped") else {**form, **unconditional}
+            tree = {"space": space, "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
         current = {"num_trials": TARGET, "objective": OBJECTIVE, "seed": SEED}
         study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
         if self.baseline:
             tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
         return tree
-
-    def _settings_of_fingerprint(self) -> Tree:
-        space: Tree = {}
-        for name, form in self.fingerprint.get("space", {}).items():
-            if name not in HYPERPARAMETERS:
-                continue  # of a later version; the fingerprints differ
-            unconditional: Tree = {"when": {}} if "when" in HYPERPARAMETERS[name].space and "when" not in form else {}
-            space[name] = None if form.get("dropped") else {**form, **unconditional}
-        return {
-            "space": space,
-            "trial": {"objective_average": self.fingerprint.get("average", "macro")},
-        }
 
 
 def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bool = False) -> StudyRecord | None:

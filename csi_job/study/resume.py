@@ -45,7 +45,12 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
     own = [place for place in folder.glob("attempt-*") if place.name.partition("-")[2].partition("-")[2] in (uid, "")]
     for place in sorted(own, reverse=True):
-        for path in _intact_checkpoints(place):
+        try:
+            intact = valid_checkpoints(place)
+        except (OSError, CheckpointError) as error:
+            logger.warning("cannot read checkpoints: %s", error.strerror if isinstance(error, OSError) else error)
+            continue
+        for path in intact:
             epoch = epoch_of(path)
             if epoch > best.epoch and (epoch <= last_epoch or place in trusted):
                 best = ResumePoint(path, epoch)
@@ -55,14 +60,6 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
 def checkpoint_values(path: Path) -> dict[int, float]:
     """Return the value of each epoch up to a checkpoint."""
     return {int(result["epoch"]): float(result["val_f1"]) for result in load_checkpoint(path)["results"]}
-
-
-def _intact_checkpoints(folder: Path) -> list[Path]:
-    try:
-        return valid_checkpoints(folder)
-    except (OSError, CheckpointError) as error:
-        logger.warning("cannot read checkpoints: %s", error.strerror if isinstance(error, OSError) else error)
-        return []
 
 
 def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:

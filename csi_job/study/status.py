@@ -1,7 +1,7 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -181,7 +181,11 @@ def study_status(study: optuna.Study) -> StudyStatus:
     failures = (str(trial.user_attrs.get(REASON, "unknown")) for trial in failed)
     # Most paused trials are pruned without running again.
     num_left = target - sum(outcomes[outcome] for outcome in (*FINISHED, "paused"))
-    rate = _trials_per_s(trials, sum(not trial.is_orphan for trial in running))
+    # Trials per second with as many running, however long the study was idle before.
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    seconds = [length for trial in ended[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
+    typical_s = median(seconds) if seconds else 0.0
+    rate = sum(not trial.is_orphan for trial in running) / typical_s if typical_s > 0 else 0.0
     return StudyStatus(
         name=study.study_name,
         objective=str(attributes.get(OBJECTIVE, "")),
@@ -234,12 +238,3 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
         is_orphan=is_orphan(row),
         host=(row.owner or "").partition("|")[0],
     )
-
-
-def _trials_per_s(trials: Iterable[FrozenTrial], num_running: int) -> float | None:
-    """Return how many trials finish per second with this many running, however long the study was idle before."""
-    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    seconds = [length for trial in finished[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
-    if not num_running or not seconds or median(seconds) <= 0:
-        return None
-    return num_running / median(seconds)

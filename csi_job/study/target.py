@@ -73,7 +73,12 @@ def set_target(
 
 
 def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
-    if num_trials is None or (lenient and _was_raised_since(num_trials, attributes)):
+    # Whether this total is the last that the study was given, and trials were added to it since.
+    given, is_raised = attributes.get(SETTINGS, {}).get("study", {}).get("num_trials"), False
+    for change in attributes.get(TARGET_CHANGES, []):
+        is_raised = change["more"] is not None
+        given = given if is_raised else change["total"]
+    if num_trials is None or (lenient and is_raised and given == num_trials):
         return counts.target
     num_taken = counts.num_finished + counts.num_running
     num_kept = max(num_taken, min(num_taken + counts.num_waiting, counts.target)) if lenient else num_taken
@@ -88,15 +93,6 @@ def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, 
     what = f"the study has {counts.num_finished} finished and {counts.num_running} running or paused trials"
     hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
     raise ConfigurationError(f"{what}, so its total cannot be lower", got=num_trials, hint=hint)
-
-
-def _was_raised_since(num_trials: int, attributes: Mapping[str, Any]) -> bool:
-    """Return whether this total is the last that the study was given, and trials were added to it since."""
-    given, is_raised = attributes.get(SETTINGS, {}).get("study", {}).get("num_trials"), False
-    for change in attributes.get(TARGET_CHANGES, []):
-        is_raised = change["more"] is not None
-        given = given if is_raised else change["total"]
-    return is_raised and given == num_trials
 
 
 def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]) -> bool:

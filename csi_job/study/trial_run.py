@@ -281,10 +281,10 @@ class RunningTrial(Generic[Params]):
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
         if checkpoint is not None and checkpoint != self.promoted:
             self.promoted, self._is_unpromoted = checkpoint, True
-        self._send()
+        self._store_and_read_median()
         self.check()
 
-    def _send(self) -> None:
+    def _store_and_read_median(self) -> None:
         changes: dict[str, Any] = {"num_epochs": self._num_epochs}
         if self._is_unpromoted:
             changes["checkpoint"] = self._relative(self.promoted)
@@ -362,12 +362,8 @@ class RunningTrial(Generic[Params]):
         keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
         self.unsent.user_attrs |= self.attributes | {PAUSED: self.attempt} | self._runs_until(time.time())
         self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
-        values = {
-            "noun": self.noun,
-            "trial": self.number,
-            "epoch": len(self.curve),
-            "value": self.curve[max(self.curve)],
-        }
+        values = {"noun": self.noun, "trial": self.number, "epoch": len(self.curve)}
+        values["value"] = self.curve[max(self.curve)]
         logger.info("%(noun)s %(trial)d paused after epoch %(epoch)d at %(value).4f", values)
 
     def _runs_until(self, end_s: float | None) -> dict[str, Any]:
@@ -382,9 +378,11 @@ class RunningTrial(Generic[Params]):
             values = {"noun": self.noun, "trial": self.number, "error": error}
             logger.warning("%(noun)s %(trial)d can be resumed only when its lease has expired: %(error)s", values)
         else:
-            if self.unsent.state is not None:  # stopped while its end was being stored
-                return logger.info("%(noun)s %(trial)d finished", {"noun": self.noun, "trial": self.number})
             values = {"noun": self.noun, "trial": self.number, "epoch": max(self.curve, default=-1) + 2}
+            if self.unsent.state is not None:  # stopped while its end was being stored
+                return logger.info("%(noun)s %(trial)d finished", values)
+            if PAUSED in self.unsent.user_attrs:  # or its pause
+                return logger.info("%(noun)s %(trial)d paused", values)
             logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 
 

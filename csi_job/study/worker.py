@@ -49,7 +49,8 @@ MAX_REASON_CHARACTERS: Final = 200
 DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL error", "device-side assert")
 _PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
 _PACKAGE: Final = Path(__file__).parent.parent
-# These say nothing about the trial, so it is not failed because of them.
+# These say nothing about the trial, so it is not failed because of them: with other settings or data
+# (`ConfigurationError`, `DataError`), whoever runs the same command again resumes it.
 RERAISED: Final = (
     StopRequestedError,
     LeaseLostError,
@@ -169,15 +170,11 @@ class _Worker:
 
     def _run_trials(self) -> None:
         seen: dict[int, float] | None = None
-        while not self._is_out_of_time():
+        limit_s = self.settings.timeout_s
+        while limit_s is None or time.monotonic() - self.start_s < limit_s:
             self.stop.check()
-            claim = claim_trial(
-                self.storage,
-                study_id_of(self.study),
-                self.rules,
-                token=new_token(),
-                worker_id=self.worker_id,
-            )
+            study_id, token = study_id_of(self.study), new_token()
+            claim = claim_trial(self.storage, study_id, self.rules, token=token, worker_id=self.worker_id)
             for number in claim.pruned:
                 remove_checkpoints(self.work, self.study.study_name, number)
             if isinstance(claim, Claim):
@@ -192,13 +189,7 @@ class _Worker:
             if self._others_will_finish(claim, seen := claim.running if seen is None else seen):
                 return
             self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
-
-    def _is_out_of_time(self) -> bool:
-        limit_s = self.settings.timeout_s
-        if limit_s is None or time.monotonic() - self.start_s < limit_s:
-            return False
         logger.info("time limit of %(limit_s).0f s reached; not starting another trial", {"limit_s": limit_s})
-        return True
 
     def _others_will_finish(self, nothing: NothingToClaim, seen: dict[int, float]) -> bool:
         """Return whether each remaining trial has a live owner: it started, or its lease was renewed, since `seen`.
@@ -316,8 +307,11 @@ def failure_reason(error: BaseException) -> str:
         words = error.strerror or ""
     elif not isinstance(error, LookupError):
         words = _PATH_LIKE.sub("…", " ".join(str(error).split()))
-    place = _innermost_place(error)
-    parts = [type(error).__name__ + (f" in {place}" if place else ""), words]
+    frames = ((Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
+    places = [
+        f" in {path.relative_to(_PACKAGE).as_posix()}:{line}" for path, line in frames if _PACKAGE in path.parents
+    ]
+    parts = [type(error).__name__ + (places[-1] if places else ""), words]
     return ": ".join(part for part in parts if part)[:MAX_REASON_CHARACTERS]
 
 
@@ -326,12 +320,3 @@ def check_device(error: BaseException) -> None:
     if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_LOST_WORDS):
         message = f"the GPU is lost to this process: {failure_reason(error)}"
         raise CsiJobError(message, hint="run the same command again to resume the trial") from None
-
-
-def _innermost_place(error: BaseException) -> str:
-    """Return file and line of the innermost frame within this package."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if _PACKAGE in path.parents:
-            return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.lineno}"
-    return ""

@@ -106,7 +106,7 @@ class WorkerGroup:
         assert process.stdout is not None
         try:
             process.stdin.write(request)
-            process.stdin.flush()  # it stays open for as long as this process lives
+            process.stdin.flush()  # left open: when it ends, which is when this process does, the worker stops
         except BrokenPipeError:
             pass  # it died; its exit code says more
         for kind, values in received(process.stdout):
@@ -134,7 +134,9 @@ class WorkerGroup:
         worker.process = None
         if code == 0 or self._is_ending:
             return
-        error = worker.error or WorkerError(_describe(code), 1, ends_search=False)
+        how = f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+        how = "killed, perhaps since memory ran out" if code == -signal.SIGKILL else how
+        error = worker.error or WorkerError(how, 1, ends_search=False)
         worker.num_deaths += 1
         values = {"worker": worker.number, "reason": error}
         if error.ends_search:
@@ -159,12 +161,6 @@ class WorkerGroup:
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.kill()
-
-
-def _describe(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed, perhaps since memory ran out"
-    return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
 
 
 # What each worker's process may use: one GPU of its own, and a share of the cores
