@@ -87,16 +87,11 @@ def _log_summary(run: Any, content: Path) -> None:
     run.log(parts)
 
 
-def _own_output() -> IO[str]:
-    """Separate what the search reads from whatever a library prints."""
-    problems = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    return problems
-
-
 if __name__ == "__main__":
     try:
-        main(sys.stdin, _own_output())
+        problems = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        main(sys.stdin, problems)
     finally:
         os._exit(0)  # wandb's exit handlers would wait for an unreachable server

@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import optuna
 import sqlalchemy as sa
@@ -25,7 +25,6 @@ from csi_job.study.settings import checked_name
 
 BATCH_SIZE: Final = 500  # trials per round of inserts
 Row = Mapping[str, Any]
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -89,17 +88,21 @@ def read_study(storage: StudyStorage, name: str) -> StudyRows:
     """Read all rows of a study in one snapshot; see `copy_study`."""
     load_study(storage, name)  # if it is missing, the error names those that exist
 
-    def look(connection: Connection) -> StudyRows:
-        study_id = find_study(connection, name)
-        if study_id is None:
-            raise ConfigurationError("the study was deleted in the meantime", got=name)
-        parts = {
-            table: _select(connection, sa.select(table).where(table.c.study_id == study_id), table)
-            for table in STUDY_PARTS
-        }
-        return StudyRows(name, parts, read_trial_rows(connection, study_id))
+    def transaction() -> StudyRows:
+        engine = storage.engine.execution_options(sqlite_readonly=True)  # without stopping the workers
+        with engine.begin() as connection:
+            if not storage.address.is_sqlite:
+                connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            study_id = find_study(connection, name)
+            if study_id is None:
+                raise ConfigurationError("the study was deleted in the meantime", got=name)
+            parts = {
+                table: _select(connection, sa.select(table).where(table.c.study_id == study_id), table)
+                for table in STUDY_PARTS
+            }
+            return StudyRows(name, parts, read_trial_rows(connection, study_id))
 
-    rows = _snapshot(storage, look)
+    rows = storage.retry.call(transaction)
     if [trial.own["number"] for trial in rows.trials] != [*range(len(rows.trials))]:
         message = f"the numbers of the {len(rows.trials)} trials of study {name} have gaps"
         raise ConfigurationError(message, hint=f"save its trials with `csi-job study export {name} FOLDER`")
@@ -173,19 +176,6 @@ def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[Tr
                 if parts:
                     connection.execute(sa.insert(table), parts)
             advance(len(batch))
-
-
-def _snapshot(storage: StudyStorage, operation: Callable[[Connection], Result]) -> Result:
-    """Run an operation whose statements all see the same moment, without stopping the workers."""
-
-    def transaction() -> Result:
-        engine = storage.engine.execution_options(sqlite_readonly=True)
-        with engine.begin() as connection:
-            if not storage.address.is_sqlite:
-                connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-            return operation(connection)
-
-    return storage.retry.call(transaction)
 
 
 def _select(connection: Connection, query: sa.Select[Any], table: sa.Table) -> list[Row]:

@@ -108,7 +108,9 @@ class _Transaction:
             raise ConfigurationError("a study was deleted in the meantime", hint="run the same command again")
         old, new = stored_attributes(connection, old_id), stored_attributes(connection, new_id)
         self._check(old, there)
-        origins = _origins(connection, new_id)
+        query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
+        texts = connection.execute(query.where(TRIALS.c.study_id == new_id, USER_ATTRIBUTES.c.key == MIGRATED_FROM))
+        origins = {_origin(json.loads(text)) for text in texts.scalars()}
         matcher = TrialMatcher(self.old_name, old, new.get(UID), self.definition.space, origins)
         baseline = None if there else self.definition.baseline
         carried = _carried(connection, old_id, matcher, baseline)
@@ -228,13 +230,6 @@ def _carried(
         }
         carried.append(TrialRows(trial_rows.own, trial_rows.parts | changed))
     return carried
-
-
-def _origins(connection: Connection, study_id: int) -> set[Origin]:
-    """Return where the carried trials of a study were trained."""
-    query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-    texts = connection.execute(query.where(TRIALS.c.study_id == study_id, USER_ATTRIBUTES.c.key == MIGRATED_FROM))
-    return {_origin(json.loads(text)) for text in texts.scalars()}
 
 
 def _origin(attribute: Mapping[str, Any]) -> Origin:
