@@ -1,11 +1,8 @@
 """The settings file beside the report: with it, one worker on a CPU repeats the study bit by bit."""
 
-import math
 import shlex
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from csi_job.cache.manifest import CacheInfo
 from csi_job.files import write_file
@@ -13,6 +10,7 @@ from csi_job.html import format as fmt
 from csi_job.report.study_view import Phase, StudyView
 from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM
 from csi_job.study.record import StudyRecord
+from csi_job.yaml_file import yaml_line
 
 
 def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path | None:
@@ -67,7 +65,7 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     tree.pop("tracking", None)
     lines = []
     for section, content in tree.items():
-        lines += [f"{section}:", *(f"  {key}: {_flow(value)}" for key, value in content.items())] if content else []
+        lines += [f"{section}:", *(f"  {key}: {yaml_line(value)}" for key, value in content.items())] if content else []
     if weights := _weights(view):
         lines.append(f"# trial.pretrained was a file of weights with the SHA-256 {weights}.")
     return "\n".join(lines)
@@ -83,9 +81,3 @@ def _weights(view: StudyView) -> str | None:
     """Return the digest of the file of initial weights, if there was one."""
     pretrained = view.fingerprint.get("trial", {}).get("pretrained")
     return None if pretrained in (None, "none", "imagenet") else str(pretrained)
-
-
-def _flow(value: Any) -> str:
-    """Return a value as one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")

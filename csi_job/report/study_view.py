@@ -177,6 +177,10 @@ def view_study(study: Study) -> StudyView:
 def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
+    phase = None
+    if stored.SAMPLER in attrs:
+        key = (str(attrs[stored.SAMPLER]), str(attrs.get(stored.PRUNER, "none")), attrs.get(stored.MAX_EPOCHS))
+        phase = phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(stored.NUM_STARTUP_TRIALS)))
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
         number=frozen.number,
@@ -184,7 +188,7 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         f1=_number(frozen.values[0]) if is_final else max((f1 for _, f1 in curve), default=None),
         f1_error=_number(f1_standard_error_of(frozen)),
         params=dict(frozen.params),
-        phase=_phase(attrs, phases),
+        phase=phase,
         curve=curve,
         losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(stored.LOSSES) or ()),
         is_baseline=bool(attrs.get(stored.BASELINE)),
@@ -210,13 +214,6 @@ def _runs(frozen: FrozenTrial) -> tuple[Run, ...]:
 def _local(time_s: float) -> datetime:
     """Return a time as `FrozenTrial` has it: naive, in the local zone."""
     return datetime.fromtimestamp(time_s, UTC).astimezone().replace(tzinfo=None)
-
-
-def _phase(attrs: dict[str, Any], phases: dict[tuple[str, str, int | None], Phase]) -> Phase | None:
-    if stored.SAMPLER not in attrs:
-        return None
-    key = (str(attrs[stored.SAMPLER]), str(attrs.get(stored.PRUNER, "none")), attrs.get(stored.MAX_EPOCHS))
-    return phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(stored.NUM_STARTUP_TRIALS)))
 
 
 def _number(value: Any) -> float | None:

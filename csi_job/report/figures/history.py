@@ -47,7 +47,13 @@ def curves_plot(view: StudyView) -> Plot:
     trials = [trial for trial in view.trials if trial.curve]
     if not trials:
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no curve to show.")
-    sampled = _sample_curves(trials)
+    sampled = trials
+    if len(trials) > MAX_CURVES:
+        best = sorted(trials, key=lambda trial: -(trial.f1 or 0.0))[:NUM_BEST_CURVES]
+        kept = {trial.number for trial in best}
+        others = [trial for trial in trials if trial.number not in kept]
+        chosen = [*best, *spread_sample(others, MAX_CURVES - NUM_BEST_CURVES)]
+        sampled = sorted(chosen, key=lambda trial: trial.number)
     warning = (
         f"For readability, {len(sampled)} of {fmt.count(len(trials))} curves are drawn: the best {NUM_BEST_CURVES} "
         "and others spread evenly over the search."
@@ -87,7 +93,13 @@ def _history(view: StudyView) -> Figure:
     bottom = min(scores)
     if view.with_outcome(*AT_BOTTOM):  # a little below all others
         bottom -= 0.06 * max(max(scores) - min(scores), 0.02)
-    traces = [_best_so_far(view), *_outcome_traces(view, bottom)]
+    traces = [_best_so_far(view)]
+    for outcome, marker in OUTCOME_MARKERS.items():
+        is_low = outcome in AT_BOTTOM
+        trials = view.others(trial for trial in view.with_outcome(outcome) if is_low or trial.f1 is not None)
+        if trials:
+            numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]
+            traces.append(markers(trials, numbers, ys, marker=marker, name=outcome.capitalize()))
     if baseline is not None and baseline.f1 is not None:
         traces.append(markers([baseline], [baseline.number], [baseline.f1], marker=BASELINE_MARKER, name="Baseline"))
     if best is not None and not best.is_baseline:
@@ -119,18 +131,6 @@ def _best_so_far(view: StudyView) -> dict[str, Any]:
     return line(xs, ys, BLUE, width=1.5, line=shape, name="Best so far", hoverinfo="skip", showlegend=bool(xs))
 
 
-def _outcome_traces(view: StudyView, bottom: float) -> list[dict[str, Any]]:
-    """Return a trace of markers per outcome; the best trial and the baseline have markers of another kind."""
-    traces = []
-    for outcome, marker in OUTCOME_MARKERS.items():
-        is_low = outcome in AT_BOTTOM
-        trials = view.others(trial for trial in view.with_outcome(outcome) if is_low or trial.f1 is not None)
-        if trials:
-            numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]
-            traces.append(markers(trials, numbers, ys, marker=marker, name=outcome.capitalize()))
-    return traces
-
-
 def _phase_marks(view: StudyView) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a vertical line and a label at the first trial of each phase, if there are several."""
     lines, labels = [], []
@@ -141,15 +141,6 @@ def _phase_marks(view: StudyView) -> tuple[list[dict[str, Any]], list[dict[str, 
         place = {"x": x, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "textangle": -90}
         labels.append({"text": phase.label, "showarrow": False, "font": {"size": 11}, **place})
     return lines, labels
-
-
-def _sample_curves(trials: list[TrialView]) -> list[TrialView]:
-    if len(trials) <= MAX_CURVES:
-        return trials
-    best = sorted(trials, key=lambda trial: -(trial.f1 or 0.0))[:NUM_BEST_CURVES]
-    kept = {trial.number for trial in best}
-    others = spread_sample([trial for trial in trials if trial.number not in kept], MAX_CURVES - NUM_BEST_CURVES)
-    return sorted([*best, *others], key=lambda trial: trial.number)
 
 
 def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
@@ -179,18 +170,12 @@ def _curve(trial: TrialView) -> Points:
 
 def _loss_traces(trials: Sequence[TrialView], color: str, name: str, **more: Any) -> list[dict[str, Any]]:
     """Return a trace of all training losses and one of all validation losses."""
-    return [
-        joined_lines(
-            [_loss_curve(trial, place, which) for trial in trials], color, f"{name}, {which}", line=line, **more
-        )
-        for place, which, line in LOSSES
-        if trials
-    ]
-
-
-def _loss_curve(trial: TrialView, place: int, which: str) -> Points:
-    head = f"<b>Trial {trial.number}</b><br>"
-    return [
-        (entry[0] + 1, float(entry[place]), f"{head}epoch {entry[0] + 1}: {which} loss {fmt.value(entry[place])}")
-        for entry in trial.losses
-    ]
+    traces = []
+    for place, which, style in LOSSES if trials else ():
+        curves: list[Points] = []
+        for trial in trials:
+            losses = [(entry[0] + 1, float(entry[place])) for entry in trial.losses]
+            head = f"<b>Trial {trial.number}</b><br>epoch"
+            curves.append([(epoch, loss, f"{head} {epoch}: {which} loss {fmt.value(loss)}") for epoch, loss in losses])
+        traces.append(joined_lines(curves, color, f"{name}, {which}", line=style, **more))
+    return traces

@@ -59,22 +59,17 @@ def _plot(
     draw: Callable[[StudyView, list[TrialView], list[str]], Figure],
     limit: int,
 ) -> Plot:
-    drawn = _sample(view, trials, limit)
+    drawn = trials
+    if len(trials) > limit:  # the best trial and the baseline, which have their own traces, are always drawn
+        special = [trial for trial in trials if trial is view.best or trial is view.baseline]
+        ranked = sorted(view.others(trials), key=lambda trial: -(trial.f1 or 0.0))
+        drawn = [*special, *spread_sample(ranked, limit - len(special))]
     names = fmt.in_order({name for trial in drawn for name in trial.params})  # those drawn, so that no axis is empty
     if not names:
         return Plot(key, title, missing="No trial has finished yet, so there is nothing to draw.")
     warning = f"For readability, {len(drawn)} of {fmt.count(len(trials))} trials are drawn, spread evenly over F1."
     warnings = (warning,) if len(drawn) < len(trials) else ()
     return Plot(key, title, caption, draw(view, drawn, names), warnings=warnings, is_wide=True)
-
-
-def _sample(view: StudyView, trials: list[TrialView], limit: int) -> list[TrialView]:
-    """Return at most `limit` trials, always with the best trial and the baseline, which have their own traces."""
-    if len(trials) <= limit:
-        return trials
-    special = [trial for trial in trials if trial is view.best or trial is view.baseline]
-    ranked = sorted(view.others(trials), key=lambda trial: -(trial.f1 or 0.0))
-    return [*special, *spread_sample(ranked, limit - len(special))]
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,6 @@ def _range(form: Json) -> str:
     return f"{text} (only for {fmt.listed(conditions)})" if conditions else text
 
 
-def _mean_over_seeds(card: Json) -> str:
-    return f"{fmt.with_error(card['mean'], card['std'])} ({fmt.plural(len(card['seeds']), 'seed')})"
-
-
 def _kept_seed(card: Json) -> str:
     kept = next(run for run in card["seeds"] if run["seed"] == card["kept_seed"])
     return f"{kept['seed']}: {fmt.score(kept['val_f1'])} at epoch {kept['best_epoch'] + 1} of {kept['num_epochs']}"
@@ -138,7 +134,9 @@ CARD_ROWS: dict[str, Callable[[Json], str]] = {
     "Architecture": lambda card: str(card["architecture"]),
     "Parameters (millions)": lambda card: fmt.millions(card["num_parameters"]),
     "GFLOPs per image": lambda card: fmt.value(card["gflops"]),
-    "Validation F1, mean ± SD over seeds": _mean_over_seeds,
+    "Validation F1, mean ± SD over seeds": lambda card: (
+        f"{fmt.with_error(card['mean'], card['std'])} ({fmt.plural(len(card['seeds']), 'seed')})"
+    ),
     "Seed kept, with its validation F1": _kept_seed,
     "Created": lambda card: str(card["created"])[:10],
 }

@@ -78,7 +78,16 @@ def cost(view: StudyView) -> PageSection:
         f"All trials together took {fmt.duration(total_s)}, interruptions included, "
         f"and ran {fmt.count(sum(trial.num_epochs for trial in view.trials))} epochs."
     )
-    return PageSection(key, title, (sentence,), (_times(view, total_s), *_architectures(view)))
+    rows = []
+    for outcome, number in view.counts().items():
+        seconds = [trial.seconds for trial in view.with_outcome(outcome) if trial.seconds is not None]
+        if seconds:
+            share = f"{sum(seconds) / total_s:.0%}" if total_s else fmt.MISSING
+            times = (fmt.duration(sum(seconds)), share, fmt.duration(median(seconds)))
+            rows.append((outcome.capitalize(), fmt.count(number), *times))
+    columns = ("Outcome", "Trials", "Time", "Share", "Median per trial")
+    times_table = Table(columns, tuple(rows), frozenset({1, 2, 3, 4}))
+    return PageSection(key, title, (sentence,), (times_table, *_architectures(view)))
 
 
 def failures(view: StudyView) -> PageSection:
@@ -181,17 +190,6 @@ def _phases(view: StudyView) -> Table:
     outcomes = (outcome.capitalize() for outcome in FINISHED)
     columns = ("Phase", "Sampler", "Pruner", "Max. epochs", "Trials", *outcomes, "Best F1")
     return Table(columns, tuple(rows), frozenset({3, 5, 6, 7, 8}), "Phases of the search, in the order they started.")
-
-
-def _times(view: StudyView, total_s: float) -> Table:
-    rows = []
-    for outcome, number in view.counts().items():
-        seconds = [trial.seconds for trial in view.with_outcome(outcome) if trial.seconds is not None]
-        if seconds:
-            share = f"{sum(seconds) / total_s:.0%}" if total_s else fmt.MISSING
-            times = (fmt.duration(sum(seconds)), share, fmt.duration(median(seconds)))
-            rows.append((outcome.capitalize(), fmt.count(number), *times))
-    return Table(("Outcome", "Trials", "Time", "Share", "Median per trial"), tuple(rows), frozenset({1, 2, 3, 4}))
 
 
 def _architectures(view: StudyView) -> tuple[Table, ...]:
