@@ -139,7 +139,14 @@ def _finish(
     done_flags.unlink(missing_ok=True)
     for warning in info.warnings:
         _logger.warning("%s", warning)
-    _report_problems(work, [*corrupt.values(), *doubtful])
+    problems = sorted([*corrupt.values(), *doubtful], key=lambda problem: problem.row or 0)
+    if not problems:
+        WorkFolder(work).problems.unlink(missing_ok=True)  # of an earlier build
+        return
+    path = write_problems(work, problems)
+    rows = [f"{problem.row} ({problem.what})" for problem in problems[:_NUM_ROWS_NAMED]]
+    more = ", …" if len(problems) > len(rows) else ""
+    _logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)
 
 
 def _partial_paths(root: Path, key: str) -> tuple[Path, Path]:
@@ -151,7 +158,7 @@ def _remove_abandoned(root: Path) -> None:
     """Remove what interrupted builds of other caches left long ago."""
     for folder in root.glob(".*.partial"):
         key = folder.name.removeprefix(".").removesuffix(".partial")
-        with locked_if_free(root / f".{key}.lock") as held:  # before it is held, the build may go on, and end
+        with locked_if_free(root / f".{key}.lock") as held:  # without the lock, its build may be running
             paths = [path for path in _partial_paths(root, key) if path.exists()]
             changed = max((path.stat().st_mtime for path in paths), default=math.inf) if held else math.inf
             if time.time() - changed > _ABANDONED_S:
@@ -213,18 +220,6 @@ def _fill_slots(
                 advance(1)
 
 
-def _report_problems(work: Path, problems: list[Problem]) -> None:
-    """List the skipped and doubtful images, or remove the list of an earlier build."""
-    if not problems:
-        WorkFolder(work).problems.unlink(missing_ok=True)
-        return
-    problems.sort(key=lambda problem: problem.row or 0)
-    path = write_problems(work, problems)
-    rows = [f"{problem.row} ({problem.what})" for problem in problems[:_NUM_ROWS_NAMED]]
-    more = ", …" if len(problems) > len(rows) else ""
-    _logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)
-
-
 def _describe(
     source: Source,
     split_N: np.ndarray,
@@ -236,10 +231,16 @@ def _describe(
     cache: CacheSettings,
 ) -> CacheInfo:
     """Write split table and manifest of finished arrays, which hold the images `kept`; refuse an empty split."""
-    rows_N = _split_rows(source, split_N, kept)
+    table, order_N = source.table, kept[np.argsort(split_N[kept], kind="stable")]  # the order of the arrays
+    patients, patient_N = table.patients()
+    pseudonyms = np.array([pseudonym(patient, source.identity_key) for patient in patients], dtype=ROW["patient"])
+    rows_N = np.empty(len(order_N), dtype=ROW)
+    rows_N["split"], rows_N["zones"] = split_N[order_N], table.zones_NZ[order_N]
+    rows_N["image"] = [pseudonym(table.file_ids[index], source.identity_key) for index in order_N.tolist()]
+    rows_N["patient"], rows_N["patient_index"] = pseudonyms[patient_N[order_N]], patient_N[order_N]
     write_split_table(folder, rows_N)
     files = {**files, SPLIT_TABLE: folder / SPLIT_TABLE, SPLIT_ARRAY: folder / SPLIT_ARRAY}
-    counts_SZK = _class_counts(source.table.zones_NZ[kept], split_N[kept])
+    counts_SZK = _class_counts(table.zones_NZ[kept], split_N[kept])
     info = CacheInfo(
         key=source.key,
         image_size_px=cache.image_size_px,
@@ -248,7 +249,7 @@ def _describe(
         split_shares=(split.train, split.validation, split.test),
         num_images={name: int((rows_N["split"] == place).sum()) for place, name in enumerate(SPLITS)},
         num_patients=len(np.unique(rows_N["patient_index"])),
-        num_corrupt=len(source.table) - len(kept),
+        num_corrupt=len(table) - len(kept),
         class_counts=dict(zip(SPLITS, counts_SZK.tolist(), strict=True)),
         warnings=(*_data_warnings(source, split_N, kept, num_doubtful), *check_grades(counts_SZK)),
         files={name: digest_file(path) for name, path in files.items()},
@@ -266,18 +267,6 @@ def _class_counts(zones_NZ: np.ndarray, split_N: np.ndarray) -> np.ndarray:
     zone_indices_NZ = np.broadcast_to(np.arange(NUM_ZONES), zones_NZ.shape)
     np.add.at(counts_SZK, (split_N[:, None], zone_indices_NZ, zones_NZ), 1)
     return counts_SZK
-
-
-def _split_rows(source: Source, split_N: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return the rows of the split table in the order of the arrays."""
-    table, order_N = source.table, kept[np.argsort(split_N[kept], kind="stable")]
-    patients, patient_N = table.patients()
-    pseudonyms = np.array([pseudonym(patient, source.identity_key) for patient in patients], dtype=ROW["patient"])
-    rows_N = np.empty(len(order_N), dtype=ROW)
-    rows_N["split"], rows_N["zones"] = split_N[order_N], table.zones_NZ[order_N]
-    rows_N["image"] = [pseudonym(table.file_ids[index], source.identity_key) for index in order_N.tolist()]
-    rows_N["patient"], rows_N["patient_index"] = pseudonyms[patient_N[order_N]], patient_N[order_N]
-    return rows_N
 
 
 def _data_warnings(source: Source, split_N: np.ndarray, kept: np.ndarray, num_doubtful: int) -> tuple[str, ...]:

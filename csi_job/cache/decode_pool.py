@@ -14,7 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,19 +147,16 @@ class _Decoder:
         package = str(Path(__file__).parents[2])
         places = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
         self._is_ready = False
+        # Files are of unknown origin, so their decoder sees no password and no key.
+        needed = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
             [sys.executable, "-P", "-m", __spec__.name, *map(str, self._arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the noise of C libraries
-            env={**_without_secrets(os.environ), **_ONE_THREAD, "PYTHONPATH": places},
+            env={**needed, **_ONE_THREAD, "PYTHONPATH": places},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its decoders itself
         )
-
-
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what an interpreter needs; decoders read files of unknown origin, so they see no password and no key."""
-    return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name)}
 
 
 def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:

@@ -41,19 +41,15 @@ def problems_listed(work: Path) -> Iterator[None]:
         got = str(error.filename or work)
         raise kind_of(error, DataError)(what, got=got, hint="free space, or choose another --work folder") from None
     except DataError as error:
-        raise _listed(error, work) from None
-
-
-def _listed(error: DataError, work: Path) -> DataError:
-    if not error.problems:
-        return error
-    try:
-        path = write_problems(work, error.problems)
-        key = load_key(WorkFolder(work).identity_key)
-    except (OSError, DataError):  # the folder cannot be written: the data error matters more
-        return error
-    problems = [
-        replace(problem, pseudonym=pseudonym(problem.file_id, key)) if problem.file_id else problem
-        for problem in error.problems
-    ]
-    return DataError(str(error), problems=problems, hint=f"those found are listed in {path}")
+        if not error.problems:
+            raise
+        try:
+            path = write_problems(work, error.problems)
+            key = load_key(WorkFolder(work).identity_key)
+        except (OSError, DataError):  # the folder cannot be written: the data error matters more
+            raise error from None
+        problems = [
+            replace(problem, pseudonym=pseudonym(problem.file_id, key)) if problem.file_id else problem
+            for problem in error.problems
+        ]
+        raise DataError(str(error), problems=problems, hint=f"those found are listed in {path}") from None

@@ -43,7 +43,9 @@ class SlotArrays:
         """
         self._folder, self._side_px = folder, side_px
         self._split_N = split_N
-        self._slot_N = _slots(split_N)
+        counts = np.bincount(split_N, minlength=len(SPLITS))
+        self._slot_N = np.empty(len(split_N), dtype=np.int64)  # the place of each image within its split
+        self._slot_N[np.argsort(split_N, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
         self._num_bytes = side_px * side_px
         self._files: list[int] = []
         self._flags_path, self._done_flags = done_flags, open_private(done_flags)
@@ -132,7 +134,13 @@ class SlotArrays:
             files[name] = self._folder / images_file(name)
             if removed_N[is_member_N].any():
                 files[name] = files[name].with_suffix(".kept")
-                self._copy(files[name], self._files[split], np.sort(self._slot_N[is_member_N & ~removed_N]))
+                kept_slots = np.sort(self._slot_N[is_member_N & ~removed_N])
+                header = _header(len(kept_slots), self._side_px)
+                with replacing(files[name]) as temporary, temporary.open("wb") as file:
+                    file.write(header)
+                    for slot in kept_slots.tolist():
+                        offset = len(header) + slot * self._num_bytes
+                        file.write(os.pread(self._files[split], self._num_bytes, offset))
         return files
 
     def _offset(self, index: int) -> int:
@@ -175,22 +183,6 @@ class SlotArrays:
             os.close(descriptor)
             raise
         return descriptor
-
-    def _copy(self, path: Path, source: int, kept_slots: np.ndarray) -> None:
-        header = _header(len(kept_slots), self._side_px)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(header)
-            for slot in kept_slots.tolist():
-                file.write(os.pread(source, self._num_bytes, len(header) + slot * self._num_bytes))
-
-
-def _slots(split_N: np.ndarray) -> np.ndarray:
-    """Return the place of each image within its split."""
-    slot_N = np.zeros(len(split_N), dtype=np.int64)
-    for split in range(len(SPLITS)):
-        members = np.flatnonzero(split_N == split)
-        slot_N[members] = np.arange(len(members))
-    return slot_N
 
 
 def _header(num_images: int, side_px: int) -> bytes:
