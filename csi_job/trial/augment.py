@@ -29,11 +29,20 @@ def augment_batch(
     image_BHW = to_unit(image_BHW)
     random = _Random(len(image_BHW), image_BHW.device, generator)
     flip_B = random.uniform(0, 1) < settings.flip
-    image_BHW = _warp(image_BHW, _affine(random, flip_B, settings))
+    image_BCHW = image_BHW.unsqueeze(1)  # resampled once for all geometric changes; black outside of the old image
+    grid_BHW2 = functional.affine_grid(_affine(random, flip_B, settings), list(image_BCHW.shape), align_corners=False)
+    image_BHW = functional.grid_sample(image_BCHW, grid_BHW2, align_corners=False).squeeze(1)
     # Slices rather than an index tensor, which would have to be copied to the device.
     swapped_BZ = torch.stack([zones_BZ[:, zone] for zone in FLIPPED_ZONES], dim=1)
     zones_BZ = torch.where(flip_B[:, None], swapped_BZ, zones_BZ)
-    return _jitter_intensity(image_BHW, random, settings), zones_BZ
+    # The contrast about each image's mean, then the brightness, then noise.
+    mean_B11 = image_BHW.mean(dim=(1, 2), keepdim=True)
+    contrast_B = 1 + random.symmetric(settings.contrast)
+    brightness_B = random.symmetric(settings.brightness)
+    std_B = random.uniform(0, settings.noise)
+    changed_BHW = torch.lerp(mean_B11, image_BHW, contrast_B[:, None, None]) + brightness_B[:, None, None]
+    noise_BHW = torch.randn(image_BHW.shape, device=image_BHW.device, generator=generator)
+    return (changed_BHW + noise_BHW * std_B[:, None, None]).clamp_(0, 1), zones_BZ
 
 
 def to_unit(image_BHW: Tensor) -> Tensor:
@@ -64,21 +73,3 @@ def _affine(random: _Random, flip_B: Tensor, settings: AugmentSettings) -> Tenso
     row_x_B3 = torch.stack([mirror_B * cos_B, -mirror_B * sin_B, mirror_B * x_B], dim=1)
     row_y_B3 = torch.stack([sin_B, cos_B, y_B], dim=1)
     return torch.stack([row_x_B3, row_y_B3], dim=1)
-
-
-def _warp(image_BHW: Tensor, theta_B23: Tensor) -> Tensor:
-    """Resample the images once for all geometric changes; areas outside the old image become black."""
-    image_BCHW = image_BHW.unsqueeze(1)
-    grid_BHW2 = functional.affine_grid(theta_B23, list(image_BCHW.shape), align_corners=False)
-    return functional.grid_sample(image_BCHW, grid_BHW2, align_corners=False).squeeze(1)
-
-
-def _jitter_intensity(image_BHW: Tensor, random: _Random, settings: AugmentSettings) -> Tensor:
-    """Change the contrast about each image's mean, then the brightness, then add noise; clamp to 0-1."""
-    mean_B11 = image_BHW.mean(dim=(1, 2), keepdim=True)
-    contrast_B = 1 + random.symmetric(settings.contrast)
-    brightness_B = random.symmetric(settings.brightness)
-    std_B = random.uniform(0, settings.noise)
-    changed_BHW = torch.lerp(mean_B11, image_BHW, contrast_B[:, None, None]) + brightness_B[:, None, None]
-    noise_BHW = torch.randn(image_BHW.shape, device=image_BHW.device, generator=random.generator)
-    return (changed_BHW + noise_BHW * std_B[:, None, None]).clamp_(0, 1)

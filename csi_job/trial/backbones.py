@@ -80,12 +80,7 @@ def _torchvision_backbone(name: str) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     backbone: nn.Module = models.get_model(name, weights=None, num_classes=NUM_OUTPUTS, **options)
-    _take_one_channel(backbone)
-    return backbone
-
-
-def _take_one_channel(backbone: nn.Module) -> None:
-    """Replace the first convolution, which takes RGB, by one that takes a grey channel."""
+    # Replace the first convolution, which takes RGB, by one that takes a grey channel.
     path, stem = next((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
     grey = nn.Conv2d(
         1,
@@ -100,3 +95,4 @@ def _take_one_channel(backbone: nn.Module) -> None:
         if stem.bias is not None and grey.bias is not None:
             grey.bias.copy_(stem.bias)
     backbone.set_submodule(path, grey)
+    return backbone

@@ -2,8 +2,7 @@
 
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +75,18 @@ def _as_stem(source: Tensor, target: Tensor | None) -> Tensor:
 
 def _imagenet(arch: str) -> dict[str, Tensor]:
     weights = torchvision_models().get_model_weights(torchvision_name(arch)).DEFAULT
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub has no timeout setting
     try:
-        with _download_timeout():
-            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         message = f"the ImageNet weights of {arch} could not be downloaded ({_first_line(error)})"
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         hint = f"put {weights.url.rsplit('/', 1)[-1]} into {folder}, or set trial.pretrained to none or a file"
         raise ConfigurationError(message, hint=hint) from error
-    return state
-
-
-@contextmanager
-def _download_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub has no timeout setting
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
+    return state
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -119,18 +111,14 @@ def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) 
     target = model.state_dict()
     found = {name: tensor for name, tensor in as_ours(source, target).items() if name in target}
     matching = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
-    optional = {name for name in target if name.endswith("num_batches_tracked")} | _head(model)
+    last = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+    optional = {name for name in target if name.endswith("num_batches_tracked")} | {f"{last}.weight", f"{last}.bias"}
     missing = [name for name in target if name not in matching and name not in optional]
     if missing:
         message = f"trial.pretrained: {what} does not match {arch}: {len(matching)} of {len(target)} keys match"
         hint = f"first missing key: {missing[0]}; restrict space.model_arch to the architecture of the weights"
         raise ConfigurationError(message, hint=hint)
     model.load_state_dict(target | matching)
-
-
-def _head(model: nn.Module) -> set[str]:
-    last = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-    return {f"{last}.weight", f"{last}.bias"}
 
 
 def _first_line(error: BaseException) -> str:

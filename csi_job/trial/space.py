@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, create_model, model_validator
 
@@ -219,19 +219,14 @@ def parents_first(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     waiting = dict(parameters)
     while waiting:
         ready = [name for name, form in waiting.items() if not (form.when or {}).keys() & waiting.keys()]
-        if not ready:
-            _reject_circle(waiting)
+        if not ready:  # each waits for another, so following them comes round
+            path = [next(iter(waiting))]
+            while path[-1] not in path[:-1]:
+                path.append(next(parent for parent, _ in waiting[path[-1]].conditions if parent in waiting))
+            circle = path[path.index(path[-1]) :]
+            reject((circle[0], "when"), f"conditions are circular: {' → '.join(circle)}", circle)
         ordered |= {name: waiting.pop(name) for name in ready}
     return ordered
-
-
-def _reject_circle(waiting: Mapping[str, Parameter]) -> NoReturn:
-    """Name the circle: each of these waits for another, so following them comes round."""
-    path = [next(iter(waiting))]
-    while path[-1] not in path[:-1]:
-        path.append(next(parent for parent, _ in waiting[path[-1]].conditions if parent in waiting))
-    circle = path[path.index(path[-1]) :]
-    reject((circle[0], "when"), f"conditions are circular: {' → '.join(circle)}", circle)
 
 
 def _with_default_condition(name: str, form: object) -> object:

@@ -197,21 +197,19 @@ class _Run:
     def _save(self, result: EpochResult, state: dict[str, Any]) -> Path | None:
         if self.checkpoints is None:
             return None
-        try:
-            return self.checkpoints.epoch_done(result.epoch, self._checkpoint(state), result.seconds)
-        except CheckpointWriteError as error:
-            self.checkpoints = None
-            self.hooks.checkpoint_failed(error)
-            return None
-
-    def _checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {
+        content = {
             **state,
             "best": {} if self.best_state is state["model"] else self.best_state,  # never the same weights twice
             "best_predictions": self.best_pred_NZ,
             "identity": self.identity,
             "results": [asdict(result) for result in self.results],
         }
+        try:
+            return self.checkpoints.epoch_done(result.epoch, content, result.seconds)
+        except CheckpointWriteError as error:
+            self.checkpoints = None
+            self.hooks.checkpoint_failed(error)
+            return None
 
     def save_last(self) -> None:
         """Write the last epoch's checkpoint, for whoever resumes this training."""
