@@ -85,10 +85,17 @@ class _View:
         self.is_left = self.across > 0  # the patient's left lies on the right
         body_width = np.interp(self.down, _BODY_DOWN, _BODY_WIDTH)
         self.inside_HW = _step(body_width.astype(np.float32) - self.out, 0.012)
-        self.wall = self._chest_wall()
-        self.dome = self._diaphragm()
+        rise = np.clip((0.80 - self.down) / (0.80 - self.body.apex), 0, 1)
+        wall = 0.34 + (self.body.chest_width - 0.34) * (1 - rise**2.1) ** 0.7  # a bullet, its point the apex
+        self.wall = wall - 0.10 * np.maximum(self.down - 0.78, 0)
+        top = np.where(self.is_left, self.body.left_dome, self.body.right_dome)
+        dome = top + 0.30 * np.maximum(np.abs(self.out - 0.34) - 0.02, 0) ** 2 / 0.45
+        self.dome = dome + 0.10 * np.maximum(self.out / self.body.chest_width - 0.72, 0) ** 1.5 * 4
         self.heart_HW = self._heart()
-        self.lungs_HW = self._lungs()
+        self.apex = self.body.apex + 0.55 * (self.out - 0.33) ** 2 + 0.5 * np.maximum(0.2 - self.out, 0)
+        sides = _step(self.wall - self.out, 0.02) * _step(self.out - 0.12, 0.045)
+        lungs_HW = sides * _step(self.down - self.apex, 0.02) * _step(self.dome - self.down, 0.009)
+        self.lungs_HW = lungs_HW * (1 - 0.8 * self.heart_HW)  # little of them shows behind heart and spine
 
     def texture(self, num_cells: int) -> Plane:
         """Return smooth noise from 0 to 1 with this many cells from top to bottom."""
@@ -155,7 +162,9 @@ class _View:
             if 0 < score < UNKNOWN:
                 patches = _step(cover - 1 + _PATCH_SHARE[score], 0.42)
                 density = self.random.uniform(0.93, 1.07) * (_HAZE[score] + _PATCH_DENSITY[score] * patches)
-                total_HW += self._zone(zone, wavy) * (density + _LINES[score] * lines)
+                is_left, top, bottom = _place(zone)
+                zone_HW = _step(wavy - top, 0.035) * _step(bottom - wavy, 0.035)
+                total_HW += zone_HW * (self.is_left == is_left) * (density + _LINES[score] * lines)
         return total_HW * (0.85 + 0.3 * self.texture(25)) * self.lungs_HW
 
     def objects(self, scores: Sequence[int]) -> Plane:
@@ -173,12 +182,6 @@ class _View:
                 marks = np.maximum(marks, self._cover(zone))
         return _COVER_ATTENUATION * marks
 
-    def _chest_wall(self) -> Plane:
-        """Return how far out the lung reaches at each height: a bullet, its point the apex."""
-        rise = np.clip((0.80 - self.down) / (0.80 - self.body.apex), 0, 1)
-        wall = 0.34 + (self.body.chest_width - 0.34) * (1 - rise**2.1) ** 0.7
-        return wall - 0.10 * np.maximum(self.down - 0.78, 0)
-
     def _heart(self) -> Plane:
         """Return the left heart, which leans to the patient's left and rests on the diaphragm, and the right atrium."""
         along = (self.across - 0.12) + 1.10 * (self.down - 0.66)
@@ -187,29 +190,11 @@ class _View:
         waist = self._blob((0.06, 0.47), 0.20, 0.16, edge=0.25)
         return np.maximum(np.maximum(left, waist), self._blob((-0.08, 0.655), 0.17, 0.155, edge=0.14))
 
-    def _lungs(self) -> Plane:
-        """Return where the lungs are; little of them shows behind heart and spine."""
-        self.apex = self.body.apex + 0.55 * (self.out - 0.33) ** 2 + 0.5 * np.maximum(0.2 - self.out, 0)
-        sides = _step(self.wall - self.out, 0.02) * _step(self.out - 0.12, 0.045)
-        return (
-            sides * _step(self.down - self.apex, 0.02) * _step(self.dome - self.down, 0.009) * (1 - 0.8 * self.heart_HW)
-        )
-
-    def _diaphragm(self) -> Plane:
-        top = np.where(self.is_left, self.body.left_dome, self.body.right_dome)
-        dome = top + 0.30 * np.maximum(np.abs(self.out - 0.34) - 0.02, 0) ** 2 / 0.45
-        return dome + 0.10 * np.maximum(self.out / self.body.chest_width - 0.72, 0) ** 1.5 * 4
-
     def _ribs(self, bend: Plane, half_width: float, widening: float) -> Plane:
         """Return bands that follow a bend, with the brighter rims of compact bone."""
         place = np.abs((self.down - bend) / (widening * self.body.rib_spacing) + self.body.rib_phase) % 1 - 0.5
         rim = np.exp(-(((np.abs(place) - half_width) / 0.055) ** 2))
         return 0.75 * _step(half_width - np.abs(place), 0.03) + 0.45 * rim
-
-    def _zone(self, zone: int, wavy: Plane) -> Plane:
-        is_left, top, bottom = _place(zone)
-        side = self.is_left if is_left else ~self.is_left
-        return _step(wavy - top, 0.035) * _step(bottom - wavy, 0.035) * side
 
     def _blob(self, at: tuple[float, float], half_width: float, half_height: float, edge: float = 0.3) -> Plane:
         squared = ((self.across - at[0]) / half_width) ** 2 + ((self.down - at[1]) / half_height) ** 2

@@ -75,14 +75,9 @@ def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndar
         np.rint(severity_N1 + np.tile(side_N2, NUM_ZONES // 2) + zone_NZ).clip(0, max(SCORES)).astype(np.int64)
     )
     scores_NZ[random.random(scores_NZ.shape) < UNKNOWN_SHARE] = UNKNOWN
-    for zone in range(NUM_ZONES):
-        _add_absent_scores(scores_NZ[:, zone])
+    for scores_N in scores_NZ.T:  # each score that a zone lacks goes to the first image with its most frequent one
+        for score in SCORES:
+            counts = np.bincount(scores_N, minlength=UNKNOWN + 1)
+            if counts[score] == 0 and counts.max() > 1:
+                scores_N[np.flatnonzero(scores_N == counts.argmax())[0]] = score
     return scores_NZ
-
-
-def _add_absent_scores(scores_N: np.ndarray) -> None:
-    """Give each score that a zone lacks to the first image with the zone's most frequent one."""
-    for score in SCORES:
-        counts = np.bincount(scores_N, minlength=UNKNOWN + 1)
-        if counts[score] == 0 and counts.max() > 1:
-            scores_N[np.flatnonzero(scores_N == counts.argmax())[0]] = score

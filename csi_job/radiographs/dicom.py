@@ -63,7 +63,8 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
     check_compressed(dataset, max_image_side_px)
     if str(dataset.PhotometricInterpretation) in _GREY:
-        return _grey_square(dataset, side_px)
+        squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
+        return next(square for square in squares if square is not None)  # at the latest, that of the whole film
     is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
     if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
         dataset.PhotometricInterpretation = "YBR_FULL_422"
@@ -87,11 +88,6 @@ def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return np.array(Image.fromarray(pixels).convert("L"))
     return to_uint8(deep_luma(pixels))
-
-
-def _grey_square(dataset: Dataset, side_px: int) -> np.ndarray:
-    squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
-    return next(square_HW for square_HW in squares if square_HW is not None)  # at the latest, that of the whole film
 
 
 def _square(dataset: Dataset, film: Film, padding_HW: np.ndarray | None, side_px: int) -> np.ndarray | None:

@@ -47,9 +47,10 @@ class ImageFolder:
         """
         parent, name = _ROOT, file_id
         if _MAY_NAME_FOLDERS.match(file_id):
-            if _leaves_folder(file_id):
+            place = PurePosixPath(file_id)  # judged by the rules of POSIX and of Windows
+            is_absolute = place.is_absolute() or PureWindowsPath(file_id).drive or "\\" in file_id
+            if is_absolute or ".." in place.parts or not place.name:
                 return "the FileID leaves the folder of images"
-            place = PurePosixPath(file_id)
             parent, name = place.parent, place.name
         entries = self._listing(parent).get(_composed(name), [])
         if not entries:
@@ -108,13 +109,6 @@ class ImageFolder:
         return link if target.is_file() else "not a file"
 
 
-def _leaves_folder(file_id: str) -> bool:
-    """Decide by the identifier alone, by the rules of POSIX and of Windows."""
-    place = PurePosixPath(file_id)
-    absolute = place.is_absolute() or PureWindowsPath(file_id).drive or "\\" in file_id
-    return bool(absolute) or ".." in place.parts or not place.name
-
-
 def _list_folder(folder: Path) -> _Listing:
     """List files by their full names and by their names without a known extension."""
     listing: _Listing = {}
@@ -123,15 +117,11 @@ def _list_folder(folder: Path) -> _Listing:
             is_link = entry.is_symlink()
             if (is_link or entry.is_file()) and not is_of_system(entry.name):
                 composed = _composed(entry.name)
-                for name in {composed, _stem(composed)}:
+                folded = composed.casefold()
+                extension = next((known for known in EXTENSIONS if folded.endswith(known)), "")
+                for name in {composed, composed[: len(composed) - len(extension)]}:
                     listing.setdefault(name, []).append((entry.name, is_link))
     return listing
-
-
-def _stem(name: str) -> str:
-    folded = name.casefold()
-    extension = next((known for known in EXTENSIONS if folded.endswith(known)), "")
-    return name[: len(name) - len(extension)]
 
 
 def _is_newer(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     """
     import nibabel
 
-    with _opened(content) as file:
+    plain = io.BytesIO(content)
+    with gzip.GzipFile(fileobj=plain) if content.startswith(GZIP_MAGIC) else plain as file:
         start = file.read(_HEADER_BYTES)
         if not is_nifti(start):
             raise DataError("the gzip file is not a NIfTI image")
@@ -51,16 +52,13 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     image = image_class.from_bytes(start)
     levels_HW = _upright(np.asanyarray(image.dataobj), image.affine)
     if levels_HW.dtype.names:  # RGB24 and RGBA32
-        return to_square(_luma(levels_HW), side_px)
+        channels = [levels_HW[name].astype(np.float32) for name in levels_HW.dtype.names[:3]]
+        luma: Any = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))
+        return to_square(np.rint(luma).astype(np.uint8), side_px)
     if levels_HW.dtype == np.uint8:
         return to_square(levels_HW, side_px)
     tries = films(levels_HW, side_px)
     return films_to_square(tries, percentile_scale(sampled(levels_HW), levels_HW.dtype), side_px)
-
-
-def _opened(content: bytes) -> IO[bytes]:
-    file = io.BytesIO(content)
-    return gzip.GzipFile(fileobj=file) if content.startswith(GZIP_MAGIC) else file  # type: ignore[return-value]
 
 
 def _checked_size(header: Any, max_image_side_px: int) -> int:
@@ -96,10 +94,3 @@ def _upright(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     if across in ("R", "P"):  # film: the patient's right, or front, on the left
         upright_HW = upright_HW[:, ::-1]
     return upright_HW
-
-
-def _luma(colours_HW: np.ndarray) -> np.ndarray:
-    channels = [colours_HW[name].astype(np.float32) for name in (colours_HW.dtype.names or ())[:3]]
-    luma: Any = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))
-    grey_HW: np.ndarray = np.rint(luma).astype(np.uint8)
-    return grey_HW

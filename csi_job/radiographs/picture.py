@@ -63,7 +63,9 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
 
 
 def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndarray:
-    layout = _layout(image)
+    arguments = image.tile[0].args if image.tile else ""
+    # Pillow's name of the layout of the file's pixels, such as `RGB;16B`; the image is not loaded yet.
+    layout = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     if _DEEP_LAYOUT.fullmatch(layout):
         return _scaled(*_deep_colours(content, layout), side_px)
     if image.mode in _DEEP_MODES:
@@ -87,12 +89,6 @@ def _open(content: bytes) -> ImageFile.ImageFile:
         raise DataError("the image has more pixels than any radiograph", allowed=MAX_NUM_PIXELS) from None
     except UnidentifiedImageError:
         raise DataError("the header of the image is damaged, or of a rare kind", hint="convert it to PNG") from None
-
-
-def _layout(image: ImageFile.ImageFile) -> str:
-    """Return Pillow's name of the layout of the file's pixels, such as `RGB;16B`; the image is not loaded yet."""
-    arguments = image.tile[0].args if image.tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _grey(image: Image.Image) -> Image.Image:

@@ -74,7 +74,9 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - damaged content makes decoders raise almost anything
-        raise DataError(f"the image is damaged ({_reason(error)})") from None
+        lines = str(error).strip().splitlines()  # quoted text in it may be a patient's name
+        reason = lines[0] if lines and "object at 0x" not in lines[0] else type(error).__name__
+        raise DataError(f"the image is damaged ({_QUOTED.sub('…', reason)[:_MAX_REASON_LENGTH]})") from None
 
 
 def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -115,13 +117,3 @@ def silence_decoders() -> None:
     """Disable the decoding libraries' loggers in this process; all that matters is whether an image can be read."""
     for name in ("pydicom", "nibabel.global", "PIL"):
         logging.getLogger(name).disabled = True
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of a decoder's message without quoted text, which may be a patient's name.
-
-    Decoders get bytes, so it names no file.
-    """
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines and "object at 0x" not in lines[0] else type(error).__name__
-    return _QUOTED.sub("…", reason)[:_MAX_REASON_LENGTH]

@@ -34,9 +34,13 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
     patients, patient_of_image_N = table.patients()
     shares_S = np.array([settings.train, settings.validation, settings.test])
     room_S = _patients_per_split(len(patients), shares_S)
-    labels_PL = _patient_labels(table.zones_NZ, patient_of_image_N, len(patients))
+    scores_NZK = table.zones_NZ[..., None] == np.arange(NUM_CLASSES)
+    scores_NZK[..., UNKNOWN] = ~scores_NZK[..., UNKNOWN]  # the last of each zone: graded at all
+    labels_LN = scores_NZK.reshape(len(table), -1).T
+    counts_LP = [np.bincount(patient_of_image_N[has_N], minlength=len(patients)) for has_N in labels_LN]
     order_P = sorted(range(len(patients)), key=[digest(f"{settings.seed}:{p}") for p in patients].__getitem__)
-    split_N: np.ndarray = _stratify(labels_PL, np.array(order_P), shares_S, room_S.tolist())[patient_of_image_N]
+    split_P = _stratify(np.stack(counts_LP, axis=1), np.array(order_P), shares_S, room_S.tolist())
+    split_N: np.ndarray = split_P[patient_of_image_N]
     return split_N
 
 
@@ -89,15 +93,6 @@ def _rounded_shares(num_patients: int, shares_S: np.ndarray) -> np.ndarray:
     largest_remainders = np.argsort(room_S - exact_S, kind="stable")[: num_patients - room_S.sum()]
     room_S[largest_remainders] += 1
     return room_S
-
-
-def _patient_labels(zones_NZ: np.ndarray, patient_of_image_N: np.ndarray, num_patients: int) -> np.ndarray:
-    """Count each patient's images by label: zone by (score 0-3, graded), `[P, 30]`."""
-    scores_NZK = zones_NZ[..., None] == np.arange(NUM_CLASSES)
-    scores_NZK[..., UNKNOWN] = ~scores_NZK[..., UNKNOWN]  # the last of each zone: graded at all
-    labels_LN = scores_NZK.reshape(len(zones_NZ), -1).T
-    counts_LP = [np.bincount(patient_of_image_N[has_N], minlength=num_patients) for has_N in labels_LN]
-    return np.stack(counts_LP, axis=1)
 
 
 def _stratify(labels_PL: np.ndarray, order_P: np.ndarray, shares_S: np.ndarray, room_S: list[int]) -> np.ndarray:
