@@ -27,7 +27,7 @@ from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace
 from csi_job.work_folder import WorkFolder
-from csi_job.yaml_file import parse_yaml, read_yaml, yaml_problem
+from csi_job.yaml_file import parse_yaml, read_yaml, yaml_line, yaml_problem
 
 if TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
@@ -284,6 +284,4 @@ def _shown(value: Any) -> str:
     """Return a value as one line of YAML, with secrets masked."""
     if isinstance(value, SecretStr):
         return "'********'"
-    plain = TypeAdapter(Any).dump_python(value, mode="json")
-    text: str = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return yaml_line(TypeAdapter(Any).dump_python(value, mode="json"))

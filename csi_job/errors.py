@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,9 +27,12 @@ class CsiJobError(Exception):
         """
         parts = [what]
         if got is not None:
-            parts[0] += f", got {_quoted(got)}"
+            text = got if isinstance(got, str) else repr(got)
+            text = text if len(text) <= 200 else text[:197] + "..."  # noqa: PLR2004 - a message stays one line
+            parts[0] += f", got '{text}'" if isinstance(got, str) else f", got {text}"
         if allowed is not None:
-            parts.append(f"allowed: {_listed(allowed)}")
+            values = allowed if isinstance(allowed, (list, tuple, set, frozenset)) else (allowed,)
+            parts.append(f"allowed: {', '.join(map(str, values))}")
         if hint:
             parts.append(hint)
         super().__init__(" ".join("; ".join(parts).split()))
@@ -181,16 +184,3 @@ class Problem:
             place.append(f"({name})")
         what = f"{self.what}; {self.identities}" if identities and self.identities else self.what
         return f"{' '.join(place)}: {what}" if place else what
-
-
-def _quoted(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    shortened = text if len(text) <= 200 else text[:197] + "..."  # noqa: PLR2004 - a message stays one line
-    return f"'{shortened}'" if isinstance(value, str) else shortened
-
-
-def _listed(allowed: object) -> str:
-    if isinstance(allowed, str):
-        return allowed
-    values: Sequence[object] = list(allowed) if isinstance(allowed, (list, tuple, set, frozenset)) else [allowed]
-    return ", ".join(str(value) for value in values)

@@ -35,7 +35,7 @@ from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
-from csi_job.work_folder import ModelFolder, WorkFolder, model_file, no_cache
+from csi_job.work_folder import model_file, no_cache
 
 if TYPE_CHECKING:
     import optuna
@@ -217,11 +217,13 @@ def run_evaluate(
     """
     model = model_file(settings.folder, model_path)
     card = read_valid_card(model) or {}
-    folder = _folder_of(model, card, settings.folder)
-    if folder != settings.folder.latest:
-        model = folder.path / model.name
-    if baseline_path is None and compare:
-        baseline_path = _baseline_file(folder, card)
+    folder = latest = settings.folder.latest
+    if card and _is_copy((of_study := settings.folder.final(str(card["study"]))).path / model.name, card):
+        folder, model = of_study, of_study.path / model.name
+    if baseline_path is None and compare and folder.baseline_model.is_file():
+        # The one trained with the model; for a model without a card, the one beside it.
+        is_own = not card or (read_valid_card(folder.baseline_model) or {}).get("request") == card["request"]
+        baseline_path = folder.baseline_model if is_own else None
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
             folder,
@@ -235,30 +237,16 @@ def run_evaluate(
     record_test_metrics(model, run.evaluation)
     if baseline_path is not None and run.comparison is not None:
         record_test_metrics(baseline_path, run.comparison.baseline)
-    if folder != settings.folder.latest and _is_copy(settings.folder.latest.path / model.name, card):
-        publish(folder, settings.folder.latest)
+    if folder != latest and _is_copy(latest.path / model.name, card):
+        publish(folder, latest)
     study = _study_named(str(card["study"]), settings, "its report is not updated") if "study" in card else None
     if study is not None:
         write_report(view_study(study), settings.work)
     return run
 
 
-def _folder_of(model: Path, card: dict[str, Any], work: WorkFolder) -> ModelFolder:
-    """Return the folder of the study that a model is from if it holds the same model, else that of the latest."""
-    folder = work.final(str(card["study"])) if card else work.latest
-    return folder if _is_copy(folder.path / model.name, card) else work.latest
-
-
 def _is_copy(model: Path, card: dict[str, Any]) -> bool:
     return is_same_model(read_valid_card(model), card)
-
-
-def _baseline_file(folder: ModelFolder, card: dict[str, Any]) -> Path | None:
-    """Return the baseline trained with a model, for a model without a card the one in the folder; None without one."""
-    if not folder.baseline_model.is_file():
-        return None
-    is_own = not card or (read_valid_card(folder.baseline_model) or {}).get("request") == card["request"]
-    return folder.baseline_model if is_own else None
 
 
 def _study_named(name: str, settings: Settings, otherwise: str) -> optuna.Study | None:

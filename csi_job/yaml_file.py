@@ -1,5 +1,6 @@
 """Read YAML files that may be damaged, or may be meant to do damage."""
 
+import math
 import re
 from itertools import chain
 from pathlib import Path
@@ -68,6 +69,12 @@ def parse_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem="a value is not a valid date or number; put it in quotes") from None
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+
+
+def yaml_line(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:

@@ -92,7 +92,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(141)
     except OSError as error:
-        _leave(_describe_os_error(error), 1)
+        advice = {
+            errno.ENOSPC: "free up some space and run the same command again to resume",
+            errno.EACCES: "grant this user access, or choose another folder with --work",
+            errno.EROFS: "choose a writable folder with --work",
+        }.get(error.errno or 0, "check the path and run the same command again")
+        _leave(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}; {advice}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -103,13 +108,3 @@ def _stop(number: int, _frame: object) -> None:
 def _leave(message: str, code: int) -> None:
     click.echo(f"csi-job: {message}", err=True)
     sys.exit(code)
-
-
-def _describe_os_error(error: OSError) -> str:
-    advice = {
-        errno.ENOSPC: "free up some space and run the same command again to resume",
-        errno.EACCES: "grant this user access, or choose another folder with --work",
-        errno.EROFS: "choose a writable folder with --work",
-    }.get(error.errno or 0, "check the path and run the same command again")
-    place = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{place}; {advice}"

@@ -58,11 +58,19 @@ def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
     score_NZS = score_distributions(probabilities_NZK)
     expected_NZ = score_NZS @ np.asarray(SCORES, dtype=np.float64)
     csi_N = (expected_NZ * used_NZ).sum(axis=1) / used_NZ.sum(axis=1)
+    total_NT = np.zeros((len(score_NZS), NUM_TOTALS))  # the score distributions of the used zones, convolved
+    total_NT[:, 0] = 1
+    for zone in range(NUM_ZONES):
+        added_NT = np.zeros_like(total_NT)
+        for score in SCORES:
+            added_NT[:, score:] += total_NT[:, : NUM_TOTALS - score] * score_NZS[:, zone, score, None]
+        total_NT = np.where(used_NZ[:, zone, None], added_NT, total_NT)
+    risk_NR = (total_NT[:, :, None] * _RISK_OF_TOTAL_GTR[used_NZ.sum(axis=1)]).sum(axis=1)
     return CsiPredictions(
         scores_NZ,
         graded_NZ.sum(axis=1),
         csi_N,
-        _risk_probabilities(score_NZS, used_NZ),
+        risk_NR,
         score_NZS.argmax(axis=2).astype(np.int64),
         true_csi(scores_NZ),
     )
@@ -86,19 +94,6 @@ def true_csi(zones_NZ: npt.NDArray[np.integer]) -> FloatArray:
 def risk_indices(csi_N: FloatArray) -> IntArray:
     """Return 0 low, 1 medium, 2 high for each CSI, which must not be NaN."""
     return np.searchsorted([LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI], csi_N, side="left").astype(np.int64)
-
-
-def _risk_probabilities(score_NZS: FloatArray, used_NZ: npt.NDArray[np.bool_]) -> FloatArray:
-    """Convolve the score distributions of the used zones and sum the mass of each risk class [N, 3]."""
-    total_NT = np.zeros((len(score_NZS), NUM_TOTALS))
-    total_NT[:, 0] = 1
-    for zone in range(NUM_ZONES):
-        added_NT = np.zeros_like(total_NT)
-        for score in SCORES:
-            added_NT[:, score:] += total_NT[:, : NUM_TOTALS - score] * score_NZS[:, zone, score, None]
-        total_NT = np.where(used_NZ[:, zone, None], added_NT, total_NT)
-    risk_NTR = _RISK_OF_TOTAL_GTR[used_NZ.sum(axis=1)]
-    return np.asarray((total_NT[:, :, None] * risk_NTR).sum(axis=1))
 
 
 # One-hot risk classes [number of zones 0..6, total 0..18, 3], by division like `risk_class`; no image uses 0 zones.

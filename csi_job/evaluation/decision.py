@@ -73,18 +73,14 @@ def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all
     """Return the action and the advice from the verdict on the deciding metric."""
     if not any(found["difference"] for found in comparison["metrics"].values()):
         return "Keep the baseline", "Both models make the same predictions: the search found nothing better."
-    if entry["outcome"] == "better" and evaluation["num_patients"] < MIN_PATIENTS:
-        return f"Confirm the new model on more patients first: at least {MIN_PATIENTS}", ""
     if entry["outcome"] == "better":
-        return "Use the new model", "It is better than the baseline by more than chance explains."
-    if entry["outcome"] == "worse":
-        return "Keep the baseline", "The new model is worse than it by more than chance explains."
-    return _within_the_noise(entry, evaluation, num_patients_in_all)
-
-
-def _within_the_noise(entry: Json, evaluation: Json, num_patients_in_all: int) -> tuple[str, str]:
-    if entry["difference"] <= 0:
-        return "Keep the baseline", "The new model is not better on these patients; the difference may be chance."
+        if evaluation["num_patients"] >= MIN_PATIENTS:
+            return "Use the new model", "It is better than the baseline by more than chance explains."
+        return f"Confirm the new model on more patients first: at least {MIN_PATIENTS}", ""
+    if entry["outcome"] == "worse" or entry["difference"] <= 0:
+        certain = "The new model is worse than it by more than chance explains."
+        uncertain = "The new model is not better on these patients; the difference may be chance."
+        return "Keep the baseline", certain if entry["outcome"] == "worse" else uncertain
     num_patients, confidence = evaluation["num_patients"], evaluation["bootstrap"]["confidence"]
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
     if needed > MAX_TIMES_PATIENTS * num_patients:

@@ -40,7 +40,17 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
     try:
         with _locked(path.parent):
             _remove_companions(path)
-            return _write_card(path, {**card, "files": _write_weights(path, state, card, with_pth=with_pth)})
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
+            files = {}
+            with replacing(path) as temporary:
+                temporary.write_bytes(save(plain, metadata))
+                files[path.name] = _described(temporary)
+            if with_pth:
+                with replacing(path.with_suffix(".pth")) as temporary:
+                    torch.save(plain, temporary)
+                    files[path.with_suffix(".pth").name] = _described(temporary)
+            return _write_card(path, {**card, "files": files})
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
         what = f"the model cannot be written ({reason})"
@@ -125,22 +135,6 @@ def _remove_companions(path: Path) -> None:
     """Remove the cards and the state dict, which describe the old weights."""
     for suffix in (".json", ".html", ".md", ".pth"):
         path.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _write_weights(
-    path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any], *, with_pth: bool
-) -> dict[str, dict[str, Any]]:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
-    files = {}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(plain, metadata))
-        files[path.name] = _described(temporary)
-    if with_pth:
-        with replacing(path.with_suffix(".pth")) as temporary:
-            torch.save(plain, temporary)
-            files[path.with_suffix(".pth").name] = _described(temporary)
-    return files
 
 
 def _described(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 
@@ -91,7 +90,11 @@ def _pods(view: ReleaseView, shared: str) -> RenderableType:
         host = pod.node.partition(".")[0]  # of a long name the end, which differs between nodes
         node = host if len(host) <= NODE_WIDTH else f"…{host[1 - NODE_WIDTH :]}"
         state = Text(pod.state, style=STATE_STYLES.get(pod.state, ""))
-        cells = (node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *_trials(pod, view.study))
+        claimed = view.study.claimed if view.study and pod.state in ("Running", "Terminating") else ()
+        trials = [trial for trial in claimed if trial.host == pod.host and not trial.is_orphan]  # one line for each
+        parts = [(str(trial.number), epochs_done(trial), fmt.score(trial.f1)) for trial in trials]
+        columns = ["\n".join(column) for column in zip(*parts, strict=True)] or ["", "", ""]
+        cells = (node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *columns)
         table.add_row(_short(pod.name, shared), state, *cells)
     problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
     more = len(view.pods) - MAX_PODS
@@ -101,12 +104,3 @@ def _pods(view: ReleaseView, shared: str) -> RenderableType:
 def _short(name: str, shared: str) -> str:
     """Return a pod's or worker's name without what all share and the digest of its Job, to fit a terminal."""
     return DIGEST.sub("", name.removeprefix(f"{shared}-")) if shared else name
-
-
-def _trials(pod: PodView, study: StudyStatus | None) -> Sequence[str]:
-    """Return trial, epoch and F1 of what runs in a pod; one line for each of its workers."""
-    if study is None or pod.state not in ("Running", "Terminating"):
-        return ("", "", "")
-    trials = [trial for trial in study.claimed if trial.host == pod.host and not trial.is_orphan]
-    cells = [(str(trial.number), epochs_done(trial), fmt.score(trial.f1)) for trial in trials]
-    return ["\n".join(column) for column in zip(*cells, strict=True)] or ("", "", "")
