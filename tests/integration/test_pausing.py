@@ -236,8 +236,9 @@ def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Pat
 
 
 def test_a_pause_survives_a_signal_while_it_is_stored(
-    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "csi_job")
     study = define(storage, num_trials=2, **ASHA)
     write_trial = storage.write_trial
 
@@ -250,6 +251,7 @@ def test_a_pause_survives_a_signal_while_it_is_stored(
     with pytest.raises(StopRequestedError):
         work_on(study, tmp_path, num_trials=2, **ASHA)
     assert outcomes(study) == ["paused"]
+    assert caplog.messages[-1] == "trial 0 paused"  # and not released, for the next worker to resume
     monkeypatch.undo()
     work_on(study, tmp_path, num_trials=2, **ASHA)
     assert sorted(outcomes(study)) == ["complete", "pruned"]
