@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from csi_job.evaluation.bootstrap import Interval
 from csi_job.evaluation.compare import Comparison
@@ -35,7 +34,28 @@ def render_run(run: EvaluationRun) -> RenderableType:
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
     """Return the metrics with intervals, the zones, both beside what trivial predictors score, and the warnings."""
-    return Group(_summary(evaluation), _zones(evaluation), TRIVIAL_NOTE, *_warnings(evaluation.warnings))
+    interval = f"{evaluation.settings.confidence:.0%} interval"
+    title = f"{evaluation.model} on the {_images(evaluation)}"
+    summary = titled_table(title, "metric", "value", interval, *TRIVIAL, "note", left=("metric", "note"))
+    for name, shown_name in METRIC_NAMES.items():
+        metric = evaluation.metrics[name]
+        left_out = metric.interval.num_degenerate
+        counted = f"undefined in {left_out} of {evaluation.settings.num_bootstrap} resamples" if left_out else ""
+        note = metric.reason or metric.interval.reason or counted
+        trivial = (_trivial(evaluation, who, name) for who in TRIVIAL)
+        summary.add_row(shown_name, _number(metric.value), _interval(metric.interval), *trivial, note)
+    title = "per zone, over graded images"
+    zones = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), *TRIVIAL, left=("zone", *TRIVIAL))
+    num_graded_Z = (evaluation.predictions.zones_NZ != UNKNOWN).sum(axis=0)
+    for zone, num_graded in zip(ZONES, num_graded_Z, strict=True):
+        names = {f"{zone}.{name}": heading for name, heading in ZONE_HEADINGS.items()}
+        cells = (_with_interval(evaluation.metrics[name]) for name in names)
+        trivial = (
+            "\n".join(f"{heading} {_trivial(evaluation, who, name)}" for name, heading in names.items())
+            for who in TRIVIAL
+        )
+        zones.add_row(zone, str(num_graded), *cells, *trivial)
+    return Group(summary, zones, TRIVIAL_NOTE, *_warnings(evaluation.warnings))
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -64,35 +84,6 @@ def _trivial(evaluation: Evaluation, name: str, metric: str) -> str:
     entry = evaluation.trivial.get(name, {})
     group = entry.get("zones", {}).get(zone, {}) if zone else entry.get("metrics", {})
     return _number(group.get(measure, {}).get("baseline"))
-
-
-def _summary(evaluation: Evaluation) -> Table:
-    interval = f"{evaluation.settings.confidence:.0%} interval"
-    title = f"{evaluation.model} on the {_images(evaluation)}"
-    table = titled_table(title, "metric", "value", interval, *TRIVIAL, "note", left=("metric", "note"))
-    for name, shown_name in METRIC_NAMES.items():
-        metric = evaluation.metrics[name]
-        left_out = metric.interval.num_degenerate
-        counted = f"undefined in {left_out} of {evaluation.settings.num_bootstrap} resamples" if left_out else ""
-        note = metric.reason or metric.interval.reason or counted
-        trivial = (_trivial(evaluation, who, name) for who in TRIVIAL)
-        table.add_row(shown_name, _number(metric.value), _interval(metric.interval), *trivial, note)
-    return table
-
-
-def _zones(evaluation: Evaluation) -> Table:
-    title = "per zone, over graded images"
-    table = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), *TRIVIAL, left=("zone", *TRIVIAL))
-    num_graded_Z = (evaluation.predictions.zones_NZ != UNKNOWN).sum(axis=0)
-    for zone, num_graded in zip(ZONES, num_graded_Z, strict=True):
-        names = {f"{zone}.{name}": heading for name, heading in ZONE_HEADINGS.items()}
-        cells = (_with_interval(evaluation.metrics[name]) for name in names)
-        trivial = (
-            "\n".join(f"{heading} {_trivial(evaluation, who, name)}" for name, heading in names.items())
-            for who in TRIVIAL
-        )
-        table.add_row(zone, str(num_graded), *cells, *trivial)
-    return table
 
 
 def _images(evaluation: Evaluation) -> str:

@@ -1,6 +1,7 @@
 """How the search went: the validation F1 of each trial in turn, and its F1 and losses epoch by epoch."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from csi_job.html import format as fmt
@@ -105,7 +106,13 @@ def _history(view: StudyView) -> Figure:
     if best is not None and not best.is_baseline:
         name = "Chosen trial" if view.has_cost else "Best trial"
         traces.append(markers([best], [best.number], [best.f1], marker=BEST_MARKER, name=name))
-    shapes, annotations = _phase_marks(view)
+    shapes, annotations = [], []
+    for phase in view.phases if len(view.phases) > 1 else ():  # a line and a label at the first trial of each
+        x = next(trial.number for trial in view.trials if trial.phase is phase) - 0.5
+        dotted = {"color": GREY, "width": 1, "dash": "dot"}
+        shapes.append({"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": dotted})
+        place = {"x": x, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "textangle": -90}
+        annotations.append({"text": phase.label, "showarrow": False, "font": {"size": 11}, **place})
     result = layout("Trial number", F1_AXIS, shapes=shapes, annotations=annotations)
     if baseline is not None and baseline.f1 is not None:
         dashed = {"color": TEAL, "width": 1.2, "dash": "dash"}
@@ -118,29 +125,13 @@ def _history(view: StudyView) -> Figure:
 
 
 def _best_so_far(view: StudyView) -> dict[str, Any]:
-    xs: list[int] = []
-    ys: list[float] = []
-    for trial in view.with_outcome("complete"):
-        if trial.f1 is not None:
-            xs.append(trial.number)
-            ys.append(max(trial.f1, ys[-1]) if ys else trial.f1)
+    scored = [(trial.number, trial.f1) for trial in view.with_outcome("complete") if trial.f1 is not None]
+    xs, ys = [number for number, _ in scored], [*accumulate((f1 for _, f1 in scored), max)]
     if xs:  # extend the line to the end of the study
         xs.append(view.trials[-1].number)
         ys.append(ys[-1])
     shape = {"shape": "hv"}
     return line(xs, ys, BLUE, width=1.5, line=shape, name="Best so far", hoverinfo="skip", showlegend=bool(xs))
-
-
-def _phase_marks(view: StudyView) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a vertical line and a label at the first trial of each phase, if there are several."""
-    lines, labels = [], []
-    for phase in view.phases if len(view.phases) > 1 else ():
-        x = next(trial.number for trial in view.trials if trial.phase is phase) - 0.5
-        dotted = {"color": GREY, "width": 1, "dash": "dot"}
-        lines.append({"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": dotted})
-        place = {"x": x, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "textangle": -90}
-        labels.append({"text": phase.label, "showarrow": False, "font": {"size": 11}, **place})
-    return lines, labels
 
 
 def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:

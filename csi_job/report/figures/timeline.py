@@ -30,7 +30,15 @@ def _bars(trials: list[TrialView]) -> Figure:
     runs = [run for trial in trials for run in trial.runs]
     now = max(moment for run in runs for moment in (run.start, run.end) if moment is not None)
     ends = {run: run.end or now for run in runs}
-    rows = _rows(ends)
+    rows: dict[Run, str] = {}  # the worker's, or one of as few as do not overlap if that is unknown
+    free_at: list[datetime] = []
+    for run in sorted(ends, key=lambda run: run.start):
+        if run.worker:
+            rows[run] = run.worker
+            continue
+        lane = next((index for index, free in enumerate(free_at) if free <= run.start), len(free_at))
+        free_at[lane : lane + 1] = [ends[run]]
+        rows[run] = f"unknown {lane + 1}"
     traces = []
     for outcome, marker in OUTCOME_MARKERS.items():
         group = [(trial, run) for trial in trials if trial.outcome == outcome for run in trial.runs]
@@ -57,17 +65,3 @@ def _bars(trials: list[TrialView]) -> Figure:
     figure["xaxis"].update(type="date", showgrid=True)
     figure["yaxis"].update(type="category", categoryorder="array", categoryarray=names[::-1], showgrid=False, ticks="")
     return {"data": traces, "layout": figure}
-
-
-def _rows(ends: dict[Run, datetime]) -> dict[Run, str]:
-    """Return the row of each run: its worker's, or one of as few as do not overlap if that is unknown."""
-    rows: dict[Run, str] = {}
-    free_at: list[datetime] = []
-    for run in sorted(ends, key=lambda run: run.start):
-        if run.worker:
-            rows[run] = run.worker
-            continue
-        lane = next((index for index, free in enumerate(free_at) if free <= run.start), len(free_at))
-        free_at[lane : lane + 1] = [ends[run]]
-        rows[run] = f"unknown {lane + 1}"
-    return rows

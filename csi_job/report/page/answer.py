@@ -6,7 +6,7 @@ from csi_job.evaluation.decision import decide, few_patients
 from csi_job.evaluation.tables import measured
 from csi_job.html import format as fmt
 from csi_job.html.blocks import KeyFigure, Tone
-from csi_job.report.results import Json, Results
+from csi_job.report.results import Results
 from csi_job.report.study_view import StudyView, TrialView
 from csi_job.storage.attributes import FINISHED, TrialOutcome
 
@@ -101,7 +101,18 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
 
 def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
     if results.confirmed is not None and results.confirmed.get("value") is not None:
-        return _retrained(results.confirmed, results.baseline_card)
+        confirmed = results.confirmed
+        winner = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
+        seeds = fmt.plural(len(confirmed["seeds"]), "seed")
+        std = f" (SD {fmt.score(confirmed['std'])})" if confirmed.get("std") is not None else ""
+        also = ""
+        if results.baseline_card is not None:
+            also = f"; the baseline, retrained the same way, reached {fmt.score(results.baseline_card['mean'])}"
+        return (
+            f"How certain is this? {winner}, retrained with {seeds}, reached a mean validation F1 of "
+            f"{fmt.score(confirmed['value'])}{std}{also}. Trust these means more than the best single run of the "
+            "search, which is partly luck."
+        )
     sentence = (
         "How certain is this? Each trial is a single training run, and the best of many is partly luck, so expect a "
         "slightly lower F1 on new patients."
@@ -113,21 +124,6 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
     compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
     gain = f"The gain over the baseline is {compared} its standard error over the validation patients ({error})."
     return f"{sentence} {gain}"
-
-
-def _retrained(confirmed: Json, baseline_card: Json | None) -> str:
-    """Return what the winner reached over several seeds, and what the baseline did."""
-    winner = f"Trial {confirmed['trial']}" if confirmed.get("trial") is not None else "The winner"
-    seeds = fmt.plural(len(confirmed["seeds"]), "seed")
-    std = f" (SD {fmt.score(confirmed['std'])})" if confirmed.get("std") is not None else ""
-    baseline = ""
-    if baseline_card is not None:
-        baseline = f"; the baseline, retrained the same way, reached {fmt.score(baseline_card['mean'])}"
-    return (
-        f"How certain is this? {winner}, retrained with {seeds}, reached a mean validation F1 of "
-        f"{fmt.score(confirmed['value'])}{std}{baseline}. Trust these means more than the best single run of the "
-        "search, which is partly luck."
-    )
 
 
 def _test_figures(results: Results) -> list[KeyFigure]:
