@@ -72,7 +72,13 @@ def draw_chest(body: Body, scores: Sequence[int], size_px: tuple[int, int], rand
     attenuation_HW -= 1.02 * view.lungs_HW * (1 - 0.25 * view.texture(7))
     attenuation_HW += view.vessels() + view.opacities(scores)
     attenuation_HW = np.maximum(attenuation_HW, 0.02) * view.inside_HW + view.objects(scores)
-    return _expose(attenuation_HW, size_px, random)
+    # On film: exposure, contrast, the blur of the enlargement, quantum noise.
+    exposure, gamma = random.uniform(0.85, 1.2), random.uniform(0.85, 1.3)
+    film_HW = (1 - np.exp(-exposure * attenuation_HW.astype(np.float32))) ** gamma
+    film_HW = np.asarray(Image.fromarray(film_HW).resize(size_px, Image.Resampling.BICUBIC))
+    noise_HW = random.standard_normal(film_HW.shape, dtype=np.float32) * random.uniform(0.006, 0.022)
+    film_HW = (film_HW + noise_HW * (0.6 + film_HW)) * random.uniform(0.85, 1.0)
+    return film_HW.clip(0, 1)
 
 
 class _View:
@@ -262,16 +268,6 @@ def _coordinates(size_px: tuple[int, int], random: np.random.Generator) -> tuple
     turned_across = (across + shift[0] + 2 * turn * (down - 0.5)) * scale
     turned_down = (down - 0.5 + shift[1] - 0.5 * turn * across) * scale + 0.5
     return turned_across.astype(np.float32), turned_down.astype(np.float32)
-
-
-def _expose(attenuation_HW: Plane, size_px: tuple[int, int], random: np.random.Generator) -> Plane:
-    """Put the attenuation on film: exposure, contrast, the blur of the enlargement, quantum noise."""
-    exposure, gamma = random.uniform(0.85, 1.2), random.uniform(0.85, 1.3)
-    film_HW = (1 - np.exp(-exposure * attenuation_HW.astype(np.float32))) ** gamma
-    film_HW = np.asarray(Image.fromarray(film_HW).resize(size_px, Image.Resampling.BICUBIC))
-    noise_HW = random.standard_normal(film_HW.shape, dtype=np.float32) * random.uniform(0.006, 0.022)
-    film_HW = (film_HW + noise_HW * (0.6 + film_HW)) * random.uniform(0.85, 1.0)
-    return film_HW.clip(0, 1)
 
 
 def _step(distance: Plane, softness: float) -> Plane:
