@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from csi_job.config import Settings
 from csi_job.errors import ModelFileError, Problem
-from csi_job.evaluation.model_file import LoadedModel, load_model
+from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import Prediction, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
 from csi_job.logs import get_logger, progress
@@ -39,7 +39,12 @@ def run_predict(
     device = choose_device(settings.trial)
     model = load_model(model_file(settings.folder, model_path), device, **form)
     model = model.made_fast(choose_precision(settings.trial.precision, device))
-    radiographs = _as_cached(settings.radiographs, model)
+    radiographs, limit = settings.radiographs, model.card.get("max_image_side_px")
+    if limit is not None and "max_image_side_px" not in radiographs.model_fields_set:
+        try:
+            radiographs = RadiographsSettings(max_image_side_px=limit)
+        except ValueError:
+            raise ModelFileError("the model card's max_image_side_px is not allowed", got=limit) from None
     doubts: Counter[str] = Counter()
 
     def counting_doubts(results: Iterable[Prediction | Problem]) -> Iterator[Prediction | Problem]:
@@ -56,14 +61,3 @@ def run_predict(
         values = {"doubtful": doubts.total(), "images": len(files), "reasons": reasons}
         _logger.warning("%(doubtful)d of %(images)d images look doubtful (%(reasons)s); look at them", values)
     return problems
-
-
-def _as_cached(radiographs: RadiographsSettings, model: LoadedModel) -> RadiographsSettings:
-    """Return the settings with the limit of size that the model's card names, unless one is given."""
-    limit = model.card.get("max_image_side_px")
-    if limit is None or "max_image_side_px" in radiographs.model_fields_set:
-        return radiographs
-    try:
-        return RadiographsSettings(max_image_side_px=limit)
-    except ValueError:
-        raise ModelFileError("the model card's max_image_side_px is not allowed", got=limit) from None

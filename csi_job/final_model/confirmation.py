@@ -5,7 +5,7 @@ so does every `train-optimized`. Their results are files (`SeedTrainer`), from w
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -48,7 +48,16 @@ class Confirmation:
         baseline, which is needed whoever wins. A candidate that cannot be trained, or cannot win, is left out.
         """
         reasons = infeasible(trials)
-        rivals = self._rivals(trials, reasons)
+        complete = {key: trial for key, trial in latest(trials).items() if trial.state is TrialState.COMPLETE}
+        found = {key: SeedResult.of(trial.user_attrs[RESULT]) for key, trial in complete.items()}
+        results = []
+        for candidate in self.candidates:
+            digest = self.trainer.recipe_digest(candidate.recipe)
+            if digest not in reasons:
+                seeds = (found.get((digest, seed)) for seed in self.seeds)
+                results.append(CandidateResult(candidate, tuple(result for result in seeds if result is not None)))
+        leader = None if self.prefer_cheap else best_mean(results, len(self.seeds))
+        rivals = [result for result in results if not cannot_win(result, len(self.seeds), leader)]
         first, *others = [[*self._of(result.candidate)] for result in rivals] or [[]]
         by_seed = itertools.chain.from_iterable(zip(*others, strict=True))
         if rivals and all(len(result.seeds) == len(self.seeds) for result in rivals):
@@ -59,19 +68,6 @@ class Confirmation:
             baseline = self._of(Candidate(Recipe(self.baseline, *max_epochs)), "baseline")
         wanted = (*first, *baseline, *by_seed)
         return [training for training in wanted if training.digest not in reasons]
-
-    def _rivals(self, trials: Sequence[FrozenTrial], reasons: Mapping[str, str]) -> list[CandidateResult]:
-        """Return the candidates that may win, with their results so far."""
-        complete = {key: trial for key, trial in latest(trials).items() if trial.state is TrialState.COMPLETE}
-        found = {key: SeedResult.of(trial.user_attrs[RESULT]) for key, trial in complete.items()}
-        results = []
-        for candidate in self.candidates:
-            digest = self.trainer.recipe_digest(candidate.recipe)
-            if digest not in reasons:
-                seeds = (found.get((digest, seed)) for seed in self.seeds)
-                results.append(CandidateResult(candidate, tuple(result for result in seeds if result is not None)))
-        leader = None if self.prefer_cheap else best_mean(results, len(self.seeds))
-        return [result for result in results if not cannot_win(result, len(self.seeds), leader)]
 
     def _of(self, candidate: Candidate, name: str = "") -> Iterator[Training]:
         recipe, digest = candidate.recipe, self.trainer.recipe_digest(candidate.recipe)

@@ -76,7 +76,15 @@ def owner_process_is_gone(owner: str) -> bool:
     if not process or not all(namespace) or tuple(namespace) != _boot_and_pid_namespace():
         return False
     now = _start_of(int(process))
-    return now != began if now is not None else not _exists(int(process))
+    if now is not None:
+        return now != began
+    try:
+        os.kill(int(process), 0)  # it may be one that `/proc` hides from us
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _boot_and_pid_namespace() -> tuple[str, str]:
@@ -94,17 +102,6 @@ def _start_of(process: int) -> str | None:
     except OSError:
         return None
     return "" if fields[0] in "ZX" else fields[19]
-
-
-def _exists(process: int) -> bool:
-    """Return whether a process exists, even one that `/proc` hides from us."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 # Leases of a study

@@ -121,9 +121,14 @@ class _Transaction:
         first = count_trials(connection, new_id).num_all
         numbered = [TrialRows({**trial.own, "number": first + i}, trial.parts) for i, trial in enumerate(carried)]
         insert_trial_rows(connection, new_id, numbered, "migrating trials")
-        target = self._store_target(connection, new_id, (there or old)[TARGET])
+        counts = count_trials(connection, new_id)
+        num_taken = counts.num_finished + counts.num_running + counts.num_waiting
+        if self.num_trials is not None and self.num_trials < num_taken:
+            message = f"the new study's total is below the {num_taken} trials that are carried or waiting"
+            raise ConfigurationError(message, got=self.num_trials, hint=f"e.g. --n-trials {num_taken}")
+        target = max((there or old)[TARGET], num_taken) if self.num_trials is None else self.num_trials
+        store_target(connection, new_id, target)
         if self.done is None or carried:  # else an earlier try committed, and nothing is left to carry
-            counts = count_trials(connection, new_id)
             reasons = tuple(matcher.reasons.most_common())
             self.done = Migration(
                 len(carried), matcher.num_there, reasons, counts.num_finished, counts.num_waiting, target
@@ -143,17 +148,6 @@ class _Transaction:
             raise ConfigurationError(message, hint="restore these settings")
         if there:
             self.definition.check(there)
-
-    def _store_target(self, connection: Connection, study_id: int, default: int) -> int:
-        """Store the new study's total: as given, else the default, or as many as it has if that is more."""
-        counts = count_trials(connection, study_id)
-        num_taken = counts.num_finished + counts.num_running + counts.num_waiting
-        if self.num_trials is not None and self.num_trials < num_taken:
-            message = f"the new study's total is below the {num_taken} trials that are carried or waiting"
-            raise ConfigurationError(message, got=self.num_trials, hint=f"e.g. --n-trials {num_taken}")
-        target = max(default, num_taken) if self.num_trials is None else self.num_trials
-        store_target(connection, study_id, target)
-        return target
 
 
 @dataclass
