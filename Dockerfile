@@ -36,8 +36,8 @@ COPY --from=build /opt/csi-job /opt/csi-job
 COPY --from=build /opt/source /opt/csi-job
 # All caches are under HOME, which any user may write; in a pod a volume is mounted there.
 ENV PATH=/opt/csi-job/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp/home XDG_CACHE_HOME=/tmp/home/.cache TORCH_HOME=/tmp/home/torch TORCHINDUCTOR_CACHE_DIR=/tmp/home/inductor \
-    TRITON_CACHE_DIR=/tmp/home/triton CUDA_CACHE_PATH=/tmp/home/nv MPLCONFIGDIR=/tmp/home/matplotlib USER=csi-job \
+    HOME=/tmp/home XDG_CACHE_HOME=/tmp/home/.cache TORCH_HOME=/tmp/home/torch \
+    CUDA_CACHE_PATH=/tmp/home/nv MPLCONFIGDIR=/tmp/home/matplotlib USER=csi-job \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CSI_JOB_WORK=/work
 ARG VERSION=0.1.0
 ARG COMMIT=unknown

@@ -38,6 +38,7 @@ from csi_job.study.worker_group import Environment, WorkerGroup
 from csi_job.study_settings import baseline_of
 from csi_job.terminal.live import LiveStudy, live_study
 from csi_job.tracking.wandb import Tracker, WandbTracker
+from csi_job.trial.trainer import keep_compiled
 
 if TYPE_CHECKING:
     import optuna
@@ -94,6 +95,7 @@ class Search:
     def _run_trials(self, tracker: Tracker, on_num_finished: Callable[[int], None]) -> None:
         """Run trials in this process, and refresh the report now and then."""
         study, settings = self.study, self.settings
+        keep_compiled(settings.trial, settings.folder.compiled)
         wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
 
         def on_trial_finished(summary: WorkerSummary) -> None:
@@ -159,6 +161,7 @@ def final_training(
     on_finished: Callable[[int, int], None],
 ) -> FinalTrainingRequest:
     """Return what a final training by these settings trains; `on_finished` gets the finished trainings and all."""
+    keep_compiled(settings.trial, settings.folder.compiled)
     return FinalTrainingRequest(
         work=settings.folder,
         cache=cache,

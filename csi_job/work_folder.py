@@ -60,6 +60,7 @@ class WorkFolder:
     cache/<key>/                               finished caches; identity.key beside them makes pseudonyms
     checkpoints/<study>/trial-<number>/        checkpoints of running trials: attempt-<number>-<uid of the study>/
     checkpoints/<study>/confirmation/          the same of the trainings that confirm its winner
+    compiled/                                  code of networks, by torch.compile
     wandb/                                     runs of Weights & Biases
     models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
     models/candidates/<study>/                 trainings of the candidates, one per seed
@@ -104,6 +105,11 @@ class WorkFolder:
     def trial_checkpoints(self, study: str, number: int) -> Path:
         """Return the folder of all attempts of a trial."""
         return self.checkpoints(study) / f"trial-{number}"
+
+    @property
+    def compiled(self) -> Path:
+        """What torch.compile keeps."""
+        return self.root / "compiled"
 
     @property
     def wandb(self) -> Path:

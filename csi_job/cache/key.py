@@ -22,7 +22,6 @@ from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
 from csi_job.files import (
-    digest_file,
     digest_json,
     lock_range,
     locked,
@@ -318,8 +317,9 @@ def _digest_image(path: Path) -> tuple[str, int, Stat | None]:
     """Return the SHA-256 of a file, its `reader_versions`, and its `stat`, None if it changes or is unreadable."""
     stat = _stat(path)
     try:
-        sha256 = digest_file(path)
         with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
             readers = reader_versions(file.read(NUM_START_BYTES))
     except OSError:
         return _UNREADABLE, 1, None

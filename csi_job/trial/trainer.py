@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from torch.utils._pytree import tree_map_only
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
+from csi_job.files import make_folder
 from csi_job.logs import get_logger
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES, choose_precision, confusion, to_input
-from csi_job.trial.memory import MicroBatches, is_out_of_memory
+from csi_job.trial.memory import MicroBatches, is_compiler_failure, is_out_of_memory
 from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
@@ -143,6 +145,14 @@ class Trainer:
             self.scaler.update()
             return batch_loss
 
+        try:
+            return self.micro_batches.run(len(zones_BZ), compute)
+        except RuntimeError as error:
+            if self.settings.compile != "auto" or not is_compiler_failure(error):
+                raise
+            reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+            _log.warning("training %s without compiling it, which failed: %s", self.params.model_arch, reason)
+        self.compiled = self.model
         return self.micro_batches.run(len(zones_BZ), compute)
 
     def _logits(self, image_BCHW: Tensor) -> Tensor:
@@ -242,6 +252,16 @@ def pays_to_compile(
     has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
     has_compiler = has_triton and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
     return has_compiler and images_of_224_px >= COMPILED_FROM.get(params.model_arch, math.inf)
+
+
+def keep_compiled(settings: TrialSettings, folder: Path) -> None:
+    """Let torch.compile keep code in a folder for later processes, unless the environment names another.
+
+    It serves several processes at once, and any GPU: torch finds what suits the network, the GPU and all versions.
+    """
+    if settings.compile:
+        with suppress(OSError):  # a read-only folder: then torch uses the one for temporary files
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(make_folder(folder / f"torch-{torch.__version__}")))
 
 
 def make_optimizer(model: nn.Module, params: Hyperparameters) -> torch.optim.Optimizer:

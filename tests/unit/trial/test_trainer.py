@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +31,7 @@ from csi_job.trial.trainer import (
     Trainer,
     batch_indices,
     class_weights,
+    keep_compiled,
     make_optimizer,
     pays_to_compile,
 )
@@ -187,6 +192,72 @@ def test_every_model_is_compiled_once_for_full_batches(
         trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
         trainer.validate(lambda: None)
     assert compiled == [4] * 9
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_without_unless_asked(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def backend(*_: object) -> Callable[..., object]:
+        raise RuntimeError("no compiler")
+
+    def outcome(trainer: Trainer) -> list[torch.Tensor]:
+        trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
+        return list(trainer.model.state_dict().values())
+
+    torch.manual_seed(0)
+    expected = outcome(make_trainer())
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr("csi_job.trial.trainer.pays_to_compile", lambda settings, *_: settings.compile)
+    torch.manual_seed(0)
+    assert all(map(torch.equal, outcome(make_trainer(settings=TrialSettings(compile="auto"))), expected))
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("csi_job")]
+    assert messages == ["training Custom_1 without compiling it, which failed: no compiler"]
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no compiler"):
+        outcome(make_trainer(settings=TrialSettings(compile=True)))
+
+
+COMPILE = """
+import sys, torch
+from pathlib import Path
+from torch._dynamo.utils import counters
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.trainer import keep_compiled
+keep_compiled(TrialSettings(compile=True), Path(sys.argv[1]))
+with torch.no_grad():
+    torch.compile(torch.nn.Linear(2, 2))(torch.ones(1, 2))
+print([counters["inductor"][f"fxgraph_cache_{outcome}"] for outcome in ("miss", "hit")])
+"""
+
+
+def test_what_a_process_compiles_later_ones_find(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
+    for expected in ("[1, 0]", "[0, 1]"):
+        command = [sys.executable, "-c", COMPILE, str(tmp_path / "compiled")]
+        run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        assert run.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "kept"),
+    [
+        (TrialSettings(), None, None),
+        (TrialSettings(compile="auto"), None, "work/compiled"),
+        (TrialSettings(compile=True), "elsewhere", "elsewhere"),
+        (TrialSettings(compile=True), None, None),  # the work folder is read-only
+    ],
+)
+def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: TrialSettings, given: str | None, kept: str | None
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    if kept is None:
+        (tmp_path / "work").touch()  # no folder can be made in it
+    keep_compiled(settings, tmp_path / "work" / "compiled")
+    found = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    expected = kept and (kept if given else str(tmp_path / kept / f"torch-{torch.__version__}"))
+    assert found == expected
 
 
 def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_is_halved(
