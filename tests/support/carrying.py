@@ -115,17 +115,7 @@ def trial_rows(
     lease: tuple[int, int, int, str | None] | None = None,
     **parts: Any,
 ) -> TrialRows:
-    """A trial as the tables hold it.
-
-    Args:
-        number: its number.
-        state: its state.
-        start: naive and in UTC, as stored; so is `complete`.
-        complete: when it ended.
-        lease: attempt, epochs, lost attempts and checkpoint of a running one.
-        parts: `params` (internal value and distribution), `values`, `steps`, `user_attrs` and `system_attrs` (JSON).
-
-    """
+    """A trial as the tables hold it; times are in UTC, a lease has attempt, epochs, lost attempts, checkpoint."""
     own = {"number": number, "state": state, "datetime_start": start, "datetime_complete": complete}
     rows: dict[Any, list[Any]] = {
         PARAMS: [

@@ -38,9 +38,6 @@ RATES = (1e-3, 3e-3, 5e-3)
 TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4), ({"learning_rate": 5e-3}, 0.3))
 
 
-# Which trainings, in which order
-
-
 @pytest.fixture
 def confirmation(trainer):
     candidates = [Candidate(recipe(learning_rate=rate), number) for number, rate in enumerate(RATES)]
@@ -124,9 +121,6 @@ def test_whatever_the_order_of_the_trainings_nobody_who_would_win_is_dropped(dat
     trained = {training_of(trial).key: trial.value for trial in trials}
     expected, chosen = (choose_winner(results(found), prefer_cheap=False) for found in (f1, trained))
     assert chosen.candidate == expected.candidate
-
-
-# Trainings shared by processes
 
 
 def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTrainingRequest:
