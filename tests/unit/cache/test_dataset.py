@@ -1,11 +1,8 @@
 """Splits as tensors."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +15,12 @@ from tests.unit.cache.conftest import SIDE_PX, settings_of
 
 
 @pytest.fixture(scope="module")
-def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(data, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     return build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), work)
 
 
-def test_tensors_have_their_types_and_shapes(folder: Path) -> None:
+def test_tensors_have_their_types_and_shapes(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         split = Cache.open(folder).split("train")
@@ -36,21 +33,21 @@ def test_tensors_have_their_types_and_shapes(folder: Path) -> None:
     assert set(split.zones_NZ.unique().tolist()) <= {0, 1, 2, 3, 4}
 
 
-def test_no_patient_is_in_two_splits(folder: Path) -> None:
+def test_no_patient_is_in_two_splits(folder):
     patients = [set(Cache.open(folder).split(name).patients_N.tolist()) for name in ("train", "validation", "test")]
     assert not patients[0] & patients[1]
     assert not (patients[0] | patients[1]) & patients[2]
     assert len(set().union(*patients)) == load_info(folder).num_patients
 
 
-def test_writing_to_the_tensor_does_not_change_the_cache(folder: Path) -> None:
+def test_writing_to_the_tensor_does_not_change_the_cache(folder):
     first, second = Cache.open(folder).split("test"), Cache.open(folder).split("test")
     before = second.images_NHW.clone()
     first.images_NHW.zero_()
     assert Cache.open(folder).split("test").images_NHW.equal(before)
 
 
-def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder: Path) -> None:
+def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder):
     split, meta = Cache.open(folder).split("validation"), torch.device("meta")
     moved = split.on(meta)
     assert {tensor.device for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {meta}
@@ -63,10 +60,10 @@ def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder: Path) -> None:
 CPU = torch.device("cpu")
 
 
-def test_batches_fetched_ahead_are_those_of_an_index(folder: Path) -> None:
+def test_batches_fetched_ahead_are_those_of_an_index(folder):
     split = Cache.open(folder).split("train")
     indices = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(4)
-    taken: list[torch.Tensor] = []
+    taken = []
     batches = split.fetch_ahead((taken.append(index_B) or index_B for index_B in indices), CPU)
     for number, (image_BHW, zones_BZ) in enumerate(batches):
         assert image_BHW.equal(split.images_NHW[indices[number]])
@@ -76,7 +73,7 @@ def test_batches_fetched_ahead_are_those_of_an_index(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["used up", "closed", "failed"])
-def test_the_thread_that_fetches_ends_with_its_batches_and_reports_its_error(folder: Path, ending: str) -> None:
+def test_the_thread_that_fetches_ends_with_its_batches_and_reports_its_error(folder, ending):
     split = Cache.open(folder).split("train")
     batches = replace(split, zones_NZ=split.zones_NZ[: 3 if ending == "failed" else None]).fetch_ahead(
         torch.arange(len(split)).split(2), CPU

@@ -93,9 +93,7 @@ def test_the_predictions_kept_give_the_metrics_again_and_name_pseudonyms_only(ru
     known = [row for row in rows if row["true_csi"]]
     error = np.mean([abs(float(row["true_csi"]) - float(row["csi"])) for row in known])
     assert error == pytest.approx(done.evaluation.metrics["csi_mae"].value, abs=1e-5)
-    zones = [
-        [row[f"true_{zone}"], row[zone]] for row in rows for zone in ["left_mid"] if row["true_left_mid"] != "unknown"
-    ]
-    truth, predicted = zip(*zones, strict=True)
+    graded = [row for row in rows if row["true_left_mid"] != "unknown"]
+    truth, predicted = ([row[name] for row in graded] for name in ("true_left_mid", "left_mid"))
     f1 = f1_score(truth, predicted, labels=["0", "1", "2", "3"], average="macro", zero_division=0)
     assert f1 == pytest.approx(done.evaluation.metrics["left_mid.f1_macro"].value)

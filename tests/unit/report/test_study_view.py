@@ -28,10 +28,8 @@ def test_ranking_is_by_f1_with_optunas_best_trial_first(finished_study, view):
 
 
 def test_phases_differ_by_sampler_pruner_and_epochs(view):
-    assert [(phase.number, phase.sampler, phase.max_epochs) for phase in view.phases] == [
-        (1, "random", 8),
-        (2, "tpe", 12),
-    ]
+    phases = [(phase.number, phase.sampler, phase.max_epochs) for phase in view.phases]
+    assert phases == [(1, "random", 8), (2, "tpe", 12)]
     assert view.trials[0].phase is view.phases[0]
     assert view.trials[25].phase is view.phases[1]
 

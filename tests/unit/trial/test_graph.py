@@ -1,7 +1,5 @@
 """CUDA graphs: when a function is recorded, and, on a GPU, the same bits as without."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 
@@ -24,13 +22,13 @@ def double(number: torch.Tensor) -> torch.Tensor:
     return number * 2
 
 
-def test_on_a_cpu_functions_are_called() -> None:
+def test_on_a_cpu_functions_are_called():
     graphs = Graphs(torch.device("cpu"), torch.Generator())
     assert [graphs.call(double, torch.tensor(number)).item() for number in range(5)] == [0, 2, 4, 6, 8]
     assert not graphs.release()
 
 
-def test_a_shape_is_recorded_at_its_third_call_and_again_after_it_was_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_recorded_at_its_third_call_and_again_after_it_was_released(monkeypatch):
     recorded = []
 
     class Fake:
@@ -57,10 +55,10 @@ def test_a_shape_is_recorded_at_its_third_call_and_again_after_it_was_released(m
 
 
 @pytest.fixture
-def make_trainer(make_split: MakeSplit) -> Callable[..., Trainer]:
+def make_trainer(make_split):
     splits = make_split(39, 64, seed=1), make_split(40, 64, seed=2)  # batches of 8, the last of 7
 
-    def make(settings: TrialSettings, **params: object) -> Trainer:
+    def make(settings, **params):
         torch.manual_seed(0)
         return Trainer(*splits, Hyperparameters.from_params({"batch_size": 8, **params}), settings, GPU)
 
@@ -94,9 +92,7 @@ def equal(one: list[torch.Tensor | float], two: list[torch.Tensor | float]) -> b
     ],
     ids=["adam", "dropout and sgd", "adamw"],
 )
-def test_graphs_compute_the_same_bits(
-    make_trainer: Callable[..., Trainer], params: dict[str, object], precision: str, micro_batch: int
-) -> None:
+def test_graphs_compute_the_same_bits(make_trainer, params, precision, micro_batch):
     torch.use_deterministic_algorithms(True, warn_only=True)
     outcomes = []
     try:
@@ -113,10 +109,8 @@ def test_graphs_compute_the_same_bits(
 
 @on_gpu
 @pytest.mark.parametrize("error", ["wait", "memory"])
-def test_training_continues_without_graphs_where_recording_fails(
-    make_trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture, error: str
-) -> None:
-    def _train_batch(*batch: torch.Tensor) -> torch.Tensor:
+def test_training_continues_without_graphs_where_recording_fails(make_trainer, caplog, error):
+    def _train_batch(*batch):
         loss = train_batch(*batch)
         if torch.cuda.is_current_stream_capturing():
             if error == "memory":
@@ -136,13 +130,13 @@ def test_training_continues_without_graphs_where_recording_fails(
 
 
 @on_gpu
-def test_data_and_graphs_free_their_memory_before_batches_get_smaller(make_trainer: Callable[..., Trainer]) -> None:
-    def run_out_of_memory(*_: object) -> None:
+def test_data_and_graphs_free_their_memory_before_batches_get_smaller(make_trainer):
+    def run_out_of_memory(*_):
         if trainer.graphs._recorded and len(resident) < 2:
             resident.append(trainer.train_data.images_NHW.is_cuda)
             raise torch.OutOfMemoryError("out of memory")
 
-    resident: list[bool] = []
+    resident = []
     params = {"model_arch": "squeezenet1_1", "optimizer": "adam"}
     expected = outcome(make_trainer(TrialSettings(cuda_graphs=False), **params))
     on_host = make_trainer(TrialSettings(), **params)
