@@ -189,7 +189,6 @@ def _merged(base: Tree, over: Tree, parent: str = "") -> Tree:
 
 
 def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of each setting in a tree."""
     for key, value in tree.items():
         path = f"{prefix}{key}"
         kind = _type_of(path)

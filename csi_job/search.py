@@ -181,8 +181,6 @@ def final_training(
 
 @dataclass(frozen=True)
 class _Request:
-    """What a worker's process gets to know."""
-
     settings: Settings
     cache: Path
     uid: str | None

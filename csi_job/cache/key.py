@@ -208,7 +208,6 @@ class DigestIndex:
         return ImageDigest(known[:-1].hex(), known[-1], stamp) if known[-1] else None  # a lost page reads as zeros
 
     def _load(self) -> None:
-        """Read what has been appended since."""
         with suppress(OSError), self._path.open("rb") as file:
             file.seek(self._num_bytes_known)
             content = file.read()

@@ -66,7 +66,6 @@ def status(
 
 
 def _wait_for_study(opened: Callable[[], optuna.Study], every_s: float) -> optuna.Study:
-    """Open a study as soon as it exists."""
     is_announced = False
     while True:
         try:

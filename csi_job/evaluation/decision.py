@@ -70,7 +70,6 @@ def decide(
 
 
 def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all: int) -> tuple[str, str]:
-    """Return the action and the advice from the verdict on the deciding metric."""
     if not any(found["difference"] for found in comparison["metrics"].values()):
         return "Keep the baseline", "Both models make the same predictions: the search found nothing better."
     if entry["outcome"] == "better":

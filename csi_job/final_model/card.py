@@ -161,7 +161,6 @@ def card_html(card: Mapping[str, Any], links: Sequence[Link]) -> str:
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by their dotted path."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{prefix}{name}.")

@@ -140,8 +140,6 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
 
 
 class _FinalTraining:
-    """One final training, from candidates to files."""
-
     def __init__(self, request: FinalTrainingRequest, confirmation: Confirmation) -> None:
         self.request, self.work = request, request.work
         self.candidates, self.seeds = confirmation.candidates, tuple(confirmation.seeds)

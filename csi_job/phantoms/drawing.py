@@ -211,7 +211,6 @@ class _View:
         return 0.8 * _step(half_width - np.abs(distance), 0.003) + 0.4 * rim
 
     def _cover(self, zone: int) -> Plane:
-        """Return a plate with rounded corners over a zone."""
         is_left, top, bottom = _place(zone)
         centre = (0.42 if is_left else -0.42, (top + bottom) / 2 + 0.01)
         turn = self.random.uniform(-0.25, 0.25)

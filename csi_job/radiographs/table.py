@@ -123,7 +123,6 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
 
 
 def _find_problems(lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
-    """Return what is wrong with a table, in the order of its rows."""
     problems: list[Problem] = []
     sound: list[tuple[int, str, str]] = []
     first_rows: dict[str, int] = {}

@@ -278,7 +278,6 @@ def _counts_and_running(connection: Connection, study_id: int) -> tuple[Counts, 
 
 
 def _counting(study_id: int) -> sa.Select[Any]:
-    """Return the query of `Counts`, one row."""
     of_study = TRIALS.c.study_id == study_id
     is_target = sa.and_(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == TARGET)
     blameless = (

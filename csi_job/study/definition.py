@@ -259,7 +259,6 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Return each leaf by its dotted path."""
     if not isinstance(value, Mapping):
         return {path: value}
     flat: dict[str, Any] = {}

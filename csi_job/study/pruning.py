@@ -163,7 +163,6 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
 
 
 def _curves(connection: Connection, study_id: int) -> list[tuple[float, dict[int, float]]]:
-    """Return cost and F1 by epoch of each complete trial."""
     query = sa.select(USER_ATTRIBUTES).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
     wanted = USER_ATTRIBUTES.c.key.in_((CURVE, GFLOPS))
     complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)

@@ -40,7 +40,6 @@ def main(lines: IO[str], problems: IO[str]) -> None:
 
 
 def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
-    """Open the run, offline if the server cannot be used."""
     import wandb
 
     init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))

@@ -118,8 +118,6 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
 
 
 class _Run:
-    """The epochs of one training."""
-
     trainer: Trainer
 
     def __init__(

@@ -189,7 +189,6 @@ class Trainer:
         return Validation(float(total) / num_images, val_f1, pred_NZ)
 
     def _validate_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and the predicted classes."""
         image_BCHW = to_input(image_BHW, self.train_data.normalisation)
 
         def compute(pieces: list[slice]) -> Tensor:

@@ -160,7 +160,6 @@ def _curve(trial: TrialView) -> Points:
 
 
 def _loss_traces(trials: Sequence[TrialView], color: str, name: str, **more: Any) -> list[dict[str, Any]]:
-    """Return a trace of all training losses and one of all validation losses."""
     traces = []
     for place, which, style in LOSSES if trials else ():
         curves: list[Points] = []
