@@ -137,7 +137,17 @@ def metric_name(name: str) -> str:
 
 def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
     """Return every metric for each row of weights, by name (`f1_macro`, `right_sup.recall`, `risk_auroc_high`, …)."""
-    values = _zone_values(weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN))
+    confusion_RZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
+    graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
+    hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
+    by_name = {
+        "f1_macro": zone_f1(confusion_RZKK, "macro"),
+        "f1_weighted": zone_f1(confusion_RZKK, "weighted"),
+        "precision": zone_precision(confusion_RZKK),
+        "recall": zone_recall(confusion_RZKK),
+        "accuracy": _ratio(hits_RZ, graded_RZSK.sum(axis=(2, 3))),
+    }
+    values = {f"{zone}.{name}": by_name[name][:, index] for name in by_name for index, zone in enumerate(ZONES)}
     graded_NZ = predictions.zones_NZ != UNKNOWN
     graded_Z = graded_NZ.any(axis=0)
     error_NZ = np.abs(predictions.predicted.given_graded_NZ - predictions.zones_NZ) * graded_NZ
@@ -165,20 +175,6 @@ def weighted_confusion(
     cells = cell_NZ.ravel()
     counts = [np.bincount(cells, np.repeat(weight_N, NUM_ZONES), math.prod(shape)) for weight_N in weights_RN]
     return np.array(counts, dtype=np.float64).reshape(-1, *shape)
-
-
-def _zone_values(confusion_RZKK: FloatArray) -> dict[str, FloatArray]:
-    """Return {zone.metric: [R]}; NaN where a zone has no graded image under the weights."""
-    graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
-    hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
-    by_name = {
-        "f1_macro": zone_f1(confusion_RZKK, "macro"),
-        "f1_weighted": zone_f1(confusion_RZKK, "weighted"),
-        "precision": zone_precision(confusion_RZKK),
-        "recall": zone_recall(confusion_RZKK),
-        "accuracy": _ratio(hits_RZ, graded_RZSK.sum(axis=(2, 3))),
-    }
-    return {f"{zone}.{name}": by_name[name][:, index] for name in by_name for index, zone in enumerate(ZONES)}
 
 
 def _risk_values(

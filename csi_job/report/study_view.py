@@ -181,6 +181,11 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
     if stored.SAMPLER in attrs:
         key = (str(attrs[stored.SAMPLER]), str(attrs.get(stored.PRUNER, "none")), attrs.get(stored.MAX_EPOCHS))
         phase = phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(stored.NUM_STARTUP_TRIALS)))
+    runs: list[Run] = []
+    if frozen.datetime_start is not None:
+        runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]
+    if paused := attrs.get(stored.RUNS):
+        runs = [Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in paused]
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
         number=frozen.number,
@@ -194,21 +199,13 @@ def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], P
         is_baseline=bool(attrs.get(stored.BASELINE)),
         num_epochs=attrs.get(stored.EPOCHS) or len(curve),
         seconds=seconds_of(frozen),
-        runs=_runs(frozen),
+        runs=tuple(runs),
         gflops=_number(attrs.get(stored.GFLOPS)),
         images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),
         num_parameters=attrs.get(stored.NUM_PARAMETERS),
         micro_batch=attrs.get(stored.MICRO_BATCH),
         reason=" ".join(str(attrs.get(stored.REASON, "")).split()),
     )
-
-
-def _runs(frozen: FrozenTrial) -> tuple[Run, ...]:
-    if runs := frozen.user_attrs.get(stored.RUNS):
-        return tuple(Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in runs)
-    if frozen.datetime_start is None:
-        return ()
-    return (Run(frozen.datetime_start, frozen.datetime_complete, str(frozen.user_attrs.get(stored.WORKER, ""))),)
 
 
 def _local(time_s: float) -> datetime:

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import optuna
@@ -57,23 +57,18 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
         return Importances({}, too_few)
     importance = importance_package()
     evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, NUM_TOP_TRIALS / len(ranked))))
+    # The ranked trials as a study with F1 as its one objective, so that the evaluator reads no database.
+    known: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        known = trial.distributions | known
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="importances", direction="maximize")
+    for trial in ranked:
+        own = {name: known[name] for name in trial.params}
+        study.add_trial(create_trial(value=trial.values[0], params=trial.params, distributions=own))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ExperimentalWarning)
-        found = importance.get_param_importances(_in_memory(ranked, trials), evaluator=evaluator, params=names)
+        found = importance.get_param_importances(study, evaluator=evaluator, params=names)
     said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, said)
-
-
-def _in_memory(ranked: Iterable[FrozenTrial], trials: Iterable[FrozenTrial]) -> optuna.Study:
-    """Return the ranked trials as a study with F1 as its one objective, so that the evaluator reads no database."""
-    distributions: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        distributions = trial.distributions | distributions
-    study = optuna.create_study(
-        storage=optuna.storages.InMemoryStorage(), study_name="importances", direction="maximize"
-    )
-    for trial in ranked:
-        own = {name: distributions[name] for name in trial.params}
-        study.add_trial(create_trial(value=trial.values[0], params=trial.params, distributions=own))
-    return study

@@ -103,15 +103,14 @@ def enqueue_trial(
     for adjustment in adjustments:
         logger.warning("%s", adjustment)
     trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
-    check = functools.partial(_make_room, study_id=study_id, raise_total=raise_total)
-    return storage_of(study).create_trial(study_id, trial, check=check).number
 
+    def make_room(connection: Connection) -> None:
+        counts = count_trials(connection, study_id)
+        if counts.num_free > 0:
+            return
+        if not raise_total:
+            message = f"the study's total of {counts.target} trials leaves no room for another"
+            raise ConfigurationError(message, hint="raise it with `csi-job study enqueue --raise-total`")
+        store_target(connection, study_id, counts.target + 1 - counts.num_free)
 
-def _make_room(connection: Connection, study_id: int, *, raise_total: bool) -> None:
-    counts = count_trials(connection, study_id)
-    if counts.num_free > 0:
-        return
-    if not raise_total:
-        message = f"the study's total of {counts.target} trials leaves no room for another"
-        raise ConfigurationError(message, hint="raise it with `csi-job study enqueue --raise-total`")
-    store_target(connection, study_id, counts.target + 1 - counts.num_free)
+    return storage_of(study).create_trial(study_id, trial, check=make_room).number
