@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
+# No generated test fails because the machine is busy, and each example cleans up after itself.
+patient = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("patient", deadline=None, suppress_health_check=patient)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csi_job.cluster.chart_values import ChartValues, values_schema
@@ -195,7 +195,7 @@ names = st.from_regex(r"[a-z][-a-z0-9]{24,51}[a-z0-9]|[a-z]([-a-z0-9]{0,50}[a-z0
 branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
 @example(release="a" * 28, chosen=["demo"], parallelism=1000, cpu=1)
 @example(release="a" * 53, chosen=["demo"], parallelism=1000, cpu=1)

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
@@ -87,7 +87,7 @@ def test_a_study_is_the_same_after_the_way_there_and_back(storage, sqlite, url, 
 
 
 @given(studies())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 def test_whatever_a_study_holds_arrives(storage, sqlite, rows):
     name = new_token()
     insert_study(sqlite, rows, name)

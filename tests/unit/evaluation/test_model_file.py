@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -139,7 +139,7 @@ def test_a_truncated_file_is_a_one_line_error(model_file, tmp_path, share):
         assert "the model file" in refused(cut, **FORM)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(junk=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".safetensors"]))
 def test_junk_is_a_one_line_error(tmp_path, junk, suffix):
     path = tmp_path / f"junk{suffix}"

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi_job.errors import ConfigurationError
@@ -83,7 +83,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["params", "study", "max_epochs", "trial", "value", "confirmed", "fingerprint", "learning_rate"])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(content=st.dictionaries(KEYS, JSON, max_size=5))
 def test_junk_is_read_or_refused_but_never_a_traceback(tmp_path, content):
     path = tmp_path / "junk.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.encaps import encapsulate
@@ -220,7 +220,7 @@ STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"RIFF\0\0\0\0WE
 STARTS += [b"\x1f\x8b\x08\x00", bytes(128) + b"DICM", b"\x08\x00\x05\x00"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=600))
 def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(tmp_path, largest, start, rest):
     path = put(tmp_path, start + rest)
@@ -234,7 +234,7 @@ def test_any_bytes_give_an_image_or_a_data_error_at_little_cost(tmp_path, larges
     assert cost_of(read).is_within(largest)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(
     variant=st.integers(0, NUM_VARIANTS - 1),
     edits=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 255)), min_size=1, max_size=12),

@@ -97,7 +97,7 @@ def test_tiny_shares_are_refused_without_a_search():
         split_patients(make_table(9, 9), SplitSettings(train=0.5, validation=0.499999, test=0.000001))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(num_patients=st.integers(5, 40), extra=st.integers(0, 40), seed=st.integers(0, 1000))
 def test_any_table_is_split_by_patient_into_three_parts(num_patients, extra, seed):
     table = make_table(num_patients + extra, num_patients, seed)

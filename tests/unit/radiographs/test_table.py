@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csi_job.errors import DataError
@@ -209,7 +209,7 @@ def test_a_missing_table_and_a_folder_are_refused(tmp_path):
 
 
 CELLS = st.one_of(st.sampled_from(["0", "1", "2.0", "4", "", "nan", "9", "x", '"', ";"]), st.text(max_size=8))
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
@@ -86,7 +86,7 @@ def test_the_json_holds_everything_that_is_stored(study):
 
 
 @given(studies())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_any_study_gives_strict_json_and_one_row_per_trial(storage, rows):
     def refuse(word):
         raise AssertionError(word)
