@@ -21,15 +21,7 @@ from csi_job.cache.manifest import FORMAT_VERSION, MANIFEST, load_info
 from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
-from csi_job.files import (
-    digest_json,
-    lock_range,
-    locked,
-    open_private,
-    read_json,
-    unlock_ranges,
-    write_atomic,
-)
+from csi_job.files import digest_json, lock_range, locked, open_private, read_json, unlock_ranges, write_atomic
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_versions
 from csi_job.radiographs.identity import load_key

@@ -67,12 +67,7 @@ def predict_csi(probabilities_NZK: FloatArray) -> CsiPredictions:
         total_NT = np.where(used_NZ[:, zone, None], added_NT, total_NT)
     risk_NR = (total_NT[:, :, None] * _RISK_OF_TOTAL_GTR[used_NZ.sum(axis=1)]).sum(axis=1)
     return CsiPredictions(
-        scores_NZ,
-        graded_NZ.sum(axis=1),
-        csi_N,
-        risk_NR,
-        score_NZS.argmax(axis=2).astype(np.int64),
-        true_csi(scores_NZ),
+        scores_NZ, graded_NZ.sum(axis=1), csi_N, risk_NR, score_NZS.argmax(axis=2).astype(np.int64), true_csi(scores_NZ)
     )
 
 

@@ -14,13 +14,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.errors import (
-    CheckpointWriteError,
-    CsiJobError,
-    StalledError,
-    StorageUnavailableError,
-    TrialPausedError,
-)
+from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, StorageUnavailableError, TrialPausedError
 from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import (
@@ -41,14 +35,7 @@ from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.pruning import (
-    Rungs,
-    is_promoted,
-    median_query,
-    rungs_of,
-    should_prune,
-    should_prune_at_cost,
-)
+from csi_job.study.pruning import Rungs, is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
 from csi_job.study.resume import (
     ResumePoint,
     checkpoint_values,

@@ -58,11 +58,7 @@ class Migration:
 
 
 def migrate_study(
-    storage: StudyStorage,
-    old_name: str,
-    definition: Definition,
-    *,
-    num_trials: int | None = None,
+    storage: StudyStorage, old_name: str, definition: Definition, *, num_trials: int | None = None
 ) -> Migration:
     """Create or continue a study, and carry another's finished trials into it where its space allows them.
 
