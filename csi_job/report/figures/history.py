@@ -83,9 +83,17 @@ def losses_plot(view: StudyView) -> Plot:
     for trial, color, name in special:
         traces += _loss_traces([trial] if trial else [], color, name, width=2.8)
     warnings = (f"{len(sampled)} of {fmt.count(len(trials))} trials are drawn.",) if len(sampled) < len(trials) else ()
-    figure: Figure = {"data": traces, "layout": layout("Epoch", "Loss (cross-entropy, log scale)")}
-    figure["layout"]["yaxis"]["type"] = "log"  # one diverging trial must not flatten the others
-    return Plot(key, title, caption, figure, warnings=warnings)
+    result = _epoch_layout("Loss (cross-entropy, log scale)", trials)
+    result["yaxis"].update(type="log", nticks=4)  # one diverging trial must not flatten the others
+    return Plot(key, title, caption, {"data": traces, "layout": result}, warnings=warnings)
+
+
+def _epoch_layout(y_title: str, trials: Sequence[TrialView]) -> Figure:
+    """Return the layout of a figure over the epochs of these trials, with a tick at each unless there are many."""
+    result = layout("Epoch", y_title)
+    num_epochs = max((epoch + 1 for trial in trials for epoch, _ in trial.curve), default=1)
+    result["xaxis"].update({"dtick": 1} if num_epochs <= MAX_SINGLE_TICKS else {})
+    return result
 
 
 def _history(view: StudyView) -> Figure:
@@ -148,10 +156,7 @@ def _curves(view: StudyView, trials: Sequence[TrialView]) -> Figure:
         joined_lines(map(_curve, complete), BLUE, "Complete", opacity=0.65, width=1.4),
         *highlighted_lines(view, _curve),
     ]
-    result = layout("Epoch", F1_AXIS)
-    num_epochs = max(epoch + 1 for trial in trials for epoch, _ in trial.curve)
-    result["xaxis"].update({"dtick": 1} if num_epochs <= MAX_SINGLE_TICKS else {})
-    return {"data": [trace for trace in traces if trace["x"]], "layout": result}
+    return {"data": [trace for trace in traces if trace["x"]], "layout": _epoch_layout(F1_AXIS, trials)}
 
 
 def _curve(trial: TrialView) -> Points:

@@ -69,7 +69,9 @@ def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
         figures.append(KeyFigure("Retrained, mean F1", fmt.score(confirmed.get("value")), ", ".join(parts)))
     figures.append(KeyFigure(label, fmt.score(best.f1), f"{origin}{error}"))
     if view.baseline is not None and not best.is_baseline:
-        figures.append(KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), "the standard settings"))
+        figures.append(
+            KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), f"trial {view.baseline.number}")
+        )
     seconds = sum(trial.seconds or 0.0 for trial in view.trials)
     trials = f"{fmt.plural(view.num_finished, 'trial')} finished"
     return [*figures, KeyFigure("Total trial time", fmt.duration(seconds), trials)]

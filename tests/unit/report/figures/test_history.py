@@ -68,3 +68,6 @@ def test_both_losses_of_every_trial_are_drawn_by_epoch(view):
     assert baseline["x"][:2] == [1, 2]
     assert baseline["y"][:2] == [2, 1]
     assert baseline["line"]["dash"] == "dot"
+    layouts = [plot(view).figure["layout"] for plot in (losses_plot, curves_plot)]
+    assert [layout["xaxis"]["dtick"] for layout in layouts] == [1, 1]  # no half epochs
+    assert layouts[0]["yaxis"]["nticks"] == 4  # of a wide range, not every digit is written
