@@ -26,6 +26,9 @@ MAX_DELAY_S: Final = 10.0
 MAX_BUSY_DELAY_S: Final = 0.5  # another worker releases its lock soon
 BUSY_LIMIT_S: Final = 120.0  # at least this long for a lock, even where the caller does not wait for outages
 CHECK_EVERY_S: Final = 0.5
+WRITABLE_HINT: Final = (
+    "SQLite writes beside the file even to read it: make its folder writable, or copy the work folder"
+)
 CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
 REJECTED_LIMIT_S: Final = 30.0  # a password may be in change; but without it, waiting longer only holds a GPU
 CHANGED_HINT: Final = (
@@ -225,7 +228,8 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Pa
             )
             if classify(error) is ErrorKind.REJECTED or (cannot_open and not may_write):
                 message = f"{policy.where} cannot be used: {reason(error)}"
-                raise ConfigurationError(message, hint=CREDENTIALS_HINT if "password" in message else "") from None
+                hint = WRITABLE_HINT if cannot_open else CREDENTIALS_HINT if "password" in message else ""
+                raise ConfigurationError(message, hint=hint) from None
             raise
 
     return policy.call(first_contact)

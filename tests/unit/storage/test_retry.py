@@ -203,6 +203,8 @@ def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_
     call_at_start(operation, RetryPolicy("the database", 60), tmp_path / "a.db")
     assert calls == 3
     calls = 0
-    with pytest.raises(ConfigurationError, match="unable to open"):
+    with pytest.raises(
+        ConfigurationError, match="unable to open database file; SQLite writes beside the file even to read it"
+    ):
         call_at_start(operation, RetryPolicy("the database", 60), missing)
     assert calls == 1
