@@ -62,7 +62,7 @@ def test_a_warm_cache_is_returned_without_decoding_or_digesting(copied, cache, t
         pytest.fail("a warm cache reads no image")
 
     monkeypatch.setattr("csi_job.cache.build.decode_images", refuse)
-    monkeypatch.setattr("csi_job.cache.key.digest_file", refuse)
+    monkeypatch.setattr("csi_job.cache.key._digest_image", refuse)
     assert build_cache(settings_of(copied), cache, tmp_path) == folder
     assert find_cache(settings_of(copied), cache, tmp_path) == folder
 

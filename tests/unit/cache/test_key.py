@@ -30,13 +30,13 @@ def paths(tmp_path):
 def num_read(monkeypatch):
     """The files read so far; files count as settled at once."""
     read = []
-    real = content.digest_file
+    real = content._digest_image
 
     def counted(path):
         read.append(path)
         return real(path)
 
-    monkeypatch.setattr(content, "digest_file", counted)
+    monkeypatch.setattr(content, "_digest_image", counted)
     monkeypatch.setattr(content, "_SETTLED_NS", -1_000_000_000)
     return read
 
