@@ -7,6 +7,7 @@ mixing theirs. The safetensors carry the card in their metadata too, so that one
 Each study has a folder of its own; `publish` makes its files those in `models/`, where other programs look.
 """
 
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from csi_job.errors import CsiJobError, explain_os_errors
+from csi_job.errors import explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
 from csi_job.files import digest_file, json_text, locked, make_folder, read_json, replacing, write_atomic
@@ -37,24 +38,21 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
     `with_pth` also writes a PyTorch state dict, for software that does not read safetensors.
     """
-    try:
-        with _locked(path.parent):
-            _remove_companions(path)
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-            metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
-            files = {}
-            with replacing(path) as temporary:
-                temporary.write_bytes(save(plain, metadata))
-                files[path.name] = _described(temporary)
-            if with_pth:
-                with replacing(path.with_suffix(".pth")) as temporary:
-                    torch.save(plain, temporary)
-                    files[path.with_suffix(".pth").name] = _described(temporary)
-            return _write_card(path, {**card, "files": files})
-    except (OSError, RuntimeError) as error:  # torch reports a failed write of its own as RuntimeError
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["failed"])[0]
-        what = f"the model cannot be written ({reason})"
-        raise CsiJobError(what, got=str(path), hint="free space and run the same command again") from None
+    hint = "free space and run the same command again"
+    with explain_os_errors("the model cannot be written", path, hint=hint), _locked(path.parent):
+        _remove_companions(path)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
+        files = {}
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(plain, metadata))
+            files[path.name] = _described(temporary)
+        if with_pth:
+            torch.save(plain, content := io.BytesIO())  # which would hide why the write of a file failed
+            with replacing(path.with_suffix(".pth")) as temporary:
+                temporary.write_bytes(content.getbuffer())
+                files[path.with_suffix(".pth").name] = _described(temporary)
+        return _write_card(path, {**card, "files": files})
 
 
 def remove_model(path: Path) -> None:

@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import re
+import resource
 import shutil
 import threading
 from contextlib import contextmanager
@@ -283,6 +284,17 @@ def test_a_read_only_folder_is_a_one_line_error(tmp_path, state, card):
     with pytest.raises(CsiJobError, match="the model cannot be written") as caught:
         write_model(tmp_path / "models" / "m.safetensors", state, card, with_pth=True)
     assert "\n" not in str(caught.value)
+
+
+def test_why_a_state_dict_cannot_be_written_is_said(tmp_path, state, card, monkeypatch):
+    monkeypatch.setattr("csi_job.final_model.export.save", lambda *_: b"")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(CsiJobError, match=r"^the model cannot be written \(File too large\)"):
+            write_model(tmp_path / "m.safetensors", state, card, with_pth=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_model_is_removed_with_the_files_that_describe_it(path):
