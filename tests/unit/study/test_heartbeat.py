@@ -16,7 +16,7 @@ REJECTED = StorageRejectedError("wrong password")
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = SimpleNamespace(now_s=0.0)
+    clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr("csi_job.study.heartbeat.time", clock)
     return clock

@@ -36,7 +36,7 @@ Running = RunningTrial[Hyperparameters]
 @pytest.fixture
 def late(monkeypatch):
     """Return a function that ends the time limit, which has no other clock here."""
-    now_s = [0.0]
+    now_s = [1000.0]
     monkeypatch.setattr("csi_job.study.worker.time", SimpleNamespace(monotonic=lambda: now_s[0]))
     return lambda: now_s.append(now_s.pop() + 600)
 
