@@ -94,13 +94,13 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
 
 
 def seconds_of(trial: FrozenTrial) -> float | None:
-    """Return how long a trial took, None unless it has finished; clocks and time zones may have changed meanwhile.
+    """Return how long a trial ran until its end or last pause, None before; clocks may have changed meanwhile.
 
     The time for which it was paused does not count.
     """
     start, end = trial.datetime_start, trial.datetime_complete
-    if end is not None and (runs := trial.user_attrs.get(RUNS)):
-        return float(sum(max(last - first, 0.0) for first, last, _ in runs if last is not None))
+    if runs := [(first, last) for first, last, _ in trial.user_attrs.get(RUNS, ()) if last is not None]:
+        return float(sum(max(last - first, 0.0) for first, last in runs))
     if start is None or end is None:
         return None
     return max((end.astimezone(UTC) - start.astimezone(UTC)).total_seconds(), 0.0)

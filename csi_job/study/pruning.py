@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 N_MIN_TRIALS: Final = 5  # complete trials that must have reached an epoch before any trial is pruned there
 N_WARMUP_STEPS: Final = 1  # epochs without pruning: at first the learning rate only rises
-REDUCTION_FACTOR: Final = (
-    4  # Optuna's successive halving looks at epochs 1, 4, 16, … in every phase, whatever its max_epochs
-)
+REDUCTION_FACTOR: Final = 4  # of successive halving, which compares trials at epochs 1, 4, 16, … from 0
 
 
 def make_pruner(settings: StudySettings) -> BasePruner:

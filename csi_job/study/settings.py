@@ -40,7 +40,8 @@ class StudySettings(Section):
     max_epochs: int = Field(default=30, ge=1)
     """Maximum number of epochs per trial."""
     sampler: Sampler = "tpe"
-    """Algorithm that suggests the next hyperparameters."""
+    """Algorithm that suggests the next hyperparameters; `cmaes` learns only from complete trials, not from pruned or
+    paused ones."""
     num_startup_trials: int = Field(default=10, ge=0)
     """Random trials before TPE or CMA-ES starts to model the results."""
     pruner: Pruner = "median"

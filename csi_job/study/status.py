@@ -1,7 +1,7 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -11,11 +11,14 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.storage.attributes import (
+    BRACKET,
     FINISHED,
     MAX_EPOCHS,
     OBJECTIVE,
     PLANNED_FOR,
+    PRUNER,
     REASON,
+    SETTINGS,
     TARGET,
     best_of,
     curve_of,
@@ -29,6 +32,7 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
 from csi_job.storage.trial_rows import read_trials
+from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.work_folder import CONFIRMATION
 
 NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
@@ -179,13 +183,8 @@ def study_status(study: optuna.Study) -> StudyStatus:
         best = BestStatus(chosen.trial.number, values[0], gflops, dict(chosen.trial.params), chosen.rule)
     failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
     failures = (str(trial.user_attrs.get(REASON, "unknown")) for trial in failed)
-    # Most paused trials are pruned without running again.
-    num_left = target - sum(outcomes[outcome] for outcome in (*FINISHED, "paused"))
-    # Trials per second with as many running, however long the study was idle before.
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    seconds = [length for trial in ended[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
-    typical_s = median(seconds) if seconds else 0.0
-    rate = sum(not trial.is_orphan for trial in running) / typical_s if typical_s > 0 else 0.0
+    num_left = max(target - sum(outcomes[outcome] for outcome in FINISHED), 0)
+    eta_s = _seconds_left(trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
     return StudyStatus(
         name=study.study_name,
         objective=str(attributes.get(OBJECTIVE, "")),
@@ -198,8 +197,8 @@ def study_status(study: optuna.Study) -> StudyStatus:
         num_waiting=outcomes["waiting"],
         running=running,
         best=best,
-        trials_per_h=rate * 3600 if rate else None,
-        eta_s=max(num_left, 0) / rate if rate else None,
+        trials_per_h=num_left / eta_s * 3600 if eta_s else None,
+        eta_s=eta_s,
         failures=tuple(Counter(failures).most_common()),
         confirmation=confirmation,
         num_paused=len(leases) - len(running),
@@ -238,3 +237,55 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
         is_orphan=is_orphan(row),
         host=(row.owner or "").partition("|")[0],
     )
+
+
+def _seconds_left(
+    trials: Sequence[FrozenTrial], attributes: Mapping[str, Any], num_left: int, num_running: int
+) -> float | None:
+    """Return how long the rest takes with this many running, however long the study was idle before.
+
+    A trial takes as long as the latest finished ones did. Where the pruner pauses, those that finish are the long ones,
+    so epochs are counted instead.
+    """
+    pruner = next((trial.user_attrs[PRUNER] for trial in reversed(trials) if PRUNER in trial.user_attrs), "")
+    if pruner not in PAUSING:
+        # One that is still paused ends without running again.
+        num_left -= sum(outcome_of(trial.state, trial.user_attrs) == "paused" for trial in trials)
+        finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        seconds = [length for trial in finished[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
+        amount = max(num_left, 0)
+    else:
+        timed = [(length, len(curve_of(trial))) for trial in trials if (length := seconds_of(trial)) is not None]
+        seconds = [length / num_epochs for length, num_epochs in timed if num_epochs][-NUM_TIMED:]
+        amount = max(_epochs_left(trials, attributes), num_running)
+    if not num_running or not seconds or median(seconds) <= 0:
+        return None
+    return amount * median(seconds) / num_running
+
+
+def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
+    """Return how many epochs are left where one of `reduction_factor` trials goes on at each rung.
+
+    Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
+    """
+    given = attributes.get(SETTINGS, {}).get("study", {})
+    fields = StudySettings.model_fields
+    first, factor = (int(given.get(name, fields[name].default)) for name in ("min_resource", "reduction_factor"))
+    brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
+    for trial in trials:
+        if trial.state is not TrialState.FAIL and MAX_EPOCHS in trial.user_attrs:
+            brackets[int(trial.user_attrs.get(BRACKET, 0))].append(trial)
+    num_started, left = sum(map(len, brackets.values())), 0
+    for bracket, rivals in brackets.items():
+        complete = [len(curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
+        end = round(median(complete)) if complete else rivals[-1].user_attrs[MAX_EPOCHS]
+        number = round(int(attributes.get(TARGET, 0)) * len(rivals) / num_started)
+        low, high = 0, min(first * factor**bracket, end)
+        # What a finished trial did not train, nobody will.
+        at_least = {TrialState.COMPLETE: end, TrialState.PRUNED: high}
+        epochs = [max(len(curve_of(trial)), at_least.get(trial.state, 0)) for trial in rivals]
+        while low < high:
+            done = sum(min(max(num_epochs - low, 0), high - low) for num_epochs in epochs)
+            left += max(number * (high - low) - done, 0)
+            number, low, high = max(number // factor, 1), high, min(high * factor, end)
+    return left

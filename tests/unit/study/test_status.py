@@ -1,14 +1,19 @@
 """The state of a study, and its best trial."""
 
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import DataError, InfeasibleTrialError
+from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import f1_standard_error_of
+from csi_job.storage.lease import RELEASED_AT_S
+from csi_job.storage.tables import LEASES
+from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.status import choose_trial, study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
-from tests.support.studies import SPACE, define, objective, work_on
+from tests.support.studies import SPACE, define, leased, objective, work_on
 
 
 def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finished(study, tmp_path):
@@ -73,6 +78,30 @@ def test_cancelled_trials_do_not_count_as_failed(study):
     set_target(study, num_trials=1)
     status = study_status(study)
     assert (status.num_cancelled, status.num_failed, status.failures) == (1, 0, ())
+
+
+@pytest.mark.parametrize(("pruner", "seconds"), [("asha", 230.0), ("none", 480.0)])
+def test_the_time_left_is_counted_in_epochs_where_trials_pause(storage, pruner, seconds):
+    """Of 8 trials, rungs after epochs 3 and 6 let 4 and 2 pass: 24 + 12 + 12 epochs, 25 of them done at 10 s each."""
+    study = define(storage, num_trials=8)
+    phase = {"max_epochs": 12, "sampler": "random", "pruner": pruner}
+    storage.write_trial(leased(study), TrialWrite(user_attrs=phase | {"attempt": 1}, steps={0: 0.5}))
+    done = [(TrialState.COMPLETE, 12), (TrialState.RUNNING, 3), (TrialState.RUNNING, 3), (TrialState.RUNNING, 6)]
+    for number, (state, num_epochs) in enumerate(done, start=1):
+        attributes = phase | {"attempt": 1, "runs": [[100.0, 100.0 + 10 * num_epochs, "host:1"]]}
+        attributes |= {"paused": 1} if state is TrialState.RUNNING else {}
+        values = dict.fromkeys(range(num_epochs), 0.5)
+        value = 0.5 if state is TrialState.COMPLETE else None
+        trial = create_trial(state=state, value=value, user_attrs=attributes, intermediate_values=values)
+        trial_id = storage.write(lambda connection, trial=trial: add_trial(connection, study._study_id, trial))
+        row = {"trial_id": trial_id, "token": f"{number}", "owner": "", "attempt": 1, "lease_s": 5.0}
+        row |= {"renewed_at_s": RELEASED_AT_S, "num_epochs": 0, "num_lost": 0}
+        storage.write(lambda connection, row=row: connection.execute(sa.insert(LEASES).values(row)))
+    status = study_status(study)
+    assert (status.num_running, status.num_paused, status.num_complete) == (1, 3, 1)
+    assert status.eta_s == seconds
+    assert status.trials_per_h == 7 / seconds * 3600
+    assert [trial.seconds for trial in view_study(study).trials] == [None, 120.0, 30.0, 30.0, 60.0]
 
 
 def test_nothing_is_chosen_while_nothing_is_complete(study):
