@@ -205,7 +205,7 @@ class _Worker:
             return False
         if running:
             values = {"running": len(running), "target": nothing.target, "nouns": f"{self.options.noun}s"}
-            logger.info("the last %(running)d of %(target)d %(nouns)s are running on other workers", values)
+            logger.info("%(running)d of %(target)d %(nouns)s still running on other workers", values)
         elif not self.summary.outcomes:
             done = {"study": self.study.study_name, "target": nothing.target, "nouns": f"{self.options.noun}s"}
             logger.info("study %(study)s is complete (%(target)d %(nouns)s)", done)
