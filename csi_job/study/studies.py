@@ -22,6 +22,7 @@ from csi_job.storage.study_rows import find_study
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
 from csi_job.study.target import store_target
+from csi_job.trial.hyperparameters import parse_value
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION, WorkFolder
 
@@ -87,22 +88,24 @@ def enqueue_trial(
     Args:
         study: the study.
         space: its search space.
-        params: values by name; one outside the space is clipped to it, with a warning.
+        params: values by name; one whose condition fails is ignored, with a warning.
         raise_total: raise the total of a full study as far as this trial needs.
 
     Returns:
         the number of the waiting trial.
 
     Raises:
-        ConfigurationError: an unknown or illegal parameter, a space that is not the study's, or a full study.
+        ConfigurationError: an unknown parameter, a value or space that is not the study's, or a full study.
     """
     stored = study.user_attrs.get(FINGERPRINT) or {}
     check_same({"space": stored.get("space")}, {"space": space.fingerprint()}, study.study_name)
     study_id = study_id_of(study)
-    clipped, adjustments = space.clip_to_space(params)
+    given = {name: parse_value(name, value) for name, value in params.items()}
+    space.check(given)
+    active, adjustments = space.clip_to_space(given)
     for adjustment in adjustments:
         logger.warning("%s", adjustment)
-    trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: clipped})
+    trial = create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: active})
 
     def make_room(connection: Connection) -> None:
         counts = count_trials(connection, study_id)

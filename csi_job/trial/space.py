@@ -71,26 +71,30 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
         """
         from csi_job.storage.optuna_private import enqueued_params
 
-        self._check_enqueued(enqueued_params(trial))
         params: dict[str, Value] = {}
-        for name, parameter in parents_first(self.parameters).items():
-            if self._is_active(parameter, params):
-                params[name] = parameter.suggest(trial, name)
-        self._check_enqueued(params)  # of a resumed trial, whose values Optuna takes as they are stored
+        try:
+            self.check(enqueued_params(trial))
+            for name, parameter in parents_first(self.parameters).items():
+                if self._is_active(parameter, params):
+                    params[name] = parameter.suggest(trial, name)
+            self.check(params)  # of a resumed trial, whose values Optuna takes as they are stored
+        except ConfigurationError as error:
+            raise OutsideSpaceError(f"not trained: {error}") from None
         return Hyperparameters.from_params(params)
 
-    def _check_enqueued(self, params: Mapping[str, Any]) -> None:
-        """Reject values that other programs may enqueue, which Optuna would use even outside of their distribution."""
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Reject values that are not in the space; Optuna would use those of an enqueued trial as they are.
+
+        Raises:
+            ConfigurationError: an unknown name or such a value.
+        """
         for name, value in params.items():
-            try:
-                parsed = parse_value(name, value)
-            except ConfigurationError as error:
-                raise OutsideSpaceError(f"not trained: {error}") from None
+            parsed = parse_value(name, value)
             parameter = self.parameters.get(name)
             if parameter is not None and not parameter.allows(parsed if parameter.is_range else value):
-                raise OutsideSpaceError(f"not trained: {name} {value!r} is not {parameter.allowed}")
+                raise ConfigurationError(f"{name} {value!r} is not {parameter.allowed}")
             if parameter is None and parsed != self._dropped[name]:
-                raise OutsideSpaceError(f"not trained: {name} {value!r} is not {self._dropped[name]}, its only value")
+                raise ConfigurationError(f"{name} {value!r} is not {self._dropped[name]}, its only value")
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the distribution of every parameter that can be sampled, including conditional ones."""

@@ -63,11 +63,20 @@ def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path
     Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
 
 
-def test_enqueued_values_outside_the_space_move_with_a_warning(study, caplog):
-    number = enqueue_trial(study, SPACE, {"unknown_weight": 7.0})
-    assert study.trials[number].system_attrs["fixed_params"] == {"unknown_weight": 1.0}
-    assert "unknown_weight 7.0 is outside the search space" in caplog.text
-    assert study_counts(study).num_waiting == 2
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"unknown_weight": "7"}, "unknown_weight 7.0 is not between 0.0 and 1.0"),
+        ({"optimizer": "adamw"}, "optimizer 'adamw' is not one of adam, sgd"),
+        ({"batch_size": "64"}, "batch_size 64 is not 32, its only value"),
+        ({"learning_rat": "0.1"}, "unknown hyperparameter, got 'learning_rat'; allowed: "),
+    ],
+)
+def test_values_outside_the_space_are_not_enqueued(params, message, study):
+    with pytest.raises(ConfigurationError) as caught:
+        enqueue_trial(study, SPACE, params)
+    assert str(caught.value).startswith(message)
+    assert study_counts(study).num_waiting == 1  # the baseline
 
 
 def test_another_space_than_the_studys_is_refused(study):
