@@ -16,11 +16,11 @@ from optuna.trial import TrialState, create_trial
 from csi_job.errors import ConfigurationError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CONSTRAINT, PAUSED, outcome_of
+from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S, Lease
 from csi_job.storage.optuna_private import hyperband_bracket
-from csi_job.storage.rungs import Standing, standings
+from csi_job.storage.rungs import Standing, count_epochs, standings
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.status import study_status
@@ -233,6 +233,21 @@ def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Pat
     Reader(url).check_exact(len(num_epochs), 8)
     work_on(study, tmp_path, **given)
     assert len(study.trials) == len(num_epochs)
+
+
+def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage: StudyStorage) -> None:
+    study, other, rules = define(storage, num_trials=3), define(storage, name="other"), RULES | {"max_epochs_total": 3}
+    storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
+    leases = [leased(study, **rules) for _ in range(2)]
+    pause(storage, leases[0], 0.4)
+    storage.write_trial(leases[1], TrialWrite(user_attrs={CURVE: [[0, 0.1]]}))
+    assert storage.read(lambda connection: count_epochs(connection, study._study_id)) == 2
+    pause(storage, leases[1], 0.2)
+    best = claim(study, **rules)
+    assert isinstance(best, Claim)
+    assert (best.lease.number, best.from_pause, best.pruned) == (0, True, (1,))
+    storage.write_trial(best.lease, TrialWrite(values=[0.4], state=TrialState.COMPLETE))
+    assert claim(study, **rules) == NothingToClaim(2, 2, {})
 
 
 def test_a_pause_survives_a_signal_while_it_is_stored(
