@@ -238,6 +238,7 @@ def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Pat
 def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage: StudyStorage) -> None:
     study, other, rules = define(storage, num_trials=3), define(storage, name="other"), RULES | {"max_epochs_total": 3}
     storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
+    storage.write_trial(leased(other), TrialWrite(user_attrs={CURVE: [[0, 0.9]]}))
     leases = [leased(study, **rules) for _ in range(2)]
     pause(storage, leases[0], 0.4)
     storage.write_trial(leases[1], TrialWrite(user_attrs={CURVE: [[0, 0.1]]}))

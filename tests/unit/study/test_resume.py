@@ -28,10 +28,10 @@ def tear(path: Path) -> None:
 
 
 def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_before(tmp_path):
-    _, earlier = attempt(tmp_path, 1, 0, 1)
+    _, earlier = attempt(tmp_path, 1, 0, 2)
     before, promoted = attempt(tmp_path, 2, 2, 3)
-    for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 1)):
-        assert find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == expected
+    for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 2)):
+        assert find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
         assert expected.path is not None
         tear(expected.path)
 
