@@ -219,10 +219,10 @@ def test_a_network_that_cannot_be_compiled_is_trained_without_unless_asked(
 COMPILE = """
 import sys, torch
 from pathlib import Path
-from torch._dynamo.utils import counters
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.trainer import keep_compiled
 keep_compiled(TrialSettings(compile=True), Path(sys.argv[1]))
+from torch._dynamo.utils import counters  # which sets torch's own folder where none is set
 with torch.no_grad():
     torch.compile(torch.nn.Linear(2, 2))(torch.ones(1, 2))
 print([counters["inductor"][f"fxgraph_cache_{outcome}"] for outcome in ("miss", "hit")])
@@ -235,6 +235,7 @@ def test_what_a_process_compiles_later_ones_find(tmp_path: Path) -> None:
         command = [sys.executable, "-c", COMPILE, str(tmp_path / "compiled")]
         run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         assert run.stdout.strip() == expected
+        assert [*(tmp_path / "compiled").glob("*/fxgraph")]
 
 
 @pytest.mark.parametrize(
