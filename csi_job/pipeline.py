@@ -217,9 +217,12 @@ def run_evaluate(
     """
     model = model_file(settings.folder, model_path)
     card = read_valid_card(model) or {}
-    folder = latest = settings.folder.latest
-    if card and _is_copy((of_study := settings.folder.final(str(card["study"]))).path / model.name, card):
-        folder, model = of_study, of_study.path / model.name
+    latest = settings.folder.latest
+    folder = settings.folder.final(str(card["study"])) if card else latest
+    if folder != latest and _is_copy(folder.path / model.name, card):
+        model = folder.path / model.name
+    else:
+        folder = latest
     if baseline_path is None and compare and folder.baseline_model.is_file():
         # The one trained with the model; for a model without a card, the one beside it.
         is_own = not card or (read_valid_card(folder.baseline_model) or {}).get("request") == card["request"]

@@ -20,6 +20,7 @@ from csi_job.cache.manifest import (
     SPLIT_ARRAY,
     SPLIT_TABLE,
     CacheInfo,
+    finished_folders,
     images_file,
     load_info,
     manifest_text,
@@ -76,9 +77,9 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
 def _name_other_size(root: Path, image_size_px: int) -> None:
     """Warn if all finished caches have another image size: the settings of theirs may have been forgotten."""
     sizes = set()
-    for manifest in root.glob(f"[!.]*/{MANIFEST}"):
+    for folder in finished_folders(root):
         with suppress(DataError):
-            sizes.add(load_info(manifest.parent).image_size_px)
+            sizes.add(load_info(folder).image_size_px)
     if sizes and image_size_px not in sizes:
         other = ", ".join(map(str, sorted(sizes)))
         message = (

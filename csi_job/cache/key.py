@@ -17,7 +17,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import NamedTuple
 
-from csi_job.cache.manifest import FORMAT_VERSION, MANIFEST, load_info
+from csi_job.cache.manifest import FORMAT_VERSION, finished_folders, load_info
 from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
@@ -276,10 +276,10 @@ def _sole_matching_cache(root: Path, radiographs: RadiographsSettings, cache: Ca
     split = radiographs.split
     wanted = (cache.image_size_px, cache.normalisation, split.seed, (split.train, split.validation, split.test))
     matching = []
-    for manifest in sorted(root.glob(f"[!.]*/{MANIFEST}")):
-        info = load_info(manifest.parent)
+    for folder in finished_folders(root):
+        info = load_info(folder)
         if (info.image_size_px, info.normalisation, info.split_seed, info.split_shares) == wanted:
-            matching.append(manifest.parent)
+            matching.append(folder)
     if len(matching) > 1:
         names = ", ".join(folder.name for folder in matching)
         raise ConfigurationError("several caches match these settings", got=names, hint="give --labels and --images")

@@ -81,6 +81,11 @@ def describe_change(old: CacheInfo, new: CacheInfo) -> str:
     return ", ".join(named)
 
 
+def finished_folders(root: Path) -> list[Path]:
+    """Return the folders of the finished caches, in the order of their keys."""
+    return sorted(manifest.parent for manifest in root.glob(f"[!.]*/{MANIFEST}"))
+
+
 def load_info(folder: Path) -> CacheInfo:
     """Read the manifest of a finished cache.
 

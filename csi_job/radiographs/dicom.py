@@ -31,14 +31,8 @@ from csi_job.radiographs.grey import (
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR_CHANNELS = 3
-_DAMAGED = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-)  # raised for a damaged table
+# What a damaged table raises.
+_DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
 
 def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:

@@ -70,5 +70,5 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ExperimentalWarning)
         found = importance.get_param_importances(study, evaluator=evaluator, params=names)
-    said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-    return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, said)
+    messages = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, messages)
