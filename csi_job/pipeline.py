@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.key import find_cache
+from csi_job.cache.key import find_cache, no_matching_cache
 from csi_job.cache.manifest import describe_change, load_info
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, DataError
@@ -35,7 +35,7 @@ from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures
 from csi_job.trial.pretrained import check_pretrained
-from csi_job.work_folder import model_file, no_cache
+from csi_job.work_folder import model_file
 
 if TYPE_CHECKING:
     import optuna
@@ -105,7 +105,7 @@ def existing_cache(settings: Settings, key: str = "") -> Cache:
             return named
     folder = find_cache(settings.radiographs, settings.cache, settings.work, key)
     if folder is None:
-        raise no_cache(settings.folder)
+        raise no_matching_cache(settings.radiographs, settings.cache, settings.work)
     return Cache.open(folder)
 
 

@@ -165,9 +165,9 @@ def model_file(folder: WorkFolder, path: Path | None) -> Path:
 
 
 def no_cache(folder: WorkFolder) -> ConfigurationError:
-    """Return the error that there is no cache."""
-    hint = "build it: csi-job cache build --labels TABLE --images FOLDER (and the same --work, --image-size)"
-    return ConfigurationError("there is no cache for these settings", got=str(folder.caches), hint=hint)
+    """Return the error that there is no cache at all."""
+    hint = "give --labels TABLE and --images FOLDER to build one, or the --work folder that has one"
+    return ConfigurationError("there is no cache yet", got=str(folder.caches), hint=hint)
 
 
 def no_database(path: Path) -> NoStudyError:

@@ -28,7 +28,7 @@ from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import WorkFolder, no_cache
 
 KEY_LENGTH = 16
 _DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and versions of the reader
@@ -284,6 +284,29 @@ def _sole_matching_cache(root: Path, radiographs: RadiographsSettings, cache: Ca
         names = ", ".join(folder.name for folder in matching)
         raise ConfigurationError("several caches match these settings", got=names, hint="give --labels and --images")
     return matching[0] if matching else None
+
+
+def no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> ConfigurationError:
+    """Return the error that no cache has these settings, or not of this data, naming those that there are."""
+
+    def described(image_size_px: int, normalisation: str, split_seed: int) -> str:
+        return f"{image_size_px} px, {normalisation}, split seed {split_seed}"
+
+    present = []
+    for folder in finished_folders(WorkFolder(work).caches):
+        with suppress(DataError):
+            info = load_info(folder)
+            present.append(described(info.image_size_px, info.normalisation, info.split_seed))
+    if not present:
+        return no_cache(WorkFolder(work))
+    wanted = described(cache.image_size_px, cache.normalisation, radiographs.split.seed)
+    if radiographs.labels is not None:
+        what, allowed = "there is no cache of this data with these settings", None
+        hint = "build it: csi-job cache build, with the same options"
+    else:
+        what, allowed = "there is no cache for these settings", "; or ".join(dict.fromkeys(present))
+        hint = "give the --image-size or --config of one, or --labels and --images"
+    return ConfigurationError(what, got=wanted, allowed=allowed, hint=hint)
 
 
 def _stamps(paths: Sequence[Path], key: bytes) -> list[bytes]:

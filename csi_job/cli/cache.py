@@ -37,9 +37,11 @@ def build(loaded: LoadedSettings) -> None:
     show_cache(ensure_cache(loaded.settings), finished)
 
 
-def finished_caches(loaded: LoadedSettings) -> set[str]:
+def finished_caches(loaded: LoadedSettings) -> list[str]:
     """Return the keys of the caches that are there already."""
-    return {path.name for path in loaded.settings.folder.caches.glob("*")}
+    from csi_job.cache.manifest import finished_folders
+
+    return [folder.name for folder in finished_folders(loaded.settings.folder.caches)]
 
 
 def show_cache(cache: Cache, finished: Collection[str]) -> None:
@@ -54,10 +56,16 @@ def show_cache(cache: Cache, finished: Collection[str]) -> None:
 @cache.command()
 @with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_only_study)
 def verify(loaded: LoadedSettings) -> None:
-    """Read the entire cache and compare it with its checksums."""
-    from csi_job.cache.manifest import verify_cache
-    from csi_job.pipeline import existing_cache
+    """Read the entire cache and compare it with its checksums.
 
-    folder = existing_cache(loaded.settings, loaded.study.cache_key if loaded.study else "").folder
+    It is the one of the study, or the only one.
+    """
+    from csi_job.cache.manifest import verify_cache
+
+    with announced("loading PyTorch and Optuna"):
+        from csi_job.pipeline import existing_cache
+
+    keys = [loaded.study.cache_key] if loaded.study else finished_caches(loaded)
+    folder = existing_cache(loaded.settings, keys[0] if len(keys) == 1 else "").folder
     verify_cache(folder)
     click.echo(f"{folder} is intact")

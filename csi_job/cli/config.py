@@ -1,6 +1,9 @@
 """`csi-job config show | init`."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -8,16 +11,24 @@ from csi_job.cli.options import FLAGS, study_of_argument, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.files import check_free, write_file
 
+if TYPE_CHECKING:
+    from csi_job.study.record import StudyRecord
+
 
 @click.group()
 def config() -> None:
     """Show the current settings, or write a commented settings file."""
 
 
+def _shown_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
+    new_or_old = loaded.settings.study.name if loaded.is_flag("study.name") else None
+    return study_of_argument("study")(loaded, {"study": given["study"] or new_or_old})
+
+
 @config.command()
 @with_settings(
     *dict.fromkeys(path for path in FLAGS if not path.startswith(("final_model.seed", "final_model.max"))),
-    study=study_of_argument("study"),
+    study=_shown_study,
     check=False,
     reads_only=True,
 )

@@ -123,4 +123,4 @@ def summarize(status: StudyStatus) -> str:
     trials = "{finished} of {target} trials finished".format(**numbers) + (f" ({counts})" if counts else "")
     best = "; best val_f1 {best_f1:.4f} (trial {best_trial})".format(**numbers) if status.best else ""
     confirmed = "; confirmation {confirmed} of {to_confirm}".format(**numbers) if status.confirmation else ""
-    return f"{trials}{best}{confirmed}"
+    return f"{trials}{best}{confirmed}{status.confirmed_after}"

@@ -143,6 +143,14 @@ class StudyStatus:
         return self.running + (self.confirmation.running if self.confirmation else ())
 
     @property
+    def confirmed_after(self) -> str:
+        """Return ` (after 8 of 16 trials)` if its trainings were planned before the last trial, otherwise nothing."""
+        found = self.confirmation
+        if found is None or found.planned_for == self.target:
+            return ""
+        return f" (after {found.planned_for} of {self.target} trials)"
+
+    @property
     def is_confirmed(self) -> bool:
         """Whether every training that the present trials ask for is done."""
         found = self.confirmation

@@ -50,7 +50,7 @@ def render_status(status: StudyStatus) -> RenderableType:
         parts += [Text(), _running(status.running)]
     if confirmation := status.confirmation:
         total = fmt.plural(confirmation.num_finished + confirmation.num_left, "training")
-        parts += [Text(), Text(f"Confirmation: {confirmation.num_finished} of {total} done")]
+        parts += [Text(), Text(f"Confirmation: {confirmation.num_finished} of {total} done{status.confirmed_after}")]
         parts += [_running(confirmation.running, "training")] if confirmation.running else []
     parts += [Text(), Text(_pace(status))]
     if status.failures:

@@ -150,11 +150,13 @@ def test_another_way_of_training_is_refused_in_one_line(finished):
 
 
 def test_config_show_names_what_comes_from_the_study(finished):
-    lines = run(finished, "config", "show", "--study", "csi_optimization", "--max-epochs", 7)[0].splitlines()
-    shown = dict(re.split(r" +# ", line) for line in lines)
-    assert shown["trial.class_balance: true"] == shown["baseline.learning_rate: 0.002"] == "study"
-    assert shown["study.max_epochs: 7"] == "flag --max-epochs"
-    assert shown["trial.device: auto"] == "default"
+    for flag in ("--study", "--study-name"):
+        lines = run(finished, "config", "show", flag, "csi_optimization", "--max-epochs", 7)[0].splitlines()
+        shown = dict(re.split(r" +# ", line) for line in lines)
+        assert shown["trial.class_balance: true"] == shown["baseline.learning_rate: 0.002"] == "study"
+        assert shown["study.max_epochs: 7"] == "flag --max-epochs"
+        assert shown["trial.device: auto"] == "default"
+    assert "study.name: none " in run(finished, "config", "show", "--study-name", "none")[0]
     assert "no study of this name" in run(finished, "config", "show", "--study", "none", code=2)[1]
 
 
@@ -237,6 +239,7 @@ def test_a_deleted_study_is_gone(phantoms, tmp_path):
     assert trials(work) == []
     _, err = run(work, "study", "show", "csi_optimization", code=2)
     assert "no study of this name" in err
+    assert "is intact" in run(work, "cache", "verify")[0]
 
 
 def test_two_processes_share_a_study_exactly(phantoms, tmp_path):

@@ -66,8 +66,8 @@ PNG = ["predict", "film.png"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hyperopt"], "there is no cache for these settings"),
-        (["cache", "build"], "there is no cache for these settings"),
+        (["hyperopt"], "there is no cache yet"),
+        (["cache", "build"], "there is no cache yet"),
         (["hyperopt", *TABLE], "radiographs.images is not set"),
         (["hyperopt", *FOLDER], "radiographs.labels is not set"),
         (["hyperopt", "--labels", "typo.csv", *FOLDER], "the label table does not exist, got 'typo.csv'"),
@@ -84,7 +84,7 @@ PNG = ["predict", "film.png"]
         (["evaluate"], "there is no such model file"),
         (["evaluate", "--model-path", "typo.pth"], "there is no such model file, got 'typo.pth'"),
         (["evaluate", "--model-path", "m.pth", "--baseline", "typo.pth"], "no such model file, got 'typo.pth'"),
-        (["evaluate", "--model-path", "m.pth"], "there is no cache for these settings"),
+        (["evaluate", "--model-path", "m.pth"], "there is no cache yet"),
         ([*PNG], "there is no such model file"),
         ([*PNG, "--model-path", "m.pth"], "none of the images exists, got 'film.png'"),
         (["predict", ".", "--model-path", "m.pth", "--output", "typo/scores.csv"], "the folder of --output does not"),

@@ -56,7 +56,7 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog: p
     recreating = "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)"
     assert logged[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
     trials = {"finished": 1, "target": 4, "complete": 1, "pruned": 0, "infeasible": 0, "failed": 0, "paused": 0}
-    progress = "search: 1 of 4 trials finished (1 complete); confirmation 8 of 8"
+    progress = "search: 1 of 4 trials finished (1 complete); confirmation 8 of 8 (after 1 of 4 trials)"
     assert logged[progress] == {"stage": "search", **trials, "confirmed": 8, "to_confirm": 8}
 
 

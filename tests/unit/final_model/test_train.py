@@ -175,13 +175,14 @@ def test_a_cache_named_by_a_file_is_not_taken_for_one_of_another_size(tmp_path, 
     for given in ({}, {"image_size_px": 32}):
         settings = Settings(work=tmp_path, cache=given)
         assert existing_cache(settings, cache_folder.name).info == load_info(cache_folder)
-    for given in ({"image_size_px": 64}, {"normalisation": "imagenet"}):
-        with pytest.raises(ConfigurationError, match="there is no cache for these settings"):
+    for given, form in (({"image_size_px": 64}, "64 px, medical"), ({"normalisation": "imagenet"}, "224 px, imagenet")):
+        with pytest.raises(ConfigurationError, match="there is no cache for these settings") as error:
             existing_cache(Settings(work=tmp_path, cache=given), cache_folder.name)
+        assert f"got '{form}, split seed 42'; allowed: 32 px, medical, split seed 42; give" in str(error.value)
 
 
 def test_without_a_key_there_is_no_cache_in_an_empty_folder(tmp_path):
-    with pytest.raises(ConfigurationError, match="there is no cache"):
+    with pytest.raises(ConfigurationError, match="there is no cache yet"):
         existing_cache(Settings(work=tmp_path))
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
@@ -6,7 +7,7 @@ from pydantic import SecretStr
 from csi_job.errors import DataError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.study.status import BestStatus, RunningStatus, StudyStatus, study_status
+from csi_job.study.status import BestStatus, ConfirmationStatus, RunningStatus, StudyStatus, study_status
 from csi_job.terminal.status import render_status, status_from_dict, status_json
 from tests.support.studies import define
 from tests.unit.terminal.conftest import shown
@@ -48,6 +49,13 @@ def test_a_new_study_is_shown_too(tmp_path):
     assert "1 waiting" in text
     assert "No trial is complete yet." in text
     assert json.loads(status_json(study_status(study)))["best"] is None
+
+
+@pytest.mark.parametrize(("target", "after"), [(8, ""), (16, " (after 8 of 16 trials)")])
+def test_a_confirmation_from_before_trials_were_added_says_so(target, after):
+    confirmed = ConfirmationStatus(6, 0, (), planned_for=8)
+    status = replace(STATUS, target=target, confirmation=confirmed)
+    assert f"Confirmation: 6 of 6 trainings done{after} " in shown(render_status(status))
 
 
 def test_a_finished_study_says_what_to_do_next():
