@@ -233,7 +233,7 @@ def run_evaluate(
             existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
             model,
             settings.evaluation,
-            choose_device(settings.trial),
+            settings.trial,
             baseline_path=baseline_path,
             architecture=architecture,
         )

@@ -13,7 +13,6 @@ from csi_job.evaluation.predictions_file import PredictionFormat, write_predicti
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.folder import expand_folders
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.trial.inference import choose_precision
 from csi_job.trial.memory import choose_device
 from csi_job.work_folder import model_file
 
@@ -36,9 +35,8 @@ def run_predict(
         DataError: a folder holds no image.
     """
     files = expand_folders(paths)
-    device = choose_device(settings.trial)
-    model = load_model(model_file(settings.folder, model_path), device, **form)
-    model = model.made_fast(choose_precision(settings.trial.precision, device))
+    path = model_file(settings.folder, model_path)
+    model = load_model(path, choose_device(settings.trial), precision=settings.trial.precision, **form)
     radiographs, limit = settings.radiographs, model.card.get("max_image_side_px")
     if limit is not None and "max_image_side_px" not in radiographs.model_fields_set:
         try:

@@ -11,9 +11,9 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
 from csi_job.logs import get_logger
-from csi_job.trial.inference import Precision, predict_logits
+from csi_job.trial.inference import Precision, choose_precision, predict_logits
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import as_ours, find_weights
 
@@ -41,7 +41,10 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict, on its device and in evaluation mode; `card` is empty if the file has none."""
+    """A model that predicts as in training: on a device, channels last, in the precision of `trial.precision`.
+
+    `card` is empty if the file has none.
+    """
 
     name: str
     model: nn.Module
@@ -50,12 +53,11 @@ class LoadedModel:
     normalisation: str
     device: torch.device
     card: dict[str, Any]
-    precision: Precision = "fp32"
+    precision: Literal["auto"] | Precision = "auto"
 
-    def made_fast(self, precision: Precision) -> LoadedModel:
-        """Return it computing as in training, channels last and in this precision; results differ by rounding."""
-        model = self.model.to(memory_format=torch.channels_last)
-        return replace(self, model=model, precision=precision)
+    def __post_init__(self) -> None:
+        """Make the model ready."""
+        self.model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def load_model(
@@ -65,11 +67,13 @@ def load_model(
     architecture: str | None = None,
     image_size_px: int | None = None,
     normalisation: str | None = None,
+    precision: Literal["auto"] | Precision = "auto",
 ) -> LoadedModel:
     """Read `.safetensors` (with metadata) or weights that PyTorch saved (a card `<stem>.json` beside it is read too).
 
     The weights may be within a training checkpoint, under the prefixes of wrappers. Architecture, image size and
-    normalisation are for a file without a card; a card takes precedence.
+    normalisation are for a file without a card; a card takes precedence. With `auto`, the precision is the one that the
+    card names, if any, so that every command gives the same answers.
 
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
@@ -95,20 +99,27 @@ def load_model(
         raise ModelFileError("the model card's image size or normalisation is not allowed", got=form) from None
     return LoadedModel(
         name=path.name,
-        model=model.to(device).eval(),
+        model=model,
         architecture=str(architecture),
         image_size_px=checked.image_size_px,
         normalisation=checked.normalisation,
         device=device,
         card=dict(card),
+        precision=_precision_of_training(card) if precision == "auto" else precision,
     )
+
+
+def _precision_of_training(card: Mapping[str, Any]) -> Literal["auto"] | Precision:
+    training = card.get("training")
+    named = training.get("precision") if isinstance(training, dict) else None
+    return next((precision for precision in get_args(Precision) if precision == named), "auto")
 
 
 def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_size: int) -> FloatArray:
     """Return class probabilities [N, 6, 5] for uint8 images; raise `ModelFileError` if they are not finite."""
     form = loaded.normalisation, batch_size, loaded.device
-    precisions: list[Precision] = [loaded.precision, "fp32"]  # fp16 overflows above 65,504
-    for precision in dict.fromkeys(precisions):
+    usual = choose_precision(loaded.precision, loaded.device)
+    for precision in dict.fromkeys((usual, "fp32")):  # fp16 overflows above 65,504
         logits_NZK = predict_logits(loaded.model, images_NHW, *form, precision)
         probabilities_NZK = torch.softmax(logits_NZK.double(), dim=2).numpy()
         if np.isfinite(probabilities_NZK).all():

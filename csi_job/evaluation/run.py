@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.evaluation.compare import Comparison, compare_evaluations
@@ -18,6 +16,8 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.html.links import Link, page_links
 from csi_job.html.render import share_plotly
+from csi_job.trial.memory import choose_device
+from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import ModelFolder
 
 OTHER_CACHE = (
@@ -45,15 +45,15 @@ def run_evaluation(
     cache: Cache,
     model_path: Path,
     settings: EvaluationSettings,
-    device: torch.device,
+    trial: TrialSettings,
     *,
     baseline_path: Path | None = None,
     architecture: str | None = None,
 ) -> EvaluationRun:
     """Evaluate a model on the test set and write numbers, predictions and figures to the folder of models.
 
-    A baseline is evaluated on the same images and compared. `architecture` names the network of a bare `.pth` file,
-    and the cache's image size and normalisation apply to it.
+    A baseline is evaluated on the same images and compared. `trial` has the device and the precision. `architecture`
+    names the network of a bare `.pth` file, and the cache's image size and normalisation apply to it.
 
     Raises:
         ModelFileError: a model file cannot be used.
@@ -62,7 +62,8 @@ def run_evaluation(
         CsiJobError: the results cannot be written.
     """
     form: dict[str, Any] = {name: getattr(cache.info, name) for name in ("image_size_px", "normalisation")}
-    form["architecture"] = architecture
+    form |= {"architecture": architecture, "precision": trial.precision}
+    device = choose_device(trial)
     loaded = load_model(model_path, device, **form)
     evaluation = _evaluate(loaded, cache, settings)
     writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])

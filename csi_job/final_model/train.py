@@ -215,16 +215,17 @@ class _FinalTraining:
         """Write the best seed's weights and their card, with their metrics on the validation split."""
         recipe, cache, file = result.candidate.recipe, self.request.cache, self.request.file
         state = self.trainer.weights(recipe, result.best)
-        model, device = build_model(recipe.params.model_arch), choose_device(self.trainer.settings)
+        model, settings = build_model(recipe.params.model_arch), self.trainer.settings
         model.load_state_dict(state)
         loaded = LoadedModel(
             name=path.name,
-            model=model.to(device).eval(),
+            model=model,
             architecture=recipe.params.model_arch,
             image_size_px=cache.info.image_size_px,
             normalisation=cache.info.normalisation,
-            device=device,
+            device=choose_device(settings),
             card={},
+            precision=settings.precision,
         )
         validation = evaluate_model(
             loaded,

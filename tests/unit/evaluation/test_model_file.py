@@ -48,6 +48,21 @@ def test_safetensors_describe_themselves(model_file):
     assert not loaded.model.training
 
 
+@pytest.mark.parametrize(
+    ("card", "setting", "used"),
+    [
+        ({}, "auto", "auto"),
+        ({"training": {"precision": "bf16"}}, "auto", "bf16"),
+        ({"training": {"precision": "bf16"}}, "fp32", "fp32"),
+        ({"training": {"precision": ["bf64"]}}, "auto", "auto"),
+        ({"training": "bf16"}, "auto", "auto"),
+    ],
+)
+def test_a_model_predicts_in_the_precision_that_is_set_or_else_that_its_card_names(tmp_path, card, setting, used):
+    path = write_model_file(tmp_path / "m.safetensors", **card)
+    assert load_model(path, CPU, precision=setting).precision == used
+
+
 def test_a_state_dict_makes_the_same_predictions_as_the_safetensors(model_file, tmp_path):
     torch.save(load_file(model_file), tmp_path / "same.pth")
     images = torch.randint(0, 256, (5, 32, 32), dtype=torch.uint8)

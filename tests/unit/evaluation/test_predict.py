@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from csi_job.evaluation import predict as predict_module
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.predict import as_text, predict_images
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.pipeline import run_evaluate
 from csi_job.prediction import run_predict
 from csi_job.radiographs.read import read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
@@ -75,18 +77,26 @@ def test_an_image_that_hardly_shows_a_radiograph_is_predicted_and_doubted(loaded
     assert [result.doubt for result in predict(loaded, [images[0], dark])] == ["", "nearly all black"]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.01)])
-def test_the_fast_form_predicts_the_same(loaded, model_file, images, precision, tolerance):
-    fast = load_model(model_file, torch.device("cpu")).made_fast(precision)
-    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in fast.model.parameters() if w.ndim == 4)
-    for exact, result in zip(predict(loaded, images), predict(fast, images), strict=True):
-        np.testing.assert_allclose(result.probabilities_ZK, exact.probabilities_ZK, rtol=0, atol=tolerance)
-        if precision == "bf16":
-            assert (result.probabilities_ZK != exact.probabilities_ZK).any()
+def test_predict_and_evaluate_give_the_same_probabilities_in_any_precision(cache_folder, model_file, films, tmp_path):
+    cache, kept = Cache.open(cache_folder), {}
+    shutil.copytree(cache_folder, tmp_path / "cache" / cache_folder.name)
+    for precision in ("fp32", "bf16"):
+        trial, evaluation = {"precision": precision}, {"batch_size": 1, "num_bootstrap": 100}
+        settings = Settings(work=tmp_path, trial=trial, evaluation=evaluation, cache={"image_size_px": 32})
+        run_predict(settings, [films.images], model_file, stream := io.StringIO(), "json")
+        predicted = [
+            [zone["probabilities"] for zone in film["zones"].values()] for film in json.loads(stream.getvalue())
+        ]
+        evaluated_NZK = run_evaluate(settings, model_file).evaluation.predictions.probabilities_NZK
+        assert len(evaluated_NZK) == len(cache.split("test"))
+        assert all(probabilities_ZK in predicted for probabilities_ZK in evaluated_NZK.round(6).tolist())
+        kept[precision] = evaluated_NZK
+    np.testing.assert_allclose(kept["bf16"], kept["fp32"], rtol=0, atol=0.01)
+    assert (kept["bf16"] != kept["fp32"]).any()
 
 
 def test_what_overflows_in_half_precision_is_computed_in_full(model_file, images):
-    model = load_model(model_file, torch.device("cpu")).made_fast("fp16")
+    model = load_model(model_file, torch.device("cpu"), precision="fp16")
     with torch.no_grad():
         model.model.backbone[-1].bias[0] = 1e6
     assert predict(model, images[:1])[0].probabilities_ZK[0].tolist() == [1, 0, 0, 0, 0]

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from markupsafe import escape
 from sklearn.metrics import f1_score
 
@@ -12,6 +11,7 @@ from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.evaluation.run import run_evaluation
 from csi_job.html.render import PLOTLY
+from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import ModelFolder
 from tests.unit.evaluation.conftest import write_model_file
 
@@ -22,7 +22,7 @@ def run(cache_folder, tmp_path, quick):
 
     def run(model, **options):
         folder, cache = ModelFolder(tmp_path), Cache.open(cache_folder)
-        return run_evaluation(folder, cache, model, quick, torch.device("cpu"), **options)
+        return run_evaluation(folder, cache, model, quick, TrialSettings(), **options)
 
     return run
 
