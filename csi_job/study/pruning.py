@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -13,14 +12,14 @@ import sqlalchemy as sa
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Row
 
 from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, GFLOPS, MAX_EPOCHS, TARGET, best_of
 from csi_job.storage.engine import median_of
 from csi_job.storage.optuna_private import PrunerStudy, hyperband_bracket, study_id_of, trial_id_of
 from csi_job.storage.rungs import standings
 from csi_job.storage.storage import storage_of
-from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
+from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS
 from csi_job.storage.trial_rows import RUNG_KEY_PREFIX
 from csi_job.study.settings import PAUSING, StudySettings
 
@@ -148,27 +147,17 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     Pruning on F1 alone would cut off the cheap end of the Pareto front. A trial ends if its best F1 so far is below the
     median, at the same epoch, of the complete trials that cost at most as much.
     """
-    step, study_id = max(curve, default=-1), study_id_of(study)
+    step = max(curve, default=-1)
     if isinstance(study.pruner, NopPruner) or step < N_WARMUP_STEPS:
         return False
-    others = storage_of(study).read(lambda connection: _curves(connection, study_id))
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))  # Optuna reads only what changed
+    others = [trial.user_attrs for trial in complete if CURVE in trial.user_attrs and GFLOPS in trial.user_attrs]
     best = best_of(curve.values())
     if best is None:
         return len(others) >= N_MIN_TRIALS
-    values = [other[step] for cost, other in others if cost <= gflops and step in other]
+    values = [f1 for other in others if other[GFLOPS] <= gflops for epoch, f1 in other[CURVE] if epoch == step]
     numbers = [value for value in values if not math.isnan(value)]
     return len(values) >= N_MIN_TRIALS and bool(numbers) and best < median(numbers)
-
-
-def _curves(connection: Connection, study_id: int) -> list[tuple[float, dict[int, float]]]:
-    query = sa.select(USER_ATTRIBUTES).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-    wanted = USER_ATTRIBUTES.c.key.in_((CURVE, GFLOPS))
-    complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
-    trials: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-    for row in connection.execute(query.where(wanted, *complete)):
-        trials[row.trial_id][row.key] = json.loads(row.value_json)
-    known = [trial for trial in trials.values() if CURVE in trial and GFLOPS in trial]
-    return [(trial[GFLOPS], {int(epoch): float(f1) for epoch, f1 in trial[CURVE]}) for trial in known]
 
 
 @dataclass(frozen=True)
