@@ -5,8 +5,8 @@ the standard deviation over them shows how much of a difference between candidat
 """
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from csi_job.errors import InfeasibleTrialError, explain_os_errors
+from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile
-from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
-from csi_job.logs import get_logger
+from csi_job.final_model.seeds import Recipe, SeedResult
 from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -28,8 +27,6 @@ RULE_ONE = "one candidate: the hyperparameters as given, not compared with other
 RULE_MEAN = "best mean validation F1 over the seeds"
 DROPPED = "dropped after {done} of {all} seeds: even an F1 of 1 with each of the others would not make it the winner"
 RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one standard deviation of the best mean"
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,12 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class Winner:
-    """The confirmed candidate, all candidates, and the rule that chose it."""
+    """The confirmed candidate, all candidates, the rule that chose it, and the baseline trained like it."""
 
     result: CandidateResult
     candidates: tuple[CandidateResult, ...]
     rule: str
+    baseline: CandidateResult
 
 
 def find_candidates(
@@ -120,37 +118,6 @@ def find_candidates(
             epochs = max_epochs or int(trial.user_attrs.get(MAX_EPOCHS) or file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     return found
-
-
-def confirm_candidates(
-    candidates: Sequence[Candidate],
-    seeds: Sequence[int],
-    trainer: SeedTrainer,
-    *,
-    prefer_cheap: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Winner:
-    """Train every candidate with every seed and choose the winner; finished trainings are not repeated.
-
-    A candidate that can no longer win is dropped (`cannot_win`). With `prefer_cheap` (a study of two objectives), the
-    cheapest candidate about as good as the best wins. `advance` is called with numbers of epochs.
-
-    Raises:
-        InfeasibleTrialError: no candidate can be trained on this device.
-    """
-    results = []
-    for candidate in candidates:
-        stored = (trainer.finished(candidate.recipe, seed) for seed in seeds)
-        results.append(CandidateResult(candidate, tuple(result for result in stored if result is not None)))
-    for index, result in enumerate(results):
-        leader = None if prefer_cheap else best_mean(results, len(seeds))
-        results[index] = _train_candidate(result, seeds, trainer, leader, advance)
-    trained = [result for result in results if result.mean is not None]
-    if not trained:
-        what = f"none of the {len(results)} candidates can be trained here: {results[0].reason}"
-        raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
-    rule = RULE_ONE if len(results) == 1 else RULE_COST if prefer_cheap else RULE_MEAN
-    return Winner(choose_winner(trained, prefer_cheap=prefer_cheap), tuple(results), rule)
 
 
 def best_mean(results: Sequence[CandidateResult], num_seeds: int) -> float | None:
@@ -208,30 +175,3 @@ def write_optimized_params(
         make_folder(path.parent)
         write_atomic(path, json_text(content))
     return path
-
-
-def _train_candidate(
-    stored: CandidateResult,
-    seeds: Sequence[int],
-    trainer: SeedTrainer,
-    leader: float | None,
-    advance: Callable[[int], None],
-) -> CandidateResult:
-    """Train the seeds that are missing, until there are none or the candidate can no longer win."""
-    candidate, recipe = stored.candidate, stored.candidate.recipe
-    found = {result.seed: result for result in stored.seeds}
-    advance(recipe.max_epochs * len(found))
-    for seed in [seed for seed in seeds if seed not in found]:
-        so_far = CandidateResult(candidate, tuple(found[done] for done in seeds if done in found))
-        num_left = len(seeds) - len(found)
-        if cannot_win(so_far, len(seeds), leader):
-            advance(recipe.max_epochs * num_left)
-            return replace(so_far, reason=DROPPED.format(done=len(found), all=len(seeds)))
-        try:
-            found[seed] = trainer.run(recipe, seed, advance)
-        except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
-            advance(recipe.max_epochs * (num_left - 1))
-            message = "a candidate cannot be trained with seed %(seed)d and is skipped: %(error)s"
-            logger.warning(message, {"seed": seed, "error": error})
-            return CandidateResult(candidate, (), str(error))
-    return CandidateResult(candidate, tuple(found[seed] for seed in seeds))

@@ -5,7 +5,7 @@ so does every `train-optimized`. Their results are files (`SeedTrainer`), from w
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,15 +13,27 @@ from typing import Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csi_job.errors import CsiJobError
-from csi_job.final_model.candidates import Candidate, CandidateResult, best_mean, cannot_win, choose_winner
+from csi_job.errors import CsiJobError, InfeasibleTrialError
+from csi_job.final_model.candidates import (
+    DROPPED,
+    RULE_COST,
+    RULE_MEAN,
+    RULE_ONE,
+    Candidate,
+    CandidateResult,
+    Winner,
+    best_mean,
+    cannot_win,
+    choose_winner,
+)
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
+from csi_job.logs import get_logger
 from csi_job.storage.attributes import REASON
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.confirmation import Progress, Training, latest, open_confirmation, plan, training_of
+from csi_job.study.confirmation import Key, Progress, Training, latest, open_confirmation, plan, training_of
 from csi_job.study.objective import train_trial
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
@@ -29,35 +41,45 @@ from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.hyperparameters import Hyperparameters
 
 RESULT: Final = "result"  # attribute of a finished training: its `SeedResult`
+Found = Mapping[Key, SeedResult]
+Reasons = Mapping[str, str]
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What decides the winner, and the baseline that it is compared with."""
+    """What decides the winner, and the baseline that it is compared with.
+
+    `found` are the results so far by training; `reasons` say why recipes, by their digest, cannot be trained.
+    """
 
     candidates: Sequence[Candidate]
     baseline: Hyperparameters
     seeds: Sequence[int]
     trainer: SeedTrainer
     prefer_cheap: bool = False
+    """Whether the cheapest candidate about as good as the best wins, as in a study of two objectives."""
 
-    def trainings(self, trials: Sequence[FrozenTrial]) -> list[Training]:
-        """Return the trainings that matter, given those so far; the first are to be done first.
+    def results(self, found: Found, reasons: Reasons) -> list[CandidateResult]:
+        """Return what is known of each candidate; one that cannot be trained, or can no longer win, has a reason."""
+        results = [self._result(candidate, found, reasons) for candidate in self.candidates]
+        num_seeds = len(self.seeds)
+        leader = None if self.prefer_cheap else best_mean(results, num_seeds)
+        return [
+            replace(result, reason=DROPPED.format(done=len(result.seeds), all=num_seeds))
+            if not result.reason and cannot_win(result, num_seeds, leader)
+            else result
+            for result in results
+        ]
+
+    def trainings(self, found: Found, reasons: Reasons) -> list[Training]:
+        """Return the trainings that matter, finished ones included; the first are to be done first.
 
         The best candidate of the search is first, since others are dropped by a candidate that is done, and then the
-        baseline, which is needed whoever wins. A candidate that cannot be trained, or cannot win, is left out.
+        baseline, which is needed whoever wins.
         """
-        reasons = infeasible(trials)
-        complete = {key: trial for key, trial in latest(trials).items() if trial.state is TrialState.COMPLETE}
-        found = {key: SeedResult.of(trial.user_attrs[RESULT]) for key, trial in complete.items()}
-        results = []
-        for candidate in self.candidates:
-            digest = self.trainer.recipe_digest(candidate.recipe)
-            if digest not in reasons:
-                seeds = (found.get((digest, seed)) for seed in self.seeds)
-                results.append(CandidateResult(candidate, tuple(result for result in seeds if result is not None)))
-        leader = None if self.prefer_cheap else best_mean(results, len(self.seeds))
-        rivals = [result for result in results if not cannot_win(result, len(self.seeds), leader)]
+        rivals = [result for result in self.results(found, reasons) if not result.reason]
         first, *others = [[*self._of(result.candidate)] for result in rivals] or [[]]
         by_seed = itertools.chain.from_iterable(zip(*others, strict=True))
         if rivals and all(len(result.seeds) == len(self.seeds) for result in rivals):
@@ -66,8 +88,51 @@ class Confirmation:
         baseline: Iterable[Training] = ()
         if len(max_epochs) == 1:  # else it is not certain yet how many the winner may have
             baseline = self._of(Candidate(Recipe(self.baseline, *max_epochs)), "baseline")
-        wanted = (*first, *baseline, *by_seed)
-        return [training for training in wanted if training.digest not in reasons]
+        return [training for training in (*first, *baseline, *by_seed) if training.digest not in reasons]
+
+    def train_here(self, known_reasons: Reasons, advance: Callable[[int], None] = lambda _: None) -> Winner:
+        """Do in this process the trainings that are missing, and choose the winner.
+
+        Args:
+            known_reasons: why recipes cannot be trained; they are tried again only if this concerns all candidates.
+            advance: called with numbers of epochs.
+
+        Raises:
+            InfeasibleTrialError: no candidate can be trained on this device.
+        """
+        digests = {self.trainer.recipe_digest(candidate.recipe) for candidate in self.candidates}
+        reasons = {**known_reasons} if digests - known_reasons.keys() else {}
+        found = {}
+        for training in itertools.chain.from_iterable(map(self._of, self.candidates)):
+            if result := self.trainer.finished(_recipe(training), training.seed):
+                found[training.key] = result
+                advance(training.max_epochs)
+        while missing := [training for training in self.trainings(found, reasons) if training.key not in found]:
+            training = missing[0]
+            try:
+                found[training.key] = self.trainer.run(_recipe(training), training.seed, advance)
+            except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
+                reasons[training.digest] = str(error)
+                logger.warning("%s cannot be trained and is skipped: %s", training, error)
+        return self._winner(found, reasons)
+
+    def _winner(self, found: Found, reasons: Reasons) -> Winner:
+        results = self.results(found, reasons)
+        trained = [result for result in results if not result.reason]
+        if not trained:
+            what = f"none of the {len(results)} candidates can be trained here: {results[0].reason}"
+            raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
+        winner = choose_winner(trained, prefer_cheap=self.prefer_cheap)
+        like_winner = Candidate(Recipe(self.baseline, winner.candidate.recipe.max_epochs))
+        rule = RULE_ONE if len(results) == 1 else RULE_COST if self.prefer_cheap else RULE_MEAN
+        return Winner(winner, tuple(results), rule, self._result(like_winner, found, reasons))
+
+    def _result(self, candidate: Candidate, found: Found, reasons: Reasons) -> CandidateResult:
+        digest = self.trainer.recipe_digest(candidate.recipe)
+        results = tuple(found[digest, seed] for seed in self.seeds if (digest, seed) in found)
+        if digest in reasons and len(results) < len(self.seeds):
+            return CandidateResult(candidate, (), reasons[digest])
+        return CandidateResult(candidate, results)
 
     def _of(self, candidate: Candidate, name: str = "") -> Iterator[Training]:
         recipe, digest = candidate.recipe, self.trainer.recipe_digest(candidate.recipe)
@@ -78,7 +143,7 @@ class Confirmation:
     def objective(self, running: RunningTrial[Training]) -> list[float]:
         """Train, unless the result is there; keep the weights only while the lease is held."""
         training, trainer = running.params, self.trainer
-        recipe = Recipe(Hyperparameters(**training.params), training.max_epochs)
+        recipe = _recipe(training)
         if trainer.recipe_digest(recipe) != training.digest:
             message = "this training was planned for other data or settings, or by another version of csi-job"
             raise CsiJobError(message)
@@ -93,10 +158,19 @@ class Confirmation:
         return [result.val_f1]
 
 
-def infeasible(trials: Sequence[FrozenTrial]) -> dict[str, str]:
-    """Return why recipes, by their digest, could not be trained; one seed is enough."""
-    pruned = (trial for trial in latest(trials).values() if trial.state is TrialState.PRUNED)
-    return {training_of(trial).digest: str(trial.user_attrs.get(REASON, "")) for trial in pruned}
+def results_of(trials: Iterable[FrozenTrial]) -> tuple[dict[Key, SeedResult], dict[str, str]]:
+    """Return the results of finished trainings, and why recipes could not be trained; one seed is enough."""
+    found, reasons = {}, {}
+    for key, trial in latest(trials).items():
+        if trial.state is TrialState.COMPLETE:
+            found[key] = SeedResult.of(trial.user_attrs[RESULT])
+        elif trial.state is TrialState.PRUNED:
+            reasons[key[0]] = str(trial.user_attrs.get(REASON, ""))
+    return found, reasons
+
+
+def _recipe(training: Training) -> Recipe:
+    return Recipe(Hyperparameters(**training.params), training.max_epochs)
 
 
 def confirm(
@@ -115,7 +189,7 @@ def confirm(
 
     def replan() -> Progress:
         counts = storage.read(lambda connection: count_trials(connection, study_id_of(study)))
-        progress = plan(beside, confirmation.trainings, counts.num_finished)
+        progress = plan(beside, lambda trials: confirmation.trainings(*results_of(trials)), counts.num_finished)
         on_progress(progress)
         return progress
 

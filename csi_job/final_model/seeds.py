@@ -8,8 +8,8 @@ result, so changed hyperparameters, data or settings train again, and more candi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,12 @@ class SeedTrainer:
         cache: its training split is learned from; its validation split stops early and chooses the epoch.
         settings: the training settings that are not searched.
         check: raises when the process is asked to stop.
-        infeasible: why recipes, by their digest, could not be trained.
     """
 
     folder: Path
     cache: Cache
     settings: TrialSettings
     check: Callable[[], None] = lambda: None
-    infeasible: Mapping[str, str] = field(default_factory=dict)
 
     def recipe_digest(self, recipe: Recipe) -> str:
         """Return 16 hexadecimal digits of everything that decides how the recipe's trainings come out."""
@@ -126,9 +124,6 @@ class SeedTrainer:
         if stored := self.finished(recipe, seed):
             advance(recipe.max_epochs)
             return stored
-        if (reason := self.infeasible.get(self.recipe_digest(recipe))) is not None:
-            advance(recipe.max_epochs)
-            raise InfeasibleTrialError(reason)
         stem = self._stem(recipe, seed)
         self.prepare(recipe)
         hooks = SeedHooks(self.check, advance)

@@ -3,7 +3,7 @@
 Nothing here reads the pixels of the test set.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,24 +13,17 @@ from typing import Any
 import optuna
 
 from csi_job.cache.dataset import Cache
-from csi_job.errors import InfeasibleTrialError, explain_os_errors
+from csi_job.errors import explain_os_errors
 from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest_json, locked, make_folder
-from csi_job.final_model.candidates import (
-    Candidate,
-    CandidateResult,
-    Winner,
-    confirm_candidates,
-    find_candidates,
-    write_optimized_params,
-)
+from csi_job.final_model.candidates import CandidateResult, find_candidates, write_optimized_params
 from csi_job.final_model.card import FORMAT, CardContext, build_card
-from csi_job.final_model.confirmation import Confirmation, confirm, infeasible
+from csi_job.final_model.confirmation import Confirmation, confirm, results_of
 from csi_job.final_model.export import publish, read_valid_card, remove_model, write_model
 from csi_job.final_model.hyperparams import HyperparamsFile
-from csi_job.final_model.seeds import Recipe, SeedTrainer
+from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.html import format as fmt
 from csi_job.logs import get_logger, progress
@@ -96,7 +89,7 @@ class FinalTrainingRequest:
             return {}
         options = replace(self.options, waits=waits)
         beside = confirm(self.study, self.confirmation(), self.worker, self.work.root, options, self.on_progress)
-        return infeasible(beside.get_trials(deepcopy=False))
+        return results_of(beside.get_trials(deepcopy=False))[1]
 
 
 @dataclass(frozen=True)
@@ -142,8 +135,7 @@ def run_final_training(request: FinalTrainingRequest) -> FinalModel:
 class _FinalTraining:
     def __init__(self, request: FinalTrainingRequest, confirmation: Confirmation) -> None:
         self.request, self.work = request, request.work
-        self.candidates, self.seeds = confirmation.candidates, tuple(confirmation.seeds)
-        self.trainer, self.prefer_cheap = confirmation.trainer, confirmation.prefer_cheap
+        self.confirmation, self.trainer = confirmation, confirmation.trainer
         self.params_file = self.work.optimized_params(request.file.study)
         self.folder = self.work.final(request.file.study)
         self.uid = request.record.uid if request.record else None
@@ -154,9 +146,11 @@ class _FinalTraining:
         content = {
             "format": FORMAT,
             "study": self.request.file.study,
-            "candidates": [[self.trainer.recipe_digest(entry.recipe), entry.trial] for entry in self.candidates],
-            "seeds": self.seeds,
-            "prefer_cheap": self.prefer_cheap,
+            "candidates": [
+                [self.trainer.recipe_digest(entry.recipe), entry.trial] for entry in self.confirmation.candidates
+            ],
+            "seeds": [*self.confirmation.seeds],
+            "prefer_cheap": self.confirmation.prefer_cheap,
             "baseline": self.request.baseline.to_params(),
             "evaluation": self.request.evaluation.model_dump(mode="json", exclude={"batch_size"}),
         }
@@ -177,39 +171,32 @@ class _FinalTraining:
                 return self._final(card, baseline_card, is_new=False)
         return None
 
-    def run(self, infeasible: Mapping[str, str]) -> FinalModel:
+    def run(self, reasons: Mapping[str, str]) -> FinalModel:
         """Train what is missing, and write models, cards and the winner's hyperparameters.
 
-        Recipes that are known to be `infeasible` are not tried again, unless all candidates are.
+        `reasons` say why recipes, by their digest, cannot be trained.
         """
-        digests = {self.trainer.recipe_digest(candidate.recipe) for candidate in self.candidates}
-        if digests - infeasible.keys():
-            self.trainer = replace(self.trainer, infeasible=infeasible)
-        baseline = self.request.baseline
-        archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in self.candidates))
+        candidates, baseline = self.confirmation.candidates, self.request.baseline
+        archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in candidates))
         check_pretrained(self.trainer.settings.pretrained, archs)
-        winner = self._confirm(self.candidates, f"confirming {fmt.plural(len(self.candidates), 'candidate')}")
-        like_winner = Candidate(Recipe(baseline, winner.result.candidate.recipe.max_epochs))
-        result = None
-        try:
-            result = self._confirm((like_winner,), "training the baseline").result
-        except InfeasibleTrialError as error:  # an earlier one belongs to another request
-            logger.warning("there is no baseline to compare with: %s", error)
-            remove_model(self.folder.baseline_model)
+        epochs = [candidate.recipe.max_epochs for candidate in candidates]
+        num_seeds = len(self.confirmation.seeds)
+        num_epochs = num_seeds * (sum(epochs) + max(epochs))
+        counted = f"{fmt.plural(len(candidates), 'candidate')} and the baseline over {fmt.plural(num_seeds, 'seed')}"
+        with progress(f"confirming {counted}", num_epochs, "epochs") as advance:
+            winner = self.confirmation.train_here(reasons, advance)
         file = self.request.file
         if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
             cache = self.request.cache.info.key
             write_optimized_params(winner, file.study, cache, self.params_file, self.request.record)
-        baseline_card = None if result is None else self._keep(self.folder.baseline_model, result, with_pth=False)
+        baseline_card = None
+        if winner.baseline.reason:  # an earlier one belongs to another request
+            logger.warning("there is no baseline to compare with: %s", winner.baseline.reason)
+            remove_model(self.folder.baseline_model)
+        else:
+            baseline_card = self._keep(self.folder.baseline_model, winner.baseline, with_pth=False)
         card = self._keep(self.folder.optimized_model, winner.result, with_pth=True)
         return self._final(card, baseline_card, is_new=True)
-
-    def _confirm(self, candidates: Sequence[Candidate], description: str) -> Winner:
-        num_epochs = len(self.seeds) * sum(candidate.recipe.max_epochs for candidate in candidates)
-        with progress(f"{description} over {fmt.plural(len(self.seeds), 'seed')}", num_epochs, "epochs") as advance:
-            return confirm_candidates(
-                candidates, self.seeds, self.trainer, prefer_cheap=self.prefer_cheap, advance=advance
-            )
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
         """Write the best seed's weights and their card, with their metrics on the validation split."""

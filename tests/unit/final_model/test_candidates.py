@@ -12,15 +12,16 @@ from csi_job.final_model.candidates import (
     RULE_ONE,
     Candidate,
     CandidateResult,
-    confirm_candidates,
+    Winner,
     find_candidates,
     write_optimized_params,
 )
+from csi_job.final_model.confirmation import Confirmation
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.work_folder import WorkFolder
-from tests.unit.final_model.conftest import SMALL, diverging, kept, recipe, study_of, write_hyperparams
+from tests.unit.final_model.conftest import BASELINE, SMALL, diverging, kept, recipe, study_of, write_hyperparams
 
 LOW, HIGH = {"learning_rate": 1e-3}, {"learning_rate": 3e-3}
 
@@ -39,7 +40,7 @@ class Shelf(SeedTrainer):
 
     def run(self, recipe, seed, advance=lambda _: None):
         advance(recipe.max_epochs)
-        values, gflops = self.results[recipe.params.learning_rate]
+        values, gflops = self.results.get(recipe.params.learning_rate, ([0.1] * 3, 1.0))
         return kept(seed, values[seed - 1], gflops)
 
 
@@ -51,6 +52,11 @@ def shelf(trainer, results) -> Shelf:
 
 def candidate(rate: float) -> Candidate:
     return Candidate(recipe(learning_rate=rate))
+
+
+def confirmed(rates, seeds, trainer, reasons=None, advance=lambda _: None, **options) -> Winner:
+    confirmation = Confirmation([candidate(rate) for rate in rates], BASELINE, seeds, trainer, **options)
+    return confirmation.train_here(reasons or {}, advance)
 
 
 def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicates(tmp_path):
@@ -78,7 +84,7 @@ def test_with_two_objectives_candidates_are_on_the_pareto_front(tmp_path):
 
 def test_the_best_mean_wins_not_the_best_single_seed(trainer):
     results = {1e-3: ([0.9, 0.1, 0.2], 1.0), 3e-3: ([0.5, 0.5, 0.6], 5.0)}
-    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2, 3), shelf(trainer, results))
+    winner = confirmed((1e-3, 3e-3), (1, 2, 3), shelf(trainer, results))
     assert rates([winner.result.candidate]) == [3e-3]
     assert winner.rule == RULE_MEAN
     assert winner.result.mean == pytest.approx(statistics.fmean([0.5, 0.5, 0.6]))
@@ -89,43 +95,38 @@ def test_the_best_mean_wins_not_the_best_single_seed(trainer):
 @pytest.mark.parametrize(("cheap_mean", "expected"), [(0.55, 3e-3), (0.3, 1e-3)])
 def test_the_cheapest_within_the_leaders_std_wins_where_cost_counts(trainer, cheap_mean, expected):
     results = {1e-3: ([0.5, 0.6, 0.7], 9.0), 3e-3: ([cheap_mean] * 3, 1.0)}
-    candidates = [candidate(1e-3), candidate(3e-3)]
-    winner = confirm_candidates(candidates, (1, 2, 3), shelf(trainer, results), prefer_cheap=True)
+    winner = confirmed((1e-3, 3e-3), (1, 2, 3), shelf(trainer, results), prefer_cheap=True)
     assert rates([winner.result.candidate]) == [expected]
     assert winner.rule == RULE_COST
 
 
 def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
-    first = confirm_candidates([candidate(1e-3)], (1,), trainer)
+    first = confirmed([1e-3], (1,), trainer)
     before = {path: path.stat().st_mtime_ns for path in trainer.folder.rglob("*.safetensors")}
     advanced = []
-    both = [candidate(1e-3), candidate(3e-3)]
-    second = confirm_candidates(both, (1, 2), trainer, advance=advanced.append)
+    second = confirmed((1e-3, 3e-3), (1, 2), trainer, advance=advanced.append)
     assert second.candidates[0].seeds[0] == first.result.seeds[0]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(list(trainer.folder.rglob("*.safetensors"))) == 4
-    assert sum(advanced) == 8
+    assert len(list(trainer.folder.rglob("*.safetensors"))) == 6  # with the baseline's
+    assert sum(advanced) == 12
 
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer):
     reasons = {trainer.recipe_digest(candidate(1e-3).recipe): "out of memory"}
-    advanced = []
-    known = replace(trainer, infeasible=reasons)
-    winner = confirm_candidates([candidate(1e-3), candidate(3e-3)], (1, 2), known, advance=advanced.append)
+    winner = confirmed((1e-3, 3e-3), (1, 2), shelf(trainer, {3e-3: ([0.5, 0.6], 1.0)}), reasons)
     assert rates([winner.result.candidate]) == [3e-3]
     assert winner.candidates[0].reason == "out of memory"
-    assert sum(advanced) == 8
 
 
 def test_no_trainable_candidate_is_a_one_line_error(trainer, tmp_path):
     with pytest.raises(InfeasibleTrialError, match="none of the 1 candidates can be trained here: the training loss"):
-        confirm_candidates([candidate(1e-3)], (1,), replace(trainer, settings=diverging(tmp_path)))
+        confirmed([1e-3], (1,), replace(trainer, settings=diverging(tmp_path)))
 
 
 def test_optimized_params_list_all_candidates_and_read_as_confirmed(trainer, tmp_path):
     results = {1e-3: ([0.5, 0.6], 1.0), 3e-3: ([0.7, 0.9], 2.0)}
     candidates = [Candidate(recipe(), 4, 0.55), Candidate(recipe(learning_rate=3e-3), 7, 0.5)]
-    winner = confirm_candidates(candidates, (1, 2), shelf(trainer, results))
+    winner = Confirmation(candidates, BASELINE, (1, 2), shelf(trainer, results)).train_here({})
     path = write_optimized_params(winner, "s", "abc", WorkFolder(tmp_path).optimized_params("s"))
     content = json.loads(path.read_text())
     assert path.name == "s_optimized_params.json"
@@ -145,7 +146,7 @@ def test_a_candidate_without_results_is_written_as_null():
 
 
 def test_one_candidate_has_its_own_rule_one_seed_no_std_and_unwritable_params_are_an_error(trainer, tmp_path):
-    winner = confirm_candidates([candidate(1e-3)], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
+    winner = confirmed([1e-3], (1,), shelf(trainer, {1e-3: ([0.5], 1.0)}))
     assert (winner.result.std, winner.rule) == (None, RULE_ONE)
     (tmp_path / "models").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):

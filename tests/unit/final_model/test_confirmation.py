@@ -2,6 +2,7 @@ import itertools
 import json
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from csi_job.cache.dataset import Cache
 from csi_job.errors import InfeasibleTrialError
 from csi_job.final_model.candidates import Candidate, CandidateResult, choose_winner
-from csi_job.final_model.confirmation import RESULT, Confirmation
+from csi_job.final_model.confirmation import RESULT, Confirmation, results_of
 from csi_job.final_model.seeds import SeedResult, SeedTrainer
 from csi_job.final_model.train import FinalTrainingRequest, run_final_training
 from csi_job.storage.settings import StorageSettings
@@ -53,12 +54,16 @@ def done(training: Training, val_f1: float | None, gflops: float = 1.0) -> Froze
     return create_trial(value=val_f1, user_attrs=attributes | {RESULT: result})
 
 
+def after(confirmation: Confirmation, trials: Sequence[FrozenTrial] = ()) -> list[Training]:
+    return confirmation.trainings(*results_of(trials))
+
+
 def names(trainings) -> list[str]:
     return [str(training) for training in trainings]
 
 
 def test_the_leader_comes_first_then_the_baseline_then_a_seed_of_each_other(confirmation):
-    assert names(confirmation.trainings([])) == [
+    assert names(after(confirmation)) == [
         *("trial 0, seed 1", "trial 0, seed 2", "trial 0, seed 3"),
         *("baseline, seed 1", "baseline, seed 2", "baseline, seed 3"),
         *("trial 1, seed 1", "trial 2, seed 1", "trial 1, seed 2", "trial 2, seed 2"),
@@ -71,29 +76,29 @@ def test_a_candidate_is_dropped_when_an_f1_of_1_would_not_save_it(confirmation, 
     values = {"trial 0": (0.5, 0.5, 0.5), "trial 1": (0.4, second), "trial 2": (0.9,)}  # 0.4 + 0.1 + 1 = 1.5
     trials = [
         done(training, values[training.name][training.seed - 1])
-        for training in confirmation.trainings([])
+        for training in after(confirmation)
         if training.seed <= len(values.get(training.name, ()))
     ]
-    left = {training.name for training in confirmation.trainings(trials)}
+    left = {training.name for training in after(confirmation, trials)}
     assert left == {"trial 0", "trial 2", "baseline"} | (set() if is_dropped else {"trial 1"})
-    assert "trial 1" in names(replace(confirmation, prefer_cheap=True).trainings(trials))[-2]  # no bound with cost
+    assert "trial 1" in names(after(replace(confirmation, prefer_cheap=True), trials))[-2]  # no bound with cost
 
 
 def test_a_recipe_that_cannot_be_trained_is_left_out_baseline_or_candidate(confirmation):
-    trials = [done(training, None) for training in confirmation.trainings([]) if training.seed == 2]
-    assert {training.name for training in confirmation.trainings(trials[:1])} == {"baseline", "trial 1", "trial 2"}
-    assert {training.name for training in confirmation.trainings(trials[1:2])} == {"trial 0", "trial 1", "trial 2"}
-    assert confirmation.trainings([done(training, None) for training in confirmation.trainings([])]) == []
+    trials = [done(training, None) for training in after(confirmation) if training.seed == 2]
+    assert {training.name for training in after(confirmation, trials[:1])} == {"baseline", "trial 1", "trial 2"}
+    assert {training.name for training in after(confirmation, trials[1:2])} == {"trial 0", "trial 1", "trial 2"}
+    assert after(confirmation, [done(training, None) for training in after(confirmation)]) == []
 
 
 def test_the_baseline_waits_until_the_winners_epochs_are_certain(confirmation):
     first, second, third = confirmation.candidates
     longer = replace(third, recipe=replace(third.recipe, max_epochs=9))
     confirmation = replace(confirmation, candidates=(first, second, longer))
-    trainings = confirmation.trainings([])
+    trainings = after(confirmation)
     assert "baseline" not in {training.name for training in trainings}
     winning = [done(training, 0.9 if training.name == "trial 2" else 0.5) for training in trainings]
-    baseline = [training for training in confirmation.trainings(winning) if training.name == "baseline"]
+    baseline = [training for training in after(confirmation, winning) if training.name == "baseline"]
     assert [training.max_epochs for training in baseline] == [9, 9, 9]
 
 
@@ -110,7 +115,7 @@ def test_whatever_the_order_of_the_trainings_nobody_who_would_win_is_dropped(dat
     values = data.draw(st.lists(st.floats(0, 1), min_size=6, max_size=6))
     f1 = dict(zip(itertools.product(map(str, RATES), (1, 2)), values, strict=True))
     trials = []
-    while left := [t for t in confirmation.trainings(trials) if t.key not in {training_of(x).key for x in trials}]:
+    while left := [t for t in after(confirmation, trials) if t.key not in {training_of(x).key for x in trials}]:
         training = data.draw(st.sampled_from(left))
         trials.append(done(training, f1.get(training.key, 0.5)))
 

@@ -222,7 +222,7 @@ def confirmed(trials):
         seeds = tuple(SeedResult(*of_seed, 8, 12, 7_000_000, 2.87, 32, (), "") for of_seed in of_seeds)
         recipe = Recipe(Hyperparameters.from_params(trial.params), 12)
         results.append(CandidateResult(Candidate(recipe, trial.number, f1), seeds))
-    return Winner(results[0], tuple(results), RULE_MEAN)
+    return Winner(results[0], tuple(results), RULE_MEAN, results[-1])
 
 
 def all_pruned():

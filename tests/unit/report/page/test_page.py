@@ -5,9 +5,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -300,20 +300,22 @@ def test_neither_pseudonyms_nor_paths_are_on_the_page(work, view):
 
 
 def test_one_process_refreshes_the_report_at_most_once_a_minute(tmp_path, finished_study, monkeypatch):
-    written = []
+    now, written = [1e9], []
 
     def write(*_):
         written.append(page)
         page.touch()
+        os.utime(page, (now[0], now[0]))
 
     folder = WorkFolder(tmp_path)
     page = folder.report(finished_study.study_name)
     monkeypatch.setattr("csi_job.report.page.page.write_results", write)
+    monkeypatch.setattr("csi_job.report.page.page.time", SimpleNamespace(time=lambda: now[0]))
     with ThreadPoolExecutor(8) as workers:
         list(workers.map(lambda _: refresh_results(finished_study, folder), range(8)))
     assert len(written) == 1
-    for age_s, times in ((50, 1), (70, 2), (-50, 2), (-70, 3)):  # also if the server of the folder has another clock
-        os.utime(page, (time.time() - age_s,) * 2)
+    for age_s, times in ((59, 1), (61, 2), (-59, 2), (-61, 3)):  # also if the server of the folder has another clock
+        now[0] = page.stat().st_mtime + age_s
         refresh_results(finished_study, folder)
         assert len(written) == times, age_s
 
