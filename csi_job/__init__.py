@@ -14,5 +14,4 @@ def __getattr__(name: str) -> Any:
         return version("csi-job")
     if name in __all__:
         return getattr(import_module("csi_job.pipeline"), name)
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

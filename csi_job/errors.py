@@ -1,4 +1,4 @@
-"""The error hierarchy. A message is one line: what is wrong, what was got, what is allowed, what to do next."""
+"""The error hierarchy. A message is one line: what is wrong, the value got, the values allowed, what to do next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+_SYSTEM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
 
@@ -155,9 +155,9 @@ def explain_os_errors(
 
 
 def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
-    """Return `kind`; where it blames the input although the system failed, e.g. by a full disk, its base instead."""
+    """Return `kind`, or its base if `kind` blames the input although the system failed, e.g. on a full disk."""
     blames_input = kind.exit_code == ConfigurationError.exit_code
-    return CsiJobError if blames_input and error.errno in _OF_THE_SYSTEM else kind
+    return CsiJobError if blames_input and error.errno in _SYSTEM_ERRNOS else kind
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,7 @@ def check_free(*paths: Path, force: bool) -> None:
         if path.is_dir():
             raise ConfigurationError("a folder is in the way of the file", got=str(path), hint="choose another name")
         if (path.exists() and not path.is_file()) or _target(path).is_symlink():
-            hint = "choose another name, or - for a stream"
-            raise ConfigurationError("not a regular file", got=str(path), hint=hint)
+            raise ConfigurationError("not a regular file", got=str(path), hint="choose another name, or - for a stream")
         if path.exists() and not force:
             hint = "choose another name, or use --force"
             raise ConfigurationError("the file already exists", got=str(path), hint=hint)

@@ -75,16 +75,14 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
 
 
 def _name_other_size(root: Path, image_size_px: int) -> None:
-    """Warn if all finished caches have another image size: the settings of theirs may have been forgotten."""
+    """Warn if all finished caches have another image size, as a flag or file may have been forgotten."""
     sizes = set()
     for folder in finished_folders(root):
         with suppress(DataError):
             sizes.add(load_info(folder).image_size_px)
     if sizes and image_size_px not in sizes:
         other = ", ".join(map(str, sorted(sizes)))
-        message = (
-            "building a cache of %d px beside that of %s px; to use that one, give the --config or --image-size it has"
-        )
+        message = "building a cache of %d px beside one of %s px; to use that one, give its --config or --image-size"
         _logger.warning(message, image_size_px, other)
 
 
@@ -107,7 +105,7 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
             _fill_slots(source, arrays, arrays.claim_parts(), corrupt, radiographs, cache)
             arrays.release()
             with locked(lock, waiting):
-                # What processes that were killed have left; if the arrays are others by now, all over again.
+                # Fill what killed processes left empty; if the arrays were replaced meanwhile, start again.
                 if not folder.exists() and arrays.claim_all():
                     rest = [range(len(split_N))]
                     _fill_slots(source, arrays, rest, corrupt, radiographs, cache)
@@ -156,7 +154,7 @@ def _partial_paths(root: Path, key: str) -> tuple[Path, Path]:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what interrupted builds of other caches left long ago."""
+    """Remove what builds of other caches, interrupted long ago, left behind."""
     for folder in root.glob(".*.partial"):
         key = folder.name.removeprefix(".").removesuffix(".partial")
         with locked_if_free(root / f".{key}.lock") as held:  # without the lock, its build may be running

@@ -32,7 +32,7 @@ from csi_job.work_folder import WorkFolder, no_cache
 
 KEY_LENGTH = 16
 _DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and versions of the reader
-_APPENDING = 1 << 62  # the byte of the lock file that stands for the index, others stand for batches of images
+_APPENDING = 1 << 62  # the byte of the lock file that stands for the index; the others stand for batches of images
 _STAMP_BYTES = 16
 _RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + 1
 _KEYS_FILE = "requests.json"  # digest of settings → key of the cache last built for them
@@ -310,7 +310,7 @@ def no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, wo
 
 
 def _stamps(paths: Sequence[Path], key: bytes) -> list[bytes]:
-    """Return what differs if a file's path, or by its `stat` its content, may have changed; empty if unreadable."""
+    """Return stamps that change with a file's path and its `stat`, as its content would; empty if unreadable."""
     return [_stamp(path, _stat(path), key) for path in paths]
 
 
@@ -328,7 +328,7 @@ def _stat(path: Path) -> Stat | None:
 
 
 def _digest_image(path: Path) -> tuple[str, int, Stat | None]:
-    """Return the SHA-256 of a file, its `reader_versions`, and its `stat`, None if it changes or is unreadable."""
+    """Return the SHA-256 of a file, its `reader_versions`, and its `stat` (None if it changed or is unreadable)."""
     stat = _stat(path)
     try:
         with path.open("rb") as file:

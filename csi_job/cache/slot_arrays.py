@@ -15,9 +15,9 @@ from csi_job.files import lock_range, open_private, replacing, unlock_ranges
 from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.split import SPLITS
 
-_FLUSH_EVERY_S = 2.0  # the most a kill can cost
+_FLUSH_EVERY_S = 2.0  # of work at most is lost by a kill
 _PART = 32  # slots that a process claims at once
-_FILLED, _DOUBTFUL, _UNSEEN = 2, 3, 1  # done flags; the last by an earlier version, which did not look for doubts
+_FILLED, _DOUBTFUL, _UNSEEN = 2, 3, 1  # done flags; the last is from an earlier version, which did not look for doubts
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that cannot reserve space
 
 
@@ -72,7 +72,7 @@ class SlotArrays:
             self._close()
 
     def claim_parts(self) -> Iterator[range]:
-        """Claim some slots after others, each part as soon as it is asked for, without those of other processes."""
+        """Claim the slots part by part, each when it is asked for; skip those that other processes have claimed."""
         for start in range(0, len(self._split_N), _PART):
             part = range(start, min(start + _PART, len(self._split_N)))
             if lock_range(self._done_flags, self._flags_path, start, len(part)):
@@ -94,7 +94,7 @@ class SlotArrays:
         unlock_ranges(self._done_flags)
 
     def empty_slots(self, part: range) -> list[int]:
-        """Return those of the claimed images that have not been decoded yet."""
+        """Return which of the claimed images have not been decoded yet."""
         return [index for index in part if not self._done_N[index]]
 
     def write_slot(self, index: int, pixels_HW: np.ndarray) -> None:
@@ -125,7 +125,7 @@ class SlotArrays:
         self._flushed = time.monotonic()
 
     def without(self, indices: Iterable[int]) -> dict[str, Path]:
-        """Return the array file of each split; one that loses these images is a copy beside the original."""
+        """Return each split's array file without these images; where there were any, a copy beside the original."""
         removed_N = np.zeros(len(self._split_N), dtype=bool)
         removed_N[list(indices)] = True
         files = {}
@@ -152,7 +152,7 @@ class SlotArrays:
         self._done_N[part.start : part.start + len(stored)] = stored
 
     def _is_current(self) -> bool:
-        """Return whether the arrays are still where they were opened, and not of a finished cache, or new ones."""
+        """Return whether the arrays are still where they were opened: neither finished and moved nor replaced."""
         try:
             found = [(self._folder / images_file(name)).stat().st_ino for name in SPLITS]
         except OSError:
@@ -164,7 +164,7 @@ class SlotArrays:
             os.close(descriptor)
 
     def _open(self, split: int, path: Path) -> int:
-        """Open an array with room for all its slots; one of another length has lost them and is filled again."""
+        """Open an array with room for all its slots; one of another length is damaged and is filled again."""
         num_slots = int((self._split_N == split).sum())
         header = _header(num_slots, self._side_px)
         length = len(header) + num_slots * self._num_bytes

@@ -43,14 +43,12 @@ def steps(context: click.Context, words: tuple[str, ...], log_format: LogFormat)
 def _parse(root: click.Context, words: tuple[str, ...]) -> list[click.Context]:
     commands = [list(command) for is_then, command in itertools.groupby(words, THEN.__eq__) if not is_then]
     if len(commands) != words.count(THEN) + 1:
-        message = f"a command must stand before and after each {THEN!r}"
-        raise click.UsageError(message)
+        raise click.UsageError(f"a command must stand before and after each {THEN!r}")
     assert isinstance(root.command, click.Group)
     contexts = []
     for name, *arguments in commands:
         command = root.command.get_command(root, name)
         if command is None:
-            message = f"No such command {name!r}."
-            raise click.UsageError(message)
+            raise click.UsageError(f"No such command {name!r}.")
         contexts.append(command.make_context(name, arguments, parent=root))
     return contexts

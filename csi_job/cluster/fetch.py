@@ -79,8 +79,7 @@ def _wait_until_running(cluster: Cluster, name: str) -> None:
             problem = startup_problem(pod)
             reason = problem.reason if problem else reason
         time.sleep(1)
-    message = f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}"
-    raise ClusterError(message)
+    raise ClusterError(f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}")
 
 
 def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:

@@ -145,8 +145,7 @@ class Confirmation:
         training, trainer = running.params, self.trainer
         recipe = _recipe(training)
         if trainer.recipe_digest(recipe) != training.digest:
-            message = "this training was planned for other data or settings, or by another version of csi-job"
-            raise CsiJobError(message)
+            raise CsiJobError("this training was planned for other data or settings, or by another version of csi-job")
         result = trainer.finished(recipe, training.seed)
         if result is None:
             trainer.prepare(recipe)

@@ -6,10 +6,10 @@ import zlib
 from contextlib import suppress
 from math import prod
 
-NEWEST_READER = 3  # the highest version; an index with versions by an earlier program is not used
-NUM_START_BYTES = 1 << 20  # of a file, by which its reader is known
-NUM_MAGIC_BYTES = 1 << 10  # of a file, by which its kind is known
-LARGE = 1 << 20  # pixels; from here on, films are decoded at a fraction of their size, or averaged before their tables
+NEWEST_READER = 3  # the current version; an index of digests written by an earlier program is ignored
+NUM_START_BYTES = 1 << 20  # read from a file to find its reader's version
+NUM_MAGIC_BYTES = 1 << 10  # read from a file to find its format
+LARGE = 1 << 20  # pixels; larger films are decoded at a fraction of their size, or averaged before tables are applied
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8"
 GIT_LFS_MAGIC = b"version https://git-lfs"
@@ -57,22 +57,22 @@ _NIFTI_COLOURS_OR_BYTES = {2, 128, 2304}  # types that are not scaled by percent
 
 
 def is_picture(start: bytes) -> bool:
-    """Tell pictures that Pillow reads."""
+    """Return whether a file is a picture that Pillow reads, by its first bytes."""
     return bool(_PICTURES.match(start))
 
 
 def is_nifti(content: bytes) -> bool:
-    """Tell by the magic numbers of NIfTI-1 and NIfTI-2 (single file)."""
+    """Return whether content has the magic number of NIfTI-1 or NIfTI-2 (single file)."""
     return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
 
 
 def is_dicom(start: bytes) -> bool:
-    """Tell by the preamble, or by the first group of elements of a file without."""
+    """Return whether a file has DICOM's preamble, or starts with its first group of elements."""
     return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
 
 
 def is_image(start: bytes) -> bool:
-    """Tell whether a file with any name, or none, is an image; stricter where there is no magic number."""
+    """Return whether a file is an image, whatever its name; stricter than `is_dicom` where there is no preamble."""
     has_preamble = start[128:132] == b"DICM"
     if has_preamble or _BARE_ELEMENT.match(start):
         return _DICOMDIR_CLASS not in start
@@ -80,7 +80,7 @@ def is_image(start: bytes) -> bool:
 
 
 def explain_refusal(start: bytes) -> tuple[str, str]:
-    """Return what a file is that is no image, and what to do."""
+    """Return what a file is if it is not an image, and what to do about it."""
     for magic, kind, hint in _OTHERS:
         if magic.match(start):
             return f"the file is {kind}", hint
@@ -98,9 +98,9 @@ def reader_versions(start: bytes) -> int:
 
 
 def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
-    """Return the version, up to `newest`, that changed the pixels of files like this one last, by the file's start.
+    """Return the last version, up to `newest`, that changed the pixels of files that start like this one.
 
-    It is part of the content key of a cache: raise it, for the files concerned, when they give other pixels.
+    It is part of a cache's content key: a change that gives some files other pixels needs a new version for them.
     """
     if newest == 1:
         return 1
@@ -116,7 +116,7 @@ def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
 
 
 def jpeg_size(codestream: bytes) -> tuple[int, int] | None:
-    """Walk the markers to the start of the frame; Pillow knows neither JPEG-LS nor lossless JPEG of 16 bits."""
+    """Return width and height from a JPEG's frame header; Pillow reads neither JPEG-LS nor 16-bit lossless JPEG."""
     place = len(JPEG_START)
     while codestream[place : place + 1] == b"\xff":
         length, height, width = (int.from_bytes(codestream[place + at : place + at + 2], "big") for at in (2, 5, 7))
@@ -127,7 +127,7 @@ def jpeg_size(codestream: bytes) -> tuple[int, int] | None:
 
 
 def _is_of_version_3(start: bytes) -> bool:
-    """Tell large images whose decoding at a fraction, or averaging, came with this version."""
+    """Return whether an image is decoded at a fraction of its size, or averaged, which came with version 3."""
     if start.startswith(PNG_MAGIC):
         return start[24] == _DEEP_BITS and prod(struct.unpack(">2L", start[16:24])) >= LARGE
     if start.startswith(JPEG_START):

@@ -58,7 +58,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     check_compressed(dataset, max_image_side_px)
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
-        return next(square for square in squares if square is not None)  # at the latest, that of the whole film
+        return next(square for square in squares if square is not None)  # the film with all its pixels always gives one
     is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
     if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
         dataset.PhotometricInterpretation = "YBR_FULL_422"
@@ -67,7 +67,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
 
 def _is_ycbcr(dataset: Dataset) -> bool:
-    """Tell by the JPEG itself, as some encoders write RGB beside YCbCr: JFIF is YCbCr, and so is subsampled colour."""
+    """Return whether a JPEG labelled RGB is YCbCr, as some encoders write it: JFIF and subsampled colours are."""
     image = Image.open(io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=("JPEG",))
     samplings = {layer[1:3] for layer in getattr(image, "layer", ())}
     return "jfif" in image.info or len(samplings) > 1
@@ -85,7 +85,7 @@ def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
 
 
 def _square(dataset: Dataset, film: Film, padding_HW: np.ndarray | None, side_px: int) -> np.ndarray | None:
-    """Return the square of a film; None if that takes all pixels, and the film has only averages."""
+    """Return the square of a film; None if this needs all pixels and the film has only averages."""
     grey_HW = _through_tables(dataset, film, padding_HW)
     if grey_HW is None:
         return None
@@ -97,7 +97,7 @@ def _square(dataset: Dataset, film: Film, padding_HW: np.ndarray | None, side_px
 
 
 def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | None]]:
-    """Yield the film with its padding: first as it is decoded fastest, at last with all its pixels."""
+    """Yield the film with the mask of its padding: first as it decodes fastest, finally with all its pixels."""
     reduced = reduced_film(dataset, side_px)
     if reduced is not None:
         yield reduced, None
@@ -111,7 +111,7 @@ def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | 
 
 
 def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
-    """Clear the bits outside of those stored, which overlays and padding may use, and extend the sign."""
+    """Clear the bits outside those stored, which overlays and padding may use, and extend the sign."""
     if pixels_HW.dtype.kind == "f":
         return pixels_HW
     num_bits, num_stored = 8 * pixels_HW.dtype.itemsize, int(dataset.BitsStored)
@@ -123,7 +123,7 @@ def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
 
 
 def _padding(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray | None:
-    """Tell which pixels fill the frame around the film (PS3.3 C.7.5.1.1.2), or None if none do, or all."""
+    """Return the mask of pixels that fill the frame around the film (PS3.3 C.7.5.1.1.2); None if none or all do."""
     names = {4: "FloatPixelPadding", 8: "DoubleFloatPixelPadding"} if pixels_HW.dtype.kind == "f" else {}
     name = names.get(pixels_HW.dtype.itemsize, "PixelPadding")
     value, limit = (_number(dataset, f"{name}{end}") for end in ("Value", "RangeLimit"))
@@ -145,7 +145,7 @@ def _number(dataset: Dataset, name: str) -> float | None:
 
 
 def _as_stored(number: float, dtype: np.dtype) -> float:
-    """Return the 16 bits of a number with the sign of the pixels: devices write -2000 as 63536, and the reverse."""
+    """Return the 16 bits of a number with the pixels' signedness: devices write -2000 as 63536 and vice versa."""
     if dtype.kind == "f":
         return number
     word = np.array(int(number) % (1 << 16), np.uint16)
@@ -153,7 +153,7 @@ def _as_stored(number: float, dtype: np.dtype) -> float:
 
 
 def _through_tables(dataset: Dataset, film: Film, padding_HW: np.ndarray | None) -> np.ndarray | None:
-    """Apply the file's tables; None if they need all pixels, and the film has only averages."""
+    """Apply the file's tables; None if they need all pixels and the film has only averages."""
     levels_HW = film.levels_HW
     occurring_N = levels_HW.ravel() if film.sample_N is None else film.sample_N
     has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None

@@ -7,18 +7,18 @@ import pydicom
 from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # what pydicom goes by itself
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # as `dcmread` itself does
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from csi_job.errors import DataError
 from csi_job.radiographs.content import JPEG_START, jpeg_size
 from csi_job.radiographs.grey import MAX_NUM_PIXELS, check_size
 
-_MAX_INFLATED_BYTES = 1 << 29  # as a file that is not deflated
+_MAX_INFLATED_BYTES = 1 << 29  # the same limit as for files that are not deflated
 
 
 def read_bounded(content: bytes) -> Dataset:
-    """Read a DICOM file; a deflated one no further than a file may be large, where pydicom itself has no limit.
+    """Read a DICOM file; a deflated one is inflated up to the limit of file sizes, since pydicom has none.
 
     Raises:
         DataError: it inflates to more, or is cut off.
@@ -42,7 +42,7 @@ def read_bounded(content: bytes) -> Dataset:
 
 
 def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
-    """Refuse compressed pixels whose own header says another size than the file's; decoders believe the former.
+    """Refuse compressed pixels whose own header states another size than the file's; decoders trust the former.
 
     Raises:
         DataError: too large, or another size.
@@ -58,7 +58,7 @@ def check_compressed(dataset: Dataset, max_image_side_px: int) -> None:
 
 
 def _size_of(codestream: bytes) -> tuple[int, int] | None:
-    """Return width and height as a JPEG, JPEG-LS or JPEG 2000 header has them; run lengths have none."""
+    """Return width and height from a JPEG, JPEG-LS or JPEG 2000 header; None for run lengths, which have no header."""
     if codestream.startswith(JPEG_START):
         return jpeg_size(codestream)
     try:

@@ -30,7 +30,7 @@ _ONE_COMPONENT = b"\x00\x01"
 
 
 def reduced_film(dataset: Dataset, side_px: int) -> Film | None:
-    """Decode large JPEG or JPEG 2000 at a fraction of its size; None for what needs all pixels: padding, signs."""
+    """Decode large JPEG or JPEG 2000 at a fraction of its size; None where padding or signs need all pixels."""
     if dataset.file_meta.TransferSyntaxUID not in (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless):
         return None
     frame, num_bits = _frame(dataset), int(dataset.BitsStored)
@@ -41,7 +41,7 @@ def reduced_film(dataset: Dataset, side_px: int) -> Film | None:
         return None
     levels_HW = np.asarray(fraction.image)
     levels_HW = levels_HW >> (8 * levels_HW.itemsize - precision)  # Pillow fills the word
-    if levels_HW.max() >> (num_bits + 1):  # bits outside of those stored, as of overlays
+    if levels_HW.max() >> (num_bits + 1):  # bits outside those stored, e.g. of overlays
         return None
     return fraction.as_film(np.minimum(levels_HW, (1 << num_bits) - 1), num_bits)  # wavelets overshoot
 
@@ -67,7 +67,7 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     elif syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE):
         levels_HW = _by_gdcm(dataset)
     if levels_HW is None:
-        dataset.pixel_array_options(correct_unused_bits=False)  # padding may have bits outside of those stored
+        dataset.pixel_array_options(correct_unused_bits=False)  # padding may use bits outside those stored
         levels_HW = dataset.pixel_array
     return levels_HW.astype(levels_HW.dtype.newbyteorder("="), copy=False)
 
@@ -77,7 +77,7 @@ def _frame(dataset: Dataset) -> bytes:
 
 
 def _run_lengths(dataset: Dataset) -> np.ndarray | None:
-    """Decode run lengths (PS3.5 annex G): planes of bytes, the highest first; None if there is an irregularity."""
+    """Decode run lengths (PS3.5 annex G): planes of bytes, the highest first; None for anything irregular."""
     frame, dtype = _frame(dataset), pixel_dtype(dataset)
     num_planes, *starts = _RLE_HEADER.unpack_from(frame)
     if num_planes != dtype.itemsize:
@@ -96,7 +96,7 @@ def _run_lengths(dataset: Dataset) -> np.ndarray | None:
 
 
 def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
-    """Decode JPEG that is lossless or of 12 bits; pydicom refuses the latter, and passes pixels on as text, slowly."""
+    """Decode lossless or 12-bit JPEG; pydicom refuses the latter, and converts gdcm's pixels slowly, through text."""
     import gdcm
 
     dtype = pixel_dtype(dataset)
@@ -110,7 +110,7 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
     image.SetDimensions((dataset.Columns, dataset.Rows, 1))
     image.SetDataElement(element)
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # it goes by the header
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # gdcm reads the header
     bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
     image.SetPixelFormat(gdcm.PixelFormat(1, 8 * dtype.itemsize, bits, bits - 1, signed))
     change = gdcm.ImageChangeTransferSyntax()

@@ -24,8 +24,8 @@ def modality_values(dataset: Dataset, levels: np.ndarray, film: np.ndarray) -> n
 def voi_shares(dataset: Dataset, values: np.ndarray, film: np.ndarray) -> np.ndarray:
     """Return the share 0-1 that the first VOI LUT gives each value; `film` are values that occur.
 
-    Entries are shares of the largest number of their bits. The largest entry tells the bits, as a viewer sees them:
-    devices state 16 for tables of 12.
+    Entries are shares of the largest number with their bits. The largest entry tells how many bits these are, as in
+    viewers, because devices state 16 for tables of 12.
     """
     item = dataset.VOILUTSequence[0]
     entries = _entries(item, "LUTDescriptor", "LUTData")
@@ -70,13 +70,12 @@ def _entries(item: Dataset, descriptor: str, data: str) -> np.ndarray:
 
 def _checked(entries: np.ndarray, num_entries: int) -> np.ndarray:
     if len(entries) == 0 or entries.max() == 0:
-        message = "an empty lookup table"
-        raise ValueError(message)
+        raise ValueError("an empty lookup table")
     return entries[:num_entries].astype(np.uint16)
 
 
 def _largest(entries: np.ndarray) -> int:
-    """Return the largest number of as many bits as the entries have, at least 8."""
+    """Return the largest number with as many bits as the entries have, at least 8."""
     return (1 << max(_BITS_SHOWN, int(entries.max()).bit_length())) - 1
 
 
@@ -85,9 +84,9 @@ def _as_8_bit(values: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _look_up(values: np.ndarray, descriptor: Sequence[int], entries: np.ndarray, film: np.ndarray) -> np.ndarray:
-    """Return the entry of each value; values outside of the table have its first or last entry."""
+    """Return the entry of each value; values outside the table get its first or last entry."""
     first = int(descriptor[1]) % _WORDS
-    if first >= _SIGNED_FROM:  # devices mistake one for the other: what the film shows decides
+    if first >= _SIGNED_FROM:  # devices confuse the two: what the film shows decides
         signs = (first - _WORDS, first) if film.min(initial=0) < 0 else (first, first - _WORDS)
         first = max(signs, key=lambda sign: int(((film >= sign) & (film < sign + len(entries))).sum()))
     places = np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)

@@ -47,7 +47,7 @@ class ImageFolder:
         """
         parent, name = _ROOT, file_id
         if _MAY_NAME_FOLDERS.match(file_id):
-            place = PurePosixPath(file_id)  # judged by the rules of POSIX and of Windows
+            place = PurePosixPath(file_id)  # checked by the rules of POSIX and of Windows
             is_absolute = place.is_absolute() or PureWindowsPath(file_id).drive or "\\" in file_id
             if is_absolute or ".." in place.parts or not place.name:
                 return "the FileID leaves the folder of images"
@@ -79,7 +79,7 @@ class ImageFolder:
 
     @cached_property
     def _below(self) -> dict[str, list[Path]]:
-        """The files in all subfolders, as `_list_folder` names those of one; without links, which may lead out."""
+        """The files in all subfolders by their names as in `_list_folder`; without links, which may lead out."""
         found: dict[str, list[Path]] = {}
         for folder, subfolders, _ in os.walk(self._root):
             subfolders[:] = sorted(name for name in subfolders if not is_of_system(name))
@@ -125,12 +125,12 @@ def _list_folder(folder: Path) -> _Listing:
 
 
 def _is_newer(name: str) -> bool:
-    """Tell whether a file was found by this version alone: beside an image of an earlier one, that is meant."""
+    """Return whether earlier versions ignored this file; beside an image that they found, it is not meant."""
     return name.casefold().endswith(EXTENSIONS) and not name.casefold().endswith(_FIRST_EXTENSIONS)
 
 
 def is_of_system(name: str) -> bool:
-    """Tell files and folders that macOS, Windows and network storage leave behind."""
+    """Return whether macOS, Windows or network storage left this file or folder behind."""
     return name.startswith("._") or name.casefold() in _SYSTEM_NAMES
 
 
@@ -158,7 +158,7 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """The images in and below folders, and how many other files there are, by why they were skipped."""
+    """The images in and below a folder, and the numbers of other files by the reason why they were skipped."""
 
     paths: tuple[Path, ...]
     num_skipped: dict[str, int]

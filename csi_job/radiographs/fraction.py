@@ -1,4 +1,4 @@
-"""Decode JPEG and JPEG 2000 at a fraction of their size: fewer pixels, of which each is an average."""
+"""Decode JPEG and JPEG 2000 at a fraction of their size: fewer pixels, each of them an average."""
 
 import io
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from csi_job.radiographs.grey import BRIGHTEST_PERCENT, DARKEST_PERCENT, Box, Fi
 
 CODESTREAM = b"\xff\x4f\xff\x51"  # where JPEG 2000 begins, in a JP2 file too
 _CODING_STYLE = 0x52
-_MIN_TIMES_SIDE = 2  # wavelets alias: fewer pixels than this per pixel of the square are too coarse
+_MIN_TIMES_SIDE = 2  # wavelets alias, so at least this many pixels are needed per pixel of the square, along each side
 _MEDIAN_OF_CURVATURE = 0.6745 * 6  # of normal noise of 1 (J. Immerkaer, Fast noise variance estimation, 1996)
 _NUM_CHECKED, _NUM_DRAWN = 64, 16  # rows and columns of averages; pixels of each
 
 
 @dataclass(frozen=True)
 class Fraction:
-    """An image of 1 / factor of the width and height; the film covers a box of it."""
+    """An image at 1 / factor of the width and height; the film covers a box of it."""
 
     image: ImageFile.ImageFile
     factor: int
     box: Box
 
     def as_film(self, levels_HW: np.ndarray, num_bits: int) -> Film:
-        """Return these levels as averages of pixels whose noise is estimated from theirs.
+        """Return these levels as averages of pixels, whose noise is estimated from that of the averages.
 
-        They are no sample of what occurs if that noise would move the percentiles by a grey level.
+        The averages do not stand for the pixels themselves if that noise would move the percentiles by a grey level.
         """
         curvature_HW = np.diff(np.diff(levels_HW.astype(np.float32), n=2, axis=0), n=2, axis=1)  # none of slopes
         noise = self.factor * np.median(np.abs(curvature_HW)) / _MEDIAN_OF_CURVATURE
@@ -73,7 +73,7 @@ def decode_fraction(content: bytes, side_px: int) -> Fraction | None:
 
 
 def _coding_style(codestream: bytes) -> tuple[int, bool]:
-    """Return how often the size can be halved, and whether without loss, by the header of a JPEG 2000 codestream."""
+    """Return from a JPEG 2000 header how often the size can be halved, and whether the compression is lossless."""
     place = 2
     while codestream[place : place + 1] == b"\xff" and place + 13 < len(codestream):
         if codestream[place + 1] == _CODING_STYLE:

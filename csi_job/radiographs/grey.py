@@ -14,12 +14,12 @@ MIN_SIDE_PX = 16  # smaller images show no zones
 MAX_NUM_PIXELS = 150_000_000  # three times the largest digitised film; limits the memory of one decoder
 LUMA_BT601 = (0.299, 0.587, 0.114)  # weights of red, green and blue
 DARKEST_PERCENT, BRIGHTEST_PERCENT = 0.5, 99.5
-# What no radiograph comes near: of 127 real ones, at most 41 % were black and white, and the flattest had 95 levels.
+# Far from any radiograph: of 127 real ones, at most 41 % was black and white, and the flattest had 95 levels.
 _BLACK_UP_TO, _WHITE_FROM, _NEARLY_ALL = 16, 239, 0.9
 _PURE_BLACK = 8  # with its counterpart of white: collimation, padding and markers, which do not count as levels
 _FLAT_BELOW = 32  # grey levels between the 5th and the 95th percentile
 _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many evenly spaced rows and columns
-_REDUCING_GAP = 3.0  # images are averaged over boxes down to this many times the target before they are filtered
+_REDUCING_GAP = 3.0  # images are averaged over boxes, down to this many times the target, before they are filtered
 _NUM_CHECKED = 64  # rows and columns of boxes that tell whether a film may be averaged first
 _TOLERANCE = 0.4  # of 255 grey levels, on average
 
@@ -55,7 +55,7 @@ class Film:
     averaged_NK: np.ndarray | None = None  # noqa: N815
 
     def allows(self, scale: GreyScale) -> bool:
-        """Tell whether the grey of averages is the average of greys; it is not where noise is wide beside a window."""
+        """Return whether scaling averages equals averaging scaled pixels; not where noise is wide for the window."""
         if self.averaged_NK is None:
             return True
         averages_N = _rounded(self.averaged_NK.mean(axis=1), self.levels_HW.dtype)
@@ -113,10 +113,10 @@ def to_uint8(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np
 
 
 def percentile_scale(sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
-    """Return the scale from the 0.5th to the 99.5th percentile of a sample; what is not finite becomes black.
+    """Return the scale from the 0.5th to the 99.5th percentile of a sample; non-finite levels become black.
 
-    Deep images seldom use their full range (12 of 16 bits are usual), and burnt-in markers do so alone; scaling by the
-    full range would leave many radiographs nearly black.
+    Deep images seldom use their full range (12 of 16 bits are usual), and often only burnt-in markers do, so scaling by
+    the full range would leave many radiographs nearly black.
 
     Raises:
         DataError: all pixels are equal, or none is finite.
@@ -134,7 +134,7 @@ def percentile_scale(sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
 
 
 def tabulated(function: GreyScale, dtype: np.dtype) -> GreyScale:
-    """Return a function of levels that, for those of 8 and 16 bits, looks up what it computed once for each."""
+    """Return the function, for 8- and 16-bit levels as a lookup table that is computed once."""
     if dtype.newbyteorder("=") not in (np.uint16, np.int16, np.uint8, np.int8):
         return function
     unsigned = np.dtype(f"u{dtype.itemsize}")
@@ -153,7 +153,7 @@ def sampled(values_HW: np.ndarray, left_out_HW: np.ndarray | None = None) -> np.
 
 
 def deep_luma(colours_HWC: np.ndarray) -> np.ndarray:
-    """Return the luma (ITU-R BT.601) of RGB colours of more than 8 bits, uint16 `[H, W]` where they are 16-bit."""
+    """Return the luma (ITU-R BT.601) `[H, W]` of RGB colours of more than 8 bits, in their own type."""
     luma_HW = colours_HWC[..., :3].astype(np.float32) @ np.array(LUMA_BT601, np.float32)
     rounded_HW: np.ndarray = np.rint(luma_HW).astype(colours_HWC.dtype)
     return rounded_HW
@@ -180,7 +180,7 @@ def films_to_square(tries: Iterable[Film], scale: GreyScale, side_px: int) -> np
 
 
 def doubt_about(pixels_HW: np.ndarray) -> str:
-    """Say why a uint8 image hardly shows a radiograph, or return ""; whatever the reason, someone should look at it."""
+    """Return why a uint8 image hardly shows a radiograph and someone should look at it, or ""."""
     counts = np.bincount(pixels_HW.ravel(), minlength=256) / pixels_HW.size
     black, white = counts[: _BLACK_UP_TO + 1].sum(), counts[_WHITE_FROM:].sum()
     if max(black, white) >= _NEARLY_ALL:

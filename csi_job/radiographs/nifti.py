@@ -26,8 +26,8 @@ _MAX_BYTES_PER_PIXEL = 8
 def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     """Return a NIfTI radiograph as upright grey uint8 `[side_px, side_px]`.
 
-    The affine says where the axes point, and is trusted: the patient's right is put on the left of the square, as
-    on a film, and the head on top. Where a radiograph has no third axis and its plane is left-right by
+    The affine, which says where the axes point, is trusted: the patient's right goes to the left of the square, as on
+    a film, and the head to the top. Where the image has no third axis and its plane is left-right by
     anterior-posterior, as converters write 2-D images, posterior is down (DICOM counts rows downwards).
 
     The file may be gzipped; the image is 2-D, or its further axes have length 1.

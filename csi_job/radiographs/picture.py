@@ -24,7 +24,7 @@ from csi_job.radiographs.grey import (
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
 _MAYBE_PAGED = ("TIFF", "WEBP", "GIF")
-_DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA);16[BLN]")  # Pillow's name of what the file holds: 16 bits per channel
+_DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA);16[BLN]")  # Pillow's name for 16 bits per channel in the file
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WHITE_IS_ZERO = 0
 _MAX_16_BIT = 65_535
@@ -102,7 +102,7 @@ def _grey(image: Image.Image) -> Image.Image:
 def _deep_colours(content: bytes, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the luma of 16-bit channels, and what is transparent.
 
-    Pillow keeps one byte of each channel, so they are decoded by two names.
+    Pillow keeps one byte of each channel, so they are decoded twice, under two names.
     """
     image = _open(content)
     if layout == "LA;16B":  # the same four bytes per pixel
@@ -139,7 +139,7 @@ def _scaled(levels_HW: np.ndarray, hidden_HW: np.ndarray | None, side_px: int, *
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the rotation that EXIF asks for; damaged EXIF is ignored. The small square is turned, not the image."""
+    """Return the rotation that EXIF asks for, to be applied to the small square; damaged EXIF is ignored."""
     with suppress(Exception):
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None

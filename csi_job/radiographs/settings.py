@@ -26,8 +26,7 @@ class SplitSettings(Section):
     def _shares_sum_to_one(self) -> SplitSettings:
         total = self.train + self.validation + self.test
         if not math.isclose(total, 1, abs_tol=1e-6):
-            message = f"train + validation + test must add up to 1, got {total:g}"
-            raise ValueError(message)
+            raise ValueError(f"train + validation + test must add up to 1, got {total:g}")
         return self
 
 

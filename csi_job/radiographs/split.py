@@ -13,17 +13,17 @@ from csi_job.radiographs.zones import NUM_CLASSES, UNKNOWN, ZONES
 
 SPLITS = ("train", "validation", "test")
 _SPLITS_THAT_NEED_GRADES = SPLITS[:2]
-_MAX_PATIENTS_TRIED = 1000  # when an error says how many would do
+_MAX_PATIENTS_TRIED = 1000  # to tell in an error how many would do
 
 
 def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
     """Divide the patients so that each split has its share of every score of every zone; their images stay together.
 
     This is iterative stratification (K. Sechidis, G. Tsoumakas, I. Vlahavas, On the Stratification of Multi-Label
-    Data, ECML PKDD 2011), which scikit-learn does not have: as long as labels are left, the rarest is dealt out, and
-    each patient with it goes to the split that needs it most. Here the labels of a patient are the scores of each zone
-    and "zone graded at all", a split takes no more patients than its share, and ties are broken by a hash of seed and
-    patient, so that neither the table's order nor a library's version changes the split.
+    Data, ECML PKDD 2011), which scikit-learn does not have: while labels are left, the rarest is dealt out, and each
+    patient with it goes to the split that needs it most. Here a patient's labels are the scores of each zone and "zone
+    graded at all", a split takes no more patients than its share, and ties are broken by a hash of seed and patient, so
+    that neither the table's order nor a library's version changes the split.
 
     Returns:
         int8 `[N]`, by image: 0 train, 1 validation, 2 test.
@@ -45,7 +45,7 @@ def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:
 
 
 def check_grades(class_counts_SZK: np.ndarray) -> tuple[str, ...]:
-    """Check that every zone has the grades it takes to learn and to evaluate it, by counts of images `[3, 6, 5]`.
+    """Check that every zone has the grades that training and evaluation need, by counts of images `[3, 6, 5]`.
 
     Returns:
         One warning for each split in which some zones lack some of the scores 0-3.
@@ -116,7 +116,7 @@ def _stratify(labels_PL: np.ndarray, order_P: np.ndarray, shares_S: np.ndarray, 
 
 
 def _deal(counts: Sequence[int], wanted_S: list[float], room_S: list[int]) -> list[int]:
-    """Give each patient, who has so many of a label, to the split with room that wants the label most."""
+    """Give each patient, with their count of a label, to the split with room that wants the label most."""
     chosen = []
     for count in counts:
         split = max(range(len(room_S)), key=lambda s: (wanted_S[s] if room_S[s] else -math.inf, room_S[s]))

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 _SCIENTIFIC = re.compile(r"(\d)(?:[.,](\d+))?E\+(\d+)", re.IGNORECASE)  # 123456789012 as 1,23457E+11
 _LONGEST = 300  # digits of a floating point number
-EXACT_DIGITS = 15  # a spreadsheet keeps so many, and zeros after them
+EXACT_DIGITS = 15  # a spreadsheet keeps this many, and puts zeros after them
 
 
 def lost_digits(identifier: str) -> bool:
-    """Tell whether a spreadsheet may have put zeros, or nothing, in the place of the last digits."""
+    """Return whether a spreadsheet may have dropped the last digits or replaced them with zeros."""
     is_long = len(identifier) > EXACT_DIGITS and identifier.isdecimal()
     return is_scientific(identifier) or (is_long and not identifier[EXACT_DIGITS:].strip("0"))
 
 
 def is_scientific(identifier: str) -> bool:
-    """Tell whether an identifier is a number in scientific notation."""
+    """Return whether an identifier is a number in scientific notation."""
     return bool(_SCIENTIFIC.fullmatch(identifier))
 
 

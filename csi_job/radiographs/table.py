@@ -235,7 +235,7 @@ def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_valu
     return problems
 
 
-@lru_cache(maxsize=1024)  # a table has few different cells of scores, and many of them
+@lru_cache(maxsize=1024)  # a table has many cells with scores, and few different ones
 def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
     text = cell.strip()
     if text.casefold() in {word.strip().casefold() for word in unknown_values}:
@@ -245,7 +245,7 @@ def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
 
 
 def _clean_id(cell: str) -> str:
-    """Return the identifier as file names write it: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
+    """Return the identifier as in file names: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
     identifier = cell.strip()
     if not identifier.isascii():
         identifier = unicodedata.normalize("NFC", identifier)

@@ -74,8 +74,7 @@ class StudySettings(Section):
     def _is_auto_or_a_number(cls, workers: object) -> object:
         if workers == "auto" or (str(workers).isdecimal() and int(str(workers)) > 0):
             return workers
-        message = f"must be auto or a whole number from 1, got {workers!r}"
-        raise ValueError(message)
+        raise ValueError(f"must be auto or a whole number from 1, got {workers!r}")
 
     @field_validator("name")
     @classmethod

@@ -220,8 +220,7 @@ class RunningTrial(Generic[Params]):
         if self.heartbeat.rejection:
             raise self.heartbeat.rejection
         if self.heartbeat.stalled:
-            message = f"{self.noun} {self.number} stalled"
-            raise StalledError(message)
+            raise StalledError(f"{self.noun} {self.number} stalled")
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
         """Store an epoch and the newest checkpoint; raise as `end_if_behind` does."""

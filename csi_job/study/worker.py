@@ -289,8 +289,7 @@ def check_values(values: Sequence[float], num_objectives: int) -> list[float]:
     """Return an objective's values as floats; raise `CsiJobError` if one is missing or not a number."""
     numbers = [float(value) for value in values]
     if len(numbers) != num_objectives or any(math.isnan(number) for number in numbers):
-        message = f"the objective returned {numbers}, {num_objectives} numbers are needed"
-        raise CsiJobError(message)
+        raise CsiJobError(f"the objective returned {numbers}, {num_objectives} numbers are needed")
     return numbers
 
 

@@ -43,8 +43,7 @@ def export_files(dest: Path, study_name: str) -> list[Path]:
     if dest.suffix.lower() in WRITERS and not dest.is_dir():
         return [dest]
     if dest.exists() and not dest.is_dir():
-        message = "an export needs a folder, or a file that ends in .csv or .json"
-        raise ConfigurationError(message, got=str(dest))
+        raise ConfigurationError("an export needs a folder, or a file that ends in .csv or .json", got=str(dest))
     stem = study_name.replace("/", "_").replace("\\", "_")  # other programs allow any name
     return [dest / f"{stem}_trials{suffix}" for suffix in WRITERS]
 

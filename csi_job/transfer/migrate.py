@@ -140,8 +140,7 @@ class _Transaction:
         searched = {"space": None, "baseline": None}
         if named := differences({**fingerprint, **searched}, {**new, **searched}):
             why = "only the space may differ, otherwise results are not comparable"
-            message = f"{why}; study {self.old_name!r}: {named}"
-            raise ConfigurationError(message, hint="restore these settings")
+            raise ConfigurationError(f"{why}; study {self.old_name!r}: {named}", hint="restore these settings")
         if there:
             self.definition.check(there)
 

@@ -63,8 +63,7 @@ class TrialSettings(Section):
         try:
             return value if value == "auto" else TypeAdapter(bool).validate_python(value)
         except ValidationError:
-            message = f"must be auto, true or false, got {value!r}"
-            raise ValueError(message) from None
+            raise ValueError(f"must be auto, true or false, got {value!r}") from None
 
     @property
     def is_weights_file(self) -> bool:
