@@ -21,7 +21,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.search_pool import SPACE, Curve, CurvePool
-from csi_job.study.pruning import N_MIN_TRIALS, N_WARMUP_STEPS, REDUCTION_FACTOR
+from csi_job.study.pruning import HALVING_FACTOR, N_MIN_TRIALS, N_WARMUP_STEPS
 from csi_job.trial.hyperparameters import HYPERPARAMETERS
 
 REFERENCE = "TPE, median (reference)"
@@ -123,7 +123,7 @@ class Asha:
     total were worse.
     """
 
-    reduction_factor: int = REDUCTION_FACTOR
+    reduction_factor: int = HALVING_FACTOR
     first_rung: int = 1
     ranking: dict[int, list[Run]] = field(default_factory=dict)
     """The trials that reached each rung, the best first."""
@@ -174,7 +174,7 @@ class Asha:
         return None
 
 
-def pause(replay: Replay, reduction_factor: int = REDUCTION_FACTOR, first_rung: int = 1) -> None:
+def pause(replay: Replay, reduction_factor: int = HALVING_FACTOR, first_rung: int = 1) -> None:
     """Run ASHA that pauses."""
     Asha(reduction_factor, first_rung)(replay)
 
@@ -335,7 +335,7 @@ ARMS: dict[str, Arm] = {
     AUTO_SAMPLER: Arm(auto_sampler, median),
     "TPE, Hyperband": Arm(tpe(), lambda max_epochs: HyperbandPruner(1, max_epochs)),
     "TPE, ASHA that stops": Arm(
-        tpe(), lambda _: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION_FACTOR)
+        tpe(), lambda _: SuccessiveHalvingPruner(min_resource=1, reduction_factor=HALVING_FACTOR)
     ),
     "TPE, ASHA that stops from epoch 3, 1 of 2": Arm(
         tpe(), lambda _: SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)

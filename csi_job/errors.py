@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_SYSTEM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+_ADVICE = {
+    errno.ENOSPC: "free up some space",
+    errno.EDQUOT: "free up some space",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the network file system again",
+}
+_SYSTEM_ERRNOS = (*_ADVICE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
 
@@ -151,7 +157,14 @@ def explain_os_errors(
         yield
     except OSError as error:
         place = None if got is None else str(got)
-        raise kind_of(error, kind)(f"{what} ({error.strerror or error})", got=place, hint=hint) from None
+        raise kind_of(error, kind)(f"{what} ({error.strerror or error})", got=place, hint=advice(error, hint)) from None
+
+
+def advice(error: OSError, hint: str = "") -> str:
+    """Return what to do about a full or failed disk, or instead what `hint` says; only that if it is neither."""
+    if (first := _ADVICE.get(error.errno or 0)) is None:
+        return hint
+    return f"{first}, or {hint}" if hint else f"{first} and run the same command again"
 
 
 def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:

@@ -6,6 +6,7 @@ read and write it too. What exists already keeps its permissions.
 """
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -29,6 +30,7 @@ STREAM: Final = Path("-")
 """Stands for standard output."""
 _POLL_S = 0.2
 _FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
+_NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 _logger = get_logger(__name__)
@@ -111,7 +113,7 @@ def write_file(path: Path, content: str | bytes) -> Path:
         sys.stdout.buffer.write(content.encode() if isinstance(content, str) else content)
         sys.stdout.flush()
         return path
-    with explain_os_errors(f"{path.name} cannot be written", path.parent, hint="free space, or choose another folder"):
+    with explain_os_errors(f"{path.name} cannot be written", path.parent, hint="choose another folder"):
         target = _target(path)
         make_folder(target.parent)
         write_atomic(target, content)
@@ -195,12 +197,15 @@ def digest_file(path: Path) -> str:
 
 def flush_folder(folder: Path) -> None:
     """Make created and renamed entries of a folder survive a power failure."""
-    with suppress(OSError):  # some network file systems refuse, and flush names at once
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSHING:  # some network file systems refuse, and flush names at once
+            raise
 
 
 @contextmanager

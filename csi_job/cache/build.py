@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import time
@@ -28,7 +29,7 @@ from csi_job.cache.manifest import (
 )
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
-from csi_job.errors import DataError, Problem, kind_of
+from csi_job.errors import DataError, Problem, advice, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import get_logger, progress
 from csi_job.radiographs.identity import pseudonym
@@ -178,9 +179,10 @@ def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: 
     except OSError as error:
         if is_new:
             _remove_partial(partial, done_flags)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what, hint = f"no room for the cache ({error.strerror})", advice(error, "choose another --work folder")
         needed = f"{math.ceil(len(split_N) * side_px * side_px / 1e6)} MB free"
-        hint = "free space, or choose another --work folder"
-        what = f"no room for the cache ({error.strerror})"
         raise kind_of(error, DataError)(what, got=str(partial.parent), allowed=needed, hint=hint) from None
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from csi_job.errors import DataError, Problem, kind_of
+from csi_job.errors import DataError, Problem, advice, kind_of
 from csi_job.files import csv_text, write_atomic
 from csi_job.radiographs.identity import load_key, pseudonym
 from csi_job.work_folder import WorkFolder
@@ -39,7 +39,7 @@ def problems_listed(work: Path) -> Iterator[None]:
     except OSError as error:
         what = f"the cache cannot be written ({error.strerror})"
         got = str(error.filename or work)
-        raise kind_of(error, DataError)(what, got=got, hint="free space, or choose another --work folder") from None
+        raise kind_of(error, DataError)(what, got=got, hint=advice(error, "choose another --work folder")) from None
     except DataError as error:
         if not error.problems:
             raise

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from csi_job.errors import CsiJobError, DataError, StopRequestedError
+from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
 
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
@@ -92,12 +92,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(141)
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "free up some space and run the same command again to resume",
+        hint = {
             errno.EACCES: "grant this user access, or choose another folder with --work",
             errno.EROFS: "choose a writable folder with --work",
         }.get(error.errno or 0, "check the path and run the same command again")
-        _leave(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}; {advice}", 1)
+        place = f" ({error.filename})" if error.filename else ""
+        _leave(f"{error.strerror or error}{place}; {advice(error) or hint}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -110,7 +110,7 @@ class _Writer:
             folder / f"{stem}_predictions.csv": predictions,
             folder / f"{stem}.json": json_text(content),
         }
-        with explain_os_errors("the evaluation cannot be written", folder, hint="free space, or choose another --work"):
+        with explain_os_errors("the evaluation cannot be written", folder, hint="choose another --work"):
             share_plotly(make_folder(folder))
             for path, text in files.items():
                 if text:

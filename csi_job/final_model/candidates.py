@@ -170,8 +170,7 @@ def write_optimized_params(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "candidates": [result.to_json(winner=result is winner.result) for result in winner.candidates],
     }
-    hint = "free space and run the same command again"
-    with explain_os_errors("the optimized parameters cannot be written", path, hint=hint):
+    with explain_os_errors("the optimized parameters cannot be written", path):
         make_folder(path.parent)
         write_atomic(path, json_text(content))
     return path

@@ -38,8 +38,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
 
     `with_pth` also writes a PyTorch state dict, for software that does not read safetensors.
     """
-    hint = "free space and run the same command again"
-    with explain_os_errors("the model cannot be written", path, hint=hint), _locked(path.parent):
+    with explain_os_errors("the model cannot be written", path), _locked(path.parent):
         _remove_companions(path)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         metadata = {"format": FORMAT, "card": json.dumps(card, ensure_ascii=False, allow_nan=False)}
@@ -83,7 +82,7 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
     """Add the test metrics to a model's card if they are of these weights on their own test set; return whether so."""
     if evaluation.split != "test" or not is_same_model(read_json(path.with_suffix(".json")), evaluation.card):
         return False
-    with explain_os_errors("the model card cannot be written", path.with_suffix(".json")), _locked(path.parent):
+    with _locked(path.parent):
         card = read_valid_card(path)
         if card is None or not is_same_model(card, evaluation.card) or card["data"]["cache"] != evaluation.cache:
             return False
@@ -93,8 +92,7 @@ def record_test_metrics(path: Path, evaluation: Evaluation) -> bool:
 
 def publish(source: ModelFolder, target: ModelFolder) -> None:
     """Copy the models of a folder, their evaluations, and last their cards, in place of those of another folder."""
-    hint = "free space and run the same command again"
-    failed = explain_os_errors("the final model cannot be written", target.path, hint=hint)
+    failed = explain_os_errors("the final model cannot be written", target.path)
     with failed, _locked(source.path), _locked(target.path):
         names = _published(source)
         # Of the same models, what there is stays until it is replaced: a full disk would leave none.
@@ -142,7 +140,9 @@ def _described(file: Path) -> dict[str, Any]:
 def _write_card(path: Path, card: dict[str, Any]) -> dict[str, Any]:
     """Write the page and the Markdown, then the JSON, which is what a later run looks for."""
     page = path.with_suffix(".html")
-    write_atomic(page, card_html(card, page_links(ModelFolder(path.parent), str(card["study"]), page)))
-    write_atomic(path.with_suffix(".md"), card_markdown(card))
-    write_atomic(path.with_suffix(".json"), json_text(card))
+    html = card_html(card, page_links(ModelFolder(path.parent), str(card["study"]), page))
+    for suffix, text in ((".html", html), (".md", card_markdown(card)), (".json", json_text(card))):
+        file = path.with_suffix(suffix)
+        with explain_os_errors("the model card cannot be written", file):
+            write_atomic(file, text)
     return card

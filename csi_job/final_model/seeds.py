@@ -156,8 +156,7 @@ class SeedTrainer:
         stem = self._stem(recipe, seed)
         weights = stem.with_suffix(".safetensors")
         state = {name: tensor.contiguous() for name, tensor in trained.best_state.items()}
-        hint = "free space and run the same command again"
-        with explain_os_errors("the trained weights cannot be saved", weights, hint=hint):
+        with explain_os_errors("the trained weights cannot be saved", weights):
             with replacing(weights) as temporary:
                 temporary.write_bytes(save(state))
             result = SeedResult(

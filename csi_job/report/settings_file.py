@@ -8,7 +8,7 @@ from csi_job.cache.manifest import CacheInfo
 from csi_job.files import write_file
 from csi_job.html import format as fmt
 from csi_job.report.study_view import Phase, StudyView
-from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM
+from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM, MIN_RESOURCE, REDUCTION_FACTOR
 from csi_job.study.record import StudyRecord
 from csi_job.yaml_file import yaml_line
 
@@ -31,10 +31,12 @@ def commands(view: StudyView, file: str) -> list[str]:
         shared += " \\\n    --pretrained WEIGHTS"
     found = [shared]
     for phase in view.phases[1:]:
-        options = {"n-trials": _total(view, phase)}
-        options |= {name.replace("num", "n").replace("_", "-"): value for name, value in phase.options.items()}
-        flags = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-        found.append(f"{shared} \\\n    {flags}")
+        given = {name: value for name, value in phase.options.items() if value is not None}
+        rungs = {name: given.pop(name) for name in (MIN_RESOURCE, REDUCTION_FACTOR) if name in given}  # have no flag
+        variables = "".join(f"CSI_JOB_STUDY__{name.upper()}={value} " for name, value in rungs.items())
+        options = {"num_trials": _total(view, phase), **given}
+        flags = (f"--{name.replace('num', 'n').replace('_', '-')} {value}" for name, value in options.items())
+        found.append(f"{variables}{shared} \\\n    {' '.join(flags)}")
     return found
 
 

@@ -28,12 +28,17 @@ from csi_job.study.status import choose_trial
 
 @dataclass(frozen=True)
 class Phase:
-    """Trials run with one sampler, pruner and number of epochs; phases are numbered from 1 in order of appearance."""
+    """Trials run with one sampler, one pruner with its rungs, and one number of epochs.
 
-    number: int
+    Phases are numbered from 1 in order of appearance.
+    """
+
+    number: int = field(compare=False)
     sampler: str
     pruner: str
     max_epochs: int | None
+    min_resource: int | None = None
+    reduction_factor: int | None = None
     num_startup_trials: int | None = field(default=None, compare=False)
 
     @property
@@ -42,10 +47,18 @@ class Phase:
         return {name: getattr(self, name) for name in stored.PHASE}
 
     @property
+    def pruning(self) -> str:
+        """Return e.g. `median`, or `asha (3, 6, 12, …)` with its rungs."""
+        first, factor = self.min_resource, self.reduction_factor
+        if first is None or factor is None:
+            return self.pruner
+        return f"{self.pruner} ({first}, {first * factor}, {first * factor**2}, …)"
+
+    @property
     def label(self) -> str:
         """Return e.g. `phase 2: tpe, median, 30 epochs`."""
         epochs = f", {self.max_epochs} epochs" if self.max_epochs else ""
-        return f"phase {self.number}: {self.sampler}, {self.pruner}{epochs}"
+        return f"phase {self.number}: {self.sampler}, {self.pruning}{epochs}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +168,7 @@ class StudyView:
 def view_study(study: Study) -> StudyView:
     """Read a study once; attributes that are absent are left out of the view."""
     frozen_trials = study.get_trials(deepcopy=False)
-    phases: dict[tuple[str, str, int | None], Phase] = {}
+    phases: list[Phase] = []
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     attributes = study.user_attrs
     target = attributes.get(stored.TARGET)
@@ -163,7 +176,7 @@ def view_study(study: Study) -> StudyView:
     return StudyView(
         name=study.study_name,
         trials=trials,
-        phases=tuple(phases.values()),
+        phases=tuple(phases),
         distributions={name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()},
         has_cost=len(study.directions) > 1,
         target=target if isinstance(target, int) else None,
@@ -174,13 +187,22 @@ def view_study(study: Study) -> StudyView:
     )
 
 
-def _view_trial(frozen: FrozenTrial, phases: dict[tuple[str, str, int | None], Phase]) -> TrialView:
+def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
     phase = None
     if stored.SAMPLER in attrs:
-        key = (str(attrs[stored.SAMPLER]), str(attrs.get(stored.PRUNER, "none")), attrs.get(stored.MAX_EPOCHS))
-        phase = phases.setdefault(key, Phase(len(phases) + 1, *key, attrs.get(stored.NUM_STARTUP_TRIALS)))
+        new = Phase(
+            len(phases) + 1,
+            sampler=str(attrs[stored.SAMPLER]),
+            pruner=str(attrs.get(stored.PRUNER, "none")),
+            max_epochs=attrs.get(stored.MAX_EPOCHS),
+            min_resource=attrs.get(stored.MIN_RESOURCE),
+            reduction_factor=attrs.get(stored.REDUCTION_FACTOR),
+            num_startup_trials=attrs.get(stored.NUM_STARTUP_TRIALS),
+        )
+        phase = next((known for known in phases if known == new), new)
+        phases += [new] if phase is new else []
     runs: list[Run] = []
     if frozen.datetime_start is not None:
         runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]

@@ -28,8 +28,10 @@ SAMPLER: Final = "sampler"
 PRUNER: Final = "pruner"
 MAX_EPOCHS: Final = "max_epochs"
 NUM_STARTUP_TRIALS: Final = "num_startup_trials"
+MIN_RESOURCE: Final = "min_resource"  # this and the next: with a pruner that pauses
+REDUCTION_FACTOR: Final = "reduction_factor"
 # Study settings that may change between phases; each trial records them under these names.
-PHASE: Final[tuple[str, ...]] = (MAX_EPOCHS, SAMPLER, NUM_STARTUP_TRIALS, PRUNER)
+PHASE: Final[tuple[str, ...]] = (MAX_EPOCHS, SAMPLER, NUM_STARTUP_TRIALS, PRUNER, MIN_RESOURCE, REDUCTION_FACTOR)
 ATTEMPT: Final = "attempt"
 EPOCHS: Final = "epochs"  # finished ones
 PAUSED: Final = "paused"  # the attempt that paused the trial; it waits as long as that is its last

@@ -13,7 +13,7 @@ from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
-from csi_job.storage.rungs import count_epochs, has_complete, prune_paused, standings_of_paused
+from csi_job.storage.rungs import Rungs, count_epochs, has_complete, prune_paused, standings_of_paused
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import set_attribute
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
@@ -63,8 +63,8 @@ class ClaimRules:
     """Failed trials after which the study does."""
     may_add: bool = True
     """Whether to start new trials."""
-    reduction_factor: int | None = None
-    """One of this many paused trials is promoted; None: none is."""
+    rungs: Rungs | None = None
+    """Of paused trials that have none stored; None: none is promoted."""
     max_epochs_total: int | None = None
     """Stored epochs of all trials from which on none is started or promoted."""
 
@@ -190,16 +190,16 @@ class _ClaimTransaction:
         self, connection: Connection, paused: dict[int, Row[Any]], counts: Counts, *, is_last: bool, is_exhausted: bool
     ) -> tuple[Row[Any] | None, tuple[int, ...]]:
         """Return the paused trial to promote, if any; prune those that cannot be promoted, and return their numbers."""
-        factor = self.rules.reduction_factor
-        if not paused or (factor is None and not is_last):
+        rungs = self.rules.rungs
+        if not paused or (rungs is None and not is_last):
             return None, ()
-        ranked = standings_of_paused(connection, self.study_id, [*paused])
-        if factor is None or is_exhausted:  # a study without any complete trial would be for nothing
+        ranked = standings_of_paused(connection, self.study_id, [*paused], rungs or Rungs(1, 2))
+        if rungs is None or is_exhausted:  # a study without any complete trial would be for nothing
             promotable = ranked[:1] if is_last and not has_complete(connection, self.study_id) else []
         else:
-            promotable = [standing for standing in ranked if standing.is_promoted(factor, at_least=int(is_last))]
+            promotable = [standing for standing in ranked if standing.is_promoted(at_least=int(is_last))]
         is_end = is_last and not promotable
-        pruned = [s for s in ranked if is_end or (factor is not None and s.is_beaten(factor, counts.target))]
+        pruned = [s for s in ranked if is_end or (rungs is not None and s.is_beaten(counts.target))]
         prune_paused(connection, pruned)
         row = paused[promotable[0].trial_id] if promotable else None
         return row, tuple(sorted(paused[standing.trial_id].number for standing in pruned))

@@ -13,14 +13,30 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, REASON
+from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, MIN_RESOURCE, REASON, REDUCTION_FACTOR
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, write_trial
 
 
 @dataclass(frozen=True)
+class Rungs:
+    """The rungs of a trial, in finished epochs: the first of its bracket, and then by the reduction factor."""
+
+    min_resource: int
+    reduction_factor: int
+    bracket: int = 0
+
+    def __contains__(self, num_epochs: int) -> bool:
+        """Return whether there is a rung after this many epochs."""
+        rung: int = self.min_resource * self.reduction_factor**self.bracket
+        while rung < num_epochs:
+            rung *= self.reduction_factor
+        return rung == num_epochs
+
+
+@dataclass(frozen=True)
 class Standing:
-    """How a trial compares with all feasible trials of its bracket that reached a rung."""
+    """How a trial compares with all feasible trials of the same rungs that reached one of them."""
 
     trial_id: int
     step: int
@@ -30,54 +46,72 @@ class Standing:
     """From 1, by the best value so far."""
     num_rivals: int
     """With this trial."""
+    reduction_factor: int
 
-    def is_promoted(self, reduction_factor: int, at_least: int = 0) -> bool:
+    def is_promoted(self, at_least: int = 0) -> bool:
         """Whether it is among the best of its rung."""
-        return self.place <= max(self.num_rivals // reduction_factor, at_least)
+        return self.place <= max(self.num_rivals // self.reduction_factor, at_least)
 
-    def is_beaten(self, reduction_factor: int, target: int) -> bool:
+    def is_beaten(self, target: int) -> bool:
         """Whether it would not be promoted even if every other trial of the study's total were worse."""
-        return self.place > max(target // reduction_factor, 1)
+        return self.place > max(target // self.reduction_factor, 1)
 
 
-def standings(connection: Connection, study_id: int, steps: Collection[int] | sa.Select[tuple[int]]) -> list[Standing]:
+def standings(
+    connection: Connection, study_id: int, steps: Collection[int] | sa.Select[tuple[int]], default: Rungs
+) -> list[Standing]:
     """Return the place of each running trial in these rungs, the highest rung first, and the best of each.
 
-    The database ranks them among all trials that reached the rung, so that few rows are read.
+    The database ranks them among all trials of the same rungs that reached this one, so that few rows are read. Trials
+    that have none stored, e.g. those that another pruner let pass, count as of the `default`.
     """
-    rung, so_far, attribute = STEPS.alias("rung"), STEPS.alias("so_far"), USER_ATTRIBUTES.alias("bracket")
-    is_bracket = sa.and_(attribute.c.trial_id == TRIALS.c.trial_id, attribute.c.key == BRACKET)
+    rung, so_far = STEPS.alias("rung"), STEPS.alias("so_far")
     is_before = sa.and_(so_far.c.trial_id == rung.c.trial_id, so_far.c.step <= rung.c.step)
     is_violated = (SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRIBUTES.c.key == CONSTRAINT)
-    bracket = sa.cast(sa.func.coalesce(attribute.c.value_json, "0"), sa.Integer)
-    rivals, best_first = (rung.c.step, bracket), (sa.func.max(so_far.c.intermediate_value).desc(), TRIALS.c.trial_id)
     columns = (TRIALS.c.trial_id, TRIALS.c.state, rung.c.step, rung.c.intermediate_value)
-    ranked = (
+    reached = (
         sa.select(
             *columns,
-            bracket.label("bracket"),
-            sa.func.row_number().over(partition_by=rivals, order_by=best_first).label("place"),
-            sa.func.count().over(partition_by=rivals).label("num_rivals"),
+            sa.func.max(so_far.c.intermediate_value).label("best"),
+            _attribute(BRACKET, 0),
+            _attribute(MIN_RESOURCE, default.min_resource),
+            _attribute(REDUCTION_FACTOR, default.reduction_factor),
         )
         .join(rung, rung.c.trial_id == TRIALS.c.trial_id)
         .join(so_far, is_before)
-        .outerjoin(attribute, is_bracket)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state != TrialState.FAIL, rung.c.step.in_(steps))
         .where(rung.c.intermediate_value.is_not(None))  # a number
         .where(~sa.select(sa.literal(1)).where(*is_violated).exists())
-        .group_by(*columns, attribute.c.value_json)
+        .group_by(*columns)
         .subquery()
     )
+    found = reached.c
+    rivals = found.step, found.bracket, found.min_resource, found.reduction_factor
+    place = sa.func.row_number().over(partition_by=rivals, order_by=(found.best.desc(), found.trial_id))
+    num_rivals = sa.func.count().over(partition_by=rivals)
+    ranked = sa.select(reached, place.label("place"), num_rivals.label("num_rivals")).subquery()
     of_running = sa.select(ranked).where(ranked.c.state == TrialState.RUNNING)
-    rows = connection.execute(of_running.order_by(ranked.c.step.desc(), ranked.c.bracket.desc(), ranked.c.place))
-    return [Standing(row.trial_id, row.step, row.intermediate_value, row.place, row.num_rivals) for row in rows]
+    order = ranked.c.step.desc(), ranked.c.bracket.desc(), ranked.c.place, ranked.c.trial_id
+    return [
+        Standing(row.trial_id, row.step, row.intermediate_value, row.place, row.num_rivals, row.reduction_factor)
+        for row in connection.execute(of_running.order_by(*order))
+    ]
 
 
-def standings_of_paused(connection: Connection, study_id: int, trial_ids: Collection[int]) -> list[Standing]:
+def _attribute(key: str, default: int) -> sa.Label[int]:
+    """Return a number among a trial's attributes as a column."""
+    is_it = (USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == key)
+    stored = sa.select(USER_ATTRIBUTES.c.value_json).where(*is_it).scalar_subquery()
+    return sa.cast(sa.func.coalesce(stored, str(default)), sa.Integer).label(key)
+
+
+def standings_of_paused(
+    connection: Connection, study_id: int, trial_ids: Collection[int], default: Rungs
+) -> list[Standing]:
     """Return the standing of each paused trial in the rung in which it waits, in the order of `standings`."""
     last = sa.select(sa.func.max(STEPS.c.step)).where(STEPS.c.trial_id.in_(trial_ids)).group_by(STEPS.c.trial_id)
     found: dict[int, Standing] = {}
-    for standing in standings(connection, study_id, last):
+    for standing in standings(connection, study_id, last, default):
         if standing.trial_id in trial_ids:
             found.setdefault(standing.trial_id, standing)  # its highest rung
     return [*found.values()]

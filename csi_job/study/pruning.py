@@ -14,10 +14,20 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, GFLOPS, MAX_EPOCHS, TARGET, best_of
+from csi_job.storage.attributes import (
+    BRACKET,
+    CONSTRAINT,
+    CURVE,
+    GFLOPS,
+    MAX_EPOCHS,
+    MIN_RESOURCE,
+    REDUCTION_FACTOR,
+    TARGET,
+    best_of,
+)
 from csi_job.storage.engine import median_of
 from csi_job.storage.optuna_private import PrunerStudy, hyperband_bracket, study_id_of, trial_id_of
-from csi_job.storage.rungs import standings
+from csi_job.storage.rungs import Rungs, standings
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS
 from csi_job.storage.trial_rows import RUNG_KEY_PREFIX
@@ -29,7 +39,7 @@ if TYPE_CHECKING:
 
 N_MIN_TRIALS: Final = 5  # complete trials that must have reached an epoch before any trial is pruned there
 N_WARMUP_STEPS: Final = 1  # epochs without pruning: at first the learning rate only rises
-REDUCTION_FACTOR: Final = 4  # of successive halving, which compares trials at epochs 1, 4, 16, … from 0
+HALVING_FACTOR: Final = 4  # of successive halving, which compares trials at epochs 1, 4, 16, … from 0
 
 
 def make_pruner(settings: StudySettings) -> BasePruner:
@@ -37,7 +47,7 @@ def make_pruner(settings: StudySettings) -> BasePruner:
     if settings.pruner == "median":
         return MedianPruner()
     if settings.pruner == "successive_halving":
-        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION_FACTOR)
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=HALVING_FACTOR)
     return NopPruner()
 
 
@@ -78,27 +88,13 @@ class MedianPruner(BasePruner):
         return median_row.num_rows >= N_MIN_TRIALS and median_row.median is not None and best < median_row.median
 
 
-@dataclass(frozen=True)
-class Rungs:
-    """The rungs of a bracket, in finished epochs: the first, and then by the reduction factor."""
-
-    first: int
-    reduction_factor: int
-
-    def __contains__(self, num_epochs: int) -> bool:
-        """Return whether there is a rung after this many epochs."""
-        rung = self.first
-        while rung < num_epochs:
-            rung *= self.reduction_factor
-        return rung == num_epochs
-
-
 def rungs_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> Rungs | None:
-    """Return the rungs at which a trial may be paused, None where the pruner pauses none."""
+    """Return the rungs at which a trial may be paused, those of its phase; None where the pruner pauses none."""
     if settings.pruner not in PAUSING:
         return None
-    bracket = bracket_of(study, trial, settings)
-    return Rungs(settings.min_resource * settings.reduction_factor**bracket, settings.reduction_factor)
+    given = {MIN_RESOURCE: settings.min_resource, REDUCTION_FACTOR: settings.reduction_factor}
+    stored = {name: int(trial.user_attrs.get(name, number)) for name, number in given.items()}
+    return Rungs(**stored, bracket=bracket_of(study, trial, settings))
 
 
 def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int:
@@ -110,18 +106,18 @@ def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int
     return hyperband_bracket(HyperbandPruner(*resources, settings.reduction_factor), study, trial)
 
 
-def is_promoted(study: Study, trial: FrozenTrial, reduction_factor: int) -> bool | None:
+def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
     """Return whether a trial goes on past the rung of its last epoch; None: it never would, so it is not worth keeping.
 
     Read without the study's lock: a claim decides again.
     """
     study_id, step = study_id_of(study), trial.last_step
     assert step is not None
-    ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step]))
+    ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step], rungs))
     own = next((standing for standing in ranked if standing.trial_id == trial_id_of(trial)), None)
-    if own is None or own.is_beaten(reduction_factor, int(study.user_attrs[TARGET])):
+    if own is None or own.is_beaten(int(study.user_attrs[TARGET])):
         return None
-    return own.is_promoted(reduction_factor)
+    return own.is_promoted()
 
 
 def median_query(study: Study, step: int) -> sa.Select[Any] | None:

@@ -13,12 +13,12 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
 from csi_job.logs import get_logger
-from csi_job.storage.attributes import ATTEMPT, BRACKET, PHASE, WORKER
+from csi_job.storage.attributes import ATTEMPT, BRACKET, MIN_RESOURCE, PHASE, PRUNER, REDUCTION_FACTOR, WORKER
 from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import storage_of
 from csi_job.study.pruning import bracket_of
-from csi_job.study.settings import StudySettings
+from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.trial.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def sample_params(
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
         fixed = {name: getattr(settings, name) for name in PHASE}
+        if trial.user_attrs.get(PRUNER, settings.pruner) not in PAUSING:
+            del fixed[MIN_RESOURCE], fixed[REDUCTION_FACTOR]
         if settings.pruner == "hyperband":
             fixed[BRACKET] = bracket_of(study, frozen_trial_of(trial), settings)
         draft.user_attrs |= {key: value for key, value in fixed.items() if key not in trial.user_attrs}

@@ -14,10 +14,12 @@ from csi_job.storage.attributes import (
     BRACKET,
     FINISHED,
     MAX_EPOCHS,
+    MIN_RESOURCE,
     OBJECTIVE,
     PLANNED_FOR,
     PRUNER,
     REASON,
+    REDUCTION_FACTOR,
     SETTINGS,
     TARGET,
     best_of,
@@ -276,9 +278,10 @@ def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
-    given = attributes.get(SETTINGS, {}).get("study", {})
+    latest = next((trial.user_attrs for trial in reversed(trials) if MIN_RESOURCE in trial.user_attrs), {})
+    given = {**attributes.get(SETTINGS, {}).get("study", {}), **latest}
     fields = StudySettings.model_fields
-    first, factor = (int(given.get(name, fields[name].default)) for name in ("min_resource", "reduction_factor"))
+    first, factor = (int(given.get(name, fields[name].default)) for name in (MIN_RESOURCE, REDUCTION_FACTOR))
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         if trial.state is not TrialState.FAIL and MAX_EPOCHS in trial.user_attrs:

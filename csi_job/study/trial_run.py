@@ -32,10 +32,11 @@ from csi_job.storage.attributes import (
 from csi_job.storage.claim import RELEASE_S, Claim
 from csi_job.storage.lease import RELEASED_AT_S, Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of
+from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.pruning import Rungs, is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
+from csi_job.study.pruning import is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
 from csi_job.study.resume import (
     ResumePoint,
     checkpoint_values,
@@ -306,7 +307,7 @@ class RunningTrial(Generic[Params]):
         if self.rungs is not None:
             if epoch + 1 < self.max_epochs and epoch + 1 in self.rungs:
                 trial = frozen_trial_of(self.trial)
-                promoted = is_promoted(self.study, trial, self.rungs.reduction_factor)
+                promoted = is_promoted(self.study, trial, self.rungs)
                 if promoted is False:
                     raise TrialPausedError(f"paused after epoch {epoch + 1}")
                 may_continue = promoted is not None

@@ -33,6 +33,7 @@ from csi_job.storage.attributes import REJECTED, TrialOutcome
 from csi_job.storage.claim import Claim, ClaimRules, NothingToClaim, claim_trial
 from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
+from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import storage_of
 from csi_job.study.definition import study_seed
 from csi_job.study.heartbeat import Heartbeat
@@ -143,7 +144,7 @@ class _Worker:
             max_attempts=settings.max_attempts,
             max_failed=settings.max_failed_trials,
             may_add=self.options.may_add,
-            reduction_factor=settings.reduction_factor if settings.pruner in PAUSING else None,
+            rungs=Rungs(settings.min_resource, settings.reduction_factor) if settings.pruner in PAUSING else None,
             max_epochs_total=settings.max_epochs_total,
         )
         self.start_s = time.monotonic()

@@ -15,21 +15,23 @@ from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ConfigurationError, StopRequestedError
 from csi_job.report.page.answer import state
+from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S, Lease
 from csi_job.storage.optuna_private import hyperband_bracket
-from csi_job.storage.rungs import Standing, count_epochs, standings
+from csi_job.storage.rungs import Rungs, Standing, count_epochs, standings
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite, add_trial
+from csi_job.study.record import read_record
 from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
-from tests.support.studies import SPACE, Reader, claim, define, leased, objective, value_at, work_on
+from tests.support.studies import SPACE, Reader, claim, define, leased, objective, storage_settings, value_at, work_on
 
-RULES: dict[str, Any] = {"reduction_factor": 2}
+RULES: dict[str, Any] = {"rungs": Rungs(1, 2)}
 ASHA: dict[str, Any] = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
 
 
@@ -43,7 +45,9 @@ def outcomes(study: optuna.Study) -> list[str]:
     return [outcome_of(trial.state, trial.user_attrs) for trial in study.get_trials(deepcopy=False)]
 
 
-def asha(xs: list[float], factor: int, max_epochs: int) -> tuple[list[tuple[int, int]], set[int]]:
+def asha(
+    xs: list[float], factor: int, max_epochs: int, rungs: tuple[int, ...] = (1, 2, 4)
+) -> tuple[list[tuple[int, int]], set[int]]:
     """What one worker computes of trials with these final values, in order, and which are complete (Li et al.)."""
     reached: dict[int, list[int]] = defaultdict(list)
     paused: dict[int, int] = {}
@@ -65,7 +69,7 @@ def asha(xs: list[float], factor: int, max_epochs: int) -> tuple[list[tuple[int,
         trial = promoted[0] if promoted else new.pop(0)
         for epoch in range(paused.pop(trial, 0), max_epochs):
             computed.append((trial, epoch))
-            if (rung := epoch + 1) in (1, 2, 4):
+            if (rung := epoch + 1) in rungs:
                 reached[rung].append(trial)
                 if trial not in best(rung, at_least=0):
                     paused[trial] = rung
@@ -122,44 +126,60 @@ def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(
 
 
 def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_the_rung(storage: StudyStorage) -> None:
-    study, draws = define(storage), random.Random(5)
+    """Among those with the same rungs; the trials of another study, one in four, are none of them."""
+    study, other, draws = define(storage), define(storage, name="other"), random.Random(5)
     study_id, trials = study._study_id, []
-    for _ in range(120):
+    for _ in range(400):
         state = draws.choice([TrialState.RUNNING] * 2 + [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
         values = [draws.choice([0.1, 0.2, 0.3, 0.4, math.nan]) for _ in range(draws.randint(0, 5))]
-        attributes = {"user_attrs": {"bracket": bracket}} if (bracket := draws.randint(-1, 2)) >= 0 else {}
+        given = {"bracket": draws.randint(-1, 2), "min_resource": draws.choice([-1, 3]), "reduction_factor": 2}
+        if given["min_resource"] == 3:
+            given["reduction_factor"] = draws.choice([2, 4])
+        attributes = {name: number for name, number in given.items() if number >= 0}
         violated = {"system_attrs": {CONSTRAINT: 1.0}} if draws.random() < 0.1 else {}
         trial = create_trial(
             state=state,
             value=0.0 if state is TrialState.COMPLETE else None,
             intermediate_values=dict(enumerate(values)),
-            **attributes,
+            user_attrs=attributes,
             **violated,
         )
-        trial_id = storage.write(lambda connection, trial=trial: add_trial(connection, study_id, trial))
-        trials.append((trial_id, state, values, max(bracket, 0), bool(violated)))
+        place_id = study_id if (is_own := draws.random() < 0.75) else other._study_id
+        trial_id = storage.write(lambda connection, at=place_id, trial=trial: add_trial(connection, at, trial))
+        rungs = Rungs(abs(given["min_resource"]), given["reduction_factor"], max(given["bracket"], 0))
+        trials += [(trial_id, state, values, rungs, bool(violated))] if is_own else []
 
     def place(trial_id: int, step: int) -> tuple[float, int]:
         curve = next(values for one, _, values, *_ in trials if one == trial_id)
         return -max(value for value in curve[: step + 1] if not math.isnan(value)), trial_id
 
     expected = []
-    for step in (4, 2, 0):
-        for bracket in (2, 1, 0):
+    for step, bracket in itertools.product((4, 2, 0), (2, 1, 0)):
+        same: list[Standing] = []
+        for first, factor in ((1, 2), (3, 2), (3, 4)):
             rivals = [
                 (trial_id, state, values[step])
                 for trial_id, state, values, own, violated in trials
-                if len(values) > step and own == bracket and not violated and state is not TrialState.FAIL
-                if not math.isnan(values[step])
+                if len(values) > step and own == Rungs(first, factor, bracket) and not violated
+                if state is not TrialState.FAIL and not math.isnan(values[step])
             ]
             rivals.sort(key=lambda rival: place(rival[0], step))
-            expected += [
-                Standing(trial_id, step, value, place, len(rivals))
+            same += [
+                Standing(trial_id, step, value, place, len(rivals), factor)
                 for place, (trial_id, state, value) in enumerate(rivals, start=1)
                 if state is TrialState.RUNNING
             ]
-    assert len(expected) > 40
-    assert storage.read(lambda connection: standings(connection, study_id, [0, 2, 4])) == expected
+        expected += sorted(same, key=lambda standing: (standing.place, standing.trial_id))
+    assert len(expected) > 100
+    assert storage.read(lambda connection: standings(connection, study_id, [0, 2, 4], Rungs(1, 2))) == expected
+
+
+@pytest.mark.parametrize(("place", "best_of"), [(1, 2), (2, 4), (3, 6)])
+def test_one_of_so_many_rivals_is_promoted_and_at_the_end_at_least_one(place: int, best_of: int) -> None:
+    ranked = [Standing(0, 0, 0.5, place, num_rivals, 2) for num_rivals in (best_of - 1, best_of)]
+    assert [standing.is_promoted() for standing in ranked] == [False, True]
+    assert [standing.is_promoted(at_least=1) for standing in ranked] == [place == 1, True]
+    assert [ranked[0].is_beaten(target) for target in (1, best_of - 1, best_of)] == [place > 1, place > 1, False]
 
 
 def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage: StudyStorage) -> None:
@@ -219,6 +239,41 @@ def test_more_trials_compete_with_those_of_before(storage: StudyStorage, tmp_pat
     first = sorted((trial.intermediate_values[0] for trial in study.trials[:8]), reverse=True)
     for trial in study.trials[8:]:
         assert len(trial.intermediate_values) == 1 or trial.intermediate_values[0] > first[5]
+
+
+def test_other_rungs_are_another_phase_whose_trials_compete_among_themselves(
+    storage: StudyStorage, tmp_path: Path, url: str
+) -> None:
+    study = define(storage, num_trials=8, **ASHA)
+    work_on(study, tmp_path, num_trials=8, **ASHA)
+    before = [trial.intermediate_values for trial in study.trials]
+    set_target(study, more_trials=8)
+    later = ASHA | {"min_resource": 3}
+    work_on(study, tmp_path, num_trials=8, **later)
+    assert [trial.intermediate_values for trial in study.trials[:8]] == before
+    xs = [trial.params["unknown_weight"] for trial in study.trials]
+    log = [tuple(map(int, line.split())) for line in (tmp_path / "computed.log").read_text().splitlines()]
+    second = [(number + 8, epoch) for number, epoch in asha(xs[8:], 2, 8, (3, 6))[0]]
+    assert log == asha(xs[:8], 2, 8)[0] + second
+    view = view_study(study)
+    assert [phase.pruning for phase in view.phases] == ["asha (1, 2, 4, …)", "asha (3, 6, 12, …)"]
+    assert commands(view, "f")[1].startswith("CSI_JOB_STUDY__MIN_RESOURCE=3 CSI_JOB_STUDY__REDUCTION_FACTOR=2 csi-job ")
+    record = read_record(storage_settings(url), tmp_path, "toy")
+    assert record is not None
+    assert record.settings()["study"]["min_resource"] == 3
+
+
+def test_a_paused_trial_keeps_its_rungs_and_its_factor(storage: StudyStorage, tmp_path: Path) -> None:
+    study = define(storage, num_trials=2, **ASHA)
+    work_on(study, tmp_path, num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
+    assert [len(trial.intermediate_values) for trial in study.trials] == [1]
+    work_on(study, tmp_path, num_trials=2, **ASHA | {"min_resource": 3, "reduction_factor": 4})
+    [first, second] = study.trials
+    assert (first.user_attrs["min_resource"], first.user_attrs["reduction_factor"]) == (1, 2)
+    assert (second.user_attrs["min_resource"], second.user_attrs["reduction_factor"]) == (3, 4)
+    assert [len(trial.intermediate_values) for trial in study.trials] == [8, 8]  # each alone at its rungs
+    ends = [first.user_attrs["runs"], second.user_attrs["runs"]]
+    assert [len(runs) for runs in ends] == [4, 2]  # paused at 1, 2, 4; paused at 3
 
 
 @pytest.mark.parametrize("pruner", ["asha", "none"])

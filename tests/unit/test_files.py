@@ -1,6 +1,7 @@
 """Atomic writes, refusal to overwrite, JSON, digests and locks."""
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -128,6 +129,28 @@ def test_new_names_survive_a_power_failure(tmp_path, monkeypatch):
     with replacing(folder / "file") as temporary:
         pass
     assert flushed == [temporary, folder]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.EINVAL, ""), (errno.EIO, "check the disk, or "), (errno.ENOSPC, "free up some space, or ")],
+)
+def test_only_a_file_system_that_flushes_no_folder_may_leave_one_unflushed(number, advice, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if not advice:
+        assert write_file(tmp_path / "a" / "file", "text").read_text() == "text"
+        return
+    with pytest.raises(CsiJobError) as caught:
+        write_file(tmp_path / "file", "text")
+    message = f"file cannot be written ({os.strerror(number)}), got '{tmp_path}'; {advice}choose another folder"
+    assert str(caught.value) == message
 
 
 def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers():

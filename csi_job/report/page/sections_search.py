@@ -180,7 +180,7 @@ def _phases(view: StudyView) -> Table:
             (
                 str(phase.number),
                 phase.sampler,
-                phase.pruner,
+                phase.pruning,
                 fmt.count(phase.max_epochs),
                 _numbers(trials),
                 *(fmt.count(sum(trial.outcome == outcome for trial in trials)) for outcome in FINISHED),

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import write_file
+from csi_job.final_model import export
 from csi_job.final_model.candidates import Candidate, CandidateResult
 from csi_job.final_model.card import CardContext, build_card
 from csi_job.final_model.export import publish, read_valid_card, record_test_metrics, remove_model, write_model
@@ -295,6 +297,22 @@ def test_why_a_state_dict_cannot_be_written_is_said(tmp_path, state, card, monke
             write_model(tmp_path / "m.safetensors", state, card, with_pth=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_which_file_of_a_card_cannot_be_written_is_said(path, own_evaluation, monkeypatch):
+    real = export.write_atomic
+
+    def fails(file, text):
+        if file.suffix == ".html":
+            raise OSError(errno.EIO, "Input/output error")
+        real(file, text)
+
+    monkeypatch.setattr(export, "write_atomic", fails)
+    with pytest.raises(CsiJobError) as caught:
+        record_test_metrics(path, own_evaluation)
+    page = path.with_suffix(".html")
+    message = f"the model card cannot be written (Input/output error), got '{page}'; "
+    assert str(caught.value) == f"{message}check the disk and run the same command again"
 
 
 def test_a_model_is_removed_with_the_files_that_describe_it(path):
