@@ -83,18 +83,19 @@ class RepeatedWarnings:
         self._logger = logger
         self._logged: dict[str, tuple[float, int]] = {}  # by line: when it was last logged, and how often it came since
 
-    def log(self, line: str, **values: object) -> None:
-        """Log the line with these values in it, or count it."""
+    def log(self, line: str, **values: object) -> bool:
+        """Log the line with these values in it, or count it; return whether it was logged for the first time."""
         now = time.monotonic()
         logged_at, times = self._logged.get(line, (-math.inf, 0))
         if now - logged_at < REPEAT_EVERY_S:
             self._logged[line] = (logged_at, times + 1)
-            return
+            return False
         if times:
             values |= {"times": times + 1, "seconds": round(now - logged_at)}
         again = f" ({times + 1} times in the last {now - logged_at:.0f} s)" if times else ""
         log_line(self._logger, logging.WARNING, f"{line}{again}", values)
         self._logged[line] = (now, 0)
+        return logged_at == -math.inf
 
 
 def is_interactive() -> bool:

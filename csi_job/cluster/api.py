@@ -39,6 +39,8 @@ NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
 CUT_OFF: Final = "EOF occurred"  # of a TLS handshake, e.g. by a load balancer whose server is away
 WEBHOOK_DOWN: Final = "failed calling webhook"
+# So a webhook fails whose service is gone or whose certificate is wrong, until an administrator repairs it.
+WEBHOOK_BROKEN: Final = re.compile(rf'{WEBHOOK_DOWN}.*(service "[^"]*" not found|x509: |no such host|no service port)')
 TIMEOUT_S: Final = 30
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -55,6 +57,10 @@ class UnreachableError(ClusterError):
 
 class NotAllowedError(ClusterError):
     """The user lacks the right to do this."""
+
+
+class NotYetError(ClusterError):
+    """The cluster lacks something that is needed, and that may come."""
 
 
 class NotFoundError(ClusterError):
@@ -236,6 +242,8 @@ def _of_answer(error: ApiException) -> ClusterError:
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):
         what = "an admission webhook does not answer" if WEBHOOK_DOWN in message else "the API server is not available"
+        if WEBHOOK_BROKEN.search(message):
+            return NotYetError(message, hint="ask an administrator of the cluster to repair that webhook")
         return UnreachableError(f"{what} (status {status}: {message})")
     kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):

@@ -7,18 +7,18 @@ at any point and resume.
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
+from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.refusals import NotYetError, check_database, check_stages
+from csi_job.cluster.refusals import check_database, check_stages
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
-from csi_job.cluster.stages import STAGES, Release, read_release, selector
+from csi_job.cluster.stages import STAGES, Release, job_result, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
@@ -28,6 +28,7 @@ from csi_job.study.settings import check_objective
 logger = get_logger(__name__)
 BEING_DELETED: Final = "because it is being terminated"  # in the answer to whoever creates an object in a namespace
 POLL_S: Final = 2.0
+UPGRADE_S: Final = 30.0  # Helm takes less between the new stages and their controller
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 Step = Callable[[Release], bool]  # what to do next for a release; returns whether nothing is left to do
 
@@ -39,8 +40,8 @@ class ControllerOptions:
     stages: str
     """Name of the ConfigMap that holds the stages."""
     digest: str
-    """Digest of this controller's configuration. If the ConfigMap shows another one, a newer controller is in charge
-    and this one exits."""
+    """Digest of this controller's configuration. Once the controller of another one in the ConfigMap runs, this one
+    exits."""
     missing_s: float = 120.0
     """Seconds to wait for what does not exist or is refused: a claim, an image, a class, a quota, a permission."""
     max_rounds: int = 10
@@ -69,13 +70,14 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     record = partial(_record, cluster, options)
     watch, own = StudyWatch(settings, record), OwnBackOff(cluster)
     refresh_metrics = _serve_metrics(options, watch)
+    lead = _Lead(cluster, options)
     steps: list[Step] = [
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
     try:
-        if not all(_complete(cluster, options, step, own, refresh_metrics) for step in steps):
-            return "another controller is in charge, or the release was uninstalled; if helm upgrade failed, repeat it"
+        if not all(_complete(lead, step, own, refresh_metrics, record) for step in steps):
+            return "another controller is in charge, or the release was uninstalled"
     except StopRequestedError:
         _end_with_namespace(cluster, options)
         raise
@@ -108,33 +110,72 @@ def _serve_metrics(options: ControllerOptions, watch: StudyWatch) -> Callable[[C
     return lambda cluster, release: metrics.refresh(cluster, release, watch)
 
 
+class _Lead:
+    """Decides which controller runs the release, and with which stages.
+
+    Helm writes the new stages first and creates their controller last. If it fails in between, this controller keeps
+    the stages that it knows.
+    """
+
+    def __init__(self, cluster: Cluster, options: ControllerOptions) -> None:
+        """Know no stages yet."""
+        self.cluster, self.options = cluster, options
+        self._last: Release | None = None
+        self._alone_since_s: float | None = None
+        self._warnings = RepeatedWarnings(logger)
+
+    def release(self) -> Release | None:
+        """Return the release that this controller runs; None if another one does, or it was uninstalled."""
+        while True:
+            found = read_release(self.cluster, self.options.stages)
+            if found is None or found.digest == self.options.digest:
+                self._last, self._alone_since_s = found, None
+                return found
+            successor = self.cluster.get("Job", found.controller)
+            if successor is None:
+                self._warn_if_helm_failed()
+                return replace(self._last or found, done=found.done)
+            if job_result(successor) or successor.get("status", {}).get("ready"):
+                return None
+            time.sleep(POLL_S)  # its pod may not start; if Helm removes it, this controller continues
+
+    def _warn_if_helm_failed(self) -> None:
+        now = time.monotonic()
+        self._alone_since_s = self._alone_since_s or now
+        if now - self._alone_since_s > UPGRADE_S:
+            old = "the stages from before" if self._last else "the new stages"
+            self._warnings.log(f"helm upgrade failed halfway; continuing with {old}; repeat it or roll back")
+
+
 def _complete(
-    cluster: Cluster,
-    options: ControllerOptions,
+    lead: _Lead,
     step: Step,
     own: OwnBackOff,
     refresh_metrics: Callable[[Cluster, Release], None],
+    record: Callable[..., None],
 ) -> bool:
     """Repeat a step until it is complete; return False if this controller is no longer in charge."""
-    warnings, refused_at = RepeatedWarnings(logger), None
+    warnings, refused_at, missing_s = RepeatedWarnings(logger), None, lead.options.missing_s
     while True:
         try:
-            release = read_release(cluster, options.stages)
-            if release is None or release.digest != options.digest:
+            release = lead.release()
+            if release is None:
                 return False
             own.reset_when_steady()
-            refresh_metrics(cluster, release)
+            refresh_metrics(lead.cluster, release)
             if step(release):
                 return True
             refused_at = None
         except UnreachableError as error:
             refused_at = None
-            warnings.log(f"{error}; retrying without limit")
+            if warnings.log(f"{error}; retrying without limit"):
+                record("Waiting", str(error), is_warning=True)
         except (NotAllowedError, NotYetError) as error:
             refused_at = refused_at or time.monotonic()
-            if time.monotonic() - refused_at > options.missing_s:
+            if time.monotonic() - refused_at > missing_s:
                 raise StageFailedError(str(error)) from None
-            warnings.log(f"{error}; waiting up to {options.missing_s:.0f} s")
+            if warnings.log(f"{error}; waiting up to {missing_s:.0f} s"):
+                record("Waiting", str(error), is_warning=True)
         except ClusterError as error:
             raise StageFailedError(str(error)) from None
         time.sleep(POLL_S)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from csi_job.cluster.api import Cluster
-from csi_job.cluster.pods import startup_problem
+from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
 from csi_job.files import make_folder
@@ -76,7 +76,7 @@ def _wait_until_running(cluster: Cluster, name: str) -> None:
         if pod is not None:
             if pod["status"].get("phase") == "Running":
                 return
-            problem = startup_problem(pod)
+            problem = why_not_started(cluster, pod)
             reason = problem.reason if problem else reason
         time.sleep(1)
     raise ClusterError(f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}")

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import S_PER_H, metered_usage
-from csi_job.cluster.pods import failure_of, host_of, last_line, startup_problem
-from csi_job.cluster.refusals import job_problem, with_remedy
+from csi_job.cluster.pods import failure_of, host_of, last_line
+from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
@@ -87,7 +87,7 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
     search = cluster.jobs(release.search.labels)
     used_s = metered_usage(search[-1]).gpu_seconds if search else 0.0
     is_over = bool(controllers) and job_result(controllers[-1]) is not None
-    views = [_view(pod, release.gpu_resource) for pod in own]
+    views = [_view(cluster, pod, release.gpu_resource) for pod in own]
     order = {state: place for place, state in enumerate(STATE_ORDER)}
     views.sort(key=lambda view: (order.get(view.state, len(order)), view.stage, view.name))
     note = _outcome(own) if is_over else _refusal(cluster, controllers, own)
@@ -137,9 +137,9 @@ def split_lines(on_line: Callable[[str], None]) -> Callable[[bytes], None]:
     return write
 
 
-def _view(pod: Mapping[str, Any], gpu_resource: str) -> PodView:
+def _view(cluster: Cluster, pod: Mapping[str, Any], gpu_resource: str) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
-    failure, problem = failure_of(pod), startup_problem(pod)
+    failure, problem = failure_of(pod), why_not_started(cluster, pod)
     return PodView(
         name=metadata["name"],
         host=host_of(pod),

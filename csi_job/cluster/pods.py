@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-# A container with one of these waits for something that does not exist.
+# A container with one of these waits for something that does not exist, or fails again and again.
 WAITING_REASONS_FATAL: Final = (
     "ErrImagePull",
     "ImagePullBackOff",
     "InvalidImageName",
     "ErrImageNeverPull",
     "CreateContainerConfigError",
+    "CrashLoopBackOff",  # of a sidecar or the database; no other container is restarted
 )
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
@@ -47,7 +48,11 @@ class StartupProblem:
 
 def failure_of(pod: Mapping[str, Any]) -> Failure | None:
     """Return how a pod failed, None if it did not."""
+    init = pod["spec"].get("initContainers") or ()
+    sidecars = {one["name"] for one in init if one.get("restartPolicy") == "Always"}  # stopped after csi-job's own end
     for status in _containers(pod):
+        if status["name"] in sidecars:
+            continue
         ended = (status.get("state") or {}).get("terminated")
         if ended and ended["exitCode"] != 0:
             message = last_line(ended.get("message") or "") or str(ended.get("reason", ""))
@@ -68,9 +73,17 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in WAITING_REASONS_FATAL:
-            reason = f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+            last = (status.get("lastState") or {}).get("terminated") or {}
+            message = last_line(last.get("message") or "") or waiting.get("message", "")
+            reason = f"{waiting['reason']}: {message}".strip(": ")
             return StartupProblem(name, reason, is_missing=True, age_s=age_s)
     return None
+
+
+def starting_s(pod: Mapping[str, Any]) -> float:
+    """Return for how long a pod with a node has been starting its containers, 0 if it does not."""
+    is_starting = pod.get("status", {}).get("phase") == "Pending" and _scheduled(pod).get("status") == "True"
+    return seconds_since(_ready_to_start(pod)) if is_starting else 0.0
 
 
 def last_line(log: str) -> str:

@@ -11,9 +11,17 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
-from csi_job.cluster.api import Cluster, NotAllowedError, Object, UnreachableError
-from csi_job.cluster.pods import StartupProblem, seconds_since, startup_problem
-from csi_job.cluster.stages import DATABASE, Release, Stage, selector
+from csi_job.cluster.api import (
+    WEBHOOK_BROKEN,
+    WEBHOOK_DOWN,
+    Cluster,
+    NotAllowedError,
+    NotYetError,
+    Object,
+    UnreachableError,
+)
+from csi_job.cluster.pods import StartupProblem, seconds_since, starting_s, startup_problem
+from csi_job.cluster.stages import DATABASE, Release, Stage, claims_of, selector
 from csi_job.errors import ClusterError, ConfigurationError
 
 FAILED_CREATE: Final = "FailedCreate"
@@ -22,6 +30,8 @@ SUCCESSFUL_CREATE: Final = "SuccessfulCreate"
 CURRENT_S: Final = 180.0
 UNBOUND: Final = "unbound immediate PersistentVolumeClaims"  # all that the scheduler says of a claim without a volume
 FAILED_BINDING: Final = "FailedBinding"  # of a claim; the only failure that is no warning
+MOUNT_FAILURES: Final = ("FailedMount", "FailedAttachVolume")
+SLOW_S: Final = 30.0  # by when the volumes of a pod are usually mounted
 EXCEEDED_QUOTA: Final = "exceeded quota"
 _QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)")
 NO_DRY_RUN: Final = "does not support dry run"  # a webhook that has side effects
@@ -35,6 +45,7 @@ _AROUND: Final = re.compile(
 )
 # What to change, by what the reason speaks of; `{stage}` is its section in the values.
 _REMEDIES: Final = (
+    (WEBHOOK_DOWN, "ask an administrator of the cluster to repair that webhook"),
     ("RuntimeClass", "create it, or change {stage}.runtimeClassName"),
     ("PriorityClass", "create it, or change {stage}.priorityClassName"),
     ("service account", "create it, or change serviceAccount.name"),
@@ -49,16 +60,17 @@ _REMEDIES: Final = (
 )
 
 
-class NotYetError(ClusterError):
-    """The cluster lacks something that a stage needs, which may come."""
-
-
 @dataclass(frozen=True)
 class CreationProblem:
     """Why a Job's pods can't be created."""
 
     reason: str
     age_s: float
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether an admission webhook is away, rather than set up wrongly."""
+        return WEBHOOK_DOWN in self.reason and not WEBHOOK_BROKEN.search(self.reason)
 
 
 def refusal_reason(text: str) -> str:
@@ -135,11 +147,28 @@ def is_lasting(reason: str) -> bool:
     return any(to_number(amount) > to_number(limits[name]) for name, amount in requested.items() if name in limits)
 
 
-def explained(cluster: Cluster, problem: StartupProblem, claims: Iterable[str]) -> StartupProblem:
-    """Add what the events of a pod's claims say: the scheduler only says that one has no volume."""
-    reason = unbound_reason(cluster, claims) if UNBOUND in problem.reason else ""
+def why_not_started(cluster: Cluster, pod: Mapping[str, Any]) -> StartupProblem | None:
+    """Return why a pod does not start by its status and by events, None if nothing is wrong.
+
+    Of a claim without a volume the scheduler says no more than that, and of a volume that can't be mounted the status
+    says nothing.
+    """
+    problem = startup_problem(pod)
+    if problem is None:
+        starting = starting_s(pod)
+        reason = _mount_failure(cluster, pod["metadata"]["name"]) if starting > SLOW_S else ""
+        return StartupProblem(pod["metadata"]["name"], reason, "not found" in reason, starting) if reason else None
+    reason = unbound_reason(cluster, claims_of(pod["spec"])) if UNBOUND in problem.reason else ""
     is_missing = "not found" in reason or "no storage class is set" in reason
     return replace(problem, reason=reason, is_missing=is_missing) if reason else problem
+
+
+def _mount_failure(cluster: Cluster, pod: str) -> str:
+    with suppress(NotAllowedError):
+        failed = [event for event in cluster.events("Pod", pod) if event["reason"] in MOUNT_FAILURES]
+        if failed:
+            return str(max(failed, key=_last)["message"])
+    return ""
 
 
 def check_database(cluster: Cluster, release: Release) -> bool:
@@ -150,8 +179,8 @@ def check_database(cluster: Cluster, release: Release) -> bool:
     """
     pods = cluster.find("Pod", selector(release.name, DATABASE))
     for pod in pods:
-        problem = startup_problem(pod)
-        if problem and (problem := explained(cluster, problem, [release.database])).is_missing:
+        problem = why_not_started(cluster, pod)
+        if problem and problem.is_missing:
             raise NotYetError(f"the database's pod {problem.pod} does not start: {problem.reason}")
     if not pods:
         with suppress(NotAllowedError):
@@ -172,7 +201,7 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
     job["metadata"]["name"] = f"{stage.manifest['metadata']['name']}-dry-run"
     try:
         cluster.apply(job, dry_run=True)
-    except (NotAllowedError, UnreachableError):
+    except (NotAllowedError, NotYetError, UnreachableError):
         raise
     except ClusterError as error:
         if NO_DRY_RUN not in str(error):
@@ -188,7 +217,7 @@ def pod_refusal(cluster: Cluster, release: Release, component: str, template: Ma
         cluster.create(
             {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, dry_run=True
         )
-    except (NotAllowedError, UnreachableError):
+    except (NotAllowedError, NotYetError, UnreachableError):
         raise
     except ClusterError as error:
         return refusal_reason(str(error))

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
-from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, startup_problem
-from csi_job.cluster.refusals import explained, job_problem, with_remedy
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running
+from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
     DONE,
@@ -198,14 +198,13 @@ class StageRun:
     def _check_pods(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
         """Log which pods failed, do not start or can't be created; fail the stage if that lasts and none is left."""
         for pod in pods:
-            failure, problem = failure_of(pod), startup_problem(pod)
+            failure, problem = failure_of(pod), why_not_started(self.cluster, pod)
             if failure and failure.exit_code == EXIT_SIGTERM:
                 self.log_once(f"{self.stage.name}: pod {failure.pod} was terminated and handed over its work")
             elif failure:
                 values = {"pod": failure.pod, "exit_code": failure.exit_code}
                 self.log_once(f"{self.stage.name}: {failure}", "PodFailed", is_warning=True, **values)
             elif problem:
-                problem = explained(self.cluster, problem, self.stage.claims)
                 line = f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}"
                 self.log_once(line, "PodWaiting", is_warning=True)
                 if problem.is_missing and not any(map(is_running, pods)):
@@ -218,7 +217,7 @@ class StageRun:
         if problem := job_problem(self.cluster, job):
             reason = with_remedy(self.stage.name, problem.reason)
             self.log_once(f"{self.stage.name}: its pods can't be created: {reason}", "PodsRefused", is_warning=True)
-            if not has_pods:
+            if not (has_pods or problem.is_outage):
                 self._fail_if_stuck(job, reason, problem.age_s)
 
     def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, age_s: float) -> None:

@@ -79,8 +79,7 @@ class Stage:
     @property
     def claims(self) -> list[str]:
         """Names of the volume claims that its pods mount."""
-        claims = [volume["persistentVolumeClaim"] for volume in self.volumes if "persistentVolumeClaim" in volume]
-        return [claim["claimName"] for claim in claims]
+        return claims_of(self.pod)
 
     @property
     def parallelism(self) -> int:
@@ -132,6 +131,11 @@ class Release:
         """Name of the StatefulSet with the study's database, if the chart has installed one."""
         return f"{self.owner['name'].removesuffix('-stages')}-database"
 
+    @property
+    def controller(self) -> str:
+        """Name of the Job of the controller that the chart creates for these stages."""
+        return f"{self.owner['name'].removesuffix('-stages')}-controller-{self.digest}"
+
     def stage(self, name: str) -> Stage:
         """Return the stage with this name."""
         return next(stage for stage in self.stages if stage.name == name)
@@ -148,6 +152,12 @@ class Release:
 def selector(release_name: str, component: str = "") -> dict[str, str]:
     """Return the labels that select the objects of a release, or those of one of its components."""
     return {**NAME, INSTANCE: release_name} | ({COMPONENT: component} if component else {})
+
+
+def claims_of(pod: Mapping[str, Any]) -> list[str]:
+    """Return the names of the volume claims that a pod's spec mounts."""
+    found = (volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ())
+    return [claim["claimName"] for claim in found if claim]
 
 
 def component_of(item: Mapping[str, Any]) -> str:

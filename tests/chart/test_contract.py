@@ -29,6 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "kueue.queueName": "gpus",
     "budget": {"hours": 1, "gpuHours": 2},
 }
+PROXY = {"name": "proxy", "image": "p"}
 PROGRAM = ("controller", *stages.STAGES, "check")  # components whose containers run csi-job itself
 
 
@@ -48,13 +49,16 @@ def environment(container: Document) -> dict[str, str]:
     return {variable["name"]: variable.get("value", "1") for variable in container["env"]}
 
 
-def test_the_pod_failure_policies_know_the_programs_exit_codes(documents: list[Document]) -> None:
-    policies = [d["spec"]["podFailurePolicy"]["rules"] for d in documents if "podFailurePolicy" in d.get("spec", {})]
-    assert len(policies) == 1 + len(stages.STAGES)
-    for disruption, ignored, fatal in policies:
+def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_of_sidecars() -> None:
+    jobs = [d["spec"] for d in render({**EVERYTHING, "sidecars": [PROXY]}) if "podFailurePolicy" in d.get("spec", {})]
+    assert len(jobs) == 1 + len(stages.STAGES)
+    for job in jobs:
+        disruption, *rules = job["podFailurePolicy"]["rules"]
         assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
-        assert (ignored["action"], ignored["onExitCodes"]["values"]) == ("Ignore", [EXIT_SIGTERM])
-        assert (fatal["action"], fatal["onExitCodes"]["values"]) == ("FailJob", list(NON_RETRIABLE_EXIT_CODES))
+        found = [(rule["action"], *rule["onExitCodes"].values()) for rule in rules]
+        ours = [one["name"] for one in containers(job["template"]["spec"]) if one["name"] != PROXY["name"]]
+        codes = (("Ignore", [EXIT_SIGTERM]), ("FailJob", list(NON_RETRIABLE_EXIT_CODES)))
+        assert found == [(action, name, "In", values) for name in ours for action, values in codes]
     assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES) == (143, (2, 3))
     assert StageFailedError.exit_code in NON_RETRIABLE_EXIT_CODES
 

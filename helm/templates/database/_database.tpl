@@ -17,6 +17,7 @@ env:
   - {name: POSTGRES_PASSWORD_FILE, value: /run/secrets/database/{{ .Values.database.secretKey }}}
   - {name: PGDATA, value: /var/lib/postgresql/data/pgdata}
 ports: [{name: postgresql, containerPort: 5432}]
+terminationMessagePolicy: FallbackToLogsOnError
 startupProbe:
   exec: {command: [{{ join ", " $ready }}]}
   periodSeconds: 2

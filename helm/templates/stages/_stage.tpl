@@ -1,4 +1,4 @@
-{{/* What the stages' Jobs have in common, each part as (list $ <stage>). */}}
+{{/* What the stages' Jobs have in common, each part as (list $ <stage>); limits also take the names of its containers. */}}
 {{- define "csi-job.stageMetadata" -}}
 {{ include "csi-job.metadata" (list (index . 0) (index . 1) (index . 1)) }}
   {{- with (index . 0).Values.kueue.queueName }}
@@ -11,7 +11,7 @@
 
 {{- define "csi-job.stageLimits" -}}
 {{- $root := index . 0 -}}
-podFailurePolicy: {{- include "csi-job.podFailurePolicy" $root | nindent 2 }}
+podFailurePolicy: {{- include "csi-job.podFailurePolicy" (slice . 2) | nindent 2 }}
 {{- with (index $root.Values (index . 1)).deadlineSeconds }}
 activeDeadlineSeconds: {{ . | int64 }}
 {{- end }}

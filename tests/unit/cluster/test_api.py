@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
+from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
 from csi_job.errors import ClusterError
 
 
@@ -78,6 +78,8 @@ def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (500, {"message": "failed to convert new object (here/r; batch/v1) to proper version: no"}, ClusterError),
         (500, {"message": "etcdserver: leader changed"}, UnreachableError),
         (500, {"message": "failed calling webhook: connection refused", "reason": "InternalError"}, UnreachableError),
+        (500, {"message": 'failed calling webhook "a": service "w" not found', "reason": "InternalError"}, NotYetError),
+        (500, {"message": 'failed calling webhook "a": tls: x509: unknown authority'}, NotYetError),
         (503, {"message": "apiserver is shutting down"}, UnreachableError),
         (429, {"message": "too many requests"}, UnreachableError),
         (409, {"message": "the object has been modified", "reason": "Conflict"}, UnreachableError),
@@ -99,7 +101,9 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(
     with pytest.raises(ClusterError, match=re.escape(reply["message"])) as raised:
         Cluster("here").apply({"kind": "Job", "metadata": {"name": "r"}})
     assert type(raised.value) is kind
-    assert ("an admission webhook does not answer" in str(raised.value)) is ("webhook" in reply["message"])
+    says = str(raised.value)
+    assert ("an admission webhook does not answer" in says) is ("webhook: " in says and kind is UnreachableError)
+    assert ("ask an administrator of the cluster to repair that webhook" in says) is (kind is NotYetError)
 
 
 def test_a_refused_websocket_is_an_answer(server: Server) -> None:

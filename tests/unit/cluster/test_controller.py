@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageF
 from tests.unit.cluster.namespace import Namespace, event, release_map
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
+REAL_POLL_S = controller.POLL_S
 CLASS = 'the API server rejected the request: pods "a" is forbidden: no PriorityClass with name p was found'
 WEBHOOK = 'the API server rejected the request: admission webhook "w" denied the request: pods need an owner'
 
@@ -117,6 +119,67 @@ def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch:
     assert owners[1] == "new" != owners[0]
 
 
+def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_stages_it_knows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Helm writes the new stages first, and creates their controller last."""
+    namespace, jobs = Failing(), list[list[str]]()
+    successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", "controller")}}
+
+    def other_stages() -> None:
+        metadata, data = (namespace.objects["ConfigMap", "r-stages"][key] for key in ("metadata", "data"))
+        metadata["annotations"][DIGEST] = "e"
+        data["cache.yaml"] = data["cache.yaml"].replace("image: a", "image: z")
+
+    happens = iter((
+        other_stages,
+        lambda: None,
+        lambda: namespace.create(successor),
+        lambda: namespace.delete("Job", "r-controller-e"),
+        lambda: namespace.create(successor | {"status": {"ready": 1}}),
+    ))  # fmt: skip
+
+    def sleep(_: float) -> None:
+        jobs.append(namespace.names("cache"))
+        for job in jobs[-1]:
+            namespace.delete("Job", job)
+        next(happens)()
+
+    clock = itertools.count(0.0, 40.0)
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
+    assert run(namespace) == "another controller is in charge, or the release was uninstalled"
+    (known,) = jobs[0]
+    assert jobs == [[known], [known], [known], [], [known]]
+    assert "helm upgrade failed halfway; continuing with the stages from before; repeat it or roll back" in caplog.text
+
+
+def test_a_refused_pod_is_reported_within_15_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the controller's own clock, which stands still while it works: what is left is how often it looks."""
+    caplog.set_level("INFO", logger="csi_job")
+    namespace, now_s = Failing(), 0.0
+    refused_s, reported_s = list[float](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        if any("its pods can't be created: no PriorityClass" in line for line in caplog.messages):
+            reported_s.append(now_s)
+            namespace.errors = [ClusterError("enough")]
+        elif not refused_s:  # just after it has looked
+            refused_s.append(now_s)
+            (job,) = namespace.names("cache")
+            namespace.create(event(job, "FailedCreate", CLASS.partition("request: ")[2], 0))
+        assert now_s <= 15
+        now_s += seconds
+
+    monkeypatch.setattr(controller, "POLL_S", REAL_POLL_S)
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+    with pytest.raises(StageFailedError, match="enough"):
+        run(namespace, missing_s=60)
+    assert 0 < reported_s[0] - refused_s[0] <= 15
+
+
 def _run_until_a_job_is_created(namespace: Failing) -> None:
     real = namespace._server_side_apply
 
@@ -147,6 +210,7 @@ def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch: pytest.Mo
     times = iter((100.0, 100.0, 190.0, 190.0, 230.0, 230.0))
     monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
     monkeypatch.setattr(controller, "OwnBackOff", lambda _: None)
+    monkeypatch.setattr(controller, "_record", lambda *_, **__: None)
     refused, away = NotAllowedError("cannot get resource"), UnreachableError("away")
     with pytest.raises(StageFailedError, match=r"^no$"):
         run(Failing(refused, away, refused, refused, ClusterError("no")), missing_s=60)
@@ -168,6 +232,7 @@ DATABASE_POD = {
         "labels": selector("r", DATABASE),
         "creationTimestamp": "2026-01-01T00:00:00Z",
     },
+    "spec": {"volumes": [{"name": "passwords"}, {"persistentVolumeClaim": {"claimName": "r-database"}}]},
     "status": {
         "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}}}]
     },

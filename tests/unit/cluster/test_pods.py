@@ -15,13 +15,36 @@ def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]]
     if state is not None:
         status["initContainerStatuses"] = [{"name": "cache", "state": state}]
     created = datetime.now(UTC).isoformat()
-    return {"metadata": {"name": "r-cache-0", "creationTimestamp": created}, "status": status}
+    init = [{"name": "proxy", "restartPolicy": "Always"}, {"name": "cache"}]
+    return {
+        "metadata": {"name": "r-cache-0", "creationTimestamp": created},
+        "spec": {"initContainers": init},
+        "status": status,
+    }
 
 
 def test_a_failure_is_described_by_the_programs_own_error_in_the_log() -> None:
     log = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
     failure = failure_of(pod({"terminated": {"exitCode": 2, "message": log, "reason": "Error"}}))
     assert str(failure) == "pod r-cache-0 (cache) exit 2: row 7 column left_mid: score 9; allowed: 0 to 4"
+
+
+def test_a_sidecar_that_was_stopped_is_not_what_failed() -> None:
+    ended = pod({"terminated": {"exitCode": 1, "message": "csi-job: no", "reason": "Error"}})
+    stopped = {"name": "proxy", "state": {"terminated": {"exitCode": 143, "reason": "Error"}}}
+    ended["status"]["initContainerStatuses"].insert(0, stopped)
+    assert str(failure_of(ended)) == "pod r-cache-0 (cache) exit 1: no"
+
+
+def test_a_container_that_keeps_failing_is_reported_with_its_last_words() -> None:
+    """A sidecar, or the database."""
+    last = {"terminated": {"exitCode": 1, "message": "starting\nFATAL: database files are incompatible with server\n"}}
+    waiting = pod({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container"}})
+    waiting["status"]["initContainerStatuses"][0]["lastState"] = last
+    problem = startup_problem(waiting)
+    assert problem is not None
+    assert problem.reason == "CrashLoopBackOff: FATAL: database files are incompatible with server"
+    assert problem.is_missing
 
 
 def test_a_pod_killed_for_memory_is_reported_as_such() -> None:

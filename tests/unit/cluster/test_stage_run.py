@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -146,6 +147,21 @@ def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog: 
     assert namespace.names("search") == []
 
 
+@pytest.mark.parametrize(("why", "lasts"), [("connection refused", False), ('service "w" not found', True)])
+def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(
+    why: str, lasts: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
+    run.reconcile()
+    failed = f'Error creating: Internal error occurred: failed calling webhook "a": {why}'
+    namespace.create(event(namespace.only()["metadata"]["name"], "FailedCreate", failed, 101))
+    with pytest.raises(StageFailedError, match=why) if lasts else nullcontext():
+        assert not run.reconcile()
+    assert f"{why}; ask an administrator of the cluster to repair that webhook" in caplog.text
+
+
 def test_a_controller_that_may_not_list_events_waits() -> None:
     namespace = Namespace(forbidden={"Event"})
     run = search(namespace, Watch(num_finished=0), stage())
@@ -154,9 +170,8 @@ def test_a_controller_that_may_not_list_events_waits() -> None:
 
 
 def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None:
-    namespace, chosen = Namespace(), stage()
-    chosen.manifest["spec"]["template"]["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "work"}}]
-    run = search(namespace, Watch(num_finished=0), chosen)
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage())
     run.reconcile()
     waits = pod(namespace.only()["metadata"]["name"], "r-0", "Pending")
     condition = {
@@ -165,6 +180,7 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None
         "message": "pod has unbound immediate PersistentVolumeClaims",
     }
     waits["status"] = {"phase": "Pending", "conditions": [condition]}
+    waits["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "work"}}]
     namespace.create(waits)
     assert not run.reconcile()  # the scheduler alone does not say whether a volume is on its way
     namespace.create(event("work", "ProvisioningFailed", "the disk is full", 9, kind="PersistentVolumeClaim"))
@@ -174,6 +190,29 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None
         StageFailedError, match='search can\'t start: volume claim work: storageclass "s" not found; create'
     ):
         run.reconcile()
+
+
+@pytest.mark.parametrize(
+    ("message", "lasts"),
+    [
+        ('MountVolume.SetUp failed for volume "tls" : secret "tls" not found', True),
+        ('Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) r-0', False),
+    ],
+)
+def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(
+    message: str, lasts: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="csi_job")
+    namespace = Namespace()
+    run = search(namespace, Watch(num_finished=0), stage(), missing_s=4000)
+    run.reconcile()
+    namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ContainerCreating"))
+    namespace.create(event("r-0", "FailedMount", message, 9, kind="Pod"))
+    assert not run.reconcile()
+    assert f"search: pod r-0 does not start: {message}" in caplog.messages
+    run.missing_s = 1
+    with pytest.raises(StageFailedError, match=f"search can't start: {re.escape(message)}") if lasts else nullcontext():
+        assert not run.reconcile()
 
 
 def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired() -> None:
