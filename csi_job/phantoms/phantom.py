@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+import csi_job
 from csi_job.errors import ConfigurationError, DataError, explain_os_errors
-from csi_job.files import csv_text, write_atomic
+from csi_job.files import csv_text, json_text, locked, read_json, write_atomic
 from csi_job.logs import progress
 from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
 from csi_job.radiographs.table import FILE_COLUMN, PATIENT_COLUMN
 from csi_job.radiographs.zones import NUM_ZONES, SCORES, UNKNOWN, ZONES
 
+RECIPE = ".phantoms.json"  # with what the phantoms in a folder were drawn; locked meanwhile
 SIDE_PX = (400, 700)  # range of the heights
 UNKNOWN_SHARE = 0.08
 _MIN_SIDE_PX = 64
@@ -31,7 +33,8 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
 
     There are one to three images per patient with similar scores, about 8 % unknown zones (something covers them),
     and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
-    and 2) and NIfTI; `side_px` is the smallest and the largest height. Files with these names are replaced.
+    and 2) and NIfTI; `side_px` is the smallest and the largest height. Other files with these names are replaced; of
+    several processes one draws, and the others wait for it.
 
     Raises:
         ConfigurationError: fewer than one image, or impossible sizes.
@@ -41,27 +44,37 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")
     if not _MIN_SIDE_PX <= side_px[0] <= side_px[1]:
         raise ConfigurationError("invalid side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
+    recipe = {"version": csi_job.__version__, "num_images": num_images, "seed": seed, "side_px": list(side_px)}
+    with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with locked(folder / RECIPE, "another process draws these phantoms; waiting for it"):
+            num_found = sum(1 for _ in (folder / "images").glob("phantom-*"))
+            if read_json(folder / RECIPE) != recipe or num_found < num_images or not (folder / "labels.csv").exists():
+                (folder / RECIPE).write_text("")
+                _draw_phantoms(folder, num_images, seed, side_px)
+                (folder / RECIPE).write_text(json_text(recipe))
+
+
+def _draw_phantoms(folder: Path, num_images: int, seed: int, side_px: tuple[int, int]) -> None:
     random = np.random.default_rng([seed, 0])
     images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
     patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0
     zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
     names = [f"phantom-{number:05d}" for number in range(num_images)]
-    with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        with progress("drawing phantoms", num_images, "images") as advance:
-            for index, name in enumerate(names):
-                body = Body.sample(np.random.default_rng([seed, 2, patients_N[index]]))
-                of_film = np.random.default_rng([seed, 3, index])
-                height_px = int(of_film.integers(*side_px, endpoint=True))
-                size_px = round(height_px * of_film.uniform(*_WIDTH_TO_HEIGHT)), height_px
-                film_HW = draw_chest(body, zones_NZ[index].tolist(), size_px, of_film)
-                write_film(film_HW, folder / "images" / name, index)
-                advance(1)
-        rows = (
-            (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
-            for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
-        )
-        write_atomic(folder / "labels.csv", csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))
+    with progress("drawing phantoms", num_images, "images") as advance:
+        for index, name in enumerate(names):
+            body = Body.sample(np.random.default_rng([seed, 2, patients_N[index]]))
+            of_film = np.random.default_rng([seed, 3, index])
+            height_px = int(of_film.integers(*side_px, endpoint=True))
+            size_px = round(height_px * of_film.uniform(*_WIDTH_TO_HEIGHT)), height_px
+            film_HW = draw_chest(body, zones_NZ[index].tolist(), size_px, of_film)
+            write_film(film_HW, folder / "images" / name, index)
+            advance(1)
+    rows = (
+        (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
+        for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
+    )
+    write_atomic(folder / "labels.csv", csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))
 
 
 def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -58,8 +58,10 @@
 - {name: NUM_PODS, valueFrom: {configMapKeyRef: {name: {{ include "csi-job.fullname" $root }}-settings, key: num-pods}}}
 {{- end }}
 {{- if eq $stage "cache" }}
-- {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "/data/%s" $root.Values.data.labels | quote }}}
-- {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "/data/%s" $root.Values.data.images | quote }}}
+{{- /* All pods of the stage share the phantoms, which one of them draws. */}}
+{{- $data := $root.Values.demo.enabled | ternary "/work/phantoms" "/data" }}
+- {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "%s/%s" $data $root.Values.data.labels | quote }}}
+- {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "%s/%s" $data $root.Values.data.images | quote }}}
 {{- end }}
 {{- if and (ne $step "controller") $root.Values.wandb.existingSecret }}
 - {name: CSI_JOB_TRACKING__WANDB_API_KEY_FILE, value: /run/secrets/wandb/api-key}

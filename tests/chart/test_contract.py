@@ -89,7 +89,7 @@ def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None
 
 def test_the_cache_is_built_for_the_study_which_may_have_one_of_an_earlier_reader(documents: list[Document]) -> None:
     commands = [container["args"][:2] for container in containers(pods(documents)["cache"])]
-    assert commands == [["phantoms", "/data"], ["cluster", "check"], ["study", "create"]]
+    assert commands == [["phantoms", "/work/phantoms"], ["cluster", "check"], ["study", "create"]]
 
 
 def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import IMAGE, Release, pod, secret, wait_until
+from tests.e2e.release import ENDLESS, IMAGE, Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1600)
 
@@ -85,6 +85,23 @@ def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(relea
         assert named in release.helm("upgrade", values={value: given}, check=False)
     controllers = release.items("jobs", "controller")
     assert [job["metadata"]["uid"] for job in controllers] == [before]
+
+
+def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release: Release) -> None:
+    """Here since the claim's class cannot grow, which only the API server knows."""
+    values = {**ENDLESS, "search.parallelism": 1}
+    release.helm("install", "--wait", "--timeout", "5m", values=values)
+    wait_until("a trial is complete", release.num_finished, 300)
+    before, pods = release.uids("controller"), release.uids("search")
+    other = {**values, "work.size": "2Gi", "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    assert "must support resize" in release.helm("upgrade", values=other, check=False)
+
+    wait_until("the controller says so", lambda: "helm upgrade failed halfway" in release.log(), 60)
+    assert (release.uids("controller"), release.uids("search")) == (before, pods)
+    release.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=controller", "--wait=false")
+    wait_until("another controller pod", lambda: release.uids("controller") - before, 120)
+    release.helm("upgrade", values={**values, "job.study.num_trials": release.pause() + 1, "search.parallelism": 2})
+    release.wait_for_end(600)
 
 
 def _is_reported_once(release: Release, named: str) -> None:

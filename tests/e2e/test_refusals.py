@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import trustme
 
 from csi_job.cluster.stages import COMPONENT, STAGES
-from tests.e2e.release import IMAGE, Release, pod, wait_until
+from tests.e2e.release import IMAGE, Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1200)
+
+
+SERVE = """
+import http.server, json, ssl
+
+class Refuse(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        uid = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['request']['uid']
+        response = {'uid': uid, 'allowed': False, 'status': {'message': 'not here'}}
+        review = {'apiVersion': 'admission.k8s.io/v1', 'kind': 'AdmissionReview', 'response': response}
+        body = json.dumps(review).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain('/tls/tls.pem')
+server = http.server.ThreadingHTTPServer(('', 8443), Refuse)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
 
 
 def limits(kind: str, **spec: Any) -> dict[str, Any]:
@@ -75,6 +100,24 @@ def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix
     wait_until("the pod is created", lambda: release.items("pods", "cache"), 60)
 
 
+def test_a_webhook_that_is_away_is_waited_for_its_refusal_ends_the_release_and_so_does_one_without_service(
+    release: Release, webhook: Callable[[str], None]
+) -> None:
+    webhook("webhook")
+    release.helm("install", values={"controller.missingSeconds": 1})
+    down = "an admission webhook does not answer .*failed calling webhook .*; retrying without limit"
+    wait_until("the outage is reported", lambda: re.search(down, release.log()), 90)
+    release.apply(_webhook_server())
+    release.wait_for_end(180, "Failed")
+    assert 'cache can\'t start: admission webhook "pods.example.org" denied the request: not here' in release.outcome()
+
+    webhook("nowhere")
+    release.helm("upgrade", values={"controller.missingSeconds": 1})
+    release.wait_for_end(90, "Failed")
+    assert re.search('failed calling webhook .*service "nowhere" not found; ask an administrator', release.outcome())
+    _ended_at_once(release)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -123,6 +166,47 @@ def policy(release: Release) -> Iterator[str]:
     yield name
     for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
         release.as_admin.kubectl("delete", kind, name, "--ignore-not-found")
+
+
+@pytest.fixture
+def webhook(release: Release) -> Iterator[Callable[[str], None]]:
+    """Point a validating webhook for the cache stage's pods at a service of the namespace; so far nothing serves it."""
+    authority = trustme.CA()
+    served = authority.issue_cert(f"webhook.{release.namespace}.svc").private_key_and_cert_chain_pem.bytes().decode()
+    spec = {"selector": {"name": "webhook"}, "ports": [{"port": 443, "targetPort": 8443}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "webhook"}, "spec": spec}
+    release.apply(secret("webhook", **{"tls.pem": served, "serve.py": SERVE}), service)
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "*"}
+
+    def point_at(name: str) -> None:
+        config = {
+            "service": {"namespace": release.namespace, "name": name},
+            "caBundle": b64encode(authority.cert_pem.bytes()).decode(),
+        }
+        hook = {
+            "name": "pods.example.org",
+            "clientConfig": config,
+            "rules": [rule],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.namespace}},
+            "objectSelector": {"matchLabels": {COMPONENT: "cache"}},
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "timeoutSeconds": 5,
+        }
+        metadata = {"name": release.namespace}
+        group = "admissionregistration.k8s.io/v1"
+        manifest = {"apiVersion": group, "kind": "ValidatingWebhookConfiguration", "metadata": metadata}
+        release.as_admin.run("kubectl", "apply", "-f", "-", input=json.dumps({**manifest, "webhooks": [hook]}))
+
+    yield point_at
+    release.as_admin.kubectl("delete", "validatingwebhookconfiguration", release.namespace, "--ignore-not-found")
+
+
+def _webhook_server() -> dict[str, Any]:
+    server = pod("webhook", IMAGE, 65532, command=["python", "/tls/serve.py"])
+    server["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "webhook", "defaultMode": 0o440}})
+    server["spec"]["containers"][0]["volumeMounts"].append({"name": "tls", "mountPath": "/tls"})
+    return server
 
 
 def _ended_at_once(release: Release) -> None:

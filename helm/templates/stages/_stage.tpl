@@ -51,9 +51,7 @@ volumes:
   - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $root.Values.shmSize }}}}
   {{- if and $root.Values.demo.enabled $root.Values.data.existingClaim }}
   {{- fail "demo.enabled is true, but data.existingClaim names a claim; remove one of them" }}
-  {{- else if and (eq $stage "cache") $root.Values.demo.enabled }}
-  - {name: data, emptyDir: {sizeLimit: 2Gi}}
-  {{- else if eq $stage "cache" }}
+  {{- else if and (eq $stage "cache") (not $root.Values.demo.enabled) }}
   {{- $claim := required "data.existingClaim is needed (or demo.enabled=true)" $root.Values.data.existingClaim }}
   - {name: data, persistentVolumeClaim: {claimName: {{ $claim | quote }}, readOnly: true}}
   {{- end }}

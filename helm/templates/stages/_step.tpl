@@ -29,8 +29,8 @@ volumeMounts:
   {{- end }}
   - {name: tmp, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
-  {{- if eq $stage "cache" }}
-  - {name: data, mountPath: /data{{ if not $root.Values.demo.enabled }}, readOnly: true{{ end }}}
+  {{- if and (eq $stage "cache") (not $root.Values.demo.enabled) }}
+  - {name: data, mountPath: /data, readOnly: true}
   {{- end }}
   {{- with $root.Values.volumeMounts }}
   {{- toYaml . | nindent 2 }}
