@@ -31,9 +31,9 @@ FORBIDDEN: Final = 403
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 SERVER_ERROR: Final = 500
-# What a retry can mend besides other numbers from 500: a timeout, and too many requests.
+# What a retry can cure, besides most codes from 500: a timeout, and too many requests.
 RETRIABLE: Final = frozenset({408, 429})
-# A role or binding is missing; admission has the same number for an object that it refuses.
+# A role or binding is missing; admission answers with the same code for an object that it refuses.
 NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 # So it answers 500 to an object with a wrong type or an unknown field.
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
@@ -218,7 +218,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _of_connection(error: BaseException) -> ClusterError:
-    """Return the error of a connection that failed; a certificate that is refused stays so."""
+    """Return the error of a connection that failed; a rejected certificate is not worth a retry."""
     while (cause := getattr(error, "reason", None)) is not None and isinstance(cause, BaseException):
         error = cause
     is_tls = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
@@ -229,7 +229,7 @@ def _of_connection(error: BaseException) -> ClusterError:
 
 
 def _of_answer(error: ApiException) -> ClusterError:
-    """Return the error that an answer means: an outage if a retry can mend it, else a refusal."""
+    """Return the error that an answer means: an outage if a retry may help, else a refusal."""
     status, cause = int(error.status or 0), error.__context__
     body: bytes | str | None = error.body
     if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # the client turns whatever ends an exec into status 0

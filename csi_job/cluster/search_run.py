@@ -108,7 +108,7 @@ class SearchRun(StageRun):
         return False
 
     def _restore_failed_index(self, job: Mapping[str, Any]) -> None:
-        """Recreate a Job that has given up an index; the more rounds were in vain, the longer the others are spared."""
+        """Recreate a Job that has given up an index, after a wait that grows with each round in vain."""
         failed, tries = (job.get("status") or {}).get("failedIndexes"), int(get_annotation(job, TRIES, "1"))
         if failed and tries < self.max_rounds and age_s(job) > RESTORE_AFTER_S * 2**tries:
             self.recreate(job, f"pod {failed} failed too often without finishing an epoch", self.max_rounds)
@@ -159,9 +159,9 @@ class SearchRun(StageRun):
         return annotations
 
     def _end(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], reason: str) -> bool:
-        """Let the pods do no more than the confirmation, since the budget is exhausted; return whether that is done.
+        """Restrict the pods to the confirmation, since the budget is exhausted; return whether that is done.
 
-        They are sent away first, so that they hand over their trials.
+        They are stopped first, so that they hand over their trials.
         """
         line = f"search: {reason}; its pods hand over their trials, then its winner is confirmed"
         self.log_once(line, "BudgetExhausted")

@@ -46,7 +46,7 @@ class StudyWatch:
         return self._query(lambda study: add_usage(study, usage))
 
     def end_search(self, *, ended: bool) -> bool:
-        """Let workers start trials no more, or again; return False while the study is unavailable."""
+        """Keep workers from starting trials, or let them again; return False while the study is unavailable."""
 
         def end(study: optuna.Study) -> bool:
             if bool(study.user_attrs.get(ENDED)) is not ended:
@@ -91,7 +91,7 @@ class StudyWatch:
         from csi_job.study.definition import load_study
 
         if self._study is None:
-            # The controller is in no hurry: it comes back later rather than wait here.
+            # The controller retries later rather than wait here.
             no_wait = self._settings.storage.model_copy(update={"connect_s": 0.0, "outage_s": 0.0})
             storage = open_storage(no_wait, self._settings.work, create=False)
             self._study = load_study(storage, self._settings.study.name)

@@ -111,7 +111,7 @@ def num_patients_measured(name: str, predictions: Predictions) -> int:
 
 
 def num_patients_behind(name: str, predictions: Predictions) -> int:
-    """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is no share.
+    """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is not a share.
 
     For an AUROC they are those of the rarer side: a perfect order of 2 against 19 patients rests on the 2.
     """

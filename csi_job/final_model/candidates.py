@@ -150,7 +150,7 @@ def write_optimized_params(
 ) -> Path:
     """Write `<study>_optimized_params.json` atomically; `read_hyperparams` reads it too.
 
-    What the study records goes with it, so that the file is enough where the study's database is not.
+    It includes what the study records, so that the file is enough where the study's database is out of reach.
     """
     candidate = winner.result.candidate
     content = {

@@ -1,4 +1,4 @@
-"""The one look of all figures: colours that colour-blind readers can tell apart, on light and dark paper alike.
+"""The look that all figures share: colours that colour-blind readers can tell apart, on light and dark paper alike.
 
 Text, grid and background take their colours from the style sheet of the page, so that they follow its light or dark.
 """
@@ -61,6 +61,6 @@ def axis_title(text: str) -> dict[str, Any]:
 
 
 def line(xs: Sequence[Any], ys: Sequence[Any], color: str, **more: Any) -> dict[str, Any]:
-    """Return one trace of lines; None in `xs` and `ys` parts one line from the next."""
+    """Return one trace of lines; None in `xs` and `ys` separates one line from the next."""
     style = {"color": color, "width": more.pop("width", 2), **more.pop("line", {})}
     return {"type": "scatter", "mode": "lines", "x": list(xs), "y": list(ys), "line": style, **more}

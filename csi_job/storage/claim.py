@@ -194,7 +194,7 @@ class _ClaimTransaction:
         if not paused or (rungs is None and not is_last):
             return None, ()
         ranked = standings_of_paused(connection, self.study_id, [*paused], rungs or Rungs(1, 2))
-        if rungs is None or is_exhausted:  # a study without any complete trial would be for nothing
+        if rungs is None or is_exhausted:  # at least one trial is completed, or the study would be for nothing
             promotable = ranked[:1] if is_last and not has_complete(connection, self.study_id) else []
         else:
             promotable = [standing for standing in ranked if standing.is_promoted(at_least=int(is_last))]

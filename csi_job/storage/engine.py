@@ -62,7 +62,7 @@ def make_engine(address: Address) -> Engine:
 
 
 def _set_autocommit(connection: Any, level: str) -> None:
-    """Know no other level: a transaction that needs one says so in its first statement."""
+    """Set autocommit or not; a transaction that needs another isolation level sets it in its first statement."""
     connection.autocommit = level == "AUTOCOMMIT"
 
 

@@ -52,7 +52,7 @@ STEP_TYPES: Final[dict[str, Any]] = dict(models.TrialIntermediateValueModel.Tria
 # Where `Study.set_metric_names` keeps the names: its own transaction would not be the one that creates the study.
 METRIC_NAMES_KEY: Final[str] = _SYSTEM_ATTR_METRIC_NAMES
 
-# Whose line about a study that is only a means to an end concerns nobody.
+# It logs a line about each study in memory, which concerns nobody.
 IN_MEMORY_LOGGER: Final = "optuna.storages._in_memory"
 
 # Random states within the samplers we use, and samplers within samplers.
@@ -63,7 +63,7 @@ _INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")
 def importance_package() -> ModuleType:
     """Return `optuna.importance` without scikit-learn (over a second of CPU), which fANOVA and MDI alone need.
 
-    They cannot be used in what is returned. Whoever imports `optuna.importance` later gets all of it.
+    Neither can be used in the module returned here. A later import of `optuna.importance` gets all of it.
     """
     name, loaded = "optuna.importance", sys.modules.get("sklearn")
     if name in sys.modules or loaded is not None:
@@ -171,9 +171,9 @@ def _seen_by_sampler(trial: FrozenTrial) -> FrozenTrial:
 
 
 class PrunerStudy:
-    """Stands in for the study that a pruner is given, so that its heirs choose which trials it sees.
+    """Stands in for the study that a pruner is given, so that a subclass chooses which trials it sees.
 
-    Successive halving writes by `study._storage.set_trial_system_attr`; that method is the heir's.
+    Successive halving writes with `study._storage.set_trial_system_attr`, which the subclass has.
     """
 
     @property
@@ -181,7 +181,7 @@ class PrunerStudy:
         return self
 
 
-# The private methods that `_CachedStorage` calls, by the public names under which an heir replaces them.
+# The private methods that `_CachedStorage` calls, by the public names under which a subclass overrides them.
 _METHODS: Final = {
     "create_trial": "_create_new_trial",
     "write_param": "_set_trial_param",
@@ -191,7 +191,7 @@ _METHODS: Final = {
 
 
 class OptunaStorage(RDBStorage):
-    """`RDBStorage` over a given engine, whose heirs replace its private methods under public names.
+    """`RDBStorage` over a given engine; subclasses override its private methods under public names.
 
     The parent's constructor is not called: it formats braces in the URL, keeps the password in it, and connects at
     once. Everything that it sets is set here.

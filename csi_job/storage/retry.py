@@ -30,7 +30,7 @@ WRITABLE_HINT: Final = (
     "SQLite writes beside the file even to read it: make its folder writable, or copy the work folder"
 )
 CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
-REJECTED_LIMIT_S: Final = 30.0  # a password may be in change; but without it, waiting longer only holds a GPU
+REJECTED_LIMIT_S: Final = 30.0  # a password may just be changing; waiting longer without it only holds a GPU
 CHANGED_HINT: Final = (
     "it worked before, so a password or a right was changed: correct it (on Kubernetes, the database's Secret) and run "
     "the same command again (pods restart by themselves); no reported result is lost"

@@ -6,7 +6,7 @@ released by the attempt that its attribute `PAUSED` names.
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -26,12 +26,16 @@ class Rungs:
     reduction_factor: int
     bracket: int = 0
 
-    def __contains__(self, num_epochs: int) -> bool:
-        """Return whether there is a rung after this many epochs."""
+    def below(self, num_epochs: int) -> Iterator[int]:
+        """Yield the rungs below a number of epochs, the lowest first."""
         rung: int = self.min_resource * self.reduction_factor**self.bracket
         while rung < num_epochs:
+            yield rung
             rung *= self.reduction_factor
-        return rung == num_epochs
+
+    def __contains__(self, num_epochs: int) -> bool:
+        """Return whether there is a rung after this many epochs."""
+        return num_epochs in self.below(num_epochs + 1)
 
 
 @dataclass(frozen=True)

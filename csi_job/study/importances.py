@@ -1,4 +1,4 @@
-"""How much each hyperparameter explains of the difference between the best trials and the rest."""
+"""How much of the difference between the best trials and the rest each hyperparameter explains."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ class Importances(NamedTuple):
     too_few: tuple[str, ...] = ()
     """Hyperparameters that vary, but in too few trials to be rated."""
     warnings: tuple[str, ...] = ()
-    """What Optuna says of the rating."""
+    """What Optuna warns of in the rating."""
 
 
 def param_importances(trials: Sequence[FrozenTrial]) -> Importances:

@@ -107,7 +107,7 @@ def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int
 
 
 def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
-    """Return whether a trial goes on past the rung of its last epoch; None: it never would, so it is not worth keeping.
+    """Return whether a trial continues past its last epoch's rung; None: it never would, so it is not worth keeping.
 
     Read without the study's lock: a claim decides again.
     """

@@ -30,8 +30,8 @@ def attempt_name(attempt: int, uid: str) -> str:
 def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> ResumePoint:
     """Find the newest intact checkpoint that matches what is stored of a trial.
 
-    Only those of this study count, or of no known one: version 0.1 did not say. A checkpoint newer than the stored
-    epochs counts only in the folder of the promoted one or of the previous attempt: those wrote it while the database
+    Only those of this study count, or those that name none, as in version 0.1. A checkpoint newer than the stored
+    epochs counts only in the folder of the promoted one or of the previous attempt, which wrote it while the database
     was unreachable. One of any other attempt was written without the lease.
 
     Args:
@@ -70,9 +70,9 @@ def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
 
 
 def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
-    """Remove a trial's checkpoints up to this attempt but the one of its last epoch, if that is in its folder.
+    """Remove all checkpoints of a trial up to this attempt except that of its last epoch, if that one exists.
 
-    Those of a later attempt are of a worker that has taken the trial over.
+    Checkpoints of a later attempt belong to a worker that has taken the trial over.
     """
     newest = folder / f"epoch-{epoch:04d}.pt"
     if newest.is_file():

@@ -48,7 +48,7 @@ class StudySettings(Section):
     """Rule that stops unpromising trials early; `asha` and `hyperband` pause them, and resume them as others fall
     behind."""
     reduction_factor: int = Field(default=2, ge=2)
-    """With `asha` and `hyperband`: one of this many trials goes on at each rung, and rungs lie this factor apart."""
+    """With `asha` and `hyperband`: one of this many trials continues at each rung, and rungs lie this factor apart."""
     min_resource: int = Field(default=3, ge=1)
     """With `asha` and `hyperband`: epochs of the first rung."""
     max_epochs_total: int | None = Field(default=None, ge=1)

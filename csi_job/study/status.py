@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
+from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
@@ -137,7 +139,7 @@ class StudyStatus:
     confirmation: ConfirmationStatus | None = None
     """None before its trainings are planned."""
     num_paused: int = 0
-    """Trials that wait for others to fall behind; of no worker."""
+    """Trials that wait for others to fall behind; no worker runs them."""
 
     @property
     def claimed(self) -> tuple[RunningStatus, ...]:
@@ -274,7 +276,7 @@ def _seconds_left(
 
 
 def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
-    """Return how many epochs are left where one of `reduction_factor` trials goes on at each rung.
+    """Return how many epochs are left where one of `reduction_factor` trials continues at each rung.
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
@@ -291,12 +293,12 @@ def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -
         complete = [len(curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
         end = round(median(complete)) if complete else rivals[-1].user_attrs[MAX_EPOCHS]
         number = round(int(attributes.get(TARGET, 0)) * len(rivals) / num_started)
-        low, high = 0, min(first * factor**bracket, end)
+        rungs = [*Rungs(first, factor, bracket).below(end), end]
         # What a finished trial did not train, nobody will.
-        at_least = {TrialState.COMPLETE: end, TrialState.PRUNED: high}
+        at_least = {TrialState.COMPLETE: end, TrialState.PRUNED: rungs[0]}
         epochs = [max(len(curve_of(trial)), at_least.get(trial.state, 0)) for trial in rivals]
-        while low < high:
+        for low, high in pairwise([0, *rungs]):
             done = sum(min(max(num_epochs - low, 0), high - low) for num_epochs in epochs)
             left += max(number * (high - low) - done, 0)
-            number, low, high = max(number // factor, 1), high, min(high * factor, end)
+            number = max(number // factor, 1)
     return left

@@ -1,4 +1,4 @@
-"""Several workers, each in a process of its own with a GPU of its own: started, restarted when they die, stopped."""
+"""Several workers, each in its own process with its own GPU: started, restarted when they die, stopped."""
 
 import os
 import queue
@@ -29,7 +29,7 @@ MAX_RESTARTS: Final = 3  # of a worker, in a row without a finished epoch
 
 
 class WorkerError(CsiJobError):
-    """The error of a worker in a process of its own."""
+    """The error of a worker in its own process."""
 
     def __init__(self, message: str, exit_code: int, *, ends_search: bool) -> None:
         """Take the worker's exit code; `ends_search` says that a restart would be pointless."""
@@ -135,7 +135,7 @@ class WorkerGroup:
         if code == 0 or self._is_ending:
             return
         how = f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
-        how = "killed, perhaps since memory ran out" if code == -signal.SIGKILL else how
+        how = "killed, perhaps because memory ran out" if code == -signal.SIGKILL else how
         error = worker.error or WorkerError(how, 1, ends_search=False)
         worker.num_deaths += 1
         values = {"worker": worker.number, "reason": error}
@@ -151,7 +151,7 @@ class WorkerGroup:
                 self._error = error
 
     def _end(self) -> None:
-        """Stop all workers as SIGTERM does; none is restarted any more."""
+        """Stop all workers as SIGTERM does, and restart none any more."""
         self._is_ending = True
         for worker in self._workers:
             if worker.process is not None:
@@ -163,7 +163,7 @@ class WorkerGroup:
                 worker.process.kill()
 
 
-# What each worker's process may use: one GPU of its own, and a share of the cores
+# What each worker's process may use: its own GPU, and a share of the cores
 
 
 def visible_gpus() -> list[str]:

@@ -32,7 +32,7 @@ HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password
 
 
 class Tracker(Protocol):
-    """Follows the trials of a worker; no method may wait or raise."""
+    """Follows a worker's trials; no method may block or raise."""
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
         """Take note that a trial starts, or resumes in another attempt."""

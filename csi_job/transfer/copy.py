@@ -118,7 +118,7 @@ def insert_study(storage: StudyStorage, rows: StudyRows, name: str) -> None:
         lock_schema(connection)
         existing = find_study(connection, name)
         if existing is not None and existing == inserted and not storage.address.is_sqlite:
-            return  # an earlier try committed, but the reply was lost; SQLite loses none, but uses ids again
+            return  # an earlier try committed, but the reply was lost; SQLite loses none, but reuses ids
         if existing is not None:
             message = "the target already has a study of this name"
             raise ConfigurationError(message, got=name, hint="copy it under another name: --as NEW")
@@ -162,7 +162,7 @@ def insert_trial_rows(connection: Connection, study_id: int, trials: Sequence[Tr
             batch = trials[first : first + BATCH_SIZE]
             rows = [_without_key(TRIALS, trial.own) | {"study_id": study_id} for trial in batch]
             ids = {row.number: row.trial_id for row in connection.execute(query, rows)}
-            # Optuna deletes trials without their leases, and SQLite uses their ids again.
+            # Optuna deletes trials without their leases, and SQLite reuses their ids.
             connection.execute(sa.delete(LEASES).where(LEASES.c.trial_id.in_(ids.values())))
             for table in (*TRIAL_PARTS, LEASES):
                 parts = [

@@ -24,7 +24,7 @@ from csi_job.files import make_folder, replacing
 MARKER: Final = b"csi-job checkpoint 1"
 NUM_KEPT: Final = 2  # the newest, and the one before it in case the disk corrupts the newest
 TRAILER_BYTES: Final = hashlib.sha256().digest_size + len(MARKER)
-MAX_SHARE: Final = 0.02  # of the time since the last checkpoint that training waits for one, or a writer is busy
+MAX_SHARE: Final = 0.02  # of the time since the last checkpoint, for which training may wait or a writer be busy
 MAX_LOSS_S: Final = 60.0  # what a kill costs at most, or an epoch where that is longer
 NAME: Final = re.compile(r"epoch-(\d{4,})\.pt")
 
@@ -49,11 +49,11 @@ class CheckpointWriter:
         self._began_s, self._took_s = time.monotonic(), 0.0
 
     def epoch_done(self, epoch: int, state: dict[str, Any], epoch_s: float) -> Path | None:
-        """Take the state after an epoch, which nothing may change any more.
+        """Take the state after an epoch, which must not change any more.
 
         Returns:
             the newest checkpoint that is safe on the disk, None before the first. The next write, which removes the
-            last but one, begins only in the next call.
+            second newest, begins only in the next call.
 
         Raises:
             CheckpointWriteError: the last write failed.
@@ -75,7 +75,7 @@ class CheckpointWriter:
             self._end()
 
     def close(self) -> None:
-        """Give up what is being written, of which nothing remains."""
+        """Abandon the write in progress, of which nothing remains."""
         self._cancelled.set()
         self._thread.shutdown(cancel_futures=True)
 

@@ -1,6 +1,6 @@
 """Functions on a GPU as CUDA graphs: recorded once for each shape of their inputs, then launched with a single call.
 
-Python needs longer to launch the kernels of a small network one by one than a GPU to run them. A graph launches the
+Python takes longer to launch a small network's kernels one by one than the GPU takes to run them. A graph launches the
 same kernels in the same order, so it computes the same bits. On a CPU, functions are simply called.
 """
 
@@ -55,7 +55,7 @@ class Graphs:
     def _record(self, key: object, function: Callable[..., T], inputs: tuple[Tensor, ...]) -> None:
         """Record a function; if that fails, use no graphs from now on."""
         states = random_states(self.device, self.generator)
-        pool = next((recorded.graph.pool() for recorded in self._recorded.values()), None)  # one, for they take turns
+        pool = next((recorded.graph.pool() for recorded in self._recorded.values()), None)  # shared, as they take turns
         self.is_recording = True
         try:
             self._recorded[key] = _Recorded(function, inputs, self.generator, pool)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import check_architecture
 
-MAX_INT: Final = 1_000_000  # far above any use, so that no typing error asks for petabytes
+MAX_INT: Final = 1_000_000  # far above any use, so that a typo cannot ask for petabytes
 
 Value = str | int | float
 T = TypeVar("T", str, int, float)

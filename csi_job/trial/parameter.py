@@ -175,7 +175,7 @@ def check_of(name: str) -> Callable[[Parameter | None], Parameter | None]:
 
 
 def reject(place: tuple[str, ...], message: str, value: object) -> NoReturn:
-    """Raise an error that pydantic reports at this dotted place below what is being validated."""
+    """Raise an error that pydantic reports at this dotted path below the value being validated."""
     error = InitErrorDetails(
         type=PydanticCustomError("space", "{message}", {"message": message}), loc=place, input=value
     )

@@ -223,7 +223,7 @@ def parents_first(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     waiting = dict(parameters)
     while waiting:
         ready = [name for name, form in waiting.items() if not (form.when or {}).keys() & waiting.keys()]
-        if not ready:  # each waits for another, so following them comes round
+        if not ready:  # each waits for another, so they form a circle
             path = [next(iter(waiting))]
             while path[-1] not in path[:-1]:
                 path.append(next(parent for parent, _ in waiting[path[-1]].conditions if parent in waiting))

@@ -49,7 +49,7 @@ class TrainingHooks(Protocol):
         """Take the result of an epoch, and the newest checkpoint on the disk, which may be of an earlier one."""
 
     def checkpoint_failed(self, error: CheckpointWriteError) -> None:
-        """Take the reason why the training goes on without checkpoints."""
+        """Take the reason why training continues without checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _log = get_logger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
 # A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it
-# pays even if the trial is pruned halfway. Of other networks it is not known what it saves.
+# pays even if the trial is pruned halfway. What it saves in other networks was not measured.
 COMPILED_FROM = {"Custom_1": 2 * 253_000}
 MAX_CLASS_WEIGHT = 10.0  # a score that occurs once or twice must not dominate the loss
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1

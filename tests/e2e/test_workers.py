@@ -26,7 +26,7 @@ def test_a_pod_loses_a_worker_and_then_all_without_losing_a_trial(release: Relea
     first_two = workers_of(release, pod)
     release.kubectl("exec", pod, "--", "sh", "-c", f"kill -9 {min(first_two)}")
     wait_until("a third worker runs a trial", lambda: workers_of(release, pod) - first_two, 240)
-    assert "killed, perhaps since memory ran out; restarting it" in release.kubectl("logs", pod)
+    assert "killed, perhaps because memory ran out; restarting it" in release.kubectl("logs", pod)
     assert release.running("search") == [pod]
 
     before = release.uids("search")

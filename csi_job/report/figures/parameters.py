@@ -29,7 +29,7 @@ ROW_HEIGHT_PX = 270
 NOT_USED_HEIGHT = -0.13  # where a line passes the axis of a parameter that its trial does not have
 F1_COLOURS = ("#aab4bf", "#8fb0cf", "#6d9fce", "#4a8ac6", "#1f6fb4")  # low to high
 NUM_TICKS = 5
-MIN_DECADES_SPAN = 100  # highest over lowest value from which on a logarithmic axis has ticks at powers of ten
+MIN_DECADES_SPAN = 100  # ratio of highest to lowest value from which a logarithmic axis has ticks at powers of ten
 JITTER_STEPS = 41  # positions over which markers of one choice are spread, so that they do not hide each other
 
 

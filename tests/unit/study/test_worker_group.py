@@ -58,7 +58,7 @@ def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("death", "reason"),
     [
-        (DIE, "killed, perhaps since memory ran out"),
+        (DIE, "killed, perhaps because memory ran out"),
         ("os.kill(os.getpid(), 11)", "ended by signal 11 (Segmentation fault)"),
         ("raise SystemExit(143)", "ended with exit code 143"),
         ('worker.fail("the GPU is lost", 1, ends_search=False)', "the GPU is lost"),
