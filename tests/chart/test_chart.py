@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +57,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
-def test_every_pod_of_every_branch_is_restricted(values: dict[str, Any]) -> None:
+def test_every_pod_of_every_branch_is_restricted(values):
     for component, pod in pods(render(values)).items():
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -71,9 +70,7 @@ def test_every_pod_of_every_branch_is_restricted(values: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
-def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(
-    values: dict[str, Any],
-) -> None:
+def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(values):
     for component, pod in pods(render(values)).items():
         mounts = {mount["mountPath"] for container in containers(pod) for mount in container["volumeMounts"]}
         assert ("/data" in mounts) == (component == "cache" and not values.get("demo.enabled"))
@@ -81,7 +78,7 @@ def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(
 
 
 @pytest.mark.parametrize("api_versions", [(), ("--api-versions=batch/v1/Job",)], ids=["helm template", "Argo CD"])
-def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_versions: tuple[str, ...]) -> None:
+def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_versions):
     result = helm({"demo.enabled": True}, action=("template", *api_versions))
     assert result.returncode != 0
     assert "database.existingSecret is needed" in result.stderr
@@ -89,7 +86,7 @@ def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_v
 
 
 @pytest.mark.parametrize("num_gpus", [0, 1])
-def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(num_gpus: int) -> None:
+def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(num_gpus):
     values = {"search.gpus": 2, "gpuResource": "amd.com/gpu", "job.trial.device": "cuda"}
     found = pods(render({**DEMO, **values, **({"final.gpus": num_gpus} if num_gpus else {})}))
     search = found["search"]["containers"][0]
@@ -104,8 +101,8 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
 
 
 @pytest.mark.parametrize("stage", ["cache", "search"])
-def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage: str) -> None:
-    def job(number: int) -> Any:
+def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
+    def job(number):
         values = {**DEMO, f"{stage}.parallelism": number}
         return next(d for d in render(values) if d["metadata"]["name"] == f"r-csi-job-{stage}")
 
@@ -151,35 +148,35 @@ def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage: str) -> No
         ({"job.study.sampler": "cmaes", "job.study.objective": "f1-and-cost"}, "/job/study/objective"),
     ],
 )
-def test_a_wrong_value_is_rejected_by_its_name(values: dict[str, Any], name: str) -> None:
+def test_a_wrong_value_is_rejected_by_its_name(values, name):
     result = helm({**DEMO, **values})
     assert result.returncode != 0
     assert name in result.stderr
 
 
-def test_the_schema_matches_the_models() -> None:
+def test_the_schema_matches_the_models():
     assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
 
 
-def test_every_value_has_a_comment_and_a_row_in_the_docs() -> None:
+def test_every_value_has_a_comment_and_a_row_in_the_docs():
     uncommented = [path for path, _, text in rows((CHART / "values.yaml").read_text()) if not text]
     assert {path.partition(".")[0] for path in uncommented} <= {"podSecurityContext", "securityContext"}
     assert (ROOT / "docs" / "values.md").read_text() == page(), "run: make values"
 
 
-def test_the_models_know_every_value() -> None:
+def test_the_models_know_every_value():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     del values["job"]
     validated = ChartValues.model_validate(values)
     assert validated.model_fields_set == set(ChartValues.model_fields)
 
 
-def test_the_defaults_of_the_job_are_valid_settings() -> None:
+def test_the_defaults_of_the_job_are_valid_settings():
     job = yaml.safe_load((CHART / "values.yaml").read_text())["job"]
     Settings.model_validate(job)
 
 
-def test_the_manifests_are_the_rendered_chart(tmp_path: Path) -> None:
+def test_the_manifests_are_the_rendered_chart(tmp_path):
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     subprocess.run([ROOT / "k8s" / "render.sh", tmp_path], check=True, timeout=60)
@@ -199,9 +196,7 @@ branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
 @example(release="a" * 28, chosen=["demo"], parallelism=1000, cpu=1)
 @example(release="a" * 53, chosen=["demo"], parallelism=1000, cpu=1)
-def test_names_stay_within_63_characters_and_labels_are_text(
-    release: str, chosen: list[str], parallelism: int, cpu: int
-) -> None:
+def test_names_stay_within_63_characters_and_labels_are_text(release, chosen, parallelism, cpu):
     values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}
     values |= {
         **DEMO,
@@ -246,7 +241,7 @@ LATER = [
 ]
 
 
-def test_values_that_an_earlier_version_did_not_have_are_those_of_today(tmp_path: Path) -> None:
+def test_values_that_an_earlier_version_did_not_have_are_those_of_today(tmp_path):
     """As `helm upgrade --reuse-values` gives them."""
     old = tmp_path / "helm"
     shutil.copytree(CHART, old)

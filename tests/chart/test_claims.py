@@ -30,19 +30,19 @@ def change(folder: Path, **wanted: str) -> subprocess.CompletedProcess[str]:
         ({"mode": "ReadWriteOnce"}, "work.accessMode can't be changed to ReadWriteOnce"),
     ],
 )
-def test_an_impossible_change_is_rejected(tmp_path: Path, wanted: dict[str, str], message: str) -> None:
+def test_an_impossible_change_is_rejected(tmp_path, wanted, message):
     result = change(tmp_path, **wanted)
     assert result.returncode != 0
     assert message in result.stderr
 
 
 @pytest.mark.parametrize("wanted", [{}, {"size": "51200Mi"}, {"size": "1Ti"}, {"class": "nfs"}], ids=str)
-def test_a_possible_change_is_accepted(tmp_path: Path, wanted: dict[str, str]) -> None:
+def test_a_possible_change_is_accepted(tmp_path, wanted):
     result = change(tmp_path, **wanted)
     assert result.returncode == 0, result.stderr
 
 
-def test_nothing_outside_the_namespace_is_looked_up() -> None:
+def test_nothing_outside_the_namespace_is_looked_up():
     templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
     namespaces = re.findall(r'lookup "\S+" "\S+" (\S+)', templates)
     assert set(namespaces) == {".root.Release.Namespace", ".Release.Namespace"}

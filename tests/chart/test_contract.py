@@ -49,7 +49,7 @@ def environment(container: Document) -> dict[str, str]:
     return {variable["name"]: variable.get("value", "1") for variable in container["env"]}
 
 
-def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_of_sidecars() -> None:
+def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_of_sidecars():
     jobs = [d["spec"] for d in render({**EVERYTHING, "sidecars": [PROXY]}) if "podFailurePolicy" in d.get("spec", {})]
     assert len(jobs) == 1 + len(stages.STAGES)
     for job in jobs:
@@ -63,9 +63,7 @@ def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_
     assert StageFailedError.exit_code in NON_RETRIABLE_EXIT_CODES
 
 
-def test_work_volume_and_settings_are_mounted_where_the_program_looks(
-    documents: list[Document], ours: list[Document]
-) -> None:
+def test_work_volume_and_settings_are_mounted_where_the_program_looks(documents, ours):
     (fetch,) = containers(pods(documents)["fetch"])
     assert {mount["mountPath"] for mount in fetch["volumeMounts"]} == {str(stages.WORK.root)}
     assert PACK.startswith(f"cd {stages.WORK.root} && find models problems.csv ")
@@ -82,17 +80,17 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(
     assert "HOME=/tmp/home" in image  # the chart mounts a volume at /tmp
 
 
-def test_image_and_chart_run_as_the_same_user(documents: list[Document]) -> None:
+def test_image_and_chart_run_as_the_same_user(documents):
     (user,) = re.findall(r"^USER (\d+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert {pods(documents)[name]["securityContext"]["runAsUser"] for name in PROGRAM} == {int(user)}
 
 
-def test_the_cache_is_built_for_the_study_which_may_have_one_of_an_earlier_reader(documents: list[Document]) -> None:
+def test_the_cache_is_built_for_the_study_which_may_have_one_of_an_earlier_reader(documents):
     commands = [container["args"][:2] for container in containers(pods(documents)["cache"])]
     assert commands == [["phantoms", "/work/phantoms"], ["cluster", "check"], ["study", "create"]]
 
 
-def test_the_final_stage_reads_what_the_program_writes(documents: list[Document]) -> None:
+def test_the_final_stage_reads_what_the_program_writes(documents):
     (final,) = containers(pods(documents)["final"])
     _, train, evaluate, _ = command_lines(final)
     assert train[2:] == [f"--hyperparams={stages.WORK.best_params('csi_optimization')}"]
@@ -107,7 +105,7 @@ def command_lines(container: Document) -> list[list[str]]:
     return [list(step) for is_then, step in itertools.groupby(arguments[1:], THEN.__eq__) if not is_then]
 
 
-def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) -> None:
+def test_every_variable_is_a_setting_or_read_by_a_command(ours):
     for container in ours:
         variables = environment(container)
         settings = load_settings(environment=variables).settings
@@ -119,7 +117,7 @@ def test_every_variable_is_a_setting_or_read_by_a_command(ours: list[Document]) 
             assert {stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE, POD_VARIABLE} <= others
 
 
-def test_every_command_line_is_one_of_the_program(ours: list[Document]) -> None:
+def test_every_command_line_is_one_of_the_program(ours):
     known = dict(commands())
     for arguments in (line for container in ours for line in command_lines(container)):
         length = next(n for n in (2, 1) if tuple(arguments[:n]) in known)
@@ -127,7 +125,7 @@ def test_every_command_line_is_one_of_the_program(ours: list[Document]) -> None:
         command.make_parser(click.Context(command)).parse_args(list(arguments[length:]))  # raises on an unknown option
 
 
-def test_labels_annotations_and_keys_are_those_that_the_controller_reads(documents: list[Document]) -> None:
+def test_labels_annotations_and_keys_are_those_that_the_controller_reads(documents):
     (found,) = [document for document in documents if document["metadata"]["name"].endswith("-stages")]
     assert found["metadata"]["annotations"].keys() == {stages.DIGEST, stages.GPU_RESOURCE}
     assert (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,18 +26,18 @@ def variables(values: dict[str, Any], component: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_stages_share_downloaded_weights_on_the_work_volume(stage: str) -> None:
+def test_the_stages_share_downloaded_weights_on_the_work_volume(stage):
     assert {given["TORCH_HOME"] for given in variables({}, stage)} == {"/work/weights"}
     for container in containers(pods(render(DEMO))[stage]):
         assert {"name": "work", "mountPath": "/work"} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize(("stage", "expected"), [("cache", None), ("search", "false"), ("final", "false")])
-def test_only_the_cache_stage_creates_tables(stage: str, expected: str | None) -> None:
+def test_only_the_cache_stage_creates_tables(stage, expected):
     assert {given.get("CSI_JOB_STORAGE__CREATE_TABLES") for given in variables({}, stage)} == {expected}
 
 
-def test_a_variable_of_the_stage_overrides_the_releases() -> None:
+def test_a_variable_of_the_stage_overrides_the_releases():
     values = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}
     values |= {"search.env": [{"name": "A", "value": "2"}]}
     (search,) = variables(values, "search")
@@ -46,7 +45,7 @@ def test_a_variable_of_the_stage_overrides_the_releases() -> None:
     assert all(given["A"] == "1" for given in variables(values, "final"))
 
 
-def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_otherwise() -> None:
+def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_otherwise():
     values = {"env": [{"name": "CSI_JOB_STORAGE__CONNECT_S", "value": "7"}]}
     assert {given["CSI_JOB_STORAGE__CONNECT_S"] for given in variables(values, "search")} == {"7"}
     rejected = helm({**DEMO, "env": [{"name": "CSI_JOB_WORK", "value": "/elsewhere"}]})
@@ -54,12 +53,12 @@ def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_other
     assert "the chart itself sets CSI_JOB_WORK" in rejected.stderr
 
 
-def test_the_initial_wait_for_the_database_defaults_to_the_outage_limit() -> None:
+def test_the_initial_wait_for_the_database_defaults_to_the_outage_limit():
     assert variables({"job.storage.connect_s": 33}, "search")[0]["CSI_JOB_STORAGE__CONNECT_S"] == "33"
     assert variables({"job.storage.outage_s": 44}, "search")[0]["CSI_JOB_STORAGE__CONNECT_S"] == "44"
 
 
-def test_large_numbers_stay_integers() -> None:
+def test_large_numbers_stay_integers():
     values = {**DEMO, "ttlSecondsAfterFinished": 1209600, "search.deadlineSeconds": 2000000}
     (job,) = [d for d in render(values) if d["metadata"]["name"] == "r-csi-job-search"]
     assert job["spec"]["ttlSecondsAfterFinished"] == 1209600
@@ -67,7 +66,7 @@ def test_large_numbers_stay_integers() -> None:
     assert helm({**DEMO, "ttlSecondsAfterFinished": 0}).returncode != 0
 
 
-def test_helm_test_and_the_stages_know_the_gpu_resource() -> None:
+def test_helm_test_and_the_stages_know_the_gpu_resource():
     documents = render({**DEMO, "search.gpus": 2, "gpuResource": "amd.com/gpu"})
     (container,) = pods(documents)["check"]["containers"]
     assert {"--num-gpus=2", "--gpu-resource=amd.com/gpu"} <= set(container["args"])
@@ -76,13 +75,13 @@ def test_helm_test_and_the_stages_know_the_gpu_resource() -> None:
 
 
 @pytest.mark.parametrize(("address", "port"), [("db", 5432), ("db:6000", 6000), ("[2001:db8::1]:6000", 6000)])
-def test_the_port_in_the_external_databases_url_is_opened(address: str, port: int) -> None:
+def test_the_port_in_the_external_databases_url_is_opened(address, port):
     documents = render({**EXTERNAL, "database.external.url": f"postgresql+psycopg2://csi@{address}/csi?a=b:1"})
     (policy,) = [d for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["name"].endswith("-pods")]
     assert policy["spec"]["egress"][1]["ports"] == [{"port": port, "protocol": "TCP"}]
 
 
-def test_two_ports_of_the_external_database_are_rejected() -> None:
+def test_two_ports_of_the_external_database_are_rejected():
     url = "postgresql+psycopg2://csi@db:6000/csi"
     result = helm({**EXTERNAL, "database.external.url": url, "database.external.port": 7000})
     assert result.returncode != 0
@@ -90,7 +89,7 @@ def test_two_ports_of_the_external_database_are_rejected() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_every_pod_logs_in_one_format(log_format: str) -> None:
+def test_every_pod_logs_in_one_format(log_format):
     for component in (*STAGES, "controller", "check"):
         given = variables({"logFormat": log_format}, component)
         assert {each["CSI_JOB_LOG_FORMAT"] for each in given} == {log_format}
@@ -103,7 +102,7 @@ BOTH = ["0.0.0.0/0", "::/0"]
 @pytest.mark.parametrize(
     ("given", "blocks"), [(None, BOTH), ("192.0.2.1/32", ["192.0.2.1/32"]), (["2001:db8::/64"], ["2001:db8::/64"])]
 )
-def test_addresses_are_of_both_families_unless_named(given: Any, blocks: list[str]) -> None:
+def test_addresses_are_of_both_families_unless_named(given, blocks):
     values = {"database.external.url": "postgresql+psycopg2://csi@db/csi"}
     values |= dict.fromkeys(("controller.apiServerCidr", "database.external.cidr"), given) if given else {}
     rules = {d["metadata"]["name"]: d["spec"].get("egress") for d in render(EXTERNAL | values) if "spec" in d}
@@ -112,7 +111,7 @@ def test_addresses_are_of_both_families_unless_named(given: Any, blocks: list[st
 
 
 @pytest.mark.parametrize(("address", "family"), [("10.1.2.3", "AF_INET"), ("2001:db8::1", "AF_INET6")])
-def test_the_dashboard_listens_on_the_pods_family(tmp_path: Path, address: str, family: str) -> None:
+def test_the_dashboard_listens_on_the_pods_family(tmp_path, address, family):
     (container,) = pods(render({**DEMO, "dashboard.enabled": True}))["dashboard"]["containers"]
     script = container["args"][0]
     start = script[script.index("case $POD_IP") :]
@@ -138,7 +137,7 @@ def test_the_dashboard_listens_on_the_pods_family(tmp_path: Path, address: str, 
     ],
     ids=str,
 )
-def test_every_client_of_the_database_uses_tls_as_set(given: dict[str, str], expected: dict[str, str]) -> None:
+def test_every_client_of_the_database_uses_tls_as_set(given, expected):
     url = "postgresql+psycopg2://csi@db/csi"
     values = {f"database.external.{name}": value for name, value in {"url": url, "caKey": "a.pem", **given}.items()}
     found = pods(render({**EXTERNAL, "dashboard.enabled": True, **values}))
@@ -155,7 +154,7 @@ def test_every_client_of_the_database_uses_tls_as_set(given: dict[str, str], exp
 
 
 @pytest.mark.parametrize("password", ["plain", r"a:b\\c"])
-def test_the_dashboards_password_is_escaped_for_libpq(tmp_path: Path, password: str) -> None:
+def test_the_dashboards_password_is_escaped_for_libpq(tmp_path, password):
     (container,) = pods(render({**DEMO, "dashboard.enabled": True}))["dashboard"]["containers"]
     (line,) = [line for line in container["args"][0].splitlines() if line.startswith("printf")]
     (tmp_path / "password").write_text(password)
@@ -169,15 +168,13 @@ def test_the_dashboards_password_is_escaped_for_libpq(tmp_path: Path, password: 
     ("old", "kept"),
     [({}, None), ({"data": {"password": "b2xk"}}, "b2xk"), ({"data": {"new": "bmV3", "a": "eA=="}}, "bmV3")],
 )
-def test_an_existing_password_is_kept_even_under_another_key(
-    tmp_path: Path, old: dict[str, Any], kept: str | None
-) -> None:
+def test_an_existing_password_is_kept_even_under_another_key(tmp_path, old, kept):
     template = 'kept: {{ include "csi-job.keptPassword" .Values.probe }}'
     result = probe(tmp_path, "database/_database.tpl", template, {"old": old, "key": "new"})
     assert yaml.safe_load(result.stdout)["kept"] == kept
 
 
-def test_the_check_knows_the_names_of_the_secrets() -> None:
+def test_the_check_knows_the_names_of_the_secrets():
     given = {**EXTERNAL, "database.secretKey": "k", "wandb.existingSecret": "w"}
     given["database.external.url"] = "postgresql+psycopg2://csi@db/csi"
     for component in ("cache", "check"):

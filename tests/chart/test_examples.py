@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,19 +28,19 @@ def egress(documents: list[Document]) -> dict[str, list[Document]]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_renders_and_starts_with_its_purpose(path: Path) -> None:
+def test_every_example_renders_and_starts_with_its_purpose(path):
     assert pods(render(DEMO, files=[path])).keys() >= {"controller", *STAGES}
     assert path.read_text().startswith("# ")
 
 
-def test_on_openshift_no_user_is_set_and_every_pod_is_still_restricted() -> None:
+def test_on_openshift_no_user_is_set_and_every_pod_is_still_restricted():
     for component, pod in pods(example("openshift")).items():
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["securityContext"]), component
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def test_on_nfs_the_group_is_supplemental() -> None:
+def test_on_nfs_the_group_is_supplemental():
     found = pods(example("nfs"))
     for component in ("controller", *STAGES, "fetch"):
         assert found[component]["securityContext"]["supplementalGroups"] == [5000]
@@ -49,7 +48,7 @@ def test_on_nfs_the_group_is_supplemental() -> None:
         assert found[component]["securityContext"]["runAsUser"] > 10000
 
 
-def test_the_tracking_key_is_a_file_from_a_secret_and_https_is_allowed() -> None:
+def test_the_tracking_key_is_a_file_from_a_secret_and_https_is_allowed():
     documents = example("tracking")
     for component in STAGES:
         pod = pods(documents)[component]
@@ -62,7 +61,7 @@ def test_the_tracking_key_is_a_file_from_a_secret_and_https_is_allowed() -> None
     assert {"ports": [{"port": 443, "protocol": "TCP"}]} in egress(documents)["r-csi-job-pods"]
 
 
-def test_without_egress_pods_reach_only_dns_and_database_and_the_controller_the_api_server() -> None:
+def test_without_egress_pods_reach_only_dns_and_database_and_the_controller_the_api_server():
     rules = egress(example("no-egress"))
     assert set(rules) == {"r-csi-job-deny", "r-csi-job-controller", "r-csi-job-database", "r-csi-job-pods"}
     assert rules["r-csi-job-deny"] == rules["r-csi-job-database"] == []
@@ -72,7 +71,7 @@ def test_without_egress_pods_reach_only_dns_and_database_and_the_controller_the_
     assert only["to"] == [{"ipBlock": {"cidr": "192.0.2.10/32"}}]
 
 
-def test_on_cilium_the_controller_reaches_the_api_server_by_name() -> None:
+def test_on_cilium_the_controller_reaches_the_api_server_by_name():
     documents = example("cilium")
     (policy,) = [item for item in documents if item["kind"] == "CiliumNetworkPolicy"]
     (controller,) = [item for item in documents if item["metadata"]["name"].startswith("r-csi-job-controller-")]
@@ -81,7 +80,7 @@ def test_on_cilium_the_controller_reaches_the_api_server_by_name() -> None:
     assert policy["spec"]["egress"] == [{"toEntities": ["kube-apiserver"]}]
 
 
-def test_images_from_a_private_registry_are_pinned_and_pulled_with_the_secret() -> None:
+def test_images_from_a_private_registry_are_pinned_and_pulled_with_the_secret():
     for component, pod in pods(example("private-registry")).items():
         assert pod["imagePullSecrets"] == [{"name": "registry"}], component
         for container in containers(pod):
@@ -93,12 +92,12 @@ def test_images_from_a_private_registry_are_pinned_and_pulled_with_the_secret() 
     ("values", "policy"),
     [({}, "IfNotPresent"), ({"global.imageRegistry": "r.org"}, "Always"), ({"image.pullPolicy": "Never"}, "Never")],
 )
-def test_the_pull_policy_depends_on_the_registry_unless_set(values: dict[str, Any], policy: str) -> None:
+def test_the_pull_policy_depends_on_the_registry_unless_set(values, policy):
     found = pods(render({**DEMO, "dashboard.enabled": True, **values}))
     assert {c["imagePullPolicy"] for pod in found.values() for c in containers(pod)} == {policy}
 
 
-def test_a_queue_is_asked_only_for_what_queues_cover() -> None:
+def test_a_queue_is_asked_only_for_what_queues_cover():
     documents = example("kueue")
     for component in STAGES:
         (job,) = [d for d in documents if d["kind"] == "Job" and d["metadata"]["name"] == f"r-csi-job-{component}"]
@@ -108,7 +107,7 @@ def test_a_queue_is_asked_only_for_what_queues_cover() -> None:
             assert requested <= {"cpu", "memory", "nvidia.com/gpu"}
 
 
-def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip() -> None:
+def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip():
     documents = render({**DEMO, "dashboard.enabled": True})
     (container,) = pods(documents)["dashboard"]["containers"]
     assert container["image"] == pods(documents)["controller"]["containers"][0]["image"]
@@ -117,7 +116,7 @@ def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip() -> None:
     assert "dashboard" not in pods(render(DEMO))
 
 
-def test_the_notes_say_how_to_open_the_dashboard_if_enabled() -> None:
+def test_the_notes_say_how_to_open_the_dashboard_if_enabled():
     line = "kubectl port-forward -n here service/r-csi-job-dashboard 8080:80"
     assert line in notes({**DEMO, "dashboard.enabled": True})
     assert "port-forward" not in notes(DEMO)
@@ -129,7 +128,7 @@ def notes(values: dict[str, Any]) -> str:
     return result.stdout.partition("NOTES:")[2]
 
 
-def test_the_database_is_alive_while_it_rejects_connections() -> None:
+def test_the_database_is_alive_while_it_rejects_connections():
     (container,) = pods(render(DEMO))["database"]["containers"]
     ready, alive = (container[f"{probe}Probe"]["exec"]["command"] for probe in ("readiness", "liveness"))
     assert alive == ["sh", "-c", f"{' '.join(ready)}; test $? -lt 2"]

@@ -15,7 +15,7 @@ PLACED = {**OWN, "dashboard": "dashboard", "check": "controller", "fetch": "cont
 
 
 @pytest.mark.parametrize(("component", "values"), PLACED.items())
-def test_every_pod_can_run_on_tainted_nodes(component: str, values: str) -> None:
+def test_every_pod_can_run_on_tainted_nodes(component, values):
     given = {f"{values}.tolerations": [TOLERATION], f"{values}.nodeSelector": {"pool": "cpu"}}
     spec = pods(render({**EVERYTHING, **given}))[component]
     assert (spec["tolerations"], spec["nodeSelector"]) == ([TOLERATION], {"pool": "cpu"})
@@ -39,12 +39,12 @@ DEVICE = [{"name": "gpu", "resourceClaimTemplateName": "a100"}]
         ("resourceClaims", DEVICE, [{"name": "gpu", "resourceClaimName": "mine"}]),
     ],
 )
-def test_a_field_holds_for_every_pod_whose_section_does_not_set_it(field: str, value: Any, own: Any) -> None:
+def test_a_field_holds_for_every_pod_whose_section_does_not_set_it(field, value, own):
     found = pods(render({**EVERYTHING, field: value, f"search.{field}": own}))
     assert {name: spec[field] for name, spec in found.items()} == dict.fromkeys(PLACED, value) | {"search": own}
 
 
-def test_a_stage_may_request_devices_but_no_budget_of_gpu_hours_that_would_never_count_them() -> None:
+def test_a_stage_may_request_devices_but_no_budget_of_gpu_hours_that_would_never_count_them():
     device = {"search.resourceClaims": DEVICE, "search.resources.claims": [{"name": "gpu"}]}
     values = {**DEMO, **device, "search.gpus": 0, "kueue.queueName": "gpus"}
     (container,) = pods(render(values))["search"]["containers"]
@@ -54,7 +54,7 @@ def test_a_stage_may_request_devices_but_no_budget_of_gpu_hours_that_would_never
 
 
 @pytest.mark.parametrize("component", ["controller", "cache", "search", "final", "dashboard"])
-def test_sidecars_and_init_containers_come_first_with_the_releases_security(component: str) -> None:
+def test_sidecars_and_init_containers_come_first_with_the_releases_security(component):
     own = {"name": "own", "image": "i", "securityContext": {"readOnlyRootFilesystem": False}}
     given: dict[str, Any] = {"sidecars": [{"name": "proxy", "image": "p"}], f"{component}.initContainers": [own]}
     found = pods(render({**EVERYTHING, **given}))
@@ -71,7 +71,7 @@ def test_sidecars_and_init_containers_come_first_with_the_releases_security(comp
     assert others == PLACED.keys() - {"database", "fetch"}
 
 
-def test_variables_come_from_config_maps_and_secrets() -> None:
+def test_variables_come_from_config_maps_and_secrets():
     everyone, own = {"configMapRef": {"name": "all"}}, {"secretRef": {"name": "search"}}
     found = pods(render({**EVERYTHING, "envFrom": [everyone], "search.envFrom": [own]}))
     for component in PLACED.keys() - {"database", "fetch"}:
@@ -80,7 +80,7 @@ def test_variables_come_from_config_maps_and_secrets() -> None:
 
 
 @pytest.mark.parametrize("component", OWN)
-def test_a_section_annotates_and_labels_its_jobs_and_pods(component: str) -> None:
+def test_a_section_annotates_and_labels_its_jobs_and_pods(component):
     key = "kueue.x-k8s.io/elastic-job"
     values = {f"{component}.annotations": {key: "true"}, f"{component}.labels": {"team": "a"}}
     workloads = [item for item in render({**EVERYTHING, "commonLabels": {"team": "b"}, **values}) if "spec" in item]
@@ -95,7 +95,7 @@ def test_a_section_annotates_and_labels_its_jobs_and_pods(component: str) -> Non
             assert key not in str(item)
 
 
-def test_additional_objects_are_templates() -> None:
+def test_additional_objects_are_templates():
     name = {"name": '{{ include "csi-job.fullname" . }}-own'}
     text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: {{ .Release.Name }}}}"
     objects = [{"apiVersion": "v1", "kind": "Secret", "metadata": name}, text]
@@ -103,7 +103,7 @@ def test_additional_objects_are_templates() -> None:
     assert [item["metadata"]["name"] for item in found if "labels" not in item["metadata"]] == ["r-csi-job-own", "r"]
 
 
-def test_the_databases_disruption_budget_selects_its_pod() -> None:
+def test_the_databases_disruption_budget_selects_its_pod():
     documents = render({**DEMO, "database.podDisruptionBudget": {"maxUnavailable": 0}})
     (budget,) = [item for item in documents if item["kind"] == "PodDisruptionBudget"]
     (database,) = [item for item in documents if item["kind"] == "StatefulSet"]
@@ -111,7 +111,7 @@ def test_the_databases_disruption_budget_selects_its_pod() -> None:
     assert "PodDisruptionBudget" not in {item["kind"] for item in render(DEMO)}
 
 
-def test_the_dashboard_mounts_additional_volumes() -> None:
+def test_the_dashboard_mounts_additional_volumes():
     given = {
         "volumes": [{"name": "tls", "secret": {"secretName": "tls"}}],
         "volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}],
@@ -125,7 +125,7 @@ def test_the_dashboard_mounts_additional_volumes() -> None:
     assert [variable["name"] for variable in container["env"]].count("STORAGE") == 1
 
 
-def test_every_pod_has_the_annotations_from_the_values() -> None:
+def test_every_pod_has_the_annotations_from_the_values():
     documents = render({**EVERYTHING, "podAnnotations": {"sidecar.istio.io/inject": "false"}})
     templates = [document["spec"]["template"] for document in documents if "template" in document.get("spec", {})]
     templates += [document for document in documents if document["kind"] == "Pod"]
@@ -135,7 +135,7 @@ def test_every_pod_has_the_annotations_from_the_values() -> None:
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_every_pod_runs_under_the_account_from_the_values(*, create: bool) -> None:
+def test_every_pod_runs_under_the_account_from_the_values(create):
     given = {f"{part}.name": name for part, name in (("serviceAccount", "pods"), ("controller.serviceAccount", "boss"))}
     given |= dict.fromkeys(("rbac.create", "serviceAccount.create", "controller.serviceAccount.create"), create)
     documents = render({**EVERYTHING, **given})

@@ -14,7 +14,7 @@ NUM_KILLS = 3
 KILLS = {"search": ("python", "-c", "import os; os.kill(1, 2)"), "controller": None}  # an error, and an eviction
 
 
-def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Release) -> None:
+def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release):
     release.helm("install", "--wait", "--timeout", "5m", values=ONE_POD)
     release.any_running("search")
     failures = [_kill(release, component, kill) for component, kill in KILLS.items() for _ in range(NUM_KILLS)]
@@ -23,7 +23,7 @@ def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release: Relea
     _replace_the_search(release)
 
 
-def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is_corrected(release: Release) -> None:
+def test_a_password_that_stops_working_ends_the_pods_within_a_minute_until_it_is_corrected(release):
     release.helm("install", "--wait", "--timeout", "5m", values={**ONE_POD, "job.study.max_epochs": 100})
     pod = release.any_running("search")
     wait_until("an epoch", lambda: int(release.sql("select count(*) from trial_intermediate_values")[0]) > 0, 120)
@@ -82,7 +82,7 @@ def _replace_the_search(release: Release) -> None:
     assert max(map(len, seen)) == 1
 
 
-def test_a_deleted_namespace_is_empty_within_the_grace_of_its_pods(release: Release) -> None:
+def test_a_deleted_namespace_is_empty_within_the_grace_of_its_pods(release):
     """Deleting it alone must do: its Jobs would keep their pods, waiting to replace them."""
     release.helm("install", "--wait", "--timeout", "5m", values=ONE_POD)
     release.any_running("search")

@@ -105,7 +105,7 @@ class Disturbance(threading.Thread):
         return "rollback"
 
 
-def test_a_study_survives_everything_at_once(release: Release) -> None:
+def test_a_study_survives_everything_at_once(release):
     rng = random.Random(SEED)
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
     wait_until("trials finish", lambda: release.num_finished() >= 1, 400)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(6000)
 MARK = "e2e/namespace"
 
 
-def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release: Release) -> None:
+def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release):
     endless = {**ENDLESS, "commonLabels": {MARK: release.namespace}}
     release.helm("install", "--wait", "--timeout", "5m", values={**endless, "search.parallelism": 1})
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 200)

@@ -43,7 +43,7 @@ EXTRAS: dict[str, Any] = {
 }
 
 
-def test_what_users_add_runs_and_a_sidecar_neither_outlives_its_stage_nor_hides_a_failure(release: Release) -> None:
+def test_what_users_add_runs_and_a_sidecar_neither_outlives_its_stage_nor_hides_a_failure(release):
     values = {**EXTRAS, **ENDLESS, "search.parallelism": 1, "search.backoffLimit": 0}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     pod = release.any_running("search")

@@ -33,7 +33,7 @@ def node(release: Release) -> Iterator[str]:
     advertise(name, None if before is None else int(before))
 
 
-def test_each_pod_of_the_search_gets_a_gpu_or_waits_for_one(release: Release, node: str) -> None:
+def test_each_pod_of_the_search_gets_a_gpu_or_waits_for_one(release, node):
     advertise(node, 1)
     values = {"search.gpus": 1, "search.parallelism": 2, **ENDLESS}
     release.helm("install", "--wait", "--timeout", "5m", values=values)

@@ -26,7 +26,7 @@ def queue(release: Release) -> Iterator[Queue]:
     made.remove()
 
 
-def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(release: Release, queue: Queue) -> None:
+def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(release, queue):
     release.helm("install", "--wait", "--timeout", "5m", values=QUEUED)
     _stages_wait_for_quota(release, queue)
     _resize(release)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.e2e.release import ENDLESS, IMAGE, Release, pod, secret, wait_until
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.timeout(1600)
     ],
     ids=["claim", "secret", "table"],
 )
-def test_a_mistake_is_reported_in_one_line(release: Release, values: dict[str, Any], named: str) -> None:
+def test_a_mistake_is_reported_in_one_line(release, values, named):
     release.helm("install", values=values)
 
     release.wait_for_end(200, "Failed")
@@ -28,7 +26,7 @@ def test_a_mistake_is_reported_in_one_line(release: Release, values: dict[str, A
     _is_reported_once(release, named)
 
 
-def test_an_invalid_score_is_reported_by_row_and_column(release: Release) -> None:
+def test_an_invalid_score_is_reported_by_row_and_column(release):
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "radiographs"}, "spec": spec}
     broken = "csi-job phantoms /data --num-images 30 && sed -i '3s/;[^;]*$/;7/' /data/labels.csv"
@@ -41,7 +39,7 @@ def test_an_invalid_score_is_reported_by_row_and_column(release: Release) -> Non
     _is_reported_once(release, "row 3 column left_inf")
 
 
-def test_a_wrong_password_or_other_trial_settings_are_reported_and_a_fixed_upgrade_continues(release: Release) -> None:
+def test_a_wrong_password_or_other_trial_settings_are_reported_and_a_fixed_upgrade_continues(release):
     release.apply(secret("given", password="right"))
     values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
     release.helm("install", "--wait", values=values)
@@ -64,7 +62,7 @@ def test_a_wrong_password_or_other_trial_settings_are_reported_and_a_fixed_upgra
     assert release.kubectl("get", "jobs", "-l", "app.kubernetes.io/component=search", "-o", "name") == before
 
 
-def test_an_upgrade_replaces_a_database_whose_image_was_missing(release: Release) -> None:
+def test_an_upgrade_replaces_a_database_whose_image_was_missing(release):
     release.helm("install", values={"database.image.tag": "none"})
     wait_until("the image is missing", lambda: "postgres:none" in str(release.status()), 60)
 
@@ -73,7 +71,7 @@ def test_an_upgrade_replaces_a_database_whose_image_was_missing(release: Release
     wait_until("the search is finished", lambda: release.num_finished() == 1, 300)
 
 
-def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(release: Release) -> None:
+def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(release):
     release.helm("install")
     before = release.items("jobs", "controller")[0]["metadata"]["uid"]
     for value, given, named in (
@@ -87,7 +85,7 @@ def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(relea
     assert [job["metadata"]["uid"] for job in controllers] == [before]
 
 
-def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release: Release) -> None:
+def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release):
     """Here since the claim's class cannot grow, which only the API server knows."""
     values = {**ENDLESS, "search.parallelism": 1}
     release.helm("install", "--wait", "--timeout", "5m", values=values)

@@ -15,7 +15,7 @@ VALUES = {"search.parallelism": 1, "job.study.num_trials": 3}
 MOUNT = "/tls"
 
 
-def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(release: Release) -> None:
+def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(release):
     address = _start_database(release)
     other = Release(release.namespace, "other", database="outside")
     external = {"url": "postgresql+psycopg2://csi@outside:5432/csi", "cidr": f"{address}/32", "caSecret": "outside"}

@@ -21,7 +21,7 @@ except OSError as error:
 """
 
 
-def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_pod(release: Release) -> None:
+def test_the_search_reaches_database_and_dns_but_not_the_api_server_nor_another_pod(release):
     values = {"search.parallelism": 2, **ENDLESS, **_api_server(release)}
     release.helm("install", "-f", str(CLOSED), "--wait", "--timeout", "5m", values=values)
     wait_until("two pods search", lambda: len(release.running("search")) == 2, 240)

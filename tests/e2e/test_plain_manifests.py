@@ -1,9 +1,6 @@
 """As others get it: the rendered manifests without Helm, and the packaged chart from a registry."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,7 @@ pytestmark = pytest.mark.timeout(3000)
 RENDER = CHART.parent / "k8s" / "render.sh"
 
 
-def test_plain_manifests_run_a_study(release: Release, tmp_path: Path) -> None:
+def test_plain_manifests_run_a_study(release, tmp_path):
     plain = Release(release.namespace, "csi-job", database="csi-job-database-0")
     repository, _, tag = IMAGE.rpartition(":")
     given = f"image.repository={repository},image.tag={tag},search.parallelism=1,job.study.num_trials=2"
@@ -31,7 +28,7 @@ def test_plain_manifests_run_a_study(release: Release, tmp_path: Path) -> None:
     assert plain.outcome().startswith("study demo: 2 of 2 trials finished")
 
 
-def test_the_packaged_chart_runs_a_study_from_an_oci_registry(release: Release) -> None:
+def test_the_packaged_chart_runs_a_study_from_an_oci_registry(release):
     registry = os.environ.get("E2E_REGISTRY", "")
     if not registry:
         missing_service("E2E_REGISTRY names no OCI registry: crane registry serve --address localhost:5000")

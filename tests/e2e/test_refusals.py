@@ -69,9 +69,7 @@ QUOTA = limits("ResourceQuota", hard={"limits.cpu": "5", "pods": "9"})
     ],
     ids=["priority", "runtime", "value", "field", "limits", "quota", "storage"],
 )
-def test_what_would_be_refused_is_found_before_any_work(
-    release: Release, values: dict[str, Any], objects: list[dict[str, Any]], named: str
-) -> None:
+def test_what_would_be_refused_is_found_before_any_work(release, values, objects, named):
     for item in objects:
         release.as_admin.apply(item)
     release.helm("install", values=values)
@@ -85,9 +83,7 @@ def test_what_would_be_refused_is_found_before_any_work(
     assert [release.items("jobs", stage) for stage in STAGES] == [[], [], []]
 
 
-def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix_continues(
-    release: Release, policy: str
-) -> None:
+def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix_continues(release, policy):
     release.helm("install")
     wait_until("the refusal is reported", lambda: "cache: its pods can't be created" in release.log(), 60)
     release.wait_for_end(60, "Failed")
@@ -101,8 +97,8 @@ def test_pods_refused_by_a_policy_are_reported_soon_and_an_upgrade_after_the_fix
 
 
 def test_a_webhook_that_is_away_is_waited_for_its_refusal_ends_the_release_and_so_does_one_without_service(
-    release: Release, webhook: Callable[[str], None]
-) -> None:
+    release, webhook
+):
     webhook("webhook")
     release.helm("install", values={"controller.missingSeconds": 1})
     down = "an admission webhook does not answer .*failed calling webhook .*; retrying without limit"
@@ -126,7 +122,7 @@ def test_a_webhook_that_is_away_is_waited_for_its_refusal_ends_the_release_and_s
     ],
     ids=["image", "priority"],
 )
-def test_a_database_that_cannot_start_ends_the_release(release: Release, values: dict[str, Any], named: str) -> None:
+def test_a_database_that_cannot_start_ends_the_release(release, values, named):
     release.helm("install", values=values)
 
     release.wait_for_end(90, "Failed")
@@ -135,7 +131,7 @@ def test_a_database_that_cannot_start_ends_the_release(release: Release, values:
     _ended_at_once(release)
 
 
-def test_a_quota_that_others_exhaust_is_waited_for(release: Release) -> None:
+def test_a_quota_that_others_exhaust_is_waited_for(release):
     release.as_admin.apply(limits("ResourceQuota", hard={"pods": "3"}))
     release.apply(pod("other", IMAGE, 65532, command=["sleep", "600"]))
     release.helm("install", values={"controller.missingSeconds": 300})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.e2e.release import CHART, ENDLESS, Release, wait_until
@@ -20,9 +18,7 @@ def _prepare(release: Release) -> None:
 
 
 @pytest.mark.parametrize("role", ["edit"])
-def test_without_the_right_to_grant_rights_a_user_installs_what_an_administrator_prepared(
-    release: Release, tmp_path: Path
-) -> None:
+def test_without_the_right_to_grant_rights_a_user_installs_what_an_administrator_prepared(release, tmp_path):
     _prepare(release)
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
     wait_until("a trial is complete", lambda: release.num_finished() >= 1, 300)

@@ -21,7 +21,7 @@ HEAD_START = 50  # epochs by which the first trial is ahead of the second
 NUM_EPOCHS = "select count(*) from trial_intermediate_values"
 
 
-def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release: Release) -> None:
+def test_a_failed_index_a_suspension_and_a_reinstall_cost_no_trial(release):
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
     wait_until("the first trials", lambda: release.num_finished() >= 1, 240)
     _fail_the_only_index(release)
@@ -66,7 +66,7 @@ def _reinstall(release: Release) -> int:
     return num_trials
 
 
-def test_trials_that_run_out_of_memory_are_retried_up_to_the_limit(release: Release) -> None:
+def test_trials_that_run_out_of_memory_are_retried_up_to_the_limit(release):
     release.helm("install", "--wait", "--timeout", "5m", values=TOO_LARGE)
 
     release.wait_for_end(600, "Failed")
@@ -79,7 +79,7 @@ def test_trials_that_run_out_of_memory_are_retried_up_to_the_limit(release: Rele
     assert release.items("jobs", "final") == []
 
 
-def test_the_last_trial_finishes_although_its_pod_is_scaled_away_while_the_others_wait(release: Release) -> None:
+def test_the_last_trial_finishes_although_its_pod_is_scaled_away_while_the_others_wait(release):
     values = {**LONG_TRIALS, "search.parallelism": 1}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("the first trial is ahead", lambda: int(release.sql(NUM_EPOCHS)[0]) >= HEAD_START, 240)

@@ -28,7 +28,7 @@ ASK_DASHBOARD = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release: Release) -> None:
+def test_the_check_names_quota_claim_and_secret_from_a_laptop_and_the_database_from_a_pod(release):
     quota = {"pods": "20", "requests.cpu": "2", "requests.memory": "4Gi", "limits.cpu": "200", "limits.memory": "400Gi"}
     metadata = {"name": "small"}
     release.as_admin.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": quota}})
@@ -62,7 +62,7 @@ def shows_a_running_trial(release: Release) -> dict[str, Any] | None:
     return now if now["study"] and now["study"]["running"] else None
 
 
-def test_a_study_is_watched_from_outside_to_its_end(release: Release) -> None:
+def test_a_study_is_watched_from_outside_to_its_end(release):
     release.helm("install", "--wait", "--timeout", "5m", values={**WATCHED, **ENDLESS})
     now = wait_until("a running trial is shown", lambda: shows_a_running_trial(release), 400)
     assert now["study"]["target"] == ENDLESS["job.study.num_trials"]

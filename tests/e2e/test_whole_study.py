@@ -13,7 +13,7 @@ from tests.e2e.release import ENDLESS, Release, wait_until
 pytestmark = pytest.mark.timeout(3600)
 
 
-def test_an_install_alone_produces_report_model_and_evaluation(release: Release, tmp_path: Path) -> None:
+def test_an_install_alone_produces_report_model_and_evaluation(release, tmp_path):
     release.helm("install", "--wait", "--timeout", "5m")
 
     release.wait_for_end(700)
@@ -59,9 +59,7 @@ def _everything_is_on_the_volume(release: Release, results: Path) -> None:
     assert release.running("fetch") == []
 
 
-def test_an_exhausted_budget_ends_the_search_with_a_final_model_and_survives_a_reinstall(
-    release: Release, tmp_path: Path
-) -> None:
+def test_an_exhausted_budget_ends_the_search_with_a_final_model_and_survives_a_reinstall(release, tmp_path):
     values = {**ENDLESS, "search.parallelism": 2}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("a trial is complete", lambda: release.trials()["COMPLETE"], 400)

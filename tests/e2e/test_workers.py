@@ -17,7 +17,7 @@ def workers_of(release: Release, pod: str) -> set[str]:
     return {process for worker_host, process in found if worker_host == host}
 
 
-def test_a_pod_loses_a_worker_and_then_all_without_losing_a_trial(release: Release) -> None:
+def test_a_pod_loses_a_worker_and_then_all_without_losing_a_trial(release):
     values = {"search.parallelism": 1, "job.study.workers": 2, **ENDLESS}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     pod = release.any_running("search")

@@ -1,18 +1,13 @@
 """All faults at once in small studies; `make faults` runs the same at full size."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.training import phantom_cache, run_training
-from tests.support.postgres import Server
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha"])
-def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_path: Path, pruner: str) -> None:
+def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal, tmp_path, pruner):
     dose = Dose(
         trials=60, workers=6, kills=30, cuts=40, crashes=3, stops=2, terminations=3, down_s=2.0, sampler="tpe",
         pruner=pruner, max_epochs=2 if pruner == "median" else 5,
@@ -29,7 +24,7 @@ def test_kills_cuts_crashes_and_stops_leave_an_exact_study(mortal: Server, tmp_p
     assert (figures.crashes, figures.stops) == (3, 2)
 
 
-def test_real_training_under_faults_leaves_an_exact_study(mortal: Server, tmp_path: Path) -> None:
+def test_real_training_under_faults_leaves_an_exact_study(mortal, tmp_path):
     dose = Dose(
         trials=5, workers=2, max_epochs=3, kills=4, cuts=4, crashes=1, stops=0, terminations=1, pruner="none",
         run=run_training, cache=phantom_cache(tmp_path),
@@ -42,7 +37,7 @@ def test_real_training_under_faults_leaves_an_exact_study(mortal: Server, tmp_pa
     assert figures.kills >= 2
 
 
-def test_black_holed_connections_are_ended_by_keepalives(mortal: Server, tmp_path: Path) -> None:
+def test_black_holed_connections_are_ended_by_keepalives(mortal, tmp_path):
     """The proxy would hold them for an hour, so the study finishes only if the workers notice."""
     silence = {"tcp_user_timeout": "2000", "keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "2"}
     dose = Dose(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,6 @@ from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, StudyReader, check_study
 from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import Plan, run
-from tests.support.postgres import Server
 
 NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "release", "renewal", "connect"}
 NUM_TRIALS, NUM_DEATHS = 40, 6
@@ -24,7 +21,7 @@ def phase(point: str) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_path: Path) -> None:
+def test_a_worker_killed_at_any_point_leaves_an_exact_study(server, tmp_path):
     with server.database() as url:
         seen = {point for point in seen_points(url, tmp_path / "seen") if phase(point) != "start"}
         assert {phase(point) for point in seen} >= NEEDED
@@ -36,14 +33,14 @@ def test_a_worker_killed_at_any_point_leaves_an_exact_study(server: Server, tmp_
     assert done.num_kills >= len(seen)
 
 
-def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(server, tmp_path):
     """One worker at a time, so that an undisturbed study says what is right."""
     settings = {"num_trials": 6, "max_epochs": 4, "pruner": "asha", "min_resource": 1, "sampler": "random"}
 
-    def study(url: str, name: str, points: set[str]) -> tuple[list[tuple[Any, ...]], set[str]]:
+    def study(url, name, points):
         left, folder = sorted(points), tmp_path / name
 
-        def start(_: int) -> FaultyWorker:
+        def start(_):
             death = Death(at=left.pop(0) if left else None)
             plan = Plan(folder / "record", death=death, record_points=not points)
             return FaultyWorker(url, folder, run=run, plan=plan, name=name, max_attempts=1000, **settings)
@@ -68,13 +65,13 @@ def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(ser
             missed -= killed
 
 
-def test_workers_killed_while_creating_tables_and_study_leave_it_to_the_next(server: Server, tmp_path: Path) -> None:
+def test_workers_killed_while_creating_tables_and_study_leave_it_to_the_next(server, tmp_path):
     draws = random.Random(1)
     afters = sorted(draws.sample(range(1, 60), NUM_DEATHS))
     settings = {"name": "set-up", "num_trials": 4, "max_epochs": 2, "lease_s": 1.0, "max_attempts": 100}
     with server.database() as url:
 
-        def start(index: int) -> FaultyWorker:
+        def start(index):
             death = Death(after=afters[index]) if index < NUM_DEATHS else Death()
             return FaultyWorker(url, tmp_path, run=run, plan=Plan(tmp_path / "record", death=death), **settings)
 

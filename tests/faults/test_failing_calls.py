@@ -20,5 +20,5 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_failed_call_loses_nothing(prepared: Prepared, name: str) -> None:
+def test_a_failed_call_loses_nothing(prepared, name):
     assert [*fail_each(prepared, CASES[name], random.Random(name), NUM_FAILED)] == []

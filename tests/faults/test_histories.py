@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from tests.faults.harness.histories.journal import Journal, Operation, operation
 from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED, Model, World
 from tests.faults.harness.histories.run import Mix, run_history
 from tests.faults.harness.histories.search import explain
-from tests.support.postgres import Server
 
 WORLD = World(lease_s=10.0, target=2, baseline=0.5, max_attempts=2, deaths={"dead": 20.0}, clock_steps=(100.0,))
 WAITING_BASELINE = ("WAITING", 0.5, None, (), None)
@@ -122,16 +120,16 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("steps", RIGHT.values(), ids=RIGHT)
-def test_a_right_history_is_explained(steps: list[Any]) -> None:
+def test_a_right_history_is_explained(steps):
     assert complaint(*steps) == ""
 
 
 @pytest.mark.parametrize("steps", WRONG.values(), ids=WRONG)
-def test_a_wrong_history_is_not(steps: list[Any]) -> None:
+def test_a_wrong_history_is_not(steps):
     assert "no order explains the answers" in complaint(*steps)
 
 
-def test_a_long_history_of_many_clients_takes_seconds() -> None:
+def test_a_long_history_of_many_clients_takes_seconds():
     """All additions of 8 clients overlap, and those of one are never answered."""
     steps: list[Any] = []
     for turn in range(60):
@@ -141,7 +139,7 @@ def test_a_long_history_of_many_clients_takes_seconds() -> None:
     assert complaint(*steps) == ""
 
 
-def test_a_journal_survives_the_death_of_its_writer(tmp_path: Path) -> None:
+def test_a_journal_survives_the_death_of_its_writer(tmp_path):
     journal = Journal(tmp_path, "worker-1")
     journal.end(journal.begin("claim", "red", ("u", "t")), (0, 1))
     journal.begin("tell", "red", ("u", 0))
@@ -153,13 +151,13 @@ def test_a_journal_survives_the_death_of_its_writer(tmp_path: Path) -> None:
     assert (second.answer, second.end_s) == (None, math.inf)
 
 
-def test_two_studies_in_an_sqlite_file_are_what_their_clients_were_told(tmp_path: Path) -> None:
+def test_two_studies_in_an_sqlite_file_are_what_their_clients_were_told(tmp_path):
     figures = run_history(f"sqlite:///{tmp_path}/studies.db", tmp_path / "record", Mix(seed=1))
     assert figures.complaints == []
     assert figures.operations.total() >= 300
 
 
-def test_two_studies_on_a_crashing_server_are_what_their_clients_were_told(mortal: Server, tmp_path: Path) -> None:
+def test_two_studies_on_a_crashing_server_are_what_their_clients_were_told(mortal, tmp_path):
     with mortal.database() as url:
         figures = run_history(url, tmp_path / "record", Mix(seed=1, crashes=1), mortal)
     assert figures.complaints == []

@@ -60,20 +60,20 @@ def findings_after(server: Server, finished: str, record: Path, damage: str) -> 
         return check_study(url, "intact", record, EXPECTED)
 
 
-def test_an_intact_study_has_no_violation(server: Server, finished: str, record: Path) -> None:
+def test_an_intact_study_has_no_violation(server, finished, record):
     findings = findings_after(server, finished, record, "SELECT 1")
     assert findings.violations == []
     assert (findings.num_complete, findings.num_acknowledged, findings.num_repeated) == (4, 12, 0)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_detected(server: Server, finished: str, record: Path, damage: str) -> None:
+def test_damage_is_detected(server, finished, record, damage):
     violations = findings_after(server, finished, record, damage).violations
     for words in DAMAGES[damage]:
         assert any(words in line for line in violations), violations
 
 
-def test_an_epoch_computed_twice_is_detected(finished: str, record: Path) -> None:
+def test_an_epoch_computed_twice_is_detected(finished, record):
     file = record / "computed.log"
     before = file.read_text()
     file.write_text(before + "1 0\n")
@@ -85,13 +85,13 @@ def test_an_epoch_computed_twice_is_detected(finished: str, record: Path) -> Non
     assert "1 epochs were computed again, 0 are accounted for" in findings.violations
 
 
-def test_a_trial_left_at_a_rung_or_pruned_elsewhere_is_detected(finished: str, record: Path) -> None:
+def test_a_trial_left_at_a_rung_or_pruned_elsewhere_is_detected(finished, record):
     expected = replace(EXPECTED, max_epochs=3, reduction_factor=2)
     violations = check_study(finished, "intact", record, expected).violations
     assert sum("ended after epoch 2, although it is among the best of 4 there" in line for line in violations) == 2
 
 
-def test_a_complaint_from_any_part_fails_the_run(server: Server, tmp_path: Path) -> None:
+def test_a_complaint_from_any_part_fails_the_run(server, tmp_path):
     session = Session(Namespace(), server, tmp_path)
     session.columns = {"all": Figures(), "stock": Figures(complaints=["too many trials"])}
     session.starts = {"ours": Starts(rounds=2), "stock": Starts(rounds=2, failed_rounds=2)}

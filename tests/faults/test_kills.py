@@ -46,7 +46,7 @@ def settings(**others: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha"])
-def test_killed_workers_leave_an_exact_study(url: str, tmp_path: Path, pruner: str) -> None:
+def test_killed_workers_leave_an_exact_study(url, tmp_path, pruner):
     # Four seconds of kills within at least five seconds of work, however fast the machine.
     given = settings(num_trials=NUM_KILLED_TRIALS, epoch_s=0.1, lease_s=30.0, pruner=pruner, min_resource=1)
     fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, **given), NUM_WORKERS)
@@ -91,7 +91,7 @@ def f1_of(training: Training) -> float:
     return (ord(training.digest[0]) - ord("a") + 1) / 8 + training.seed / 64
 
 
-def test_killed_workers_do_each_training_of_a_confirmation_once(url: str, tmp_path: Path) -> None:
+def test_killed_workers_do_each_training_of_a_confirmation_once(url, tmp_path):
     given = {"epoch_s": 0.2, "lease_s": 30.0}
     fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=confirming, **given), NUM_WORKERS)
     reader = _once_running(url)
@@ -111,7 +111,7 @@ def test_killed_workers_do_each_training_of_a_confirmation_once(url: str, tmp_pa
     assert not list((tmp_path / "checkpoints").rglob("*.pt"))
 
 
-def test_terminated_workers_release_their_trials_immediately(url: str, tmp_path: Path) -> None:
+def test_terminated_workers_release_their_trials_immediately(url, tmp_path):
     # With leases of ten minutes the study finishes in time only if they are released.
     given = settings(num_trials=9, lease_s=600.0, epoch_s=0.1)
     fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, **given), NUM_WORKERS)
@@ -127,7 +127,7 @@ def test_terminated_workers_release_their_trials_immediately(url: str, tmp_path:
     assert endings.num_terminated >= 1
 
 
-def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: str, tmp_path: Path) -> None:
+def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url, tmp_path):
     given = settings(num_trials=4, lease_s=1.0, epoch_s=0.2)
     sleeper = Worker(url, tmp_path, **given)
     reader = _once_running(url)
@@ -142,7 +142,7 @@ def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url: s
     reader.check_exact(4, MAX_EPOCHS)
 
 
-def test_a_stalled_worker_exits_and_its_trial_is_resumed(url: str, tmp_path: Path) -> None:
+def test_a_stalled_worker_exits_and_its_trial_is_resumed(url, tmp_path):
     stalled = Worker(url, tmp_path, num_trials=2, max_epochs=2, epoch_s=3600.0, stall_s=1.0, lease_s=1.0)
     assert stalled.wait() == 1
     assert "no batch ended for 1 s" in stalled.log()

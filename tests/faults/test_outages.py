@@ -25,7 +25,7 @@ def wait_for_epochs(work: Path, more_than: int) -> int:
     return num_lines(work / "computed.log")
 
 
-def test_training_continues_during_an_outage(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_training_continues_during_an_outage(mortal, mortal_url, tmp_path):
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=150, epoch_s=0.1, pruner="none")
     num_epochs = wait_for_epochs(tmp_path, 2)
     mortal.stop()
@@ -40,9 +40,7 @@ def test_training_continues_during_an_outage(mortal: Server, mortal_url: str, tm
     assert (tmp_path / "computed.log").read_text().splitlines() == [f"0 {epoch}" for epoch in range(150)]
 
 
-def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(
-    mortal: Server, mortal_url: str, tmp_path: Path
-) -> None:
+def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(mortal, mortal_url, tmp_path):
     given = {"num_trials": 1, "max_epochs": 40, "epoch_s": 0.1, "pruner": "none"}
     worker = Worker(mortal_url, tmp_path, **given)
     num_epochs = wait_for_epochs(tmp_path, 2)
@@ -60,7 +58,7 @@ def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(
     assert len(computed) - len(set(computed)) <= 1
 
 
-def test_waiting_for_the_database_does_not_count_as_a_stall(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, tmp_path):
     """Finishing a trial and claiming one wait longer than `stall_s`."""
     worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")
     wait_for_epochs(tmp_path, 2)
@@ -74,7 +72,7 @@ def test_waiting_for_the_database_does_not_count_as_a_stall(mortal: Server, mort
     Reader(mortal_url).check_exact(20, 2)
 
 
-def test_too_long_an_outage_ends_the_worker_with_one_line(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tmp_path):
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.1, outage_s=1.0)
     wait_for_epochs(tmp_path, 1)
     mortal.stop()
@@ -90,7 +88,7 @@ def test_too_long_an_outage_ends_the_worker_with_one_line(mortal: Server, mortal
     Reader(mortal_url).check_exact(1, 400)
 
 
-def test_a_starting_worker_waits_for_a_starting_server(mortal: Server, mortal_url: str, tmp_path: Path) -> None:
+def test_a_starting_worker_waits_for_a_starting_server(mortal, mortal_url, tmp_path):
     mortal.stop()
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
     wait_until(lambda: "is unreachable" in worker.log())

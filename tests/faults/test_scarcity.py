@@ -30,14 +30,14 @@ def narrow() -> Iterator[Server]:
         yield server
 
 
-def test_workers_take_turns_where_the_server_has_too_few_connections(narrow: Server, tmp_path: Path) -> None:
+def test_workers_take_turns_where_the_server_has_too_few_connections(narrow, tmp_path):
     record = tmp_path / "record"
     with narrow.database() as url:
         guest = make_url(url).set(username="guest")
         narrow.run(f"ALTER DATABASE {guest.database} OWNER TO guest")
         settings = {**SETTINGS, "num_trials": 24, "max_epochs": 2, "connect_s": 300.0}
 
-        def start(_: int) -> FaultyWorker:
+        def start(_):
             return FaultyWorker(guest.render_as_string(), tmp_path, run=run, plan=Plan(record), **settings)
 
         endings = Fleet(start, 8).finish()
@@ -51,7 +51,7 @@ def log_of(server: Server) -> str:
     return (Path(str(server.data)) / "log").read_text(errors="replace")
 
 
-def test_workers_wait_while_the_database_s_disk_is_full(tmp_path: Path) -> None:
+def test_workers_wait_while_the_database_s_disk_is_full(tmp_path):
     record = tmp_path / "record"
     with small_disk(160) as disk, embedded_server(disk.folder) as server, server.database() as url:
         server.stop()
@@ -81,7 +81,7 @@ def restart_if_dead(server: Server) -> None:
             server.run("SELECT 1")
 
 
-def test_training_continues_without_checkpoints_on_a_full_disk(server: Server, tmp_path: Path) -> None:
+def test_training_continues_without_checkpoints_on_a_full_disk(server, tmp_path):
     cache, record = phantom_cache(tmp_path), tmp_path / "record"
     with small_disk(8) as disk, server.database() as url:
         plan = Plan(record, cache=cache, work=disk.folder)

@@ -8,14 +8,13 @@ from pathlib import Path
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, StudyReader, check_study
 from tests.faults.harness.worker import Plan, run
-from tests.support.postgres import Server
 from tests.support.processes import num_lines
 
 NUM_STARTING, NUM_MANY = 64, 32
 SETTINGS = {"name": "starts", "max_epochs": 2, "max_attempts": 100, "sampler": "random", "connect_s": 300.0}
 
 
-def test_64_workers_start_simultaneously_on_an_empty_database(server: Server, tmp_path: Path) -> None:
+def test_64_workers_start_simultaneously_on_an_empty_database(server, tmp_path):
     record = tmp_path / "record"
     settings = {**SETTINGS, "num_trials": 64, "lease_s": 30.0}
     with server.database() as url:
@@ -27,7 +26,7 @@ def test_64_workers_start_simultaneously_on_an_empty_database(server: Server, tm
     assert findings.num_repeated == 0
 
 
-def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server: Server, tmp_path: Path) -> None:
+def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server, tmp_path):
     record = tmp_path / "record"
     settings = {**SETTINGS, "num_trials": 80, "max_epochs": 3, "lease_s": 30.0}
     plan = Plan(record, epoch_s=0.05)
@@ -49,14 +48,14 @@ def wait_for_epochs(record: Path, num_epochs: int, fleet: Fleet) -> None:
         fleet.collect(0.05)
 
 
-def test_wrong_clocks_and_time_zones_change_nothing(server: Server, tmp_path: Path) -> None:
+def test_wrong_clocks_and_time_zones_change_nothing(server, tmp_path):
     record = tmp_path / "record"
     clocks = [(3600.0, "Pacific/Kiritimati"), (-3600.0, "America/Los_Angeles"), (0.0, "Asia/Kolkata")]
     settings = {**SETTINGS, "num_trials": 30, "lease_s": 5.0}
 
     with server.database() as url:
 
-        def start(index: int) -> FaultyWorker:
+        def start(index):
             offset_s, zone = clocks[index % len(clocks)]
             plan = Plan(record, own_host=True, clock_offset_s=offset_s, time_zone=zone, epoch_s=0.1)
             return FaultyWorker(url, tmp_path, run=run, plan=plan, **settings)
@@ -80,7 +79,7 @@ def test_wrong_clocks_and_time_zones_change_nothing(server: Server, tmp_path: Pa
     assert findings.num_taken_over <= endings.num_killed  # nobody's clock made a live worker's lease look old
 
 
-def test_one_of_two_studies_with_the_same_name_and_different_spaces_wins(server: Server, tmp_path: Path) -> None:
+def test_one_of_two_studies_with_the_same_name_and_different_spaces_wins(server, tmp_path):
     record = tmp_path / "record"
     with server.database() as url:
         settings = {**SETTINGS, "num_trials": 12, "lease_s": 30.0}

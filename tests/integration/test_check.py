@@ -21,14 +21,14 @@ def settings_for(url: str, work: Path, study: str) -> Settings:
     return Settings.model_validate({"work": work, "storage": {"url": url}, "study": {"name": study}})
 
 
-def test_a_database_with_too_few_connections_for_the_workers_is_named(postgres_url: str, tmp_path: Path) -> None:
+def test_a_database_with_too_few_connections_for_the_workers_is_named(postgres_url, tmp_path):
     settings = settings_for(postgres_url, tmp_path, "none")
     assert "for 1 worker" in check_database(settings, 1, wait_s=10)
     with pytest.raises(ConfigurationError, match=r"10000 workers need 40004; raise database.maxConnections"):
         check_database(settings, 10_000, wait_s=10)
 
 
-def test_a_volume_without_the_cache_of_the_study_is_not_shared(postgres_url: str, tmp_path: Path) -> None:
+def test_a_volume_without_the_cache_of_the_study_is_not_shared(postgres_url, tmp_path):
     storage = open_storage(storage_settings(postgres_url), tmp_path, create=True)
     study = define(storage)
     key = study.user_attrs[FINGERPRINT]["cache"]
@@ -40,7 +40,7 @@ def test_a_volume_without_the_cache_of_the_study_is_not_shared(postgres_url: str
     storage.close()
 
 
-def test_other_settings_than_the_study_has_are_refused_before_the_cache_is_built(tmp_path: Path) -> None:
+def test_other_settings_than_the_study_has_are_refused_before_the_cache_is_built(tmp_path):
     upgraded = {"work": tmp_path, "study.name": "s", "trial.class_balance": True}
     assert check_study(load_settings(upgraded, None, {})) == "study s: new"
     storage = open_storage(StorageSettings(), tmp_path, create=True)

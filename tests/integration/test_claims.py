@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -39,7 +38,7 @@ def expire(storage: StudyStorage, lease: Lease) -> None:
         connection.execute(sa.update(LEASES).where(LEASES.c.trial_id == lease.trial_id).values(lease_s=0))
 
 
-def test_the_baseline_is_trial_0_and_new_trials_follow(storage: StudyStorage, url: str) -> None:
+def test_the_baseline_is_trial_0_and_new_trials_follow(storage, url):
     study = define(storage, num_trials=3)
     numbers = [leased(study).number for _ in range(3)]
     assert numbers == [0, 1, 2]
@@ -49,7 +48,7 @@ def test_the_baseline_is_trial_0_and_new_trials_follow(storage: StudyStorage, ur
     assert Reader(url).states() == {"RUNNING": 3}
 
 
-def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStorage) -> None:
+def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage):
     study = define(storage, num_trials=10)
     first = claim(study)
     assert isinstance(first, Claim)
@@ -65,7 +64,7 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage: StudyStor
     assert [leased(study).number for _ in range(3)] == [1, 2, 3]  # two enqueued ones, a new one
 
 
-def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(storage: StudyStorage) -> None:
+def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(storage):
     study = define(storage, num_trials=1)
     host, boot, space, _, _ = worker_id().split("|")
     leased(study, worker_id=f"{host}|{boot}|{space}|999999999|1")
@@ -74,7 +73,7 @@ def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_immediately(stor
     assert leased(study).attempt == 2
 
 
-def test_a_running_trial_without_a_lease_is_taken_over(storage: StudyStorage) -> None:
+def test_a_running_trial_without_a_lease_is_taken_over(storage):
     study = define(storage, num_trials=1)
     optuna.load_study(study_name="toy", storage=storage.migration_url()).ask()
     lease = leased(study, max_attempts=1)
@@ -82,7 +81,7 @@ def test_a_running_trial_without_a_lease_is_taken_over(storage: StudyStorage) ->
     storage.renew(lease)
 
 
-def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage: StudyStorage) -> None:
+def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage):
     storage.lease_s = 1e10
     study = define(storage, num_trials=2)
     for attempt in range(1, 8):
@@ -92,13 +91,13 @@ def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage:
             storage.release(lease, TrialWrite(), limit_s=0)
 
 
-def test_a_release_is_repeated_although_a_signal_came(storage: StudyStorage) -> None:
+def test_a_release_is_repeated_although_a_signal_came(storage):
     study = define(storage, num_trials=1)
     lease, stop, failures = leased(study), Stop(), [psycopg2.OperationalError("server closed the connection")]
     stop.request(signal.SIGTERM)
 
     @sa.event.listens_for(storage.engine, "before_cursor_execute")
-    def fail_once(*_: Any) -> None:
+    def fail_once(*_):
         if failures:
             raise failures.pop()
 
@@ -107,7 +106,7 @@ def test_a_release_is_repeated_although_a_signal_came(storage: StudyStorage) -> 
     assert leased(study, max_attempts=1).attempt == 2
 
 
-def test_a_late_renewal_does_not_take_a_released_trial_back(storage: StudyStorage) -> None:
+def test_a_late_renewal_does_not_take_a_released_trial_back(storage):
     study = define(storage, num_trials=1)
     lease = leased(study)
     storage.renew(lease)
@@ -117,7 +116,7 @@ def test_a_late_renewal_does_not_take_a_released_trial_back(storage: StudyStorag
     assert leased(study, max_attempts=1).attempt == 2
 
 
-def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage: StudyStorage, url: str) -> None:
+def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage, url):
     study = define(storage, num_trials=1)
     for _ in range(2):
         expire(storage, leased(study, max_attempts=2))
@@ -126,7 +125,7 @@ def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage: Stud
     assert "2 attempts" in study.trials[0].user_attrs["reason"]
 
 
-def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage: StudyStorage) -> None:
+def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage):
     study = define(storage, num_trials=1)
     for attempt in range(1, 10):
         lease = leased(study, max_attempts=2)
@@ -136,7 +135,7 @@ def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage
         expire(storage, lease)
 
 
-def test_a_lease_from_the_future_expires_from_now_on(storage: StudyStorage) -> None:
+def test_a_lease_from_the_future_expires_from_now_on(storage):
     study = define(storage, num_trials=2)
     lease, other = (leased(study, worker_id="another-host|boot|space|1|1") for _ in range(2))
     assert isinstance(claim(study), NothingToClaim)
@@ -151,7 +150,7 @@ def test_a_lease_from_the_future_expires_from_now_on(storage: StudyStorage) -> N
         storage.renew(lease)
 
 
-def test_a_trial_never_ends_before_it_started(storage: StudyStorage) -> None:
+def test_a_trial_never_ends_before_it_started(storage):
     study = define(storage, num_trials=1)
     lease = leased(study)
     with storage.engine.begin() as connection:
@@ -160,7 +159,7 @@ def test_a_trial_never_ends_before_it_started(storage: StudyStorage) -> None:
     assert study.trials[0].duration == timedelta(0)
 
 
-def test_too_many_failures_stop_the_study_with_the_last_reason(storage: StudyStorage) -> None:
+def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
     study = define(storage, num_trials=5)
     for reason in ("no such file", "no such layer"):
         storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": reason}, state=TrialState.FAIL))
@@ -169,10 +168,10 @@ def test_too_many_failures_stop_the_study_with_the_last_reason(storage: StudySto
         claim(study, max_failed=1)
 
 
-def test_concurrent_claims_never_exceed_the_target(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_concurrent_claims_never_exceed_the_target(storage, url, tmp_path):
     define(storage, num_trials=12)
 
-    def worker(_: int) -> int:
+    def worker(_):
         own = open_storage(storage_settings(url), tmp_path, create=False)
         study, count = define(own), 0
         while isinstance(outcome := claim(study), Claim):
@@ -188,7 +187,7 @@ def test_concurrent_claims_never_exceed_the_target(storage: StudyStorage, url: s
     assert sorted(number for (number,) in Reader(url).rows("SELECT number FROM trials")) == list(range(12))
 
 
-def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage: StudyStorage, url: str) -> None:
+def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage, url):
     study = define(storage, num_trials=1)
     old = leased(study)
     storage.write_trial(old, TrialWrite(steps={0: 0.1}), num_epochs=1)
@@ -207,14 +206,14 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage: StudyS
 
 
 @pytest.mark.parametrize("max_attempts", [2, 1])  # with 1 it would fail
-def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: StudyStorage, max_attempts: int) -> None:
+def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage, max_attempts):
     study = define(storage, num_trials=1)
     lease = leased(study)
     expire(storage, lease)
     renewed: list[bool] = []
 
     @sa.event.listens_for(storage.engine, "before_cursor_execute")
-    def renew_meanwhile(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def renew_meanwhile(connection, _cursor, statement, *_):
         if "SET token=" in statement and not renewed:
             renewed.append(True)
             connection.execute(sa.update(LEASES).values(renewed_at_s=LEASES.c.renewed_at_s + 1))
@@ -226,7 +225,7 @@ def test_a_lease_renewed_while_it_is_being_claimed_is_not_taken_over(storage: St
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_claim_whose_commit_was_not_answered_happens_once(storage: StudyStorage, url: str, *, stored: bool) -> None:
+def test_a_claim_whose_commit_was_not_answered_happens_once(storage, url, stored):
     study = define(storage, num_trials=1)
     expire(storage, leased(study))
     _break_the_next_commit(storage, stored=stored)
@@ -236,17 +235,15 @@ def test_a_claim_whose_commit_was_not_answered_happens_once(storage: StudyStorag
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_away", [False, True])
-def test_a_signal_before_a_claim_is_recognised_releases_its_trial(
-    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_away: bool
-) -> None:
+def test_a_signal_before_a_claim_is_recognised_releases_its_trial(storage, monkeypatch, caplog, is_away):
     study = define(storage, num_trials=5)
     leased(study)
     stop = Stop()
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_):
         raise psycopg2.OperationalError("connection refused")
 
-    def meanwhile() -> None:
+    def meanwhile():
         stop.request(signal.SIGTERM)
         if is_away:
             monkeypatch.setattr("csi_job.storage.claim.RELEASE_S", 0.2)
@@ -264,7 +261,7 @@ def test_a_signal_before_a_claim_is_recognised_releases_its_trial(
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storage: StudyStorage, url: str) -> None:
+def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storage, url):
     study = define(storage, num_trials=5)
     lease = leased(study)
     _break_the_next_commit(storage)
@@ -276,8 +273,8 @@ def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storag
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(("change", "total"), [({"more_trials": 3}, 8), ({"num_trials": 7}, 7)])
 def test_a_target_is_changed_once_if_the_reply_was_lost_and_another_addition_came_first(
-    change: dict[str, int], total: int, storage: StudyStorage, url: str, tmp_path: Path
-) -> None:
+    change, total, storage, url, tmp_path
+):
     study = define(storage, num_trials=5)
     other = open_storage(storage_settings(url), tmp_path, create=False)
     _break_the_next_commit(storage, lambda: set_target(load_study(other, "toy"), more_trials=4))
@@ -306,9 +303,7 @@ def _break_the_next_commit(
 
 
 @pytest.mark.parametrize("deleted_by", ["csi-job", "optuna"])
-def test_a_deleted_study_ends_its_workers_with_one_line(
-    deleted_by: str, storage: StudyStorage, url: str, tmp_path: Path
-) -> None:
+def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url, tmp_path):
     old = define(storage)
     lease = leased(old)
     storage.hold(lease)
@@ -349,7 +344,7 @@ def test_a_deleted_study_ends_its_workers_with_one_line(
     other.close()
 
 
-def test_two_studies_in_one_database_are_independent(storage: StudyStorage) -> None:
+def test_two_studies_in_one_database_are_independent(storage):
     one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=2)
     enqueue_trial(two, SPACE, {"unknown_weight": 0.25})
     set_target(two, num_trials=1)  # which cancels a trial
@@ -364,7 +359,7 @@ def test_two_studies_in_one_database_are_independent(storage: StudyStorage) -> N
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_after_a_server_restart_every_worker_has_a_full_lease_to_renew(storage: StudyStorage) -> None:
+def test_after_a_server_restart_every_worker_has_a_full_lease_to_renew(storage):
     study = define(storage, num_trials=1)
     lease = leased(study)
     up_s = sa.literal_column("extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -13,7 +11,6 @@ from pydantic import SecretStr
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.study.trial_run import RunningTrial
 from tests.support.postgres import Server, guarded_server
 from tests.support.processes import wait_until
 from tests.support.studies import define, work_on
@@ -33,7 +30,7 @@ def settings(server: Server, password: str = PASSWORD, database: str = "csi", **
     return StorageSettings(url=SecretStr(url), password=SecretStr(password), **others)  # type: ignore[arg-type]
 
 
-def test_a_password_may_contain_any_characters(guarded: Server, tmp_path: Path) -> None:
+def test_a_password_may_contain_any_characters(guarded, tmp_path):
     storage = open_storage(settings(guarded), tmp_path, create=True)
     study = define(storage)
     assert work_on(study, tmp_path).num_finished == 5
@@ -42,9 +39,7 @@ def test_a_password_may_contain_any_characters(guarded: Server, tmp_path: Path) 
     storage.close()
 
 
-def test_each_session_asks_for_durability_timeouts_and_the_isolation_that_claims_expect(
-    guarded: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_session_asks_for_durability_timeouts_and_the_isolation_that_claims_expect(guarded, tmp_path, caplog):
     guarded.run("ALTER ROLE anna SET synchronous_commit = off")
     guarded.run("ALTER ROLE anna SET default_transaction_isolation = 'serializable'")
     guarded.run("ALTER SYSTEM SET fsync = off")
@@ -68,7 +63,7 @@ def test_each_session_asks_for_durability_timeouts_and_the_isolation_that_claims
     guarded.reload()
 
 
-def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded: Server, tmp_path: Path) -> None:
+def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded, tmp_path):
     with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
         open_storage(settings(guarded, "wr0ng-secret"), tmp_path, create=True)
     assert caught.value.exit_code == 2
@@ -77,15 +72,13 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded: Server, tmp
     assert caught.value.__cause__ is None
 
 
-def test_a_joining_worker_retries_when_rejected_since_the_password_worked_before(
-    guarded: Server, tmp_path: Path
-) -> None:
+def test_a_joining_worker_retries_when_rejected_since_the_password_worked_before(guarded, tmp_path):
     refused = settings(guarded, "wr0ng-secret", connect_s=1.5).model_copy(update={"create_tables": False})
     with pytest.raises(StorageUnavailableError, match=r"rejects the connection: .*authentication failed"):
         open_storage(refused, tmp_path, create=True)
 
 
-def test_a_joining_worker_creates_no_tables(server: Server, tmp_path: Path) -> None:
+def test_a_joining_worker_creates_no_tables(server, tmp_path):
     with server.database() as url:
         given = StorageSettings(url=SecretStr(url), create_tables=False)
         with pytest.raises(ConfigurationError, match="there is no study in"):
@@ -94,12 +87,12 @@ def test_a_joining_worker_creates_no_tables(server: Server, tmp_path: Path) -> N
         open_storage(given, tmp_path, create=True).close()
 
 
-def test_a_missing_database_is_one_line(guarded: Server, tmp_path: Path) -> None:
+def test_a_missing_database_is_one_line(guarded, tmp_path):
     with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
 
 
-def test_a_host_without_a_server_is_retried_and_then_one_line(tmp_path: Path) -> None:
+def test_a_host_without_a_server_is_retried_and_then_one_line(tmp_path):
     url = SecretStr("postgresql://anna:s3cret@127.0.0.1:1/csi")
     with pytest.raises(StorageUnavailableError, match=r"could not be used for \d+ s.*refused") as caught:
         open_storage(StorageSettings(url=url, connect_s=1.5), tmp_path, create=True)
@@ -107,7 +100,7 @@ def test_a_host_without_a_server_is_retried_and_then_one_line(tmp_path: Path) ->
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_server_without_a_free_slot_is_retried(guarded: Server, tmp_path: Path) -> None:
+def test_a_server_without_a_free_slot_is_retried(guarded, tmp_path):
     first = open_storage(settings(guarded), tmp_path, create=True)
     held = [first.engine.connect(), first.engine.connect()]  # all that `anna` may have
     timer = threading.Timer(1.0, lambda: [*(connection.close() for connection in held), first.close()])
@@ -118,7 +111,7 @@ def test_a_server_without_a_free_slot_is_retried(guarded: Server, tmp_path: Path
     second.close()
 
 
-def test_looking_into_an_empty_database_creates_nothing(guarded: Server, tmp_path: Path) -> None:
+def test_looking_into_an_empty_database_creates_nothing(guarded, tmp_path):
     guarded.run("CREATE DATABASE empty OWNER anna")
     with pytest.raises(ConfigurationError, match="there is no study in"):
         open_storage(settings(guarded, database="empty"), tmp_path, create=False)
@@ -126,13 +119,13 @@ def test_looking_into_an_empty_database_creates_nothing(guarded: Server, tmp_pat
     assert Server(url).run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
-def test_a_worker_has_at_most_two_connections(guarded: Server, tmp_path: Path) -> None:
+def test_a_worker_has_at_most_two_connections(guarded, tmp_path):
     guarded.run("ALTER ROLE anna CONNECTION LIMIT 3")
     storage = open_storage(settings(guarded, lease_s=0.2), tmp_path, create=True)
     study = define(storage, name="connections", num_trials=2)
     seen: list[int] = []
 
-    def watched(running: RunningTrial[dict[str, Any]]) -> list[float]:
+    def watched(running):
         for epoch in range(60):
             running.report(epoch, 0.5)
             [(count,)] = guarded.run("SELECT count(*) FROM pg_stat_activity WHERE usename = 'anna'")

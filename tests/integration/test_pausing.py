@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -79,7 +78,7 @@ def asha(
 
 
 @pytest.mark.parametrize("num_trials", [1, 3, 24])
-def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Path, num_trials: int, url: str) -> None:
+def test_one_worker_computes_what_asha_does(storage, tmp_path, num_trials, url):
     study = define(storage, num_trials=num_trials, **ASHA)
     seen: list[int] = []
     watched = WorkerOptions(
@@ -105,9 +104,7 @@ def test_one_worker_computes_what_asha_does(storage: StudyStorage, tmp_path: Pat
     Reader(url).check_exact(num_trials, 8)
 
 
-def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(
-    storage: StudyStorage, tmp_path: Path, url: str
-) -> None:
+def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(storage, tmp_path, url):
     given = ASHA | {"pruner": "hyperband", "num_trials": 24}
     study = define(storage, **given)
     work_on(study, tmp_path, **given)
@@ -125,7 +122,7 @@ def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(
     Reader(url).check_exact(24, 8)
 
 
-def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_the_rung(storage: StudyStorage) -> None:
+def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_the_rung(storage):
     """Among those with the same rungs; the trials of another study, one in four, are none of them."""
     study, other, draws = define(storage), define(storage, name="other"), random.Random(5)
     study_id, trials = study._study_id, []
@@ -149,7 +146,7 @@ def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_th
         rungs = Rungs(abs(given["min_resource"]), given["reduction_factor"], max(given["bracket"], 0))
         trials += [(trial_id, state, values, rungs, bool(violated))] if is_own else []
 
-    def place(trial_id: int, step: int) -> tuple[float, int]:
+    def place(trial_id, step):
         curve = next(values for one, _, values, *_ in trials if one == trial_id)
         return -max(value for value in curve[: step + 1] if not math.isnan(value)), trial_id
 
@@ -175,14 +172,14 @@ def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_th
 
 
 @pytest.mark.parametrize(("place", "best_of"), [(1, 2), (2, 4), (3, 6)])
-def test_one_of_so_many_rivals_is_promoted_and_at_the_end_at_least_one(place: int, best_of: int) -> None:
+def test_one_of_so_many_rivals_is_promoted_and_at_the_end_at_least_one(place, best_of):
     ranked = [Standing(0, 0, 0.5, place, num_rivals, 2) for num_rivals in (best_of - 1, best_of)]
     assert [standing.is_promoted() for standing in ranked] == [False, True]
     assert [standing.is_promoted(at_least=1) for standing in ranked] == [place == 1, True]
     assert [ranked[0].is_beaten(target) for target in (1, best_of - 1, best_of)] == [place > 1, place > 1, False]
 
 
-def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage: StudyStorage) -> None:
+def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(storage):
     study = define(storage, num_trials=10)
     leases = [leased(study, **RULES) for _ in range(4)]
     pause(storage, leases[0], 0.2)
@@ -203,7 +200,7 @@ def test_an_orphan_comes_first_then_a_promoted_trial_the_waiting_and_new_ones(st
     assert study.get_trials()[2].state is TrialState.RUNNING
 
 
-def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_pruned(storage: StudyStorage) -> None:
+def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_pruned(storage):
     study = define(storage, num_trials=3)
     leases = [leased(study) for _ in range(3)]
     pause(storage, leases[0], 0.2, 0.1)
@@ -218,7 +215,7 @@ def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_p
     assert study.trials[0].user_attrs["reason"] == "paused after epoch 2, where others were better"
 
 
-def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage: StudyStorage) -> None:
+def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage):
     study = define(storage, num_trials=4)
     leases = [leased(study, **RULES) for _ in range(3)]
     for lease, value in zip(leases, (0.1, 0.2, 0.3), strict=True):
@@ -229,7 +226,7 @@ def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage: St
     assert study_status(study).num_paused == 1
 
 
-def test_more_trials_compete_with_those_of_before(storage: StudyStorage, tmp_path: Path) -> None:
+def test_more_trials_compete_with_those_of_before(storage, tmp_path):
     study = define(storage, num_trials=8, **ASHA)
     work_on(study, tmp_path, num_trials=8, **ASHA)
     before = [trial.intermediate_values for trial in study.trials]
@@ -241,9 +238,7 @@ def test_more_trials_compete_with_those_of_before(storage: StudyStorage, tmp_pat
         assert len(trial.intermediate_values) == 1 or trial.intermediate_values[0] > first[5]
 
 
-def test_other_rungs_are_another_phase_whose_trials_compete_among_themselves(
-    storage: StudyStorage, tmp_path: Path, url: str
-) -> None:
+def test_other_rungs_are_another_phase_whose_trials_compete_among_themselves(storage, tmp_path, url):
     study = define(storage, num_trials=8, **ASHA)
     work_on(study, tmp_path, num_trials=8, **ASHA)
     before = [trial.intermediate_values for trial in study.trials]
@@ -263,7 +258,7 @@ def test_other_rungs_are_another_phase_whose_trials_compete_among_themselves(
     assert record.settings()["study"]["min_resource"] == 3
 
 
-def test_a_paused_trial_keeps_its_rungs_and_its_factor(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_paused_trial_keeps_its_rungs_and_its_factor(storage, tmp_path):
     study = define(storage, num_trials=2, **ASHA)
     work_on(study, tmp_path, num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
     assert [len(trial.intermediate_values) for trial in study.trials] == [1]
@@ -277,7 +272,7 @@ def test_a_paused_trial_keeps_its_rungs_and_its_factor(storage: StudyStorage, tm
 
 
 @pytest.mark.parametrize("pruner", ["asha", "none"])
-def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Path, pruner: str, url: str) -> None:
+def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
     given = ASHA | {"pruner": pruner, "num_trials": 50, "max_epochs_total": 21}
     study = define(storage, **given)
     work_on(study, tmp_path, **given)
@@ -290,7 +285,7 @@ def test_the_total_of_epochs_ends_the_study(storage: StudyStorage, tmp_path: Pat
     assert len(study.trials) == len(num_epochs)
 
 
-def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage: StudyStorage) -> None:
+def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage):
     study, other, rules = define(storage, num_trials=3), define(storage, name="other"), RULES | {"max_epochs_total": 3}
     storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
     storage.write_trial(leased(other), TrialWrite(user_attrs={CURVE: [[0, 0.9]]}))
@@ -306,14 +301,12 @@ def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_no
     assert claim(study, **rules) == NothingToClaim(2, 2, {})
 
 
-def test_a_pause_survives_a_signal_while_it_is_stored(
-    storage: StudyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "csi_job")
     study = define(storage, num_trials=2, **ASHA)
     write_trial = storage.write_trial
 
-    def interrupted(lease: Lease, write: TrialWrite, *args: Any, **changes: Any) -> Any:
+    def interrupted(lease, write, *args, **changes):
         if PAUSED in write.user_attrs and "limit_s" not in changes:
             raise StopRequestedError(15)
         return write_trial(lease, write, *args, **changes)
@@ -328,12 +321,10 @@ def test_a_pause_survives_a_signal_while_it_is_stored(
     assert sorted(outcomes(study)) == ["complete", "pruned"]
 
 
-def test_a_worker_that_dies_before_it_pauses_leaves_the_decision_to_the_next(
-    storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_a_worker_that_dies_before_it_pauses_leaves_the_decision_to_the_next(storage, tmp_path):
     study = define(storage, num_trials=3, **ASHA)
 
-    def dies(running: Any) -> list[float]:
+    def dies(running):
         running.end_if_behind = lambda: running.stop.request(15) or running.check()
         return objective(running)
 
@@ -346,7 +337,7 @@ def test_a_worker_that_dies_before_it_pauses_leaves_the_decision_to_the_next(
     assert log == asha(xs, 2, 8)[0]
 
 
-def test_a_trial_without_its_checkpoint_is_promoted_from_the_start(storage: StudyStorage, tmp_path: Path) -> None:
+def test_a_trial_without_its_checkpoint_is_promoted_from_the_start(storage, tmp_path):
     study = define(storage, num_trials=2, **ASHA)
     work_on(study, tmp_path / "a", num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
     assert outcomes(study) == ["paused"]
@@ -358,9 +349,7 @@ def test_a_trial_without_its_checkpoint_is_promoted_from_the_start(storage: Stud
         assert trial.intermediate_values == {n: value_at(x, n) for n in range(len(trial.intermediate_values))}
 
 
-def test_optuna_reads_a_paused_trial_as_a_running_one_and_samplers_as_a_pruned_one(
-    storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_optuna_reads_a_paused_trial_as_a_running_one_and_samplers_as_a_pruned_one(storage, tmp_path):
     study = define(storage, num_trials=2, **ASHA)
     work_on(study, tmp_path, num_trials=2, options=WorkerOptions(own_process=False, may_add=False), **ASHA)
     [plain] = optuna.load_study(study_name="toy", storage=storage.migration_url()).trials

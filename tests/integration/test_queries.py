@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -14,7 +13,6 @@ import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import STEPS
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.pruning import median_query, should_prune
@@ -29,7 +27,7 @@ DISTRIBUTIONS = {
 NUMBERS = {"a": FloatDistribution(1e-9, 1, log=True), "b": IntDistribution(1, 9, step=2)}
 
 
-def test_trials_are_read_as_optuna_reads_them(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_trials_are_read_as_optuna_reads_them(storage, url, tmp_path):
     study, draws = define(storage), random.Random(5)
     work_on(study, tmp_path)
     plain = optuna.load_study(study_name="toy", storage=url.replace("postgresql://", "postgresql+psycopg2://"))
@@ -57,7 +55,7 @@ def curves_of(study: optuna.Study, values: Sequence[float]) -> None:
 
 
 @pytest.mark.parametrize("num_values", [1, 2, 5, 8, 31])
-def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> None:
+def test_the_median_equals_numpy_s(storage, num_values):
     study, other = define(storage, num_trials=99), define(storage, name="other")
     curves_of(other, [9.0] * 3)
     values = [random.Random(num_values).random() for _ in range(num_values)]
@@ -72,7 +70,7 @@ def test_the_median_equals_numpy_s(storage: StudyStorage, num_values: int) -> No
     assert row.median == pytest.approx(np.median(values), rel=1e-15)
 
 
-def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage: StudyStorage) -> None:
+def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage):
     study = define(storage)
     query = median_query(study, 7)
     assert query is not None
@@ -81,12 +79,12 @@ def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage: StudyS
     assert not should_prune(study, trial)
 
 
-def test_the_median_has_an_index(storage: StudyStorage) -> None:
+def test_the_median_has_an_index(storage):
     names = {index["name"] for index in sa.inspect(storage.engine).get_indexes(STEPS.name)}
     assert "csi_job_steps" in names
 
 
-def test_all_kinds_of_values_survive_a_round_trip(storage: StudyStorage) -> None:
+def test_all_kinds_of_values_survive_a_round_trip(storage):
     study = define(storage, num_trials=2)
     lease = leased(study)
     odd = {"quote ' \" \\ {a,b} %s :x": ["é", None, 1e-300], "NULL": "NULL", "": {"a": math.inf}}

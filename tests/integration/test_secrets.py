@@ -23,9 +23,7 @@ def guarded() -> Iterator[Server]:
         yield server
 
 
-def test_a_run_with_tracking_and_a_database_crash_shows_no_password(
-    guarded: Server, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_tracking_and_a_database_crash_shows_no_password(guarded, phantoms, tmp_path, monkeypatch):
     work = tmp_path / "work"
     monkeypatch.setenv("CSI_JOB_STORAGE__URL", f"postgresql://anna:{quote(PASSWORD, safe='')}@/csi?host={guarded.data}")
     monkeypatch.setenv("CSI_JOB_TRACKING__WANDB_MODE", "offline")
@@ -62,7 +60,7 @@ def command_lines() -> list[bytes]:
     return lines
 
 
-def test_a_database_error_shows_no_password(guarded: Server, tmp_path: Path) -> None:
+def test_a_database_error_shows_no_password(guarded, tmp_path):
     wrong = f"postgresql://anna:Geheim1@/csi?host={guarded.data}"
     for url in (wrong, wrong.replace("/csi", "/none"), "postgresql://anna:Geheim@[::1/csi"):
         settings = tmp_path / "settings.yaml"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
@@ -56,10 +54,8 @@ def stock(trial: optuna.Trial) -> float:
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_trial_costs_a_fraction_of_stock_optunas_statements(
-    storage: StudyStorage, url: str, tmp_path: Path, record_property: Any
-) -> None:
-    def work(num_trials: int) -> None:
+def test_a_trial_costs_a_fraction_of_stock_optunas_statements(storage, url, tmp_path, record_property):
+    def work(num_trials):
         storage.set_study_user_attr(study._study_id, "target", num_trials)
         given = StudySettings(name="wide", num_trials=num_trials, **SETTINGS)  # type: ignore[arg-type]
         options = WorkerOptions(own_process=False)

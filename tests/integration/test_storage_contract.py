@@ -109,7 +109,7 @@ class TestStudyStorageBelowOptunasCache(TestStudyStorage):
 
 
 @pytest.mark.parametrize("what", WITHOUT_A_LEASE)
-def test_without_a_lease_nothing_is_written_to_a_trial(storage: StudyStorage, what: str) -> None:
+def test_without_a_lease_nothing_is_written_to_a_trial(storage, what):
     study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE])
     waiting = storage.create_new_trial(study_id, create_trial(state=TrialState.WAITING))
     with pytest.raises(LeaseLostError):
@@ -125,7 +125,7 @@ def test_without_a_lease_nothing_is_written_to_a_trial(storage: StudyStorage, wh
 
 
 @pytest.mark.parametrize("what", BY_CLAIMS_ONLY)
-def test_trials_start_by_claims_only(storage: StudyStorage, what: str) -> None:
+def test_trials_start_by_claims_only(storage, what):
     study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE])
     waiting = storage.create_new_trial(study_id, create_trial(state=TrialState.WAITING))
     with pytest.raises(CsiJobError, match="claims only"):
@@ -133,7 +133,7 @@ def test_trials_start_by_claims_only(storage: StudyStorage, what: str) -> None:
     assert [trial.state for trial in storage.get_all_trials(study_id)] == [TrialState.WAITING]
 
 
-def test_schema_versions_equal_those_of_optuna(storage: StudyStorage, tmp_path: Path) -> None:
+def test_schema_versions_equal_those_of_optuna(storage, tmp_path):
     plain = RDBStorage(f"sqlite:///{tmp_path}/plain.db")
     assert storage.get_current_version() == plain.get_current_version() == plain.get_head_version()
     assert storage.get_head_version() == plain.get_head_version()
@@ -142,7 +142,7 @@ def test_schema_versions_equal_those_of_optuna(storage: StudyStorage, tmp_path: 
     assert storage.get_current_version() == plain.get_current_version()
 
 
-def test_it_has_every_attribute_of_its_parent(storage: StudyStorage, tmp_path: Path) -> None:
+def test_it_has_every_attribute_of_its_parent(storage, tmp_path):
     plain = RDBStorage(f"sqlite:///{tmp_path}/plain.db")
     assert [name for name in {*vars(plain), *dir(plain)} if not hasattr(storage, name)] == []
     assert storage.get_heartbeat_interval() is None

@@ -41,7 +41,7 @@ def one_line(err: str) -> str:
     return err
 
 
-def test_an_export_is_two_files_that_are_not_overwritten_without_force(searched: Path) -> None:
+def test_an_export_is_two_files_that_are_not_overwritten_without_force(searched):
     folder = searched / "models/hyperopt"
     out, _ = run(searched, "study", "export", "csi_optimization")
     table, tree = folder / "csi_optimization_trials.csv", folder / "csi_optimization_trials.json"
@@ -62,7 +62,7 @@ def test_an_export_is_two_files_that_are_not_overwritten_without_force(searched:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched, phantoms, tmp_path):
     run(searched, "study", "export", "csi_optimization", tmp_path)
     run(searched, "study", "copy", "csi_optimization", "--to", f"sqlite:///{tmp_path}/copy.db")
     names = {row["FileID"] for row in csv.DictReader((phantoms / "labels.csv").open(), delimiter=";")}
@@ -74,7 +74,7 @@ def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched: Path, pha
         assert str(phantoms).encode() not in content
 
 
-def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched: Path, postgres_url: str) -> None:
+def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched, postgres_url):
     out, _ = run(searched, "study", "copy", "csi_optimization", "--to", postgres_url)
     assert "2 trials (2 complete)" in out
     assert "csi-job hyperopt --study-name csi_optimization" in out
@@ -90,7 +90,7 @@ def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched: Pa
     assert trials(searched)[:2] == [(0, "COMPLETE"), (0, "COMPLETE")]
 
 
-def test_a_copied_sqlite_file_is_complete_by_itself(searched: Path, tmp_path: Path) -> None:
+def test_a_copied_sqlite_file_is_complete_by_itself(searched, tmp_path):
     work = tmp_path / "other work"
     run(searched, "study", "copy", "csi_optimization", "--to", f"sqlite:///{work}/studies.db")
     assert [path.name for path in work.iterdir()] == ["studies.db"]
@@ -112,7 +112,7 @@ def test_a_copied_sqlite_file_is_complete_by_itself(searched: Path, tmp_path: Pa
         (("csi_optimization",), "Missing option '--to'"),
     ],
 )
-def test_an_impossible_copy_is_rejected_in_one_line(searched: Path, arguments: tuple[str, ...], expected: str) -> None:
+def test_an_impossible_copy_is_rejected_in_one_line(searched, arguments, expected):
     _, err = run(searched, "study", "copy", *(word.replace("WORK", str(searched.parent)) for word in arguments), code=2)
     assert expected in one_line(err)
     assert not err.count("storage.")
@@ -120,11 +120,11 @@ def test_an_impossible_copy_is_rejected_in_one_line(searched: Path, arguments: t
     assert not new.exists() or Reader(f"sqlite:///{new}").rows("SELECT * FROM studies") == []
 
 
-def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_path: Path) -> None:
+def test_a_migrated_study_is_continued_in_its_wider_space(searched, tmp_path):
     wider = tmp_path / "wider.yaml"
     wider.write_text("space: {batch_size: {choices: [8, 16, 32]}}")
 
-    def call(*arguments: str, code: int = 0) -> tuple[str, str]:
+    def call(*arguments, code=0):
         process = Command(*arguments, "--work", str(searched), environment={**os.environ, **ENVIRONMENT})
         out, err = process.communicate()
         assert process.returncode == code, err
@@ -145,12 +145,12 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["copy", "export", "migrate"])
-def test_the_help_shows_an_example(name: str) -> None:
+def test_the_help_shows_an_example(name):
     out = CliRunner().invoke(cli, ["study", name, "--help"]).output
     assert f"csi-job study {name} " in out.partition("For example")[2]
 
 
-def test_no_secret_is_in_what_is_written(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_in_what_is_written(postgres_url, tmp_path, monkeypatch):
     with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
         insert_study(source, simple_study(), "toy")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", PASSWORD)
@@ -171,7 +171,7 @@ def test_no_secret_is_in_what_is_written(postgres_url: str, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("way", ["variable", "file"])
-def test_a_copy_takes_the_targets_own_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_a_copy_takes_the_targets_own_password(tmp_path, monkeypatch, way):
     with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
         insert_study(source, simple_study(), "toy")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", "of the source")
@@ -190,9 +190,7 @@ def test_a_copy_takes_the_targets_own_password(tmp_path: Path, monkeypatch: pyte
             assert cursor.fetchall() == [("toy",)]
 
 
-def test_an_unreachable_server_is_retried_then_reported_in_one_line(
-    searched: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_server_is_retried_then_reported_in_one_line(searched, monkeypatch):
     monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql://anna:s3cret@127.0.0.1:1/csi")
     monkeypatch.setenv("CSI_JOB_STORAGE__CONNECT_S", "1.5")
     _, err = run(searched, "study", "list", code=1)

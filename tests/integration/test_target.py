@@ -1,17 +1,10 @@
 """A study's total of trials, lowered and raised while trials wait, on both databases."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.claim import NothingToClaim
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
@@ -20,9 +13,7 @@ from tests.support.studies import SPACE, Reader, claim, define, leased
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
 
-def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_as_failures(
-    storage: StudyStorage, url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_as_failures(storage, url, caplog):
     study = define(storage, num_trials=5)
     storage.write_trial(leased(study), DONE)
     for x in (0.1, 0.2, 0.3):
@@ -40,12 +31,10 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     assert Reader(url).states() == {"COMPLETE": 2, "FAIL": 3}
 
 
-def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(
-    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage, monkeypatch):
     study = define(storage, num_trials=2)
 
-    def write_after_another(operation: Callable[[Connection], Any]) -> Any:
+    def write_after_another(operation):
         monkeypatch.undo()
         enqueue_trial(study, SPACE, {"unknown_weight": 0.2})
         return storage.write(operation)
@@ -59,7 +48,7 @@ def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(
     assert isinstance(claim(study), NothingToClaim)
 
 
-def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is(storage: StudyStorage) -> None:
+def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is(storage):
     study = define(storage, num_trials=1)
     set_target(study, more_trials=1)
     for number in (1, 2):

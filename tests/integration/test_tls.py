@@ -79,9 +79,7 @@ def through(url: str, proxy: Proxy, **options: str) -> str:
     return make_url(url).set(host=HOST, port=proxy.port, query=query).render_as_string(hide_password=False)
 
 
-def test_a_study_is_created_over_tls_with_a_verified_certificate(
-    secure: Proxy, authority: trustme.CA, postgres_url: str, tmp_path: Path
-) -> None:
+def test_a_study_is_created_over_tls_with_a_verified_certificate(secure, authority, postgres_url, tmp_path):
     authority.cert_pem.write_to_path(tmp_path / "root.pem")
     url = through(postgres_url, secure, sslmode="verify-full", sslrootcert=str(tmp_path / "root.pem"))
     storage = open_storage(storage_settings(url), tmp_path, create=True)
@@ -90,9 +88,7 @@ def test_a_study_is_created_over_tls_with_a_verified_certificate(
     storage.close()
 
 
-def test_a_certificate_of_another_authority_is_rejected_with_one_line(
-    secure: Proxy, postgres_url: str, tmp_path: Path
-) -> None:
+def test_a_certificate_of_another_authority_is_rejected_with_one_line(secure, postgres_url, tmp_path):
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     url = through(postgres_url, secure, sslmode="verify-ca", sslrootcert=str(tmp_path / "other.pem"))
     _check_rejected(url, tmp_path, "certificate verify failed")
@@ -106,13 +102,11 @@ def test_a_certificate_of_another_authority_is_rejected_with_one_line(
         ({"sslmode": "require", "sslcert": "/etc/hosts", "sslkey": "/etc/hosts"}, "/etc/hosts"),  # no certificate
     ],
 )
-def test_an_impossible_tls_setting_is_rejected_with_one_line(
-    secure: Proxy, postgres_url: str, tmp_path: Path, options: dict[str, str], words: str
-) -> None:
+def test_an_impossible_tls_setting_is_rejected_with_one_line(secure, postgres_url, tmp_path, options, words):
     _check_rejected(through(postgres_url, secure, **options), tmp_path, words)
 
 
-def test_a_server_without_tls_is_rejected_if_tls_is_required(server: Server, postgres_url: str, tmp_path: Path) -> None:
+def test_a_server_without_tls_is_rejected_if_tls_is_required(server, postgres_url, tmp_path):
     plain = Proxy(f"{server.data}/.s.PGSQL.5432", None)
     _check_rejected(through(postgres_url, plain, sslmode="require"), tmp_path, "does not support SSL")
     plain.listener.close()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
@@ -18,7 +15,7 @@ def watch(url: str, work: Path, name: str = "toy") -> StudyWatch:
     return StudyWatch(Settings(work=work, storage=storage_settings(url), study=StudySettings(name=name)))
 
 
-def test_usage_adds_up_over_controllers_per_study(storage: StudyStorage, url: str, tmp_path: Path) -> None:
+def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     define(storage)
     define(storage, name="other")
     controller = watch(url, tmp_path)
@@ -29,9 +26,7 @@ def test_usage_adds_up_over_controllers_per_study(storage: StudyStorage, url: st
     assert watch(url, tmp_path, "other").add_usage(Usage()) == Usage()
 
 
-def test_a_deleted_study_is_reported_and_opened_again(
-    storage: StudyStorage, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, caplog):
     study = define(storage)
     controller = watch(url, tmp_path)
     assert controller.status() is not None
@@ -42,6 +37,6 @@ def test_a_deleted_study_is_reported_and_opened_again(
     assert controller.add_usage(Usage(2, 3)) == Usage(2, 3)
 
 
-def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path: Path) -> None:
+def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path):
     away = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
     assert (away.status(), away.add_usage(Usage(1, 1))) == (None, None)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.api import Cluster
 from csi_job.errors import ClusterError
 
 OURS = {"who": "us"}
@@ -25,7 +24,7 @@ def job(name: str = "a", *, labels: dict[str, str] | None = None, **annotations:
 class ApiContract:
     """Subclasses provide the fixture `cluster`, an empty namespace."""
 
-    def test_a_selector_needs_every_label(self, cluster: Cluster) -> None:
+    def test_a_selector_needs_every_label(self, cluster):
         cluster.apply(job("a"))
         cluster.apply(job("b", labels={**OURS, "stage": "search"}))
         cluster.apply(job("c", labels={"who": "them", "stage": "search"}))
@@ -34,7 +33,7 @@ class ApiContract:
         assert cluster.find("Pod", OURS) == []
         assert len(cluster.find("Job")) == 3
 
-    def test_what_does_not_exist_is_none_and_can_be_deleted(self, cluster: Cluster) -> None:
+    def test_what_does_not_exist_is_none_and_can_be_deleted(self, cluster):
         assert cluster.get("Job", "a") is None
         assert cluster.get("ConfigMap", "a") is None
         assert not cluster.patch("Job", "a", {"spec": {"suspend": False}})
@@ -43,7 +42,7 @@ class ApiContract:
         cluster.delete("Job", "a")
         assert cluster.jobs(OURS) == []
 
-    def test_a_merge_patch_adds_changes_and_removes_fields(self, cluster: Cluster) -> None:
+    def test_a_merge_patch_adds_changes_and_removes_fields(self, cluster):
         cluster.apply(job(kept="1", changed="1", removed="1"))
         change = {"changed": "2", "removed": None, "added": "1"}
         assert cluster.patch("Job", "a", {"metadata": {"annotations": change}, "spec": {"suspend": False}})
@@ -54,7 +53,7 @@ class ApiContract:
         assert found["metadata"]["labels"] == OURS
         assert (found["spec"]["suspend"], found["spec"]["parallelism"]) == (False, 2)
 
-    def test_an_apply_removes_what_it_applied_before_but_not_what_was_patched(self, cluster: Cluster) -> None:
+    def test_an_apply_removes_what_it_applied_before_but_not_what_was_patched(self, cluster):
         cluster.apply(job(kept="1", dropped="1", patched="1"))
         cluster.patch("Job", "a", {"metadata": {"annotations": {"patched": "2", "added": "1"}}})
         cluster.apply(job(kept="2"))
@@ -64,7 +63,7 @@ class ApiContract:
         assert annotations.items() >= {"kept": "2", "patched": "2", "added": "1"}.items()
         assert "dropped" not in annotations
 
-    def test_a_job_can_be_resized_but_not_changed(self, cluster: Cluster) -> None:
+    def test_a_job_can_be_resized_but_not_changed(self, cluster):
         cluster.apply(job())
         assert cluster.patch("Job", "a", {"spec": {"parallelism": 5, "completions": 5}})
         assert cluster.patch("Job", "a", {"spec": {"parallelism": 0}})

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 import yaml
@@ -94,9 +93,7 @@ def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (401, {"message": "Unauthorized"}, NotAllowedError),
     ],
 )
-def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(
-    server: Server, status: int, reply: dict[str, str], kind: type[ClusterError]
-) -> None:
+def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, reply, kind):
     server.status, server.body = status, json.dumps(reply)
     with pytest.raises(ClusterError, match=re.escape(reply["message"])) as raised:
         Cluster("here").apply({"kind": "Job", "metadata": {"name": "r"}})
@@ -106,7 +103,7 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(
     assert ("ask an administrator of the cluster to repair that webhook" in says) is (kind is NotYetError)
 
 
-def test_a_refused_websocket_is_an_answer(server: Server) -> None:
+def test_a_refused_websocket_is_an_answer(server):
     message = 'pods "p" is forbidden: User "u" cannot create resource "pods/exec" in API group ""'
     server.status, server.body = 403, json.dumps({"message": message})
     with pytest.raises(NotAllowedError, match=f"rejected the request: {re.escape(message)}$"):
@@ -120,9 +117,7 @@ READ = {"pod": "p", "command": ["true"], "write": print, "idle_timeout_s": 1}
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
-def test_a_connection_that_fails_is_an_outage_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, arguments: dict[str, Any]
-) -> None:
+def test_a_connection_that_fails_is_an_outage_with_its_reason(tmp_path, monkeypatch, method, arguments):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         _use(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path / "kubeconfig", monkeypatch)
@@ -133,13 +128,11 @@ def test_a_connection_that_fails_is_an_outage_with_its_reason(
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
-def test_a_tls_handshake_that_is_cut_off_is_an_outage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, arguments: dict[str, Any]
-) -> None:
+def test_a_tls_handshake_that_is_cut_off_is_an_outage(tmp_path, monkeypatch, method, arguments):
     """As a load balancer does whose server is away."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def cut_off() -> None:
+        def cut_off():
             with suppress(OSError):
                 while True:
                     client, _ = listener.accept()
@@ -153,13 +146,13 @@ def test_a_tls_handshake_that_is_cut_off_is_an_outage(
 
 
 @pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
-def test_an_answer_that_is_not_from_kubernetes_is_described_by_its_status(server: Server, body: str) -> None:
+def test_an_answer_that_is_not_from_kubernetes_is_described_by_its_status(server, body):
     server.status, server.body = 503, body
     with pytest.raises(UnreachableError, match="status 503: Service Unavailable"):
         Cluster("here").patch("Job", "r", {})
 
 
-def test_patching_or_deleting_a_missing_job_is_no_error(server: Server) -> None:
+def test_patching_or_deleting_a_missing_job_is_no_error(server):
     server.status, server.body = 404, json.dumps({"message": "not found"})
     cluster = Cluster("here")
     assert not cluster.patch("Job", "r", {"spec": {}})
@@ -173,7 +166,7 @@ def test_patching_or_deleting_a_missing_job_is_no_error(server: Server) -> None:
         cluster.patch("Job", "r", {"spec": {}})
 
 
-def test_a_pod_reads_from_itself_without_permission(server: Server) -> None:
+def test_a_pod_reads_from_itself_without_permission(server):
     into, me = io.BytesIO(), socket.gethostname()
     Cluster("here").read_from(me, ["sh", "-c", "echo one; echo two"], into.write, idle_timeout_s=1)
     assert into.getvalue() == b"one\ntwo\n"
@@ -183,7 +176,7 @@ def test_a_pod_reads_from_itself_without_permission(server: Server) -> None:
 
 
 @pytest.mark.parametrize("body", ["<html>log in</html>", "[]"])
-def test_a_reply_that_is_not_from_kubernetes_is_refused(server: Server, body: str) -> None:
+def test_a_reply_that_is_not_from_kubernetes_is_refused(server, body):
     server.body = body
     with pytest.raises(ClusterError, match="reply is not JSON"):
         Cluster("here").get("ConfigMap", "r-stages")

@@ -36,7 +36,7 @@ def trial(number: int, epoch: int | None, host: str = "host-a") -> RunningStatus
         ([[trial(1, 4), trial(2, 0, "host-b")], [trial(1, 4), trial(2, 1, "host-b")]], False),
     ],
 )
-def test_only_an_epoch_finished_since_resets_the_back_off(trials: list[list[RunningStatus]], *, is_reset: bool) -> None:
+def test_only_an_epoch_finished_since_resets_the_back_off(trials, is_reset):
     namespace = Namespace(make_pod("a", FAILED))
     back_off = SearchBackOff(namespace)
     for running in trials:
@@ -44,14 +44,14 @@ def test_only_an_epoch_finished_since_resets_the_back_off(trials: list[list[Runn
     assert namespace.objects["Pod", "a"]["metadata"]["annotations"] == (NO_FAILURES if is_reset else FAILED)
 
 
-def test_a_role_without_the_right_to_patch_pods_is_no_error() -> None:
+def test_a_role_without_the_right_to_patch_pods_is_no_error():
     pods = [make_pod("a", FAILED)]
     back_off = SearchBackOff(Namespace(*pods, forbidden={"Pod"}))
     for epoch in (1, 2):
         back_off.reset_after_progress(pods, [trial(1, epoch)])
 
 
-def test_a_controller_resets_its_own_back_off_once_it_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_resets_its_own_back_off_once_it_is_steady(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("csi_job.cluster.back_off.time.monotonic", lambda: now[0])
     monkeypatch.setenv(POD_VARIABLE, "a")

@@ -47,7 +47,7 @@ def used_h(job: dict[str, Any]) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("limits", "num_gpus"), [({"hours": 1.5}, 1), ({"gpu_hours": 3.5}, 1), ({"gpu_hours": 8.5}, 4)]
 )
-def test_hours_pass_once_and_gpu_hours_for_each_gpu_of_each_pod(limits: dict[str, float], num_gpus: int) -> None:
+def test_hours_pass_once_and_gpu_hours_for_each_gpu_of_each_pod(limits, num_gpus):
     run, job = searching(Namespace(), Watch(num_finished=1), num_gpus, **limits)
     pass_time(job)
     run.reconcile()
@@ -58,7 +58,7 @@ def test_hours_pass_once_and_gpu_hours_for_each_gpu_of_each_pod(limits: dict[str
     assert job["spec"]["suspend"] is True
 
 
-def test_pods_that_wait_for_a_node_or_quota_use_nothing() -> None:
+def test_pods_that_wait_for_a_node_or_quota_use_nothing():
     run, job = searching(Namespace(), Watch(num_finished=1), hours=1)
     job["status"] = {"active": 2, "ready": 0}
     run.reconcile()
@@ -67,7 +67,7 @@ def test_pods_that_wait_for_a_node_or_quota_use_nothing() -> None:
     assert used_h(job) == (0, 0)
 
 
-def test_the_next_job_knows_the_usage_of_a_deleted_one() -> None:
+def test_the_next_job_knows_the_usage_of_a_deleted_one():
     namespace, watch = Namespace(), Watch(num_finished=1)
     run, job = searching(namespace, watch, gpu_hours=3)
     pass_time(job)
@@ -80,7 +80,7 @@ def test_the_next_job_knows_the_usage_of_a_deleted_one() -> None:
     assert job["spec"]["suspend"] is True
 
 
-def test_another_study_starts_with_its_full_budget() -> None:
+def test_another_study_starts_with_its_full_budget():
     namespace = Namespace()
     run, job = searching(namespace, Watch(num_finished=1), gpu_hours=1)
     pass_time(job)
@@ -89,7 +89,7 @@ def test_another_study_starts_with_its_full_budget() -> None:
     assert used_h(job) == (0, 0)
 
 
-def test_usage_during_a_database_outage_is_added_afterwards() -> None:
+def test_usage_during_a_database_outage_is_added_afterwards():
     watch = FlakyWatch(num_finished=1)
     run, job = searching(Namespace(), watch, gpu_hours=100)
     watch.is_down = True
@@ -104,7 +104,7 @@ def test_usage_during_a_database_outage_is_added_afterwards() -> None:
     assert watch.used.gpu_seconds == pytest.approx(6 * HOUR_S, abs=60)
 
 
-def test_a_budget_can_be_exhausted_during_a_database_outage() -> None:
+def test_a_budget_can_be_exhausted_during_a_database_outage():
     watch = FlakyWatch(num_finished=1)
     run, job = searching(Namespace(), watch, gpu_hours=1)
     watch.is_down = True
@@ -113,7 +113,7 @@ def test_a_budget_can_be_exhausted_during_a_database_outage() -> None:
     assert job["spec"]["suspend"] is True
 
 
-def test_pods_that_ended_without_a_controller_used_nothing_after_their_end() -> None:
+def test_pods_that_ended_without_a_controller_used_nothing_after_their_end():
     namespace, watch = Namespace(), Watch(num_finished=1)
     _, job = searching(namespace, watch)
     pass_time(job, 10)
@@ -122,7 +122,7 @@ def test_pods_that_ended_without_a_controller_used_nothing_after_their_end() -> 
     assert watch.used.seconds == pytest.approx(3 * HOUR_S, abs=60)
 
 
-def test_usage_is_metered_on_every_change_of_the_pods_and_twice_a_minute() -> None:
+def test_usage_is_metered_on_every_change_of_the_pods_and_twice_a_minute():
     run, job = searching(Namespace(), Watch(num_finished=1))
     started = get_annotation(job, METERED_AT)
     run.reconcile()

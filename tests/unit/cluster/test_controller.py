@@ -53,9 +53,7 @@ def run(namespace: Namespace, missing_s: float = 0.0, **settings: Any) -> str:
         ({"space": dict.fromkeys(("learning_rate", "patience", "unknown_weight"))}, "CMA-ES needs a number"),
     ],
 )
-def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_asked(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_asked(settings, message):
     namespace = Failing(ClusterError("asked"))
     with pytest.raises(ConfigurationError, match=message):
         run(namespace, **{"study.sampler": "cmaes"} | settings)
@@ -69,7 +67,7 @@ def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_as
         (WEBHOOK, r'^cache: admission webhook "w" denied the request: pods need an owner$'),
     ],
 )
-def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created(refusal: str, message: str) -> None:
+def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_created(refusal, message):
     namespace = Failing()
     namespace.refused["Job"] = ClusterError(refusal)
     with pytest.raises(ConfigurationError, match=message):
@@ -77,14 +75,14 @@ def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_create
     assert namespace.find("Job") == []
 
 
-def test_a_webhook_without_dry_run_shows_only_when_the_job_is_created() -> None:
+def test_a_webhook_without_dry_run_shows_only_when_the_job_is_created():
     namespace = Failing()
     namespace.refused["Job"] = ClusterError('the API server rejected the request: webhook "w" does not support dry run')
     with pytest.raises(StageFailedError, match="does not support dry run"):
         run(namespace)
 
 
-def test_a_pod_that_would_be_refused_is_waited_for_then_ends_the_release_before_any_job_is_created() -> None:
+def test_a_pod_that_would_be_refused_is_waited_for_then_ends_the_release_before_any_job_is_created():
     namespace = Failing()
     namespace.refused["Pod"] = ClusterError(CLASS)
     with pytest.raises(StageFailedError, match="final's pods can't be created: no PriorityClass with name p was found"):
@@ -93,7 +91,7 @@ def test_a_pod_that_would_be_refused_is_waited_for_then_ends_the_release_before_
 
 
 @pytest.mark.parametrize("reason", [ClusterError(WEBHOOK), NotAllowedError("no right")])
-def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason: ClusterError) -> None:
+def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason):
     namespace = Failing()
     namespace.refused["Pod"] = reason
     with pytest.raises(StageFailedError, match="a stage ended"):
@@ -101,10 +99,10 @@ def test_what_a_dry_run_cannot_decide_does_not_hold_up_the_first_stage(reason: C
     assert namespace.names("cache") == ["r-cache-39ff7cd2"]
 
 
-def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch):
     namespace = Failing()
 
-    def expire(_: float) -> None:
+    def expire(_):
         if jobs := namespace.find("Job"):
             owners.append(jobs[0]["metadata"]["ownerReferences"][0]["uid"])
             namespace.delete("Job", jobs[0]["metadata"]["name"])
@@ -119,14 +117,12 @@ def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch:
     assert owners[1] == "new" != owners[0]
 
 
-def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_stages_it_knows(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_stages_it_knows(monkeypatch, caplog):
     """Helm writes the new stages first, and creates their controller last."""
     namespace, jobs = Failing(), list[list[str]]()
     successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", "controller")}}
 
-    def other_stages() -> None:
+    def other_stages():
         metadata, data = (namespace.objects["ConfigMap", "r-stages"][key] for key in ("metadata", "data"))
         metadata["annotations"][DIGEST] = "e"
         data["cache.yaml"] = data["cache.yaml"].replace("image: a", "image: z")
@@ -139,7 +135,7 @@ def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_st
         lambda: namespace.create(successor | {"status": {"ready": 1}}),
     ))  # fmt: skip
 
-    def sleep(_: float) -> None:
+    def sleep(_):
         jobs.append(namespace.names("cache"))
         for job in jobs[-1]:
             namespace.delete("Job", job)
@@ -153,15 +149,13 @@ def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_st
     assert "helm upgrade failed halfway; continuing with the stages from before; repeat it or roll back" in caplog.text
 
 
-def test_a_refused_pod_is_reported_within_15_seconds(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
     """By the controller's own clock, which stands still while it works: what is left is how often it looks."""
     caplog.set_level("INFO", logger="csi_job")
     namespace, now_s = Failing(), 0.0
     refused_s, reported_s = list[float](), list[float]()
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds):
         nonlocal now_s
         if any("its pods can't be created: no PriorityClass" in line for line in caplog.messages):
             reported_s.append(now_s)
@@ -193,7 +187,7 @@ def _run_until_a_job_is_created(namespace: Failing) -> None:
     run(namespace)
 
 
-def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog):
     namespace = Failing(*[UnreachableError("away")] * 50, ClusterError("no"))
     with pytest.raises(StageFailedError, match=r"^no$"):
         run(namespace)
@@ -201,12 +195,12 @@ def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog: pytest.LogCapt
     assert namespace.num_requests == 51 + 2  # the Event needs the release, then itself
 
 
-def test_a_permission_that_does_not_come_ends_the_release() -> None:
+def test_a_permission_that_does_not_come_ends_the_release():
     with pytest.raises(StageFailedError, match=r"^cannot get resource$"):
         run(Failing(*[NotAllowedError("cannot get resource")] * 3))
 
 
-def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch):
     times = iter((100.0, 100.0, 190.0, 190.0, 230.0, 230.0))
     monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
     monkeypatch.setattr(controller, "OwnBackOff", lambda _: None)
@@ -216,7 +210,7 @@ def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch: pytest.Mo
         run(Failing(refused, away, refused, refused, ClusterError("no")), missing_s=60)
 
 
-def test_a_permission_that_comes_in_time_is_waited_for() -> None:
+def test_a_permission_that_comes_in_time_is_waited_for():
     namespace = Failing(*[NotAllowedError("cannot get resource")] * 3, ClusterError("no"))
     with pytest.raises(StageFailedError, match=r"^no$"):
         run(namespace, missing_s=60)
@@ -263,7 +257,7 @@ NO_CLASS = event("r-database", "ProvisioningFailed", 'storageclass "s" not found
     ],
     ids=["image", "claim", "refused"],
 )
-def test_a_database_that_cannot_start_ends_the_release(objects: list[Object], message: str) -> None:
+def test_a_database_that_cannot_start_ends_the_release(objects, message):
     namespace = Failing()
     for item in objects:
         namespace._create(item["kind"], body=item)

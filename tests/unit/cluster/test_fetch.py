@@ -6,7 +6,6 @@ import io
 import stat
 import subprocess
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -44,7 +43,7 @@ class Exec(Namespace):
 
 
 @pytest.mark.parametrize("lost", [b"", archive()[:2048], archive()], ids=["all", "a file", "the mark"])
-def test_a_copy_that_lost_its_end_is_made_again(lost: bytes, tmp_path: Path) -> None:
+def test_a_copy_that_lost_its_end_is_made_again(lost, tmp_path):
     cluster = Exec(lost, archive() + END_MARKER)
     file = io.BytesIO()
     _read_archive(cluster, "pod", file)
@@ -52,7 +51,7 @@ def test_a_copy_that_lost_its_end_is_made_again(lost: bytes, tmp_path: Path) -> 
     assert [path.stat().st_size for path in files] == [600, 600]
 
 
-def test_the_archive_holds_every_result_and_each_model_once(tmp_path: Path) -> None:
+def test_the_archive_holds_every_result_and_each_model_once(tmp_path):
     results = ("models/optimized_model.safetensors", "models/final/s/optimized_model.json", "problems.csv",
         "models/final/an earlier study/optimized_model.safetensors", "models/final/s/optimized_model.pth")  # fmt: skip
     others = ("models/.lock", "models/candidates/s/1/seed-1.safetensors", "studies.db")
@@ -68,7 +67,7 @@ def test_the_archive_holds_every_result_and_each_model_once(tmp_path: Path) -> N
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
-def test_a_copy_that_is_never_complete_is_a_one_line_error() -> None:
+def test_a_copy_that_is_never_complete_is_a_one_line_error():
     cluster = Exec(archive())
     with pytest.raises(ClusterError, match="was cut off 5 times"):
         _read_archive(cluster, "pod", io.BytesIO())

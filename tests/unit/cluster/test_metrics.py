@@ -24,7 +24,7 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
 
-def test_trials_best_value_pods_gpu_hours_and_outages_are_served(monkeypatch: Any) -> None:
+def test_trials_best_value_pods_gpu_hours_and_outages_are_served(monkeypatch):
     monkeypatch.setattr(module, "REFRESH_S", 0.0)
     labels = selector("r", "search")
     pods = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.unit.cluster.api_contract import ApiContract
@@ -33,5 +31,5 @@ class TestNamespace(ApiContract):
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_the_examples_of_rfc_7386(target: Any, patch: Any, result: Any) -> None:
+def test_the_examples_of_rfc_7386(target, patch, result):
     assert merge_patch(target, patch) == result

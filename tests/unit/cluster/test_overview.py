@@ -69,7 +69,7 @@ def watched(cluster: Cluster, **options: Any) -> list[ReleaseView]:
     return views
 
 
-def test_one_snapshot_shows_pods_and_gpus_and_the_study_as_the_controllers_pod_reports_it() -> None:
+def test_one_snapshot_shows_pods_and_gpus_and_the_study_as_the_controllers_pod_reports_it():
     cluster = Cluster(UP, [[OPEN], [OPEN]])
     (view,) = watched(cluster, once=True)
     assert view.study == OPEN
@@ -84,13 +84,13 @@ def test_one_snapshot_shows_pods_and_gpus_and_the_study_as_the_controllers_pod_r
     assert "--watch" not in command
 
 
-def test_a_database_that_does_not_start_is_shown_with_the_reason() -> None:
+def test_a_database_that_does_not_start_is_shown_with_the_reason():
     waiting = make_pod("database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none"}}, "Pending")
     (view,) = watched(Cluster([*UP, waiting], [[OPEN], [OPEN]]), once=True)
     assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", "ErrImagePull: postgres:none")
 
 
-def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason() -> None:
+def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason():
     cluster = Cluster([], [])
     cluster.create(
         event("c", "FailedCreate", 'Error creating: pods "c-" is forbidden: no PriorityClass with name p', 9)
@@ -100,7 +100,7 @@ def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason() -> None:
     assert view.note == f"the controller's pod can't be created: {reason}"
 
 
-def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_outcome() -> None:
+def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_outcome():
     cluster = Cluster(UP, [[OPEN], ClusterError("broke off"), [OPEN, DONE]])
     views = watched(cluster)
     assert any("broke off" in view.note for view in views)
@@ -109,13 +109,13 @@ def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_ou
     assert all("--watch" in command for _, command in cluster.commands)
 
 
-def test_watching_rides_out_an_outage_of_the_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_rides_out_an_outage_of_the_api_server(monkeypatch):
     cluster = Cluster(UP, [[OPEN], [DONE]])
     away = iter([2, 4, 5, 9])
     calls, nth = 0, next(away)
     find = Namespace.find
 
-    def sometimes(self: Namespace, kind: str, labels: Any = None) -> Any:
+    def sometimes(self, kind, labels=None):
         nonlocal calls, nth
         calls += 1
         if calls == nth:
@@ -130,7 +130,7 @@ def test_watching_rides_out_an_outage_of_the_api_server(monkeypatch: pytest.Monk
     assert next(away, None) is None
 
 
-def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right() -> None:
+def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right():
     refused = NotAllowedError(
         'the API server rejected the request: User "v" cannot get resource "pods/exec" in API group ""'
     )
@@ -141,7 +141,7 @@ def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right() -> None
     assert any("search" in line for line in rest)
 
 
-def test_without_a_running_pod_the_pods_and_the_reason_are_shown() -> None:
+def test_without_a_running_pod_the_pods_and_the_reason_are_shown():
     waiting = make_pod("controller", {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}, "Pending")
     (view,) = watched(Cluster([waiting], []), once=True)
     assert view.study is None
@@ -150,7 +150,7 @@ def test_without_a_running_pod_the_pods_and_the_reason_are_shown() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_lines_are_complete_however_their_bytes_arrive(size: int) -> None:
+def test_lines_are_complete_however_their_bytes_arrive(size):
     text = "one\n\ntwo ü\nthree".encode()
     taken: list[str] = []
     write = split_lines(taken.append)

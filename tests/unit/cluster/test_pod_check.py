@@ -40,21 +40,19 @@ def settings_for(work: Path, url: str = "", **more: Any) -> Settings:
     return Settings.model_validate({"work": work, "storage": storage})
 
 
-def test_in_a_pod_a_work_folder_that_is_no_volume_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pod_a_work_folder_that_is_no_volume_is_named(tmp_path, monkeypatch):
     assert "writable" in check_work(tmp_path)
     monkeypatch.setenv(IN_A_POD, "10.0.0.1")
     with pytest.raises(ConfigurationError, match="no volume is mounted at the work folder"):
         check_work(tmp_path)
 
 
-def test_a_folder_that_is_not_writable_is_named_with_the_user() -> None:
+def test_a_folder_that_is_not_writable_is_named_with_the_user():
     with pytest.raises(ConfigurationError, match=r"the work folder /proc is not writable for user \d+ \(.*fsGroup"):
         check_work(Path("/proc"))
 
 
-def test_a_full_work_folder_and_too_little_shared_memory_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_work_folder_and_too_little_shared_memory_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pod_check, "MIN_FREE_BYTES", 2**60)
     with pytest.raises(ConfigurationError, match=r"has \d+ MiB left; .*raise work.size"):
         check_work(tmp_path)
@@ -62,7 +60,7 @@ def test_a_full_work_folder_and_too_little_shared_memory_are_named(
         check_shared_memory(tmp_path, smallest=2**60)
 
 
-def test_a_missing_secret_is_named_by_its_value(tmp_path: Path) -> None:
+def test_a_missing_secret_is_named_by_its_value(tmp_path):
     missing = tmp_path / "password"
     with pytest.raises(ConfigurationError, match=r"database.secretKey"):
         check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1))
@@ -73,7 +71,7 @@ def test_a_missing_secret_is_named_by_its_value(tmp_path: Path) -> None:
     assert check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1)) == "Secrets: found"
 
 
-def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path: Path) -> None:
+def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path):
     missing = tmp_path / "password"
     wanted = Requirements(1, database_secret="given/word", wandb_secret="own/token")
     with pytest.raises(ConfigurationError, match=r"password is missing.*the Secret given exists and has the key word"):
@@ -83,16 +81,14 @@ def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path
         check_secrets(Settings.model_validate(tracking), wanted)
 
 
-def test_an_unreachable_database_is_reported_well_within_30_seconds(tmp_path: Path, nobody: str) -> None:
+def test_an_unreachable_database_is_reported_well_within_30_seconds(tmp_path, nobody):
     assert DATABASE_WAIT_S + 1.5 * CONNECT_TIMEOUT_S < 30
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(StorageUnavailableError, match=nobody):
         check_database(settings, 1, wait_s=0.1)
 
 
-def test_an_unreachable_database_is_reported_before_the_wait_for_it(
-    tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_database_is_reported_before_the_wait_for_it(tmp_path, nobody, monkeypatch):
     monkeypatch.setattr("csi_job.cluster.pod_check.DATABASE_WAIT_S", 0.1)
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
     lines: list[str] = []
@@ -102,9 +98,7 @@ def test_an_unreachable_database_is_reported_before_the_wait_for_it(
     assert "waiting up to" in lines[-1]
 
 
-def test_with_another_problem_the_database_is_not_waited_for(
-    tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_another_problem_the_database_is_not_waited_for(tmp_path, nobody, monkeypatch):
     monkeypatch.setattr("csi_job.cluster.pod_check.DATABASE_WAIT_S", 0.1)
     settings = settings_for(tmp_path / "nowhere", f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(ConfigurationError, match=f"nowhere.*; also: .*{nobody}"):
@@ -115,19 +109,19 @@ def test_with_another_problem_the_database_is_not_waited_for(
     ("workers", "device", "num_gpus", "expected"),
     [("auto", "auto", 0, 1), ("auto", "auto", 4, 4), ("auto", "cpu", 4, 1), (3, "cuda", 4, 3), (6, "auto", 0, 6)],
 )
-def test_a_pod_runs_a_worker_per_gpu(workers: object, device: str, num_gpus: int, expected: int) -> None:
+def test_a_pod_runs_a_worker_per_gpu(workers, device, num_gpus, expected):
     settings = Settings.model_validate({"study": {"workers": workers}, "trial": {"device": device}})
     assert num_workers_per_pod(settings, Requirements(2, num_gpus)) == expected
 
 
-def test_more_workers_than_a_pod_has_gpus_are_named(tmp_path: Path) -> None:
+def test_more_workers_than_a_pod_has_gpus_are_named(tmp_path):
     settings = Settings.model_validate({"study": {"workers": 3}, "work": tmp_path})
     with pytest.raises(ConfigurationError, match=r"2 GPUs are visible, got 3; allowed: auto, or up to 2"):
         list(check_pod(settings, Requirements(1, 2)))
 
 
-def test_nodes_are_checked_for_the_gpus_of_one_pod() -> None:
-    def node(number: str) -> dict[str, Any]:
+def test_nodes_are_checked_for_the_gpus_of_one_pod():
+    def node(number):
         return {"status": {"allocatable": {"nvidia.com/gpu": number}}}
 
     assert "not checked" in check_nodes(Requirements(1, 1), None)

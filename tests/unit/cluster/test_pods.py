@@ -23,20 +23,20 @@ def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]]
     }
 
 
-def test_a_failure_is_described_by_the_programs_own_error_in_the_log() -> None:
+def test_a_failure_is_described_by_the_programs_own_error_in_the_log():
     log = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
     failure = failure_of(pod({"terminated": {"exitCode": 2, "message": log, "reason": "Error"}}))
     assert str(failure) == "pod r-cache-0 (cache) exit 2: row 7 column left_mid: score 9; allowed: 0 to 4"
 
 
-def test_a_sidecar_that_was_stopped_is_not_what_failed() -> None:
+def test_a_sidecar_that_was_stopped_is_not_what_failed():
     ended = pod({"terminated": {"exitCode": 1, "message": "csi-job: no", "reason": "Error"}})
     stopped = {"name": "proxy", "state": {"terminated": {"exitCode": 143, "reason": "Error"}}}
     ended["status"]["initContainerStatuses"].insert(0, stopped)
     assert str(failure_of(ended)) == "pod r-cache-0 (cache) exit 1: no"
 
 
-def test_a_container_that_keeps_failing_is_reported_with_its_last_words() -> None:
+def test_a_container_that_keeps_failing_is_reported_with_its_last_words():
     """A sidecar, or the database."""
     last = {"terminated": {"exitCode": 1, "message": "starting\nFATAL: database files are incompatible with server\n"}}
     waiting = pod({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container"}})
@@ -47,13 +47,13 @@ def test_a_container_that_keeps_failing_is_reported_with_its_last_words() -> Non
     assert problem.is_missing
 
 
-def test_a_pod_killed_for_memory_is_reported_as_such() -> None:
+def test_a_pod_killed_for_memory_is_reported_as_such():
     failure = failure_of(pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))
     assert failure is not None
     assert "limits.memory" in failure.message
 
 
-def test_a_pod_that_succeeded_has_no_failure() -> None:
+def test_a_pod_that_succeeded_has_no_failure():
     assert failure_of(pod({"terminated": {"exitCode": 0}})) is None
     assert failure_of(pod({"running": {}})) is None
 
@@ -65,22 +65,22 @@ def test_a_pod_that_succeeded_has_no_failure() -> None:
         ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu", False),
     ],
 )
-def test_a_missing_resource_is_distinguished_from_a_busy_one(reason: str, *, is_missing: bool) -> None:
+def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing):
     problem = startup_problem(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": reason}]))
     assert problem is not None
     assert (problem.reason, problem.is_missing) == (reason, is_missing)
     assert problem.age_s < 5
 
 
-def test_an_image_that_cannot_be_pulled_is_missing() -> None:
+def test_an_image_that_cannot_be_pulled_is_missing():
     problem = startup_problem(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
     assert problem is not None
     assert (problem.reason, problem.is_missing) == ("ImagePullBackOff: no such image", True)
     assert startup_problem(pod({"waiting": {"reason": "PodInitializing"}})) is None
 
 
-def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node() -> None:
-    def ago(**time: int) -> str:
+def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node():
+    def ago(**time):
         return (datetime.now(UTC) - timedelta(**time)).isoformat()
 
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(minutes=30)}
@@ -96,7 +96,7 @@ def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node() -> None:
     assert later.age_s == pytest.approx(60, abs=60)
 
 
-def test_the_last_line_counts_in_a_log_without_an_error_of_ours() -> None:
+def test_the_last_line_counts_in_a_log_without_an_error_of_ours():
     assert last_line("a\n\nb\n\n") == "b"
     assert last_line("") == ""
     assert last_line('a\n{"time": "now", "level": "error", "message": "no batch ended for 30 s"}\n') == (
@@ -104,6 +104,6 @@ def test_the_last_line_counts_in_a_log_without_an_error_of_ours() -> None:
     )
 
 
-def test_a_pod_is_active_until_it_has_ended() -> None:
+def test_a_pod_is_active_until_it_has_ended():
     assert is_active(pod())
     assert not is_active({"status": {"phase": "Succeeded"}})

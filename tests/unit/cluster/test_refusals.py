@@ -27,7 +27,7 @@ QUOTA = "exceeded quota: q, requested: {}, used: limits.cpu=8,pods=2, limited: l
         ('the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.a[0]: no', "spec.a[0]: no"),
     ],
 )
-def test_the_reason_is_what_remains_without_the_random_name_of_the_pod(text: str, reason: str | None) -> None:
+def test_the_reason_is_what_remains_without_the_random_name_of_the_pod(text, reason):
     assert refusal_reason(text) == (reason or "no PriorityClass with name p was found")
 
 
@@ -41,7 +41,7 @@ def test_the_reason_is_what_remains_without_the_random_name_of_the_pod(text: str
         (QUOTA, "lower final.resources or final.gpus, or ask for a larger quota"),
     ],
 )
-def test_the_remedy_names_the_value(reason: str, remedy: str) -> None:
+def test_the_remedy_names_the_value(reason, remedy):
     assert with_remedy("final", reason) == f"{reason}; {remedy}"
 
 
@@ -56,11 +56,11 @@ def test_the_remedy_names_the_value(reason: str, remedy: str) -> None:
         ("ValidatingAdmissionPolicy 'a' with binding 'b' denied request: no", False),
     ],
 )
-def test_a_dry_run_decides_only_what_lasts(reason: str, lasts: object) -> None:
+def test_a_dry_run_decides_only_what_lasts(reason, lasts):
     assert is_lasting(reason) is lasts
 
 
-def test_a_problem_is_as_old_as_the_first_refusal_since_a_pod_was_created() -> None:
+def test_a_problem_is_as_old_as_the_first_refusal_since_a_pod_was_created():
     events = [
         event("a", "FailedCreate", "an older one", 900),
         event("a", "SuccessfulCreate", "Created pod: a-0", 800),
@@ -87,5 +87,5 @@ def test_a_problem_is_as_old_as_the_first_refusal_since_a_pod_was_created() -> N
     ],
     ids=["none", "solved", "stale", "another"],
 )
-def test_a_refusal_that_is_over_is_no_problem(events: list[dict[str, Any]]) -> None:
+def test_a_refusal_that_is_over_is_no_problem(events):
     assert creation_problem(JOB, events) is None

@@ -56,7 +56,7 @@ def quota(hard: dict[str, str], used: dict[str, str] | None = None, name: str = 
     return {"kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard, **spec}, "status": status}
 
 
-def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container() -> None:
+def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container():
     amounts = quota_usage_per_pod(POD)
     assert amounts["requests.cpu"] == amounts["cpu"] == 3
     assert amounts["requests.memory"] == Decimal(3 * 2**30)
@@ -77,11 +77,11 @@ def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container
         ({"services": "0"}, {"services": "0"}, "room for 4 of 4"),
     ],
 )
-def test_the_room_is_that_of_the_tightest_quota(hard: dict[str, str], used: dict[str, str], message: str) -> None:
+def test_the_room_is_that_of_the_tightest_quota(hard, used, message):
     assert message in room(quota(hard, used), quota({"pods": "99"}, name="large"))
 
 
-def test_pods_of_the_release_leave_their_room_to_its_next_stage() -> None:
+def test_pods_of_the_release_leave_their_room_to_its_next_stage():
     full = quota({"pods": "3", "requests.cpu": "9"}, {"pods": "3", "requests.cpu": "7"})
     pods = [pod("a", "Running"), pod("b", "Succeeded"), pod("c", "Running", component="final")]
     assert "room for 2 of 4" in room(full, *pods)
@@ -99,7 +99,7 @@ def test_pods_of_the_release_leave_their_room_to_its_next_stage() -> None:
         ({"limits.cpu": "9"}, {"limits.cpu": "9"}, "q leaves no room for search: limits.cpu 9 of 9 are used"),
     ],
 )
-def test_a_quota_without_room_for_one_pod_is_named(hard: dict[str, str], used: dict[str, str], message: str) -> None:
+def test_a_quota_without_room_for_one_pod_is_named(hard, used, message):
     with pytest.raises(ConfigurationError, match=message):
         room(quota(hard, used))
 
@@ -117,7 +117,7 @@ QUOTA = "exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
         (QUOTA, ""),  # `check_quotas` says more
     ],
 )
-def test_a_pod_that_would_not_be_admitted_is_a_problem(message: str, outcome: str) -> None:
+def test_a_pod_that_would_not_be_admitted_is_a_problem(message, outcome):
     namespace = Namespace()
     namespace.refused["Pod"] = ClusterError(f"{REFUSED}{message}")
     if outcome:
@@ -127,13 +127,13 @@ def test_a_pod_that_would_not_be_admitted_is_a_problem(message: str, outcome: st
         assert check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})]) == "search: its pod would be admitted"
 
 
-def test_who_may_not_create_pods_is_told_that_they_are_not_checked() -> None:
+def test_who_may_not_create_pods_is_told_that_they_are_not_checked():
     line = check_stage(Namespace(forbidden={"Pod"}), RELEASE, search(), None)
     assert line == "search: not checked (no permission to create pods)"
     assert "to create Jobs" in check_stage(Namespace(forbidden={"Job"}), RELEASE, search(), None)
 
 
-def test_the_whole_release_is_checked_whoever_asks() -> None:
+def test_the_whole_release_is_checked_whoever_asks():
     controller = {"kind": "Job", "metadata": {"name": "r-c", "labels": selector("r", CONTROLLER)}}
     controller["spec"] = {"template": {"spec": POD}}
     own, scoped = claim("ReadWriteOnce", name="r-database"), quota({"pods": "0"}, scopes=["Terminating"])
@@ -174,26 +174,26 @@ unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
         ),
     ],
 )
-def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found: Any, message: str) -> None:
+def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found, message):
     with pytest.raises(ConfigurationError, match=message):
         check_pvc(Namespace(*found), "work", [search()])
 
 
-def test_a_claim_for_one_node_is_reported_as_such() -> None:
+def test_a_claim_for_one_node_is_reported_as_such():
     assert "on one node" in check_pvc(Namespace(claim("ReadWriteOnce")), "work", [search()])
     for modes, parallelism in (("ReadWriteMany", 4), ("ReadOnlyMany", 4), ("ReadWriteOnce", 1)):
         line = check_pvc(Namespace(claim(modes)), "work", [search(parallelism)])
         assert line == f"volume claim work: bound, {modes}"
 
 
-def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable() -> None:
+def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable():
     stages = [replace(search(2), name="cache"), search(1)]
     with pytest.raises(ConfigurationError, match=r"but 2 share it; make it ReadWriteMany, or set cache\.parallelism=1"):
         check_pvc(Namespace(claim("ReadWriteOncePod")), "work", stages)
 
 
-def test_a_secret_or_key_that_is_missing_is_named() -> None:
-    def secret(key: str) -> dict[str, Any]:
+def test_a_secret_or_key_that_is_missing_is_named():
+    def secret(key):
         return {"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "c2VjcmV0"}}
 
     assert check_secret(Namespace(secret("password")), "s", {"password"}) == "Secret s: found, with its key"

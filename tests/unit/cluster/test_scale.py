@@ -27,7 +27,7 @@ def other_job(component: str, status: dict[str, Any], digest: str = "") -> dict[
     return {"kind": "Job", "metadata": metadata, "spec": {}, "status": status}
 
 
-def test_a_search_gets_more_pods_is_suspended_and_resumed() -> None:
+def test_a_search_gets_more_pods_is_suspended_and_resumed():
     namespace = searching(parallelism=2)
     assert scale_search(namespace, None, 5) == "the search of r: 2 pods -> 5 pods"
     assert namespace.only()["spec"].items() >= {"parallelism": 5, "completions": 5, "suspend": False}.items()
@@ -37,7 +37,7 @@ def test_a_search_gets_more_pods_is_suspended_and_resumed() -> None:
     assert namespace.only()["spec"]["suspend"] is False
 
 
-def test_a_search_paused_just_after_an_upgrade_stays_paused_when_the_next_controller_starts() -> None:
+def test_a_search_paused_just_after_an_upgrade_stays_paused_when_the_next_controller_starts():
     namespace = Namespace(release_map())
     values = find_release(namespace, None).search
     namespace.apply(values.job(1, {}, {PARALLELISM: "1"}))  # as in the values before the upgrade
@@ -47,7 +47,7 @@ def test_a_search_paused_just_after_an_upgrade_stays_paused_when_the_next_contro
     assert job["spec"]["suspend"] is True
 
 
-def test_a_search_in_a_queue_is_paused_by_its_parallelism() -> None:
+def test_a_search_in_a_queue_is_paused_by_its_parallelism():
     namespace = searching(queue="queue")
     assert QUEUE in namespace.only()["metadata"]["labels"]
     scale_search(namespace, None, 0)
@@ -55,7 +55,7 @@ def test_a_search_in_a_queue_is_paused_by_its_parallelism() -> None:
     assert "suspend" not in namespace.only()["spec"]
 
 
-def test_a_search_whose_budget_is_exhausted_stays_suspended() -> None:
+def test_a_search_whose_budget_is_exhausted_stays_suspended():
     namespace = searching()
     namespace.patch(
         "Job",
@@ -69,7 +69,7 @@ def test_a_search_whose_budget_is_exhausted_stays_suspended() -> None:
     assert namespace.only()["spec"]["suspend"] is True
 
 
-def test_a_search_that_ended_is_reported_as_finished() -> None:
+def test_a_search_that_ended_is_reported_as_finished():
     namespace = searching()
     namespace.end("Complete")
     with pytest.raises(ClusterError, match=r"is finished; raise job\.study\.num_trials"):
@@ -86,22 +86,20 @@ def test_a_search_that_ended_is_reported_as_finished() -> None:
         (CONTROLLER, {}, "has not started yet"),
     ],
 )
-def test_without_a_search_job_the_other_jobs_show_whether_it_is_over(
-    component: str, status: dict[str, Any], message: str
-) -> None:
+def test_without_a_search_job_the_other_jobs_show_whether_it_is_over(component, status, message):
     namespace = Namespace(release_map())
     namespace.create(other_job(component, status, find_release(namespace, None).stages[-1].digest))
     with pytest.raises(ClusterError, match=message):
         scale_search(namespace, None, 4)
 
 
-def test_a_final_job_of_other_settings_does_not_mean_that_the_search_is_over() -> None:
+def test_a_final_job_of_other_settings_does_not_mean_that_the_search_is_over():
     namespace = Namespace(release_map(), other_job("final", COMPLETE, digest="older"))
     with pytest.raises(ClusterError, match="has not started yet"):
         scale_search(namespace, None, 4)
 
 
-def test_a_search_replaced_meanwhile_is_not_reported_as_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_replaced_meanwhile_is_not_reported_as_resized(monkeypatch):
     namespace = searching()
     monkeypatch.setattr(namespace, "patch", lambda *_: False)
     with pytest.raises(ClusterError, match="is being replaced; run the same command again"):

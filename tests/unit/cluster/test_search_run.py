@@ -14,7 +14,7 @@ from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage
 
 
-def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times() -> None:
+def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times():
     namespace, watch = Namespace(), Watch(num_finished=3)
     run = search(namespace, watch, stage())
     run.reconcile()
@@ -28,7 +28,7 @@ def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_ti
         run.reconcile()
 
 
-def test_a_search_that_makes_progress_is_recreated_without_a_limit() -> None:
+def test_a_search_that_makes_progress_is_recreated_without_a_limit():
     namespace, watch = Namespace(), Watch(num_finished=0, target=10)
     run = search(namespace, watch, stage())
     run.reconcile()
@@ -39,7 +39,7 @@ def test_a_search_that_makes_progress_is_recreated_without_a_limit() -> None:
     assert namespace.only()["metadata"]["name"].endswith("-6")
 
 
-def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=1), stage())
@@ -60,7 +60,7 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog: p
     assert logged[progress] == {"stage": "search", **trials, "confirmed": 8, "to_confirm": 8}
 
 
-def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:
+def test_a_failed_index_does_not_matter_once_all_trials_are_finished():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=4), stage())
     run.reconcile()
@@ -68,7 +68,7 @@ def test_a_failed_index_does_not_matter_once_all_trials_are_finished() -> None:
     assert run.reconcile()
 
 
-def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controller() -> None:
+def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controller():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage())
     run.reconcile()
@@ -81,7 +81,7 @@ def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controll
     assert namespace.only()["metadata"]["name"].endswith("-2")
 
 
-def test_only_a_changed_parallelism_in_the_values_overrides_scale() -> None:
+def test_only_a_changed_parallelism_in_the_values_overrides_scale():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage(parallelism=2))
     run.reconcile()
@@ -95,7 +95,7 @@ def test_only_a_changed_parallelism_in_the_values_overrides_scale() -> None:
     assert get_annotation(namespace.only(), PARALLELISM) == "3"
 
 
-def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension() -> None:
+def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension():
     namespace = Namespace()
     search(namespace, Watch(num_finished=0), stage(image="a")).reconcile()
     namespace.patch(
@@ -118,7 +118,7 @@ def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
     return run
 
 
-def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage() -> None:
+def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage():
     namespace = Namespace()
     run, job = past_its_budget(namespace), namespace.only()
     job["status"] = {"active": 2}
@@ -129,7 +129,7 @@ def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage() -> None:
 
 
 @pytest.mark.parametrize("unconfirmed", [{"num_left": 2}, {"planned_for": 3}])
-def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirmed: dict[str, int]) -> None:
+def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirmed):
     namespace, watch = Namespace(), Watch(num_finished=4)
     vars(watch).update(unconfirmed)
     run = search(namespace, watch, stage())
@@ -144,7 +144,7 @@ def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirme
 
 
 @pytest.mark.parametrize("is_installed_again", [False, True])
-def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(*, is_installed_again: bool) -> None:
+def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(is_installed_again):
     """Until it is raised, whether the Job that it ended is still there or not."""
     namespace = Namespace()
     run, job = past_its_budget(namespace), namespace.only()
@@ -169,7 +169,7 @@ def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(*, is_install
     assert (namespace.only()["spec"]["suspend"], run.watch.has_ended) == (False, False)
 
 
-def test_a_search_whose_study_has_used_its_budget_starts_no_pod() -> None:
+def test_a_search_whose_study_has_used_its_budget_starts_no_pod():
     """After a reinstall, e.g.: a pod that is stopped as it starts may not see the signal."""
     namespace, watch = Namespace(), Watch(num_finished=1)
     watch.add_usage(Usage(gpu_seconds=3601))
@@ -182,7 +182,7 @@ def test_a_search_whose_study_has_used_its_budget_starts_no_pod() -> None:
     assert job["spec"]["suspend"] is False
 
 
-def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error() -> None:
+def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error():
     namespace = Namespace()
     run = past_its_budget(namespace, num_finished=0)
     run.reconcile()
@@ -190,7 +190,7 @@ def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error() -> None:
         run.reconcile()
 
 
-def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_suspended() -> None:
+def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_suspended():
     namespace = Namespace()
     run, job = past_its_budget(namespace), namespace.only()
     run.reconcile()
@@ -203,7 +203,7 @@ def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_sus
     assert job["spec"]["suspend"] is True
 
 
-def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_use_a_raised_one() -> None:
+def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_use_a_raised_one():
     namespace, watch, an_hour_ago = Namespace(), Watch(num_finished=1), f"{time.time() - 3600:.0f}"
     run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
     run.reconcile()
@@ -229,7 +229,7 @@ def train(namespace: Namespace) -> None:
     namespace.apply(stage("final").job(1, {}, {}))
 
 
-def test_a_raised_budget_deletes_the_final_job_of_fewer_trials_before_the_search_resumes() -> None:
+def test_a_raised_budget_deletes_the_final_job_of_fewer_trials_before_the_search_resumes():
     namespace = Namespace()
     run, job = past_its_budget(namespace), namespace.only()
     run.reconcile()
@@ -242,7 +242,7 @@ def test_a_raised_budget_deletes_the_final_job_of_fewer_trials_before_the_search
     assert job["spec"]["suspend"] is False
 
 
-def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left() -> None:
+def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left():
     for num_finished, num_kept in ((3, 0), (4, 1)):
         namespace = Namespace()
         train(namespace)
@@ -254,9 +254,7 @@ def test_a_recreated_search_deletes_the_final_job_unless_no_trial_is_left() -> N
 @pytest.mark.parametrize(
     ("num_finished", "budget", "runs"), [(4, Budget(), False), (3, Budget(), True), (3, Budget(gpu_hours=1), False)]
 )
-def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(
-    num_finished: int, budget: Budget, *, runs: bool
-) -> None:
+def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(num_finished, budget, runs):
     """And the budget is not exhausted; then the final stage that is done has to run again, too."""
     done = {f"{DONE}{name}": stage(name).digest for name in ("search", "final")}
     namespace = Namespace(release_map(**done))
@@ -269,7 +267,7 @@ def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(
     assert (f"{DONE}final" in annotations) is not runs
 
 
-def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog):
     caplog.set_level("INFO", logger="csi_job")
     chosen = stage()
     chosen.manifest["spec"]["activeDeadlineSeconds"] = 600
@@ -284,7 +282,7 @@ def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog: pytest.Lo
         run.reconcile()
 
 
-def test_a_search_in_a_queue_is_paused_and_resized_without_touching_its_suspension() -> None:
+def test_a_search_in_a_queue_is_paused_and_resized_without_touching_its_suspension():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
     run.reconcile()

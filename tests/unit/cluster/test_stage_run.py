@@ -16,7 +16,7 @@ from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, s
 
 
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
-def test_only_kueue_decides_when_a_job_in_its_queue_runs(chosen: Stage) -> None:
+def test_only_kueue_decides_when_a_job_in_its_queue_runs(chosen):
     chosen.manifest["metadata"]["labels"][QUEUE] = "queue"
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), chosen)
@@ -24,7 +24,7 @@ def test_only_kueue_decides_when_a_job_in_its_queue_runs(chosen: Stage) -> None:
     assert "suspend" not in namespace.only()["spec"]
 
 
-def test_a_complete_job_ends_the_stage_and_a_failed_one_raises_its_reason() -> None:
+def test_a_complete_job_ends_the_stage_and_a_failed_one_raises_its_reason():
     namespace = Namespace()
     release = Release("r", "first", {"kind": "ConfigMap", "name": "m"}, (), {})
     run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
@@ -46,7 +46,7 @@ def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
     return {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
 
 
-def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named() -> None:
+def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named():
     namespace = Namespace()
     release = Release("r", "first", {"kind": "ConfigMap", "name": "m"}, (), {})
     run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
@@ -61,7 +61,7 @@ def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named() 
         run.reconcile()
 
 
-def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods() -> None:
+def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage())
     run.reconcile()
@@ -77,7 +77,7 @@ def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_po
     assert namespace.names("search") == []
 
 
-def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog):
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage())
@@ -91,9 +91,7 @@ def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog: pytes
 
 @pytest.mark.parametrize("image", ["b", "c"])
 @pytest.mark.parametrize("queue", ["", "queue"])
-def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(
-    queue: str, image: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, image, caplog):
     """Also if the new one is replaced by yet another before it has started."""
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
@@ -127,7 +125,7 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(
 CLASS = 'pods "r-0-" is forbidden: pod rejected: RuntimeClass "none" not found'
 
 
-def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog):
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
@@ -148,9 +146,7 @@ def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog: 
 
 
 @pytest.mark.parametrize(("why", "lasts"), [("connection refused", False), ('service "w" not found', True)])
-def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(
-    why: str, lasts: object, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(why, lasts, caplog):
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
@@ -162,14 +158,14 @@ def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_end
     assert f"{why}; ask an administrator of the cluster to repair that webhook" in caplog.text
 
 
-def test_a_controller_that_may_not_list_events_waits() -> None:
+def test_a_controller_that_may_not_list_events_waits():
     namespace = Namespace(forbidden={"Event"})
     run = search(namespace, Watch(num_finished=0), stage())
     run.reconcile()
     assert not run.reconcile()
 
 
-def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None:
+def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage())
     run.reconcile()
@@ -199,9 +195,7 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason() -> None
         ('Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) r-0', False),
     ],
 )
-def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(
-    message: str, lasts: object, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(message, lasts, caplog):
     caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage(), missing_s=4000)
@@ -215,11 +209,11 @@ def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_do
         assert not run.reconcile()
 
 
-def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired() -> None:
+def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired():
     namespace, chosen = Namespace(release_map()), stage("cache")
     chosen.manifest["spec"]["ttlSecondsAfterFinished"] = 0
 
-    def run(chosen: Stage, digest: str) -> StageRun:
+    def run(chosen, digest):
         release = read_release(namespace, "r-stages")
         assert release is not None
         return StageRun(namespace, release, chosen, controller_digest=digest, missing_s=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -48,19 +47,17 @@ def pod_of(**resources: Any) -> dict[str, Any]:
         ({}, MIG, 0),
     ],
 )
-def test_a_gpu_is_what_the_release_names_or_else_what_is_called_so(
-    resources: dict[str, Any], name: str, number: int
-) -> None:
+def test_a_gpu_is_what_the_release_names_or_else_what_is_called_so(resources, name, number):
     assert num_gpus(pod_of(**resources), name) == number
 
 
-def test_a_container_that_a_webhook_has_put_first_does_not_hide_the_gpus() -> None:
+def test_a_container_that_a_webhook_has_put_first_does_not_hide_the_gpus():
     pod = pod_of(limits={MIG: 2})
     pod["spec"]["containers"].insert(0, {"name": "proxy"})
     assert num_gpus(pod, MIG) == 2
 
 
-def test_status_and_check_know_from_the_chart_what_a_gpu_is() -> None:
+def test_status_and_check_know_from_the_chart_what_a_gpu_is():
     namespace = Namespace(release_map(**{GPU_RESOURCE: MIG}), pod_of(limits={MIG: 2}))
     release = find_release(namespace, None)
     assert view_release(namespace, release).num_gpus == 2
@@ -70,7 +67,7 @@ def test_status_and_check_know_from_the_chart_what_a_gpu_is() -> None:
     assert _requirements(chosen, "") == Requirements(2, 0, "")
 
 
-def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
+def test_the_budget_counts_the_gpus_that_the_release_names():
     namespace, chosen = Namespace(), stage()
     chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
     release = Release("r", "c", {"name": "m"}, (chosen,), {}, MIG)
@@ -85,7 +82,7 @@ def test_the_budget_counts_the_gpus_that_the_release_names() -> None:
     assert run.budget.exhausted_reason(job) == "the budget of 1 GPU hours is exhausted"
 
 
-def test_a_job_keeps_the_annotations_of_the_values() -> None:
+def test_a_job_keeps_the_annotations_of_the_values():
     given = {**stage("search").manifest}
     given["metadata"] = {**given["metadata"], "annotations": {"kueue.x-k8s.io/job-min-parallelism": "2"}}
     job = Stage.of("search", given).job(2, {}, {"csi-job/tries": "1"})
@@ -99,9 +96,9 @@ def test_a_job_keeps_the_annotations_of_the_values() -> None:
     )
 
 
-def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeypatch):
     class Narrow(Namespace):
-        def find(self, kind: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        def find(self, kind, labels=None):
             message = f"{kind} with {labels} is forbidden"
             raise ClusterError(message)
 
@@ -112,7 +109,7 @@ def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeyp
         find_release(cluster, "another")
 
 
-def test_a_release_is_chosen_by_name_if_there_are_several() -> None:
+def test_a_release_is_chosen_by_name_if_there_are_several():
     cluster = Namespace(release_map("a"), release_map("b"))
     assert find_release(cluster, "b").name == "b"
     with pytest.raises(ClusterError, match=r"several releases in namespace here; allowed: .*a.*b.*--release"):
@@ -121,7 +118,7 @@ def test_a_release_is_chosen_by_name_if_there_are_several() -> None:
         find_release(cluster, "c")
 
 
-def test_each_step_is_recorded_once_whichever_controller_takes_it() -> None:
+def test_each_step_is_recorded_once_whichever_controller_takes_it():
     namespace = Namespace(release_map(**{DIGEST: "first"}))
     for message in ("search: done", "search: done", "final: done"):
         find_release(namespace, "r").record(namespace, "Done", message)
@@ -133,6 +130,6 @@ def test_each_step_is_recorded_once_whichever_controller_takes_it() -> None:
     assert {event["involvedObject"]["uid"] for event in found} == {"u"}
 
 
-def test_an_event_that_cannot_be_recorded_stops_nothing() -> None:
+def test_an_event_that_cannot_be_recorded_stops_nothing():
     release = find_release(Namespace(release_map()), "r")
     release.record(Namespace(forbidden={"Event"}), "Failed", "x" * 2000, is_warning=True)

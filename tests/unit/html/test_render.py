@@ -27,13 +27,13 @@ def test_numbers_that_json_does_not_know_are_refused():
         plot_json(Plot("key", "title", figure={"data": [float("nan")]}))
 
 
-def test_the_cost_of_a_table_grows_with_its_cells_and_not_with_their_square() -> None:
+def test_the_cost_of_a_table_grows_with_its_cells_and_not_with_their_square():
     num_read = 0
 
     class Cell(str):
         __slots__ = ()
 
-        def __len__(self) -> int:
+        def __len__(self):
             nonlocal num_read
             num_read += 1
             return super().__len__()

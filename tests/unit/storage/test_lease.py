@@ -1,23 +1,19 @@
 """Which processes hold leases, and their tokens."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from csi_job.storage.lease import owner_process_is_gone, worker_id
 from tests.support.processes import wait_until
 
 
-def test_this_process_is_not_gone() -> None:
+def test_this_process_is_not_gone():
     assert not owner_process_is_gone(worker_id())
 
 
-def test_a_process_that_ended_is_gone_on_this_machine_only() -> None:
+def test_a_process_that_ended_is_gone_on_this_machine_only():
     code = "from csi_job.storage.lease import worker_id; print(worker_id())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     owner = result.stdout.strip()
@@ -27,7 +23,7 @@ def test_a_process_that_ended_is_gone_on_this_machine_only() -> None:
     assert not owner_process_is_gone(f"{host}|{boot}|another container|{process}|{began}")
 
 
-def test_a_process_that_reuses_the_id_of_a_dead_one_is_another_process() -> None:
+def test_a_process_that_reuses_the_id_of_a_dead_one_is_another_process():
     host, boot, space, process, began = worker_id().split("|")
     assert process == str(os.getpid())
     assert began == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
@@ -35,25 +31,25 @@ def test_a_process_that_reuses_the_id_of_a_dead_one_is_another_process() -> None
     assert owner_process_is_gone(f"{host}|{boot}|{space}|{process}|1")
 
 
-def test_a_process_hidden_by_proc_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_hidden_by_proc_is_not_gone(monkeypatch):
     host, boot, space, process, began = worker_id().split("|")
     monkeypatch.setattr("csi_job.storage.lease._start_of", lambda _process: None)
     assert worker_id() == f"{host}|{boot}|{space}|{process}|"
     assert not owner_process_is_gone(f"{host}|{boot}|{space}|{process}|{began}")
     assert owner_process_is_gone(f"{host}|{boot}|{space}|999999999|{began}")
 
-    def refuse(*_: int) -> None:
+    def refuse(*_):
         raise PermissionError
 
     monkeypatch.setattr("os.kill", refuse)  # it is another user's
     assert not owner_process_is_gone(f"{host}|{boot}|{space}|{process}|{began}")
 
 
-def test_a_process_that_ended_is_gone_before_its_parent_asks_for_it() -> None:
+def test_a_process_that_ended_is_gone_before_its_parent_asks_for_it():
     host, boot, space, _, _ = worker_id().split("|")
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
 
-        def stat() -> list[str]:
+        def stat():
             return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
 
         began = stat()[19]
@@ -61,7 +57,7 @@ def test_a_process_that_ended_is_gone_before_its_parent_asks_for_it() -> None:
         assert owner_process_is_gone(f"{host}|{boot}|{space}|{child.pid}|{began}")
 
 
-def test_an_incomplete_worker_id_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_worker_id_is_not_gone(monkeypatch):
     _, boot, space, _, _ = worker_id().split("|")
     for owner in ("", "host", "host|||12|", "host|boot|space|12|x", f"host|{boot}|{space}||1"):
         assert not owner_process_is_gone(owner)

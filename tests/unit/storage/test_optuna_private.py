@@ -49,22 +49,20 @@ def study(tmp_path: Path) -> optuna.Study:
     return optuna.create_study(storage=f"sqlite:///{tmp_path}/plain.db", direction="maximize")
 
 
-def test_optuna_is_the_version_whose_private_names_were_checked() -> None:
+def test_optuna_is_the_version_whose_private_names_were_checked():
     assert optuna.__version__.startswith(f"{MINOR_VERSION}.")
     pin = Path(__file__).parents[3] / "pyproject.toml"
     assert f'"optuna~={MINOR_VERSION}.0"' in pin.read_text()
 
 
-def test_the_storage_in_memory_logs_under_the_name_that_is_silenced(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_storage_in_memory_logs_under_the_name_that_is_silenced(caplog, monkeypatch):
     caplog.set_level(logging.INFO, IN_MEMORY_LOGGER)
     monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
     optuna.create_study()
     assert {record.name for record in caplog.records} == {IN_MEMORY_LOGGER}
 
 
-def test_ids_are_the_keys_of_the_tables(study: optuna.Study) -> None:
+def test_ids_are_the_keys_of_the_tables(study):
     other = optuna.create_study(storage=backend_of(study), study_name="other")
     trial = other.ask()
     assert backend_of(study).get_study_id_from_name("other") == study_id_of(other)
@@ -73,12 +71,12 @@ def test_ids_are_the_keys_of_the_tables(study: optuna.Study) -> None:
     assert trial_id_of(other.trials[0]) == trial_id_of(trial)
 
 
-def test_the_backend_is_below_the_cache(study: optuna.Study) -> None:
+def test_the_backend_is_below_the_cache(study):
     assert isinstance(backend_of(study), RDBStorage)
     assert isinstance(backend_of(optuna.create_study()), optuna.storages.InMemoryStorage)
 
 
-def test_a_refresh_shows_the_trials_of_others(study: optuna.Study) -> None:
+def test_a_refresh_shows_the_trials_of_others(study):
     assert study._get_trials(deepcopy=False, use_cache=True) == []
     other = optuna.load_study(study_name=study.study_name, storage=backend_of(study))
     other.ask()
@@ -87,16 +85,14 @@ def test_a_refresh_shows_the_trials_of_others(study: optuna.Study) -> None:
     assert len(study._get_trials(deepcopy=False, use_cache=True)) == 1
 
 
-def test_the_frozen_trial_holds_what_a_pruner_looks_at(study: optuna.Study) -> None:
+def test_the_frozen_trial_holds_what_a_pruner_looks_at(study):
     trial = study.ask()
     frozen_trial_of(trial).intermediate_values[3] = 0.5
     assert trial.should_prune() is study.pruner.prune(study, frozen_trial_of(trial))
     assert frozen_trial_of(trial).last_step == 3
 
 
-def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(
-    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(study, monkeypatch):
     study.add_trials([create_trial(state=TrialState.WAITING) for _ in range(40)])
     pruner, selected = HyperbandPruner(1, 16, 4), list[int]()
     monkeypatch.setattr(pruner, "_create_bracket_study", lambda study, bracket: selected.append(bracket) or study)
@@ -106,7 +102,7 @@ def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(
     assert [hyperband_bracket(HyperbandPruner(1, 16, 4), study, trial) for trial in study.trials] == selected
 
 
-def test_the_tables_have_the_columns_that_are_written() -> None:
+def test_the_tables_have_the_columns_that_are_written():
     columns = {name: {column.name for column in table.columns} for name, table in METADATA.tables.items()}
     of_key = {"key", "value_json"}
     assert columns == {
@@ -129,7 +125,7 @@ def test_the_tables_have_the_columns_that_are_written() -> None:
 
 
 @pytest.mark.parametrize("number", [0.25, math.inf, -math.inf])
-def test_numbers_are_stored_as_a_value_and_a_type(number: float) -> None:
+def test_numbers_are_stored_as_a_value_and_a_type(number):
     assert from_stored_value(*to_stored_value(number)) == number
     assert from_stored_step(*to_stored_step(number)) == number
     assert to_stored_value(number)[1] in VALUE_TYPES.values()
@@ -137,7 +133,7 @@ def test_numbers_are_stored_as_a_value_and_a_type(number: float) -> None:
     assert math.isnan(from_stored_step(*to_stored_step(math.nan)))
 
 
-def test_the_stored_versions_are_those_of_optuna(study: optuna.Study) -> None:
+def test_the_stored_versions_are_those_of_optuna(study):
     plain: Any = backend_of(study)
     assert plain.get_head_version() == plain.get_current_version() == HEAD_REVISION
     inspector, ours = sa.inspect(plain.engine), sa.create_engine("sqlite://")
@@ -149,7 +145,7 @@ def test_the_stored_versions_are_those_of_optuna(study: optuna.Study) -> None:
     assert tuple(row) == (SCHEMA_VERSION, optuna.__version__)
 
 
-def test_times_are_stored_in_utc(study: optuna.Study) -> None:
+def test_times_are_stored_in_utc(study):
     study.add_trial(create_trial(value=1.0))
     plain: Any = backend_of(study)
     with plain.engine.connect() as connection:
@@ -158,7 +154,7 @@ def test_times_are_stored_in_utc(study: optuna.Study) -> None:
     assert abs((datetime.now(UTC).replace(tzinfo=None) - stored).total_seconds()) < 60
 
 
-def test_what_a_distribution_contains() -> None:
+def test_what_a_distribution_contains():
     assert contains(FloatDistribution(0, 1), 1.0)
     assert not contains(FloatDistribution(0, 1), 1.5)
     assert not contains(CategoricalDistribution(["a", "b"]), 2)
@@ -173,7 +169,7 @@ def test_what_a_distribution_contains() -> None:
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_a_seed_determines_every_draw_of_a_sampler(sampler: BaseSampler) -> None:
+def test_a_seed_determines_every_draw_of_a_sampler(sampler):
     drawn = []
     for _ in range(2):
         study = optuna.create_study(sampler=sampler)
@@ -188,31 +184,31 @@ def test_a_seed_determines_every_draw_of_a_sampler(sampler: BaseSampler) -> None
     assert len(set(drawn[0])) == 6
 
 
-def test_a_sampler_without_a_known_random_state_is_refused() -> None:
+def test_a_sampler_without_a_known_random_state_is_refused():
     class Unknown(BaseSampler):
-        def infer_relative_search_space(self, *_: Any) -> dict[str, Any]:
+        def infer_relative_search_space(self, *_):
             return {}
 
-        def sample_relative(self, *_: Any) -> dict[str, Any]:
+        def sample_relative(self, *_):
             return {}
 
-        def sample_independent(self, *_: Any) -> Any:
+        def sample_independent(self, *_):
             return 0
 
     with pytest.raises(ConfigurationError, match=r"no random state.*Unknown"):
         reseed(Unknown(), 1)
 
 
-def test_successive_halving_writes_through_the_object_it_is_given() -> None:
+def test_successive_halving_writes_through_the_object_it_is_given():
     class Study(PrunerStudy):
         direction = optuna.study.StudyDirection.MAXIMIZE
         written: dict[tuple[int, str], float] = {}  # noqa: RUF012
 
-        def get_trials(self, *, deepcopy: bool) -> list[Any]:
+        def get_trials(self, *, deepcopy):
             del deepcopy
             return []
 
-        def set_trial_system_attr(self, trial_id: int, key: str, value: float) -> None:
+        def set_trial_system_attr(self, trial_id, key, value):
             self.written[trial_id, key] = value
 
     trial = create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5})

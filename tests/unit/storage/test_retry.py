@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -42,7 +41,7 @@ def connect_error(url: str) -> Exception:
     raise AssertionError
 
 
-def test_a_locked_file_is_busy(tmp_path: Path) -> None:
+def test_a_locked_file_is_busy(tmp_path):
     assert classify(locked_error(tmp_path)) is ErrorKind.BUSY
 
 
@@ -55,9 +54,7 @@ def test_a_locked_file_is_busy(tmp_path: Path) -> None:
         ("127.0.0.1:1/csi?nonsense=1", ErrorKind.REJECTED, "nonsense"),
     ],
 )
-def test_a_server_that_is_not_there_is_retried_an_unknown_option_is_rejected(
-    address: str, kind: ErrorKind, words: str
-) -> None:
+def test_a_server_that_is_not_there_is_retried_an_unknown_option_is_rejected(address, kind, words):
     error = connect_error(f"postgresql+psycopg2://{address}")
     assert classify(error) is kind
     assert words in reason(error)
@@ -82,21 +79,21 @@ def test_a_server_that_is_not_there_is_retried_an_unknown_option_is_rejected(
         ("server closed the connection unexpectedly", ErrorKind.UNREACHABLE),
     ],
 )
-def test_a_failed_connection_is_classified_by_its_message(words: str, kind: ErrorKind) -> None:
+def test_a_failed_connection_is_classified_by_its_message(words, kind):
     assert classify(psycopg2.OperationalError(words)) is kind
 
 
-def test_a_file_that_is_not_a_database_is_a_rejection(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_a_rejection(tmp_path):
     (tmp_path / "a.db").write_text("FileID;right_sup\n" * 100)
     with pytest.raises(DBAPIError) as caught, sa.create_engine(f"sqlite:///{tmp_path}/a.db").connect() as connection:
         connection.exec_driver_sql("SELECT * FROM sqlite_master")
     assert classify(caught.value) is ErrorKind.REJECTED
 
 
-def test_an_invalid_statement_is_not_retried() -> None:
+def test_an_invalid_statement_is_not_retried():
     engine = sa.create_engine("sqlite://")
 
-    def mistake() -> None:
+    def mistake():
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT nothing FROM nowhere")
 
@@ -104,10 +101,10 @@ def test_an_invalid_statement_is_not_retried() -> None:
         RetryPolicy("the database", 60).call(mistake)
 
 
-def test_an_operation_is_retried_until_it_succeeds() -> None:
+def test_an_operation_is_retried_until_it_succeeds():
     failures = iter([psycopg2.OperationalError("timeout expired")] * 3)
 
-    def operation() -> str:
+    def operation():
         for failure in failures:
             raise failure
         return "done"
@@ -115,8 +112,8 @@ def test_an_operation_is_retried_until_it_succeeds() -> None:
     assert RetryPolicy("the database", 60).call(operation) == "done"
 
 
-def test_an_outage_beyond_the_limit_is_one_line() -> None:
-    def operation() -> None:
+def test_an_outage_beyond_the_limit_is_one_line():
+    def operation():
         raise psycopg2.OperationalError("connection refused\n\tIs the server running?")
 
     with pytest.raises(StorageUnavailableError, match=r"^the database db .*refused Is the server") as caught:
@@ -125,11 +122,11 @@ def test_an_outage_beyond_the_limit_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_signal_ends_the_wait() -> None:
+def test_a_signal_ends_the_wait():
     stop = Stop()
     policy = RetryPolicy("the database", 3600)
 
-    def operation() -> None:
+    def operation():
         stop.request(15)
         raise psycopg2.OperationalError("timeout expired")
 
@@ -139,13 +136,13 @@ def test_a_signal_ends_the_wait() -> None:
     assert policy.check is not stop.check
 
 
-def test_a_signal_for_the_worker_does_not_interrupt_another_thread() -> None:
+def test_a_signal_for_the_worker_does_not_interrupt_another_thread():
     stop = Stop()
     stop.request(15)
     failures = [psycopg2.OperationalError("timeout expired")]
     policy = RetryPolicy("the database", 60)
 
-    def operation() -> str:
+    def operation():
         if failures:
             raise failures.pop()
         return threading.current_thread().name
@@ -154,8 +151,8 @@ def test_a_signal_for_the_worker_does_not_interrupt_another_thread() -> None:
         assert policy.call(operation, check=False)
 
 
-def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
-    def operation() -> None:
+def test_at_the_start_a_rejection_is_a_configuration_error():
+    def operation():
         raise psycopg2.OperationalError('FATAL:  password authentication failed for user "anna"')
 
     with pytest.raises(ConfigurationError, match="password authentication failed") as caught:
@@ -166,12 +163,12 @@ def test_at_the_start_a_rejection_is_a_configuration_error() -> None:
         RetryPolicy("the database", 0.1).call(operation)
 
 
-def test_a_rejection_that_lasts_ends_the_wait_long_before_an_outage_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejection_that_lasts_ends_the_wait_long_before_an_outage_would(monkeypatch):
     monkeypatch.setattr("csi_job.storage.retry.REJECTED_LIMIT_S", 0.5)
     starting, wrong = "FATAL:  the database system is starting up", "FATAL:  password authentication failed for user x"
     calls = 0
 
-    def operation(words: Iterator[str]) -> int:
+    def operation(words):
         nonlocal calls
         calls += 1
         for message in words:
@@ -188,13 +185,13 @@ def test_a_rejection_that_lasts_ends_the_wait_long_before_an_outage_would(monkey
         policy.call(partial(operation, repeat(wrong)))
 
 
-def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_allow_it(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_allow_it(tmp_path):
     """SQLite says no more of a full disk, where it cannot create its files beside the database."""
     (tmp_path / "a.db").touch()
     missing = tmp_path / "none" / "a.db"
     calls = 0
 
-    def operation() -> None:
+    def operation():
         nonlocal calls
         calls += 1
         if calls < 3:

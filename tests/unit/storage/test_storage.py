@@ -6,7 +6,6 @@ import pickle
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import optuna
 import pytest
@@ -16,19 +15,19 @@ from pydantic import SecretStr
 
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.studies import enqueue_trial
 from tests.support.studies import SPACE, define, leased
 
 
-def test_a_path_may_contain_any_characters(tmp_path: Path) -> None:
+def test_a_path_may_contain_any_characters(tmp_path):
     work = tmp_path / "wörk {x} 100% {SCHEMA_VERSION}"
     define(open_storage(StorageSettings(), work, create=True))
     assert (work / "studies.db").is_file()
     assert define(open_storage(StorageSettings(), work, create=False)).study_name == "toy"
 
 
-def test_nothing_is_created_without_permission(tmp_path: Path) -> None:
+def test_nothing_is_created_without_permission(tmp_path):
     with pytest.raises(ConfigurationError, match="no study yet"):
         open_storage(StorageSettings(), tmp_path / "work", create=False)
     assert not (tmp_path / "work").exists()
@@ -38,9 +37,7 @@ def test_nothing_is_created_without_permission(tmp_path: Path) -> None:
     assert (tmp_path / "studies.db").stat().st_size == 0
 
 
-def test_tables_of_another_optuna_version_are_rejected_with_the_upgrade_command(
-    storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_tables_of_another_optuna_version_are_rejected_with_the_upgrade_command(storage, tmp_path):
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
     for create in (True, False):
@@ -48,7 +45,7 @@ def test_tables_of_another_optuna_version_are_rejected_with_the_upgrade_command(
             open_storage(StorageSettings(), tmp_path, create=create)
 
 
-def test_tables_created_by_optuna_are_used(tmp_path: Path) -> None:
+def test_tables_created_by_optuna_are_used(tmp_path):
     url = f"sqlite:///{tmp_path}/optuna.db"
     optuna.create_study(storage=url, study_name="plain")
     study = define(open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True))
@@ -57,7 +54,7 @@ def test_tables_created_by_optuna_are_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["a label table\n" * 200, None])
-def test_a_file_that_cannot_be_a_database_is_one_line(content: str | None, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_a_database_is_one_line(content, tmp_path):
     path = tmp_path / "studies.db"
     path.mkdir() if content is None else path.write_text(content)
     with pytest.raises(ConfigurationError, match="cannot be used") as caught:
@@ -65,26 +62,26 @@ def test_a_file_that_cannot_be_a_database_is_one_line(content: str | None, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"the database cannot be used \(Not a directory\)"):
         open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
 
 
-def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path):
     (tmp_path / "studies.db").symlink_to("/dev/full")
     with pytest.raises(StorageUnavailableError, match=r"studies\.db .*: database or disk is full"):
         open_storage(StorageSettings(connect_s=0), tmp_path, create=True)
 
 
-def test_a_pickled_storage_opens_the_same_database(study: optuna.Study, storage: StudyStorage) -> None:
+def test_a_pickled_storage_opens_the_same_database(study, storage):
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.get_all_trials(study._study_id) == storage.get_all_trials(study._study_id)
     assert copy.lease_s == storage.lease_s
     copy.close()
 
 
-def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -> None:
+def test_readers_do_not_wait_for_a_writer(study, tmp_path):
     writer = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     try:
@@ -94,16 +91,16 @@ def test_readers_do_not_wait_for_a_writer(study: optuna.Study, tmp_path: Path) -
         writer.close()
 
 
-def test_while_one_thread_samples_another_reads_and_writes_as_usual(study: optuna.Study, storage: StudyStorage) -> None:
+def test_while_one_thread_samples_another_reads_and_writes_as_usual(study, storage):
     trial_id = study.trials[0]._trial_id
     lease = leased(study)
     storage.hold(lease)
 
-    def elsewhere() -> tuple[list[str], str]:
+    def elsewhere():
         storage.set_trial_user_attr(trial_id, "elsewhere", "stored")
         return [trial.state.name for trial in storage.get_all_trials(study._study_id)], attribute("elsewhere")
 
-    def attribute(key: str) -> str:
+    def attribute(key):
         return str(storage.get_trial(trial_id).user_attrs.get(key))
 
     with ThreadPoolExecutor(1) as pool, storage.buffered_ask(lease):
@@ -129,13 +126,13 @@ class _Full(sqlite3.Connection):
         super().commit()
 
 
-def test_a_trial_whose_commit_failed_is_not_taken_for_the_one_that_got_its_id(tmp_path: Path) -> None:
+def test_a_trial_whose_commit_failed_is_not_taken_for_the_one_that_got_its_id(tmp_path):
     study, other = (define(open_storage(StorageSettings(), tmp_path, create=True), num_trials=3) for _ in range(2))
     storage = storage_of(study)
     storage.engine.dispose()
     sa.event.listen(storage.engine, "do_connect", lambda *given: given[3].update(factory=_Full))
 
-    def let_the_other_in() -> None:
+    def let_the_other_in():
         if not _Full.is_full and len(other.trials) == 1:
             assert enqueue_trial(other, SPACE, {"unknown_weight": 0.25}) == 1
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import outcome_of
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import PARAMS
 from csi_job.storage.trial_rows import MAX_LISTED, read_trials
 from csi_job.study.target import set_target
@@ -19,9 +15,7 @@ from tests.support.studies import define, study_counts, work_on
 
 
 @pytest.mark.parametrize("value", [5.0, None])
-def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(
-    value: float | None, storage: StudyStorage, tmp_path: Path
-) -> None:
+def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(value, storage, tmp_path):
     study = define(storage, num_trials=12, pruner="none")
     work_on(study, tmp_path, num_trials=12, pruner="none")
     best = study.best_trial
@@ -42,7 +36,7 @@ def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(
     assert work_on(reopened, tmp_path).num_finished == 13  # its sampler learns from the others
 
 
-def test_some_trials_are_read_by_id(study: optuna.Study, storage: StudyStorage) -> None:
+def test_some_trials_are_read_by_id(study, storage):
     for _ in range(6):
         study.add_trial(create_trial(state=TrialState.FAIL))
     ids = [trial._trial_id for trial in study.trials]
@@ -50,7 +44,7 @@ def test_some_trials_are_read_by_id(study: optuna.Study, storage: StudyStorage) 
     assert [trial._trial_id for trial in read] == [ids[1], ids[5], ids[6]]
 
 
-def test_more_ids_than_fit_into_a_statement_are_read(study: optuna.Study, storage: StudyStorage) -> None:
+def test_more_ids_than_fit_into_a_statement_are_read(study, storage):
     from csi_job.storage.tables import TRIALS
 
     rows = [
@@ -66,7 +60,7 @@ def test_more_ids_than_fit_into_a_statement_are_read(study: optuna.Study, storag
     assert {trial._trial_id for trial in read} == chosen | set(sorted(ids)[-10:])
 
 
-def test_sampling_reads_the_history_once(study: optuna.Study, storage: StudyStorage, tmp_path: Path) -> None:
+def test_sampling_reads_the_history_once(study, storage, tmp_path):
     statements: list[str] = []
     work_on(study, tmp_path, num_trials=5)
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))

@@ -28,22 +28,20 @@ def settings(url: str | None, **others: object) -> StorageSettings:
     return StorageSettings(url=None if url is None else SecretStr(url), **others)  # type: ignore[arg-type]
 
 
-def test_the_default_database_is_in_the_work_folder(tmp_path: Path) -> None:
+def test_the_default_database_is_in_the_work_folder(tmp_path):
     work = tmp_path / "my wörk {x} 100%"
     address = database_address(settings(None), work)
     assert address.path == work / "studies.db"
     assert address.is_sqlite
 
 
-def test_a_relative_sqlite_file_is_relative_to_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_sqlite_file_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert database_address(settings("sqlite:///shared study.db"), Path("work")).path == tmp_path / "shared study.db"
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
-def test_postgresql_gets_the_psycopg2_driver(scheme: str) -> None:
+def test_postgresql_gets_the_psycopg2_driver(scheme):
     address = database_address(settings(f"{scheme}://anna@db:5433/csi?sslmode=require"), Path())
     assert address.url.drivername == "postgresql+psycopg2"
     assert address.url.query["sslmode"] == "require"
@@ -51,7 +49,7 @@ def test_postgresql_gets_the_psycopg2_driver(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["setting", "file", "url", "option"])
-def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source: str, tmp_path: Path) -> None:
+def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source, tmp_path):
     url = "postgresql://anna@db/csi"
     given: dict[str, object] = {}
     if source == "setting":
@@ -75,7 +73,7 @@ def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source
     assert pickle.loads(pickle.dumps(address)).secrets == {}
 
 
-def test_the_setting_wins_over_the_file_and_the_file_over_the_url(tmp_path: Path) -> None:
+def test_the_setting_wins_over_the_file_and_the_file_over_the_url(tmp_path):
     (tmp_path / "password").write_text("file")
     url = "postgresql://anna:url@db/csi"
     both = settings(url, password=SecretStr("setting"), password_file=tmp_path / "password")
@@ -95,7 +93,7 @@ def test_the_setting_wins_over_the_file_and_the_file_over_the_url(tmp_path: Path
         "",
     ],
 )
-def test_a_malformed_url_is_rejected_without_showing_it(url: str) -> None:
+def test_a_malformed_url_is_rejected_without_showing_it(url):
     with pytest.raises(ConfigurationError) as caught:
         database_address(settings(url), Path())
     assert "secret" not in str(caught.value)
@@ -103,26 +101,26 @@ def test_a_malformed_url_is_rejected_without_showing_it(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@db/csi", "postgresql+asyncpg://u:secret@db/csi", "redis://secret"])
-def test_another_kind_of_database_is_rejected_with_the_allowed_ones(url: str) -> None:
+def test_another_kind_of_database_is_rejected_with_the_allowed_ones(url):
     with pytest.raises(ConfigurationError, match=r"postgresql\+psycopg2") as caught:
         database_address(settings(url), Path())
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
-def test_a_database_in_memory_is_rejected(url: str) -> None:
+def test_a_database_in_memory_is_rejected(url):
     with pytest.raises(ConfigurationError, match="database file"):
         database_address(settings(url), Path())
 
 
-def test_a_missing_password_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_password_file_is_named(tmp_path):
     missing = tmp_path / "no such file"
     with pytest.raises(ConfigurationError, match=r"password_file.*No such file.*no such file"):
         database_address(settings("postgresql://db/csi", password_file=missing), Path())
 
 
 @pytest.mark.parametrize("path", ["/data/studies.db", "/cloud drive/a/studies.db"])
-def test_a_network_file_system_is_rejected_with_a_hint_at_postgresql(path: str, tmp_path: Path) -> None:
+def test_a_network_file_system_is_rejected_with_a_hint_at_postgresql(path, tmp_path):
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     with pytest.raises(ConfigurationError, match=r"network file system.*PostgreSQL"):
@@ -130,7 +128,7 @@ def test_a_network_file_system_is_rejected_with_a_hint_at_postgresql(path: str, 
 
 
 @pytest.mark.parametrize("path", ["/home/studies.db", "/merged/studies.db", "/layers/studies.db", "/database/s.db"])
-def test_a_local_file_system_is_accepted(path: str, tmp_path: Path) -> None:
+def test_a_local_file_system_is_accepted(path, tmp_path):
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     check_file_system(Path(path), mounts)
@@ -138,7 +136,7 @@ def test_a_local_file_system_is_accepted(path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["sslrootcert=/a@b", "sslmode=require&sslcert=/a@b&sslkey=/a@c", "password=a@b"])
-def test_an_at_sign_in_the_value_of_an_option_is_accepted(option: str) -> None:
+def test_an_at_sign_in_the_value_of_an_option_is_accepted(option):
     address = database_address(settings(f"postgresql://anna@db/csi?{option}"), Path())
     assert (address.url.host, address.url.database) == ("db", "csi")
     name, _, value = option.rpartition("&")[2].partition("=")
@@ -149,25 +147,25 @@ def test_an_at_sign_in_the_value_of_an_option_is_accepted(option: str) -> None:
     "password",
     ["a@secret?b", "a?secret=@c", "a@secret?b=c", "a/secret@b?c", "a/b?c@secret", "a@b/secret", "a@b?secret&c=d"],
 )
-def test_a_password_with_an_at_sign_is_rejected_whatever_else_it_contains(password: str) -> None:
+def test_a_password_with_an_at_sign_is_rejected_whatever_else_it_contains(password):
     with pytest.raises(ConfigurationError, match="more than one @") as caught:
         database_address(settings(f"postgresql://anna:{password}@db/csi"), Path())
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["password", "sslpassword", "sslmode"])
-def test_a_repeated_option_is_rejected_without_showing_it(name: str) -> None:
+def test_a_repeated_option_is_rejected_without_showing_it(name):
     with pytest.raises(ConfigurationError, match=f"{name} 2 times") as caught:
         database_address(settings(f"postgresql://anna@db/csi?{name}=secret&{name}=secret2"), Path())
     assert "secret" not in str(caught.value)
 
 
-def test_several_servers_are_accepted() -> None:
+def test_several_servers_are_accepted():
     address = database_address(settings("postgresql://anna@/csi?host=a&host=b&port=1&port=2"), Path())
     assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
 
 
-def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path: Path) -> None:
+def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path):
     (tmp_path / "password").write_bytes(b"sec\0ret\n")
     given = [
         settings("postgresql://anna@db/csi", password_file=tmp_path / "password"),
@@ -181,11 +179,11 @@ def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path: Path) -> None:
         assert "sec" not in str(caught.value)
 
 
-def test_the_home_of_an_unknown_user_is_rejected() -> None:
+def test_the_home_of_an_unknown_user_is_rejected():
     with pytest.raises(ConfigurationError, match=r"home folder.*~nosuchuser/x\.db"):
         database_address(settings("sqlite:///~nosuchuser/x.db"), Path())
 
 
-def test_an_option_in_an_sqlite_url_is_rejected_rather_than_ignored() -> None:
+def test_an_option_in_an_sqlite_url_is_rejected_rather_than_ignored():
     with pytest.raises(ConfigurationError, match=r"no options, got 'timeout, mode'"):
         database_address(settings("sqlite:///x.db?timeout=3&mode=ro"), Path())

@@ -32,14 +32,14 @@ def test_a_shape_is_recorded_at_its_third_call_and_again_after_it_was_released(m
     recorded = []
 
     class Fake:
-        def __init__(self, function: Callable[..., object], inputs: tuple[torch.Tensor, ...], *_: object) -> None:
+        def __init__(self, function, inputs, *_):
             self.function, self.graph = function, self
             recorded.append(inputs[0].shape)
 
-        def __call__(self, *inputs: torch.Tensor) -> object:
+        def __call__(self, *inputs):
             return self.function(*inputs)
 
-        def pool(self) -> tuple[int, int]:
+        def pool(self):
             return 0, 1
 
     monkeypatch.setattr(graph, "_Recorded", Fake)

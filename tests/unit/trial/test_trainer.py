@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -62,9 +61,7 @@ def make_trainer(make_split: Callable[..., SplitData]) -> Callable[..., Trainer]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_the_host_waits_for_the_device_once_per_epoch_and_validation(
-    make_trainer: Callable[..., Trainer], optimizer: str
-) -> None:
+def test_the_host_waits_for_the_device_once_per_epoch_and_validation(make_trainer, optimizer):
     waits = {}
     for num_train in (8, 24):
         trainer = make_trainer(num_train, optimizer=optimizer, momentum=0.9)
@@ -77,7 +74,7 @@ def test_the_host_waits_for_the_device_once_per_epoch_and_validation(
     assert counted.num_waits == 1
 
 
-def test_micro_batches_take_the_same_steps(make_trainer: Callable[..., Trainer]) -> None:
+def test_micro_batches_take_the_same_steps(make_trainer):
     weights = []
     for size in (8, 3):
         torch.manual_seed(0)
@@ -91,10 +88,8 @@ def test_micro_batches_take_the_same_steps(make_trainer: Callable[..., Trainer])
 
 
 @pytest.mark.parametrize("run", ["train_epoch", "validate"])
-def test_whatever_ends_an_epoch_ends_the_thread_that_fetches_its_batches(
-    make_trainer: Callable[..., Trainer], run: str
-) -> None:
-    def batch_done() -> None:
+def test_whatever_ends_an_epoch_ends_the_thread_that_fetches_its_batches(make_trainer, run):
+    def batch_done():
         assert "batches_0" in {thread.name for thread in threading.enumerate()}
         raise StopRequestedError(15)
 
@@ -105,7 +100,7 @@ def test_whatever_ends_an_epoch_ends_the_thread_that_fetches_its_batches(
     assert error.tb is not None  # which holds the frames, and what they refer to
 
 
-def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trainer: Callable[..., Trainer]) -> None:
+def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trainer):
     trainer = make_trainer()
     model = weakref.ref(trainer.model)
     kept_by_a_traceback = trainer
@@ -115,7 +110,7 @@ def test_release_frees_memory_even_while_a_traceback_holds_the_trainer(make_trai
     assert kept_by_a_traceback is trainer
 
 
-def test_batches_contain_all_images_in_a_new_order_each_time() -> None:
+def test_batches_contain_all_images_in_a_new_order_each_time():
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.cat(batch_indices(50, 8, generator)) for _ in range(2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
@@ -130,7 +125,7 @@ def test_batches_contain_all_images_in_a_new_order_each_time() -> None:
         ("sgd", torch.optim.SGD, {"weight_decay": 0.1, "lr": 0.01, "momentum": 0.8}),
     ],
 )
-def test_the_optimizer_has_the_trials_hyperparameters(name: str, kind: type, options: dict[str, float]) -> None:
+def test_the_optimizer_has_the_trials_hyperparameters(name, kind, options):
     params = Hyperparameters(
         optimizer=name, learning_rate=0.01, weight_decay=options["weight_decay"], momentum=options.get("momentum", 0)
     )
@@ -139,12 +134,12 @@ def test_the_optimizer_has_the_trials_hyperparameters(name: str, kind: type, opt
     assert optimizer.defaults.items() >= options.items()
 
 
-def test_a_step_that_overflows_in_fp16_changes_nothing_but_the_scale(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_step_that_overflows_in_fp16_changes_nothing_but_the_scale(make_trainer):
 
-    def parameters() -> torch.Tensor:
+    def parameters():
         return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
 
-    def train() -> None:
+    def train():
         trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
 
     trainer = make_trainer(4, optimizer="sgd", momentum=0.9, settings=TrialSettings(precision="fp16"))
@@ -162,9 +157,7 @@ def test_a_step_that_overflows_in_fp16_changes_nothing_but_the_scale(make_traine
     assert not torch.equal(parameters(), before)
 
 
-def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(
-    make_trainer: Callable[..., Trainer],
-) -> None:
+def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(make_trainer):
     trainer = make_trainer(8, optimizer="adam")
     trainer.train_epoch(0, lambda _step, _num_steps: 0.01, lambda: None)
     with trainer.snapshot() as state:
@@ -178,10 +171,8 @@ def test_a_checkpoint_from_before_loss_scaling_and_of_another_device_is_loaded(
     assert losses[0] == losses[1]
 
 
-def test_every_model_is_compiled_once_for_full_batches(
-    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+def test_every_model_is_compiled_once_for_full_batches(make_trainer, monkeypatch):
+    def backend(module, inputs):
         compiled.extend(len(image_BCHW) for image_BCHW in inputs if image_BCHW.shape[1:] == (1, 32, 32))
         return module.forward
 
@@ -194,13 +185,11 @@ def test_every_model_is_compiled_once_for_full_batches(
     assert compiled == [4] * 9
 
 
-def test_a_network_that_cannot_be_compiled_is_trained_without_unless_asked(
-    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def backend(*_: object) -> Callable[..., object]:
+def test_a_network_that_cannot_be_compiled_is_trained_without_unless_asked(make_trainer, monkeypatch, caplog):
+    def backend(*_):
         raise RuntimeError("no compiler")
 
-    def outcome(trainer: Trainer) -> list[torch.Tensor]:
+    def outcome(trainer):
         trainer.train_epoch(0, lambda _step, _num_steps: 1e-3, lambda: None)
         return list(trainer.model.state_dict().values())
 
@@ -229,7 +218,7 @@ print([counters["inductor"][f"fxgraph_cache_{outcome}"] for outcome in ("miss", 
 """
 
 
-def test_what_a_process_compiles_later_ones_find(tmp_path: Path) -> None:
+def test_what_a_process_compiles_later_ones_find(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
     for expected in ("[1, 0]", "[0, 1]"):
         command = [sys.executable, "-c", COMPILE, str(tmp_path / "compiled")]
@@ -247,9 +236,7 @@ def test_what_a_process_compiles_later_ones_find(tmp_path: Path) -> None:
         (TrialSettings(compile=True), None, None),  # the work folder is read-only
     ],
 )
-def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: TrialSettings, given: str | None, kept: str | None
-) -> None:
+def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(tmp_path, monkeypatch, settings, given, kept):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given or "")
     if given is None:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
@@ -261,16 +248,14 @@ def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(
     assert found == expected
 
 
-def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_is_halved(
-    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_is_halved(make_trainer, monkeypatch):
     trainer, untouched = make_trainer(8), make_trainer(8)
     host = trainer.train_data
     trainer.train_data = replace(host)  # stands for the copy on a GPU
     trainer.graphs._recorded["a graph"] = None
     held: list[tuple[bool, bool, int]] = []
 
-    def compute(pieces: list[slice]) -> None:
+    def compute(pieces):
         held.append((trainer.train_data is not host, bool(trainer.graphs._recorded), len(pieces)))
         if len(held) < 4:
             raise torch.OutOfMemoryError
@@ -299,18 +284,14 @@ def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_
         ("auto", "ResNet50", "cuda", 10**6, 224, False),
     ],
 )
-def test_a_network_is_compiled_where_asked_or_where_it_surely_pays(
-    wanted: object, arch: str, device: str, num_images: int, side_px: int, compiles: object
-) -> None:
+def test_a_network_is_compiled_where_asked_or_where_it_surely_pays(wanted, arch, device, num_images, side_px, compiles):
     params = Hyperparameters.from_params({"model_arch": arch, "patience": 10})
     shape_NHW = num_images, side_px, side_px
     assert pays_to_compile(TrialSettings(compile=wanted), params, shape_NHW, torch.device(device)) is compiles
 
 
 @pytest.mark.parametrize("missing", ["importlib.util.find_spec", "shutil.which"])
-def test_without_triton_or_a_c_compiler_nothing_is_compiled_by_itself(
-    monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
+def test_without_triton_or_a_c_compiler_nothing_is_compiled_by_itself(monkeypatch, missing):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(missing, lambda _: None)
     params = Hyperparameters.from_params({"model_arch": "Custom_1"})
@@ -322,14 +303,14 @@ def batch(num_images: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(num_images, 6, 5), torch.randint(0, 5, (num_images, 6))
 
 
-def test_the_loss_is_torchs_weighted_cross_entropy_over_the_number_of_labels() -> None:
+def test_the_loss_is_torchs_weighted_cross_entropy_over_the_number_of_labels():
     logits_BZK, zones_BZ = batch()
     weight = torch.tensor([1, 1, 1, 1, 0.3])
     theirs = functional.cross_entropy(logits_BZK.flatten(0, 1), zones_BZ.flatten(), weight, reduction="sum") / (9 * 6)
     assert CsiLoss(0.3)(logits_BZK, zones_BZ) == pytest.approx(theirs.item(), rel=1e-6)
 
 
-def test_unknown_zones_pull_towards_unknown_in_proportion_to_their_weight() -> None:
+def test_unknown_zones_pull_towards_unknown_in_proportion_to_their_weight():
     zones_BZ = torch.full((2, 6), 4)
     grads = []
     for weight in (0.1, 1.0):
@@ -341,7 +322,7 @@ def test_unknown_zones_pull_towards_unknown_in_proportion_to_their_weight() -> N
 
 
 @pytest.mark.parametrize("unknown_weight", [0.0, 0.1, 1.0])
-def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight: float) -> None:
+def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight):
     logits_BZK = batch()[0].requires_grad_()
     loss = CsiLoss(unknown_weight)(logits_BZK, torch.full((9, 6), 4))
     loss.backward()
@@ -350,7 +331,7 @@ def test_a_batch_of_only_unknown_zones_is_finite(unknown_weight: float) -> None:
     assert (loss == 0) == (unknown_weight == 0)
 
 
-def test_pieces_of_a_batch_add_up_to_the_batch() -> None:
+def test_pieces_of_a_batch_add_up_to_the_batch():
     logits_BZK, zones_BZ = batch()
     loss = CsiLoss(0.3)
     parts = zip(logits_BZK.split(4), zones_BZ.split(4), strict=True)
@@ -358,14 +339,14 @@ def test_pieces_of_a_batch_add_up_to_the_batch() -> None:
     assert sum(pieces).item() == pytest.approx(loss(logits_BZK, zones_BZ).item(), rel=1e-6)
 
 
-def test_half_precision_logits_are_summed_in_full_precision() -> None:
+def test_half_precision_logits_are_summed_in_full_precision():
     logits_BZK, zones_BZ = batch()
     loss = CsiLoss(0.3)(logits_BZK.bfloat16(), zones_BZ)
     assert loss.dtype == torch.float32
     assert loss == CsiLoss(0.3)(logits_BZK.bfloat16().float(), zones_BZ)
 
 
-def test_balancing_weights_are_inverse_frequencies() -> None:
+def test_balancing_weights_are_inverse_frequencies():
     zones_NZ = torch.zeros(100, 6, dtype=torch.int64)
     zones_NZ[:20, 0] = 3  # zone 0: 80 zeros and 20 threes; the other zones: only zeros
     zones_NZ[:10, 1] = 4  # unknown labels do not count as graded ones
@@ -376,7 +357,7 @@ def test_balancing_weights_are_inverse_frequencies() -> None:
     assert weights_ZK[2, 1] == MAX_CLASS_WEIGHT
 
 
-def test_balancing_never_changes_the_unknown_class() -> None:
+def test_balancing_never_changes_the_unknown_class():
     logits_BZK, zones_BZ = batch()
     balance_ZK = class_weights(zones_BZ)
     log_prob_BZK = logits_BZK.log_softmax(-1)
@@ -388,6 +369,6 @@ def test_balancing_never_changes_the_unknown_class() -> None:
     assert CsiLoss(0.2, balance_ZK)(logits_BZK, zones_BZ).item() == pytest.approx(expected.item() / 54, rel=1e-5)
 
 
-def test_another_way_to_compile_is_refused() -> None:
+def test_another_way_to_compile_is_refused():
     with pytest.raises(ValidationError, match="must be auto, true or false, got 'maybe'"):
         TrialSettings(compile="maybe")
