@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi_job.cache.build import build_cache
+from csi_job.cache.build import ensure_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.key import find_cache, no_matching_cache
+from csi_job.cache.key import existing_cache
 from csi_job.cache.manifest import describe_change, load_info
 from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, DataError
@@ -84,29 +85,8 @@ def optimize_hyperparameters(
     return run_hyperopt((loaded.over(record) if record else loaded).settings, record, own_process=False)
 
 
-def ensure_cache(settings: Settings, key: str = "") -> Cache:
-    """Return the cache, built if it is missing; `key` names a study's, used if no other data is named."""
-    radiographs = settings.radiographs
-    if radiographs.labels is None and radiographs.images is None:
-        return existing_cache(settings, key)
-    return Cache.open(build_cache(radiographs, settings.cache, settings.work, key))
-
-
-def existing_cache(settings: Settings, key: str = "") -> Cache:
-    """Return a finished cache; `key` names it if no other data, size or normalisation is named.
-
-    Raises:
-        ConfigurationError: there is none, or several match and none is named.
-    """
-    if key and settings.radiographs.labels is None and settings.folder.cache(key).is_dir():
-        named, form = Cache.open(settings.folder.cache(key)), settings.cache
-        given = form.model_fields_set & {"image_size_px", "normalisation"}
-        if all(getattr(named.info, name) == getattr(form, name) for name in given):
-            return named
-    folder = find_cache(settings.radiographs, settings.cache, settings.work, key)
-    if folder is None:
-        raise no_matching_cache(settings.radiographs, settings.cache, settings.work)
-    return Cache.open(folder)
+def _cache(make: Callable[..., Path], settings: Settings, key: str) -> Cache:
+    return Cache.open(make(settings.radiographs, settings.cache, settings.work, key))
 
 
 def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study, Cache]:
@@ -125,7 +105,7 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
     if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
-    cache = ensure_cache(settings, record.cache_key if record else "")
+    cache = _cache(ensure_cache, settings, record.cache_key if record else "")
     if record is not None and record.cache_key != cache.info.key:
         with contextlib.suppress(DataError):  # the study's cache may be gone
             change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
@@ -167,7 +147,7 @@ def run_hyperopt(
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
     record = read_record(settings.storage, settings.work, old)
-    cache = existing_cache(settings, record.cache_key if record else "")
+    cache = _cache(existing_cache, settings, record.cache_key if record else "")
     definition = definition_of(settings, cache.info.key, checked_name(new))
     if record is not None:
         definition.warn_of_unknown(record.fingerprint)
@@ -193,7 +173,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if record is not None:
         check_training(settings, record)
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
-        cache = ensure_cache(settings, file.cache)
+        cache = _cache(ensure_cache, settings, file.cache)
         options = WorkerOptions(trackers=[live.worker()])
         request = final_training(settings, cache, file, study, record, options, live.trials_finished)
         final = run_final_training(request)
@@ -230,7 +210,7 @@ def run_evaluate(
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
             folder,
-            existing_cache(settings, str(card.get("data", {}).get("cache", ""))),
+            _cache(existing_cache, settings, str(card.get("data", {}).get("cache", ""))),
             model,
             settings.evaluation,
             settings.trial,

@@ -43,6 +43,8 @@ class Stop:
         if self.signal_number is None:
             self.signal_number = number
             self.wake.put(None)
+            if number == signal.SIGINT and os.isatty(2):  # a batch may take a minute; the log's lock may be held here
+                os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once, losing the unfinished epoch\n")
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake up and raise `StopRequestedError` on a signal."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csi_job.cache.decode_pool import decode_images, num_cores
-from csi_job.cache.key import Source, read_source, record_key_for_settings
+from csi_job.cache.key import Source, existing_cache, read_source, record_key_for_settings
 from csi_job.cache.manifest import (
     MANIFEST,
     ROW,
@@ -45,6 +45,13 @@ _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that was not resumed for 
 _NUM_ROWS_NAMED = 10
 
 _logger = get_logger(__name__)
+
+
+def ensure_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:
+    """Return the folder of the cache, built if it is missing; without data, of the study's or the one that matches."""
+    if radiographs.labels is None and radiographs.images is None:
+        return existing_cache(radiographs, cache, work, study_key)
+    return build_cache(radiographs, cache, work, study_key)
 
 
 def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:

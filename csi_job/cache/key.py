@@ -286,7 +286,24 @@ def _sole_matching_cache(root: Path, radiographs: RadiographsSettings, cache: Ca
     return matching[0] if matching else None
 
 
-def no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> ConfigurationError:
+def existing_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, named_key: str = "") -> Path:
+    """Return the folder of a finished cache; `named_key` names it if no other data, size or normalisation is named.
+
+    Raises:
+        ConfigurationError: there is none, or several match and none is named.
+    """
+    named = WorkFolder(work).cache(named_key) if named_key and radiographs.labels is None else None
+    if named is not None and named.is_dir():
+        info, given = load_info(named), cache.model_fields_set & {"image_size_px", "normalisation"}
+        if all(getattr(info, name) == getattr(cache, name) for name in given):
+            return named
+    folder = find_cache(radiographs, cache, work, named_key)
+    if folder is None:
+        raise _no_matching_cache(radiographs, cache, work)
+    return folder
+
+
+def _no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> ConfigurationError:
     """Return the error that no cache has these settings, or not of this data, naming those that there are."""
 
     def described(image_size_px: int, normalisation: str, split_seed: int) -> str:

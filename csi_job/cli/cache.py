@@ -1,18 +1,13 @@
 """`csi-job cache build | verify`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from csi_job.cli.options import DATA, the_only_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
-
-if TYPE_CHECKING:
-    from csi_job.cache.dataset import Cache
 
 SPLIT = ("cache.normalisation", "radiographs.split.seed", "radiographs.max_corrupt_fraction", "cache.num_workers")
 
@@ -30,11 +25,10 @@ def build(loaded: LoadedSettings) -> None:
     An interrupted build is resumed; a finished cache of the same data and settings is kept. Several builds on one
     work folder share the images.
     """
-    with announced("loading PyTorch and Optuna"):
-        from csi_job.pipeline import ensure_cache
+    from csi_job.cache.build import ensure_cache
 
-    finished = finished_caches(loaded)
-    show_cache(ensure_cache(loaded.settings), finished)
+    finished, settings = finished_caches(loaded), loaded.settings
+    show_cache(ensure_cache(settings.radiographs, settings.cache, settings.work), finished)
 
 
 def finished_caches(loaded: LoadedSettings) -> list[str]:
@@ -44,11 +38,13 @@ def finished_caches(loaded: LoadedSettings) -> list[str]:
     return [folder.name for folder in finished_folders(loaded.settings.folder.caches)]
 
 
-def show_cache(cache: Cache, finished: Collection[str]) -> None:
+def show_cache(folder: Path, finished: Collection[str]) -> None:
     """Print what a cache contains, with its warnings unless it was just built: a build logs them itself."""
-    info = cache.info
+    from csi_job.cache.manifest import load_info
+
+    info = load_info(folder)
     splits = ", ".join(f"{num} {split}" for split, num in info.num_images.items())
-    click.echo(f"{cache.folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
+    click.echo(f"{folder}: {splits} images from {info.num_patients} patients, {info.image_size_px} px")
     for warning in info.warnings if info.key in finished else ():
         click.echo(f"warning: {warning}")
 
@@ -60,12 +56,12 @@ def verify(loaded: LoadedSettings) -> None:
 
     It is the one of the study, or the only one.
     """
+    from csi_job.cache.key import existing_cache
     from csi_job.cache.manifest import verify_cache
 
-    with announced("loading PyTorch and Optuna"):
-        from csi_job.pipeline import existing_cache
-
+    settings = loaded.settings
     keys = [loaded.study.cache_key] if loaded.study else finished_caches(loaded)
-    folder = existing_cache(loaded.settings, keys[0] if len(keys) == 1 else "").folder
-    verify_cache(folder)
+    folder = existing_cache(settings.radiographs, settings.cache, settings.work, keys[0] if len(keys) == 1 else "")
+    with announced(f"reading {folder}"):
+        verify_cache(folder)
     click.echo(f"{folder} is intact")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,7 +49,7 @@ def create(loaded: LoadedSettings) -> None:
 
     finished = finished_caches(loaded)
     made, cache = define(loaded.settings, loaded.study)
-    show_cache(cache, finished)
+    show_cache(cache.folder, finished)
     search = next_command(loaded, "hyperopt", "--study-name", made.study_name)
     click.echo(f"study {made.study_name} is ready; run its trials with: {search}")
 
@@ -208,11 +209,14 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
 
     Models and reports are kept.
     """
+    from csi_job.html.format import plural
     from csi_job.study.studies import delete_study, open_study
 
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
-    num_trials = len(doomed.get_trials(deepcopy=False))
-    click.echo(f"study {name}: {num_trials} trials and their checkpoints; models and reports in models/ are kept")
+    trials = plural(len(doomed.get_trials(deepcopy=False)), "trial")
+    click.echo(f"study {name}: {trials} with checkpoints; models and reports in models/ are kept")
+    if not yes and not sys.stdin.isatty():
+        raise ConfigurationError("there is no terminal to ask for confirmation at", hint="delete it with --yes")
     if not yes:
         click.confirm("Delete the study?", abort=True)
     delete_study(doomed, loaded.settings.work)

@@ -235,6 +235,8 @@ def test_a_deleted_study_is_gone(phantoms, tmp_path):
     assert [state for _, state in trials(work)] == ["WAITING"]
     run(work, "study", "create", *data(phantoms))
     assert len(trials(work)) == 1
+    assert "--yes" in run(work, "study", "delete", "csi_optimization", code=2)[1]
+    assert len(trials(work)) == 1
     run(work, "study", "delete", "csi_optimization", "--yes")
     assert trials(work) == []
     _, err = run(work, "study", "show", "csi_optimization", code=2)

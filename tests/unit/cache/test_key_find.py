@@ -9,7 +9,7 @@ from PIL import Image
 
 from csi_job.cache import key as content
 from csi_job.cache.build import build_cache
-from csi_job.cache.key import find_cache
+from csi_job.cache.key import existing_cache, find_cache
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError
 from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
@@ -97,3 +97,26 @@ def test_a_study_keeps_the_cache_that_an_earlier_reader_decoded_from_the_same_da
     large_HW[0, 0] += 1
     Image.fromarray(large_HW).save(copied / "images" / "jane-doe-00.png")
     assert build_cache(radiographs, cache, work, old.name) not in (old, new)
+
+
+@pytest.mark.parametrize("key", ["../..", "/", "../films"])
+def test_a_cache_key_of_a_file_leads_to_no_folder_outside(tmp_path, key):
+    with pytest.raises(ConfigurationError, match="leads out of the work folder"):
+        existing_cache(RadiographsSettings(), CacheSettings(), tmp_path, key)
+
+
+def test_a_named_cache_is_not_taken_for_one_of_another_size_and_the_error_names_those_that_there_are(
+    radiographs, cache, tmp_path
+):
+    with pytest.raises(ConfigurationError, match="there is no cache yet"):
+        existing_cache(RadiographsSettings(), CacheSettings(), tmp_path)
+    folder = build_cache(radiographs, cache, tmp_path)
+    size = cache.image_size_px
+    for given in ({}, {"image_size_px": size}):
+        assert existing_cache(RadiographsSettings(), CacheSettings(**given), tmp_path, folder.name) == folder
+    for given, form in (({"image_size_px": 64}, "64 px, medical"), ({"normalisation": "imagenet"}, "224 px, imagenet")):
+        with pytest.raises(ConfigurationError, match="there is no cache for these settings") as error:
+            existing_cache(RadiographsSettings(), CacheSettings(**given), tmp_path, folder.name)
+        assert f"got '{form}, split seed 42'; allowed: {size} px, medical, split seed 42; give" in str(error.value)
+    with pytest.raises(ConfigurationError, match="there is no cache of this data with these settings"):
+        existing_cache(radiographs, CacheSettings(image_size_px=64), tmp_path)

@@ -11,13 +11,13 @@ import torch
 from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import load_info
 from csi_job.config import Settings
-from csi_job.errors import ConfigurationError, CsiJobError, InfeasibleTrialError
+from csi_job.errors import CsiJobError, InfeasibleTrialError
 from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.export import read_valid_card
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.train import FinalModel, run_final_training
-from csi_job.pipeline import existing_cache, run_evaluate
+from csi_job.pipeline import run_evaluate
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import confusion
@@ -162,28 +162,6 @@ def test_each_study_keeps_its_model_and_the_latest_is_that_of_the_last_training(
     run_evaluate(settings, latest.optimized_model, second.path)
     comparison = json.loads((latest.evaluations / "comparison.json").read_text())
     assert comparison == json.loads((copied / "models/final/s/evaluation/comparison.json").read_text())
-
-
-@pytest.mark.parametrize("key", ["../..", "/", "../films"])
-def test_a_cache_key_of_a_file_leads_to_no_folder_outside(tmp_path, key):
-    with pytest.raises(ConfigurationError, match="leads out of the work folder"):
-        existing_cache(Settings(work=tmp_path), key)
-
-
-def test_a_cache_named_by_a_file_is_not_taken_for_one_of_another_size(tmp_path, cache_folder):
-    shutil.copytree(cache_folder, tmp_path / "cache" / cache_folder.name)
-    for given in ({}, {"image_size_px": 32}):
-        settings = Settings(work=tmp_path, cache=given)
-        assert existing_cache(settings, cache_folder.name).info == load_info(cache_folder)
-    for given, form in (({"image_size_px": 64}, "64 px, medical"), ({"normalisation": "imagenet"}, "224 px, imagenet")):
-        with pytest.raises(ConfigurationError, match="there is no cache for these settings") as error:
-            existing_cache(Settings(work=tmp_path, cache=given), cache_folder.name)
-        assert f"got '{form}, split seed 42'; allowed: 32 px, medical, split seed 42; give" in str(error.value)
-
-
-def test_without_a_key_there_is_no_cache_in_an_empty_folder(tmp_path):
-    with pytest.raises(ConfigurationError, match="there is no cache yet"):
-        existing_cache(Settings(work=tmp_path))
 
 
 def test_a_baseline_of_another_training_is_not_compared_with(copied, cache_folder):
