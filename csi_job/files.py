@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.logs import get_logger
 
 STREAM: Final = Path("-")
 """Stands for standard output."""
@@ -33,7 +33,7 @@ _FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
 _NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-_logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def make_folder(path: Path) -> Path:
@@ -224,7 +224,7 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
     with _lock_file(path) as descriptor:
         while not _try_lock(descriptor, path):
             if waiting_message:
-                _logger.info(waiting_message)
+                logger.info(waiting_message)
                 waiting_message = ""
             time.sleep(_POLL_S)
         yield
@@ -253,7 +253,7 @@ def lock_range(descriptor: int, path: Path, start: int, length: int, waiting_mes
             else:
                 return True
         if waiting_message:
-            _logger.info(waiting_message)
+            logger.info(waiting_message)
             waiting_message = ""
         time.sleep(_POLL_S)
 

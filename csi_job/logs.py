@@ -28,11 +28,6 @@ REPEAT_EVERY_S = 60.0  # how often a line that keeps coming is logged
 _root = logging.getLogger("csi_job")
 
 
-def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module; pass `__name__`."""
-    return logging.getLogger(name)
-
-
 def set_up_logging(log_format: LogFormat) -> None:
     """Send the package's log to standard error; `auto` means JSON in a Kubernetes pod, text elsewhere."""
     json_lines = log_format == "json" or (log_format == "auto" and "KUBERNETES_SERVICE_HOST" in os.environ)

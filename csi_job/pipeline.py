@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel, run_final_training
-from csi_job.logs import announced, get_logger
+from csi_job.logs import announced
 from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
 from csi_job.search import Search, final_training
@@ -41,7 +42,7 @@ from csi_job.work_folder import model_file
 if TYPE_CHECKING:
     import optuna
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def optimize_hyperparameters(

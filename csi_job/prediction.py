@@ -1,5 +1,6 @@
 """Score new radiographs with a model; needs no study, and does not import Optuna."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,13 +11,13 @@ from csi_job.errors import ModelFileError, Problem
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.predict import Prediction, predict_images
 from csi_job.evaluation.predictions_file import PredictionFormat, write_predictions
-from csi_job.logs import get_logger, progress
+from csi_job.logs import progress
 from csi_job.radiographs.folder import expand_folders
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.trial.memory import choose_device
 from csi_job.work_folder import model_file
 
-_logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def run_predict(
@@ -57,5 +58,5 @@ def run_predict(
     if doubts:
         reasons = ", ".join(f"{num} {doubt}" for doubt, num in doubts.items())
         values = {"doubtful": doubts.total(), "images": len(files), "reasons": reasons}
-        _logger.warning("%(doubtful)d of %(images)d images look doubtful (%(reasons)s); look at them", values)
+        logger.warning("%(doubtful)d of %(images)d images look doubtful (%(reasons)s); look at them", values)
     return problems

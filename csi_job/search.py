@@ -21,7 +21,6 @@ from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableEr
 from csi_job.final_model.hyperparams import HyperparamsFile, read_hyperparams
 from csi_job.final_model.train import FinalTrainingRequest
 from csi_job.html.format import plural
-from csi_job.logs import get_logger
 from csi_job.report.figures.plots import write_best_params
 from csi_job.report.page.page import refresh_results
 from csi_job.report.study_view import view_study
@@ -43,7 +42,7 @@ from csi_job.trial.trainer import keep_compiled
 if TYPE_CHECKING:
     import optuna
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 MIN_TIMEOUT_S = 1e-3
 
 

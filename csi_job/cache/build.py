@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import shutil
 import time
@@ -31,7 +32,7 @@ from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import DataError, Problem, advice, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
-from csi_job.logs import get_logger, progress
+from csi_job.logs import progress
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that was not resumed for this long is removed
 _NUM_ROWS_NAMED = 10
 
-_logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def ensure_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:
@@ -91,7 +92,7 @@ def _name_other_size(root: Path, image_size_px: int) -> None:
     if sizes and image_size_px not in sizes:
         other = ", ".join(map(str, sorted(sizes)))
         message = "building a cache of %d px beside one of %s px; to use that one, give its --config or --image-size"
-        _logger.warning(message, image_size_px, other)
+        logger.warning(message, image_size_px, other)
 
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:
@@ -145,7 +146,7 @@ def _finish(
     flush_folder(root)
     done_flags.unlink(missing_ok=True)
     for warning in info.warnings:
-        _logger.warning("%s", warning)
+        logger.warning("%s", warning)
     problems = sorted([*corrupt.values(), *doubtful], key=lambda problem: problem.row or 0)
     if not problems:
         WorkFolder(work).problems.unlink(missing_ok=True)  # of an earlier build
@@ -153,7 +154,7 @@ def _finish(
     path = write_problems(work, problems)
     rows = [f"{problem.row} ({problem.what})" for problem in problems[:_NUM_ROWS_NAMED]]
     more = ", …" if len(problems) > len(rows) else ""
-    _logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)
+    logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)
 
 
 def _partial_paths(root: Path, key: str) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ table, split and settings. Where the data is not mounted, the key is the one las
 import hashlib
 import hmac
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
 from csi_job.files import digest_json, lock_range, locked, open_private, read_json, unlock_ranges, write_atomic
-from csi_job.logs import get_logger, progress
+from csi_job.logs import progress
 from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_versions
 from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import find_images
@@ -41,7 +42,7 @@ _BATCH = 256
 _NUM_THREADS = 8  # reading waits for disks and networks, and hashing releases the interpreter's lock
 _SETTLED_NS = 2_000_000_000  # a file changed just now may change again within one tick of its clock
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Stat = tuple[int, int, int, int, int]  # bytes, time of change of content and of inode in ns, inode, bit of the reader
 
 

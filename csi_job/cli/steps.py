@@ -1,15 +1,16 @@
 """`csi-job steps`."""
 
 import itertools
+import logging
 import os
 
 import click
 
 from csi_job.cli.options import log_format_option
 from csi_job.errors import CsiJobError
-from csi_job.logs import LogFormat, get_logger, set_up_logging
+from csi_job.logs import LogFormat, set_up_logging
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 THEN = "then"
 
 

@@ -5,6 +5,7 @@ gives the index up after `backoffLimitPerIndex` errors. It never forgets, but it
 it replaces. Setting these to 0 once the pod has made progress keeps the wait at 10 s, and costs the other pods nothing.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,9 @@ from typing import Any, Final
 from csi_job.cluster.api import POD_VARIABLE, Cluster, UnreachableError
 from csi_job.cluster.pods import host_of, is_running
 from csi_job.errors import ClusterError
-from csi_job.logs import get_logger
 from csi_job.study.status import RunningStatus
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 NO_FAILURES: Final = {
     "batch.kubernetes.io/job-index-failure-count": "0",
     "batch.kubernetes.io/job-index-ignored-failure-count": "0",

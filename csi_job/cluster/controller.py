@@ -4,6 +4,7 @@ It is stateless. All it knows is in the cluster (the Jobs and their annotations)
 at any point and resume.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,10 +23,10 @@ from csi_job.cluster.stages import STAGES, Release, job_result, read_release, se
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
-from csi_job.logs import RepeatedWarnings, get_logger
+from csi_job.logs import RepeatedWarnings
 from csi_job.study.settings import check_objective
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 BEING_DELETED: Final = "because it is being terminated"  # in the answer to whoever creates an object in a namespace
 POLL_S: Final = 2.0
 UPGRADE_S: Final = 30.0  # Helm takes less between the new stages and their controller

@@ -30,9 +30,9 @@ from csi_job.cluster.stages import (
     scale_patch,
 )
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
-from csi_job.logs import get_logger, log_line
+from csi_job.logs import log_line
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 POD_FAILURE_POLICY: Final = "PodFailurePolicy"  # reason of a Job that failed by an exit code no retry can fix
 # The chart's podFailurePolicy has the same codes; tests/chart/test_contract.py compares them.
 NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedError.exit_code)

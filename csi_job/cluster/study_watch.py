@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
-from csi_job.logs import RepeatedWarnings, get_logger
+from csi_job.logs import RepeatedWarnings
 from csi_job.storage.attributes import ENDED, USED
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from csi_job.config import Settings
     from csi_job.study.status import StudyStatus
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 OUTCOMES = ("complete", "pruned", "infeasible", "failed", "paused")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from torch import nn
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
-from csi_job.logs import get_logger
 from csi_job.trial.inference import Precision, choose_precision, predict_logits
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import as_ours, find_weights
@@ -35,7 +35,7 @@ HINT = (
     "--model-arch ResNet50 --image-size 224 --normalisation medical"
 )
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 StateDict = dict[str, torch.Tensor]
 
 

@@ -5,6 +5,7 @@ so does every `train-optimized`. Their results are files (`SeedTrainer`), from w
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from csi_job.final_model.candidates import (
     choose_winner,
 )
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import REASON
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import study_id_of
@@ -44,7 +44,7 @@ RESULT: Final = "result"  # attribute of a finished training: its `SeedResult`
 Found = Mapping[Key, SeedResult]
 Reasons = Mapping[str, str]
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Nothing here reads the pixels of the test set.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.html import format as fmt
-from csi_job.logs import get_logger, progress
+from csi_job.logs import progress
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.signals import listening
 from csi_job.storage.attributes import STUDY_UID, is_same_uid
@@ -43,7 +44,7 @@ from csi_job.work_folder import WorkFolder
 
 OTHER_DATA = "the hyperparameters were searched on a different cache from the one trained on"
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The folder of images: find the file of an identifier, or every image below it, and never leave the folder."""
 
+import logging
 import os
 import re
 import unicodedata
@@ -11,7 +12,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from csi_job.errors import DataError
-from csi_job.logs import get_logger
 from csi_job.radiographs.content import NUM_MAGIC_BYTES, is_image
 from csi_job.radiographs.spreadsheet import NumericNames
 
@@ -28,7 +28,7 @@ _MAY_NAME_FOLDERS = re.compile(r".*[/\\:]|\.{0,2}$", re.DOTALL)  # a path costs 
 _Listing = dict[str, list[tuple[str, bool]]]  # by identifier: file names, and whether they are links
 
 
-_logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ImageFolder:
@@ -149,7 +149,7 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
         if not found.paths:
             allowed = "images with or without ending: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM, NIfTI"
             raise DataError(f"the folder holds no image ({found.summary()})", got=str(path), allowed=allowed)
-        _logger.info("%s", found.summary())
+        logger.info("%s", found.summary())
         files += found.paths
     if not files:
         raise DataError("none of the files is an image, only metadata of the system")

@@ -1,6 +1,7 @@
 """Claims: one transaction picks the next trial to run and never exceeds the study's target."""
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -9,7 +10,6 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError, StudyFailedError
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
@@ -19,7 +19,7 @@ from csi_job.storage.study_rows import set_attribute
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 RELEASE_S: Final = 10.0  # of waiting for the database, well within a pod's grace period (60 s in the chart)
 
 

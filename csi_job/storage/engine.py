@@ -1,5 +1,6 @@
 """The engine: connections that notice a dead server, transactions that lock before they read, and SQL for both."""
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -9,10 +10,9 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from csi_job.logs import get_logger
 from csi_job.storage.url import Address
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 LOCK_CLASS: Final = 0x435349  # "CSI", the first key of our advisory locks, to avoid those of other programs
 SCHEMA_LOCK: Final = 0
 CONNECT_TIMEOUT_S: Final = 10

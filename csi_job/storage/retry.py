@@ -1,6 +1,7 @@
 """Retry while the database is unreachable or busy; reject wrong settings on first contact."""
 
 import enum
+import logging
 import os
 import random
 import sqlite3
@@ -16,9 +17,8 @@ import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
 from csi_job.errors import ConfigurationError, CsiJobError, StorageRejectedError, StorageUnavailableError
-from csi_job.logs import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 FIRST_DELAY_S: Final = 0.05

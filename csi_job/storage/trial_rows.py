@@ -222,20 +222,21 @@ _NO_NUMBER: Final = sa.cast(sa.null(), sa.Float(53))
 _NO_TEXT: Final = sa.cast(sa.null(), sa.Text)
 
 
-def _typed(table: sa.Table, order: str, kind: str, number: str) -> tuple[Any, ...]:
+def _numbers_of(table: sa.Table, order: str, kind: str, number: str) -> tuple[Any, ...]:
     return table, table.c[order], sa.cast(table.c[kind], sa.String), table.c[number], _NO_TEXT
 
 
-def _named(table: sa.Table, order: str, name: str, number: Any, text: str) -> tuple[Any, ...]:
+def _texts_of(table: sa.Table, order: str, name: str, number: Any, text: str) -> tuple[Any, ...]:
     return table, table.c[order], table.c[name], number, table.c[text]
 
 
+# Where the parts of a trial are, in the order in which `_frozen` takes them, and the columns of each as in `Part`.
 _PART_TABLES: Final = (
-    _named(PARAMS, "param_id", "param_name", PARAMS.c.param_value, "distribution_json"),
-    _typed(VALUES, "objective", "value_type", "value"),
-    _typed(STEPS, "step", "intermediate_value_type", "intermediate_value"),
-    _named(USER_ATTRIBUTES, "trial_user_attribute_id", "key", _NO_NUMBER, "value_json"),
-    _named(SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", _NO_NUMBER, "value_json"),
+    _texts_of(PARAMS, "param_id", "param_name", PARAMS.c.param_value, "distribution_json"),
+    _numbers_of(VALUES, "objective", "value_type", "value"),
+    _numbers_of(STEPS, "step", "intermediate_value_type", "intermediate_value"),
+    _texts_of(USER_ATTRIBUTES, "trial_user_attribute_id", "key", _NO_NUMBER, "value_json"),
+    _texts_of(SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", _NO_NUMBER, "value_json"),
 )
 
 

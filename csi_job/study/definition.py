@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError, NoStudyError
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
@@ -30,7 +30,7 @@ from csi_job.study.settings import ObjectiveName, StudySettings, check_objective
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 METRIC_NAMES: Final = ["validation F1", "GFLOPs per image"]  # as optuna-dashboard shows them
 DIRECTIONS_OF: Final = {
     "f1": (StudyDirection.MAXIMIZE,),

@@ -1,16 +1,16 @@
 """The thread that renews the lease of the running trial."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from csi_job.errors import CsiJobError, StorageRejectedError
-from csi_job.logs import get_logger
 from csi_job.storage.lease import Lease
 from csi_job.storage.retry import REJECTED_LIMIT_S, reason
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 RENEWALS_PER_LEASE: Final = 4
 
 

@@ -1,5 +1,6 @@
 """The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,10 @@ from pathlib import Path
 from optuna import Study
 
 from csi_job.errors import CheckpointError
-from csi_job.logs import get_logger
 from csi_job.trial.checkpoint import epoch_of, load_checkpoint, valid_checkpoints
 from csi_job.work_folder import WorkFolder
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import ATTEMPT, BRACKET, MIN_RESOURCE, PHASE, PRUNER, REDUCTION_FACTOR, WORKER
 from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Suggest = Callable[[optuna.Trial], Any]
 
 

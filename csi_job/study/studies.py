@@ -1,6 +1,7 @@
 """The studies of a storage: list and delete them, enqueue parameters."""
 
 import functools
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
@@ -26,7 +26,7 @@ from csi_job.trial.hyperparameters import parse_value
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION, WorkFolder
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The total of finished trials that a study is to have: shared by all its workers, changed under its lock."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -7,7 +8,6 @@ import optuna
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import SETTINGS, TARGET, TARGET_CHANGES
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
@@ -16,7 +16,7 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import set_attribute, stored_attributes
 from csi_job.storage.tables import STUDY_ATTRIBUTES
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 NUM_CHANGES_KEPT: Final = 20
 LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)d to %(new)d trials"
 

@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
 from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, StorageUnavailableError, TrialPausedError
-from csi_job.logs import get_logger
 from csi_job.signals import Stop
 from csi_job.storage.attributes import (
     CONSTRAINT,
@@ -52,7 +51,7 @@ from csi_job.work_folder import WorkFolder
 if TYPE_CHECKING:
     from csi_job.trial.schedule import EpochResult
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Params = TypeVar("Params")
 _FINAL_STATES: Final[dict[TrialOutcome, TrialState]] = {
     "complete": TrialState.COMPLETE,

@@ -1,5 +1,6 @@
 """The worker: claim a trial, run it, finish it, until the study needs no more."""
 
+import logging
 import math
 import os
 import random
@@ -27,7 +28,6 @@ from csi_job.errors import (
     StorageUnavailableError,
     TrialPausedError,
 )
-from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
 from csi_job.storage.attributes import REJECTED, TrialOutcome
 from csi_job.storage.claim import Claim, ClaimRules, NothingToClaim, claim_trial
@@ -43,7 +43,7 @@ from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.tracking.wandb import Tracker
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 STALL_GRACE_S: Final = 10.0
 MAX_POLL_S: Final = 2.0
 MAX_REASON_CHARACTERS: Final = 200

@@ -1,5 +1,6 @@
 """Several workers, each in its own process with its own GPU: started, restarted when they die, stopped."""
 
+import logging
 import os
 import queue
 import re
@@ -16,14 +17,13 @@ import torch
 
 from csi_job.cache.decode_pool import num_cores
 from csi_job.errors import CsiJobError
-from csi_job.logs import get_logger
 from csi_job.signals import Stop, listening
 from csi_job.study.relay import ERROR, LOG, log_as_worker, received
 from csi_job.study.settings import StudySettings
 from csi_job.trial.memory import choose_device
 from csi_job.trial.settings import TrialSettings
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 Environment = dict[str, str]
 MAX_RESTARTS: Final = 3  # of a worker, in a row without a finished epoch
 

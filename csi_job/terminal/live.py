@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from csi_job.logs import PROGRESS_LOG_EVERY_S, get_logger, progress_bars
+from csi_job.logs import PROGRESS_LOG_EVERY_S, progress_bars
 from csi_job.storage.attributes import TrialOutcome
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LiveStudy:

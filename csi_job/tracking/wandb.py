@@ -7,6 +7,7 @@ process for all runs would hold back every run behind the one that waits.
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,12 +21,11 @@ import optuna
 from optuna.trial import TrialState
 
 from csi_job.files import make_folder, write_atomic
-from csi_job.logs import get_logger
 from csi_job.storage.attributes import UID, TrialOutcome
 from csi_job.tracking.settings import TrackingSettings, wandb_mode
 from csi_job.work_folder import WorkFolder
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 CLOSE_S: Final = 5.0  # how long a search waits for the last uploads at its end; they continue behind it
 MIN_TRIALS: Final = 2  # complete ones, for a view that compares them
 HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password

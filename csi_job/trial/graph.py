@@ -4,6 +4,7 @@ Python takes longer to launch a small network's kernels one by one than the GPU 
 same kernels in the same order, so it computes the same bits. On a CPU, functions are simply called.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -11,13 +12,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from csi_job.logs import get_logger
-
 NUM_EAGER = 2  # calls before recording: the first creates the optimizer's state, and libraries load their kernels
 
 T = TypeVar("T")
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Graphs:

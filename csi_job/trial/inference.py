@@ -1,13 +1,13 @@
 """From stored pixels to model input, from a model to logits, and from predictions to confusion matrices."""
 
 import functools
+import logging
 from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from csi_job.cache.settings import Normalisation
-from csi_job.logs import get_logger
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.trial.augment import to_unit
 
@@ -20,7 +20,7 @@ HALF_TYPES: Final[dict[Precision, torch.dtype]] = {"bf16": torch.bfloat16, "fp16
 BF16_CAPABILITY: Final = (8, 0)  # Ampere; older GPUs emulate bf16, slowly, and torch counts that as support
 FP16_CAPABILITY: Final = (7, 0)  # Volta, the first with tensor cores
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @functools.cache  # so that a worker logs it once

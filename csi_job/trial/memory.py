@@ -6,6 +6,7 @@ Only a model that does not fit with one image at a time is infeasible.
 
 import gc
 import itertools
+import logging
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +14,6 @@ from typing import TypeVar
 import torch
 
 from csi_job.errors import ConfigurationError, InfeasibleTrialError
-from csi_job.logs import get_logger
 from csi_job.trial.settings import TrialSettings
 
 # How libraries below torch report that memory ran out.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 fitting_sizes: dict[object, int] = {}
 """Micro-batches that memory was enough for, in this process."""
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def choose_device(settings: TrialSettings) -> torch.device:

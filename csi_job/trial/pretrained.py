@@ -1,5 +1,6 @@
 """Weights from elsewhere: initial ones, torchvision's own for ImageNet or a file, and the forms they are stored in."""
 
+import logging
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csi_job.errors import ConfigurationError
-from csi_job.logs import get_logger
 from csi_job.trial.architectures import torchvision_name
 from csi_job.trial.backbones import random_model, torchvision_models
 
@@ -22,7 +22,7 @@ PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densene
 # DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Training of one model with one set of hyperparameters: the epochs, their checkpoints, and resuming from one."""
 
+import logging
 import math
 import random
 import time
@@ -22,7 +23,6 @@ from csi_job.errors import (
     InfeasibleTrialError,
     LeaseLostError,
 )
-from csi_job.logs import get_logger
 from csi_job.radiographs.zones import UNKNOWN
 from csi_job.trial.checkpoint import CheckpointWriter, load_checkpoint
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -36,7 +36,7 @@ SEED_STRIDE = 1_000_003  # a prime above any number of epochs, so that no two (s
 MAX_SEED = 2**63
 NOT_RESUMED = (InfeasibleTrialError, LeaseLostError, CheckpointError)
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TrainingHooks(Protocol):

@@ -5,6 +5,7 @@ predictions stay there until the end of the epoch. Images that do not fit there 
 """
 
 import importlib.util
+import logging
 import math
 import os
 import shutil
@@ -22,7 +23,6 @@ from torch.utils._pytree import tree_map_only
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.files import make_folder
-from csi_job.logs import get_logger
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
@@ -33,7 +33,7 @@ from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
 
-_log = get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
 # A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it

@@ -1,5 +1,6 @@
 """A process for tests of `WorkerGroup`: it runs the code that its request has for this worker and this start of it."""
 
+import logging
 import os
 import pickle
 import signal
@@ -7,7 +8,6 @@ import sys
 from pathlib import Path
 
 from csi_job.errors import StopRequestedError
-from csi_job.logs import get_logger, logging
 from csi_job.signals import listening
 from csi_job.study.relay import ERROR, Relay, stop_with_parent
 
@@ -17,7 +17,7 @@ class Worker:
 
     def __init__(self, relay: Relay, number: int) -> None:
         self.relay, self.number = relay, number
-        self.log = get_logger("csi_job.toy")
+        self.log = logging.getLogger("csi_job.toy")
 
     def epoch(self) -> None:
         self.relay.epoch(self.number, 0, {"val_f1": 0.5})

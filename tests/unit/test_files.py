@@ -257,7 +257,7 @@ def test_digests_are_sha256(tmp_path):
 def test_a_lock_is_waited_for_and_freed(tmp_path, monkeypatch):
     order = []
     held, waited = threading.Event(), threading.Event()
-    monkeypatch.setattr("csi_job.files._logger.info", lambda message: (order.append(message), waited.set()))
+    monkeypatch.setattr("csi_job.files.logger.info", lambda message: (order.append(message), waited.set()))
 
     def hold():
         with locked(tmp_path / "lock", ""):

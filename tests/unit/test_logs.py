@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from csi_job import logs
-from csi_job.logs import announced, get_logger, set_up_logging
+from csi_job.logs import announced, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +21,14 @@ def _restore():
 
 def test_a_text_line_begins_with_its_time(capsys):
     set_up_logging("text")
-    get_logger("csi_job.x").info("trial %(trial)d starts", {"trial": 3})
+    logging.getLogger("csi_job.x").info("trial %(trial)d starts", {"trial": 3})
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d trial 3 starts\n", capsys.readouterr().err)
 
 
 def test_a_json_line_has_the_values_of_its_message_as_fields(capsys):
     set_up_logging("json")
     values = {"trial": 3, "epoch": 2, "val_f1": 0.51237, "params": {"optimizer": "adam"}, "message": "not this one"}
-    get_logger("csi_job.x").warning("trial %(trial)d: epoch %(epoch)d, val_f1 %(val_f1).4f", values)
+    logging.getLogger("csi_job.x").warning("trial %(trial)d: epoch %(epoch)d, val_f1 %(val_f1).4f", values)
     line = json.loads(capsys.readouterr().err)
     assert line.pop("time").endswith("Z")
     assert line == {**values, "message": "trial 3: epoch 2, val_f1 0.5124", "level": "warning", "logger": "csi_job.x"}
@@ -49,7 +49,7 @@ def test_only_a_slow_step_is_announced(capsys, monkeypatch):
 def test_a_warning_that_keeps_coming_is_logged_once_a_minute_with_its_count(caplog, monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    warnings = logs.RepeatedWarnings(logs.get_logger("csi_job.test"))
+    warnings = logs.RepeatedWarnings(logging.getLogger("csi_job.test"))
     for second in range(0, 130, 2):
         now = float(second)
         warnings.log("away", outage=1)

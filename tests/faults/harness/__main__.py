@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from benchmarks.figures import machine
-from csi_job.logs import get_logger, progress, set_up_logging
+from csi_job.logs import progress, set_up_logging
 from tests.faults.harness.chaos import Dose, chaos
 from tests.faults.harness.failing_calls import CASES, Prepared, fail_each, preloaded
 from tests.faults.harness.figures import Figures, table, to_json
@@ -24,7 +24,7 @@ from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import run
 from tests.support.postgres import Server, embedded_server
 
-logger = get_logger("csi_job.faults")
+logger = logging.getLogger("csi_job.faults")
 HOLE_S = 60.0  # longer than a worker waits for a silent peer
 SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, terminations=0)
 
