@@ -287,7 +287,9 @@ def _data_warnings(source: Source, split_N: np.ndarray, kept: np.ndarray, num_do
         what = "images look doubtful (nearly flat, or nearly all black or white) but are kept; look at them"
         warnings.append(f"{num_doubtful} of {len(source.table)} {what}")
     if not source.table.has_patients:
-        warnings.append("no PatientID: images of one patient may be in several splits")
+        like = source.table.like_patients.strip()
+        hint = f"; if its column {like!r} names the patients, call it PatientID" if like else ""
+        warnings.append(f"no PatientID: images of one patient may be in several splits{hint}")
     split_of: dict[str, int] = {}
     contents = ((source.digests[index].sha256, int(split_N[index])) for index in kept.tolist())
     num_shared = len({sha256 for sha256, split in contents if split_of.setdefault(sha256, split) != split})

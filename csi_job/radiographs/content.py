@@ -5,13 +5,15 @@ import struct
 import zlib
 from contextlib import suppress
 from math import prod
+from typing import NamedTuple
 
-NEWEST_READER = 3  # the current version; an index of digests written by an earlier program is ignored
+NEWEST_READER = 4  # the current version; an index of digests written by an earlier program is ignored
 NUM_START_BYTES = 1 << 20  # read from a file to find its reader's version
 NUM_MAGIC_BYTES = 1 << 10  # read from a file to find its format
 LARGE = 1 << 20  # pixels; larger films are decoded at a fraction of their size, or averaged before tables are applied
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8"
+CODESTREAM = b"\xff\x4f\xff\x51"  # where JPEG 2000 begins, in a JP2 file too
 GIT_LFS_MAGIC = b"version https://git-lfs"
 GZIP_MAGIC = b"\x1f\x8b"
 _FIRST_PICTURES = re.compile(PNG_MAGIC + rb"|\xff\xd8\xff")  # of the first version
@@ -46,19 +48,29 @@ _DICOM_OF_VERSION_2 = re.compile(
     rb"|1\.2\.840\.10008\.1\.2\.(4\.51|2|1\.99)",  # 12-bit JPEG; big endian and deflated, not searched here
     re.DOTALL,
 )
+_DICOM_OF_VERSION_4 = re.compile(
+    rb"\x28\x00[\x52\x53]\x10(?:DS\x00\x00|\x00{4})"  # half of a rescale left blank
+    rb"|\x28\x00\x51\x10(?:DS..|..\x00\x00)[-+ 0.\\]"  # a first window of no width
+    rb"|\x28\x00\x56\x10(?:CS..|..\x00\x00)(?!LINEAR|SIGMOID)"  # an unknown VOI function
+    rb"|1\.2\.840\.10008\.1\.2\.4\.20[1-3]",  # high-throughput JPEG 2000
+    re.DOTALL,
+)
+_RESCALE = (b"\x28\x00\x52\x10", b"\x28\x00\x53\x10")
 _STORED_AND_HIGH_BIT = re.compile(
     rb"\x28\x00\x01\x01" + _US + rb"(.)\x00\x28\x00\x02\x01" + _US + rb"(.)\x00", re.DOTALL
 )
 _ROWS_AND_COLUMNS = re.compile(rb"\x28\x00\x10\x00" + _US + rb"(..)\x28\x00\x11\x00" + _US + rb"(..)", re.DOTALL)
 _DEEP_BITS = 16
+_STREAM_START = re.compile(JPEG_START + b"\xff|" + CODESTREAM)
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 of JPEG, and that of JPEG-LS
+_FILL = 0xFF  # any number of these before a marker
 _MAYBE_DEEP_OR_WAVELETS = (b"II", b"MM", b"\0\0\0\x0cjP", b"\xff\x4f")  # TIFF and JPEG 2000
 _NIFTI_COLOURS_OR_BYTES = {2, 128, 2304}  # types that are not scaled by percentile
 
 
 def is_picture(start: bytes) -> bool:
-    """Return whether a file is a picture that Pillow reads, by its first bytes."""
-    return bool(_PICTURES.match(start))
+    """Return whether a file is a picture that Pillow reads, and not a DICOM file that begins as one does."""
+    return bool(_PICTURES.match(start)) and start[128:132] != b"DICM"
 
 
 def is_nifti(content: bytes) -> bool:
@@ -105,6 +117,8 @@ def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
     if newest == 1:
         return 1
     with suppress(struct.error, IndexError):  # cut off
+        if newest > 3 and _is_of_version_4(start):  # noqa: PLR2004 - a version
+            return 4
         if newest > 2 and _is_of_version_3(start):  # noqa: PLR2004 - a version
             return 3
     if not is_dicom(start):
@@ -115,15 +129,53 @@ def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
     return 2 if not pixels or is_shifted or _DICOM_OF_VERSION_2.search(header) else 1
 
 
-def jpeg_size(codestream: bytes) -> tuple[int, int] | None:
-    """Return width and height from a JPEG's frame header; Pillow reads neither JPEG-LS nor 16-bit lossless JPEG."""
+class StreamHeader(NamedTuple):
+    """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself."""
+
+    width: int
+    height: int
+    num_channels: int
+    num_bits: int
+    is_signed: bool = False
+
+
+def stream_header(stream: bytes) -> StreamHeader | None:
+    """Read the header of compressed pixels, None if they have none; Pillow does not know all of these.
+
+    Raises:
+        struct.error: it is cut off.
+    """
+    if not stream.startswith(JPEG_START):
+        start = stream.find(CODESTREAM, 0, NUM_MAGIC_BYTES)
+        if start < 0:
+            return None
+        right, bottom, left, top = struct.unpack_from(">4L", stream, start + 8)
+        num_channels, depth = struct.unpack_from(">HB", stream, start + 40)
+        return StreamHeader(right - left, bottom - top, num_channels, (depth & 0x7F) + 1, depth > 0x7F)  # noqa: PLR2004
     place = len(JPEG_START)
-    while codestream[place : place + 1] == b"\xff":
-        length, height, width = (int.from_bytes(codestream[place + at : place + at + 2], "big") for at in (2, 5, 7))
-        if codestream[place + 1] in _FRAME_MARKERS:
-            return width, height
-        place += 2 + length
+    while stream[place : place + 1] == b"\xff":
+        marker, length, num_bits, height, width, num_channels = struct.unpack_from(">BHBHHB", stream, place + 1)
+        if marker in _FRAME_MARKERS:
+            return StreamHeader(width, height, num_channels, num_bits)
+        place += 1 if marker == _FILL else 2 + length
     return None
+
+
+def _is_of_version_4(start: bytes) -> bool:
+    """Tell files with mistakes that came to be corrected or refused with this version."""
+    if not is_dicom(start):
+        nifti = _nifti_header(start)
+        return start.startswith(_MAYBE_DEEP_OR_WAVELETS) or (nifti is not None and nifti.extension_bytes != 0)
+    header, _, pixels = start.partition(_PIXELS)
+    if _PICTURES.match(start) or _DICOM_OF_VERSION_4.search(header) or sum(part in header for part in _RESCALE) == 1:
+        return True
+    bits = _STORED_AND_HIGH_BIT.search(header)
+    begins = _STREAM_START.search(pixels, 0, NUM_MAGIC_BYTES) if b"1.2.840.10008.1.2.4." in header else None
+    stream = stream_header(pixels[begins.start() :]) if begins else None
+    if stream is None or bits is None:
+        return False
+    is_mixed_up = b"MONOCHROME" in header and stream.num_channels > 1
+    return is_mixed_up or stream.is_signed or stream.num_bits > bits[1][0]
 
 
 def _is_of_version_3(start: bytes) -> bool:
@@ -131,28 +183,37 @@ def _is_of_version_3(start: bytes) -> bool:
     if start.startswith(PNG_MAGIC):
         return start[24] == _DEEP_BITS and prod(struct.unpack(">2L", start[16:24])) >= LARGE
     if start.startswith(JPEG_START):
-        return prod(jpeg_size(start) or (LARGE,)) >= LARGE
+        return prod((stream_header(start) or (LARGE, 1))[:2]) >= LARGE
     if is_picture(start):
         return start.startswith(_MAYBE_DEEP_OR_WAVELETS)
     if not is_dicom(start):
-        return _is_large_nifti(start)
+        nifti = _nifti_header(start)
+        return nifti is not None and nifti.kind not in _NIFTI_COLOURS_OR_BYTES and nifti.num_pixels >= LARGE
     header, pixels, _ = start.partition(_PIXELS)
     sides = _ROWS_AND_COLUMNS.search(header)
     size = prod(int.from_bytes(side, "little") for side in sides.groups()) if sides else LARGE
     return not pixels or (size >= LARGE and b"MONOCHROME" in header)
 
 
-def _is_large_nifti(start: bytes) -> bool:
+class _NiftiHeader(NamedTuple):
+    kind: int
+    num_pixels: int
+    extension_bytes: int
+
+
+def _nifti_header(start: bytes) -> _NiftiHeader | None:
     if start.startswith(GZIP_MAGIC):
         with suppress(zlib.error):
             start = zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(start[:NUM_MAGIC_BYTES], NUM_MAGIC_BYTES)
     if not is_nifti(start):
-        return False
+        return None
     is_second = start[4:6] == b"n+"
     order = "<" if start[:1] in (b"\x5c", b"\x1c") else ">"  # 348 or 540 bytes
     dims = struct.unpack_from(f"{order}8q" if is_second else f"{order}8h", start, 16 if is_second else 40)
     (kind,) = struct.unpack_from(f"{order}h", start, 12 if is_second else 70)
-    return kind not in _NIFTI_COLOURS_OR_BYTES and prod(max(1, length) for length in dims[1 : 1 + dims[0]]) >= LARGE
+    (offset,) = struct.unpack_from(f"{order}q" if is_second else f"{order}f", start, 168 if is_second else 108)
+    num_pixels = prod(max(1, length) for length in dims[1 : 1 + dims[0]])
+    return _NiftiHeader(kind, num_pixels, offset - (544 if is_second else 352))
 
 
 def _picture_of_version_2(start: bytes) -> bool:

@@ -10,16 +10,14 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_windowing
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
-from csi_job.errors import DataError
-from csi_job.radiographs.dicom_bombs import check_compressed, read_bounded
+from csi_job.radiographs.dicom_file import read_file
 from csi_job.radiographs.dicom_frame import decoded_levels, reduced_film
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
 from csi_job.radiographs.grey import (
     Film,
     GreyScale,
-    check_size,
     deep_luma,
     films,
     percentile_scale,
@@ -30,7 +28,7 @@ from csi_job.radiographs.grey import (
 )
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR_CHANNELS = 3
+_OVERLAY_GROUPS, _OVERLAY_BIT = range(0x6000, 0x6020, 2), 0x0102
 # What a damaged table raises.
 _DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 
@@ -46,16 +44,7 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         DataError: no pixels, several frames, too small or too large, or blank.
         Exception: anything pydicom and its decoders raise for damaged content.
     """
-    dataset = read_bounded(content)
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise DataError("the DICOM file has no pixels, or is cut off")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
-    check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)
-    if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set; it can only be uncompressed
-        is_implicit, _ = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
-    check_compressed(dataset, max_image_side_px)
+    dataset = read_file(content, max_image_side_px)
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
         return next(square for square in squares if square is not None)  # the film with all its pixels always gives one
@@ -77,8 +66,6 @@ def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
     """Return the luma of colours that pydicom has turned into RGB, deeper ones scaled by percentile like grey."""
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = palette_colours(dataset, pixels)
-    if pixels.ndim != _COLOUR_CHANNELS or pixels.shape[-1] != _COLOUR_CHANNELS:
-        raise DataError("the DICOM file is neither grey nor RGB")
     if pixels.dtype == np.uint8:
         return np.array(Image.fromarray(pixels).convert("L"))
     return to_uint8(deep_luma(pixels))
@@ -111,11 +98,17 @@ def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | 
 
 
 def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
-    """Clear the bits outside those stored, which overlays and padding may use, and extend the sign."""
+    """Clear the bits outside those stored, which overlays and padding may use, and extend the sign.
+
+    Compressed pixels without overlays have no others, whatever the header says, and may overshoot.
+    """
     if pixels_HW.dtype.kind == "f":
         return pixels_HW
     num_bits, num_stored = 8 * pixels_HW.dtype.itemsize, int(dataset.BitsStored)
     is_raw = not dataset.file_meta.TransferSyntaxUID.is_compressed or dataset.file_meta.TransferSyntaxUID == RLELossless
+    has_overlay = any((group, _OVERLAY_BIT) in dataset for group in _OVERLAY_GROUPS)
+    if not (is_raw or has_overlay) and pixels_HW.dtype.kind == "u":
+        return pixels_HW
     end = int(dataset.get("HighBit", num_stored - 1)) + 1 if is_raw else num_stored
     if num_stored == num_bits or not 0 < num_stored <= end <= num_bits:
         return pixels_HW
@@ -156,8 +149,7 @@ def _through_tables(dataset: Dataset, film: Film, padding_HW: np.ndarray | None)
     """Apply the file's tables; None if they need all pixels and the film has only averages."""
     levels_HW = film.levels_HW
     occurring_N = levels_HW.ravel() if film.sample_N is None else film.sample_N
-    has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    for voi in [voi_shares] * bool(dataset.get("VOILUTSequence")) + [_window] * has_window:
+    for voi in [voi_shares] * bool(dataset.get("VOILUTSequence")) + [_window] * (dataset.WindowWidth is not None):
         with suppress(*_DAMAGED):
             scale = tabulated(partial(_voi_grey, voi, dataset, occurring_N), levels_HW.dtype)
             if not film.allows(scale):
@@ -197,9 +189,7 @@ def _percentile_scale(dataset: Dataset, sample_N: np.ndarray, dtype: np.dtype) -
 
 
 def _window(dataset: Dataset, values: np.ndarray, _film: np.ndarray) -> np.ndarray:
-    """Return the share 0-1 that the first window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-    if not dataset.get("VOILUTFunction"):  # missing, or empty
-        dataset.VOILUTFunction = "LINEAR"
+    """Return the share 0-1 that the window gives each value (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     with np.errstate(over="ignore"):  # of a sigmoid
         below, above = apply_windowing(np.array([-1e30, 1e30]), dataset)  # the range that pydicom scales to
     shares: np.ndarray = (apply_windowing(values, dataset) - below) / (above - below)

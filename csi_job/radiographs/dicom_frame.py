@@ -20,13 +20,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from csi_job.radiographs.content import LARGE
-from csi_job.radiographs.fraction import CODESTREAM, decode_fraction
+from csi_job.radiographs.content import LARGE, stream_header
+from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import Film
 
 _BYTE = 8  # bits
+_OVERSHOOT = 0.01  # of all pixels, at most, wavelets take beyond the largest number
 _RLE_HEADER = struct.Struct("<16L")  # number of segments, and where they begin
-_ONE_COMPONENT = b"\x00\x01"
 
 
 def reduced_film(dataset: Dataset, side_px: int) -> Film | None:
@@ -41,18 +41,18 @@ def reduced_film(dataset: Dataset, side_px: int) -> Film | None:
         return None
     levels_HW = np.asarray(fraction.image)
     levels_HW = levels_HW >> (8 * levels_HW.itemsize - precision)  # Pillow fills the word
-    if levels_HW.max() >> (num_bits + 1):  # bits outside those stored, e.g. of overlays
+    if np.count_nonzero(levels_HW >> num_bits) > levels_HW.size * _OVERSHOOT:  # overlays, or a false number of bits
         return None
     return fraction.as_film(np.minimum(levels_HW, (1 << num_bits) - 1), num_bits)  # wavelets overshoot
 
 
 def _precision(frame: bytes, dataset: Dataset) -> int:
-    """Return the bits per pixel of unsigned grey JPEG or JPEG 2000, 0 for anything else."""
-    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-        return _BYTE if dataset.BitsAllocated == dataset.BitsStored == _BYTE else 0
-    is_grey = frame.startswith(CODESTREAM) and frame[40:42] == _ONE_COMPONENT
-    precision = frame[42] + 1 if is_grey else 0  # above 128 if signed
-    return precision if precision <= dataset.BitsAllocated else 0
+    """Return the bits per pixel of unsigned JPEG or JPEG 2000, 0 for anything else."""
+    header = stream_header(frame)
+    if header is None or header.is_signed or header.num_bits > dataset.BitsAllocated:
+        return 0
+    is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+    return header.num_bits if not is_jpeg or dataset.BitsAllocated == dataset.BitsStored == _BYTE else 0
 
 
 def decoded_levels(dataset: Dataset) -> np.ndarray:
@@ -61,7 +61,7 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     levels_HW: np.ndarray | None = None
     if syntax == RLELossless:
         levels_HW = _run_lengths(dataset)
-    elif syntax == JPEGBaseline8Bit and dataset.BitsAllocated == _BYTE and dataset.Rows * dataset.Columns >= LARGE:
+    elif syntax == JPEGBaseline8Bit and (dataset.BitsAllocated > _BYTE or dataset.Rows * dataset.Columns >= LARGE):
         image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
         levels_HW = np.asarray(image) if image.mode == "L" else None
     elif syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE):
@@ -111,8 +111,9 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
     image.SetDataElement(element)
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # gdcm reads the header
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
-    image.SetPixelFormat(gdcm.PixelFormat(1, 8 * dtype.itemsize, bits, bits - 1, signed))
+    is_lossy = dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit
+    bits = int(dataset.BitsStored) if is_lossy else _BYTE * dtype.itemsize  # others would be cleared
+    image.SetPixelFormat(gdcm.PixelFormat(1, _BYTE * dtype.itemsize, bits, bits - 1, int(dataset.PixelRepresentation)))
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
     change.SetInput(image)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile
 
-from csi_job.radiographs.content import LARGE
+from csi_job.radiographs.content import CODESTREAM, LARGE
 from csi_job.radiographs.grey import BRIGHTEST_PERCENT, DARKEST_PERCENT, Box, Film, sampled
 
-CODESTREAM = b"\xff\x4f\xff\x51"  # where JPEG 2000 begins, in a JP2 file too
 _CODING_STYLE = 0x52
 _MIN_TIMES_SIDE = 2  # wavelets alias, so at least this many pixels are needed per pixel of the square, along each side
 _MEDIAN_OF_CURVATURE = 0.6745 * 6  # of normal noise of 1 (J. Immerkaer, Fast noise variance estimation, 1996)

@@ -44,7 +44,8 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         if not is_nifti(start):
             raise DataError("the gzip file is not a NIfTI image")
         image_class = nibabel.Nifti2Image if start[4:6] == b"n+" else nibabel.Nifti1Image
-        header = image_class.header_class.from_fileobj(io.BytesIO(start), check=False)  # type: ignore[no-untyped-call]
+        header_class = image_class.header_class
+        header = header_class(start[: header_class.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
         num_bytes = _checked_size(header, max_image_side_px)
         start += file.read(max(0, num_bytes - len(start)))
     if len(start) < num_bytes:
@@ -72,7 +73,7 @@ def _checked_size(header: Any, max_image_side_px: int) -> int:
     if dtype.itemsize > _MAX_BYTES_PER_PIXEL or dtype.kind == "c":
         raise DataError(f"NIfTI pixels of type {dtype} are not grey levels")
     offset = int(header.get_data_offset())
-    if not 0 <= offset <= _MAX_EXTENSION_BYTES:
+    if not header.single_vox_offset <= offset <= _MAX_EXTENSION_BYTES:
         raise DataError("the NIfTI header has an invalid offset", got=offset)
     return offset + sides[0] * sides[1] * int(dtype.itemsize)
 

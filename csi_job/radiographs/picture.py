@@ -6,9 +6,10 @@ import sys
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from csi_job.errors import DataError
+from csi_job.radiographs.content import stream_header
 from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import (
     MAX_NUM_PIXELS,
@@ -24,9 +25,12 @@ from csi_job.radiographs.grey import (
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
 _MAYBE_PAGED = ("TIFF", "WEBP", "GIF")
-_DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA);16[BLN]")  # Pillow's name for 16 bits per channel in the file
+_DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA|RGBX);16[BLN]")  # Pillow's name for 16 bits per channel in the file
+_UNSIGNED_32_BIT = "I;32N"
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WHITE_IS_ZERO = 0
+_PLANAR = 2
+_MAX_SHALLOW_BITS = 8
 _MAX_16_BIT = 65_535
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -66,10 +70,13 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
     arguments = image.tile[0].args if image.tile else ""
     # Pillow's name of the layout of the file's pixels, such as `RGB;16B`; the image is not loaded yet.
     layout = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    _refuse_rare_depth(image, content, layout)
     if _DEEP_LAYOUT.fullmatch(layout):
         return _scaled(*_deep_colours(content, layout), side_px)
     if image.mode in _DEEP_MODES:
         levels_HW, transparent = np.asarray(image), image.info.get("transparency")
+        if layout == _UNSIGNED_32_BIT:
+            levels_HW = levels_HW.view(np.uint32)
         hidden_HW = None if transparent is None else levels_HW == transparent
         is_tiff = image.format == "TIFF"
         inverted = is_tiff and image.getexif().get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
@@ -80,6 +87,19 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
         return to_square(_grey(fraction.image), side_px, fraction.box)
     image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
     return to_square(_grey(image), side_px)
+
+
+def _refuse_rare_depth(image: ImageFile.ImageFile, content: bytes, layout: str) -> None:
+    """Refuse deep colours of which Pillow would keep the high bytes alone, or mix the bytes up."""
+    num_bits, is_planar = 0, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        num_bits = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+        is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == _PLANAR
+    elif image.format == "JPEG2000" and (header := stream_header(content)):
+        num_bits = header.num_bits
+    is_read = image.mode in _DEEP_MODES or (_DEEP_LAYOUT.fullmatch(layout) and not is_planar)
+    if num_bits > _MAX_SHALLOW_BITS and not is_read:
+        raise DataError(f"colours of {num_bits} bits in a rare layout", hint="convert the image to PNG")
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

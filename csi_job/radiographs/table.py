@@ -35,6 +35,9 @@ _NUM_WORDS_NAMED = 10
 _SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
 _SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
+_LIKE_PATIENTS = re.compile(
+    r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
+)
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
 _MEAN_UNKNOWN = re.compile(  # in other tables; the user decides, as some are typing errors too
     r"[-._*/\u2013\u2014]+|-\d+|9{1,3}|#?n[./]?[adv]\.?|#?null!?|nil|none|missing|k\. ?a\.|#\w+[!?]", re.IGNORECASE
@@ -46,7 +49,8 @@ class LabelTable:
     """The rows of a label table, N of them, in the table's order.
 
     `file_ids`, `patient_ids` and `rows` have length N; `rows` counts the table's lines from 1, the header included.
-    Where the table has no PatientID column, `has_patients` is false and each image is its own patient.
+    Where the table has no PatientID column, `has_patients` is false and each image is its own patient; `like_patients`
+    is a column that may be meant.
     `zones_NZ` is int8 `[N, 6]` with the scores 0-3 and 4 for unknown.
     """
 
@@ -55,6 +59,7 @@ class LabelTable:
     rows: tuple[int, ...]
     zones_NZ: np.ndarray  # noqa: N815 - a tensor carries its axes
     has_patients: bool
+    like_patients: str = ""
 
     def __len__(self) -> int:
         """Return the number of rows N."""
@@ -103,7 +108,7 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
     wanted = itemgetter(*(lines.columns[name] for name in names))
     numbers, picked = [], []
     for number, cells in lines:
-        if len(cells) < lines.num_columns:
+        if lines.is_ragged(cells):
             return None
         numbers.append(number)
         picked.append(wanted(cells))
@@ -115,11 +120,13 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
         None in scores.values()
         or not all(_are_sound(identifiers) for identifiers in (file_ids, patient_ids))
         or len(set(file_ids)) < len(file_ids)
+        or (has_patients and any(_is_unknown(patient_id, unknown_values) for patient_id in set(patient_ids)))
         or (has_patients and _merged_patients(list(zip(numbers, file_ids, patient_ids, strict=True))))
     ):
         return None
     zones_ZN = [np.fromiter(map(scores.__getitem__, column), np.int8, len(numbers)) for column in columns[2:]]
-    return LabelTable(file_ids, patient_ids, tuple(numbers), np.stack(zones_ZN, axis=1), has_patients)
+    zones_NZ = np.stack(zones_ZN, axis=1)
+    return LabelTable(file_ids, patient_ids, tuple(numbers), zones_NZ, has_patients, lines.like_patients)
 
 
 def _find_problems(lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
@@ -197,13 +204,19 @@ class _Lines:
         self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
         if stated:
             self._next_cells()
-        self.columns = _find_columns(self._next_cells() or [], best)
-        self.num_columns = max(self.columns.values()) + 1
+        header_cells = self._next_cells() or []
+        self.columns = _find_columns(header_cells, best)
+        self.separator, self.num_columns = best, len(header_cells)
+        self.like_patients = next(filter(_LIKE_PATIENTS.fullmatch, header_cells), "")
 
     def __iter__(self) -> Iterator[tuple[int, Sequence[str]]]:
         """Yield each line's number and cells, blank lines left out."""
         while (cells := self._next_cells()) is not None:
             yield self._reader.line_num, cells
+
+    def is_ragged(self, cells: Sequence[str]) -> bool:
+        """Tell a line that lacks a column, or has more filled cells than the header: some may be parts of others."""
+        return len(cells) <= max(self.columns.values()) or any(map(str.strip, cells[self.num_columns :]))
 
     def _next_cells(self) -> list[str] | None:
         try:
@@ -216,16 +229,17 @@ class _Lines:
 
 
 def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
-    if len(cells) < lines.num_columns:
-        what = f"{_counted(len(cells), 'cell')}, the header has its columns up to cell {lines.num_columns}"
-        return [Problem(what, row=number)]
+    if lines.is_ragged(cells):
+        what = f"{_counted(len(cells), 'cell')}, the header has {lines.num_columns}"
+        hint = f"; quote cells that contain '{_separator_name(lines.separator)}'" * (len(cells) > lines.num_columns)
+        return [Problem(what + hint, row=number)]
     file_id = _clean_id(cells[lines.columns[FILE_COLUMN]])
     named = "".join(character if character.isprintable() else "?" for character in file_id)
     columns = [column for column in (FILE_COLUMN, PATIENT_COLUMN) if column in lines.columns]
     problems = [
         Problem(what, row=number, column=column, file_id=named)
         for column in columns
-        if (what := _id_problem(_clean_id(cells[lines.columns[column]])))
+        if (what := _id_problem(_clean_id(cells[lines.columns[column]]), unknown_values * (column == PATIENT_COLUMN)))
     ]
     for zone in ZONES:
         cell = cells[lines.columns[zone]].strip()
@@ -238,10 +252,14 @@ def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_valu
 @lru_cache(maxsize=1024)  # a table has many cells with scores, and few different ones
 def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
     text = cell.strip()
-    if text.casefold() in {word.strip().casefold() for word in unknown_values}:
+    if _is_unknown(text, unknown_values):
         return UNKNOWN
     match = _SCORE.fullmatch(text)
     return int(match[1]) if match else None
+
+
+def _is_unknown(text: str, unknown_values: tuple[str, ...]) -> bool:
+    return text.casefold() in {word.strip().casefold() for word in unknown_values}
 
 
 def _clean_id(cell: str) -> str:
@@ -257,9 +275,11 @@ def _are_sound(identifiers: Sequence[str]) -> bool:
     return all(identifiers) and (text.isprintable() or not any(map(_id_problem, set(text))))
 
 
-def _id_problem(identifier: str) -> str:
+def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
     if not identifier:
         return "blank"
+    if _is_unknown(identifier, unknown_values):
+        return "unknown, but images of one patient must stay together"
     has_controls = any(unicodedata.category(character) in _CONTROLS for character in identifier)
     return "control characters in the identifier" if has_controls else ""
 

@@ -131,10 +131,11 @@ def test_copies_of_an_image_in_several_splits_and_a_table_without_patients_are_w
     paths = images_of(copied)
     for path in paths[1:]:
         shutil.copy(paths[0], path)
-    rewrite_table(copied, lambda row: [row[0], *row[2:]])
+    rewrite_table(copied, lambda row: [row[0], row[1].replace("PatientID", "patient_id"), *row[2:]])
     info = load_info(build_cache(settings_of(copied), cache, tmp_path))
     assert "1 image files are in several splits, as copies under other names" in info.warnings
-    assert "no PatientID: images of one patient may be in several splits" in info.warnings
+    what = "no PatientID: images of one patient may be in several splits"
+    assert f"{what}; if its column 'patient_id' names the patients, call it PatientID" in info.warnings
     assert info.num_patients == NUM_IMAGES
 
 

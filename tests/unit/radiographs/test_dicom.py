@@ -1,6 +1,5 @@
 """DICOM radiographs: tables, windows, inversion, padding, compression; and what is refused."""
 
-import io
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -10,13 +9,23 @@ import pytest
 from PIL import Image
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import (
+    HTJ2K,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+)
 
 from csi_job.errors import DataError
 from csi_job.radiographs.dicom import read_dicom
 from csi_job.radiographs.read import read_radiograph
 from tests.support.dicom import compressed, dataset_of, encoded, table
-from tests.unit.radiographs.conftest import put, square, stretched
+from tests.unit.radiographs.conftest import encode, put, square, stretched
 
 MAX_SIDE_PX = 4000
 ALL_LEVELS = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -42,10 +51,25 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
     "32 bits": lambda x: dataset_of(x.astype("u4") * 6250, 32, WindowCenter=128e5, WindowWidth=256e5),
     "big endian": lambda x: dataset_of(x, syntax=ExplicitVRBigEndian, **ALL_LEVELS),
     "deflated": lambda x: dataset_of(x, syntax=DeflatedExplicitVRLittleEndian, **ALL_LEVELS),
+    "first valid window": lambda x: dataset_of(x, WindowCenter=[9, 2048], WindowWidth=[0, 4096]),
+    "unknown function": lambda x: dataset_of(x, **ALL_LEVELS, VOILUTFunction="IDENTITY"),
+    "blank rescale": lambda x: dataset_of(x, **ALL_LEVELS, RescaleSlope=None, RescaleIntercept=None),
+    "slope alone": lambda x: dataset_of(x // 2, **ALL_LEVELS, RescaleSlope=2),
+    "intercept alone": lambda x: dataset_of(x, WindowCenter=1048, WindowWidth=4096, RescaleIntercept=-1000),
+    "floating point": lambda x: in_floats(x, "FloatPixel", **ALL_LEVELS),
     "table before window": lambda x: dataset_of(
         x, WindowCenter=1, WindowWidth=2, VOILUTSequence=[table(np.arange(4096) * 16)]
     ),
 }
+
+
+def in_floats(values_HW: np.ndarray, name: str, **elements: object) -> Dataset:
+    dataset = dataset_of(values_HW.astype("f4" if name == "FloatPixel" else "f8"), bits_stored=64, **elements)
+    content = dataset.PixelData
+    for unused in ("PixelData", "PixelRepresentation", "BitsStored", "HighBit"):
+        delattr(dataset, unused)
+    setattr(dataset, f"{name}Data", content)
+    return dataset
 
 
 @pytest.mark.parametrize("make", WINDOWED.values(), ids=WINDOWED)
@@ -143,14 +167,9 @@ def test_padding_that_covers_nothing_or_all_is_ignored(stored_HW, elements):
 
 @pytest.mark.parametrize("name", ["FloatPixel", "DoubleFloatPixel"])
 def test_padding_of_floating_point_pixels_is_black(film_HW, name):
-    values_HW = film_HW.astype("f4" if name == "FloatPixel" else "f8")
+    values_HW = film_HW.astype(float)
     values_HW[PADDED] = -1e6
-    dataset = dataset_of(values_HW, bits_stored=64)
-    content = dataset.PixelData
-    for unused in ("PixelData", "PixelRepresentation", "BitsStored", "HighBit"):
-        delattr(dataset, unused)
-    setattr(dataset, f"{name}Data", content)
-    setattr(dataset, f"{name}PaddingValue", -1e6)
+    dataset = in_floats(values_HW, name, **{f"{name}PaddingValue": -1e6})
     expected_HW = stretched(film_HW, values_HW < 0)
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
 
@@ -173,6 +192,8 @@ def test_colours_become_their_luma(tmp_path, film_HW, photometric, num_bits, pla
         rgb_HWC = np.asarray(Image.fromarray(rgb_HWC).convert("YCbCr"))
     stored_HWC = rgb_HWC if num_bits == 8 else rgb_HWC.astype(np.uint16) * 16
     dataset = dataset_of(stored_HWC, PlanarConfiguration=planar, PhotometricInterpretation=photometric)
+    if (planar, num_bits, syntax) == (0, 16, ""):
+        del dataset.PlanarConfiguration  # some leave it out
     if planar:
         dataset.PixelData = np.moveaxis(stored_HWC, -1, 0).tobytes()
     expected_HW = square(luma_HW.astype(np.uint8) if num_bits == 8 else stretched(luma_HW))
@@ -199,7 +220,7 @@ def test_a_deflate_bomb_is_refused_without_the_memory_it_asks_for(stored_HW, dis
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     zeros = deflater.compress(bytes(1 << 20)) + deflater.flush(zlib.Z_FULL_FLUSH)  # can be repeated
     bomb = content[:meta_end] + 64 * zeros
-    monkeypatch.setattr("csi_job.radiographs.dicom_bombs._MAX_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr("csi_job.radiographs.dicom_file._MAX_INFLATED_BYTES", 1 << 20)
     tracemalloc.start()
     with pytest.raises(DataError, match="inflates to more than a radiograph"):
         read(bomb)
@@ -230,23 +251,94 @@ def test_compressed_files_are_read(tmp_path, stored_HW, square_HW, syntax):
     assert np.abs(read(content).astype(int) - square_HW).max() <= 2
 
 
-@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
-def test_compressed_pixels_of_another_size_than_declared_are_rejected(tmp_path, stored_HW, syntax):
+SAMPLES, ROWS, STORED = b"\x28\0\x02\0", b"\x28\0\x10\0", b"\x28\0\x01\x01"  # tags of 16-bit numbers
+
+
+def stating(content: bytes, tag: bytes, number: int) -> bytes:
+    """Let the header of a file state another number."""
+    place = content.index(tag + b"US\x02\0") + 8
+    return content[:place] + number.to_bytes(2, "little") + content[place + 2 :]
+
+
+LOSSLESS = ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_compressed_pixels_of_another_size_or_colour_than_declared_are_rejected(tmp_path, stored_HW, syntax):
     content = compressed(tmp_path, dataset_of(stored_HW), syntax)
-    rows = stored_HW.shape[0].to_bytes(2, "little")
-    lying = content.replace(b"\x28\x00\x10\x00US\x02\x00" + rows, b"\x28\x00\x10\x00US\x02\x00\x40\x00")
-    assert lying != content
     with pytest.raises(DataError, match="pixel data are 90x120, but the DICOM header says 90x64"):
+        read(stating(content, ROWS, 64))
+    rgb = dataset_of(np.stack([stored_HW] * 3, axis=-1), PlanarConfiguration=0, PhotometricInterpretation="RGB")
+    lying = stating(compressed(tmp_path, rgb, syntax), SAMPLES, 1).replace(b"CS\x04\0RGB ", b"CS\x0c\0MONOCHROME2 ")
+    with pytest.raises(DataError, match="pixel data have 3 channels, but the DICOM header says 1"):
         read(lying)
 
 
-def test_a_file_without_preamble_is_read(tmp_path, stored_HW, square_HW):
-    dataset = dataset_of(stored_HW, **ALL_LEVELS)
-    del dataset.file_meta
-    content = io.BytesIO()
-    dataset.save_as(content, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    path = put(tmp_path, content.getvalue())
-    assert not content.getvalue().startswith(bytes(128))
+@pytest.mark.parametrize("syntax", LOSSLESS)
+@pytest.mark.parametrize("tables", [{}, {"WindowCenter": 32768, "WindowWidth": 65536}], ids=["percentile", "window"])
+@pytest.mark.parametrize("overlay", [False, True])
+def test_compressed_pixels_have_the_bits_that_they_say_and_no_fewer(tmp_path, film_HW, syntax, tables, overlay):
+    """Unless an overlay is in the others."""
+    levels_HW = film_HW.astype(np.uint16) * 257
+    if overlay:
+        levels_HW, tables = film_HW.astype(np.uint16) * 16 + 0x8000, ALL_LEVELS
+    dataset = dataset_of(levels_HW, bits_stored=16, **tables)
+    if overlay:
+        dataset.add_new((0x6000, 0x0102), "US", 15)
+    content = stating(compressed(tmp_path, dataset, syntax), STORED, 12)
+    expected_HW = square(film_HW if tables else stretched(film_HW))
+    assert np.abs(read(content).astype(int) - expected_HW).max() <= 1
+
+
+def wrapped(levels_HW: np.ndarray, syntax: UID, parts: list[bytes], offsets: bytes = b"", **elements: object) -> bytes:
+    dataset = dataset_of(levels_HW, 16, syntax, **elements)
+    items = b"".join(b"\xfe\xff\x00\xe0" + len(part).to_bytes(4, "little") + part for part in (offsets, *parts))
+    dataset.PixelData, dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = items, "OB", True
+    return encoded(dataset)
+
+
+@pytest.mark.parametrize(
+    "offsets", [b"", bytes(4), (1234).to_bytes(4, "little"), bytes(4) + (99).to_bytes(4, "little")]
+)
+@pytest.mark.parametrize("num_fragments", [1, 3])
+def test_fragments_are_joined_whatever_the_table_of_their_offsets_says(stored_HW, square_HW, offsets, num_fragments):
+    stream = encode(Image.fromarray(stored_HW), "JPEG2000", no_jp2=True)
+    stream += bytes(-len(stream) % 6)
+    length = len(stream) // num_fragments
+    parts = [stream[start : start + length] for start in range(0, len(stream), length)]
+    content = wrapped(stored_HW, JPEG2000Lossless, parts, offsets, **ALL_LEVELS)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+def test_a_stream_that_is_signed_is_read_so_whatever_the_header_says(stored_HW, square_HW):
+    stream = bytearray(encode(Image.fromarray(stored_HW + np.uint16(32768 - 2048)), "JPEG2000", no_jp2=True))
+    stream[42] |= 0x80  # the same numbers, less 32768
+    content = wrapped(stored_HW, JPEG2000Lossless, [bytes(stream)], WindowCenter=0, WindowWidth=4096)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2K])
+def test_high_throughput_jpeg_2000_is_decoded_as_jpeg_2000(stored_HW, square_HW, syntax):
+    stream = encode(Image.fromarray(stored_HW), "JPEG2000", no_jp2=True)
+    content = wrapped(stored_HW, syntax, [stream + bytes(len(stream) % 2)], **ALL_LEVELS)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+def test_an_8_bit_jpeg_may_have_16_bits_allocated(film_HW, square_HW):
+    stream = encode(Image.fromarray(film_HW), "JPEG", quality=98)
+    elements = {"BitsStored": 8, "HighBit": 7, "WindowCenter": 128, "WindowWidth": 256}
+    content = wrapped(film_HW.astype(np.uint16), JPEGBaseline8Bit, [stream + bytes(len(stream) % 2)], **elements)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 3
+
+
+@pytest.mark.parametrize("preamble", [b"", bytes(128) + b"DICM", b"II*\0" + bytes(124) + b"DICM"])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_file_without_meta_information_is_read(tmp_path, stored_HW, square_HW, preamble, syntax):
+    if syntax == ExplicitVRBigEndian and not preamble:
+        pytest.skip("nothing tells that it is DICOM")
+    content = encoded(dataset_of(stored_HW, syntax=syntax, **ALL_LEVELS))
+    meta_end = 144 + int.from_bytes(content[140:144], "little")
+    path = put(tmp_path, preamble + content[meta_end:])
     assert np.abs(read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX).astype(int) - square_HW).max() <= 1
 
 
@@ -259,12 +351,25 @@ def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path, stored_HW)
     assert "JANE" not in str(caught.value)
 
 
+def test_a_transfer_syntax_that_nothing_decodes_is_named(stored_HW):
+    content = encoded(dataset_of(stored_HW)).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0")
+    with pytest.raises(DataError, match=r"of transfer syntax 1.2.840.113619.5.2 cannot be decoded; convert the file"):
+        read(content)
+
+
 def test_files_without_one_radiograph_are_refused(stored_HW):
     report = dataset_of(stored_HW)
     del report.PixelData
-    frames = dataset_of(np.stack([stored_HW] * 2)[0], NumberOfFrames=2)
-    frames.PixelData = np.stack([stored_HW] * 2).tobytes()
-    large = dataset_of(stored_HW, Rows=60_000)
-    for dataset, words in ((report, "no pixels"), (frames, "several frames, got 2"), (large, "90x60000 pixels")):
+    frames = dataset_of(stored_HW, NumberOfFrames=2)
+    frames.PixelData *= 2
+    unnamed = dataset_of(stored_HW, PhotometricInterpretation=None, SamplesPerPixel=None)
+    for dataset, words in (
+        (report, "no pixels"),
+        (frames, "several frames, got 2"),
+        (dataset_of(stored_HW, Rows=60_000), "90x60000 pixels"),
+        (unnamed, "the DICOM file lacks SamplesPerPixel, PhotometricInterpretation"),
+        (dataset_of(stored_HW, SamplesPerPixel=4), "neither grey nor RGB, got 'MONOCHROME2 with 4 samples per pixel'"),
+        (dataset_of(stored_HW, PhotometricInterpretation="RGB"), "neither grey nor RGB"),
+    ):
         with pytest.raises(DataError, match=words):
             read(encoded(dataset))

@@ -43,6 +43,19 @@ def test_two_dimensional_and_gzipped_files_are_read(film_HW, square_HW):
         assert np.array_equal(read(content), square_HW)
 
 
+def extended_nifti(data: np.ndarray) -> bytes:
+    """A file with a header extension, as AFNI and ITK write them."""
+    image = nibabel.Nifti1Image(data, np.diag([-1, -1, 1, 1]))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"made by " * 500))
+    image.update_header()
+    return image.to_bytes()
+
+
+def test_header_extensions_are_passed_over(film_HW, square_HW):
+    for content in (extended_nifti(film_HW.T), gzip.compress(extended_nifti(film_HW.T))):
+        assert np.array_equal(read(content), square_HW)
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64, ">i2", ">f4"])
 def test_deep_types_are_scaled_by_percentile(film_HW, dtype):
     pixels_HW = read(nifti((film_HW.T.astype(dtype) * 7 + 500).astype(dtype)))
@@ -79,9 +92,10 @@ LARGE = PLAIN[:40] + struct.pack("<8h", 2, 30_000, 30_000, 1, 1, 1, 1, 1) + PLAI
         (nifti(np.full((64, 64), np.nan, np.float32)), "no finite pixel"),
         (PLAIN[:-100], "cut off"),
         (PLAIN[:108] + struct.pack("<f", 2**31) + PLAIN[112:], "has an invalid offset"),
+        (PLAIN[:108] + struct.pack("<f", 0) + PLAIN[112:], "has an invalid offset"),
         (gzip.compress(LARGE + bytes(100_000_000), compresslevel=1), "30000x30000 pixels"),
     ],
-    ids=["volume", "line", "slice", "colours", "complex", "NaN", "cut", "offset", "bomb"],
+    ids=["volume", "line", "slice", "colours", "complex", "NaN", "cut", "far offset", "no offset", "bomb"],
 )
 def test_anything_but_one_radiograph_is_refused(content, words):
     with pytest.raises(DataError, match=words):

@@ -110,10 +110,11 @@ def test_the_other_formats_of_8_bits_keep_their_grey_levels(film_HW, square_HW, 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 @pytest.mark.parametrize("factor", [1, 16, 257])
-def test_16_bit_tiffs_are_scaled_like_png(film_HW, order, num_channels, factor):
+@pytest.mark.parametrize("alpha", [0, 2])
+def test_16_bit_tiffs_are_scaled_like_png(film_HW, order, num_channels, factor, alpha):
     levels_HW = film_HW.astype(np.uint16) * factor
     channels = [levels_HW] * min(num_channels, 3) + [np.full_like(levels_HW, 65_535)] * (num_channels == 4)
-    content = deep_tiff(np.stack(channels, axis=-1), order)
+    content = deep_tiff(np.stack(channels, axis=-1), order, alpha=alpha)
     assert np.abs(read(content).astype(int) - square(stretched(levels_HW))).max() <= 1
 
 
@@ -138,13 +139,35 @@ def test_several_pages_are_refused(film_HW):
             read(content)
 
 
-def deep_tiff(levels_HWC: np.ndarray, order: str, photometric: int | None = None) -> bytes:
+def test_32_bits_without_sign_are_read_so(film_HW):
+    words = (film_HW.astype(np.uint32) << 24).view(np.uint16).reshape(*film_HW.shape, 2)
+    content = deep_tiff(words[..., :1], "<").replace(
+        struct.pack("<HHII", 258, 4, 1, 16), struct.pack("<HHII", 258, 4, 1, 32)
+    )
+    whole = content[: -2 * film_HW.size] + words.tobytes()
+    length = struct.pack("<HHII", 279, 4, 1, 4 * film_HW.size)
+    whole = whole.replace(struct.pack("<HHII", 279, 4, 1, 2 * film_HW.size), length)
+    assert np.abs(read(whole).astype(int) - square(stretched(film_HW))).max() <= 1
+
+
+def test_deep_colours_of_which_pillow_keeps_a_byte_are_refused(film_HW):
+    levels_HWC = np.stack([film_HW.astype(np.uint16) * 16] * 4, axis=-1)
+    wavelets = bytearray(encode(Image.fromarray(np.stack([film_HW] * 3, axis=-1)), "JPEG2000", no_jp2=True))
+    wavelets[42] = 15
+    for content in (deep_tiff(levels_HWC, "<", alpha=1), deep_tiff(levels_HWC, "<", planar=2), bytes(wavelets)):
+        with pytest.raises(DataError, match="colours of 16 bits in a rare layout; convert the image to PNG"):
+            read(content)
+
+
+def deep_tiff(
+    levels_HWC: np.ndarray, order: str, photometric: int | None = None, alpha: int = 2, planar: int = 1
+) -> bytes:
     """Encode one strip of 16 bits per channel, without compression."""
     height, width, num_channels = levels_HWC.shape
     data = levels_HWC.astype(f"{order}u2").tobytes()
     if photometric is None:
         photometric = 1 if num_channels == 1 else 2
-    extra = [(338, [2])] if num_channels == 4 else []
+    extra = [(284, [planar])] + [(338, [alpha])] * (num_channels == 4)
     tags = [(256, [width]), (257, [height]), (258, [16] * num_channels), (259, [1]), (262, [photometric])]
     tags += [(273, [0]), (277, [num_channels]), (278, [height]), (279, [len(data)]), *extra]
     ends = 8 + 2 + 12 * len(tags) + 4

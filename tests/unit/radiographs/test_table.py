@@ -117,9 +117,11 @@ def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_
         ((ROW, ROW), [(3, "FileID")], "duplicate FileID (first in row 2)"),
         ((("", *ROW[1:]), ("a", "", *ROW[2:])), [(2, "FileID"), (3, "PatientID")], "blank"),
         ((("a\x07b", *ROW[1:]),), [(2, "FileID")], "control"),
-        ((ROW, ("b", "P", "0")), [(3, "")], "3 cells"),
+        ((ROW, ("b", "P", "0")), [(3, "")], "3 cells, the header has 8"),
+        ((("b", "P", *"101010101010"),), [(2, "")], "14 cells, the header has 8; quote cells that contain ';'"),
+        ((("a", "nan", *ROW[2:]), ("b", "Unknown", *ROW[2:])), [(2, "PatientID"), (3, "PatientID")], "unknown, but"),
     ],
-    ids=[*NO_SCORES, "duplicate", "blank", "control", "ragged"],
+    ids=[*NO_SCORES, "duplicate", "blank", "control", "ragged", "decimal commas", "unknown patient"],
 )
 def test_cells_are_refused_with_row_and_column(tmp_path, rows, places, what):
     error = refusal(tmp_path, lines(HEADER, *rows))
@@ -170,7 +172,16 @@ def test_columns_are_found_in_any_order_and_case(tmp_path):
 def test_without_patient_ids_each_image_is_its_own_patient(tmp_path):
     table = read(tmp_path, lines(("FileID", *ZONES), ("a", *"000000"), ("b", *"000000")))
     assert not table.has_patients
+    assert table.like_patients == ""
     assert table.patient_ids == table.file_ids == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "like"), [("patient_id", "patient_id"), ("Subject No.", "Subject No."), ("PatientAge", "")]
+)
+def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
+    table = read(tmp_path, lines(("FileID", name, *ZONES), ("a", "P", *"000000")))
+    assert (table.has_patients, table.like_patients) == (False, like)
 
 
 @pytest.mark.parametrize(
