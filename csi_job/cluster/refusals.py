@@ -171,7 +171,7 @@ def _mount_failure(cluster: Cluster, pod: str) -> str:
     return ""
 
 
-def check_database(cluster: Cluster, release: Release) -> bool:
+def check_database_starts(cluster: Cluster, release: Release) -> bool:
     """Check that nothing keeps the release's own database, if any, from starting; return False, to wait for it.
 
     Raises:

@@ -46,7 +46,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
-        *(partial(check_pod, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
+        *(partial(check_pod_admission, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
         *(partial(check_nodes, required, _nodes(cluster)) for required in _gpu_requirements(release)),
     ]
     yield from run_checks(checks, problems)
@@ -131,10 +131,10 @@ def check_stage(cluster: Cluster, release: Release, stage: Stage, quotas: Iterab
         check_job(cluster, release, stage)
     except NotAllowedError:
         return f"{stage.name}: not checked (no permission to create Jobs)"
-    return check_pod(cluster, release, stage.name, stage.template, quotas)
+    return check_pod_admission(cluster, release, stage.name, stage.template, quotas)
 
 
-def check_pod(
+def check_pod_admission(
     cluster: Cluster, release: Release, component: str, template: Mapping[str, Any], quotas: Iterable[Object] | None
 ) -> str:
     """Check that the API server would admit a pod; its quotas are compared more closely by `check_quotas`."""

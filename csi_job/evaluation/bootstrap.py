@@ -13,7 +13,7 @@ import numpy.typing as npt
 from csi_job.evaluation.csi import FloatArray
 from csi_job.evaluation.settings import EvaluationSettings
 
-MIN_DEFINED = 0.5  # the least fraction of resamples that an interval needs; fewer are a biased subset
+MIN_DEFINED = 0.5  # least fraction of resamples in which the metric must be defined; fewer are a biased subset
 MAX_WEIGHTS = 2_000_000  # weights in memory at once: 16 MB, whatever the number of images
 
 

@@ -16,7 +16,7 @@ AGAINST_TRIVIAL: Final = ("f1_macro", "mae", "csi_mae", "risk_accuracy")
 INDISPENSABLE: Final = {"f1_macro": "macro F1", "mae": "mean absolute error per zone"}
 MIN_PATIENTS: Final = 20  # with fewer, bootstrap intervals are known to be too narrow
 POWER: Final = 0.8
-MAX_TIMES_PATIENTS: Final = 100  # of those there are; to ask for more would be no advice
+MAX_TIMES_PATIENTS: Final = 100  # of those there are; asking for more would not help
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all
     num_patients, confidence = evaluation["num_patients"], evaluation["bootstrap"]["confidence"]
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
     if needed > MAX_TIMES_PATIENTS * num_patients:
-        so_many = f"takes over {MAX_TIMES_PATIENTS} times as many test patients."
-        return "Keep the baseline", f"The difference may be chance; to tell so small a difference from none {so_many}"
+        more = f"{MAX_TIMES_PATIENTS} times as many test patients"
+        return "Keep the baseline", f"The difference may be chance; telling one this small from none takes over {more}."
     in_all = round_up(needed * num_patients_in_all / num_patients) if num_patients_in_all else 0
     split = f" ({fmt.count(in_all)} in all, split as now)" if in_all else ""
     action = f"Keep the baseline; more patients are needed: about {fmt.count(needed)} in the test set{split}"
@@ -125,7 +125,7 @@ def few_patients(evaluation: Json) -> str:
 
 
 def trivial_caution(evaluation: Json, name: str = "The model") -> str:
-    """Return in what the model does not beat the best trivial predictor, or not clearly; an empty text if it does."""
+    """Return where the model does not, or not clearly, beat the best trivial predictor; an empty text if nowhere."""
     entries = {metric: strongest_trivial(evaluation, metric) for metric in AGAINST_TRIVIAL}
     named = {
         metric: f"{METRIC_NAMES[metric]} {fmt.score(found[1]['model'])}, {found[0]} {fmt.score(found[1]['baseline'])}"

@@ -183,7 +183,7 @@ def _parse_card(text: str, path: Path) -> dict[str, Any]:
 
 
 def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
-    """Build the network and load its weights; all must be there and none besides, of the right shapes, and finite."""
+    """Build the network and load its weights; exactly these must be present, of the right shapes, and finite."""
     try:
         model = build_model(architecture)
     except ConfigurationError as error:

@@ -66,8 +66,8 @@ def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: 
             cannot store part of this one.
     """
     checked_name(new_name or name)
-    rows = read_study(source, name)
-    insert_study(target, rows, new_name or name)
+    rows = read_study_rows(source, name)
+    write_study_rows(target, rows, new_name or name)
     return load_study(target, new_name or name)
 
 
@@ -84,7 +84,7 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     return lines
 
 
-def read_study(storage: StudyStorage, name: str) -> StudyRows:
+def read_study_rows(storage: StudyStorage, name: str) -> StudyRows:
     """Read all rows of a study in one snapshot; see `copy_study`."""
     load_study(storage, name)  # if it is missing, the error names those that exist
 
@@ -109,7 +109,7 @@ def read_study(storage: StudyStorage, name: str) -> StudyRows:
     return rows
 
 
-def insert_study(storage: StudyStorage, rows: StudyRows, name: str) -> None:
+def write_study_rows(storage: StudyStorage, rows: StudyRows, name: str) -> None:
     """Insert a study in one transaction; see `copy_study`."""
     inserted: int | None = None
 

@@ -32,7 +32,7 @@ from csi_job.study.studies import delete_study
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer import copy
-from csi_job.transfer.copy import copy_study, insert_study, read_study, summarize_copy
+from csi_job.transfer.copy import copy_study, read_study_rows, summarize_copy, write_study_rows
 from csi_job.transfer.migrate import migrate_study
 from tests.support.carrying import (
     DISTRIBUTIONS,
@@ -83,32 +83,32 @@ def test_a_study_is_the_same_after_the_way_there_and_back(storage, sqlite, url, 
     assert [plain(trial) for trial in by_optuna("toy", url).trials] == before["trials"]
     back = plain_study(copy_study(storage, "toy", sqlite, "back"))
     assert back["trials"] == before["trials"]
-    assert repr(without_ids(read_study(sqlite, "back"))) == repr(without_ids(read_study(sqlite, "toy")))
+    assert repr(without_ids(read_study_rows(sqlite, "back"))) == repr(without_ids(read_study_rows(sqlite, "toy")))
 
 
 @given(studies())
 @settings(max_examples=15)
 def test_whatever_a_study_holds_arrives(storage, sqlite, rows):
     name = new_token()
-    insert_study(sqlite, rows, name)
-    stored = read_study(sqlite, name)
+    write_study_rows(sqlite, rows, name)
+    stored = read_study_rows(sqlite, name)
     assert repr(without_ids(stored)) == repr(without_ids(rows))
     copy_study(sqlite, name, storage)
-    assert repr(without_ids(read_study(storage, name))) == repr(without_ids(rows))
+    assert repr(without_ids(read_study_rows(storage, name))) == repr(without_ids(rows))
 
 
 def test_a_lost_reply_to_commit_copies_nothing_twice(storage, url, monkeypatch):
     """SQLite loses no reply, but reuses the ids of what it did not store: there, a study that is found is another's."""
     operations = []
     monkeypatch.setattr(storage, "write", operations.append)
-    insert_study(storage, simple_study(), "toy")
+    write_study_rows(storage, simple_study(), "toy")
     monkeypatch.undo()
     storage.write(operations[0])
     with pytest.raises(ConfigurationError, match="already") if url.startswith("sqlite") else nullcontext():
         storage.write(operations[0])
     assert len(load_study(storage, "toy").trials) == 2
     with pytest.raises(ConfigurationError, match="already"):
-        insert_study(storage, simple_study(), "toy")
+        write_study_rows(storage, simple_study(), "toy")
 
 
 def test_many_trials_are_copied_with_few_statements(storage, sqlite):
@@ -116,11 +116,11 @@ def test_many_trials_are_copied_with_few_statements(storage, sqlite):
     num_trials, params = 3000, {"a": (0.5, DISTRIBUTIONS[0])}
     for number in range(2, num_trials):
         rows.trials.append(trial_rows(number, TrialState.COMPLETE, params=params, values=[0.5], steps={0: 0.5, 1: 0.5}))
-    insert_study(sqlite, rows, "toy")
+    write_study_rows(sqlite, rows, "toy")
     with counted(storage.engine) as statements:
         study = copy_study(sqlite, "toy", storage)
     assert len(statements) < num_trials / 20
-    assert without_ids(read_study(storage, "toy")) == without_ids(rows)
+    assert without_ids(read_study_rows(storage, "toy")) == without_ids(rows)
     assert [trial.number for trial in study.trials] == [*range(num_trials)]
 
 
@@ -183,7 +183,7 @@ def test_a_copy_shows_one_moment_while_workers_run(storage, sqlite, url, tmp_pat
     for name in copies:
         trials = load_study(sqlite, name).trials
         assert [trial.number for trial in trials] == [*range(len(trials))]
-        leases = [LEASES in trial.parts for trial in read_study(sqlite, name).trials]
+        leases = [LEASES in trial.parts for trial in read_study_rows(sqlite, name).trials]
         for trial, has_lease in zip(trials, leases, strict=True):
             finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
             assert finished == (trial.datetime_complete is not None)
@@ -205,7 +205,7 @@ def test_a_trial_that_comes_while_a_study_is_read_is_not_in_the_copy(storage, mo
         return read(*args)
 
     monkeypatch.setattr(copy, "read_trial_rows", interrupted)
-    assert len(read_study(storage, "toy").trials) == 1
+    assert len(read_study_rows(storage, "toy").trials) == 1
     assert len(study.trials) == 2
 
 
@@ -241,7 +241,7 @@ def outcome_of(operation: Any) -> str:
 
 
 def test_of_many_copies_at_once_one_succeeds(storage, sqlite):
-    insert_study(sqlite, simple_study(), "toy")
+    write_study_rows(sqlite, simple_study(), "toy")
     with ThreadPoolExecutor(6) as pool:
         outcomes = [*pool.map(lambda _: outcome_of(lambda: copy_study(sqlite, "toy", storage)), range(6))]
     assert outcomes.count("done") == 1
@@ -280,7 +280,7 @@ def large(sqlite):
         state = states.get(number, TrialState.COMPLETE)
         parts = {"params": {"a": (0.5, DISTRIBUTIONS[0])}, "values": [0.5], "steps": {0: 0.5, 1: math.nan}}
         rows.trials.append(trial_rows(number, state, **parts, user_attrs={"epochs": "2"}))
-    insert_study(sqlite, rows, "toy")
+    write_study_rows(sqlite, rows, "toy")
     return rows
 
 
@@ -315,7 +315,7 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(storage, sqlite, large
         names = [study.study_name for study in target.get_all_studies()]
         if code == 0 or "toy" in names:  # the kill came too late: after COMMIT
             assert "after_s" in kill
-            assert without_ids(read_study(target, "toy")) == without_ids(large)
+            assert without_ids(read_study_rows(target, "toy")) == without_ids(large)
             delete_study(load_study(target, "toy"), tmp_path)
             continue
         assert code == -signal.SIGKILL, worker.log()
@@ -324,7 +324,7 @@ def test_a_killed_copy_leaves_nothing_and_can_be_repeated(storage, sqlite, large
     assert num_killed >= len(points)
     assert Reader(urls["to"]).rows("SELECT count(*) FROM trials") == [(2 * NUM_TRIALS_UNDER_KILLS,)]
     copied = copy_study(source, "toy", target)
-    assert repr(without_ids(read_study(target, "toy"))) == repr(without_ids(large))
+    assert repr(without_ids(read_study_rows(target, "toy"))) == repr(without_ids(large))
     assert [plain(trial) for trial in copied.trials] == [plain(trial) for trial in load_study(source, "toy").trials]
 
 

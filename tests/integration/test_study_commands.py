@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from csi_job.cli import cli
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.transfer.copy import insert_study
+from csi_job.transfer.copy import write_study_rows
 from tests.integration.test_commands import ENVIRONMENT, data, run, trials
 from tests.support.carrying import simple_study
 from tests.support.postgres import guarded_server
@@ -152,7 +152,7 @@ def test_the_help_shows_an_example(name):
 
 def test_no_secret_is_in_what_is_written(postgres_url, tmp_path, monkeypatch):
     with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
-        insert_study(source, simple_study(), "toy")
+        write_study_rows(source, simple_study(), "toy")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", PASSWORD)
     monkeypatch.setenv("CSI_JOB_TO_PASSWORD", PASSWORD)
     out, err = run(tmp_path, "study", "copy", "toy", "--to", postgres_url)
@@ -173,7 +173,7 @@ def test_no_secret_is_in_what_is_written(postgres_url, tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["variable", "file"])
 def test_a_copy_takes_the_targets_own_password(tmp_path, monkeypatch, way):
     with contextlib.closing(open_storage(StorageSettings(), tmp_path, create=True)) as source:
-        insert_study(source, simple_study(), "toy")
+        write_study_rows(source, simple_study(), "toy")
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", "of the source")
     with guarded_server(PASSWORD) as server:
         monkeypatch.setenv("CSI_JOB_TO_URL", f"postgresql://anna@/csi?host={server.data}")

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.tables import LEASES, STEPS, TRIALS
-from csi_job.transfer.copy import copy_study, insert_study, read_study
+from csi_job.transfer.copy import copy_study, read_study_rows, write_study_rows
 from tests.support.carrying import odd_trials, plain_study, simple_study, step_row, trial_rows, without_ids
 from tests.support.studies import Reader, work_on
 
@@ -22,7 +22,7 @@ def test_a_renamed_copy_differs_in_name_and_uid_only(storage, study, tmp_path):
         after["trials"]
         == plain_study(optuna.load_study(study_name="copy", storage=f"sqlite:///{tmp_path}/studies.db"))["trials"]
     )
-    assert without_ids(read_study(storage, "copy")) == without_ids(read_study(storage, "toy"))
+    assert without_ids(read_study_rows(storage, "copy")) == without_ids(read_study_rows(storage, "toy"))
 
 
 def test_a_name_that_is_taken_illegal_or_of_no_study_is_refused_and_nothing_changes(storage, study):
@@ -41,7 +41,7 @@ def test_a_part_that_the_database_cannot_store_leaves_nothing(storage, tmp_path)
     rows = simple_study()
     rows.trials[1].parts[STEPS] = [step_row(2**70, 0.5)]
     with pytest.raises(ConfigurationError, match="nothing was copied"):
-        insert_study(storage, rows, "toy")
+        write_study_rows(storage, rows, "toy")
     assert storage.get_all_studies() == []
     assert Reader(f"sqlite:///{tmp_path}/studies.db").rows("SELECT count(*) FROM trials") == [(0,)]
 
@@ -57,8 +57,8 @@ def test_a_running_trial_is_released_whatever_a_deleted_trial_left(storage):
     second = rows.trials[1]
     rows.trials.append(trial_rows(2, second.own["state"], second.own["datetime_start"], lease=(1, 0, 0, None)))
     rows.trials.append(trial_rows(3, second.own["state"], second.own["datetime_start"]))
-    insert_study(storage, rows, "toy")
-    assert without_ids(read_study(storage, "toy")) == without_ids(rows)
+    write_study_rows(storage, rows, "toy")
+    assert without_ids(read_study_rows(storage, "toy")) == without_ids(rows)
     with storage.engine.connect() as connection:
         leases = connection.execute(sa.select(LEASES).order_by(LEASES.c.trial_id)).all()
     assert [(row.trial_id, row.attempt, row.num_lost, row.renewed_at_s, row.checkpoint) for row in leases] == [

@@ -16,7 +16,7 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import CURVE
 from csi_job.storage.lease import new_token
 from csi_job.study.definition import load_study
-from csi_job.transfer.copy import insert_study
+from csi_job.transfer.copy import write_study_rows
 from csi_job.transfer.export import export_files, to_csv, to_json, write_export
 from tests.support.carrying import odd_trials, studies
 from tests.support.studies import define, work_on
@@ -92,7 +92,7 @@ def test_any_study_gives_strict_json_and_one_row_per_trial(storage, rows):
         raise AssertionError(word)
 
     name = new_token()
-    insert_study(storage, rows, name)
+    write_study_rows(storage, rows, name)
     made = load_study(storage, name)
     assert len(json.loads(json_of(made), parse_constant=refuse)["trials"]) == len(rows.trials)
     assert len(rows_of(made)) == len(rows.trials)
