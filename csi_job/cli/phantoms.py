@@ -23,4 +23,4 @@ def phantoms(folder: Path, num_images: int, seed: int, log_format: LogFormat) ->
 
     set_up_logging(log_format)
     write_phantoms(folder, num_images, seed)
-    click.echo(f"wrote {num_images} phantoms; use them with --labels {folder}/labels.csv --images {folder}/images")
+    click.echo(f"{num_images} phantoms: use them with --labels {folder}/labels.csv --images {folder}/images")

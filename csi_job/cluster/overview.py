@@ -96,8 +96,10 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
 
 def _refusal(cluster: Cluster, controllers: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
     """Return why the controller, which reports this of all other pods, has none itself; empty if it has."""
-    if not controllers or any(component_of(pod) == CONTROLLER for pod in pods):
+    if any(component_of(pod) == CONTROLLER for pod in pods):
         return ""
+    if not controllers:
+        return "the release has no controller, so no stage follows; repeat helm upgrade"
     problem = job_problem(cluster, controllers[-1])
     return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}" if problem else ""
 

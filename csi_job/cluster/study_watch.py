@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+SLOW_S: Final = 1.0
 OUTCOMES = ("complete", "pruned", "infeasible", "failed", "paused")
 
 
@@ -33,6 +36,7 @@ class StudyWatch:
         self.last: StudyStatus | None = None
         self._study: optuna.Study | None = None
         self._warnings = RepeatedWarnings(logger)
+        self._due_s = -math.inf
 
     def status(self) -> StudyStatus | None:
         """Return the study's status, None while it is unavailable."""
@@ -59,25 +63,25 @@ class StudyWatch:
     def _query(self, query: Callable[[optuna.Study], Result]) -> Result | None:
         from sqlalchemy.exc import SQLAlchemyError
 
+        began_s = time.monotonic()
+        if began_s < self._due_s:
+            return None
         try:
             result = query(self._open())
-        except KeyError:  # raised by Optuna for a study that was deleted
-            problem = "it no longer exists"
         except StopRequestedError:
             raise
-        except NoStudyError as error:
-            problem = str(error)
-        except ConfigurationError as error:
-            problem = f"{error}; correct the database's Secret, or the database, then the release continues by itself"
-        except CsiJobError as error:
-            problem = str(error)
-        except SQLAlchemyError:
-            problem = "the database does not answer"
-        else:
-            if self._is_away:
-                self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
-            self._is_away = False
-            return result
+        except (CsiJobError, SQLAlchemyError, KeyError) as error:
+            self._note_outage(_problem(error))
+            took_s = time.monotonic() - began_s
+            if took_s > SLOW_S:  # then what the pods need does not wait for the next try
+                self._due_s = began_s + 2 * took_s
+            return None
+        if self._is_away:
+            self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
+        self._is_away = False
+        return result
+
+    def _note_outage(self, problem: str) -> None:
         self._study = None
         self.num_outages += not self._is_away
         self._warnings.log(f"the study is unavailable: {problem}", outage=self.num_outages)
@@ -85,7 +89,6 @@ class StudyWatch:
             message = f"the study is unavailable (outage {self.num_outages}): {problem}"
             self._record("DatabaseUnavailable", message, is_warning=True)
         self._is_away = True
-        return None
 
     def _open(self) -> optuna.Study:
         from csi_job.storage.storage import open_storage
@@ -97,6 +100,14 @@ class StudyWatch:
             storage = open_storage(no_wait, self._settings.work, create=False)
             self._study = load_study(storage, self._settings.study.name)
         return self._study
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, KeyError):  # raised by Optuna for a study that was deleted
+        return "it no longer exists"
+    if isinstance(error, ConfigurationError) and not isinstance(error, NoStudyError):
+        return f"{error}; correct the database's Secret, or the database, then the release continues by itself"
+    return str(error) if isinstance(error, CsiJobError) else "the database does not answer"
 
 
 def add_usage(study: optuna.Study, usage: Usage) -> Usage:

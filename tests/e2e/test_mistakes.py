@@ -86,13 +86,19 @@ def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(relea
 
 
 def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release):
-    """Here since the claim's class cannot grow, which only the API server knows."""
+    """Helm writes the new stages, then fails to create what comes before their controller."""
     values = {**ENDLESS, "search.parallelism": 1}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("a trial is complete", release.num_finished, 300)
     before, pods = release.uids("controller"), release.uids("search")
-    other = {**values, "work.size": "2Gi", "search.env": [{"name": "COLOUR", "value": "blue"}]}
-    assert "must support resize" in release.helm("upgrade", values=other, check=False)
+    refused = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "Not_a_name"},
+        "spec": {"ports": [{"port": 1}]},
+    }
+    other = {**values, "extraObjects": [refused], "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    assert "Not_a_name" in release.helm("upgrade", values=other, check=False)
 
     wait_until("the controller says so", lambda: "helm upgrade failed halfway" in release.log(), 60)
     assert (release.uids("controller"), release.uids("search")) == (before, pods)

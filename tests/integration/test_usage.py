@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from csi_job.cluster import study_watch
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
+from csi_job.errors import StorageUnavailableError
+from csi_job.storage.storage import StudyStorage
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
@@ -35,6 +42,24 @@ def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, ca
     assert any("the study is unavailable" in line for line in caplog.messages)
     define(storage)
     assert controller.add_usage(Usage(2, 3)) == Usage(2, 3)
+
+
+def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tmp_path, monkeypatch):
+    now_s, asked_s = 100.0, []
+
+    def ask() -> Any:
+        nonlocal now_s
+        asked_s.append(now_s)
+        now_s += 10
+        raise StorageUnavailableError("no answer")
+
+    silent = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
+    monkeypatch.setattr(silent, "_open", ask)
+    monkeypatch.setattr(study_watch, "time", SimpleNamespace(monotonic=lambda: now_s))
+    for _ in range(11):
+        assert silent.status() is None
+        now_s += 1
+    assert asked_s == [100, 120]
 
 
 def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path):

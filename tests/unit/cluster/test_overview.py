@@ -90,7 +90,7 @@ def test_a_database_that_does_not_start_is_shown_with_the_reason():
     assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", "ErrImagePull: postgres:none")
 
 
-def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason():
+def test_a_controller_whose_pod_is_refused_or_whose_job_is_gone_is_shown_with_the_reason():
     cluster = Cluster([], [])
     cluster.create(
         event("c", "FailedCreate", 'Error creating: pods "c-" is forbidden: no PriorityClass with name p', 9)
@@ -98,6 +98,9 @@ def test_a_controller_whose_pod_is_refused_is_shown_with_the_reason():
     reason = "no PriorityClass with name p; create it, or change controller.priorityClassName"
     (view,) = watched(cluster, once=True)
     assert view.note == f"the controller's pod can't be created: {reason}"
+    cluster.delete("Job", "c")
+    (view,) = watched(cluster, once=True)
+    assert view.note == "the release has no controller, so no stage follows; repeat helm upgrade"
 
 
 def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_outcome():
