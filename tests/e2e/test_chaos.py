@@ -26,6 +26,7 @@ NUM_KILLS = int(os.environ.get("E2E_CHAOS_KILLS", "0"))
 OUTAGE = os.environ.get("E2E_OUTAGE", "")
 SEED = int(os.environ.get("E2E_CHAOS_SEED", "0"))
 VALUES = {"job.study.num_trials": 5000, "job.study.max_epochs": 10, "search.parallelism": 2, "search.backoffLimit": 6}
+VALUES["job.study.max_attempts"] = 1000  # a pod is killed more often here than it finishes an epoch on a busy machine
 RECOVERY_S = 300.0
 LOST_S = 120.0
 OUTAGE_S = 20
