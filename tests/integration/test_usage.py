@@ -6,14 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from csi_job.cluster import study_watch
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
 from csi_job.errors import StorageUnavailableError
-from csi_job.storage.storage import StudyStorage
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
