@@ -134,7 +134,7 @@ def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
 
 
 def print_builds(folder: Path, repeats: int) -> None:
-    """Print what a whole build costs in processes of their own: start-up, digests, decoding, files on the disk."""
+    """Print what a whole build costs in separate processes: start-up, digests, decoding, files on the disk."""
     data = folder / "many"
     write_phantoms(data, NUM_MANY, seed=1)
     builds, plain = [], []
@@ -208,7 +208,7 @@ report()
 
 
 def run(script: str, data: Path, target: Path) -> dict[str, float]:
-    """Run a measured script in a process of its own and return what it tells."""
+    """Run a measured script in its own process and return what it prints."""
     command = [sys.executable, "-c", script, str(data), str(target)]
     measured: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return measured

@@ -2,7 +2,7 @@
 
 Run: `python -m benchmarks.predict [--images FOLDER] [--arch NAME] [--repeats N]`. The peer is what a short script does:
 torch's DataLoader with one process per core decodes, the network computes (in bf16 on a GPU) and a table is written.
-Each is a process of its own, start-up included, and they take turns. On a busy machine compare the processor seconds.
+Each is a separate process, start-up included, and they take turns. On a busy machine compare the processor seconds.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def fill(engine: Engine, study_id: int, num_trials: int) -> None:
 
 @contextmanager
 def delayed(server: Server, url: str, delay_ms: float) -> Iterator[str]:
-    """Yield the database's URL through a proxy, a process of its own, that holds back each request."""
+    """Yield the database's URL through a proxy, in its own process, that delays each request."""
     if not delay_ms:
         yield url
         return

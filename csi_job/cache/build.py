@@ -96,7 +96,7 @@ def _name_other_size(root: Path, image_size_px: int) -> None:
 
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:
-    """Decode into a hidden folder with whoever else builds this cache; one renames it when everything is on disk."""
+    """Decode into a hidden folder, together with other processes; one renames it when everything is on disk."""
     root = WorkFolder(work).caches
     folder, lock = root / source.key, root / f".{source.key}.lock"
     waiting = f"another process is building cache {source.key}; waiting for it"

@@ -60,7 +60,7 @@ class SplitData:
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Yield the images and zones of batches on a device; a thread gathers the next ones from the host meanwhile.
 
-        For a GPU they are gathered in pinned memory and copied on a stream of their own, and the host waits until the
+        For a GPU they are gathered in pinned memory and copied on their own stream, and the host waits until the
         GPU is at most `NUM_AHEAD` batches behind, which bounds the memory. Close the generator to end the thread.
         """
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from csi_job.logs import RepeatedWarnings
 from csi_job.study.settings import check_objective
 
 logger = logging.getLogger(__name__)
-BEING_DELETED: Final = "because it is being terminated"  # in the answer to whoever creates an object in a namespace
+BEING_DELETED: Final = "because it is being terminated"  # in the answer to a request to create an object
 POLL_S: Final = 2.0
 UPGRADE_S: Final = 30.0  # Helm takes less between the new stages and their controller
 TERMINATION_LOG: Final = Path("/dev/termination-log")

@@ -34,7 +34,7 @@ class Metrics:
         self._outages = prometheus_client.Counter(f"{PREFIX}_database_outages", outages, registry=registry)
         self._best.set(float("nan"))
         self._num_outages, self._due_s = 0, 0.0
-        address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - for whoever scrapes the pod
+        address = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - scraped from outside the pod
         server, _ = start_http_server(port, address, registry)
         self.port = server.server_port
 

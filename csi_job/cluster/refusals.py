@@ -138,7 +138,7 @@ def check_stages(cluster: Cluster, release: Release) -> bool:
 
 
 def is_lasting(reason: str) -> bool:
-    """Return whether a refused dry run means that the pod itself will be refused, whoever else uses the quota then."""
+    """Return whether a refused dry run means that the pod itself will be refused, however the quota is used by then."""
     if EXCEEDED_QUOTA not in reason:
         return not UNDECIDED.search(reason)
     amounts = {kind: dict(pair.split("=") for pair in listed.split(",")) for kind, listed in _QUOTA.findall(reason)}

@@ -108,7 +108,7 @@ class SearchRun(StageRun):
         return False
 
     def _restore_failed_index(self, job: Mapping[str, Any]) -> None:
-        """Recreate a Job that has given up an index, after a wait that grows with each round in vain."""
+        """Recreate a Job that has given up an index, after a wait that grows with each round without progress."""
         failed, tries = (job.get("status") or {}).get("failedIndexes"), int(get_annotation(job, TRIES, "1"))
         if failed and tries < self.max_rounds and age_s(job) > RESTORE_AFTER_S * 2**tries:
             self.recreate(job, f"pod {failed} failed too often without finishing an epoch", self.max_rounds)

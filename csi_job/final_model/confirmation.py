@@ -77,7 +77,7 @@ class Confirmation:
         """Return the trainings that matter, finished ones included; the first are to be done first.
 
         The best candidate of the search is first, since others are dropped by a candidate that is done, and then the
-        baseline, which is needed whoever wins.
+        baseline, which is needed whichever candidate wins.
         """
         rivals = [result for result in self.results(found, reasons) if not result.reason]
         first, *others = [[*self._of(result.candidate)] for result in rivals] or [[]]

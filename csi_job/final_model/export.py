@@ -4,7 +4,7 @@ A kill at any moment never leaves new weights beside an old card: cards are remo
 replaced atomically, and the card holds the digest of each file it describes. A lock per folder keeps two processes from
 mixing theirs. The safetensors carry the card in their metadata too, so that one file is enough to use the model.
 
-Each study has a folder of its own; `publish` makes its files those in `models/`, where other programs look.
+Each study has its own folder; `publish` makes its files those in `models/`, where other programs look.
 """
 
 import io

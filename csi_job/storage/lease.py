@@ -22,7 +22,7 @@ from csi_job.storage.tables import LEASES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
 
 # The value of `renewed_at_s` in a lease that its worker released. Read it by `running_trials`' column `released`. A
-# column of its own would be plainer, but workers of earlier versions, still alive during an upgrade, know only this.
+# separate column would be plainer, but workers of earlier versions, still alive during an upgrade, know only this.
 RELEASED_AT_S: Final = 0.0
 
 

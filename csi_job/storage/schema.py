@@ -16,7 +16,7 @@ from csi_job.storage.url import Address
 def create_schema(engine: Engine) -> None:
     """Create missing tables; any number of processes may do this concurrently on an empty database."""
     if engine.dialect.name == "sqlite":
-        with closing(engine.raw_connection()) as raw:  # outside of a transaction
+        with closing(engine.raw_connection()) as raw:  # outside a transaction
             raw.cursor().execute("PRAGMA journal_mode = WAL")
     with engine.begin() as connection:
         lock_schema(connection)

@@ -37,7 +37,7 @@ LEASES: Final = sa.Table(
     # No foreign key, since Optuna's `delete_study` does not know this table. A claim overwrites a row that a deleted
     # trial with the same id left behind.
     sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("token", sa.String(64), nullable=False, index=True),  # of the claim; whoever has it owns the trial
+    sa.Column("token", sa.String(64), nullable=False, index=True),  # of the claim; its holder owns the trial
     sa.Column("owner", sa.String(300), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     # by the database's clock; 0: released, see `lease.RELEASED_AT_S`

@@ -93,7 +93,7 @@ def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bo
     """
     try:
         storage = open_storage(settings, work, create=False)
-    except ConfigurationError:  # whoever needs the study reports it
+    except ConfigurationError:  # the command that needs the study reports it
         return None
     try:
         return storage.read(lambda connection: _read(connection, name, or_only=or_only))

@@ -51,7 +51,7 @@ DEVICE_LOST_WORDS: Final = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "NCCL
 _PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|npy|pt)\b", re.IGNORECASE)
 _PACKAGE: Final = Path(__file__).parent.parent
 # These say nothing about the trial, so it is not failed because of them: with other settings or data
-# (`ConfigurationError`, `DataError`), whoever runs the same command again resumes it.
+# (`ConfigurationError`, `DataError`), running the same command again resumes it.
 RERAISED: Final = (
     StopRequestedError,
     LeaseLostError,

@@ -27,7 +27,7 @@ from csi_job.storage.attributes import (
     seconds_of,
 )
 
-OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes exported as columns of their own
+OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes with their own columns
 Advance = Callable[[int], None]
 
 

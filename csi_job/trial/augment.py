@@ -29,7 +29,7 @@ def augment_batch(
     image_BHW = to_unit(image_BHW)
     random = _Random(len(image_BHW), image_BHW.device, generator)
     flip_B = random.uniform(0, 1) < settings.flip
-    image_BCHW = image_BHW.unsqueeze(1)  # resampled once for all geometric changes; black outside of the old image
+    image_BCHW = image_BHW.unsqueeze(1)  # resampled once for all geometric changes; black outside the old image
     grid_BHW2 = functional.affine_grid(_affine(random, flip_B, settings), list(image_BCHW.shape), align_corners=False)
     image_BHW = functional.grid_sample(image_BCHW, grid_BHW2, align_corners=False).squeeze(1)
     # Slices rather than an index tensor, which would have to be copied to the device.

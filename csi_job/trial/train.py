@@ -210,7 +210,7 @@ class _Run:
             return None
 
     def save_last(self) -> None:
-        """Write the last epoch's checkpoint, for whoever resumes this training."""
+        """Write the last epoch's checkpoint, for the worker that resumes this training."""
         try:
             if self.checkpoints is not None:
                 self.checkpoints.flush()

@@ -26,7 +26,7 @@ ttlSecondsAfterFinished: {{ . | int64 }}
 {{ include "csi-job.podMetadata" (list (index . 0) (index . 1) (dict "csi-job/settings" $digest)) }}
 {{- end -}}
 
-{{/* A stage's pod without its containers; the cache's has init containers of its own. */}}
+{{/* A stage's pod without its containers; the cache's has its own init containers. */}}
 {{- define "csi-job.stagePodSpec" -}}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
