@@ -150,7 +150,11 @@ def epoch_of(path: Path) -> int:
 
 
 class _HashingFile(io.RawIOBase, IO[bytes]):
-    """Hashes what is written, so that a large state is never in memory twice; keeps the error of a failed write."""
+    """Hashes what is written, so that a large state is never in memory twice; keeps the error of a failed write.
+
+    It raises nothing: torch's archive writer would hide why, and the error's traceback, which refers to the state, would
+    never be freed, since the garbage collector does not see that the writer refers to this file.
+    """
 
     def __init__(self, file: IO[bytes], cancelled: threading.Event) -> None:
         self.file, self.digest, self.cancelled = file, hashlib.sha256(), cancelled
@@ -160,25 +164,22 @@ class _HashingFile(io.RawIOBase, IO[bytes]):
         return True
 
     def write(self, part: Any) -> int:
-        self.digest.update(part)
         if self.cancelled.is_set():
             self.failure = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-            raise self.failure
-        try:
-            return self.file.write(part)
-        except OSError as error:
-            self.failure = error
-            raise
+        if self.failure is None:
+            try:
+                self.digest.update(part)
+                self.file.write(part)
+            except OSError as error:
+                self.failure = error.with_traceback(None)
+        return len(part)
 
 
 def _write(file: IO[bytes], state: dict[str, Any], cancelled: threading.Event) -> None:
     hashing = _HashingFile(file, cancelled)
-    try:
-        torch.save(state, hashing)
-    except RuntimeError:  # torch's archive writer hides why a write failed
-        if hashing.failure is None:
-            raise
-        raise hashing.failure from None
+    torch.save(state, hashing)
+    if hashing.failure is not None:
+        raise hashing.failure
     file.write(hashing.digest.digest() + MARKER)
 
 

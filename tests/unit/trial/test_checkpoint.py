@@ -1,6 +1,7 @@
 """Checkpoints are intact or absent: truncated, corrupt and partly written ones are never read."""
 
 import errno
+import gc
 import io
 import os
 import pickle
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError
+from csi_job.trial import checkpoint
 from csi_job.trial.checkpoint import (
     MARKER,
     CheckpointWriter,
@@ -145,6 +148,23 @@ while True:
 @pytest.mark.parametrize(("name", "epoch"), [("epoch-0012.pt", 12), ("epoch-10000.pt", 10000), ("epoch-1.tmp", -1)])
 def test_the_name_gives_the_epoch(name, epoch):
     assert epoch_of(Path(name)) == epoch
+
+
+@pytest.mark.parametrize("failing", ["cancelled", "full"])
+def test_a_write_that_failed_does_not_keep_the_state_in_memory(tmp_path, failing):
+    tensor = torch.zeros(100_000)
+    memory, cancelled = weakref.ref(tensor), threading.Event()
+    if failing == "cancelled":
+        cancelled.set()
+        with pytest.raises(CheckpointWriteError, match="Operation canceled"):
+            save_checkpoint(tmp_path, 1, {"weight": tensor}, cancelled)
+    else:
+        with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            checkpoint._write(file, {"weight": tensor}, cancelled)
+    del tensor
+    gc.collect()
+    assert memory() is None
+    assert not list(tmp_path.iterdir())
 
 
 class Disk:
