@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.search_record import BATCH_SIZES
@@ -53,29 +54,32 @@ class CurvePool:
         ]
         self.mean_trial_s = statistics.mean(mean_s)
 
+        self.places_NP = {arch: np.stack([place(c.params) for c in own]) for arch, own in self.by_arch.items()}
+
     def nearest(self, params: dict[str, Any], without: Curve | None = None) -> Curve:
-        """Return the curve that stands for these parameters."""
-        others = (curve for curve in self.by_arch[params["model_arch"]] if curve is not without)
-        return min(others, key=lambda curve: distance(curve.params, params))
+        """Return the curve that stands for these parameters: the nearest, over the parameters that both have."""
+        curves = self.by_arch[params["model_arch"]]
+        distance_N = np.nansum((self.places_NP[params["model_arch"]] - place(params)) ** 2, axis=1)
+        distance_N[[curve is without for curve in curves]] = np.inf
+        return curves[int(distance_N.argmin())]
 
 
-def distance(left: dict[str, Any], right: dict[str, Any]) -> float:
-    """Return the squared distance of two trials' parameters, over those that both have."""
-    total = 0.0
-    for name in left.keys() & right.keys():
-        total += WEIGHTS.get(name, 1.0) * (position(name, left[name]) - position(name, right[name])) ** 2
-    return total + (left["optimizer"] != right["optimizer"])
+def place(params: dict[str, Any]) -> np.ndarray:
+    """Return a point whose squared distance from another says how alike two trials are; NaN where there is no value."""
+    optimizers = [
+        math.sqrt(0.5) * (params["optimizer"] == name) for name in HYPERPARAMETERS["optimizer"].space["choices"]
+    ]
+    numbers = [name for name, one in HYPERPARAMETERS.items() if "low" in one.space] + ["batch_size"]
+    return np.array([*optimizers, *(position(name, params[name]) if name in params else math.nan for name in numbers)])
 
 
 def position(name: str, value: Any) -> float:
-    """Return where a value is in its range, from 0 to 1; 0 for a category, which `distance` compares itself."""
+    """Return where a number is in its range, from 0 to the root of its weight."""
     space = HYPERPARAMETERS[name].space
     if name == "batch_size":
         return float(BATCH_SIZES.index(value)) / (len(BATCH_SIZES) - 1)
-    if "choices" in space:
-        return 0.0
     low, high, value = (math.log(v) if space.get("log") else float(v) for v in (space["low"], space["high"], value))
-    return (value - low) / (high - low)
+    return math.sqrt(WEIGHTS.get(name, 1.0)) * (value - low) / (high - low)
 
 
 def load_pools(path: Path) -> tuple[dict[str, Any], list[CurvePool]]:
