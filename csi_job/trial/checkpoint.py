@@ -152,7 +152,7 @@ def epoch_of(path: Path) -> int:
 class _HashingFile(io.RawIOBase, IO[bytes]):
     """Hashes what is written, so that a large state is never in memory twice; keeps the error of a failed write.
 
-    It raises nothing: torch's archive writer would hide why, and the error's traceback, which refers to the state, would
+    It raises nothing: torch's archive writer would hide why, and the traceback, which refers to the state, would
     never be freed, since the garbage collector does not see that the writer refers to this file.
     """
 
