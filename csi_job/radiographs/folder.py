@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +70,21 @@ class ImageFolder:
             self._numeric_names = NumericNames((*self._listings[_ROOT], *self._below))
         return self._numeric_names.could_be(file_id)
 
+    def alike(self, file_id: str) -> list[str]:
+        """Return the images, with their sub-folders, that have this name but for ending, case or folder."""
+        return sorted(self._by_stem.get(_stem(PureWindowsPath(file_id).name), ()))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, set[str]]:
+        found = defaultdict(set)
+        for entries in self._listings[_ROOT].values():
+            for name, _ in entries:
+                found[_stem(name)].add(name)
+        for paths in self._below.values():
+            for path in paths:
+                found[_stem(path.name)].add(path.relative_to(self._root).as_posix())
+        return found
+
     def _find_below(self, name: str) -> Path | str:
         found = self._below.get(_composed(name), [])
         if len(found) > 1:
@@ -117,11 +132,19 @@ def _list_folder(folder: Path) -> _Listing:
             is_link = entry.is_symlink()
             if (is_link or entry.is_file()) and not is_of_system(entry.name):
                 composed = _composed(entry.name)
-                folded = composed.casefold()
-                extension = next((known for known in EXTENSIONS if folded.endswith(known)), "")
-                for name in {composed, composed[: len(composed) - len(extension)]}:
+                for name in {composed, composed[: len(composed) - len(_extension(composed))]}:
                     listing.setdefault(name, []).append((entry.name, is_link))
     return listing
+
+
+def _extension(name: str) -> str:
+    return next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
+
+
+def _stem(name: str) -> str:
+    """Return a name without its known extension and its case."""
+    composed = _composed(name)
+    return composed[: len(composed) - len(_extension(composed))].casefold()
 
 
 def _is_newer(name: str) -> bool:

@@ -45,13 +45,17 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
 
 
 def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
-    """Add what a spreadsheet may have made of a number."""
-    candidates = images.could_be(problem.file_id) if problem.what.startswith(MISSING) else []
-    if not candidates and not is_scientific(problem.file_id):
+    """Add which images may be meant: a spreadsheet changes numbers, and people endings, case and folders."""
+    if not problem.what.startswith(MISSING):
         return problem
-    what = f"{problem.what}; a spreadsheet dropped its zeros or digits: import the column as text"
+    candidates, why = images.could_be(problem.file_id), ""
+    if candidates or is_scientific(problem.file_id):
+        why = "; a spreadsheet dropped its zeros or digits: import the column as text"
+    elif problem.what == MISSING:
+        candidates = images.alike(problem.file_id)
+        why = ", except with another ending, case or folder" if candidates else ""
     meant = f"{', '.join(candidates[:_NUM_CANDIDATES])}{', …' if len(candidates) > _NUM_CANDIDATES else ''}"
-    return replace(problem, what=what, identities=f"it may be {meant}" if candidates else "")
+    return replace(problem, what=f"{problem.what}{why}", identities=f"it may be {meant}" if candidates else "")
 
 
 def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:

@@ -148,6 +148,17 @@ def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(fo
     assert meant not in caught.value.render(identities=False)
 
 
+@pytest.mark.parametrize(
+    ("file_id", "meant"), [("A", "a.png"), ("b.png", "B.JPG"), ("sub/a", "a.png"), ("set/E.jpg", "sub/e.dcm")]
+)
+def test_an_image_with_another_ending_case_or_folder_is_named(folder, file_id, meant):
+    with pytest.raises(DataError) as caught:
+        find(folder, file_id)
+    told = caught.value.render(identities=True)
+    assert told.endswith(f"no image of this name, except with another ending, case or folder; it may be {meant}")
+    assert meant not in caught.value.render(identities=False)
+
+
 @pytest.mark.parametrize("file_id", ["sub", "x" * 300, "no/such/folder/x", "sub/", "f"])
 def test_a_file_that_is_not_an_image_is_missing(folder, file_id):
     assert problem(folder, file_id) == "no image of this name"
