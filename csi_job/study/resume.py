@@ -1,17 +1,13 @@
 """The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
 
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from optuna import Study
 
-from csi_job.errors import CheckpointError
 from csi_job.trial.checkpoint import epoch_of, load_checkpoint, valid_checkpoints
 from csi_job.work_folder import WorkFolder
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,7 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
     own = [place for place in folder.glob("attempt-*") if place.name.partition("-")[2].partition("-")[2] in (uid, "")]
     for place in sorted(own, reverse=True):
-        try:
-            intact = valid_checkpoints(place)
-        except (OSError, CheckpointError) as error:
-            logger.warning("cannot read checkpoints: %s", error.strerror if isinstance(error, OSError) else error)
-            continue
-        for path in intact:
+        for path in valid_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > best.epoch and (epoch <= last_epoch or place in trusted):
                 best = ResumePoint(path, epoch)

@@ -7,6 +7,7 @@ truncated write or a flipped byte never becomes a wrong resume.
 import errno
 import hashlib
 import io
+import logging
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ import torch
 from csi_job.errors import CheckpointError, CheckpointWriteError, explain_os_errors
 from csi_job.files import make_folder, replacing
 
+logger = logging.getLogger(__name__)
 MARKER: Final = b"csi-job checkpoint 1"
 NUM_KEPT: Final = 2  # the newest, and the one before it in case the disk corrupts the newest
 TRAILER_BYTES: Final = hashlib.sha256().digest_size + len(MARKER)
@@ -139,8 +141,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def valid_checkpoints(folder: Path) -> list[Path]:
-    """Return the folder's intact checkpoints, newest first; none if there is no such folder."""
-    return [path for path in reversed(_in_order(folder)) if _is_intact(path.read_bytes())]
+    """Return the folder's intact checkpoints, newest first; none if there is no such folder.
+
+    One that cannot be read is skipped like a torn one, with a warning.
+    """
+    return [path for path in reversed(_in_order(folder)) if _is_intact(_read(path))]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        logger.warning("%s cannot be read (%s), an older one takes its place", path, error.strerror)
+        return b""
 
 
 def epoch_of(path: Path) -> int:

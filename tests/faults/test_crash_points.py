@@ -1,7 +1,5 @@
 """Workers are killed between any two statements, around every COMMIT and between file operations."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -16,7 +14,7 @@ NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "release", "renew
 NUM_TRIALS, NUM_DEATHS = 40, 6
 
 
-def phase(point: str) -> str:
+def phase(point):
     return point.partition(":")[0]
 
 

@@ -1,9 +1,6 @@
 """Any one write, flush or rename of a command may fail: it says so in one line, and run again it does its work."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +11,7 @@ NUM_FAILED = 2
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+def prepared(tmp_path_factory):
     with preloaded():
         yield Prepared(tmp_path_factory.mktemp("calls"))
 

@@ -1,9 +1,6 @@
 """What clients of two studies were answered under faults is what one sequential study would have answered."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
@@ -14,13 +11,13 @@ from tests.faults.harness.histories.search import explain
 
 WORLD = World(lease_s=10.0, target=2, baseline=0.5, max_attempts=2, deaths={"dead": 20.0}, clock_steps=(100.0,))
 WAITING_BASELINE = ("WAITING", 0.5, None, (), None)
-BEGUN: list[Any] = [("define", (), ()), ("open", (), ("u",))]
+BEGUN = [("define", (), ()), ("open", (), ("u",))]
 CLAIM_A, CLAIM_B = ("claim", ("u", "a:1"), (0, 1)), ("claim", ("u", "b:1"), (1, 1))
 REPORT = ("report", ("u", 0, "a:1", 0, 0.25), ())
 TELL = ("tell", ("u", 0, "a:1", "COMPLETE", 0.75), ())
 
 
-def complaint(*steps: Any, world: World = WORLD) -> str:
+def complaint(*steps, world=WORLD):
     """What the checker says of operations that follow each other, a second apart, or at given times.
 
     Each step is kind, arguments and answer, and perhaps begin and end.
@@ -32,7 +29,7 @@ def complaint(*steps: Any, world: World = WORLD) -> str:
     return explain(history, None, Model(world).apply).complaint
 
 
-RIGHT: dict[str, list[Any]] = {
+RIGHT = {
     "a trial from its claim to its result": [
         CLAIM_A, ("see", ("u", 0), ("RUNNING", 0.5, None, (), None)), ("ask", ("u", 0, "a:1", 0.5), ()), REPORT, TELL,
         ("copy", (), (2, (("COMPLETE", 0.5, 0.5, ((0, 0.25),), 0.75),))), ("migrate", (), ((0, 0.5, 0.75),)),
@@ -81,7 +78,7 @@ RIGHT: dict[str, list[Any]] = {
         ("claim", ("v", "b:1"), (0, 1)),
     ],
 }  # fmt: skip
-WRONG: dict[str, list[Any]] = {
+WRONG = {
     "a lost result": [CLAIM_A, REPORT, ("see", ("u", 0), ("RUNNING", 0.5, None, (), None))],
     "a result without its parameters": [
         CLAIM_A, ("ask", ("u", 0, "a:1", 0.5), ()), TELL, ("copy", (), (2, (("COMPLETE", 0.5, None, (), 0.75),))),
@@ -131,7 +128,7 @@ def test_a_wrong_history_is_not(steps):
 
 def test_a_long_history_of_many_clients_takes_seconds():
     """All additions of 8 clients overlap, and those of one are never answered."""
-    steps: list[Any] = []
+    steps = []
     for turn in range(60):
         for client in range(8):
             answer = (3 + 8 * turn + client,) if client else None

@@ -1,11 +1,7 @@
 """The check of a study detects every kind of damage."""
 
-from __future__ import annotations
-
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg2
 import pytest
@@ -14,10 +10,9 @@ from sqlalchemy.engine import make_url
 from tests.faults.harness.__main__ import Session
 from tests.faults.harness.figures import Figures
 from tests.faults.harness.fleet import FaultyWorker
-from tests.faults.harness.invariants import Expected, Findings, check_study
+from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.starts import Starts
 from tests.faults.harness.worker import Plan, run
-from tests.support.postgres import Server
 
 EXPECTED = Expected(num_trials=4, max_epochs=2, max_losses=0)
 OF_TRIAL_1 = "trial_id = (SELECT trial_id FROM trials WHERE number = 1)"
@@ -33,12 +28,12 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def record(tmp_path_factory):
     return tmp_path_factory.mktemp("study") / "record"
 
 
 @pytest.fixture(scope="module")
-def finished(server: Server, record: Path) -> Iterator[str]:
+def finished(server, record):
     """The URL of a database with a study of four complete trials."""
     with server.database() as url:
         settings = {"name": "intact", "num_trials": 4, "max_epochs": 2, "pruner": "none"}
@@ -47,7 +42,7 @@ def finished(server: Server, record: Path) -> Iterator[str]:
         yield url
 
 
-def findings_after(server: Server, finished: str, record: Path, damage: str) -> Findings:
+def findings_after(server, finished, record, damage):
     """What the check finds in a copy of the database after a statement."""
     with server.database() as url:
         copy, original = make_url(url).database, make_url(finished).database

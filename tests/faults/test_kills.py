@@ -1,14 +1,11 @@
 """Workers are killed at random; what the database says in the end is checked by plain SQL."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -17,7 +14,6 @@ from csi_job.errors import StopRequestedError
 from csi_job.logs import set_up_logging
 from csi_job.storage.storage import open_storage
 from csi_job.study.confirmation import Training, open_confirmation, plan, training_of
-from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.support.processes import preload, wait_until
@@ -29,19 +25,19 @@ NUM_WORKERS, NUM_TRIALS, NUM_KILLS, MAX_EPOCHS = 3, 24, 8, 4
 NUM_KILLED_TRIALS = 40
 
 
-def hit(fleet: Fleet, number: int, index: int) -> None:
+def hit(fleet, number, index):
     """Send a signal to a worker and wait until another runs in its place."""
     worker = fleet.workers[index]
     worker.send_signal(number)
     fleet.run_until(lambda: worker not in fleet.workers)
 
 
-def computed(work: Path) -> Counter[str]:
+def computed(work):
     """How often each epoch of each trial was computed."""
     return Counter((work / "computed.log").read_text().splitlines())
 
 
-def settings(**others: Any) -> dict[str, Any]:
+def settings(**others):
     return {"num_trials": NUM_TRIALS, "max_epochs": MAX_EPOCHS, "epoch_s": 0.05, "max_attempts": 100, **others}
 
 
@@ -63,7 +59,7 @@ def test_killed_workers_leave_an_exact_study(url, tmp_path, pruner):
     assert not list((tmp_path / "checkpoints" / "toy").glob("trial-*/*/*.pt"))
 
 
-def confirming(arguments: dict[str, Any]) -> int:
+def confirming(arguments):
     """A worker process that shares the trainings of a confirmation: three recipes with four seeds."""
     set_up_logging("text")
     work, epoch_s = Path(arguments["work"]), arguments["epoch_s"]
@@ -71,11 +67,11 @@ def confirming(arguments: dict[str, Any]) -> int:
     confirmation = open_confirmation(define(storage))
     trainings = [Training(digest * 16, seed, {}, MAX_EPOCHS, digest) for seed in range(4) for digest in "abc"]
 
-    def train(running: RunningTrial[Any]) -> list[float]:
+    def train(running):
         running.params = SimpleNamespace(unknown_weight=f1_of(running.params))
         return objective(running, epoch_s)
 
-    def replan(_: object) -> None:
+    def replan(_):
         plan(confirmation, lambda _: trainings, 5)
 
     replan(None)
@@ -87,7 +83,7 @@ def confirming(arguments: dict[str, Any]) -> int:
     return 0
 
 
-def f1_of(training: Training) -> float:
+def f1_of(training):
     return (ord(training.digest[0]) - ord("a") + 1) / 8 + training.seed / 64
 
 
@@ -151,10 +147,10 @@ def test_a_stalled_worker_exits_and_its_trial_is_resumed(url, tmp_path):
     Reader(url).check_exact(2, 2)
 
 
-def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
+def _stop_outside_of_a_transaction(worker, reader):
     """Suspend a worker while it holds no lock: a suspended process would keep SQLite's only lock forever."""
 
-    def is_stopped_without_a_lock() -> bool:
+    def is_stopped_without_a_lock():
         worker.send_signal(signal.SIGSTOP)
         if reader.is_locked():
             worker.send_signal(signal.SIGCONT)
@@ -164,10 +160,10 @@ def _stop_outside_of_a_transaction(worker: Worker, reader: Reader) -> None:
     wait_until(is_stopped_without_a_lock)
 
 
-def _once_running(url: str) -> Reader:
+def _once_running(url):
     """Return a reader once a trial has a finished epoch."""
 
-    def is_running() -> bool:
+    def is_running():
         try:
             return bool(Reader(url).curves())
         except Exception:  # noqa: BLE001 - there is no file, or no table yet

@@ -1,25 +1,20 @@
 """PostgreSQL goes down and comes back while workers run."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import Server
 from tests.support.processes import num_lines, wait_until
 from tests.support.studies import Reader, Worker
 
 
 @pytest.fixture
-def mortal_url(mortal: Server) -> Iterator[str]:
+def mortal_url(mortal):
     with mortal.database() as url:
         yield url
 
 
-def wait_for_epochs(work: Path, more_than: int) -> int:
+def wait_for_epochs(work, more_than):
     """Wait until more than this many epochs have been computed, and return their number."""
     wait_until(lambda: num_lines(work / "computed.log") > more_than)
     return num_lines(work / "computed.log")

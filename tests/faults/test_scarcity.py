@@ -1,10 +1,7 @@
 """Scarce resources: connections, disk space for the database, disk space for checkpoints."""
 
-from __future__ import annotations
-
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import Plan, run
-from tests.support.postgres import Server, embedded_server
+from tests.support.postgres import embedded_server
 from tests.support.processes import num_lines
 
 SETTINGS = {"name": "scarce", "max_attempts": 100, "lease_s": 5.0, "sampler": "random", "outage_s": 300.0}
@@ -23,7 +20,7 @@ FULL_S = 3.0
 
 
 @pytest.fixture
-def narrow() -> Iterator[Server]:
+def narrow():
     """A server with 6 connections, of which a plain user may have 3."""
     with embedded_server(max_connections=6) as server:
         server.run("CREATE ROLE guest LOGIN")
@@ -47,7 +44,7 @@ def test_workers_take_turns_where_the_server_has_too_few_connections(narrow, tmp
     assert not findings.violations
 
 
-def log_of(server: Server) -> str:
+def log_of(server):
     return (Path(str(server.data)) / "log").read_text(errors="replace")
 
 
@@ -70,7 +67,7 @@ def test_workers_wait_while_the_database_s_disk_is_full(tmp_path):
     assert not findings.violations
 
 
-def restart_if_dead(server: Server) -> None:
+def restart_if_dead(server):
     """Start the server as its supervisor would: it exits when it cannot write its transaction log."""
     try:
         server.run("SELECT 1")

@@ -1,9 +1,6 @@
 """Simultaneous starts, scaling while trials run, wrong clocks, and two studies with one name."""
 
-from __future__ import annotations
-
 import signal
-from pathlib import Path
 
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, StudyReader, check_study
@@ -43,7 +40,7 @@ def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server, tmp_
     assert not findings.violations
 
 
-def wait_for_epochs(record: Path, num_epochs: int, fleet: Fleet) -> None:
+def wait_for_epochs(record, num_epochs, fleet):
     while fleet.workers and num_lines(record / "computed.log") < num_epochs:
         fleet.collect(0.05)
 

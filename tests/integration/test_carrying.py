@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -69,7 +68,7 @@ def sqlite(tmp_path):
     opened.close()
 
 
-def by_optuna(name: str, url: str) -> optuna.Study:
+def by_optuna(name, url):
     """Open a study as Optuna does."""
     return optuna.load_study(study_name=name, storage=url.replace("postgresql://", "postgresql+psycopg2://"))
 
@@ -232,7 +231,7 @@ def test_paused_trials_stay_paused_in_the_copy(storage, sqlite, tmp_path):
     assert len(computed) == len({*computed})
 
 
-def outcome_of(operation: Any) -> str:
+def outcome_of(operation):
     try:
         operation()
     except CsiJobError as error:
@@ -252,13 +251,13 @@ def test_of_many_copies_at_once_one_succeeds(storage, sqlite):
 NUM_TRIALS_UNDER_KILLS = 700
 
 
-def copy_to_be_killed(arguments: dict[str, Any]) -> int:
+def copy_to_be_killed(arguments):
     """Copy a study in a process that kills itself before its nth statement or COMMIT, or is killed from outside."""
     urls = [storage_settings(arguments[end]) for end in ("from", "to")]
     storages = [open_storage(settings, Path(arguments["work"]), create=True) for settings in urls]
     num_left = arguments.get("num_statements", -1)
 
-    def count(*_: Any) -> None:
+    def count(*_):
         nonlocal num_left
         if num_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,9 +1,5 @@
 """The check of an installation on a real PostgreSQL."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from csi_job.cluster.pod_check import check_database, check_study
@@ -17,7 +13,7 @@ from csi_job.study_settings import definition_of
 from tests.support.studies import define, storage_settings
 
 
-def settings_for(url: str, work: Path, study: str) -> Settings:
+def settings_for(url, work, study):
     return Settings.model_validate({"work": work, "storage": {"url": url}, "study": {"name": study}})
 
 

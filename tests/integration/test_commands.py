@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -40,7 +39,7 @@ REPEATED = (
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(work: Path, *arguments: object, is_cold: bool = False) -> Command | subprocess.Popen[str]:
+def start(work, *arguments, is_cold=False):
     """Start a command, with the small settings until there is a study, which then knows them.
 
     A cold one runs in an interpreter of its own, as a shell starts it.
@@ -54,7 +53,7 @@ def start(work: Path, *arguments: object, is_cold: bool = False) -> Command | su
     return cold_command(*given, env=environment) if is_cold else Command(*given, environment=environment)
 
 
-def run(work: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
+def run(work, *arguments, code=0):
     """Run a command to its end and return what it printed."""
     process = start(work, *arguments)
     out, err = process.communicate(timeout=240)
@@ -63,18 +62,18 @@ def run(work: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def data(phantoms: Path) -> tuple[str, ...]:
+def data(phantoms):
     return ("--labels", str(phantoms / "labels.csv"), "--images", str(phantoms / "images"))
 
 
-def trials(work: Path) -> list[tuple[int, str]]:
+def trials(work):
     with sqlite3.connect(work / "studies.db") as database:
         return database.execute(TRIALS).fetchall()
 
 
-def steps(work: Path) -> dict[int, list[int]]:
+def steps(work):
     query = "SELECT number, step FROM trial_intermediate_values JOIN trials USING (trial_id) ORDER BY number, step"
-    found: dict[int, list[int]] = {}
+    found = {}
     with (
         sqlite3.connect(work / "studies.db") as database,
         contextlib.suppress(sqlite3.OperationalError),
@@ -273,10 +272,10 @@ def test_an_interrupted_search_resumes(phantoms, tmp_path, number, code):
     assert re.search(r"trial 0 resumes at epoch", err)
 
 
-def wait_for_epochs(process: Command | subprocess.Popen[str], work: Path, *numbers: int) -> None:
+def wait_for_epochs(process, work, *numbers):
     """Wait until each of these trials has finished an epoch."""
 
-    def are_running() -> bool:
+    def are_running():
         assert process.poll() is None, process.communicate()
         found = steps(work) if (work / "studies.db").exists() else {}
         return all(found.get(number) for number in numbers)

@@ -1,9 +1,6 @@
 """Passwords, roles and databases of a real PostgreSQL: what is rejected, retried and shown."""
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
@@ -19,15 +16,15 @@ PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Server]:
+def guarded():
     """A server that requires a password from `anna`."""
     with guarded_server(PASSWORD, "CONNECTION LIMIT 2") as server:
         yield server
 
 
-def settings(server: Server, password: str = PASSWORD, database: str = "csi", **others: float) -> StorageSettings:
+def settings(server, password=PASSWORD, database="csi", **others):
     url = f"postgresql://anna@/{database}?host={server.data}"
-    return StorageSettings(url=SecretStr(url), password=SecretStr(password), **others)  # type: ignore[arg-type]
+    return StorageSettings(url=SecretStr(url), password=SecretStr(password), **others)
 
 
 def test_a_password_may_contain_any_characters(guarded, tmp_path):
@@ -123,7 +120,7 @@ def test_a_worker_has_at_most_two_connections(guarded, tmp_path):
     guarded.run("ALTER ROLE anna CONNECTION LIMIT 3")
     storage = open_storage(settings(guarded, lease_s=0.2), tmp_path, create=True)
     study = define(storage, name="connections", num_trials=2)
-    seen: list[int] = []
+    seen = []
 
     def watched(running):
         for epoch in range(60):

@@ -1,12 +1,9 @@
 """Trials that pause at rungs and are promoted by claims, on both databases."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
 from collections import defaultdict
-from typing import Any
 
 import optuna
 import pytest
@@ -18,10 +15,9 @@ from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of
 from csi_job.storage.claim import Claim, NothingToClaim
-from csi_job.storage.lease import RELEASED_AT_S, Lease
+from csi_job.storage.lease import RELEASED_AT_S
 from csi_job.storage.optuna_private import hyperband_bracket
 from csi_job.storage.rungs import Rungs, Standing, count_epochs, standings
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.record import read_record
 from csi_job.study.status import study_status
@@ -30,29 +26,27 @@ from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
 from tests.support.studies import SPACE, Reader, claim, define, leased, objective, storage_settings, value_at, work_on
 
-RULES: dict[str, Any] = {"rungs": Rungs(1, 2)}
-ASHA: dict[str, Any] = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
+RULES = {"rungs": Rungs(1, 2)}
+ASHA = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
 
 
-def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
+def pause(storage, lease, *values):
     """Pause a trial with the values of its epochs."""
     write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
     storage.write_trial(lease, write, renewed_at_s=RELEASED_AT_S)
 
 
-def outcomes(study: optuna.Study) -> list[str]:
+def outcomes(study):
     return [outcome_of(trial.state, trial.user_attrs) for trial in study.get_trials(deepcopy=False)]
 
 
-def asha(
-    xs: list[float], factor: int, max_epochs: int, rungs: tuple[int, ...] = (1, 2, 4)
-) -> tuple[list[tuple[int, int]], set[int]]:
+def asha(xs, factor, max_epochs, rungs=(1, 2, 4)):
     """What one worker computes of trials with these final values, in order, and which are complete (Li et al.)."""
-    reached: dict[int, list[int]] = defaultdict(list)
-    paused: dict[int, int] = {}
+    reached = defaultdict(list)
+    paused = {}
     new, computed, complete = list(range(len(xs))), [], set()
 
-    def best(rung: int, at_least: int) -> list[int]:
+    def best(rung, at_least):
         ranked = sorted(reached[rung], key=lambda trial: -xs[trial])
         return ranked[: max(len(ranked) // factor, at_least)]
 
@@ -80,7 +74,7 @@ def asha(
 @pytest.mark.parametrize("num_trials", [1, 3, 24])
 def test_one_worker_computes_what_asha_does(storage, tmp_path, num_trials, url):
     study = define(storage, num_trials=num_trials, **ASHA)
-    seen: list[int] = []
+    seen = []
     watched = WorkerOptions(
         own_process=False, on_trial_finished=lambda _: seen.append(study_status(study).num_finished)
     )
@@ -152,7 +146,7 @@ def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_th
 
     expected = []
     for step, bracket in itertools.product((4, 2, 0), (2, 1, 0)):
-        same: list[Standing] = []
+        same = []
         for first, factor in ((1, 2), (3, 2), (3, 4)):
             rivals = [
                 (trial_id, state, values[step])
@@ -205,7 +199,6 @@ def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_p
     leases = [leased(study) for _ in range(3)]
     pause(storage, leases[0], 0.2, 0.1)
     waits = claim(study)
-    assert isinstance(waits, NothingToClaim)
     assert [*waits.running] == [leases[1].trial_id, leases[2].trial_id]
     storage.write_trial(leases[1], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
     storage.write_trial(leases[2], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
@@ -221,7 +214,6 @@ def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage):
     for lease, value in zip(leases, (0.1, 0.2, 0.3), strict=True):
         pause(storage, lease, value)
     claimed = claim(study, **RULES)  # at most 2 of 4 are promoted
-    assert isinstance(claimed, Claim)
     assert (claimed.lease.number, claimed.pruned) == (2, (0,))
     assert study_status(study).num_paused == 1
 
@@ -254,7 +246,6 @@ def test_other_rungs_are_another_phase_whose_trials_compete_among_themselves(sto
     assert [phase.pruning for phase in view.phases] == ["asha (1, 2, 4, …)", "asha (3, 6, 12, …)"]
     assert commands(view, "f")[1].startswith("CSI_JOB_STUDY__MIN_RESOURCE=3 CSI_JOB_STUDY__REDUCTION_FACTOR=2 csi-job ")
     record = read_record(storage_settings(url), tmp_path, "toy")
-    assert record is not None
     assert record.settings()["study"]["min_resource"] == 3
 
 
@@ -295,7 +286,6 @@ def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_no
     assert storage.read(lambda connection: count_epochs(connection, study._study_id)) == 2
     pause(storage, leases[1], 0.2)
     best = claim(study, **rules)
-    assert isinstance(best, Claim)
     assert (best.lease.number, best.from_pause, best.pruned) == (0, True, (1,))
     storage.write_trial(best.lease, TrialWrite(values=[0.4], state=TrialState.COMPLETE))
     assert claim(study, **rules) == NothingToClaim(2, 2, {})

@@ -1,10 +1,7 @@
 """What one statement reads equals what Optuna reads and numpy computes, on both databases."""
 
-from __future__ import annotations
-
 import math
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -49,7 +46,7 @@ def test_trials_are_read_as_optuna_reads_them(storage, url, tmp_path):
     assert (plain.best_value, plain.user_attrs) == (study.best_value, study.user_attrs)
 
 
-def curves_of(study: optuna.Study, values: Sequence[float]) -> None:
+def curves_of(study, values):
     for value in values:
         study.add_trial(create_trial(value=0.5, intermediate_values={0: 0.0, 1: value}))
 
@@ -63,7 +60,6 @@ def test_the_median_equals_numpy_s(storage, num_values):
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={1: 9.0}))
 
     query = median_query(study, 1)
-    assert query is not None
     row = storage.read(lambda connection: connection.execute(query).one())
 
     assert row.num_rows == num_values + 1
@@ -73,7 +69,6 @@ def test_the_median_equals_numpy_s(storage, num_values):
 def test_nothing_is_pruned_at_an_epoch_that_no_trial_has_reached(storage):
     study = define(storage)
     query = median_query(study, 7)
-    assert query is not None
     assert [*storage.read(lambda connection: connection.execute(query).one())] == [0, None]
     trial = create_trial(state=TrialState.RUNNING, intermediate_values={7: math.nan})
     assert not should_prune(study, trial)
@@ -106,4 +101,3 @@ def test_all_kinds_of_values_survive_a_round_trip(storage):
     assert math.isnan(trial.intermediate_values.pop(0))
     assert trial.intermediate_values == {1: math.inf, 2: -math.inf, 3: 1 / 3}
     assert trial.values == [-math.inf]
-    assert trial.datetime_complete is not None

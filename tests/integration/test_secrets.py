@@ -1,23 +1,20 @@
 """The database's password appears in nothing that a run writes, prints or shows in the process list."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
 
 from tests.integration.test_commands import data, run, start
-from tests.support.postgres import Server, guarded_server
+from tests.support.postgres import guarded_server
 
 PASSWORD = "Geheim/p@ss w:{0}%23"
 FORMS = (PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), quote_plus(PASSWORD), "Geheim")
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Server]:
+def guarded():
     """A server that requires a password from `anna`."""
     with guarded_server(PASSWORD) as server:
         yield server
@@ -49,7 +46,7 @@ def test_a_run_with_tracking_and_a_database_crash_shows_no_password(guarded, pha
         assert not [form for form in FORMS if form.encode() in content]
 
 
-def command_lines() -> list[bytes]:
+def command_lines():
     """The process list as any user of the machine sees it."""
     lines = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,16 +1,11 @@
 """The number of statements per trial, compared with stock Optuna on the same server."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
-from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.trial.space import SearchSpace
 from tests.support.studies import counted
@@ -22,30 +17,30 @@ SETTINGS = {"num_startup_trials": 5, "max_epochs": NUM_REPORTS, "pruner": "media
 class Wide:
     """A space of eight numbers."""
 
-    def distributions(self) -> dict[str, Any]:
+    def distributions(self):
         return {f"p{index}": FloatDistribution(0, 1) for index in range(NUM_PARAMS)}
 
-    def conditional(self) -> set[str]:
+    def conditional(self):
         return set()
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self):
         return {}
 
-    def clip_to_space(self, params: Any) -> tuple[dict[str, Any], list[str]]:
+    def clip_to_space(self, params):
         return dict(params), []
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, float]:
+    def suggest(self, trial):
         return {name: trial.suggest_float(name, 0, 1) for name in self.distributions()}
 
 
-def ours(running: RunningTrial[dict[str, float]]) -> list[float]:
+def ours(running):
     for epoch in range(NUM_REPORTS):
         running.report(epoch, 0.5 + epoch / 100)
         running.end_if_behind()
     return [running.params["p0"]]
 
 
-def stock(trial: optuna.Trial) -> float:
+def stock(trial):
     params = Wide().suggest(trial)
     for epoch in range(NUM_REPORTS):
         trial.report(0.5 + epoch / 100, epoch)
@@ -57,12 +52,12 @@ def stock(trial: optuna.Trial) -> float:
 def test_a_trial_costs_a_fraction_of_stock_optunas_statements(storage, url, tmp_path, record_property):
     def work(num_trials):
         storage.set_study_user_attr(study._study_id, "target", num_trials)
-        given = StudySettings(name="wide", num_trials=num_trials, **SETTINGS)  # type: ignore[arg-type]
+        given = StudySettings(name="wide", num_trials=num_trials, **SETTINGS)
         options = WorkerOptions(own_process=False)
         run_worker(study, ours, suggest=Wide().suggest, settings=given, work=tmp_path, options=options)
 
     storage.lease_s = 3600  # so that no renewal is counted, however slow the machine
-    settings = StudySettings(name="wide", num_trials=10, **SETTINGS)  # type: ignore[arg-type]
+    settings = StudySettings(name="wide", num_trials=10, **SETTINGS)
     study = define_study(storage, Definition.of(settings, SearchSpace(), {}, cache_key="0" * 16))
     work(10)
     with counted(storage.engine) as of_five:

@@ -1,16 +1,11 @@
 """Optuna's own tests of a storage, run on `StudyStorage` on both databases, and what differs on purpose."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.testing.pytest_storages import StorageTestCase
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import CsiJobError, LeaseLostError
 from csi_job.storage.engine import now_s, upsert
@@ -18,17 +13,17 @@ from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.optuna_private import trial_id_of
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
-from csi_job.storage.trial_rows import TrialWrite, add_trial, set_state, write_trial
+from csi_job.storage.trial_rows import add_trial, set_state, write_trial
 from tests.support.studies import storage_settings
 
-WITHOUT_A_LEASE: dict[str, Callable[[StudyStorage, int], object]] = {
+WITHOUT_A_LEASE = {
     "set a parameter": lambda storage, trial_id: storage.set_trial_param(trial_id, "x", 0.5, FloatDistribution(0, 1)),
     "set a user attribute": lambda storage, trial_id: storage.set_trial_user_attr(trial_id, "a", 1),
     "set a system attribute": lambda storage, trial_id: storage.set_trial_system_attr(trial_id, "a", 1),
     "report a value": lambda storage, trial_id: storage.set_trial_intermediate_value(trial_id, 0, 0.5),
     "finish it": lambda storage, trial_id: storage.set_trial_state_values(trial_id, TrialState.FAIL),
 }
-BY_CLAIMS_ONLY: dict[str, Callable[[StudyStorage, int], object]] = {
+BY_CLAIMS_ONLY = {
     "create a running trial": lambda storage, _: storage.create_new_trial(1),
     "create one from a template": lambda storage, _: storage.create_new_trial(
         1, create_trial(state=TrialState.RUNNING)
@@ -42,7 +37,7 @@ BY_CLAIMS_ONLY: dict[str, Callable[[StudyStorage, int], object]] = {
 class LeasedStorage(StudyStorage):
     """Starts trials without claims, holds a lease of each, and writes to waiting ones."""
 
-    def create_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+    def create_trial(self, study_id, template_trial=None):
         """Add a trial in any state."""
         template = template_trial or create_trial(state=TrialState.RUNNING)
         if template.state is not TrialState.RUNNING:
@@ -52,29 +47,29 @@ class LeasedStorage(StudyStorage):
         self._hold(trial_id_of(trial), trial.number)
         return trial
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: object = None) -> bool:
+    def set_trial_state_values(self, trial_id, state, values=None):
         """Change the state of a trial."""
         trial = self.get_trial(trial_id)
         if trial.state is not TrialState.WAITING:
-            return super().set_trial_state_values(trial_id, state, values)  # type: ignore[arg-type]
+            return super().set_trial_state_values(trial_id, state, values)
         self.write(lambda connection: set_state(connection, trial_id, state))
         self._hold(trial_id, trial.number)
         return True
 
-    def _hold(self, trial_id: int, number: int) -> None:
+    def _hold(self, trial_id, number):
         lease = Lease(trial_id, number, new_token(), attempt=1)
         row = {"trial_id": trial_id, "token": lease.token, "owner": worker_id(), "attempt": 1, "lease_s": 60.0}
         row |= {"num_epochs": 0, "num_lost": 0}
         self.write(lambda c: upsert(c, LEASES, [row | {"renewed_at_s": now_s(c)}], ("trial_id",)))
         self.hold(lease)
 
-    def _write_or_buffer(self, trial_id: int, write: TrialWrite) -> None:
+    def _write_or_buffer(self, trial_id, write):
         if self.get_trial(trial_id).state is TrialState.WAITING:
             self.write(lambda connection: write_trial(connection, trial_id, write))
         else:
             super()._write_or_buffer(trial_id, write)
 
-    def _lease_of(self, trial_id: int) -> Lease:
+    def _lease_of(self, trial_id):
         if self.get_trial(trial_id).state is TrialState.WAITING:
             return Lease(trial_id, 0, "", 0)  # not looked at
         return super()._lease_of(trial_id)
@@ -84,7 +79,7 @@ class TestStudyStorage(StorageTestCase):
     """Optuna's tests."""
 
     @pytest.fixture
-    def storage(self, url: str, tmp_path: Path) -> Iterator[StudyStorage]:
+    def storage(self, url, tmp_path):
         opened = open_storage(storage_settings(url), tmp_path, create=True)
         leased = LeasedStorage(opened.address)
         opened.close()
@@ -96,11 +91,11 @@ class TestStudyStorageBelowOptunasCache(TestStudyStorage):
     """Optuna's tests, through the cache that every study has."""
 
     @pytest.fixture(params=["sqlite"])
-    def url(self, tmp_path: Path) -> str:
+    def url(self, tmp_path):
         return f"sqlite:///{tmp_path}/studies.db"
 
     @pytest.fixture
-    def storage(self, url: str, tmp_path: Path) -> Iterator[object]:
+    def storage(self, url, tmp_path):
         opened = open_storage(storage_settings(url), tmp_path, create=True)
         leased = LeasedStorage(opened.address)
         opened.close()

@@ -1,13 +1,10 @@
 """Copy, export and migration as a user runs them: real processes, real phantoms, both databases."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
 import os
 import sqlite3
-from pathlib import Path
 
 import psycopg2
 import pytest
@@ -28,14 +25,14 @@ PASSWORD = "{s3cret-%}@/: #"  # begins as a YAML mapping does
 
 
 @pytest.fixture(scope="module")
-def searched(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(phantoms, tmp_path_factory):
     """A work folder after a search of two trials."""
     work = tmp_path_factory.mktemp("work") / "Röntgen bilder"
     run(work, "hyperopt", *data(phantoms), "--n-trials", 2, "--max-epochs", 1, "--image-size", 32)
     return work
 
 
-def one_line(err: str) -> str:
+def one_line(err):
     assert len(err.strip().splitlines()) == 1, err
     assert err.startswith("csi-job: ")
     return err

@@ -4,14 +4,10 @@ The embedded PostgreSQL is built without TLS, so a proxy in front of it speaks T
 (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL).
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trustme
@@ -19,7 +15,6 @@ from sqlalchemy.engine import make_url
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import open_storage
-from tests.support.postgres import Server
 from tests.support.studies import define, storage_settings
 
 HOST = "127.0.0.1"
@@ -28,20 +23,20 @@ HOST = "127.0.0.1"
 class Proxy:
     """Accepts connections, with TLS if it has a certificate, and forwards them to the server."""
 
-    def __init__(self, upstream: str, context: ssl.SSLContext | None) -> None:
+    def __init__(self, upstream, context):
         self.upstream, self.context = upstream, context
         self.listener = socket.create_server((HOST, 0))
         self.port = self.listener.getsockname()[1]
         self.num_secure = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def _serve(self) -> None:
+    def _serve(self):
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
                 threading.Thread(target=self._pass, args=(client,), daemon=True).start()
 
-    def _pass(self, client: socket.socket) -> None:
+    def _pass(self, client):
         with contextlib.suppress(OSError), client, socket.socket(socket.AF_UNIX) as server:
             client.recv(8)  # SSLRequest
             client.sendall(b"S" if self.context else b"N")
@@ -53,7 +48,7 @@ class Proxy:
             _copy(client, server)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
+def _copy(source, target):
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)
@@ -61,12 +56,12 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.fixture
-def authority() -> trustme.CA:
+def authority():
     return trustme.CA()
 
 
 @pytest.fixture
-def secure(server: Server, authority: trustme.CA) -> Iterator[Proxy]:
+def secure(server, authority):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(HOST).configure_cert(context)
     proxy = Proxy(f"{server.data}/.s.PGSQL.5432", context)
@@ -74,7 +69,7 @@ def secure(server: Server, authority: trustme.CA) -> Iterator[Proxy]:
     proxy.listener.close()
 
 
-def through(url: str, proxy: Proxy, **options: str) -> str:
+def through(url, proxy, **options):
     query = {"gssencmode": "disable", **options}
     return make_url(url).set(host=HOST, port=proxy.port, query=query).render_as_string(hide_password=False)
 
@@ -112,7 +107,7 @@ def test_a_server_without_tls_is_rejected_if_tls_is_required(server, postgres_ur
     plain.listener.close()
 
 
-def _check_rejected(url: str, work: Path, words: str) -> None:
+def _check_rejected(url, work, words):
     with pytest.raises(ConfigurationError) as error:
         open_storage(storage_settings(url), work, create=True)
     assert words in str(error.value)

@@ -1,10 +1,6 @@
 """The usage of a search, stored with its study in a real database."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from csi_job.cluster import study_watch
 from csi_job.cluster.budget import Usage
@@ -15,7 +11,7 @@ from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
 
-def watch(url: str, work: Path, name: str = "toy") -> StudyWatch:
+def watch(url, work, name="toy"):
     return StudyWatch(Settings(work=work, storage=storage_settings(url), study=StudySettings(name=name)))
 
 
@@ -44,7 +40,7 @@ def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, ca
 def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tmp_path, monkeypatch):
     now_s, asked_s = 100.0, []
 
-    def ask() -> Any:
+    def ask():
         nonlocal now_s
         asked_s.append(now_s)
         now_s += 10

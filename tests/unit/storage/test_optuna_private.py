@@ -6,7 +6,6 @@ import logging
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -45,7 +44,7 @@ MINOR_VERSION = "5.0"
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
+def study(tmp_path):
     return optuna.create_study(storage=f"sqlite:///{tmp_path}/plain.db", direction="maximize")
 
 
@@ -134,7 +133,7 @@ def test_numbers_are_stored_as_a_value_and_a_type(number):
 
 
 def test_the_stored_versions_are_those_of_optuna(study):
-    plain: Any = backend_of(study)
+    plain = backend_of(study)
     assert plain.get_head_version() == plain.get_current_version() == HEAD_REVISION
     inspector, ours = sa.inspect(plain.engine), sa.create_engine("sqlite://")
     ALEMBIC_VERSION.create(ours)
@@ -147,7 +146,7 @@ def test_the_stored_versions_are_those_of_optuna(study):
 
 def test_times_are_stored_in_utc(study):
     study.add_trial(create_trial(value=1.0))
-    plain: Any = backend_of(study)
+    plain = backend_of(study)
     with plain.engine.connect() as connection:
         stored = connection.execute(METADATA.tables["trials"].select()).one().datetime_start
     assert stored.replace(tzinfo=UTC) == study.trials[0].datetime_start.astimezone(UTC)
@@ -214,5 +213,5 @@ def test_successive_halving_writes_through_the_object_it_is_given():
     trial = create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5})
     trial._trial_id = 7
     pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
-    pruner.prune(Study(), trial)  # type: ignore[arg-type]
+    pruner.prune(Study(), trial)
     assert Study.written == {(7, "completed_rung_0"): 0.5}

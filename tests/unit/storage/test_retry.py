@@ -1,12 +1,9 @@
 """Which errors are retried, which are rejections, and which do not come from the database."""
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 
 import psycopg2
 import pytest
@@ -18,7 +15,7 @@ from csi_job.signals import Stop
 from csi_job.storage.retry import ErrorKind, RetryPolicy, call_at_start, classify, reason
 
 
-def locked_error(folder: Path) -> Exception:
+def locked_error(folder):
     """The error of an SQLite file that another connection writes."""
     engine = sa.create_engine(f"sqlite:///{folder}/a.db", connect_args={"timeout": 0})
     other = sqlite3.connect(folder / "a.db", isolation_level=None)
@@ -33,7 +30,7 @@ def locked_error(folder: Path) -> Exception:
     raise AssertionError
 
 
-def connect_error(url: str) -> Exception:
+def connect_error(url):
     try:
         sa.create_engine(url, connect_args={"connect_timeout": 2}).connect()
     except DBAPIError as error:

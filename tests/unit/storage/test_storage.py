@@ -1,7 +1,5 @@
 """The storage on SQLite: what Optuna reads, and what is rejected."""
 
-from __future__ import annotations
-
 import pickle
 import sqlite3
 import time
@@ -117,7 +115,7 @@ class _Full(sqlite3.Connection):
 
     is_full = True
 
-    def commit(self) -> None:
+    def commit(self):
         if self.in_transaction and _Full.is_full:
             _Full.is_full = False
             error = sqlite3.OperationalError("database or disk is full")

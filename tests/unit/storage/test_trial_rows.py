@@ -1,6 +1,6 @@
 """Trials are read and written as Optuna does."""
 
-from __future__ import annotations
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -9,7 +9,14 @@ from optuna.trial import TrialState, create_trial
 from csi_job.report.study_view import view_study
 from csi_job.storage.attributes import outcome_of
 from csi_job.storage.tables import PARAMS
-from csi_job.storage.trial_rows import MAX_LISTED, read_trials
+from csi_job.storage.trial_rows import (
+    MAX_LISTED,
+    RUNG_KEY_PREFIX,
+    add_trial,
+    read_trials,
+    remove_steps,
+    set_state,
+)
 from csi_job.study.target import set_target
 from tests.support.studies import define, study_counts, work_on
 
@@ -28,7 +35,6 @@ def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(value, sto
     assert seen.user_attrs["reason"] == "outside the search space: unknown_weight"
     assert reopened.best_trial.number != best.number
     view = view_study(reopened)
-    assert view.best is not None
     assert view.best.number == reopened.best_trial.number
     assert {*view.importances.shares, *view.importances.too_few} == {"optimizer", "patience", "unknown_weight"}
     assert view.num_finished == study_counts(reopened).num_finished == 12
@@ -60,8 +66,37 @@ def test_more_ids_than_fit_into_a_statement_are_read(study, storage):
     assert {trial._trial_id for trial in read} == chosen | set(sorted(ids)[-10:])
 
 
+def test_a_trial_gets_its_start_when_it_runs_and_its_end_when_it_is_finished(study, storage):
+    trial_id = study.trials[0]._trial_id
+
+    def times(state):
+        storage.write(lambda connection: set_state(connection, trial_id, state))
+        trial = storage.get_trial(trial_id)
+        return trial.state, trial.datetime_start, trial.datetime_complete
+
+    assert times(TrialState.WAITING) == (TrialState.WAITING, None, None)
+    before = datetime.now()  # noqa: DTZ005 - as Optuna has it
+    _, start, end = times(TrialState.RUNNING)
+    assert (before - timedelta(seconds=1) < start, end) == (True, None)
+    assert times(TrialState.WAITING) == (TrialState.WAITING, start, None)
+    assert times(TrialState.FAIL)[:2] == (TrialState.FAIL, start)
+    assert study.trials[0].datetime_complete >= start
+
+
+def test_removed_steps_take_the_rungs_along_that_a_pruner_derived_from_them(study, storage):
+    rungs = {f"{RUNG_KEY_PREFIX}{rung}": 0.5 for rung in range(2)}
+    template = create_trial(
+        state=TrialState.RUNNING, intermediate_values={0: 0.1, 1: 0.2, 2: 0.3}, system_attrs={**rungs, "x": 1}
+    )
+    ids = [storage.write(lambda connection: add_trial(connection, study._study_id, template)) for _ in range(2)]
+    storage.write(lambda connection: remove_steps(connection, ids[0], 1))
+    changed, other = (storage.get_trial(trial_id) for trial_id in ids)
+    assert (changed.intermediate_values, changed.system_attrs) == ({0: 0.1}, {"x": 1})
+    assert (other.intermediate_values, other.system_attrs) == ({0: 0.1, 1: 0.2, 2: 0.3}, {**rungs, "x": 1})
+
+
 def test_sampling_reads_the_history_once(study, storage, tmp_path):
-    statements: list[str] = []
+    statements = []
     work_on(study, tmp_path, num_trials=5)
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     storage.set_study_user_attr(study._study_id, "target", 6)

@@ -1,7 +1,5 @@
 """Where the database is, and that its secrets show nowhere."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 
@@ -24,8 +22,8 @@ MOUNTS = """\
 """
 
 
-def settings(url: str | None, **others: object) -> StorageSettings:
-    return StorageSettings(url=None if url is None else SecretStr(url), **others)  # type: ignore[arg-type]
+def settings(url, **others):
+    return StorageSettings(url=None if url is None else SecretStr(url), **others)
 
 
 def test_the_default_database_is_in_the_work_folder(tmp_path):
@@ -51,7 +49,7 @@ def test_postgresql_gets_the_psycopg2_driver(scheme):
 @pytest.mark.parametrize("source", ["setting", "file", "url", "option"])
 def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source, tmp_path):
     url = "postgresql://anna@db/csi"
-    given: dict[str, object] = {}
+    given = {}
     if source == "setting":
         given["password"] = SecretStr(NASTY)
     elif source == "file":

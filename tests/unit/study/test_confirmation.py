@@ -1,9 +1,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -27,12 +25,12 @@ def confirmation(study):
     return open_confirmation(study)
 
 
-def content(confirmation: optuna.Study) -> list[tuple[str, int, TrialState]]:
+def content(confirmation):
     trials = confirmation.get_trials(deepcopy=False)
     return [(training_of(trial).digest[0], training_of(trial).seed, trial.state) for trial in trials]
 
 
-def work(confirmation: optuna.Study, folder: Path, run=lambda _: [0.5]) -> None:
+def work(confirmation, folder, run=lambda _: [0.5]):
     options = WorkerOptions(own_process=False, may_add=False, noun="training")
     work_on(confirmation, folder, run, options=options, suggest=training_of, max_failed_trials=1)
 

@@ -1,7 +1,6 @@
 """The thread that renews a lease; all but one test run it in their own thread, by a clock that only renewals move."""
 
 import threading
-from collections.abc import Iterable
 from types import SimpleNamespace
 
 import pytest
@@ -23,17 +22,17 @@ def clock(monkeypatch):
 
 
 def run(
-    clock: SimpleNamespace,
-    answers: Iterable[Exception | None],
-    step_s: float = 1.0,
+    clock,
+    answers,
+    step_s=1.0,
     *,
-    stall_s: float = 1e9,
-    beats: bool = True,
-) -> tuple[Heartbeat, int]:
+    stall_s=1e9,
+    beats=True,
+):
     """Run until these answers were given or the training stalled; return how many are left, too."""
     left = [*answers]
 
-    def renew(lease: Lease) -> None:
+    def renew(lease):
         assert lease is LEASE
         clock.now_s += step_s
         if beats:
@@ -45,7 +44,7 @@ def run(
             raise answer
 
     heartbeat = Heartbeat(renew, 0.001, stall_s=stall_s, on_stall=lambda: stalls.append(clock.now_s))
-    stalls: list[float] = []
+    stalls = []
     heartbeat.watch(LEASE)
     heartbeat.run()
     assert stalls == [clock.now_s] * heartbeat.stalled

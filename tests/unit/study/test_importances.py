@@ -5,7 +5,7 @@ from optuna.trial import TrialState
 from csi_job.study.importances import MIN_TRIALS, param_importances
 
 
-def one_parameter_matters(num_trials: int, num_infeasible: int = 0, *, has_cost: bool = False) -> optuna.Study:
+def one_parameter_matters(num_trials, num_infeasible=0, *, has_cost=False):
     directions = ["maximize", "minimize"] if has_cost else ["maximize"]
     study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1))
     for number in range(num_trials + num_infeasible):

@@ -2,11 +2,8 @@
 
 import os
 import socket
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -18,8 +15,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.objective import F1StandardError, training_objective
 from csi_job.study.settings import StudySettings
-from csi_job.study.trial_run import TrialObjective
-from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
+from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.trial.inference import confusion
 from csi_job.trial.metrics import mean_f1
 from csi_job.trial.settings import TrialSettings
@@ -31,26 +27,24 @@ SPACE = SearchSpace.model_validate(
 BASELINE = {"model_arch": "Custom_1", "learning_rate": 1e-3}
 
 
-def split(num_images: int, seed: int) -> SplitData:
+def split(num_images, seed):
     generator = torch.Generator().manual_seed(seed)
     zones_NZ = torch.randint(0, 5, (num_images, 6), generator=generator)
     images_NHW = torch.randint(0, 256, (num_images, 32, 32), generator=generator, dtype=torch.uint8)
     return SplitData(images_NHW, zones_NZ, torch.arange(num_images) // 2, tuple(map(str, range(num_images))), "medical")
 
 
-def objective() -> TrialObjective:
+def objective():
     return training_objective(split(16, 0), split(8, 1), TrialSettings(device="cpu"))
 
 
-def define(work: Path, **settings: Any) -> tuple[optuna.Study, StudySettings]:
+def define(work, **settings):
     given = StudySettings(**{"num_trials": 1, "max_epochs": 3, "pruner": "none", **settings})
     storage = open_storage(StorageSettings(lease_s=30), work, create=True)
     return define_study(storage, Definition.of(given, SPACE, BASELINE, cache_key="k")), given
 
 
-def work_on(
-    study: optuna.Study, settings: StudySettings, work: Path, run: TrialObjective | None = None
-) -> WorkerSummary:
+def work_on(study, settings, work, run=None):
     options = WorkerOptions(own_process=False)
     return run_worker(study, run or objective(), suggest=SPACE.suggest, settings=settings, work=work, options=options)
 
@@ -129,11 +123,11 @@ def test_two_objectives_are_f1_and_the_cost_of_an_image(tmp_path):
     assert len(set(costs.values())) == len(costs)
 
 
-def f1_standard_error(pred_NZ: torch.Tensor, true_NZ: torch.Tensor, patients: Any, average: Any = "macro") -> float:
+def f1_standard_error(pred_NZ, true_NZ, patients, average="macro"):
     return F1StandardError(true_NZ, torch.as_tensor(patients), average)(pred_NZ)
 
 
-def predictions(num_images: int, seed: int, accuracy: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
+def predictions(num_images, seed, accuracy=0.6):
     generator = torch.Generator().manual_seed(seed)
     true_NZ = torch.randint(0, 4, (num_images, 6), generator=generator)
     wrong_NZ = torch.randint(0, 4, (num_images, 6), generator=generator)

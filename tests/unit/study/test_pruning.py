@@ -2,7 +2,6 @@
 
 import math
 import random
-from typing import Any
 
 import optuna
 import pytest
@@ -13,13 +12,13 @@ from csi_job.study.settings import StudySettings
 from tests.support.studies import define, work_on
 
 
-def running(values: dict[int, float], number: int = 99, **system_attrs: Any) -> Any:
+def running(values, number=99, **system_attrs):
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=values, system_attrs=system_attrs)
     trial.number, trial._trial_id = number, number + 1
     return trial
 
 
-def add(study: optuna.Study, *curves: list[float], **options: Any) -> None:
+def add(study, *curves, **options):
     for curve in curves:
         study.add_trial(create_trial(value=curve[-1], intermediate_values=dict(enumerate(curve)), **options))
 

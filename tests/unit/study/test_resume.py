@@ -1,8 +1,7 @@
 """Which checkpoint a trial resumes from."""
 
-from pathlib import Path
-
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from csi_job.study.resume import (
     ResumePoint,
@@ -12,6 +11,7 @@ from csi_job.study.resume import (
     fresh_attempt_folder,
     keep_newest_checkpoint,
     remove_checkpoints,
+    remove_leftover_checkpoints,
 )
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
@@ -19,21 +19,27 @@ from tests.support.studies import value_at, write_checkpoint
 X, UID = 0.5, "1a2b3c4d"
 
 
-def attempt(folder: Path, number: int, *epochs: int, uid: str = UID) -> list[Path]:
+def attempt(folder, number, *epochs, uid=UID):
     return [write_checkpoint(folder / attempt_name(number, uid), epoch, X) for epoch in epochs]
 
 
-def tear(path: Path) -> None:
+def tear(path):
     path.write_bytes(path.read_bytes()[:70])
 
 
-def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_torn_the_one_before(tmp_path):
+def make_unreadable(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [tear, make_unreadable])
+def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
     _, earlier = attempt(tmp_path, 1, 0, 2)
     before, promoted = attempt(tmp_path, 2, 2, 3)
     for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 2)):
         assert find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
-        assert expected.path is not None
-        tear(expected.path)
+        damage(expected.path)
+    assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
 
 def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
@@ -95,6 +101,14 @@ def test_a_finished_trial_leaves_no_checkpoint(tmp_path):
     remove_checkpoints(tmp_path, "toy", 3)
     remove_checkpoints(tmp_path, "toy", 99)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
+
+
+def test_only_finished_trials_leave_no_checkpoint_of_a_killed_worker(study, tmp_path):
+    study.add_trial(create_trial(state=TrialState.PRUNED))
+    for number in range(2):
+        attempt(WorkFolder(tmp_path).trial_checkpoints("toy", number), 1, 0)
+    remove_leftover_checkpoints(tmp_path, study)
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-0"]  # which is waiting
 
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import optuna
@@ -23,7 +22,6 @@ from csi_job.errors import (
 from csi_job.signals import Stop
 from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
-from csi_job.storage.storage import StudyStorage
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
@@ -41,7 +39,7 @@ def late(monkeypatch):
     return lambda: now_s.append(now_s.pop() + 600)
 
 
-def seize(storage: StudyStorage) -> None:
+def seize(storage):
     """Give every lease to somebody else."""
     with storage.engine.begin() as connection:
         connection.execute(sa.update(LEASES).values(token="another", owner="another|a|b|1|1", lease_s=600))
@@ -90,8 +88,8 @@ def test_another_phase_may_change_epochs_sampler_and_pruner(storage, tmp_path):
     assert phases == [("tpe", 4)] * 3 + [("random", 6)] * 2
 
 
-def fails_with(error: Exception) -> Callable[[Running], list[float]]:
-    def failing(_: Running) -> list[float]:
+def fails_with(error):
+    def failing(_):
         raise error
 
     return failing

@@ -5,7 +5,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ UNTIL_STOPPED = "worker.run_until_stopped()"
 DIE = "worker.die()"
 
 
-def run_group(
-    folder: Path, codes: dict[int, list[str]], on_event: Callable[[Events], object] = lambda _: None
-) -> Events:
+def run_group(folder, codes, on_event=lambda _: None):
     """Run workers; each start of one runs the next of its codes, and the last one from then on."""
-    events: Events = []
+    events = []
 
-    def keep(number: int, kind: str, values: Sequence[Any]) -> None:
+    def keep(number, kind, values):
         events.append((number, kind, list(values)))
         on_event(events)
 
@@ -39,7 +36,7 @@ def run_group(
     return events
 
 
-def num_starts(folder: Path) -> dict[int, int]:
+def num_starts(folder):
     return {int(path.name): num_lines(path) for path in sorted(folder.iterdir())}
 
 
@@ -132,7 +129,6 @@ def test_no_worker_outlives(code, number, exit_code, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     arguments = [sys.executable, "-c", PARENT, str(tmp_path), code]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) as parent:
-        assert parent.stdout is not None
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         wait_until(lambda: parent.send_signal(number) or parent.poll() is not None, 60)
         assert parent.returncode == exit_code
@@ -158,7 +154,7 @@ def machine(monkeypatch, tmp_path):
     return monkeypatch
 
 
-def install(machine: pytest.MonkeyPatch, folder: Path, num_gpus: int, listed: str = "") -> None:
+def install(machine, folder, num_gpus, listed=""):
     machine.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     machine.setattr(torch.cuda, "device_count", lambda: num_gpus)
     (folder / "list").write_text(listed)
