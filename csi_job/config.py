@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 ENVIRONMENT_PREFIX = "CSI_JOB_"
 # Variables of single flags: the log's format, and the target of `study copy`.
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
+# Instead of pydantic's, for those who know no Python.
+PLAIN_WORDS = {
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "path_type": "must be a path",
+    "string_pattern_mismatch": "must not begin with a dot or contain slashes",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
+OWN_KINDS = {"value_error", "space"}  # errors of our validators, which name the value themselves
 Tree = dict[str, Any]
 STUDY = "study"  # the origin of a value that a study was created with
 
@@ -210,13 +220,18 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)
         hint = f"see `csi-job config show`{more}"
         return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=hint)
-    what, hint = first["msg"].removeprefix("Value error, "), "see `csi-job config show`"
-    if first["type"] == "model_type" and _is_section(section):
+    kind, value, hint = first["type"], first["input"], "see `csi-job config show`"
+    what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, "))
+    if kind == "model_type" and _is_section(section) and issubclass(section, Parameter):
+        what = "a parameter is a mapping, e.g. {value: 32}, {choices: [16, 32]} or {low: 16, high: 64}"
+    elif kind == "model_type" and _is_section(section):
         inner = f"{path}.{next(iter(section.model_fields))}"
         variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
         what, hint = "this is a section of settings, not a single one", f"set {inner}, or the variable {variable}"
-    hidden = _may_be_secret(path) or first["input"] is None or isinstance(first["input"], (dict, list))
-    got = None if hidden or ", got " in what else first["input"]  # our own validators name the value themselves
+    elif isinstance(value, bool):
+        hint = "YAML reads no, off, yes and on as false and true; put the word in quotes"
+    hidden = _may_be_secret(path) or value is None or isinstance(value, (dict, list))
+    got = None if hidden or kind in OWN_KINDS else value
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
 
 

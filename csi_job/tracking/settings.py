@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+from pydantic import Field
+
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
 
@@ -22,7 +24,7 @@ FALSE_WORDS: Final = ("", "0", "false", "no", "off")
 class TrackingSettings(Section):
     """Experiment tracking with Weights & Biases; off unless a project is given."""
 
-    wandb_project: str | None = None
+    wandb_project: str | None = Field(default=None, min_length=1)
     """Weights & Biases project; without one, nothing is tracked."""
     wandb_entity: str | None = None
     """Weights & Biases team or user."""
