@@ -52,6 +52,7 @@ _DICOM_OF_VERSION_4 = re.compile(
     rb"\x28\x00[\x52\x53]\x10(?:DS\x00\x00|\x00{4})"  # half of a rescale left blank
     rb"|\x28\x00\x51\x10(?:DS..|..\x00\x00)[-+ 0.\\]"  # a first window of no width
     rb"|\x28\x00\x56\x10(?:CS..|..\x00\x00)(?!LINEAR|SIGMOID)"  # an unknown VOI function
+    rb"|\x00\x52[\x29\x30]\x92"  # an enhanced object's tables of its frame
     rb"|1\.2\.840\.10008\.1\.2\.4\.20[1-3]",  # high-throughput JPEG 2000
     re.DOTALL,
 )
@@ -124,8 +125,7 @@ def reader_version(start: bytes, newest: int = NEWEST_READER) -> int:
     if not is_dicom(start):
         return 2 if _picture_of_version_2(start) else 1
     header, pixels, _ = start.partition(_PIXELS)
-    bits = _STORED_AND_HIGH_BIT.search(header)
-    is_shifted = bits is not None and bits[1][0] != bits[2][0] + 1
+    is_shifted = _is_shifted(_STORED_AND_HIGH_BIT.search(header))
     return 2 if not pixels or is_shifted or _DICOM_OF_VERSION_2.search(header) else 1
 
 
@@ -170,6 +170,8 @@ def _is_of_version_4(start: bytes) -> bool:
     if _PICTURES.match(start) or _DICOM_OF_VERSION_4.search(header) or sum(part in header for part in _RESCALE) == 1:
         return True
     bits = _STORED_AND_HIGH_BIT.search(header)
+    if _is_shifted(bits):
+        return True
     begins = _STREAM_START.search(pixels, 0, NUM_MAGIC_BYTES) if b"1.2.840.10008.1.2.4." in header else None
     stream = stream_header(pixels[begins.start() :]) if begins else None
     if stream is None or bits is None:
@@ -193,6 +195,11 @@ def _is_of_version_3(start: bytes) -> bool:
     sides = _ROWS_AND_COLUMNS.search(header)
     size = prod(int.from_bytes(side, "little") for side in sides.groups()) if sides else LARGE
     return not pixels or (size >= LARGE and b"MONOCHROME" in header)
+
+
+def _is_shifted(bits: re.Match[bytes] | None) -> bool:
+    """Return whether the bits stored are not the lowest, by their number and the high bit."""
+    return bits is not None and bits[1][0] != bits[2][0] + 1
 
 
 class _NiftiHeader(NamedTuple):

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,8 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
 _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _HIGH_THROUGHPUT = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)  # OpenJPEG decodes them as JPEG 2000
+_GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
+_TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
 def read_file(content: bytes, max_image_side_px: int) -> Dataset:
@@ -98,6 +101,9 @@ def _settle_syntax(dataset: Dataset) -> None:
 
 def _settle_tables(dataset: Dataset) -> None:
     """Keep the first window that can be applied, and fill in a slope or intercept that devices leave blank."""
+    for groups in _GROUPS_OF_FRAMES:
+        for tables in _TABLES_OF_FRAMES:
+            dataset.update(_first(_first(dataset.get(groups)).get(tables)))
     rescale = {name: dataset.get(name) for name in ("RescaleSlope", "RescaleIntercept")}
     if any(name in dataset for name in rescale):
         dataset.RescaleSlope = 1 if rescale["RescaleSlope"] is None else rescale["RescaleSlope"]
@@ -113,6 +119,10 @@ def _settle_tables(dataset: Dataset) -> None:
         if center is not None and width is not None and width > 0 and width >= smallest
     ]
     dataset.WindowCenter, dataset.WindowWidth = windows[0] if windows else (None, None)
+
+
+def _first(items: Sequence[Dataset] | None) -> Dataset:
+    return items[0] if items else Dataset()
 
 
 def _numbers(value: Any) -> list[float | None]:
@@ -141,3 +151,5 @@ def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:
         raise DataError(f"pixel data have {said}")
     if stream.is_signed:
         dataset.PixelRepresentation = 1
+    if stream.num_bits > dataset.BitsAllocated:
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, stream.num_bits, stream.num_bits - 1

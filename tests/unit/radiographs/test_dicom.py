@@ -57,10 +57,25 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
     "slope alone": lambda x: dataset_of(x // 2, **ALL_LEVELS, RescaleSlope=2),
     "intercept alone": lambda x: dataset_of(x, WindowCenter=1048, WindowWidth=4096, RescaleIntercept=-1000),
     "floating point": lambda x: in_floats(x, "FloatPixel", **ALL_LEVELS),
+    "shifted, it says": lambda x: dataset_of(x, HighBit=15, **ALL_LEVELS),
+    "enhanced": lambda x: dataset_of(
+        4095 - x,
+        SharedFunctionalGroupsSequence=[
+            items(PixelValueTransformationSequence=items(RescaleSlope=-1, RescaleIntercept=4095))
+        ],
+        PerFrameFunctionalGroupsSequence=[items(FrameVOILUTSequence=items(**ALL_LEVELS))],
+    ),
     "table before window": lambda x: dataset_of(
         x, WindowCenter=1, WindowWidth=2, VOILUTSequence=[table(np.arange(4096) * 16)]
     ),
 }
+
+
+def items(**elements: object) -> Dataset:
+    dataset = Dataset()
+    for name, value in elements.items():
+        setattr(dataset, name, [value] if isinstance(value, Dataset) else value)
+    return dataset
 
 
 def in_floats(values_HW: np.ndarray, name: str, **elements: object) -> Dataset:
@@ -288,6 +303,14 @@ def test_compressed_pixels_have_the_bits_that_they_say_and_no_fewer(tmp_path, fi
     content = stating(compressed(tmp_path, dataset, syntax), STORED, 12)
     expected_HW = square(film_HW if tables else stretched(film_HW))
     assert np.abs(read(content).astype(int) - expected_HW).max() <= 1
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_compressed_pixels_of_more_bits_than_are_allocated_are_read(tmp_path, stored_HW, square_HW, syntax):
+    content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), syntax)
+    for tag in (b"\x28\0\x00\x01", STORED):
+        content = stating(content, tag, 8)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
 def wrapped(levels_HW: np.ndarray, syntax: UID, parts: list[bytes], offsets: bytes = b"", **elements: object) -> bytes:
