@@ -87,7 +87,8 @@ def optimize_hyperparameters(
 
 
 def _cache(make: Callable[..., Path], settings: Settings, key: str) -> Cache:
-    return Cache.open(make(settings.radiographs, settings.cache, settings.work, key))
+    local_copy_gib = settings.cache.local_copy_gib if make is ensure_cache else 0.0  # for what trains
+    return Cache.open(make(settings.radiographs, settings.cache, settings.work, key), local_copy_gib)
 
 
 def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study, Cache]:

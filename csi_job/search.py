@@ -221,7 +221,7 @@ def _run_request(request: _Request, relay: Relay) -> None:
         raise study_deleted() from None
     if study.user_attrs.get(UID) != request.uid:
         raise study_deleted()
-    search = Search(study, Cache.open(request.cache), settings, request.confirm)
+    search = Search(study, Cache.open(request.cache, settings.cache.local_copy_gib), settings, request.confirm)
     search.work(relay, functools.partial(relay.send, FINISHED))
 
 

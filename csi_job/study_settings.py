@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csi_job.cache.settings import NODE_ONLY
 from csi_job.study.definition import Definition, check_same, without_data
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -15,7 +16,7 @@ KEY_FILE = {"wandb_api_key_file"}
 NOT_STORED: Any = {
     "work": True,
     "radiographs": {"labels", "images"},
-    "cache": {"num_workers"},
+    "cache": NODE_ONLY,
     "trial": {"device"},
     "study": {"name", "timeout_s", "workers"},
     "storage": True,

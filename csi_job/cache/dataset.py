@@ -14,6 +14,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
+from csi_job.cache.local_copy import COPIED, local_arrays
 from csi_job.cache.manifest import CacheInfo, images_file, load_info, read_split_table
 from csi_job.errors import DataError
 from csi_job.radiographs.split import SPLITS
@@ -103,12 +104,14 @@ class Cache:
 
     folder: Path
     info: CacheInfo
+    local_copy_gib: float = 0.0
+    """What a copy on this node of the arrays for training may take; 0: none is made."""
     _splits: dict[SplitName, SplitData] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, local_copy_gib: float = 0.0) -> Self:
         """Open the folder that `build_cache` returned; raise `DataError` if its manifest is missing or damaged."""
-        return cls(folder, load_info(folder))
+        return cls(folder, load_info(folder), local_copy_gib)
 
     @property
     def train(self) -> SplitData:
@@ -140,11 +143,17 @@ class Cache:
         rows_N = read_split_table(self.folder, self.info)
         return {name: rows_N[rows_N["split"] == place] for place, name in enumerate(SPLITS)}
 
+    @cached_property
+    def _copied_to(self) -> Path:
+        return local_arrays(self.folder, self.info, self.local_copy_gib)
+
     def _load(self, name: SplitName) -> SplitData:
         rows_N, side_px = self._rows[name], self.info.image_size_px
         damaged = f"{images_file(name)} of the cache is damaged"
         try:
-            images_NHW = np.load(self.folder / images_file(name), mmap_mode="c")
+            is_copied = self.local_copy_gib and images_file(name) in COPIED
+            folder = self._copied_to if is_copied else self.folder
+            images_NHW = np.load(folder / images_file(name), mmap_mode="c")
         except (OSError, ValueError, EOFError):
             raise DataError(damaged, got=str(self.folder)) from None
         expected = (len(rows_N), side_px, side_px)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from csi_job.cache.manifest import FORMAT_VERSION, finished_folders, load_info
 from csi_job.cache.problems import problems_listed
-from csi_job.cache.settings import CacheSettings
+from csi_job.cache.settings import NODE_ONLY, CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
 from csi_job.files import digest_json, lock_range, locked, open_private, read_json, unlock_ranges, write_atomic
 from csi_job.logs import progress
@@ -268,7 +268,7 @@ def _settings_digest(radiographs: RadiographsSettings, cache: CacheSettings) -> 
         "labels": str(radiographs.labels and radiographs.labels.absolute()),
         "images": str(radiographs.images and radiographs.images.absolute()),
         "radiographs": radiographs.model_dump(exclude={"labels", "images", "max_corrupt_fraction"}),
-        "cache": cache.model_dump(exclude={"num_workers"}),
+        "cache": cache.model_dump(exclude=NODE_ONLY),
     }
     return digest_json(named)
 

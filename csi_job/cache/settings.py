@@ -1,11 +1,12 @@
 """Settings of the cache."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from csi_job.settings import Section
 
+NODE_ONLY: Final = {"num_workers", "local_copy_gib"}  # no part of what a cache contains
 Normalisation = Literal["medical", "imagenet"]
 
 
@@ -21,3 +22,6 @@ class CacheSettings(Section):
     """Pixel normalisation; `medical`: mean 0.5, std 0.5; `imagenet`: ImageNet's mean and std."""
     num_workers: int = Field(default=0, ge=0)
     """Image-decoding processes; 0: one per core."""
+    local_copy_gib: float = Field(default=0.0, ge=0)
+    """GiB that a copy of the images for training may take in the temporary folder (TMPDIR) of the node; 0: none. It
+    saves reading them over the network in every epoch, where they fit neither the GPU nor memory."""

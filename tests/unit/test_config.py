@@ -48,7 +48,8 @@ def test_a_study_stores_all_settings_but_secrets_paths_and_those_of_a_process():
     assert not [secret for secret in ("geheim", "srv") if secret in json.dumps(tree)]
     paths = {path for path, _ in walk(Settings())}
     assert paths - set(paths_of(tree)) == {
-        *("work", "radiographs.labels", "radiographs.images", "cache.num_workers", "trial.device", "trial.pretrained"),
+        *("work", "radiographs.labels", "radiographs.images", "cache.num_workers", "cache.local_copy_gib"),
+        *("trial.device", "trial.pretrained"),
         *("study.name", "study.timeout_s", "study.workers", "tracking.wandb_entity", "tracking.wandb_mode"),
         *(path for path in paths if path.startswith("storage.")),
         "tracking.wandb_api_key_file",
