@@ -69,15 +69,14 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     check_objective(settings.study)
     make_sampler(settings.study, settings.space)
     record = partial(_record, cluster, options)
-    watch, own = StudyWatch(settings, record), OwnBackOff(cluster)
-    refresh_metrics = _serve_metrics(options, watch)
-    lead = _Lead(cluster, options)
+    watch = StudyWatch(settings, record)
+    leader = _Leader(cluster, options, watch, record)
     steps: list[Step] = [
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
     try:
-        if not all(_complete(lead, step, own, refresh_metrics, record) for step in steps):
+        if not all(map(leader.complete, steps)):
             return "another controller is in charge, or the release was uninstalled"
     except StopRequestedError:
         _end_with_namespace(cluster, options)
@@ -111,28 +110,60 @@ def _serve_metrics(options: ControllerOptions, watch: StudyWatch) -> Callable[[C
     return lambda cluster, release: metrics.refresh(cluster, release, watch)
 
 
-class _Lead:
-    """Decides which controller runs the release, and with which stages.
+class _Leader:
+    """Runs the release for as long as this controller is in charge of it.
 
     Helm writes the new stages first and creates their controller last. If it fails in between, this controller keeps
     the stages that it knows.
     """
 
-    def __init__(self, cluster: Cluster, options: ControllerOptions) -> None:
+    def __init__(
+        self, cluster: Cluster, options: ControllerOptions, watch: StudyWatch, record: Callable[..., None]
+    ) -> None:
         """Know no stages yet."""
-        self.cluster, self.options = cluster, options
+        self._cluster, self._options, self._record = cluster, options, record
+        self._own, self._refresh_metrics = OwnBackOff(cluster), _serve_metrics(options, watch)
         self._last: Release | None = None
         self._alone_since_s: float | None = None
         self._warnings = RepeatedWarnings(logger)
 
-    def release(self) -> Release | None:
-        """Return the release that this controller runs; None if another one does, or it was uninstalled."""
+    def complete(self, step: Step) -> bool:
+        """Repeat a step until it is complete; return False if this controller is no longer in charge."""
+        refused_at, missing_s = None, self._options.missing_s
         while True:
-            found = read_release(self.cluster, self.options.stages)
-            if found is None or found.digest == self.options.digest:
+            try:
+                release = self._release()
+                if release is None:
+                    return False
+                self._own.reset_when_steady()
+                self._refresh_metrics(self._cluster, release)
+                if step(release):
+                    return True
+                refused_at = None
+            except UnreachableError as error:
+                refused_at = None
+                self._wait(error, "retrying without limit")
+            except (NotAllowedError, NotYetError) as error:
+                refused_at = refused_at or time.monotonic()
+                if time.monotonic() - refused_at > missing_s:
+                    raise StageFailedError(str(error)) from None
+                self._wait(error, f"waiting up to {missing_s:.0f} s")
+            except ClusterError as error:
+                raise StageFailedError(str(error)) from None
+            time.sleep(POLL_S)
+
+    def _wait(self, error: ClusterError, how: str) -> None:
+        if self._warnings.log(f"{error}; {how}"):
+            self._record("Waiting", str(error), is_warning=True)
+
+    def _release(self) -> Release | None:
+        """Return the release to run; None if another controller runs it, or it was uninstalled."""
+        while True:
+            found = read_release(self._cluster, self._options.stages)
+            if found is None or found.digest == self._options.digest:
                 self._last, self._alone_since_s = found, None
                 return found
-            successor = self.cluster.get("Job", found.controller)
+            successor = self._cluster.get("Job", found.controller)
             if successor is None:
                 self._warn_if_helm_failed()
                 return replace(self._last or found, done=found.done)
@@ -144,42 +175,8 @@ class _Lead:
         now = time.monotonic()
         self._alone_since_s = self._alone_since_s or now
         if now - self._alone_since_s > UPGRADE_S:
-            old = "the stages from before" if self._last else "the new stages"
-            self._warnings.log(f"helm upgrade failed halfway; continuing with {old}; repeat it or roll back")
-
-
-def _complete(
-    lead: _Lead,
-    step: Step,
-    own: OwnBackOff,
-    refresh_metrics: Callable[[Cluster, Release], None],
-    record: Callable[..., None],
-) -> bool:
-    """Repeat a step until it is complete; return False if this controller is no longer in charge."""
-    warnings, refused_at, missing_s = RepeatedWarnings(logger), None, lead.options.missing_s
-    while True:
-        try:
-            release = lead.release()
-            if release is None:
-                return False
-            own.reset_when_steady()
-            refresh_metrics(lead.cluster, release)
-            if step(release):
-                return True
-            refused_at = None
-        except UnreachableError as error:
-            refused_at = None
-            if warnings.log(f"{error}; retrying without limit"):
-                record("Waiting", str(error), is_warning=True)
-        except (NotAllowedError, NotYetError) as error:
-            refused_at = refused_at or time.monotonic()
-            if time.monotonic() - refused_at > missing_s:
-                raise StageFailedError(str(error)) from None
-            if warnings.log(f"{error}; waiting up to {missing_s:.0f} s"):
-                record("Waiting", str(error), is_warning=True)
-        except ClusterError as error:
-            raise StageFailedError(str(error)) from None
-        time.sleep(POLL_S)
+            stages = "the stages from before" if self._last else "the new stages"
+            self._warnings.log(f"helm upgrade failed halfway; continuing with {stages}; repeat it or roll back")
 
 
 def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:

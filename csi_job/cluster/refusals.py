@@ -164,10 +164,11 @@ def why_not_started(cluster: Cluster, pod: Mapping[str, Any]) -> StartupProblem 
 
 
 def _mount_failure(cluster: Cluster, pod: str) -> str:
+    """Return why a volume of a pod can't be mounted, empty if something else has happened since."""
     with suppress(NotAllowedError):
-        failed = [event for event in cluster.events("Pod", pod) if event["reason"] in MOUNT_FAILURES]
-        if failed:
-            return str(max(failed, key=_last)["message"])
+        events = sorted(cluster.events("Pod", pod), key=lambda event: (_last(event), event["reason"] in MOUNT_FAILURES))
+        if events and events[-1]["reason"] in MOUNT_FAILURES:
+            return str(events[-1]["message"])
     return ""
 
 

@@ -17,6 +17,7 @@ from csi_job.cluster.stages import (
     MADE_BY,
     MIN_PODS,
     ROUND,
+    SECRETS,
     TRIES,
     JobResult,
     Release,
@@ -141,7 +142,8 @@ class StageRun:
         failures = [failure for pod in self._pods(job) if (failure := failure_of(pod))]
         if result.reason == POD_FAILURE_POLICY:
             failures = [failure for failure in failures if failure.exit_code in NON_RETRIABLE_EXIT_CODES] or failures
-        return str(failures[-1]) if failures else result.message or result.reason
+        reason = str(failures[-1]) if failures else result.message or result.reason
+        return f"{reason}; restore the Secret, then helm upgrade" if f"{SECRETS}/" in reason else reason
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
         annotations = {MADE_BY: self.controller_digest, TRIES: str(tries), **self.annotations()}

@@ -30,6 +30,7 @@ EXPIRY: Final = "ttlSecondsAfterFinished"
 MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend", EXPIRY)  # of a Job; any other change needs a new one
 # What follows is also in the chart; tests/chart/test_contract.py compares them.
 WORK: Final = WorkFolder(Path("/work"))  # mount of the work volume
+SECRETS: Final = Path("/run/secrets")  # below it, what is mounted from Secrets
 SETTINGS_FILE: Final = Path("/etc/csi-job/settings.yaml")
 # Set in the controller's pod: name of the release, and of the ConfigMap with its stages.
 RELEASE_VARIABLE: Final = "RELEASE_NAME"

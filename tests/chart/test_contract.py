@@ -74,7 +74,7 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(documents,
         assert container["name"] == "controller" or str(stages.WORK.root) in mounts
         assert environment(container)["CSI_JOB_WORK"] == str(stages.WORK.root)
         paths = [value for name, value in environment(container).items() if name.endswith("_FILE")]
-        assert all(str(Path(path).parent) in mounts for path in paths)
+        assert all(str(Path(path).parent) in mounts and stages.SECRETS in Path(path).parents for path in paths)
     image = (ROOT / "Dockerfile").read_text()
     assert f"CSI_JOB_WORK={stages.WORK.root}\n" in image
     assert "HOME=/tmp/home" in image  # the chart mounts a volume at /tmp

@@ -38,6 +38,7 @@ EXTRAS: dict[str, Any] = {
     "schedulerName": "default-scheduler",
     **{f"{stage}.annotations": {"note": stage} for stage in STAGES},
     **{f"{stage}.labels": {"part": stage} for stage in STAGES},
+    "cache.parallelism": 2,
     "database.podDisruptionBudget": {"maxUnavailable": 0},
     "dashboard.enabled": True,
 }

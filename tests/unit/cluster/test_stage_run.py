@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
 from csi_job.cluster.stages import QUEUE, Release, Stage, is_paused, read_release, selector
 from csi_job.errors import StageFailedError
@@ -46,18 +47,27 @@ def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
     return {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
 
 
-def test_a_study_that_the_first_stage_refuses_ends_it_with_the_settings_named():
+SETTINGS = "study 's' was created with other settings: trial.class_balance (was false, now true); restore them"
+SECRET = "storage.password_file cannot be read (No such file or directory), got '/run/secrets/database/password'"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "remedy"),
+    [(SETTINGS, ""), (SECRET, "; restore the Secret, then helm upgrade")],
+    ids=["study", "secret"],
+)
+def test_what_a_stage_refuses_ends_it_with_its_own_words(refusal, remedy):
     namespace = Namespace()
     release = Release("r", "first", {"kind": "ConfigMap", "name": "m"}, (), {})
     run = StageRun(namespace, release, stage("cache"), controller_digest="first", missing_s=1)
     run.reconcile()
-    refusal = "study 's' was created with other settings: trial.class_balance (was false, now true); restore them"
     refused = pod(namespace.only()["metadata"]["name"], "r-cache", "Failed")
     ended = {"exitCode": 2, "message": f"work folder /work: writable\ncsi-job: {refusal}\n", "reason": "Error"}
     refused["status"]["initContainerStatuses"] = [{"name": "check", "state": {"terminated": ended}}]
     namespace.create(refused)
     namespace.end("Failed", "PodFailurePolicy")
-    with pytest.raises(StageFailedError, match=rf"cache failed: pod r-cache \(check\) exit 2: {re.escape(refusal)}$"):
+    says = f"cache failed: pod r-cache (check) exit 2: {refusal}{remedy}"
+    with pytest.raises(StageFailedError, match=f"^{re.escape(says)}$"):
         run.reconcile()
 
 
@@ -207,6 +217,8 @@ def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_do
     run.missing_s = 1
     with pytest.raises(StageFailedError, match=f"search can't start: {re.escape(message)}") if lasts else nullcontext():
         assert not run.reconcile()
+    namespace.create(event("r-0", "Pulling", "Pulling image", 8, kind="Pod"))
+    assert why_not_started(namespace, namespace.find("Pod")[0]) is None
 
 
 def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired():
