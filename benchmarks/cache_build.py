@@ -4,8 +4,6 @@ Run: `python -m benchmarks.cache_build [--images FOLDER] [--repeats N]`. All tim
 peer's in turn on the same files, which the operating system holds in memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """What each benchmark prints: the machine, and medians with their spread."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

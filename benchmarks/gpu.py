@@ -6,8 +6,6 @@ warm-up; a round is a training epoch of half a second or less, and ratios are th
 `trial.compile: auto` may compile is compiled.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import tempfile

@@ -4,8 +4,6 @@ Nothing is fetched or augmented for it; where timm is not installed, or has no s
 trained by the same recipe.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

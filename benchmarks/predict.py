@@ -5,8 +5,6 @@ torch's DataLoader with one process per core decodes, the network computes (in b
 Each is a separate process, start-up included, and they take turns. On a busy machine compare the processor seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -1,7 +1,5 @@
 """Recorded learning curves, and which of them stands for a suggestion."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

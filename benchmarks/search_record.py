@@ -10,8 +10,6 @@ which other processes of the machine hardly change: of each epoch, of building t
 checkpoint (`save_s`), and of building the model from one (`resume_s`). Waiting for a disk is left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

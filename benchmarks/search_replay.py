@@ -10,8 +10,6 @@ them. It leaves out the sampler and the database. A replay is one worker with a 
 that has a model. Arms are compared by seed with the reference's choices; a missed target counts as the whole budget.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math

@@ -1,7 +1,5 @@
 """Search strategies that `benchmarks.search_replay` replays: Optuna's samplers and pruners, and what it has none of."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

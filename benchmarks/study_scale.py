@@ -8,8 +8,6 @@ trials beyond the total are counted. A worker runs the same trial on both sides:
 reported and compared, and a sleep.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import tempfile

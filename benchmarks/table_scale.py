@@ -4,8 +4,6 @@ Run: `python -m benchmarks.table_scale [--rows N …] [--repeats N]`. Each image
 same pixels, so reading and decoding images is left out, and what grows with the rows is measured.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import subprocess

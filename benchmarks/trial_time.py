@@ -6,8 +6,6 @@ augmentation, loss and optimizer, in turn, in one process; only where the pixels
 `DataLoader` whose workers read files with Pillow (DICOM and NIfTI with the package's own reader).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -1,7 +1,5 @@
 """What every test shares: a clean environment, phantoms, and services that skip locally but fail under CI."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

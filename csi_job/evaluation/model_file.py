@@ -4,8 +4,6 @@ Nothing in a model file is ever executed: safetensors cannot contain code, and o
 weights-only unpickler, which rejects everything but tensors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

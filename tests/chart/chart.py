@@ -1,7 +1,5 @@
 """The chart rendered without a cluster."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

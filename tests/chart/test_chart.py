@@ -1,7 +1,5 @@
 """The chart keeps its promises, whatever is enabled."""
 
-from __future__ import annotations
-
 import filecmp
 import json
 import os

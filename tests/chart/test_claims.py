@@ -1,7 +1,5 @@
 """An impossible change of an existing volume claim fails when the chart is rendered, by the value's name."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

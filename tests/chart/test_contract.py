@@ -1,7 +1,5 @@
 """What chart, image and program must agree on: exit codes, paths, variables, labels, annotations, command lines."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from pathlib import Path

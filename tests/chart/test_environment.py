@@ -1,7 +1,5 @@
 """Variables of the containers, numbers in the pods, and the password of the database."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from typing import Any

@@ -1,7 +1,5 @@
 """The example values do what their first lines say."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from typing import Any

@@ -1,7 +1,5 @@
 """What users add to the pods: placement, accounts, volumes, annotations, labels and containers of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

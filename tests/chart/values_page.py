@@ -1,7 +1,5 @@
 """Print docs/values.md: each value of the chart with its default and its comment in helm/values.yaml; `make values`."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """A release in its own namespace, with Pod Security `restricted` enforced, driven by a user of that namespace alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A proxy in front of the API server that can be cut off, which is an outage for those behind it alone."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

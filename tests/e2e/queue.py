@@ -1,7 +1,5 @@
 """A Kueue queue for one namespace, whose quota is a number of pods."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

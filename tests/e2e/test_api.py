@@ -1,7 +1,5 @@
 """The real API server keeps the rules that the unit tests' namespace follows."""
 
-from __future__ import annotations
-
 import pytest
 
 from csi_job.cluster.api import Cluster

@@ -1,7 +1,5 @@
 """Pods that are killed again and again are replaced soon, and no stage ever has the pods of two Jobs."""
 
-from __future__ import annotations
-
 import pytest
 
 from csi_job.cluster.back_off import NO_FAILURES

@@ -3,8 +3,6 @@
 E2E_OUTAGE names a program that takes `api` or `kubelet` (its first argument) away for some seconds (its second).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

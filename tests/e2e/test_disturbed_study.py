@@ -1,7 +1,5 @@
 """A study that is scaled, upgraded and loses its pods still runs exactly its number of trials."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

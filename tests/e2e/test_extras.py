@@ -1,7 +1,5 @@
 """What users add to a release runs too: variables, containers, labels, a scheduler, objects of their own."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

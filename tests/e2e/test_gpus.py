@@ -1,7 +1,5 @@
 """GPU scheduling: one per pod, and a pod without one waits. The containers run on the CPU."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

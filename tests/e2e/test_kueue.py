@@ -1,7 +1,5 @@
 """A real Kueue: each stage waits for quota, and neither a resize nor a pause nor a preemption costs a trial."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

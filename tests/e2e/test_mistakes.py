@@ -1,7 +1,5 @@
 """A mistake is reported in one line by the first stage that meets it; no retry loop, no pod of the search."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.e2e.release import ENDLESS, IMAGE, Release, pod, secret, wait_until

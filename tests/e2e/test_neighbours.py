@@ -1,7 +1,5 @@
 """Two releases in one namespace, one with an external PostgreSQL over TLS and egress only to it and DNS."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

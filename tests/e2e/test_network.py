@@ -1,7 +1,5 @@
 """Network policies as the cluster enforces them: the search reaches only the database and DNS."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the API server refuses is named by the check and the controller, before any work or within seconds."""
 
-from __future__ import annotations
-
 import json
 import re
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """Fewer rights than the other tests' users have, who may do anything within their namespace, and nothing elsewhere."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.e2e.release import CHART, ENDLESS, Release, wait_until

@@ -1,7 +1,5 @@
 """A study continues after a permanently failed index, a suspension, and a reinstall."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """What a user sees from outside: the check before anything runs, and the status of a running study."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

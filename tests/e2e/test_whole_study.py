@@ -1,7 +1,5 @@
 """`helm install` and nothing else: cache, search with three pods, final model, all on the volume."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several workers in one pod, as on a node with several GPUs; here they share the CPU."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.e2e.release import ENDLESS, Release, wait_until

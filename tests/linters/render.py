@@ -4,8 +4,6 @@ The stages' Jobs are text in a ConfigMap, which linters do not read; here they a
 Every set is installed by digest from a registry, as docs/kubernetes.md recommends; nothing else is added.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

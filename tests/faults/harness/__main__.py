@@ -1,7 +1,5 @@
 """`make faults`: the promises of a study, at full size."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import random

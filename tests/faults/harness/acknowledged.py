@@ -1,7 +1,5 @@
 """What the storage acknowledged to a worker, appended to a file after each call has returned."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

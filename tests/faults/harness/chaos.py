@@ -1,7 +1,5 @@
 """A study under all faults at once: killed, suspended and terminated workers, cut connections, database crashes."""
 
-from __future__ import annotations
-
 import random
 import signal
 import threading

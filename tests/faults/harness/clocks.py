@@ -1,7 +1,5 @@
 """A wrong clock and another time zone for one process."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 import sys

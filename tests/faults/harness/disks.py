@@ -1,7 +1,5 @@
 """Small disks that can be filled."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Commands in which the N-th write, flush or rename fails once; see `failing_calls.c`."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import json

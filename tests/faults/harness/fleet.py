@@ -1,7 +1,5 @@
 """Worker processes under a supervisor that replaces those that are killed and records how each one exited."""
 
-from __future__ import annotations
-
 import multiprocessing.connection
 import signal
 from collections import Counter

@@ -1,7 +1,5 @@
 """The invariants of a finished study, checked by plain SQL that shares no code with the worker."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass

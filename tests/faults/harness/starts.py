@@ -1,7 +1,5 @@
 """Repeated simultaneous starts of several workers on an empty database."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@
 `study.optimize(catch=...)`. A worker looks at the total before it begins, which the documentation leaves out.
 """
 
-from __future__ import annotations
-
 import time
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """A sweep over all crash points that a study is seen to pass: a worker is killed at each of them."""
 
-from __future__ import annotations
-
 import signal
 import time
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Workers that really train under faults: tiny models on tiny phantoms."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the controller relies on in an API server, run on the namespace in memory and on a real cluster (tests/e2e)."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

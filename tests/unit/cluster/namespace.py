@@ -3,8 +3,6 @@
 `api_contract.py` holds it to the rules of the real API server.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """What the API server's errors become, with a server that answers as configured."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Which pods have their back-off reset, in a namespace in memory; tests/e2e measures what comes of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The usage of a search's pods is counted once and stored with the study."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The controller's first act and its way with refusals and outages, in a namespace in memory."""
 
-from __future__ import annotations
-
 import itertools
 from types import SimpleNamespace
 from typing import Any

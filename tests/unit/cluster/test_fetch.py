@@ -1,7 +1,5 @@
 """Results arrive completely or not at all; tests/e2e uses the real exec."""
 
-from __future__ import annotations
-
 import io
 import stat
 import subprocess

@@ -1,7 +1,5 @@
 """The controller's metrics, scraped from its own server."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.request import urlopen
 

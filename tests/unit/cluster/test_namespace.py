@@ -1,7 +1,5 @@
 """The namespace of these tests follows the API server's rules."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.unit.cluster.api_contract import ApiContract

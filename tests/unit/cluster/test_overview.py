@@ -1,7 +1,5 @@
 """A release watched from outside, in a namespace in memory; tests/e2e watches a real one."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Problems are found as a pod sees them: real folders, and servers that do not answer."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from pathlib import Path

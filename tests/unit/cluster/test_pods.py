@@ -1,7 +1,5 @@
 """What a pod's status says about its failure or its start."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the API server's refusals say, by dry runs and by events as Kubernetes 1.35 writes them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Problems of a release are found in the API server's objects; tests/e2e asks a real API server."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial

@@ -1,7 +1,5 @@
 """A running search is resized; anything else is rejected with the reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The controller's decisions in a namespace in memory; tests/e2e drives a real one."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime, timedelta
 

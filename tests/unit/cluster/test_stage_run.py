@@ -1,7 +1,5 @@
 """One stage's Job is created, watched and evaluated in a namespace in memory."""
 
-from __future__ import annotations
-
 import re
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """A release is found by name, and its GPUs are counted by the resource's name."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

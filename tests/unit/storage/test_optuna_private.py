@@ -1,7 +1,5 @@
 """The private names of Optuna exist in the installed version and mean what we take them for."""
 
-from __future__ import annotations
-
 import logging
 import math
 from datetime import UTC, datetime

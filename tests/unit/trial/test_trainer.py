@@ -1,7 +1,5 @@
 """The loss; within an epoch the host never waits for the device; a finished trial frees its memory."""
 
-from __future__ import annotations
-
 import gc
 import math
 import os

@@ -1,7 +1,5 @@
 """A client of two studies: it makes, uses and deletes them at random, and keeps a journal of it."""
 
-from __future__ import annotations
-
 import pickle
 import random
 import time

@@ -1,7 +1,5 @@
 """The journal: every operation of every client with its begin, and its answer and end unless these are unknown."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -3,8 +3,6 @@
 The driver's connections are replaced from outside, for SQLite and PostgreSQL alike.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

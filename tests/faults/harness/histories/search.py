@@ -4,8 +4,6 @@ After Wing and Gong, Testing and Verifying Concurrent Objects (1993), with the m
 Linearizability (2017): a set of operations that led to the same state once is not tried again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
