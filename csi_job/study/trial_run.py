@@ -358,6 +358,7 @@ class RunningTrial(Generic[Params]):
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
         self.heartbeat.watch(None)
+        self.unsent.user_attrs |= self._runs_until(time.time()) if self._runs else {}
         try:
             self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:

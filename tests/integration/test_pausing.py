@@ -13,7 +13,7 @@ from csi_job.errors import ConfigurationError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of
+from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of, seconds_of
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S
 from csi_job.storage.optuna_private import hyperband_bracket
@@ -260,6 +260,24 @@ def test_a_paused_trial_keeps_its_rungs_and_its_factor(storage, tmp_path):
     assert [len(trial.intermediate_values) for trial in study.trials] == [8, 8]  # each alone at its rungs
     ends = [first.user_attrs["runs"], second.user_attrs["runs"]]
     assert [len(runs) for runs in ends] == [4, 2]  # paused at 1, 2, 4; paused at 3
+
+
+def test_the_time_until_a_promoted_trial_was_released_is_kept(storage, tmp_path):
+    study = define(storage, num_trials=1, **ASHA)
+
+    def stops_once_promoted(running):
+        if running.curve:
+            running.stop.request(15)
+        return objective(running)
+
+    with pytest.raises(StopRequestedError):
+        work_on(study, tmp_path, stops_once_promoted, num_trials=1, **ASHA)
+    [paused, released] = study.trials[0].user_attrs["runs"]
+    assert paused[0] <= paused[1] <= released[0] <= released[1]
+    work_on(study, tmp_path, num_trials=1, **ASHA)
+    runs = study.trials[0].user_attrs["runs"]
+    assert (len(runs), runs[:2]) == (6, [paused, released])  # then paused at 1 again, 2 and 4, and complete
+    assert seconds_of(study.trials[0]) == sum(end - start for start, end, _ in runs)
 
 
 @pytest.mark.parametrize("pruner", ["asha", "none"])
