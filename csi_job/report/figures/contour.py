@@ -25,7 +25,7 @@ def contour_plot(view: StudyView) -> Plot:
     sampled = spread_sample(trials, MAX_TRIALS)
     caption = (
         f"{fmt.parameter_name(names[0])} and {fmt.parameter_name(names[1]).lower()}: markers are complete trials, the "
-        "star is the best of them; darker means a higher F1. Between trials the colour is interpolated, not measured."
+        "star is the best of them; bluer means a higher F1. Between trials the colour is interpolated, not measured."
     )
     return Plot(key, title, caption, _contour(view, sampled, names))
 
@@ -41,6 +41,7 @@ def _contour(view: StudyView, trials: list[TrialView], names: list[str]) -> Figu
         "connectgaps": True,
         "colorscale": CLEAR_TO_BLUE,
         "colorbar": {"title": {"text": "F1"}, "thickness": 12, "outlinewidth": 0},
+        "contours": {"coloring": "heatmap"},  # filled levels lie on one another, so that their colours add up
         "line": {"smoothing": 0.8, "width": 0.6},
         "hoverinfo": "skip",
     }

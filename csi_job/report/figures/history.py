@@ -84,7 +84,8 @@ def losses_plot(view: StudyView) -> Plot:
         traces += _loss_traces([trial] if trial else [], color, name, width=2.8)
     warnings = (f"{len(sampled)} of {fmt.count(len(trials))} trials are drawn.",) if len(sampled) < len(trials) else ()
     result = _epoch_layout("Loss (cross-entropy, log scale)", trials)
-    result["yaxis"].update(type="log", nticks=4)  # one diverging trial must not flatten the others
+    # One diverging trial must not flatten the others; without a format, plotly writes 5 for 0.5.
+    result["yaxis"].update(type="log", nticks=4, tickformat="~g")
     return Plot(key, title, caption, {"data": traces, "layout": result}, warnings=warnings)
 
 

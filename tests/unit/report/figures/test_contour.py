@@ -14,6 +14,7 @@ def test_the_two_most_important_numbers_are_drawn_with_each_trial_at_its_f1(view
     best = trials[0]
     row = list(surface.y).index(best.params[names[1]])
     assert surface.z[row][list(surface.x).index(best.params[names[0]])] == best.f1
+    assert surface.contours.coloring == "heatmap"  # with "fill", transparent colours add up to one blue
 
 
 def test_of_trials_at_one_place_the_best_is_drawn():

@@ -71,3 +71,4 @@ def test_both_losses_of_every_trial_are_drawn_by_epoch(view):
     layouts = [plot(view).figure["layout"] for plot in (losses_plot, curves_plot)]
     assert [layout["xaxis"]["dtick"] for layout in layouts] == [1, 1]  # no half epochs
     assert layouts[0]["yaxis"]["nticks"] == 4  # of a wide range, not every digit is written
+    assert layouts[0]["yaxis"]["tickformat"] == "~g"  # 0.5, where plotly's own is 5
