@@ -11,7 +11,11 @@ pytestmark = pytest.mark.timeout(1600)
     ("values", "named"),
     [
         ({"demo.enabled": False, "data.existingClaim": "radiographs"}, 'persistentvolumeclaim "radiographs" not found'),
-        ({"database.existingSecret": "nothing"}, "the Secret nothing exists and has the key password"),
+        # The database's pod, which lacks it too, is not given up before the first stage has said so.
+        (
+            {"database.existingSecret": "nothing", "controller.missingSeconds": 600},
+            "the Secret nothing exists and has the key password",
+        ),
         ({"data.labels": "other.csv"}, "other.csv"),
     ],
     ids=["claim", "secret", "table"],
