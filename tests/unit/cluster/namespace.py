@@ -244,3 +244,10 @@ def search(
     options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3, "missing_s": 1} | limits
     study: Any = watch
     return SearchRun(namespace, release, chosen, controller_digest=digest, watch=study, **options)
+
+
+def started(watch: Watch, chosen: Stage, **options: Any) -> tuple[Namespace, SearchRun]:
+    """Return a namespace in which the search has created its Job."""
+    run = search(namespace := Namespace(), watch, chosen, **options)
+    run.reconcile()
+    return namespace, run

@@ -9,13 +9,11 @@ from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import DONE, MIN_PODS, PARALLELISM, get_annotation, scale_patch
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage, started
 
 
 def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times():
-    namespace, watch = Namespace(), Watch(num_finished=3)
-    run = search(namespace, watch, stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=3), stage())
     for number in (2, 3):
         namespace.end("Complete")
         assert not run.reconcile()
@@ -27,9 +25,7 @@ def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_ti
 
 
 def test_a_search_that_makes_progress_is_recreated_without_a_limit():
-    namespace, watch = Namespace(), Watch(num_finished=0, target=10)
-    run = search(namespace, watch, stage())
-    run.reconcile()
+    namespace, run = started(watch := Watch(num_finished=0, target=10), stage())
     for watch.num_finished, watch.num_paused in ((1, 0), (1, 1), (1, 2), (2, 1), (4, 0)):
         namespace.end("Failed", "FailedIndexes")
         run.reconcile()
@@ -39,9 +35,7 @@ def test_a_search_that_makes_progress_is_recreated_without_a_limit():
 
 def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
     caplog.set_level("INFO", logger="csi_job")
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=1), stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=1), stage())
     for minutes, suffix in ((1, "a"), (3, "-2"), (3, "-2"), (5, "-3"), (60, "-3")):
         job = namespace.only()
         created = datetime.now(UTC) - timedelta(minutes=minutes)
@@ -59,17 +53,13 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
 
 
 def test_a_failed_index_does_not_matter_once_all_trials_are_finished():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=4), stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=4), stage())
     namespace.end("Failed", "FailedIndexes")
     assert run.reconcile()
 
 
 def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controller():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage())
     namespace.end("Failed", "PodFailurePolicy")
     with pytest.raises(StageFailedError):
         run.reconcile()
@@ -80,9 +70,7 @@ def test_a_configuration_error_fails_at_once_and_is_retried_by_the_next_controll
 
 
 def test_only_a_changed_parallelism_in_the_values_overrides_scale():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(parallelism=2))
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage(parallelism=2))
     name = namespace.only()["metadata"]["name"]
     namespace.patch("Job", name, {"spec": scale_patch(5, queued=False)})
     run.reconcile()
@@ -269,9 +257,7 @@ def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog):
     caplog.set_level("INFO", logger="csi_job")
     chosen = stage()
     chosen.manifest["spec"]["activeDeadlineSeconds"] = 600
-    namespace, watch = Namespace(), Watch(num_finished=1)
-    run = search(namespace, watch, chosen)
-    run.reconcile()
+    namespace, run = started(watch := Watch(num_finished=1), chosen)
     namespace.end("Failed", "DeadlineExceeded")
     assert run.reconcile()
     assert "search: done, the deadline of 600 s has passed" in caplog.messages
@@ -281,9 +267,7 @@ def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog):
 
 
 def test_a_search_in_a_queue_is_paused_and_resized_without_touching_its_suspension():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=1), stage(queue="queue"), budget=Budget(gpu_hours=1))
     job = namespace.only()
     assert get_annotation(job, MIN_PODS) == "1"
     larger = search(namespace, Watch(num_finished=0), stage(queue="queue", parallelism=3), digest="second")

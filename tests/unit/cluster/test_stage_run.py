@@ -11,15 +11,13 @@ from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
 from csi_job.cluster.stages import QUEUE, Release, Stage, is_paused, read_release, selector
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, search, stage, started
 
 
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
 def test_only_kueue_decides_when_a_job_in_its_queue_runs(chosen):
     chosen.manifest["metadata"]["labels"][QUEUE] = "queue"
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), chosen)
-    run.reconcile()
+    namespace, _ = started(Watch(num_finished=0), chosen)
     assert "suspend" not in namespace.only()["spec"]
 
 
@@ -70,9 +68,7 @@ def test_what_a_stage_refuses_ends_it_with_its_own_words(refusal, remedy):
 
 
 def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage())
     job = namespace.only()["metadata"]["name"]
     namespace.create(pod("another", "s-0", "Running"))
     namespace.create(pod(job, "r-0", "Running"))
@@ -135,9 +131,7 @@ CLASS = 'pods "r-0-" is forbidden: pod rejected: RuntimeClass "none" not found'
 
 def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog):
     caplog.set_level("INFO", logger="csi_job")
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage(), missing_s=100)
     job = namespace.only()["metadata"]["name"]
     namespace.create(event(job, "FailedCreate", f"Error creating: {CLASS}", 60))
     for _ in range(2):
@@ -156,9 +150,7 @@ def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog):
 @pytest.mark.parametrize(("why", "lasts"), [("connection refused", False), ('service "w" not found', True)])
 def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(why, lasts, caplog):
     caplog.set_level("INFO", logger="csi_job")
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(), missing_s=100)
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage(), missing_s=100)
     failed = f'Error creating: Internal error occurred: failed calling webhook "a": {why}'
     namespace.create(event(namespace.only()["metadata"]["name"], "FailedCreate", failed, 101))
     with pytest.raises(StageFailedError, match=why) if lasts else nullcontext():
@@ -174,9 +166,7 @@ def test_a_controller_that_may_not_list_events_waits():
 
 
 def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage())
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage())
     waits = pod(namespace.only()["metadata"]["name"], "r-0", "Pending")
     condition = {
         "type": "PodScheduled",
@@ -205,9 +195,7 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
 )
 def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(message, lasts, caplog):
     caplog.set_level("INFO", logger="csi_job")
-    namespace = Namespace()
-    run = search(namespace, Watch(num_finished=0), stage(), missing_s=4000)
-    run.reconcile()
+    namespace, run = started(Watch(num_finished=0), stage(), missing_s=4000)
     namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ContainerCreating"))
     namespace.create(event("r-0", "FailedMount", message, 9, kind="Pod"))
     assert not run.reconcile()
