@@ -80,6 +80,7 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
     except Exception as error:  # noqa: BLE001 - damaged content makes decoders raise almost anything
         lines = str(error).strip().splitlines()  # quoted text in it may be a patient's name
         reason = lines[0] if lines and "object at 0x" not in lines[0] else type(error).__name__
+        reason = "its compressed pixels cannot be decoded" if reason.endswith(":") else reason  # and a list of decoders
         raise DataError(f"the image is damaged ({_QUOTED.sub('…', reason)[:_MAX_REASON_LENGTH]})") from None
 
 

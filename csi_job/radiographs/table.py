@@ -108,7 +108,7 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
     wanted = itemgetter(*(lines.columns[name] for name in names))
     numbers, picked = [], []
     for number, cells in lines:
-        if lines.is_ragged(cells):
+        if len(cells) != lines.num_columns and lines.is_ragged(cells):
             return None
         numbers.append(number)
         picked.append(wanted(cells))
@@ -120,7 +120,7 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
         None in scores.values()
         or not all(_are_sound(identifiers) for identifiers in (file_ids, patient_ids))
         or len(set(file_ids)) < len(file_ids)
-        or (has_patients and any(_is_unknown(patient_id, unknown_values) for patient_id in set(patient_ids)))
+        or (has_patients and not _unknown_words(unknown_values).isdisjoint(map(str.casefold, patient_ids)))
         or (has_patients and _merged_patients(list(zip(numbers, file_ids, patient_ids, strict=True))))
     ):
         return None
@@ -207,6 +207,7 @@ class _Lines:
         header_cells = self._next_cells() or []
         self.columns = _find_columns(header_cells, best)
         self.separator, self.num_columns = best, len(header_cells)
+        self._num_needed = max(self.columns.values()) + 1
         self.like_patients = next(filter(_LIKE_PATIENTS.fullmatch, header_cells), "")
 
     def __iter__(self) -> Iterator[tuple[int, Sequence[str]]]:
@@ -216,7 +217,7 @@ class _Lines:
 
     def is_ragged(self, cells: Sequence[str]) -> bool:
         """Tell a line that lacks a column, or has more filled cells than the header: some may be parts of others."""
-        return len(cells) <= max(self.columns.values()) or any(map(str.strip, cells[self.num_columns :]))
+        return len(cells) < self._num_needed or any(map(str.strip, cells[self.num_columns :]))
 
     def _next_cells(self) -> list[str] | None:
         try:
@@ -252,14 +253,15 @@ def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_valu
 @lru_cache(maxsize=1024)  # a table has many cells with scores, and few different ones
 def _read_score(cell: str, unknown_values: tuple[str, ...]) -> int | None:
     text = cell.strip()
-    if _is_unknown(text, unknown_values):
+    if text.casefold() in _unknown_words(unknown_values):
         return UNKNOWN
     match = _SCORE.fullmatch(text)
     return int(match[1]) if match else None
 
 
-def _is_unknown(text: str, unknown_values: tuple[str, ...]) -> bool:
-    return text.casefold() in {word.strip().casefold() for word in unknown_values}
+@lru_cache
+def _unknown_words(unknown_values: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(word.strip().casefold() for word in unknown_values)
 
 
 def _clean_id(cell: str) -> str:
@@ -278,7 +280,7 @@ def _are_sound(identifiers: Sequence[str]) -> bool:
 def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
     if not identifier:
         return "blank"
-    if _is_unknown(identifier, unknown_values):
+    if identifier.casefold() in _unknown_words(unknown_values):
         return "unknown, but images of one patient must stay together"
     has_controls = any(unicodedata.category(character) in _CONTROLS for character in identifier)
     return "control characters in the identifier" if has_controls else ""

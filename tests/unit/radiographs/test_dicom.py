@@ -380,6 +380,13 @@ def test_a_transfer_syntax_that_nothing_decodes_is_named(stored_HW):
         read(content)
 
 
+def test_compressed_pixels_that_are_cut_off_are_refused_without_naming_decoders(tmp_path, stored_HW):
+    stream = encode(Image.fromarray(stored_HW), "JPEG2000", no_jp2=True)
+    path = put(tmp_path, wrapped(stored_HW, JPEG2000Lossless, [stream[: len(stream) // 4 * 2]]))
+    with pytest.raises(DataError, match=r"the image is damaged \(its compressed pixels cannot be decoded\)"):
+        read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
+
+
 def test_files_without_one_radiograph_are_refused(stored_HW):
     report = dataset_of(stored_HW)
     del report.PixelData
