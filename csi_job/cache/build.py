@@ -142,16 +142,18 @@ def _finish(
     for name, path in files.items():
         path.replace(partial / name)
     flush_folder(partial)
+    path = WorkFolder(work).problems
+    if problems := sorted([*corrupt.values(), *doubtful], key=lambda problem: problem.row or 0):
+        write_problems(work, problems)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier build
     partial.rename(root / source.key)
-    flush_folder(root)
     done_flags.unlink(missing_ok=True)
+    flush_folder(root)
     for warning in info.warnings:
         logger.warning("%s", warning)
-    problems = sorted([*corrupt.values(), *doubtful], key=lambda problem: problem.row or 0)
     if not problems:
-        WorkFolder(work).problems.unlink(missing_ok=True)  # of an earlier build
         return
-    path = write_problems(work, problems)
     rows = [f"{problem.row} ({problem.what})" for problem in problems[:_NUM_ROWS_NAMED]]
     more = ", …" if len(problems) > len(rows) else ""
     logger.warning("the skipped and doubtful images are listed in %s: rows %s%s", path, ", ".join(rows), more)

@@ -1,6 +1,7 @@
 """Building the cache: complete or absent, built once, resumed after a kill."""
 
 import csv
+import errno
 import os
 import shutil
 import stat
@@ -19,7 +20,7 @@ from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
 from csi_job.cache.manifest import load_info, verify_cache
-from csi_job.errors import ConfigurationError, DataError
+from csi_job.errors import ConfigurationError, CsiJobError, DataError
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS, split_patients
@@ -106,6 +107,24 @@ def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(copied, built
     assert len(part) < len(whole)
     for name, image_HW in zip(part.pseudonyms, part.images_NHW, strict=True):
         assert image_HW.equal(by_name[name])
+
+
+def test_a_folder_that_cannot_be_flushed_at_the_end_costs_no_list_of_problems(copied, cache, tmp_path, monkeypatch):
+    images_of(copied)[3].write_bytes(b"")
+    given, flush = settings_of(copied, max_corrupt_fraction=0.1), build.flush_folder
+
+    def fail_at_the_end(folder):
+        if folder.name == "cache":
+            raise OSError(errno.EIO, "Input/output error")
+        flush(folder)
+
+    monkeypatch.setattr(build, "flush_folder", fail_at_the_end)
+    with pytest.raises(CsiJobError, match=r"cannot be written \(Input/output error\).*check the disk"):
+        build_cache(given, cache, tmp_path)
+    monkeypatch.undo()
+    assert finished(tmp_path) == [build_cache(given, cache, tmp_path).name]
+    assert "jane-doe-03" in (tmp_path / "problems.csv").read_text()
+    assert not [*(tmp_path / "cache").glob(".*.marks")]
 
 
 def test_too_many_corrupt_images_stop_the_build(copied, cache, tmp_path, children):
