@@ -52,6 +52,8 @@ class ImageFolder:
             if is_absolute or ".." in place.parts or not place.name:
                 return "the FileID leaves the folder of images"
             parent, name = place.parent, place.name
+            if not file_id.isascii() and not os.path.isdir(self._root / parent):  # noqa: PTH112 - raises nothing
+                parent = PurePosixPath(unicodedata.normalize("NFD", str(parent)))  # as macOS writes it
         entries = self._listing(parent).get(_composed(name), [])
         if not entries:
             return self._find_below(name) if parent == _ROOT else MISSING

@@ -56,9 +56,12 @@ def folder(tmp_path):
 
 
 def test_images_are_found_with_and_without_extension_of_any_case_and_composed_in_any_way(folder):
-    (folder / "e\u0301.png").write_bytes(b"x")
-    found = find(folder, "a", "B.JPG", "c.d", "sub/e", "plain", "\u00e9")
-    assert [path.name for path in found] == ["a.png", "B.JPG", "c.d.nii.gz", "e.dcm", "plain", "e\u0301.png"]
+    (folder / "o\u0308").mkdir()
+    for name in ("e\u0301.png", "o\u0308/u\u0308.png"):
+        (folder / name).write_bytes(b"x")
+    found = find(folder, "a", "B.JPG", "c.d", "sub/e", "plain", "\u00e9", "\u00f6/\u00fc")
+    names = ["a.png", "B.JPG", "c.d.nii.gz", "e.dcm", "plain", "e\u0301.png", "u\u0308.png"]
+    assert [path.name for path in found] == names
 
 
 def test_missing_images_are_all_listed_and_a_missing_folder_is_an_error(folder):
