@@ -28,7 +28,10 @@ _DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
 _OTHERS = (  # what lies among radiographs, and what to do about it
     (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer and not the image itself", "run `git lfs pull`"),
     (re.compile(rb"%PDF"), "a PDF document", ""),
-    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it"),
+    (re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf"), "an archive (ZIP, RAR or 7z)", "unpack it"),
+    (re.compile(rb".{344}ni1\0", re.DOTALL), "the header of a NIfTI pair", "convert it and its .img to one .nii file"),
+    (re.compile(rb"NRRD0|ObjectType|NDims"), "an NRRD or MetaImage", "convert it to NIfTI"),
+    (re.compile(rb"P[2356]\s|\xff\x0a|\0\0\0\x0cJXL "), "a PNM or JPEG XL picture", "convert it to PNG"),
     (re.compile(rb"\0\x05\x16\x07"), "metadata of macOS", ""),
     (re.compile(rb".{4}ftypavif", re.DOTALL), "an AVIF picture", "convert it to PNG"),
     (re.compile(rb".{4}ftyp(?:hei|mif|msf)", re.DOTALL), "a HEIC picture", "convert it to PNG"),
