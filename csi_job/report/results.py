@@ -34,6 +34,11 @@ class Results:
     """Where the models and their evaluations are."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def next_step(self) -> str:
+        """The commands that lead to an evaluation."""
+        return "csi-job evaluate" if self.model_card else "csi-job train-optimized and csi-job evaluate"
+
 
 def load_results(view: StudyView, work: Path) -> Results:
     """Return the results of a study in the work folder; missing and damaged files are left out."""

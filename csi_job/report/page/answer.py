@@ -41,12 +41,11 @@ def answer(view: StudyView, results: Results) -> Answer:
     how_chosen = [f"How it was chosen, weighing F1 against cost: {view.rule}."] if view.has_cost else []
     search = (_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results))
     if results.evaluation is None:
-        step = "csi-job evaluate" if results.model_card else "csi-job train-optimized and csi-job evaluate"
         evidence = (
             "The final model has not been evaluated on the test patients yet, and only patients that no model has seen "
             "show whether the search helped."
         )
-        return Answer(f"No answer yet: run {step}.", evidence, search)
+        return Answer(f"No answer yet: run {results.next_step}.", evidence, search)
     num_patients = results.cache.num_patients if results.cache else 0
     decision = decide(results.evaluation, results.comparison, results.baseline_evaluation, num_patients)
     paragraphs = (*filter(None, (decision.advice,)), *search)

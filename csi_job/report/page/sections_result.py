@@ -25,7 +25,7 @@ def best_settings(view: StudyView, results: Results) -> PageSection:
         columns["Confirmed across seeds"] = confirmed
     names = fmt.in_order({*ranges, *(name for params in columns.values() for name in params)})
     if not names:
-        return PageSection(key, title, ("No trial has started yet.",))
+        return PageSection(key, title, ("No trial is complete yet.",))
     rows = tuple(
         (
             fmt.parameter_name(name),
@@ -76,7 +76,7 @@ def test_result(results: Results) -> PageSection:
     key, title = "test", "Results on the test set"
     evaluation = results.evaluation
     if evaluation is None:
-        sentence = "This study's final model has not been evaluated on the test set yet: run csi-job evaluate."
+        sentence = f"This study's final model has not been evaluated on the test set yet: run {results.next_step}."
         return PageSection(key, title, (sentence, *results.notes))
     percent = f"{evaluation['bootstrap']['confidence']:.0%}"
     sentence = (

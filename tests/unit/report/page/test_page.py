@@ -133,7 +133,7 @@ def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, tex
 
 def test_before_the_later_stages_the_page_says_what_is_still_to_do(view, tmp_path):
     text = report(view, tmp_path).text
-    assert "has not been evaluated on the test set yet" in text
+    assert "has not been evaluated on the test set yet: run csi-job train-optimized and csi-job evaluate." in text
     assert "csi-job train-optimized retrains the best trials" in text
     assert "is not in this work folder" in text
     assert "the best of many is partly luck" in text
