@@ -344,6 +344,7 @@ ARMS: dict[str, Arm] = {
     "random, ASHA that pauses": Arm(lambda seed: RandomSampler(seed=seed), policy=pause),
     "freeze-thaw-like": Arm(tpe(PausedAsPrunedSampler), policy=freeze_thaw),
     "TPE per second, median": Arm(tpe(CostAwareSampler), median),
+    "TPE per second, no pruning": Arm(tpe(CostAwareSampler)),
 }
 
 
