@@ -1,7 +1,7 @@
 """Replay search strategies on recorded learning curves, with Optuna's own samplers and pruners.
 
-Run: `python -m benchmarks.search_replay [--seeds N] [--budget-trials N] [--arms NAME …] [--optunahub FOLDER]
-[--processes N]`; `--optunahub` is a checkout of the OptunaHub registry, for its AutoSampler.
+Run: `python -m benchmarks.search_replay [--seeds N] [--first-seed N] [--budget-trials N] [--arms NAME …]
+[--optunahub FOLDER] [--processes N]`; `--optunahub` is a checkout of the OptunaHub registry, for its AutoSampler.
 
 A suggestion is trained as the nearest recorded curve (`search_pool`), as often as that is the nearest. The clock counts
 recorded CPU seconds: building the model, epochs, and where trials are paused, writing checkpoints and resuming from
@@ -55,6 +55,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budget-trials", type=int, default=10)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     parser.add_argument("--optunahub", type=Path, help="checkout of the OptunaHub registry")
@@ -74,7 +75,7 @@ def main() -> None:
             outcomes: dict[str, list[Outcome]] = {}
             for name in dict.fromkeys([REFERENCE, *names]):
                 job = functools.partial(outcome, name, pool, budget_s, header["max_epochs"])
-                seeds = range(arguments.seeds)
+                seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
                 outcomes[name] = list(processes.map(job, seeds, chunksize=5))
                 row = describe_arm(outcomes[name], outcomes[REFERENCE], budget_s)
                 print(f"| {name} | {row} |", flush=True)
