@@ -70,17 +70,19 @@ class Search:
                 self._run_workers(environments, live)
 
     def work(self, tracker: Tracker, on_finished: Callable[..., None]) -> None:
-        """Be a worker in this process."""
+        """Run trials in this process and then, with `confirm`, the trainings that choose the winner."""
         start_s, limit_s = time.monotonic(), self.settings.study.timeout_s
-        study, settings = self.study, self.settings
-        has_ended = self.confirm and bool(study.user_attrs.get(ENDED))
+        has_ended = self.confirm and bool(self.study.user_attrs.get(ENDED))
         if not has_ended:
             self._run_trials(tracker, on_finished)
-        status, left_s = study_status(study), limit_s and limit_s - (time.monotonic() - start_s)
-        if not (self.confirm and (status.is_finished or has_ended) and status.num_complete):
-            return
-        if left_s is not None and left_s <= 0:
-            return
+        status, left_s = study_status(self.study), limit_s and limit_s - (time.monotonic() - start_s)
+        can_confirm = (status.is_finished or has_ended) and status.num_complete
+        if self.confirm and can_confirm and (left_s is None or left_s > 0):
+            self._share_trainings(tracker, on_finished, left_s)
+
+    def _share_trainings(self, tracker: Tracker, on_finished: Callable[..., None], timeout_s: float | None) -> None:
+        """Do the trainings that choose the winner, together with the other workers."""
+        study, settings = self.study, self.settings
         best = write_best_params(view_study(study), settings.folder.best_params(study.study_name))
         if best is None:
             raise study_deleted()
@@ -88,7 +90,7 @@ class Search:
         record = read_record(settings.storage, settings.work, study.study_name)
         options = WorkerOptions(trackers=[tracker], own_process=self.own_process)
         request = final_training(settings, self.cache, file, study, record, options, on_finished)
-        limited = settings.study.model_copy(update={"timeout_s": left_s})
+        limited = settings.study.model_copy(update={"timeout_s": timeout_s})
         replace(request, worker=limited).share_trainings(waits=False)
 
     def _run_trials(self, tracker: Tracker, on_num_finished: Callable[[int], None]) -> None:

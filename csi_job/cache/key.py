@@ -342,6 +342,7 @@ def _stat(path: Path) -> Stat | None:
         status = os.stat(path)  # noqa: PTH116 - faster than Path.stat over many files
     except OSError:
         return None
+    # With the reader's bit, so that a version that knows a newer one reads all files again.
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, 1 << NEWEST_READER)
 
 

@@ -118,8 +118,8 @@ def host_of(pod: Mapping[str, Any]) -> str:
 
 
 def is_lost(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod has outlived its grace, as on a node that is gone."""
-    until = pod["metadata"].get("deletionTimestamp")  # its end, with the grace
+    """Return whether a pod has outlived its grace period, as on a node that is gone."""
+    until = pod["metadata"].get("deletionTimestamp")  # the end of its grace period
     return bool(until) and seconds_since(datetime.fromisoformat(until)) > LOST_AFTER_S
 
 
