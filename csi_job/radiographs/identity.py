@@ -36,13 +36,14 @@ def load_key(path: Path) -> bytes:
 def _write_once(path: Path, key: bytes) -> None:
     """Write the key under a temporary name and link it: of two processes one wins, and neither reads half a key."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    write_atomic(temporary, key)
     try:
-        os.link(temporary, path)
+        write_atomic(temporary, key)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links: the race is between two equally good keys
+            temporary.replace(path)
         flush_folder(path.parent)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links: the race is between two equally good keys
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """Pseudonyms: stable with their key, useless without."""
 
+import errno
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from csi_job.errors import DataError
+from csi_job.errors import CsiJobError, DataError
 from csi_job.radiographs.identity import load_key, pseudonym
 
 
@@ -22,6 +24,17 @@ def test_the_key_is_created_once_and_readable_only_by_its_owner(tmp_path):
     assert len(keys) == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["identity.key"]
+
+
+def test_a_key_that_cannot_be_flushed_leaves_no_copy(tmp_path, monkeypatch):
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CsiJobError, match=r"cannot be stored .*check the disk"):
+        load_key(tmp_path / "identity.key")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_damaged_key_and_a_missing_folder_are_one_line_errors(tmp_path):
