@@ -54,11 +54,6 @@ def test_many_curves_are_sampled_with_the_best_among_them_and_the_page_says_so()
     assert f"Trial {study.best_trial.number}" in drawn
 
 
-def test_two_objectives_draw_curves_from_the_attribute(cost_view):
-    drawn = traces(curves_plot(cost_view))
-    assert len([x for x in drawn["Complete"]["x"] if x is not None]) > 8
-
-
 def test_both_losses_of_every_trial_are_drawn_by_epoch(view):
     drawn = traces(losses_plot(view))
     assert drawn.keys() >= {f"{who}, {which}" for who in ("Others", "Baseline") for which in ("training", "validation")}

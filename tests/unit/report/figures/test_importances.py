@@ -33,7 +33,3 @@ def test_few_trials_bring_a_warning_and_fewer_a_reason_instead_of_bars():
 def test_bars_show_the_importances_in_a_valid_figure(view):
     bars = go.Figure(importances_plot(view).figure).data[0]
     assert sorted(bars.x) == pytest.approx(sorted(view.importances.shares.values()))
-
-
-def test_two_objectives_are_rated_by_f1_alone(cost_view):
-    assert "learning_rate" in cost_view.importances.shares
