@@ -127,7 +127,14 @@ def _first(items: Sequence[Dataset] | None) -> Dataset:
 
 def _numbers(value: Any) -> list[float | None]:
     values = value if isinstance(value, MultiValue) else [value]
-    return [None if number in (None, "") else float(number) for number in values]
+    return [_number(number) for number in values]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):  # blank, or e.g. a decimal comma
+        return None
 
 
 def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:

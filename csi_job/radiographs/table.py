@@ -120,7 +120,7 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
         None in scores.values()
         or not all(_are_sound(identifiers) for identifiers in (file_ids, patient_ids))
         or len(set(file_ids)) < len(file_ids)
-        or (has_patients and not _unknown_words(unknown_values).isdisjoint(map(str.casefold, patient_ids)))
+        or (has_patients and not _unknown_patients(unknown_values).isdisjoint(map(str.casefold, patient_ids)))
         or (has_patients and _merged_patients(list(zip(numbers, file_ids, patient_ids, strict=True))))
     ):
         return None
@@ -264,6 +264,12 @@ def _unknown_words(unknown_values: tuple[str, ...]) -> frozenset[str]:
     return frozenset(word.strip().casefold() for word in unknown_values)
 
 
+@lru_cache
+def _unknown_patients(unknown_values: tuple[str, ...]) -> frozenset[str]:
+    """Return the words without numbers such as 9, which a patient may have."""
+    return frozenset(word for word in _unknown_words(unknown_values) if not word.isdecimal())
+
+
 def _clean_id(cell: str) -> str:
     """Return the identifier as in file names: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
     identifier = cell.strip()
@@ -280,7 +286,7 @@ def _are_sound(identifiers: Sequence[str]) -> bool:
 def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
     if not identifier:
         return "blank"
-    if identifier.casefold() in _unknown_words(unknown_values):
+    if identifier.casefold() in _unknown_patients(unknown_values):
         return "unknown, but images of one patient must stay together"
     has_controls = any(unicodedata.category(character) in _CONTROLS for character in identifier)
     return "control characters in the identifier" if has_controls else ""

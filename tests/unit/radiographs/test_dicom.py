@@ -78,6 +78,12 @@ def items(**elements: object) -> Dataset:
     return dataset
 
 
+def with_width(x: np.ndarray, text: str) -> Dataset:
+    dataset = dataset_of(x, syntax=ImplicitVRLittleEndian, WindowCenter=2048)
+    dataset.add(DataElement("WindowWidth", "LO", text))
+    return dataset
+
+
 def in_floats(values_HW: np.ndarray, name: str, **elements: object) -> Dataset:
     dataset = dataset_of(values_HW.astype("f4" if name == "FloatPixel" else "f8"), bits_stored=64, **elements)
     content = dataset.PixelData
@@ -107,6 +113,8 @@ def test_a_sigmoid_window_is_applied(stored_HW):
 WINDOWLESS: dict[str, Callable[[np.ndarray], Dataset]] = {
     "no window": dataset_of,
     "no width": lambda x: dataset_of(x, WindowCenter=2048, WindowWidth=0),
+    "decimal comma": lambda x: with_width(x, "4096,0"),
+    "no number": lambda x: with_width(x, "wide"),
     "beyond all levels": lambda x: dataset_of(x, WindowCenter=9e5, WindowWidth=2),
     "8 bits": lambda x: dataset_of((x // 16).astype("u1")),
     "32 bits": lambda x: dataset_of(x.astype("u4") * 6250, bits_stored=32),

@@ -102,7 +102,7 @@ def test_unknown_words_are_a_setting(tmp_path):
 
 @pytest.mark.parametrize("word", ["-", "#N/A", "n/a", "NULL", "-1", "#NV", "9", "None"])
 def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(tmp_path, word):
-    table = lines(HEADER, ROW, ("b", "P", word, *"00000"))
+    table = lines(HEADER, ROW, ("b", "9", word, *"00000"))  # a patient may have the number that means unknown
     message = str(refusal(tmp_path, table))
     assert f"if {word!r} means unknown, set radiographs: {{unknown_values:" in message
     setting = yaml.safe_load(message.partition(", set ")[2].partition(" in a --config file")[0])
