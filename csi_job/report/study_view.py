@@ -23,7 +23,8 @@ from csi_job.storage.attributes import (
     seconds_of,
 )
 from csi_job.study.importances import Importances, param_importances
-from csi_job.study.status import choose_trial
+from csi_job.study.settings import PAUSING
+from csi_job.study.status import choose_trial, defined_rungs
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,9 @@ def view_study(study: Study) -> StudyView:
     """Read a study once; attributes that are absent are left out of the view."""
     frozen_trials = study.get_trials(deepcopy=False)
     phases: list[Phase] = []
-    trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     attributes = study.user_attrs
+    rungs = defined_rungs(attributes)
+    trials = tuple(_view_trial(frozen, phases, rungs) for frozen in frozen_trials)
     target = attributes.get(stored.TARGET)
     chosen = choose_trial(study)
     return StudyView(
@@ -187,18 +189,18 @@ def view_study(study: Study) -> StudyView:
     )
 
 
-def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
+def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
     phase = None
     if stored.SAMPLER in attrs:
+        pruner = str(attrs.get(stored.PRUNER, "none"))
         new = Phase(
             len(phases) + 1,
             sampler=str(attrs[stored.SAMPLER]),
-            pruner=str(attrs.get(stored.PRUNER, "none")),
+            pruner=pruner,
             max_epochs=attrs.get(stored.MAX_EPOCHS),
-            min_resource=attrs.get(stored.MIN_RESOURCE),
-            reduction_factor=attrs.get(stored.REDUCTION_FACTOR),
+            **({name: attrs.get(name, number) for name, number in rungs.items()} if pruner in PAUSING else {}),
             num_startup_trials=attrs.get(stored.NUM_STARTUP_TRIALS),
         )
         phase = next((known for known in phases if known == new), new)

@@ -275,15 +275,19 @@ def _seconds_left(
     return amount * median(seconds) / num_running
 
 
+def defined_rungs(attributes: Mapping[str, Any]) -> dict[str, int]:
+    """Return the rungs that a study was defined with, for trials from before each stored its own."""
+    given, fields = attributes.get(SETTINGS, {}).get("study", {}), StudySettings.model_fields
+    return {name: int(given.get(name, fields[name].default)) for name in (MIN_RESOURCE, REDUCTION_FACTOR)}
+
+
 def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
     """Return how many epochs are left where one of `reduction_factor` trials continues at each rung.
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
     latest = next((trial.user_attrs for trial in reversed(trials) if MIN_RESOURCE in trial.user_attrs), {})
-    given = {**attributes.get(SETTINGS, {}).get("study", {}), **latest}
-    fields = StudySettings.model_fields
-    first, factor = (int(given.get(name, fields[name].default)) for name in (MIN_RESOURCE, REDUCTION_FACTOR))
+    first, factor = (int(latest.get(name, number)) for name, number in defined_rungs(attributes).items())
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         if trial.state is not TrialState.FAIL and MAX_EPOCHS in trial.user_attrs:
