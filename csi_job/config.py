@@ -37,12 +37,17 @@ ENVIRONMENT_PREFIX = "CSI_JOB_"
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
 # Instead of pydantic's, for those who know no Python.
 PLAIN_WORDS = {
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
     "int_from_float": "must be a whole number",
     "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
     "path_type": "must be a path",
-    "string_pattern_mismatch": "must not begin with a dot or contain slashes",
+    "string_pattern_mismatch": "must not begin with a dot or contain slashes or control characters",
     "string_too_short": "must not be empty",
+    "string_type": "must be text",
     "too_short": "must not be empty",
+    "tuple_type": "must be a list",
 }
 OWN_KINDS = {"value_error", "space"}  # errors of our validators, which name the value themselves
 Tree = dict[str, Any]
@@ -230,6 +235,8 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         what, hint = "this is a section of settings, not a single one", f"set {inner}, or the variable {variable}"
     elif isinstance(value, bool):
         hint = "YAML reads no, off, yes and on as false and true; put the word in quotes"
+    elif kind == "string_type" and value is not None:
+        hint = "put it in quotes"
     hidden = _may_be_secret(path) or value is None or isinstance(value, (dict, list))
     got = None if hidden or kind in OWN_KINDS else value
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
