@@ -130,9 +130,11 @@ def test_labels_annotations_and_keys_are_those_that_the_controller_reads(documen
         found["metadata"]["labels"].items() >= {**stages.NAME, stages.INSTANCE: "r", stages.COMPONENT: "stages"}.items()
     )
     assert found["data"].keys() == {f"{name}.yaml" for name in (*stages.STAGES, "fetch")}
-    release = stages.Release("r", "", {"name": found["metadata"]["name"]}, (), {})
+    digest = found["metadata"]["annotations"][stages.DIGEST]
+    release = stages.Release("r", digest, {"name": found["metadata"]["name"]}, (), {})
     named = {(document["kind"], document["metadata"]["name"]) for document in documents}
-    assert {("StatefulSet", release.database), ("PersistentVolumeClaim", release.database)} < named
+    kinds = ("StatefulSet", "PersistentVolumeClaim")
+    assert {("Job", release.controller), *((kind, release.database) for kind in kinds)} < named
     components = {document["metadata"]["labels"][stages.COMPONENT] for document in documents}
     assert components >= {stages.CONTROLLER, stages.DATABASE, *stages.STAGES, "fetch"}
     jobs = [d for d in documents if d["kind"] == "Job" and d["metadata"]["labels"][stages.COMPONENT] in stages.STAGES]
