@@ -143,9 +143,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def valid_checkpoints(folder: Path) -> list[Path]:
     """Return the folder's intact checkpoints, newest first; none if there is no such folder.
 
-    One that cannot be read is skipped like a torn one, with a warning.
+    What cannot be read, a file or the folder, is skipped like a torn checkpoint, with a warning.
     """
-    return [path for path in reversed(_in_order(folder)) if _is_intact(_read(path))]
+    try:
+        newest_first = _in_order(folder)[::-1]
+    except OSError as error:
+        logger.warning("the checkpoints in %s cannot be read (%s)", folder, error.strerror)
+        return []
+    return [path for path in newest_first if _is_intact(_read(path))]
 
 
 def _read(path: Path) -> bytes:

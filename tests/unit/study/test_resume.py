@@ -1,5 +1,9 @@
 """Which checkpoint a trial resumes from."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from optuna.trial import TrialState, create_trial
 
@@ -40,6 +44,21 @@ def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_on
         assert find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
         damage(expected.path)
     assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
+
+
+def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_path, monkeypatch, caplog):
+    *_, older = attempt(tmp_path, 1, 0, 1)
+    *_, promoted = attempt(tmp_path, 2, 2, 3)
+    scandir = os.scandir
+
+    def scan(folder):
+        if Path(folder) == promoted.parent:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == ResumePoint(older, 1)
+    assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Stale file handle)"]
 
 
 def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
