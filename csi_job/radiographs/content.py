@@ -52,8 +52,9 @@ _DICOM_OF_VERSION_2 = re.compile(
     re.DOTALL,
 )
 _DICOM_OF_VERSION_4 = re.compile(
-    rb"\x28\x00[\x52\x53]\x10(?:DS\x00\x00|\x00{4})"  # half of a rescale left blank
-    rb"|\x28\x00\x51\x10(?:DS..|..\x00\x00)[-+ 0.\\]"  # a first window of no width
+    rb"\x28\x00[\x52\x53]\x10(?:DS\x00\x00|\x00{4}|(?:DS..|..\x00\x00) )"  # half of a rescale left blank
+    rb"|\x28\x00\x51\x10(?:DS..|..\x00\x00)[-+ 0.\\A-Z]"  # a first window of no width
+    rb"|\x28\x00\x50\x10(?:DS..|..\x00\x00)[ \\A-Z]"  # or without a centre; some programs write None
     rb"|\x28\x00\x56\x10(?:CS..|..\x00\x00)(?!LINEAR|SIGMOID)"  # an unknown VOI function
     rb"|\x00\x52[\x29\x30]\x92"  # an enhanced object's tables of its frame
     rb"|1\.2\.840\.10008\.1\.2\.4\.20[1-3]",  # high-throughput JPEG 2000
@@ -170,6 +171,8 @@ def _is_of_version_4(start: bytes) -> bool:
         nifti = _nifti_header(start)
         return start.startswith(_MAYBE_DEEP_OR_WAVELETS) or (nifti is not None and nifti.extension_bytes != 0)
     header, _, pixels = start.partition(_PIXELS)
+    if not pixels:  # big endian, deflated or floating point, not searched here
+        return True
     if _PICTURES.match(start) or _DICOM_OF_VERSION_4.search(header) or sum(part in header for part in _RESCALE) == 1:
         return True
     bits = _STORED_AND_HIGH_BIT.search(header)
