@@ -112,7 +112,8 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], cancelled: 
         CheckpointWriteError: full disk, read-only folder, `cancelled`; older checkpoints are unchanged.
     """
     path = folder / f"epoch-{epoch:04d}.pt"
-    try:
+    what = f"the checkpoint of epoch {epoch + 1} could not be written"
+    with explain_os_errors(what, folder, kind=CheckpointWriteError, hint="choose another folder"):
         make_folder(folder)
         with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:
             _write(file, state, cancelled or threading.Event())
@@ -120,9 +121,6 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], cancelled: 
             old.unlink(missing_ok=True)
         for partial in folder.glob(".epoch-*.tmp"):  # left by a killed process: a folder has one writer
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        message = f"the checkpoint of epoch {epoch + 1} could not be written ({error.strerror or error})"
-        raise CheckpointWriteError(message, got=str(folder), hint="the previous one is kept") from None
     return path
 
 
