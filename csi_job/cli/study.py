@@ -215,9 +215,9 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
     trials = plural(len(doomed.get_trials(deepcopy=False)), "trial")
     click.echo(f"study {name}: {trials} with checkpoints; models and reports in models/ are kept")
-    if not yes and not sys.stdin.isatty():
-        raise ConfigurationError("there is no terminal to ask for confirmation at", hint="delete it with --yes")
     if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise ConfigurationError("nobody can confirm this without a terminal", hint="delete the study with --yes")
         click.confirm("Delete the study?", abort=True)
     delete_study(doomed, loaded.settings.work)
     click.echo(f"deleted study {name}")

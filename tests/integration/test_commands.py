@@ -13,6 +13,8 @@ import subprocess
 
 import pytest
 
+from csi_job.cli import cli
+from csi_job.errors import ConfigurationError
 from tests.support.processes import Command, cold_command, preload, wait_until
 
 preload("tests.support.warm")
@@ -228,13 +230,16 @@ def test_study_commands(finished):
     assert len(run(finished, "report")[0].splitlines()) >= 5
 
 
-def test_a_deleted_study_is_gone(phantoms, tmp_path):
+def test_a_deleted_study_is_gone(phantoms, tmp_path, monkeypatch):
     work = tmp_path / "work"
     run(work, "study", "create", *data(phantoms))
     assert [state for _, state in trials(work)] == ["WAITING"]
     run(work, "study", "create", *data(phantoms))
     assert len(trials(work)) == 1
     assert "--yes" in run(work, "study", "delete", "csi_optimization", code=2)[1]
+    monkeypatch.setattr("sys.stdin", None)  # closed, as by `<&-`
+    with pytest.raises(ConfigurationError, match="nobody can confirm"):
+        cli.main(["study", "delete", "csi_optimization", "--work", str(work)], standalone_mode=False)
     assert len(trials(work)) == 1
     run(work, "study", "delete", "csi_optimization", "--yes")
     assert trials(work) == []
