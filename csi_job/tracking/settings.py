@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import field_validator
 
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
@@ -24,7 +24,7 @@ FALSE_WORDS: Final = ("", "0", "false", "no", "off")
 class TrackingSettings(Section):
     """Experiment tracking with Weights & Biases; off unless a project is given."""
 
-    wandb_project: str | None = Field(default=None, min_length=1)
+    wandb_project: str | None = None
     """Weights & Biases project; without one, nothing is tracked."""
     wandb_entity: str | None = None
     """Weights & Biases team or user."""
@@ -32,6 +32,12 @@ class TrackingSettings(Section):
     """`offline` stores the runs in `<work>/wandb` for a later `wandb sync`; default: WANDB_MODE, or online."""
     wandb_api_key_file: Path | None = None
     """File containing the API key; default: WANDB_API_KEY, or the key stored by `wandb login`."""
+
+    @field_validator("wandb_project")
+    @classmethod
+    def _empty_is_none(cls, project: str | None) -> str | None:
+        """Track nothing: studies were stored with an empty project, and an unset variable may become one."""
+        return project or None
 
 
 def wandb_mode(settings: TrackingSettings, environment: Mapping[str, str] = os.environ) -> WandbMode:

@@ -85,7 +85,6 @@ def laughs(part: str) -> str:
         ("study: {timeout_s: long}", "must be a number, got 'long'; see"),
         ("radiographs: {unknown_values: 9}", "must be a list, got 9; see"),
         ("study: {pruner: no}", "got False; YAML reads no, off, yes and on as false and true; put the word in quotes"),
-        ("tracking: {wandb_project: ''}", "must not be empty, got ''; see"),
         ("work: 5", "settings.yaml): must be a path, got 5; see"),
         ("space: {batch_size: 32}", "e.g. {value: 32}, {choices: [16, 32]} or {low: 16, high: 64}, got 32; see"),
         ("space: {model_arch: {choices: []}}", "settings.yaml): must not be empty; see"),

@@ -93,6 +93,11 @@ def study(storage):
     return define(storage, num_trials=3)
 
 
+@pytest.mark.parametrize("project", [None, ""])
+def test_without_a_project_nothing_is_tracked(project, study, tmp_path):
+    assert WandbTracker.if_enabled(TrackingSettings(wandb_project=project), study, tmp_path) is None
+
+
 def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(study, tmp_path, monkeypatch):
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
     monkeypatch.setenv("PGPASSWORD", SECRET)
