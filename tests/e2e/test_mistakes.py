@@ -102,7 +102,7 @@ def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release):
     other = {**values, "extraObjects": [refused], "search.env": [{"name": "COLOUR", "value": "blue"}]}
     assert "Not_a_name" in release.helm("upgrade", values=other, check=False)
 
-    wait_until("the controller says so", lambda: "helm upgrade failed halfway" in release.log(), 60)
+    wait_until("the controller says so", lambda: "helm upgrade failed halfway" in release.log(), 180)
     assert (release.uids("controller"), release.uids("search")) == (before, pods)
     release.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=controller", "--wait=false")
     wait_until("another controller pod", lambda: release.uids("controller") - before, 120)
