@@ -61,6 +61,9 @@ _DICOM_OF_VERSION_4 = re.compile(
     re.DOTALL,
 )
 _RESCALE = (b"\x28\x00\x52\x10", b"\x28\x00\x53\x10")
+_ONCE_NEEDED = (b"\x28\x00\x01\x01", b"\x28\x00\x03\x01")  # bits stored and pixel representation
+_PLANAR_CONFIGURATION = b"\x28\x00\x06\x00"  # once needed in colours
+_ONE_CHANNEL = re.compile(rb"MONOCHROME|PALETTE COLOR")
 _STORED_AND_HIGH_BIT = re.compile(
     rb"\x28\x00\x01\x01" + _US + rb"(.)\x00\x28\x00\x02\x01" + _US + rb"(.)\x00", re.DOTALL
 )
@@ -171,12 +174,18 @@ def _is_of_version_4(start: bytes) -> bool:
         nifti = _nifti_header(start)
         return start.startswith(_MAYBE_DEEP_OR_WAVELETS) or (nifti is not None and nifti.extension_bytes != 0)
     header, _, pixels = start.partition(_PIXELS)
-    if not pixels:  # big endian, deflated or floating point, not searched here
-        return True
-    if _PICTURES.match(start) or _DICOM_OF_VERSION_4.search(header) or sum(part in header for part in _RESCALE) == 1:
-        return True
     bits = _STORED_AND_HIGH_BIT.search(header)
-    if _is_shifted(bits):
+    if any(
+        (
+            not pixels,  # big endian, deflated or floating point, not searched here
+            not all(part in header for part in _ONCE_NEEDED),
+            _PLANAR_CONFIGURATION not in header and not _ONE_CHANNEL.search(header),
+            sum(part in header for part in _RESCALE) == 1,
+            _PICTURES.match(start),
+            _DICOM_OF_VERSION_4.search(header),
+            _is_shifted(bits),
+        )
+    ):
         return True
     begins = _STREAM_START.search(pixels, 0, NUM_MAGIC_BYTES) if b"1.2.840.10008.1.2.4." in header else None
     stream = stream_header(pixels[begins.start() :]) if begins else None

@@ -57,6 +57,11 @@ def test_files_whose_pixels_did_not_change_keep_their_reader_and_so_their_caches
             {"VOILUTFunction": "IDENTITY"},
         )
     ]
+    newest.append(encoded(dataset_of(colours_HWC, PhotometricInterpretation="RGB")))
+    for missing in ("BitsStored", "PixelRepresentation"):
+        incomplete = dataset_of(stored_HW)
+        delattr(incomplete, missing)
+        newest.append(encoded(incomplete))
     stored = b"\x28\x00\x01\x01US\x02\x00"
     newest += [encoded(shifted), precise.replace(stored + b"\x10", stored + b"\x0c"), extended_nifti(film_HW.T)]
     assert [reader_version(content) for content in newest] == [NEWEST_READER] * len(newest)
