@@ -104,7 +104,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_file(path: Path, content: str | bytes) -> Path:
     """Write a file atomically, creating its folder, or to standard output; return `path`.
 
-    A link is followed: its target is replaced.
+    A link is followed: its target is replaced. If the disk fails, there is no new file, so that the same command can be
+    run again.
 
     Raises:
         CsiJobError: the folder cannot be written, or the disk is full.
@@ -115,8 +116,14 @@ def write_file(path: Path, content: str | bytes) -> Path:
         return path
     with explain_os_errors(f"{path.name} cannot be written", path.parent, hint="choose another folder"):
         target = _target(path)
+        is_new = not target.exists()
         make_folder(target.parent)
-        write_atomic(target, content)
+        try:
+            write_atomic(target, content)
+        except OSError:
+            if is_new:
+                target.unlink(missing_ok=True)
+            raise
     return path
 
 

@@ -149,6 +149,7 @@ def test_only_a_file_system_that_flushes_no_folder_may_leave_one_unflushed(numbe
         return
     with pytest.raises(CsiJobError) as caught:
         write_file(tmp_path / "file", "text")
+    assert not (tmp_path / "file").exists()
     message = f"file cannot be written ({os.strerror(number)}), got '{tmp_path}'; {advice}choose another folder"
     assert str(caught.value) == message
 
