@@ -16,7 +16,7 @@ NUM_EAGER = 2  # calls before recording: the first creates the optimizer's state
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Graphs:
@@ -64,7 +64,7 @@ class Graphs:
             for generator, state in states:
                 generator.graphsafe_set_state(state)  # a failed recording leaves them unusable
             reason = str(error.__context__ or error).partition("\n")[0]
-            _log.warning("training without CUDA graphs, since recording one failed: %s", reason)
+            logger.warning("training without CUDA graphs, since recording one failed: %s", reason)
         finally:
             self.is_recording = False
 

@@ -20,7 +20,7 @@ HALF_TYPES: Final[dict[Precision, torch.dtype]] = {"bf16": torch.bfloat16, "fp16
 BF16_CAPABILITY: Final = (8, 0)  # Ampere; older GPUs emulate bf16, slowly, and torch counts that as support
 FP16_CAPABILITY: Final = (7, 0)  # Volta, the first with tensor cores
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @functools.cache  # so that a worker logs it once
@@ -37,7 +37,7 @@ def choose_precision(wanted: Literal["auto"] | Precision, device: torch.device) 
         "fp32": ", convolutions in TF32" if capability >= BF16_CAPABILITY and torch.backends.cudnn.allow_tf32 else "",
     }
     name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
-    _log.info("computing in %s%s on %s (compute capability %s)", chosen, details[chosen], name, version)
+    logger.info("computing in %s%s on %s (compute capability %s)", chosen, details[chosen], name, version)
     return chosen
 
 

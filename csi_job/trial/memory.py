@@ -30,7 +30,7 @@ T = TypeVar("T")
 fitting_sizes: dict[object, int] = {}
 """Micro-batches that memory was enough for, in this process."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def choose_device(settings: TrialSettings) -> torch.device:
@@ -102,4 +102,5 @@ class MicroBatches:
                 raise InfeasibleTrialError("out of memory with a micro-batch of one image", hint=hint)
             self.size = fitting_sizes[self.key] = tried // 2
             sizes = {"micro_batch": tried, "next": self.size}
-            _log.warning("out of memory with a micro-batch of %(micro_batch)d images; continuing with %(next)d", sizes)
+            message = "out of memory with a micro-batch of %(micro_batch)d images; continuing with %(next)d"
+            logger.warning(message, sizes)

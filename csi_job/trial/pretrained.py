@@ -22,7 +22,7 @@ PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densene
 # DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
@@ -46,7 +46,7 @@ def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
     if pretrained != "imagenet":
         _copy(_read_file(Path(pretrained)), model, arch, f"the weights file {Path(pretrained).name}")
     elif torchvision_name(arch) is None:
-        _log.warning("%s has no ImageNet weights; starting from random weights", arch)
+        logger.warning("%s has no ImageNet weights; starting from random weights", arch)
     else:
         _copy(_imagenet(arch), model, arch, "the ImageNet weights")
 

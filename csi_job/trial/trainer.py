@@ -33,7 +33,7 @@ from csi_job.trial.metrics import mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
 # A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it
@@ -105,7 +105,7 @@ class Trainer:
         for split in self.on_host:
             split.leave_devices()
         if is_resident:
-            _log.warning("out of memory; the images leave the GPU for this trial, which takes longer")
+            logger.warning("out of memory; the images leave the GPU for this trial, which takes longer")
         return is_resident or self.graphs.release()
 
     def train_epoch(self, seed: int, step_rate: Callable[[int, int], float], batch_done: Callable[[], None]) -> float:
@@ -151,7 +151,7 @@ class Trainer:
             if self.settings.compile != "auto" or not is_compiler_failure(error):
                 raise
             reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
-            _log.warning("training %s without compiling it, which failed: %s", self.params.model_arch, reason)
+            logger.warning("training %s without compiling it, which failed: %s", self.params.model_arch, reason)
         self.compiled = self.model
         return self.micro_batches.run(len(zones_BZ), compute)
 
