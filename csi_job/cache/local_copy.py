@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from csi_job.cache.manifest import CacheInfo, images_file
+from csi_job.cache.manifest import CacheInfo, changed_file, images_file
 from csi_job.errors import CsiJobError, DataError
 from csi_job.files import locked, make_folder, replacing
 from csi_job.logs import announced
@@ -69,7 +69,4 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
             digest.update(chunk)
             written.write(chunk)
         if digest.hexdigest() != sha256:
-            message = f"{source.name} of the cache differs from its digest"
-            raise DataError(
-                message, got=str(source.parent), hint="delete the folder and run `csi-job cache build` again"
-            )
+            raise changed_file(source.parent, source.name)

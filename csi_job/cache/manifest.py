@@ -86,6 +86,11 @@ def finished_folders(root: Path) -> list[Path]:
     return sorted(manifest.parent for manifest in root.glob(f"[!.]*/{MANIFEST}"))
 
 
+def changed_file(folder: Path, name: str) -> DataError:
+    """Return the error that a file of a finished cache is not what was written."""
+    return DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+
+
 def load_info(folder: Path) -> CacheInfo:
     """Read the manifest of a finished cache.
 
@@ -98,7 +103,7 @@ def load_info(folder: Path) -> CacheInfo:
         if version != FORMAT_VERSION:
             raise DataError("the cache has another version", got=version, allowed=FORMAT_VERSION, hint=_REBUILD)
         if digest != digest_json(content):
-            raise DataError(f"{MANIFEST} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+            raise changed_file(folder, MANIFEST)
         content["split_shares"], content["warnings"] = tuple(content["split_shares"]), tuple(content["warnings"])
         return CacheInfo(**content)
     except OSError as error:
@@ -135,7 +140,7 @@ def read_split_table(folder: Path, info: CacheInfo) -> np.ndarray:
     name = SPLIT_ARRAY if SPLIT_ARRAY in info.files else SPLIT_TABLE
     try:
         if digest_file(folder / name) != info.files.get(name):
-            raise DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+            raise changed_file(folder, name)
         rows_N: np.ndarray = (
             np.load(folder / name, mmap_mode="r") if name == SPLIT_ARRAY else _parse_rows(folder / name)
         )
@@ -165,4 +170,4 @@ def verify_cache(folder: Path) -> None:
         with explain_os_errors(f"{name} of the cache cannot be read", folder, kind=DataError, hint=_REBUILD):
             digest = digest_file(folder / name)
         if digest != info.files.get(name):
-            raise DataError(f"{name} of the cache differs from its digest", got=str(folder), hint=_REBUILD)
+            raise changed_file(folder, name)
