@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +85,13 @@ def optimize_hyperparameters(
     return run_hyperopt((loaded.over(record) if record else loaded).settings, record, own_process=False)
 
 
-def _cache(make: Callable[..., Path], settings: Settings, key: str) -> Cache:
-    local_copy_gib = settings.cache.local_copy_gib if make is ensure_cache else 0.0  # for what trains
-    return Cache.open(make(settings.radiographs, settings.cache, settings.work, key), local_copy_gib)
+def _cache_to_train_on(settings: Settings, study_key: str) -> Cache:
+    folder = ensure_cache(settings.radiographs, settings.cache, settings.work, study_key)
+    return Cache.open(folder, settings.cache.local_copy_gib)
+
+
+def _finished_cache(settings: Settings, named_key: str) -> Cache:
+    return Cache.open(existing_cache(settings.radiographs, settings.cache, settings.work, named_key))
 
 
 def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study, Cache]:
@@ -107,7 +110,7 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
     if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
-    cache = _cache(ensure_cache, settings, record.cache_key if record else "")
+    cache = _cache_to_train_on(settings, record.cache_key if record else "")
     if record is not None and record.cache_key != cache.info.key:
         with contextlib.suppress(DataError):  # the study's cache may be gone
             change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
@@ -149,7 +152,7 @@ def run_hyperopt(
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
     record = read_record(settings.storage, settings.work, old)
-    cache = _cache(existing_cache, settings, record.cache_key if record else "")
+    cache = _finished_cache(settings, record.cache_key if record else "")
     definition = definition_of(settings, cache.info.key, checked_name(new))
     if record is not None:
         definition.warn_of_unknown(record.fingerprint)
@@ -175,7 +178,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if record is not None:
         check_training(settings, record)
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
-        cache = _cache(ensure_cache, settings, file.cache)
+        cache = _cache_to_train_on(settings, file.cache)
         options = WorkerOptions(trackers=[live.worker()])
         request = final_training(settings, cache, file, study, record, options, live.trials_finished)
         final = run_final_training(request)
@@ -212,7 +215,7 @@ def run_evaluate(
     with announced(f"evaluating {model.name} on the test set"):
         run = run_evaluation(
             folder,
-            _cache(existing_cache, settings, str(card.get("data", {}).get("cache", ""))),
+            _finished_cache(settings, str(card.get("data", {}).get("cache", ""))),
             model,
             settings.evaluation,
             settings.trial,
