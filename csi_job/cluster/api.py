@@ -241,9 +241,9 @@ def _of_answer(error: ApiException) -> ClusterError:
     reply = _reply(body)
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):
-        what = "an admission webhook does not answer" if WEBHOOK_DOWN in message else "the API server is not available"
         if WEBHOOK_BROKEN.search(message):
             return NotYetError(message, hint="ask an administrator of the cluster to repair that webhook")
+        what = "an admission webhook does not answer" if WEBHOOK_DOWN in message else "the API server is not available"
         return UnreachableError(f"{what} (status {status}: {message})")
     kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):

@@ -73,7 +73,7 @@ class ImageFolder:
         return self._numeric_names.could_be(file_id)
 
     def alike(self, file_id: str) -> list[str]:
-        """Return the images, with their sub-folders, that have this name but for ending, case or folder."""
+        """Return the images, with their sub-folders, whose names differ from this at most in ending, case or folder."""
         return sorted(self._by_stem.get(_stem(PureWindowsPath(file_id).name), ()))
 
     @cached_property

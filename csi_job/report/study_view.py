@@ -204,7 +204,8 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int])
             num_startup_trials=attrs.get(stored.NUM_STARTUP_TRIALS),
         )
         phase = next((known for known in phases if known == new), new)
-        phases += [new] if phase is new else []
+        if phase is new:
+            phases.append(new)
     runs: list[Run] = []
     if frozen.datetime_start is not None:
         runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]

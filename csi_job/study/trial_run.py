@@ -330,7 +330,7 @@ class RunningTrial(Generic[Params]):
             write.params = params_to_write(frozen_trial_of(self.trial))
             write.steps = {} if self.has_two_objectives else self.curve.copy()
         write.user_attrs |= self.attributes | ({REASON: reason} if reason else {})
-        write.user_attrs |= self._runs_until(time.time()) if self._runs else {}
+        write.user_attrs |= self._last_of_several_runs()
         if outcome == "infeasible":
             write.user_attrs[INFEASIBLE], write.system_attrs[CONSTRAINT] = True, 1.0
         if outcome == "pruned" and self.curve and not self.has_two_objectives:
@@ -355,10 +355,14 @@ class RunningTrial(Generic[Params]):
     def _runs_until(self, end_s: float | None) -> dict[str, Any]:
         return {RUNS: [*self._runs, (self._start_s, end_s, worker_name())]}
 
+    def _last_of_several_runs(self) -> dict[str, Any]:
+        """Return the runs up to now, or nothing for a trial that was never paused: Optuna has its start and end."""
+        return self._runs_until(time.time()) if self._runs else {}
+
     def release(self) -> None:
         """Let another worker resume the trial at once, and store what is unsent; wait `RELEASE_S` for the database."""
         self.heartbeat.watch(None)
-        self.unsent.user_attrs |= self._runs_until(time.time()) if self._runs else {}
+        self.unsent.user_attrs |= self._last_of_several_runs()
         try:
             self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:
