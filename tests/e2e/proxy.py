@@ -36,7 +36,6 @@ class Proxy:
                 each.shutdown(socket.SHUT_RDWR)
 
     def restore(self) -> None:
-        """Forward connections again."""
         self._is_cut = False
 
     def _serve(self) -> None:

@@ -18,7 +18,6 @@ class Queue:
     release: Release
 
     def make(self) -> None:
-        """Make the queue, without quota."""
         name = self.release.namespace
         queue = {"clusterQueue": name}
         self.release.as_admin.apply(
@@ -29,7 +28,6 @@ class Queue:
         )
 
     def allow(self, num_pods: int) -> None:
-        """Set the quota."""
         self.release.as_admin.apply(self._cluster_queue(num_pods))
 
     def preempt(self, num_pods: int) -> None:

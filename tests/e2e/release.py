@@ -57,7 +57,6 @@ def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> 
 
 
 def secret(name: str, **values: str) -> dict[str, Any]:
-    """A Secret."""
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
 
 
@@ -175,11 +174,9 @@ class Release:
         return [p for p in pods if p["status"]["phase"] == "Running" and "deletionTimestamp" not in p["metadata"]]
 
     def containers(self, component: str) -> list[dict[str, Any]]:
-        """Return the statuses of the pods' main containers."""
         return [status for pod in self.items("pods", component) for status in pod["status"]["containerStatuses"]]
 
     def phases(self, component: str) -> set[str]:
-        """Phases of the pods, including those being deleted, which may still finish a trial."""
         return {pod["status"]["phase"] for pod in self.items("pods", component)}
 
     def pause(self) -> int:

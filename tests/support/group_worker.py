@@ -13,8 +13,6 @@ from csi_job.study.relay import ERROR, Relay, stop_with_parent
 
 
 class Worker:
-    """What the code may do."""
-
     def __init__(self, relay: Relay, number: int) -> None:
         self.relay, self.number = relay, number
         self.log = logging.getLogger("csi_job.toy")

@@ -25,7 +25,6 @@ class Server:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """Make an empty database and yield its URL."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         self.run(f"CREATE DATABASE {name}")
         try:
@@ -52,7 +51,6 @@ class Server:
         self._control("start", "-l", f"{self.data}/log")
 
     def reload(self) -> None:
-        """Let it read its settings again."""
         self._control("reload")
 
     def _control(self, *arguments: str) -> None:

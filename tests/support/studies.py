@@ -58,7 +58,6 @@ def value_at(x: float, epoch: int) -> float:
 
 
 def write_checkpoint(folder: Path, epoch: int, x: float) -> Path:
-    """Write a checkpoint like training does, without a model."""
     results = [{"epoch": step, "val_f1": value_at(x, step)} for step in range(epoch + 1)]
     return save_checkpoint(folder, epoch, {"results": results})
 
@@ -115,7 +114,6 @@ def study_counts(study: optuna.Study) -> Counts:
 
 
 def work_on(study: optuna.Study, work: Path, run: Any = objective, **settings: Any) -> WorkerSummary:
-    """Run a worker in this process."""
     options = settings.pop("options", None) or WorkerOptions(own_process=False)
     return run_worker(
         study,
@@ -135,7 +133,6 @@ def claim(study: optuna.Study, **options: Any) -> Claim | NothingToClaim:
 
 
 def leased(study: optuna.Study, **options: Any) -> Lease:
-    """Claim a trial and return its lease."""
     outcome = claim(study, **options)
     assert isinstance(outcome, Claim)
     return outcome.lease
@@ -172,7 +169,6 @@ def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[s
 
 
 def main(arguments: dict[str, Any]) -> int:
-    """What a worker process does."""
     from csi_job.errors import CsiJobError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -28,7 +28,6 @@ def study(storage):
 
 @pytest.fixture(scope="session")
 def films(tmp_path_factory):
-    """Small phantoms: a table and its images."""
     from csi_job.phantoms.phantom import write_phantoms
     from csi_job.radiographs.settings import RadiographsSettings
 
@@ -39,7 +38,6 @@ def films(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cache_folder(films, tmp_path_factory):
-    """Return their cache, of 32 px."""
     from csi_job.cache.build import build_cache
     from csi_job.cache.settings import CacheSettings
 

@@ -1,5 +1,3 @@
-"""Settings: precedence, origins, and errors by dotted path."""
-
 import json
 from importlib.metadata import version
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Atomic writes, refusal to overwrite, JSON, digests and locks."""
-
 import csv
 import errno
 import hashlib

@@ -1,5 +1,3 @@
-"""Logs: text with the time for people, JSON with every value in a field of its own for machines."""
-
 import json
 import logging
 import re

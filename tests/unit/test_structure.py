@@ -1,5 +1,3 @@
-"""Package layout: folders import to their left, files and functions stay small."""
-
 import ast
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Whether settings agree with those that a study was created with."""
-
 import pytest
 
 from csi_job.config import load_settings

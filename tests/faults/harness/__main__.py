@@ -28,7 +28,6 @@ SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, termin
 
 
 def options() -> argparse.Namespace:
-    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="make faults FAULTS_ARGS=", description=__doc__)
     for name, size, meaning in (
         ("trials", 10_000, "dummy trials in all"),
@@ -56,8 +55,6 @@ def options() -> argparse.Namespace:
 
 
 class Session:
-    """One run of the requested parts."""
-
     def __init__(self, given: argparse.Namespace, server: Server, folder: Path) -> None:
         self.given, self.server, self.folder = given, server, folder
         self.columns: dict[str, Figures] = {}
@@ -68,7 +65,6 @@ class Session:
         self.complaints: list[str] = []
 
     def chaos(self) -> None:
-        """Run studies under all faults at once."""
         given, total = self.given, Figures()
         with progress("trials under faults", given.trials, "trials") as advance, self.server.database() as url:
             for index in range(given.studies):
@@ -111,7 +107,6 @@ class Session:
             self.columns[f"{down_s} s outage"] = figures
 
     def points(self) -> None:
-        """Kill a worker at each crash point."""
         with self.server.database() as url:
             seen = {point for point in seen_points(url, self.folder / "seen") if not point.startswith("start")}
             done = sweep(seen, url, self.folder, num_trials=60, num_studies=15)
@@ -119,13 +114,11 @@ class Session:
         self.complaints += [f"crash points: {complaint}" for complaint in done.complaints]
 
     def start(self) -> None:
-        """Start workers simultaneously, ours and the stock recipe's."""
         for name, what in (("ours", run), ("stock", run_stock)):
             folder = self.folder / f"starts-{name}"
             self.starts[name] = start_at_once(self.server, folder, what, rounds=self.given.starts, num_workers=8)
 
     def stock(self) -> None:
-        """Run a small study with our workers and one with the stock recipe, under the same faults."""
         for name, dose in (("ours, small", SMALL), ("stock", replace(SMALL, run=run_stock, replaces_others=True))):
             with self.server.database() as url:
                 folder = self.folder / name.replace(", ", "-")
@@ -146,7 +139,6 @@ class Session:
                 logger.info("%s, history %d of %d: %s", name, index + 1, self.given.histories, total)
 
     def calls(self) -> None:
-        """Fail each call of each command once."""
         with preloaded():
             prepared = Prepared(self.folder / "calls")
             prepared.root.mkdir()
@@ -156,7 +148,6 @@ class Session:
                 self.complaints += [f"failing calls: {line}" for line in complaints]
 
     def save(self) -> None:
-        """Write the figures so far."""
         if self.given.out is not None:
             starts = {name: asdict(one) for name, one in self.starts.items()}
             others = {"options": vars(self.given) | {"out": str(self.given.out)}, "starts": starts}
@@ -180,7 +171,6 @@ def share(total: int, parts: int, index: int) -> int:
 
 
 def main() -> int:
-    """Run the requested parts and print the figures."""
     given = options()
     set_up_logging("text")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that neither servers nor workers are left running

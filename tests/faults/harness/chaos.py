@@ -125,7 +125,6 @@ class Progress:
         self._looked_at, self._count = 0.0, 0
 
     def part(self) -> float:
-        """Return the finished fraction of the study."""
         if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
             count = self._finished()
             self._looked_at = time.monotonic()

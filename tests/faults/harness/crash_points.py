@@ -54,7 +54,6 @@ class CrashPoints:
         self._mine = threading.local()
 
     def install(self) -> None:
-        """Observe this process from now on."""
         event.listen(Engine, "do_connect", self._give_factories)
         event.listen(Pool, "checkout", _mark_as_used)
         sys.addaudithook(self._on_audit_event)
@@ -76,7 +75,6 @@ class CrashPoints:
             self.enter(before)
 
     def next_statement(self, connection: _CountingConnection) -> str:
-        """Count a statement and return its name."""
         if connection.is_new:
             connection.num_statements += 1
             return f"statement {connection.num_statements}{NEW}"
@@ -84,7 +82,6 @@ class CrashPoints:
         return f"statement {min(self._mine.statement, MAX_STATEMENT)} of transaction {self.transaction()}"
 
     def transaction(self) -> int:
-        """Return the number of the current transaction within the phase."""
         return min(getattr(self._mine, "transaction", 1), MAX_TRANSACTION)
 
     def transaction_ended(self) -> None:

@@ -12,20 +12,16 @@ from tests.conftest import missing_service
 
 
 class SmallDisk:
-    """A file system of a few megabytes."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Fill it to the last byte."""
         with self._ballast.open("ab", buffering=0) as file:
             for size in (1 << 20, 4096, 1):
                 _write_until_full(file.fileno(), size)
 
     def free(self) -> None:
-        """Free the space again."""
         self._ballast.unlink()
 
 

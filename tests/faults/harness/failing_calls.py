@@ -96,8 +96,6 @@ def _run_failing(fault: tuple[str, str, int, int], *command: Any) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A command that writes."""
-
     name: str
     before: tuple[str, ...]
     """The cases that make what it needs."""
@@ -153,7 +151,6 @@ def trials(file: str = "work/studies.db") -> Callable[[Path], Any]:
 
 
 def both(*results: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """Return a function that reads several results."""
     return lambda folder: [result(folder) for result in results]
 
 
@@ -206,7 +203,6 @@ class Prepared:
     made: dict[tuple[str, ...], Path] = field(default_factory=dict)
 
     def begin(self, case: Case) -> Path:
-        """Return a fresh copy of what the case needs, always at the same place."""
         return self._copy(self._after(case.before))
 
     def _copy(self, source: Path) -> Path:
@@ -273,7 +269,6 @@ def distinct(calls: dict[int, str]) -> list[int]:
 
 
 def _difference(result: Any, right: Any, path: str = "") -> str:
-    """Return the first difference."""
     if isinstance(result, dict) and isinstance(right, dict):
         pairs = [(name, result.get(name), right.get(name)) for name in {**result, **right}]
     elif isinstance(result, list) and isinstance(right, list):

@@ -12,7 +12,6 @@ from tests.faults.harness.invariants import Findings
 
 
 def counted(meaning: str) -> Any:
-    """Return a field that counts from 0."""
     return field(default=0, metadata={"meaning": meaning})
 
 
@@ -45,7 +44,6 @@ class Figures:
     complaints: list[str] = field(default_factory=list)
 
     def add(self, other: Figures) -> None:
-        """Add another study's figures."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
@@ -67,7 +65,6 @@ MEANINGS: Final = {one.name: one.metadata["meaning"] for one in fields(Figures) 
 
 
 def table(columns: dict[str, Figures]) -> str:
-    """Return figures side by side as a Markdown table."""
     names = list(columns)
     width = max(map(len, MEANINGS.values()))
     lines = [f"| {'':<{width}} | {' | '.join(f'{name:>12}' for name in names)} |"]
@@ -79,6 +76,5 @@ def table(columns: dict[str, Figures]) -> str:
 
 
 def to_json(columns: dict[str, Figures], **others: Any) -> str:
-    """Return figures as JSON."""
     runs = {name: {key: getattr(figures, key) for key in MEANINGS} for name, figures in columns.items()}
     return json.dumps({"machine": machine(), **others, "runs": runs}, indent=2)

@@ -44,8 +44,6 @@ class FaultyWorker(Worker):
 
 @dataclass
 class Endings:
-    """How workers exited."""
-
     num_started: int = 0
     num_killed: int = 0
     num_killed_themselves: int = 0
@@ -61,7 +59,6 @@ class Endings:
     """Crash points that were hit."""
 
     def take(self, worker: FaultyWorker) -> None:
-        """Count a worker that has exited."""
         code, log = worker.process.exitcode, worker.log()
         point = log.rpartition(SELF_KILL)[2].strip() if SELF_KILL in log else None
         self.num_leases_lost += log.count(LOST)
@@ -121,13 +118,11 @@ class Fleet:
             self.collect(0.02)
 
     def finish(self) -> Endings:
-        """Wait for all workers to exit."""
         while self.workers:
             self.collect(1.0)
         return self.endings
 
     def end(self) -> None:
-        """Kill all remaining workers."""
         for worker in self.workers:
             worker.process.kill()
 

@@ -1,5 +1,3 @@
-"""Building the cache: complete or absent, built once, resumed after a kill."""
-
 import csv
 import errno
 import os

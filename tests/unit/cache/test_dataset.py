@@ -1,5 +1,3 @@
-"""Splits as tensors."""
-
 import threading
 import warnings
 from dataclasses import replace

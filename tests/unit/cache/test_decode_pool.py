@@ -1,5 +1,3 @@
-"""Decoder processes: fast, dead and slow ones."""
-
 import os
 import signal
 from pathlib import Path

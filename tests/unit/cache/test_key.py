@@ -1,5 +1,3 @@
-"""The digest index: unchanged files are not read again, changed ones always."""
-
 import hashlib
 import json
 import os

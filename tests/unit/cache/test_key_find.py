@@ -1,5 +1,3 @@
-"""What names a cache, and finding a finished one, also without its data."""
-
 import os
 import shutil
 

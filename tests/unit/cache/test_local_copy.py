@@ -1,5 +1,3 @@
-"""The copy of a cache's arrays on the node."""
-
 import logging
 import os
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The finished cache: what it says of itself, and that damage is found and named."""
-
 import dataclasses
 import shutil
 from pathlib import Path

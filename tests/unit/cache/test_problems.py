@@ -1,5 +1,3 @@
-"""The list of problems: names for the owner, pseudonyms for everyone else."""
-
 import csv
 import stat
 

@@ -1,5 +1,3 @@
-"""Array files with one slot per image."""
-
 import os
 from pathlib import Path
 

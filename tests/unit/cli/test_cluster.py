@@ -1,5 +1,3 @@
-"""`cluster check` examines its own pod, or the release that is named."""
-
 import pytest
 from click.testing import CliRunner
 

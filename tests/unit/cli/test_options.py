@@ -1,5 +1,3 @@
-"""Options are generated from the settings, and an invalid call is one line."""
-
 import shlex
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""The status command while there is nothing to show yet."""
-
 import pytest
 
 from csi_job.cli.status import _wait_for_study

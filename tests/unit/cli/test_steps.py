@@ -1,5 +1,3 @@
-"""Commands run one after the other in one process."""
-
 import json
 import subprocess
 import sys

@@ -110,7 +110,6 @@ class Namespace(Cluster):
         return item
 
     def end(self, kind: str, reason: str = "") -> None:
-        """End every Job."""
         for (one, _), item in self.objects.items():
             if one == "Job":
                 item["status"] = ended(kind, reason)
@@ -184,7 +183,6 @@ def _disown(applied: Object, patch: Mapping[str, Any]) -> None:
 
 
 def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> Object:
-    """Return the status of a Job that is Complete or Failed."""
     at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
     return {"conditions": [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": at}]}
 
@@ -224,7 +222,6 @@ def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue
 
 
 def release_map(name: str = "r", **annotations: str) -> Object:
-    """Return the ConfigMap of a release's stages."""
     data = {f"{one}.yaml": yaml.safe_dump(dict(stage(one).manifest)) for one in (*STAGES, "fetch")}
     labels = selector(name, "stages")
     metadata = {"name": f"{name}-stages", "uid": "u", "labels": labels, "annotations": annotations}
@@ -247,7 +244,6 @@ def search(
 
 
 def started(watch: Watch, chosen: Stage, **options: Any) -> tuple[Namespace, SearchRun]:
-    """Return a namespace in which the search has created its Job."""
     run = search(namespace := Namespace(), watch, chosen, **options)
     run.reconcile()
     return namespace, run

@@ -1,5 +1,3 @@
-"""What the API server's errors become, with a server that answers as configured."""
-
 import io
 import json
 import re

@@ -1,5 +1,3 @@
-"""The usage of a search's pods is counted once and stored with the study."""
-
 import time
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""The controller's first act and its way with refusals and outages, in a namespace in memory."""
-
 import itertools
 from types import SimpleNamespace
 from typing import Any

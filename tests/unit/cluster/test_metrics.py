@@ -1,5 +1,3 @@
-"""The controller's metrics, scraped from its own server."""
-
 from typing import Any
 from urllib.request import urlopen
 

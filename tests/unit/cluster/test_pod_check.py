@@ -1,5 +1,3 @@
-"""Problems are found as a pod sees them: real folders, and servers that do not answer."""
-
 import socket
 from collections.abc import Iterator
 from pathlib import Path

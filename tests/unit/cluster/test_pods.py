@@ -1,5 +1,3 @@
-"""What a pod's status says about its failure or its start."""
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""A running search is resized; anything else is rejected with the reason."""
-
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ def searching(**options: Any) -> Namespace:
 
 
 def other_job(component: str, status: dict[str, Any], digest: str = "") -> dict[str, Any]:
-    """A Job beside the search's."""
     metadata = {"name": component, "labels": selector("r", component), "annotations": {DIGEST: digest}}
     return {"kind": "Job", "metadata": metadata, "spec": {}, "status": status}
 

@@ -211,7 +211,6 @@ def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_us
 
 
 def train(namespace: Namespace) -> None:
-    """Start the final stage."""
     namespace.apply(stage("final").job(1, {}, {}))
 
 

@@ -1,5 +1,3 @@
-"""One stage's Job is created, watched and evaluated in a namespace in memory."""
-
 import re
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta

@@ -1,5 +1,3 @@
-"""A release is found by name, and its GPUs are counted by the resource's name."""
-
 from typing import Any
 
 import pytest

@@ -46,7 +46,6 @@ def confirmation(trainer):
 
 
 def done(training: Training, val_f1: float | None, gflops: float = 1.0) -> FrozenTrial:
-    """A finished training; without a value it was infeasible."""
     attributes = {TRAINING: asdict(training)}
     if val_f1 is None:
         return create_trial(state=TrialState.PRUNED, user_attrs=attributes | {"reason": "out of memory"})

@@ -12,8 +12,6 @@ EPOCHS = 3
 
 
 class StopAfter:
-    """Asks to stop after a number of batches, as a signal would."""
-
     def __init__(self, num_batches: int) -> None:
         self.left = num_batches
 

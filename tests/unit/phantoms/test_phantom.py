@@ -1,5 +1,3 @@
-"""Phantoms: the same each time, of every format, with visible scores in every zone."""
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

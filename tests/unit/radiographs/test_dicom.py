@@ -1,5 +1,3 @@
-"""DICOM radiographs: tables, windows, inversion, padding, colours, compression."""
-
 from collections.abc import Callable
 
 import numpy as np

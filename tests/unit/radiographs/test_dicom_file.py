@@ -1,5 +1,3 @@
-"""DICOM files whose headers are wrong, incomplete or hostile: what is corrected, and what is refused."""
-
 import tracemalloc
 import zlib
 

@@ -1,5 +1,3 @@
-"""Lookup tables in every form that devices write."""
-
 import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian

@@ -1,5 +1,3 @@
-"""Folders of images are searched by ending and by content."""
-
 import gzip
 import logging
 

@@ -1,5 +1,3 @@
-"""Large films decoded at a fraction, or averaged first, look as if every pixel had been decoded and resized."""
-
 import io
 
 import numpy as np

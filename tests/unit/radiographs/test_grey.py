@@ -1,5 +1,3 @@
-"""Images that hardly show a radiograph are doubted, and no others."""
-
 import numpy as np
 import pytest
 

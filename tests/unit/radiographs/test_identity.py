@@ -1,5 +1,3 @@
-"""Pseudonyms: stable with their key, useless without."""
-
 import errno
 import os
 import stat

@@ -1,5 +1,3 @@
-"""NIfTI radiographs: upright by their affine, decompressed no further than their header says."""
-
 import gzip
 import itertools
 import struct

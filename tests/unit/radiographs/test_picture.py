@@ -1,5 +1,3 @@
-"""PNG and JPEG of every mode and depth come out as the same grey film."""
-
 import itertools
 import struct
 import zlib

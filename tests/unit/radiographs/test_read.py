@@ -1,5 +1,3 @@
-"""Images are found by their FileID, recognised by content, and refused in one line if they are not images."""
-
 import gzip
 import os
 import struct

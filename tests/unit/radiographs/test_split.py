@@ -1,5 +1,3 @@
-"""The split: by patient, stratified, the same for the same seed."""
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

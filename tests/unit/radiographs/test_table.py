@@ -1,5 +1,3 @@
-"""The label table: what it accepts, what it refuses, and that refusals say where."""
-
 import csv
 import io
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The zones: mirrored and back, and the limits of the risk classes."""
-
 import pytest
 
 from csi_job.radiographs.zones import FLIPPED_ZONES, ZONES, risk_class

@@ -1,5 +1,3 @@
-"""Which processes hold leases, and their tokens."""
-
 import os
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""Which errors are retried, which are rejections, and which do not come from the database."""
-
 import sqlite3
 import threading
 from functools import partial

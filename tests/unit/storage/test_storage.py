@@ -1,5 +1,3 @@
-"""The storage on SQLite: what Optuna reads, and what is rejected."""
-
 import pickle
 import sqlite3
 import time

@@ -1,5 +1,3 @@
-"""Trials are read and written as Optuna does."""
-
 from datetime import datetime, timedelta
 
 import pytest

@@ -1,5 +1,3 @@
-"""Where the database is, and that its secrets show nowhere."""
-
 import pickle
 from pathlib import Path
 

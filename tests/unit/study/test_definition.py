@@ -1,5 +1,3 @@
-"""The study is defined once, and continued by those who agree."""
-
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,3 @@
-"""Trials that really train."""
-
 import os
 import socket
 

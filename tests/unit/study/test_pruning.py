@@ -1,5 +1,3 @@
-"""Pruning compares the same epochs, and decides like Optuna's own pruners."""
-
 import math
 import random
 

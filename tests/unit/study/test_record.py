@@ -1,5 +1,3 @@
-"""What a study records is what later commands start from."""
-
 import pytest
 
 from csi_job.config import load_settings

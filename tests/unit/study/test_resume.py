@@ -1,5 +1,3 @@
-"""Which checkpoint a trial resumes from."""
-
 import errno
 import os
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Samplers: what they draw follows from seed, number and history alone."""
-
 import optuna
 import pytest
 

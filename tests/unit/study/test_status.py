@@ -1,5 +1,3 @@
-"""The state of a study, and its best trial."""
-
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial

@@ -1,5 +1,3 @@
-"""Studies are listed and deleted, and take parameters to try next."""
-
 import optuna
 import pytest
 import sqlalchemy as sa

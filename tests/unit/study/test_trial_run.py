@@ -1,5 +1,3 @@
-"""A trial is resumed where it was left; reasons are one line and name no file and no patient."""
-
 import pytest
 import sqlalchemy as sa
 

@@ -1,5 +1,3 @@
-"""A worker in this process: every way a trial and a worker can end."""
-
 import os
 import signal
 import threading

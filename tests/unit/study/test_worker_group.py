@@ -1,5 +1,3 @@
-"""Workers in processes of their own: what reaches their parent, what ends them, and what starts them again."""
-
 import os
 import pickle
 import signal

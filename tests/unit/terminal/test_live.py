@@ -1,5 +1,3 @@
-"""Live progress: one bar for the study and one per running trial, or lines."""
-
 import io
 
 import pytest

@@ -1,5 +1,3 @@
-"""A release as a terminal shows it."""
-
 import json
 from dataclasses import replace
 

@@ -1,5 +1,3 @@
-"""The environment decides whether runs leave the machine; a setting may not contradict it."""
-
 import pytest
 
 from csi_job.errors import ConfigurationError

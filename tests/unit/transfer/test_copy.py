@@ -1,5 +1,3 @@
-"""A study is copied completely or not at all, and under a name that is free."""
-
 import optuna
 import pytest
 import sqlalchemy as sa

@@ -1,5 +1,3 @@
-"""An export has every trial, opens in a spreadsheet, and is strict JSON."""
-
 import csv
 import io
 import json

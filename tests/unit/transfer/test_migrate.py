@@ -1,5 +1,3 @@
-"""Finished trials are carried into a study with another space, once each, and the others are counted by reason."""
-
 import json
 from typing import Any
 

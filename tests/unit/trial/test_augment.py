@@ -1,5 +1,3 @@
-"""Augmentation: the range of each change, and labels that follow their zones."""
-
 import pytest
 import torch
 

@@ -1,5 +1,3 @@
-"""Checkpoints are intact or absent: truncated, corrupt and partly written ones are never read."""
-
 import errno
 import gc
 import io

@@ -66,7 +66,6 @@ def make_trainer(make_split):
 
 
 def outcome(trainer: Trainer, num_epochs: int = 4) -> list[torch.Tensor | float]:
-    """Train, and return the curve and the weights."""
     curve: list[torch.Tensor | float] = []
     for epoch in range(num_epochs):
         curve.append(trainer.train_epoch(epoch, lambda step, num_steps: 1e-3 * (step + 1) / num_steps, lambda: None))

@@ -1,5 +1,3 @@
-"""Logits of many images."""
-
 import logging
 from typing import get_args
 

@@ -1,5 +1,3 @@
-"""Out of memory: smaller pieces, the same step, and infeasible if one image does not fit."""
-
 import pytest
 import torch
 from hypothesis import given

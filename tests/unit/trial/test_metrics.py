@@ -1,5 +1,3 @@
-"""The objective equals scikit-learn's on the same predictions."""
-
 import math
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Models: every architecture maps a grey image to six zones by five classes, at a known cost."""
-
 import re
 
 import pytest

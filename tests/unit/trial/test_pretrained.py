@@ -1,5 +1,3 @@
-"""Pretrained weights: ImageNet from torchvision, files of several kinds, and one line for each that does not match."""
-
 import pickle
 import re
 from pathlib import Path

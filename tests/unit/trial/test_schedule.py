@@ -1,5 +1,3 @@
-"""Early stopping and the learning rate as functions of the results."""
-
 import pytest
 
 from csi_job.trial.schedule import LR_DECAY_FACTOR, EpochResult, Schedule

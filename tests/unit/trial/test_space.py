@@ -1,5 +1,3 @@
-"""The search space: data in, Optuna distributions out, invalid data rejected."""
-
 import json
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""Training: it learns, stops, resumes bit for bit, and reports what cannot be trained."""
-
 import contextlib
 import gc
 import math

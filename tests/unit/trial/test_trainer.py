@@ -1,5 +1,3 @@
-"""The loss; within an epoch the host never waits for the device; a finished trial frees its memory."""
-
 import gc
 import math
 import os

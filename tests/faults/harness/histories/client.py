@@ -59,12 +59,10 @@ class Handle:
 
     @property
     def name(self) -> str:
-        """Its name."""
         return self.study.study_name
 
 
 def run(arguments: dict[str, Any]) -> int:
-    """Run a client process."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     set_up_logging("text")
     client, seed = arguments["client"], arguments["seed"]
@@ -288,7 +286,6 @@ class Client:
 
 
 def contents(trial: FrozenTrial) -> tuple[Any, ...]:
-    """Return what the model knows of a trial."""
     fixed = trial.system_attrs.get(FIXED_PARAMS, {}).get(X)
     return trial.state.name, fixed, trial.params.get(X), tuple(sorted(trial.intermediate_values.items())), trial.value
 

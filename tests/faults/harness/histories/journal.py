@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 
 class Operation(NamedTuple):
-    """One operation of a client."""
-
     kind: str
     study: str
     arguments: tuple[Any, ...]
@@ -27,7 +25,6 @@ class Journal:
     """Appends to a file of its own; what was written survives the writer's death."""
 
     def __init__(self, folder: Path, client: str) -> None:
-        """Write into an existing folder."""
         self._file = os.open(folder / f"journal-{client}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._count = 0
 
@@ -38,7 +35,6 @@ class Journal:
         return self._count
 
     def end(self, number: int, answer: tuple[Any, ...]) -> None:
-        """Record an operation's answer."""
         self._write([number, "end", time.monotonic(), answer])
 
     def note(self, what: str) -> None:
@@ -50,7 +46,6 @@ class Journal:
 
 
 def operations(folder: Path) -> list[Operation]:
-    """Return all operations, by begin."""
     return sorted((each for path in folder.glob("journal-*.jsonl") for each in _of(path)), key=lambda op: op.begin_s)
 
 

@@ -14,8 +14,6 @@ DELETED, LOST, FULL, REFUSED = ("deleted",), ("lost",), ("full",), ("refused",)
 
 
 class Trial(NamedTuple):
-    """One trial."""
-
     state: str
     fixed: float | None = None
     """What it was enqueued with."""
@@ -34,7 +32,6 @@ class Trial(NamedTuple):
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """What a reader sees."""
         return self.state, self.fixed, self.x, self.steps, self.value
 
 
@@ -49,7 +46,6 @@ class Study(NamedTuple):
     """Of the target: the token of each, the number of trials added, None where a total was given, and the target."""
 
     def num(self, *states: str) -> int:
-        """Return how many trials are in one of these states."""
         return sum(trial.state in states for trial in self.trials)
 
     @property
@@ -59,7 +55,6 @@ class Study(NamedTuple):
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """What a reader sees."""
         return self.target, tuple(trial.contents for trial in self.trials)
 
     def __str__(self) -> str:
@@ -73,7 +68,6 @@ class Study(NamedTuple):
         return f"{self.uid}, {self.num(*FINISHED)} of {self.target} finished, {self.num('FAIL')} failed, {trials}"
 
     def change(self, number: int, **changes: Any) -> Study:
-        """Return the study with another trial."""
         trials = list(self.trials)
         trials[number] = trials[number]._replace(**changes)
         return self._replace(trials=tuple(trials))

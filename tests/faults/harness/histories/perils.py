@@ -33,7 +33,6 @@ class Perils:
             event.listen(Engine, "connect", self._set_clock)
 
     def draw(self) -> str:
-        """Return what goes wrong now, usually nothing."""
         return self._draws.choice(FAULTS) if self._draws.random() < self._chance else ""
 
     def _give_factories(self, dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
