@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: every metric with its patient-level interval, as numbers and as JSON."""
+"""Evaluate a model on a split: every metric with its patient-level interval; and compare two models, in pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from csi_job.cache.dataset import SplitData
+from csi_job.errors import DataError
 from csi_job.evaluation.bootstrap import Interval, exact_at_the_bounds, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
+from csi_job.evaluation.difference import Difference, paired_differences
 from csi_job.evaluation.measures import (
     SUMMARY_METRICS,
     ZONE_METRICS,
@@ -127,6 +129,31 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All differences between a model and a baseline on one split."""
+
+    model: Evaluation
+    baseline: Evaluation
+    differences: dict[str, Difference]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings about either model, each once."""
+        return tuple(dict.fromkeys((*self.model.warnings, *self.baseline.warnings)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number of the comparison; it identifies no patient, file or image."""
+        return {
+            "format": 1,
+            "model": self.model.model,
+            "baseline": self.baseline.model,
+            **self.model.provenance(),
+            "metrics": {name: difference.to_json() for name, difference in self.differences.items()},
+            "warnings": list(self.warnings),
+        }
+
+
 def evaluate_model(
     loaded: LoadedModel,
     data: SplitData,
@@ -170,6 +197,14 @@ def evaluate_model(
         else compare_with_trivial(predictions, train_zones_NZ.cpu().numpy(), settings),
         card=loaded.card,
     )
+
+
+def compare_evaluations(model: Evaluation, baseline: Evaluation) -> Comparison:
+    """Compare two evaluations under the model's bootstrap settings; raise `DataError` if they cover other images."""
+    same_images = model.predictions.pseudonyms == baseline.predictions.pseudonyms
+    if not same_images or not np.array_equal(model.predictions.zones_NZ, baseline.predictions.zones_NZ):
+        raise DataError("the two models were evaluated on different images", hint="evaluate both on the same cache")
+    return Comparison(model, baseline, paired_differences(model.predictions, baseline.predictions, model.settings))
 
 
 def measure_with_intervals(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Metric]:

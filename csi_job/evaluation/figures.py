@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from csi_job.evaluation.compare import Comparison
 from csi_job.evaluation.csi import FloatArray, risk_indices
 from csi_job.evaluation.difference import Difference
-from csi_job.evaluation.evaluate import Evaluation, confusion_ZKK
+from csi_job.evaluation.evaluate import Comparison, Evaluation, confusion_ZKK
 from csi_job.evaluation.measures import SUMMARY_METRICS, calibration, metric_name
 from csi_job.html.plot import BLUE, GOLD, GREY, RED, TEAL, Plot, layout, line
 from csi_job.radiographs.zones import (

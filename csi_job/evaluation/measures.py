@@ -25,7 +25,7 @@ from csi_job.evaluation.csi import (
     true_csi,
 )
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
-from csi_job.trial.metrics import zone_f1, zone_precision, zone_recall
+from csi_job.trial.metrics import zone_rates
 
 MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) differ by rounding only
 NUM_BINS = 10
@@ -140,11 +140,12 @@ def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, Float
     confusion_RZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
     graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
     hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
+    rates = zone_rates(confusion_RZKK)
     by_name = {
-        "f1_macro": zone_f1(confusion_RZKK, "macro"),
-        "f1_weighted": zone_f1(confusion_RZKK, "weighted"),
-        "precision": zone_precision(confusion_RZKK),
-        "recall": zone_recall(confusion_RZKK),
+        "f1_macro": rates.f1,
+        "f1_weighted": zone_rates(confusion_RZKK, "weighted").f1,
+        "precision": rates.precision,
+        "recall": rates.recall,
         "accuracy": _ratio(hits_RZ, graded_RZSK.sum(axis=(2, 3))),
     }
     values = {f"{zone}.{name}": by_name[name][:, index] for name in by_name for index, zone in enumerate(ZONES)}

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from csi_job.evaluation.compare import Comparison
 from csi_job.evaluation.decision import Decision
-from csi_job.evaluation.evaluate import Evaluation
+from csi_job.evaluation.evaluate import Comparison, Evaluation
 from csi_job.evaluation.figures import confusion_plot, csi_plot, differences_plot, reliability_plot, roc_plot
 from csi_job.evaluation.tables import metrics_table, risk_table, zones_table
 from csi_job.html import format as fmt

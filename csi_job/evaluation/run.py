@@ -6,9 +6,8 @@ from typing import Any
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.evaluation.compare import Comparison, compare_evaluations
 from csi_job.evaluation.decision import Decision, decide
-from csi_job.evaluation.evaluate import Evaluation, evaluate_model
+from csi_job.evaluation.evaluate import Comparison, Evaluation, compare_evaluations, evaluate_model
 from csi_job.evaluation.model_file import LoadedModel, load_model
 from csi_job.evaluation.page import comparison_page, evaluation_page
 from csi_job.evaluation.predictions_file import split_predictions_csv
@@ -77,6 +76,7 @@ def run_evaluation(
     comparison = compare_evaluations(evaluation, baseline)
     compared = comparison.to_json()
     decision = decide(evaluation.to_json(), compared, baseline.to_json(), sum(cache.num_patients.values()))
+    compared["outcome"] = f"{decision.action}. {decision.evidence}"
     files = (
         *writer.write_evaluation(evaluation, decision, model_path.stem),
         *writer.write_evaluation(baseline, decision, stem),

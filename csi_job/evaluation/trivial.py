@@ -28,19 +28,15 @@ def constant_scores(train_zones_NZ: IntArray) -> dict[str, IntArray]:
     return {"commonest": counts_ZS.argmax(axis=1), "median": median_Z}
 
 
-def constant_predictions(scores_Z: IntArray, predictions: Predictions) -> Predictions:
-    """Return what a predictor that always answers these scores predicts for the same images."""
-    probabilities_NZK = np.broadcast_to(np.eye(NUM_CLASSES)[scores_Z], predictions.probabilities_NZK.shape)
-    return Predictions(probabilities_NZK, predictions.zones_NZ, predictions.patients_N, predictions.pseudonyms)
-
-
 def compare_with_trivial(
     predictions: Predictions, train_zones_NZ: IntArray, settings: EvaluationSettings
 ) -> dict[str, Any]:
     """Return each trivial predictor as JSON values: its scores, and the model's differences from it in every metric."""
     compared = {}
     for name, scores_Z in constant_scores(train_zones_NZ).items():
-        differences = paired_differences(predictions, constant_predictions(scores_Z, predictions), settings)
+        constant_NZK = np.broadcast_to(np.eye(NUM_CLASSES)[scores_Z], predictions.probabilities_NZK.shape)
+        truth = predictions.zones_NZ, predictions.patients_N, predictions.pseudonyms
+        differences = paired_differences(predictions, Predictions(constant_NZK, *truth), settings)
         compared[name] = {
             "name": TRIVIAL[name],
             "scores": dict(zip(ZONES, scores_Z.tolist(), strict=True)),

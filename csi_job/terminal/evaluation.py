@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 
 from csi_job.evaluation.bootstrap import Interval
-from csi_job.evaluation.compare import Comparison
-from csi_job.evaluation.evaluate import Evaluation, Metric
+from csi_job.evaluation.evaluate import Comparison, Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.trivial import TRIVIAL

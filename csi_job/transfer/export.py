@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.files import STREAM, write_csv, write_file
-from csi_job.logs import progress
+from csi_job.logs import announced
 from csi_job.storage.attributes import (
     ATTEMPT,
     BASELINE,
@@ -28,7 +29,6 @@ from csi_job.storage.attributes import (
 )
 
 OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes with their own columns
-Advance = Callable[[int], None]
 
 
 def export_files(dest: Path, study_name: str) -> list[Path]:
@@ -54,8 +54,8 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     If one cannot be written, there is no new one, so that the same command can be run again.
     """
     trials = study.get_trials(deepcopy=False)
-    with progress("exporting trials", len(trials) * len(files), "trials") as advance:
-        contents = [WRITERS[file.suffix.lower()](study, trials, advance) for file in files]
+    with announced(f"exporting {len(trials)} trials"):
+        contents = [WRITERS[file.suffix.lower()](study, trials) for file in files]
     new = [file for file in files if not file.exists()]
     try:
         for file, content in zip(files, contents, strict=True):
@@ -67,15 +67,12 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     return len(trials)
 
 
-def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance) -> bytes:
+def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
     """Return one row per trial and one column per parameter, named as in Optuna's `trials_dataframe`.
 
     UTF-8 with a byte order mark, without which spreadsheets guess another encoding.
     """
-    rows = []
-    for trial in trials:
-        rows.append(_row(trial, len(study.directions)))
-        advance(1)
+    rows = [_row(trial, len(study.directions)) for trial in trials]
     text = io.StringIO(newline="")
     columns = _columns(rows or [_row(create_trial(state=TrialState.WAITING), len(study.directions))])
     cells = ([_cell(row.get(name)) for name in columns] for row in rows)
@@ -83,7 +80,7 @@ def to_csv(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance)
     return text.getvalue().encode("utf-8-sig", "backslashreplace")
 
 
-def to_json(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance) -> bytes:
+def to_json(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
     """Return everything stored as JSON, one trial per line; non-finite numbers are the strings inf, -inf and nan."""
     attributes = study.user_attrs
     head = {
@@ -99,7 +96,6 @@ def to_json(study: optuna.Study, trials: Sequence[FrozenTrial], advance: Advance
         entry = {"values": trial.values, "params": trial.params, "curve": _curve(trial)}
         attrs = {"user_attrs": trial.user_attrs, "system_attrs": trial.system_attrs}
         lines.append(_json(_common(trial) | entry | attrs))
-        advance(1)
     text = _json(head).removesuffix("}") + ', "trials": [\n' + ",\n".join(lines) + "\n]}\n"
     return text.encode("utf-8", "backslashreplace")  # JSON's own notation for half a surrogate pair
 
@@ -147,15 +143,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _curve(trial: FrozenTrial) -> list[list[Any]]:
     """Return `[epoch, val_f1]` of every finished epoch, by epoch; with two objectives they are an attribute."""
     pairs: Any = [*trial.intermediate_values.items()] or trial.user_attrs.get(CURVE)
-    is_curve = isinstance(pairs, list) and all(map(_is_point, pairs))
-    return sorted(([int(epoch), value] for epoch, value in pairs), key=itemgetter(0)) if is_curve else []
-
-
-def _is_point(pair: Any) -> bool:
-    """Return whether this is `[epoch, value]`; another program may store anything under our attribute's name."""
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2:  # noqa: PLR2004 - a pair
-        return False
-    return isinstance(pair[0], int | float) and math.isfinite(pair[0])
+    with suppress(TypeError, ValueError, OverflowError):  # another program may store anything under this name
+        return sorted(([int(epoch), value] for epoch, value in pairs or ()), key=itemgetter(0))
+    return []
 
 
 def _cell(value: Any) -> str | int | float:
@@ -179,5 +169,5 @@ def _finite(value: Any) -> Any:
     return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-Writer = Callable[[optuna.Study, Sequence[FrozenTrial], Advance], bytes]
+Writer = Callable[[optuna.Study, Sequence[FrozenTrial]], bytes]
 WRITERS: Final[dict[str, Writer]] = {".csv": to_csv, ".json": to_json}

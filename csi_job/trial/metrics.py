@@ -5,8 +5,7 @@ unknown truth (class 4) are excluded; a 4 predicted for a graded zone counts as 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,65 +17,36 @@ NUM_SCORES = len(SCORES)
 Floats = npt.NDArray[np.float64]
 
 
-def zone_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Floats:
-    """Return the F1 of each zone.
+class ZoneRates(NamedTuple):
+    """The rates of each zone, `[…, Z]`: means over its four scores; NaN for a zone without graded labels."""
+
+    f1: Floats
+    precision: Floats
+    recall: Floats
+
+
+def zone_rates(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> ZoneRates:
+    """Return the rates of each zone, where a division by zero counts as 0.
 
     Args:
         confusion_ZKK: counts `[…, Z, 5, 5]`, rows are the truth; leading axes (bootstrap samples) are kept.
-        average: `macro`: the mean over the four scores; `weighted`: weighted by the frequency of each score.
-
-    Returns:
-        float64 `[…, Z]`; NaN for a zone without graded labels.
+        average: `macro`: every score counts the same; `weighted`: by its frequency.
     """
-    rates = score_rates(confusion_ZKK)
-    return _averaged(rates.f1, rates.support, average)
-
-
-def zone_precision(confusion_ZKK: npt.ArrayLike) -> Floats:
-    """Return the precision of each zone, the mean over its four scores; otherwise as `zone_f1`."""
-    rates = score_rates(confusion_ZKK)
-    return _averaged(rates.precision, rates.support, "macro")
-
-
-def zone_recall(confusion_ZKK: npt.ArrayLike) -> Floats:
-    """Return the recall of each zone, the mean over its four scores; otherwise as `zone_f1`."""
-    rates = score_rates(confusion_ZKK)
-    return _averaged(rates.recall, rates.support, "macro")
-
-
-def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:
-    """Return `val_f1`: the mean F1 over the zones with graded labels, NaN if there are none."""
-    zone_f1_Z = zone_f1(confusion_ZKK, average)
-    graded = ~np.isnan(zone_f1_Z)
-    return float(zone_f1_Z[graded].mean()) if graded.any() else math.nan
-
-
-@dataclass(frozen=True)
-class ScoreRates:
-    """Rates of each score in each zone, `[…, Z, 4]`; 0 instead of a division by zero."""
-
-    precision: Floats
-    recall: Floats
-    f1: Floats
-    support: Floats
-    """Number of labels with this score."""
-
-
-def score_rates(confusion_ZKK: npt.ArrayLike) -> ScoreRates:
-    """Return precision, recall and F1 of each score in each zone from counts `[…, Z, 5, 5]`."""
     graded = np.asarray(confusion_ZKK, dtype=np.float64)[..., :NUM_SCORES, :]  # rows whose truth is a score
     support = graded.sum(axis=-1)  # includes predicted 4s, which are wrong
     predicted = graded[..., :NUM_SCORES].sum(axis=-2)
-    hits = np.diagonal(graded, axis1=-2, axis2=-1)
-    f1 = _ratio(2 * hits, support + predicted)
-    return ScoreRates(_ratio(hits, predicted), _ratio(hits, support), f1, support)
+    hits, total = np.diagonal(graded, axis1=-2, axis2=-1), support.sum(axis=-1)
+    rates = _ratio(2 * hits, support + predicted), _ratio(hits, predicted), _ratio(hits, support)
+    means = (r.mean(axis=-1) if average == "macro" else _ratio((r * support).sum(axis=-1), total) for r in rates)
+    return ZoneRates(*(np.where(total > 0, mean, np.nan) for mean in means))
+
+
+def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average) -> float:
+    """Return `val_f1`: the mean F1 over the zones with graded labels, NaN if there are none."""
+    f1_Z = zone_rates(confusion_ZKK, average).f1
+    graded = ~np.isnan(f1_Z)
+    return float(f1_Z[graded].mean()) if graded.any() else math.nan
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _averaged(rate: Floats, support: Floats, average: Average) -> Floats:
-    total = support.sum(axis=-1)
-    mean = rate.mean(axis=-1) if average == "macro" else _ratio((rate * support).sum(axis=-1), total)
-    return np.where(total > 0, mean, np.nan)

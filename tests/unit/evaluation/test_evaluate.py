@@ -15,7 +15,7 @@ from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
 from csi_job.trial.inference import confusion
-from csi_job.trial.metrics import mean_f1, zone_f1
+from csi_job.trial.metrics import mean_f1, zone_rates
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 
@@ -25,7 +25,7 @@ def test_f1_equals_the_objective_of_the_trials(quick):
     metrics = evaluated(predictions, quick).metrics
     assert metrics["f1_macro"].value == pytest.approx(mean_f1(counts, "macro"))
     assert metrics["f1_weighted"].value == pytest.approx(mean_f1(counts, "weighted"))
-    assert [metrics[f"{zone}.f1_macro"].value for zone in ZONES] == pytest.approx(zone_f1(counts))
+    assert [metrics[f"{zone}.f1_macro"].value for zone in ZONES] == pytest.approx(zone_rates(counts).f1)
     np.testing.assert_array_equal(confusion_ZKK(predictions), counts)
     for zone, zone_KK in enumerate(counts.numpy()):
         truth, predicted = predictions.zones_NZ[:, zone], predictions.predicted.scores_NZ[:, zone]

@@ -6,8 +6,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from csi_job.evaluation import figures as plots
-from csi_job.evaluation.compare import compare_evaluations
-from csi_job.evaluation.evaluate import confusion_ZKK
+from csi_job.evaluation.evaluate import compare_evaluations, confusion_ZKK
 from csi_job.html.render import plot_json
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions

@@ -48,6 +48,7 @@ def test_a_baseline_is_evaluated_and_compared_on_the_same_images(run, model_file
     assert [path.name for path in done.files] == [*names, "comparison.json", "comparison_plots.html"]
     content = json.loads(done.files[6].read_text())
     assert content["metrics"]["f1_macro"]["model"] == done.evaluation.metrics["f1_macro"].value
+    assert content["outcome"] == f"{done.decision.action}. {done.decision.evidence}"
     page = done.files[7].read_text()
     assert "small.safetensors compared with base.safetensors" in page
     assert escape(done.decision.evidence) in page

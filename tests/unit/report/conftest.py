@@ -15,8 +15,7 @@ from optuna.trial import TrialState
 
 from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import CacheInfo, manifest_text
-from csi_job.evaluation.compare import compare_evaluations
-from csi_job.evaluation.evaluate import Evaluation, measure_with_intervals
+from csi_job.evaluation.evaluate import Evaluation, compare_evaluations, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.evaluation.trivial import compare_with_trivial

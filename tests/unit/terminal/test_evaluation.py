@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csi_job.evaluation.compare import compare_evaluations
 from csi_job.evaluation.decision import Decision
+from csi_job.evaluation.evaluate import compare_evaluations
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.evaluation.trivial import compare_with_trivial

@@ -30,11 +30,11 @@ def study(storage, tmp_path):
 
 
 def csv_of(study: optuna.Study) -> bytes:
-    return to_csv(study, study.trials, lambda _: None)
+    return to_csv(study, study.trials)
 
 
 def json_of(study: optuna.Study) -> bytes:
-    return to_json(study, study.trials, lambda _: None)
+    return to_json(study, study.trials)
 
 
 def rows_of(study: optuna.Study) -> list[dict[str, str]]:

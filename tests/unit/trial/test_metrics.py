@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
 from csi_job.trial.inference import confusion
-from csi_job.trial.metrics import mean_f1, zone_f1, zone_precision, zone_recall
+from csi_job.trial.metrics import mean_f1, zone_rates
 
 SCORES = [0, 1, 2, 3]
 
@@ -31,7 +31,7 @@ def labels(max_images: int = 40) -> st.SearchStrategy[tuple[torch.Tensor, torch.
 def test_f1_precision_and_recall_equal_scikit_learn(pair, average):
     pred_NZ, true_NZ = pair
     counts_ZKK = confusion(pred_NZ, true_NZ)
-    ours = [zone_f1(counts_ZKK, average), zone_precision(counts_ZKK), zone_recall(counts_ZKK)]
+    ours = zone_rates(counts_ZKK, average)
     graded_zones = []
     for zone in range(6):
         graded = true_NZ[:, zone] != 4
@@ -39,8 +39,8 @@ def test_f1_precision_and_recall_equal_scikit_learn(pair, average):
         if not len(true):
             assert all(math.isnan(values[zone]) for values in ours)
             continue
-        rates = ((f1_score, average), (precision_score, "macro"), (recall_score, "macro"))
-        theirs = [rate(true, pred, labels=SCORES, average=how, zero_division=0) for rate, how in rates]
+        rates = (f1_score, precision_score, recall_score)
+        theirs = [rate(true, pred, labels=SCORES, average=average, zero_division=0) for rate in rates]
         assert [values[zone] for values in ours] == pytest.approx(theirs, abs=1e-14)
         graded_zones.append(theirs[0])
     mean = mean_f1(counts_ZKK, average)
@@ -63,12 +63,12 @@ def test_a_predicted_unknown_is_wrong_and_a_true_unknown_is_excluded():
     true_NZ = torch.tensor([[0] * 6, [0] * 6, [4] * 6])
     right = confusion(torch.tensor([[0] * 6, [0] * 6, [3] * 6]), true_NZ)
     hedged = confusion(torch.tensor([[0] * 6, [4] * 6, [4] * 6]), true_NZ)
-    assert zone_f1(right, "weighted").tolist() == [1.0] * 6
-    assert zone_f1(hedged, "weighted") == pytest.approx([2 / 3] * 6)
+    assert zone_rates(right, "weighted").f1.tolist() == [1.0] * 6
+    assert zone_rates(hedged, "weighted").f1 == pytest.approx([2 / 3] * 6)
     assert mean_f1(right, "macro") == 0.25  # the three scores that do not occur count as 0, as in scikit-learn
 
 
 def test_leading_axes_are_bootstrap_samples():
     counts_SZKK = torch.randint(0, 9, (5, 6, 5, 5))
-    one_by_one = np.stack([zone_f1(counts_ZKK) for counts_ZKK in counts_SZKK])
-    assert np.array_equal(zone_f1(counts_SZKK.numpy()), one_by_one)
+    one_by_one = np.stack([zone_rates(counts_ZKK) for counts_ZKK in counts_SZKK], axis=1)
+    assert np.array_equal(zone_rates(counts_SZKK.numpy()), one_by_one)
