@@ -115,7 +115,8 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
         with contextlib.suppress(DataError):  # the study's cache may be gone
             change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
             message = f"study {record.name!r} was created with other data: {change}"
-            raise ConfigurationError(message, hint="restore it, or choose another study name")
+            hint = "restore it, choose another study name, or leave out --labels and --images to use the study's cache"
+            raise ConfigurationError(message, hint=hint)
     storage = storage or open_storage(settings.storage, settings.work, create=True)
     return define_study(storage, definition_of(settings, cache.info.key)), cache
 

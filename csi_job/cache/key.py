@@ -22,17 +22,25 @@ from csi_job.cache.manifest import FORMAT_VERSION, finished_folders, load_info
 from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import NODE_ONLY, CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
-from csi_job.files import digest_json, lock_range, locked, open_private, read_json, unlock_ranges, write_atomic
+from csi_job.files import (
+    digest_file,
+    digest_json,
+    lock_range,
+    locked,
+    open_private,
+    read_json,
+    unlock_ranges,
+    write_atomic,
+)
 from csi_job.logs import progress
-from csi_job.radiographs.content import NEWEST_READER, NUM_START_BYTES, reader_versions
 from csi_job.radiographs.identity import load_key
-from csi_job.radiographs.read import find_images
+from csi_job.radiographs.read import READER_VERSION, find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.work_folder import WorkFolder, no_cache
 
 KEY_LENGTH = 16
-_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and versions of the reader
+_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and `ImageDigest.readers`
 _APPENDING = 1 << 62  # the byte of the lock file that stands for the index; the others stand for batches of images
 _STAMP_BYTES = 16
 _RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + 1
@@ -41,17 +49,23 @@ _UNREADABLE = "unreadable"
 _BATCH = 256
 _NUM_THREADS = 8  # reading waits for disks and networks, and hashing releases the interpreter's lock
 _SETTLED_NS = 2_000_000_000  # a file changed just now may change again within one tick of its clock
+_LAST_READER_BY_FILE = 4  # earlier versions of the reader counted only for the files whose pixels they changed
+_READ_BY_FILE = 1 << _LAST_READER_BY_FILE  # in the stamps of an index that says for which files
 
 logger = logging.getLogger(__name__)
-Stat = tuple[int, int, int, int, int]  # bytes, time of change of content and of inode in ns, inode, bit of the reader
+Stat = tuple[int, ...]  # bytes, time of change of content and of inode in ns, inode
 
 
 class ImageDigest(NamedTuple):
-    """The SHA-256 of an image file and its `reader_versions`; its stamp, empty if it changed meanwhile."""
+    """The SHA-256 of an image file; its stamp, empty if it changed meanwhile.
+
+    `readers` tells which versions of the reader, up to the last that counted by file, changed its pixels: version 1 as
+    bit 0, and so on; only version 1 where no earlier program recorded it.
+    """
 
     sha256: str
-    readers: int
     stamp: bytes
+    readers: int = 1
 
     def reader(self, newest: int) -> int:
         """Return the version of the reader of this file in a program whose newest one is this."""
@@ -99,7 +113,7 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     digests = tuple(DigestIndex(folder.caches, identity_key).digest(paths))
-    keys = (_content_key(table, digests, radiographs, cache, newest) for newest in range(NEWEST_READER, 0, -1))
+    keys = (_content_key(table, digests, radiographs, cache, reader) for reader in range(READER_VERSION, 0, -1))
     key = next(keys)
     if study_key not in ("", key) and folder.cache(study_key).is_dir() and study_key in keys:
         logger.info("using the study's cache %s, which an earlier version of csi-job decoded", study_key)
@@ -158,6 +172,9 @@ class DigestIndex:
         """Return the digest of each file, reading only new and changed ones."""
         stamps = _stamps(paths, self._key)
         digests = list(map(self._look_up, stamps))
+        if None in digests and self._known:
+            earlier = _stamps(paths, self._key, _READ_BY_FILE)
+            digests = list(map(self._look_up, stamps, earlier))
         if None in digests:
             with self._lock_file() as locks:
                 self._read(paths, stamps, digests, locks)
@@ -178,27 +195,31 @@ class DigestIndex:
                         self._load()
                         batch = slice(number * _BATCH, (number + 1) * _BATCH)
                         advance(digests[batch].count(None))
-                        digests[batch] = self._read_batch(paths[batch], stamps[batch], pool, locks)
+                        digests[batch] = self._read_batch(paths[batch], stamps[batch], digests[batch], pool, locks)
 
     def _read_batch(
-        self, paths: Sequence[Path], stamps: Sequence[bytes], pool: ThreadPoolExecutor, locks: int | None
+        self,
+        paths: Sequence[Path],
+        stamps: Sequence[bytes],
+        digests: Sequence[ImageDigest | None],
+        pool: ThreadPoolExecutor,
+        locks: int | None,
     ) -> list[ImageDigest | None]:
         """Read what is still unknown of a batch, and unlock it."""
-        digests, records = list(map(self._look_up, stamps)), b""
-        missing = [place for place, digest in enumerate(digests) if digest is None]
-        for place, (sha256, readers, stat) in zip(
+        digests = [digest or self._look_up(stamp) for digest, stamp in zip(digests, stamps, strict=True)]
+        missing, records = [place for place, digest in enumerate(digests) if digest is None], b""
+        for place, (sha256, stat) in zip(
             missing, pool.map(_digest_image, [paths[place] for place in missing]), strict=True
         ):
-            stamp = _stamp(paths[place], stat, self._key)
-            digests[place] = ImageDigest(sha256, readers, stamp)
+            digest = digests[place] = ImageDigest(sha256, _stamp(paths[place], stat, self._key))
             if stat is not None and max(stat[1:3]) < time.time_ns() - _SETTLED_NS:
-                records += stamp + bytes.fromhex(sha256) + bytes([readers])
+                records += digest.stamp + bytes.fromhex(sha256) + bytes([digest.readers])
         self._append(records, locks)
         return digests
 
-    def _look_up(self, stamp: bytes) -> ImageDigest | None:
-        known = self._known.get(stamp, b"\0")
-        return ImageDigest(known[:-1].hex(), known[-1], stamp) if known[-1] else None  # a lost page reads as zeros
+    def _look_up(self, stamp: bytes, earlier: bytes = b"") -> ImageDigest | None:
+        known = self._known.get(stamp) or self._known.get(earlier, b"\0")
+        return ImageDigest(known[:-1].hex(), stamp, known[-1]) if known[-1] else None  # a lost page reads as zeros
 
     def _load(self) -> None:
         with suppress(OSError), self._path.open("rb") as file:
@@ -242,12 +263,13 @@ def _content_key(
     digests: Sequence[ImageDigest],
     radiographs: RadiographsSettings,
     cache: CacheSettings,
-    newest_reader: int,
+    reader: int,
 ) -> str:
     """Return 16 hexadecimal digits of everything that decides a cache's content; the table is sorted by FileID."""
+    is_by_file = reader <= _LAST_READER_BY_FILE
     settings = {
         "format": FORMAT_VERSION,
-        "reader": 1,
+        "reader": 1 if is_by_file else reader,
         "image_size_px": cache.image_size_px,
         "normalisation": cache.normalisation,
         "max_image_side_px": radiographs.max_image_side_px,
@@ -257,8 +279,8 @@ def _content_key(
     rows = zip(table.file_ids, table.patient_ids, table.zones_NZ.tolist(), digests, strict=True)
     for file_id, patient_id, zones, digest in rows:  # as `json.dumps` writes a list, at a fifth of its cost
         names = f"{encode_basestring_ascii(file_id)}, {encode_basestring_ascii(patient_id)}"
-        reader = digest.reader(newest_reader)
-        newer_reader = f", {reader}" if reader > 1 else ""
+        of_file = digest.reader(reader) if is_by_file else 1
+        newer_reader = f", {of_file}" if of_file > 1 else ""
         key.update(f'[{names}, {zones}, "{digest.sha256}"{newer_reader}]'.encode())
     return key.hexdigest()[:KEY_LENGTH]
 
@@ -327,13 +349,13 @@ def _no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, w
     return ConfigurationError(what, got=wanted, allowed=allowed, hint=hint)
 
 
-def _stamps(paths: Sequence[Path], key: bytes) -> list[bytes]:
+def _stamps(paths: Sequence[Path], key: bytes, *reader: int) -> list[bytes]:
     """Return stamps that change with a file's path and its `stat`, as its content would; empty if unreadable."""
-    return [_stamp(path, _stat(path), key) for path in paths]
+    return [_stamp(path, _stat(path), key, *reader) for path in paths]
 
 
-def _stamp(path: Path, stat: Stat | None, key: bytes) -> bytes:
-    text = f"{path}\0{stat}"
+def _stamp(path: Path, stat: Stat | None, key: bytes, *reader: int) -> bytes:
+    text = f"{path}\0{stat and (*stat, *reader)}"
     return hmac.digest(key, text.encode("utf-8", "surrogateescape"), "sha256")[:_STAMP_BYTES] if stat else b""
 
 
@@ -342,18 +364,14 @@ def _stat(path: Path) -> Stat | None:
         status = os.stat(path)  # noqa: PTH116 - faster than Path.stat over many files
     except OSError:
         return None
-    # With the reader's bit, so that a version that knows a newer one reads all files again.
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, 1 << NEWEST_READER)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-def _digest_image(path: Path) -> tuple[str, int, Stat | None]:
-    """Return the SHA-256 of a file, its `reader_versions`, and its `stat` (None if it changed or is unreadable)."""
+def _digest_image(path: Path) -> tuple[str, Stat | None]:
+    """Return the SHA-256 of a file, and its `stat` (None if it changed or is unreadable)."""
     stat = _stat(path)
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            readers = reader_versions(file.read(NUM_START_BYTES))
+        sha256 = digest_file(path)
     except OSError:
-        return _UNREADABLE, 1, None
-    return sha256, readers, stat if _stat(path) == stat else None
+        return _UNREADABLE, None
+    return sha256, stat if _stat(path) == stat else None

@@ -76,8 +76,8 @@ def describe_change(old: CacheInfo, new: CacheInfo) -> str:
     ]
     named = [change for change, applies in changes if applies]
     if not named:
-        scores = old.class_counts != new.class_counts
-        named = [f"the same {rows[0]} rows with other {'scores' if scores else 'ids, images or settings'}"]
+        other = "scores" if old.class_counts != new.class_counts else "ids, images, settings or version of csi-job"
+        named = [f"the same {rows[0]} rows with other {other}"]
     return ", ".join(named)
 
 

@@ -12,7 +12,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
-from csi_job.radiographs.dicom_file import read_file
+from csi_job.radiographs.dicom_file import orientation, read_file
 from csi_job.radiographs.dicom_frame import decoded_levels, reduced_film
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
 from csi_job.radiographs.grey import (
@@ -28,6 +28,7 @@ from csi_job.radiographs.grey import (
 )
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_UPRIGHT, _LYING = ("LF", "LH", "RF", "RH"), ("FL", "HL", "FR", "HR")  # directions of rows and columns
 _OVERLAY_GROUPS, _OVERLAY_BIT = range(0x6000, 0x6020, 2), 0x0102
 # What a damaged table raises.
 _DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
@@ -38,21 +39,32 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
     Modality LUT or rescale and the first VOI LUT or window are applied (DICOM PS3.3 C.11); where there is none, or
     it leaves nothing to see, grey levels are scaled by percentile. MONOCHROME1 is inverted. Padding becomes black, and
-    counts in no percentile.
+    counts in no percentile. The patient's right goes to the left, by the PatientOrientation if it is known.
 
     Raises:
-        DataError: no pixels, several frames, too small or too large, or blank.
+        DataError: no pixels, several frames, too small or too large, lateral, of another modality, or blank.
         Exception: anything pydicom and its decoders raise for damaged content.
     """
     dataset = read_file(content, max_image_side_px)
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
-        return next(square for square in squares if square is not None)  # the film with all its pixels always gives one
+        square_HW = next(square for square in squares if square is not None)  # the film with all its pixels gives one
+        return _upright(square_HW, orientation(dataset))
     is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
     if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
         dataset.PhotometricInterpretation = "YBR_FULL_422"
     pixels = dataset.pixel_array
-    return to_square(_luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False)), side_px)
+    luma_HW = _luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+    return _upright(to_square(luma_HW, side_px), orientation(dataset))
+
+
+def _upright(square_HW: np.ndarray, directions: str) -> np.ndarray:
+    """Turn the square so that its rows point to the patient's left, and its columns to the feet."""
+    if directions in _LYING:
+        square_HW, directions = square_HW.T, directions[::-1]
+    if directions in _UPRIGHT:
+        square_HW = square_HW[:: -1 if directions[1] == "H" else 1, :: -1 if directions[0] == "R" else 1]
+    return np.ascontiguousarray(square_HW)
 
 
 def _is_ycbcr(dataset: Dataset) -> bool:

@@ -34,6 +34,8 @@ _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _HIGH_THROUGHPUT = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)  # OpenJPEG decodes them as JPEG 2000
 _GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
 _TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_OTHER_MODALITIES = ("CT", "MG", "MR", "NM", "PT", "US")
+_LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL")
 
 
 def read_file(content: bytes, max_image_side_px: int) -> Dataset:
@@ -57,11 +59,29 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
     for name, usual in (("PlanarConfiguration", 0), ("PixelRepresentation", 0), ("BitsStored", dataset.BitsAllocated)):
         dataset.setdefault(name, usual)
     check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)
+    _refuse_other_views(dataset)
     _settle_syntax(dataset)
     _settle_tables(dataset)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _follow_stream(dataset, max_image_side_px)
     return dataset
+
+
+def _refuse_other_views(dataset: Dataset) -> None:
+    """Refuse what shows no right and left lung beside each other."""
+    modality, view = (str(dataset.get(name) or "").strip().upper() for name in ("Modality", "ViewPosition"))
+    if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
+        raise DataError(f"the DICOM file is no radiograph, but of modality {modality}")
+    directions = orientation(dataset)
+    if view in _LATERAL_VIEWS or (not view and directions[:1] in ("A", "P")):
+        got = f"ViewPosition {view}" if view else f"PatientOrientation {directions}"
+        raise DataError("the film is lateral, and shows no right and left zones", got=got)
+
+
+def orientation(dataset: Dataset) -> str:
+    """Return where rows, then columns, mostly point by the PatientOrientation, such as "LF"; "" if unknown."""
+    directions = dataset.get("PatientOrientation")
+    return "".join(direction[:1] for direction in directions) if isinstance(directions, MultiValue) else ""
 
 
 def _read_bounded(content: bytes) -> Dataset:
@@ -143,6 +163,7 @@ def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:
     Raises:
         DataError: too large, or another image than the file's header says.
     """
+    dataset.pop("ExtendedOffsetTable", None)
     offsets_end = 8 + int.from_bytes(dataset.PixelData[4:8], "little")
     if offsets_end > 8:  # noqa: PLR2004 - an empty table
         dataset.PixelData = dataset.PixelData[:4] + bytes(4) + dataset.PixelData[offsets_end:]

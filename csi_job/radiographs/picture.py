@@ -24,12 +24,14 @@ from csi_job.radiographs.grey import (
 )
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
-_MAYBE_PAGED = ("TIFF", "WEBP", "GIF")
+_MAYBE_PAGED = ("TIFF", "WEBP", "GIF", "PNG")
+_IMAGEJ_PAGES = re.compile(r"ImageJ=.*^images=(\d+)", re.DOTALL | re.MULTILINE)  # after the only page that TIFF knows
 _DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA|RGBX);16[BLN]")  # Pillow's name for 16 bits per channel in the file
 _UNSIGNED_32_BIT = "I;32N"
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WHITE_IS_ZERO = 0
 _PLANAR = 2
+_SIGNED = 2
 _MAX_SHALLOW_BITS = 8
 _MAX_16_BIT = 65_535
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -59,7 +61,7 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
     """
     image = _open(content)
     check_size(*image.size, max_image_side_px)
-    if image.format in _MAYBE_PAGED and (num_pages := getattr(image, "n_frames", 1)) > 1:
+    if (num_pages := _num_pages(image)) > 1:
         raise DataError(f"the image has {num_pages} pages", allowed="one radiograph")
     square_HW = _square(image, content, side_px)
     turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns TIFF itself
@@ -89,11 +91,21 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
     return to_square(_grey(image), side_px)
 
 
+def _num_pages(image: ImageFile.ImageFile) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        described = _IMAGEJ_PAGES.match(str(image.tag_v2.get(ExifTags.Base.ImageDescription)))
+        if described:
+            return int(described[1])
+    return getattr(image, "n_frames", 1) if image.format in _MAYBE_PAGED else 1
+
+
 def _refuse_rare_depth(image: ImageFile.ImageFile, content: bytes, layout: str) -> None:
     """Refuse deep colours of which Pillow would keep the high bytes alone, or mix the bytes up."""
     num_bits, is_planar = 0, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         num_bits = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+        if image.mode == "L" and image.tag_v2.get(ExifTags.Base.SampleFormat, (1,))[0] == _SIGNED:
+            raise DataError("grey levels of 8 bits with sign", hint="convert the image to PNG")
         is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == _PLANAR
     elif image.format == "JPEG2000" and (header := stream_header(content)):
         num_bits = header.num_bits

@@ -100,7 +100,7 @@ def test_a_folder_without_a_cache_is_an_error(tmp_path):
         ({"num_images": {"train": 70}, "num_patients": 71}, "labels: 127 → 70 rows, 90 → 71 patients"),
         ({"image_size_px": 64, "split_seed": 7}, "32 → 64 px, split seed 42 → 7"),
         ({"class_counts": {"train": [[1]]}}, "the same 127 rows with other scores"),
-        ({}, "the same 127 rows with other ids, images or settings"),
+        ({}, "the same 127 rows with other ids, images, settings or version of csi-job"),
     ],
 )
 def test_a_change_of_the_data_is_told_by_what_changed(changed, expected):

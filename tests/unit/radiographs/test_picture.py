@@ -8,7 +8,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import PNG_MAGIC
 from csi_job.radiographs.picture import read_picture
 from tests.unit.radiographs.conftest import correlation, encode, square, stretched
 
@@ -89,7 +88,7 @@ def deep_png(levels_HWC: np.ndarray, colour: int, chunks: Sequence[tuple[bytes, 
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())  # a filter of 0 before each row
     parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
-    return PNG_MAGIC + b"".join(
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
     )
 
@@ -131,8 +130,10 @@ def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW, compress
 
 def test_several_pages_are_refused(film_HW):
     image = Image.fromarray(film_HW)
-    for kind in ("TIFF", "GIF", "WEBP"):
-        content = encode(image, kind, save_all=True, append_images=[Image.fromarray(film_HW[::-1].copy())])
+    other = Image.fromarray(film_HW[::-1].copy())
+    contents = [encode(image, kind, save_all=True, append_images=[other]) for kind in ("TIFF", "GIF", "WEBP", "PNG")]
+    contents.append(encode(image, "TIFF", description="ImageJ=1.53t\nimages=2\nslices=2\n"))
+    for content in contents:
         with pytest.raises(DataError, match="the image has 2 pages; allowed: one radiograph"):
             read(content)
 
@@ -148,13 +149,15 @@ def test_32_bits_without_sign_are_read_so(film_HW):
     assert np.abs(read(whole).astype(int) - square(stretched(film_HW))).max() <= 1
 
 
-def test_deep_colours_of_which_pillow_keeps_a_byte_are_refused(film_HW):
+def test_layouts_that_pillow_mixes_up_are_refused(film_HW):
     levels_HWC = np.stack([film_HW.astype(np.uint16) * 16] * 4, axis=-1)
     wavelets = bytearray(encode(Image.fromarray(np.stack([film_HW] * 3, axis=-1)), "JPEG2000", no_jp2=True))
     wavelets[42] = 15
     for content in (deep_tiff(levels_HWC, "<", alpha=1), deep_tiff(levels_HWC, "<", planar=2), bytes(wavelets)):
         with pytest.raises(DataError, match="colours of 16 bits in a rare layout; convert the image to PNG"):
             read(content)
+    with pytest.raises(DataError, match="grey levels of 8 bits with sign; convert the image to PNG"):
+        read(encode(Image.fromarray(film_HW), "TIFF", tiffinfo={339: 2}))
 
 
 def deep_tiff(
