@@ -37,6 +37,7 @@ ENVIRONMENT_PREFIX = "CSI_JOB_"
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
 # Instead of pydantic's, for those who know no Python.
 PLAIN_WORDS = {
+    "finite_number": "must be a finite number",
     "float_parsing": "must be a number",
     "float_type": "must be a number",
     "int_from_float": "must be a whole number",
@@ -233,7 +234,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         inner = f"{path}.{next(iter(section.model_fields))}"
         variable = ENVIRONMENT_PREFIX + inner.upper().replace(".", "__")
         what, hint = "this is a section of settings, not a single one", f"set {inner}, or the variable {variable}"
-    elif isinstance(value, bool):
+    elif isinstance(value, bool) and kind not in ("int_type", "float_type"):
         hint = "YAML reads no, off, yes and on as false and true; put the word in quotes"
     elif kind == "string_type" and value is not None:
         hint = "put it in quotes"

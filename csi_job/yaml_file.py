@@ -16,7 +16,7 @@ _MAX_INTEGER_CHARACTERS = 40
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does (`1e-5` is one), and rejects duplicate keys and aliases that grow without end."""
+    """Reads numbers as YAML 1.2 does, and rejects duplicate keys and aliases that grow without end."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -37,12 +37,27 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, 0 if node.value.startswith(("0x", "0o")) else 10)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that `_Loader` would read as a number."""
+
+
+# YAML 1.1, which PyYAML reads, takes 010 for 8, 1:30 for 90 and 1e-5 for a text.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"^([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+)$",
+    "tag:yaml.org,2002:float": r"^[-+]?((\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf|nan|NaN))$",
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in _kind.yaml_implicit_resolvers.items()
+    }
+    for _tag, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 
 
 def _num_nodes(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
@@ -73,7 +88,9 @@ def parse_yaml(text: str) -> Any:
 
 def yaml_line(value: Any) -> str:
     """Return a value as one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -4,6 +4,7 @@ import click
 
 from csi_job.cli.options import DATA, next_command, the_study, with_settings
 from csi_job.config import LoadedSettings
+from csi_job.errors import ConfigurationError
 from csi_job.logs import announced
 
 STUDY = (
@@ -44,6 +45,8 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
     """
     from rich.console import Console
 
+    if more_trials is not None and loaded.is_flag("study.num_trials"):
+        raise ConfigurationError("--n-trials sets the total and --more-trials adds to it; give one of them")
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import run_hyperopt
     from csi_job.study.status import study_status

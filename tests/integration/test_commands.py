@@ -116,6 +116,7 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     out, _ = run(finished, "hyperopt", "--n-trials", 3, "--no-report")
     assert "plots and report: " not in out
     assert report.stat().st_mtime_ns == written
+    assert "give one of them" in run(finished, "hyperopt", "--n-trials", 3, "--more-trials", 1, code=2)[1]
 
 
 def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished):

@@ -10,6 +10,7 @@ from csi_job.config import Settings, commented_yaml, format_settings, load_setti
 from csi_job.config import _paths as paths_of
 from csi_job.errors import ConfigurationError
 from csi_job.study_settings import stored_tree
+from csi_job.yaml_file import yaml_line
 
 ALIASES = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 100))
 PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
@@ -80,7 +81,12 @@ def laughs(part: str) -> str:
         ("study: {name: a/b}", "must not begin with a dot or contain slashes or control characters, got 'a/b'; see"),
         ("study: {name: 2026}", "must be text, got 2026; put it in quotes"),
         ("study: {num_trials: [3]}", "must be a whole number; see"),
+        ("study: {num_trials: yes}", "must be a whole number, got True; see"),
+        ("study: {max_epochs_total: true}", "must be a whole number, got True; see"),
+        ("evaluation: {confidence: true}", "must be a number, got True; see"),
         ("study: {timeout_s: long}", "must be a number, got 'long'; see"),
+        ("study: {timeout_s: 1:30}", "must be a number, got '1:30'; see"),
+        ("study: {timeout_s: .inf}", "must be a finite number, got inf; see"),
         ("radiographs: {unknown_values: 9}", "must be a list, got 9; see"),
         ("study: {pruner: no}", "got False; YAML reads no, off, yes and on as false and true; put the word in quotes"),
         ("work: 5", "settings.yaml): must be a path, got 5; see"),
@@ -104,7 +110,7 @@ def laughs(part: str) -> str:
         ("study: &a {more: [*a]}", "an alias refers to a part that contains it"),
         (laughs("[*a{0},*a{0},*a{0}]"), "it has more than 10000 values, counting each at every alias"),
         (laughs("{{<<: [*a{0},*a{0},*a{0}]}}"), "it has more than 10000 values, counting each at every alias"),
-        ("study: 1" + ":59" * 30_000, "line 1 is not valid YAML: a number has too many digits"),
+        ("study: 1" + "0" * 30_000, "line 1 is not valid YAML: a number has too many digits"),
         ("#" * 100_001, "it is longer than 100000 characters"),
         ("study: name", "study.name, or the variable CSI_JOB_STUDY__NAME"),
     ],
@@ -130,6 +136,14 @@ def test_an_invalid_file_is_rejected_in_one_line_with_the_place(tmp_path, text, 
 def test_an_unknown_or_invalid_variable_is_rejected(name, text, expected):
     with pytest.raises(ConfigurationError, match=expected):
         load_settings({}, None, {name: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("010", 10), ("1_000", 1000), ("0x10", 16), ("0o10", 8), ("1e3", 1000), ("+7.", 7)]
+)
+def test_numbers_are_read_as_in_a_variable_and_yaml_1_2(tmp_path, text, number):
+    assert load_settings({}, write(tmp_path, f"study: {{seed: {text}}}"), {}).settings.study.seed == number
+    assert load_settings({}, write(tmp_path, f"study: {{name: {yaml_line(text)}}}"), {}).settings.study.name == text
 
 
 def test_a_missing_or_binary_file_is_rejected(tmp_path):
