@@ -214,28 +214,10 @@ def test_names_stay_within_63_characters_and_labels_are_text(release, chosen, pa
 
 # Values that the first version did not have.
 LATER = [
-    "controller.serviceAccount",
-    "logFormat",
-    "database.podDisruptionBudget",
-    "database.external.sslMode",
-    "metrics",
-    "rbac",
-    "cache.parallelism",
-    "database.external.caSecret",
-    "database.external.caKey",
-    "serviceAccount.create",
-    "serviceAccount.name",
-    "nodeSelector",
-    "tolerations",
-    "affinity",
-    "topologySpreadConstraints",
-    "priorityClassName",
-    "runtimeClassName",
-    "schedulerName",
-    "resourceClaims",
-    "envFrom",
-    "initContainers",
-    "sidecars",
+    *("controller.serviceAccount", "logFormat", "database.podDisruptionBudget", "database.external.sslMode", "metrics"),
+    *("rbac", "cache.parallelism", "database.external.caSecret", "database.external.caKey", "serviceAccount.create"),
+    *("serviceAccount.name", "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "resourceClaims"),
+    *("priorityClassName", "runtimeClassName", "schedulerName", "envFrom", "initContainers", "sidecars"),
     "extraObjects",
 ]
 

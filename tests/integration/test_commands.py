@@ -162,10 +162,6 @@ def test_config_show_names_what_comes_from_the_study(finished):
     assert "no study of this name" in run(finished, "config", "show", "--study", "none", code=2)[1]
 
 
-def test_the_cache_of_a_study_is_verified(finished):
-    assert "is intact" in run(finished, "cache", "verify")[0]
-
-
 def test_rerunning_the_final_model_trains_nothing(finished):
     model = finished / "models/optimized_model.safetensors"
     before = model.stat().st_mtime_ns
@@ -306,41 +302,6 @@ def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms, tmp_path
     assert re.search(r"worker [12]: killed, perhaps because memory ran out; restarting it", err)
     assert len(re.findall(r"worker [12]: trial [01] released; the next worker resumes it", err)) == 2
     assert err.splitlines()[-1] == "csi-job: stopped by signal 2; run the same command again to resume"
-
-
-def test_another_space_is_rejected_naming_the_parameter(finished, tmp_path):
-    settings = tmp_path / "other.yaml"
-    settings.write_text(SETTINGS.replace("[16, 32]", "[8]"))
-    given = ("hyperopt", "--n-trials", "4", "--work", str(finished), "--config", str(settings))
-    process = Command(*given, environment=os.environ)
-    _, err = process.communicate()
-    assert process.returncode == 2
-    assert "batch_size" in err
-    assert len(trials(finished)) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["hyperopt"], "there is no cache"),
-        (["hyperopt", "--labels", "none.csv", "--images", "."], "none.csv"),
-        (["hyperopt", "--objective", "f1-and-cost", "--sampler", "cmaes"], "cmaes"),
-        (["hyperopt", "--pretrained", "none.pth"], "none.pth"),
-        (["eval"], "there is no such model file"),
-        (["predict", "x.png"], "there is no such model file"),
-        (["train-optimized", "--hyperparams", "none.json"], "none.json"),
-        (["status"], "csi-job hyperopt"),
-        (["hyperopt", "--storage", "postgresql://u@127.0.0.1:1/db"], "there is no cache"),
-        (["hyperopt", "--image-size", "7"], "greater than or equal to 32"),
-        (["hyperopt", "--study-name", "a/b"], "study.name"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, expected):
-    work = tmp_path / "work"
-    _, err = run(work, *arguments, code=2)
-    assert expected in err
-    assert len(err.strip().splitlines()) == 1
-    assert not (work / "studies.db").exists()
 
 
 def test_images_too_small_for_an_architecture_are_rejected_before_the_search(phantoms, tmp_path, monkeypatch):

@@ -185,12 +185,3 @@ def test_a_copy_takes_the_targets_own_password(tmp_path, monkeypatch, way):
         with contextlib.closing(connection), connection.cursor() as cursor:
             cursor.execute("SELECT study_name FROM studies")
             assert cursor.fetchall() == [("toy",)]
-
-
-def test_an_unreachable_server_is_retried_then_reported_in_one_line(searched, monkeypatch):
-    monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql://anna:s3cret@127.0.0.1:1/csi")
-    monkeypatch.setenv("CSI_JOB_STORAGE__CONNECT_S", "1.5")
-    _, err = run(searched, "study", "list", code=1)
-    assert "could not be used for" in err.splitlines()[-1]
-    assert "refused" in err
-    assert "s3cret" not in err

@@ -3,7 +3,6 @@ from click.testing import CliRunner
 
 from csi_job.cli.cluster import cluster
 from csi_job.cluster.pod_check import IN_A_POD, Requirements
-from csi_job.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -33,13 +32,3 @@ def test_a_check_passes_on_the_charts_options(monkeypatch):
     options = ["--num-pods=3", "--num-gpus=2", "--gpu-resource=a/b", "--database-secret=s/k", "--wandb-secret=w/k"]
     CliRunner().invoke(cluster, ["check", *options, "--wait=7"], catch_exceptions=False)
     assert received == [Requirements(3, 2, "a/b", "s/k", "w/k"), 7.0]
-
-
-def test_a_missing_secret_is_named_with_its_key(tmp_path, monkeypatch):
-    monkeypatch.setenv(IN_A_POD, "10.0.0.1")
-    monkeypatch.setenv("CSI_JOB_STORAGE__URL", "postgresql+psycopg2://anna@127.0.0.1:9/csi")
-    monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD_FILE", str(tmp_path / "password"))
-    options = ["--work", str(tmp_path), "--database-secret", "nothing/password"]
-    result = CliRunner().invoke(cluster, ["check", *options])
-    assert isinstance(result.exception, ConfigurationError)
-    assert "check that the Secret nothing exists and has the key password" in str(result.exception)

@@ -76,15 +76,6 @@ def test_the_next_job_knows_the_usage_of_a_deleted_one():
     assert job["spec"]["suspend"] is True
 
 
-def test_another_study_starts_with_its_full_budget():
-    namespace = Namespace()
-    run, job = searching(namespace, Watch(num_finished=1), gpu_hours=1)
-    pass_time(job)
-    run.reconcile()
-    _, job = searching(Namespace(), Watch(num_finished=0), gpu_hours=1)
-    assert used_h(job) == (0, 0)
-
-
 def test_usage_during_a_database_outage_is_added_afterwards():
     watch = FlakyWatch(num_finished=1)
     run, job = searching(Namespace(), watch, gpu_hours=100)

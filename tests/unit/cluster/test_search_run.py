@@ -104,16 +104,6 @@ def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
     return run
 
 
-def test_an_exhausted_budget_suspends_the_search_and_ends_the_stage():
-    namespace = Namespace()
-    run, job = past_its_budget(namespace), namespace.only()
-    job["status"] = {"active": 2}
-    assert not run.reconcile()
-    assert job["spec"]["suspend"] is True
-    job["status"] = {}
-    assert run.reconcile()
-
-
 @pytest.mark.parametrize("unconfirmed", [{"num_left": 2}, {"planned_for": 3}])
 def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirmed):
     namespace, watch = Namespace(), Watch(num_finished=4)

@@ -239,12 +239,8 @@ def test_a_jpeg_that_is_ycbcr_by_its_own_header_is_read_so(tmp_path, film_HW, sq
 @pytest.mark.parametrize(
     "syntax",
     [
-        "RLELossless",
-        "JPEGExtendedProcess2_4",
-        "JPEGLosslessProcess14_1",
-        "JPEGLSLossless",
-        "JPEG2000Lossless",
-        "JPEG2000",
+        *("RLELossless", "JPEGExtendedProcess2_4", "JPEGLosslessProcess14_1"),
+        *("JPEGLSLossless", "JPEG2000Lossless", "JPEG2000"),
     ],
 )
 def test_compressed_files_are_read(tmp_path, stored_HW, square_HW, syntax):

@@ -73,16 +73,8 @@ def test_missing_images_are_all_listed_and_a_missing_folder_is_an_error(folder):
 @pytest.mark.parametrize(
     "file_id",
     [
-        "../secret",
-        "sub/../../secret",
-        "/etc/passwd",
-        "C:\\x",
-        "C:x",
-        "..\\secret",
-        "\\\\host\\x",
-        "//host/x",
-        ".",
-        "..",
+        *("../secret", "sub/../../secret", "/etc/passwd", "C:\\x", "C:x"),
+        *("..\\secret", "\\\\host\\x", "//host/x", ".", ".."),
     ],
 )
 def test_identifiers_that_leave_the_folder_are_refused(folder, file_id):

@@ -78,13 +78,6 @@ def test_a_failed_connection_is_classified_by_its_message(words, kind):
     assert classify(psycopg2.OperationalError(words)) is kind
 
 
-def test_a_file_that_is_not_a_database_is_a_rejection(tmp_path):
-    (tmp_path / "a.db").write_text("FileID;right_sup\n" * 100)
-    with pytest.raises(DBAPIError) as caught, sa.create_engine(f"sqlite:///{tmp_path}/a.db").connect() as connection:
-        connection.exec_driver_sql("SELECT * FROM sqlite_master")
-    assert classify(caught.value) is ErrorKind.REJECTED
-
-
 def test_an_invalid_statement_is_not_retried():
     engine = sa.create_engine("sqlite://")
 

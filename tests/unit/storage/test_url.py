@@ -12,13 +12,8 @@ from csi_job.storage.url import check_file_system, database_address
 NASTY = "p@ss/w:o{r}d%20#?&=é' \\"
 REPEATED = ("password", "sslpassword", "sslmode")
 WITH_AT_SIGNS = (
-    "a@secret?b",
-    "a?secret=@c",
-    "a@secret?b=c",
-    "a/secret@b?c",
-    "a/b?c@secret",
-    "a@b/secret",
-    "a@b?secret&c=d",
+    *("a@secret?b", "a?secret=@c", "a@secret?b=c", "a/secret@b?c"),
+    *("a/b?c@secret", "a@b/secret", "a@b?secret&c=d"),
 )
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

@@ -1,4 +1,3 @@
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,11 +7,10 @@ import pytest
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
-from csi_job.study.definition import Definition, check_same, load_study, study_seed
+from csi_job.study.definition import check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
-from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
 RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}
@@ -185,11 +183,6 @@ def test_other_names_are_taken(name, storage, tmp_path):
     study = define(storage, name=name, num_trials=1)
     work_on(study, tmp_path, name=name)
     assert study.best_trial.number == 0
-
-
-def test_the_same_definition_agrees_after_a_trip_through_json():
-    fingerprint = Definition.of(StudySettings(), SearchSpace(), {}, cache_key="abc").fingerprint
-    check_same(json.loads(json.dumps(fingerprint)), fingerprint, "toy")
 
 
 def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted():

@@ -47,12 +47,6 @@ def test_the_default_space_is_as_designed():
     }
 
 
-def test_reading_settings_imports_neither_torch_nor_optuna():
-    code = "import sys, csi_job.trial.space, csi_job.trial.settings; print({'torch', 'optuna'} & {*sys.modules})"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "set()"
-
-
 def test_a_users_parameter_replaces_only_that_one():
     space = SearchSpace.model_validate({"batch_size": {"choices": [8, 16]}})
     assert space.fingerprint() == SearchSpace().fingerprint() | {"batch_size": {"choices": [8, 16]}}
