@@ -41,7 +41,7 @@ def zone_rates(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> Zone
     return ZoneRates(*(np.where(total > 0, mean, np.nan) for mean in means))
 
 
-def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average) -> float:
+def mean_f1(confusion_ZKK: npt.ArrayLike, average: Average = "macro") -> float:
     """Return `val_f1`: the mean F1 over the zones with graded labels, NaN if there are none."""
     f1_Z = zone_rates(confusion_ZKK, average).f1
     graded = ~np.isnan(f1_Z)
