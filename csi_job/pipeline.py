@@ -16,7 +16,7 @@ from csi_job.errors import ConfigurationError, DataError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
-from csi_job.final_model.train import FinalModel, run_final_training
+from csi_job.final_model.train import FinalModel
 from csi_job.logs import announced
 from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
@@ -181,8 +181,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
         cache = _cache_to_train_on(settings, file.cache)
         options = WorkerOptions(trackers=[live.worker()])
-        request = final_training(settings, cache, file, study, record, options, live.trials_finished)
-        final = run_final_training(request)
+        final = final_training(settings, cache, file, study, record, options, live.trials_finished).run()
     if study is not None:
         write_report(view_study(study), settings.work)
     return final

@@ -19,7 +19,7 @@ from csi_job.cache.dataset import Cache
 from csi_job.config import Settings
 from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableError
 from csi_job.final_model.hyperparams import HyperparamsFile, read_hyperparams
-from csi_job.final_model.train import FinalTrainingRequest
+from csi_job.final_model.train import FinalTraining
 from csi_job.html.format import plural
 from csi_job.report.figures.plots import write_best_params
 from csi_job.report.page.page import refresh_results
@@ -160,10 +160,10 @@ def final_training(
     record: StudyRecord | None,
     options: WorkerOptions,
     on_finished: Callable[[int, int], None],
-) -> FinalTrainingRequest:
+) -> FinalTraining:
     """Return what a final training by these settings trains; `on_finished` gets the finished trainings and all."""
     keep_compiled(settings.trial, settings.folder.compiled)
-    return FinalTrainingRequest(
+    return FinalTraining(
         work=settings.folder,
         cache=cache,
         file=file,

@@ -8,10 +8,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Final
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.errors import CsiJobError, InfeasibleTrialError
@@ -29,15 +27,10 @@ from csi_job.final_model.candidates import (
 )
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.storage.attributes import REASON
-from csi_job.storage.claim import count_trials
-from csi_job.storage.optuna_private import study_id_of
-from csi_job.storage.storage import storage_of
 from csi_job.storage.trial_rows import TrialWrite
-from csi_job.study.confirmation import Key, Progress, Training, latest, open_confirmation, plan, training_of
+from csi_job.study.confirmation import Key, Training, latest
 from csi_job.study.objective import train_trial
-from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
-from csi_job.study.worker import WorkerOptions, WorkerSummary, run_worker
 from csi_job.trial.hyperparameters import Hyperparameters
 
 RESULT: Final = "result"  # attribute of a finished training: its `SeedResult`
@@ -170,42 +163,3 @@ def results_of(trials: Iterable[FrozenTrial]) -> tuple[dict[Key, SeedResult], di
 
 def _recipe(training: Training) -> Recipe:
     return Recipe(Hyperparameters(**training.params), training.max_epochs)
-
-
-def confirm(
-    study: optuna.Study,
-    confirmation: Confirmation,
-    settings: StudySettings,
-    work: Path,
-    options: WorkerOptions,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> optuna.Study:
-    """Do the trainings that are missing, together with every process that does; return the study that holds them.
-
-    With `options.waits` it returns when all are done, else when the rest runs elsewhere.
-    """
-    beside, storage = open_confirmation(study), storage_of(study)
-
-    def replan() -> Progress:
-        counts = storage.read(lambda connection: count_trials(connection, study_id_of(study)))
-        progress = plan(beside, lambda trials: confirmation.trainings(*results_of(trials)), counts.num_finished)
-        on_progress(progress)
-        return progress
-
-    def on_trial_finished(_: WorkerSummary) -> None:
-        replan()
-
-    own = replace(options, on_trial_finished=on_trial_finished, may_add=False, noun="training")
-    update = {"pruner": "none", "sampler": "random", "objective": "f1", "max_epochs_total": None}
-    while replan().num_open:
-        run_worker(
-            beside,
-            confirmation.objective,
-            suggest=training_of,
-            settings=settings.model_copy(update=update),
-            work=work,
-            options=own,
-        )
-        if not options.waits:
-            break
-    return beside

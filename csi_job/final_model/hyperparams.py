@@ -30,8 +30,6 @@ class HyperparamsFile:
     trial: int | None = None
     value: float | None = None
     """Validation F1 of that trial."""
-    is_search_result: bool = False
-    """The file names a study and was not confirmed over seeds, so the study's other best trials are candidates too."""
     is_confirmed: bool = False
     cache: str = ""
     """Key of the cache that was searched on, if known."""
@@ -41,6 +39,11 @@ class HyperparamsFile:
     """What the file itself records of its study."""
     uid: str | None = None
     """The study's uid, if known."""
+
+    @property
+    def is_search_result(self) -> bool:
+        """Whether it names a study and was not confirmed over seeds: then other trials of it are candidates too."""
+        return self.names_study and not self.is_confirmed
 
     def record_of_study(self, found: StudyRecord | None) -> StudyRecord | None:
         """Return the record found under the study's name if it is the same study, else what the file itself records."""
@@ -71,9 +74,9 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     if not _is_int(max_epochs) or max_epochs < 1:
         what = f"{path.name}: max_epochs cannot be used"
         raise ConfigurationError(what, got=max_epochs, allowed="an integer of at least 1")
-    is_confirmed, fingerprint = form.get("confirmed") is True, form.get("fingerprint")
+    fingerprint: Any = form.get("fingerprint")
     value: Any = form.get("value")
-    is_number = isinstance(value, float) or _is_int(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     searched_on = fingerprint.get("cache") if isinstance(fingerprint, dict) else None
     caches = (form.get("cache"), searched_on)  # in the file itself once confirmed
     return HyperparamsFile(
@@ -82,8 +85,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         max_epochs=max_epochs,
         trial=trial if _is_int(trial) else None,
         value=float(value) if is_number and math.isfinite(value) else None,
-        is_search_result=study is not None and not is_confirmed,
-        is_confirmed=is_confirmed,
+        is_confirmed=form.get("confirmed") is True,
         cache=next((key for key in caches if isinstance(key, str)), ""),
         names_study=study is not None,
         record=_record(form),

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest_json, locked, make_folder
 from csi_job.final_model.candidates import CandidateResult, find_candidates, write_optimized_params
 from csi_job.final_model.card import FORMAT, CardContext, build_card
-from csi_job.final_model.confirmation import Confirmation, confirm, results_of
+from csi_job.final_model.confirmation import Confirmation, results_of
 from csi_job.final_model.export import publish, read_valid_card, remove_model, write_model
 from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import SeedTrainer
@@ -31,16 +31,19 @@ from csi_job.logs import progress
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.signals import listening
 from csi_job.storage.attributes import STUDY_UID, is_same_uid
-from csi_job.study.confirmation import Progress
+from csi_job.storage.claim import count_trials
+from csi_job.storage.optuna_private import study_id_of
+from csi_job.storage.storage import storage_of
+from csi_job.study.confirmation import Progress, open_confirmation, plan, training_of
 from csi_job.study.record import StudyRecord
 from csi_job.study.settings import StudySettings
-from csi_job.study.worker import WorkerOptions
+from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import check_pretrained
 from csi_job.trial.settings import TrialSettings
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import ModelFolder, WorkFolder
 
 OTHER_DATA = "the hyperparameters were searched on a different cache from the one trained on"
 
@@ -48,7 +51,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FinalTrainingRequest:
+class FinalModel:
+    """The kept models and their cards; `is_new` is False where everything was up to date.
+
+    The baseline's card is None where the baseline cannot be trained on this device.
+    """
+
+    path: Path
+    card: dict[str, Any]
+    baseline_card: dict[str, Any] | None
+    optimized_params: Path
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class FinalTraining:
     """What to train and how; the file's hyperparameters are the only candidate if its study is None."""
 
     work: WorkFolder
@@ -70,126 +87,131 @@ class FinalTrainingRequest:
     on_progress: Callable[[Progress], None] = lambda _: None
     """Called when one of those is finished."""
 
-    def confirmation(self, check: Callable[[], None] = lambda: None) -> Confirmation:
-        """Return what decides the winner; trainings end with what `check` raises."""
+    @cached_property
+    def confirmation(self) -> Confirmation:
+        """What decides the winner."""
         settings = self.settings
         return Confirmation(
             find_candidates(self.file, self.study, settings.num_candidates, settings.max_epochs),
             self.baseline,
             range(settings.seed, settings.seed + settings.num_seeds),
-            SeedTrainer(self.work.candidates(self.file.study), self.cache, self.trial, check),
+            SeedTrainer(self.work.candidates(self.file.study), self.cache, self.trial),
             prefer_cheap=self.study is not None and len(self.study.directions) > 1,
         )
 
+    @cached_property
+    def digest(self) -> str:
+        """A digest of everything that decides what is kept; the cards carry it as their `request`."""
+        recipe_digest = self.confirmation.trainer.recipe_digest
+        content = {
+            "format": FORMAT,
+            "study": self.file.study,
+            "candidates": [[recipe_digest(entry.recipe), entry.trial] for entry in self.confirmation.candidates],
+            "seeds": [*self.confirmation.seeds],
+            "prefer_cheap": self.confirmation.prefer_cheap,
+            "baseline": self.baseline.to_params(),
+            "evaluation": self.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+        }
+        return digest_json(content)[:16]
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The study's folder of final models."""
+        return self.work.final(self.file.study)
+
+    @property
+    def params_file(self) -> Path:
+        """The file of the winner's hyperparameters."""
+        return self.work.optimized_params(self.file.study)
+
+    @property
+    def uid(self) -> str | None:
+        """The study's uid, None if unknown."""
+        return self.record.uid if self.record else None
+
+    def run(self) -> FinalModel:
+        """Confirm the winner over seeds, train the baseline the same way, and keep the best seed of each.
+
+        Processes that do this at the same time share the trainings. Run again, it resumes where it stopped; with the
+        same study, candidates, data and settings it does nothing.
+
+        Raises:
+            InfeasibleTrialError: no candidate can be trained on this device.
+            ConfigurationError: a device or weights are missing.
+            DataError: the cache is damaged.
+            CsiJobError: results cannot be written.
+            StopRequestedError: a signal came; the same call resumes later.
+        """
+        with listening() as stop:
+            with self._exclusive():
+                finished = self._finished()
+            if finished:
+                return finished
+            reasons = self.share_trainings()
+            with self._exclusive():
+                return self._finished() or self._train(reasons, stop.check)
+
     def share_trainings(self, *, waits: bool = True) -> dict[str, str]:
-        """Do the trainings together with the other processes of the study, up to the last one if `waits`.
+        """Do the trainings that are missing, together with every process that does; if `waits`, up to the last one.
 
         Return why recipes, by their digest, cannot be trained.
         """
         if self.study is None or self.record is None or self.record.cache_key != self.cache.info.key:
             return {}
-        options = replace(self.options, waits=waits)
-        beside = confirm(self.study, self.confirmation(), self.worker, self.work.root, options, self.on_progress)
+        beside, storage = open_confirmation(self.study), storage_of(self.study)
+        count = partial(count_trials, study_id=study_id_of(self.study))
+
+        def replan(_: object = None) -> int:
+            num_searched = storage.read(count).num_finished
+            progress = plan(beside, lambda trials: self.confirmation.trainings(*results_of(trials)), num_searched)
+            self.on_progress(progress)
+            return progress.num_open
+
+        update = {"pruner": "none", "sampler": "random", "objective": "f1", "max_epochs_total": None}
+        while replan():
+            run_worker(
+                beside,
+                self.confirmation.objective,
+                suggest=training_of,
+                settings=self.worker.model_copy(update=update),
+                work=self.work.root,
+                options=replace(self.options, on_trial_finished=replan, may_add=False, waits=waits, noun="training"),
+            )
+            if not waits:
+                break
         return results_of(beside.get_trials(deepcopy=False))[1]
 
-
-@dataclass(frozen=True)
-class FinalModel:
-    """The kept models and their cards; `is_new` is False where everything was up to date.
-
-    `baseline` and its card are None where the baseline cannot be trained on this device.
-    """
-
-    path: Path
-    card: dict[str, Any]
-    baseline: Path | None
-    baseline_card: dict[str, Any] | None
-    optimized_params: Path
-    is_new: bool
-
-
-def run_final_training(request: FinalTrainingRequest) -> FinalModel:
-    """Confirm the winner over seeds, train the baseline the same way, and keep the best seed of each.
-
-    Processes that do this at the same time share the trainings. Run again, it resumes where it stopped; with the same
-    study, candidates, data and settings it does nothing.
-
-    Raises:
-        InfeasibleTrialError: no candidate can be trained on this device.
-        ConfigurationError: a device or weights are missing.
-        DataError: the cache is damaged.
-        CsiJobError: results cannot be written.
-        StopRequestedError: a signal came; the same call resumes later.
-    """
-    folder = request.work.candidates(request.file.study)
-    with listening() as stop:
-        training = _FinalTraining(request, request.confirmation(stop.check))
-        with _exclusive(folder):
-            finished = training.finished()
-        if finished:
-            return finished
-        reasons = request.share_trainings()
-        with _exclusive(folder):
-            return training.finished() or training.run(reasons)
-
-
-class _FinalTraining:
-    def __init__(self, request: FinalTrainingRequest, confirmation: Confirmation) -> None:
-        self.request, self.work = request, request.work
-        self.confirmation, self.trainer = confirmation, confirmation.trainer
-        self.params_file = self.work.optimized_params(request.file.study)
-        self.folder = self.work.final(request.file.study)
-        self.uid = request.record.uid if request.record else None
-
-    @cached_property
-    def request_digest(self) -> str:
-        """Return a digest of everything that decides what is kept; the cards carry it."""
-        content = {
-            "format": FORMAT,
-            "study": self.request.file.study,
-            "candidates": [
-                [self.trainer.recipe_digest(entry.recipe), entry.trial] for entry in self.confirmation.candidates
-            ],
-            "seeds": [*self.confirmation.seeds],
-            "prefer_cheap": self.confirmation.prefer_cheap,
-            "baseline": self.request.baseline.to_params(),
-            "evaluation": self.request.evaluation.model_dump(mode="json", exclude={"batch_size"}),
-        }
-        return digest_json(content)[:16]
-
-    def finished(self) -> FinalModel | None:
-        """Return the models if this exact request was completed and its files are intact."""
+    def _finished(self) -> FinalModel | None:
+        """Return the models if exactly this was completed and its files are intact."""
         for folder in (self.folder, self.work.latest):  # version 0.1 wrote only the latter
             card, baseline_card = (read_valid_card(path) for path in (folder.optimized_model, folder.baseline_model))
             if card is None or baseline_card is None or not self.params_file.is_file():
                 continue
             if not is_same_uid(card.get(STUDY_UID), self.uid):  # of a deleted study of the same name
                 continue
-            if {card.get("request"), baseline_card.get("request")} == {self.request_digest}:
+            if {card.get("request"), baseline_card.get("request")} == {self.digest}:
                 if folder != self.folder:
                     publish(folder, self.folder)
                 logger.info("the final model is up to date (same study, data and settings); nothing is trained")
                 return self._final(card, baseline_card, is_new=False)
         return None
 
-    def run(self, reasons: Mapping[str, str]) -> FinalModel:
+    def _train(self, reasons: Mapping[str, str], check: Callable[[], None]) -> FinalModel:
         """Train what is missing, and write models, cards and the winner's hyperparameters.
 
-        `reasons` say why recipes, by their digest, cannot be trained.
+        `reasons` say why recipes, by their digest, cannot be trained; `check` raises to end a training.
         """
-        candidates, baseline = self.confirmation.candidates, self.request.baseline
-        archs = (baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in candidates))
-        check_pretrained(self.trainer.settings.pretrained, archs)
+        candidates, trainer = self.confirmation.candidates, replace(self.confirmation.trainer, check=check)
+        archs = (self.baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in candidates))
+        check_pretrained(self.trial.pretrained, archs)
         epochs = [candidate.recipe.max_epochs for candidate in candidates]
         num_seeds = len(self.confirmation.seeds)
         num_epochs = num_seeds * (sum(epochs) + max(epochs))
         counted = f"{fmt.plural(len(candidates), 'candidate')} and the baseline over {fmt.plural(num_seeds, 'seed')}"
         with progress(f"confirming {counted}", num_epochs, "epochs") as advance:
-            winner = self.confirmation.train_here(reasons, advance)
-        file = self.request.file
-        if not (file.is_confirmed and self.params_file.is_file()):  # that file lists the candidates it was chosen from
-            cache = self.request.cache.info.key
-            write_optimized_params(winner, file.study, cache, self.params_file, self.request.record)
+            winner = replace(self.confirmation, trainer=trainer).train_here(reasons, advance)
+        if not (self.file.is_confirmed and self.params_file.is_file()):  # it lists the candidates it was chosen from
+            write_optimized_params(winner, self.file.study, self.cache.info.key, self.params_file, self.record)
         baseline_card = None
         if winner.baseline.reason:  # an earlier one belongs to another request
             logger.warning("there is no baseline to compare with: %s", winner.baseline.reason)
@@ -201,9 +223,9 @@ class _FinalTraining:
 
     def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
         """Write the best seed's weights and their card, with their metrics on the validation split."""
-        recipe, cache, file = result.candidate.recipe, self.request.cache, self.request.file
-        state = self.trainer.weights(recipe, result.best)
-        model, settings = build_model(recipe.params.model_arch), self.trainer.settings
+        recipe, cache, trainer = result.candidate.recipe, self.cache, self.confirmation.trainer
+        state = trainer.weights(recipe, result.best)
+        model = build_model(recipe.params.model_arch)
         model.load_state_dict(state)
         loaded = LoadedModel(
             name=path.name,
@@ -211,27 +233,27 @@ class _FinalTraining:
             architecture=recipe.params.model_arch,
             image_size_px=cache.info.image_size_px,
             normalisation=cache.info.normalisation,
-            device=choose_device(settings),
+            device=choose_device(self.trial),
             card={},
-            precision=settings.precision,
+            precision=self.trial.precision,
         )
         validation = evaluate_model(
             loaded,
             cache.validation,
-            self.request.evaluation,
+            self.evaluation,
             split="validation",
             cache=cache.info.key,
             train_zones_NZ=cache.train.zones_NZ,
         )
         context = CardContext(
             name=path.stem,
-            study=file.study,
-            trainer=self.trainer,
+            study=self.file.study,
+            trainer=trainer,
             num_patients=cache.num_patients,
-            warnings=(OTHER_DATA,) if file.cache not in ("", cache.info.key) else (),
-            request_digest=self.request_digest,
+            warnings=(OTHER_DATA,) if self.file.cache not in ("", cache.info.key) else (),
+            request_digest=self.digest,
             study_uid=self.uid,
-            max_image_side_px=self.request.max_image_side_px,
+            max_image_side_px=self.max_image_side_px,
         )
         return write_model(path, state, build_card(context, result, validation), with_pth=with_pth)
 
@@ -241,15 +263,14 @@ class _FinalTraining:
         shown = ((latest.optimized_model, card), (latest.baseline_model, baseline_card))
         if any(read_valid_card(path) != own for path, own in shown):
             publish(self.folder, latest)
-        baseline = None if baseline_card is None else self.folder.baseline_model
-        return FinalModel(self.folder.optimized_model, card, baseline, baseline_card, self.params_file, is_new)
+        return FinalModel(self.folder.optimized_model, card, baseline_card, self.params_file, is_new)
 
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the study's lock, so that two processes do not train the same; the death of one frees it."""
-    with explain_os_errors("the work folder cannot be written", folder):
-        make_folder(folder)
-    busy = "another process is training the final model of this study in this work folder; waiting for it"
-    with locked(folder / ".lock", busy):
-        yield
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the study's lock, so that two processes do not train the same; the death of one frees it."""
+        folder = self.work.candidates(self.file.study)
+        with explain_os_errors("the work folder cannot be written", folder):
+            make_folder(folder)
+        busy = "another process is training the final model of this study in this work folder; waiting for it"
+        with locked(folder / ".lock", busy):
+            yield

@@ -79,7 +79,7 @@ class WorkerOptions:
     stall_s: float = 1800.0
     """Seconds without a finished batch after which the worker gives up the trial and ends the process."""
     trackers: Sequence[Tracker] = ()
-    on_trial_finished: Callable[[WorkerSummary], None] = lambda _: None
+    on_trial_finished: Callable[[WorkerSummary], object] = lambda _: None
     """Called after each finished or paused trial, e.g. to refresh plots; its errors are logged."""
     own_process: bool = True
     """Whether this process may be ended when its training hangs; false in a notebook."""

@@ -12,7 +12,7 @@ from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.final_model.settings import FinalModelSettings
-from csi_job.final_model.train import FinalTrainingRequest
+from csi_job.final_model.train import FinalTraining
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import define_study
 from csi_job.study_settings import definition_of
@@ -64,7 +64,7 @@ def write_hyperparams(path: Path, **changes) -> Path:
 
 def request_of(
     work: Path, cache_folder: Path, study=None, baseline=BASELINE, trial=TRIAL, evaluation=QUICK, **settings
-) -> FinalTrainingRequest:
+) -> FinalTraining:
     """Two seeds of two candidates, in a work folder with its file of hyperparameters."""
     path = work / "b.json"
     if not path.exists():
@@ -72,7 +72,7 @@ def request_of(
     file = read_hyperparams(path, default_study="s", default_max_epochs=2)
     chosen = FinalModelSettings(**({"num_candidates": 2, "num_seeds": 2} | settings))
     cache = Cache.open(cache_folder)
-    return FinalTrainingRequest(WorkFolder(work), cache, file, study, baseline, chosen, trial, evaluation)
+    return FinalTraining(WorkFolder(work), cache, file, study, baseline, chosen, trial, evaluation)
 
 
 def kept(seed: int, val_f1: float, gflops: float = 1.0) -> SeedResult:

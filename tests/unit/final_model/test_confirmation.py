@@ -20,7 +20,7 @@ from csi_job.errors import InfeasibleTrialError
 from csi_job.final_model.candidates import Candidate, CandidateResult, choose_winner
 from csi_job.final_model.confirmation import RESULT, Confirmation, results_of
 from csi_job.final_model.seeds import SeedResult, SeedTrainer
-from csi_job.final_model.train import FinalTrainingRequest, run_final_training
+from csi_job.final_model.train import FinalTraining
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import storage_of
 from csi_job.study.confirmation import TRAINING, Training, open_confirmation, training_of
@@ -127,7 +127,7 @@ def test_whatever_the_order_of_the_trainings_nobody_who_would_win_is_dropped(dat
     assert chosen.candidate == expected.candidate
 
 
-def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTrainingRequest:
+def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTraining:
     study = stored_study(work, cache_folder, *TRIALS)
     made = request_of(work, cache_folder, study, trial=trial, **({"max_epochs": 3} | settings))
     record = read_record(StorageSettings(), work, "s")
@@ -137,7 +137,7 @@ def request(work: Path, cache_folder: Path, trial=TRIAL, **settings) -> FinalTra
 def final(work: Path, cache_folder: Path, **changes: Any) -> None:
     """What a process does; several with as many threads as cores would starve each other."""
     torch.set_num_threads(1)
-    run_final_training(replace(request(work, cache_folder), **changes))
+    replace(request(work, cache_folder), **changes).run()
 
 
 def start(*arguments: Any, **changes: Any) -> Process:
@@ -235,12 +235,12 @@ def test_workers_of_a_search_leave_nothing_to_train(cache_folder, tmp_path, monk
     of_the_search = StudySettings(pruner="asha", max_epochs_total=1)
     replace(shared, worker=of_the_search).share_trainings(waits=False)
     monkeypatch.setattr(SeedTrainer, "keep", None)
-    assert run_final_training(shared).is_new
+    assert shared.run().is_new
 
 
 def test_what_cannot_be_trained_is_said_as_without_a_database(cache_folder, tmp_path):
     with pytest.raises(InfeasibleTrialError, match="can be trained here: the training loss"):
-        run_final_training(request(tmp_path, cache_folder, diverging(tmp_path), num_seeds=1))
+        request(tmp_path, cache_folder, diverging(tmp_path), num_seeds=1).run()
 
 
 def test_a_deleted_study_takes_its_confirmation_along(cache_folder, tmp_path):

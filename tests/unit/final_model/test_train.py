@@ -16,7 +16,7 @@ from csi_job.evaluation.model_file import load_model, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.export import read_valid_card
 from csi_job.final_model.seeds import SeedTrainer
-from csi_job.final_model.train import FinalModel, run_final_training
+from csi_job.final_model.train import FinalModel
 from csi_job.pipeline import run_evaluate
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -34,7 +34,7 @@ TRIALS = ((SMALL, 0.5), ({"learning_rate": 3e-3}, 0.4))
 def final(work: Path, cache_folder: Path, study=None, uid=None, **changes) -> FinalModel:
     record = StudyRecord("s", {"fingerprint": {}, "settings": {}, "uid": uid})
     request = request_of(work, cache_folder, study, **changes)
-    return run_final_training(replace(request, record=record, max_image_side_px=30_000))
+    return replace(request, record=record, max_image_side_px=30_000).run()
 
 
 def trained_files(folder: Path) -> dict[Path, int]:
@@ -71,12 +71,12 @@ def test_the_kept_model_is_the_best_seed_of_the_best_mean_with_its_own_validatio
 
 
 def test_the_baseline_is_trained_the_same_way(done):
-    _, model = done
+    work, model = done
     assert model.baseline_card["params"] == BASELINE.to_params()
     assert [row["seed"] for row in model.baseline_card["seeds"]] == [row["seed"] for row in model.card["seeds"]]
     assert model.baseline_card["max_epochs"] == model.card["max_epochs"]
     assert model.baseline_card["training"] == model.card["training"]
-    assert model.baseline.is_file()
+    assert WorkFolder(work).final("s").baseline_model.is_file()
 
 
 def test_the_card_names_the_data_and_counts_patients_and_leaves_the_test_set_alone(done, cache_folder):
@@ -213,7 +213,7 @@ def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(
     monkeypatch.setattr(SeedTrainer, "run", run)
     too_large = Hyperparameters.from_params(SMALL | {"learning_rate": 1e-5})
     model = final(copied, cache_folder, study_of(*TRIALS), baseline=too_large)
-    assert (model.baseline, model.baseline_card) == (None, None)
+    assert model.baseline_card is None
     assert model.path.is_file()
     assert not list((copied / "models").rglob("baseline_model.*"))
 
