@@ -50,5 +50,5 @@ WORKDIR /work
 USER 65532:0
 # A batch job reports by its exit code.
 HEALTHCHECK NONE
-ENTRYPOINT ["csi-job"]
+ENTRYPOINT ["tini", "--", "csi-job"]
 CMD ["--help"]

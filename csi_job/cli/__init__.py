@@ -73,8 +73,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
     gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
-    if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, _stop)  # PID 1 of a container ignores SIGTERM by default
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:  # `csi-job`, `csi-job study`

@@ -16,7 +16,7 @@ from typing import Final
 from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.refusals import check_database_starts, check_stages
+from csi_job.cluster.refusals import check_stages, database_problem
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
 from csi_job.cluster.stages import STAGES, Release, job_result, read_release, selector
@@ -210,7 +210,15 @@ def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch,
             common = {"controller_digest": options.digest, "missing_s": options.missing_s}
             run = kind(cluster, release, release.stage(name), **common)
         run.release = release
-        return run.reconcile() or (name == STAGES[0] and check_database_starts(cluster, release))
+        if run.reconcile():
+            return True
+        if name == STAGES[0] or watch.is_away:
+            problem = database_problem(cluster, release)
+            if problem and name == STAGES[0] and problem.is_missing:
+                raise NotYetError(f"the database's {problem}")
+            if problem:
+                run.log_once(f"the database's {problem}", "DatabaseWaiting", is_warning=True)
+        return False
 
     return reconcile
 

@@ -44,6 +44,12 @@ class StartupProblem:
     """Whether what it needs does not exist at all."""
     age_s: float
     """Since the pod could have started: an upper bound of the problem's age."""
+    has_started: bool = False
+    """Whether only one of its containers, such as a sidecar, does not run."""
+
+    def __str__(self) -> str:
+        """Return e.g. `pod r-search-1 does not start: ErrImagePull: …`."""
+        return f"pod {self.pod} {'is not ready' if self.has_started else 'does not start'}: {self.reason}"
 
 
 def failure_of(pod: Mapping[str, Any]) -> Failure | None:
@@ -76,7 +82,9 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
             last = (status.get("lastState") or {}).get("terminated") or {}
             message = last_line(last.get("message") or "") or waiting.get("message", "")
             reason = f"{waiting['reason']}: {message}".strip(": ")
-            return StartupProblem(name, reason, is_missing=True, age_s=age_s)
+            if not is_running(pod):
+                return StartupProblem(name, reason, is_missing=True, age_s=age_s)
+            return StartupProblem(name, f"container {status['name']}: {reason}", True, age_s, has_started=True)
     return None
 
 

@@ -147,13 +147,15 @@ def is_lasting(reason: str) -> bool:
     return any(to_number(amount) > to_number(limits[name]) for name, amount in requested.items() if name in limits)
 
 
-def why_not_started(cluster: Cluster, pod: Mapping[str, Any]) -> StartupProblem | None:
-    """Return why a pod does not start by its status and by events, None if nothing is wrong.
+def why_not_started(cluster: Cluster, pod: Mapping[str, Any], *, ask: bool = True) -> StartupProblem | None:
+    """Return why a pod does not start by its status and, if asked for, by events; None if nothing is wrong.
 
     Of a claim without a volume the scheduler says no more than that, and of a volume that can't be mounted the status
     says nothing.
     """
     problem = startup_problem(pod)
+    if not ask:
+        return problem
     if problem is None:
         starting = starting_s(pod)
         reason = _mount_failure(cluster, pod["metadata"]["name"]) if starting > SLOW_S else ""
@@ -172,23 +174,16 @@ def _mount_failure(cluster: Cluster, pod: str) -> str:
     return ""
 
 
-def check_database_starts(cluster: Cluster, release: Release) -> bool:
-    """Check that nothing keeps the release's own database, if any, from starting; return False, to wait for it.
-
-    Raises:
-        NotYetError: something that it needs does not exist or is refused.
-    """
+def database_problem(cluster: Cluster, release: Release) -> StartupProblem | None:
+    """Return what keeps the release's own database, if any, from running."""
     pods = cluster.find("Pod", selector(release.name, DATABASE))
-    for pod in pods:
-        problem = why_not_started(cluster, pod)
-        if problem and problem.is_missing:
-            raise NotYetError(f"the database's pod {problem.pod} does not start: {problem.reason}")
-    if not pods:
-        with suppress(NotAllowedError):
-            refused = creation_problem({}, cluster.events("StatefulSet", release.database), math.inf)
-            if refused:
-                raise NotYetError(f"the database's pod can't be created: {with_remedy(DATABASE, refused.reason)}")
-    return False
+    if pods:
+        return why_not_started(cluster, pods[0])
+    with suppress(NotAllowedError):
+        if refused := creation_problem({}, cluster.events("StatefulSet", release.database), math.inf):
+            reason = f"it can't be created: {with_remedy(DATABASE, refused.reason)}"
+            return StartupProblem(f"{release.database}-0", reason, is_missing=True, age_s=refused.age_s)
+    return None
 
 
 def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:

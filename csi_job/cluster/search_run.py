@@ -179,8 +179,10 @@ class SearchRun(StageRun):
         return status.is_confirmed
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:
+        # Ended by the budget of an earlier Job; if it is exhausted, `_end` follows.
+        if not self.watch.end_search(ended=False):
+            return  # its pods would hold GPUs and wait for the database
         self._delete_later_stages()
-        self.watch.end_search(ended=False)  # by the budget of an earlier Job; if it is exhausted, `_end` follows
         super()._create(previous, number, tries)
 
     def _delete_later_stages(self) -> None:

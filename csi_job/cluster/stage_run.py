@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
-from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
@@ -199,16 +199,17 @@ class StageRun:
 
     def _check_pods(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
         """Log which pods failed, do not start or can't be created; fail the stage if that lasts and none is left."""
+        starting = [pod for pod in pods if pod["status"].get("phase") == "Pending"]
+        slowest = max(starting, key=starting_s, default=None)  # whose events say what all of them wait for
         for pod in pods:
-            failure, problem = failure_of(pod), why_not_started(self.cluster, pod)
+            failure, problem = failure_of(pod), why_not_started(self.cluster, pod, ask=pod is slowest)
             if failure and failure.exit_code == EXIT_SIGTERM:
                 self.log_once(f"{self.stage.name}: pod {failure.pod} was terminated and handed over its work")
             elif failure:
                 values = {"pod": failure.pod, "exit_code": failure.exit_code}
                 self.log_once(f"{self.stage.name}: {failure}", "PodFailed", is_warning=True, **values)
             elif problem:
-                line = f"{self.stage.name}: pod {problem.pod} does not start: {problem.reason}"
-                self.log_once(line, "PodWaiting", is_warning=True)
+                self.log_once(f"{self.stage.name}: {problem}", "PodWaiting", is_warning=True)
                 if problem.is_missing and not any(map(is_running, pods)):
                     self._fail_if_stuck(job, problem.reason, problem.age_s)
         if not job["spec"].get("suspend") and sum(map(is_active, pods)) < job["spec"].get("parallelism", 1):

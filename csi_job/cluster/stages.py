@@ -194,16 +194,21 @@ def find_release(cluster: Cluster, name: str | None) -> Release:
 
 
 def _release(config_map: Mapping[str, Any]) -> Release:
-    metadata, data = config_map["metadata"], config_map["data"]
-    return Release(
-        name=metadata["labels"][INSTANCE],
-        digest=get_annotation(config_map, DIGEST),
-        owner={"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]},
-        stages=tuple(Stage.of(name, yaml.safe_load(data[f"{name}.yaml"])) for name in STAGES),
-        fetch_pod=yaml.safe_load(data["fetch.yaml"]),
-        done={name: get_annotation(config_map, DONE + name) for name in STAGES},
-        gpu_resource=get_annotation(config_map, GPU_RESOURCE),
-    )
+    metadata = config_map["metadata"]
+    try:
+        data = {name: yaml.safe_load(config_map["data"][f"{name}.yaml"]) for name in (*STAGES, "fetch")}
+        return Release(
+            name=metadata["labels"][INSTANCE],
+            digest=get_annotation(config_map, DIGEST),
+            owner={"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]},
+            stages=tuple(Stage.of(name, data[name]) for name in STAGES),
+            fetch_pod=data["fetch"],
+            done={name: get_annotation(config_map, DONE + name) for name in STAGES},
+            gpu_resource=get_annotation(config_map, GPU_RESOURCE),
+        )
+    except (KeyError, TypeError, yaml.YAMLError):
+        message = f"the ConfigMap {metadata['name']} was changed by hand and can't be read"
+        raise ClusterError(message, hint="restore it with helm upgrade --force-conflicts") from None
 
 
 def scale_patch(num_pods: int, *, queued: bool) -> dict[str, Any]:

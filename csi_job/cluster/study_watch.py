@@ -32,7 +32,7 @@ class StudyWatch:
     def __init__(self, settings: Settings, record: Callable[..., None] = lambda *_, **__: None) -> None:
         """Open nothing yet; `record` is given the reason and the message of an Event."""
         self._settings, self._record = settings, record
-        self.num_outages, self._is_away = 0, False
+        self.num_outages, self.is_away = 0, False
         self.last: StudyStatus | None = None
         self._study: optuna.Study | None = None
         self._warnings = RepeatedWarnings(logger)
@@ -76,19 +76,19 @@ class StudyWatch:
             if took_s > SLOW_S:  # then what the pods need does not wait for the next try
                 self._due_s = began_s + 2 * took_s
             return None
-        if self._is_away:
+        if self.is_away:
             self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
-        self._is_away = False
+        self.is_away = False
         return result
 
     def _note_outage(self, problem: str) -> None:
         self._study = None
-        self.num_outages += not self._is_away
+        self.num_outages += not self.is_away
         self._warnings.log(f"the study is unavailable: {problem}", outage=self.num_outages)
-        if not self._is_away:
+        if not self.is_away:
             message = f"the study is unavailable (outage {self.num_outages}): {problem}"
             self._record("DatabaseUnavailable", message, is_warning=True)
-        self._is_away = True
+        self.is_away = True
 
     def _open(self) -> optuna.Study:
         from csi_job.storage.storage import open_storage

@@ -193,12 +193,12 @@ class Watch:
     def __init__(self, num_finished: int, target: int = 4) -> None:
         self.num_finished, self.num_paused, self.target = num_finished, 0, target
         self.planned_for: int | None = None
-        self.num_left, self.has_ended = 0, False
+        self.num_left, self.has_ended, self.is_away = 0, False, False
         self.used = Usage()
 
     def end_search(self, *, ended: bool) -> bool:
         self.has_ended = ended
-        return True
+        return not self.is_away
 
     def add_usage(self, usage: Usage) -> Usage | None:
         self.used += usage

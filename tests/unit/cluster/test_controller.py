@@ -248,7 +248,7 @@ NO_CLASS = event("r-database", "ProvisioningFailed", 'storageclass "s" not found
         ),
         (
             [event("r-database", "FailedCreate", REFUSED, 900, kind="StatefulSet")],
-            "the database's pod can't be created: no PriorityClass; create it, or change database.priorityClassName",
+            "the database's pod r-database-0 does not start: it can't be created: no PriorityClass; create it, or ",
         ),
     ],
     ids=["image", "claim", "refused"],

@@ -33,14 +33,16 @@ def test_a_sidecar_that_was_stopped_is_not_what_failed():
 
 
 def test_a_container_that_keeps_failing_is_reported_with_its_last_words():
-    """A sidecar, or the database."""
     last = {"terminated": {"exitCode": 1, "message": "starting\nFATAL: database files are incompatible with server\n"}}
     waiting = pod({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container"}})
     waiting["status"]["initContainerStatuses"][0]["lastState"] = last
+    reason = "CrashLoopBackOff: FATAL: database files are incompatible with server"
     problem = startup_problem(waiting)
     assert problem is not None
-    assert problem.reason == "CrashLoopBackOff: FATAL: database files are incompatible with server"
     assert problem.is_missing
+    assert str(problem) == f"pod r-cache-0 does not start: {reason}"
+    waiting["status"]["phase"] = "Running"  # the database, or a sidecar
+    assert str(startup_problem(waiting)) == f"pod r-cache-0 is not ready: container cache: {reason}"
 
 
 def test_a_pod_killed_for_memory_is_reported_as_such():

@@ -24,6 +24,16 @@ def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_ti
         run.reconcile()
 
 
+def test_no_pod_is_started_to_wait_for_a_database_that_is_away():
+    watch = Watch(num_finished=0)
+    watch.is_away = True
+    namespace, run = started(watch, stage())
+    assert namespace.names("search") == []
+    watch.is_away = False
+    run.reconcile()
+    assert namespace.only()["spec"]["parallelism"] == 2
+
+
 def test_a_search_that_makes_progress_is_recreated_without_a_limit():
     namespace, run = started(watch := Watch(num_finished=0, target=10), stage())
     for watch.num_finished, watch.num_paused in ((1, 0), (1, 1), (1, 2), (2, 1), (4, 0)):

@@ -205,6 +205,16 @@ def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_do
     assert why_not_started(namespace, namespace.find("Pod")[0]) is None
 
 
+def test_the_events_of_one_pod_say_what_all_pods_of_a_stage_wait_for(monkeypatch):
+    namespace, run = started(Watch(num_finished=0), stage())
+    for name in ("r-0", "r-1", "r-2"):
+        namespace.create(pod(namespace.only()["metadata"]["name"], name, "Pending", "ContainerCreating"))
+    asked, events = list[str](), namespace.events
+    monkeypatch.setattr(namespace, "events", lambda kind, name: asked.append(name) or events(kind, name))
+    run.reconcile()
+    assert asked == ["r-0"]
+
+
 def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired():
     namespace, chosen = Namespace(release_map()), stage("cache")
     chosen.manifest["spec"]["ttlSecondsAfterFinished"] = 0

@@ -16,6 +16,7 @@ from csi_job.cluster.stages import (
     find_release,
     get_annotation,
     num_gpus,
+    read_release,
     selector,
 )
 from csi_job.errors import ClusterError
@@ -112,6 +113,14 @@ def test_a_release_is_chosen_by_name_if_there_are_several():
         find_release(cluster, None)
     with pytest.raises(ClusterError, match="no release of csi-job in namespace here"):
         find_release(cluster, "c")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", ""])
+def test_stages_that_were_damaged_by_hand_are_reported_in_one_line(text):
+    damaged = release_map()
+    damaged["data"]["search.yaml"] = text
+    with pytest.raises(ClusterError, match="ConfigMap r-stages was changed by hand and can't be read; restore it"):
+        read_release(Namespace(damaged), "r-stages")
 
 
 def test_each_step_is_recorded_once_whichever_controller_takes_it():
