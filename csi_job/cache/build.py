@@ -292,6 +292,9 @@ def _data_warnings(source: Source, split_N: np.ndarray, kept: np.ndarray, num_do
         like = source.table.like_patients.strip()
         hint = f"; if its column {like!r} names the patients, call it PatientID" if like else ""
         warnings.append(f"no PatientID: images of one patient may be in several splits{hint}")
+    if num_alike := source.table.num_patients_alike():
+        what = "PatientIDs differ from another only in case, spaces, leading zeros or invisible characters"
+        warnings.append(f"{num_alike} {what}; write those of one patient alike, or its images may be in several splits")
     split_of: dict[str, int] = {}
     contents = ((source.digests[index].sha256, int(split_N[index])) for index in kept.tolist())
     num_shared = len({sha256 for sha256, split in contents if split_of.setdefault(sha256, split) != split})

@@ -22,8 +22,8 @@ from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 
-SEPARATORS = (";", ",", "\t")
-SEPARATORS_TEXT = "semicolon, comma or tab"
+SEPARATORS = (";", ",", "\t", "|")
+SEPARATORS_TEXT = "semicolon, comma, tab or |"
 FILE_COLUMN = "FileID"
 PATIENT_COLUMN = "PatientID"
 REQUIRED_COLUMNS = (FILE_COLUMN, *ZONES)
@@ -34,6 +34,8 @@ _SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European 
 _NUM_WORDS_NAMED = 10
 _SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
+_INVISIBLE = {"Cf", "Zs"}  # Unicode's format characters, such as zero-width spaces, and spaces
+_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
 _LIKE_PATIENTS = re.compile(
     r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
@@ -81,6 +83,11 @@ class LabelTable:
         patients = sorted(set(self.patient_ids))
         places = {patient: place for place, patient in enumerate(patients)}
         return patients, np.fromiter(map(places.__getitem__, self.patient_ids), np.int64, len(self))
+
+    def num_patients_alike(self) -> int:
+        """Return how many patients differ from another only in case, spaces, leading zeros or invisible characters."""
+        counts = Counter(map(_plain, set(self.patient_ids) if self.has_patients else ()))
+        return sum(count for count in counts.values() if count > 1)
 
 
 def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
@@ -276,6 +283,12 @@ def _clean_id(cell: str) -> str:
     if not identifier.isascii():
         identifier = unicodedata.normalize("NFC", identifier)
     return identifier[:-2] if identifier.endswith(".0") and _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
+
+
+def _plain(identifier: str) -> str:
+    text = unicodedata.normalize("NFKC", identifier).casefold()
+    seen = (character for character in text if unicodedata.category(character) not in _INVISIBLE)
+    return _LEADING_ZEROS.sub("", "".join(seen))
 
 
 def _are_sound(identifiers: Sequence[str]) -> bool:

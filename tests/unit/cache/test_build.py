@@ -154,6 +154,14 @@ def test_copies_of_an_image_in_several_splits_and_a_table_without_patients_are_w
     assert info.num_patients == NUM_IMAGES
 
 
+def test_patients_that_look_alike_are_a_warning(copied, cache, tmp_path):
+    rewrite_table(copied, lambda row: [row[0], row[1].upper() if row[0] == "jane-doe-07" else row[1], *row[2:]])
+    (warning,) = [
+        text for text in load_info(build_cache(settings_of(copied), cache, tmp_path)).warnings if "alike" in text
+    ]
+    assert warning.startswith("2 PatientIDs differ from another only in case, spaces, leading zeros")
+
+
 def test_a_zone_without_grades_is_refused_before_decoding(copied, cache, tmp_path):
     rewrite_table(copied, lambda row: [*row[:7], row[7] if row[7] == "left_inf" else "?"])
     with pytest.raises(DataError, match="zone left_inf has no graded image in the train split"):

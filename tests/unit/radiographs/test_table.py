@@ -36,7 +36,7 @@ def refusal(path: Path, content: str | bytes, **changes: object) -> DataError:
     return caught.value
 
 
-@pytest.mark.parametrize("separator", [";", ",", "\t"])
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_separator_and_line_ends_are_detected(tmp_path, separator, end):
     table = read(tmp_path, lines(HEADER, ROW, separator=separator, end=end))
@@ -174,6 +174,13 @@ def test_without_patient_ids_each_image_is_its_own_patient(tmp_path):
     assert table.patient_ids == table.file_ids == ("a", "b")
 
 
+@pytest.mark.parametrize("other", ["p 7", "P 007", "P7", "P\u00a07", "P\u200b 7", "\uff30 7", "P \u00ad7"])
+def test_patients_that_look_alike_are_counted(tmp_path, other):
+    rows = [("a", "P 7"), ("b", "P 7"), ("c", other), ("d", "P 70"), ("e", "P 7.0"), ("f", "Q 7")]
+    table = read(tmp_path, lines(("FileID", "PatientID", *ZONES), *((*row, *"000000") for row in rows)))
+    assert (len(table.patients()[0]), table.num_patients_alike()) == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "like"), [("patient_id", "patient_id"), ("Subject No.", "Subject No."), ("PatientAge", "")]
 )
@@ -188,7 +195,7 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         ("", "is empty"),
         ("\n \n", "is empty"),
         (lines(HEADER), "no rows"),
-        (lines(HEADER, ROW, separator="|"), "contains none of the required columns"),
+        (lines(HEADER, ROW, separator="/"), "contains none of the required columns"),
         (lines(ROW), "contains none of the required columns"),
         (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
         (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
@@ -206,9 +213,9 @@ def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
 
 
 def test_a_wrong_separator_is_an_error_that_shows_what_was_found(tmp_path):
-    message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" | ")))
+    message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" / ")))
     assert "1 cell when split at ';'" in message
-    assert "semicolon, comma or tab" in message
+    assert "semicolon, comma, tab or |" in message
 
 
 def test_a_missing_table_and_a_folder_are_refused(tmp_path):
