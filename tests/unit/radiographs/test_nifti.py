@@ -1,5 +1,7 @@
 import gzip
 import itertools
+import tracemalloc
+import zlib
 import struct
 
 import nibabel
@@ -100,17 +102,22 @@ def test_anything_but_one_radiograph_is_refused(content, words):
         read(content)
 
 
-def test_what_follows_the_pixels_is_never_inflated(film_HW, square_HW, monkeypatch):
-    inflated = 0
-    read_some = gzip.GzipFile.read
+@pytest.mark.parametrize("num_files", [1, 2])
+@pytest.mark.parametrize("rest", [b"", bytes(50_000_000)])
+def test_a_gzip_file_is_inflated_up_to_the_pixels_whatever_follows(film_HW, square_HW, num_files, rest):
+    content = nifti(film_HW.T) + rest
+    parts = [content[:400], content[400:]] if num_files == 2 else [content]
+    packed = b"".join(gzip.compress(part, compresslevel=1) for part in parts)
+    tracemalloc.start()
+    assert np.array_equal(read(packed), square_HW)
+    assert np.array_equal(read(packed + b"junk"), square_HW)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
-    def counted(file, size=-1):
-        nonlocal inflated
-        content = read_some(file, size)
-        inflated += len(content)
-        return content
 
-    monkeypatch.setattr(gzip.GzipFile, "read", counted)
-    content = nifti(film_HW.T)
-    assert np.array_equal(read(gzip.compress(content + bytes(50_000_000), compresslevel=1)), square_HW)
-    assert inflated == len(content)
+def test_a_gzip_file_whose_checksum_differs_is_an_error(film_HW):
+    content = bytearray(gzip.compress(nifti(film_HW.T)))
+    content[-8] ^= 1
+    with pytest.raises(zlib.error, match="incorrect data check"):
+        read(bytes(content))
