@@ -31,6 +31,7 @@ _OTHERS = (  # what lies among radiographs, and what to do about it
     (re.compile(rb"\s*<(?:!doctype html|html|\?xml|svg)", re.IGNORECASE), "a web page, or XML", "download the image"),
 )
 _JPEG_START = b"\xff\xd8"
+_JP2_START = b"\0\0\0\x0cjP  "  # before the codestream there may be a long colour profile
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 of JPEG, and that of JPEG-LS
 _FILL = 0xFF  # any number of these before a marker
 
@@ -83,7 +84,7 @@ def stream_header(stream: bytes) -> StreamHeader | None:
         struct.error: it is cut off.
     """
     if not stream.startswith(_JPEG_START):
-        start = stream.find(CODESTREAM, 0, NUM_MAGIC_BYTES)
+        start = stream.find(CODESTREAM, 0, None if stream.startswith(_JP2_START) else NUM_MAGIC_BYTES)
         if start < 0:
             return None
         right, bottom, left, top = struct.unpack_from(">4L", stream, start + 8)

@@ -1,8 +1,8 @@
 import gzip
 import itertools
+import struct
 import tracemalloc
 import zlib
-import struct
 
 import nibabel
 import numpy as np

@@ -151,9 +151,11 @@ def test_32_bits_without_sign_are_read_so(film_HW):
 
 def test_layouts_that_pillow_mixes_up_are_refused(film_HW):
     levels_HWC = np.stack([film_HW.astype(np.uint16) * 16] * 4, axis=-1)
-    wavelets = bytearray(encode(Image.fromarray(np.stack([film_HW] * 3, axis=-1)), "JPEG2000", no_jp2=True))
-    wavelets[42] = 15
-    for content in (deep_tiff(levels_HWC, "<", alpha=1), deep_tiff(levels_HWC, "<", planar=2), bytes(wavelets)):
+    boxes, codestream = encode(Image.fromarray(np.stack([film_HW] * 3, axis=-1)), "JPEG2000").split(b"\xff\x4f\xff\x51")
+    wavelets = b"\xff\x4f\xff\x51" + codestream[:38] + b"\x0f" + codestream[39:]
+    long_box = struct.pack(">L", 5000) + b"uuid" + bytes(4992)  # as a colour profile may be
+    wrapped = boxes[:-8] + long_box + boxes[-8:] + wavelets
+    for content in (deep_tiff(levels_HWC, "<", alpha=1), deep_tiff(levels_HWC, "<", planar=2), wavelets, wrapped):
         with pytest.raises(DataError, match="colours of 16 bits in a rare layout; convert the image to PNG"):
             read(content)
     with pytest.raises(DataError, match="grey levels of 8 bits with sign; convert the image to PNG"):
