@@ -13,15 +13,6 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import attributes as stored
-from csi_job.storage.attributes import (
-    FINISHED,
-    OUTCOMES,
-    TrialOutcome,
-    curve_of,
-    f1_standard_error_of,
-    outcome_of,
-    seconds_of,
-)
 from csi_job.study.importances import Importances, param_importances
 from csi_job.study.settings import PAUSING
 from csi_job.study.status import choose_trial, defined_rungs
@@ -78,7 +69,7 @@ class TrialView:
     """One trial."""
 
     number: int
-    outcome: TrialOutcome
+    outcome: stored.TrialOutcome
     f1: float | None
     """The final validation F1; of a trial that is not complete, the best so far."""
     f1_error: float | None
@@ -121,19 +112,19 @@ class StudyView:
     """How it was chosen, a phrase."""
     frozen_trials: list[FrozenTrial] = field(repr=False)
 
-    def with_outcome(self, *outcomes: TrialOutcome) -> list[TrialView]:
+    def with_outcome(self, *outcomes: stored.TrialOutcome) -> list[TrialView]:
         """Return the trials with these outcomes, by number."""
         return [trial for trial in self.trials if trial.outcome in outcomes]
 
-    def counts(self) -> dict[TrialOutcome, int]:
+    def counts(self) -> dict[stored.TrialOutcome, int]:
         """Return the number of trials of each outcome."""
         counted = Counter(trial.outcome for trial in self.trials)
-        return {outcome: counted[outcome] for outcome in OUTCOMES}
+        return {outcome: counted[outcome] for outcome in stored.OUTCOMES}
 
     @property
     def num_finished(self) -> int:
         """Return the number of trials that count toward the target."""
-        return len(self.with_outcome(*FINISHED))
+        return len(self.with_outcome(*stored.FINISHED))
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -191,7 +182,7 @@ def view_study(study: Study) -> StudyView:
 
 def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int]) -> TrialView:
     attrs = frozen.user_attrs
-    curve = tuple((epoch, f1) for epoch, f1 in curve_of(frozen) if math.isfinite(f1))
+    curve = tuple((epoch, f1) for epoch, f1 in stored.curve_of(frozen) if math.isfinite(f1))
     phase = None
     if stored.SAMPLER in attrs:
         pruner = str(attrs.get(stored.PRUNER, "none"))
@@ -214,16 +205,16 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int])
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
         number=frozen.number,
-        outcome=outcome_of(frozen.state, attrs),
+        outcome=stored.outcome_of(frozen.state, attrs),
         f1=_number(frozen.values[0]) if is_final else max((f1 for _, f1 in curve), default=None),
-        f1_error=_number(f1_standard_error_of(frozen)),
+        f1_error=_number(stored.f1_standard_error_of(frozen)),
         params=dict(frozen.params),
         phase=phase,
         curve=curve,
         losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(stored.LOSSES) or ()),
         is_baseline=bool(attrs.get(stored.BASELINE)),
         num_epochs=attrs.get(stored.EPOCHS) or len(curve),
-        seconds=seconds_of(frozen),
+        seconds=stored.seconds_of(frozen),
         runs=tuple(runs),
         gflops=_number(attrs.get(stored.GFLOPS)),
         images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),

@@ -14,17 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Row
 
-from csi_job.storage.attributes import (
-    BRACKET,
-    CONSTRAINT,
-    CURVE,
-    GFLOPS,
-    MAX_EPOCHS,
-    MIN_RESOURCE,
-    REDUCTION_FACTOR,
-    TARGET,
-    best_of,
-)
+from csi_job.storage import attributes as stored
 from csi_job.storage.engine import median_of
 from csi_job.storage.optuna_private import PrunerStudy, hyperband_bracket, study_id_of, trial_id_of
 from csi_job.storage.rungs import Rungs, standings
@@ -75,7 +65,7 @@ class MedianPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial, median_row: Row[Any] | None = None) -> bool:
         """Return whether the trial's best value is below the median at its last epoch."""
-        best = best_of(trial.intermediate_values.values())
+        best = stored.best_of(trial.intermediate_values.values())
         if best is None:
             complete = (TRIALS.c.study_id == study_id_of(study), TRIALS.c.state == TrialState.COMPLETE)
             count = sa.select(sa.func.count()).select_from(TRIALS).where(*complete)
@@ -92,16 +82,16 @@ def rungs_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> Rungs
     """Return the rungs at which a trial may be paused, those of its phase; None where the pruner pauses none."""
     if settings.pruner not in PAUSING:
         return None
-    given = {MIN_RESOURCE: settings.min_resource, REDUCTION_FACTOR: settings.reduction_factor}
-    stored = {name: int(trial.user_attrs.get(name, number)) for name, number in given.items()}
-    return Rungs(**stored, bracket=bracket_of(study, trial, settings))
+    given = {stored.MIN_RESOURCE: settings.min_resource, stored.REDUCTION_FACTOR: settings.reduction_factor}
+    own = {name: int(trial.user_attrs.get(name, number)) for name, number in given.items()}
+    return Rungs(**own, bracket=bracket_of(study, trial, settings))
 
 
 def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int:
     """Return the bracket of a trial: as it is stored, else with Hyperband as Optuna chooses it, else 0."""
-    if BRACKET in trial.user_attrs or settings.pruner != "hyperband":
-        return int(trial.user_attrs.get(BRACKET, 0))
-    max_epochs = trial.user_attrs.get(MAX_EPOCHS, settings.max_epochs)
+    if stored.BRACKET in trial.user_attrs or settings.pruner != "hyperband":
+        return int(trial.user_attrs.get(stored.BRACKET, 0))
+    max_epochs = trial.user_attrs.get(stored.MAX_EPOCHS, settings.max_epochs)
     resources = min(settings.min_resource, max_epochs), max_epochs
     return hyperband_bracket(HyperbandPruner(*resources, settings.reduction_factor), study, trial)
 
@@ -115,7 +105,7 @@ def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
     assert step is not None
     ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step], rungs))
     own = next((standing for standing in ranked if standing.trial_id == trial_id_of(trial)), None)
-    if own is None or own.is_beaten(int(study.user_attrs[TARGET])):
+    if own is None or own.is_beaten(int(study.user_attrs[stored.TARGET])):
         return None
     return own.is_promoted()
 
@@ -147,11 +137,15 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     if isinstance(study.pruner, NopPruner) or step < N_WARMUP_STEPS:
         return False
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))  # Optuna reads only what changed
-    others = [trial.user_attrs for trial in complete if CURVE in trial.user_attrs and GFLOPS in trial.user_attrs]
-    best = best_of(curve.values())
+    others = [
+        trial.user_attrs for trial in complete if stored.CURVE in trial.user_attrs and stored.GFLOPS in trial.user_attrs
+    ]
+    best = stored.best_of(curve.values())
     if best is None:
         return len(others) >= N_MIN_TRIALS
-    values = [f1 for other in others if other[GFLOPS] <= gflops for epoch, f1 in other[CURVE] if epoch == step]
+    values = [
+        f1 for other in others if other[stored.GFLOPS] <= gflops for epoch, f1 in other[stored.CURVE] if epoch == step
+    ]
     numbers = [value for value in values if not math.isnan(value)]
     return len(values) >= N_MIN_TRIALS and bool(numbers) and best < median(numbers)
 
@@ -177,7 +171,7 @@ class _StudyShim(PrunerStudy):
     def get_trials(self, *, deepcopy: bool = False) -> list[_TrialShim]:
         """Return the rungs of the other feasible trials."""
         del deepcopy
-        infeasible = sa.select(SYSTEM_ATTRIBUTES.c.trial_id).where(SYSTEM_ATTRIBUTES.c.key == CONSTRAINT)
+        infeasible = sa.select(SYSTEM_ATTRIBUTES.c.trial_id).where(SYSTEM_ATTRIBUTES.c.key == stored.CONSTRAINT)
         query = (
             sa.select(SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json)
             .join(TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id)

@@ -10,18 +10,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import (
-    BASELINE,
-    FINGERPRINT,
-    FIXED_PARAMS,
-    OBJECTIVE,
-    PHASE,
-    SAMPLER,
-    SEED,
-    SETTINGS,
-    TARGET,
-    UID,
-)
+from csi_job.storage import attributes as stored
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.storage.study_rows import find_study, stored_attributes
@@ -47,12 +36,12 @@ class StudyRecord:
     @property
     def uid(self) -> str | None:
         """Its uid, None if unknown."""
-        return self.attributes.get(UID)
+        return self.attributes.get(stored.UID)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """What all workers of the study must agree on."""
-        return self.attributes[FINGERPRINT]  # type: ignore[no-any-return]
+        return self.attributes[stored.FINGERPRINT]  # type: ignore[no-any-return]
 
     @property
     def cache_key(self) -> str:
@@ -64,7 +53,7 @@ class StudyRecord:
 
         Earlier versions stored only a fingerprint, so that the other settings of their studies are unknown.
         """
-        tree: Tree | None = self.attributes.get(SETTINGS)
+        tree: Tree | None = self.attributes.get(stored.SETTINGS)
         if not tree:
             space: Tree = {}
             for name, form in self.fingerprint.get("space", {}).items():
@@ -75,7 +64,7 @@ class StudyRecord:
                 )
                 space[name] = None if form.get("dropped") else {**form, **unconditional}
             tree = {"space": space, "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
-        current = {"num_trials": TARGET, "objective": OBJECTIVE, "seed": SEED}
+        current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}
         study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
         if self.baseline:
@@ -109,12 +98,12 @@ def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | 
         [name] = names
         study_id = find_study(connection, name)
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
-    if study_id is None or not isinstance(attributes.get(FINGERPRINT), Mapping):
+    if study_id is None or not isinstance(attributes.get(stored.FINGERPRINT), Mapping):
         return None
-    first = _trial_with(connection, study_id, BASELINE, TRIALS.c.number)
-    last = _trial_with(connection, study_id, SAMPLER, TRIALS.c.number.desc())
-    baseline = first and (first.params or first.system_attrs.get(FIXED_PARAMS))
-    phase = {key: last.user_attrs[key] for key in PHASE if key in last.user_attrs} if last else {}
+    first = _trial_with(connection, study_id, stored.BASELINE, TRIALS.c.number)
+    last = _trial_with(connection, study_id, stored.SAMPLER, TRIALS.c.number.desc())
+    baseline = first and (first.params or first.system_attrs.get(stored.FIXED_PARAMS))
+    phase = {key: last.user_attrs[key] for key in stored.PHASE if key in last.user_attrs} if last else {}
     return StudyRecord(name, attributes, baseline or {}, phase)
 
 

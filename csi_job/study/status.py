@@ -11,24 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.storage.attributes import (
-    BRACKET,
-    FINISHED,
-    MAX_EPOCHS,
-    MIN_RESOURCE,
-    OBJECTIVE,
-    PLANNED_FOR,
-    PRUNER,
-    REASON,
-    REDUCTION_FACTOR,
-    SETTINGS,
-    TARGET,
-    best_of,
-    curve_of,
-    f1_standard_error_of,
-    outcome_of,
-    seconds_of,
-)
+from csi_job.storage import attributes as stored
 from csi_job.storage.lease import is_orphan, running_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.rungs import Rungs
@@ -66,7 +49,7 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
     best_f1 = leader.values[0]
     if len(study.directions) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
-    error = f1_standard_error_of(leader) or 0.0
+    error = stored.f1_standard_error_of(leader) or 0.0
     equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
     chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     rule = (
@@ -184,8 +167,8 @@ def study_status(study: optuna.Study) -> StudyStatus:
         lambda connection: (_leases(connection, study_id), _confirmation(connection, study.study_name))
     )
     attributes = study.user_attrs
-    target = int(attributes.get(TARGET, 0))
-    outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials)
+    target = int(attributes.get(stored.TARGET, 0))
+    outcomes = Counter(stored.outcome_of(trial.state, trial.user_attrs) for trial in trials)
     running = tuple(_running(row, trials) for row in leases if not row.paused)
     chosen = choose_trial(study)
     best = None
@@ -193,13 +176,13 @@ def study_status(study: optuna.Study) -> StudyStatus:
         values = chosen.trial.values
         gflops = values[1] if len(values) > 1 else None
         best = BestStatus(chosen.trial.number, values[0], gflops, dict(chosen.trial.params), chosen.rule)
-    failed = (trial for trial in trials if outcome_of(trial.state, trial.user_attrs) == "failed")
-    failures = (str(trial.user_attrs.get(REASON, "unknown")) for trial in failed)
-    num_left = max(target - sum(outcomes[outcome] for outcome in FINISHED), 0)
+    failed = (trial for trial in trials if stored.outcome_of(trial.state, trial.user_attrs) == "failed")
+    failures = (str(trial.user_attrs.get(stored.REASON, "unknown")) for trial in failed)
+    num_left = max(target - sum(outcomes[outcome] for outcome in stored.FINISHED), 0)
     eta_s = _seconds_left(trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
     return StudyStatus(
         name=study.study_name,
-        objective=str(attributes.get(OBJECTIVE, "")),
+        objective=str(attributes.get(stored.OBJECTIVE, "")),
         target=target,
         num_complete=outcomes["complete"],
         num_pruned=outcomes["pruned"],
@@ -224,27 +207,27 @@ def _leases(connection: Connection, study_id: int) -> Sequence[Row[Any]]:
 def _confirmation(connection: Connection, study_name: str) -> ConfirmationStatus | None:
     study_id = find_study(connection, study_name + CONFIRMATION)
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
-    if study_id is None or PLANNED_FOR not in attributes:
+    if study_id is None or stored.PLANNED_FOR not in attributes:
         return None
     trials = read_trials(connection, study_id)
     return ConfirmationStatus(
         num_finished=sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials),
         num_left=sum(not trial.state.is_finished() for trial in trials),
         running=tuple(_running(row, trials) for row in _leases(connection, study_id)),
-        planned_for=int(attributes[PLANNED_FOR]),
+        planned_for=int(attributes[stored.PLANNED_FOR]),
     )
 
 
 def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
     trial = next((trial for trial in trials if trial.number == row.number), None)
-    curve = dict(curve_of(trial)) if trial else {}
+    curve = dict(stored.curve_of(trial)) if trial else {}
     is_silent = row.token is None or row.released
     return RunningStatus(
         number=row.number,
         attempt=row.attempt or 1,
         epoch=max(curve, default=None),
-        max_epochs=trial.user_attrs.get(MAX_EPOCHS) if trial else None,
-        f1=best_of(curve.values()),
+        max_epochs=trial.user_attrs.get(stored.MAX_EPOCHS) if trial else None,
+        f1=stored.best_of(curve.values()),
         lease_age_s=None if is_silent else max(row.now_s - row.renewed_at_s, 0.0),
         is_orphan=is_orphan(row),
         host=(row.owner or "").partition("|")[0],
@@ -259,15 +242,21 @@ def _seconds_left(
     A trial takes as long as the latest finished ones did. Where the pruner pauses, those that finish are the long ones,
     so epochs are counted instead.
     """
-    pruner = next((trial.user_attrs[PRUNER] for trial in reversed(trials) if PRUNER in trial.user_attrs), "")
+    pruner = next(
+        (trial.user_attrs[stored.PRUNER] for trial in reversed(trials) if stored.PRUNER in trial.user_attrs), ""
+    )
     if pruner not in PAUSING:
         # One that is still paused ends without running again.
-        num_left -= sum(outcome_of(trial.state, trial.user_attrs) == "paused" for trial in trials)
+        num_left -= sum(stored.outcome_of(trial.state, trial.user_attrs) == "paused" for trial in trials)
         finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        seconds = [length for trial in finished[-NUM_TIMED:] if (length := seconds_of(trial)) is not None]
+        seconds = [length for trial in finished[-NUM_TIMED:] if (length := stored.seconds_of(trial)) is not None]
         amount = max(num_left, 0)
     else:
-        timed = [(length, len(curve_of(trial))) for trial in trials if (length := seconds_of(trial)) is not None]
+        timed = [
+            (length, len(stored.curve_of(trial)))
+            for trial in trials
+            if (length := stored.seconds_of(trial)) is not None
+        ]
         seconds = [length / num_epochs for length, num_epochs in timed if num_epochs][-NUM_TIMED:]
         amount = max(_epochs_left(trials, attributes), num_running)
     if not num_running or not seconds or median(seconds) <= 0:
@@ -277,8 +266,8 @@ def _seconds_left(
 
 def defined_rungs(attributes: Mapping[str, Any]) -> dict[str, int]:
     """Return the rungs that a study was defined with, for trials from before each stored its own."""
-    given, fields = attributes.get(SETTINGS, {}).get("study", {}), StudySettings.model_fields
-    return {name: int(given.get(name, fields[name].default)) for name in (MIN_RESOURCE, REDUCTION_FACTOR)}
+    given, fields = attributes.get(stored.SETTINGS, {}).get("study", {}), StudySettings.model_fields
+    return {name: int(given.get(name, fields[name].default)) for name in (stored.MIN_RESOURCE, stored.REDUCTION_FACTOR)}
 
 
 def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
@@ -286,21 +275,21 @@ def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
-    latest = next((trial.user_attrs for trial in reversed(trials) if MIN_RESOURCE in trial.user_attrs), {})
+    latest = next((trial.user_attrs for trial in reversed(trials) if stored.MIN_RESOURCE in trial.user_attrs), {})
     first, factor = (int(latest.get(name, number)) for name, number in defined_rungs(attributes).items())
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
-        if trial.state is not TrialState.FAIL and MAX_EPOCHS in trial.user_attrs:
-            brackets[int(trial.user_attrs.get(BRACKET, 0))].append(trial)
+        if trial.state is not TrialState.FAIL and stored.MAX_EPOCHS in trial.user_attrs:
+            brackets[int(trial.user_attrs.get(stored.BRACKET, 0))].append(trial)
     num_started, left = sum(map(len, brackets.values())), 0
     for bracket, rivals in brackets.items():
-        complete = [len(curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
-        end = round(median(complete)) if complete else rivals[-1].user_attrs[MAX_EPOCHS]
-        number = round(int(attributes.get(TARGET, 0)) * len(rivals) / num_started)
+        complete = [len(stored.curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
+        end = round(median(complete)) if complete else rivals[-1].user_attrs[stored.MAX_EPOCHS]
+        number = round(int(attributes.get(stored.TARGET, 0)) * len(rivals) / num_started)
         rungs = [*Rungs(first, factor, bracket).below(end), end]
         # What a finished trial did not train, nobody will.
         at_least = {TrialState.COMPLETE: end, TrialState.PRUNED: rungs[0]}
-        epochs = [max(len(curve_of(trial)), at_least.get(trial.state, 0)) for trial in rivals]
+        epochs = [max(len(stored.curve_of(trial)), at_least.get(trial.state, 0)) for trial in rivals]
         for low, high in pairwise([0, *rungs]):
             done = sum(min(max(num_epochs - low, 0), high - low) for num_epochs in epochs)
             left += max(number * (high - low) - done, 0)

@@ -16,18 +16,7 @@ from sqlalchemy.engine import Row
 
 from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, StorageUnavailableError, TrialPausedError
 from csi_job.signals import Stop
-from csi_job.storage.attributes import (
-    CONSTRAINT,
-    CURVE,
-    EPOCHS,
-    INFEASIBLE,
-    LOSSES,
-    MAX_EPOCHS,
-    PAUSED,
-    REASON,
-    RUNS,
-    TrialOutcome,
-)
+from csi_job.storage import attributes as stored
 from csi_job.storage.claim import RELEASE_S, Claim
 from csi_job.storage.lease import RELEASED_AT_S, Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of
@@ -53,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Params = TypeVar("Params")
-_FINAL_STATES: Final[dict[TrialOutcome, TrialState]] = {
+_FINAL_STATES: Final[dict[stored.TrialOutcome, TrialState]] = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "infeasible": TrialState.PRUNED,
@@ -142,21 +131,21 @@ class RunningTrial(Generic[Params]):
     def start(self, suggest: Suggest) -> None:
         """Sample the trial's parameters, or read the stored ones and find the checkpoint to resume from."""
         self.trial, self.params = sample_params(self.study, self.lease, suggest, self.settings, self.seed)
-        stored = self.trial.user_attrs
-        self.max_epochs = int(stored.get(MAX_EPOCHS, self.settings.max_epochs))
+        known = self.trial.user_attrs
+        self.max_epochs = int(known.get(stored.MAX_EPOCHS, self.settings.max_epochs))
         self.rungs = rungs_of(self.study, frozen_trial_of(self.trial), self.settings)
         folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
         self.checkpoint_folder = fresh_attempt_folder(folder, self.attempt, self.lease.uid)
         self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
-        if CURVE in stored:
-            self.curve = {int(epoch): float(value) for epoch, value in stored[CURVE]}
-        self.losses = {int(epoch): (train, val) for epoch, train, val in stored.get(LOSSES, ())}
-        if RUNS in stored:
-            self._runs = [run for run in stored[RUNS] if run[1] is not None]  # the others ended by a kill
+        if stored.CURVE in known:
+            self.curve = {int(epoch): float(value) for epoch, value in known[stored.CURVE]}
+        self.losses = {int(epoch): (train, val) for epoch, train, val in known.get(stored.LOSSES, ())}
+        if stored.RUNS in known:
+            self._runs = [run for run in known[stored.RUNS] if run[1] is not None]  # the others ended by a kill
             self.unsent.user_attrs |= self._runs_until(None)
         if self.claim.taken_over:
             self._resume(folder)
-        self.attributes[EPOCHS] = len(self.curve)
+        self.attributes[stored.EPOCHS] = len(self.curve)
         phase: dict[str, Any] = {"sampler": self.settings.sampler, "pruner": self.settings.pruner}
         phase |= {"max_epochs": self.max_epochs} | ({} if self.noun == "trial" else {"noun": self.noun})
         for tracker in self.trackers:
@@ -195,7 +184,7 @@ class RunningTrial(Generic[Params]):
             logger.log(logging.INFO if found.path else logging.WARNING, message, values)
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
-            write = TrialWrite(user_attrs={CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
+            write = TrialWrite(user_attrs={stored.CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
         self.storage.rewrite_steps(self.lease, found.epoch + 1, write, self._relative(found.path))
         frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
         self.curve = curve
@@ -232,7 +221,7 @@ class RunningTrial(Generic[Params]):
             "images_per_s": result.images_per_s,
         }
         self.losses[result.epoch] = result.train_loss, result.val_loss
-        self.unsent.user_attrs[LOSSES] = [[epoch, *self.losses[epoch]] for epoch in sorted(self.losses)]
+        self.unsent.user_attrs[stored.LOSSES] = [[epoch, *self.losses[epoch]] for epoch in sorted(self.losses)]
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)
@@ -256,12 +245,12 @@ class RunningTrial(Generic[Params]):
         """
         self.heartbeat.beat()
         self.curve[epoch] = value
-        self.attributes[EPOCHS] = len(self.curve)
+        self.attributes[stored.EPOCHS] = len(self.curve)
         if checkpoint is not None or not self.saves_checkpoints:
             self._num_epochs += 1
         if self.has_two_objectives:
-            self.attributes[CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
-            self.unsent.user_attrs[CURVE] = self.attributes[CURVE]
+            self.attributes[stored.CURVE] = [[step, self.curve[step]] for step in sorted(self.curve)]
+            self.unsent.user_attrs[stored.CURVE] = self.attributes[stored.CURVE]
         else:
             self.unsent.steps[epoch] = value
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
@@ -318,7 +307,7 @@ class RunningTrial(Generic[Params]):
         if not may_continue:
             raise optuna.TrialPruned(f"below the {rival} at epoch {epoch + 1}")
 
-    def finish(self, outcome: TrialOutcome, values: Sequence[float] = (), reason: str = "") -> None:
+    def finish(self, outcome: stored.TrialOutcome, values: Sequence[float] = (), reason: str = "") -> None:
         """Store how the trial ended.
 
         Like in Optuna, the last value of a pruned trial is its value. An infeasible trial gets a violated constraint,
@@ -329,10 +318,10 @@ class RunningTrial(Generic[Params]):
         if outcome in ("complete", "pruned"):  # all of it again, in case the server lost what it had acknowledged
             write.params = params_to_write(frozen_trial_of(self.trial))
             write.steps = {} if self.has_two_objectives else self.curve.copy()
-        write.user_attrs |= self.attributes | ({REASON: reason} if reason else {})
+        write.user_attrs |= self.attributes | ({stored.REASON: reason} if reason else {})
         write.user_attrs |= self._last_of_several_runs()
         if outcome == "infeasible":
-            write.user_attrs[INFEASIBLE], write.system_attrs[CONSTRAINT] = True, 1.0
+            write.user_attrs[stored.INFEASIBLE], write.system_attrs[stored.CONSTRAINT] = True, 1.0
         if outcome == "pruned" and self.curve and not self.has_two_objectives:
             last = self.curve[max(self.curve)]
             values = () if math.isnan(last) else (last,)
@@ -346,14 +335,14 @@ class RunningTrial(Generic[Params]):
     def pause(self) -> None:
         """Let the trial wait, with one checkpoint, until a claim promotes or prunes it."""
         keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
-        self.unsent.user_attrs |= self.attributes | {PAUSED: self.attempt} | self._runs_until(time.time())
+        self.unsent.user_attrs |= self.attributes | {stored.PAUSED: self.attempt} | self._runs_until(time.time())
         self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
         values = {"noun": self.noun, "trial": self.number, "epoch": len(self.curve)}
         values["value"] = self.curve[max(self.curve)]
         logger.info("%(noun)s %(trial)d paused after epoch %(epoch)d at %(value).4f", values)
 
     def _runs_until(self, end_s: float | None) -> dict[str, Any]:
-        return {RUNS: [*self._runs, (self._start_s, end_s, worker_name())]}
+        return {stored.RUNS: [*self._runs, (self._start_s, end_s, worker_name())]}
 
     def _last_of_several_runs(self) -> dict[str, Any]:
         """Return the runs up to now, or nothing for a trial that was never paused: Optuna has its start and end."""
@@ -372,7 +361,7 @@ class RunningTrial(Generic[Params]):
             values = {"noun": self.noun, "trial": self.number, "epoch": max(self.curve, default=-1) + 2}
             if self.unsent.state is not None:  # stopped while its end was being stored
                 return logger.info("%(noun)s %(trial)d finished", values)
-            if PAUSED in self.unsent.user_attrs:  # or its pause
+            if stored.PAUSED in self.unsent.user_attrs:  # or its pause
                 return logger.info("%(noun)s %(trial)d paused", values)
             logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
 

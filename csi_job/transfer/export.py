@@ -16,19 +16,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from csi_job.errors import ConfigurationError, CsiJobError
 from csi_job.files import STREAM, write_csv, write_file
 from csi_job.logs import announced
-from csi_job.storage.attributes import (
-    ATTEMPT,
-    BASELINE,
-    CANCELLED,
-    CURVE,
-    INFEASIBLE,
-    OBJECTIVE,
-    TARGET,
-    outcome_of,
-    seconds_of,
-)
+from csi_job.storage import attributes as stored
 
-OWN_COLUMNS: Final = (ATTEMPT, BASELINE, CANCELLED, CURVE, INFEASIBLE)  # attributes with their own columns
+OWN_COLUMNS: Final = (
+    stored.ATTEMPT,
+    stored.BASELINE,
+    stored.CANCELLED,
+    stored.CURVE,
+    stored.INFEASIBLE,
+)  # attributes with their own columns
 
 
 def export_files(dest: Path, study_name: str) -> list[Path]:
@@ -86,9 +82,9 @@ def to_json(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
     head = {
         "study": study.study_name,
         "exported": _utc(datetime.now(UTC)),
-        "objective": attributes.get(OBJECTIVE),
+        "objective": attributes.get(stored.OBJECTIVE),
         "directions": [direction.name.lower() for direction in study.directions],
-        "target": attributes.get(TARGET),
+        "target": attributes.get(stored.TARGET),
         "user_attrs": attributes,
     }
     lines = []
@@ -113,12 +109,12 @@ def _common(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "outcome": outcome_of(trial.state, trial.user_attrs),
-        "is_baseline": bool(trial.user_attrs.get(BASELINE)),
-        "attempt": trial.user_attrs.get(ATTEMPT),
+        "outcome": stored.outcome_of(trial.state, trial.user_attrs),
+        "is_baseline": bool(trial.user_attrs.get(stored.BASELINE)),
+        "attempt": trial.user_attrs.get(stored.ATTEMPT),
         "datetime_start": start and _utc(start),
         "datetime_complete": complete and _utc(complete),
-        "duration_s": seconds_of(trial),
+        "duration_s": stored.seconds_of(trial),
     }
 
 
@@ -142,7 +138,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _curve(trial: FrozenTrial) -> list[list[Any]]:
     """Return `[epoch, val_f1]` of every finished epoch, by epoch; with two objectives they are an attribute."""
-    pairs: Any = [*trial.intermediate_values.items()] or trial.user_attrs.get(CURVE)
+    pairs: Any = [*trial.intermediate_values.items()] or trial.user_attrs.get(stored.CURVE)
     with suppress(TypeError, ValueError, OverflowError):  # another program may store anything under this name
         return sorted(([int(epoch), value] for epoch, value in pairs or ()), key=itemgetter(0))
     return []
