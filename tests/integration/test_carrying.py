@@ -28,8 +28,6 @@ from csi_job.study.sampling import sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study
-from csi_job.study.target import set_target
-from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.transfer import copy
 from csi_job.transfer.copy import copy_study, read_study_rows, summarize_copy, write_study_rows
 from csi_job.transfer.migrate import migrate_study
@@ -121,17 +119,6 @@ def test_many_trials_are_copied_with_few_statements(storage, sqlite):
     assert len(statements) < num_trials / 20
     assert without_ids(read_study_rows(storage, "toy")) == without_ids(rows)
     assert [trial.number for trial in study.trials] == [*range(num_trials)]
-
-
-def test_a_copied_study_continues_to_its_exact_total(storage, sqlite, url, tmp_path):
-    study = define(sqlite, num_trials=4)
-    work_on(study, tmp_path / "first", num_trials=4)
-    set_target(study, num_trials=8)
-    before = plain_study(copy_study(sqlite, "toy", storage))["trials"]
-    workers = [Worker(url, tmp_path / "work", num_trials=8) for _ in range(2)]
-    assert [worker.wait() for worker in workers] == [0, 0]
-    Reader(url).check_exact(8, 4)
-    assert plain_study(load_study(storage, "toy"))["trials"][:4] == before
 
 
 @pytest.mark.parametrize(("name", "first_epoch"), [("toy", 2), ("copy", 0)])
@@ -343,24 +330,3 @@ def test_many_migrations_at_once_carry_each_trial_once(storage, url, tmp_path):
     assert [trial.params for trial in new.trials] == [trial.params for trial in old.trials]
     assert {trial.distributions["unknown_weight"].high for trial in new.trials} == {2.0}
     assert new.best_value == old.best_value
-
-
-def test_a_worker_continues_a_migrated_study_to_its_exact_total(storage, tmp_path):
-    old = define(storage)
-    work_on(old, tmp_path)
-    high = sorted(trial.params["unknown_weight"] for trial in old.trials)[3]
-    space = toy_space(high)
-    given = StudySettings(name="new", max_epochs=4, num_startup_trials=3)
-    definition = Definition.of(given, space, BASELINE, cache_key=CACHE_KEY)
-    done = migrate_study(storage, "toy", definition, num_trials=9)
-    reason = f"unknown_weight is not {space.parameters['unknown_weight'].allowed}"
-    assert (done.num_migrated, done.reasons, done.target) == (4, ((reason, 1),), 9)
-    new = load_study(storage, "new")
-    before = [plain(trial) for trial in new.trials[:4]]
-    options = WorkerOptions(own_process=False)
-    run_worker(new, objective, suggest=space.suggest, settings=given, work=tmp_path, options=options)
-    finished = [trial for trial in new.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(finished) == len(new.trials) == 9
-    assert [plain(trial) for trial in new.trials[:4]] == before
-    with pytest.raises(ConfigurationError, match="--n-trials 9"):
-        migrate_study(storage, "toy", definition, num_trials=5)

@@ -55,13 +55,3 @@ def command_lines():
         except OSError:  # exited meanwhile
             continue
     return lines
-
-
-def test_a_database_error_shows_no_password(guarded, tmp_path):
-    wrong = f"postgresql://anna:Geheim1@/csi?host={guarded.data}"
-    for url in (wrong, wrong.replace("/csi", "/none"), "postgresql://anna:Geheim@[::1/csi"):
-        settings = tmp_path / "settings.yaml"
-        _, err = run(tmp_path / "work", "study", "list", "--storage", url, code=2)
-        assert "Geheim" not in err
-        assert len(err.strip().splitlines()) == 1
-        settings.unlink()

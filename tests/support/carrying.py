@@ -13,18 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from csi_job.storage import tables
 from csi_job.storage.optuna_private import to_stored_step, to_stored_value
-from csi_job.storage.tables import (
-    DIRECTIONS,
-    LEASES,
-    PARAMS,
-    STEPS,
-    STUDY_ATTRIBUTES,
-    STUDY_SYSTEM_ATTRIBUTES,
-    SYSTEM_ATTRIBUTES,
-    USER_ATTRIBUTES,
-    VALUES,
-)
 from csi_job.transfer.copy import StudyRows, TrialRows
 
 LIVE_LEASE = {"token": "t", "owner": "host", "renewed_at_s": 1e12, "lease_s": 60.0}
@@ -99,9 +89,9 @@ def study_rows(
     directions: list[StudyDirection], user_attrs: dict[str, str], system_attrs: dict[str, str], made: list[TrialRows]
 ) -> StudyRows:
     parts: dict[Any, list[Any]] = {
-        DIRECTIONS: [{"objective": index, "direction": direction} for index, direction in enumerate(directions)],
-        STUDY_ATTRIBUTES: attribute_rows(user_attrs),
-        STUDY_SYSTEM_ATTRIBUTES: attribute_rows(system_attrs),
+        tables.DIRECTIONS: [{"objective": index, "direction": direction} for index, direction in enumerate(directions)],
+        tables.STUDY_ATTRIBUTES: attribute_rows(user_attrs),
+        tables.STUDY_SYSTEM_ATTRIBUTES: attribute_rows(system_attrs),
     }
     return StudyRows("toy", parts, made)
 
@@ -118,15 +108,15 @@ def trial_rows(
     """A trial as the tables hold it; times are in UTC, a lease has attempt, epochs, lost attempts, checkpoint."""
     own = {"number": number, "state": state, "datetime_start": start, "datetime_complete": complete}
     rows: dict[Any, list[Any]] = {
-        PARAMS: [
+        tables.PARAMS: [
             {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(kind)}
             for name, (value, kind) in parts.get("params", {}).items()
         ],
-        VALUES: [value_row(index, value) for index, value in enumerate(parts.get("values", ()))],
-        STEPS: [step_row(step, value) for step, value in parts.get("steps", {}).items()],
-        USER_ATTRIBUTES: attribute_rows(parts.get("user_attrs", {})),
-        SYSTEM_ATTRIBUTES: attribute_rows(parts.get("system_attrs", {})),
-        LEASES: [] if lease is None else [LIVE_LEASE | dict(zip(LEASE_COLUMNS, lease, strict=True))],
+        tables.VALUES: [value_row(index, value) for index, value in enumerate(parts.get("values", ()))],
+        tables.STEPS: [step_row(step, value) for step, value in parts.get("steps", {}).items()],
+        tables.USER_ATTRIBUTES: attribute_rows(parts.get("user_attrs", {})),
+        tables.SYSTEM_ATTRIBUTES: attribute_rows(parts.get("system_attrs", {})),
+        tables.LEASES: [] if lease is None else [LIVE_LEASE | dict(zip(LEASE_COLUMNS, lease, strict=True))],
     }
     return TrialRows(own, {table: part for table, part in rows.items() if part})
 

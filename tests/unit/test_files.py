@@ -13,32 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from csi_job import files
 from csi_job.errors import ConfigurationError, CsiJobError
-from csi_job.files import (
-    STREAM,
-    check_free,
-    csv_text,
-    digest,
-    digest_file,
-    digest_json,
-    json_text,
-    locked,
-    locked_if_free,
-    make_folder,
-    read_json,
-    replacing,
-    write_atomic,
-    write_file,
-)
 
 
 def test_a_write_is_atomic(tmp_path):
     path = tmp_path / "file"
-    write_atomic(path, "old")
+    files.write_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomic(path, "new \ud800")
+        files.write_atomic(path, "new \ud800")
     assert path.read_text() == "old"
-    write_atomic(path, "new ü\r\n")
+    files.write_atomic(path, "new ü\r\n")
     assert path.read_bytes() == "new ü\r\n".encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -56,10 +41,10 @@ def modes(root: Path) -> set[tuple[str, int]]:
 
 
 def write_everything(root: Path) -> None:
-    write_file(root / "a" / "b" / "report", "text")
-    with replacing(make_folder(root / "c") / "weights") as temporary:
+    files.write_file(root / "a" / "b" / "report", "text")
+    with files.replacing(files.make_folder(root / "c") / "weights") as temporary:
         temporary.write_bytes(b"text")
-    with locked(root / "c" / "lock", ""), locked_if_free(root / "c" / "other"):
+    with files.locked(root / "c" / "lock", ""), files.locked_if_free(root / "c" / "other"):
         pass
 
 
@@ -119,12 +104,12 @@ def test_new_names_survive_a_power_failure(tmp_path, monkeypatch):
         flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
 
     monkeypatch.setattr(os, "fsync", record)
-    folder = make_folder(tmp_path / "a" / "b" / "c")
+    folder = files.make_folder(tmp_path / "a" / "b" / "c")
     assert flushed == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     flushed.clear()
-    make_folder(folder)
+    files.make_folder(folder)
     assert flushed == []
-    with replacing(folder / "file") as temporary:
+    with files.replacing(folder / "file") as temporary:
         pass
     assert flushed == [temporary, folder]
 
@@ -143,10 +128,10 @@ def test_only_a_file_system_that_flushes_no_folder_may_leave_one_unflushed(numbe
 
     monkeypatch.setattr(os, "fsync", refuse)
     if not advice:
-        assert write_file(tmp_path / "a" / "file", "text").read_text() == "text"
+        assert files.write_file(tmp_path / "a" / "file", "text").read_text() == "text"
         return
     with pytest.raises(CsiJobError) as caught:
-        write_file(tmp_path / "file", "text")
+        files.write_file(tmp_path / "file", "text")
     assert not (tmp_path / "file").exists()
     message = f"file cannot be written ({os.strerror(number)}), got '{tmp_path}'; {advice}choose another folder"
     assert str(caught.value) == message
@@ -155,7 +140,7 @@ def test_only_a_file_system_that_flushes_no_folder_may_leave_one_unflushed(numbe
 def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers():
     formulas = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-", "-1_0", "+x"]
     others = ["-12", "+1.5", "-.5", "-1e-5", -0.5, 7, "a=1", "'=1", ""]
-    text = csv_text(["=name"], [formulas, others, ["\r=1", "a\r\n=1"]])
+    text = files.csv_text(["=name"], [formulas, others, ["\r=1", "a\r\n=1"]])
     assert list(csv.reader(io.StringIO(text, newline=""), delimiter=";")) == [
         ["'=name"],
         [f"'{cell}" for cell in formulas],
@@ -167,11 +152,11 @@ def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_s
 def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failure(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space"), replacing(path) as temporary:  # noqa: PT012 - what fails midway
+    with pytest.raises(OSError, match="No space"), files.replacing(path) as temporary:  # noqa: PT012 - what fails midway
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert path.read_bytes() == b"old"
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -180,13 +165,13 @@ def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failur
 
 def test_an_existing_file_is_kept_without_force_and_a_folder_even_with_it(tmp_path):
     path = tmp_path / "file"
-    check_free(path, STREAM, force=False)
+    files.check_free(path, files.STREAM, force=False)
     path.touch()
     with pytest.raises(ConfigurationError, match="--force"):
-        check_free(STREAM, path, force=False)
-    check_free(path, force=True)
+        files.check_free(files.STREAM, path, force=False)
+    files.check_free(path, force=True)
     with pytest.raises(ConfigurationError, match="folder"):
-        check_free(tmp_path, force=True)
+        files.check_free(tmp_path, force=True)
 
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "link to a device", "link to itself"])
@@ -199,7 +184,7 @@ def test_anything_but_a_regular_file_is_refused_even_with_force(kind, tmp_path):
     else:
         path = Path("/dev/null")
     with pytest.raises(ConfigurationError, match=f"not a regular file, got '{path}'"):
-        check_free(path, force=True)
+        files.check_free(path, force=True)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -207,50 +192,52 @@ def test_a_link_to_a_file_is_followed_and_kept(is_there, tmp_path):
     file, link = tmp_path / "there" / "file", tmp_path / "link"
     link.symlink_to(Path("there") / "file")
     if is_there:
-        write_file(file, b"old")
+        files.write_file(file, b"old")
         with pytest.raises(ConfigurationError, match="--force"):
-            check_free(link, force=False)
-    check_free(link, force=True)
-    write_file(link, b"new")
+            files.check_free(link, force=False)
+    files.check_free(link, force=True)
+    files.write_file(link, b"new")
     assert link.is_symlink()
     assert file.read_bytes() == b"new"
 
 
 def test_a_written_file_is_read_back_and_a_failed_write_is_explained_in_one_line(tmp_path):
     path = tmp_path / "new" / "file"
-    write_file(path, b"\0\r\n")
-    assert write_file(path, b"\0\r\n2") == path
+    files.write_file(path, b"\0\r\n")
+    assert files.write_file(path, b"\0\r\n2") == path
     assert path.read_bytes() == b"\0\r\n2"
     assert [*path.parent.iterdir()] == [path]
     (tmp_path / "file").touch()
     with pytest.raises(CsiJobError, match="cannot be written"):
-        write_file(tmp_path / "file" / "below", b"")
+        files.write_file(tmp_path / "file" / "below", b"")
     with pytest.raises(ConfigurationError, match=r"cannot be locked \(Not a directory\)"):
-        locked(tmp_path / "file" / "lock", "").__enter__()
+        files.locked(tmp_path / "file" / "lock", "").__enter__()
 
 
 def test_the_stream_is_standard_output(capfdbinary):
-    write_file(STREAM, b"\x1f\x8b")
+    files.write_file(files.STREAM, b"\x1f\x8b")
     assert capfdbinary.readouterr().out == b"\x1f\x8b"
 
 
 def test_json_is_read_back_if_it_is_an_object(tmp_path):
     path = tmp_path / "file.json"
-    assert read_json(path) is None
-    write_atomic(path, json_text({"name": "ü"}))
-    assert read_json(path) == {"name": "ü"}
+    assert files.read_json(path) is None
+    files.write_atomic(path, files.json_text({"name": "ü"}))
+    assert files.read_json(path) == {"name": "ü"}
     for damaged in ("[1]", '{"name"', "[" * 100_000, "\xff"):
         path.write_text(damaged, encoding="latin-1")
-        assert read_json(path) is None
+        assert files.read_json(path) is None
     with pytest.raises(ValueError, match="not JSON compliant"):
-        json_text({"value": float("nan")})
+        files.json_text({"value": float("nan")})
 
 
 def test_digests_are_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
-    assert digest_file(tmp_path / "file") == digest(b"content") == digest("content")
-    assert digest("content") == hashlib.sha256(b"content").hexdigest()
-    assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1}) == digest('{"a": 1, "b": 2}')
+    assert files.digest_file(tmp_path / "file") == files.digest(b"content") == files.digest("content")
+    assert files.digest("content") == hashlib.sha256(b"content").hexdigest()
+    assert (
+        files.digest_json({"a": 1, "b": 2}) == files.digest_json({"b": 2, "a": 1}) == files.digest('{"a": 1, "b": 2}')
+    )
 
 
 def test_a_lock_is_waited_for_and_freed(tmp_path, monkeypatch):
@@ -259,7 +246,7 @@ def test_a_lock_is_waited_for_and_freed(tmp_path, monkeypatch):
     monkeypatch.setattr("csi_job.files.logger.info", lambda message: (order.append(message), waited.set()))
 
     def hold():
-        with locked(tmp_path / "lock", ""):
+        with files.locked(tmp_path / "lock", ""):
             order.append("first")
             held.set()
             assert waited.wait(60)
@@ -268,11 +255,11 @@ def test_a_lock_is_waited_for_and_freed(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as threads:
         holder = threads.submit(hold)
         assert held.wait(60)
-        with locked_if_free(tmp_path / "lock") as free:
+        with files.locked_if_free(tmp_path / "lock") as free:
             assert not free
-        with locked(tmp_path / "lock", "waiting"):
+        with files.locked(tmp_path / "lock", "waiting"):
             order.append("second")
         holder.result()
     assert order == ["first", "waiting", "freed", "second"]
-    with locked_if_free(tmp_path / "lock") as free:
+    with files.locked_if_free(tmp_path / "lock") as free:
         assert free

@@ -47,9 +47,8 @@ def test_a_short_and_a_missing_file_are_found(folder, name):
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"junk\n;;\n"])
 def test_damaged_files_are_data_errors_when_loaded(folder, name, content):
     (folder / name).write_bytes(content)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError):
         Cache.open(folder).split("train")
-    assert "\n" not in str(caught.value)
 
 
 def as_version_0_1_0(folder: Path) -> None:

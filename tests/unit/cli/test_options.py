@@ -76,15 +76,10 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["study", "enqueue", "s", "learning_rate"], 2, "PARAMETER=VALUE"),
         (["phantoms", "/proc/none"], 2, "/proc/none"),
         *(
-            (["study", *words], 2, "not UTF-8 text, got '\\udcff'")
+            (["study", *words.split()], 2, "not UTF-8 text, got '\\udcff'")
             for words in (
-                ["show", "\udcff"],
-                ["delete", "\udcff"],
-                ["enqueue", "s", "\udcff"],
-                ["export", "\udcff"],
-                ["copy", "\udcff", "--to", "sqlite:///x.db"],
-                ["migrate", "\udcff", "s"],
-                ["migrate", "s", "\udcff"],
+                *("show \udcff", "delete \udcff", "enqueue s \udcff", "export \udcff"),
+                *("copy \udcff --to sqlite:///x.db", "migrate \udcff s", "migrate s \udcff"),
             )
         ),
     ],

@@ -10,20 +10,10 @@ from typing import Any
 
 import yaml
 
+from csi_job.cluster import stages
 from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import (
-    COMPONENT,
-    MIN_PODS,
-    MUTABLE_FIELDS,
-    QUEUE,
-    STAGES,
-    Release,
-    Stage,
-    get_annotation,
-    selector,
-)
 from csi_job.errors import ClusterError
 from csi_job.study.status import ConfirmationStatus, StudyStatus
 
@@ -95,12 +85,12 @@ class Namespace(Cluster):
         item = self._existing(kind, name)
         if kind == "Job":
             before, after = item["spec"], new["spec"]
-            if any(before.get(key) != after.get(key) for key in {*before, *after} - {*MUTABLE_FIELDS}):
+            if any(before.get(key) != after.get(key) for key in {*before, *after} - {*stages.MUTABLE_FIELDS}):
                 raise ClusterError("the API server rejected the request: field is immutable")
             number = after.get("completions")
             if before.get("completions") != number and number != after.get("parallelism"):
                 raise ClusterError("the API server rejected the request: completions only change with parallelism")
-            least = [get_annotation(one, MIN_PODS) for one in (item, new)]
+            least = [stages.get_annotation(one, stages.MIN_PODS) for one in (item, new)]
             if least[0] and not before.get("suspend") and before.get("parallelism") != after.get("parallelism"):
                 raise ClusterError('the API server rejected the request: admission webhook "vjob.kb.io" denied it')
             if least[0] != least[1]:
@@ -115,7 +105,7 @@ class Namespace(Cluster):
                 item["status"] = ended(kind, reason)
 
     def names(self, component: str) -> list[str]:
-        return [job["metadata"]["name"] for job in self.jobs({COMPONENT: component})]
+        return [job["metadata"]["name"] for job in self.jobs({stages.COMPONENT: component})]
 
     def only(self) -> Object:
         """Return the only Job, the stored object itself."""
@@ -125,7 +115,7 @@ class Namespace(Cluster):
 
 def _check_admission(job: Object) -> None:
     """Refuse what Kueue's webhook refuses."""
-    least = get_annotation(job, MIN_PODS)
+    least = stages.get_annotation(job, stages.MIN_PODS)
     if least and not 0 < int(least) < job["spec"].get("parallelism", 1):
         raise ClusterError('the API server rejected the request: admission webhook "vjob.kb.io" denied the request')
 
@@ -144,6 +134,9 @@ def event(job: str, reason: str, message: str, ago_s: float, kind: str = "Job", 
     times = {"firstTimestamp": at, "lastTimestamp": at}
     kinds = {"type": "Warning", "reason": reason, "message": message}
     return {"kind": "Event", "metadata": {"name": name}, "involvedObject": about, **kinds, **times, **fields}
+
+
+UNBOUND = {"type": "PodScheduled", "status": "False", "message": "pod has unbound immediate PersistentVolumeClaims"}
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -212,18 +205,20 @@ class Watch:
         return StudyStatus("s", "f1", *counts, (), none, none, none, (), found, self.num_paused)
 
 
-def stage(name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1) -> Stage:
+def stage(
+    name: str = "search", *, parallelism: int = 2, image: str = "a", queue: str = "", num_gpus: int = 1
+) -> stages.Stage:
     container = {"image": image, "resources": {"limits": {"nvidia.com/gpu": num_gpus}}}
     spec = {"parallelism": parallelism, "template": {"spec": {"containers": [container]}}}
-    labels = selector("r", name) | ({QUEUE: queue} if queue else {})
-    metadata = {"name": f"r-{name}", "labels": labels, "annotations": {MIN_PODS: "1"} if queue else {}}
+    labels = stages.selector("r", name) | ({stages.QUEUE: queue} if queue else {})
+    metadata = {"name": f"r-{name}", "labels": labels, "annotations": {stages.MIN_PODS: "1"} if queue else {}}
     manifest = {"kind": "Job", "metadata": metadata, "spec": spec}
-    return Stage(name, manifest, image * 8)
+    return stages.Stage(name, manifest, image * 8)
 
 
 def release_map(name: str = "r", **annotations: str) -> Object:
-    data = {f"{one}.yaml": yaml.safe_dump(dict(stage(one).manifest)) for one in (*STAGES, "fetch")}
-    labels = selector(name, "stages")
+    data = {f"{one}.yaml": yaml.safe_dump(dict(stage(one).manifest)) for one in (*stages.STAGES, "fetch")}
+    labels = stages.selector(name, "stages")
     metadata = {"name": f"{name}-stages", "uid": "u", "labels": labels, "annotations": annotations}
     return {"kind": "ConfigMap", "metadata": metadata, "data": data}
 
@@ -231,19 +226,19 @@ def release_map(name: str = "r", **annotations: str) -> Object:
 def search(
     namespace: Namespace,
     watch: Watch,
-    chosen: Stage,
+    chosen: stages.Stage,
     digest: str = "first",
     done: Mapping[str, str] | None = None,
     **limits: Any,
 ) -> SearchRun:
     owner = {"kind": "ConfigMap", "name": "r-stages"}
-    release = Release("r", digest, owner, (chosen, stage("final")), {}, done=done or {})
+    release = stages.Release("r", digest, owner, (chosen, stage("final")), {}, done=done or {})
     options: dict[str, Any] = {"budget": Budget(), "max_rounds": 3, "missing_s": 1} | limits
     study: Any = watch
     return SearchRun(namespace, release, chosen, controller_digest=digest, watch=study, **options)
 
 
-def started(watch: Watch, chosen: Stage, **options: Any) -> tuple[Namespace, SearchRun]:
+def started(watch: Watch, chosen: stages.Stage, **options: Any) -> tuple[Namespace, SearchRun]:
     run = search(namespace := Namespace(), watch, chosen, **options)
     run.reconcile()
     return namespace, run

@@ -10,7 +10,7 @@ from csi_job.cluster.controller import ControllerOptions, run_controller
 from csi_job.cluster.stages import DATABASE, DIGEST, selector
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
-from tests.unit.cluster.namespace import Namespace, event, release_map
+from tests.unit.cluster.namespace import UNBOUND, Namespace, event, release_map
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
 REAL_POLL_S = controller.POLL_S
@@ -215,35 +215,24 @@ def test_a_permission_that_comes_in_time_is_waited_for():
 REFUSED = (
     'create Pod r-database-0 in StatefulSet r-database failed error: pods "r-database-0" is forbidden: no PriorityClass'
 )
-DATABASE_POD = {
-    "kind": "Pod",
-    "metadata": {
-        "name": "r-database-0",
-        "labels": selector("r", DATABASE),
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    },
-    "spec": {"volumes": [{"name": "passwords"}, {"persistentVolumeClaim": {"claimName": "r-database"}}]},
-    "status": {
-        "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}}}]
-    },
-}
-UNBOUND = {
-    **DATABASE_POD,
-    "status": {
-        "conditions": [
-            {"type": "PodScheduled", "status": "False", "message": "pod has unbound immediate PersistentVolumeClaims"}
-        ]
-    },
-}
+WAITING = {"containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}}}]}
+
+
+def database_pod(status: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"name": "r-database-0", "labels": selector("r", DATABASE), "creationTimestamp": "2026-01-01T00:00:00Z"}
+    volumes = [{"name": "passwords"}, {"persistentVolumeClaim": {"claimName": "r-database"}}]
+    return {"kind": "Pod", "metadata": metadata, "spec": {"volumes": volumes}, "status": status}
+
+
 NO_CLASS = event("r-database", "ProvisioningFailed", 'storageclass "s" not found', 1, kind="PersistentVolumeClaim")
 
 
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([DATABASE_POD], "the database's pod r-database-0 does not start: ErrImagePull: none"),
+        ([database_pod(WAITING)], "the database's pod r-database-0 does not start: ErrImagePull: none"),
         (
-            [UNBOUND, NO_CLASS],
+            [database_pod({"conditions": [UNBOUND]}), NO_CLASS],
             'r-database-0 does not start: volume claim r-database: storageclass "s" not found; create',
         ),
         (

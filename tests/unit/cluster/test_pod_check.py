@@ -6,18 +6,6 @@ from typing import Any
 import pytest
 
 from csi_job.cluster import pod_check
-from csi_job.cluster.pod_check import (
-    DATABASE_WAIT_S,
-    IN_A_POD,
-    Requirements,
-    check_database,
-    check_nodes,
-    check_pod,
-    check_secrets,
-    check_shared_memory,
-    check_work,
-    num_workers_per_pod,
-)
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.engine import CONNECT_TIMEOUT_S
@@ -37,51 +25,54 @@ def settings_for(work: Path, url: str = "", **more: Any) -> Settings:
 
 
 def test_in_a_pod_a_work_folder_that_is_no_volume_is_named(tmp_path, monkeypatch):
-    assert "writable" in check_work(tmp_path)
-    monkeypatch.setenv(IN_A_POD, "10.0.0.1")
+    assert "writable" in pod_check.check_work(tmp_path)
+    monkeypatch.setenv(pod_check.IN_A_POD, "10.0.0.1")
     with pytest.raises(ConfigurationError, match="no volume is mounted at the work folder"):
-        check_work(tmp_path)
+        pod_check.check_work(tmp_path)
 
 
 def test_a_folder_that_is_not_writable_is_named_with_the_user():
     with pytest.raises(ConfigurationError, match=r"the work folder /proc is not writable for user \d+ \(.*fsGroup"):
-        check_work(Path("/proc"))
+        pod_check.check_work(Path("/proc"))
 
 
 def test_a_full_work_folder_and_too_little_shared_memory_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pod_check, "MIN_FREE_BYTES", 2**60)
     with pytest.raises(ConfigurationError, match=r"has \d+ MiB left; .*raise work.size"):
-        check_work(tmp_path)
+        pod_check.check_work(tmp_path)
     with pytest.raises(ConfigurationError, match="raise shmSize"):
-        check_shared_memory(tmp_path, smallest=2**60)
+        pod_check.check_shared_memory(tmp_path, smallest=2**60)
 
 
 def test_a_missing_secret_is_named_by_its_value(tmp_path):
     missing = tmp_path / "password"
     with pytest.raises(ConfigurationError, match=r"database.secretKey"):
-        check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1))
+        pod_check.check_secrets(settings_for(tmp_path, password_file=missing), pod_check.Requirements(1))
     tracking = {"tracking": {"wandb_api_key_file": missing}}
     with pytest.raises(ConfigurationError, match=r"wandb.existingSecret"):
-        check_secrets(Settings.model_validate(tracking), Requirements(1))
+        pod_check.check_secrets(Settings.model_validate(tracking), pod_check.Requirements(1))
     missing.write_text("secret")
-    assert check_secrets(settings_for(tmp_path, password_file=missing), Requirements(1)) == "Secrets: found"
+    assert (
+        pod_check.check_secrets(settings_for(tmp_path, password_file=missing), pod_check.Requirements(1))
+        == "Secrets: found"
+    )
 
 
 def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path):
     missing = tmp_path / "password"
-    wanted = Requirements(1, database_secret="given/word", wandb_secret="own/token")
+    wanted = pod_check.Requirements(1, database_secret="given/word", wandb_secret="own/token")
     with pytest.raises(ConfigurationError, match=r"password is missing.*the Secret given exists and has the key word"):
-        check_secrets(settings_for(tmp_path, password_file=missing), wanted)
+        pod_check.check_secrets(settings_for(tmp_path, password_file=missing), wanted)
     tracking = {"tracking": {"wandb_api_key_file": missing}}
     with pytest.raises(ConfigurationError, match=r"Weights & Biases.*the Secret own exists and has the key token"):
-        check_secrets(Settings.model_validate(tracking), wanted)
+        pod_check.check_secrets(Settings.model_validate(tracking), wanted)
 
 
 def test_an_unreachable_database_is_reported_well_within_30_seconds(tmp_path, nobody):
-    assert DATABASE_WAIT_S + 1.5 * CONNECT_TIMEOUT_S < 30
+    assert pod_check.DATABASE_WAIT_S + 1.5 * CONNECT_TIMEOUT_S < 30
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(StorageUnavailableError, match=nobody):
-        check_database(settings, 1, wait_s=0.1)
+        pod_check.check_database(settings, 1, wait_s=0.1)
 
 
 def test_an_unreachable_database_is_reported_before_the_wait_for_it(tmp_path, nobody, monkeypatch):
@@ -89,7 +80,7 @@ def test_an_unreachable_database_is_reported_before_the_wait_for_it(tmp_path, no
     settings = settings_for(tmp_path, f"postgresql+psycopg2://csi@{nobody}/csi")
     lines: list[str] = []
     with pytest.raises(StorageUnavailableError):
-        lines.extend(check_pod(settings, Requirements(1), wait_s=0.3))
+        lines.extend(pod_check.check_pod(settings, pod_check.Requirements(1), wait_s=0.3))
     assert nobody in lines[-1]
     assert "waiting up to" in lines[-1]
 
@@ -98,7 +89,7 @@ def test_with_another_problem_the_database_is_not_waited_for(tmp_path, nobody, m
     monkeypatch.setattr("csi_job.cluster.pod_check.DATABASE_WAIT_S", 0.1)
     settings = settings_for(tmp_path / "nowhere", f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(ConfigurationError, match=f"nowhere.*; also: .*{nobody}"):
-        list(check_pod(settings, Requirements(1), wait_s=600))
+        list(pod_check.check_pod(settings, pod_check.Requirements(1), wait_s=600))
 
 
 @pytest.mark.parametrize(
@@ -107,20 +98,23 @@ def test_with_another_problem_the_database_is_not_waited_for(tmp_path, nobody, m
 )
 def test_a_pod_runs_a_worker_per_gpu(workers, device, num_gpus, expected):
     settings = Settings.model_validate({"study": {"workers": workers}, "trial": {"device": device}})
-    assert num_workers_per_pod(settings, Requirements(2, num_gpus)) == expected
+    assert pod_check.num_workers_per_pod(settings, pod_check.Requirements(2, num_gpus)) == expected
 
 
 def test_more_workers_than_a_pod_has_gpus_are_named(tmp_path):
     settings = Settings.model_validate({"study": {"workers": 3}, "work": tmp_path})
     with pytest.raises(ConfigurationError, match=r"2 GPUs are visible, got 3; allowed: auto, or up to 2"):
-        list(check_pod(settings, Requirements(1, 2)))
+        list(pod_check.check_pod(settings, pod_check.Requirements(1, 2)))
 
 
 def test_nodes_are_checked_for_the_gpus_of_one_pod():
     def node(number):
         return {"status": {"allocatable": {"nvidia.com/gpu": number}}}
 
-    assert "not checked" in check_nodes(Requirements(1, 1), None)
-    assert check_nodes(Requirements(1, 2), [node("1"), node("2")]) == "nodes: one has 2 nvidia.com/gpu, for search"
+    assert "not checked" in pod_check.check_nodes(pod_check.Requirements(1, 1), None)
+    assert (
+        pod_check.check_nodes(pod_check.Requirements(1, 2), [node("1"), node("2")])
+        == "nodes: one has 2 nvidia.com/gpu, for search"
+    )
     with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu; the largest has 2"):
-        check_nodes(Requirements(1, 4), [node("1"), node("2")])
+        pod_check.check_nodes(pod_check.Requirements(1, 4), [node("1"), node("2")])

@@ -19,10 +19,23 @@ def pod(state: dict[str, Any] | None = None, *, conditions: list[dict[str, Any]]
     }
 
 
-def test_a_failure_is_described_by_the_programs_own_error_in_the_log():
-    log = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
-    failure = failure_of(pod({"terminated": {"exitCode": 2, "message": log, "reason": "Error"}}))
-    assert str(failure) == "pod r-cache-0 (cache) exit 2: row 7 column left_mid: score 9; allowed: 0 to 4"
+LOG = '{"message": "reading"}\ncsi-job: row 7 column left_mid: score 9; allowed: 0 to 4\nKilled\n'
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"exitCode": 2, "message": LOG, "reason": "Error"}, "row 7 column left_mid: score 9; allowed: 0 to 4"),
+        ({"exitCode": 137, "reason": "OOMKilled"}, "out of memory; raise the stage's resources.limits.memory"),
+    ],
+)
+def test_a_failure_is_described_by_the_programs_own_error_in_the_log_or_by_what_killed_it(state, says):
+    assert str(failure_of(pod({"terminated": state}))) == f"pod r-cache-0 (cache) exit {state['exitCode']}: {says}"
+
+
+@pytest.mark.parametrize("state", [{"terminated": {"exitCode": 0}}, {"running": {}}])
+def test_a_pod_that_runs_or_succeeded_has_no_failure(state):
+    assert failure_of(pod(state)) is None
 
 
 def test_a_sidecar_that_was_stopped_is_not_what_failed():
@@ -43,17 +56,6 @@ def test_a_container_that_keeps_failing_is_reported_with_its_last_words():
     assert str(problem) == f"pod r-cache-0 does not start: {reason}"
     waiting["status"]["phase"] = "Running"  # the database, or a sidecar
     assert str(startup_problem(waiting)) == f"pod r-cache-0 is not ready: container cache: {reason}"
-
-
-def test_a_pod_killed_for_memory_is_reported_as_such():
-    failure = failure_of(pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}))
-    assert failure is not None
-    assert "limits.memory" in failure.message
-
-
-def test_a_pod_that_succeeded_has_no_failure():
-    assert failure_of(pod({"terminated": {"exitCode": 0}})) is None
-    assert failure_of(pod({"running": {}})) is None
 
 
 @pytest.mark.parametrize(

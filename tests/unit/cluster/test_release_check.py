@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.release_check import (
-    check_pvc,
-    check_quotas,
-    check_release,
-    check_secret,
-    check_stage,
-    quota_usage_per_pod,
-)
+from csi_job.cluster import release_check
 from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, selector
 from csi_job.errors import ClusterError, ConfigurationError
 from tests.unit.cluster.namespace import Namespace, event, release_map
@@ -41,7 +34,7 @@ RELEASE = Release("r", "d", {"uid": "u"}, (search(),), {})
 def room(*objects: dict[str, Any]) -> str:
     """What the check of the quotas among these objects says."""
     quotas = [item for item in objects if item["kind"] == "ResourceQuota"]
-    return check_quotas(Namespace(*objects), RELEASE, search(), quotas)
+    return release_check.check_quotas(Namespace(*objects), RELEASE, search(), quotas)
 
 
 def pod(name: str, phase: str, component: str = "search") -> dict[str, Any]:
@@ -55,14 +48,14 @@ def quota(hard: dict[str, str], used: dict[str, str] | None = None, name: str = 
 
 
 def test_a_pod_counts_as_the_sum_of_its_containers_or_its_largest_init_container():
-    amounts = quota_usage_per_pod(POD)
+    amounts = release_check.quota_usage_per_pod(POD)
     assert amounts["requests.cpu"] == amounts["cpu"] == 3
     assert amounts["requests.memory"] == Decimal(3 * 2**30)
     assert amounts["limits.memory"] == Decimal(2**30)
     assert amounts["requests.nvidia.com/gpu"] == 2
     assert amounts["pods"] == 1
     sidecar = {"restartPolicy": "Always", "resources": {"requests": {"cpu": 2}}}
-    beside = quota_usage_per_pod({**POD, "initContainers": [sidecar, *POD["initContainers"]]})
+    beside = release_check.quota_usage_per_pod({**POD, "initContainers": [sidecar, *POD["initContainers"]]})
     assert beside == amounts | {"cpu": 5, "requests.cpu": 5}
 
 
@@ -120,15 +113,18 @@ def test_a_pod_that_would_not_be_admitted_is_a_problem(message, outcome):
     namespace.refused["Pod"] = ClusterError(f"{REFUSED}{message}")
     if outcome:
         with pytest.raises(ConfigurationError, match=outcome):
-            check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
+            release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
     else:
-        assert check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})]) == "search: its pod would be admitted"
+        assert (
+            release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
+            == "search: its pod would be admitted"
+        )
 
 
 def test_who_may_not_create_pods_is_told_that_they_are_not_checked():
-    line = check_stage(Namespace(forbidden={"Pod"}), RELEASE, search(), None)
+    line = release_check.check_stage(Namespace(forbidden={"Pod"}), RELEASE, search(), None)
     assert line == "search: not checked (no permission to create pods)"
-    assert "to create Jobs" in check_stage(Namespace(forbidden={"Job"}), RELEASE, search(), None)
+    assert "to create Jobs" in release_check.check_stage(Namespace(forbidden={"Job"}), RELEASE, search(), None)
 
 
 def test_the_whole_release_is_checked_whoever_asks():
@@ -137,12 +133,12 @@ def test_the_whole_release_is_checked_whoever_asks():
     own, scoped = claim("ReadWriteOnce", name="r-database"), quota({"pods": "0"}, scopes=["Terminating"])
     node = {"kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}}
     objects = (release_map(), controller, own, scoped, node)
-    lines = list(check_release(Namespace(*objects), None))
+    lines = list(release_check.check_release(Namespace(*objects), None))
     admitted = [line.partition(":")[0] for line in lines if line.endswith("would be admitted")]
     assert admitted == [*STAGES, CONTROLLER, "fetch"]
     assert {"volume claim r-database: bound, ReadWriteOnce", "quotas: none"} < set(lines)
     assert "nodes: one has 1 nvidia.com/gpu, for final" in lines
-    lines = list(check_release(Namespace(*objects, forbidden={"ResourceQuota", "Pod", "Secret"}), None))
+    lines = list(release_check.check_release(Namespace(*objects, forbidden={"ResourceQuota", "Pod", "Secret"}), None))
     assert "quotas: not checked (no permission to list them)" in lines
     assert "final: not checked (no permission to create pods)" in lines
 
@@ -174,29 +170,31 @@ unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
 )
 def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_pvc(Namespace(*found), "work", [search()])
+        release_check.check_pvc(Namespace(*found), "work", [search()])
 
 
 def test_a_claim_for_one_node_is_reported_as_such():
-    assert "on one node" in check_pvc(Namespace(claim("ReadWriteOnce")), "work", [search()])
+    assert "on one node" in release_check.check_pvc(Namespace(claim("ReadWriteOnce")), "work", [search()])
     for modes, parallelism in (("ReadWriteMany", 4), ("ReadOnlyMany", 4), ("ReadWriteOnce", 1)):
-        line = check_pvc(Namespace(claim(modes)), "work", [search(parallelism)])
+        line = release_check.check_pvc(Namespace(claim(modes)), "work", [search(parallelism)])
         assert line == f"volume claim work: bound, {modes}"
 
 
 def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable():
     stages = [replace(search(2), name="cache"), search(1)]
     with pytest.raises(ConfigurationError, match=r"but 2 share it; make it ReadWriteMany, or set cache\.parallelism=1"):
-        check_pvc(Namespace(claim("ReadWriteOncePod")), "work", stages)
+        release_check.check_pvc(Namespace(claim("ReadWriteOncePod")), "work", stages)
 
 
 def test_a_secret_or_key_that_is_missing_is_named():
     def secret(key):
         return {"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "c2VjcmV0"}}
 
-    assert check_secret(Namespace(secret("password")), "s", {"password"}) == "Secret s: found, with its key"
+    assert (
+        release_check.check_secret(Namespace(secret("password")), "s", {"password"}) == "Secret s: found, with its key"
+    )
     with pytest.raises(ConfigurationError, match="Secret s does not exist"):
-        check_secret(Namespace(), "s", {"password"})
+        release_check.check_secret(Namespace(), "s", {"password"})
     with pytest.raises(ConfigurationError, match=r"Secret s has no key password; allowed: .*other"):
-        check_secret(Namespace(secret("other")), "s", {"password"})
-    assert "not checked" in check_secret(Namespace(forbidden={"Secret"}), "s", {"password"})
+        release_check.check_secret(Namespace(secret("other")), "s", {"password"})
+    assert "not checked" in release_check.check_secret(Namespace(forbidden={"Secret"}), "s", {"password"})

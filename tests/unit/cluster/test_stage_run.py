@@ -9,7 +9,7 @@ from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
 from csi_job.cluster.stages import QUEUE, Release, Stage, is_paused, read_release, selector
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, event, release_map, search, stage, started
+from tests.unit.cluster.namespace import UNBOUND, Namespace, Watch, event, release_map, search, stage, started
 
 
 @pytest.mark.parametrize("chosen", [stage(), stage("cache")], ids=["search", "cache"])
@@ -166,12 +166,7 @@ def test_a_controller_that_may_not_list_events_waits():
 def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
     namespace, run = started(Watch(num_finished=0), stage())
     waits = pod(namespace.only()["metadata"]["name"], "r-0", "Pending")
-    condition = {
-        "type": "PodScheduled",
-        "status": "False",
-        "message": "pod has unbound immediate PersistentVolumeClaims",
-    }
-    waits["status"] = {"phase": "Pending", "conditions": [condition]}
+    waits["status"] = {"phase": "Pending", "conditions": [UNBOUND]}
     waits["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "work"}}]
     namespace.create(waits)
     assert not run.reconcile()  # the scheduler alone does not say whether a volume is on its way

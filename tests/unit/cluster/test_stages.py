@@ -2,23 +2,12 @@ from typing import Any
 
 import pytest
 
+from csi_job.cluster import stages
 from csi_job.cluster.budget import METERED_AT, Budget
 from csi_job.cluster.overview import view_release
 from csi_job.cluster.pod_check import Requirements
 from csi_job.cluster.release_check import _requirements
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stages import (
-    DIGEST,
-    GPU_RESOURCE,
-    STAGES_VARIABLE,
-    Release,
-    Stage,
-    find_release,
-    get_annotation,
-    num_gpus,
-    read_release,
-    selector,
-)
 from csi_job.errors import ClusterError
 from tests.unit.cluster.namespace import Namespace, Watch, release_map, stage
 
@@ -26,7 +15,7 @@ MIG = "nvidia.com/mig-1g.10gb"
 
 
 def pod_of(**resources: Any) -> dict[str, Any]:
-    labels = selector("r", "search")
+    labels = stages.selector("r", "search")
     metadata = {"name": "r-0", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00+00:00"}
     spec = {"containers": [{"resources": resources}]}
     return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
@@ -45,18 +34,18 @@ def pod_of(**resources: Any) -> dict[str, Any]:
     ],
 )
 def test_a_gpu_is_what_the_release_names_or_else_what_is_called_so(resources, name, number):
-    assert num_gpus(pod_of(**resources), name) == number
+    assert stages.num_gpus(pod_of(**resources), name) == number
 
 
 def test_a_container_that_a_webhook_has_put_first_does_not_hide_the_gpus():
     pod = pod_of(limits={MIG: 2})
     pod["spec"]["containers"].insert(0, {"name": "proxy"})
-    assert num_gpus(pod, MIG) == 2
+    assert stages.num_gpus(pod, MIG) == 2
 
 
 def test_status_and_check_know_from_the_chart_what_a_gpu_is():
-    namespace = Namespace(release_map(**{GPU_RESOURCE: MIG}), pod_of(limits={MIG: 2}))
-    release = find_release(namespace, None)
+    namespace = Namespace(release_map(**{stages.GPU_RESOURCE: MIG}), pod_of(limits={MIG: 2}))
+    release = stages.find_release(namespace, None)
     assert view_release(namespace, release).num_gpus == 2
     chosen = stage()
     chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
@@ -67,14 +56,14 @@ def test_status_and_check_know_from_the_chart_what_a_gpu_is():
 def test_the_budget_counts_the_gpus_that_the_release_names():
     namespace, chosen = Namespace(), stage()
     chosen.manifest["spec"]["template"]["spec"] = pod_of(limits={MIG: 2})["spec"]
-    release = Release("r", "c", {"name": "m"}, (chosen,), {}, MIG)
+    release = stages.Release("r", "c", {"name": "m"}, (chosen,), {}, MIG)
     options: dict[str, Any] = {"watch": Watch(1), "budget": Budget(gpu_hours=1), "max_rounds": 1}
     run = SearchRun(namespace, release, chosen, controller_digest="c", missing_s=1, **options)
     run.reconcile()
     job = namespace.only()
     job["status"] = {"ready": 2}
     run.reconcile()
-    metered_s = float(get_annotation(job, METERED_AT))
+    metered_s = float(stages.get_annotation(job, METERED_AT))
     job["metadata"]["annotations"][METERED_AT] = f"{metered_s - 1000:.0f}"
     assert run.budget.exhausted_reason(job) == "the budget of 1 GPU hours is exhausted"
 
@@ -82,7 +71,7 @@ def test_the_budget_counts_the_gpus_that_the_release_names():
 def test_a_job_keeps_the_annotations_of_the_values():
     given = {**stage("search").manifest}
     given["metadata"] = {**given["metadata"], "annotations": {"kueue.x-k8s.io/job-min-parallelism": "2"}}
-    job = Stage.of("search", given).job(2, {}, {"csi-job/tries": "1"})
+    job = stages.Stage.of("search", given).job(2, {}, {"csi-job/tries": "1"})
     assert (
         job["metadata"]["annotations"].items()
         >= {
@@ -100,19 +89,19 @@ def test_the_controllers_pod_finds_its_release_without_the_right_to_list(monkeyp
             raise ClusterError(message)
 
     cluster = Narrow(release_map())
-    monkeypatch.setenv(STAGES_VARIABLE, "r-stages")
-    assert find_release(cluster, "r").name == "r"
+    monkeypatch.setenv(stages.STAGES_VARIABLE, "r-stages")
+    assert stages.find_release(cluster, "r").name == "r"
     with pytest.raises(ClusterError, match=r"ConfigMap with .* is forbidden"):
-        find_release(cluster, "another")
+        stages.find_release(cluster, "another")
 
 
 def test_a_release_is_chosen_by_name_if_there_are_several():
     cluster = Namespace(release_map("a"), release_map("b"))
-    assert find_release(cluster, "b").name == "b"
+    assert stages.find_release(cluster, "b").name == "b"
     with pytest.raises(ClusterError, match=r"several releases in namespace here; allowed: .*a.*b.*--release"):
-        find_release(cluster, None)
+        stages.find_release(cluster, None)
     with pytest.raises(ClusterError, match="no release of csi-job in namespace here"):
-        find_release(cluster, "c")
+        stages.find_release(cluster, "c")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a", ""])
@@ -120,13 +109,13 @@ def test_stages_that_were_damaged_by_hand_are_reported_in_one_line(text):
     damaged = release_map()
     damaged["data"]["search.yaml"] = text
     with pytest.raises(ClusterError, match="ConfigMap r-stages was changed by hand and can't be read; restore it"):
-        read_release(Namespace(damaged), "r-stages")
+        stages.read_release(Namespace(damaged), "r-stages")
 
 
 def test_each_step_is_recorded_once_whichever_controller_takes_it():
-    namespace = Namespace(release_map(**{DIGEST: "first"}))
+    namespace = Namespace(release_map(**{stages.DIGEST: "first"}))
     for message in ("search: done", "search: done", "final: done"):
-        find_release(namespace, "r").record(namespace, "Done", message)
+        stages.find_release(namespace, "r").record(namespace, "Done", message)
     found = namespace.find("Event")
     assert [(event["reason"], event["message"], event["type"]) for event in found] == [
         ("Done", "search: done", "Normal"),
@@ -136,5 +125,5 @@ def test_each_step_is_recorded_once_whichever_controller_takes_it():
 
 
 def test_an_event_that_cannot_be_recorded_stops_nothing():
-    release = find_release(Namespace(release_map()), "r")
+    release = stages.find_release(Namespace(release_map()), "r")
     release.record(Namespace(forbidden={"Event"}), "Failed", "x" * 2000, is_warning=True)

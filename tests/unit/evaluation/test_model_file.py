@@ -37,8 +37,6 @@ def bare(path, model=None):
 def refused(path, **options) -> str:
     with pytest.raises(ModelFileError) as caught:
         load_model(path, CPU, **options)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 

@@ -55,8 +55,7 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folde
 def test_folders_and_files_without_any_image_are_refused(folder):
     (folder / "none").mkdir()
     (folder / "none" / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 file: 1 not") as caught:
+    with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 file: 1 not"):
         expand_folders([folder, folder / "none"])
-    assert caught.value.exit_code == 2
     with pytest.raises(DataError, match="none of the files is an image"):
         expand_folders([folder / "._named.PNG"])

@@ -126,7 +126,6 @@ def test_cells_are_refused_with_row_and_column(tmp_path, rows, places, what):
     assert [(problem.row, problem.column) for problem in error.problems] == places
     assert all(what in problem.what for problem in error.problems)
     assert f"row {places[0][0]}" in error.render(identities=False)
-    assert error.exit_code == 2
 
 
 def test_an_error_names_ten_problems_and_counts_the_rest(tmp_path):

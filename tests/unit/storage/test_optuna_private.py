@@ -15,27 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.optuna_private import (
-    HEAD_REVISION,
-    IN_MEMORY_LOGGER,
-    METADATA,
-    SCHEMA_VERSION,
-    STEP_TYPES,
-    VALUE_TYPES,
-    PrunerStudy,
-    backend_of,
-    contains,
-    from_stored_step,
-    from_stored_value,
-    frozen_trial_of,
-    hyperband_bracket,
-    refresh_trials,
-    reseed,
-    study_id_of,
-    to_stored_step,
-    to_stored_value,
-    trial_id_of,
-)
+from csi_job.storage import optuna_private as private
 from csi_job.storage.tables import ALEMBIC_VERSION
 
 MINOR_VERSION = "5.0"
@@ -53,40 +33,40 @@ def test_optuna_is_the_version_whose_private_names_were_checked():
 
 
 def test_the_storage_in_memory_logs_under_the_name_that_is_silenced(caplog, monkeypatch):
-    caplog.set_level(logging.INFO, IN_MEMORY_LOGGER)
+    caplog.set_level(logging.INFO, private.IN_MEMORY_LOGGER)
     monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
     optuna.create_study()
-    assert {record.name for record in caplog.records} == {IN_MEMORY_LOGGER}
+    assert {record.name for record in caplog.records} == {private.IN_MEMORY_LOGGER}
 
 
 def test_ids_are_the_keys_of_the_tables(study):
-    other = optuna.create_study(storage=backend_of(study), study_name="other")
+    other = optuna.create_study(storage=private.backend_of(study), study_name="other")
     trial = other.ask()
-    assert backend_of(study).get_study_id_from_name("other") == study_id_of(other)
-    assert study_id_of(backend_of(study).get_all_studies()[1]) == study_id_of(other)
-    assert backend_of(study).get_trial(trial_id_of(trial)) == other.trials[0]
-    assert trial_id_of(other.trials[0]) == trial_id_of(trial)
+    assert private.backend_of(study).get_study_id_from_name("other") == private.study_id_of(other)
+    assert private.study_id_of(private.backend_of(study).get_all_studies()[1]) == private.study_id_of(other)
+    assert private.backend_of(study).get_trial(private.trial_id_of(trial)) == other.trials[0]
+    assert private.trial_id_of(other.trials[0]) == private.trial_id_of(trial)
 
 
 def test_the_backend_is_below_the_cache(study):
-    assert isinstance(backend_of(study), RDBStorage)
-    assert isinstance(backend_of(optuna.create_study()), optuna.storages.InMemoryStorage)
+    assert isinstance(private.backend_of(study), RDBStorage)
+    assert isinstance(private.backend_of(optuna.create_study()), optuna.storages.InMemoryStorage)
 
 
 def test_a_refresh_shows_the_trials_of_others(study):
     assert study._get_trials(deepcopy=False, use_cache=True) == []
-    other = optuna.load_study(study_name=study.study_name, storage=backend_of(study))
+    other = optuna.load_study(study_name=study.study_name, storage=private.backend_of(study))
     other.ask()
     assert study._get_trials(deepcopy=False, use_cache=True) == []
-    refresh_trials(study)
+    private.refresh_trials(study)
     assert len(study._get_trials(deepcopy=False, use_cache=True)) == 1
 
 
 def test_the_frozen_trial_holds_what_a_pruner_looks_at(study):
     trial = study.ask()
-    frozen_trial_of(trial).intermediate_values[3] = 0.5
-    assert trial.should_prune() is study.pruner.prune(study, frozen_trial_of(trial))
-    assert frozen_trial_of(trial).last_step == 3
+    private.frozen_trial_of(trial).intermediate_values[3] = 0.5
+    assert trial.should_prune() is study.pruner.prune(study, private.frozen_trial_of(trial))
+    assert private.frozen_trial_of(trial).last_step == 3
 
 
 def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(study, monkeypatch):
@@ -96,11 +76,11 @@ def test_the_bracket_is_the_one_in_which_optunas_hyperband_compares(study, monke
     for trial in study.trials:
         pruner.prune(study, trial)
     assert {*selected} == {0, 1, 2}
-    assert [hyperband_bracket(HyperbandPruner(1, 16, 4), study, trial) for trial in study.trials] == selected
+    assert [private.hyperband_bracket(HyperbandPruner(1, 16, 4), study, trial) for trial in study.trials] == selected
 
 
 def test_the_tables_have_the_columns_that_are_written():
-    columns = {name: {column.name for column in table.columns} for name, table in METADATA.tables.items()}
+    columns = {name: {column.name for column in table.columns} for name, table in private.METADATA.tables.items()}
     of_key = {"key", "value_json"}
     assert columns == {
         "studies": {"study_id", "study_name"},
@@ -123,38 +103,38 @@ def test_the_tables_have_the_columns_that_are_written():
 
 @pytest.mark.parametrize("number", [0.25, math.inf, -math.inf])
 def test_numbers_are_stored_as_a_value_and_a_type(number):
-    assert from_stored_value(*to_stored_value(number)) == number
-    assert from_stored_step(*to_stored_step(number)) == number
-    assert to_stored_value(number)[1] in VALUE_TYPES.values()
-    assert set(VALUE_TYPES) | {"NAN"} == set(STEP_TYPES) == {"FINITE", "INF_POS", "INF_NEG", "NAN"}
-    assert math.isnan(from_stored_step(*to_stored_step(math.nan)))
+    assert private.from_stored_value(*private.to_stored_value(number)) == number
+    assert private.from_stored_step(*private.to_stored_step(number)) == number
+    assert private.to_stored_value(number)[1] in private.VALUE_TYPES.values()
+    assert set(private.VALUE_TYPES) | {"NAN"} == set(private.STEP_TYPES) == {"FINITE", "INF_POS", "INF_NEG", "NAN"}
+    assert math.isnan(private.from_stored_step(*private.to_stored_step(math.nan)))
 
 
 def test_the_stored_versions_are_those_of_optuna(study):
-    plain = backend_of(study)
-    assert plain.get_head_version() == plain.get_current_version() == HEAD_REVISION
+    plain = private.backend_of(study)
+    assert plain.get_head_version() == plain.get_current_version() == private.HEAD_REVISION
     inspector, ours = sa.inspect(plain.engine), sa.create_engine("sqlite://")
     ALEMBIC_VERSION.create(ours)
     for part in (inspector.__class__.get_columns, inspector.__class__.get_pk_constraint):
         assert str(part(sa.inspect(ours), "alembic_version")) == str(part(inspector, "alembic_version"))
     with plain.engine.connect() as connection:
         row = connection.exec_driver_sql("SELECT schema_version, library_version FROM version_info").one()
-    assert tuple(row) == (SCHEMA_VERSION, optuna.__version__)
+    assert tuple(row) == (private.SCHEMA_VERSION, optuna.__version__)
 
 
 def test_times_are_stored_in_utc(study):
     study.add_trial(create_trial(value=1.0))
-    plain = backend_of(study)
+    plain = private.backend_of(study)
     with plain.engine.connect() as connection:
-        stored = connection.execute(METADATA.tables["trials"].select()).one().datetime_start
+        stored = connection.execute(private.METADATA.tables["trials"].select()).one().datetime_start
     assert stored.replace(tzinfo=UTC) == study.trials[0].datetime_start.astimezone(UTC)
     assert abs((datetime.now(UTC).replace(tzinfo=None) - stored).total_seconds()) < 60
 
 
 def test_what_a_distribution_contains():
-    assert contains(FloatDistribution(0, 1), 1.0)
-    assert not contains(FloatDistribution(0, 1), 1.5)
-    assert not contains(CategoricalDistribution(["a", "b"]), 2)
+    assert private.contains(FloatDistribution(0, 1), 1.0)
+    assert not private.contains(FloatDistribution(0, 1), 1.5)
+    assert not private.contains(CategoricalDistribution(["a", "b"]), 2)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +152,7 @@ def test_a_seed_determines_every_draw_of_a_sampler(sampler):
         study = optuna.create_study(sampler=sampler)
         params = []
         for number in range(6):
-            reseed(sampler, number)
+            private.reseed(sampler, number)
             trial = study.ask()
             params.append((trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)))
             study.tell(trial, params[-1][0])
@@ -193,11 +173,11 @@ def test_a_sampler_without_a_known_random_state_is_refused():
             return 0
 
     with pytest.raises(ConfigurationError, match=r"no random state.*Unknown"):
-        reseed(Unknown(), 1)
+        private.reseed(Unknown(), 1)
 
 
 def test_successive_halving_writes_through_the_object_it_is_given():
-    class Study(PrunerStudy):
+    class Study(private.PrunerStudy):
         direction = optuna.study.StudyDirection.MAXIMIZE
         written: dict[tuple[int, str], float] = {}  # noqa: RUF012
 

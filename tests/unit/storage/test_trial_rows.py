@@ -5,16 +5,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
+from csi_job.storage import trial_rows
 from csi_job.storage.attributes import outcome_of
 from csi_job.storage.tables import PARAMS
-from csi_job.storage.trial_rows import (
-    MAX_LISTED,
-    RUNG_KEY_PREFIX,
-    add_trial,
-    read_trials,
-    remove_steps,
-    set_state,
-)
 from csi_job.study.target import set_target
 from tests.support.studies import define, study_counts, work_on
 
@@ -44,7 +37,7 @@ def test_some_trials_are_read_by_id(study, storage):
     for _ in range(6):
         study.add_trial(create_trial(state=TrialState.FAIL))
     ids = [trial._trial_id for trial in study.trials]
-    read = storage.read(lambda c: read_trials(c, study._study_id, after=ids[4], also={ids[1]}))
+    read = storage.read(lambda c: trial_rows.read_trials(c, study._study_id, after=ids[4], also={ids[1]}))
     assert [trial._trial_id for trial in read] == [ids[1], ids[5], ids[6]]
 
 
@@ -53,14 +46,14 @@ def test_more_ids_than_fit_into_a_statement_are_read(study, storage):
 
     rows = [
         {"study_id": study._study_id, "number": number, "state": TrialState.FAIL}
-        for number in range(1, MAX_LISTED + 200)
+        for number in range(1, trial_rows.MAX_LISTED + 200)
     ]
     with storage.engine.begin() as connection:
         connection.execute(sa.insert(TRIALS), rows)
     ids = {trial._trial_id for trial in study.get_trials(deepcopy=False)}
-    assert len(ids) == MAX_LISTED + 200
-    chosen = set(sorted(ids)[: MAX_LISTED + 50])
-    read = storage.read(lambda c: read_trials(c, study._study_id, after=max(ids) - 10, also=chosen))
+    assert len(ids) == trial_rows.MAX_LISTED + 200
+    chosen = set(sorted(ids)[: trial_rows.MAX_LISTED + 50])
+    read = storage.read(lambda c: trial_rows.read_trials(c, study._study_id, after=max(ids) - 10, also=chosen))
     assert {trial._trial_id for trial in read} == chosen | set(sorted(ids)[-10:])
 
 
@@ -68,7 +61,7 @@ def test_a_trial_gets_its_start_when_it_runs_and_its_end_when_it_is_finished(stu
     trial_id = study.trials[0]._trial_id
 
     def times(state):
-        storage.write(lambda connection: set_state(connection, trial_id, state))
+        storage.write(lambda connection: trial_rows.set_state(connection, trial_id, state))
         trial = storage.get_trial(trial_id)
         return trial.state, trial.datetime_start, trial.datetime_complete
 
@@ -82,12 +75,14 @@ def test_a_trial_gets_its_start_when_it_runs_and_its_end_when_it_is_finished(stu
 
 
 def test_removed_steps_take_the_rungs_along_that_a_pruner_derived_from_them(study, storage):
-    rungs = {f"{RUNG_KEY_PREFIX}{rung}": 0.5 for rung in range(2)}
+    rungs = {f"{trial_rows.RUNG_KEY_PREFIX}{rung}": 0.5 for rung in range(2)}
     template = create_trial(
         state=TrialState.RUNNING, intermediate_values={0: 0.1, 1: 0.2, 2: 0.3}, system_attrs={**rungs, "x": 1}
     )
-    ids = [storage.write(lambda connection: add_trial(connection, study._study_id, template)) for _ in range(2)]
-    storage.write(lambda connection: remove_steps(connection, ids[0], 1))
+    ids = [
+        storage.write(lambda connection: trial_rows.add_trial(connection, study._study_id, template)) for _ in range(2)
+    ]
+    storage.write(lambda connection: trial_rows.remove_steps(connection, ids[0], 1))
     changed, other = (storage.get_trial(trial_id) for trial_id in ids)
     assert (changed.intermediate_values, changed.system_attrs) == ({0: 0.1}, {"x": 1})
     assert (other.intermediate_values, other.system_attrs) == ({0: 0.1, 1: 0.2, 2: 0.3}, {**rungs, "x": 1})

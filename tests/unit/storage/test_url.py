@@ -29,13 +29,6 @@ def settings(url, **others):
     return StorageSettings(url=None if url is None else SecretStr(url), **others)
 
 
-def test_the_default_database_is_in_the_work_folder(tmp_path):
-    work = tmp_path / "my wörk {x} 100%"
-    address = database_address(settings(None), work)
-    assert address.path == work / "studies.db"
-    assert address.is_sqlite
-
-
 def test_a_relative_sqlite_file_is_relative_to_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert database_address(settings("sqlite:///shared study.db"), Path("work")).path == tmp_path / "shared study.db"

@@ -21,14 +21,7 @@ def clock(monkeypatch):
     return clock
 
 
-def run(
-    clock,
-    answers,
-    step_s=1.0,
-    *,
-    stall_s=1e9,
-    beats=True,
-):
+def run(clock, answers, step_s=1.0, *, stall_s=1e9, beats=True):
     """Run until these answers were given or the training stalled; return how many are left, too."""
     left = [*answers]
 

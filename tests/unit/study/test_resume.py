@@ -5,16 +5,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from csi_job.study.resume import (
-    ResumePoint,
-    attempt_name,
-    checkpoint_values,
-    find_checkpoint,
-    fresh_attempt_folder,
-    keep_newest_checkpoint,
-    remove_checkpoints,
-    remove_leftover_checkpoints,
-)
+from csi_job.study import resume
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
 
@@ -22,7 +13,7 @@ X, UID = 0.5, "1a2b3c4d"
 
 
 def attempt(folder, number, *epochs, uid=UID):
-    return [write_checkpoint(folder / attempt_name(number, uid), epoch, X) for epoch in epochs]
+    return [write_checkpoint(folder / resume.attempt_name(number, uid), epoch, X) for epoch in epochs]
 
 
 def tear(path):
@@ -38,8 +29,8 @@ def make_unreadable(path):
 def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
     _, earlier = attempt(tmp_path, 1, 0, 2)
     before, promoted = attempt(tmp_path, 2, 2, 3)
-    for expected in (ResumePoint(promoted, 3), ResumePoint(before, 2), ResumePoint(earlier, 2)):
-        assert find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
+    for expected in (resume.ResumePoint(promoted, 3), resume.ResumePoint(before, 2), resume.ResumePoint(earlier, 2)):
+        assert resume.find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
         damage(expected.path)
     assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
@@ -55,7 +46,7 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", scan)
-    assert find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == ResumePoint(older, 1)
+    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == resume.ResumePoint(older, 1)
     assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Stale file handle)"]
 
 
@@ -63,60 +54,60 @@ def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
     attempt(tmp_path, 1, 0, 1)
     *_, newest = attempt(tmp_path, 2, 2, 3)
     later = attempt(tmp_path, 10, 0)
-    keep_newest_checkpoint(tmp_path / attempt_name(2, UID), 4)  # whose checkpoint could not be written
+    resume.keep_newest_checkpoint(tmp_path / resume.attempt_name(2, UID), 4)  # whose checkpoint could not be written
     assert len([*tmp_path.rglob("*.pt")]) == 5
-    keep_newest_checkpoint(newest.parent, 3)
+    resume.keep_newest_checkpoint(newest.parent, 3)
     assert {*tmp_path.rglob("*.pt")} == {newest, *later}
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == ResumePoint(newer, 4)
+    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == resume.ResumePoint(newer, 4)
 
 
 def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path):
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
-    assert find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == ResumePoint(newest, 1)
+    assert resume.find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == resume.ResumePoint(newest, 1)
 
 
 def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     attempt(tmp_path, 1, 0, 1, 2, uid="deadbeef")
-    assert find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) == ResumePoint(None, -1)
+    assert resume.find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) == resume.ResumePoint(None, -1)
     [own] = attempt(tmp_path, 1, 0)
-    assert find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == ResumePoint(own, 0)
-    assert fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
+    assert resume.find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == resume.ResumePoint(own, 0)
+    assert resume.fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
 
 
 @pytest.mark.parametrize("uid", [UID, ""])
 def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, uid):
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
-    assert find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == ResumePoint(newest, 1)
+    assert resume.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == resume.ResumePoint(newest, 1)
 
 
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
-    assert find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) == ResumePoint(None, -1)
+    assert resume.find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) == resume.ResumePoint(None, -1)
+    assert resume.find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) == resume.ResumePoint(None, -1)
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path):
     folder = WorkFolder(tmp_path).trial_checkpoints("toy", 3)
     attempt(folder, 1, 0)
     attempt(folder, 2, 1)
-    assert fresh_attempt_folder(folder, 2, UID) == folder / attempt_name(2, UID)
+    assert resume.fresh_attempt_folder(folder, 2, UID) == folder / resume.attempt_name(2, UID)
     assert [path.name for path in folder.rglob("*.pt")] == ["epoch-0000.pt"]
 
 
 def test_a_finished_trial_leaves_no_checkpoint(tmp_path):
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0)
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 4), 1, 0)
-    remove_checkpoints(tmp_path, "toy", 3)
-    remove_checkpoints(tmp_path, "toy", 99)
+    resume.remove_checkpoints(tmp_path, "toy", 3)
+    resume.remove_checkpoints(tmp_path, "toy", 99)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
 
 
@@ -124,10 +115,10 @@ def test_only_finished_trials_leave_no_checkpoint_of_a_killed_worker(study, tmp_
     study.add_trial(create_trial(state=TrialState.PRUNED))
     for number in range(2):
         attempt(WorkFolder(tmp_path).trial_checkpoints("toy", number), 1, 0)
-    remove_leftover_checkpoints(tmp_path, study)
+    resume.remove_leftover_checkpoints(tmp_path, study)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-0"]  # which is waiting
 
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):
     *_, newest = attempt(tmp_path, 1, 0, 1, 2)
-    assert checkpoint_values(newest) == {epoch: value_at(X, epoch) for epoch in range(3)}
+    assert resume.checkpoint_values(newest) == {epoch: value_at(X, epoch) for epoch in range(3)}

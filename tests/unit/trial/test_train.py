@@ -11,15 +11,8 @@ import optuna
 import pytest
 import torch
 
+from csi_job import errors
 from csi_job.cache.dataset import SplitData
-from csi_job.errors import (
-    CheckpointError,
-    CheckpointWriteError,
-    ConfigurationError,
-    DataError,
-    InfeasibleTrialError,
-    StopRequestedError,
-)
 from csi_job.trial.backbones import ZoneClassifier
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -45,7 +38,7 @@ class Hooks:
     def batch_done(self) -> None:
         self.num_batches += 1
         if self.num_batches == self.stop_at_batch:
-            raise StopRequestedError(15)
+            raise errors.StopRequestedError(15)
 
     def epoch_done(self, result: EpochResult, checkpoint: Path | None) -> None:
         self.epochs.append(result)
@@ -53,11 +46,11 @@ class Hooks:
         if checkpoint is not None:
             assert load_checkpoint(checkpoint)["results"][-1]["epoch"] <= result.epoch  # safe on the disk by now
         if result.epoch == self.stop_at_epoch:
-            raise StopRequestedError(15)
+            raise errors.StopRequestedError(15)
         if result.epoch == self.prune_at_epoch:
             raise optuna.TrialPruned
 
-    def checkpoint_failed(self, error: CheckpointWriteError) -> None:
+    def checkpoint_failed(self, error: errors.CheckpointWriteError) -> None:
         raise error
 
 
@@ -136,7 +129,7 @@ def test_interrupted_and_resumed_training_gives_the_same_bits(train, params, pre
     uninterrupted = train(params, max_epochs=4)
     batches_per_epoch = 3 + 2  # 25 images in batches of 8, 8 and 9; 12 validation images in two
     cut = Hooks(stop_at_batch=2 * batches_per_epoch + 2)  # in the middle of epoch 2
-    with pytest.raises(StopRequestedError):
+    with pytest.raises(errors.StopRequestedError):
         train(params, cut, max_epochs=4, checkpoint_folder=tmp_path / "attempt-1")
     assert len(cut.epochs) == 2
     newest = valid_checkpoints(tmp_path / "attempt-1")[0]
@@ -150,7 +143,7 @@ def test_interrupted_and_resumed_training_gives_the_same_bits(train, params, pre
 def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(train, tmp_path):
     for batch in (1, 3, 4, 5, 6, 10, 11):
         folder = tmp_path / str(batch)
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(errors.StopRequestedError):
             train(hooks=Hooks(stop_at_batch=batch), checkpoint_folder=folder)
         names = [path.name for path in valid_checkpoints(folder)]
         assert names == [f"epoch-{epoch:04d}.pt" for epoch in range((batch - 1) // 5)][::-1]
@@ -158,7 +151,7 @@ def test_an_interruption_leaves_the_last_finished_epochs_checkpoint(train, tmp_p
 
 def stopped_after(train: Train, num_epochs: int, folder: Path) -> Path:
     """Interrupt a training after an epoch and return its checkpoint."""
-    with pytest.raises(StopRequestedError):
+    with pytest.raises(errors.StopRequestedError):
         train(hooks=Hooks(stop_at_epoch=num_epochs - 1), checkpoint_folder=folder)
     return valid_checkpoints(folder)[0]
 
@@ -176,12 +169,12 @@ def test_resuming_can_add_epochs_and_ends_at_once_if_finished(train, tmp_path):
 
 def test_a_checkpoint_of_another_training_is_rejected_naming_what_differs(train, tmp_path):
     newest = stopped_after(train, 1, tmp_path)
-    with pytest.raises(CheckpointError, match="another training: seed differ"):
+    with pytest.raises(errors.CheckpointError, match="another training: seed differ"):
         train(seed=6, resume_from=newest)
-    with pytest.raises(CheckpointError, match="learning_rate, batch_size"):
+    with pytest.raises(errors.CheckpointError, match="learning_rate, batch_size"):
         train(replace(PARAMS, learning_rate=0.1, batch_size=4), resume_from=newest)
     newest.write_bytes(newest.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match="truncated, corrupt"):
+    with pytest.raises(errors.CheckpointError, match="truncated, corrupt"):
         train(resume_from=newest)
 
 
@@ -270,7 +263,7 @@ def test_the_reduced_micro_batch_survives_a_resume(train, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_infeasible(train, params, most, reason):
-    with NoMemory(most), pytest.raises(InfeasibleTrialError, match=reason):
+    with NoMemory(most), pytest.raises(errors.InfeasibleTrialError, match=reason):
         train(params, max_epochs=5)
 
 
@@ -296,13 +289,13 @@ def test_unusable_splits_are_data_errors(make_split):
     one, few = make_split(1), make_split(4)
     ungraded = replace(few, zones_NZ=torch.full((4, 6), 4))
     for train, validation in ((one, few), (few, ungraded)):
-        with pytest.raises(DataError, match="needs two training images and a graded validation label"):
+        with pytest.raises(errors.DataError, match="needs two training images and a graded validation label"):
             train_model(train, validation, PARAMS, TrialSettings(), max_epochs=1, seed=0, hooks=Hooks())
 
 
 def test_a_full_disk_and_too_small_images_end_the_training(train, tmp_path):
-    with pytest.raises(ConfigurationError, match="too small for inception_v3"):
+    with pytest.raises(errors.ConfigurationError, match="too small for inception_v3"):
         train(replace(PARAMS, model_arch="inception_v3"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointWriteError, match="could not be written"):
+    with pytest.raises(errors.CheckpointWriteError, match="could not be written"):
         train(checkpoint_folder=tmp_path / "file")
