@@ -178,7 +178,7 @@ def next_command(loaded: LoadedSettings, *words: str) -> str:
     if loaded.is_flag("storage.url"):
         from csi_job.storage.url import database_address
 
-        place += ["--storage", str(database_address(settings.storage, settings.work))]  # without secrets
+        place += ["--storage", database_address(settings.storage, settings.work).argument]
     place += [word for file in files for word in ("--config", file)]
     if settings.trial.is_weights_file and words[0] in ("hyperopt", "train-optimized"):
         place += ["--pretrained", settings.trial.pretrained]

@@ -137,7 +137,7 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
         contextlib.closing(_open_target(settings.storage, settings.work, url, password_file)) as target,
     ):
         click.echo("\n".join(summarize_copy(copy_study(source, name, target, new_name), name)))
-    search = ["csi-job", "hyperopt", "--study-name", new_name or name, "--storage", str(target.address)]
+    search = ["csi-job", "hyperopt", "--study-name", new_name or name, "--storage", target.address.argument]
     click.echo(f"to continue there: {shlex.join(search)}")
 
 

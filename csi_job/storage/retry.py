@@ -51,6 +51,7 @@ REJECTED_WORDS: Final = (
     "is not permitted to log in", "sslrootcert", "root certificate", "unknown ca", "alert certificate",
     "alert bad certificate", "certificate required", "handshake failure", "protocol version", "unsupported protocol",
     "invalid port number", "invalid value", "invalid integer value", "invalid dsn", "private key", "certificate file",
+    "definition of service", "service file", "unrecognized configuration parameter",
 )  # fmt: skip
 SQLITE_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)
 SQLITE_UNREACHABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)

@@ -42,7 +42,8 @@ def check_schema(engine: Engine, address: Address) -> None:
         complete = stored is not None and sa.inspect(connection).has_table(LEASES.name)
     if stored is not None and stored != HEAD_REVISION:
         message = f"the tables in {address} are of another Optuna version (schema {stored})"
-        hint = f"back it up, then run `optuna storage upgrade --storage {address}` with Optuna {optuna.__version__}"
+        command = f"optuna storage upgrade --storage '{address.argument}'"
+        hint = f"back it up, then run `{command}` with Optuna {optuna.__version__}"
         raise ConfigurationError(message, allowed=f"schema {HEAD_REVISION}", hint=hint)
     if not complete:
         raise NoStudyError(f"there is no study in {address}", hint="`csi-job hyperopt` creates one")

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
@@ -19,6 +20,7 @@ SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
 SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq also accepts these in the URL's query
 REPEATED_OPTIONS: Final = ("host", "port")  # once per server
+ENCODE: Final = "a password needs percent-encoding there (@ is %40, / is %2F)"
 HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
     "beegfs", "glusterfs", "ocfs2", "gfs2")  # fmt: skip
@@ -47,6 +49,11 @@ class Address:
         if self.is_sqlite:
             return f"sqlite:///{self.url.database}"
         return self.url.set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def argument(self) -> str:
+        """The URL for a command line: with its options, without the secrets."""
+        return str(self) if self.is_sqlite else self.url.render_as_string()
 
     def with_secrets(self) -> str:
         """Return the URL with its secrets, for a library that connects by itself."""
@@ -83,9 +90,12 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
         secrets["password"] = str(url.password) if password is None else password
     if "\0" in secrets.get("password", ""):
         raise ConfigurationError("the database's password contains a NUL byte, which PostgreSQL cannot take", hint=HINT)
-    bare = url.difference_update_query(SECRET_OPTIONS)
-    clean = URL.create("postgresql+psycopg2", bare.username, None, bare.host, bare.port, bare.database, bare.query)
-    return Address(clean, secrets)
+    query: dict[str, Any] = {**url.difference_update_query(SECRET_OPTIONS).query}
+    host, port = url.host, url.port
+    if (socket_folder := unquote(host or "")).startswith("/"):  # as libpq takes one; SQLAlchemy takes it as an option
+        query |= {"host": socket_folder} | ({"port": str(port)} if port else {})
+        host, port = None, None
+    return Address(URL.create("postgresql+psycopg2", url.username, None, host, port, url.database, query), secrets)
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -139,12 +149,12 @@ def _parsed(text: str) -> URL:
     try:
         url = make_url(text)
     except Exception:  # noqa: BLE001 - whatever the parser says quotes the URL, and with it the password
-        raise ConfigurationError(message, allowed=ALLOWED) from None
+        raise ConfigurationError(message, allowed=ALLOWED, hint=f"{ENCODE}, or {HINT}") from None
     if "\0" in text or "%00" in text:
         raise ConfigurationError(f"{message}: it contains a NUL byte", allowed=ALLOWED)
     if url.drivername in POSTGRES_SCHEMES and _is_ambiguous(text, url):
         message = "storage.url contains more than one @"
-        raise ConfigurationError(message, hint=f"the password needs percent-encoding there (@ is %40), or {HINT}")
+        raise ConfigurationError(message, hint=f"{ENCODE}, or {HINT}")
     return url
 
 

@@ -42,9 +42,9 @@ def test_flags_reach_the_settings_and_origins():
 def test_the_next_command_names_what_a_study_does_not_know(tmp_path):
     config = tmp_path / "s.yaml"
     config.write_text("storage: {outage_s: 5}\nstudy: {seed: 3}")
-    flags = {"work": "w 1", "storage.url": "postgresql://u:geheim@h/d", "trial.pretrained": "x.pth"}
+    flags = {"work": "w 1", "storage.url": "postgresql://u:geheim@h/d?sslmode=require", "trial.pretrained": "x.pth"}
     command = next_command(load_settings(flags, config, {}), "hyperopt", "--study-name", "s")
-    places = ["--work", "w 1", "--storage", "postgresql+psycopg2://u@h/d", "--config", str(config)]
+    places = ["--work", "w 1", "--storage", "postgresql+psycopg2://u@h/d?sslmode=require", "--config", str(config)]
     assert shlex.split(command) == ["csi-job", "hyperopt", "--study-name", "s", *places, "--pretrained", "x.pth"]
     assert next_command(load_settings({}, None, {}), "evaluate") == "csi-job evaluate"
     config.write_text("work: w\nstudy: {seed: 3}")

@@ -40,6 +40,15 @@ def test_postgresql_gets_the_psycopg2_driver(scheme):
     assert address.url.drivername == "postgresql+psycopg2"
     assert address.url.query["sslmode"] == "require"
     assert str(address) == "postgresql+psycopg2://anna@db:5433/csi"
+    assert address.argument == "postgresql+psycopg2://anna@db:5433/csi?sslmode=require"
+
+
+def test_the_folder_of_a_socket_may_stand_in_place_of_the_host():
+    encoded = database_address(settings("postgresql://anna:secret@%2Frun%2Fpg:5433/csi?sslmode=disable"), Path())
+    plain = database_address(settings("postgresql://anna@/csi?host=/run/pg&port=5433&sslmode=disable"), Path())
+    assert encoded.url == plain.url
+    assert "secret" not in encoded.argument
+    assert database_address(settings(encoded.argument), Path()).url == plain.url
 
 
 @pytest.mark.parametrize("source", ["setting", "file", "url", "option"])
