@@ -62,12 +62,19 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
 
 def _inflated(content: bytes, num_bytes: int) -> bytes:
-    """Return the first bytes of a file that may be gzipped; its checksum is verified if there are no more."""
+    """Return the first bytes of a file that may be gzipped; its checksum is verified if there are no more.
+
+    Raises:
+        DataError: it is cut off.
+        Exception: anything zlib raises for damaged content.
+    """
     if not content.startswith(GZIP_MAGIC):
         return content[:num_bytes]
     inflater = zlib.decompressobj(zlib.MAX_WBITS + 16)
     plain = inflater.decompress(content, num_bytes)
     inflater.decompress(inflater.unconsumed_tail, 1)  # up to the checksum
+    if len(plain) < num_bytes and not inflater.eof:
+        raise DataError("the gzip file is cut off")
     if len(plain) == num_bytes or not inflater.unused_data:
         return plain
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:  # several files in one, which takes longer

@@ -175,7 +175,7 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path):
         "empty": (b"", "empty"),
         "text": (b"this is no image" * 40, "the file is not an image: PNG,"),
         "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image"),
-        "torn gzip": (gzip.compress(b"no image" * 99)[:15], "damaged"),
+        "torn gzip": (gzip.compress(b"no image" * 99)[:15], "the gzip file is cut off"),
         "torn header": (png[:20], "damaged"),
         "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "LFS pointer and not the image itself; run `git"),
         "PDF": (b"%PDF-1.7", "the file is a PDF document"),
