@@ -1,17 +1,17 @@
 """Search strategies that `benchmarks.search_replay` replays: Optuna's samplers and pruners, and what it has none of."""
 
-import contextlib
 import copy
 import functools
+import heapq
 import importlib.util
+import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -19,11 +19,15 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.search_pool import SPACE, Curve, CurvePool
+from benchmarks.search_record import SIDE_PX
+from csi_job.storage.optuna_private import CostAwareTPESampler
 from csi_job.study.pruning import HALVING_FACTOR, N_MIN_TRIALS, N_WARMUP_STEPS
 from csi_job.trial.hyperparameters import HYPERPARAMETERS
+from csi_job.trial.model import gflops
 
 REFERENCE = "TPE, median (reference)"
 AUTO_SAMPLER = "AutoSampler, median"
+ARCHITECTURES = HYPERPARAMETERS["model_arch"].space["choices"]
 
 
 @dataclass(eq=False)
@@ -45,8 +49,17 @@ class Run:
         return self.num_epochs == len(self.curve.val_f1)
 
 
-class BudgetSpentError(Exception):
-    """The clock has reached the budget."""
+Seconds = Iterator[float]
+"""What a worker spends, step by step."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What bounds a study: a number of trials, or what as many random ones take of each worker's time."""
+
+    num_trials: int
+    unit: Literal["trials", "seconds"]
+    num_workers: int = 1
 
 
 @dataclass
@@ -55,37 +68,54 @@ class Replay:
 
     pool: CurvePool
     study: optuna.Study
-    budget_s: float
+    budget: Budget
     clock_s: float = 0.0
+    spent_s: float = 0.0
+    """By all workers."""
     num_trials: int = 0
     num_epochs: int = 0
     results: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def max_trials(self) -> int:
-        """The study's total, which pausing needs: more than any arm starts."""
-        return round(10 * self.budget_s / self.pool.mean_trial_s)
+        """The study's total, which pausing needs: for a budget in seconds, more than any arm starts."""
+        return self.budget.num_trials * (1 if self.budget.unit == "trials" else 10 * self.budget.num_workers)
 
-    def spend(self, seconds: float) -> None:
-        """Advance the clock; raise `BudgetSpentError` past the budget."""
-        self.clock_s += seconds
-        if self.clock_s > self.budget_s:
-            raise BudgetSpentError
+    @property
+    def budget_s(self) -> float:
+        """When the clock stops."""
+        return math.inf if self.budget.unit == "trials" else self.budget.num_trials * self.pool.mean_trial_s
+
+    def run(self, policy: "Policy") -> None:
+        """Let the workers follow a policy, each with a clock of its own, until the budget is spent."""
+        workers = [policy(self) for _ in range(self.budget.num_workers)]
+        clocks = [(0.0, number) for number in range(len(workers))]
+        while clocks:
+            clock_s, number = heapq.heappop(clocks)
+            if clock_s > self.budget_s:
+                return
+            self.clock_s = clock_s
+            seconds = next(workers[number], None)
+            if seconds is not None:
+                self.spent_s += seconds
+                heapq.heappush(clocks, (clock_s + seconds, number))
+
+    def can_start(self) -> bool:
+        """Whether the budget allows another trial."""
+        return self.num_trials < self.max_trials
 
     def start(self) -> Run:
-        """Ask for parameters and build the model."""
+        """Ask for parameters."""
         trial = self.study.ask()
         SPACE.suggest(trial)
-        run = Run(trial, self.pool.nearest(trial.params))
         self.num_trials += 1
-        self.spend(run.curve.start_s)
-        return run
+        return Run(trial, self.pool.nearest(trial.params))
 
-    def train(self, run: Run) -> None:
-        """Train for one epoch and report it."""
-        self.spend(run.curve.epoch_s[run.num_epochs])
+    def train(self, run: Run) -> Seconds:
+        """Train for one epoch and report it, having built the model for the first."""
+        yield run.curve.epoch_s[run.num_epochs] + (0.0 if run.num_epochs else run.curve.start_s)
         run.trial.report(run.curve.val_f1[run.num_epochs], run.num_epochs)
-        if isinstance(self.study.sampler, CostAwareSampler):
+        if isinstance(self.study.sampler, PerSecondSampler):
             self.study.sampler.after_epoch(run.curve, run.num_epochs)
         run.num_epochs += 1
         self.num_epochs += 1
@@ -100,12 +130,15 @@ class Replay:
         self.results.append((self.clock_s, run.best))
 
 
-def stop(replay: Replay) -> None:
+Policy = Callable[[Replay], Seconds]
+
+
+def stop(replay: Replay) -> Seconds:
     """Run each trial until its end, or until the study's pruner stops it."""
-    while True:
+    while replay.can_start():
         run = replay.start()
         while not run.is_done:
-            replay.train(run)
+            yield from replay.train(run)
             if not run.is_done and run.num_epochs > N_WARMUP_STEPS and run.trial.should_prune():
                 replay.study.tell(run.trial, state=TrialState.PRUNED)
                 break
@@ -127,28 +160,30 @@ class Asha:
     """The trials that reached each rung, the best first."""
     paused: dict[int, Run] = field(default_factory=dict)
 
-    def __call__(self, replay: Replay) -> None:
-        """Run until the budget is spent."""
+    def __call__(self, replay: Replay) -> Seconds:
+        """Run until the budget is spent; several workers share one instance."""
         while True:
             promoted = self._promotable()
-            if promoted is None:
+            if promoted is not None:
+                run = self.paused.pop(promoted)
+                yield run.curve.resume_s
+            elif replay.can_start():
                 run = replay.start()
             else:
-                run = self.paused.pop(promoted)
-                replay.spend(run.curve.resume_s)
-            self._train(replay, run)
+                return
+            yield from self._train(replay, run)
             set_paused(replay.study, self.paused)
 
-    def _train(self, replay: Replay, run: Run) -> None:
+    def _train(self, replay: Replay, run: Run) -> Seconds:
         while not run.is_done:
-            replay.train(run)
+            yield from replay.train(run)
             if run.is_done or not self._is_rung(run.num_epochs):
                 continue
             ranked = self.ranking.setdefault(run.num_epochs, [])
             best = run.best
             ranked.insert(sum(max(r.curve.val_f1[: run.num_epochs]) >= best for r in ranked), run)
             if run not in ranked[: len(ranked) // self.reduction_factor]:
-                replay.spend(run.curve.save_s)
+                yield run.curve.save_s
                 self.paused[run.trial.number] = run
                 self._prune_beaten(replay, run.num_epochs)
                 return
@@ -172,15 +207,7 @@ class Asha:
         return None
 
 
-def pause(replay: Replay, reduction_factor: int = HALVING_FACTOR, first_rung: int = 1) -> None:
-    """Run ASHA that pauses."""
-    Asha(reduction_factor, first_rung)(replay)
-
-
-pause_late = functools.partial(pause, reduction_factor=2, first_rung=3)
-
-
-def freeze_thaw(replay: Replay, step_epochs: int = 3) -> None:
+def freeze_thaw(replay: Replay, step_epochs: int = 3) -> Seconds:
     """Give a few epochs to the trial whose predicted end is best, and start a new trial after every second time.
 
     A paused trial's end is predicted as its best F1 so far, times the median gain from there of the trials that went
@@ -189,20 +216,22 @@ def freeze_thaw(replay: Replay, step_epochs: int = 3) -> None:
     runs: list[Run] = []
     open_runs: dict[int, Run] = {}
     for turn in range(sys.maxsize):
-        if turn % 3 == 0 or not open_runs:
+        if replay.can_start() and (turn % 3 == 0 or not open_runs):
             run = replay.start()
             runs.append(run)
+        elif not open_runs:
+            return
         else:
             number = max(open_runs, key=lambda number: predicted(open_runs[number], runs))
             run = open_runs.pop(number)
             set_paused(replay.study, open_runs)
-            replay.spend(run.curve.resume_s)
+            yield run.curve.resume_s
         for _ in range(min(step_epochs, len(run.curve.val_f1) - run.num_epochs)):
-            replay.train(run)
+            yield from replay.train(run)
         if run.is_done:
             replay.end(run)
         else:
-            replay.spend(run.curve.save_s)
+            yield run.curve.save_s
             open_runs[run.trial.number] = run
             set_paused(replay.study, open_runs)
 
@@ -266,7 +295,19 @@ class _Seen:
         return trial
 
 
-class CostAwareSampler(PausedAsPrunedSampler):
+class PerCostSampler(CostAwareTPESampler, PausedAsPrunedSampler):
+    """TPE whose expected improvement is per power of the architecture's GFLOPs."""
+
+    def __init__(self, exponent: float = 1.0, **options: Any) -> None:
+        """Take the power, and TPE's options."""
+        super().__init__("model_arch", lambda: [cost**exponent for cost in self.costs()], **options)
+
+    def costs(self) -> Sequence[float]:
+        """Return the cost of each architecture."""
+        return [gflops(arch, SIDE_PX) for arch in ARCHITECTURES]
+
+
+class PerSecondSampler(PerCostSampler):
     """TPE whose expected improvement is per second that an epoch of the architecture has taken so far."""
 
     def __init__(self, **options: Any) -> None:
@@ -278,15 +319,10 @@ class CostAwareSampler(PausedAsPrunedSampler):
         """Note what an epoch took."""
         self.epoch_s.setdefault(curve.params["model_arch"], []).append(curve.epoch_s[epoch])
 
-    def _compute_acquisition_func(self, samples: dict[str, np.ndarray], mpe_below: Any, mpe_above: Any) -> np.ndarray:
-        ratio = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
-        if "model_arch" not in samples:
-            return ratio
-        gamma = 0.1  # TPE's share of good trials: improvement is expected by (gamma + (1 - gamma) bad / good)^-1
+    def costs(self) -> Sequence[float]:
+        """Return the mean seconds of each architecture, of all together where it has not been tried."""
         means = {arch: statistics.mean(seconds) for arch, seconds in self.epoch_s.items()}
-        choices = HYPERPARAMETERS["model_arch"].space["choices"]
-        costs = np.log([means.get(arch, statistics.mean(means.values())) for arch in choices])
-        return -np.logaddexp(np.log(gamma), np.log(1 - gamma) - ratio) - costs[samples["model_arch"].astype(int)]
+        return [means.get(arch, statistics.mean(means.values())) for arch in ARCHITECTURES]
 
 
 @dataclass(frozen=True)
@@ -295,7 +331,7 @@ class Arm:
 
     sampler: Callable[[int], BaseSampler]
     pruner: Callable[[int], BasePruner] = lambda _: NopPruner()
-    policy: Callable[[Replay], None] = stop
+    policy: Callable[[], Policy] = lambda: stop
 
 
 def tpe(kind: type[TPESampler] = TPESampler) -> Callable[[int], TPESampler]:
@@ -338,22 +374,24 @@ ARMS: dict[str, Arm] = {
     "TPE, ASHA that stops from epoch 3, 1 of 2": Arm(
         tpe(), lambda _: SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
     ),
-    "TPE, ASHA that pauses": Arm(tpe(PausedAsPrunedSampler), policy=pause),
-    "the same, paused seen as bad": Arm(tpe(), policy=pause),
-    "TPE, ASHA that pauses at 3 and 6, 1 of 2": Arm(tpe(PausedAsPrunedSampler), policy=pause_late),
-    "random, ASHA that pauses": Arm(lambda seed: RandomSampler(seed=seed), policy=pause),
-    "freeze-thaw-like": Arm(tpe(PausedAsPrunedSampler), policy=freeze_thaw),
-    "TPE per second, median": Arm(tpe(CostAwareSampler), median),
-    "TPE per second, no pruning": Arm(tpe(CostAwareSampler)),
+    "TPE, ASHA that pauses": Arm(tpe(PausedAsPrunedSampler), policy=Asha),
+    "the same, paused seen as bad": Arm(tpe(), policy=Asha),
+    "TPE, ASHA that pauses at 3 and 6, 1 of 2": Arm(tpe(PausedAsPrunedSampler), policy=functools.partial(Asha, 2, 3)),
+    "random, ASHA that pauses": Arm(lambda seed: RandomSampler(seed=seed), policy=Asha),
+    "freeze-thaw-like": Arm(tpe(PausedAsPrunedSampler), policy=lambda: freeze_thaw),
+    "TPE per second, median": Arm(tpe(PerSecondSampler), median),
+    "TPE per second, no pruning": Arm(tpe(PerSecondSampler)),
+    "TPE per root GFLOP, no pruning": Arm(tpe(functools.partial(PerCostSampler, 0.5))),
+    "TPE per GFLOP, median": Arm(tpe(PerCostSampler), median),
+    "TPE per GFLOP, no pruning": Arm(tpe(PerCostSampler)),
 }
 
 
-def replay_arm(name: str, pool: CurvePool, seed: int, budget_s: float, max_epochs: int) -> Replay:
+def replay_arm(name: str, pool: CurvePool, seed: int, budget: Budget, max_epochs: int) -> Replay:
     """Replay one arm on one data set with one seed."""
     arm = ARMS[name]
     sampler, pruner = arm.sampler(seed), arm.pruner(max_epochs)
     study = optuna.create_study(study_name=str(seed), direction="maximize", sampler=sampler, pruner=pruner)
-    replay = Replay(pool, study, budget_s)
-    with contextlib.suppress(BudgetSpentError):
-        arm.policy(replay)
+    replay = Replay(pool, study, budget)
+    replay.run(arm.policy())
     return replay

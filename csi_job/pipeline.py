@@ -59,8 +59,8 @@ def optimize_hyperparameters(
         study_name: name of the study; if it exists, it is continued.
         n_trials: total number of finished trials in the study, across all workers.
         max_epochs: maximum number of epochs per trial.
-        sampler: `tpe`, `random` or `cmaes`.
-        pruner: `median`, `successive_halving`, `asha`, `hyperband` or `none`.
+        sampler: `tpe`, `tpe_per_cost`, `random`, `cmaes` or `auto`.
+        pruner: `median`, `successive_halving`, `asha`, `hyperband`, `none` or `auto`.
         wandb_project: Weights & Biases project; without one, nothing is tracked.
         settings: other sections of the settings tree, e.g. `work="results"`,
             `radiographs={"labels": "labels.csv", "images": "images/"}`, `storage={"url": "sqlite:///studies.db"}`.

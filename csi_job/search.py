@@ -61,6 +61,7 @@ class Search:
     def run(self, environments: Sequence[Environment]) -> None:
         """Start a worker in each environment, see `worker_environments`; a single one is this process."""
         state, max_epochs = study_status(self.study), self.settings.study.max_epochs
+        logger.info("sampler %s, pruner %s", self.settings.study.sampler, self.settings.study.pruner)
         with live_study(
             self.study.study_name, target=state.target, num_finished=state.num_finished, max_epochs=max_epochs
         ) as live:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import optuna
+from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
@@ -58,6 +61,8 @@ IN_MEMORY_LOGGER: Final = "optuna.storages._in_memory"
 # Random states within the samplers we use, and samplers within samplers.
 _RANDOM_STATES: Final = ("_rng", "_cma_rng")
 _INNER_SAMPLERS: Final = ("_random_sampler", "_independent_sampler")
+
+GOOD_SHARE: Final = 0.1  # of a TPE sampler's trials, up to 250 of them
 
 
 def importance_package() -> ModuleType:
@@ -145,6 +150,28 @@ def _reseed(sampler: BaseSampler, seed: int) -> int:
         state.rng.seed(seed)
     inner = [getattr(sampler, name) for name in _INNER_SAMPLERS if hasattr(sampler, name)]
     return len(states) + sum(_reseed(one, seed) for one in inner)
+
+
+class CostAwareTPESampler(TPESampler):
+    """TPE that maximises expected improvement per cost of a choice.
+
+    TPE ranks candidates by their density among good trials over that among bad ones, with which expected improvement
+    rises: 1 / (p + (1 - p) bad / good), where p is the share of good trials (Bergstra et al., Algorithms for
+    Hyper-Parameter Optimization, 2011).
+    """
+
+    def __init__(self, name: str, costs: Callable[[], Sequence[float]], **options: Any) -> None:
+        """Take TPE's options, a parameter with choices, and what returns the cost of each choice."""
+        super().__init__(**options)
+        self._name, self._costs = name, costs
+
+    def _compute_acquisition_func(self, samples: dict[str, np.ndarray], mpe_below: Any, mpe_above: Any) -> np.ndarray:
+        log_ratio = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
+        if self._name not in samples:
+            return log_ratio
+        log_improvement = -np.logaddexp(np.log(GOOD_SHARE), np.log1p(-GOOD_SHARE) - log_ratio)
+        log_costs = np.log(np.array(self._costs()))
+        return np.asarray(log_improvement - log_costs[samples[self._name].astype(int)])
 
 
 class SearchStudy(optuna.Study):

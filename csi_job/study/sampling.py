@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import ATTEMPT, BRACKET, MIN_RESOURCE, PHASE, PRUNER, REDUCTION_FACTOR, WORKER
 from csi_job.storage.lease import Lease, worker_name
-from csi_job.storage.optuna_private import frozen_trial_of, refresh_trials, reseed
+from csi_job.storage.optuna_private import CostAwareTPESampler, frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import storage_of
 from csi_job.study.pruning import bracket_of
 from csi_job.study.settings import PAUSING, StudySettings
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Suggest = Callable[[optuna.Trial], Any]
+ARCH: Final = "model_arch"
+COST_SIDE_PX: Final = 224  # which every architecture accepts
 
 
 class UnconditionalCmaEsSampler(CmaEsSampler):
@@ -57,15 +61,14 @@ def make_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
         return RandomSampler(seed=settings.seed)
     if settings.sampler == "cmaes":
         return _cmaes(settings, space)
+    options: dict[str, Any] = {"seed": settings.seed, "n_startup_trials": settings.num_startup_trials}
+    options |= {"multivariate": True, "group": True, "constant_liar": True}
+    archs = space.distributions().get(ARCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(
-            seed=settings.seed,
-            n_startup_trials=settings.num_startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
+        if settings.sampler == "tpe_per_cost" and isinstance(archs, CategoricalDistribution):
+            return CostAwareTPESampler(ARCH, partial(_costs, archs.choices), **options)
+        return TPESampler(**options)
 
 
 def derived_seed(study_seed: int, number: int) -> int:
@@ -100,6 +103,17 @@ def format_params(params: Mapping[str, Any]) -> str:
     """Return a trial's parameters for a log."""
     shown = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
     return ", ".join(shown)
+
+
+def _costs(archs: Sequence[Any]) -> list[float]:
+    """Return what the improvement by each architecture is divided by, the same on every machine.
+
+    The root of its GFLOPs: per GFLOP, networks that are better but large would hardly be tried (`docs/search.md`). How
+    the costs compare depends little on the size of the images.
+    """
+    from csi_job.trial.model import gflops  # imports torch
+
+    return [math.sqrt(gflops(arch, COST_SIDE_PX)) for arch in archs]
 
 
 def _cmaes(settings: StudySettings, space: SearchSpace) -> UnconditionalCmaEsSampler:

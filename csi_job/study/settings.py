@@ -1,15 +1,22 @@
 """Settings of the study."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from csi_job.errors import ConfigurationError
 from csi_job.settings import Section
 
-Sampler = Literal["tpe", "random", "cmaes"]
-Pruner = Literal["median", "successive_halving", "asha", "hyperband", "none"]
+Sampler = Literal["tpe", "tpe_per_cost", "random", "cmaes", "auto"]
+Pruner = Literal["median", "successive_halving", "asha", "hyperband", "none", "auto"]
+AUTO: Final = {
+    "f1": {"sampler": "tpe_per_cost", "pruner": "none"},
+    "f1-and-cost": {"sampler": "tpe", "pruner": "median"},
+}
+"""What `auto` stands for, by objective: what replays of one objective show best (`docs/search.md`)."""
+ONE_OBJECTIVE_SAMPLERS: Final = ("cmaes", "tpe_per_cost")
 PAUSING: Final = ("asha", "hyperband")
 ObjectiveName = Literal["f1", "f1-and-cost"]
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
@@ -18,7 +25,7 @@ MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_hist
 _ONE_OBJECTIVE: JsonDict = {
     "if": {
         "anyOf": [
-            {"properties": {"sampler": {"const": "cmaes"}}, "required": ["sampler"]},
+            {"properties": {"sampler": {"enum": [*ONE_OBJECTIVE_SAMPLERS]}}, "required": ["sampler"]},
             {"properties": {"pruner": {"enum": [*PAUSING]}}, "required": ["pruner"]},
         ]
     },
@@ -40,13 +47,14 @@ class StudySettings(Section):
     max_epochs: int = Field(default=30, ge=1)
     """Maximum number of epochs per trial."""
     sampler: Sampler = "tpe"
-    """Algorithm that suggests the next hyperparameters; `cmaes` learns only from complete trials, not from pruned or
-    paused ones."""
+    """Algorithm that suggests the next hyperparameters. `tpe_per_cost` is TPE that prefers cheap architectures: it
+    maximises the expected improvement per square root of GFLOPs. `cmaes` learns only from complete trials, not from
+    pruned or paused ones. `auto` is `tpe_per_cost`, or `tpe` with two objectives."""
     num_startup_trials: int = Field(default=10, ge=0)
     """Random trials before TPE or CMA-ES starts to model the results."""
     pruner: Pruner = "median"
     """Rule that stops unpromising trials early; `asha` and `hyperband` pause them, and resume them as others fall
-    behind."""
+    behind. `auto` is `none`, or `median` with two objectives."""
     reduction_factor: int = Field(default=2, ge=2)
     """With `asha` and `hyperband`: one of this many trials continues at each rung, and rungs lie this factor apart."""
     min_resource: int = Field(default=3, ge=1)
@@ -68,6 +76,15 @@ class StudySettings(Section):
     is at most that of the GPUs; on the CPU, that many workers share the cores."""
     report_every: int = Field(default=5, ge=1)
     """Refresh the report in `models/hyperopt/` after every this many trials of a worker, but at most once a minute."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_auto(cls, given: object) -> object:
+        """Put in place of `auto` what it stands for, so that each trial and the report show that."""
+        if not isinstance(given, Mapping):
+            return given
+        resolved = AUTO.get(str(given.get("objective", "f1")), {})
+        return {name: resolved.get(name, value) if value == "auto" else value for name, value in given.items()}
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -121,8 +138,8 @@ def check_objective(settings: StudySettings) -> None:
     """Raise `ConfigurationError` for a sampler or pruner that cannot handle two objectives."""
     if settings.objective == "f1":
         return
-    if settings.sampler == "cmaes":
-        message = "CMA-ES handles one objective only, so it cannot search f1-and-cost"
+    if settings.sampler in ONE_OBJECTIVE_SAMPLERS:
+        message = "this sampler handles one objective only, so it cannot search f1-and-cost"
         raise ConfigurationError(message, got=settings.sampler, allowed=("tpe", "random"))
     if settings.pruner in PAUSING:
         message = "this pruner compares one objective only, so it cannot search f1-and-cost"

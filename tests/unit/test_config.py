@@ -94,7 +94,7 @@ def laughs(part: str) -> str:
         ("space: {batch_size: 32}", "e.g. {value: 32}, {choices: [16, 32]} or {low: 16, high: 64}, got 32; see"),
         ("space: {model_arch: {choices: []}}", "settings.yaml): must not be empty; see"),
         ("space: {batch_size: {low: 2, high: 1}}", "): low 2 is above high 1; see"),
-        ("study: {sampler: magic}", "'tpe', 'random' or 'cmaes'"),
+        ("study: {sampler: magic}", "'tpe', 'tpe_per_cost', 'random', 'cmaes' or 'auto'"),
         ("radiographs: {split: {train: 0.9}}", "must add up to 1"),
         ("study: {workers: many}", "must be auto or a whole number from 1, got 'many'"),
         ("study: {workers: 0}", "must be auto or a whole number from 1, got 0"),

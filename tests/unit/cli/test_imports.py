@@ -81,7 +81,7 @@ NEEDED = {"status": {"optuna", "sqlalchemy"}, "train-optimized": {"optuna"}}
         (["cache", "verify"], "there is no cache yet"),
         (["hyperopt", *TABLE, *FOLDER, "--pretrained", "typo.pth"], "no such weights file, got 'typo.pth'"),
         (["hyperopt", *TABLE, *FOLDER, "--config", "typo.yaml"], "the settings file cannot be read"),
-        (["hyperopt", "--sampler", "cmaes", "--objective", "f1-and-cost"], "CMA-ES handles one objective only"),
+        (["hyperopt", "--sampler", "cmaes", "--objective", "f1-and-cost"], "this sampler handles one objective only"),
         (["hyperopt", "--storage", "postgresql://u@127.0.0.1:1/db"], "there is no cache yet"),
         (["hyperopt", "--image-size", "7"], "greater than or equal to 32"),
         (["hyperopt", "--study-name", "a/b"], "study.name"),

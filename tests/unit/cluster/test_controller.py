@@ -45,7 +45,7 @@ def run(namespace: Namespace, missing_s: float = 0.0, **settings: Any) -> str:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"study.objective": "f1-and-cost"}, "CMA-ES handles one objective only"),
+        ({"study.objective": "f1-and-cost"}, "this sampler handles one objective only"),
         ({"space": dict.fromkeys(("learning_rate", "patience", "unknown_weight"))}, "CMA-ES needs a number"),
     ],
 )

@@ -161,6 +161,18 @@ def test_a_seed_determines_every_draw_of_a_sampler(sampler):
     assert len(set(drawn[0])) == 6
 
 
+@pytest.mark.parametrize("cheap", ["a", "b"])
+def test_tpe_takes_the_candidate_that_improves_most_per_cost(cheap):
+    costs = [1.0 if choice == cheap else 1e9 for choice in ("a", "b")]
+    sampler = private.CostAwareTPESampler("choice", lambda: costs, n_startup_trials=4, multivariate=True, seed=1)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(
+        lambda t: t.suggest_float("x", 0, 1) + 0 * len(t.suggest_categorical("choice", ["a", "b"])), n_trials=20
+    )
+    assert {trial.params["choice"] for trial in study.trials[:4]} == {"a", "b"}
+    assert {trial.params["choice"] for trial in study.trials[4:]} == {cheap}
+
+
 def test_a_sampler_without_a_known_random_state_is_refused():
     class Unknown(BaseSampler):
         def infer_relative_search_space(self, *_):

@@ -100,7 +100,9 @@ def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(s
     assert caplog.text.count(unknown) == 1
 
 
-@pytest.mark.parametrize("given", [{"sampler": "cmaes"}, {"pruner": "asha"}, {"pruner": "hyperband"}])
+@pytest.mark.parametrize(
+    "given", [{"sampler": "cmaes"}, {"sampler": "tpe_per_cost"}, {"pruner": "asha"}, {"pruner": "hyperband"}]
+)
 def test_what_knows_one_objective_is_refused_before_the_study_is_made(storage, given):
     with pytest.raises(ConfigurationError, match="one objective only"):
         define(storage, objective="f1-and-cost", **given)

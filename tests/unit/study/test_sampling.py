@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import numpy as np
 import optuna
 import pytest
 
@@ -5,6 +8,8 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.optuna_private import reseed
 from csi_job.study.sampling import derived_seed, make_sampler
 from csi_job.study.settings import StudySettings
+from csi_job.trial.parameter import Parameter
+from csi_job.trial.space import SearchSpace
 from tests.support.studies import SPACE, define, toy_space, work_on
 
 
@@ -14,13 +19,14 @@ def test_every_trial_has_a_seed_of_its_own():
     assert derived_seed(42, 7) == derived_seed(42, 7)
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "cmaes"])
+@pytest.mark.parametrize("name", ["tpe", "tpe_per_cost", "random", "cmaes"])
 def test_no_two_trials_draw_the_same_point_and_a_second_study_draws_the_same(name, storage, tmp_path):
     given = {"num_trials": 14, "max_epochs": 1, "sampler": name, "pruner": "none", "num_startup_trials": 4}
     drawn = []
+    space = SPACE.model_copy(update={"model_arch": Parameter(choices=("ResNet50", "Custom_1"))})
     for study_name in ("one", "two"):
-        study = define(storage, name=study_name, **given)
-        work_on(study, tmp_path, name=study_name, **given)
+        study = define(storage, space=space, name=study_name, **given)
+        work_on(study, tmp_path, suggest=space.suggest, name=study_name, **given)
         drawn.append([trial.params for trial in study.trials])
     assert drawn[0] == drawn[1]
     assert len({params["unknown_weight"] for params in drawn[0]}) == 14
@@ -61,3 +67,22 @@ def test_tpe_is_multivariate_grouped_and_sees_running_trials():
     assert isinstance(sampler, optuna.samplers.TPESampler)
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, True, True)
     assert sampler._n_startup_trials == 17
+
+
+def test_tpe_per_cost_divides_the_expected_improvement_by_the_root_of_the_gflops():
+    space = SearchSpace(model_arch={"choices": ["ResNet50", "Custom_1"]})
+    sampler = make_sampler(StudySettings(sampler="tpe_per_cost", num_startup_trials=17), space)
+    assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, True, True)
+    assert sampler._n_startup_trials == 17
+    bad_over_good = np.array([1.0, 1.0, 0.25, 4.0])
+    samples = {"model_arch": np.array([0.0, 1.0, 0.0, 1.0])}
+    good, bad = (SimpleNamespace(log_pdf=lambda _, of=of: np.log(of)) for of in (np.ones(4), bad_over_good))
+    gflops = np.array([8.017043456, 1.647470592, 8.017043456, 1.647470592])
+    per_cost = 1 / (0.1 + 0.9 * bad_over_good) / np.sqrt(gflops)
+    assert np.exp(sampler._compute_acquisition_func(samples, good, bad)) == pytest.approx(per_cost, rel=1e-12)
+    others = sampler._compute_acquisition_func({"learning_rate": np.ones(4)}, good, bad)
+    assert np.exp(others) == pytest.approx(1 / bad_over_good, rel=1e-12)
+
+
+def test_without_architectures_to_choose_from_tpe_per_cost_is_tpe():
+    assert type(make_sampler(StudySettings(sampler="tpe_per_cost"), SPACE)) is optuna.samplers.TPESampler
