@@ -94,6 +94,10 @@ class StorageRejectedError(StorageUnavailableError):
     """The database rejects us although it accepted us before, so a password or a right was changed."""
 
 
+class ResourceError(CsiJobError):
+    """A disk is full or has failed, or another resource of the system is exhausted."""
+
+
 class StalledError(CsiJobError):
     """No batch finished within `trial.stall_s`."""
 
@@ -168,9 +172,9 @@ def advice(error: OSError, hint: str = "") -> str:
 
 
 def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
-    """Return `kind`, or its base if `kind` blames the input although the system failed, e.g. on a full disk."""
-    blames_input = kind.exit_code == ConfigurationError.exit_code
-    return CsiJobError if blames_input and error.errno in _SYSTEM_ERRNOS else kind
+    """Return `kind`, or `ResourceError` if `kind` blames the input, or nothing, although the system failed."""
+    is_open = kind is CsiJobError or kind.exit_code == ConfigurationError.exit_code
+    return ResourceError if is_open and error.errno in _SYSTEM_ERRNOS else kind
 
 
 @dataclass(frozen=True)

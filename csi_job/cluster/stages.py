@@ -208,7 +208,7 @@ def _release(config_map: Mapping[str, Any]) -> Release:
         )
     except (KeyError, TypeError, yaml.YAMLError):
         message = f"the ConfigMap {metadata['name']} was changed by hand and can't be read"
-        raise ClusterError(message, hint="restore it with helm upgrade --force-conflicts") from None
+        raise ClusterError(message, hint="restore it with helm upgrade (in Helm 4 with --force-conflicts)") from None
 
 
 def scale_patch(num_pods: int, *, queued: bool) -> dict[str, Any]:

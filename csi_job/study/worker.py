@@ -23,6 +23,7 @@ from csi_job.errors import (
     InfeasibleTrialError,
     LeaseLostError,
     OutsideSpaceError,
+    ResourceError,
     StalledError,
     StopRequestedError,
     StorageUnavailableError,
@@ -57,6 +58,7 @@ RERAISED: Final = (
     LeaseLostError,
     StalledError,
     StorageUnavailableError,
+    ResourceError,
     ConfigurationError,
     DataError,
 )
@@ -232,7 +234,7 @@ class _Worker:
             self.summary.outcomes[outcome] += 1
         except LeaseLostError as error:
             logger.warning("%s", error)
-        except (StopRequestedError, KeyboardInterrupt, ConfigurationError, DataError):
+        except (StopRequestedError, KeyboardInterrupt, ResourceError, ConfigurationError, DataError):
             trial.release()
             raise
         finally:

@@ -180,7 +180,7 @@ def test_too_many_failures_end_the_worker(study, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [errors.DataError("the cache is damaged"), errors.ConfigurationError("no such device")]
+    "error", [errors.DataError("damaged"), errors.ConfigurationError("no GPU"), errors.ResourceError("disk full")]
 )
 def test_an_error_that_would_fail_every_trial_ends_the_worker_and_releases_the_trial(error, study, tmp_path):
     with pytest.raises(type(error)):
