@@ -69,9 +69,12 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
 
 
 def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
-    """Return why a pod does not start, None if nothing is wrong."""
+    """Return why a pod does not start, or is lost with its node; None if nothing is wrong."""
     name = pod["metadata"]["name"]
     age_s = seconds_since(_ready_to_start(pod))
+    if is_lost(pod):
+        reason = f"its node {pod['spec'].get('nodeName')} does not answer; if it is gone, delete it to replace the pod"
+        return StartupProblem(name, reason, is_missing=False, age_s=age_s, has_started=True)
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = condition.get("message", condition.get("reason", ""))

@@ -72,6 +72,17 @@ def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing)
     assert problem.age_s < 5
 
 
+def test_a_pod_that_outlives_its_grace_period_is_lost_with_its_node():
+    """Kubernetes replaces it only when its node answers again, or is deleted."""
+    lost = pod({"running": {}})
+    lost["spec"]["nodeName"] = "n"
+    lost["metadata"]["deletionTimestamp"] = (datetime.now(UTC) - timedelta(seconds=20)).isoformat()
+    assert startup_problem(lost) is None
+    lost["metadata"]["deletionTimestamp"] = (datetime.now(UTC) - timedelta(seconds=40)).isoformat()
+    reason = "its node n does not answer; if it is gone, delete it to replace the pod"
+    assert str(startup_problem(lost)) == f"pod r-cache-0 is not ready: {reason}"
+
+
 def test_an_image_that_cannot_be_pulled_is_missing():
     problem = startup_problem(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
     assert problem is not None
