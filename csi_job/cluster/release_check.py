@@ -19,6 +19,7 @@ from csi_job.cluster.stages import (
     Stage,
     component_of,
     find_release,
+    find_releases,
     is_gpu,
     selector,
 )
@@ -43,6 +44,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     quotas = _quotas(cluster)
     checks = [
         *(partial(check_pvc, cluster, name, release.stages) for name in _claims(cluster, release)),
+        partial(check_other_releases, release, find_releases(cluster)),
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
@@ -76,6 +78,18 @@ def check_pvc(cluster: Cluster, name: str, stages: Iterable[Stage]) -> str:
     is_shared = sum(stage.parallelism for stage in users) > 1
     one_node = ", which keeps its pods on one node" if is_shared and not {*SHARED} & {*modes} else ""
     return f"volume claim {name}: {phase.lower() or 'found'}, {', '.join(modes)}{one_node}"
+
+
+def check_other_releases(release: Release, found: Iterable[Release]) -> str:
+    """Check that no other release in the namespace writes its results to the same volume."""
+    claim = release.search.work_claim
+    for other in found:
+        if other.name != release.name and other.search.work_claim == claim:
+            message = (
+                f"the release {other.name} also writes to the volume claim {claim}; the last to end replaces the models"
+            )
+            raise ConfigurationError(message, hint="give each release its own work.existingClaim")
+    return f"results: no other release writes to {claim}"
 
 
 def check_secret(cluster: Cluster, name: str, keys: Iterable[str]) -> str:

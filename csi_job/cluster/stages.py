@@ -83,6 +83,11 @@ class Stage:
         return claims_of(self.pod)
 
     @property
+    def work_claim(self) -> str:
+        """Name of the volume claim for its results."""
+        return next((v["persistentVolumeClaim"]["claimName"] for v in self.volumes if v["name"] == "work"), "")
+
+    @property
     def parallelism(self) -> int:
         """Number of pods in the values."""
         return int(self.manifest["spec"].get("parallelism", 1))
@@ -181,16 +186,21 @@ def find_release(cluster: Cluster, name: str | None) -> Release:
     own = read_release(cluster, os.environ[STAGES_VARIABLE]) if STAGES_VARIABLE in os.environ else None
     if own is not None and name in {None, own.name}:
         return own  # a pod has no right to list
-    labels = {**NAME, COMPONENT: "stages"} if name is None else selector(name, "stages")
-    found = [item for item in cluster.find("ConfigMap", labels) if "final.yaml" in item.get("data", {})]
+    found = find_releases(cluster, name)
     if not found:
         message = f"no release of csi-job in namespace {cluster.namespace}"
         raise ClusterError(message, got=name, hint="choose another with --namespace")
     if len(found) > 1:
-        names = sorted(item["metadata"]["labels"][INSTANCE] for item in found)
+        names = sorted(release.name for release in found)
         message = f"several releases in namespace {cluster.namespace}"
         raise ClusterError(message, allowed=names, hint="choose one with --release")
-    return _release(found[0])
+    return found[0]
+
+
+def find_releases(cluster: Cluster, name: str | None = None) -> list[Release]:
+    """Return the releases in the namespace, or those with this name."""
+    labels = {**NAME, COMPONENT: "stages"} if name is None else selector(name, "stages")
+    return [_release(item) for item in cluster.find("ConfigMap", labels) if "final.yaml" in item.get("data", {})]
 
 
 def _release(config_map: Mapping[str, Any]) -> Release:

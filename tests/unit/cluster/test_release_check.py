@@ -173,6 +173,13 @@ def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found, message):
         release_check.check_pvc(Namespace(*found), "work", [search()])
 
 
+def test_two_releases_that_write_their_results_to_one_volume_are_a_problem():
+    line = release_check.check_other_releases(RELEASE, [RELEASE])
+    assert line == "results: no other release writes to work"
+    with pytest.raises(ConfigurationError, match="the release other also writes to the volume claim work"):
+        release_check.check_other_releases(RELEASE, [RELEASE, replace(RELEASE, name="other")])
+
+
 def test_a_claim_for_one_node_is_reported_as_such():
     assert "on one node" in release_check.check_pvc(Namespace(claim("ReadWriteOnce")), "work", [search()])
     for modes, parallelism in (("ReadWriteMany", 4), ("ReadOnlyMany", 4), ("ReadWriteOnce", 1)):
