@@ -31,6 +31,7 @@ GUARDS: Final[dict[str, Any]] = {
     "keepalives_count": 4,
     "tcp_user_timeout": TCP_USER_TIMEOUT_S * 1000,
     "application_name": "csi-job",
+    "client_encoding": "utf8",  # of a database without an encoding (SQL_ASCII), psycopg2 would expect ASCII only
 }
 
 

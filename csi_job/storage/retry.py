@@ -43,6 +43,7 @@ UNREACHABLE: Final = (
     *("25006", "25P03", "25P04"),  # a standby after a fail-over; transactions that the server timed out
 )
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
+UNTRANSLATABLE: Final = "22P05"
 REJECTED: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
 # While connecting, libpq gives no code, only words. Unknown ones count as an outage.
 REJECTED_WORDS: Final = (
@@ -124,6 +125,13 @@ def reason(error: BaseException) -> str:
     return " ".join(str(original).split())[:300] or type(original).__name__
 
 
+def _explain_encoding(error: Exception) -> None:
+    """Raise `ConfigurationError` if a text, which is a study's name, has characters that the database lacks."""
+    if getattr(_driver_error(error), "pgcode", None) == UNTRANSLATABLE:
+        message = f"the database's encoding lacks a character of the study's name: {reason(error)}"
+        raise ConfigurationError(message, hint="choose another name, or a database with encoding UTF8") from None
+
+
 @dataclass
 class RetryPolicy:
     """How long to retry a database operation, and what may interrupt the wait.
@@ -169,6 +177,7 @@ class RetryPolicy:
             except Exception as error:
                 kind = classify(error)
                 if kind is ErrorKind.NOT_DATABASE:
+                    _explain_encoding(error)
                     raise
                 elapsed_s = time.monotonic() - began
                 left_s = (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit) - elapsed_s

@@ -1,6 +1,7 @@
 """Passwords, roles and databases of a real PostgreSQL: what is rejected, retried and shown."""
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 from pydantic import SecretStr
@@ -8,6 +9,7 @@ from pydantic import SecretStr
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
+from csi_job.study.definition import load_study
 from tests.support.postgres import Server, guarded_server
 from tests.support.processes import wait_until
 from tests.support.studies import define, work_on
@@ -33,6 +35,19 @@ def test_a_password_may_contain_any_characters(guarded, tmp_path):
     assert work_on(study, tmp_path).num_finished == 5
     storage.upgrade()  # connects by itself, with the password
     assert PASSWORD not in storage.url
+    storage.close()
+
+
+@pytest.mark.parametrize(("encoding", "is_stored"), [("SQL_ASCII", True), ("LATIN1", False)])
+def test_a_name_of_any_characters_is_stored_or_rejected(guarded, tmp_path, encoding, is_stored):
+    made = f"CREATE DATABASE {encoding} OWNER anna ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    guarded.run(made)
+    storage = open_storage(settings(guarded, database=encoding.lower()), tmp_path, create=True)
+    expected = nullcontext() if is_stored else pytest.raises(ConfigurationError, match="lacks a character of the study")
+    with expected:
+        define(storage, name="肺 ü")
+        assert load_study(storage, "肺 ü").study_name == "肺 ü"
+    define(storage, name="ü")
     storage.close()
 
 
