@@ -60,10 +60,15 @@ def explain(
         if (count := (done & goal).bit_count()) > best:
             waiting = [ops[index] for index in ready if index < len(known)]
             best, stuck = count, _described(waiting, state, best_of=len(known), count=count)
+        after = {index: [*apply(state, ops[index])] for index in ready}
+        # An operation that changes nothing may come now: wherever else it could, the others are the same without it.
+        if idle := [index for index, states in after.items() if states and all(each == state for each in states)]:
+            stack.append((done | sum(1 << index for index in idle), state, first))
+            continue
         # The last one pushed is tried first: the known operation that ended first.
         ready.sort(key=lambda index: (ops[index].answer is None, ops[index].end_s), reverse=True)
         for index in ready:
-            stack.extend((done | 1 << index, after, first) for after in apply(state, ops[index]))
+            stack.extend((done | 1 << index, state, first) for state in after[index])
     return Verdict(f"no order explains the answers; {stuck}", steps)
 
 
