@@ -61,6 +61,10 @@ class CandidateResult:
         """Return the standard deviation over the seeds, None with fewer than two."""
         return statistics.stdev(self.values) if len(self.seeds) > 1 and not self.reason else None
 
+    def highest_mean(self, num_seeds: int) -> float:
+        """Return the mean over all seeds if each that is left gave an F1 of 1."""
+        return statistics.fmean([*self.values, *[1.0] * (num_seeds - len(self.seeds))])
+
     @property
     def gflops(self) -> float | None:
         """Return the cost per image."""
@@ -118,21 +122,6 @@ def find_candidates(
             epochs = max_epochs or int(trial.user_attrs.get(MAX_EPOCHS) or file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     return found
-
-
-def best_mean(results: Sequence[CandidateResult], num_seeds: int) -> float | None:
-    """Return the best mean of the candidates that are trained over all seeds, None if none is."""
-    return max((result.mean or 0.0 for result in results if len(result.seeds) == num_seeds), default=None)
-
-
-def cannot_win(result: CandidateResult, num_seeds: int, leader: float | None) -> bool:
-    """Return whether a candidate's mean will stay below `leader`, the best mean so far, whatever its other seeds give.
-
-    An F1 is at most 1, so no winner is ever dropped. Where cost counts there is no such bound, since the standard
-    deviation of a later leader may let any candidate win.
-    """
-    num_left = num_seeds - len(result.seeds)
-    return leader is not None and num_left > 0 and statistics.fmean([*result.values, *[1.0] * num_left]) < leader
 
 
 def choose_winner(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:

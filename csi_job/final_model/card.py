@@ -4,7 +4,7 @@ Source: M. Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the sect
 """
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZONES
 from csi_job.storage.attributes import STUDY_UID
+from csi_job.study.definition import flatten
 
 FORMAT = 1
 NOT_TESTED = "Not measured yet: training never touches the test set. csi-job evaluate measures it and fills this in."
@@ -131,7 +132,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         "csi_job.final_model",
         "card.md.j2",
         card=card,
-        settings=list(_flattened(card["training"])),
+        settings=flatten(card["training"]).items(),
         short=lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
         metric_name=metric_name,
         summary_metrics=SUMMARY_METRICS,
@@ -158,14 +159,6 @@ def card_html(card: Mapping[str, Any], links: Sequence[Link]) -> str:
         PageSection("ethics", "Ethics and licence", (card["ethics"], card["licence"])),
     ]
     return render("csi_job.final_model", "card.html.j2", card=card, title=card["name"], links=links, sections=sections)
-
-
-def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _limits(num_images: int, num_patients: int, image_size_px: int) -> list[str]:
@@ -233,6 +226,6 @@ def _training(card: Mapping[str, Any]) -> PageSection:
     blocks: tuple[Block, ...] = (
         Table(("Hyperparameter", "Value"), params),
         Table(("Seed", "Validation F1", "Best epoch", "Epochs"), runs, frozenset({1, 2, 3})),
-        Definitions(tuple((name, fmt.value(value)) for name, value in _flattened(card["training"]))),
+        Definitions(tuple((name, fmt.value(value)) for name, value in flatten(card["training"]).items())),
     )
     return PageSection("training", "Training", (sentence,), blocks)

@@ -13,18 +13,8 @@ from typing import Final
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.errors import CsiJobError, InfeasibleTrialError
-from csi_job.final_model.candidates import (
-    DROPPED,
-    RULE_COST,
-    RULE_MEAN,
-    RULE_ONE,
-    Candidate,
-    CandidateResult,
-    Winner,
-    best_mean,
-    cannot_win,
-    choose_winner,
-)
+from csi_job.final_model import candidates as rules
+from csi_job.final_model.candidates import Candidate, CandidateResult, Winner, choose_winner
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer
 from csi_job.storage.attributes import REASON
 from csi_job.storage.trial_rows import TrialWrite
@@ -55,16 +45,20 @@ class Confirmation:
     """Whether the cheapest candidate about as good as the best wins, as in a study of two objectives."""
 
     def results(self, found: Found, reasons: Reasons) -> list[CandidateResult]:
-        """Return what is known of each candidate; one that cannot be trained, or can no longer win, has a reason."""
+        """Return what is known of each candidate; one that cannot be trained, or can no longer win, has a reason.
+
+        An F1 is at most 1, so no winner is ever dropped. Where cost counts there is no such bound, since the standard
+        deviation of a later leader may let any candidate win.
+        """
         results = [self._result(candidate, found, reasons) for candidate in self.candidates]
-        num_seeds = len(self.seeds)
-        leader = None if self.prefer_cheap else best_mean(results, num_seeds)
-        return [
-            replace(result, reason=DROPPED.format(done=len(result.seeds), all=num_seeds))
-            if not result.reason and cannot_win(result, num_seeds, leader)
-            else result
-            for result in results
-        ]
+        num_seeds, leader = len(self.seeds), 0.0
+        if not self.prefer_cheap:
+            leader = max((result.mean or 0.0 for result in results if len(result.seeds) == num_seeds), default=0.0)
+        for index, result in enumerate(results):
+            num_done = len(result.seeds)
+            if not result.reason and num_done < num_seeds and result.highest_mean(num_seeds) < leader:
+                results[index] = replace(result, reason=rules.DROPPED.format(done=num_done, all=num_seeds))
+        return results
 
     def trainings(self, found: Found, reasons: Reasons) -> list[Training]:
         """Return the trainings that matter, finished ones included; the first are to be done first.
@@ -117,7 +111,8 @@ class Confirmation:
             raise InfeasibleTrialError(what, hint="use a device with more memory, or other hyperparameters")
         winner = choose_winner(trained, prefer_cheap=self.prefer_cheap)
         like_winner = Candidate(Recipe(self.baseline, winner.candidate.recipe.max_epochs))
-        rule = RULE_ONE if len(results) == 1 else RULE_COST if self.prefer_cheap else RULE_MEAN
+        rule = rules.RULE_COST if self.prefer_cheap else rules.RULE_MEAN
+        rule = rules.RULE_ONE if len(results) == 1 else rule
         return Winner(winner, tuple(results), rule, self._result(like_winner, found, reasons))
 
     def _result(self, candidate: Candidate, found: Found, reasons: Reasons) -> CandidateResult:

@@ -247,7 +247,7 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     def shown(flat: Mapping[str, Any], key: str) -> str:
         return json.dumps(flat[key], ensure_ascii=False) if key in flat else _ABSENT
 
-    before, now = _flatten(stored), _flatten(given)
+    before, now = flatten(stored), flatten(given)
     changed = {key for key in before.keys() | now.keys() if before.get(key, _ABSENT) != now.get(key, _ABSENT)}
     for part, causes in CONSEQUENCES.items():
         if any(key.startswith(causes) for key in changed):
@@ -258,10 +258,11 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return ", ".join(named[:NUM_DIFFERENCES_NAMED]) + more
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted paths."""
     if not isinstance(value, Mapping):
         return {path: value}
     flat: dict[str, Any] = {}
     for key, part in value.items():
-        flat |= _flatten(part, f"{path}.{key}" if path else str(key))
+        flat |= flatten(part, f"{path}.{key}" if path else str(key))
     return flat

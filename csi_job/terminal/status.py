@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -14,10 +15,9 @@ from rich.text import Text
 from csi_job.errors import DataError
 from csi_job.html import format as fmt
 from csi_job.storage.attributes import OUTCOMES, TrialOutcome
-from csi_job.study.status import BestStatus, ConfirmationStatus, RunningStatus, StudyStatus
+from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
 from csi_job.terminal.table import plain_table
 
-Kind = TypeVar("Kind", RunningStatus, BestStatus, ConfirmationStatus)
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
 OUTCOME_STYLES: dict[TrialOutcome, str] = {
     "complete": "green",
@@ -76,23 +76,13 @@ def status_json(status: StudyStatus) -> str:
 
 def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
     """Return the status from `status_dict`, without fields of a newer version; raise `DataError` if one is missing."""
-    best = content.get("best")
-    known = {field.name: content[field.name] for field in fields(StudyStatus) if field.name in content}
     try:
-        known["running"] = tuple(_of(RunningStatus, trial) for trial in content["running"])
-        if confirmation := content.get("confirmation"):
-            running = tuple(_of(RunningStatus, training) for training in confirmation["running"])
-            known["confirmation"] = _of(ConfirmationStatus, confirmation | {"running": running})
-        known["failures"] = tuple((item["reason"], item["num_trials"]) for item in content["failures"])
-        return StudyStatus(**(known | {"best": best and _of(BestStatus, best)}))
-    except (KeyError, TypeError):
+        failures = [(item["reason"], item["num_trials"]) for item in content["failures"]]
+        return TypeAdapter(StudyStatus).validate_python({**content, "failures": failures})
+    except (KeyError, TypeError, ValidationError):
         raise DataError(
             "this status comes from another version of csi-job", hint="install the version that the release runs"
         ) from None
-
-
-def _of(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
-    return kind(**{name: value for name, value in content.items() if name in kind.__dataclass_fields__})
 
 
 def _best(best: BestStatus | None) -> RenderableType:

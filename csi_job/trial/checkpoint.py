@@ -143,20 +143,18 @@ def valid_checkpoints(folder: Path) -> list[Path]:
 
     What cannot be read, a file or the folder, is skipped like a torn checkpoint, with a warning.
     """
+    intact = []
     try:
         newest_first = _in_order(folder)[::-1]
     except OSError as error:
         logger.warning("the checkpoints in %s cannot be read (%s)", folder, error.strerror)
         return []
-    return [path for path in newest_first if _is_intact(_read(path))]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        logger.warning("%s cannot be read (%s), an older one takes its place", path, error.strerror)
-        return b""
+    for path in newest_first:
+        try:
+            intact += [path] if _is_intact(path.read_bytes()) else []
+        except OSError as error:
+            logger.warning("%s cannot be read (%s), an older one takes its place", path, error.strerror)
+    return intact
 
 
 def epoch_of(path: Path) -> int:
@@ -207,5 +205,4 @@ def _is_intact(content: bytes) -> bool:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    numbered = [(int(match[1]), path) for path in folder.glob("epoch-*.pt") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
+    return sorted((path for path in folder.glob("epoch-*.pt") if epoch_of(path) >= 0), key=epoch_of)

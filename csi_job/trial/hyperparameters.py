@@ -65,11 +65,8 @@ class Hyperparameter:
         return int(number)
 
 
-def _entry(
-    default: T, *, label: str, meaning: str, legal: str, is_legal: Callable[[T], object], space: Mapping[str, Any]
-) -> T:
-    entry = Hyperparameter(default, label, meaning, legal, is_legal, space)
-    return field(default=default, metadata={"entry": entry})
+def _entry(default: T, *, is_legal: Callable[[T], object], **about: Any) -> T:
+    return field(default=default, metadata={"entry": Hyperparameter(default, is_legal=is_legal, **about)})
 
 
 @dataclass(frozen=True)
