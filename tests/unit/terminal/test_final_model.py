@@ -22,7 +22,7 @@ def text_of(tmp_path: Path, content: object, baseline: dict | None, *, is_new: b
     params = tmp_path / "o.json"
     params.write_text(json.dumps(content))
     path = tmp_path / "optimized_model.safetensors"
-    return shown(render_final_model(FinalModel(path, card("optimized_model"), None, baseline, params, is_new)))
+    return shown(render_final_model(FinalModel(path, card("optimized_model"), baseline, params, is_new)))
 
 
 def test_candidates_and_kept_models_are_shown_with_their_std(tmp_path):
