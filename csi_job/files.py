@@ -18,7 +18,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -229,11 +229,7 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
         ConfigurationError: the file cannot be written, or its file system has no locks.
     """
     with _lock_file(path) as descriptor:
-        while not _try_lock(descriptor, path):
-            if waiting_message:
-                logger.info(waiting_message)
-                waiting_message = ""
-            time.sleep(_POLL_S)
+        _wait_until(lambda: _try_lock(descriptor, path), waiting_message)
         yield
 
 
@@ -250,19 +246,17 @@ def lock_range(descriptor: int, path: Path, start: int, length: int, waiting_mes
     With a message, wait until that is so, and log the message if it takes longer than a look. They are locked until
     `unlock_ranges`, or until this process closes any descriptor of the file. Raises the same as `locked`.
     """
-    while True:
-        with _explain_locks(path):
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
-            except (BlockingIOError, PermissionError):  # POSIX allows either
-                if waiting_message is None:
-                    return False
-            else:
-                return True
-        if waiting_message:
-            logger.info(waiting_message)
-            waiting_message = ""
-        time.sleep(_POLL_S)
+
+    def try_lock() -> bool:
+        with _explain_locks(path), suppress(BlockingIOError, PermissionError):  # POSIX allows either
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+            return True
+        return False
+
+    if waiting_message is None:
+        return try_lock()
+    _wait_until(try_lock, waiting_message)
+    return True
 
 
 def unlock_ranges(descriptor: int) -> None:
@@ -281,12 +275,18 @@ def _lock_file(path: Path) -> Iterator[int]:
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
-    with _explain_locks(path):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+    with _explain_locks(path), suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _wait_until(try_lock: Callable[[], bool], waiting_message: str) -> None:
+    while not try_lock():
+        if waiting_message:
+            logger.info(waiting_message)
+            waiting_message = ""
+        time.sleep(_POLL_S)
 
 
 def _explain_locks(path: Path) -> AbstractContextManager[None]:

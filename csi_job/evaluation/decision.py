@@ -21,11 +21,11 @@ MAX_TIMES_PATIENTS: Final = 100  # of those there are; asking for more would not
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now, why, and what to keep in mind; each a sentence or several."""
+    """What to do now, as a phrase; why, what else to know, and what to keep in mind, each a sentence or several."""
 
     action: str
-    evidence: str
-    advice: str = ""
+    evidence: str = ""
+    paragraphs: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
 
 
@@ -66,7 +66,7 @@ def decide(
         measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
         action = f"Use neither model: answering the same for every film does as well in {measures}"
         return Decision(action, evidence, cautions=cautions)
-    return Decision(action, evidence, advice, cautions)
+    return Decision(action, evidence, (advice,) if advice else (), cautions)
 
 
 def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all: int) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from csi_job.cache.dataset import SplitData
 from csi_job.errors import DataError
 from csi_job.evaluation.bootstrap import Interval, exact_at_the_bounds, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, IntArray, risk_indices
-from csi_job.evaluation.difference import Difference, paired_differences
+from csi_job.evaluation.difference import Difference, compare_with_trivial, paired_differences
 from csi_job.evaluation.measures import (
     SUMMARY_METRICS,
     ZONE_METRICS,
@@ -26,7 +26,6 @@ from csi_job.evaluation.measures import (
 )
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
 
 DEFINITIONS = {

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 
 from csi_job.evaluation.bootstrap import Interval
+from csi_job.evaluation.difference import TRIVIAL
 from csi_job.evaluation.evaluate import Comparison, Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
-from csi_job.evaluation.trivial import TRIVIAL
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 from csi_job.terminal.table import titled_table
 
@@ -27,7 +27,7 @@ MISSING = "-"
 def render_run(run: EvaluationRun) -> RenderableType:
     """Return the model's metrics, then the comparison if there is one, and last what to do."""
     comparison = [render_comparison(run.comparison)] if run.comparison is not None else []
-    answer = f"\n{run.decision.action}. {run.decision.evidence} {run.decision.advice}".rstrip()
+    answer = f"\n{run.decision.action}. {run.decision.evidence} {' '.join(run.decision.paragraphs)}".rstrip()
     return Group(render_evaluation(run.evaluation), *comparison, answer, *run.decision.cautions)
 
 

@@ -1,8 +1,8 @@
 """The answer in plain words, and the numbers to see first."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-from csi_job.evaluation.decision import decide, few_patients
+from csi_job.evaluation.decision import Decision, decide, few_patients
 from csi_job.evaluation.tables import measured
 from csi_job.html import format as fmt
 from csi_job.html.blocks import KeyFigure, Tone
@@ -24,20 +24,10 @@ def state(view: StudyView) -> str:
     return f"{fmt.count(view.num_finished)}{target} trials finished{details}{unfinished}."
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What to do, on what evidence, what else to know, and what to keep in mind."""
-
-    action: str
-    evidence: str = ""
-    paragraphs: tuple[str, ...] = ()
-    cautions: tuple[str, ...] = ()
-
-
-def answer(view: StudyView, results: Results) -> Answer:
+def answer(view: StudyView, results: Results) -> Decision:
     """Return the answer: how the final model did on patients never seen and what to do; then what the search found."""
     if view.best is None:
-        return Answer("No trial is complete yet, so there is no result to report.")
+        return Decision("No trial is complete yet, so there is no result to report")
     how_chosen = [f"How it was chosen, weighing F1 against cost: {view.rule}."] if view.has_cost else []
     search = (_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results))
     if results.evaluation is None:
@@ -45,11 +35,10 @@ def answer(view: StudyView, results: Results) -> Answer:
             "The final model has not been evaluated on the test patients yet, and only patients that no model has seen "
             "show whether the search helped."
         )
-        return Answer(f"No answer yet: run {results.next_step}.", evidence, search)
+        return Decision(f"No answer yet: run {results.next_step}", evidence, search)
     num_patients = results.cache.num_patients if results.cache else 0
     decision = decide(results.evaluation, results.comparison, results.baseline_evaluation, num_patients)
-    paragraphs = (*filter(None, (decision.advice,)), *search)
-    return Answer(f"{decision.action}.", decision.evidence, paragraphs, decision.cautions)
+    return replace(decision, paragraphs=(*decision.paragraphs, *search))
 
 
 def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:

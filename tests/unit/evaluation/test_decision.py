@@ -65,7 +65,7 @@ def test_that_many_patients_show_a_real_difference_as_often_as_promised():
 
 def test_a_difference_next_to_nothing_asks_for_no_number_of_patients():
     decision = decide(evaluation(), comparison(0.0005, -0.1, 0.1, "within the noise"))
-    assert f"over {MAX_TIMES_PATIENTS} times as many" in decision.advice
+    assert f"over {MAX_TIMES_PATIENTS} times as many" in decision.paragraphs[0]
 
 
 @pytest.mark.parametrize(("number", "rounded"), [(1, 1), (99.1, 100), (117.7, 120), (1201, 1300), (7.2, 8)])
@@ -78,7 +78,7 @@ def test_a_better_model_that_loses_to_a_trivial_predictor_is_not_to_be_used():
     decision = decide(model, comparison(0.2, 0.05, 0.3, "better"))
     same = "answering the same for every film does as well in mean absolute error per zone"
     assert decision.action == f"Use neither model: {same}"
-    assert decision.advice == ""  # that the model beats the baseline no longer matters
+    assert decision.paragraphs == ()  # that the model beats the baseline no longer matters
     assert decision.cautions == (
         (
             "The model does not beat answering the same for every film: Zones: MAE 0.560, always the median score "

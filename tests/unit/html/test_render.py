@@ -1,10 +1,10 @@
 import jinja2
 import pytest
 
+from csi_job.evaluation.decision import Decision
 from csi_job.html.blocks import PageSection, Table
 from csi_job.html.plot import Plot
 from csi_job.html.render import plot_json, render
-from csi_job.report.page.answer import Answer
 
 
 def test_text_is_escaped_and_a_forgotten_value_is_an_error():
@@ -39,7 +39,7 @@ def test_the_cost_of_a_table_grows_with_its_cells_and_not_with_their_square():
             return super().__len__()
 
     table = Table(("a", "b", "c", "d", "e"), tuple(tuple(Cell(n) for n in range(5)) for _ in range(20)))
-    content = {"title": "t", "study_name": "s", "state": "", "answer": Answer(""), "key_figures": [], "footer": "f"}
+    content = {"title": "t", "study_name": "s", "state": "", "answer": Decision(""), "key_figures": [], "footer": "f"}
     sections = [PageSection("key", "title", blocks=(table,))]
     flags = {"links": [], "has_sortable": False, "has_plots": False}
     page = render("csi_job.report.page", "report.html.j2", **content, **flags, sections=sections)

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 
 from csi_job.cache.dataset import Cache
 from csi_job.cache.manifest import CacheInfo, manifest_text
+from csi_job.evaluation.difference import compare_with_trivial
 from csi_job.evaluation.evaluate import Evaluation, compare_evaluations, measure_with_intervals
 from csi_job.evaluation.measures import Predictions
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.final_model.candidates import RULE_MEAN, Candidate, CandidateResult, Winner, write_optimized_params
 from csi_job.final_model.card import CardContext, build_card, card_metrics
 from csi_job.final_model.seeds import Recipe, SeedResult, SeedTrainer

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from csi_job.evaluation.decision import Decision
+from csi_job.evaluation.difference import compare_with_trivial
 from csi_job.evaluation.evaluate import compare_evaluations
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.evaluation.trivial import compare_with_trivial
 from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 from tests.unit.terminal.conftest import shown
 
-DECISION = Decision("Keep the baseline", "Because.", "And so on.")
+DECISION = Decision("Keep the baseline", "Because.", ("And so on.",))
 QUICK = EvaluationSettings(num_bootstrap=200, seed=1)
 
 
