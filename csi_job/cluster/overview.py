@@ -40,6 +40,7 @@ STATUS_COMMAND: Final = (
     f"--config={SETTINGS_FILE}",
     "--json",
 )
+NO_STUDY: Final = "there is no study"  # in the answer of a pod
 MISSING_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
 EXEC_IDLE_TIMEOUT_S: Final = 60.0
 STATE_ORDER: Final = ("Running", "Terminating", "Pending", "Failed", "Succeeded")
@@ -121,7 +122,8 @@ def _stream_status(
         missing = f"you may not {right[1]} {right[2]} in this namespace" if right else str(error)
         return f"the trials are not shown: {missing}"
     except ClusterError as error:
-        return last_line(str(error))
+        note = last_line(str(error))
+        return "the cache stage has yet to create the study" if NO_STUDY in note else note
     return ""
 
 

@@ -9,7 +9,7 @@ from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
 from csi_job.cluster.budget import GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
 from csi_job.cluster.stages import selector
-from csi_job.errors import ClusterError
+from csi_job.errors import ClusterError, NoStudyError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
 from csi_job.terminal.status import status_json
@@ -140,6 +140,12 @@ def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right():
     first, *rest = shown(render_release(view), 160).splitlines()
     assert first == "the trials are not shown: you may not get pods/exec in this namespace"
     assert any("search" in line for line in rest)
+
+
+def test_before_the_study_exists_the_stage_that_creates_it_is_named():
+    absent = NoStudyError("there is no study in postgresql://a", hint="`csi-job hyperopt` creates one")
+    (view,) = watched(Cluster(UP, [ClusterError(f"reading from the pod c failed: csi-job: {absent}"), []]), once=True)
+    assert view.note == "the cache stage has yet to create the study"
 
 
 def test_without_a_running_pod_the_pods_and_the_reason_are_shown():
