@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -105,13 +106,14 @@ def test_a_changed_template_replaces_the_job_and_keeps_its_size_and_suspension()
     assert (job["spec"]["parallelism"], job["spec"]["suspend"]) == (5, True)
 
 
-def past_its_budget(namespace: Namespace, num_finished: int = 1) -> SearchRun:
+def past_its_budget(num_finished: int = 1) -> tuple[Namespace, SearchRun, dict[str, Any]]:
     """Start a search with a budget of one GPU hour that has used more, as its next step finds out."""
+    namespace = Namespace()
     run = search(namespace, Watch(num_finished=num_finished), stage(), budget=Budget(gpu_hours=1))
     run.reconcile()
     run.reconcile()
     namespace.only()["metadata"]["annotations"][GPU_SECONDS] = "3601"
-    return run
+    return namespace, run, namespace.only()
 
 
 @pytest.mark.parametrize("unconfirmed", [{"num_left": 2}, {"planned_for": 3}])
@@ -132,8 +134,7 @@ def test_a_finished_search_is_recreated_until_its_winner_is_confirmed(unconfirme
 @pytest.mark.parametrize("is_installed_again", [False, True])
 def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(is_installed_again):
     """Until it is raised, whether the Job that it ended is still there or not."""
-    namespace = Namespace()
-    run, job = past_its_budget(namespace), namespace.only()
+    namespace, run, job = past_its_budget()
     run.watch.num_left = 2
     job["status"] = {"active": 2}
     assert not run.reconcile()
@@ -169,16 +170,14 @@ def test_a_search_whose_study_has_used_its_budget_starts_no_pod():
 
 
 def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error():
-    namespace = Namespace()
-    run = past_its_budget(namespace, num_finished=0)
+    _, run, _ = past_its_budget(num_finished=0)
     run.reconcile()
     with pytest.raises(StageFailedError, match="GPU hours is exhausted, but no trial is complete"):
         run.reconcile()
 
 
 def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_suspended():
-    namespace = Namespace()
-    run, job = past_its_budget(namespace), namespace.only()
+    namespace, run, job = past_its_budget()
     run.reconcile()
     assert job["spec"]["suspend"] is True
     raised = search(namespace, Watch(num_finished=1), stage(), digest="second", budget=Budget(gpu_hours=2))
@@ -215,8 +214,7 @@ def train(namespace: Namespace) -> None:
 
 
 def test_a_raised_budget_deletes_the_final_job_of_fewer_trials_before_the_search_resumes():
-    namespace = Namespace()
-    run, job = past_its_budget(namespace), namespace.only()
+    namespace, run, job = past_its_budget()
     run.reconcile()
     train(namespace)
     run.reconcile()

@@ -4,42 +4,17 @@ from csi_job.html import format as fmt
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("write", "texts"),
     [
-        (None, fmt.MISSING),
-        (0, "0 s"),
-        (89.4, "89 s"),
-        (90, "2 min"),
-        (5399, "90 min"),
-        (5400, "1.5 h"),
-        (2e5, "2.3 days"),
+        (fmt.duration, {None: fmt.MISSING, 0: "0 s", 89.4: "89 s", 90: "2 min", 5399: "90 min", 5400: "1.5 h"}),
+        (fmt.duration, {2e5: "2.3 days"}),
+        (fmt.value, {None: fmt.MISSING, 16: "16", 1e-5: "1e-05", 6.6812e-4: "0.000668", 0.5: "0.5", "sgd": "sgd"}),
+        (fmt.value, {0.0: "0"}),
+        (fmt.tick, {1e-4: "10⁻⁴", 1e-3: "10⁻³", 0.01: "0.01", 0.37: "0.37", 20: "20"}),
     ],
 )
-def test_durations_are_written_in_the_unit_a_person_would_choose(seconds, text):
-    assert fmt.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("parameter", "text"),
-    [
-        (None, fmt.MISSING),
-        (16, "16"),
-        (1e-5, "1e-05"),
-        (6.6812e-4, "0.000668"),
-        (0.5, "0.5"),
-        ("sgd", "sgd"),
-        (0.0, "0"),
-    ],
-)
-def test_parameters_are_written_with_three_digits(parameter, text):
-    assert fmt.value(parameter) == text
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"), [(1e-4, "10⁻⁴"), (1e-3, "10⁻³"), (0.01, "0.01"), (0.37, "0.37"), (20, "20")]
-)
-def test_powers_of_ten_on_axes_are_written_as_such(amount, text):
-    assert fmt.tick(amount) == text
+def test_numbers_are_written_in_the_unit_and_with_the_digits_a_person_would_choose(write, texts):
+    assert {number: write(number) for number in texts} == texts
 
 
 def test_differences_carry_their_sign_and_intervals_both_ends():

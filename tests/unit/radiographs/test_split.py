@@ -82,16 +82,16 @@ def test_a_table_with_no_grade_at_all_is_split_by_the_shares():
     assert np.bincount(split_patients(table, SplitSettings())).tolist() == [28, 6, 6]
 
 
-@pytest.mark.parametrize("num_patients", [1, 2, 3])
-def test_too_few_patients_are_refused_with_the_number_needed(num_patients):
-    with pytest.raises(DataError, match="too few patients for a 70/15/15 split") as caught:
-        split_patients(make_table(9, num_patients), SplitSettings())
-    assert "at least 5" in str(caught.value)
-
-
-def test_tiny_shares_are_refused_without_a_search():
-    with pytest.raises(DataError, match="at least 1000000"):
-        split_patients(make_table(9, 9), SplitSettings(train=0.5, validation=0.499999, test=0.000001))
+@pytest.mark.parametrize(
+    ("num_patients", "shares", "message"),
+    [
+        *((number, (0.7, 0.15, 0.15), "too few patients for a 70/15/15 split.*at least 5") for number in (1, 2, 3)),
+        (9, (0.5, 0.499999, 0.000001), "at least 1000000"),  # without a search
+    ],
+)
+def test_too_few_patients_are_refused_with_the_number_needed(num_patients, shares, message):
+    with pytest.raises(DataError, match=message):
+        split_patients(make_table(9, num_patients), SplitSettings(**dict(zip(SPLITS, shares, strict=True))))
 
 
 @settings(max_examples=60)

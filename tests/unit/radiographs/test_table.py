@@ -196,6 +196,8 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines(HEADER), "no rows"),
         (lines(HEADER, ROW, separator="/"), "contains none of the required columns"),
         (lines(ROW), "contains none of the required columns"),
+        (lines(HEADER, ROW, separator=" / "), "1 cell when split at ';'"),
+        (lines(HEADER, ROW, separator=" / "), "semicolon, comma, tab or |"),
         (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
         (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
         (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
@@ -209,12 +211,6 @@ def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
     message = refusal(tmp_path, content).render(identities=False)
     assert words in message
     assert "film 1" not in message
-
-
-def test_a_wrong_separator_is_an_error_that_shows_what_was_found(tmp_path):
-    message = str(refusal(tmp_path, lines(HEADER, ROW, separator=" / ")))
-    assert "1 cell when split at ';'" in message
-    assert "semicolon, comma, tab or |" in message
 
 
 def test_a_missing_table_and_a_folder_are_refused(tmp_path):
