@@ -71,16 +71,11 @@ def objective(running: RunningTrial[Hyperparameters], epoch_s: float = 0.0) -> l
             time.sleep(epoch_s)
         running.batch_done()
         checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
-        _remember(running, epoch)
+        with (running.work / "computed.log").open("a") as computed:  # where the test can count it
+            computed.write(f"{running.number} {epoch}\n")
         running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
         running.end_if_behind()
     return [x, running.max_epochs][: len(running.trial.study.directions)]
-
-
-def _remember(running: RunningTrial[Hyperparameters], epoch: int) -> None:
-    """Note that an epoch was computed, where the test can count it."""
-    with (running.work / "computed.log").open("a") as file:
-        file.write(f"{running.number} {epoch}\n")
 
 
 def storage_settings(url: str, **settings: Any) -> StorageSettings:

@@ -17,17 +17,13 @@ def folder(built, tmp_path):
     return tmp_path / built.name
 
 
-def flip_bit(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", ["train.npy", "validation.npy", "test.npy", "split.csv", "split.npy", "manifest.json"])
 @pytest.mark.parametrize("place", [3, 200, -5])
 def test_a_flipped_bit_is_found_and_its_file_named(folder, name, place):
     verify_cache(folder)
-    flip_bit(folder / name, place)
+    content = bytearray((folder / name).read_bytes())
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=name) as caught:
         verify_cache(folder)
     assert "cache build" in str(caught.value)

@@ -7,12 +7,8 @@ from csi_job.evaluation.csi import predict_csi, risk_indices, true_csi
 from csi_job.radiographs.zones import RISK_CLASSES, risk_class
 
 
-def random_probabilities(num_images: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).dirichlet(np.full(5, 0.7), size=(num_images, 6))
-
-
 def test_risk_probabilities_equal_the_sum_over_every_combination_of_scores():
-    probabilities = random_probabilities(20)
+    probabilities = np.random.default_rng(0).dirichlet(np.full(5, 0.7), size=(20, 6))
     predicted = predict_csi(probabilities)
     for image, scores in zip(probabilities, predicted.scores_NZ, strict=True):
         graded = np.flatnonzero(scores != 4)

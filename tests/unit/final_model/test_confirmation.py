@@ -178,15 +178,12 @@ def test_the_trainings_are_trials_of_a_study_beside_it_with_their_curves(alone, 
     assert {training_of(trial).name for trial in complete} >= {"trial 0", "baseline"}
     for trial in complete:
         training = training_of(trial)
-        finished = trainer.finished(*_recipe(training))
+        trained = recipe(training.max_epochs, learning_rate=training.params["learning_rate"])
+        finished = trainer.finished(trained, training.seed)
         assert trial.value == finished.val_f1 == SeedResult.of(trial.user_attrs[RESULT]).val_f1
         assert tuple(trial.intermediate_values.values()) == finished.curve
     assert [trial.number for trial in study.get_trials()] == [0, 1, 2, 3]  # the baseline and the three
     assert not list((alone / "checkpoints").rglob("*.pt"))
-
-
-def _recipe(training: Training):
-    return recipe(training.max_epochs, learning_rate=training.params["learning_rate"]), training.seed
 
 
 def test_the_results_equal_those_of_a_training_without_a_database(alone, cache_folder, tmp_path):
