@@ -21,12 +21,12 @@ from csi_job.evaluation.measures import (
     measure,
     num_patients_behind,
     num_patients_measured,
-    weighted_confusion,
     why_undefined,
 )
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import RISK_CLASSES, ZONES
+from csi_job.trial.metrics import confusion
 
 DEFINITIONS = {
     "f1_macro": "mean over zones of the mean F1 of the scores 0-3; graded zones only, a predicted unknown is wrong",
@@ -228,9 +228,7 @@ def measure_with_intervals(predictions: Predictions, settings: EvaluationSetting
 
 def confusion_ZKK(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes
     """Return the confusion matrices [6, 5, 5]: rows truth, columns prediction."""
-    ones_1N = np.ones((1, len(predictions)))
-    counts_1ZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, ones_1N)
-    return np.asarray(np.rint(counts_1ZKK[0]), dtype=np.int64)
+    return confusion(predictions.predicted.scores_NZ, predictions.zones_NZ).astype(np.int64)
 
 
 def risk_confusion_RR(predictions: Predictions) -> IntArray:  # noqa: N802 - the name carries the axes

@@ -7,7 +7,6 @@ images with at least one graded zone. The risk AUROC is the mean one-vs-rest AUR
 can separate; a resample that lacks one of them is degenerate, since a mean over fewer classes is another quantity.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ from csi_job.evaluation.csi import (
     score_distributions,
     true_csi,
 )
-from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, RISK_CLASSES, UNKNOWN, ZONES
-from csi_job.trial.metrics import zone_rates
+from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES
+from csi_job.trial.metrics import confusion, zone_rates
 
 MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) differ by rounding only
 NUM_BINS = 10
@@ -137,7 +136,7 @@ def metric_name(name: str) -> str:
 
 def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:
     """Return every metric for each row of weights, by name (`f1_macro`, `right_sup.recall`, `risk_auroc_high`, …)."""
-    confusion_RZKK = weighted_confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
+    confusion_RZKK = confusion(predictions.predicted.scores_NZ, predictions.zones_NZ, weights_RN)
     graded_RZSK = confusion_RZKK[:, :, :NUM_SCORES, :]
     hits_RZ = np.trace(graded_RZSK[..., :NUM_SCORES], axis1=2, axis2=3)
     rates = zone_rates(confusion_RZKK)
@@ -165,17 +164,6 @@ def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, Float
     values["csi_pearson_r"] = _pearson(true_N, predicted_N, weights_RN)
     risk_NR = predictions.predicted.risk_NR[with_csi]
     return values | _risk_values(risk_indices(true_N), risk_indices(predicted_N), risk_NR, weights_RN)
-
-
-def weighted_confusion(
-    scores_NZ: IntArray, zones_NZ: IntArray, weights_RN: FloatArray | npt.NDArray[np.uint16]
-) -> FloatArray:
-    """Return confusion matrices [R, 6, 5, 5] (rows: truth, columns: prediction) under each row of weights."""
-    shape = (NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
-    cell_NZ = (np.arange(NUM_ZONES) * NUM_CLASSES + zones_NZ) * NUM_CLASSES + scores_NZ
-    cells = cell_NZ.ravel()
-    counts = [np.bincount(cells, np.repeat(weight_N, NUM_ZONES), math.prod(shape)) for weight_N in weights_RN]
-    return np.array(counts, dtype=np.float64).reshape(-1, *shape)
 
 
 def _risk_values(

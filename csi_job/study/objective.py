@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from csi_job.evaluation.bootstrap import resample_weights
-from csi_job.evaluation.measures import weighted_confusion
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
-from csi_job.trial.metrics import Average, zone_rates
+from csi_job.trial.metrics import Average, confusion, zone_rates
 from csi_job.trial.model import gflops
 from csi_job.trial.train import train_model
 
@@ -97,7 +96,7 @@ class F1StandardError:
 
     def __call__(self, pred_NZ: torch.Tensor) -> float:
         """Return the standard error for predicted classes 0-4."""
-        f1_RZ = zone_rates(weighted_confusion(pred_NZ.numpy(), self.zones_NZ, self._weights_RN), self.average).f1
+        f1_RZ = zone_rates(confusion(pred_NZ.numpy(), self.zones_NZ, self._weights_RN), self.average).f1
         graded_RZ = ~np.isnan(f1_RZ)
         mean_R = np.where(graded_RZ, f1_RZ, 0).sum(axis=1) / np.maximum(graded_RZ.sum(axis=1), 1)
         return float(mean_R.std(ddof=1))

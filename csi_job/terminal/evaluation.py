@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 
-from csi_job.evaluation.bootstrap import Interval
 from csi_job.evaluation.difference import TRIVIAL
 from csi_job.evaluation.evaluate import Comparison, Evaluation, Metric
 from csi_job.evaluation.measures import METRIC_NAMES, SUMMARY_METRICS, metric_name
 from csi_job.evaluation.run import EvaluationRun
+from csi_job.html import format as fmt
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 from csi_job.terminal.table import titled_table
 
@@ -21,7 +21,6 @@ COMPARISON_NOTE = (
     "interval of the difference includes 0. The verdict rests on the macro F1, chosen in advance; the other rows are "
     "not corrected for multiple comparisons. Intervals cover the choice of patients, not the randomness of training."
 )
-MISSING = "-"
 
 
 def render_run(run: EvaluationRun) -> RenderableType:
@@ -42,7 +41,8 @@ def render_evaluation(evaluation: Evaluation) -> RenderableType:
         counted = f"undefined in {left_out} of {evaluation.settings.num_bootstrap} resamples" if left_out else ""
         note = metric.reason or metric.interval.reason or counted
         trivial = (_trivial(evaluation, who, name) for who in TRIVIAL)
-        summary.add_row(shown_name, _number(metric.value), _interval(metric.interval), *trivial, note)
+        ends = fmt.interval(metric.interval.low, metric.interval.high) or fmt.MISSING
+        summary.add_row(shown_name, fmt.score(metric.value), ends, *trivial, note)
     title = "per zone, over graded images"
     zones = titled_table(title, "zone", "graded", *ZONE_HEADINGS.values(), *TRIVIAL, left=("zone", *TRIVIAL))
     num_graded_Z = (evaluation.predictions.zones_NZ != UNKNOWN).sum(axis=0)
@@ -65,10 +65,12 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     table = titled_table(title, *headings, left=("metric", "verdict"))
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):
         entry = comparison.differences[name]
-        numbers = (_number(entry.model), _number(entry.baseline), _number(entry.difference, "+"))
-        better = MISSING if entry.share_better is None else f"{entry.share_better:.0%}"
+        difference = fmt.MISSING if entry.difference is None else fmt.signed(entry.difference)
+        ends = fmt.interval(entry.interval.low, entry.interval.high, fmt.signed) or fmt.MISSING
+        better = fmt.MISSING if entry.share_better is None else f"{entry.share_better:.0%}"
         verdict = entry.verdict.replace("within the noise", "noise")
-        table.add_row(metric_name(name), *numbers, _interval(entry.interval, "+"), better, verdict)
+        values = (fmt.score(entry.model), fmt.score(entry.baseline), difference)
+        table.add_row(metric_name(name), *values, ends, better, verdict)
     own = [warning for warning in comparison.baseline.warnings if warning not in comparison.model.warnings]
     return Group(table, COMPARISON_NOTE, *_warnings(own))
 
@@ -82,7 +84,7 @@ def _trivial(evaluation: Evaluation, name: str, metric: str) -> str:
     zone, _, measure = metric.rpartition(".")
     entry = evaluation.trivial.get(name, {})
     group = entry.get("zones", {}).get(zone, {}) if zone else entry.get("metrics", {})
-    return _number(group.get(measure, {}).get("baseline"))
+    return fmt.score(group.get(measure, {}).get("baseline"))
 
 
 def _images(evaluation: Evaluation) -> str:
@@ -90,17 +92,9 @@ def _images(evaluation: Evaluation) -> str:
     return f"{evaluation.split} set ({len(predictions)} images of {predictions.num_patients} patients)"
 
 
-def _number(value: object, sign: str = "") -> str:
-    return f"{value:{sign}.3f}" if isinstance(value, float) else MISSING
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    return MISSING if interval.low is None else f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
-
-
 def _with_interval(metric: Metric) -> str:
     """Return the value above its interval, on two lines, so that the table fits a terminal."""
     if metric.value is None:
-        return MISSING
+        return fmt.MISSING
     low, high = metric.interval.low, metric.interval.high
     return f"{metric.value:.3f}" if low is None else f"{metric.value:.3f}\n{low:.2f}-{high:.2f}"

@@ -1,4 +1,4 @@
-"""From stored pixels to model input, from a model to logits, and from predictions to confusion matrices."""
+"""From stored pixels to model input, and from a model to logits."""
 
 import functools
 import logging
@@ -68,20 +68,3 @@ def predict_logits(
             if len(batch_BHW)
         ]
     return torch.cat(parts).cpu() if parts else torch.empty(0, NUM_ZONES, NUM_CLASSES)
-
-
-def confusion(pred_NZ: Tensor, true_NZ: Tensor) -> Tensor:
-    """Count images by zone, truth and prediction, without waiting for the device.
-
-    Args:
-        pred_NZ: classes 0-4, of any integer type.
-        true_NZ: int64 classes 0-4 on the same device.
-
-    Returns:
-        `confusion_ZKK`, int64: rows are the truth, columns the prediction.
-    """
-    zone_Z = torch.arange(NUM_ZONES, device=pred_NZ.device)
-    cell_NZ = (zone_Z * NUM_CLASSES + true_NZ) * NUM_CLASSES + pred_NZ
-    counts = torch.zeros(NUM_ZONES * NUM_CLASSES**2, dtype=torch.int64, device=pred_NZ.device)
-    counts.scatter_add_(0, cell_NZ.flatten(), torch.ones_like(cell_NZ).flatten())
-    return counts.view(NUM_ZONES, NUM_CLASSES, NUM_CLASSES)

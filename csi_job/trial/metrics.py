@@ -5,16 +5,35 @@ unknown truth (class 4) are excluded; a 4 predicted for a graded zone counts as 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from csi_job.radiographs.zones import SCORES
+from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES
 
 Average = Literal["macro", "weighted"]
 NUM_SCORES = len(SCORES)
 Floats = npt.NDArray[np.float64]
+
+
+def confusion(pred_NZ: npt.ArrayLike, true_NZ: npt.ArrayLike, weights_RN: npt.NDArray[Any] | None = None) -> Floats:
+    """Count images by zone, truth and prediction.
+
+    Args:
+        pred_NZ: classes 0-4.
+        true_NZ: likewise.
+        weights_RN: how often each image counts, per resample; None: once.
+
+    Returns:
+        `confusion_ZKK`, or with weights `[R, Z, K, K]`: rows are the truth, columns the prediction.
+    """
+    shape = (NUM_ZONES, NUM_CLASSES, NUM_CLASSES)
+    cell_NZ = (np.arange(NUM_ZONES) * NUM_CLASSES + np.asarray(true_NZ)) * NUM_CLASSES + np.asarray(pred_NZ)
+    cells, weights = cell_NZ.ravel(), np.ones((1, len(cell_NZ))) if weights_RN is None else weights_RN
+    counts = [np.bincount(cells, np.repeat(weight_N, NUM_ZONES), math.prod(shape)) for weight_N in weights]
+    confusion_RZKK = np.array(counts, dtype=np.float64).reshape(-1, *shape)
+    return confusion_RZKK[0] if weights_RN is None else confusion_RZKK
 
 
 class ZoneRates(NamedTuple):

@@ -27,9 +27,9 @@ from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.inference import HALF_TYPES, choose_precision, confusion, to_input
+from csi_job.trial.inference import HALF_TYPES, choose_precision, to_input
 from csi_job.trial.memory import MicroBatches, is_compiler_failure, is_out_of_memory
-from csi_job.trial.metrics import mean_f1
+from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
 
@@ -185,7 +185,7 @@ class Trainer:
                 predicted.append(pred_BZ.to(torch.uint8))  # a copy
                 batch_done()
         pred_NZ = torch.cat(predicted).cpu()
-        val_f1 = mean_f1(confusion(pred_NZ, self.on_host[1].zones_NZ).numpy(), self.settings.objective_average)
+        val_f1 = mean_f1(confusion(pred_NZ, self.on_host[1].zones_NZ), self.settings.objective_average)
         return Validation(float(total) / num_images, val_f1, pred_NZ)
 
     def _validate_batch(self, image_BHW: Tensor, zones_BZ: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,20 +14,19 @@ from csi_job.evaluation.measures import SUMMARY_METRICS, Predictions
 from csi_job.evaluation.model_file import load_model
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import ZONES
-from csi_job.trial.inference import confusion
-from csi_job.trial.metrics import mean_f1, zone_rates
+from csi_job.trial.metrics import confusion, mean_f1, zone_rates
 from tests.unit.evaluation.conftest import certain, evaluated, random_predictions
 
 
 def test_f1_equals_the_objective_of_the_trials(quick):
     predictions = random_predictions(80, 0)
-    counts = confusion(torch.tensor(predictions.predicted.scores_NZ), torch.tensor(predictions.zones_NZ))
+    counts = confusion(predictions.predicted.scores_NZ, predictions.zones_NZ)
     metrics = evaluated(predictions, quick).metrics
     assert metrics["f1_macro"].value == pytest.approx(mean_f1(counts, "macro"))
     assert metrics["f1_weighted"].value == pytest.approx(mean_f1(counts, "weighted"))
     assert [metrics[f"{zone}.f1_macro"].value for zone in ZONES] == pytest.approx(zone_rates(counts).f1)
     np.testing.assert_array_equal(confusion_ZKK(predictions), counts)
-    for zone, zone_KK in enumerate(counts.numpy()):
+    for zone, zone_KK in enumerate(counts):
         truth, predicted = predictions.zones_NZ[:, zone], predictions.predicted.scores_NZ[:, zone]
         np.testing.assert_array_equal(zone_KK, confusion_matrix(truth, predicted, labels=range(5)))
 

@@ -20,8 +20,7 @@ from csi_job.final_model.train import FinalModel
 from csi_job.pipeline import run_evaluate
 from csi_job.study.record import StudyRecord
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.inference import confusion
-from csi_job.trial.metrics import mean_f1
+from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
 from tests.unit.final_model.conftest import BASELINE, QUICK, SMALL, request_of, study_of, write_hyperparams

@@ -90,8 +90,8 @@ def test_a_model_learns(train):
 
 
 def test_the_best_state_is_that_of_the_best_epoch(make_split, train):
-    from csi_job.trial.inference import confusion, predict_logits
-    from csi_job.trial.metrics import mean_f1
+    from csi_job.trial.inference import predict_logits
+    from csi_job.trial.metrics import confusion, mean_f1
     from csi_job.trial.model import build_model
 
     result = train(max_epochs=6, params=replace(PARAMS, learning_rate=0.05))
