@@ -1,7 +1,6 @@
 """The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from optuna import Study
@@ -10,21 +9,13 @@ from csi_job.trial.checkpoint import epoch_of, load_checkpoint, valid_checkpoint
 from csi_job.work_folder import WorkFolder
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """Where a trial resumes: after the epoch of this file, or at epoch 0 without one."""
-
-    path: Path | None = None
-    epoch: int = -1
-
-
 def attempt_name(attempt: int, uid: str) -> str:
     """Return the name of an attempt's folder, in which a worker of a deleted study of the same name never writes."""
     return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
 
 
-def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> ResumePoint:
-    """Find the newest intact checkpoint that matches what is stored of a trial.
+def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
+    """Find the newest intact checkpoint that matches what is stored of a trial; None: it starts again.
 
     Only those of this study count, or those that name none, as in version 0.1. A checkpoint newer than the stored
     epochs counts only in the folder of the promoted one or of the previous attempt, which wrote it while the database
@@ -37,15 +28,15 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
         attempt: the attempt that resumes.
         uid: of the study.
     """
-    best = ResumePoint()
+    newest = None
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
     own = [place for place in folder.glob("attempt-*") if place.name.partition("-")[2].partition("-")[2] in (uid, "")]
     for place in sorted(own, reverse=True):
         for path in valid_checkpoints(place):
             epoch = epoch_of(path)
-            if epoch > best.epoch and (epoch <= last_epoch or place in trusted):
-                best = ResumePoint(path, epoch)
-    return best
+            if epoch > epoch_of(newest) and (epoch <= last_epoch or place in trusted):
+                newest = path
+    return newest
 
 
 def checkpoint_values(path: Path) -> dict[int, float]:

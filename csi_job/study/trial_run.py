@@ -25,16 +25,11 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
-from csi_job.study.resume import (
-    ResumePoint,
-    checkpoint_values,
-    find_checkpoint,
-    fresh_attempt_folder,
-    keep_newest_checkpoint,
-)
+from csi_job.study.resume import checkpoint_values, find_checkpoint, fresh_attempt_folder, keep_newest_checkpoint
 from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
+from csi_job.trial.checkpoint import epoch_of
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -164,28 +159,29 @@ class RunningTrial(Generic[Params]):
             self._last_passed -= 1
         promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
         found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
-        if found.epoch != last:
+        if epoch_of(found) != last:
             self._reconcile(found, last)
-        self.resume_from = self.promoted = found.path
-        values = {"noun": self.noun, "trial": self.number, "epoch": found.epoch + 2, "attempt": self.attempt}
+        self.resume_from = self.promoted = found
+        values = {"noun": self.noun, "trial": self.number, "epoch": epoch_of(found) + 2, "attempt": self.attempt}
         logger.info("%(noun)s %(trial)d resumes at epoch %(epoch)d (attempt %(attempt)d)", values)
 
-    def _reconcile(self, found: ResumePoint, last: int) -> None:
+    def _reconcile(self, found: Path | None, last: int) -> None:
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
-        curve = {epoch: value for epoch, value in self.curve.items() if epoch <= found.epoch}
-        if found.path is not None and found.epoch > last:
-            saved = checkpoint_values(found.path)
-            curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= found.epoch}
+        newest = epoch_of(found)
+        curve = {epoch: value for epoch, value in self.curve.items() if epoch <= newest}
+        if found is not None and newest > last:
+            saved = checkpoint_values(found)
+            curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= newest}
         else:
-            values = {"noun": self.noun, "trial": self.number, "epoch": last + 1, "first": found.epoch + 2}
+            values = {"noun": self.noun, "trial": self.number, "epoch": last + 1, "first": newest + 2}
             values["folder"] = WorkFolder(self.work).checkpoints(self.study.study_name)
             message = "%(noun)s %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
             message += "epochs %(first)d to %(epoch)d are computed again"
-            logger.log(logging.INFO if found.path else logging.WARNING, message, values)
+            logger.log(logging.INFO if found else logging.WARNING, message, values)
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
             write = TrialWrite(user_attrs={stored.CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
-        self.storage.rewrite_steps(self.lease, found.epoch + 1, write, self._relative(found.path))
+        self.storage.rewrite_steps(self.lease, newest + 1, write, self._relative(found))
         frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
         self.curve = curve
 

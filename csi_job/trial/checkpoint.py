@@ -157,9 +157,9 @@ def valid_checkpoints(folder: Path) -> list[Path]:
     return intact
 
 
-def epoch_of(path: Path) -> int:
-    """Return the epoch in a checkpoint's name, -1 for any other file."""
-    match = NAME.fullmatch(path.name)
+def epoch_of(path: Path | None) -> int:
+    """Return the epoch in a checkpoint's name, -1 for any other file or none."""
+    match = NAME.fullmatch(path.name) if path else None
     return int(match[1]) if match else -1
 
 

@@ -29,9 +29,9 @@ def make_unreadable(path):
 def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
     _, earlier = attempt(tmp_path, 1, 0, 2)
     before, promoted = attempt(tmp_path, 2, 2, 3)
-    for expected in (resume.ResumePoint(promoted, 3), resume.ResumePoint(before, 2), resume.ResumePoint(earlier, 2)):
-        assert resume.find_checkpoint(tmp_path, promoted, expected.epoch, attempt=3, uid=UID) == expected
-        damage(expected.path)
+    for expected, epoch in ((promoted, 3), (before, 2), (earlier, 2)):
+        assert resume.find_checkpoint(tmp_path, promoted, epoch, attempt=3, uid=UID) == expected
+        damage(expected)
     assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
 
@@ -46,7 +46,7 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", scan)
-    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == resume.ResumePoint(older, 1)
+    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == older
     assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Stale file handle)"]
 
 
@@ -63,21 +63,21 @@ def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == resume.ResumePoint(newer, 4)
+    assert resume.find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == newer
 
 
 def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path):
     """It was killed while the database was away."""
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
-    assert resume.find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == resume.ResumePoint(newest, 1)
+    assert resume.find_checkpoint(tmp_path, None, -1, attempt=3, uid=UID) == newest
 
 
 def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     attempt(tmp_path, 1, 0, 1, 2, uid="deadbeef")
-    assert resume.find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) == resume.ResumePoint(None, -1)
+    assert resume.find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) is None
     [own] = attempt(tmp_path, 1, 0)
-    assert resume.find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == resume.ResumePoint(own, 0)
+    assert resume.find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == own
     assert resume.fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
 
 
@@ -85,14 +85,14 @@ def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
 def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, uid):
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
-    assert resume.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == resume.ResumePoint(newest, 1)
+    assert resume.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == newest
 
 
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert resume.find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) == resume.ResumePoint(None, -1)
-    assert resume.find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) == resume.ResumePoint(None, -1)
+    assert resume.find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) is None
+    assert resume.find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) is None
 
 
 def test_a_new_attempt_starts_in_an_empty_folder(tmp_path):
