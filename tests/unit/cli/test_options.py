@@ -71,7 +71,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["nonsense"], 2, "No such command"),
         (["hyperopt", "--nonsense"], 2, "No such option"),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
-        (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'random', 'cmaes'"),
+        (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),
         (["study", "enqueue", "s", "learning_rate"], 2, "PARAMETER=VALUE"),
         (["phantoms", "/proc/none"], 2, "/proc/none"),
