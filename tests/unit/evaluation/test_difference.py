@@ -32,18 +32,15 @@ def test_a_model_compared_with_itself_shows_no_difference(quick):
 def test_a_clearly_better_model_is_better_and_the_reverse_is_worse(quick):
     truth = random_predictions(60, 1, unknown=0)
     good, poor = evaluated(certain(truth.zones_NZ, truth.patients_N), quick), evaluated(truth, quick)
-    poor = Evaluation(**{**vars(poor), "predictions": _renamed(poor.predictions)})
+    names = tuple(str(index) for index in range(len(truth)))  # as `certain` has them
+    renamed = Predictions(truth.probabilities_NZK, truth.zones_NZ, truth.patients_N, names)
+    poor = Evaluation(**{**vars(poor), "predictions": renamed})
     forward, backward = compare_evaluations(good, poor), compare_evaluations(poor, good)
     assert forward.differences["f1_macro"].verdict == "better"
     assert forward.differences["csi_mae"].verdict == "better"
     assert forward.differences["csi_mae"].difference < 0
     assert forward.differences["csi_mae"].share_better == 1
     assert backward.differences["csi_mae"].verdict == "worse"
-
-
-def _renamed(predictions: Predictions) -> Predictions:
-    names = tuple(str(index) for index in range(len(predictions)))
-    return Predictions(predictions.probabilities_NZK, predictions.zones_NZ, predictions.patients_N, names)
 
 
 def test_paired_resamples_narrow_the_interval_of_a_constant_difference(quick):

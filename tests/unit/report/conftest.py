@@ -60,20 +60,16 @@ def run_trial(study, number, *, sampler="tpe", pruner="median", max_epochs=8):
     SearchSpace().suggest(trial)
     noise = random.Random(number)
     if number % 13 == 7:
-        end_infeasible(study, trial)
+        arch, size = trial.params["model_arch"], trial.params["batch_size"]
+        reason = f"out of GPU memory at micro-batch 1 ({arch}, batch size {size})"
+        set_attributes(trial, infeasible=True, reason=reason, epochs=0)
+        study.tell(trial, state=TrialState.PRUNED)
     elif number % 17 == 9:
         trial.set_user_attr("reason", "the worker stopped 3 times before the end of an epoch")
         study.tell(trial, state=TrialState.FAIL)
     else:
         run_epochs(study, trial, max_epochs, noise)
     return trial
-
-
-def end_infeasible(study, trial):
-    params = trial.params
-    reason = f"out of GPU memory at micro-batch 1 ({params['model_arch']}, batch size {params['batch_size']})"
-    set_attributes(trial, infeasible=True, reason=reason, epochs=0)
-    study.tell(trial, state=TrialState.PRUNED)
 
 
 def run_epochs(study, trial, max_epochs, noise):
@@ -157,13 +153,6 @@ def rare_parameter_study(num_trials):
             user_attrs={"baseline": is_baseline},
         )
         study.add_trial(trial)
-    return study
-
-
-def cost_study(name="costs", num_trials=24):
-    """Two objectives, no pruning."""
-    study = new_study(name, objective="f1-and-cost", target=num_trials)
-    run_phase(study, num_trials, sampler="tpe", pruner="none")
     return study
 
 
@@ -283,7 +272,9 @@ def finished_study():
 
 @pytest.fixture(scope="session")
 def two_objectives():
-    return cost_study()
+    study = new_study("costs", objective="f1-and-cost", target=24)
+    run_phase(study, 24, sampler="tpe", pruner="none")
+    return study
 
 
 @pytest.fixture(scope="session")

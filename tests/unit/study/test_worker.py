@@ -13,12 +13,8 @@ from csi_job.signals import Stop
 from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
-from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
-from csi_job.trial.hyperparameters import Hyperparameters
 from tests.support.studies import Reader, define, leased, objective, study_counts, value_at, work_on, write_checkpoint
-
-Running = RunningTrial[Hyperparameters]
 
 
 @pytest.fixture

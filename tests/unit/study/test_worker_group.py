@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from csi_job.study.worker_group import MAX_RESTARTS, WorkerGroup, visible_gpus, 
 from csi_job.trial.settings import TrialSettings
 from tests.support.processes import num_lines, wait_until
 
-Events = list[tuple[int, str, list[Any]]]
 UNTIL_STOPPED = "worker.run_until_stopped()"
 DIE = "worker.die()"
 

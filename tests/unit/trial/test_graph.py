@@ -1,12 +1,10 @@
 """CUDA graphs: when a function is recorded, and, on a GPU, the same bits as without."""
 
 import logging
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from csi_job.cache.dataset import SplitData
 from csi_job.trial import graph
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -15,7 +13,6 @@ from csi_job.trial.trainer import Trainer
 
 GPU = torch.device("cuda", 0)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-MakeSplit = Callable[..., SplitData]
 
 
 def double(number: torch.Tensor) -> torch.Tensor:

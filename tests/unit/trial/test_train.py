@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from csi_job import errors
-from csi_job.cache.dataset import SplitData
 from csi_job.trial.backbones import ZoneClassifier
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -21,7 +20,6 @@ from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingResult, seed_everything, train_model
 
-MakeSplit = Callable[..., SplitData]
 Train = Callable[..., TrainingResult]
 PARAMS = Hyperparameters(model_arch="Custom_1", batch_size=8, learning_rate=3e-3, patience=20)
 
