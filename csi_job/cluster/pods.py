@@ -72,7 +72,7 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     """Return why a pod does not start, or is lost with its node; None if nothing is wrong."""
     name = pod["metadata"]["name"]
     age_s = seconds_since(_ready_to_start(pod))
-    if is_lost(pod):
+    if is_active(pod) and is_lost(pod):
         reason = f"its node {pod['spec'].get('nodeName')} does not answer; if it is gone, delete it to replace the pod"
         return StartupProblem(name, reason, is_missing=False, age_s=age_s, has_started=True)
     condition = _scheduled(pod)

@@ -81,6 +81,8 @@ def test_a_pod_that_outlives_its_grace_period_is_lost_with_its_node():
     lost["metadata"]["deletionTimestamp"] = (datetime.now(UTC) - timedelta(seconds=40)).isoformat()
     reason = "its node n does not answer; if it is gone, delete it to replace the pod"
     assert str(startup_problem(lost)) == f"pod r-cache-0 is not ready: {reason}"
+    lost["status"]["phase"] = "Failed"  # kept by its Job until it is replaced
+    assert startup_problem(lost) is None
 
 
 def test_an_image_that_cannot_be_pulled_is_missing():
