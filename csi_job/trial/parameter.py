@@ -54,7 +54,7 @@ _ONE_FORM: Final[dict[str, Any]] = {
 class Parameter(Section):
     """The values of one hyperparameter: `choices`, or `low` and `high` (with `log` or `step`), or one `value`."""
 
-    model_config = ConfigDict(json_schema_extra=_ONE_FORM)
+    model_config = ConfigDict(json_schema_extra=_ONE_FORM, allow_inf_nan=True)  # `check_of` refuses them by their place
 
     choices: Scalars | None = None
     """Values to choose from."""
