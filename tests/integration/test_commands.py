@@ -113,7 +113,8 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     report = finished / "models/hyperopt/csi_optimization_report.html"
     written = report.stat().st_mtime_ns
     assert "plots and report: " in out
-    out, _ = run(finished, "hyperopt", "--n-trials", 3, "--no-report")
+    out, err = run(finished, "hyperopt", "--n-trials", 3, "--no-report", "--sampler", "auto", "--pruner", "auto")
+    assert "sampler tpe_per_cost, pruner none" in err
     assert "plots and report: " not in out
     assert report.stat().st_mtime_ns == written
     assert "give one of them" in run(finished, "hyperopt", "--n-trials", 3, "--more-trials", 1, code=2)[1]
