@@ -1,18 +1,17 @@
 """How fast radiographs become a cache, compared with Pillow, pydicom and nibabel used plainly; and in how much memory.
 
 Run: `python -m benchmarks.cache_build [--images FOLDER] [--repeats N]`. All times are of one core, ours and the
-peer's in turn on the same files, which the operating system holds in memory.
+peer's in turn on the same files, which the operating system holds in memory. Ours is measured in a process with the
+environment of the cache's decoders, the peer's in one with the user's.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -22,6 +21,7 @@ from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from benchmarks.figures import machine, spread
+from csi_job.cache.decode_pool import decoder_environment
 from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
 from csi_job.phantoms.phantom import write_phantoms
@@ -119,14 +119,18 @@ def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
     """Print images a second and core, with the mean difference from a full decode in grey levels (median of files)."""
     print("\nDecoding to 224 px, images/s of one core, median [quartiles]")
     print(f"{'files':<30}{'csi-job':>22}{'plain':>22}{'ratio':>20}{'difference':>12}")
+    workers = Worker("ours", decoder_environment()), Worker("plainly", {})
     for name, paths in sets.items():
-        first, second = paired(
-            lambda paths=paths: decode(ours, paths), lambda paths=paths: decode(plainly, paths), repeats
-        )
+        times: tuple[list[float], list[float]] = ([], [])
+        for repeat in range(repeats + 1):  # the first is not counted
+            for measured, worker in zip(times, workers, strict=True):
+                seconds = worker.measure(paths)
+                if repeat:
+                    measured.append(seconds)
         difference = statistics.median(
             np.abs(ours(path).astype(float) - plainly(path, as_ours=True)).mean() for path in paths
         )
-        rates = [[len(paths) / seconds for seconds in times] for times in (first, second)]
+        rates = [[len(paths) / seconds for seconds in measured] for measured in times]
         ratio = [a / b for a, b in zip(*rates, strict=True)]
         print(f"{name:<30}{spread(rates[0]):>22}{spread(rates[1]):>22}{spread(ratio):>20}{difference:>12.2f}")
 
@@ -204,6 +208,17 @@ report()
 """
 )
 
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from benchmarks.cache_build import {reader}
+for line in sys.stdin:
+    started = time.process_time()
+    for path in map(Path, json.loads(line)):
+        {reader}(path)
+    print(time.process_time() - started, flush=True)
+"""
+
 
 def run(script: str, data: Path, target: Path) -> dict[str, float]:
     """Run a measured script in its own process and return what it prints."""
@@ -212,23 +227,26 @@ def run(script: str, data: Path, target: Path) -> dict[str, float]:
     return measured
 
 
-def decode(reader: Callable[[Path], np.ndarray], paths: list[Path]) -> None:
-    """Decode all files."""
-    for path in paths:
-        reader(path)
+class Worker:
+    """A process that decodes files with one of this module's functions."""
 
+    def __init__(self, reader: str, environment: dict[str, str]) -> None:
+        """Start it."""
+        script = WORKER.format(reader=reader)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
 
-def paired(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of processor time of each, measured in turn after one round that is not counted."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for place, run in enumerate((first, second)):
-            before = resource.getrusage(resource.RUSAGE_SELF)
-            run()
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            if repeat:
-                times[place].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return times
+    def measure(self, paths: list[Path]) -> float:
+        """Return the seconds of processor time that all files take."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([str(path) for path in paths]), file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
 
 
 if __name__ == "__main__":

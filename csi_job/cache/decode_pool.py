@@ -28,6 +28,8 @@ MAX_DECODER_BYTES = 6 << 30  # of address space; about ten times what the larges
 _ATTEMPTS = 2  # a decoder may have died because others used up the memory
 _READY = "ready"
 _NEEDED = re.compile(r"PATH|HOME|TMPDIR|LANG|LC_\w+|LD_\w+|DYLD_\w+|PYTHON\w+|MALLOC_\w+|COVERAGE_\w+")
+# Reuse the memory of films: by default glibc returns it, and the kernel clears it again for the next one.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # the decoders themselves are the parallelism
 
 
@@ -74,6 +76,12 @@ def num_cores() -> int:
         return max(1, min(available, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup v2, or the quota is `max`
         return available
+
+
+def decoder_environment() -> dict[str, str]:
+    """Return the environment of decoders: files are of unknown origin, so they see no password and no key."""
+    needed = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
+    return {**_KEEP_MEMORY, **needed, **_ONE_THREAD}
 
 
 class _Decoder:
@@ -147,14 +155,12 @@ class _Decoder:
         package = str(Path(__file__).parents[2])
         places = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
         self._is_ready = False
-        # Files are of unknown origin, so their decoder sees no password and no key.
-        needed = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
             [sys.executable, "-P", "-m", __spec__.name, *map(str, self._arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the noise of C libraries
-            env={**needed, **_ONE_THREAD, "PYTHONPATH": places},
+            env={**decoder_environment(), "PYTHONPATH": places},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its decoders itself
         )
 

@@ -121,9 +121,9 @@ def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
     has_overlay = any((group, _OVERLAY_BIT) in dataset for group in _OVERLAY_GROUPS)
     if not (is_raw or has_overlay) and pixels_HW.dtype.kind == "u":
         return pixels_HW
+    end = int(dataset.get("HighBit", num_stored - 1)) + 1 if is_raw else num_stored
     is_low = pixels_HW.dtype.kind == "u" and pixels_HW.max() >> num_stored == 0  # whatever the header says
-    end = int(dataset.get("HighBit", num_stored - 1)) + 1 if is_raw and not is_low else num_stored
-    if num_stored == num_bits or not 0 < num_stored <= end <= num_bits:
+    if is_low or num_stored == num_bits or not 0 < num_stored <= end <= num_bits:
         return pixels_HW
     return pixels_HW << (num_bits - end) >> (num_bits - num_stored)
 

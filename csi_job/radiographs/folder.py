@@ -47,10 +47,11 @@ class ImageFolder:
         """
         parent, name = _ROOT, file_id
         if _MAY_NAME_FOLDERS.match(file_id):
-            place = PurePosixPath(file_id)  # checked by the rules of POSIX and of Windows
-            is_absolute = place.is_absolute() or PureWindowsPath(file_id).drive or "\\" in file_id
-            if is_absolute or ".." in place.parts or not place.name:
+            place, on_windows = PurePosixPath(file_id), PureWindowsPath(file_id)
+            if on_windows.anchor or ".." in on_windows.parts or not place.name:
                 return "the FileID leaves the folder of images"
+            if "\\" in file_id:
+                return "a backslash in the FileID; write sub-folder/name"
             parent, name = place.parent, place.name
             if not file_id.isascii() and not os.path.isdir(self._root / parent):  # noqa: PTH112 - raises nothing
                 parent = PurePosixPath(unicodedata.normalize("NFD", str(parent)))  # as macOS writes it

@@ -20,6 +20,7 @@ from csi_job.radiographs.grey import (
 )
 
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+_NUM_START_BYTES = 1 << 16  # of a gzip file, which hold its header
 _MAX_EXTENSION_BYTES = 1 << 24  # header extensions, e.g. the DICOM tags a converter kept
 _MAX_BYTES_PER_PIXEL = 8
 
@@ -38,19 +39,23 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         Exception: anything nibabel raises for damaged content.
     """
     import nibabel
+    from nibabel.volumeutils import apply_read_scaling
 
-    start = _inflated(content, _HEADER_BYTES)
+    start = _inflated(content[:_NUM_START_BYTES], _HEADER_BYTES)
     if not is_nifti(start):
         raise DataError("the gzip file is not a NIfTI image")
-    image_class = nibabel.Nifti2Image if start[4:6] == b"n+" else nibabel.Nifti1Image
-    header_class = image_class.header_class
-    header = header_class(start[: header_class.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
+    header_class = nibabel.Nifti2Header if start[4:6] == b"n+" else nibabel.Nifti1Header
+    header: Any = header_class(start[: header_class.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
     num_bytes = _checked_size(header, max_image_side_px)
     plain = _inflated(content, num_bytes)
     if len(plain) < num_bytes:
         raise DataError("the image is cut off", got=f"{len(plain)} bytes", allowed=f"{num_bytes} by its header")
-    image = image_class.from_bytes(plain)
-    levels_HW = _upright(np.asanyarray(image.dataobj), image.affine)
+    header.check_fix()
+    pixels = np.frombuffer(plain, header.get_data_dtype(), offset=int(header.get_data_offset()))
+    slope, intercept = header.get_slope_inter()
+    pixels = pixels.reshape(header.get_data_shape(), order="F")
+    levels = apply_read_scaling(pixels, 1 if slope is None else slope, intercept or 0)
+    levels_HW = _upright(levels, header.get_best_affine())
     if levels_HW.dtype.names:  # RGB24 and RGBA32
         channels = [levels_HW[name].astype(np.float32) for name in levels_HW.dtype.names[:3]]
         luma: Any = sum(weight * channel for weight, channel in zip(LUMA_BT601, channels, strict=True))

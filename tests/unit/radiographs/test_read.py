@@ -79,6 +79,7 @@ def test_missing_images_are_all_listed_and_a_missing_folder_is_an_error(folder):
 )
 def test_identifiers_that_leave_the_folder_are_refused(folder, file_id):
     assert problem(folder, file_id) == "the FileID leaves the folder of images"
+    assert problem(folder, "sub\\b") == "a backslash in the FileID; write sub-folder/name"
 
 
 def test_links_are_followed_only_within_the_folder_which_may_be_one_itself(folder, tmp_path):
