@@ -90,7 +90,6 @@ class RunningTrial(Generic[Params]):
     _runs: list[tuple[float, float | None, str]] = field(default_factory=list)
     """Of earlier attempts, if it was paused."""
     _start_s: float = field(default_factory=time.time)
-    _is_unpromoted: bool = False
     _away_since: float | None = None
     _num_epochs: int = 0
     _last_passed: int = -1
@@ -217,7 +216,7 @@ class RunningTrial(Generic[Params]):
             "images_per_s": result.images_per_s,
         }
         self.losses[result.epoch] = result.train_loss, result.val_loss
-        self.unsent.user_attrs[stored.LOSSES] = [[epoch, *self.losses[epoch]] for epoch in sorted(self.losses)]
+        self.unsent.user_attrs[stored.LOSSES] = [[epoch, *both] for epoch, both in self.losses.items()]
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)
@@ -250,15 +249,12 @@ class RunningTrial(Generic[Params]):
         else:
             self.unsent.steps[epoch] = value
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
-        if checkpoint is not None and checkpoint != self.promoted:
-            self.promoted, self._is_unpromoted = checkpoint, True
+        self.promoted = checkpoint or self.promoted
         self._store_and_read_median()
         self.check()
 
     def _store_and_read_median(self) -> None:
-        changes: dict[str, Any] = {"num_epochs": self._num_epochs}
-        if self._is_unpromoted:
-            changes["checkpoint"] = self._relative(self.promoted)
+        changes: dict[str, Any] = {"num_epochs": self._num_epochs, "checkpoint": self._relative(self.promoted)}
         query = median_query(self.study, max(self.curve))
         try:
             self._median_row = self.storage.write_trial(self.lease, self.unsent, query, limit_s=0, **changes)
@@ -272,7 +268,7 @@ class RunningTrial(Generic[Params]):
         if self._away_since is not None:
             away = {"seconds": time.monotonic() - self._away_since}
             logger.warning("the database is back after %(seconds).0f s", away)
-        self.unsent, self._is_unpromoted, self._away_since = TrialWrite(), False, None
+        self.unsent, self._away_since = TrialWrite(), None
 
     def _relative(self, checkpoint: Path | None) -> str | None:
         return checkpoint.relative_to(self.work).as_posix() if checkpoint else None

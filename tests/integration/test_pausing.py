@@ -7,9 +7,10 @@ from collections import defaultdict
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
-from csi_job.errors import ConfigurationError, StopRequestedError
+from csi_job.errors import ConfigurationError, StalledError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
@@ -18,6 +19,7 @@ from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import RELEASED_AT_S
 from csi_job.storage.optuna_private import hyperband_bracket
 from csi_job.storage.rungs import Rungs, Standing, count_epochs, standings
+from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.record import read_record
 from csi_job.study.status import study_status
@@ -274,9 +276,19 @@ def test_the_time_until_a_promoted_trial_was_released_is_kept(storage, tmp_path)
         work_on(study, tmp_path, stops_once_promoted, num_trials=1, **ASHA)
     [paused, released] = study.trials[0].user_attrs["runs"]
     assert paused[0] <= paused[1] <= released[0] <= released[1]
+
+    def dies_after_an_epoch(running):
+        running.report(1, value_at(running.params.unknown_weight, 1))
+        raise StalledError("it dies here")
+
+    with pytest.raises(StalledError):
+        work_on(study, tmp_path, dies_after_an_epoch, num_trials=1, **ASHA)
+    assert [end is None for _, end, _ in study.trials[0].user_attrs["runs"]] == [False, False, False, True]
+    storage.write(lambda connection: connection.execute(sa.update(LEASES).values(lease_s=0.0)))
     work_on(study, tmp_path, num_trials=1, **ASHA)
     runs = study.trials[0].user_attrs["runs"]
-    assert (len(runs), runs[:2]) == (6, [paused, released])  # then paused at 1 again, 2 and 4, and complete
+    # Then paused at 1 again; the run that was killed does not count; paused at 2 and 4, and complete.
+    assert (len(runs), runs[:2]) == (6, [paused, released])
     assert seconds_of(study.trials[0]) == sum(end - start for start, end, _ in runs)
 
 

@@ -1,8 +1,9 @@
 import pytest
 import sqlalchemy as sa
 
-from csi_job.errors import CsiJobError, DataError, Problem
+from csi_job.errors import CsiJobError, DataError, Problem, StorageUnavailableError
 from csi_job.storage.attributes import curve_of
+from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
 from csi_job.study.worker import check_device, failure_reason
@@ -59,6 +60,9 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
         query = sa.select(LEASES.c.num_epochs)
         num_epochs.append(storage.read(lambda connection: connection.execute(query).scalar_one()))
 
+    def unreachable(*_, **__):
+        raise StorageUnavailableError("the database is away")
+
     def first_attempt(running):
         running.saves_checkpoints = True
         report(running, 0)
@@ -72,9 +76,13 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
 
     def third_attempt(running):
         assert running.resume_from.name == "epoch-0000.pt"
-        for epoch in (1, 2, 3):
+        for epoch in (1, 2):
             report(running, epoch)
-        raise AssertionError("not pruned at epoch 3")
+        with monkeypatch.context() as outage:  # in which nothing is known of the others
+            outage.setattr(storage, "write_trial", unreachable)
+            running.epoch_done(EpochResult(3, train_loss=1.0, val_loss=2.0, val_f1=0.1, **SPEED), None)
+        report(running, 4)
+        raise AssertionError("not pruned at epoch 4")
 
     for attempt in (first_attempt, second_attempt):
         with pytest.raises(DataError):
@@ -82,7 +90,7 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
         monkeypatch.setattr("csi_job.study.trial_run.should_prune", lambda *_: True)
     assert work_on(study, tmp_path, third_attempt, num_trials=1).outcomes == {"pruned": 1}
     assert num_epochs == [0, 1, 1, 1, 1, 2]
-    assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3]
+    assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("objective_name", ["f1", "f1-and-cost"])
@@ -111,6 +119,8 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
     def resumed(running):
         curve = [(epoch, value_at(X, epoch)) for epoch in range(first)]
         assert (sorted(running.curve.items()), curve_of(study.trials[0])) == (curve, curve)
+        for_pruners = [] if objective_name == "f1-and-cost" else curve
+        assert sorted(frozen_trial_of(running.trial).intermediate_values.items()) == for_pruners
         assert running.losses == dict.fromkeys(range(num_stored), (1.0, 2.0))
         assert (running.resume_from and running.resume_from.name) == (f"epoch-{first - 1:04}.pt" if first else None)
         return objective(running)
