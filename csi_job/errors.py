@@ -198,6 +198,6 @@ class Problem:
             place.append(f"column {self.column}")
         name = self.file_id if identities else self.pseudonym
         if name:
-            place.append(f"({name})")
+            place.append(f"({name})" if place else name)
         what = f"{self.what}; {self.identities}" if identities and self.identities else self.what
         return f"{' '.join(place)}: {what}" if place else what

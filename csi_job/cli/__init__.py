@@ -50,7 +50,7 @@ class _LazyGroup(click.Group):
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
 
-@click.group(cls=_LazyGroup, context_settings=CONTEXT)
+@click.group(cls=_LazyGroup, commands=dict.fromkeys(COMMANDS), context_settings=CONTEXT)  # for "did you mean"
 @click.version_option(package_name="csi-job")
 def cli() -> None:
     """Find and train the best model for your chest radiographs.
@@ -87,9 +87,6 @@ def main() -> None:
     except CsiJobError as error:
         identities = sys.stderr.isatty()
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
-        sys.exit(141)
     except OSError as error:
         hint = {
             errno.EACCES: "grant this user access, or choose another folder with --work",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from csi_job.html.plot import Plot
 
-MAX_CHARACTERS = 24  # of a cell beside three others on a narrow screen
+MAX_CHARACTERS = 20  # of a cell beside three others on a narrow screen
 Tone = Literal["plain", "good", "warning"]
 
 

@@ -33,11 +33,11 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
 
     There are one to three images per patient with similar scores, about 8 % unknown zones (something covers them),
     and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
-    and 2) and NIfTI; `side_px` is the smallest and the largest height. Other files with these names are replaced; of
+    and 2) and NIfTI; `side_px` is the smallest and the largest height. Another table and other phantoms are replaced; of
     several processes one draws, and the others wait for it.
 
     Raises:
-        ConfigurationError: fewer than one image, or impossible sizes.
+        ConfigurationError: fewer than one image, impossible sizes, or a folder with another label table.
         DataError: the folder cannot be written.
     """
     if num_images < 1:
@@ -46,35 +46,43 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
         raise ConfigurationError("invalid side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
     recipe = {"version": csi_job.__version__, "num_images": num_images, "seed": seed, "side_px": list(side_px)}
     with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
+        images = folder / "images"
+        if (folder / "labels.csv").exists() and not (folder / RECIPE).exists():
+            message = "the folder has a label table that is not of phantoms"
+            raise ConfigurationError(message, got=str(folder), hint="choose another folder")
+        images.mkdir(parents=True, exist_ok=True)
         with locked(folder / RECIPE, "another process draws these phantoms; waiting for it"):
-            num_found = sum(1 for _ in (folder / "images").glob("phantom-*"))
-            if read_json(folder / RECIPE) != recipe or num_found < num_images or not (folder / "labels.csv").exists():
+            names = [f"phantom-{number:05d}" for number in range(num_images)]
+            random = np.random.default_rng([seed, 0])
+            images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
+            patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0
+            zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
+            found = list(images.glob("phantom-*"))
+            if read_json(folder / RECIPE) != recipe or len(found) != num_images:
                 (folder / RECIPE).write_text("")
-                _draw_phantoms(folder, num_images, seed, side_px)
+                for film in found:
+                    film.unlink()
+                _draw_films(images, names, patients_N, zones_NZ, seed, side_px)
                 (folder / RECIPE).write_text(json_text(recipe))
+            rows = (
+                (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
+                for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
+            )
+            write_atomic(folder / "labels.csv", csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))
 
 
-def _draw_phantoms(folder: Path, num_images: int, seed: int, side_px: tuple[int, int]) -> None:
-    random = np.random.default_rng([seed, 0])
-    images_per_patient = random.integers(1, _MAX_IMAGES_PER_PATIENT, size=num_images, endpoint=True)
-    patients_N = np.repeat(np.arange(num_images), images_per_patient)[:num_images]  # numbered from 0
-    zones_NZ = _draw_scores(patients_N, np.random.default_rng([seed, 1]))
-    names = [f"phantom-{number:05d}" for number in range(num_images)]
-    with progress("drawing phantoms", num_images, "images") as advance:
+def _draw_films(
+    images: Path, names: list[str], patients_N: np.ndarray, zones_NZ: np.ndarray, seed: int, side_px: tuple[int, int]
+) -> None:
+    with progress("drawing phantoms", len(names), "images") as advance:
         for index, name in enumerate(names):
             body = Body.sample(np.random.default_rng([seed, 2, patients_N[index]]))
             of_film = np.random.default_rng([seed, 3, index])
             height_px = int(of_film.integers(*side_px, endpoint=True))
             size_px = round(height_px * of_film.uniform(*_WIDTH_TO_HEIGHT)), height_px
             film_HW = draw_chest(body, zones_NZ[index].tolist(), size_px, of_film)
-            write_film(film_HW, folder / "images" / name, index)
+            write_film(film_HW, images / name, index)
             advance(1)
-    rows = (
-        (name, f"P{patient:05d}", *("" if score == UNKNOWN else score for score in scores_Z))
-        for name, patient, scores_Z in zip(names, patients_N.tolist(), zones_NZ.tolist(), strict=True)
-    )
-    write_atomic(folder / "labels.csv", csv_text((FILE_COLUMN, PATIENT_COLUMN, *ZONES), rows))
 
 
 def _draw_scores(patients_N: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -68,7 +68,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["nonsense"], 2, "No such command"),
+        (["statsu"], 2, "Did you mean 'status'?"),
         (["hyperopt", "--nonsense"], 2, "No such option"),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
         (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),

@@ -106,9 +106,20 @@ def test_of_several_processes_one_draws_and_what_is_there_is_not_drawn_again(tmp
     before = digests(tmp_path)
     next(tmp_path.glob("images/*")).unlink()
     write_phantoms(tmp_path, 5, seed=3, side_px=SIDE_PX)
+    (tmp_path / "labels.csv").write_text("edited")
+    write_phantoms(tmp_path, 5, seed=3, side_px=SIDE_PX)
     assert digests(tmp_path) == before
-    write_phantoms(tmp_path, 5, seed=4, side_px=SIDE_PX)
-    assert len(drawn) == 15
+    assert len(drawn) == 10
+    write_phantoms(tmp_path, 4, seed=4, side_px=SIDE_PX)
+    assert len(drawn) == 14
+    assert len(list(tmp_path.glob("images/*"))) == 4
+
+
+def test_a_label_table_of_other_data_is_kept(tmp_path):
+    (tmp_path / "labels.csv").write_text("mine")
+    with pytest.raises(ConfigurationError, match="a label table that is not of phantoms"):
+        write_phantoms(tmp_path, 1, seed=0)
+    assert (tmp_path / "labels.csv").read_text() == "mine"
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 5])
