@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import os
 import signal
 import sys
 from importlib import import_module

@@ -33,8 +33,8 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
 
     There are one to three images per patient with similar scores, about 8 % unknown zones (something covers them),
     and, from four images up, every score in every zone. The formats are 8- and 16-bit PNG, JPEG, DICOM (MONOCHROME1
-    and 2) and NIfTI; `side_px` is the smallest and the largest height. Another table and other phantoms are replaced; of
-    several processes one draws, and the others wait for it.
+    and 2) and NIfTI; `side_px` is the smallest and the largest height. An edited table and other phantoms are replaced;
+    of several processes one draws, and the others wait for it.
 
     Raises:
         ConfigurationError: fewer than one image, impossible sizes, or a folder with another label table.
