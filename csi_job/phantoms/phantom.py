@@ -47,7 +47,8 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     recipe = {"version": csi_job.__version__, "num_images": num_images, "seed": seed, "side_px": list(side_px)}
     with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
         images = folder / "images"
-        if (folder / "labels.csv").exists() and not (folder / RECIPE).exists():
+        is_drawn = (folder / RECIPE).exists() or any(images.glob("phantom-*"))  # earlier versions kept no recipe
+        if (folder / "labels.csv").exists() and not is_drawn:
             message = "the folder has a label table that is not of phantoms"
             raise ConfigurationError(message, got=str(folder), hint="choose another folder")
         images.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,14 @@ def test_of_several_processes_one_draws_and_what_is_there_is_not_drawn_again(tmp
     assert len(list(tmp_path.glob("images/*"))) == 4
 
 
+def test_phantoms_of_an_earlier_version_are_drawn_again(tmp_path):
+    write_phantoms(tmp_path, 2, seed=3, side_px=SIDE_PX)
+    before = digests(tmp_path)
+    (tmp_path / RECIPE).unlink()
+    write_phantoms(tmp_path, 2, seed=3, side_px=SIDE_PX)
+    assert digests(tmp_path) == before
+
+
 def test_a_label_table_of_other_data_is_kept(tmp_path):
     (tmp_path / "labels.csv").write_text("mine")
     with pytest.raises(ConfigurationError, match="a label table that is not of phantoms"):
