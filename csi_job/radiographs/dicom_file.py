@@ -1,6 +1,7 @@
 """Read DICOM files: never further than they declare, and with known mistakes in their headers corrected."""
 
 import io
+import re
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,14 +36,15 @@ _HIGH_THROUGHPUT = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)  # OpenJPEG decodes
 _GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
 _TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _OTHER_MODALITIES = ("CT", "MG", "MR", "NM", "PT", "US")
-_LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL")
+# MIMIC-CXR has "XTABLE LATERAL"; a lateral decubitus film is frontal.
+_LATERAL_VIEW = re.compile(r"LL|RL|(?!.*(?:DECUB|\b(?:AP|PA|LLD|RLD)\b)).*\bLAT(?:ERAL)?\b.*")
 
 
 def read_file(content: bytes, max_image_side_px: int) -> Dataset:
     """Read a DICOM file of one radiograph, ready for pydicom's decoders.
 
     Raises:
-        DataError: no pixels, several frames, too small or too large, cut off, or nothing decodes it.
+        DataError: no pixels, several frames, too small or too large, lateral, of another modality, or cut off.
         Exception: anything pydicom raises for damaged content.
     """
     dataset = _read_bounded(content)
@@ -73,7 +75,8 @@ def _refuse_other_views(dataset: Dataset) -> None:
     if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
         raise DataError(f"the DICOM file is no radiograph, but of modality {modality}")
     directions = orientation(dataset)
-    if view in _LATERAL_VIEWS or (not view and directions[:1] in ("A", "P")):
+    is_sagittal = not set("AP").isdisjoint(directions) and set("LR").isdisjoint(directions)
+    if _LATERAL_VIEW.fullmatch(view) or (not view and is_sagittal):
         got = f"ViewPosition {view}" if view else f"PatientOrientation {directions}"
         raise DataError("the film is lateral, and shows no right and left zones", got=got)
 
@@ -81,7 +84,7 @@ def _refuse_other_views(dataset: Dataset) -> None:
 def orientation(dataset: Dataset) -> str:
     """Return where rows, then columns, mostly point by the PatientOrientation, such as "LF"; "" if unknown."""
     directions = dataset.get("PatientOrientation")
-    return "".join(direction[:1] for direction in directions) if isinstance(directions, MultiValue) else ""
+    return "".join(name.strip()[:1].upper() for name in directions) if isinstance(directions, MultiValue) else ""
 
 
 def _read_bounded(content: bytes) -> Dataset:

@@ -92,11 +92,11 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
 
 
 def _num_pages(image: ImageFile.ImageFile) -> int:
+    num_pages: int = getattr(image, "n_frames", 1) if image.format in _MAYBE_PAGED else 1
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         described = _IMAGEJ_PAGES.match(str(image.tag_v2.get(ExifTags.Base.ImageDescription)))
-        if described:
-            return int(described[1])
-    return getattr(image, "n_frames", 1) if image.format in _MAYBE_PAGED else 1
+        return max(num_pages, int(described[1])) if described else num_pages
+    return num_pages
 
 
 def _refuse_rare_depth(image: ImageFile.ImageFile, content: bytes, layout: str) -> None:

@@ -195,7 +195,7 @@ def test_padding_beyond_the_stored_bits_is_black(stored_HW):
 @pytest.mark.parametrize("is_colour", [True, False])
 def test_the_patients_right_is_on_the_left_by_the_orientation(film_HW, square_HW, rows, columns, is_lying, is_colour):
     pixels = film_HW[:: -1 if columns == "H" else 1, :: -1 if rows == "R" else 1]
-    orientation = [f"{rows}{columns}", columns]  # the rows are slightly askew
+    orientation = [f"{rows}{columns}", f" {columns} "]  # the rows are slightly askew
     if is_lying:
         pixels, orientation = pixels.T, orientation[::-1]
     colours = {"PhotometricInterpretation": "RGB"} if is_colour else {"WindowCenter": 128, "WindowWidth": 256}
@@ -205,8 +205,9 @@ def test_the_patients_right_is_on_the_left_by_the_orientation(film_HW, square_HW
 
 
 @pytest.mark.parametrize("orientation", ["", "L", ["L", ""], ["L", "L"], ["X", "Y"], ["L", "F", "H"], ["A", "F"]])
-def test_a_frontal_film_of_unknown_orientation_is_not_turned(stored_HW, square_HW, orientation):
-    dataset = dataset_of(stored_HW, ViewPosition="PA", PatientOrientation=orientation, **ALL_LEVELS)
+@pytest.mark.parametrize("view", ["PA", "AP AXIAL", "LLD", "LAT DECUB", "PA LAT"])
+def test_a_frontal_film_of_unknown_orientation_is_not_turned(stored_HW, square_HW, orientation, view):
+    dataset = dataset_of(stored_HW, ViewPosition=view, PatientOrientation=orientation, **ALL_LEVELS)
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 1
 
 

@@ -182,6 +182,8 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (dataset_of(stored_HW, PhotometricInterpretation="RGB"), "neither grey nor RGB"),
         (dataset_of(stored_HW, Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]), "but of modality CT"),
         (dataset_of(stored_HW, ViewPosition="LL"), "the film is lateral, .* got 'ViewPosition LL'"),
+        (dataset_of(stored_HW, ViewPosition="XTABLE LATERAL"), "got 'ViewPosition XTABLE LATERAL'"),
+        (dataset_of(stored_HW, PatientOrientation=["H", "A"]), "got 'PatientOrientation HA'"),
         (dataset_of(stored_HW, PatientOrientation=["P", "F"]), "the film is lateral, .* got 'PatientOrientation PF'"),
     ):
         with pytest.raises(DataError, match=words):

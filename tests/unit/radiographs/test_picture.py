@@ -125,6 +125,7 @@ def test_several_pages_are_refused(film_HW):
     other = Image.fromarray(film_HW[::-1].copy())
     contents = [encode(image, kind, save_all=True, append_images=[other]) for kind in ("TIFF", "GIF", "WEBP", "PNG")]
     contents.append(encode(image, "TIFF", description="ImageJ=1.53t\nimages=2\nslices=2\n"))
+    contents.append(encode(image, "TIFF", save_all=True, append_images=[other], description="ImageJ=1.53t\nimages=1\n"))
     for content in contents:
         with pytest.raises(DataError, match="the image has 2 pages; allowed: one radiograph"):
             read(content)
