@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from csi_job.cache.build import ensure_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import existing_cache
-from csi_job.cache.manifest import describe_change, load_info
 from csi_job.config import Settings, load_settings
-from csi_job.errors import ConfigurationError, DataError
+from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
@@ -85,8 +83,8 @@ def optimize_hyperparameters(
     return run_hyperopt((loaded.over(record) if record else loaded).settings, record, own_process=False)
 
 
-def _cache_to_train_on(settings: Settings, study_key: str) -> Cache:
-    folder = ensure_cache(settings.radiographs, settings.cache, settings.work, study_key)
+def _cache_to_train_on(settings: Settings, study_key: str, study_name: str = "") -> Cache:
+    folder = ensure_cache(settings.radiographs, settings.cache, settings.work, study_key, study_name)
     return Cache.open(folder, settings.cache.local_copy_gib)
 
 
@@ -110,13 +108,7 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
     if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
-    cache = _cache_to_train_on(settings, record.cache_key if record else "")
-    if record is not None and record.cache_key != cache.info.key:
-        with contextlib.suppress(DataError):  # the study's cache may be gone
-            change = describe_change(load_info(settings.folder.cache(record.cache_key)), cache.info)
-            message = f"study {record.name!r} was created with other data: {change}"
-            hint = "restore it, choose another study name, or leave out --labels and --images to use the study's cache"
-            raise ConfigurationError(message, hint=hint)
+    cache = _cache_to_train_on(settings, record.cache_key if record else "", record.name if record else "")
     storage = storage or open_storage(settings.storage, settings.work, create=True)
     return define_study(storage, definition_of(settings, cache.info.key)), cache
 

@@ -30,7 +30,7 @@ from csi_job.cache.manifest import (
 )
 from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.slot_arrays import SlotArrays
-from csi_job.errors import DataError, Problem, advice, kind_of
+from csi_job.errors import ConfigurationError, DataError, Problem, advice, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import progress
 from csi_job.radiographs.identity import pseudonym
@@ -41,6 +41,7 @@ from csi_job.work_folder import WorkFolder
 if TYPE_CHECKING:
     from csi_job.cache.settings import CacheSettings
     from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
+    from csi_job.radiographs.table import LabelTable
 
 _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that was not resumed for this long is removed
 _NUM_ROWS_NAMED = 10
@@ -48,19 +49,23 @@ _NUM_ROWS_NAMED = 10
 logger = logging.getLogger(__name__)
 
 
-def ensure_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:
+def ensure_cache(
+    radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "", study_name: str = ""
+) -> Path:
     """Return the folder of the cache, built if it is missing; without data, of the study's or the one that matches."""
     if radiographs.labels is None and radiographs.images is None:
         return existing_cache(radiographs, cache, work, study_key)
-    return build_cache(radiographs, cache, work, study_key)
+    return build_cache(radiographs, cache, work, study_key, study_name)
 
 
-def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "") -> Path:
+def build_cache(
+    radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "", study_name: str = ""
+) -> Path:
     """Decode every radiograph once; return an existing cache at once.
 
     The folder is named by its content and appears by one rename when it is complete. An interrupted build is resumed;
     processes that build the same cache at once share the images. `study_key` names the cache of a study, which is
-    used if an earlier version built it from the same data and settings.
+    used if an earlier version built it from the same data and settings. With `study_name`, no other may be used.
 
     Images that cannot be used are listed in `problems.csv` of the work folder.
 
@@ -69,18 +74,52 @@ def build_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
 
     Raises:
         DataError: table, images or split cannot be used, or the folder cannot be written.
-        ConfigurationError: the table or the folder of images is not set.
+        ConfigurationError: the table or the folder of images is not set, or the named study has other data.
     """
     root = WorkFolder(work).caches
     with problems_listed(work):
         make_folder(root)
         source = read_source(radiographs, cache, work, study_key)
+        if study_name and study_key not in ("", source.key):
+            raise _other_data(root / study_key, study_name, source.table, cache, radiographs.split)
         folder = root / source.key
         if not folder.exists():
             _name_other_size(root, cache.image_size_px)
             _build(source, radiographs, cache, work)
         record_key_for_settings(root, radiographs, cache, source.key)
     return folder
+
+
+def _other_data(
+    study_cache: Path, study_name: str, table: LabelTable, cache: CacheSettings, split: SplitSettings
+) -> ConfigurationError:
+    """Return the error that a study was created with other data, before hours of decoding."""
+    message = f"study {study_name!r} was created with other data"
+    try:
+        change = _describe_change(load_info(study_cache), table, cache, split)
+    except DataError:
+        gone = f"{message} or by another version of csi-job, and its cache {study_cache.name} cannot be read"
+        return ConfigurationError(gone, hint="restore them, or choose another study name")
+    hint = "restore it, choose another study name, or leave out --labels and --images to use the study's cache"
+    return ConfigurationError(f"{message}: {change}", hint=hint)
+
+
+def _describe_change(old: CacheInfo, table: LabelTable, cache: CacheSettings, split: SplitSettings) -> str:
+    """Say how data differs from that of a cache, e.g. `labels: 127 → 100 rows, 90 → 71 patients`."""
+    num_rows, num_patients = sum(old.num_images.values()) + old.num_corrupt, len(set(table.patient_ids))
+    changes = [
+        (f"labels: {num_rows} → {len(table)} rows", num_rows != len(table)),
+        # Patients of corrupt images alone were not counted.
+        (f"{old.num_patients} → {num_patients} patients", old.num_patients != num_patients and not old.num_corrupt),
+        (f"{old.image_size_px} → {cache.image_size_px} px", old.image_size_px != cache.image_size_px),
+        (f"split seed {old.split_seed} → {split.seed}", old.split_seed != split.seed),
+    ]
+    if named := [change for change, applies in changes if applies]:
+        return ", ".join(named)
+    counts_ZK = _class_counts(table.zones_NZ, np.zeros(len(table), np.int64))[0]
+    has_other_scores = not old.num_corrupt and (counts_ZK != sum(map(np.array, old.class_counts.values()))).any()
+    other = "scores" if has_other_scores else "ids, images, settings or version of csi-job"
+    return f"the same {num_rows} rows with other {other}"
 
 
 def _name_other_size(root: Path, image_size_px: int) -> None:

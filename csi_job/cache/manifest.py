@@ -65,22 +65,6 @@ def images_file(split: str) -> str:
     return f"{split}.npy"
 
 
-def describe_change(old: CacheInfo, new: CacheInfo) -> str:
-    """Say how the data of one cache differs from another's, e.g. `labels: 127 → 100 rows, 90 → 71 patients`."""
-    rows = [sum(info.num_images.values()) + info.num_corrupt for info in (old, new)]
-    changes = [
-        (f"labels: {rows[0]} → {rows[1]} rows", rows[0] != rows[1]),
-        (f"{old.num_patients} → {new.num_patients} patients", old.num_patients != new.num_patients),
-        (f"{old.image_size_px} → {new.image_size_px} px", old.image_size_px != new.image_size_px),
-        (f"split seed {old.split_seed} → {new.split_seed}", old.split_seed != new.split_seed),
-    ]
-    named = [change for change, applies in changes if applies]
-    if not named:
-        other = "scores" if old.class_counts != new.class_counts else "ids, images, settings or version of csi-job"
-        named = [f"the same {rows[0]} rows with other {other}"]
-    return ", ".join(named)
-
-
 def finished_folders(root: Path) -> list[Path]:
     """Return the folders of the finished caches, in the order of their keys."""
     return sorted(manifest.parent for manifest in root.glob(f"[!.]*/{MANIFEST}"))

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import re
 import shutil
 import stat
 import time
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from csi_job.cache import build
-from csi_job.cache.build import build_cache
+from csi_job.cache.build import build_cache, ensure_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import find_cache
 from csi_job.cache.manifest import load_info, verify_cache
@@ -162,6 +163,37 @@ def test_a_zone_without_grades_is_refused_before_decoding(copied, cache, tmp_pat
     rewrite_table(copied, lambda row: [*row[:7], row[7] if row[7] == "left_inf" else "?"])
     with pytest.raises(DataError, match="zone left_inf has no graded image in the train split"):
         build_cache(settings_of(copied), cache, tmp_path)
+
+
+SCORES = re.compile(r"(?<=;jane-7;)\d.*")
+
+
+@pytest.mark.parametrize(
+    ("change", "seed", "message"),
+    [
+        (lambda text: text[: text.rindex("jane-doe-29")], 42, "data: labels: 30 → 29 rows; restore it"),
+        (lambda text: text.replace(";jane-1;", ";jane-2;"), 42, "data: 20 → 19 patients; "),
+        (str, 7, "data: split seed 42 → 7; "),
+        (lambda text: SCORES.sub("4;4;4;4;4;4", text), 42, "data: the same 30 rows with other scores; "),
+        (lambda text: text.replace(";jane-1;", ";jane-x;"), 42, "data: the same 30 rows with other ids, images, "),
+    ],
+)
+def test_other_data_than_the_studys_is_refused_before_decoding(
+    copied, built, cache, tmp_path, monkeypatch, change, seed, message
+):
+    monkeypatch.setattr(build, "decode_images", lambda *_: pytest.fail("an image was decoded"))
+    shutil.copytree(built.parent, tmp_path / "cache")
+    given = settings_of(copied, split={"seed": seed})
+    if seed == 42:
+        assert ensure_cache(given, cache, tmp_path, built.name, "s") == tmp_path / "cache" / built.name
+    (copied / "labels.csv").write_text(change((copied / "labels.csv").read_text()))
+    with pytest.raises(ConfigurationError, match=f"^study 's' was created with other {message}"):
+        ensure_cache(given, cache, tmp_path, built.name, "s")
+    shutil.rmtree(tmp_path / "cache" / built.name)
+    with pytest.raises(
+        ConfigurationError, match=f"other data or .*, and its cache {built.name} cannot be read; restore"
+    ):
+        ensure_cache(given, cache, tmp_path, built.name, "s")
 
 
 def test_unset_data_paths_are_a_configuration_error(radiographs, cache, tmp_path):

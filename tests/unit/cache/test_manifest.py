@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from csi_job.cache.dataset import Cache
-from csi_job.cache.manifest import CacheInfo, describe_change, load_info, manifest_text, verify_cache
+from csi_job.cache.manifest import load_info, manifest_text, verify_cache
 from csi_job.errors import DataError
 from csi_job.files import digest_file
 from csi_job.radiographs.split import SPLITS
@@ -86,19 +86,3 @@ def test_another_version_is_refused(folder):
 def test_a_folder_without_a_cache_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no readable cache"):
         load_info(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({"num_images": {"train": 80, "test": 20}}, "labels: 127 → 100 rows"),
-        ({"num_images": {"train": 70}, "num_patients": 71}, "labels: 127 → 70 rows, 90 → 71 patients"),
-        ({"image_size_px": 64, "split_seed": 7}, "32 → 64 px, split seed 42 → 7"),
-        ({"class_counts": {"train": [[1]]}}, "the same 127 rows with other scores"),
-        ({}, "the same 127 rows with other ids, images, settings or version of csi-job"),
-    ],
-)
-def test_a_change_of_the_data_is_told_by_what_changed(changed, expected):
-    counts = {"num_images": {"train": 100, "test": 27}, "num_patients": 90, "num_corrupt": 0}
-    old = CacheInfo("a", 32, "medical", 42, (0.7, 0.15, 0.15), **counts, class_counts={}, warnings=(), files={})
-    assert describe_change(old, dataclasses.replace(old, key="b", **changed)) == expected
