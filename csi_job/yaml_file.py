@@ -42,21 +42,22 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would read as a number."""
+    """Quotes a text that YAML 1.1 or 1.2 reads as a number, since other programs read our files too."""
 
 
 # YAML 1.1, which PyYAML reads, takes 010 for 8, 1:30 for 90 and 1e-5 for a text.
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"^([-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+)$",
-    "tag:yaml.org,2002:float": r"^[-+]?((\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf|nan|NaN))$",
+    "tag:yaml.org,2002:float": r"^[-+]?((\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|\.(inf|Inf|INF|nan|NaN|NAN))$",
 }
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for _kind in (_Loader, _Dumper):
-    _kind.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
-        for first, resolvers in _kind.yaml_implicit_resolvers.items()
-    }
-    for _tag, _pattern in _NUMBERS.items():
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 
 

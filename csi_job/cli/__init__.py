@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import signal
 import sys
 from importlib import import_module
@@ -73,6 +74,8 @@ def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
     gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
     signal.signal(signal.SIGTERM, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:  # `csi-job`, `csi-job study`

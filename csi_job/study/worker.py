@@ -120,6 +120,7 @@ def run_worker(
         StorageUnavailableError: the database was unreachable for too long.
         StalledError: no batch ended for `stall_s`.
         StudyFailedError: more trials failed than `settings.max_failed_trials`.
+        ResourceError: a disk is full or has failed; the trial was released.
         CsiJobError: the GPU is lost.
     """
     with listening() as stop:

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from csi_job.config import Settings, commented_yaml, format_settings, load_setti
 from csi_job.config import _paths as paths_of
 from csi_job.errors import ConfigurationError
 from csi_job.study_settings import stored_tree
-from csi_job.yaml_file import yaml_line
+from csi_job.yaml_file import parse_yaml, yaml_line
 
 ALIASES = ", ".join(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 100))
 PASSWORDS = ["{geheim}%@/: #", "[geheim]", "{{geheim}}", "{x: geheim}", "[geheim", "*geheim", "'geheim", "geheim"]
@@ -88,6 +89,7 @@ def laughs(part: str) -> str:
         ("study: {timeout_s: long}", "must be a number, got 'long'; see"),
         ("study: {timeout_s: 1:30}", "must be a number, got '1:30'; see"),
         ("study: {timeout_s: .inf}", "must be a finite number, got inf; see"),
+        ("study: {timeout_s: -.INF}", "must be a finite number, got -inf; see"),
         ("radiographs: {unknown_values: 9}", "must be a list, got 9; see"),
         ("study: {pruner: no}", "got False; YAML reads no, off, yes and on as false and true; put the word in quotes"),
         ("work: 5", "settings.yaml): must be a path, got 5; see"),
@@ -142,7 +144,11 @@ def test_an_unknown_or_invalid_variable_is_rejected(name, text, expected):
 )
 def test_numbers_are_read_as_in_a_variable_and_yaml_1_2(tmp_path, text, number):
     assert load_settings({}, write(tmp_path, f"study: {{seed: {text}}}"), {}).settings.study.seed == number
-    assert load_settings({}, write(tmp_path, f"study: {{name: {yaml_line(text)}}}"), {}).settings.study.name == text
+
+
+@pytest.mark.parametrize("text", ["010", "1e-5", "0x10", "0b11", "1:30", "-0x1F", "1.0_0", ".INF", "1__0", "٣"])
+def test_a_written_text_is_no_number_to_us_nor_to_readers_of_yaml_1_1(text):
+    assert parse_yaml(yaml_line(text)) == yaml.safe_load(yaml_line(text)) == text
 
 
 def test_a_missing_or_binary_file_is_rejected(tmp_path):

@@ -93,6 +93,14 @@ def test_an_invalid_call_is_one_line_on_standard_error(arguments, code, expected
     assert result.stdout == ""
 
 
+def test_a_character_that_the_locale_lacks_is_escaped(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    monkeypatch.setenv("CSI_JOB_STUDY__NAME", "肺")
+    result = csi_job("config", "show")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "study.name: \\u80ba " in result.stdout
+
+
 @pytest.mark.parametrize(("at_terminal", "expected"), [(True, (5.0, 5.0)), (False, (60.0, 900.0))])
 def test_only_at_a_terminal_a_reading_command_waits_briefly(at_terminal, expected, monkeypatch):
     monkeypatch.setattr("csi_job.cli.options.is_interactive", lambda: at_terminal)
