@@ -126,8 +126,11 @@ class LeaseLostError(CsiJobError):
     """Another worker owns the trial now; this one must write no more of it."""
 
 
-class StopRequestedError(CsiJobError):
-    """SIGTERM or SIGINT arrived; the exit code is 128 + the signal number, as in a shell."""
+class StopRequestedError(BaseException):
+    """SIGTERM or SIGINT arrived; the exit code is 128 + the signal number, as in a shell.
+
+    Like KeyboardInterrupt it is no `Exception`: a signal's handler may raise it anywhere, and no fallback may catch it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         """Name the signal in the message and the exit code."""

@@ -86,6 +86,8 @@ def main() -> None:
     except click.ClickException as error:
         usage = f"; see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
         _leave(f"{' '.join(error.format_message().split()).rstrip('.')}{usage}", 2)
+    except StopRequestedError as error:
+        _leave(str(error), error.exit_code)
     except CsiJobError as error:
         identities = sys.stderr.isatty()
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)

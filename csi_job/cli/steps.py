@@ -7,7 +7,7 @@ import os
 import click
 
 from csi_job.cli.options import log_format_option
-from csi_job.errors import CsiJobError
+from csi_job.errors import CsiJobError, StopRequestedError
 from csi_job.logs import LogFormat, set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def steps(context: click.Context, words: tuple[str, ...], log_format: LogFormat)
         try:
             with step:
                 step.command.invoke(step)
-        except CsiJobError as error:
+        except (CsiJobError, StopRequestedError) as error:
             error.args = (f"{step.info_name}: {error}",)
             raise
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
-from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError, StopRequestedError
+from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError
 from csi_job.logs import RepeatedWarnings
 from csi_job.storage.attributes import ENDED, USED
 
@@ -68,8 +68,6 @@ class StudyWatch:
             return None
         try:
             result = query(self._open())
-        except StopRequestedError:
-            raise
         except (CsiJobError, SQLAlchemyError, KeyError) as error:
             self._note_outage(_problem(error))
             took_s = time.monotonic() - began_s

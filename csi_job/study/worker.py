@@ -277,8 +277,6 @@ class _Worker:
     def _notify(self) -> None:
         try:
             self.options.on_trial_finished(self.summary)
-        except StopRequestedError:
-            raise
         except Exception as error:  # noqa: BLE001 - plots must not end the search
             logger.warning("after a trial: %s", failure_reason(error))
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.errors import ConfigurationError
 from csi_job.files import STREAM, write_csv, write_file
 from csi_job.logs import announced
 from csi_job.storage import attributes as stored
@@ -56,7 +56,7 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     try:
         for file, content in zip(files, contents, strict=True):
             write_file(file, content)
-    except CsiJobError:
+    except BaseException:
         for file in new:
             file.unlink(missing_ok=True)
         raise

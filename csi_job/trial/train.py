@@ -22,6 +22,7 @@ from csi_job.errors import (
     DataError,
     InfeasibleTrialError,
     LeaseLostError,
+    StopRequestedError,
 )
 from csi_job.radiographs.zones import UNKNOWN
 from csi_job.trial.checkpoint import CheckpointWriter, load_checkpoint
@@ -99,7 +100,7 @@ def train_model(  # noqa: PLR0913 - two splits, what is searched, what is not, a
     try:
         run.start(train, validation, resume_from)
         return run.train(max_epochs)
-    except CsiJobError as error:
+    except (CsiJobError, StopRequestedError) as error:
         if not isinstance(error, NOT_RESUMED):
             run.save_last()
         raise

@@ -164,7 +164,7 @@ def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[s
 
 
 def main(arguments: dict[str, Any]) -> int:
-    from csi_job.errors import CsiJobError
+    from csi_job.errors import CsiJobError, StopRequestedError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     set_up_logging("text")
@@ -177,7 +177,7 @@ def main(arguments: dict[str, Any]) -> int:
         study = define(storage, **arguments)
         options = WorkerOptions(stall_s=stall_s)
         work_on(study, work, lambda running: objective(running, epoch_s), options=options, **arguments)
-    except CsiJobError as error:
+    except (CsiJobError, StopRequestedError) as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0

@@ -2,11 +2,7 @@ import pytest
 
 from csi_job import errors
 
-ERRORS = [
-    error
-    for error in vars(errors).values()
-    if isinstance(error, type) and issubclass(error, errors.CsiJobError) and error is not errors.StopRequestedError
-]
+ERRORS = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, errors.CsiJobError)]
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from csi_job.errors import CsiJobError, TrialPausedError
+from csi_job.errors import CsiJobError, StopRequestedError, TrialPausedError
 from csi_job.logs import set_up_logging
 from csi_job.storage import lease
 from csi_job.storage.attributes import TrialOutcome
@@ -111,7 +111,7 @@ class Watch:
             except TrialPausedError:
                 self.points.enter("pause")
                 raise
-            except CsiJobError:
+            except (CsiJobError, StopRequestedError):
                 self.points.enter("release")
                 raise
             self.values[running.number] = values[0]
@@ -190,7 +190,7 @@ def run_observed(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> 
         shift_clock(plan.clock_offset_s, plan.time_zone)
     try:
         _search(arguments, plan, task_of(plan), Watch(points, plan))
-    except CsiJobError as error:
+    except (CsiJobError, StopRequestedError) as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0

@@ -9,7 +9,7 @@ from csi_job.cache import local_copy
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
-from csi_job.errors import DataError
+from csi_job.errors import DataError, StopRequestedError
 from tests.unit.cache.conftest import SIDE_PX, settings_of
 
 
@@ -60,6 +60,16 @@ def another_users(node: Path, monkeypatch: pytest.MonkeyPatch) -> float:
 def not_a_folder(node: Path, _monkeypatch: pytest.MonkeyPatch) -> float:
     (node / f"csi-job-{os.getuid()}").touch()
     return 1.0
+
+
+@pytest.mark.usefixtures("node")
+def test_a_signal_while_copying_is_no_reason_to_train_without_a_copy(folder, monkeypatch):
+    def stopped(*_):
+        raise StopRequestedError(15)
+
+    monkeypatch.setattr(local_copy, "_copy", stopped)
+    with pytest.raises(StopRequestedError):
+        _ = Cache.open(folder, 1).train
 
 
 @pytest.mark.parametrize(
