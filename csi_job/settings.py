@@ -15,7 +15,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+    def _refuse_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         kind = cls.model_fields[str(info.field_name)].annotation
         kinds = {kind, *get_args(kind)} if isinstance(value, bool) else set()
         if int in kinds:

@@ -3,8 +3,8 @@
 Pairing matters: both meet the same easy and hard patients in each resample, so the interval of the difference is
 narrower than the overlap of two separate intervals suggests.
 
-The others may be a baseline's or those of trivial predictors, which answer the same for every film: what a model must
-beat to be of any use. Zone by zone these know the training labels and nothing else.
+The other set is a baseline's, or a trivial predictor's, which answers the same for every film and is what a model must
+beat to be of any use. Such a predictor knows nothing but the training labels of each zone.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: every metric with its patient-level interval; and compare two models, in pairs."""
+"""Evaluate a model on a split: every metric with its patient-level interval. Compare two models on the same images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -106,10 +106,10 @@ def format_params(params: Mapping[str, Any]) -> str:
 
 
 def _costs(archs: Sequence[Any]) -> list[float]:
-    """Return what the improvement by each architecture is divided by, the same on every machine.
+    """Return the cost of each architecture, the same on every machine.
 
-    The root of its GFLOPs: per GFLOP, networks that are better but large would hardly be tried (`docs/search.md`). How
-    the costs compare depends little on the size of the images.
+    It is the square root of the GFLOPs: per GFLOP, large networks would hardly be tried even where they are better
+    (`docs/search.md`). The size of the images hardly changes how the costs compare.
     """
     from csi_job.trial.model import gflops  # imports torch
 

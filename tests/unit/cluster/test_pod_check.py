@@ -7,7 +7,7 @@ import pytest
 
 from csi_job.cluster import pod_check
 from csi_job.config import Settings
-from csi_job.errors import ConfigurationError, StorageUnavailableError
+from csi_job.errors import ConfigurationError, StopRequestedError, StorageUnavailableError
 from csi_job.storage.engine import CONNECT_TIMEOUT_S
 
 
@@ -90,6 +90,16 @@ def test_with_another_problem_the_database_is_not_waited_for(tmp_path, nobody, m
     settings = settings_for(tmp_path / "nowhere", f"postgresql+psycopg2://csi@{nobody}/csi")
     with pytest.raises(ConfigurationError, match=f"nowhere.*; also: .*{nobody}"):
         list(pod_check.check_pod(settings, pod_check.Requirements(1), wait_s=600))
+
+
+@pytest.mark.parametrize("check", ["check_labels", "check_database"])
+def test_a_check_that_a_signal_stops_reports_no_problem(check, tmp_path, monkeypatch):
+    def stopped(*_: object) -> str:
+        raise StopRequestedError(15)
+
+    monkeypatch.setattr(pod_check, check, stopped)
+    with pytest.raises(StopRequestedError):
+        list(pod_check.check_pod(Settings(work=tmp_path), pod_check.Requirements(1)))
 
 
 @pytest.mark.parametrize(
