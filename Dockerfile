@@ -48,7 +48,7 @@ LABEL org.opencontainers.image.title=csi-job \
       org.opencontainers.image.revision=${COMMIT}
 WORKDIR /work
 USER 65532:0
-# A batch job reports by its exit code.
+# A batch job reports by its exit code. -s: with `docker run --init`, or a shared process namespace, tini is not PID 1.
 HEALTHCHECK NONE
-ENTRYPOINT ["tini", "--", "csi-job"]
+ENTRYPOINT ["tini", "-s", "--", "csi-job"]
 CMD ["--help"]

@@ -44,7 +44,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     quotas = _quotas(cluster)
     checks = [
         *(partial(check_pvc, cluster, name, release.stages) for name in _claims(cluster, release)),
-        partial(check_other_releases, release, find_releases(cluster)),
+        partial(check_other_releases, cluster, release),
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
@@ -80,10 +80,10 @@ def check_pvc(cluster: Cluster, name: str, stages: Iterable[Stage]) -> str:
     return f"volume claim {name}: {phase.lower() or 'found'}, {', '.join(modes)}{one_node}"
 
 
-def check_other_releases(release: Release, found: Iterable[Release]) -> str:
+def check_other_releases(cluster: Cluster, release: Release) -> str:
     """Check that no other release in the namespace writes its results to the same volume."""
     claim = release.search.work_claim
-    for other in found:
+    for other in find_releases(cluster):
         if other.name != release.name and other.search.work_claim == claim:
             message = (
                 f"the release {other.name} also writes to the volume claim {claim}; the last to end replaces the models"

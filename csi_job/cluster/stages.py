@@ -217,7 +217,7 @@ def _release(config_map: Mapping[str, Any]) -> Release:
             gpu_resource=get_annotation(config_map, GPU_RESOURCE),
         )
     except (KeyError, TypeError, yaml.YAMLError):
-        message = f"the ConfigMap {metadata['name']} was changed by hand and can't be read"
+        message = f"the ConfigMap {metadata['name']} can't be read: changed by hand, or of another version of csi-job"
         raise ClusterError(message, hint="restore it with helm upgrade (in Helm 4 with --force-conflicts)") from None
 
 

@@ -109,6 +109,7 @@ def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip():
     documents = render({**DEMO, "dashboard.enabled": True})
     (container,) = pods(documents)["dashboard"]["containers"]
     assert container["image"] == pods(documents)["controller"]["containers"][0]["image"]
+    assert container["command"] == ["tini", "-s", "--", "sh", "-c"]  # as PID 1, neither sh nor Python ends by SIGTERM
     (service,) = [d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == "r-csi-job-dashboard"]
     assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
     assert "dashboard" not in pods(render(DEMO))

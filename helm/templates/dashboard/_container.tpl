@@ -2,7 +2,7 @@
 name: dashboard
 {{ include "csi-job.containerImage" (list . .Values.image) }}
 # libpq reads the password from the file named by PGPASSFILE; it appears in no process list.
-command: [sh, -c]
+command: [tini, -s, --, sh, -c]
 args:
   - |
     # Only the first stage creates the tables; a dashboard that starts earlier would create its own.

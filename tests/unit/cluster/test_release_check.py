@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import yaml
 
 from csi_job.cluster import release_check
 from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, selector
@@ -174,10 +175,22 @@ def test_a_claim_that_is_missing_lost_or_not_shareable_is_named(found, message):
 
 
 def test_two_releases_that_write_their_results_to_one_volume_are_a_problem():
-    line = release_check.check_other_releases(RELEASE, [RELEASE])
+    own, other = release_map(), release_map("other")
+    for found in (own, other):
+        found["data"]["search.yaml"] = yaml.safe_dump(dict(search().manifest))
+    line = release_check.check_other_releases(Namespace(own), RELEASE)
     assert line == "results: no other release writes to work"
     with pytest.raises(ConfigurationError, match="the release other also writes to the volume claim work"):
-        release_check.check_other_releases(RELEASE, [RELEASE, replace(RELEASE, name="other")])
+        release_check.check_other_releases(Namespace(own, other), RELEASE)
+
+
+def test_another_release_that_cannot_be_read_is_one_of_the_problems():
+    damaged, scoped = release_map("other"), quota({"pods": "0"}, scopes=["Terminating"])
+    damaged["data"]["search.yaml"] = "a: ["
+    lines: list[str] = []
+    with pytest.raises(ConfigurationError, match=r"^the ConfigMap other-stages can't be read"):
+        lines.extend(release_check.check_release(Namespace(release_map(), damaged, scoped), "r"))
+    assert "search: its pod would be admitted" in lines
 
 
 def test_a_claim_for_one_node_is_reported_as_such():
