@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from csi_job.cache.manifest import CacheInfo, changed_file, images_file
-from csi_job.errors import CsiJobError, DataError, StopRequestedError
+from csi_job.errors import CsiJobError, DataError
 from csi_job.files import locked, make_folder, replacing
 from csi_job.logs import announced
 
@@ -31,7 +31,7 @@ def local_arrays(folder: Path, info: CacheInfo, limit_gib: float) -> Path:
     place = Path(tempfile.gettempdir()) / f"csi-job-{os.getuid()}" / info.key
     try:
         _copy_arrays(folder, place, info, limit_gib)
-    except (DataError, StopRequestedError):
+    except DataError:
         raise
     except (OSError, CsiJobError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error

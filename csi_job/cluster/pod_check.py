@@ -11,14 +11,7 @@ import sqlalchemy as sa
 
 from csi_job.cluster.api import NAMESPACE_FILE, Cluster
 from csi_job.config import LoadedSettings, Settings
-from csi_job.errors import (
-    ClusterError,
-    ConfigurationError,
-    CsiJobError,
-    DataError,
-    StopRequestedError,
-    StorageUnavailableError,
-)
+from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
 from csi_job.html.format import plural
 from csi_job.storage.attributes import FINGERPRINT
 from csi_job.storage.storage import StudyStorage, open_storage
@@ -85,8 +78,6 @@ def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -
             raise combined_error([*problems, str(error)], kind) from None
         yield f"{error}; waiting up to {wait_s:.0f} s"
         yield check_database(settings, num_workers, wait_s)
-    except StopRequestedError:
-        raise
     except CsiJobError as error:
         problems.append(str(error))
     if problems:
@@ -98,8 +89,6 @@ def run_checks(checks: Iterable[Callable[[], str]], problems: list[str]) -> Iter
     for check in checks:
         try:
             yield check()
-        except StopRequestedError:
-            raise
         except DataError as error:
             problems.append(error.render(identities=False))
         except CsiJobError as error:

@@ -54,7 +54,6 @@ _PACKAGE: Final = Path(__file__).parent.parent
 # These say nothing about the trial, so it is not failed because of them: with other settings or data
 # (`ConfigurationError`, `DataError`), running the same command again resumes it.
 RERAISED: Final = (
-    StopRequestedError,
     LeaseLostError,
     StalledError,
     StorageUnavailableError,

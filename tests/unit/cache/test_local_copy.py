@@ -94,16 +94,6 @@ def test_where_no_copy_can_be_made_training_reads_the_cache_and_says_why(
     assert not list(node.rglob("*.npy"))
 
 
-@pytest.mark.usefixtures("node")
-def test_a_signal_during_the_copy_ends_the_command(folder, monkeypatch):
-    def stopped(*_: object) -> None:
-        raise StopRequestedError(15)
-
-    monkeypatch.setattr(local_copy, "_copy", stopped)
-    with pytest.raises(StopRequestedError):
-        _ = Cache.open(folder, 1).train
-
-
 def test_an_array_that_differs_from_its_digest_is_refused_while_it_is_copied(data, node):
     folder = build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), node / "work")
     pixels = (folder / "train.npy").read_bytes()
