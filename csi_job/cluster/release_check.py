@@ -85,9 +85,7 @@ def check_other_releases(cluster: Cluster, release: Release) -> str:
     claim = release.search.work_claim
     for other in find_releases(cluster):
         if other.name != release.name and other.search.work_claim == claim:
-            message = (
-                f"the release {other.name} also writes to the volume claim {claim}; the last to end replaces the models"
-            )
+            message = f"the release {other.name} also writes to the volume claim {claim}, and may replace the models"
             raise ConfigurationError(message, hint="give each release its own work.existingClaim")
     return f"results: no other release writes to {claim}"
 

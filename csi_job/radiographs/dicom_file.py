@@ -73,7 +73,7 @@ def _refuse_other_views(dataset: Dataset) -> None:
     """Refuse what shows no right and left lung beside each other."""
     modality, view = (str(dataset.get(name) or "").strip().upper() for name in ("Modality", "ViewPosition"))
     if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
-        raise DataError(f"the DICOM file is no radiograph, but of modality {modality}")
+        raise DataError("the DICOM file is not a radiograph", got=f"Modality {modality}")
     directions = orientation(dataset)
     is_sagittal = not set("AP").isdisjoint(directions) and set("LR").isdisjoint(directions)
     if _LATERAL_VIEW.fullmatch(view) or (not view and is_sagittal):

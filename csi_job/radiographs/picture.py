@@ -105,7 +105,7 @@ def _refuse_rare_depth(image: ImageFile.ImageFile, content: bytes, layout: str) 
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         num_bits = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
         if image.mode == "L" and image.tag_v2.get(ExifTags.Base.SampleFormat, (1,))[0] == _SIGNED:
-            raise DataError("grey levels of 8 bits with sign", hint="convert the image to PNG")
+            raise DataError("signed grey levels of 8 bits", hint="convert the image to PNG")
         is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == _PLANAR
     elif image.format == "JPEG2000" and (header := stream_header(content)):
         num_bits = header.num_bits

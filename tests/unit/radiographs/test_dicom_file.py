@@ -180,7 +180,10 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (unnamed, "the DICOM file lacks SamplesPerPixel, PhotometricInterpretation"),
         (dataset_of(stored_HW, SamplesPerPixel=4), "neither grey nor RGB, got 'MONOCHROME2 with 4 samples per pixel'"),
         (dataset_of(stored_HW, PhotometricInterpretation="RGB"), "neither grey nor RGB"),
-        (dataset_of(stored_HW, Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]), "but of modality CT"),
+        (
+            dataset_of(stored_HW, Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]),
+            "is not a radiograph, got 'Modality CT'",
+        ),
         (dataset_of(stored_HW, ViewPosition="LL"), "the film is lateral, .* got 'ViewPosition LL'"),
         (dataset_of(stored_HW, ViewPosition="XTABLE LATERAL"), "got 'ViewPosition XTABLE LATERAL'"),
         (dataset_of(stored_HW, PatientOrientation=["H", "A"]), "got 'PatientOrientation HA'"),

@@ -151,7 +151,7 @@ def test_layouts_that_pillow_mixes_up_are_refused(film_HW):
     for content in (deep_tiff(levels_HWC, "<", alpha=1), deep_tiff(levels_HWC, "<", planar=2), wavelets, wrapped):
         with pytest.raises(DataError, match="colours of 16 bits in a rare layout; convert the image to PNG"):
             read(content)
-    with pytest.raises(DataError, match="grey levels of 8 bits with sign; convert the image to PNG"):
+    with pytest.raises(DataError, match="signed grey levels of 8 bits; convert the image to PNG"):
         read(encode(Image.fromarray(film_HW), "TIFF", tiffinfo={339: 2}))
 
 
