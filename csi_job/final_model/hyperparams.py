@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         study=_study_name(default_study if study is None else study, path),
         max_epochs=max_epochs,
         trial=trial if _is_int(trial) else None,
-        value=float(value) if is_number and math.isfinite(value) else None,
+        value=float(value) if is_number and abs(value) <= sys.float_info.max else None,
         is_confirmed=form.get("confirmed") is True,
         cache=next((key for key in caches if isinstance(key, str)), ""),
         names_study=study is not None,

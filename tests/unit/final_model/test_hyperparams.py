@@ -2,7 +2,7 @@ import json
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from csi_job.errors import ConfigurationError
@@ -85,6 +85,7 @@ KEYS = st.sampled_from(["params", "study", "max_epochs", "trial", "value", "conf
 
 @settings(max_examples=200)
 @given(content=st.dictionaries(KEYS, JSON, max_size=5))
+@example(content={"params": {"learning_rate": 0.1}, "value": 10**400})
 def test_junk_is_read_or_refused_but_never_a_traceback(tmp_path, content):
     path = tmp_path / "junk.json"
     path.write_text(json.dumps(content))
