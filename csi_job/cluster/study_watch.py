@@ -51,16 +51,19 @@ class StudyWatch:
         return self._query(lambda study: add_usage(study, usage))
 
     def end_search(self, *, ended: bool) -> bool:
-        """Keep workers from starting trials, or let them again; return False while the study is unavailable."""
+        """Keep workers from starting trials, or let them again; return False while the study is unavailable.
+
+        A study that does not exist stops nobody: the next worker creates it.
+        """
 
         def end(study: optuna.Study) -> bool:
             if bool(study.user_attrs.get(ENDED)) is not ended:
                 study.set_user_attr(ENDED, ended)
             return True
 
-        return bool(self._query(end))
+        return bool(self._query(end, missing=True))
 
-    def _query(self, query: Callable[[optuna.Study], Result]) -> Result | None:
+    def _query(self, query: Callable[[optuna.Study], Result], missing: Result | None = None) -> Result | None:
         from sqlalchemy.exc import SQLAlchemyError
 
         began_s = time.monotonic()
@@ -73,7 +76,7 @@ class StudyWatch:
             took_s = time.monotonic() - began_s
             if took_s > SLOW_S:  # then what the pods need does not wait for the next try
                 self._due_s = began_s + 2 * took_s
-            return None
+            return missing if isinstance(error, (NoStudyError, KeyError)) else None
         if self.is_away:
             self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
         self.is_away = False

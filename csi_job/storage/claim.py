@@ -100,7 +100,7 @@ def claim_trial(
 
     Raises:
         StudyFailedError: too many trials failed.
-        ConfigurationError: the study was deleted.
+        NoStudyError: the study was deleted.
     """
     transaction = _ClaimTransaction(storage, study_id, rules, token, worker_id)
     try:

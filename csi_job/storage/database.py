@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import NoStudyError
 from csi_job.storage.attributes import UID
 from csi_job.storage.engine import make_engine
 from csi_job.storage.optuna_private import OptunaStorage
@@ -102,7 +102,7 @@ class Database(OptunaStorage):
         """Lock a study until the transaction ends.
 
         Raises:
-            ConfigurationError: the study that was opened under this id was deleted.
+            NoStudyError: the study that was opened under this id was deleted.
             KeyError: there is none, and none was opened, or this object deleted it.
         """
         if lock_study(connection, study_id, self.uid_of(study_id)):
@@ -166,6 +166,6 @@ class Database(OptunaStorage):
     create_new_study = retried(OptunaStorage.create_new_study)
 
 
-def study_deleted() -> ConfigurationError:
+def study_deleted() -> NoStudyError:
     """Return the error of a worker whose study was deleted."""
-    return ConfigurationError("the study was deleted", hint="run the same command again to create a new one")
+    return NoStudyError("the study was deleted", hint="run the same command again to create a new one")

@@ -31,6 +31,7 @@ def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, ca
     controller = watch(url, tmp_path)
     assert controller.status() is not None
     storage.delete_study(study._study_id)
+    assert controller.end_search(ended=False)
     assert (controller.status(), controller.add_usage(Usage(1, 1))) == (None, None)
     assert any("the study is unavailable" in line for line in caplog.messages)
     define(storage)
@@ -57,4 +58,4 @@ def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tm
 
 def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path):
     away = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
-    assert (away.status(), away.add_usage(Usage(1, 1))) == (None, None)
+    assert (away.end_search(ended=False), away.status(), away.add_usage(Usage(1, 1))) == (False, None, None)
