@@ -170,11 +170,13 @@ class DigestIndex:
 
     def digest(self, paths: Sequence[Path]) -> list[ImageDigest]:
         """Return the digest of each file, reading only new and changed ones."""
-        stamps = _stamps(paths, self._key)
+        stats = list(map(_stat, paths))
+        stamps = [_stamp(path, stat, self._key) for path, stat in zip(paths, stats, strict=True)]
         digests = list(map(self._look_up, stamps))
-        if None in digests and self._known:
-            earlier = _stamps(paths, self._key, _READ_BY_FILE)
-            digests = list(map(self._look_up, stamps, earlier))
+        missing = [place for place, digest in enumerate(digests) if digest is None]
+        for place in missing if self._known else ():
+            earlier = _stamp(paths[place], stats[place], self._key, _READ_BY_FILE)
+            digests[place] = self._look_up(stamps[place], earlier)
         if None in digests:
             with self._lock_file() as locks:
                 self._read(paths, stamps, digests, locks)
@@ -349,9 +351,9 @@ def _no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, w
     return ConfigurationError(what, got=wanted, allowed=allowed, hint=hint)
 
 
-def _stamps(paths: Sequence[Path], key: bytes, *reader: int) -> list[bytes]:
+def _stamps(paths: Sequence[Path], key: bytes) -> list[bytes]:
     """Return stamps that change with a file's path and its `stat`, as its content would; empty if unreadable."""
-    return [_stamp(path, _stat(path), key, *reader) for path in paths]
+    return [_stamp(path, _stat(path), key) for path in paths]
 
 
 def _stamp(path: Path, stat: Stat | None, key: bytes, *reader: int) -> bytes:
