@@ -49,13 +49,14 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
         square_HW = next(square for square in squares if square is not None)  # the film with all its pixels gives one
-        return _upright(square_HW, orientation(dataset))
-    is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
-    if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
-        dataset.PhotometricInterpretation = "YBR_FULL_422"
-    pixels = dataset.pixel_array
-    luma_HW = _luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
-    return _upright(to_square(luma_HW, side_px), orientation(dataset))
+    else:
+        is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+        if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
+            dataset.PhotometricInterpretation = "YBR_FULL_422"
+        pixels = dataset.pixel_array
+        luma_HW = _luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+        square_HW = to_square(luma_HW, side_px)
+    return _upright(square_HW, orientation(dataset))
 
 
 def _upright(square_HW: np.ndarray, directions: str) -> np.ndarray:

@@ -151,7 +151,8 @@ def valid_checkpoints(folder: Path) -> list[Path]:
         return []
     for path in newest_first:
         try:
-            intact += [path] if _is_intact(path.read_bytes()) else []
+            if _is_intact(path.read_bytes()):
+                intact.append(path)
         except OSError as error:
             logger.warning("%s cannot be read (%s), an older one takes its place", path, error.strerror)
     return intact
