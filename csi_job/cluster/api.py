@@ -9,9 +9,10 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import urllib3
 import websocket
@@ -42,6 +43,7 @@ WEBHOOK_DOWN: Final = "failed calling webhook"
 # So a webhook fails whose service is gone or whose certificate is wrong, until an administrator repairs it.
 WEBHOOK_BROKEN: Final = re.compile(rf'{WEBHOOK_DOWN}.*(service "[^"]*" not found|x509: |no such host|no service port)')
 TIMEOUT_S: Final = 30
+CLOCK_TOLERANCE: Final = timedelta(seconds=5)
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE: Final = "POD_NAME"  # of the controller's pod, whose host name is another; set by the chart
@@ -65,6 +67,23 @@ class NotYetError(ClusterError):
 
 class NotFoundError(ClusterError):
     """The object does not exist."""
+
+
+class ServerClock:
+    """The API server's clock, by which ages are measured: that of a node or laptop may differ by minutes."""
+
+    _ahead: ClassVar[timedelta] = timedelta()  # of this machine's clock
+
+    @classmethod
+    def now(cls) -> datetime:
+        """Return its time."""
+        return datetime.now(UTC) + cls._ahead
+
+    @classmethod
+    def synchronize(cls, date: str) -> None:
+        """Set it by the `Date` of an answer; whole seconds and the way here make small differences meaningless."""
+        ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+        cls._ahead = ahead if abs(ahead) > CLOCK_TOLERANCE else timedelta()
 
 
 class Cluster:
@@ -111,7 +130,7 @@ class Cluster:
 
         `about` refers to the object, `reason` is a word in CamelCase; with a message it is recorded once per `key`.
         """
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        now = f"{ServerClock.now():%Y-%m-%dT%H:%M:%SZ}"
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -161,11 +180,14 @@ class Cluster:
             namespaced=kind != "Node",
             client=self._client,
         )
-        plain = {"serializer": lambda _, content: content, "_request_timeout": TIMEOUT_S}
+        plain = {"serialize": False, "_request_timeout": TIMEOUT_S}
         with _one_line_errors():
-            reply = getattr(resource, verb)(namespace=self.namespace, **plain, **arguments)
-        if not isinstance(reply, dict):  # e.g. the login page of a proxy
+            answer = getattr(resource, verb)(namespace=self.namespace, **plain, **arguments)
+        reply = _json(answer.data)
+        if reply is None:  # e.g. the login page of a proxy
             raise ClusterError("the API server's reply is not JSON", hint="see: kubectl cluster-info")
+        if date := answer.headers.get("Date"):
+            ServerClock.synchronize(date)
         return reply
 
     def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
@@ -238,7 +260,7 @@ def _of_answer(error: ApiException) -> ClusterError:
         status, body = cause.status_code, cause.resp_body
     elif not status:
         return _of_connection(cause or error)
-    reply = _reply(body)
+    reply = _json(body) or {}
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):
         if WEBHOOK_BROKEN.search(message):
@@ -252,13 +274,13 @@ def _of_answer(error: ApiException) -> ClusterError:
     return kind(f"the API server rejected the request: {message}", hint=hint)
 
 
-def _reply(body: Any) -> dict[str, Any]:
-    """Return the body of an answer, empty if it is not from Kubernetes: a proxy may answer anything."""
+def _json(body: Any) -> Object | None:
+    """Return the body of an answer, None if it is not from Kubernetes: a proxy may answer anything."""
     try:
-        reply = json.loads(body or "{}")
+        reply = json.loads(body or "")
     except ValueError:
-        return {}
-    return reply if isinstance(reply, dict) else {}
+        return None
+    return reply if isinstance(reply, dict) else None
 
 
 def _is_outage(status: int, reason: str, message: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from csi_job.cluster.api import ServerClock
 from csi_job.cluster.stages import GPU_RESOURCE, get_annotation, job_result, num_gpus
 
 # Annotations of the search Job.
@@ -52,14 +52,14 @@ class Budget:
 
 def initial_annotations() -> dict[str, str]:
     """Return the annotations of a new search Job; what the study has used so far is read right away."""
-    return {METERED_AT: f"{time.time():.0f}", RUNNING: "0"}
+    return {METERED_AT: f"{_now_s():.0f}", RUNNING: "0"}
 
 
 def metering_is_due(job: Mapping[str, Any]) -> bool:
     """Return whether to meter now: the first time, whenever the number of pods has changed, and regularly."""
     metered_at_s = float(get_annotation(job, METERED_AT, "0"))
     has_changed = get_annotation(job, RUNNING) != str(_num_running(job))
-    return not get_annotation(job, SECONDS) or has_changed or time.time() - metered_at_s >= METER_EVERY_S
+    return not get_annotation(job, SECONDS) or has_changed or _now_s() - metered_at_s >= METER_EVERY_S
 
 
 def metering_annotations(job: Mapping[str, Any], total: Usage) -> dict[str, str]:
@@ -67,7 +67,7 @@ def metering_annotations(job: Mapping[str, Any], total: Usage) -> dict[str, str]
     return {
         SECONDS: f"{total.seconds:.0f}",
         GPU_SECONDS: f"{total.gpu_seconds:.0f}",
-        METERED_AT: f"{time.time():.0f}",
+        METERED_AT: f"{_now_s():.0f}",
         RUNNING: str(_num_running(job)),
     }
 
@@ -80,11 +80,15 @@ def metered_usage(job: Mapping[str, Any]) -> Usage:
 def unmetered_usage(job: Mapping[str, Any]) -> Usage:
     """Return what was used since, assuming that the pods running then are still running."""
     result = job_result(job)
-    until_s = result.at_s if result else time.time()
+    until_s = result.at_s if result else _now_s()
     elapsed_s = max(until_s - float(get_annotation(job, METERED_AT, f"{until_s}")), 0.0)
     running = int(get_annotation(job, RUNNING, "0"))
     gpus = running * num_gpus(job["spec"]["template"], get_annotation(job, GPU_RESOURCE))
     return Usage(elapsed_s if running else 0.0, elapsed_s * gpus)
+
+
+def _now_s() -> float:
+    return ServerClock.now().timestamp()
 
 
 def _num_running(job: Mapping[str, Any]) -> int:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
+
+from csi_job.cluster.api import ServerClock
 
 # A container with one of these waits for something that does not exist, or fails again and again.
 WAITING_REASONS_FATAL: Final = (
@@ -17,7 +19,7 @@ WAITING_REASONS_FATAL: Final = (
 )
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
-LOST_AFTER_S: Final = 30.0  # past its grace; nodes' clocks differ
+LOST_AFTER_S: Final = 30.0  # past its grace
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def is_lost(pod: Mapping[str, Any]) -> bool:
 
 
 def seconds_since(time: datetime) -> float:
-    """Return the seconds since a time on the cluster's clock, which may be ahead."""
-    return max((datetime.now(UTC) - time).total_seconds(), 0.0)
+    """Return the seconds since a time on the cluster's clock; a node's may be ahead of the API server's."""
+    return max((ServerClock.now() - time).total_seconds(), 0.0)
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> datetime:

@@ -2,9 +2,11 @@ import io
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,7 +14,8 @@ from threading import Thread
 import pytest
 import yaml
 
-from csi_job.cluster.api import UNAUTHORIZED, Cluster, NotAllowedError, NotYetError, UnreachableError
+from csi_job.cluster.api import UNAUTHORIZED, Cluster, NotAllowedError, NotYetError, ServerClock, UnreachableError
+from csi_job.cluster.pods import is_lost
 from csi_job.errors import ClusterError
 
 
@@ -22,6 +25,7 @@ class Server:
 
     status: int = 200
     body: str = "{}"
+    ahead: timedelta = timedelta()
     requests: list[str] = field(default_factory=list)
 
 
@@ -37,6 +41,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.send_header("Content-Length", str(len(configured.body)))
             self.end_headers()
             self.wfile.write(configured.body.encode())
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(timestamp or time.time() + configured.ahead.total_seconds())
 
         do_GET = do_PATCH = do_DELETE = answer  # noqa: N815 - the server's names
 
@@ -169,3 +176,15 @@ def test_a_reply_that_is_not_from_kubernetes_is_refused(server, body):
     server.body = body
     with pytest.raises(ClusterError, match="reply is not JSON"):
         Cluster("here").get("ConfigMap", "r-stages")
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1), timedelta()])
+def test_ages_go_by_the_servers_clock(server, monkeypatch, ahead):
+    """By its own, a controller takes a pod within its grace for lost and starts a second Job, or waits forever."""
+    monkeypatch.setattr(ServerClock, "_ahead", timedelta())
+    server.ahead, server.body = ahead, '{"items": []}'
+    Cluster("here").find("Pod")
+    pods = [
+        {"metadata": {"deletionTimestamp": f"{datetime.now(UTC) + ahead - timedelta(seconds=s)}"}} for s in (20, 40)
+    ]
+    assert list(map(is_lost, pods)) == [False, True]
