@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import types
 from collections.abc import Iterator, Mapping
@@ -214,6 +215,18 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
             yield path
 
 
+def _meant(path: str) -> str:
+    """Return what to do about an unknown setting: its name may be right and its section wrong."""
+    known = [name for name, _ in walk(Settings())]
+    near = difflib.get_close_matches(_last(path), map(_last, known), n=1, cutoff=0.75)
+    meant = [name for name in known if _last(name) in near]
+    return f"did you mean {' or '.join(meant)}?" if meant else "see `csi-job config show`"
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
     """Turn pydantic's first error into one line."""
     first, num_more = error.errors()[0], error.error_count() - 1
@@ -224,8 +237,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     section, parent = _type_of(path), _type_of(path.rpartition(".")[0])
     if first["type"] == "extra_forbidden":
         siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)
-        hint = f"see `csi-job config show`{more}"
-        return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=hint)
+        return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=_meant(path) + more)
     kind, value, hint = first["type"], first["input"], "see `csi-job config show`"
     what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, "))
     if kind == "model_type" and _is_section(section) and issubclass(section, Parameter):

@@ -245,6 +245,19 @@ def test_an_unknown_key_is_rejected_with_its_siblings():
         load_settings({"sduty.x": 1})
 
 
+@pytest.mark.parametrize(
+    ("unknown", "meant"),
+    [
+        ("study.patience", "space.patience or baseline.patience"),
+        ("trial.image_size", "cache.image_size_px"),
+        ("trials", "study.num_trials"),
+    ],
+)
+def test_an_unknown_setting_is_looked_for_in_the_other_sections(unknown, meant):
+    with pytest.raises(ConfigurationError, match=rf"did you mean {meant}\?"):
+        load_settings({unknown: 1}, environment={})
+
+
 def test_the_package_has_the_version_of_its_metadata():
     import csi_job
 
