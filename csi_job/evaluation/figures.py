@@ -20,6 +20,7 @@ from csi_job.radiographs.zones import (
     RISK_CLASSES,
     SCORES,
     UNKNOWN,
+    ZONE_NAMES,
     ZONES,
 )
 
@@ -44,7 +45,7 @@ def confusion_plot(evaluation: Evaluation) -> Plot:
         across, down = [left, left + 0.44], [round(top - 0.26, 4), top]
         figure[f"xaxis{number}"] = {**x_axis, "domain": across, "anchor": f"y{number}"}
         figure[f"yaxis{number}"] = {**y_axis, "domain": down, "anchor": f"x{number}", "autorange": "reversed"}
-        title = f"{zone.replace('_', ' ')} ({counts_ZKK[index, :UNKNOWN].sum()})"
+        title = f"{ZONE_NAMES[zone]} ({counts_ZKK[index, :UNKNOWN].sum()})"
         place = {"x": left + 0.22, "y": top, "xref": "paper", "yref": "paper"}
         place |= {"xanchor": "center", "yanchor": "bottom"}
         figure["annotations"].append({"text": title, "showarrow": False, "font": {"size": 15}, **place})

@@ -23,7 +23,7 @@ from csi_job.evaluation.csi import (
     score_distributions,
     true_csi,
 )
-from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES
+from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONE_NAMES, ZONES
 from csi_job.trial.metrics import confusion, zone_rates
 
 MIN_VARIANCE = 1e-12  # below it CSI values (0 to 3) differ by rounding only
@@ -129,9 +129,9 @@ def num_patients_behind(name: str, predictions: Predictions) -> int:
 
 
 def metric_name(name: str) -> str:
-    """Return a metric's display name, e.g. `F1, right_sup` for `right_sup.f1_macro`."""
+    """Return a metric's display name, e.g. `F1, right sup` for `right_sup.f1_macro`."""
     zone, _, _ = name.rpartition(".")
-    return f"F1, {zone}" if zone else METRIC_NAMES[name]
+    return f"F1, {ZONE_NAMES[zone]}" if zone else METRIC_NAMES[name]
 
 
 def measure(predictions: Predictions, weights_RN: FloatArray) -> dict[str, FloatArray]:

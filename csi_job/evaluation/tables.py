@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from csi_job.evaluation.measures import SUMMARY_METRICS, metric_name
 from csi_job.html import format as fmt
 from csi_job.html.blocks import Table
-from csi_job.radiographs.zones import RISK_CLASSES, ZONES
+from csi_job.radiographs.zones import RISK_CLASSES, ZONE_NAMES, ZONES
 
 Json = dict[str, Any]
 METRICS = tuple(name for name in SUMMARY_METRICS if not name.startswith("risk_auroc_"))
@@ -60,7 +60,7 @@ def zones_table(evaluation: Json) -> Table:
     trivial = list(evaluation["trivial"].values()) if _has_trivial(evaluation) else []
     rows = []
     for zone in ZONES:
-        row = [zone.replace("_", " "), fmt.count(evaluation["zones"][zone]["num_graded"])]
+        row = [ZONE_NAMES[zone], fmt.count(evaluation["zones"][zone]["num_graded"])]
         for name in ZONE_COLUMNS:
             row.append(fmt.score(measured(evaluation, name, zone).value))
             row += [fmt.score(entry["zones"][zone][name]["baseline"]) for entry in trivial]

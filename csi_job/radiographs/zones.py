@@ -7,6 +7,7 @@ CSI-Predictor project.
 from typing import Final
 
 ZONES: Final = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")  # the patient's sides
+ZONE_NAMES: Final = {zone: zone.replace("_", " ") for zone in ZONES}  # for people
 NUM_ZONES: Final = len(ZONES)
 SCORES: Final = (0, 1, 2, 3)
 UNKNOWN: Final = 4  # the zone could not be graded

@@ -6,7 +6,7 @@ from typing import Any
 from csi_job.evaluation.tables import measured
 from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, TEAL, Figure, Plot, layout
-from csi_job.radiographs.zones import ZONES
+from csi_job.radiographs.zones import ZONE_NAMES, ZONES
 from csi_job.report.figures.style import BASELINE_MARKER, F1_AXIS, SHOW_HOVERTEXT
 from csi_job.report.results import Json, Results
 
@@ -41,7 +41,7 @@ def candidates_plot(confirmed: Json) -> Plot:
 def zones_plot(results: Results) -> Plot:
     """Show the test F1 of the optimized model and of the baseline, for all zones together and one by one."""
     caption = "F1 on the test patients with its confidence interval; a wide interval means few patients."
-    names = ["All zones", *(zone.replace("_", " ") for zone in ZONES)]
+    names = ["All zones", *ZONE_NAMES.values()]
     marker = {"color": BLUE, "symbol": "circle", "size": 10}
     traces = [_intervals(results.evaluation, -OFFSET, "Optimized model", marker)]
     if results.baseline_evaluation is not None:

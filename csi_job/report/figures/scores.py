@@ -5,7 +5,7 @@ from typing import Any
 from csi_job.cache.manifest import CacheInfo
 from csi_job.html.plot import GREY, Plot, layout
 from csi_job.radiographs.split import SPLITS
-from csi_job.radiographs.zones import SCORES, ZONES
+from csi_job.radiographs.zones import SCORES, ZONE_NAMES, ZONES
 
 COLOURS = ("#b9d5ec", "#7fb2dd", "#3b82c4", "#285f94", GREY)  # scores 0 to 3, then not graded
 
@@ -38,7 +38,7 @@ def _bars(counts_ZK: list[list[int]], suffix: str) -> list[dict[str, Any]]:
             "type": "bar",
             "orientation": "h",
             "x": [counts_K[index] for counts_K in counts_ZK],
-            "y": [zone.replace("_", " ") for zone in ZONES],
+            "y": list(ZONE_NAMES.values()),
             "name": name,
             "legendgroup": name,
             "showlegend": not suffix,

@@ -60,7 +60,7 @@ def test_every_metric_equals_scikit_learn(num_images, seed, unknown):
     ours = measure(predictions, np.ones((1, num_images)))
     theirs = by_scikit_learn(predictions)
     assert set(ours) == set(theirs)
-    assert (metric_name("left_inf.f1_macro"), metric_name("csi_mae")) == ("F1, left_inf", "CSI: MAE")
+    assert (metric_name("left_inf.f1_macro"), metric_name("csi_mae")) == ("F1, left inf", "CSI: MAE")
     for name, value in theirs.items():
         assert ours[name][0] == pytest.approx(value, abs=1e-12), name
 
