@@ -33,11 +33,12 @@ from csi_job.radiographs.table import read_table
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import to_input
+from csi_job.trial.loss import CsiLoss
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import train_model
-from csi_job.trial.trainer import CsiLoss, make_optimizer
+from csi_job.trial.trainer import make_optimizer
 
 NUM_PHANTOMS = 120
 MAX_SIDE_PX = 20_000

@@ -17,17 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import InfeasibleTrialError
 from csi_job.files import make_folder
-from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES, UNKNOWN
 from csi_job.trial.augment import augment_batch
 from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES, choose_precision, to_input
+from csi_job.trial.loss import CsiLoss, class_weights
 from csi_job.trial.memory import MicroBatches, is_compiler_failure, is_out_of_memory
 from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.trial.model import build_model, gflops
@@ -39,7 +38,6 @@ VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a t
 # A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it
 # pays even if the trial is pruned halfway. What it saves in other networks was not measured.
 COMPILED_FROM = {"Custom_1": 2 * 253_000}
-MAX_CLASS_WEIGHT = 10.0  # a score that occurs once or twice must not dominate the loss
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
 
@@ -315,45 +313,3 @@ def _on_device_if_it_fits(data: SplitData, device: torch.device) -> SplitData:
         if not is_out_of_memory(error):
             raise
         return data
-
-
-class CsiLoss(nn.Module):
-    """Weighted cross-entropy, summed and divided by the number of labels.
-
-    Unlike torch's weighted mean, it is not divided by the sum of the weights. So an ungraded label has the same
-    weight in every batch, an all-ungraded batch stays finite at any weight, and micro-batches add up to the batch.
-    """
-
-    weight_ZK: Tensor  # noqa: N815 - tensors carry their axes
-
-    def __init__(self, unknown_weight: float, class_weights_ZK: Tensor | None = None) -> None:
-        """Set the weight of class 4 and, for class balancing, those of the scores (from `class_weights`)."""
-        super().__init__()
-        weight_ZK = torch.ones(NUM_ZONES, NUM_CLASSES) if class_weights_ZK is None else class_weights_ZK.clone()
-        weight_ZK[:, UNKNOWN] = unknown_weight
-        self.register_buffer("weight_ZK", weight_ZK)
-
-    def forward(self, logits_BZK: Tensor, zones_BZ: Tensor) -> Tensor:
-        """Return the scalar float32 loss of `logits_BZK` for the classes `zones_BZ` (int64, 0-4)."""
-        log_prob_BZK = functional.log_softmax(logits_BZK.float(), dim=-1)
-        truth_BZ1 = zones_BZ.unsqueeze(-1)
-        weight_BZK = self.weight_ZK.expand(len(zones_BZ), -1, -1)
-        chosen_BZ1 = log_prob_BZK.gather(-1, truth_BZ1) * weight_BZK.gather(-1, truth_BZ1)
-        return -chosen_BZ1.mean()
-
-
-def class_weights(zones_NZ: Tensor) -> Tensor:
-    """Return weights that balance the scores of each zone.
-
-    Args:
-        zones_NZ: int64 classes 0-4 of the training images.
-
-    Returns:
-        `class_weights_ZK`, float32: proportional to the inverse frequency of a score among the zone's graded labels,
-        1 if all scores are equally frequent, at most `MAX_CLASS_WEIGHT`, and 1 for scores that do not occur.
-    """
-    one_hot_NZK = functional.one_hot(zones_NZ, NUM_CLASSES)
-    counts_ZK = one_hot_NZK.sum(dim=0).double()
-    graded_Z1 = counts_ZK[:, : len(SCORES)].sum(dim=1, keepdim=True)
-    weights_ZK = (graded_Z1 / (len(SCORES) * counts_ZK)).clamp(max=MAX_CLASS_WEIGHT)
-    return torch.where(counts_ZK > 0, weights_ZK, torch.ones_like(weights_ZK)).float()
