@@ -34,42 +34,32 @@ from csi_job.files import (
 )
 from csi_job.logs import progress
 from csi_job.radiographs.identity import load_key
-from csi_job.radiographs.read import READER_VERSION, find_images
+from csi_job.radiographs.read import EARLIER_READERS, READER_VERSION, find_images
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable, read_table
 from csi_job.work_folder import WorkFolder, no_cache
 
 KEY_LENGTH = 16
-_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and `ImageDigest.readers`
+_DIGESTS_FILE = "digests.bin"  # records of stamp, SHA-256 and `_INTACT`
 _APPENDING = 1 << 62  # the byte of the lock file that stands for the index; the others stand for batches of images
 _STAMP_BYTES = 16
-_RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + 1
+_INTACT = b"\1"  # at the end of a record, since what was lost in a power failure reads as zeros
+_RECORD_BYTES = _STAMP_BYTES + hashlib.sha256().digest_size + len(_INTACT)
 _KEYS_FILE = "requests.json"  # digest of settings → key of the cache last built for them
 _UNREADABLE = "unreadable"
 _BATCH = 256
 _NUM_THREADS = 8  # reading waits for disks and networks, and hashing releases the interpreter's lock
 _SETTLED_NS = 2_000_000_000  # a file changed just now may change again within one tick of its clock
-_LAST_READER_BY_FILE = 4  # earlier versions of the reader counted only for the files whose pixels they changed
-_READ_BY_FILE = 1 << _LAST_READER_BY_FILE  # in the stamps of an index that says for which files
 
 logger = logging.getLogger(__name__)
 Stat = tuple[int, ...]  # bytes, time of change of content and of inode in ns, inode
 
 
 class ImageDigest(NamedTuple):
-    """The SHA-256 of an image file; its stamp, empty if it changed meanwhile.
-
-    `readers` tells which versions of the reader, up to the last that counted by file, changed its pixels: version 1 as
-    bit 0, and so on; only version 1 where no earlier program recorded it.
-    """
+    """The SHA-256 of an image file; its stamp, empty if it changed meanwhile."""
 
     sha256: str
     stamp: bytes
-    readers: int = 1
-
-    def reader(self, newest: int) -> int:
-        """Return the version of the reader of this file in a program whose newest one is this."""
-        return (self.readers & ((1 << newest) - 1)).bit_length()
 
 
 @dataclass(frozen=True)
@@ -113,9 +103,9 @@ def read_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     digests = tuple(DigestIndex(folder.caches, identity_key).digest(paths))
-    keys = (_content_key(table, digests, radiographs, cache, reader) for reader in range(READER_VERSION, 0, -1))
-    key = next(keys)
-    if study_key not in ("", key) and folder.cache(study_key).is_dir() and study_key in keys:
+    key = _content_key(table, digests, radiographs, cache, READER_VERSION)
+    earlier = (_content_key(table, digests, radiographs, cache, reader) for reader in EARLIER_READERS)
+    if study_key not in ("", key) and folder.cache(study_key).is_dir() and study_key in earlier:
         logger.info("using the study's cache %s, which an earlier version of csi-job decoded", study_key)
         key = study_key
     return Source(table, paths, digests, key, identity_key)
@@ -170,13 +160,8 @@ class DigestIndex:
 
     def digest(self, paths: Sequence[Path]) -> list[ImageDigest]:
         """Return the digest of each file, reading only new and changed ones."""
-        stats = list(map(_stat, paths))
-        stamps = [_stamp(path, stat, self._key) for path, stat in zip(paths, stats, strict=True)]
+        stamps = _stamps(paths, self._key)
         digests = list(map(self._look_up, stamps))
-        missing = [place for place, digest in enumerate(digests) if digest is None]
-        for place in missing if self._known else ():
-            earlier = _stamp(paths[place], stats[place], self._key, _READ_BY_FILE)
-            digests[place] = self._look_up(stamps[place], earlier)
         if None in digests:
             with self._lock_file() as locks:
                 self._read(paths, stamps, digests, locks)
@@ -197,31 +182,26 @@ class DigestIndex:
                         self._load()
                         batch = slice(number * _BATCH, (number + 1) * _BATCH)
                         advance(digests[batch].count(None))
-                        digests[batch] = self._read_batch(paths[batch], stamps[batch], digests[batch], pool, locks)
+                        digests[batch] = self._read_batch(paths[batch], stamps[batch], pool, locks)
 
     def _read_batch(
-        self,
-        paths: Sequence[Path],
-        stamps: Sequence[bytes],
-        digests: Sequence[ImageDigest | None],
-        pool: ThreadPoolExecutor,
-        locks: int | None,
+        self, paths: Sequence[Path], stamps: Sequence[bytes], pool: ThreadPoolExecutor, locks: int | None
     ) -> list[ImageDigest | None]:
         """Read what is still unknown of a batch, and unlock it."""
-        digests = [digest or self._look_up(stamp) for digest, stamp in zip(digests, stamps, strict=True)]
-        missing, records = [place for place, digest in enumerate(digests) if digest is None], b""
+        digests, records = list(map(self._look_up, stamps)), b""
+        missing = [place for place, digest in enumerate(digests) if digest is None]
         for place, (sha256, stat) in zip(
             missing, pool.map(_digest_image, [paths[place] for place in missing]), strict=True
         ):
             digest = digests[place] = ImageDigest(sha256, _stamp(paths[place], stat, self._key))
             if stat is not None and max(stat[1:3]) < time.time_ns() - _SETTLED_NS:
-                records += digest.stamp + bytes.fromhex(sha256) + bytes([digest.readers])
+                records += digest.stamp + bytes.fromhex(sha256) + _INTACT
         self._append(records, locks)
         return digests
 
-    def _look_up(self, stamp: bytes, earlier: bytes = b"") -> ImageDigest | None:
-        known = self._known.get(stamp) or self._known.get(earlier, b"\0")
-        return ImageDigest(known[:-1].hex(), stamp, known[-1]) if known[-1] else None  # a lost page reads as zeros
+    def _look_up(self, stamp: bytes) -> ImageDigest | None:
+        known = self._known.get(stamp, b"")
+        return ImageDigest(known[:-1].hex(), stamp) if known.endswith(_INTACT) else None
 
     def _load(self) -> None:
         with suppress(OSError), self._path.open("rb") as file:
@@ -268,10 +248,9 @@ def _content_key(
     reader: int,
 ) -> str:
     """Return 16 hexadecimal digits of everything that decides a cache's content; the table is sorted by FileID."""
-    is_by_file = reader <= _LAST_READER_BY_FILE
     settings = {
         "format": FORMAT_VERSION,
-        "reader": 1 if is_by_file else reader,
+        "reader": reader,
         "image_size_px": cache.image_size_px,
         "normalisation": cache.normalisation,
         "max_image_side_px": radiographs.max_image_side_px,
@@ -281,9 +260,7 @@ def _content_key(
     rows = zip(table.file_ids, table.patient_ids, table.zones_NZ.tolist(), digests, strict=True)
     for file_id, patient_id, zones, digest in rows:  # as `json.dumps` writes a list, at a fifth of its cost
         names = f"{encode_basestring_ascii(file_id)}, {encode_basestring_ascii(patient_id)}"
-        of_file = digest.reader(reader) if is_by_file else 1
-        newer_reader = f", {of_file}" if of_file > 1 else ""
-        key.update(f'[{names}, {zones}, "{digest.sha256}"{newer_reader}]'.encode())
+        key.update(f'[{names}, {zones}, "{digest.sha256}"]'.encode())
     return key.hexdigest()[:KEY_LENGTH]
 
 
@@ -356,8 +333,8 @@ def _stamps(paths: Sequence[Path], key: bytes) -> list[bytes]:
     return [_stamp(path, _stat(path), key) for path in paths]
 
 
-def _stamp(path: Path, stat: Stat | None, key: bytes, *reader: int) -> bytes:
-    text = f"{path}\0{stat and (*stat, *reader)}"
+def _stamp(path: Path, stat: Stat | None, key: bytes) -> bytes:
+    text = f"{path}\0{stat}"
     return hmac.digest(key, text.encode("utf-8", "surrogateescape"), "sha256")[:_STAMP_BYTES] if stat else b""
 
 

@@ -17,7 +17,7 @@ from csi_job.radiographs.split import SPLITS
 
 _FLUSH_EVERY_S = 2.0  # of work at most is lost by a kill
 _PART = 32  # slots that a process claims at once
-_FILLED, _DOUBTFUL, _UNSEEN = 2, 3, 1  # done flags; the last is from an earlier version, which did not look for doubts
+_FILLED, _DOUBTFUL = 1, 2  # done flags
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that cannot reserve space
 
 
@@ -108,10 +108,10 @@ class SlotArrays:
     def doubts(self) -> dict[int, str]:
         """Return which images hardly show a radiograph, and why."""
         doubts = {}
-        for index in np.flatnonzero((self._done_N == _DOUBTFUL) | (self._done_N == _UNSEEN)).tolist():
+        for index in np.flatnonzero(self._done_N == _DOUBTFUL).tolist():
             pixels = os.pread(self._files[self._split_N[index]], self._num_bytes, self._offset(index))
             doubts[index] = doubt_about(np.frombuffer(pixels, np.uint8))
-        return {index: doubt for index, doubt in doubts.items() if doubt}
+        return doubts
 
     def flush(self) -> None:
         """Flush the pixels to disk, then the flags."""

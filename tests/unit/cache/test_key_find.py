@@ -75,7 +75,7 @@ def test_without_named_data_the_sole_matching_cache_is_found_and_of_several_none
         find_cache(RadiographsSettings(labels=data / "labels.csv"), cache, tmp_path)
 
 
-@pytest.mark.parametrize("reader", range(1, content.READER_VERSION))
+@pytest.mark.parametrize("reader", content.EARLIER_READERS)
 def test_a_study_keeps_the_cache_that_an_earlier_reader_decoded_from_the_same_data(
     copied, cache, tmp_path, monkeypatch, reader
 ):
