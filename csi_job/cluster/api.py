@@ -270,7 +270,7 @@ def _of_answer(error: ApiException) -> ClusterError:
     kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
-    hint = "log in again; in a pod, helm upgrade restores its service account" if status == UNAUTHORIZED else ""
+    hint = "log in again" if status == UNAUTHORIZED else ""
     return kind(f"the API server rejected the request: {message}", hint=hint)
 
 

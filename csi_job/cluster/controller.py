@@ -29,6 +29,7 @@ from csi_job.study.settings import check_objective
 logger = logging.getLogger(__name__)
 BEING_DELETED: Final = "because it is being terminated"  # in the answer to a request to create an object
 POLL_S: Final = 2.0
+RESTORE: Final = "helm upgrade restores the controller's account and rights"
 UPGRADE_S: Final = 30.0  # Helm takes less between the new stages and their controller
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 Step = Callable[[Release], bool]  # what to do next for a release; returns whether nothing is left to do
@@ -77,7 +78,8 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     ]
     try:
         if not all(map(leader.complete, steps)):
-            return "another controller is in charge, or the release was uninstalled"
+            gone = f"{options.stages} was deleted; if by hand, helm upgrade restores it"
+            return f"another controller is in charge, or {gone}"
     except StopRequestedError:
         _end_with_namespace(cluster, options)
         raise
@@ -142,19 +144,20 @@ class _Leader:
                 refused_at = None
             except UnreachableError as error:
                 refused_at = None
-                self._wait(error, "retrying without limit")
+                self._wait(str(error), "retrying without limit")
             except (NotAllowedError, NotYetError) as error:
                 refused_at = refused_at or time.monotonic()
+                reason = f"{error}; {RESTORE}" if isinstance(error, NotAllowedError) else str(error)
                 if time.monotonic() - refused_at > missing_s:
-                    raise StageFailedError(str(error)) from None
-                self._wait(error, f"waiting up to {missing_s:.0f} s")
+                    raise StageFailedError(reason) from None
+                self._wait(reason, f"waiting up to {missing_s:.0f} s")
             except ClusterError as error:
                 raise StageFailedError(str(error)) from None
             time.sleep(POLL_S)
 
-    def _wait(self, error: ClusterError, how: str) -> None:
-        if self._warnings.log(f"{error}; {how}"):
-            self._record("Waiting", str(error), is_warning=True)
+    def _wait(self, reason: str, how: str) -> None:
+        if self._warnings.log(f"{reason}; {how}"):
+            self._record("Waiting", reason, is_warning=True)
 
     def _release(self) -> Release | None:
         """Return the release to run; None if another controller runs it, or it was uninstalled."""

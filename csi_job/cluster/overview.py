@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import S_PER_H, metered_usage
-from csi_job.cluster.pods import failure_of, host_of, last_line
+from csi_job.cluster.pods import failure_of, has_silent_node, host_of, last_line
 from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     CONTROLLER,
@@ -84,25 +84,26 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
     """Return the state of a release, with what is known of its study."""
     pods = cluster.find("Pod", selector(release.name))
     own = [pod for pod in pods if component_of(pod) in (CONTROLLER, DATABASE, *STAGES)]
-    controllers = cluster.jobs(selector(release.name, CONTROLLER))
-    search = cluster.jobs(release.search.labels)
+    jobs = {name: cluster.jobs(selector(release.name, name)) for name in (CONTROLLER, *STAGES)}
+    controllers, search = jobs[CONTROLLER], jobs["search"]
     used_s = metered_usage(search[-1]).gpu_seconds if search else 0.0
     is_over = bool(controllers) and job_result(controllers[-1]) is not None
     views = [_view(cluster, pod, release.gpu_resource) for pod in own]
     order = {state: place for place, state in enumerate(STATE_ORDER)}
     views.sort(key=lambda view: (order.get(view.state, len(order)), view.stage, view.name))
-    note = _outcome(own) if is_over else _refusal(cluster, controllers, own)
+    note = _outcome(own) if is_over else _refusal(cluster, jobs)
     return ReleaseView(release.name, cluster.namespace, tuple(views), used_s / S_PER_H, study, note, is_over)
 
 
-def _refusal(cluster: Cluster, controllers: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
-    """Return why the controller, which reports this of all other pods, has none itself; empty if it has."""
-    if any(component_of(pod) == CONTROLLER for pod in pods):
-        return ""
-    if not controllers:
+def _refusal(cluster: Cluster, jobs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return why pods are missing, given the Jobs of each component; empty if none is."""
+    if not jobs[CONTROLLER]:
         return "the release has no controller, so no stage follows; repeat helm upgrade"
-    problem = job_problem(cluster, controllers[-1])
-    return f"the controller's pod can't be created: {with_remedy(CONTROLLER, problem.reason)}" if problem else ""
+    for component, found in jobs.items():
+        problem = job_problem(cluster, found[-1]) if found and not job_result(found[-1]) else None
+        if problem:
+            return f"{component}'s pods can't be created: {with_remedy(component, problem.reason)}"
+    return ""
 
 
 def _stream_status(
@@ -157,9 +158,11 @@ def _view(cluster: Cluster, pod: Mapping[str, Any], gpu_resource: str) -> PodVie
 
 
 def _is_up(pod: Mapping[str, Any]) -> bool:
-    """Return whether the main container runs."""
+    """Return whether a command can run in the main container."""
+    if has_silent_node(pod) or "deletionTimestamp" in pod["metadata"]:
+        return False
     states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses") or ()]
-    return bool(states) and all("running" in state for state in states) and "deletionTimestamp" not in pod["metadata"]
+    return bool(states) and all("running" in state for state in states)
 
 
 def _outcome(pods: Sequence[Mapping[str, Any]]) -> str:

@@ -74,7 +74,7 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     """Return why a pod does not start, or is lost with its node; None if nothing is wrong."""
     name = pod["metadata"]["name"]
     age_s = seconds_since(_ready_to_start(pod))
-    if is_active(pod) and is_lost(pod):
+    if is_active(pod) and (is_lost(pod) or has_silent_node(pod)):
         reason = f"its node {pod['spec'].get('nodeName')} does not answer; if it is gone, delete it to replace the pod"
         return StartupProblem(name, reason, is_missing=False, age_s=age_s, has_started=True)
     condition = _scheduled(pod)
@@ -134,6 +134,13 @@ def is_lost(pod: Mapping[str, Any]) -> bool:
     """Return whether a pod has outlived its grace period, as on a node that is gone."""
     until = pod["metadata"].get("deletionTimestamp")  # the end of its grace period
     return bool(until) and seconds_since(datetime.fromisoformat(until)) > LOST_AFTER_S
+
+
+def has_silent_node(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod's node does not answer: Kubernetes then calls the pod unready, but not its containers."""
+    states = {condition["type"]: condition["status"] for condition in pod.get("status", {}).get("conditions") or ()}
+    is_unready = (states.get("Ready"), states.get("ContainersReady")) == ("False", "True")
+    return is_unready and "readinessGates" not in pod["spec"]
 
 
 def seconds_since(time: datetime) -> float:

@@ -39,6 +39,7 @@ POD_FAILURE_POLICY: Final = "PodFailurePolicy"  # reason of a Job that failed by
 NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedError.exit_code)
 EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
+JOB_UID: Final = "batch.kubernetes.io/controller-uid"
 
 
 class StageRun:
@@ -55,6 +56,7 @@ class StageRun:
         self.cluster, self.release, self.stage = cluster, release, stage
         self.controller_digest, self.missing_s = controller_digest, missing_s
         self._logged: set[str] = set()
+        self._last = ""  # name of the Job last seen
 
     def reconcile(self) -> bool:
         """Compare the cluster with what should be, and take the next step; return whether the stage succeeded.
@@ -69,9 +71,14 @@ class StageRun:
             if stays_done is not False:
                 return stays_done or False
         if not own:
+            if self._last:  # everything is logged again, but only once while it is being deleted
+                self._logged.clear()
+                self.log_once(f"{self.stage.name}: Job {self._last} was deleted", "Deleted", is_warning=True)
+                self._last = ""
             self._create(jobs[-1] if jobs else None, 1)
             return False
         job = max(own, key=_round)
+        self._last = job["metadata"]["name"]
         self._delete(other for other in jobs if other is not job)
         if get_annotation(job, HELD):
             self._start_when_alone(job)
@@ -183,9 +190,12 @@ class StageRun:
         self.log_once(f"{self.stage.name}: started as Job {name}", "Started")
 
     def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the stage's pods of other Jobs that have not ended, without those on a lost node."""
+        """Yield the stage's pods of other Jobs, also of a deleted one with the same name, that have not ended.
+
+        Those on a lost node are left out.
+        """
         for pod in self.cluster.find("Pod", self.stage.labels):
-            is_own = pod["metadata"]["labels"].get(JOB_NAME) == job["metadata"]["name"]
+            is_own = pod["metadata"]["labels"].get(JOB_UID) == job["metadata"].get("uid")
             if not is_own and is_active(pod) and not is_lost(pod):
                 yield pod
 

@@ -107,7 +107,7 @@ def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release):
     release.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=controller", "--wait=false")
     wait_until("another controller pod", lambda: release.uids("controller") - before, 120)
     # It knows no other stages than the new ones.
-    wait_until("the new stages' search runs", lambda: release.uids("search") and not release.uids("search") & pods, 240)
+    wait_until("the new stages' search runs", lambda: release.uids("search") - pods, 240)
     release.helm("upgrade", values={**values, "job.study.num_trials": release.pause() + 1, "search.parallelism": 2})
     release.wait_for_end(600)
 

@@ -4,6 +4,7 @@
 """
 
 import copy
+import itertools
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from csi_job.cluster import stages
 from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
+from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
 from csi_job.errors import ClusterError
 from csi_job.study.status import ConfirmationStatus, StudyStatus
 
@@ -27,6 +29,7 @@ class Namespace(Cluster):
         """By kind: why none can be created."""
         self.objects: dict[tuple[str, str], Object] = {}
         self._applied: dict[tuple[str, str], Object] = {}
+        self._uids = itertools.count()
         for item in objects:
             self._create(item["kind"], body=item)
 
@@ -53,7 +56,10 @@ class Namespace(Cluster):
             return item
         item["metadata"].setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
         if kind == "Job":
+            item["metadata"].setdefault("uid", f"uid-{next(self._uids)}")
             _check_admission(item)
+        if kind == "Pod" and (owner := self.objects.get(("Job", item["metadata"].get("labels", {}).get(JOB_NAME, "")))):
+            item["metadata"]["labels"][JOB_UID] = owner["metadata"]["uid"]
         return self.objects.setdefault((kind, item["metadata"]["name"]), item)
 
     def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], dry_run: str = "", **_: Any) -> Object:

@@ -95,7 +95,7 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     assert type(raised.value) is kind
     says = str(raised.value)
     assert ("an admission webhook does not answer" in says) is ("webhook: " in says and kind is UnreachableError)
-    assert ("helm upgrade restores its service account" in says) is (status == UNAUTHORIZED)
+    assert ("log in again" in says) is (status == UNAUTHORIZED)
     assert ("ask an administrator of the cluster to repair that webhook" in says) is (kind is NotYetError)
 
 

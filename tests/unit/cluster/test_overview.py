@@ -95,10 +95,26 @@ def test_a_controller_whose_pod_is_refused_or_whose_job_is_gone_is_shown_with_th
     )
     reason = "no PriorityClass with name p; create it, or change controller.priorityClassName"
     (view,) = watched(cluster, once=True)
-    assert view.note == f"the controller's pod can't be created: {reason}"
+    assert view.note == f"controller's pods can't be created: {reason}"
     cluster.delete("Job", "c")
     (view,) = watched(cluster, once=True)
     assert view.note == "the release has no controller, so no stage follows; repeat helm upgrade"
+
+
+def test_a_search_that_lacks_pods_is_shown_with_the_reason():
+    cluster = Cluster(UP, [[OPEN], [OPEN]])
+    cluster.create(event("s", "FailedCreate", 'Error creating: pods "s-1-" is forbidden: exceeded quota: q', 9))
+    (view,) = watched(cluster, once=True)
+    assert view.note.startswith("search's pods can't be created: exceeded quota: q; lower search.resources or ")
+    assert view.study == OPEN
+
+
+def test_no_pod_on_a_node_that_does_not_answer_is_asked():
+    silent = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    cluster = Cluster([pod | {"status": pod["status"] | {"conditions": silent}} for pod in UP], [[OPEN]])
+    (view,) = watched(cluster, once=True)
+    assert (cluster.commands, view.note) == ([], "no pod is running that could report the study's status")
+    assert all("does not answer" in pod.why for pod in view.pods)
 
 
 def test_watching_continues_after_a_pod_is_lost_and_ends_with_the_controllers_outcome():

@@ -85,6 +85,16 @@ def test_a_pod_that_outlives_its_grace_period_is_lost_with_its_node():
     assert startup_problem(lost) is None
 
 
+@pytest.mark.parametrize(("containers", "says"), [("True", "its node n does not answer"), ("False", None)])
+def test_a_pod_whose_node_is_silent_is_unready_unlike_its_containers(containers, says):
+    """Kubernetes evicts it only after minutes; a readiness probe that fails makes the containers unready too."""
+    states = {"PodScheduled": "True", "Ready": "False", "ContainersReady": containers}
+    silent = pod({"running": {}}, conditions=[{"type": kind, "status": state} for kind, state in states.items()])
+    silent["spec"]["nodeName"], silent["status"]["phase"] = "n", "Running"
+    problem = startup_problem(silent)
+    assert (says is None and problem is None) or f"pod r-cache-0 is not ready: {says}; if it is gone" in str(problem)
+
+
 def test_an_image_that_cannot_be_pulled_is_missing():
     problem = startup_problem(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
     assert problem is not None

@@ -91,6 +91,33 @@ def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog):
     ]
 
 
+def test_a_job_that_was_deleted_by_hand_is_created_again_and_starts_when_its_pods_have_ended(caplog):
+    caplog.set_level("INFO", logger="csi_job")
+    namespace, run = started(Watch(num_finished=0), stage())
+    (name,) = namespace.names("search")
+    for _ in range(2):
+        run.reconcile()
+        namespace.create(pod(name, "s-0", "Running"))
+        namespace.objects["Pod", "s-0"]["metadata"]["labels"] |= selector("r", "search")
+        namespace.delete("Job", name)
+        run.reconcile()
+        run.reconcile()
+        assert is_paused(namespace.only())
+        namespace.delete("Pod", "s-0")
+        run.reconcile()
+        assert not is_paused(namespace.only())
+    assert [line for line in caplog.messages if name in line] == [
+        f"search: started as Job {name}",
+        *[
+            f"search: Job {name} was deleted",
+            f"search: created as Job {name}",
+            f"search: Job {name} starts when these pods have ended: s-0",
+            f"search: started as Job {name}",
+        ]
+        * 2,
+    ]
+
+
 @pytest.mark.parametrize("image", ["b", "c"])
 @pytest.mark.parametrize("queue", ["", "queue"])
 def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, image, caplog):
