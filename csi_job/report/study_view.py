@@ -14,8 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import attributes as stored
 from csi_job.study.importances import Importances, param_importances
-from csi_job.study.settings import PAUSING
-from csi_job.study.status import choose_trial, defined_rungs
+from csi_job.study.status import choose_trial
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def view_study(study: Study) -> StudyView:
     frozen_trials = study.get_trials(deepcopy=False)
     phases: list[Phase] = []
     attributes = study.user_attrs
-    rungs = defined_rungs(attributes)
-    trials = tuple(_view_trial(frozen, phases, rungs) for frozen in frozen_trials)
+    trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     target = attributes.get(stored.TARGET)
     chosen = choose_trial(study)
     return StudyView(
@@ -180,18 +178,18 @@ def view_study(study: Study) -> StudyView:
     )
 
 
-def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int]) -> TrialView:
+def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in stored.curve_of(frozen) if math.isfinite(f1))
     phase = None
     if stored.SAMPLER in attrs:
-        pruner = str(attrs.get(stored.PRUNER, "none"))
         new = Phase(
             len(phases) + 1,
             sampler=str(attrs[stored.SAMPLER]),
-            pruner=pruner,
+            pruner=str(attrs.get(stored.PRUNER, "none")),
             max_epochs=attrs.get(stored.MAX_EPOCHS),
-            **({name: attrs.get(name, number) for name, number in rungs.items()} if pruner in PAUSING else {}),
+            min_resource=attrs.get(stored.MIN_RESOURCE),
+            reduction_factor=attrs.get(stored.REDUCTION_FACTOR),
             num_startup_trials=attrs.get(stored.NUM_STARTUP_TRIALS),
         )
         phase = next((known for known in phases if known == new), new)
@@ -205,7 +203,7 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase], rungs: dict[str, int])
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
         number=frozen.number,
-        outcome=stored.outcome_of(frozen.state, attrs),
+        outcome=stored.outcome_of(frozen),
         f1=_number(frozen.values[0]) if is_final else max((f1 for _, f1 in curve), default=None),
         f1_error=_number(stored.f1_standard_error_of(frozen)),
         params=dict(frozen.params),

@@ -1,7 +1,8 @@
 """Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC
 from typing import Any, Final, Literal, get_args
 
@@ -75,13 +76,14 @@ def is_same_uid(one: object, other: object) -> bool:
     return None in (one, other) or one == other
 
 
-def outcome_of(state: TrialState, user_attrs: Mapping[str, Any]) -> TrialOutcome:
+def outcome_of(trial: FrozenTrial) -> TrialOutcome:
     """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` of failed, `paused` of running."""
-    if state is TrialState.PRUNED and user_attrs.get(INFEASIBLE):
+    state, attributes = trial.state, trial.user_attrs
+    if state is TrialState.PRUNED and attributes.get(INFEASIBLE):
         return "infeasible"
-    if state is TrialState.FAIL and user_attrs.get(CANCELLED):
+    if state is TrialState.FAIL and attributes.get(CANCELLED):
         return "cancelled"
-    if state is TrialState.RUNNING and PAUSED in user_attrs and user_attrs[PAUSED] == user_attrs.get(ATTEMPT):
+    if state is TrialState.RUNNING and PAUSED in attributes and attributes[PAUSED] == attributes.get(ATTEMPT):
         return "paused"
     return _OF_STATE[state]
 
@@ -91,8 +93,10 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
 
     With two objectives Optuna refuses intermediate values, so there the curve is an attribute.
     """
-    pairs = trial.user_attrs.get(CURVE) or sorted(trial.intermediate_values.items())
-    return [(int(epoch), float(f1)) for epoch, f1 in pairs]
+    pairs: Any = trial.intermediate_values.items() or trial.user_attrs.get(CURVE, ())
+    with suppress(TypeError, ValueError, OverflowError):  # another program may store anything under this name
+        return sorted((int(epoch), float(f1)) for epoch, f1 in pairs)
+    return []
 
 
 def seconds_of(trial: FrozenTrial) -> float | None:

@@ -190,7 +190,7 @@ class SearchStudy(optuna.Study):
 
 
 def _seen_by_sampler(trial: FrozenTrial) -> FrozenTrial:
-    if outcome_of(trial.state, trial.user_attrs) != "paused":
+    if outcome_of(trial) != "paused":
         return trial
     trial = copy.copy(trial)
     trial.state = TrialState.PRUNED

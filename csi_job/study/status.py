@@ -19,7 +19,7 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
 from csi_job.storage.trial_rows import read_trials
-from csi_job.study.settings import PAUSING, StudySettings
+from csi_job.study.settings import PAUSING
 from csi_job.work_folder import CONFIRMATION
 
 NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
@@ -168,7 +168,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     )
     attributes = study.user_attrs
     target = int(attributes.get(stored.TARGET, 0))
-    outcomes = Counter(stored.outcome_of(trial.state, trial.user_attrs) for trial in trials)
+    outcomes = Counter(stored.outcome_of(trial) for trial in trials)
     running = tuple(_running(row, trials) for row in leases if not row.paused)
     chosen = choose_trial(study)
     best = None
@@ -176,7 +176,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
         values = chosen.trial.values
         gflops = values[1] if len(values) > 1 else None
         best = BestStatus(chosen.trial.number, values[0], gflops, dict(chosen.trial.params), chosen.rule)
-    failed = (trial for trial in trials if stored.outcome_of(trial.state, trial.user_attrs) == "failed")
+    failed = (trial for trial in trials if stored.outcome_of(trial) == "failed")
     failures = (str(trial.user_attrs.get(stored.REASON, "unknown")) for trial in failed)
     num_left = max(target - sum(outcomes[outcome] for outcome in stored.FINISHED), 0)
     eta_s = _seconds_left(trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
@@ -247,7 +247,7 @@ def _seconds_left(
     )
     if pruner not in PAUSING:
         # One that is still paused ends without running again.
-        num_left -= sum(stored.outcome_of(trial.state, trial.user_attrs) == "paused" for trial in trials)
+        num_left -= sum(stored.outcome_of(trial) == "paused" for trial in trials)
         finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         seconds = [length for trial in finished[-NUM_TIMED:] if (length := stored.seconds_of(trial)) is not None]
         amount = max(num_left, 0)
@@ -264,19 +264,13 @@ def _seconds_left(
     return amount * median(seconds) / num_running
 
 
-def defined_rungs(attributes: Mapping[str, Any]) -> dict[str, int]:
-    """Return the rungs that a study was defined with, for trials from before each stored its own."""
-    given, fields = attributes.get(stored.SETTINGS, {}).get("study", {}), StudySettings.model_fields
-    return {name: int(given.get(name, fields[name].default)) for name in (stored.MIN_RESOURCE, stored.REDUCTION_FACTOR)}
-
-
 def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
     """Return how many epochs are left where one of `reduction_factor` trials continues at each rung.
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
-    latest = next((trial.user_attrs for trial in reversed(trials) if stored.MIN_RESOURCE in trial.user_attrs), {})
-    first, factor = (int(latest.get(name, number)) for name, number in defined_rungs(attributes).items())
+    latest = next(trial.user_attrs for trial in reversed(trials) if stored.MIN_RESOURCE in trial.user_attrs)
+    first, factor = latest[stored.MIN_RESOURCE], latest[stored.REDUCTION_FACTOR]
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
         if trial.state is not TrialState.FAIL and stored.MAX_EPOCHS in trial.user_attrs:

@@ -74,11 +74,11 @@ def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: 
 def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     """Return, in sentences, what was copied from study `name` and how the copy's running trials continue."""
     trials = copy.get_trials(deepcopy=False)
-    outcomes = Counter(outcome_of(trial.state, trial.user_attrs) for trial in trials).most_common()
+    outcomes = Counter(outcome_of(trial) for trial in trials).most_common()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
     renamed = f" as {copy.study_name}" if copy.study_name != name else ""
     lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {len(trials)} trials ({counts})"]
-    if num_running := sum(outcome_of(trial.state, trial.user_attrs) == "running" for trial in trials):
+    if num_running := sum(outcome_of(trial) == "running" for trial in trials):
         start = "from epoch 1" if renamed else "from its checkpoint if the work folder is the same"
         lines.append(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
     return lines

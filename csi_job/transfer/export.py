@@ -4,9 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,7 +87,7 @@ def to_json(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bytes:
     }
     lines = []
     for trial in trials:
-        entry = {"values": trial.values, "params": trial.params, "curve": _curve(trial)}
+        entry = {"values": trial.values, "params": trial.params, "curve": stored.curve_of(trial)}
         attrs = {"user_attrs": trial.user_attrs, "system_attrs": trial.system_attrs}
         lines.append(_json(_common(trial) | entry | attrs))
     text = _json(head).removesuffix("}") + ', "trials": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -101,7 +99,7 @@ def _row(trial: FrozenTrial, num_objectives: int) -> dict[str, Any]:
     row = {**_common(trial), **dict.fromkeys(names), **dict(zip(names, trial.values or (), strict=False))}
     row |= {f"params_{name}": value for name, value in trial.params.items()}
     row |= {f"user_attrs_{key}": value for key, value in trial.user_attrs.items() if key not in OWN_COLUMNS}
-    return row | {f"intermediate_values_{epoch}": value for epoch, value in _curve(trial)}
+    return row | {f"intermediate_values_{epoch}": value for epoch, value in stored.curve_of(trial)}
 
 
 def _common(trial: FrozenTrial) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _common(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "outcome": stored.outcome_of(trial.state, trial.user_attrs),
+        "outcome": stored.outcome_of(trial),
         "is_baseline": bool(trial.user_attrs.get(stored.BASELINE)),
         "attempt": trial.user_attrs.get(stored.ATTEMPT),
         "datetime_start": start and _utc(start),
@@ -134,14 +132,6 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return 0, 0, ""
 
     return sorted(dict.fromkeys(name for row in rows for name in row), key=place)
-
-
-def _curve(trial: FrozenTrial) -> list[list[Any]]:
-    """Return `[epoch, val_f1]` of every finished epoch, by epoch; with two objectives they are an attribute."""
-    pairs: Any = [*trial.intermediate_values.items()] or trial.user_attrs.get(stored.CURVE)
-    with suppress(TypeError, ValueError, OverflowError):  # another program may store anything under this name
-        return sorted(([int(epoch), value] for epoch, value in pairs or ()), key=itemgetter(0))
-    return []
 
 
 def _cell(value: Any) -> str | int | float:

@@ -169,7 +169,7 @@ class TrialMatcher:
 
     def match(self, trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Return a trial's parameters in the new space and its origin; None if it is not to be carried."""
-        outcome = outcome_of(trial.state, trial.user_attrs)
+        outcome = outcome_of(trial)
         if outcome not in FINISHED:
             self.reasons[UNFINISHED.get(outcome, outcome)] += 1
             return None

@@ -39,7 +39,7 @@ def pause(storage, lease, *values):
 
 
 def outcomes(study):
-    return [outcome_of(trial.state, trial.user_attrs) for trial in study.get_trials(deepcopy=False)]
+    return [outcome_of(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def asha(xs, factor, max_epochs, rungs=(1, 2, 4)):

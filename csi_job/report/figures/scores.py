@@ -5,7 +5,7 @@ from typing import Any
 from csi_job.cache.manifest import CacheInfo
 from csi_job.html.plot import GREY, Plot, layout
 from csi_job.radiographs.split import SPLITS
-from csi_job.radiographs.zones import SCORES, ZONE_NAMES, ZONES
+from csi_job.radiographs.zones import SCORES, ZONE_NAMES
 
 COLOURS = ("#b9d5ec", "#7fb2dd", "#3b82c4", "#285f94", GREY)  # scores 0 to 3, then not graded
 

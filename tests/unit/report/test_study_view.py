@@ -51,12 +51,10 @@ def test_the_baseline_is_the_marked_trial_once_it_is_complete(view, degenerate_v
     assert baseline is None or (baseline.is_baseline and baseline.outcome == "complete")
 
 
-def test_trials_from_before_each_stored_its_rungs_are_of_the_phase_with_the_rungs_of_the_study():
+def test_trials_with_other_rungs_are_of_another_phase():
     study = optuna.create_study()
-    study.set_user_attr("settings", {"study": {"min_resource": 2}})
-    asha = {"sampler": "tpe", "pruner": "asha", "max_epochs": 8}
-    stored = {"min_resource": 2, "reduction_factor": 2}
-    for attributes in (asha, asha | stored, asha | stored | {"min_resource": 3}):
+    asha = {"sampler": "tpe", "pruner": "asha", "max_epochs": 8, "min_resource": 2, "reduction_factor": 2}
+    for attributes in (asha, asha, asha | {"min_resource": 3}):
         study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=attributes))
     view = view_study(study)
     assert [trial.phase.pruning for trial in view.trials] == [*["asha (2, 4, 8, …)"] * 2, "asha (3, 6, 12, …)"]

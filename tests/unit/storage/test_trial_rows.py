@@ -22,7 +22,7 @@ def test_a_trial_trained_outside_the_space_counts_but_is_never_chosen(value, sto
         connection.execute(sa.update(PARAMS).where(of_best).values(param_value=value))
     reopened = define(storage)
     seen = reopened.trials[best.number]
-    assert (seen.value, outcome_of(seen.state, seen.user_attrs)) == (None, "infeasible")
+    assert (seen.value, outcome_of(seen)) == (None, "infeasible")
     assert seen.user_attrs["reason"] == "outside the search space: unknown_weight"
     assert reopened.best_trial.number != best.number
     view = view_study(reopened)

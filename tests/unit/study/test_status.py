@@ -79,7 +79,7 @@ def test_cancelled_trials_do_not_count_as_failed(study):
 def test_the_time_left_is_counted_in_epochs_where_trials_pause(storage, pruner, seconds):
     """Of 8 trials, rungs after epochs 3 and 6 let 4 and 2 pass: 24 + 12 + 12 epochs, 25 of them done at 10 s each."""
     study = define(storage, num_trials=8)
-    phase = {"max_epochs": 12, "sampler": "random", "pruner": pruner}
+    phase = {"max_epochs": 12, "sampler": "random", "pruner": pruner, "min_resource": 3, "reduction_factor": 2}
     storage.write_trial(leased(study), TrialWrite(user_attrs=phase | {"attempt": 1}, steps={0: 0.5}))
     done = [(TrialState.COMPLETE, 12), (TrialState.RUNNING, 3), (TrialState.RUNNING, 3), (TrialState.RUNNING, 6)]
     for number, (state, num_epochs) in enumerate(done, start=1):
