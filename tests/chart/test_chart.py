@@ -55,8 +55,11 @@ BRANCHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
-def test_every_pod_of_every_branch_is_restricted(values):
+def test_every_pod_is_restricted_and_only_the_cache_stage_mounts_the_data_and_the_controller_a_token(values):
     for component, pod in pods(render(values)).items():
+        mounts = {mount["mountPath"] for container in containers(pod) for mount in container["volumeMounts"]}
+        assert ("/data" in mounts) == (component == "cache" and not values.get("demo.enabled"))
+        assert any("projected" in volume for volume in pod["volumes"]) == (component == "controller")
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in containers(pod):
@@ -65,14 +68,6 @@ def test_every_pod_of_every_branch_is_restricted(values):
             assert security["allowPrivilegeEscalation"] is False
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert {"requests", "limits"} <= set(container["resources"])
-
-
-@pytest.mark.parametrize("values", BRANCHES.values(), ids=BRANCHES.keys())
-def test_only_the_cache_stage_mounts_the_data_and_only_the_controller_a_token(values):
-    for component, pod in pods(render(values)).items():
-        mounts = {mount["mountPath"] for container in containers(pod) for mount in container["volumeMounts"]}
-        assert ("/data" in mounts) == (component == "cache" and not values.get("demo.enabled"))
-        assert any("projected" in volume for volume in pod["volumes"]) == (component == "controller")
 
 
 @pytest.mark.parametrize("api_versions", [(), ("--api-versions=batch/v1/Job",)], ids=["helm template", "Argo CD"])

@@ -265,7 +265,7 @@ def large(sqlite):
     for number in range(2, NUM_TRIALS_UNDER_KILLS):
         state = states.get(number, TrialState.COMPLETE)
         parts = {"params": {"a": (0.5, DISTRIBUTIONS[0])}, "values": [0.5], "steps": {0: 0.5, 1: math.nan}}
-        rows.trials.append(trial_rows(number, state, **parts, user_attrs={"epochs": "2"}))
+        rows.trials.append(trial_rows(number, state, **parts, user_attrs={"epochs": 2}))
     write_study_rows(sqlite, rows, "toy")
     return rows
 

@@ -1,6 +1,5 @@
 """What tests of copy, export and migration share: odd trials, and trials compared without their ids."""
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,12 +8,13 @@ from typing import Any
 
 import optuna
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import tables
-from csi_job.storage.optuna_private import to_stored_step, to_stored_value
+from csi_job.storage.study_rows import attribute_row
+from csi_job.storage.trial_rows import TrialWrite, child_rows
 from csi_job.transfer.copy import StudyRows, TrialRows
 
 LIVE_LEASE = {"token": "t", "owner": "host", "renewed_at_s": 1e12, "lease_s": 60.0}
@@ -33,7 +33,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-ATTRIBUTES = st.dictionaries(NAMES, JSON.map(json.dumps), max_size=3)
+ATTRIBUTES = st.dictionaries(NAMES, JSON, max_size=3)
 # PostgreSQL knows no negative zero in what psycopg2 sends; it equals the other one.
 FINITE = st.floats(allow_nan=False).map(lambda value: value + 0.0)
 # In UTC, where no hour comes twice (fold).
@@ -78,20 +78,19 @@ def simple_study() -> StudyRows:
     params = {"a": (0.5, DISTRIBUTIONS[0])}
     began = datetime(2026, 1, 2, 3, 4, 5, 678900)  # noqa: DTZ001 - in UTC, as stored
     first = trial_rows(
-        0, TrialState.COMPLETE, began, began, params=params, values=[0.5], steps={0: 0.25},
-        user_attrs={"reason": '"é"'},
-    )  # fmt: skip
+        0, TrialState.COMPLETE, began, began, params=params, values=[0.5], steps={0: 0.25}, user_attrs={"reason": "é"}
+    )
     second = trial_rows(1, TrialState.RUNNING, began, params=params, lease=(2, 3, 1, "checkpoints/epoch.pt"))
-    return study_rows([StudyDirection.MAXIMIZE], {"uid": '"0123"'}, {}, [first, second])
+    return study_rows([StudyDirection.MAXIMIZE], {"uid": "0123"}, {}, [first, second])
 
 
 def study_rows(
-    directions: list[StudyDirection], user_attrs: dict[str, str], system_attrs: dict[str, str], made: list[TrialRows]
+    directions: list[StudyDirection], user_attrs: dict[str, Any], system_attrs: dict[str, Any], made: list[TrialRows]
 ) -> StudyRows:
     parts: dict[Any, list[Any]] = {
         tables.DIRECTIONS: [{"objective": index, "direction": direction} for index, direction in enumerate(directions)],
-        tables.STUDY_ATTRIBUTES: attribute_rows(user_attrs),
-        tables.STUDY_SYSTEM_ATTRIBUTES: attribute_rows(system_attrs),
+        tables.STUDY_ATTRIBUTES: [attribute_row(0, *pair) for pair in user_attrs.items()],
+        tables.STUDY_SYSTEM_ATTRIBUTES: [attribute_row(0, *pair) for pair in system_attrs.items()],
     }
     return StudyRows("toy", parts, made)
 
@@ -107,32 +106,10 @@ def trial_rows(
 ) -> TrialRows:
     """A trial as the tables hold it; times are in UTC, a lease has attempt, epochs, lost attempts, checkpoint."""
     own = {"number": number, "state": state, "datetime_start": start, "datetime_complete": complete}
-    rows: dict[Any, list[Any]] = {
-        tables.PARAMS: [
-            {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(kind)}
-            for name, (value, kind) in parts.get("params", {}).items()
-        ],
-        tables.VALUES: [value_row(index, value) for index, value in enumerate(parts.get("values", ()))],
-        tables.STEPS: [step_row(step, value) for step, value in parts.get("steps", {}).items()],
-        tables.USER_ATTRIBUTES: attribute_rows(parts.get("user_attrs", {})),
-        tables.SYSTEM_ATTRIBUTES: attribute_rows(parts.get("system_attrs", {})),
-        tables.LEASES: [] if lease is None else [LIVE_LEASE | dict(zip(LEASE_COLUMNS, lease, strict=True))],
-    }
-    return TrialRows(own, {table: part for table, part in rows.items() if part})
-
-
-def value_row(objective: int, value: float) -> dict[str, Any]:
-    stored, kind = to_stored_value(value)
-    return {"objective": objective, "value": stored, "value_type": kind}
-
-
-def step_row(step: int, value: float) -> dict[str, Any]:
-    stored, kind = to_stored_step(value)
-    return {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
-
-
-def attribute_rows(attributes: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"key": key, "value_json": text} for key, text in attributes.items()]
+    rows: dict[Any, list[Any]] = {table: part for table, part, _ in child_rows(0, TrialWrite(**parts))}
+    if lease is not None:
+        rows[tables.LEASES] = [LIVE_LEASE | dict(zip(LEASE_COLUMNS, lease, strict=True))]
+    return TrialRows(own, rows)
 
 
 def without_ids(study: StudyRows) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.tables import LEASES, STEPS, TRIALS
+from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.transfer.copy import copy_study, read_study_rows, write_study_rows
-from tests.support.carrying import odd_trials, plain_study, simple_study, step_row, trial_rows, without_ids
+from tests.support.carrying import odd_trials, plain_study, simple_study, trial_rows, without_ids
 from tests.support.studies import Reader, work_on
 
 
@@ -37,7 +38,7 @@ def test_a_name_that_is_taken_illegal_or_of_no_study_is_refused_and_nothing_chan
 
 def test_a_part_that_the_database_cannot_store_leaves_nothing(storage, tmp_path):
     rows = simple_study()
-    rows.trials[1].parts[STEPS] = [step_row(2**70, 0.5)]
+    rows.trials[1].parts |= trial_rows(1, TrialState.RUNNING, steps={2**70: 0.5}).parts
     with pytest.raises(ConfigurationError, match="nothing was copied"):
         write_study_rows(storage, rows, "toy")
     assert storage.get_all_studies() == []
