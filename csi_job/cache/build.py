@@ -8,24 +8,31 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from csi_job.cache.decode_pool import decode_images, num_cores
-from csi_job.cache.key import Source, existing_cache, read_source, record_key_for_settings
+from csi_job.cache.key import (
+    Source,
+    existing_cache,
+    find_source,
+    may_be_finished,
+    read_images,
+    record_key_for_settings,
+)
 from csi_job.cache.manifest import (
     MANIFEST,
     ROW,
     SPLIT_ARRAY,
     SPLIT_TABLE,
     CacheInfo,
-    finished_folders,
     images_file,
     load_info,
     manifest_text,
+    sound_caches,
     write_split_table,
 )
 from csi_job.cache.problems import problems_listed, write_problems
@@ -61,7 +68,10 @@ def ensure_cache(
 def build_cache(
     radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = "", study_name: str = ""
 ) -> Path:
-    """Decode every radiograph once; return an existing cache at once.
+    """Read and decode every radiograph once; return an existing cache at once.
+
+    The content key is known when all images were read. They are read twice, first for the key alone, only where a
+    cache that is finished may turn out to be theirs.
 
     The folder is named by its content and appears by one rename when it is complete. An interrupted build is resumed;
     processes that build the same cache at once share the images. `study_key` names the cache of a study, which is
@@ -79,15 +89,16 @@ def build_cache(
     root = WorkFolder(work).caches
     with problems_listed(work):
         make_folder(root)
-        source = read_source(radiographs, cache, work, study_key)
+        source = find_source(radiographs, cache, work)
+        if study_key or source.index.is_complete() or may_be_finished(source, radiographs, cache, root):
+            source = read_images(source, radiographs, cache, work, study_key)
         if study_name and study_key not in ("", source.key):
             raise _other_data(root / study_key, study_name, source.table, cache, radiographs.split)
-        folder = root / source.key
-        if not folder.exists():
+        if not _is_finished(source, root):
             _name_other_size(root, cache.image_size_px)
-            _build(source, radiographs, cache, work)
+            source = _build(source, radiographs, cache, work)
         record_key_for_settings(root, radiographs, cache, source.key)
-    return folder
+    return root / source.key
 
 
 def _other_data(
@@ -124,41 +135,52 @@ def _describe_change(old: CacheInfo, table: LabelTable, cache: CacheSettings, sp
 
 def _name_other_size(root: Path, image_size_px: int) -> None:
     """Warn if all finished caches have another image size, as a flag or file may have been forgotten."""
-    sizes = set()
-    for folder in finished_folders(root):
-        with suppress(DataError):
-            sizes.add(load_info(folder).image_size_px)
+    sizes = {info.image_size_px for info in sound_caches(root)}
     if sizes and image_size_px not in sizes:
         other = ", ".join(map(str, sorted(sizes)))
         message = "building a cache of %d px beside one of %s px; to use that one, give its --config or --image-size"
         logger.warning(message, image_size_px, other)
 
 
-def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> None:
-    """Decode into a hidden folder, together with other processes; one renames it when everything is on disk."""
+def _is_finished(source: Source, root: Path) -> bool:
+    return bool(source.key) and (root / source.key).exists()
+
+
+def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
+    """Decode into a hidden folder, together with other processes; one renames it when everything is on disk.
+
+    Return the source with its key.
+    """
     root = WorkFolder(work).caches
-    folder, lock = root / source.key, root / f".{source.key}.lock"
-    waiting = f"another process is building cache {source.key}; waiting for it"
-    partial, done_flags = _partial_paths(root, source.key)
+    lock, waiting = root / f".{source.build_key}.lock", "another process is building this cache; waiting for it"
+    partial, done_flags = _partial_paths(root, source.build_key)
     split_N = split_patients(source.table, radiographs.split)
     check_grades(_class_counts(source.table.zones_NZ, split_N))
     corrupt: dict[int, Problem] = {}
-    while not folder.exists():
+    while not _is_finished(source, root):
         with locked(lock, waiting):
-            if folder.exists():
-                return
+            if not partial.exists() and source.index.is_complete():  # another process may have finished just now
+                source = read_images(source, radiographs, cache, work)
+                if _is_finished(source, root):
+                    break
             _remove_abandoned(root)
             arrays = _open_arrays(partial, done_flags, split_N, cache.image_size_px)
         with arrays:
             _fill_slots(source, arrays, arrays.claim_parts(), corrupt, radiographs, cache)
             arrays.release()
             with locked(lock, waiting):
-                # Fill what killed processes left empty; if the arrays were replaced meanwhile, start again.
-                if not folder.exists() and arrays.claim_all():
-                    rest = [range(len(split_N))]
-                    _fill_slots(source, arrays, rest, corrupt, radiographs, cache)
+                is_changed = is_ours = arrays.claim_all()  # otherwise they were finished or replaced meanwhile
+                while is_changed:
+                    # Fill what killed processes left empty, or had decoded from images that changed since.
+                    _fill_slots(source, arrays, [range(len(split_N))], corrupt, radiographs, cache)
+                    source = read_images(source, radiographs, cache, work)
+                    is_changed = arrays.empty_changed(digest.sha256 for digest in source.digests)
+                if is_ours:
                     arrays.flush()
                     _finish(source, split_N, arrays, corrupt, radiographs.split, cache, work)
+        if not is_ours:
+            source = read_images(source, radiographs, cache, work)
+    return source
 
 
 def _finish(
@@ -172,8 +194,11 @@ def _finish(
 ) -> None:
     """Describe the arrays, and make them the finished cache."""
     root = WorkFolder(work).caches
-    partial, done_flags = _partial_paths(root, source.key)
+    partial, done_flags = _partial_paths(root, source.build_key)
     source.check_unchanged()
+    if _is_finished(source, root):  # of a table or folder of another name
+        _remove_partial(partial, done_flags)
+        return
     doubtful = [source.problem(index, f"doubtful: {doubt}") for index, doubt in arrays.doubts().items()]
     kept = np.setdiff1d(np.arange(len(split_N)), [*corrupt])
     files = {images_file(name): path for name, path in arrays.without(corrupt).items()}
@@ -254,7 +279,9 @@ def _fill_slots(
                 yield from ((index, source.paths[index]) for index in todo)
 
         side_px, max_side_px = cache.image_size_px, radiographs.max_image_side_px
-        with closing(decode_images(images(), side_px, max_side_px, cache.num_workers or num_cores())) as decoded:
+        on_digest = None if source.digests else source.index.add
+        num_decoders = cache.num_workers or num_cores()
+        with closing(decode_images(images(), side_px, max_side_px, num_decoders, on_digest)) as decoded:
             for index, pixels_or_problem in decoded:
                 if isinstance(pixels_or_problem, str):
                     corrupt[index] = source.problem(index, pixels_or_problem)
@@ -266,8 +293,10 @@ def _fill_slots(
                             problems=corrupt.values(),
                         )
                 else:
-                    arrays.write_slot(index, pixels_or_problem)
+                    digest = source.index[index]
+                    arrays.write_slot(index, pixels_or_problem, digest.sha256 if digest else "")
                 advance(1)
+        source.index.flush()
 
 
 def _describe(

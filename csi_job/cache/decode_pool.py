@@ -14,19 +14,20 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from csi_job.errors import CsiJobError, DataError
-from csi_job.radiographs.read import read_radiograph, silence_decoders
+from csi_job.files import digest
+from csi_job.radiographs.read import decode_radiograph, read_content, silence_decoders
 
 DECODE_LIMIT_S = 120  # no radiograph takes longer
 MAX_DECODER_BYTES = 6 << 30  # of address space; about ten times what the largest image allowed needs
 _ATTEMPTS = 2  # a decoder may have died because others used up the memory
-_READY = "ready"
+_READY = ("", "ready")
 _NEEDED = re.compile(r"PATH|HOME|TMPDIR|LANG|LC_\w+|LD_\w+|DYLD_\w+|PYTHON\w+|MALLOC_\w+|COVERAGE_\w+")
 # Reuse the memory of films: by default glibc returns it, and the kernel clears it again for the next one.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
@@ -38,9 +39,13 @@ def decode_images(
     side_px: int,
     max_image_side_px: int,
     num_decoders: int,
+    on_digest: Callable[[int, str], object] | None = None,
     limit_s: float = DECODE_LIMIT_S,
 ) -> Generator[tuple[int, np.ndarray | str]]:
     """Decode images, each with its index, in parallel; memory does not grow with their number.
+
+    With `on_digest`, decoders also digest what they read, and it is called with the index and SHA-256 of an image
+    before that is yielded; not for images that cannot be read or whose decoder died.
 
     Yields:
         The index with uint8 `[side_px, side_px]`, or with the problem; in the order in which they finish.
@@ -51,7 +56,7 @@ def decode_images(
     waiting = iter(images)
     with contextlib.ExitStack() as at_end, selectors.DefaultSelector() as selector:
         for _, image in zip(range(num_decoders), waiting, strict=False):
-            started = _Decoder(image, side_px, max_image_side_px, limit_s)
+            started = _Decoder(image, side_px, max_image_side_px, limit_s, on_digest)
             at_end.callback(started.kill)
             selector.register(started, selectors.EVENT_READ)
         while selector.get_map():
@@ -87,8 +92,16 @@ def decoder_environment() -> dict[str, str]:
 class _Decoder:
     """One process and its current image; restarted if it dies."""
 
-    def __init__(self, image: tuple[int, Path], side_px: int, max_image_side_px: int, limit_s: float) -> None:
-        self._arguments = (side_px, max_image_side_px, limit_s)
+    def __init__(
+        self,
+        image: tuple[int, Path],
+        side_px: int,
+        max_image_side_px: int,
+        limit_s: float,
+        on_digest: Callable[[int, str], object] | None,
+    ) -> None:
+        self._on_digest, self._limit_s = on_digest, limit_s
+        self._arguments = (side_px, max_image_side_px, limit_s, int(on_digest is not None))
         self.image, self._attempt, self._is_ready = image, 1, False
         self._start()
 
@@ -107,14 +120,16 @@ class _Decoder:
             CsiJobError: the process cannot be started.
         """
         try:
-            answer: np.ndarray | str = pickle.load(self._output)  # noqa: S301 - our own process wrote it
+            sha256, answer = pickle.load(self._output)  # noqa: S301 - our own process wrote it
         except (EOFError, pickle.UnpicklingError):
             return self._restart()
         if not self._is_ready:
             self._is_ready = True
             self._send()
             return None
-        return answer
+        if self._on_digest and sha256:
+            self._on_digest(self.image[0], sha256)
+        return cast("np.ndarray | str", answer)
 
     def kill(self) -> None:
         self._process.kill()
@@ -136,7 +151,7 @@ class _Decoder:
             raise CsiJobError("a decoder process cannot be started", got=f"exit code {code}")
         self._start()
         if code == -signal.SIGALRM:
-            return f"the image cannot be decoded (it took longer than {self._arguments[-1]:g} s)"
+            return f"the image cannot be decoded (it took longer than {self._limit_s:g} s)"
         self._attempt += 1
         if self._attempt <= _ATTEMPTS:
             return None
@@ -165,14 +180,14 @@ class _Decoder:
         )
 
 
-def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:
+def _worker_main(side_px: int, max_image_side_px: int, limit_s: float, with_digests: int) -> None:
     """Answer paths with pixels or problems until the parent exits."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MAX_DECODER_BYTES, MAX_DECODER_BYTES))
     silence_decoders()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keep what C libraries print out of the answers
-    answer: np.ndarray | str = _READY
+    answer: tuple[str, np.ndarray | str] = _READY
     while True:
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
@@ -181,13 +196,17 @@ def _worker_main(side_px: int, max_image_side_px: int, limit_s: float) -> None:
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_REAL, limit_s)  # its default action ends the process, even inside a C library
+        sha256 = ""
         try:
-            answer = read_radiograph(path, side_px, max_image_side_px=max_image_side_px)
+            content = read_content(path)
+            sha256 = digest(content) if with_digests else ""
+            answer = sha256, decode_radiograph(content, side_px, max_image_side_px=max_image_side_px)
         except DataError as error:
-            answer = str(error)
+            answer = sha256, str(error)
+        content = b""  # not in memory while the next is read
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _worker_main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+        _worker_main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

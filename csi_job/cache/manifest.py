@@ -9,6 +9,7 @@
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def images_file(split: str) -> str:
 def finished_folders(root: Path) -> list[Path]:
     """Return the folders of the finished caches, in the order of their keys."""
     return sorted(manifest.parent for manifest in root.glob(f"[!.]*/{MANIFEST}"))
+
+
+def sound_caches(root: Path) -> list[CacheInfo]:
+    """Return the manifests of the finished caches, without those that are damaged or of another version."""
+    infos = []
+    for folder in finished_folders(root):
+        with suppress(DataError):
+            infos.append(load_info(folder))
+    return infos
 
 
 def changed_file(folder: Path, name: str) -> DataError:

@@ -16,6 +16,7 @@ from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.split import SPLITS
 
 _FLUSH_EVERY_S = 2.0  # of work at most is lost by a kill
+_SHA256_BYTES = 32
 _PART = 32  # slots that a process claims at once
 _FILLED, _DOUBTFUL = 1, 2  # done flags
 _NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # file systems that cannot reserve space
@@ -26,7 +27,8 @@ class SlotArrays:
 
     A process locks the flags of the slots that it fills, so its death frees them for others. A flag is written only
     after its pixels were flushed to disk, so flags hold even after a power failure. Disk space is reserved first: a
-    full disk shows before hours of decoding.
+    full disk shows before hours of decoding. After the flags, the same file has the SHA-256 of the content that each
+    slot was decoded from, as an image may change before an interrupted build is resumed.
     """
 
     def __init__(self, folder: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> None:
@@ -34,7 +36,7 @@ class SlotArrays:
 
         Args:
             folder: of the arrays.
-            done_flags: file with one byte per image.
+            done_flags: file of the flags and digests.
             split_N: the split of each image, 0-2.
             side_px: width and height of the images.
 
@@ -50,6 +52,7 @@ class SlotArrays:
         self._files: list[int] = []
         self._flags_path, self._done_flags = done_flags, open_private(done_flags)
         self._done_N = np.zeros(len(split_N), dtype=np.uint8)
+        self._sha256_NB = np.zeros((len(split_N), _SHA256_BYTES), dtype=np.uint8)
         self._changed_parts: set[int] = set()
         self._flushed = time.monotonic()
         try:
@@ -97,13 +100,22 @@ class SlotArrays:
         """Return which of the claimed images have not been decoded yet."""
         return [index for index in part if not self._done_N[index]]
 
-    def write_slot(self, index: int, pixels_HW: np.ndarray) -> None:
-        """Write the pixels of a claimed image; they are safe after the next flush."""
+    def write_slot(self, index: int, pixels_HW: np.ndarray, sha256: str) -> None:
+        """Write the pixels of a claimed image, decoded from content with this digest; safe after the next flush."""
         _write_at(self._files[self._split_N[index]], np.ascontiguousarray(pixels_HW).tobytes(), self._offset(index))
         self._done_N[index] = _DOUBTFUL if doubt_about(pixels_HW) else _FILLED
+        self._sha256_NB[index] = np.frombuffer(_as_bytes(sha256), np.uint8)
         self._changed_parts.add(index // _PART)
         if time.monotonic() - self._flushed > _FLUSH_EVERY_S:
             self.flush()
+
+    def empty_changed(self, sha256s: Iterable[str]) -> bool:
+        """Empty the claimed slots that were decoded from other content than that with these digests, if any."""
+        expected_NB = np.frombuffer(b"".join(map(_as_bytes, sha256s)), np.uint8).reshape(-1, _SHA256_BYTES)
+        changed = np.flatnonzero((self._done_N > 0) & (self._sha256_NB != expected_NB).any(axis=1))
+        self._done_N[changed] = 0
+        self._changed_parts.update((changed // _PART).tolist())
+        return changed.size > 0
 
     def doubts(self) -> dict[int, str]:
         """Return which images hardly show a radiograph, and why."""
@@ -120,6 +132,7 @@ class SlotArrays:
         for part in self._changed_parts:
             start = part * _PART
             _write_at(self._done_flags, self._done_N[start : start + _PART].tobytes(), start)
+            _write_at(self._done_flags, self._sha256_NB[start : start + _PART].tobytes(), self._digests_offset(start))
         self._changed_parts.clear()
         os.fsync(self._done_flags)
         self._flushed = time.monotonic()
@@ -146,10 +159,16 @@ class SlotArrays:
     def _offset(self, index: int) -> int:
         return len(_header(0, self._side_px)) + int(self._slot_N[index]) * self._num_bytes
 
+    def _digests_offset(self, index: int) -> int:
+        return len(self._split_N) + index * _SHA256_BYTES
+
     def _load_flags(self, part: range) -> None:
-        """Read the flags of slots that were just claimed; others may have filled them."""
-        stored = np.frombuffer(os.pread(self._done_flags, len(part), part.start), np.uint8)
-        self._done_N[part.start : part.start + len(stored)] = stored
+        """Read the flags and digests of slots that were just claimed; others may have filled them."""
+        first = part.start
+        for values_N, offset in ((self._done_N, first), (self._sha256_NB, self._digests_offset(first))):
+            claimed = values_N[first : part.stop].reshape(-1)  # a view
+            stored = np.frombuffer(os.pread(self._done_flags, claimed.size, offset), np.uint8)
+            claimed[: len(stored)] = stored
 
     def _is_current(self) -> bool:
         """Return whether the arrays are still where they were opened: neither finished and moved nor replaced."""
@@ -191,6 +210,11 @@ def _header(num_images: int, side_px: int) -> bytes:
     shape = (num_images, side_px, side_px)
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue()
+
+
+def _as_bytes(sha256: str) -> bytes:
+    """Return a digest as bytes; zeros for a file that cannot be read, which has none."""
+    return bytes.fromhex(sha256) if len(sha256) == 2 * _SHA256_BYTES else bytes(_SHA256_BYTES)
 
 
 def _reserve(descriptor: int, length: int) -> None:

@@ -73,7 +73,11 @@ def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.n
     Damaged compressed DICOM can crash the process inside gdcm (an uncaught C++ exception) or make it print; where that
     matters, `cache.decode_pool.decode_images` runs this in separate processes.
     """
-    content = _read_content(path)
+    return decode_radiograph(read_content(path), side_px, max_image_side_px=max_image_side_px)
+
+
+def decode_radiograph(content: bytes, side_px: int, *, max_image_side_px: int) -> np.ndarray:
+    """Decode the content of an image file, as `read_radiograph` does."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return _decode(content, side_px, max_image_side_px)
@@ -104,7 +108,8 @@ def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     raise DataError(what, hint=hint)
 
 
-def _read_content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Return the content of an image file; raise `DataError` if it is empty, too large, no file or unreadable."""
     try:
         with explain_os_errors("the image cannot be read", kind=DataError):
             if not path.is_file():  # reading a pipe or device could block

@@ -30,7 +30,7 @@ preload("tests.faults.harness.failing_calls")
 ERRORS: Final = (errno.ENOSPC, errno.EIO)
 TIMES: Final = re.compile(r"_s$|_at$|uid|created|exported|duration|start|complete|csi_job|files|sha256")
 """Names of what differs from run to run."""
-MEMORIES: Final = {"digests.bin", "requests.json"}
+MEMORIES: Final = {"digests.bin", ".digests.bin.lock", "requests.json"}
 """Files that save time and may be lost."""
 VARIABLE: Final = {".lock", ".csv", ".md", ".pth", ".key", "split.npy"}
 """Files that hold times or random names beside what other files hold too."""

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csi_job.cache import build
+from csi_job.cache import build, digest_index
 from csi_job.cache.build import build_cache, ensure_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.key import find_cache
+from csi_job.cache.key import find_cache, find_source, read_images
 from csi_job.cache.manifest import load_info, verify_cache
 from csi_job.errors import ConfigurationError, CsiJobError, DataError
 from csi_job.radiographs.read import find_images, read_radiograph
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.split import SPLITS, split_patients
 from csi_job.radiographs.table import read_table
+from csi_job.work_folder import WorkFolder
 from tests.support.processes import wait_until
 from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, finished, images_of, settings_of
 
@@ -49,16 +50,36 @@ def test_only_pseudonyms_are_stored(built):
 
 
 def test_a_warm_cache_is_returned_without_decoding_or_digesting(copied, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("csi_job.cache.key._SETTLED_NS", -1_000_000_000)
+    monkeypatch.setattr("csi_job.cache.digest_index._SETTLED_NS", -1_000_000_000)
     folder = build_cache(settings_of(copied), cache, tmp_path)
 
     def refuse(*_):
         pytest.fail("a warm cache reads no image")
 
     monkeypatch.setattr("csi_job.cache.build.decode_images", refuse)
-    monkeypatch.setattr("csi_job.cache.key._digest_image", refuse)
+    monkeypatch.setattr("csi_job.cache.digest_index._digest_image", refuse)
     assert build_cache(settings_of(copied), cache, tmp_path) == folder
     assert find_cache(settings_of(copied), cache, tmp_path) == folder
+
+
+def test_a_new_cache_takes_one_reading_of_each_image(radiographs, cache, tmp_path, monkeypatch):
+    root = WorkFolder(tmp_path / "read").caches
+    root.mkdir(parents=True)
+    expected = read_images(find_source(radiographs, cache, tmp_path / "read"), radiographs, cache, tmp_path / "read")
+    monkeypatch.setattr(digest_index, "_digest_image", lambda path: pytest.fail(f"{path} was read to be digested"))
+    monkeypatch.setattr(digest_index, "_SETTLED_NS", -1_000_000_000)
+    assert build_cache(radiographs, cache, tmp_path).name == expected.key
+    again = find_source(radiographs, cache, tmp_path)
+    assert [digest.sha256 for digest in again.index.read_all()] == [digest.sha256 for digest in expected.digests]
+
+
+def test_images_are_digested_first_where_their_cache_may_be_finished(copied, cache, tmp_path, monkeypatch):
+    folder = build_cache(settings_of(copied), cache, tmp_path)
+    (tmp_path / "cache" / "digests.bin").unlink(missing_ok=True)
+    (copied / "images").rename(copied / "moved")
+    moved = settings_of(copied).model_copy(update={"images": copied / "moved"})
+    monkeypatch.setattr(build, "decode_images", lambda *_: pytest.fail("an image was decoded"))
+    assert build_cache(moved, cache, tmp_path) == folder
 
 
 def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, caplog):
@@ -235,6 +256,28 @@ def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, bu
         assert resumed.equal(fresh)
 
 
+def test_an_image_that_changes_before_an_interrupted_build_is_resumed_is_decoded_again(
+    start_build, data, copied, cache, tmp_path
+):
+    work = tmp_path / "work"
+    process = start_build(hanging(5))
+    wait_until(lambda: num_done(work) == 5)
+    process.kill()
+    process.communicate()
+    image = images_of(data)[2]
+    content = image.read_bytes()
+    try:
+        shutil.copy(images_of(data)[9], image)
+        resumed = build_cache(settings_of(data), cache, work)
+    finally:
+        image.write_bytes(content)
+    shutil.copy(images_of(copied)[9], images_of(copied)[2])
+    fresh = build_cache(settings_of(copied), cache, tmp_path / "fresh")
+    assert resumed.name == fresh.name
+    for name in SPLITS:
+        assert (resumed / f"{name}.npy").read_bytes() == (fresh / f"{name}.npy").read_bytes()
+
+
 def hanging(num_images: int) -> str:
     """Return code that flushes every image at once, and hangs after that many."""
     return (
@@ -245,7 +288,7 @@ def hanging(num_images: int) -> str:
 
 
 def num_done(work: Path) -> int:
-    return sum(sum(map(bool, path.read_bytes())) for path in (work / "cache").glob(".*.marks"))
+    return sum(sum(map(bool, path.read_bytes()[:NUM_IMAGES])) for path in (work / "cache").glob(".*.marks"))
 
 
 def test_a_build_interrupted_from_the_keyboard_ends_its_decoders(start_build, tmp_path):
@@ -266,8 +309,8 @@ def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(start
     marks.mkdir()
     shared = (
         "import os, time; arrays._PART, arrays._FLUSH_EVERY_S = 4, 0; write_slot = arrays.SlotArrays.write_slot\n"
-        "def write(self, index, pixels):\n"
-        "    write_slot(self, index, pixels)\n"
+        "def write(self, index, *pixels_and_digest):\n"
+        "    write_slot(self, index, *pixels_and_digest)\n"
         "    print(index, flush=True)\n"
         f"    Path({str(marks)!r}, str(os.getpid())).touch()\n"
         f"    while len(os.listdir({str(marks)!r})) < 3: time.sleep(0.01)\n"

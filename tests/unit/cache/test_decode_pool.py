@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_every_image_is_decoded_once_as_in_this_process(paths, num_decoders):
     assert sorted(decoded) == list(range(len(paths)))
     for index, path in enumerate(paths):
         assert np.array_equal(decoded[index], read_radiograph(path, 32, max_image_side_px=1000))
+
+
+def test_decoders_digest_what_they_decode(paths, tmp_path):
+    paths[4].write_bytes(b"x" * 500)
+    digests = {}
+    decoded = dict(decode_images(enumerate([*paths, tmp_path / "missing.png"]), 32, 1000, 2, digests.__setitem__))
+    assert digests == {index: hashlib.sha256(path.read_bytes()).hexdigest() for index, path in enumerate(paths)}
+    assert decoded[len(paths)] == "the image does not exist"
 
 
 def test_nothing_to_decode_starts_nothing(monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from csi_job.cache.slot_arrays import SlotArrays
+from csi_job.files import digest
 
 SPLIT_N = np.array([0, 1, 0, 2, 0, 1, 0, 2], dtype=np.int8)
 SIDE_PX = 4
@@ -14,6 +15,10 @@ def pixels(index: int) -> np.ndarray:
     return np.full((SIDE_PX, SIDE_PX), index + 1, dtype=np.uint8)
 
 
+def sha256(index: int) -> str:
+    return digest(bytes([index]))
+
+
 def open_arrays(folder: Path) -> SlotArrays:
     return SlotArrays(folder, folder / "done_flags", SPLIT_N, SIDE_PX)
 
@@ -21,14 +26,14 @@ def open_arrays(folder: Path) -> SlotArrays:
 def filled(folder: Path) -> SlotArrays:
     arrays = open_arrays(folder)
     for index in range(8):
-        arrays.write_slot(index, pixels(index))
+        arrays.write_slot(index, pixels(index), sha256(index))
     return arrays
 
 
 def test_slots_filled_in_any_order_make_npy_files(tmp_path):
     with open_arrays(tmp_path) as arrays:
         for index in (7, 0, 3, 6, 1, 5, 2, 4):
-            arrays.write_slot(index, pixels(index))
+            arrays.write_slot(index, pixels(index), sha256(index))
         assert arrays.empty_slots(range(8)) == []
     for split, name in enumerate(("train", "validation", "test")):
         images_NHW = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
@@ -37,12 +42,28 @@ def test_slots_filled_in_any_order_make_npy_files(tmp_path):
 
 def test_what_was_filled_is_known_after_opening_again(tmp_path):
     with open_arrays(tmp_path) as arrays:
-        arrays.write_slot(2, pixels(2))
-        arrays.write_slot(5, pixels(5))
+        arrays.write_slot(2, pixels(2), sha256(2))
+        arrays.write_slot(5, pixels(5), sha256(5))
     with open_arrays(tmp_path) as arrays:
         (part,) = arrays.claim_parts()
         assert arrays.empty_slots(part) == [0, 1, 3, 4, 6, 7]
     assert np.load(tmp_path / "train.npy")[1, 0, 0] == 3
+
+
+def test_slots_decoded_from_other_content_than_the_image_has_now_are_emptied(tmp_path):
+    with open_arrays(tmp_path) as arrays:
+        for index in (2, 5, 6):
+            arrays.write_slot(index, pixels(index), sha256(index))
+    with open_arrays(tmp_path) as arrays:
+        assert arrays.claim_all()
+        digests = list(map(sha256, range(8)))
+        assert not arrays.empty_changed(digests)
+        digests[5], digests[6] = sha256(0), "unreadable"
+        assert arrays.empty_changed(digests)
+        assert not arrays.empty_changed(digests)
+    with open_arrays(tmp_path) as arrays:
+        assert arrays.claim_all()
+        assert arrays.empty_slots(range(8)) == [0, 1, 3, 4, 5, 6, 7]
 
 
 def test_flags_are_ignored_if_an_array_is_missing_or_short(tmp_path):
