@@ -3,13 +3,16 @@
 import errno
 import gc
 import io
+import os
 import signal
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
 from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
+from csi_job.signals import SIGNALS
 
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
@@ -73,14 +76,14 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
     gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
-    signal.signal(signal.SIGTERM, _stop)
+    received = _receive_signals()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:  # `csi-job`, `csi-job study`
         click.echo(error.ctx.get_help())
-        sys.exit(0)
+        _leave("", 0)
     except click.exceptions.Abort:
         _leave("stopped", 130)
     except click.ClickException as error:
@@ -98,13 +101,33 @@ def main() -> None:
         }.get(error.errno or 0, "check the path and run the same command again")
         place = f" ({error.filename})" if error.filename else ""
         _leave(f"{error.strerror or error}{place}; {advice(error) or hint}", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+    except Exception:
+        if not received:
+            raise
+        _leave("stopped", 128 + received[0])  # C code, such as pydantic's, may make any error of it
+    _leave("", code if isinstance(code, int) else 0)
 
 
-def _stop(number: int, _frame: object) -> None:
-    raise StopRequestedError(number)
+def _receive_signals() -> list[int]:
+    """Let the first signal raise, and a second Ctrl-C end the process at once; return the list of those received."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise StopRequestedError(number) if number == signal.SIGTERM else KeyboardInterrupt
+        if number == signal.SIGINT:
+            os._exit(128 + received[0])
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a shell's background jobs
+            signal.signal(number, receive)
+    return received
 
 
-def _leave(message: str, code: int) -> None:
-    click.echo(f"csi-job: {message}", err=True)
+def _leave(message: str, code: int) -> NoReturn:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # an exception in an exit handler would be shown as a traceback
+    if message:
+        click.echo(f"csi-job: {message}", err=True)
     sys.exit(code)

@@ -48,8 +48,7 @@ def _parse(root: click.Context, words: tuple[str, ...]) -> list[click.Context]:
     assert isinstance(root.command, click.Group)
     contexts = []
     for name, *arguments in commands:
-        command = root.command.get_command(root, name)
-        if command is None:
-            raise click.UsageError(f"No such command {name!r}.")
+        _, command, _ = root.command.resolve_command(root, [name])
+        assert command is not None
         contexts.append(command.make_context(name, arguments, parent=root))
     return contexts

@@ -73,3 +73,28 @@ def test_the_second_ctrl_c_ends_the_process_at_once():
         "    raise SystemExit(7)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("module", ["click", "csi_job.cli.status"])
+@pytest.mark.parametrize("becomes", ["", "ValueError"])  # as C code that imports or validates may do
+def test_a_signal_during_imports_ends_a_command_in_one_line(number, code, module, becomes):
+    script = f"""
+import os, signal, sys
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), {number:d})
+            except BaseException:
+                raise {becomes}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Sender())
+from csi_job.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", script, "status"], capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    [line] = filter(None, result.stderr.splitlines())
+    assert line.startswith("csi-job: stopped")

@@ -51,6 +51,7 @@ def test_the_first_failure_ends_all_with_its_code_and_names_the_step(tmp_path):
     [
         (["phantoms", "{}", "then", "evaluate", "--modell", "x"], "No such option '--modell'"),
         (["phantoms", "{}", "then", "train"], "No such command 'train'"),
+        (["phantoms", "{}", "then", "statsu"], "Did you mean 'status'?"),
         (["phantoms", "{}", "then"], "a command must stand before and after each 'then'"),
         (["then", "phantoms", "{}"], "a command must stand before and after each 'then'"),
         (["phantoms", "{}", "then", "then", "report"], "a command must stand before and after each 'then'"),
