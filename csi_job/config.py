@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -229,7 +229,7 @@ def _last(path: str) -> str:
 
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
     """Turn pydantic's first error into one line."""
-    first, num_more = error.errors()[0], error.error_count() - 1
+    first, num_more = error.errors()[0], len({_setting_at(each["loc"]) for each in error.errors()}) - 1
     path = ".".join(str(part) for part in first["loc"])
     origin = _origin(path, origins)
     source = "" if origin == "default" else f" ({origin})"
@@ -253,6 +253,14 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     hidden = _may_be_secret(path) or value is None or isinstance(value, (dict, list))
     got = None if hidden or kind in OWN_KINDS else value
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
+
+
+def _setting_at(place: Sequence[int | str]) -> str:
+    """Return the path of the setting at a place, which may be within its value."""
+    path = ".".join(map(str, place))
+    while "." in path and not _is_section(_type_of(path.rpartition(".")[0])):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _type_of(path: str) -> Any:

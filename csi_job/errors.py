@@ -184,13 +184,15 @@ def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
 class Problem:
     """A faulty row or file; `row` counts the table's lines from 1, including the header.
 
-    `identities` is the part of the message that names patients or files.
+    `image` is the path of its image within the folder of images, `identities` the part of the message that names
+    patients or files.
     """
 
     what: str
     row: int | None = None
     column: str = ""
     file_id: str = ""
+    image: str = ""
     pseudonym: str = ""
     identities: str = ""
 
@@ -199,7 +201,7 @@ class Problem:
         place = [f"row {self.row}"] if self.row is not None else []
         if self.column:
             place.append(f"column {self.column}")
-        name = self.file_id if identities else self.pseudonym
+        name = ", ".join(dict.fromkeys(filter(None, (self.file_id, self.image)))) if identities else self.pseudonym
         if name:
             place.append(f"({name})" if place else name)
         what = f"{self.what}; {self.identities}" if identities and self.identities else self.what

@@ -44,13 +44,16 @@ class Source:
     paths: tuple[Path, ...]
     index: DigestIndex
     identity_key: bytes
+    images: Path
+    """The folder of images."""
     build_key: str
     digests: tuple[ImageDigest, ...] = ()
     key: str = ""
 
     def problem(self, index: int, what: str) -> Problem:
         """Return a problem with the image of a row."""
-        return Problem(what, row=self.table.rows[index], file_id=self.table.file_ids[index])
+        image = self.paths[index].relative_to(self.images.resolve()).as_posix()
+        return Problem(what, row=self.table.rows[index], file_id=self.table.file_ids[index], image=image)
 
     def check_unchanged(self) -> None:
         """Raise `DataError` if an image changed since it was digested, as its pixels may not match the key."""
@@ -79,7 +82,7 @@ def find_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     index = DigestIndex(folder.caches, identity_key, paths)
-    return Source(table, paths, index, identity_key, _build_key(table, radiographs, cache))
+    return Source(table, paths, index, identity_key, radiographs.images, _build_key(table, radiographs, cache))
 
 
 def read_images(

@@ -18,11 +18,14 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
         OSError: the folder cannot be written.
     """
     rows = (
-        (problem.row, problem.column, problem.file_id, "; ".join(filter(None, (problem.what, problem.identities))))
+        (
+            *(problem.row, problem.column, problem.file_id, problem.image),
+            "; ".join(filter(None, (problem.what, problem.identities))),
+        )
         for problem in problems
     )
     path = WorkFolder(work).problems
-    write_atomic(path, csv_text(("row", "column", "FileID", "problem"), rows))
+    write_atomic(path, csv_text(("row", "column", "FileID", "image", "problem"), rows))
     return path
 
 

@@ -100,9 +100,17 @@ def read_table(path: Path, settings: RadiographsSettings) -> LabelTable:
             in its `problems`, with row and column.
     """
     text = _read_text(path)
-    table = _read_columns(_Lines(text), settings.unknown_values)
+    try:
+        return _read_rows(text, settings.unknown_values)
+    except DataError as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
+def _read_rows(text: str, unknown_values: tuple[str, ...]) -> LabelTable:
+    table = _read_columns(_Lines(text), unknown_values)
     if table is None:
-        raise _refusal(_find_problems(_Lines(text), settings.unknown_values), settings.unknown_values)
+        raise _refusal(_find_problems(_Lines(text), unknown_values), unknown_values)
     if not len(table):
         raise DataError("the label table has a header but no rows")
     return table

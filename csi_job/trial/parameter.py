@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ROUNDING: Final = 1e-9  # relative rounding error allowed when a range is divided by its step
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
+def _a_scalar(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"must be a number or text, got {value}")  # noqa: TRY004 - pydantic reports ValueErrors
     return value
 
@@ -34,7 +34,7 @@ def _a_list(value: object) -> object:
     return value
 
 
-Scalar = Annotated[int | float | str, BeforeValidator(_no_bool)]
+Scalar = Annotated[int | float | str, BeforeValidator(_a_scalar)]
 Scalars = Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_a_list)]
 
 

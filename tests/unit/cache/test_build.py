@@ -98,6 +98,7 @@ def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, cap
     rows = list(csv.DictReader((tmp_path / "problems.csv").open(), delimiter=";"))
     assert "1 of 30 images look doubtful" in " ".join(info.warnings)
     assert [(row["row"], row["FileID"]) for row in rows] == [(f"{n + 2}", f"jane-doe-{n:02}") for n in (3, 4, 8)]
+    assert [row["image"] for row in rows] == [path.name for path in (*corrupt, doubtful)]
     assert rows[2]["problem"] == "doubtful: nearly all black"
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
     assert "rows 5 (the image file is empty), 6 (" in caplog.text

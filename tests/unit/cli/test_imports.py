@@ -77,7 +77,7 @@ NEEDED = {"status": {"optuna", "sqlalchemy"}, "train-optimized": {"optuna"}}
         (["hyperopt", "--labels", "typo.csv", *FOLDER], "the label table does not exist, got 'typo.csv'"),
         (["study", "create", *TABLE, "--images", "typo"], "the folder of images cannot be read"),
         (["cache", "build", "--labels", "typo.csv", "--images", "typo"], "the label table does not exist"),
-        (["cache", "build", *TABLE, *FOLDER], "the label table is empty"),
+        (["cache", "build", *TABLE, *FOLDER], "labels.csv: the label table is empty"),
         (["cache", "verify"], "there is no cache yet"),
         (["hyperopt", *TABLE, *FOLDER, "--pretrained", "typo.pth"], "no such weights file, got 'typo.pth'"),
         (["hyperopt", *TABLE, *FOLDER, "--config", "typo.yaml"], "the settings file cannot be read"),

@@ -210,6 +210,7 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
 def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
     message = refusal(tmp_path, content).render(identities=False)
     assert words in message
+    assert str(tmp_path) in message  # the table's path
     assert "film 1" not in message
 
 
