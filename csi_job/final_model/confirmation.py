@@ -44,6 +44,12 @@ class Confirmation:
     prefer_cheap: bool = False
     """Whether the cheapest candidate about as good as the best wins, as in a study of two objectives."""
 
+    @property
+    def num_epochs(self) -> int:
+        """The most epochs that all trainings may take, those of the baseline included."""
+        epochs = [candidate.recipe.max_epochs for candidate in self.candidates]
+        return len(self.seeds) * (sum(epochs) + max(epochs))
+
     def results(self, found: Found, reasons: Reasons) -> list[CandidateResult]:
         """Return what is known of each candidate; one that cannot be trained, or can no longer win, has a reason.
 
@@ -82,25 +88,32 @@ class Confirmation:
 
         Args:
             known_reasons: why recipes cannot be trained; they are tried again only if this concerns all candidates.
-            advance: called with numbers of epochs.
+            advance: called with numbers of epochs, `num_epochs` in total.
 
         Raises:
             InfeasibleTrialError: no candidate can be trained on this device.
         """
         digests = {self.trainer.recipe_digest(candidate.recipe) for candidate in self.candidates}
         reasons = {**known_reasons} if digests - known_reasons.keys() else {}
-        found = {}
+        found, num_left = {}, self.num_epochs
+
+        def count(num_epochs: int) -> None:
+            nonlocal num_left
+            num_left -= num_epochs
+            advance(num_epochs)
+
         for training in itertools.chain.from_iterable(map(self._of, self.candidates)):
             if result := self.trainer.finished(_recipe(training), training.seed):
                 found[training.key] = result
-                advance(training.max_epochs)
+                count(training.max_epochs)
         while missing := [training for training in self.trainings(found, reasons) if training.key not in found]:
             training = missing[0]
             try:
-                found[training.key] = self.trainer.run(_recipe(training), training.seed, advance)
+                found[training.key] = self.trainer.run(_recipe(training), training.seed, count)
             except InfeasibleTrialError as error:  # the mean of fewer seeds would not compare
                 reasons[training.digest] = str(error)
                 logger.warning("%s cannot be trained and is skipped: %s", training, error)
+        count(num_left)  # what dropped candidates saved
         return self._winner(found, reasons)
 
     def _winner(self, found: Found, reasons: Reasons) -> Winner:

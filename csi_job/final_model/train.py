@@ -204,11 +204,9 @@ class FinalTraining:
         candidates, trainer = self.confirmation.candidates, replace(self.confirmation.trainer, check=check)
         archs = (self.baseline.model_arch, *(candidate.recipe.params.model_arch for candidate in candidates))
         check_pretrained(self.trial.pretrained, archs)
-        epochs = [candidate.recipe.max_epochs for candidate in candidates]
         num_seeds = len(self.confirmation.seeds)
-        num_epochs = num_seeds * (sum(epochs) + max(epochs))
         counted = f"{fmt.plural(len(candidates), 'candidate')} and the baseline over {fmt.plural(num_seeds, 'seed')}"
-        with progress(f"confirming {counted}", num_epochs, "epochs") as advance:
+        with progress(f"confirming {counted}", self.confirmation.num_epochs, "epochs") as advance:
             winner = replace(self.confirmation, trainer=trainer).train_here(reasons, advance)
         if not (self.file.is_confirmed and self.params_file.is_file()):  # it lists the candidates it was chosen from
             write_optimized_params(winner, self.file.study, self.cache.info.key, self.params_file, self.record)

@@ -180,6 +180,8 @@ class _Worker:
             claim = claim_trial(self.storage, study_id, self.rules, token=token, worker_id=self.worker_id)
             for number in claim.pruned:
                 remove_checkpoints(self.work, self.study.study_name, number)
+                for tracker in self.options.trackers:
+                    tracker.trial_ended(number, "pruned")
             if isinstance(claim, Claim):
                 seen = None
                 self._run_trial(claim)

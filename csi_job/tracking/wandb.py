@@ -41,7 +41,10 @@ class Tracker(Protocol):
         """Take the metrics of an epoch."""
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
-        """Take the outcome of a trial; None: another worker resumes it."""
+        """Take the outcome of a trial; None: another worker resumes it.
+
+        A paused trial that is pruned has not been started again.
+        """
 
 
 class WandbTracker:
@@ -66,26 +69,35 @@ class WandbTracker:
         self._folder = WorkFolder(work.absolute())
         self._is_offline = wandb_mode(settings) == "offline"
         self._run: subprocess.Popen[bytes] | None = None
+        self._running: int | None = None
         self._ending: list[subprocess.Popen[bytes]] = []
         self._has_warned = False
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
         """Open the trial's run."""
         config = {**params, **phase, "trial": number, "attempt": attempt}
-        self._start(str(number), config, job_type="trial")
+        self._start(self._arguments(str(number), config, job_type="trial"))
+        self._running = number
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         """Log an epoch's metrics."""
         self._send({"step": epoch, "metrics": metrics})
 
-    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:  # noqa: ARG002
-        """Close the trial's run."""
+    def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
+        """Close the trial's run; those of several trials that were paused are opened and closed by one process."""
+        if number != self._running:
+            arguments = self._arguments(str(number), {}, job_type="trial")
+            if self._run is None:
+                self._start(arguments)
+            else:
+                self._send(arguments)
         self._send({"outcome": outcome or "released"})
-        self._end_run()
+        if number == self._running:
+            self._end_run()
 
     def log_summary(self, importances: Mapping[str, float]) -> None:
         """Log a run with the importances, a table of the trials and, from `MIN_TRIALS` on, parallel coordinates."""
-        self._start("summary", {}, job_type="summary")
+        self._start(self._arguments("summary", {}, job_type="summary"))
         if self._run is None:
             return
         trials = self._study.get_trials(deepcopy=False)
@@ -125,22 +137,24 @@ class WandbTracker:
             self._read_problem(process)
         self._ending.clear()
 
-    def _start(self, name: str, config: Mapping[str, Any], *, job_type: str) -> None:
-        """Start the process of a run, whose name within the study's group this is."""
-        self._end_run()
-        for process in self._ending:
-            self._read_problem(process)
-        self._ending = [process for process in self._ending if process.poll() is None]
-        arguments = {
+    def _arguments(self, name: str, config: Mapping[str, Any], *, job_type: str) -> dict[str, Any]:
+        """Return the arguments of a run, whose name within the study's group this is."""
+        return {
             "project": self._settings.wandb_project,
             "entity": self._settings.wandb_entity,
             "group": self._group,
             "id": f"{self._uid}-{name}",
             "name": f"{self._group} {name}",
             "job_type": job_type,
-            "mode": "offline" if self._is_offline else "online",
             "config": {**config, "study": self._group},
         }
+
+    def _start(self, arguments: Mapping[str, Any]) -> None:
+        """Start the process of a run."""
+        self._end_run()
+        for process in self._ending:
+            self._read_problem(process)
+        self._ending = [process for process in self._ending if process.poll() is None]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN_VARIABLES)}
         environment["WANDB_DIR"] = str(self._folder.root)
         try:
@@ -163,7 +177,7 @@ class WandbTracker:
             return
         for pipe in (self._run.stdin, self._run.stdout):
             os.set_blocking(pipe.fileno(), False)  # type: ignore[union-attr]
-        self._send(arguments)
+        self._send({**arguments, "mode": "offline" if self._is_offline else "online"})
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._run is None or self._run.stdin is None:
@@ -178,7 +192,7 @@ class WandbTracker:
                 with contextlib.suppress(OSError):
                     self._run.stdin.close()
             self._ending.append(self._run)
-        self._run = None
+        self._run = self._running = None
 
     def _read_problem(self, process: subprocess.Popen[bytes]) -> None:
         """Read why a run's process went offline, if it did; later runs then start offline."""

@@ -1,6 +1,6 @@
-"""The process of one Weights & Biases run: it reads JSON lines and may block.
+"""The process of a Weights & Biases run, or of several after each other: it reads JSON lines and may block.
 
-The first line has the arguments of the run, each other one an epoch, the outcome, or the file of a study's summary.
+The first line of a run has its arguments, each other one an epoch, the outcome, or the file of a study's summary.
 """
 
 import json
@@ -17,14 +17,16 @@ FINISH_TIMEOUT_S: Final = 120.0  # for the last upload of a run; `wandb sync` ca
 
 
 def main(lines: IO[str], problems: IO[str]) -> None:
-    """Keep a run open until the lines end; a problem that the search should know goes to `problems`."""
-    first = lines.readline()
-    if not first:
-        return
-    run = _open_run(json.loads(first), problems)
-    outcome = "released"
+    """Keep each run open until its lines end; a problem that the search should know goes to `problems`."""
+    run, mode, outcome = None, "", "released"
     for line in lines:
         message = json.loads(line)
+        if "project" in message:
+            if run is not None:
+                _finish(run, outcome)
+            run, mode = _open_run({"mode": mode} | message, problems)
+            outcome = "released"
+        assert run is not None
         if "metrics" in message:
             run.log({**message["metrics"], "epoch": message["step"] + 1}, step=message["step"])
         if "outcome" in message:
@@ -33,13 +35,20 @@ def main(lines: IO[str], problems: IO[str]) -> None:
         if "summary" in message:
             _log_summary(run, Path(message["summary"]))
             outcome = "complete"
+    if run is not None:
+        _finish(run, outcome)
+
+
+def _finish(run: Any, outcome: str) -> None:
     timer = threading.Timer(FINISH_TIMEOUT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
     run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
+    timer.cancel()
 
 
-def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
+def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
+    """Open a run, and return it and the mode that it is in."""
     import wandb
 
     init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))
@@ -58,14 +67,14 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> Any:
         mode = MODES.get(wandb.setup().settings.mode, mode)
     if mode == "online":
         try:
-            return wandb.init(**arguments, mode="online", resume="allow", settings=settings)
+            return wandb.init(**arguments, mode="online", resume="allow", settings=settings), mode
         except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run is kept here
             words = " ".join(str(error).split())[:200]
             problems.write(f"the server cannot be used ({words})\n")
             problems.flush()
             wandb.teardown()  # else the id counts as in use
             mode = "offline"
-    return wandb.init(**arguments, mode=mode, settings=settings)
+    return wandb.init(**arguments, mode=mode, settings=settings), mode
 
 
 def _log_summary(run: Any, content: Path) -> None:

@@ -113,7 +113,10 @@ def test_more_candidates_and_seeds_reuse_what_is_finished(trainer):
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason(trainer):
     reasons = {trainer.recipe_digest(candidate(1e-3).recipe): "out of memory"}
-    winner = confirmed((1e-3, 3e-3), (1, 2), shelf(trainer, {3e-3: ([0.5, 0.6], 1.0)}), reasons)
+    advanced = []
+    stocked = shelf(trainer, {3e-3: ([0.5, 0.6], 1.0)})
+    winner = confirmed((1e-3, 3e-3), (1, 2), stocked, reasons, advanced.append)
+    assert sum(advanced) == 12  # of two candidates and the baseline, two seeds and two epochs each
     assert rates([winner.result.candidate]) == [3e-3]
     assert winner.candidates[0].reason == "out of memory"
 

@@ -82,6 +82,12 @@ def history(paths: list[Path]) -> Iterator[dict[str, Any]]:
         yield {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
 
 
+def summary_values(path: Path, key: str) -> list[Any]:
+    """The values that a run's summary had under a key, one after another."""
+    items = (item for record in records(path) if record.HasField("summary") for item in record.summary.update)
+    return [json.loads(item.value_json) for item in items if ".".join(item.nested_key) == key or item.key == key]
+
+
 def wait_for_runs(work: Path, num_files: int) -> dict[str, list[Path]]:
     """Wait until the processes behind the search are done."""
     wait_until(lambda: sum(map(len, runs(work).values())) >= num_files)
@@ -126,6 +132,25 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(stu
     names = b"".join(path.read_bytes() for path in found[f"{uid}-summary"])
     assert b"importances" in names
     assert b"parallel_coordinate" in names
+
+
+def test_the_run_of_a_paused_trial_gets_the_outcome_that_another_claim_gives_it(storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    asha = {"num_trials": 6, "pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 4}
+    study = define(storage, **asha)
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path)
+    paused = []
+    monkeypatch.setattr(RunningTrial, "pause", lambda trial, pause=RunningTrial.pause: paused.append(pause(trial)))
+    work_on(study, tmp_path, objective, options=WorkerOptions(trackers=[tracker], own_process=False), **asha)
+    tracker.close()
+    pruned = {trial.number for trial in study.trials if trial.state.name == "PRUNED"}
+    assert len(pruned) > 1
+    found = wait_for_runs(tmp_path, 6 + len(paused))  # a file for each time it was opened
+    for trial in study.trials:
+        of_run = found[f"{study.user_attrs['uid']}-{trial.number}"]
+        outcomes = [outcome for path in of_run for outcome in summary_values(path, "outcome")]
+        assert ("pruned" in outcomes, "complete" in outcomes) == (trial.number in pruned, trial.number not in pruned)
+        assert "released" not in outcomes
 
 
 def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatch, caplog):
