@@ -96,7 +96,11 @@ def _pods(view: ReleaseView, shared: str) -> RenderableType:
         columns = ["\n".join(column) for column in zip(*parts, strict=True)] or ["", "", ""]
         cells = (node or fmt.MISSING, fmt.duration(pod.age_s), str(pod.num_gpus), *columns)
         table.add_row(_short(pod.name, shared), state, *cells)
-    problems = [Text(f"{pod.name}: {pod.why}", style="yellow") for pod in view.pods[:MAX_PODS] if pod.why]
+    pods_by_problem: dict[str, list[str]] = {}
+    for pod in view.pods[:MAX_PODS]:
+        if pod.why:
+            pods_by_problem.setdefault(pod.why, []).append(pod.name)
+    problems = [Text(f"{', '.join(pods)}: {why}", style="yellow") for why, pods in pods_by_problem.items()]
     more = len(view.pods) - MAX_PODS
     return Group(table, *problems, *([Text(f"and {more} more pods", style="dim")] if more > 0 else []))
 

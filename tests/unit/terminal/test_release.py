@@ -60,6 +60,8 @@ def test_reasons_for_pods_that_do_not_start_and_for_an_unknown_study_are_shown()
     assert "r-search-1-fghij: Insufficient nvidia.com/gpu" in text
     assert "no running pod knows the study" in text
     assert "6 of 50 trials" not in text
+    both = text_of(replace(VIEW, pods=(WAITING, replace(WAITING, name="r-search-2-klmno"))))
+    assert "r-search-1-fghij, r-search-2-klmno: Insufficient nvidia.com/gpu" in both
     assert "6 of 50 trials" in text_of(VIEW)
 
 
