@@ -211,7 +211,12 @@ def _finish(
         write_problems(work, problems)
     else:
         path.unlink(missing_ok=True)  # of an earlier build
-    partial.rename(root / source.key)
+    try:
+        partial.rename(root / source.key)
+    except OSError:
+        if not _is_finished(source, root):
+            raise
+        shutil.rmtree(partial)  # a build of the same images by another path was faster
     done_flags.unlink(missing_ok=True)
     flush_folder(root)
     for warning in info.warnings:

@@ -335,6 +335,22 @@ def test_builders_at_once_share_the_images_and_the_death_of_one_costs_none(start
         assert (work / "cache" / built.name / name).read_bytes() == (built / name).read_bytes()
 
 
+def test_builds_of_the_same_images_by_two_paths_at_once_end_with_one_cache(copied, cache, tmp_path, monkeypatch):
+    work, by_another_path = tmp_path / "work", tmp_path / "link"
+    by_another_path.symlink_to(copied)
+    describe, keys = build._describe, []
+
+    def describe_late(*arguments):
+        monkeypatch.setattr(build, "_describe", describe)
+        keys.append(build_cache(settings_of(by_another_path), cache, work).name)
+        return describe(*arguments)
+
+    monkeypatch.setattr(build, "_describe", describe_late)
+    keys.append(build_cache(settings_of(copied), cache, work).name)
+    assert finished(work) == [keys[0]] == [keys[1]]
+    verify_cache(work / "cache" / keys[0])
+
+
 @pytest.mark.parametrize("num_bytes", [0, 5000, 20_000])
 def test_a_full_disk_is_a_one_line_error_and_leaves_no_cache(start_build, tmp_path, num_bytes):
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
