@@ -133,7 +133,9 @@ class Search:
             sections = {
                 "study": settings.study.model_copy(update={"timeout_s": left_s}),
                 # The search is running, so a worker that joins it in an outage waits as long as the others do.
-                "storage": settings.storage.model_copy(update={"connect_s": settings.storage.outage_s}),
+                "storage": settings.storage.model_copy(
+                    update={"connect_s": settings.storage.outage_s, "create_tables": False}
+                ),
             }
             own, level = settings.model_copy(update=sections), logging.getLogger("csi_job").level
             return pickle.dumps(_Request(own, self.cache.folder, study.user_attrs.get(UID), level, self.confirm))

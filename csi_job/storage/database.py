@@ -28,7 +28,7 @@ def retried(method: Callable[..., Result], *, readonly: bool = False) -> Callabl
 
     @functools.wraps(method)
     def call(self: Database, *args: Any, **kwargs: Any) -> Result:
-        return self.retry.call(lambda: method(self._reader if readonly else self, *args, **kwargs))
+        return self.retry.call(lambda: method(self._reader if readonly else self, *args, **kwargs), writes=not readonly)
 
     return call
 
@@ -73,7 +73,7 @@ class Database(OptunaStorage):
             with self.engine.begin() as connection:
                 return operation(connection)
 
-        return self.retry.call(transaction, limit_s=limit_s, check=check)
+        return self.retry.call(transaction, limit_s=limit_s, check=check, writes=True)
 
     def read(self, operation: Callable[[Connection], Result]) -> Result:
         """Run an operation that only reads, retrying through outages."""

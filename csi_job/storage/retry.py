@@ -35,6 +35,7 @@ CHANGED_HINT: Final = (
     "it worked before, so a password or a right was changed: correct it (on Kubernetes, the database's Secret) and run "
     "the same command again (pods restart by themselves); no reported result is lost"
 )
+READ_ONLY_HINT: Final = "name the primary in storage.url instead of a standby, or a user who may write to its tables"
 LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -45,6 +46,7 @@ UNREACHABLE: Final = (
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
 UNTRANSLATABLE: Final = "22P05"
 REJECTED: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
+READ_ONLY: Final = ("42501", "25006")  # no privilege; a standby, or `default_transaction_read_only`
 # While connecting, libpq gives no code, only words. Unknown ones count as an outage.
 REJECTED_WORDS: Final = (
     "authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist", "permission denied",
@@ -91,6 +93,14 @@ def classify(error: BaseException) -> ErrorKind:
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return ErrorKind.UNREACHABLE
     return ErrorKind.NOT_DATABASE
+
+
+def _is_read_only(error: BaseException) -> bool:
+    """Return whether the database may be used, but not for this statement."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return _is_read_only(error.__cause__)
+    original = _driver_error(error)
+    return getattr(original, "pgcode", None) in READ_ONLY or _sqlite_code(original) == sqlite3.SQLITE_READONLY
 
 
 def _driver_error(error: BaseException) -> BaseException:
@@ -144,6 +154,8 @@ class RetryPolicy:
     limit_s: float
     check: Callable[[], None] = lambda: None
     sleep: Callable[[float], None] = time.sleep
+    has_written: bool = True
+    """Whether a write has succeeded: until then a missing right is a wrong setting, later it may be temporary."""
 
     @contextmanager
     def interrupted_by(self, check: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
@@ -155,15 +167,19 @@ class RetryPolicy:
         finally:
             self.check, self.sleep = before
 
-    def call(self, operation: Callable[[], Result], *, limit_s: float | None = None, check: bool = True) -> Result:
+    def call(
+        self, operation: Callable[[], Result], *, limit_s: float | None = None, check: bool = True, writes: bool = False
+    ) -> Result:
         """Run an operation, retrying it with exponential back-off while the database is unreachable or busy.
 
         Args:
             operation: what to run; it must be idempotent.
             limit_s: seconds to retry at most, by default this policy's limit.
             check: whether `self.check` may end the wait.
+            writes: whether it writes to the database.
 
         Raises:
+            ConfigurationError: our user may not do this, and nothing was written before.
             StorageUnavailableError: the database was still unreachable when the limit was reached.
             StorageRejectedError: it rejected us for `REJECTED_LIMIT_S`, or when the limit was reached.
         """
@@ -179,6 +195,7 @@ class RetryPolicy:
                 if kind is ErrorKind.NOT_DATABASE:
                     _explain_encoding(error)
                     raise
+                self._check_rights(error)
                 elapsed_s = time.monotonic() - began
                 left_s = (max(limit, BUSY_LIMIT_S) if kind is ErrorKind.BUSY else limit) - elapsed_s
                 if kind is ErrorKind.REJECTED:
@@ -189,9 +206,7 @@ class RetryPolicy:
                 if left_s <= 0:
                     raise self._unavailable(error, kind, elapsed_s) from None
                 if not logged and elapsed_s >= LOG_AFTER_S and kind is not ErrorKind.BUSY:
-                    what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
-                    values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit}
-                    logger.warning("%(where)s %(what)s (%(reason)s); retrying for up to %(limit_s).0f s", values)
+                    self._log_outage(error, kind, limit)
                     logged = True
                 self._wait(min(delay * random.uniform(0.5, 1.5), left_s), check=check)
                 delay = min(delay * 2, MAX_BUSY_DELAY_S if kind is ErrorKind.BUSY else MAX_DELAY_S)
@@ -199,6 +214,7 @@ class RetryPolicy:
                 if logged:
                     values = {"where": self.where, "seconds": time.monotonic() - began}
                     logger.warning("%(where)s is back after %(seconds).0f s", values)
+                self.has_written |= writes
                 return result
 
     def _wait(self, seconds: float, *, check: bool) -> None:
@@ -210,6 +226,19 @@ class RetryPolicy:
         while (left_s := until - time.monotonic()) > 0:
             self.sleep(min(left_s, CHECK_EVERY_S))
             self.check()
+
+    def _log_outage(self, error: Exception, kind: ErrorKind, limit_s: float) -> None:
+        what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
+        values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit_s}
+        logger.warning("%(where)s %(what)s (%(reason)s); retrying for up to %(limit_s).0f s", values)
+
+    def _check_rights(self, error: Exception) -> None:
+        if not self.has_written and _is_read_only(error):
+            raise self.unusable(error, READ_ONLY_HINT) from None
+
+    def unusable(self, error: Exception, hint: str) -> ConfigurationError:
+        """Return the error that the settings name a database which we cannot use."""
+        return ConfigurationError(f"{self.where} cannot be used: {reason(error)}", hint=hint)
 
     def _unavailable(self, error: Exception, kind: ErrorKind, elapsed_s: float) -> StorageUnavailableError:
         if kind is ErrorKind.REJECTED:
@@ -237,9 +266,8 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Pa
                 file is not None and os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
             )
             if classify(error) is ErrorKind.REJECTED or (cannot_open and not may_write):
-                message = f"{policy.where} cannot be used: {reason(error)}"
-                hint = WRITABLE_HINT if cannot_open else CREDENTIALS_HINT if "password" in message else ""
-                raise ConfigurationError(message, hint=hint) from None
+                hint = WRITABLE_HINT if cannot_open else CREDENTIALS_HINT if "password" in reason(error) else ""
+                raise policy.unusable(error, hint) from None
             raise
 
     return policy.call(first_contact)

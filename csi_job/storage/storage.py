@@ -131,7 +131,7 @@ class StudyStorage(Database):
                 return None  # an earlier try committed, and only the reply was lost
 
         with _marking_loss(lease):
-            return self.retry.call(transaction, limit_s=limit_s, check=check)
+            return self.retry.call(transaction, limit_s=limit_s, check=check, writes=True)
 
     def rewrite_steps(self, lease: Lease, num_kept: int, write: TrialWrite, checkpoint: str | None) -> None:
         """Keep only a trial's first intermediate values, write others, and change its promoted checkpoint."""
@@ -297,7 +297,8 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
     if file is not None:
         check_sqlite_file(file, create=create)
     storage = StudyStorage(address, lease_s=settings.lease_s, outage_s=settings.outage_s)
-    policy = RetryPolicy(f"the database {address}", settings.connect_s)
+    storage.retry.has_written = not settings.create_tables  # workers that join a study know that it can be written
+    policy = RetryPolicy(f"the database {address}", settings.connect_s, has_written=not settings.create_tables)
     call = functools.partial(call_at_start, policy=policy, file=file) if settings.create_tables else policy.call
     try:
         if create:

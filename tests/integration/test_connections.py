@@ -10,6 +10,8 @@ from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import load_study
+from csi_job.study.studies import delete_study
+from csi_job.study.target import set_target
 from tests.support.postgres import Server, guarded_server
 from tests.support.processes import wait_until
 from tests.support.studies import define, work_on
@@ -100,6 +102,40 @@ def test_a_joining_worker_creates_no_tables(server, tmp_path):
 def test_a_missing_database_is_one_line(guarded, tmp_path):
     with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ("reader LOGIN", "permission denied for table studies"),
+        ("frozen LOGIN SUPERUSER", "in a read-only transaction"),  # what a standby answers too
+    ],
+)
+def test_a_user_who_may_only_read_is_told_so_at_the_first_write(server, tmp_path, role, reason):
+    name = role.partition(" ")[0]
+    with server.database() as url:
+        first = open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True)
+        define(first)
+        for statement in (
+            f"CREATE ROLE {role}",
+            f"ALTER ROLE {name} SET default_transaction_read_only = {'on' if name == 'frozen' else 'off'}",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA public TO " + name,
+        ):
+            Server(url).run(statement)
+        theirs = StorageSettings(url=SecretStr(url.replace("postgres@", f"{name}@")), outage_s=3600)
+        storage = open_storage(theirs, tmp_path, create=True)
+        study = load_study(storage, "toy")
+        assert len(study.trials) == 1
+        for write in (set_target, work_on, delete_study):
+            with pytest.raises(ConfigurationError, match=f"cannot be used: .*{reason}; name the primary"):
+                write(study, num_trials=9) if write is set_target else write(study, tmp_path)
+        storage.close()
+        joins = open_storage(theirs.model_copy(update={"create_tables": False}), tmp_path, create=False)
+        with pytest.raises(StorageUnavailableError, match=reason):  # it worked for others: perhaps a fail-over
+            joins.write(lambda connection: joins.lock(connection, 1), limit_s=0.1)
+        joins.close()
+        first.close()
+        Server(url).run(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 def test_a_host_without_a_server_is_retried_and_then_one_line(tmp_path):
