@@ -1,6 +1,7 @@
 """The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from optuna import Study
@@ -30,8 +31,7 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
     """
     newest = None
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
-    own = [place for place in folder.glob("attempt-*") if place.name.partition("-")[2].partition("-")[2] in (uid, "")]
-    for place in sorted(own, reverse=True):
+    for place in sorted(_own_attempts(folder, uid), reverse=True):
         for path in valid_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > epoch_of(newest) and (epoch <= last_epoch or place in trusted):
@@ -58,22 +58,33 @@ def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
     """
     newest = folder / f"epoch-{epoch:04d}.pt"
     if newest.is_file():
-        for path in folder.parent.glob("attempt-*/*"):
+        uid = folder.name.partition("-")[2].partition("-")[2]
+        for path in (path for attempt in _own_attempts(folder.parent, uid) for path in attempt.glob("*")):
             if path != newest and _attempt_of(path.parent) <= _attempt_of(folder):
                 path.unlink(missing_ok=True)
+
+
+def _own_attempts(folder: Path, uid: str) -> list[Path]:
+    """Return the folders of a study's attempts: another database may have a study of its name in this work folder."""
+    attempts = folder.glob("attempt-*")
+    return [attempt for attempt in attempts if attempt.name.partition("-")[2].partition("-")[2] in (uid, "")]
 
 
 def _attempt_of(folder: Path) -> int:
     return int(folder.name.split("-")[1])
 
 
-def remove_checkpoints(work: Path, study_name: str, number: int) -> None:
-    """Remove the checkpoints of a finished trial."""
-    shutil.rmtree(WorkFolder(work).trial_checkpoints(study_name, number), ignore_errors=True)
+def remove_checkpoints(work: Path, study_name: str, number: int, uid: str) -> None:
+    """Remove the checkpoints of a finished trial of the study with this uid."""
+    folder = WorkFolder(work).trial_checkpoints(study_name, number)
+    for attempt in _own_attempts(folder, uid):
+        shutil.rmtree(attempt, ignore_errors=True)
+    with suppress(OSError):  # not empty, or missing
+        folder.rmdir()
 
 
-def remove_leftover_checkpoints(work: Path, study: Study) -> None:
+def remove_leftover_checkpoints(work: Path, study: Study, uid: str) -> None:
     """Remove the checkpoints of trials whose worker was killed between finishing them and removing these."""
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and WorkFolder(work).trial_checkpoints(study.study_name, trial.number).exists():
-            remove_checkpoints(work, study.study_name, trial.number)
+            remove_checkpoints(work, study.study_name, trial.number, uid)

@@ -1,5 +1,6 @@
 """The worker: claim a trial, run it, finish it, until the study needs no more."""
 
+import json
 import logging
 import math
 import os
@@ -140,6 +141,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.storage = storage_of(self.study)
         self.seed = study_seed(self.study)
+        self.uid = str(json.loads(self.storage.uid_of(study_id_of(self.study)) or '""'))
         self.worker_id = worker_id()
         settings = self.settings
         self.rules = ClaimRules(
@@ -159,7 +161,7 @@ class _Worker:
             self.heartbeat.start()
             try:
                 self._run_trials()
-                remove_leftover_checkpoints(self.work, self.study)
+                remove_leftover_checkpoints(self.work, self.study, self.uid)
             except KeyboardInterrupt:
                 raise StopRequestedError(signal.SIGINT) from None
             finally:
@@ -179,7 +181,7 @@ class _Worker:
             study_id, token = study_id_of(self.study), new_token()
             claim = claim_trial(self.storage, study_id, self.rules, token=token, worker_id=self.worker_id)
             for number in claim.pruned:
-                remove_checkpoints(self.work, self.study.study_name, number)
+                remove_checkpoints(self.work, self.study.study_name, number, self.uid)
                 for tracker in self.options.trackers:
                     tracker.trial_ended(number, "pruned")
             if isinstance(claim, Claim):
@@ -246,7 +248,7 @@ class _Worker:
                 tracker.trial_ended(lease.number, outcome)
         if outcome is not None:
             if outcome != "paused":
-                remove_checkpoints(self.work, self.study.study_name, lease.number)
+                remove_checkpoints(self.work, self.study.study_name, lease.number, self.uid)
             self._notify()
 
     def _run_and_finish(self, trial: RunningTrial[object]) -> TrialOutcome:

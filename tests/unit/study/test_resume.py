@@ -9,7 +9,7 @@ from csi_job.study import resume
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import value_at, write_checkpoint
 
-X, UID = 0.5, "1a2b3c4d"
+X, UID, OTHER = 0.5, "1a2b3c4d", "5e6f7a8b"  # the other study has the same name in another database
 
 
 def attempt(folder, number, *epochs, uid=UID):
@@ -53,9 +53,9 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
 def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
     attempt(tmp_path, 1, 0, 1)
     *_, newest = attempt(tmp_path, 2, 2, 3)
-    later = attempt(tmp_path, 10, 0)
+    later = attempt(tmp_path, 10, 0) + attempt(tmp_path, 1, 5, uid=OTHER)
     resume.keep_newest_checkpoint(tmp_path / resume.attempt_name(2, UID), 4)  # whose checkpoint could not be written
-    assert len([*tmp_path.rglob("*.pt")]) == 5
+    assert len([*tmp_path.rglob("*.pt")]) == 6
     resume.keep_newest_checkpoint(newest.parent, 3)
     assert {*tmp_path.rglob("*.pt")} == {newest, *later}
 
@@ -106,16 +106,20 @@ def test_a_new_attempt_starts_in_an_empty_folder(tmp_path):
 def test_a_finished_trial_leaves_no_checkpoint(tmp_path):
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0)
     attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 4), 1, 0)
-    resume.remove_checkpoints(tmp_path, "toy", 3)
-    resume.remove_checkpoints(tmp_path, "toy", 99)
-    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-4"]
+    other = attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0, uid=OTHER)
+    resume.remove_checkpoints(tmp_path, "toy", 3, UID)
+    resume.remove_checkpoints(tmp_path, "toy", 99, UID)
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt") if path not in other] == ["trial-4"]
+    assert other[0].exists()
+    resume.remove_checkpoints(tmp_path, "toy", 3, OTHER)
+    assert not other[0].parent.parent.exists()
 
 
 def test_only_finished_trials_leave_no_checkpoint_of_a_killed_worker(study, tmp_path):
     study.add_trial(create_trial(state=TrialState.PRUNED))
     for number in range(2):
         attempt(WorkFolder(tmp_path).trial_checkpoints("toy", number), 1, 0)
-    resume.remove_leftover_checkpoints(tmp_path, study)
+    resume.remove_leftover_checkpoints(tmp_path, study, UID)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-0"]  # which is waiting
 
 
