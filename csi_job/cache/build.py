@@ -284,9 +284,8 @@ def _fill_slots(
                 yield from ((index, source.paths[index]) for index in todo)
 
         side_px, max_side_px = cache.image_size_px, radiographs.max_image_side_px
-        on_digest = None if source.digests else source.index.add
         num_decoders = cache.num_workers or num_cores()
-        with closing(decode_images(images(), side_px, max_side_px, num_decoders, on_digest)) as decoded:
+        with closing(decode_images(images(), side_px, max_side_px, num_decoders, source.index.add)) as decoded:
             for index, pixels_or_problem in decoded:
                 if isinstance(pixels_or_problem, str):
                     corrupt[index] = source.problem(index, pixels_or_problem)

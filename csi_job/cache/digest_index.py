@@ -74,6 +74,8 @@ class DigestIndex:
     def add(self, place: int, sha256: str) -> None:
         """Take the digest of what was read from a file since this index was opened."""
         digest = self._digests[place] = ImageDigest(sha256, self._stamps[place])
+        if self._look_up(digest.stamp):  # recorded before
+            return
         stat = _stat(self._paths[place])
         is_settled = stat is not None and max(stat[1:3]) < self._opened_ns - _SETTLED_NS
         if is_settled and digest.stamp == _stamp(self._paths[place], stat, self._key):

@@ -92,8 +92,6 @@ def read_images(
 
     For `study_key` see `build_cache`.
     """
-    if source.key:
-        return source
     digests = source.index.read_all()
     key = _content_key(source.table, digests, radiographs, cache, READER_VERSION)
     earlier = (_content_key(source.table, digests, radiographs, cache, reader) for reader in EARLIER_READERS)

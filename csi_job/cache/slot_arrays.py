@@ -113,8 +113,10 @@ class SlotArrays:
         """Empty the claimed slots that were decoded from other content than that with these digests, if any."""
         expected_NB = np.frombuffer(b"".join(map(_as_bytes, sha256s)), np.uint8).reshape(-1, _SHA256_BYTES)
         changed = np.flatnonzero((self._done_N > 0) & (self._sha256_NB != expected_NB).any(axis=1))
-        self._done_N[changed] = 0
+        self._done_N[changed] = self._sha256_NB[changed] = 0
         self._changed_parts.update((changed // _PART).tolist())
+        if self._changed_parts:
+            self.flush()  # a kill must not leave other pixels under the old flags and digests
         return changed.size > 0
 
     def doubts(self) -> dict[int, str]:

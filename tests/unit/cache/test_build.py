@@ -279,6 +279,32 @@ def test_an_image_that_changes_before_an_interrupted_build_is_resumed_is_decoded
         assert (resumed / f"{name}.npy").read_bytes() == (fresh / f"{name}.npy").read_bytes()
 
 
+def test_pixels_of_an_image_replaced_while_it_was_decoded_are_not_kept_for_the_one_put_back(
+    copied, built, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(digest_index, "_SETTLED_NS", -1_000_000_000)
+    image, other = images_of(copied)[2:4]
+    content, decode = image.read_bytes(), build.decode_images
+
+    def decode_replaced(*arguments, **options):
+        shutil.copy(other, image)
+        return decode(*arguments, **options)
+
+    other_size = cache.model_copy(update={"image_size_px": SIDE_PX + 1})
+    build_cache(settings_of(copied), other_size, tmp_path)  # so all digests are known
+    num_bytes = (tmp_path / "cache" / "digests.bin").stat().st_size
+    monkeypatch.setattr(build, "decode_images", decode_replaced)
+    with pytest.raises(DataError, match="images changed while the cache was built; run it again"):
+        build_cache(settings_of(copied), cache, tmp_path)
+    monkeypatch.setattr(build, "decode_images", decode)
+    assert (tmp_path / "cache" / "digests.bin").stat().st_size == num_bytes
+    image.write_bytes(content)
+    folder = build_cache(settings_of(copied), cache, tmp_path)
+    assert folder.name == built.name
+    for name in SPLITS:
+        assert (folder / f"{name}.npy").read_bytes() == (built / f"{name}.npy").read_bytes()
+
+
 def hanging(num_images: int) -> str:
     """Return code that flushes every image at once, and hangs after that many."""
     return (

@@ -60,6 +60,9 @@ def test_slots_decoded_from_other_content_than_the_image_has_now_are_emptied(tmp
         assert not arrays.empty_changed(digests)
         digests[5], digests[6] = sha256(0), "unreadable"
         assert arrays.empty_changed(digests)
+        flags = (tmp_path / "done_flags").read_bytes()  # as a kill would leave them while the slots are filled again
+        assert list(map(bool, flags[:8])) == [index == 2 for index in range(8)]
+        assert flags[8 + 5 * 32 : 8 + 7 * 32] == bytes(64)
         assert not arrays.empty_changed(digests)
     with open_arrays(tmp_path) as arrays:
         assert arrays.claim_all()
