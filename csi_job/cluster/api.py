@@ -82,8 +82,9 @@ class ServerClock:
     @classmethod
     def synchronize(cls, date: str) -> None:
         """Set it by the `Date` of an answer; whole seconds and the way here make small differences meaningless."""
-        ahead = parsedate_to_datetime(date) - datetime.now(UTC)
-        cls._ahead = ahead if abs(ahead) > CLOCK_TOLERANCE else timedelta()
+        with suppress(ValueError, TypeError):  # a proxy may answer anything
+            ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            cls._ahead = ahead if abs(ahead) > CLOCK_TOLERANCE else timedelta()
 
 
 class Cluster:

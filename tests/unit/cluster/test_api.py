@@ -188,3 +188,6 @@ def test_ages_go_by_the_servers_clock(server, monkeypatch, ahead):
         {"metadata": {"deletionTimestamp": f"{datetime.now(UTC) + ahead - timedelta(seconds=s)}"}} for s in (20, 40)
     ]
     assert list(map(is_lost, pods)) == [False, True]
+    for date in ("yesterday", "Fri, 27 Nov 2026 03:00:00 -0000"):  # as a proxy may date its answers
+        ServerClock.synchronize(date)
+    assert list(map(is_lost, pods)) == [False, True]
