@@ -1,18 +1,9 @@
-"""The checkpoint that a trial resumes from, and the folders of checkpoints: one per attempt."""
+"""The checkpoint that a trial resumes from."""
 
-import shutil
-from contextlib import suppress
 from pathlib import Path
 
-from optuna import Study
-
+from csi_job.study.attempts import attempt_name, own_attempts
 from csi_job.trial.checkpoint import epoch_of, load_checkpoint, valid_checkpoints
-from csi_job.work_folder import WorkFolder
-
-
-def attempt_name(attempt: int, uid: str) -> str:
-    """Return the name of an attempt's folder, in which a worker of a deleted study of the same name never writes."""
-    return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
 
 
 def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
@@ -31,7 +22,7 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
     """
     newest = None
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
-    for place in sorted(_own_attempts(folder, uid), reverse=True):
+    for place in sorted(own_attempts(folder, uid), reverse=True):
         for path in valid_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > epoch_of(newest) and (epoch <= last_epoch or place in trusted):
@@ -42,49 +33,3 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
 def checkpoint_values(path: Path) -> dict[int, float]:
     """Return the value of each epoch up to a checkpoint."""
     return {int(result["epoch"]): float(result["val_f1"]) for result in load_checkpoint(path)["results"]}
-
-
-def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
-    """Return the folder of an attempt at a trial, cleared of what an equal one may have left there."""
-    folder = folder / attempt_name(attempt, uid)
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
-    """Remove all checkpoints of a trial up to this attempt except that of its last epoch, if that one exists.
-
-    Checkpoints of a later attempt belong to a worker that has taken the trial over.
-    """
-    newest = folder / f"epoch-{epoch:04d}.pt"
-    if newest.is_file():
-        uid = folder.name.partition("-")[2].partition("-")[2]
-        for path in (path for attempt in _own_attempts(folder.parent, uid) for path in attempt.glob("*")):
-            if path != newest and _attempt_of(path.parent) <= _attempt_of(folder):
-                path.unlink(missing_ok=True)
-
-
-def _own_attempts(folder: Path, uid: str) -> list[Path]:
-    """Return the folders of a study's attempts: another database may have a study of its name in this work folder."""
-    attempts = folder.glob("attempt-*")
-    return [attempt for attempt in attempts if attempt.name.partition("-")[2].partition("-")[2] in (uid, "")]
-
-
-def _attempt_of(folder: Path) -> int:
-    return int(folder.name.split("-")[1])
-
-
-def remove_checkpoints(work: Path, study_name: str, number: int, uid: str) -> None:
-    """Remove the checkpoints of a finished trial of the study with this uid."""
-    folder = WorkFolder(work).trial_checkpoints(study_name, number)
-    for attempt in _own_attempts(folder, uid):
-        shutil.rmtree(attempt, ignore_errors=True)
-    with suppress(OSError):  # not empty, or missing
-        folder.rmdir()
-
-
-def remove_leftover_checkpoints(work: Path, study: Study, uid: str) -> None:
-    """Remove the checkpoints of trials whose worker was killed between finishing them and removing these."""
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished() and WorkFolder(work).trial_checkpoints(study.study_name, trial.number).exists():
-            remove_checkpoints(work, study.study_name, trial.number, uid)

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,19 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET
+from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET, UID
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.study_rows import find_study
+from csi_job.study.attempts import remove_all_checkpoints
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import can_be_ours
 from csi_job.study.target import store_target
 from csi_job.trial.hyperparameters import parse_value
 from csi_job.trial.space import SearchSpace
-from csi_job.work_folder import CONFIRMATION, WorkFolder
+from csi_job.work_folder import CONFIRMATION
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,12 @@ def delete_study(study: optuna.Study, work: Path) -> None:
     """
     storage = storage_of(study)
     confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))
-    for study_id in (confirmation, study_id_of(study)):
+    for study_id, name in ((confirmation, study.study_name + CONFIRMATION), (study_id_of(study), study.study_name)):
         if study_id is not None:
+            uid = str(storage.get_study_user_attrs(study_id).get(UID, ""))
             storage.delete_study(study_id)
-    if can_be_ours(study.study_name):  # a name such as `..`, of another program's study, would lead to other folders
-        shutil.rmtree(WorkFolder(work).checkpoints(study.study_name), ignore_errors=True)
+            if can_be_ours(study.study_name):  # `..`, of another program's study, would lead to other folders
+                remove_all_checkpoints(work, name, uid)
 
 
 def enqueue_trial(

@@ -37,9 +37,9 @@ from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import storage_of
+from csi_job.study.attempts import remove_checkpoints, remove_leftover_checkpoints
 from csi_job.study.definition import study_seed
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.resume import remove_checkpoints, remove_leftover_checkpoints
 from csi_job.study.sampling import Suggest
 from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.study.trial_run import RunningTrial, TrialObjective

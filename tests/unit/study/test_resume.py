@@ -3,17 +3,16 @@ import os
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState, create_trial
 
 from csi_job.study import resume
-from csi_job.work_folder import WorkFolder
+from csi_job.study.attempts import attempt_name, fresh_attempt_folder
 from tests.support.studies import value_at, write_checkpoint
 
 X, UID, OTHER = 0.5, "1a2b3c4d", "5e6f7a8b"  # the other study has the same name in another database
 
 
 def attempt(folder, number, *epochs, uid=UID):
-    return [write_checkpoint(folder / resume.attempt_name(number, uid), epoch, X) for epoch in epochs]
+    return [write_checkpoint(folder / attempt_name(number, uid), epoch, X) for epoch in epochs]
 
 
 def tear(path):
@@ -50,16 +49,6 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
     assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Stale file handle)"]
 
 
-def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):
-    attempt(tmp_path, 1, 0, 1)
-    *_, newest = attempt(tmp_path, 2, 2, 3)
-    later = attempt(tmp_path, 10, 0) + attempt(tmp_path, 1, 5, uid=OTHER)
-    resume.keep_newest_checkpoint(tmp_path / resume.attempt_name(2, UID), 4)  # whose checkpoint could not be written
-    assert len([*tmp_path.rglob("*.pt")]) == 6
-    resume.keep_newest_checkpoint(newest.parent, 3)
-    assert {*tmp_path.rglob("*.pt")} == {newest, *later}
-
-
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):
     _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
@@ -78,7 +67,7 @@ def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     assert resume.find_checkpoint(tmp_path, None, 1, attempt=2, uid=UID) is None
     [own] = attempt(tmp_path, 1, 0)
     assert resume.find_checkpoint(tmp_path, own, 1, attempt=2, uid=UID) == own
-    assert resume.fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
+    assert fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
 
 
 @pytest.mark.parametrize("uid", [UID, ""])
@@ -93,34 +82,6 @@ def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
         tear(path)
     assert resume.find_checkpoint(tmp_path, None, 1, attempt=3, uid=UID) is None
     assert resume.find_checkpoint(tmp_path / "no folder", None, 1, attempt=3, uid=UID) is None
-
-
-def test_a_new_attempt_starts_in_an_empty_folder(tmp_path):
-    folder = WorkFolder(tmp_path).trial_checkpoints("toy", 3)
-    attempt(folder, 1, 0)
-    attempt(folder, 2, 1)
-    assert resume.fresh_attempt_folder(folder, 2, UID) == folder / resume.attempt_name(2, UID)
-    assert [path.name for path in folder.rglob("*.pt")] == ["epoch-0000.pt"]
-
-
-def test_a_finished_trial_leaves_no_checkpoint(tmp_path):
-    attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0)
-    attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 4), 1, 0)
-    other = attempt(WorkFolder(tmp_path).trial_checkpoints("toy", 3), 1, 0, uid=OTHER)
-    resume.remove_checkpoints(tmp_path, "toy", 3, UID)
-    resume.remove_checkpoints(tmp_path, "toy", 99, UID)
-    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt") if path not in other] == ["trial-4"]
-    assert other[0].exists()
-    resume.remove_checkpoints(tmp_path, "toy", 3, OTHER)
-    assert not other[0].parent.parent.exists()
-
-
-def test_only_finished_trials_leave_no_checkpoint_of_a_killed_worker(study, tmp_path):
-    study.add_trial(create_trial(state=TrialState.PRUNED))
-    for number in range(2):
-        attempt(WorkFolder(tmp_path).trial_checkpoints("toy", number), 1, 0)
-    resume.remove_leftover_checkpoints(tmp_path, study, UID)
-    assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-0"]  # which is waiting
 
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):

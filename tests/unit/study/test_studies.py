@@ -4,8 +4,9 @@ import sqlalchemy as sa
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.tables import HEARTBEATS
+from csi_job.study.confirmation import open_confirmation
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
-from csi_job.work_folder import WorkFolder
+from csi_job.work_folder import CONFIRMATION, WorkFolder
 from tests.support.studies import SPACE, Reader, define, study_counts, toy_space, work_on, write_checkpoint
 
 
@@ -24,7 +25,9 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage, tmp_path):
     keep, gone = define(storage, name="keep"), define(storage, name="gone")
     for study in (keep, gone):
         work_on(study, tmp_path, name=study.study_name)
-        write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(study.study_name, 0) / "attempt-1", 0, 0.5)
+        for name in (study.study_name, study.study_name + CONFIRMATION):
+            write_checkpoint(WorkFolder(tmp_path).trial_checkpoints(name, 0) / "attempt-1", 0, 0.5)
+    open_confirmation(gone)
     heartbeats = [{"trial_id": study.trials[0]._trial_id} for study in (keep, gone)]  # as Optuna's own workers
     storage.write(lambda connection: connection.execute(sa.insert(HEARTBEATS), heartbeats) and None)
     delete_study(gone, tmp_path)
@@ -42,6 +45,16 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage, tmp_path):
     ]
     assert reader.rows("PRAGMA integrity_check") == [("ok",)]
     assert keep.best_value == max(trial.value for trial in keep.trials if trial.value is not None)
+
+
+def test_a_deleted_study_leaves_the_checkpoints_of_one_of_its_name_in_another_database(storage, tmp_path):
+    study = define(storage)
+    folder = WorkFolder(tmp_path).trial_checkpoints("toy", 0)
+    own, other = (
+        write_checkpoint(folder / f"attempt-1-{uid}", 0, 0.5) for uid in (study.user_attrs["uid"], "5e6f7a8b")
+    )
+    delete_study(study, tmp_path)
+    assert (own.exists(), other.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("name", [".", "..", "{data}"])

@@ -1,0 +1,80 @@
+"""The folders of a trial's checkpoints: one per attempt, named by the study whose attempt it is.
+
+Two databases may have studies of the same name, whose checkpoints then lie in one work folder.
+"""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from optuna import Study
+
+from csi_job.work_folder import WorkFolder
+
+
+def attempt_name(attempt: int, uid: str) -> str:
+    """Return the name of an attempt's folder, in which a worker of a deleted study of the same name never writes."""
+    return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
+
+
+def own_attempts(folder: Path, uid: str) -> list[Path]:
+    """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
+    return [attempt for attempt in folder.glob("attempt-*") if _uid_of(attempt) in (uid, "")]
+
+
+def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
+    """Return the folder of an attempt at a trial, cleared of what an equal one may have left there."""
+    folder = folder / attempt_name(attempt, uid)
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
+    """Remove all checkpoints of a trial up to this attempt except that of its last epoch, if that one exists.
+
+    Checkpoints of a later attempt belong to a worker that has taken the trial over.
+    """
+    newest = folder / f"epoch-{epoch:04d}.pt"
+    if newest.is_file():
+        for path in (path for attempt in own_attempts(folder.parent, _uid_of(folder)) for path in attempt.glob("*")):
+            if path != newest and _number_of(path.parent) <= _number_of(folder):
+                path.unlink(missing_ok=True)
+
+
+def remove_checkpoints(work: Path, study_name: str, number: int, uid: str) -> None:
+    """Remove the checkpoints of a finished trial of the study with this uid."""
+    _remove_attempts(WorkFolder(work).trial_checkpoints(study_name, number), uid)
+
+
+def remove_leftover_checkpoints(work: Path, study: Study, uid: str) -> None:
+    """Remove the checkpoints of trials whose worker was killed between finishing them and removing these."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and WorkFolder(work).trial_checkpoints(study.study_name, trial.number).exists():
+            remove_checkpoints(work, study.study_name, trial.number, uid)
+
+
+def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
+    """Remove the checkpoints of all trials of the study with this uid."""
+    folder = WorkFolder(work).checkpoints(study_name)
+    for trial in folder.glob("trial-*"):
+        _remove_attempts(trial, uid)
+    _remove_if_empty(folder)
+
+
+def _remove_attempts(folder: Path, uid: str) -> None:
+    for attempt in own_attempts(folder, uid):
+        shutil.rmtree(attempt, ignore_errors=True)
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or missing
+        folder.rmdir()
+
+
+def _number_of(attempt: Path) -> int:
+    return int(attempt.name.split("-")[1])
+
+
+def _uid_of(attempt: Path) -> str:
+    return attempt.name.partition("-")[2].partition("-")[2]
