@@ -77,11 +77,13 @@ def asha(xs, factor, max_epochs, rungs=(1, 2, 4)):
 def test_one_worker_computes_what_asha_does(storage, tmp_path, num_trials, url):
     study = define(storage, num_trials=num_trials, **ASHA)
     seen = []
-    watched = WorkerOptions(
-        own_process=False, on_trial_finished=lambda _: seen.append(study_status(study).num_finished)
-    )
+
+    def watch(_):
+        seen.append((study_status(study).num_finished, len([*tmp_path.rglob("*.pt")])))
+
+    watched = WorkerOptions(own_process=False, on_trial_finished=watch)
     work_on(study, tmp_path, num_trials=num_trials, options=watched, **ASHA)
-    assert (seen[0], seen[-1]) == (0, num_trials)  # the first was paused, the last claim pruned the rest
+    assert (seen[0], seen[-1]) == ((0, 1), (num_trials, 0))  # the first was paused, the last claim pruned the rest
     xs = [trial.params["unknown_weight"] for trial in study.trials]
     computed, complete = asha(xs, 2, 8)
     log = [tuple(map(int, line.split())) for line in (tmp_path / "computed.log").read_text().splitlines()]

@@ -91,6 +91,7 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
     assert work_on(study, tmp_path, third_attempt, num_trials=1).outcomes == {"pruned": 1}
     assert num_epochs == [0, 1, 1, 1, 1, 2]
     assert sorted(study.trials[0].intermediate_values) == [0, 1, 2, 3, 4]
+    assert study.trials[0].user_attrs["reason"] == "below the median at epoch 5"
 
 
 @pytest.mark.parametrize("objective_name", ["f1", "f1-and-cost"])
@@ -127,5 +128,6 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
 
     assert work_on(study, tmp_path, resumed).outcomes == {"complete": 1}
     assert ("are computed again" in caplog.text) == (first < num_stored)
+    assert f"trial 0 resumes at epoch {first + 1} (attempt 2)" in caplog.messages
     assert (tmp_path / "computed.log").read_text().split() == [word for n in range(first, 4) for word in ("0", str(n))]
     assert curve_of(study.trials[0]) == [(epoch, value_at(X, epoch)) for epoch in range(4)]

@@ -99,7 +99,7 @@ def test_an_infeasible_trial_counts_and_teaches_the_sampler(study, tmp_path):
     assert study.best_trial.number not in (1, 2)
 
 
-def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study, tmp_path):
+def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study, tmp_path, caplog):
     def failing(running):
         if running.number == 1:
             raise RuntimeError("cannot load /data/patients/PAT0042.png now")
@@ -113,6 +113,7 @@ def test_a_failed_trial_is_replaced_and_its_reason_names_no_file(study, tmp_path
     assert "cannot load … now" in reasons[0]
     assert "KeyError" in reasons[1]
     assert "PAT0042" not in str(reasons)
+    assert {record.levelname for record in caplog.records if " failed (" in record.getMessage()} == {"WARNING"}
 
 
 @pytest.mark.parametrize("values", [[float("nan")], [], [0.1, 0.2], ["high"]])
@@ -267,12 +268,13 @@ def test_a_signal_during_an_epoch_that_ends_costs_nothing(study, tmp_path):
 
 
 def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(storage, tmp_path, monkeypatch):
-    storage.lease_s = 3600.0
+    storage.lease_s = 10.0
     study = define(storage, num_trials=1)
     leased(study)
     wait = Stop.wait
 
-    def signalled(stop, _):
+    def signalled(stop, seconds):
+        assert 0.5 <= seconds <= 1.0  # ten looks per lease or more
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         wait(stop, 3600)
 
