@@ -54,6 +54,11 @@ class Stop:
         self.check()
 
 
+def heeded() -> list[signal.Signals]:
+    """Return those of the signals that this process does not ignore, as a shell's background job does Ctrl-C."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def listening(stop: Stop | None = None) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into stop requests inside the block; does nothing outside the main thread."""
@@ -61,7 +66,7 @@ def listening(stop: Stop | None = None) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.request) for number in SIGNALS}
+    before = {number: signal.signal(number, stop.request) for number in heeded()}
     try:
         yield stop
     finally:

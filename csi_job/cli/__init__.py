@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
-from csi_job.signals import SIGNALS
+from csi_job.signals import heeded
 
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
@@ -119,14 +119,13 @@ def _receive_signals() -> list[int]:
         if number == signal.SIGINT:
             os._exit(128 + received[0])
 
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a shell's background jobs
-            signal.signal(number, receive)
+    for number in heeded():
+        signal.signal(number, receive)
     return received
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    for number in SIGNALS:
+    for number in heeded():
         signal.signal(number, signal.SIG_DFL)  # an exception in an exit handler would be shown as a traceback
     if message:
         click.echo(f"csi-job: {message}", err=True)

@@ -24,6 +24,17 @@ def test_a_signal_is_seen_at_the_next_look(number):
     assert signal.getsignal(number) is before
 
 
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a shell's background job
+    try:
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_signal_gives_the_exit_code():
     stop = Stop()
     stop.request(signal.SIGTERM)
