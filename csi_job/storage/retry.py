@@ -36,6 +36,10 @@ CHANGED_HINT: Final = (
     "the same command again (pods restart by themselves); no reported result is lost"
 )
 READ_ONLY_HINT: Final = "name the primary in storage.url instead of a standby, or a user who may write to its tables"
+TABLES_HINT: Final = (
+    "csi-job needs PostgreSQL or SQLite with the tables as it made them: restore them from a backup, or name another "
+    "database in storage.url"
+)
 LOG_AFTER_S: Final = 1.0  # shorter outages are not worth a line
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -45,6 +49,10 @@ UNREACHABLE: Final = (
 )
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
 UNTRANSLATABLE: Final = "22P05"
+CHANGED_TABLES: Final = (
+    *("42P01", "42703", "42804", "42883"),  # no such table or column, a column of another type
+    *("0A", "55000", "P0001"),  # what a rule, a view or a trigger refuses
+)
 REJECTED: Final = ("28", "3D", "3F", "42501")  # authorization, no such database, no schema, no privilege
 READ_ONLY: Final = ("42501", "25006")  # no privilege; a standby, or `default_transaction_read_only`
 # While connecting, libpq gives no code, only words. Unknown ones count as an outage.
@@ -97,13 +105,13 @@ def classify(error: BaseException) -> ErrorKind:
 
 def _is_read_only(error: BaseException) -> bool:
     """Return whether the database may be used, but not for this statement."""
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        return _is_read_only(error.__cause__)
     original = _driver_error(error)
     return getattr(original, "pgcode", None) in READ_ONLY or _sqlite_code(original) == sqlite3.SQLITE_READONLY
 
 
 def _driver_error(error: BaseException) -> BaseException:
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return _driver_error(error.__cause__)
     return getattr(error, "orig", None) or error
 
 
@@ -129,17 +137,9 @@ def _sqlite_code(error: BaseException) -> int:
 
 def reason(error: BaseException) -> str:
     """Return the driver's message in one line, without statement and parameters."""
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        return reason(error.__cause__)
     original = _driver_error(error)
-    return " ".join(str(original).split())[:300] or type(original).__name__
-
-
-def _explain_encoding(error: Exception) -> None:
-    """Raise `ConfigurationError` if a text, which is a study's name, has characters that the database lacks."""
-    if getattr(_driver_error(error), "pgcode", None) == UNTRANSLATABLE:
-        message = f"the database's encoding lacks a character of the study's name: {reason(error)}"
-        raise ConfigurationError(message, hint="choose another name, or a database with encoding UTF8") from None
+    words = str(original).partition("\nLINE ")[0]  # which begins an excerpt of the statement
+    return " ".join(words.split())[:300] or type(original).__name__
 
 
 @dataclass
@@ -193,7 +193,7 @@ class RetryPolicy:
             except Exception as error:
                 kind = classify(error)
                 if kind is ErrorKind.NOT_DATABASE:
-                    _explain_encoding(error)
+                    self._explain(error)
                     raise
                 self._check_rights(error)
                 elapsed_s = time.monotonic() - began
@@ -231,6 +231,17 @@ class RetryPolicy:
         what = "rejected the connection" if kind is ErrorKind.REJECTED else "is unreachable"
         values = {"where": self.where, "what": what, "reason": reason(error), "limit_s": limit_s}
         logger.warning("%(where)s %(what)s (%(reason)s); retrying for up to %(limit_s).0f s", values)
+
+    def _explain(self, error: Exception) -> None:
+        """Raise `ConfigurationError` if the database is to blame for an error that no waiting ends."""
+        original = _driver_error(error)
+        code = getattr(original, "pgcode", None) or ""
+        if code == UNTRANSLATABLE:  # which only a study's name can be
+            message = f"the database's encoding lacks a character of the study's name: {reason(error)}"
+            raise ConfigurationError(message, hint="choose another name, or a database with encoding UTF8") from None
+        is_invalid = _sqlite_code(original) == sqlite3.SQLITE_ERROR and "syntax error" not in str(original)
+        if is_invalid or code.startswith(CHANGED_TABLES):
+            raise self.unusable(error, TABLES_HINT) from None
 
     def _check_rights(self, error: Exception) -> None:
         if not self.has_written and _is_read_only(error):

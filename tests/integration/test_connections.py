@@ -10,11 +10,11 @@ from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study.definition import load_study
-from csi_job.study.studies import delete_study
+from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.study.target import set_target
 from tests.support.postgres import Server, guarded_server
 from tests.support.processes import wait_until
-from tests.support.studies import define, work_on
+from tests.support.studies import SPACE, define, work_on
 
 PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 
@@ -102,6 +102,26 @@ def test_a_joining_worker_creates_no_tables(server, tmp_path):
 def test_a_missing_database_is_one_line(guarded, tmp_path):
     with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("ALTER TABLE trials RENAME TO moved", 'relation "trials" does not exist'),
+        ("ALTER TABLE studies RENAME TO moved", 'relation "studies" does not exist'),
+        ("ALTER TABLE trial_user_attributes RENAME value_json TO moved", ".* does not exist"),
+        ("ALTER TABLE trials RENAME TO t; CREATE VIEW trials AS TABLE t UNION TABLE t", "cannot insert into view .*"),
+        ("CREATE RULE r AS ON INSERT TO trials DO INSTEAD NOTHING", "cannot perform INSERT RETURNING on .*"),
+    ],
+)
+def test_changed_tables_are_named_in_one_line(server, tmp_path, change, reason):
+    with server.database() as url:
+        storage = open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True)
+        study = define(storage)
+        Server(url).run(change)
+        with pytest.raises(ConfigurationError, match=f"cannot be used: {reason}; csi-job needs PostgreSQL or SQLite"):
+            list_studies(storage) and study.trials and enqueue_trial(study, SPACE, {})
+        storage.close()
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,21 @@ def test_a_failed_connection_is_classified_by_its_message(words, kind):
     assert classify(psycopg2.OperationalError(words)) is kind
 
 
-def test_an_invalid_statement_is_not_retried():
+@pytest.mark.parametrize(
+    ("statement", "kind", "words"),
+    [
+        ("SELECT nothing FROM nowhere", DBAPIError, "syntax error"),  # `nothing` is a keyword
+        ("SELECT x FROM nowhere", ConfigurationError, "^the database cannot be used: no such table: nowhere; csi-job"),
+    ],
+)
+def test_an_invalid_statement_is_not_retried(statement, kind, words):
     engine = sa.create_engine("sqlite://")
 
     def mistake():
         with engine.connect() as connection:
-            connection.exec_driver_sql("SELECT nothing FROM nowhere")
+            connection.exec_driver_sql(statement)
 
-    with pytest.raises(DBAPIError):
+    with pytest.raises(kind, match=words):
         RetryPolicy("the database", 60).call(mistake)
 
 
