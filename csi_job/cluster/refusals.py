@@ -100,7 +100,10 @@ def creation_problem(
 
 
 def job_problem(cluster: Cluster, job: Mapping[str, Any]) -> CreationProblem | None:
-    """Return why no pod of a Job can be created; None also if its events can't be read."""
+    """Return why pods of a Job can't be created; None also if it lacks none, or if its events can't be read."""
+    spec, num_active = job["spec"], int((job.get("status") or {}).get("active") or 0)
+    if spec.get("suspend") or num_active >= spec.get("parallelism", 1):
+        return None
     with suppress(NotAllowedError):
         return creation_problem(job, cluster.events("Job", job["metadata"]["name"]))
     return None

@@ -222,8 +222,7 @@ class StageRun:
                 self.log_once(f"{self.stage.name}: {problem}", "PodWaiting", is_warning=True)
                 if problem.is_missing and not any(map(is_running, pods)):
                     self._fail_if_stuck(job, problem.reason, problem.age_s)
-        if not job["spec"].get("suspend") and sum(map(is_active, pods)) < job["spec"].get("parallelism", 1):
-            self._check_creation(job, has_pods=any(map(is_active, pods)))
+        self._check_creation(job, has_pods=any(map(is_active, pods)))
 
     def _check_creation(self, job: Mapping[str, Any], *, has_pods: bool) -> None:
         """Log why pods are missing; fail the stage if it has none."""

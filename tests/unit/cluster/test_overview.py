@@ -38,8 +38,8 @@ class Cluster(Namespace):
     """A release whose pods give one answer after the other; after the last answer the controller has ended."""
 
     def __init__(self, pods: list[dict[str, Any]], answers: list[Any]) -> None:
-        search = {"kind": "Job", "metadata": {"name": "s", "labels": labels("search"), "annotations": USED}}
-        controller = {"kind": "Job", "metadata": {"name": "c", "labels": labels("controller")}}
+        search = {"kind": "Job", "metadata": {"name": "s", "labels": labels("search"), "annotations": USED}, "spec": {}}
+        controller = {"kind": "Job", "metadata": {"name": "c", "labels": labels("controller")}, "spec": {}}
         super().__init__(release_map(), search, controller, *pods)
         self.answers, self.commands = answers, list[tuple[str, list[str]]]()
 
@@ -107,6 +107,15 @@ def test_a_search_that_lacks_pods_is_shown_with_the_reason():
     (view,) = watched(cluster, once=True)
     assert view.note.startswith("search's pods can't be created: exceeded quota: q; lower search.resources or ")
     assert view.study == OPEN
+
+
+@pytest.mark.parametrize(("spec", "status"), [({"suspend": True}, {}), ({"parallelism": 2}, {"active": 2})])
+def test_a_refusal_from_before_the_search_was_scaled_down_is_not_shown(spec, status):
+    cluster = Cluster(UP, [[OPEN], [OPEN]])
+    cluster.create(event("s", "FailedCreate", 'Error creating: pods "s-1-" is forbidden: exceeded quota: q', 9))
+    cluster.objects["Job", "s"] |= {"spec": spec, "status": status}
+    (view,) = watched(cluster, once=True)
+    assert view.note == ""
 
 
 def test_no_pod_on_a_node_that_does_not_answer_is_asked():

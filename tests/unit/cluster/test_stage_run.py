@@ -231,6 +231,7 @@ def test_the_events_of_one_pod_say_what_all_pods_of_a_stage_wait_for(monkeypatch
     namespace, run = started(Watch(num_finished=0), stage())
     for name in ("r-0", "r-1", "r-2"):
         namespace.create(pod(namespace.only()["metadata"]["name"], name, "Pending", "ContainerCreating"))
+    namespace.only()["status"] = {"active": 3}
     asked, events = list[str](), namespace.events
     monkeypatch.setattr(namespace, "events", lambda kind, name: asked.append(name) or events(kind, name))
     run.reconcile()
