@@ -45,14 +45,14 @@ class Source:
     index: DigestIndex
     identity_key: bytes
     images: Path
-    """The folder of images."""
+    """The folder of images, resolved, as a link may lead elsewhere later."""
     build_key: str
     digests: tuple[ImageDigest, ...] = ()
     key: str = ""
 
     def problem(self, index: int, what: str) -> Problem:
         """Return a problem with the image of a row."""
-        image = self.paths[index].relative_to(self.images.resolve()).as_posix()
+        image = self.paths[index].relative_to(self.images).as_posix()
         return Problem(what, row=self.table.rows[index], file_id=self.table.file_ids[index], image=image)
 
     def check_unchanged(self) -> None:
@@ -82,7 +82,8 @@ def find_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     index = DigestIndex(folder.caches, identity_key, paths)
-    return Source(table, paths, index, identity_key, radiographs.images, _build_key(table, radiographs, cache))
+    images = radiographs.images.resolve()
+    return Source(table, paths, index, identity_key, images, _build_key(table, radiographs, cache))
 
 
 def read_images(

@@ -112,6 +112,26 @@ def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, cap
     assert not (tmp_path / "problems.csv").exists()
 
 
+def test_a_folder_of_images_that_is_a_link_may_lead_elsewhere_before_a_corrupt_image_is_found(
+    copied, cache, tmp_path, monkeypatch
+):
+    corrupt, link, decode = images_of(copied)[3], tmp_path / "current", build.decode_images
+    corrupt.write_bytes(b"")
+    link.symlink_to(copied / "images")
+
+    def decode_later(*arguments):
+        link.unlink()
+        link.symlink_to(tmp_path)
+        return decode(*arguments)
+
+    monkeypatch.setattr(build, "decode_images", decode_later)
+    linked = settings_of(copied, max_corrupt_fraction=0.0).model_copy(update={"images": link})
+    with pytest.raises(DataError, match="1 of 30 images cannot be read"):
+        build_cache(linked, cache, tmp_path)
+    (row,) = csv.DictReader((tmp_path / "problems.csv").open(), delimiter=";")
+    assert row["image"] == corrupt.name
+
+
 def test_the_other_rows_are_the_same_with_and_without_corrupt_ones(copied, built, cache, tmp_path):
     whole = Cache.open(built).split("train")
     shutil.copytree(built.parent, tmp_path / "cache")  # with its key of pseudonyms
