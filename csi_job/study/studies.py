@@ -72,6 +72,7 @@ def delete_study(study: optuna.Study, work: Path) -> None:
         ConfigurationError: it was deleted already, even if there is another one of its name.
     """
     storage = storage_of(study)
+    storage.get_study_user_attrs(study_id_of(study))  # else the confirmation may be that of another study
     confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))
     for study_id, name in ((confirmation, study.study_name + CONFIRMATION), (study_id_of(study), study.study_name)):
         if study_id is not None:

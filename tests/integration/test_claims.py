@@ -18,6 +18,7 @@ from csi_job.storage.lease import worker_id
 from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.confirmation import open_confirmation
 from csi_job.study.definition import load_study
 from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
@@ -305,6 +306,7 @@ def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url
         delete_study(load_study(other, "toy"), tmp_path)
     assert list_studies(storage) == []
     new = define(other, space=toy_space(9.0), baseline={"unknown_weight": 8.0})
+    open_confirmation(new)
     plain = optuna.load_study(study_name="toy", storage=storage.migration_url())
     trial = plain.ask()  # starts the waiting trial, without a claim
     reader = Reader(url)
@@ -328,6 +330,7 @@ def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url
     for write_ in writes:
         with pytest.raises((ConfigurationError, LeaseLostError), match="deleted"):
             write_()
+    assert len(other.get_all_studies()) == 2  # the new study and its confirmation
     plain.tell(trial, 0.25)
     assert Reader(url).rows("SELECT trial_id FROM trials") == [(trial._trial_id,)]
     assert reader.curves() == {}
