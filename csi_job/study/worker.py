@@ -157,7 +157,8 @@ class _Worker:
         )
 
     def run(self) -> WorkerSummary:
-        with self.storage.retry.interrupted_by(self._check_while_waiting, self.stop.wait):
+        # A signal ends the wait for a database; however long that takes, it is no stall of the training.
+        with self.storage.retry.interrupted_by(self.heartbeat.beat, self.stop.wait):
             self.heartbeat.start()
             try:
                 self._run_trials()
@@ -167,11 +168,6 @@ class _Worker:
             finally:
                 self.heartbeat.end()
         return self.summary
-
-    def _check_while_waiting(self) -> None:
-        """Let a signal end the wait for a database; however long that takes, it is no stall of the training."""
-        self.heartbeat.beat()
-        self.stop.check()
 
     def _run_trials(self) -> None:
         seen: dict[int, float] | None = None

@@ -265,6 +265,10 @@ def test_a_signal_during_an_epoch_that_ends_costs_nothing(study, tmp_path):
     with pytest.raises(errors.StopRequestedError):
         work_on(study, tmp_path, stopped)
     assert study.trials[0].intermediate_values == {0: 0.1}
+    interrupted = WorkerOptions(on_trial_finished=lambda _: os.kill(os.getpid(), signal.SIGTERM), own_process=False)
+    with pytest.raises(errors.StopRequestedError):
+        work_on(study, tmp_path, options=interrupted)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]  # and no other was started
 
 
 def test_a_signal_while_a_worker_waits_for_others_ends_it_at_once(storage, tmp_path, monkeypatch):
