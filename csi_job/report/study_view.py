@@ -198,7 +198,7 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     runs: list[Run] = []
     if frozen.datetime_start is not None:
         runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]
-    if paused := attrs.get(stored.RUNS):
+    if paused := stored.runs_of(frozen):
         runs = [Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in paused]
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     return TrialView(
@@ -209,15 +209,17 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
         params=dict(frozen.params),
         phase=phase,
         curve=curve,
-        losses=tuple((int(epoch), float(train), float(val)) for epoch, train, val in attrs.get(stored.LOSSES) or ()),
+        losses=tuple(
+            (epoch, train, val) for epoch, train, val in stored.rows_of(frozen, stored.LOSSES, int, float, float)
+        ),
         is_baseline=bool(attrs.get(stored.BASELINE)),
-        num_epochs=attrs.get(stored.EPOCHS) or len(curve),
+        num_epochs=_count(attrs.get(stored.EPOCHS)) or len(curve),
         seconds=stored.seconds_of(frozen),
         runs=tuple(runs),
         gflops=_number(attrs.get(stored.GFLOPS)),
         images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),
-        num_parameters=attrs.get(stored.NUM_PARAMETERS),
-        micro_batch=attrs.get(stored.MICRO_BATCH),
+        num_parameters=_count(attrs.get(stored.NUM_PARAMETERS)),
+        micro_batch=_count(attrs.get(stored.MICRO_BATCH)),
         reason=" ".join(str(attrs.get(stored.REASON, "")).split()),
     )
 
@@ -229,3 +231,7 @@ def _local(time_s: float) -> datetime:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None

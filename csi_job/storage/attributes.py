@@ -1,7 +1,7 @@
 """Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC
 from typing import Any, Final, Literal, get_args
@@ -99,13 +99,26 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
     return []
 
 
+def rows_of(trial: FrozenTrial, name: str, *kinds: Callable[[Any], Any]) -> list[tuple[Any, ...]]:
+    """Return the rows of an attribute, a cell of each of these kinds; none if another program stored something else."""
+    with suppress(TypeError, ValueError, OverflowError):
+        rows = trial.user_attrs.get(name, ())
+        return [tuple(kind(cell) for kind, cell in zip(kinds, row, strict=True)) for row in rows]
+    return []
+
+
+def runs_of(trial: FrozenTrial) -> list[tuple[float, float | None, str]]:
+    """Return the runs of a trial that was paused: start, end and worker, as they are stored under `RUNS`."""
+    return rows_of(trial, RUNS, float, lambda end: None if end is None else float(end), str)
+
+
 def seconds_of(trial: FrozenTrial) -> float | None:
     """Return how long a trial ran until its end or last pause, None before; clocks may have changed meanwhile.
 
     The time for which it was paused does not count.
     """
     start, end = trial.datetime_start, trial.datetime_complete
-    if runs := [(first, last) for first, last, _ in trial.user_attrs.get(RUNS, ()) if last is not None]:
+    if runs := [(first, last) for first, last, _ in runs_of(trial) if last is not None]:
         return float(sum(max(last - first, 0.0) for first, last in runs))
     if start is None or end is None:
         return None
@@ -120,4 +133,4 @@ def best_of(values: Iterable[float]) -> float | None:
 def f1_standard_error_of(trial: FrozenTrial) -> float | None:
     """Return the standard error of a trial's F1, under whichever name it was stored."""
     error = trial.user_attrs.get(F1_SE, trial.user_attrs.get(OLD_F1_SE))
-    return None if error is None else float(error)
+    return float(error) if isinstance(error, (int, float)) else None

@@ -12,9 +12,10 @@ from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CURVE
+from csi_job.storage.attributes import CURVE, EPOCHS, F1_SE, LOSSES, MICRO_BATCH, NUM_PARAMETERS, RUNS
 from csi_job.storage.lease import new_token
 from csi_job.study.definition import load_study
+from csi_job.study.status import study_status
 from csi_job.transfer.copy import write_study_rows
 from csi_job.transfer.export import export_files, to_csv, to_json, write_export
 from tests.support.carrying import odd_trials, studies
@@ -138,6 +139,19 @@ def test_any_attribute_of_another_program_is_exported(storage, curve):
     assert entry["curve"] == []
     assert repr(entry["user_attrs"][CURVE]) == repr(curve).replace("nan", "'nan'")
     assert view_study(other).trials[0].curve == ()
+
+
+@pytest.mark.parametrize("value", ["odd", {"a": 1}, [1, 2], [[1]], [["a", "b", "c"]]])
+def test_a_trial_of_another_program_is_read_whatever_it_keeps_under_our_names(storage, value):
+    other = optuna.create_study(storage=storage, study_name="other")
+    names = (RUNS, LOSSES, F1_SE, EPOCHS, NUM_PARAMETERS, MICRO_BATCH)
+    other.add_trial(optuna.trial.create_trial(value=1, user_attrs=dict.fromkeys(names, value)))
+    (trial,) = view_study(other).trials
+    assert (trial.losses, trial.f1_error, len(trial.runs)) == ((), None, 1)
+    assert trial.seconds == pytest.approx(0.0, abs=1.0)
+    assert (trial.num_epochs, trial.num_parameters, trial.micro_batch) == (0, None, None)
+    assert study_status(other).num_complete == 1
+    assert len(rows_of(other)) == 1
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
