@@ -13,7 +13,7 @@ from csi_job.cluster.api import NAMESPACE_FILE, Cluster
 from csi_job.config import LoadedSettings, Settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
 from csi_job.html.format import plural
-from csi_job.storage.attributes import FINGERPRINT
+from csi_job.storage.attributes import fingerprint_of
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
 from csi_job.study.record import read_record
@@ -202,7 +202,7 @@ def _check_volume_is_shared(storage: StudyStorage, settings: Settings) -> None:
         study = load_study(storage, settings.study.name)
     except ConfigurationError:  # not created yet
         return
-    key = (study.user_attrs.get(FINGERPRINT) or {}).get("cache", "")
+    key = fingerprint_of(study.user_attrs).get("cache", "")
     if key and not settings.folder.cache(key).is_dir():
         message = f"the work folder {settings.work} is not shared: it lacks the study's cache {key}"
         raise ConfigurationError(message, hint="let all pods mount the same claim, ReadWriteMany on several nodes")

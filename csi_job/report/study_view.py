@@ -128,8 +128,7 @@ class StudyView:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that define the study; empty if it has none."""
-        fingerprint = self.attributes.get(stored.FINGERPRINT)
-        return fingerprint if isinstance(fingerprint, dict) else {}
+        return stored.fingerprint_of(self.attributes)
 
     @cached_property
     def ranked(self) -> list[TrialView]:
@@ -162,7 +161,6 @@ def view_study(study: Study) -> StudyView:
     phases: list[Phase] = []
     attributes = study.user_attrs
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
-    target = attributes.get(stored.TARGET)
     chosen = choose_trial(study)
     return StudyView(
         name=study.study_name,
@@ -170,7 +168,7 @@ def view_study(study: Study) -> StudyView:
         phases=tuple(phases),
         distributions={name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()},
         has_cost=len(study.directions) > 1,
-        target=target if isinstance(target, int) else None,
+        target=stored.target_of(attributes),
         attributes=attributes,
         best=next((trial for trial in trials if chosen and trial.number == chosen.trial.number), None),
         rule=chosen.rule if chosen else "",
@@ -187,10 +185,10 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
             len(phases) + 1,
             sampler=str(attrs[stored.SAMPLER]),
             pruner=str(attrs.get(stored.PRUNER, "none")),
-            max_epochs=attrs.get(stored.MAX_EPOCHS),
-            min_resource=attrs.get(stored.MIN_RESOURCE),
-            reduction_factor=attrs.get(stored.REDUCTION_FACTOR),
-            num_startup_trials=attrs.get(stored.NUM_STARTUP_TRIALS),
+            max_epochs=_count(attrs.get(stored.MAX_EPOCHS)),
+            min_resource=_count(attrs.get(stored.MIN_RESOURCE)),
+            reduction_factor=_count(attrs.get(stored.REDUCTION_FACTOR)),
+            num_startup_trials=_count(attrs.get(stored.NUM_STARTUP_TRIALS)),
         )
         phase = next((known for known in phases if known == new), new)
         if phase is new:

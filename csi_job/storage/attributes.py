@@ -1,7 +1,7 @@
 """Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC
 from typing import Any, Final, Literal, get_args
@@ -74,6 +74,18 @@ _OF_STATE: Final[dict[TrialState, TrialOutcome]] = {
 def is_same_uid(one: object, other: object) -> bool:
     """Return whether two studies of one name are the same; None is of a study or file that does not say."""
     return None in (one, other) or one == other
+
+
+def target_of(attributes: Mapping[str, Any]) -> int | None:
+    """Return the target among a study's attributes; None if another program made it, whatever it keeps there."""
+    target = attributes.get(TARGET)
+    return target if isinstance(target, int) else None
+
+
+def fingerprint_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint among a study's attributes; empty if another program made it, whatever it keeps there."""
+    fingerprint = attributes.get(FINGERPRINT)
+    return fingerprint if isinstance(fingerprint, dict) else {}
 
 
 def outcome_of(trial: FrozenTrial) -> TrialOutcome:

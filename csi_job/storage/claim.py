@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError, StudyFailedError
-from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET
+from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET, target_of
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.rungs import Rungs, count_epochs, has_complete, prune_paused, standings_of_paused
@@ -301,7 +301,8 @@ def _num_in(*states: TrialState) -> sa.ColumnElement[int]:
 
 
 def _counts(row: Row[Any]) -> Counts:
-    if row.target is None:
+    target = target_of({TARGET: json.loads(row.target or "null")})
+    if target is None:
         message = "this study was not created by csi-job: it has no target"
         raise ConfigurationError(message, hint="choose another study name")
     return Counts(
@@ -310,7 +311,7 @@ def _counts(row: Row[Any]) -> Counts:
         num_waiting=row.num_waiting,
         num_failed=row.num_failed - row.num_blameless,
         num_all=row.num_all,
-        target=int(json.loads(row.target)),
+        target=target,
     )
 
 

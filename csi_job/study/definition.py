@@ -16,7 +16,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError, NoStudyError
-from csi_job.storage.attributes import BASELINE, FINGERPRINT, FIXED_PARAMS, OBJECTIVE, SEED, SETTINGS, TARGET, UID
+from csi_job.storage.attributes import (
+    BASELINE,
+    FINGERPRINT,
+    FIXED_PARAMS,
+    OBJECTIVE,
+    SEED,
+    SETTINGS,
+    TARGET,
+    UID,
+    fingerprint_of,
+)
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import METRIC_NAMES_KEY, SearchStudy
@@ -124,11 +134,9 @@ class Definition:
         Raises:
             ConfigurationError: with the dotted keys that differ, their stored and their given values.
         """
-        if not isinstance(stored.get(FINGERPRINT), Mapping):
-            message = "a study of this name was created by another program"
-            raise ConfigurationError(message, got=self.settings.name, hint="choose another study name")
-        check_same(stored[FINGERPRINT], self.fingerprint, self.settings.name)
-        self.warn_of_unknown(stored[FINGERPRINT])
+        fingerprint = require_fingerprint(stored, self.settings.name)
+        check_same(fingerprint, self.fingerprint, self.settings.name)
+        self.warn_of_unknown(fingerprint)
         if stored.get(SEED) != self.settings.seed:
             logger.warning("the study was created with seed %(seed)s; using that seed", {"seed": stored.get(SEED)})
 
@@ -212,6 +220,15 @@ def insert_study(connection: Connection, name: str, objective: ObjectiveName, at
     names = attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
     connection.execute(sa.insert(STUDY_SYSTEM_ATTRIBUTES).values(names))
     return study_id
+
+
+def require_fingerprint(stored: Mapping[str, Any], study_name: str) -> dict[str, Any]:
+    """Return the fingerprint among a study's attributes; raise `ConfigurationError` if another program made it."""
+    fingerprint = fingerprint_of(stored)
+    if not fingerprint:
+        message = "a study of this name was created by another program"
+        raise ConfigurationError(message, got=study_name, hint="choose another study name")
+    return fingerprint
 
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:

@@ -98,7 +98,7 @@ def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | 
         [name] = names
         study_id = find_study(connection, name)
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
-    if study_id is None or not isinstance(attributes.get(stored.FINGERPRINT), Mapping):
+    if study_id is None or not stored.fingerprint_of(attributes):
         return None
     first = _trial_with(connection, study_id, stored.BASELINE, TRIALS.c.number)
     last = _trial_with(connection, study_id, stored.SAMPLER, TRIALS.c.number.desc())

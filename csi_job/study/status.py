@@ -167,7 +167,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
         lambda connection: (_leases(connection, study_id), _confirmation(connection, study.study_name))
     )
     attributes = study.user_attrs
-    target = int(attributes.get(stored.TARGET, 0))
+    target = stored.target_of(attributes) or 0
     outcomes = Counter(stored.outcome_of(trial) for trial in trials)
     running = tuple(_running(row, trials) for row in leases if not row.paused)
     chosen = choose_trial(study)
@@ -279,7 +279,7 @@ def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -
     for bracket, rivals in brackets.items():
         complete = [len(stored.curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
         end = round(median(complete)) if complete else rivals[-1].user_attrs[stored.MAX_EPOCHS]
-        number = round(int(attributes.get(stored.TARGET, 0)) * len(rivals) / num_started)
+        number = round((stored.target_of(attributes) or 0) * len(rivals) / num_started)
         rungs = [*Rungs(first, factor, bracket).below(end), end]
         # What a finished trial did not train, nobody will.
         at_least = {TrialState.COMPLETE: end, TrialState.PRUNED: rungs[0]}

@@ -12,14 +12,14 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import FINGERPRINT, FIXED_PARAMS, OBJECTIVE, TARGET, UID
+from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, UID, target_of
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.study_rows import find_study
 from csi_job.study.attempts import remove_all_checkpoints
-from csi_job.study.definition import check_same, load_study
+from csi_job.study.definition import check_same, load_study, require_fingerprint
 from csi_job.study.settings import can_be_ours
 from csi_job.study.target import store_target
 from csi_job.trial.hyperparameters import parse_value
@@ -47,7 +47,7 @@ def list_studies(storage: StudyStorage) -> list[ListedStudy]:
             study.study_name,
             str(study.user_attrs.get(OBJECTIVE, "")),
             storage.read(functools.partial(count_trials, study_id=study_id_of(study)))
-            if TARGET in study.user_attrs
+            if target_of(study.user_attrs) is not None
             else None,
         )
         for study in storage.get_all_studies()
@@ -99,8 +99,8 @@ def enqueue_trial(
     Raises:
         ConfigurationError: an unknown parameter, a value or space that is not the study's, or a full study.
     """
-    stored = study.user_attrs.get(FINGERPRINT) or {}
-    check_same({"space": stored.get("space")}, {"space": space.fingerprint()}, study.study_name)
+    fingerprint = require_fingerprint(study.user_attrs, study.study_name)
+    check_same({"space": fingerprint.get("space")}, {"space": space.fingerprint()}, study.study_name)
     study_id = study_id_of(study)
     given = {name: parse_value(name, value) for name, value in params.items()}
     space.check(given)

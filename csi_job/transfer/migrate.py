@@ -12,7 +12,16 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import BASELINE, FINGERPRINT, FINISHED, MIGRATED_FROM, TARGET, UID, outcome_of
+from csi_job.storage.attributes import (
+    BASELINE,
+    FINGERPRINT,
+    FINISHED,
+    MIGRATED_FROM,
+    TARGET,
+    UID,
+    fingerprint_of,
+    outcome_of,
+)
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import trial_id_of
 from csi_job.storage.storage import StudyStorage
@@ -133,8 +142,8 @@ class _Transaction:
 
     def _check(self, old: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         """Refuse studies whose values are not comparable."""
-        fingerprint = old.get(FINGERPRINT)
-        if not isinstance(fingerprint, Mapping):
+        fingerprint = fingerprint_of(old)
+        if not fingerprint:
             raise ConfigurationError("the old study was made by another program", got=self.old_name)
         new = {key: value for key, value in self.definition.fingerprint.items() if key in fingerprint}
         searched = {"space": None, "baseline": None}

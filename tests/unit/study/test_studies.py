@@ -13,7 +13,7 @@ from tests.support.studies import SPACE, Reader, define, study_counts, toy_space
 def test_studies_are_listed_with_their_counts(study, storage, tmp_path):
     work_on(study, tmp_path)
     define(storage, name="second", objective="f1-and-cost", num_trials=9)
-    optuna.create_study(storage=storage, study_name="foreign")
+    optuna.create_study(storage=storage, study_name="foreign").set_user_attr("target", "text")
     first, second, foreign = list_studies(storage)
     assert (first.name, first.objective) == ("toy", "f1")
     assert (first.counts.num_finished, first.counts.target) == (5, 5)

@@ -1,4 +1,5 @@
 import csv
+import functools
 import io
 import json
 import math
@@ -12,12 +13,32 @@ from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CURVE, EPOCHS, F1_SE, LOSSES, MICRO_BATCH, NUM_PARAMETERS, RUNS
+from csi_job.storage.attributes import (
+    CURVE,
+    ENDED,
+    EPOCHS,
+    F1_SE,
+    FINGERPRINT,
+    LOSSES,
+    MICRO_BATCH,
+    NUM_PARAMETERS,
+    OBJECTIVE,
+    PHASE,
+    RUNS,
+    SAMPLER,
+    SETTINGS,
+    TARGET,
+    UID,
+)
+from csi_job.storage.claim import count_trials
 from csi_job.storage.lease import new_token
+from csi_job.storage.optuna_private import study_id_of
 from csi_job.study.definition import load_study
 from csi_job.study.status import study_status
+from csi_job.study.studies import enqueue_trial, list_studies
 from csi_job.transfer.copy import write_study_rows
 from csi_job.transfer.export import export_files, to_csv, to_json, write_export
+from csi_job.trial.space import SearchSpace
 from tests.support.carrying import odd_trials, studies
 from tests.support.studies import define, work_on
 
@@ -142,15 +163,24 @@ def test_any_attribute_of_another_program_is_exported(storage, curve):
 
 
 @pytest.mark.parametrize("value", ["odd", {"a": 1}, [1, 2], [[1]], [["a", "b", "c"]]])
-def test_a_trial_of_another_program_is_read_whatever_it_keeps_under_our_names(storage, value):
+def test_a_study_of_another_program_is_read_whatever_it_keeps_under_our_names(storage, value):
     other = optuna.create_study(storage=storage, study_name="other")
+    for name in (TARGET, OBJECTIVE, FINGERPRINT, SETTINGS, UID, ENDED):
+        other.set_user_attr(name, value)
     names = (RUNS, LOSSES, F1_SE, EPOCHS, NUM_PARAMETERS, MICRO_BATCH)
-    other.add_trial(optuna.trial.create_trial(value=1, user_attrs=dict.fromkeys(names, value)))
-    (trial,) = view_study(other).trials
+    other.add_trial(optuna.trial.create_trial(value=1, user_attrs=dict.fromkeys((*names, SAMPLER, *PHASE), value)))
+    view = view_study(other)
+    (trial,) = view.trials
+    assert view.phases[0].pruning == str(value)
     assert (trial.losses, trial.f1_error, len(trial.runs)) == ((), None, 1)
     assert trial.seconds == pytest.approx(0.0, abs=1.0)
     assert (trial.num_epochs, trial.num_parameters, trial.micro_batch) == (0, None, None)
-    assert study_status(other).num_complete == 1
+    assert (study_status(other).num_complete, study_status(other).target) == (1, 0)
+    assert [study.counts for study in list_studies(storage)] == [None]
+    with pytest.raises(ConfigurationError, match="not created by csi-job"):
+        storage.read(functools.partial(count_trials, study_id=study_id_of(other)))
+    with pytest.raises(ConfigurationError, match="other"):
+        enqueue_trial(other, SearchSpace(), {})
     assert len(rows_of(other)) == 1
 
 
