@@ -1,6 +1,7 @@
 """What every test shares: a clean environment, phantoms, and services that skip locally but fail under CI."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, as would its programs
 # No generated test fails because the machine is busy, and each example cleans up after itself.
 patient = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("patient", deadline=None, suppress_health_check=patient)
