@@ -105,10 +105,7 @@ def curve_of(trial: FrozenTrial) -> list[tuple[int, float]]:
 
     With two objectives Optuna refuses intermediate values, so there the curve is an attribute.
     """
-    pairs: Any = trial.intermediate_values.items() or trial.user_attrs.get(CURVE, ())
-    with suppress(TypeError, ValueError, OverflowError):  # another program may store anything under this name
-        return sorted((int(epoch), float(f1)) for epoch, f1 in pairs)
-    return []
+    return sorted(trial.intermediate_values.items() or rows_of(trial, CURVE, int, float))
 
 
 def rows_of(trial: FrozenTrial, name: str, *kinds: Callable[[Any], Any]) -> list[tuple[Any, ...]]:
