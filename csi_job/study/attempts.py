@@ -1,4 +1,4 @@
-"""The folders of a trial's checkpoints: one per attempt, named by the study whose attempt it is.
+"""The folders of a trial's checkpoints, one per attempt, named by its study; and the checkpoint to resume from.
 
 Two databases may have studies of the same name, whose checkpoints then lie in one work folder.
 """
@@ -17,16 +17,37 @@ def attempt_name(attempt: int, uid: str) -> str:
     return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
 
 
-def own_attempts(folder: Path, uid: str) -> list[Path]:
-    """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
-    return [attempt for attempt in folder.glob("attempt-*") if _uid_of(attempt) in (uid, "")]
-
-
 def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
     """Return the folder of an attempt at a trial, cleared of what an equal one may have left there."""
     folder = folder / attempt_name(attempt, uid)
     shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
+    """Find the newest intact checkpoint that matches what is stored of a trial; None: it starts again.
+
+    Only those of this study count, or those that name none, as in version 0.1. A checkpoint newer than the stored
+    epochs counts only in the folder of the promoted one or of the previous attempt, which wrote it while the database
+    was unreachable. One of any other attempt was written without the lease.
+
+    Args:
+        folder: of all attempts of the trial.
+        promoted: the promoted checkpoint.
+        last_epoch: the last epoch with a stored value, -1 if there is none.
+        attempt: the attempt that resumes.
+        uid: of the study.
+    """
+    from csi_job.trial.checkpoint import epoch_of, valid_checkpoints  # imports torch
+
+    newest = None
+    trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
+    for place in sorted(_own_attempts(folder, uid), reverse=True):
+        for path in valid_checkpoints(place):
+            epoch = epoch_of(path)
+            if epoch > epoch_of(newest) and (epoch <= last_epoch or place in trusted):
+                newest = path
+    return newest
 
 
 def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
@@ -36,7 +57,7 @@ def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
     """
     newest = folder / f"epoch-{epoch:04d}.pt"
     if newest.is_file():
-        for path in (path for attempt in own_attempts(folder.parent, _uid_of(folder)) for path in attempt.glob("*")):
+        for path in (path for attempt in _own_attempts(folder.parent, _uid_of(folder)) for path in attempt.glob("*")):
             if path != newest and _number_of(path.parent) <= _number_of(folder):
                 path.unlink(missing_ok=True)
 
@@ -62,7 +83,7 @@ def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
 
 
 def _remove_attempts(folder: Path, uid: str) -> None:
-    for attempt in own_attempts(folder, uid):
+    for attempt in _own_attempts(folder, uid):
         shutil.rmtree(attempt, ignore_errors=True)
     _remove_if_empty(folder)
 
@@ -70,6 +91,11 @@ def _remove_attempts(folder: Path, uid: str) -> None:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # not empty, or missing
         folder.rmdir()
+
+
+def _own_attempts(folder: Path, uid: str) -> list[Path]:
+    """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
+    return [attempt for attempt in folder.glob("attempt-*") if _uid_of(attempt) in (uid, "")]
 
 
 def _number_of(attempt: Path) -> int:

@@ -23,14 +23,13 @@ from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
-from csi_job.study.attempts import fresh_attempt_folder, keep_newest_checkpoint
+from csi_job.study.attempts import find_checkpoint, fresh_attempt_folder, keep_newest_checkpoint
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.pruning import is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
-from csi_job.study.resume import checkpoint_values, find_checkpoint
 from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
-from csi_job.trial.checkpoint import epoch_of
+from csi_job.trial.checkpoint import checkpoint_values, epoch_of
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:

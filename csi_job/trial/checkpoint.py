@@ -138,6 +138,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def checkpoint_values(path: Path) -> dict[int, float]:
+    """Return the value of each epoch up to a checkpoint."""
+    return {int(result["epoch"]): float(result["val_f1"]) for result in load_checkpoint(path)["results"]}
+
+
 def valid_checkpoints(folder: Path) -> list[Path]:
     """Return the folder's intact checkpoints, newest first; none if there is no such folder.
 
