@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import uuid
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -61,6 +62,7 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
         disable_code=True,
         x_disable_meta=True,  # host, user and command line are private
         x_disable_stats=True,
+        x_sync_dir_suffix=uuid.uuid4().hex[:8],  # else processes that open a run in the same second share its file
     )
     mode = arguments.pop("mode")
     if mode == "online":  # unless `wandb offline` or `wandb disabled` has stored another in a file

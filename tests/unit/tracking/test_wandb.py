@@ -151,6 +151,9 @@ def test_the_run_of_a_paused_trial_gets_the_outcome_that_another_claim_gives_it(
         outcomes = [outcome for path in of_run for outcome in summary_values(path, "outcome")]
         assert ("pruned" in outcomes, "complete" in outcomes) == (trial.number in pruned, trial.number not in pruned)
         assert "released" not in outcomes
+    # Two processes may open a trial's run in the same second, after which W&B names its folder.
+    suffixes = {path.parent.name.rpartition("-")[2] for paths in found.values() for path in paths}
+    assert len(suffixes) == 6 + len(paused)
 
 
 def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatch, caplog):
