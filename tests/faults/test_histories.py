@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.faults.harness.histories.journal import Journal, Operation, operations
-from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED, Model, World
+from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED, Model, World, is_read
 from tests.faults.harness.histories.run import Mix, run_history
 from tests.faults.harness.histories.search import explain
 
@@ -26,7 +26,7 @@ def complaint(*steps, world=WORLD):
     for index, (kind, arguments, answer, *times) in enumerate([*BEGUN, *steps]):
         begin_s, end_s = times or (float(index), index + 0.5 if answer is not None else math.inf)
         history.append(Operation(kind, "red", arguments, answer, begin_s, end_s))
-    return explain(history, None, Model(world).apply).complaint
+    return explain(history, None, Model(world).apply, is_read).complaint
 
 
 RIGHT = {
@@ -38,6 +38,13 @@ RIGHT = {
     "overlapping operations in either order": [
         ("set_target", ("u", 3), (3,), 2.0, 6.0), (*CLAIM_A, 2.5, 3.0), (*CLAIM_B, 3.5, 4.0),
         ("claim", ("u", "c:1"), (2, 1), 4.5, 5.0), ("delete", ("u",), (), 8.0, 9.2), ("copy", (), DELETED, 9.0, 9.5),
+    ],
+    "a total that is given before an addition, and set after it": [
+        ("set_target", ("u", 2), (2,), 2.0, 5.0), ("add", ("u", 3, "t"), (5,), 3.0, 4.0),
+        ("copy", (), (2, (WAITING_BASELINE,)), 6.0, 6.5),
+    ],
+    "a study that is created again while it is deleted": [
+        ("define", (), (), 2.0, 5.0), ("delete", ("u",), (), 3.0, 4.0), ("open", (), ("v",), 6.0, 6.5),
     ],
     "a claim without an answer that took effect": [
         ("claim", ("u", "a:1"), None), CLAIM_B, ("claim", ("u", "c:1"), ("none", 0, 2, 2)),

@@ -11,6 +11,7 @@ from tests.faults.harness.histories.journal import Operation
 
 FINISHED = ("COMPLETE", "PRUNED")
 DELETED, LOST, FULL, REFUSED = ("deleted",), ("lost",), ("full",), ("refused",)
+READS = ("copy", "migrate", "see")
 
 
 class Trial(NamedTuple):
@@ -84,6 +85,11 @@ class Study(NamedTuple):
         for number in waiting[::-1][: max(-self.num_free, 0)]:
             study = study.change(number, state="FAIL")
         return study
+
+
+def is_read(op: Operation) -> bool:
+    """Return whether an operation with its answer leaves every study as it is."""
+    return op.kind in READS or op.answer in (DELETED, LOST, FULL, REFUSED)
 
 
 State = Study | None

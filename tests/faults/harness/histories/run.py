@@ -16,7 +16,7 @@ import psycopg2
 from tests.faults.harness.fleet import FaultyWorker
 from tests.faults.harness.histories import client as clients
 from tests.faults.harness.histories.journal import Operation, notes, operations
-from tests.faults.harness.histories.model import DELETED, LOST, Model, World
+from tests.faults.harness.histories.model import DELETED, LOST, Model, World, is_read
 from tests.faults.harness.histories.search import explain
 from tests.support.postgres import Server
 from tests.support.studies import BASELINE, Reader
@@ -98,7 +98,7 @@ def check(url: str, folder: Path, world: World) -> HistoryFigures:
     for name in clients.NAMES:
         end = Operation("copy", name, (), read(url, name), time.monotonic(), time.monotonic(), "the database")
         own = [twin for op in history if op.study == name for twin in _with_twin(op, world)]
-        verdict = explain([*own, end], None, model.apply)
+        verdict = explain([*own, end], None, model.apply, is_read)
         figures.steps += verdict.num_steps
         figures.complaints += [f"study {name}: {verdict.complaint}"] if verdict.complaint else []
     return figures

@@ -24,7 +24,10 @@ class Verdict:
 
 
 def explain(
-    history: Sequence[Operation], initial: State, apply: Callable[[State, Operation], Iterable[State]]
+    history: Sequence[Operation],
+    initial: State,
+    apply: Callable[[State, Operation], Iterable[State]],
+    is_read: Callable[[Operation], bool],
 ) -> Verdict:
     """Search for an order that agrees with real time: what ended before another began comes first.
 
@@ -61,8 +64,8 @@ def explain(
             waiting = [ops[index] for index in ready if index < len(known)]
             best, stuck = count, _described(waiting, state, best_of=len(known), count=count)
         after = {index: [*apply(state, ops[index])] for index in ready}
-        # An operation that changes nothing may come now: wherever else it could, the others are the same without it.
-        if idle := [index for index, states in after.items() if states and all(each == state for each in states)]:
+        # A read may come now: wherever else it could, the others are the same without it.
+        if idle := [index for index, states in after.items() if states and is_read(ops[index])]:
             stack.append((done | sum(1 << index for index in idle), state, first))
             continue
         # The last one pushed is tried first: the known operation that ended first.
