@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
+from csi_job.errors import ConfigurationError
 from csi_job.storage.url import Address
 
 logger = logging.getLogger(__name__)
@@ -75,11 +76,29 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
             f"'{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '{STATEMENT_TIMEOUT_S}s'; SET timezone = 'UTC'; "
             "SET default_transaction_isolation = 'read committed'; "
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; "
-            "SELECT current_setting('fsync')"
+            "SELECT current_setting('fsync'), pg_backend_pid()"
         )
-        if cursor.fetchone() == ("off",):
+        fsync, process = cursor.fetchone()
+        if fsync == "off":
             _warn_of_fsync()
+        if process != connection.info.backend_pid:
+            _check_defaults_behind_pooler(cursor)
     connection.commit()
+
+
+def _check_defaults_behind_pooler(cursor: Any) -> None:
+    """Reject defaults that we would override: a pooler may run each transaction in another session, without our SET."""
+    cursor.execute(
+        "SELECT string_agg(name || ' = ' || reset_val, ', ' ORDER BY name) FROM pg_settings "
+        "WHERE name = 'synchronous_commit' AND reset_val = 'off' "
+        "OR name = 'default_transaction_isolation' AND reset_val != 'read committed'"
+    )
+    (unsafe,) = cursor.fetchone()
+    if unsafe:
+        message = "the database is behind a connection pooler, which may drop what a session sets, and its defaults are"
+        hint = "change them by ALTER ROLE … SET and let the pooler reconnect, or name PostgreSQL itself in storage.url"
+        allowed = "synchronous_commit = on, default_transaction_isolation = read committed"
+        raise ConfigurationError(f"{message} unsafe", got=unsafe, allowed=allowed, hint=hint)
 
 
 @cache

@@ -2,9 +2,12 @@
 
 import signal
 
+from sqlalchemy.engine import make_url
+
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, StudyReader, check_study
 from tests.faults.harness.worker import Plan, run
+from tests.support.postgres import pooler_of
 from tests.support.processes import num_lines
 
 NUM_STARTING, NUM_MANY = 64, 32
@@ -37,6 +40,22 @@ def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server, tmp_
     assert endings.others == []
     assert endings.num_terminated >= NUM_MANY // 2
     assert endings.num_not_released == 0
+    assert not findings.violations
+
+
+def test_workers_that_share_two_sessions_of_a_pooler_leave_an_exact_study(server, tmp_path):
+    record = tmp_path / "record"
+    settings = {**SETTINGS, "num_trials": 60, "lease_s": 5.0}
+    plan = Plan(record, own_host=True, epoch_s=0.02)
+    with server.database() as url, pooler_of(server, 2) as options:
+        pooled = make_url(url).set(query=options).render_as_string()
+        fleet = Fleet(lambda _: FaultyWorker(pooled, tmp_path, run=run, plan=plan, **settings), 6)
+        for num_epochs in (10, 40, 70):
+            wait_for_epochs(record, num_epochs, fleet)
+            fleet.workers[0].send_signal(signal.SIGKILL)
+        endings = fleet.finish()
+        findings = check_study(url, "starts", record, Expected(60, 2, accounted(endings)))
+    assert (endings.others, endings.num_killed) == ([], 3)
     assert not findings.violations
 
 

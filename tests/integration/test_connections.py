@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
@@ -12,10 +13,11 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.definition import load_study
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.study.target import set_target
-from tests.support.postgres import Server, guarded_server
+from tests.support.postgres import Server, embedded_server, guarded_server, pooler_of, standby_of
 from tests.support.processes import wait_until
 from tests.support.studies import SPACE, define, work_on
 
+STANDBY = r"cannot be used: .*read-only transaction; name the primary in storage\.url instead of a standby"
 PASSWORD = "p@ss/w:o{r}d%20#?&é' \\"
 
 
@@ -75,6 +77,59 @@ def test_each_session_asks_for_durability_timeouts_and_the_isolation_that_claims
     for undo in ("ALTER SYSTEM RESET fsync", "ALTER ROLE anna RESET ALL"):
         guarded.run(undo)
     guarded.reload()
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "is_unsafe"),
+    [
+        ("synchronous_commit", "off", True),
+        ("synchronous_commit", "local", False),
+        ("default_transaction_isolation", "serializable", True),
+    ],
+)
+def test_a_pooler_is_rejected_where_the_defaults_of_its_sessions_are_unsafe(server, tmp_path, name, default, is_unsafe):
+    with server.database() as url, pooler_of(server, 1) as options:
+        server.run(f"ALTER DATABASE {make_url(url).database} SET {name} = '{default}'")
+        pooled = make_url(url).set(query=options).render_as_string()
+        message = f"connection pooler.*are unsafe.*{name} = {default}.*ALTER ROLE"
+        with pytest.raises(ConfigurationError, match=message) if is_unsafe else nullcontext():
+            open_storage(StorageSettings(url=SecretStr(pooled)), tmp_path, create=True).close()
+        open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True).close()
+
+
+def test_a_standby_is_named_and_followed_when_it_becomes_the_primary(tmp_path):
+    with embedded_server() as primary, standby_of(primary) as standby:
+
+        def is_replayed():
+            return primary.run("SELECT replay_lsn = pg_current_wal_lsn() FROM pg_stat_replication") == [(True,)]
+
+        def through_failover(running):
+            running.report(0, 0.5)
+            if running.number == 2:
+                wait_until(is_replayed)
+                primary.stop()
+                standby.promote()
+            running.report(1, 0.5)
+            return [0.5]
+
+        with pytest.raises(ConfigurationError, match=STANDBY):
+            open_storage(StorageSettings(url=SecretStr(standby.url)), tmp_path, create=True)
+        servers = f"?host={standby.data}&host={primary.data}&target_session_attrs=read-write"
+        storage = open_storage(
+            StorageSettings(url=SecretStr(f"postgresql://postgres@/postgres{servers}")), tmp_path, create=True
+        )
+        study = define(storage)
+        wait_until(is_replayed)
+        theirs = open_storage(StorageSettings(url=SecretStr(standby.url)), tmp_path, create=True)
+        assert [trial.number for trial in load_study(theirs, "toy").trials] == [0]
+        with pytest.raises(ConfigurationError, match=STANDBY):
+            set_target(load_study(theirs, "toy"), num_trials=9)
+        theirs.close()
+        assert work_on(study, tmp_path, through_failover, pruner="none").num_finished == 5
+        storage.close()
+        states = standby.run("SELECT state, count(*) FROM trials GROUP BY state")
+        steps = standby.run("SELECT count(*) FROM trial_intermediate_values")
+        assert (states, steps) == ([("COMPLETE", 5)], [(10,)])
 
 
 def test_a_wrong_password_is_one_line_that_does_not_show_it(guarded, tmp_path):

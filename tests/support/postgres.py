@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+import pytest
 from sqlalchemy.engine import make_url
 
 from tests.conftest import missing_service
+from tests.support.processes import wait_until
 
 
 class Server:
@@ -53,10 +55,66 @@ class Server:
     def reload(self) -> None:
         self._control("reload")
 
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._control("promote")
+
     def _control(self, *arguments: str) -> None:
-        user = "pgserver" if os.geteuid() == 0 else None
         command = [f"{self.binaries}/pg_ctl", "-w", "-D", str(self.data), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=user)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=_user())
+
+
+def _user() -> str | None:
+    """Return whom servers run as: PostgreSQL and PgBouncer refuse to run as root."""
+    return "pgserver" if os.geteuid() == 0 else None
+
+
+def _folder_beside(server: Server, name: str) -> Path:
+    """Make a folder for another server, beside the data of an embedded one."""
+    if server.data is None:
+        pytest.skip("this needs the embedded PostgreSQL, not that of TEST_DB_URL")
+    folder = server.data.with_name(name)
+    folder.mkdir(mode=0o700)
+    if user := _user():
+        shutil.chown(folder, user)
+    return folder
+
+
+@contextmanager
+def standby_of(server: Server) -> Iterator[Server]:
+    """Yield a hot standby of an embedded server."""
+    data = _folder_beside(server, "standby")
+    copy = [f"{server.binaries}/pg_basebackup", "-R", "-c", "fast", "-D", str(data), "-d", server.url]
+    subprocess.run(copy, check=True, stderr=subprocess.DEVNULL, user=_user())
+    (data / ".s.PGSQL.5432.lock").unlink()  # of the other one's socket, which lies in its data
+    with (data / "postgresql.conf").open("a") as settings:
+        settings.write(f"unix_socket_directories = '{data}'\n")
+    standby = Server(server.url.replace(str(server.data), str(data)), data, server.binaries)
+    standby.start()
+    try:
+        yield standby
+    finally:
+        standby.stop()
+
+
+@contextmanager
+def pooler_of(server: Server, num_sessions: int) -> Iterator[dict[str, str]]:
+    """Yield the options of a URL that lead through PgBouncer, whose clients share sessions, one per transaction."""
+    if (program := shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")) is None:
+        pytest.skip("pgbouncer is not installed")
+    folder = _folder_beside(server, f"pool-{uuid.uuid4().hex[:4]}")
+    settings = folder / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\n* = host={server.data} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr =\nunix_socket_dir = {folder}\nauth_type = any\n"
+        f"pool_mode = transaction\ndefault_pool_size = {num_sessions}\nlogfile = {folder}/log\n"
+    )
+    with subprocess.Popen([program, "-q", settings], user=_user(), stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until((folder / ".s.PGSQL.6432").exists)
+            yield {"host": str(folder), "port": "6432"}
+        finally:
+            process.terminate()
 
 
 @contextmanager
