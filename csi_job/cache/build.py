@@ -281,7 +281,7 @@ def _fill_slots(
             for part in parts:
                 todo = [index for index in arrays.empty_slots(part) if index not in corrupt]
                 advance(len(part) - len(todo))
-                yield from ((index, source.paths[index]) for index in todo)
+                yield from ((index, Path(source.paths[index])) for index in todo)
 
         side_px, max_side_px = cache.image_size_px, radiographs.max_image_side_px
         num_decoders = cache.num_workers or num_cores()

@@ -40,7 +40,7 @@ class DigestIndex:
     costs only time.
     """
 
-    def __init__(self, folder: Path, key: bytes, paths: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, key: bytes, paths: Sequence[str]) -> None:
         """Read the index in a folder if there is one, and look these files up."""
         self._folder, self._path, self._key, self._paths = folder, folder / _DIGESTS_FILE, key, paths
         self._known: dict[bytes, bytes] = {}
@@ -158,17 +158,17 @@ class DigestIndex:
             os.close(descriptor)
 
 
-def stamps_of(paths: Sequence[Path], key: bytes) -> list[bytes]:
+def stamps_of(paths: Sequence[str], key: bytes) -> list[bytes]:
     """Return stamps that change with a file's path and its `stat`, as its content would; empty if unreadable."""
     return [_stamp(path, _stat(path), key) for path in paths]
 
 
-def _stamp(path: Path, stat: Stat | None, key: bytes) -> bytes:
+def _stamp(path: str, stat: Stat | None, key: bytes) -> bytes:
     text = f"{path}\0{stat}"
     return hmac.digest(key, text.encode("utf-8", "surrogateescape"), "sha256")[:_STAMP_BYTES] if stat else b""
 
 
-def _stat(path: Path) -> Stat | None:
+def _stat(path: str) -> Stat | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - faster than Path.stat over many files
     except OSError:
@@ -176,11 +176,11 @@ def _stat(path: Path) -> Stat | None:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-def _digest_image(path: Path) -> tuple[str, Stat | None]:
+def _digest_image(path: str) -> tuple[str, Stat | None]:
     """Return the SHA-256 of a file, and its `stat` (None if it changed or is unreadable)."""
     stat = _stat(path)
     try:
-        sha256 = digest_file(path)
+        sha256 = digest_file(Path(path))
     except OSError:
         return _UNREADABLE, None
     return sha256, stat if _stat(path) == stat else None

@@ -41,7 +41,7 @@ class Source:
     """
 
     table: LabelTable
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     index: DigestIndex
     identity_key: bytes
     images: Path
@@ -52,7 +52,7 @@ class Source:
 
     def problem(self, index: int, what: str) -> Problem:
         """Return a problem with the image of a row."""
-        image = self.paths[index].relative_to(self.images).as_posix()
+        image = Path(self.paths[index]).relative_to(self.images).as_posix()
         return Problem(what, row=self.table.rows[index], file_id=self.table.file_ids[index], image=image)
 
     def check_unchanged(self) -> None:

@@ -27,7 +27,7 @@ from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, finished, images_of, 
 
 def test_the_cache_holds_every_image_once_in_its_split(radiographs, built):
     table = read_table(radiographs.labels, radiographs)
-    paths = find_images(radiographs.images, table.file_ids, table.rows)
+    paths = [*map(Path, find_images(radiographs.images, table.file_ids, table.rows))]
     split_N = split_patients(table, radiographs.split)
     for place, name in enumerate(SPLITS):
         split = Cache.open(built).split(name)

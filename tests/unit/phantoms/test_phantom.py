@@ -59,7 +59,7 @@ def test_patients_have_one_to_three_images_with_similar_scores(folder):
 
 def test_every_format_is_there_and_every_image_can_be_read(folder):
     table = read_table(folder / "labels.csv", RadiographsSettings())
-    paths = find_images(folder / "images", table.file_ids, table.rows)
+    paths = [*map(Path, find_images(folder / "images", table.file_ids, table.rows))]
     assert {path.name.split(".", 1)[1] for path in paths} == {"png", "jpg", "jpeg", "dcm", "nii.gz"}
     for path in paths:
         pixels_HW = read_radiograph(path, 64, max_image_side_px=1000)

@@ -26,7 +26,7 @@ MAX_SIDE_PX = 4000
 
 
 def find(folder: Path, *file_ids: str) -> tuple[Path, ...]:
-    return find_images(folder, file_ids, range(2, 2 + len(file_ids)))
+    return tuple(map(Path, find_images(folder, file_ids, range(2, 2 + len(file_ids)))))
 
 
 def problem(folder: Path, *file_ids: str) -> str:
