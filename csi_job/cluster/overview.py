@@ -4,13 +4,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import S_PER_H, metered_usage
-from csi_job.cluster.pods import failure_of, has_silent_node, host_of, last_line
-from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
+from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
+from csi_job.cluster.refusals import job_problem, last_seen, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
@@ -21,8 +22,10 @@ from csi_job.cluster.stages import (
     age_s,
     component_of,
     find_release,
+    is_waiting,
     job_result,
     num_gpus,
+    quota_wait,
     selector,
 )
 from csi_job.errors import ClusterError
@@ -91,18 +94,29 @@ def view_release(cluster: Cluster, release: Release, study: StudyStatus | None =
     views = [_view(cluster, pod, release.gpu_resource) for pod in own]
     order = {state: place for place, state in enumerate(STATE_ORDER)}
     views.sort(key=lambda view: (order.get(view.state, len(order)), view.stage, view.name))
-    note = _outcome(own) if is_over else _refusal(cluster, jobs)
+    note = _outcome(own) if is_over else _blocker(cluster, release, jobs)
     return ReleaseView(release.name, cluster.namespace, tuple(views), used_s / S_PER_H, study, note, is_over)
 
 
-def _refusal(cluster: Cluster, jobs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return why pods are missing, given the Jobs of each component; empty if none is."""
+def _blocker(cluster: Cluster, release: Release, jobs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return what keeps a release from its next step, given the Jobs of each component; empty if nothing does."""
     if not jobs[CONTROLLER]:
         return "the release has no controller, so no stage follows; repeat helm upgrade"
-    for component, found in jobs.items():
-        problem = job_problem(cluster, found[-1]) if found and not job_result(found[-1]) else None
-        if problem:
+    active = {component: found[-1] for component, found in jobs.items() if found and not job_result(found[-1])}
+    for component, job in active.items():
+        if is_waiting(job):
+            return f"{component}: {quota_wait(job)}"
+        if problem := job_problem(cluster, job):
             return f"{component}'s pods can't be created: {with_remedy(component, problem.reason)}"
+    return "" if active.keys() & set(STAGES) else _controllers_wait(cluster, release)
+
+
+def _controllers_wait(cluster: Cluster, release: Release) -> str:
+    """Return what the controller waits for between two stages, according to its last Event."""
+    with suppress(NotAllowedError):
+        last = max(cluster.events("ConfigMap", release.owner["name"]), key=last_seen, default={})
+        if (last.get("reason"), last.get("type")) == ("Waiting", "Warning"):
+            return str(last["message"])
     return ""
 
 
@@ -123,7 +137,7 @@ def _stream_status(
         missing = f"you may not {right[1]} {right[2]} in this namespace" if right else str(error)
         return f"the trials are not shown: {missing}"
     except ClusterError as error:
-        note = last_line(str(error))
+        note = str(error).rpartition(PREFIX)[2]  # without the log before it
         return "the cache stage has yet to create the study" if NO_STUDY in note else note
     return ""
 

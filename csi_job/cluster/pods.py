@@ -1,6 +1,7 @@
 """What a pod's status says: how it failed, in csi-job's own words, and why it does not start."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,9 @@ WAITING_REASONS_FATAL: Final = (
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 LOST_AFTER_S: Final = 30.0  # past its grace
+TAINTED: Final = "untolerated taint"  # in what the scheduler says
+# What the scheduler adds about evicting other pods, which repeats or helps nobody.
+_PREEMPTION: Final = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
         return StartupProblem(name, reason, is_missing=False, age_s=age_s, has_started=True)
     condition = _scheduled(pod)
     if condition.get("status") == "False":
-        reason = condition.get("message", condition.get("reason", ""))
+        reason = _PREEMPTION.sub("", condition.get("message", condition.get("reason", "")))
+        if TAINTED in reason:
+            reason += "; set tolerations, or wait until the taint is removed (kubectl describe nodes)"
         return StartupProblem(name, reason, "persistentvolumeclaim" in reason and "not found" in reason, age_s)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}

@@ -25,8 +25,10 @@ from csi_job.cluster.stages import (
     get_annotation,
     is_paused,
     is_queued,
+    is_waiting,
     job_result,
     partial_admission,
+    quota_wait,
     resize,
     scale_patch,
 )
@@ -95,8 +97,8 @@ class StageRun:
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:  # noqa: ARG002 - the search's
         """Handle a Job that has not finished, with its pods; return whether the stage is done anyway."""
-        paused, waiting = f"{self.stage.name}: suspended", f"{self.stage.name}: waiting for quota"
-        now = paused if is_paused(job) else waiting if job["spec"].get("suspend") else ""
+        paused, waiting = f"{self.stage.name}: suspended", f"{self.stage.name}: {quota_wait(job)}"
+        now = paused if is_paused(job) else waiting if is_waiting(job) else ""
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again
         if now:
             self.log_once(now, "Waiting")

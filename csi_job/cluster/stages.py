@@ -262,6 +262,17 @@ def is_paused(job: Mapping[str, Any]) -> bool:
     return job["spec"].get("parallelism") == 0 if is_queued(job) else bool(job["spec"].get("suspend"))
 
 
+def is_waiting(job: Mapping[str, Any]) -> bool:
+    """Return whether a Job waits until Kueue has quota for it."""
+    return bool(job["spec"].get("suspend")) and not is_paused(job)
+
+
+def quota_wait(job: Mapping[str, Any]) -> str:
+    """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing."""
+    queue = (job["metadata"].get("labels") or {}).get(QUEUE, "")
+    return f"waiting for quota in the queue {queue}; kubectl describe workloads shows why"
+
+
 @dataclass(frozen=True)
 class JobResult:
     """How a Job ended."""

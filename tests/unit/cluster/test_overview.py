@@ -8,7 +8,7 @@ import pytest
 from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
 from csi_job.cluster.budget import GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
-from csi_job.cluster.stages import selector
+from csi_job.cluster.stages import QUEUE, selector
 from csi_job.errors import ClusterError, NoStudyError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
@@ -107,6 +107,36 @@ def test_a_search_that_lacks_pods_is_shown_with_the_reason():
     (view,) = watched(cluster, once=True)
     assert view.note.startswith("search's pods can't be created: exceeded quota: q; lower search.resources or ")
     assert view.study == OPEN
+
+
+def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
+    cluster = Cluster(UP, [[OPEN], [OPEN], [OPEN]])
+    job = cluster.objects["Job", "s"]
+    job["metadata"]["labels"] = job["metadata"]["labels"] | {QUEUE: "team"}
+    job["spec"] = {"suspend": True, "parallelism": 2}
+    (view,) = watched(cluster, once=True)
+    assert view.note == "search: waiting for quota in the queue team; kubectl describe workloads shows why"
+    job["spec"]["parallelism"] = 0
+    (view,) = watched(cluster, once=True)
+    assert view.note == ""
+
+
+@pytest.mark.parametrize(
+    ("newest", "note"), [({"reason": "Waiting"}, "no webhook"), ({"reason": "Failed"}, ""), ({"type": "Normal"}, "")]
+)
+def test_what_the_controller_waits_for_is_shown_while_no_stage_runs(newest, note):
+    cluster = Cluster(UP, [ClusterError("there is no study")])
+    cluster.delete("Job", "s")
+    cluster.create(event("r-stages", "Started", "cache: started", 9, "ConfigMap"))
+    cluster.create(event("r-stages", "Waiting", "no webhook", 3, "ConfigMap") | newest)
+    (view,) = watched(cluster, once=True)
+    assert view.note == (note or "the cache stage has yet to create the study")
+
+
+def test_of_a_pods_json_log_only_the_error_is_shown():
+    log = '{"level": "warning", "message": "retrying"} csi-job: the database could not be used; run it again'
+    (view,) = watched(Cluster(UP, [ClusterError(f"reading from the pod p failed: {log}")]), once=True)
+    assert view.note == "the database could not be used; run it again"
 
 
 @pytest.mark.parametrize(("spec", "status"), [({"suspend": True}, {}), ({"parallelism": 2}, {"active": 2})])

@@ -72,6 +72,24 @@ def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing)
     assert problem.age_s < 5
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption.", "cpu"),
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint(s). no new claims to deallocate, preemption: 0/1",
+            "untolerated taint(s); set tolerations, or wait until the taint is removed (kubectl describe nodes)",
+        ),
+    ],
+)
+def test_of_a_pod_without_node_the_reason_and_the_remedy_are_told_but_nothing_of_preemption(message, reason):
+    problem = startup_problem(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": message}]))
+    assert problem is not None
+    assert problem.reason.startswith("0/1 nodes are available: 1 ")
+    assert problem.reason.endswith(f" {reason}")
+    assert "reemption" not in problem.reason
+
+
 def test_a_pod_that_outlives_its_grace_period_is_lost_with_its_node():
     """Kubernetes replaces it only when its node answers again, or is deleted."""
     lost = pod({"running": {}})
