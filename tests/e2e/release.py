@@ -196,16 +196,18 @@ class Release:
         """The Jobs of the controller, newest last: after an upgrade the old one may still be there."""
         return sorted(self.items("jobs", "controller"), key=lambda job: str(job["metadata"]["creationTimestamp"]))
 
+    def controller_pods(self) -> list[dict[str, Any]]:
+        """The pods of the newest controller; those of one that an upgrade has deleted may still be there."""
+        newest = self.controllers()[-1]["metadata"]["name"]
+        return [pod for pod in self.items("pods", "controller") if pod["metadata"]["labels"][JOB_NAME] == newest]
+
     def in_the_controllers_pod(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         controller = self.controllers()[-1]["metadata"]["name"]
         return self.run("kubectl", "exec", f"job/{controller}", "--", *command, check=check)
 
     def outcome(self) -> str:
         """The termination message of the newest controller."""
-        newest = self.controllers()[-1]["metadata"]["name"]
-        for pod in self.items("pods", "controller"):
-            if pod["metadata"]["labels"][JOB_NAME] != newest:
-                continue
+        for pod in self.controller_pods():
             for status in pod["status"].get("containerStatuses", []):
                 if message := status["state"].get("terminated", {}).get("message"):
                     return str(message)

@@ -78,12 +78,13 @@ def _upgrade_and_roll_back(release: Release, endless: dict[str, Any]) -> None:
     changed = {**endless, "search.parallelism": 2, "search.env": [{"name": "COLOUR", "value": "blue"}]}
     changed |= {"search.resources.requests.memory": "80Mi"}
     release.helm("upgrade", "--wait", "--timeout", "3m", values=changed)
-    wait_until("the search runs with the new variable", lambda: _has_variable(release, "COLOUR"), 180)
+    wait_until("the search runs with the new variable", lambda: _with_variable(release, "COLOUR") == {True}, 180)
     release.run("helm", "rollback", release.name, "1", "--wait", "--timeout", "3m")
-    wait_until("the search runs without it", lambda: not _has_variable(release, "COLOUR"), 180)
+    wait_until("the search runs without it", lambda: _with_variable(release, "COLOUR") == {False}, 180)
 
 
-def _has_variable(release: Release, name: str) -> bool:
-    jobs = release.items("jobs", "search")
-    containers = [container for job in jobs for container in job["spec"]["template"]["spec"]["containers"]]
-    return any(variable["name"] == name for container in containers for variable in container["env"])
+def _with_variable(release: Release, name: str) -> set[bool]:
+    """Whether the running pods have a variable; empty while one search replaces the other."""
+    running = release.running("search")
+    pods = [pod for pod in release.items("pods", "search") if pod["metadata"]["name"] in running]
+    return {any(env["name"] == name for env in pod["spec"]["containers"][0]["env"]) for pod in pods}

@@ -175,7 +175,8 @@ def _webhook_server() -> dict[str, Any]:
 
 def _ended_at_once(release: Release) -> None:
     """The controller ended with its first pod and an exit code that is not retried, in one line."""
-    (controller,) = release.containers("controller")
+    (pod_,) = release.controller_pods()
+    (controller,) = pod_["status"]["containerStatuses"]
     assert controller["state"]["terminated"]["exitCode"] in {2, 3}
     assert controller["restartCount"] == 0
     assert "Traceback" not in release.outcome()

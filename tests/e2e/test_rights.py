@@ -25,7 +25,8 @@ def test_without_the_right_to_grant_rights_a_user_installs_what_an_administrator
     release.run("helm", "rollback", release.name, "1", "--wait", "--timeout", "3m")
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 120)
     num_trials = release.pause() + 2
-    assert release.status()["study"]["num_finished"] == num_trials - 2
+    study = wait_until("the status shows the study", lambda: release.status()["study"], 60)
+    assert study["num_finished"] == num_trials - 2
     assert "quotas: none" in release.csi_job("check")
 
     release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
