@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
 
 from csi_job.cache.settings import CacheSettings
-from csi_job.errors import ConfigurationError
+from csi_job.errors import NUM_PROBLEMS_NAMED, ConfigurationError
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.radiographs.settings import RadiographsSettings
@@ -229,11 +229,14 @@ def _last(path: str) -> str:
 
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> ConfigurationError:
     """Turn pydantic's first error into one line."""
-    first, num_more = error.errors()[0], len({_setting_at(each["loc"]) for each in error.errors()}) - 1
+    first, *others = error.errors()
+    others_at = dict.fromkeys(_setting_at(each["loc"]) for each in others)
+    others_at.pop(_setting_at(first["loc"]), None)
     path = ".".join(str(part) for part in first["loc"])
     origin = _origin(path, origins)
     source = "" if origin == "default" else f" ({origin})"
-    more = f"; {num_more} more invalid setting{'s'[: num_more > 1]}" if num_more else ""
+    named = ", ".join([*others_at][:NUM_PROBLEMS_NAMED]) + ", …" * (len(others_at) > NUM_PROBLEMS_NAMED)
+    more = f"; {len(others_at)} more invalid setting{'s'[: len(others_at) > 1]}: {named}" if others_at else ""
     section, parent = _type_of(path), _type_of(path.rpartition(".")[0])
     if first["type"] == "extra_forbidden":
         siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
-from csi_job.final_model.hyperparams import HyperparamsFile
+from csi_job.final_model.hyperparams import HyperparamsFile, is_count
 from csi_job.final_model.seeds import Recipe, SeedResult
 from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
@@ -119,7 +119,8 @@ def find_candidates(
     for trial in sorted(trials, key=lambda trial: (-trial.values[0], trial.number)):
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
-            epochs = max_epochs or int(trial.user_attrs.get(MAX_EPOCHS) or file.max_epochs)
+            stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there
+            epochs = max_epochs or (stored if is_count(stored) else file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     return found
 

@@ -71,7 +71,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     form = content if "params" in content else {}
     study, trial, max_epochs = (form.get(name) for name in ("study", "trial", "max_epochs"))
     max_epochs = default_max_epochs if max_epochs is None else max_epochs
-    if not _is_int(max_epochs) or max_epochs < 1:
+    if not is_count(max_epochs):
         what = f"{path.name}: max_epochs cannot be used"
         raise ConfigurationError(what, got=max_epochs, allowed="an integer of at least 1")
     fingerprint: Any = form.get("fingerprint")
@@ -124,6 +124,11 @@ def _study_name(name: Any, path: Path) -> str:
         what = f"{path.name}: study cannot be used as a name"
         raise ConfigurationError(what, got=name, allowed="1 to 100 characters, no slashes")
     return str(name)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value from outside is an integer of at least 1."""
+    return _is_int(value) and value >= 1
 
 
 def _is_int(value: Any) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
-from csi_job.radiographs.content import GIT_LFS_MAGIC
+from csi_job.radiographs.content import NO_TABLES
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
 from csi_job.radiographs.zones import UNKNOWN, ZONES
@@ -35,6 +35,7 @@ _NUM_WORDS_NAMED = 10
 _SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
 _INVISIBLE = {"Cf", "Zs"}  # Unicode's format characters, such as zero-width spaces, and spaces
+_BETWEEN_WORDS = re.compile(r"[\s._-]+")
 _LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
 _LIKE_PATIENTS = re.compile(
@@ -314,11 +315,16 @@ def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
 
 
 def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
-    """Return the place of each known column, compared without case; refuse missing and repeated ones."""
-    names = [cell.strip().casefold() for cell in cells]
-    known = {
-        name: names.index(name.casefold()) for name in (*REQUIRED_COLUMNS, PATIENT_COLUMN) if name.casefold() in names
-    }
+    """Return the place of each known column, compared without case; refuse missing and repeated ones.
+
+    A required column that is missing may have other marks between its words: `Right-Sup`, `right sup`, `File ID`.
+    """
+    exact = [cell.strip().casefold() for cell in cells]
+    spellings = {name: exact for name in (*REQUIRED_COLUMNS, PATIENT_COLUMN) if name.casefold() in exact}
+    joined = list(map(_joined, cells))
+    spellings |= {name: joined for name in REQUIRED_COLUMNS if name not in spellings and _joined(name) in joined}
+    wanted = {name: name.casefold() if names is exact else _joined(name) for name, names in spellings.items()}
+    known = {name: names.index(wanted[name]) for name, names in spellings.items()}
     missing = [name for name in REQUIRED_COLUMNS if name not in known]
     if len(missing) == len(REQUIRED_COLUMNS):  # perhaps no header at all: its cells may name patients, so none is shown
         found = f"{_counted(len(cells), 'cell')} when split at '{_separator_name(separator)}'"
@@ -333,7 +339,7 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
             f"the label table lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}",
             hint=f"its columns, split at '{_separator_name(separator)}', are {shown}",
         )
-    repeated = [name for name in known if names.count(name.casefold()) > 1]
+    repeated = [name for name, names in spellings.items() if names.count(wanted[name]) > 1]
     if repeated:
         raise DataError(f"the label table has the column {', '.join(repeated)} more than once")
     return known
@@ -345,8 +351,13 @@ def _header_merit(header: str, separator: str) -> tuple[int, int]:
         cells = next(csv.reader([header], delimiter=separator), [])
     except csv.Error:
         return (0, 0)
-    names = {cell.strip().casefold() for cell in cells}
-    return (sum(name.casefold() in names for name in REQUIRED_COLUMNS), len(cells))
+    names = set(map(_joined, cells))
+    return (sum(_joined(name) in names for name in REQUIRED_COLUMNS), len(cells))
+
+
+def _joined(name: str) -> str:
+    """Return a column's name in lower case without what may stand between its words."""
+    return _BETWEEN_WORDS.sub("", name.casefold())
 
 
 def _read_text(path: Path) -> str:
@@ -362,9 +373,9 @@ def _read_text(path: Path) -> str:
             content = path.read_bytes()
     except ValueError:  # a null character in the path
         raise DataError("the label table is not a file", got=str(path)) from None
-    if content.startswith(GIT_LFS_MAGIC):
-        what = "the label table is a Git LFS pointer and not the table itself"
-        raise DataError(what, got=str(path), hint="run `git lfs pull`")
+    for magic, kind, hint in NO_TABLES:
+        if content.startswith(magic):
+            raise DataError(f"the label table is {kind}", got=str(path), hint=hint)
     utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
         try:

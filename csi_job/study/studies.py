@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, UID, target_of
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
@@ -71,6 +71,13 @@ def delete_study(study: optuna.Study, work: Path) -> None:
     Raises:
         ConfigurationError: it was deleted already, even if there is another one of its name.
     """
+    try:
+        _delete(study, work)
+    except KeyError:  # another command deleted it, or its confirmation, after it was opened here
+        raise NoStudyError("another command is deleting the study, or has deleted it", got=study.study_name) from None
+
+
+def _delete(study: optuna.Study, work: Path) -> None:
     storage = storage_of(study)
     storage.get_study_user_attrs(study_id_of(study))  # else the confirmation may be that of another study
     confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))

@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 import re
 import threading
 import time
@@ -133,14 +132,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(message, hint="an older checkpoint or a fresh start takes its place")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content[:-TRAILER_BYTES]), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError) as error:
+    except Exception as error:  # torch's reader raises nearly anything on what it did not write
         raise CheckpointError(f"the checkpoint {path.name} contains more than weights") from error
     return state
 
 
 def checkpoint_values(path: Path) -> dict[int, float]:
-    """Return the value of each epoch up to a checkpoint."""
-    return {int(result["epoch"]): float(result["val_f1"]) for result in load_checkpoint(path)["results"]}
+    """Return the value of each epoch up to a checkpoint; raise `CheckpointError` like `load_checkpoint`."""
+    state = load_checkpoint(path)
+    try:
+        return {int(result["epoch"]): float(result["val_f1"]) for result in state["results"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {path.name} has no results of epochs") from error
 
 
 def valid_checkpoints(folder: Path) -> list[Path]:

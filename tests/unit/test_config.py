@@ -95,7 +95,7 @@ def laughs(part: str) -> str:
         ("work: 5", "settings.yaml): must be a path, got 5; see"),
         ("space: {batch_size: {choices: [true]}}", "must be a number or text, got True; YAML reads"),
         ("space: {batch_size: {value: [1]}}", "settings.yaml): must be a number or text, got [1]; see"),
-        ("space: {batch_size: {low: {}, high: 9}, patience: 9}", "{}; 1 more invalid setting; see"),
+        ("space: {batch_size: {low: {}, high: 9}, patience: 9}", "{}; 1 more invalid setting: space.patience; see"),
         ("space: {batch_size: 32}", "e.g. {value: 32}, {choices: [16, 32]} or {low: 16, high: 64}, got 32; see"),
         ("space: {model_arch: {choices: []}}", "settings.yaml): must not be empty; see"),
         ("space: {batch_size: {low: 2, high: 1}}", "): low 2 is above high 1; see"),

@@ -69,6 +69,13 @@ def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicate
     assert {entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 10, 7)} == {7}
 
 
+@pytest.mark.parametrize("foreign", ["as many as it takes", 0, -3, True, [7]])
+def test_what_another_program_keeps_under_max_epochs_is_no_number_of_epochs(tmp_path, foreign):
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"max_epochs": foreign}))
+    assert [entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 3, None)] == [2, 2]
+
+
 @pytest.mark.parametrize("changes", [{"confirmed": True}, {"study": None}])
 def test_a_confirmed_or_handwritten_file_or_one_without_a_study_is_the_only_candidate(tmp_path, changes):
     study = study_of((HIGH, 0.9))

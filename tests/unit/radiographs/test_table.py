@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -160,6 +161,16 @@ def test_long_numbers_with_all_their_digits_are_patients(tmp_path):
     assert read(tmp_path, lines(HEADER, ("a", "1,2E+11", *"000000"))).patient_ids == ("1,2E+11",)
 
 
+@pytest.mark.parametrize("mark", [" ", "-", ".", "", "  "])
+def test_required_columns_may_have_other_marks_between_their_words(tmp_path, mark):
+    header = (f"File{mark}ID ", "PatientID", *(zone.replace("_", mark).title() for zone in ZONES))
+    usual, other = read(tmp_path, lines(HEADER, ROW)), read(tmp_path, lines(header, ROW))
+    assert other.file_ids == usual.file_ids
+    assert (other.zones_NZ == usual.zones_NZ).all()
+    both = read(tmp_path, lines((*HEADER, f"Right{mark or ' '}Sup"), (*ROW, "3")))
+    assert (both.zones_NZ == usual.zones_NZ).all()  # the exact name is meant
+
+
 def test_columns_are_found_in_any_order_and_case(tmp_path):
     header = ("left_inf", "FILEID", "Right_Sup", "left_sup", "right_mid", "left_mid", "right_inf")
     table = read(tmp_path, lines(header, ("3", "a", "0", "1", "1", "1", "2")))
@@ -203,7 +214,9 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
         (lines(HEADER, ROW) + '"unclosed', "malformed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer and not the table itself"),
-        (b"PK\x03\x04\x00\x00\x00", "not text"),
+        (b"PK\x03\x04\x00\x00\x00", "the label table is an Excel or OpenDocument file, or a ZIP archive"),
+        (gzip.compress(lines(HEADER, ROW).encode()), "the label table is a file compressed with gzip"),
+        (lines((*HEADER[:-1], "left inf", "left-inf"), (*ROW, "1")), "left_inf more than once"),
         (lines(HEADER).encode("utf-16-le"), "not text"),
     ],
 )

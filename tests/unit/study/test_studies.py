@@ -2,7 +2,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.storage.tables import HEARTBEATS
 from csi_job.study.confirmation import open_confirmation
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
@@ -55,6 +55,14 @@ def test_a_deleted_study_leaves_the_checkpoints_of_one_of_its_name_in_another_da
     )
     delete_study(study, tmp_path)
     assert (own.exists(), other.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_study_that_another_command_deletes_first_is_refused_in_one_line(is_ours, storage, tmp_path):
+    study = define(storage) if is_ours else optuna.create_study(storage=storage, study_name="toy")
+    optuna.delete_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
+    with pytest.raises(NoStudyError, match="deleted"):
+        delete_study(study, tmp_path)
 
 
 @pytest.mark.parametrize("name", [".", "..", "{data}"])

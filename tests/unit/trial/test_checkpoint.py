@@ -66,10 +66,16 @@ def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path):
     file = io.BytesIO()
     torch.save({"model": Bomb()}, file, pickle_module=pickle)
     path = tmp_path / "epoch-0001.pt"
-    for content in (file.getvalue(), file.getvalue()[:-4]):  # the second is no archive, either
+    for content in (file.getvalue(), file.getvalue()[:-4], b""):  # the last two are no archives, either
         path.write_bytes(content + sha256(content).digest() + checkpoint.MARKER)
         with pytest.raises(CheckpointError, match="more than weights"):
             checkpoint.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("state", [{}, {"results": None}, {"results": [{"epoch": 0}]}, {"results": [[0, 0.5]]}])
+def test_a_checkpoint_without_results_is_named_so(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"epoch-0000\.pt has no results"):
+        checkpoint.checkpoint_values(checkpoint.save_checkpoint(tmp_path, 0, state))
 
 
 def test_what_cannot_be_written_stays_the_error_of_a_checkpoint(tmp_path, monkeypatch):
