@@ -83,6 +83,9 @@ def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(relea
         ("database.size", "512Mi", "database.size can't be changed from 1Gi to 512Mi"),
     ):
         assert named in release.helm("upgrade", values={value: given}, check=False)
+    release.kubectl("delete", "secret", "demo-csi-job-database")
+    refused = release.helm("upgrade", check=False)
+    assert "the Secret demo-csi-job-database is gone, but the volume claim demo-csi-job-database has a" in refused
     controllers = release.items("jobs", "controller")
     assert [job["metadata"]["uid"] for job in controllers] == [before]
 
