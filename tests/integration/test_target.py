@@ -54,3 +54,6 @@ def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is
     for number in (1, 2):
         assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == number
     assert set_target(study, more_trials=1) == 3
+    study.enqueue_trial({"unknown_weight": 0.2})  # by Optuna, which knows no total
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 4
+    assert study.user_attrs["target"] == 5

@@ -161,6 +161,12 @@ def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage):
     assert set_target(study, num_trials=5) == 5
 
 
+def test_trials_that_another_tool_added_beyond_the_total_are_not_taken_from_an_addition(study):
+    for _ in range(7):
+        study.add_trial(optuna.trial.create_trial(value=0.5))
+    assert set_target(study, more_trials=2) == 9
+
+
 def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(study, tmp_path, caplog):
     caplog.set_level("INFO")
     assert [set_target(study, more_trials=3) for _ in range(3)] == [8, 8, 8]
