@@ -3,6 +3,7 @@ import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import ConfigurationError, NoStudyError
+from csi_job.storage.attributes import FIXED_PARAMS
 from csi_job.storage.tables import HEARTBEATS
 from csi_job.study.confirmation import open_confirmation
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
@@ -114,3 +115,9 @@ def test_enqueued_parameters_are_tried_next(study, tmp_path):
     params = study.trials[1].params
     assert (params["unknown_weight"], params["optimizer"]) == (0.125, "sgd")
     assert "patience" in params
+
+
+def test_an_enqueued_parameter_whose_condition_fails_is_ignored_with_a_warning(study, caplog):
+    enqueue_trial(study, SPACE, {"optimizer": "adam", "patience": 3})
+    assert study.trials[1].system_attrs[FIXED_PARAMS] == {"optimizer": "adam"}
+    assert "patience" in caplog.text
