@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
@@ -114,10 +115,15 @@ def _blocker(cluster: Cluster, release: Release, jobs: Mapping[str, Sequence[Map
 def _controllers_wait(cluster: Cluster, release: Release) -> str:
     """Return what the controller waits for between two stages, according to its last Event."""
     with suppress(NotAllowedError):
-        last = max(cluster.events("ConfigMap", release.owner["name"]), key=last_seen, default={})
+        last = max(cluster.events("ConfigMap", release.owner["name"]), key=_order, default={})
         if (last.get("reason"), last.get("type")) == ("Waiting", "Warning"):
             return str(last["message"])
     return ""
+
+
+def _order(event: dict[str, Any]) -> tuple[datetime, bool]:
+    # Events have whole seconds, in which a stage may end and the next one wait.
+    return last_seen(event), event["reason"] == "Waiting"
 
 
 def _stream_status(

@@ -84,8 +84,9 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = _PREEMPTION.sub("", condition.get("message", condition.get("reason", "")))
-        if TAINTED in reason:
-            reason += "; set tolerations, or wait until the taint is removed (kubectl describe nodes)"
+        if all(TAINTED in part for part in reason.split(", ")):  # else other nodes may be free one day
+            remedy = "set tolerations, or wait until the taint is removed (kubectl describe nodes)"
+            reason = f"{reason.rstrip('.')}; {remedy}"
         return StartupProblem(name, reason, "persistentvolumeclaim" in reason and "not found" in reason, age_s)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}

@@ -31,14 +31,14 @@ _OTHERS = (  # what lies among radiographs, and what to do about it
     (re.compile(rb"\s*<(?:!doctype html|html|\?xml|svg)", re.IGNORECASE), "a web page, or XML", "download the image"),
 )
 NO_TABLES = (  # what people take for a table, and what to do about it
-    (GIT_LFS_MAGIC, "a Git LFS pointer and not the table itself", "run `git lfs pull`"),
-    (GZIP_MAGIC, "a file compressed with gzip", "unpack it with gunzip"),
-    (b"PK\x03\x04", "an Excel or OpenDocument file, or a ZIP archive", "save its sheet as CSV, or unpack the archive"),
-    (b"\xd0\xcf\x11\xe0", "an Excel file of 1997 to 2003", "save its sheet as CSV"),
-    (b"BZh", "a file compressed with bzip2", "unpack it with bunzip2"),
-    (b"\xfd7zXZ\0", "a file compressed with xz", "unpack it with unxz"),
-    (b"\x28\xb5\x2f\xfd", "a file compressed with Zstandard", "unpack it with unzstd"),
-    (b"PAR1", "a Parquet file", "save it as CSV"),
+    (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer and not the table itself", "run `git lfs pull`"),
+    (re.compile(GZIP_MAGIC), "a file compressed with gzip", "unpack it with gunzip"),
+    (re.compile(rb"PK\x03\x04"), "an Excel, OpenDocument or ZIP file", "save its sheet as CSV, or unpack it"),
+    (re.compile(rb"\xd0\xcf\x11\xe0"), "an Excel file of 1997 to 2003", "save its sheet as CSV"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "a file compressed with bzip2", "unpack it with bunzip2"),
+    (re.compile(rb"\xfd7zXZ\0"), "a file compressed with xz", "unpack it with unxz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "a file compressed with Zstandard", "unpack it with unzstd"),
+    (re.compile(rb"PAR1.*PAR1\Z", re.DOTALL), "a Parquet file", "save it as CSV"),
 )
 _JPEG_START = b"\xff\xd8"
 _JP2_START = b"\0\0\0\x0cjP  "  # before the codestream there may be a long colour profile

@@ -317,14 +317,15 @@ def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
 def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     """Return the place of each known column, compared without case; refuse missing and repeated ones.
 
-    A required column that is missing may have other marks between its words: `Right-Sup`, `right sup`, `File ID`.
+    Where a required one is missing, all may have other marks between their words: `Right-Sup`, `right sup`, `File ID`.
+    Elsewhere `Patient ID` is not `PatientID`, since studies of such tables would be split anew.
     """
-    exact = [cell.strip().casefold() for cell in cells]
-    spellings = {name: exact for name in (*REQUIRED_COLUMNS, PATIENT_COLUMN) if name.casefold() in exact}
-    joined = list(map(_joined, cells))
-    spellings |= {name: joined for name in REQUIRED_COLUMNS if name not in spellings and _joined(name) in joined}
-    wanted = {name: name.casefold() if names is exact else _joined(name) for name, names in spellings.items()}
-    known = {name: names.index(wanted[name]) for name, names in spellings.items()}
+    names = (*REQUIRED_COLUMNS, PATIENT_COLUMN)
+    exact, joined = [cell.strip().casefold() for cell in cells], list(map(_joined, cells))
+    words = {name: (exact, name.casefold()) for name in names if name.casefold() in exact}
+    if not words.keys() >= {*REQUIRED_COLUMNS}:
+        words |= {name: (joined, _joined(name)) for name in names if name not in words and _joined(name) in joined}
+    known = {name: header.index(word) for name, (header, word) in words.items()}
     missing = [name for name in REQUIRED_COLUMNS if name not in known]
     if len(missing) == len(REQUIRED_COLUMNS):  # perhaps no header at all: its cells may name patients, so none is shown
         found = f"{_counted(len(cells), 'cell')} when split at '{_separator_name(separator)}'"
@@ -339,7 +340,7 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
             f"the label table lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}",
             hint=f"its columns, split at '{_separator_name(separator)}', are {shown}",
         )
-    repeated = [name for name, names in spellings.items() if names.count(wanted[name]) > 1]
+    repeated = [name for name, (header, word) in words.items() if header.count(word) > 1]
     if repeated:
         raise DataError(f"the label table has the column {', '.join(repeated)} more than once")
     return known
@@ -351,8 +352,7 @@ def _header_merit(header: str, separator: str) -> tuple[int, int]:
         cells = next(csv.reader([header], delimiter=separator), [])
     except csv.Error:
         return (0, 0)
-    names = set(map(_joined, cells))
-    return (sum(_joined(name) in names for name in REQUIRED_COLUMNS), len(cells))
+    return (len({*map(_joined, cells)} & {*map(_joined, REQUIRED_COLUMNS)}), len(cells))
 
 
 def _joined(name: str) -> str:
@@ -373,8 +373,8 @@ def _read_text(path: Path) -> str:
             content = path.read_bytes()
     except ValueError:  # a null character in the path
         raise DataError("the label table is not a file", got=str(path)) from None
-    for magic, kind, hint in NO_TABLES:
-        if content.startswith(magic):
+    for pattern, kind, hint in NO_TABLES:
+        if pattern.match(content):
             raise DataError(f"the label table is {kind}", got=str(path), hint=hint)
     utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):

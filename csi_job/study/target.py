@@ -100,7 +100,7 @@ def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]
     for change in reversed(changes):
         if change["more"] is None:
             return False  # --n-trials settled the total
-        if change["more"] == more_trials and counts.num_finished < change["total"] <= counts.target:
+        if change["more"] == more_trials and counts.num_finished < change["total"]:
             message = "continuing towards %(total)d trials, to which an earlier --more-trials %(more)d raised the total"
             logger.info(message, {"total": change["total"], "more": more_trials})
             return True

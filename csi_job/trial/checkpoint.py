@@ -20,6 +20,7 @@ import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError, explain_os_errors
 from csi_job.files import make_folder, replacing
+from csi_job.trial.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 MARKER: Final = b"csi-job checkpoint 1"
@@ -133,6 +134,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content[:-TRAILER_BYTES]), map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises nearly anything on what it did not write
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"the checkpoint {path.name} contains more than weights") from error
     return state
 

@@ -85,7 +85,7 @@ def test_an_impossible_claim_change_is_rejected_before_anything_is_touched(relea
         assert named in release.helm("upgrade", values={value: given}, check=False)
     release.kubectl("delete", "secret", "demo-csi-job-database")
     refused = release.helm("upgrade", check=False)
-    assert "the Secret demo-csi-job-database is gone, but the volume claim demo-csi-job-database has a" in refused
+    assert "there is no Secret demo-csi-job-database, but the volume claim demo-csi-job-database has a" in refused
     controllers = release.items("jobs", "controller")
     assert [job["metadata"]["uid"] for job in controllers] == [before]
 

@@ -52,7 +52,9 @@ def test_workers_that_share_two_sessions_of_a_pooler_leave_an_exact_study(server
         fleet = Fleet(lambda _: FaultyWorker(pooled, tmp_path, run=run, plan=plan, **settings), 6)
         for num_epochs in (10, 40, 70):
             wait_for_epochs(record, num_epochs, fleet)
-            fleet.workers[0].send_signal(signal.SIGKILL)
+            killed = fleet.workers[0]
+            killed.send_signal(signal.SIGKILL)
+            fleet.run_until(lambda killed=killed: killed not in fleet.workers)
         endings = fleet.finish()
         findings = check_study(url, "starts", record, Expected(60, 2, accounted(endings)))
     assert (endings.others, endings.num_killed) == ([], 3)

@@ -127,7 +127,7 @@ def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
 def test_what_the_controller_waits_for_is_shown_while_no_stage_runs(newest, note):
     cluster = Cluster(UP, [ClusterError("there is no study")])
     cluster.delete("Job", "s")
-    cluster.create(event("r-stages", "Started", "cache: started", 9, "ConfigMap"))
+    cluster.create(event("r-stages", "Started", "cache: started", 3, "ConfigMap"))
     cluster.create(event("r-stages", "Waiting", "no webhook", 3, "ConfigMap") | newest)
     (view,) = watched(cluster, once=True)
     assert view.note == (note or "the cache stage has yet to create the study")

@@ -80,6 +80,10 @@ def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing)
             "0/1 nodes are available: 1 node(s) had untolerated taint(s). no new claims to deallocate, preemption: 0/1",
             "untolerated taint(s); set tolerations, or wait until the taint is removed (kubectl describe nodes)",
         ),
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint {master: }, 4 Insufficient nvidia.com/gpu.",
+            "4 Insufficient nvidia.com/gpu.",
+        ),
     ],
 )
 def test_of_a_pod_without_node_the_reason_and_the_remedy_are_told_but_nothing_of_preemption(message, reason):

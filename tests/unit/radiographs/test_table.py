@@ -1,3 +1,4 @@
+import bz2
 import csv
 import gzip
 import io
@@ -163,9 +164,10 @@ def test_long_numbers_with_all_their_digits_are_patients(tmp_path):
 
 @pytest.mark.parametrize("mark", [" ", "-", ".", "", "  "])
 def test_required_columns_may_have_other_marks_between_their_words(tmp_path, mark):
-    header = (f"File{mark}ID ", "PatientID", *(zone.replace("_", mark).title() for zone in ZONES))
+    header = (f"File{mark}ID ", f"Patient{mark}ID", *(zone.replace("_", mark).title() for zone in ZONES))
     usual, other = read(tmp_path, lines(HEADER, ROW)), read(tmp_path, lines(header, ROW))
-    assert other.file_ids == usual.file_ids
+    assert (other.file_ids, other.patient_ids) == (usual.file_ids, usual.patient_ids)
+    assert other.has_patients
     assert (other.zones_NZ == usual.zones_NZ).all()
     both = read(tmp_path, lines((*HEADER, f"Right{mark or ' '}Sup"), (*ROW, "3")))
     assert (both.zones_NZ == usual.zones_NZ).all()  # the exact name is meant
@@ -214,8 +216,11 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
         (lines(HEADER, ROW) + '"unclosed', "malformed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer and not the table itself"),
-        (b"PK\x03\x04\x00\x00\x00", "the label table is an Excel or OpenDocument file, or a ZIP archive"),
+        (b"PK\x03\x04\x00\x00\x00", "the label table is an Excel, OpenDocument or ZIP file"),
         (gzip.compress(lines(HEADER, ROW).encode()), "the label table is a file compressed with gzip"),
+        (bz2.compress(lines(HEADER, ROW).encode()), "the label table is a file compressed with bzip2"),
+        (b"PAR1\x15\0\n\x15\0PAR1", "the label table is a Parquet file"),
+        ("BZhospital;PAR1\n", "contains none of the required columns"),
         (lines((*HEADER[:-1], "left inf", "left-inf"), (*ROW, "1")), "left_inf more than once"),
         (lines(HEADER).encode("utf-16-le"), "not text"),
     ],

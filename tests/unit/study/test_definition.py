@@ -148,6 +148,8 @@ def test_the_target_can_be_set_and_raised(study, tmp_path):
     assert set_target(study, num_trials=1, lenient=True) == 4  # with the enqueued one
     assert set_target(study, num_trials=3) == 3
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 3, "FAIL"]
+    study.enqueue_trial({"unknown_weight": 0.2})  # by Optuna, which knows no total
+    assert set_target(study, num_trials=1, lenient=True) == 3
 
 
 def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage):

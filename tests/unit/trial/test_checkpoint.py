@@ -72,6 +72,13 @@ def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path):
             checkpoint.load_checkpoint(path)
 
 
+def test_a_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path, monkeypatch):
+    path = checkpoint.save_checkpoint(tmp_path, 0, {})
+    monkeypatch.setattr(torch, "load", lambda *_args, **_options: bytearray(sys.maxsize))
+    with pytest.raises(MemoryError):
+        checkpoint.load_checkpoint(path)
+
+
 @pytest.mark.parametrize("state", [{}, {"results": None}, {"results": [{"epoch": 0}]}, {"results": [[0, 0.5]]}])
 def test_a_checkpoint_without_results_is_named_so(tmp_path, state):
     with pytest.raises(CheckpointError, match=r"epoch-0000\.pt has no results"):
