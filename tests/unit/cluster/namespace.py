@@ -134,7 +134,7 @@ def _field(item: Any, path: str) -> Any:
 
 def event(job: str, reason: str, message: str, ago_s: float, kind: str = "Job", **fields: Any) -> Object:
     """Return an event of an object, reported once."""
-    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")
     name = f"{job}.{reason}.{ago_s}"
     about = {"kind": kind, "name": job}
     times = {"firstTimestamp": at, "lastTimestamp": at}
@@ -182,7 +182,7 @@ def _disown(applied: Object, patch: Mapping[str, Any]) -> None:
 
 
 def ended(kind: str, reason: str = "", ago_s: float = 0.0) -> Object:
-    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
+    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")
     return {"conditions": [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": at}]}
 
 

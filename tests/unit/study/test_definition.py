@@ -10,7 +10,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.study.definition import check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
-from csi_job.study.target import set_target
+from csi_job.study.target import NUM_CHANGES_KEPT, set_target
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
 RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}
@@ -150,6 +150,9 @@ def test_the_target_can_be_set_and_raised(study, tmp_path):
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 3, "FAIL"]
     study.enqueue_trial({"unknown_weight": 0.2})  # by Optuna, which knows no total
     assert set_target(study, num_trials=1, lenient=True) == 3
+    assert set_target(study, more_trials=1) == 4
+    work_on(study, tmp_path)
+    assert set_target(study, more_trials=1) == 5  # the first is finished
 
 
 def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage):
@@ -161,6 +164,9 @@ def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage):
     assert set_target(study, more_trials=2, token="a") == 7
     assert set_target(study, num_trials=5, lenient=True) == 7
     assert set_target(study, num_trials=5) == 5
+    for total in range(6, 6 + NUM_CHANGES_KEPT):
+        set_target(study, num_trials=total)
+    assert set_target(study, more_trials=3) == set_target(study, more_trials=3)  # the last changes are kept
 
 
 def test_trials_that_another_tool_added_beyond_the_total_are_not_taken_from_an_addition(study):
