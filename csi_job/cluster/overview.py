@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import S_PER_H, metered_usage
 from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
-from csi_job.cluster.refusals import job_problem, last_seen, why_not_started, with_remedy
+from csi_job.cluster.refusals import job_problem, last_event, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
@@ -115,15 +114,10 @@ def _blocker(cluster: Cluster, release: Release, jobs: Mapping[str, Sequence[Map
 def _controllers_wait(cluster: Cluster, release: Release) -> str:
     """Return what the controller waits for between two stages, according to its last Event."""
     with suppress(NotAllowedError):
-        last = max(cluster.events("ConfigMap", release.owner["name"]), key=_order, default={})
+        last = last_event(cluster.events("ConfigMap", release.owner["name"]), ["Waiting"])
         if (last.get("reason"), last.get("type")) == ("Waiting", "Warning"):
             return str(last["message"])
     return ""
-
-
-def _order(event: dict[str, Any]) -> tuple[datetime, bool]:
-    # Events have whole seconds, in which a stage may end and the next one wait.
-    return last_seen(event), event["reason"] == "Waiting"
 
 
 def _stream_status(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -89,10 +89,10 @@ def creation_problem(
 ) -> CreationProblem | None:
     """Return why no pod of a Job can be created according to its events, None if the last one could."""
     events = list(events)
-    created = max((last_seen(event) for event in events if event.get("reason") == SUCCESSFUL_CREATE), default=_EPOCH)
-    refused = [event for event in events if event.get("reason") == FAILED_CREATE and last_seen(event) >= created]
-    latest = max(refused, key=last_seen, default=None)
-    if latest is None or seconds_since(last_seen(latest)) > current_s:
+    created = max((_last(event) for event in events if event.get("reason") == SUCCESSFUL_CREATE), default=_EPOCH)
+    refused = [event for event in events if event.get("reason") == FAILED_CREATE and _last(event) >= created]
+    latest = max(refused, key=_last, default=None)
+    if latest is None or seconds_since(_last(latest)) > current_s:
         return None
     started = _time(job.get("status", {}).get("startTime"))  # again when a suspended Job resumes
     since = max(min(map(_first, refused)), created, started)
@@ -116,7 +116,7 @@ def unbound_reason(cluster: Cluster, claims: Iterable[str]) -> str:
             events = cluster.events("PersistentVolumeClaim", name)
             failed = [event for event in events if event["type"] == "Warning" or event["reason"] == FAILED_BINDING]
             if failed:
-                return with_remedy("", f"volume claim {name}: {max(failed, key=last_seen)['message']}")
+                return with_remedy("", f"volume claim {name}: {max(failed, key=_last)['message']}")
     return ""
 
 
@@ -171,11 +171,9 @@ def why_not_started(cluster: Cluster, pod: Mapping[str, Any], *, ask: bool = Tru
 def _mount_failure(cluster: Cluster, pod: str) -> str:
     """Return why a volume of a pod can't be mounted, empty if something else has happened since."""
     with suppress(NotAllowedError):
-        events = sorted(
-            cluster.events("Pod", pod), key=lambda event: (last_seen(event), event["reason"] in MOUNT_FAILURES)
-        )
-        if events and events[-1]["reason"] in MOUNT_FAILURES:
-            return str(events[-1]["message"])
+        last = last_event(cluster.events("Pod", pod), MOUNT_FAILURES)
+        if last.get("reason") in MOUNT_FAILURES:
+            return str(last["message"])
     return ""
 
 
@@ -238,10 +236,14 @@ def _time(text: str | None) -> datetime:
     return datetime.fromisoformat(text) if text else _EPOCH
 
 
+def last_event(events: Iterable[Object], reasons: Sequence[str]) -> Object:
+    """Return the event seen last, of several in one second one with such a reason; empty if there is none."""
+    return max(events, key=lambda event: (_last(event), event["reason"] in reasons), default={})
+
+
 def _first(event: Object) -> datetime:
     return _time(event.get("firstTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp"))
 
 
-def last_seen(event: Object) -> datetime:
-    """Return when what an event reports was last seen."""
+def _last(event: Object) -> datetime:
     return max(_time(event.get("lastTimestamp")), _first(event))

@@ -318,7 +318,7 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     """Return the place of each known column, compared without case; refuse missing and repeated ones.
 
     Where a required one is missing, all may have other marks between their words: `Right-Sup`, `right sup`, `File ID`.
-    Elsewhere `Patient ID` is not `PatientID`, since studies of such tables would be split anew.
+    Where none is missing, `Patient ID` is no known column: a table that was read without it keeps its split.
     """
     names = (*REQUIRED_COLUMNS, PATIENT_COLUMN)
     exact, joined = [cell.strip().casefold() for cell in cells], list(map(_joined, cells))
