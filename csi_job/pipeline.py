@@ -32,8 +32,7 @@ from csi_job.study_settings import check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
-from csi_job.trial.model import check_architectures
-from csi_job.trial.pretrained import check_pretrained
+from csi_job.trial.model import check_architectures, check_pretrained
 from csi_job.work_folder import model_file
 
 if TYPE_CHECKING:

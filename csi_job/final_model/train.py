@@ -40,8 +40,7 @@ from csi_job.study.settings import StudySettings
 from csi_job.study.worker import WorkerOptions, run_worker
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device
-from csi_job.trial.model import build_model
-from csi_job.trial.pretrained import check_pretrained
+from csi_job.trial.model import build_model, check_pretrained
 from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import ModelFolder, WorkFolder
 

@@ -1,6 +1,9 @@
-"""Names of the architectures, apart from torch, so that settings can be checked without importing it."""
+"""The architectures by name, apart from torch, so that settings can be checked without importing it."""
 
 import difflib
+import importlib
+import sys
+from types import ModuleType
 from typing import Final
 
 from csi_job.errors import ConfigurationError
@@ -40,3 +43,22 @@ def check_architecture(arch: str) -> str:
     hint = f"did you mean {near[0]}?" if near else ""
     allowed = f"{', '.join(OWN)}, or a torchvision backbone such as resnet18, resnet34, densenet169, efficientnet_b0"
     raise ConfigurationError("no such architecture", got=arch, allowed=allowed, hint=hint)
+
+
+def torchvision_models() -> ModuleType:
+    """Import torchvision's models without torch's compiler (5 s of CPU), of which it asks one function for detection.
+
+    Training imports the compiler anyway; predicting and evaluating do not.
+    """
+    compiler = "torch._dynamo.utils"
+    if compiler in sys.modules:
+        return importlib.import_module("torchvision.models")
+    stand_in = ModuleType(compiler)
+    stand_in.is_compile_supported = lambda device: (  # type: ignore[attr-defined]
+        importlib.import_module(compiler).is_compile_supported(device)
+    )
+    sys.modules[compiler] = stand_in
+    try:
+        return importlib.import_module("torchvision.models")
+    finally:
+        del sys.modules[compiler]

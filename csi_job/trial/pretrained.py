@@ -3,7 +3,7 @@
 import logging
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csi_job.errors import ConfigurationError
-from csi_job.trial.architectures import torchvision_name
-from csi_job.trial.backbones import random_model, torchvision_models
+from csi_job.trial.architectures import torchvision_models, torchvision_name
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # keys under which scripts store the weights
@@ -25,23 +24,13 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 logger = logging.getLogger(__name__)
 
 
-def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
-    """Download or read the initial weights of every architecture, before any training.
-
-    Raises:
-        ConfigurationError: a download or file is missing, unreadable, or does not match an architecture.
-    """
-    if pretrained == "none":
-        return
-    for arch in dict.fromkeys(archs):
-        load_pretrained(random_model(arch), arch, pretrained)
-
-
 def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
     """Load initial weights into a new model; the head stays random unless the weights have one of the same shape.
 
-    `pretrained` is `imagenet` or the path to a weights file (`.safetensors`, or a PyTorch file of weights only). Errors
-    are those of `check_pretrained`.
+    `pretrained` is `imagenet` or the path to a weights file (`.safetensors`, or a PyTorch file of weights only).
+
+    Raises:
+        ConfigurationError: a download or file is missing, unreadable, or does not match the architecture.
     """
     if pretrained != "imagenet":
         _copy(_read_file(Path(pretrained)), model, arch, f"the weights file {Path(pretrained).name}")

@@ -6,8 +6,14 @@ from torch.func import functional_call
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import ARCHITECTURES, OWN, TORCHVISION, check_architecture
-from csi_job.trial.backbones import CUSTOM_1_CHANNELS
-from csi_job.trial.model import MIN_SIZE_FOR_ALL_PX, build_model, check_architectures, gflops, num_parameters
+from csi_job.trial.model import (
+    CUSTOM_1_CHANNELS,
+    MIN_SIZE_FOR_ALL_PX,
+    build_model,
+    check_architectures,
+    gflops,
+    num_parameters,
+)
 
 ONE_OF_EACH_FAMILY = [
     *OWN,

@@ -9,8 +9,7 @@ from torchvision import models
 from torchvision.models import ResNet18_Weights
 
 from csi_job.errors import ConfigurationError
-from csi_job.trial.model import build_model
-from csi_job.trial.pretrained import check_pretrained
+from csi_job.trial.model import build_model, check_pretrained
 
 
 @pytest.fixture

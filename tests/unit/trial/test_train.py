@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from csi_job import errors
-from csi_job.trial.backbones import ZoneClassifier
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES
+from csi_job.trial.model import ZoneClassifier
 from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingResult, seed_everything, train_model
