@@ -79,7 +79,7 @@ class RepeatedWarnings:
         self._logged: dict[str, tuple[float, int]] = {}  # by line: when it was last logged, and how often it came since
 
     def log(self, line: str, **values: object) -> bool:
-        """Log the line with these values in it, or count it; return whether it was logged for the first time."""
+        """Log the line with these values in it, or count it; return whether it was logged."""
         now = time.monotonic()
         logged_at, times = self._logged.get(line, (-math.inf, 0))
         if now - logged_at < REPEAT_EVERY_S:
@@ -90,7 +90,7 @@ class RepeatedWarnings:
         again = f" ({times + 1} times in the last {now - logged_at:.0f} s)" if times else ""
         log_line(self._logger, logging.WARNING, f"{line}{again}", values)
         self._logged[line] = (now, 0)
-        return logged_at == -math.inf
+        return True
 
 
 def is_interactive() -> bool:

@@ -125,17 +125,26 @@ class Cluster:
         return list(self._request("get", "Event", field_selector=selector)["items"])
 
     def record_event(
-        self, about: Mapping[str, Any], reason: str, message: str, *, key: str, is_warning: bool = False
+        self,
+        about: Mapping[str, Any],
+        reason: str,
+        message: str,
+        *,
+        key: str,
+        is_warning: bool = False,
+        is_recurring: bool = False,
     ) -> None:
         """Record what happens to an object, which `kubectl events` shows; one that can't be recorded is lost.
 
-        `about` refers to the object, `reason` is a word in CamelCase; with a message it is recorded once per `key`.
+        `about` refers to the object, `reason` is a word in CamelCase; with a message it is recorded once per `key`. If
+        it `is_recurring`, that record gets the time at which it was last seen.
         """
+        name = f"{about['name']}.{digest_json([key, reason, message])[:16]}"
         now = f"{ServerClock.now():%Y-%m-%dT%H:%M:%SZ}"
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{about['name']}.{digest_json([key, reason, message])[:16]}"},
+            "metadata": {"name": name},
             "involvedObject": {**about, "namespace": self.namespace},
             "reason": reason,
             "message": message[:MAX_EVENT_LENGTH],
@@ -145,8 +154,12 @@ class Cluster:
             "count": 1,
             "source": {"component": FIELD_MANAGER},
         }
-        with suppress(ClusterError):  # also of one that exists already
-            self.create(event)
+        with suppress(ClusterError):
+            try:
+                self.create(event)
+            except ClusterError:  # it exists already
+                if is_recurring:
+                    self.patch("Event", name, {"lastTimestamp": now})
 
     def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> None:
         """Create an object, or change it to what the manifest says, by server-side apply."""

@@ -43,6 +43,8 @@ TRIES: Final = "csi-job/tries"
 HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended
 DONE: Final = "csi-job/done-"  # of the ConfigMap, with the name of a stage: its digest, when it has succeeded
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
+# Reasons of Events that say what holds at the moment; any other is said once, also by a restarted controller.
+RECURRING: Final = ("Waiting", "PodWaiting", "PodsRefused", "DatabaseWaiting", "DatabaseUnavailable", "DatabaseBack")
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap
 
 
@@ -147,8 +149,9 @@ class Release:
         return next(stage for stage in self.stages if stage.name == name)
 
     def record(self, cluster: Cluster, reason: str, message: str, *, is_warning: bool = False) -> None:
-        """Record an Event of the release, unless a controller with the same settings has done so."""
-        cluster.record_event(self.owner, reason, message, key=self.digest, is_warning=is_warning)
+        """Record an Event of the release, once for controllers with the same settings unless it may recur."""
+        options = {"is_warning": is_warning, "is_recurring": reason in RECURRING}
+        cluster.record_event(self.owner, reason, message, key=self.digest, **options)
 
     def after(self, stage: Stage) -> tuple[Stage, ...]:
         """Return the stages that build on this one."""

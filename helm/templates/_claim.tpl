@@ -23,6 +23,9 @@ spec:
      Whether its class can grow is left to the API server: classes are cluster-scoped, and a lookup without the right to
      read them fails every upgrade. */}}
 {{- define "csi-job.claimChange" -}}
+{{- if dig "metadata" "deletionTimestamp" "" .old -}}
+{{- fail (printf "the claim %s is being deleted, and its data with it; end the pods that still use it with helm uninstall, wait for: kubectl wait --for=delete pvc/%s, then install again" .name .name) -}}
+{{- end -}}
 {{- $spec := .old.spec -}}
 {{- $class := $spec.storageClassName | default "" -}}
 {{- if and .class (ne .class $class) -}}

@@ -9,12 +9,18 @@ import pytest
 
 from tests.chart.chart import CHART, probe
 
+OLD: dict[str, Any] = {
+    "spec": {
+        "storageClassName": "nfs",
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "50Gi"}},
+    }
+}
 
-def change(folder: Path, **wanted: str) -> subprocess.CompletedProcess[str]:
+
+def change(folder: Path, **wanted: Any) -> subprocess.CompletedProcess[str]:
     """Render the chart's check of a change of an existing claim of 50Gi."""
-    requests = {"requests": {"storage": "50Gi"}}
-    old = {"spec": {"storageClassName": "nfs", "accessModes": ["ReadWriteMany"], "resources": requests}}
-    request: dict[str, Any] = {"old": old, "name": "r-work", "value": "work"}
+    request: dict[str, Any] = {"old": OLD, "name": "r-work", "value": "work"}
     request |= {"size": "50Gi", "class": "", "mode": "ReadWriteMany"} | wanted
     return probe(folder, "_claim.tpl", '{{ include "csi-job.claimChange" .Values.probe }}', request)
 
@@ -38,6 +44,15 @@ def test_an_impossible_change_is_rejected(tmp_path, wanted, message):
 def test_a_possible_change_is_accepted(tmp_path, wanted):
     result = change(tmp_path, **wanted)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_claim_that_is_being_deleted_is_not_built_upon(tmp_path):
+    """The API server accepts what is applied to it, then removes it with the data once the last pod has ended."""
+    result = change(tmp_path, old={**OLD, "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    assert result.returncode != 0
+    assert (
+        "the claim r-work is being deleted, and its data with it; end the pods that still use it with" in result.stderr
+    )
 
 
 def test_nothing_outside_the_namespace_is_looked_up():

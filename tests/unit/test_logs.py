@@ -47,12 +47,13 @@ def test_only_a_slow_step_is_announced(capsys, monkeypatch):
 def test_a_warning_that_keeps_coming_is_logged_once_a_minute_with_its_count(caplog, monkeypatch):
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    warnings = logs.RepeatedWarnings(logging.getLogger("csi_job.test"))
+    warnings, was_logged = logs.RepeatedWarnings(logging.getLogger("csi_job.test")), list[bool]()
     for second in range(0, 130, 2):
         now = float(second)
-        warnings.log("away", outage=1)
+        was_logged.append(warnings.log("away", outage=1))
         if second in {10, 20}:
             warnings.log("refused")
     assert caplog.messages == ["away", "refused", *["away (30 times in the last 60 s)"] * 2]
     line = json.loads(logs._JsonFormatter().format(caplog.records[-1]))
     assert {"outage": 1, "times": 30, "seconds": 60}.items() <= line.items()
+    assert sum(was_logged) == caplog.text.count("away") == 3

@@ -8,6 +8,7 @@ import pytest
 from csi_job.errors import ClusterError
 
 OURS = {"who": "us"}
+OLD = "2026-01-01T00:00:00Z"
 CONTAINER = {"name": "none", "image": "none", "resources": {}}
 
 
@@ -39,6 +40,20 @@ class ApiContract:
         cluster.apply(job())
         cluster.delete("Job", "a")
         assert cluster.jobs(OURS) == []
+
+    def test_an_event_that_recurs_is_seen_last_when_it_is_recorded_again(self, cluster):
+        about = {"apiVersion": "v1", "kind": "ConfigMap", "name": "r-stages", "uid": "u"}
+        for is_recurring in (False, True):
+            reason = f"Recurs{is_recurring}"
+            cluster.record_event(about, reason, "it waits", key="d", is_recurring=is_recurring)
+            (name,) = (
+                one["metadata"]["name"] for one in cluster.events("ConfigMap", "r-stages") if one["reason"] == reason
+            )
+            cluster.patch("Event", name, {"lastTimestamp": OLD})
+            cluster.record_event(about, reason, "it waits", key="d", is_recurring=is_recurring)
+            (seen,) = (one for one in cluster.events("ConfigMap", "r-stages") if one["reason"] == reason)
+            assert (seen["lastTimestamp"] == OLD) is not is_recurring
+            assert seen["firstTimestamp"] > OLD
 
     def test_a_merge_patch_adds_changes_and_removes_fields(self, cluster):
         cluster.apply(job(kept="1", changed="1", removed="1"))

@@ -60,7 +60,11 @@ class Namespace(Cluster):
             _check_admission(item)
         if kind == "Pod" and (owner := self.objects.get(("Job", item["metadata"].get("labels", {}).get(JOB_NAME, "")))):
             item["metadata"]["labels"][JOB_UID] = owner["metadata"]["uid"]
-        return self.objects.setdefault((kind, item["metadata"]["name"]), item)
+        key = (kind, item["metadata"]["name"])
+        if key in self.objects:
+            raise ClusterError(f'the API server rejected the request: {kind} "{key[1]}" already exists')
+        self.objects[key] = item
+        return item
 
     def _server_side_apply(self, kind: str, *, body: Mapping[str, Any], dry_run: str = "", **_: Any) -> Object:
         if dry_run:

@@ -10,6 +10,7 @@ from csi_job.cluster.controller import ControllerOptions, run_controller
 from csi_job.cluster.stages import DATABASE, DIGEST, selector
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
+from tests.unit.cluster.api_contract import OLD
 from tests.unit.cluster.namespace import UNBOUND, Namespace, event, release_map
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
@@ -191,6 +192,27 @@ def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog):
         run(namespace)
     assert caplog.messages == ["away; retrying without limit"]
     assert namespace.num_requests == 51 + 2  # the Event needs the release, then itself
+
+
+def test_a_wait_that_lasts_or_comes_again_is_the_last_event_again_within_a_minute(monkeypatch):
+    """By its last Event the status says what the controller waits for, and an Event expires after an hour."""
+    namespace, now_s, waits = Failing(UnreachableError("away")), 0.0, list[bool]()
+
+    def sleep(seconds):
+        nonlocal now_s
+        now_s += seconds
+        (seen,) = [one for one in namespace.find("Event") if one["reason"] == "Waiting"]
+        if waits_again := seen["lastTimestamp"] != OLD:
+            namespace.patch("Event", seen["metadata"]["name"], {"lastTimestamp": OLD})
+        waits.append(waits_again)
+        namespace.errors = [ClusterError("enough") if len(waits) > 4 else UnreachableError("away")]
+
+    monkeypatch.setattr(controller, "POLL_S", 30.0)
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    with pytest.raises(StageFailedError, match="enough"):
+        run(namespace)
+    assert waits == [True, False, True, False, True]
 
 
 def test_a_permission_that_does_not_come_ends_the_release():
