@@ -14,7 +14,7 @@ SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "storage.url"
 
 
 @click.command("eval")
-@with_settings(*SHOWN, study=study_of_model)
+@with_settings(*SHOWN, study=study_of_model, default="the study's, else {}")
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     """Evaluate the final model on the test set.
 
@@ -24,7 +24,7 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 
 
 @click.command()
-@with_settings(*SHOWN, study=study_of_model)
+@with_settings(*SHOWN, study=study_of_model, default="the study's, else {}")
 @click.option(
     "--model-path",
     type=MODEL,

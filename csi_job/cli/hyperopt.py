@@ -39,9 +39,9 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
     """Search for the best hyperparameters, building the cache first if needed.
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
-    runs this command on the same database. An existing study is continued. After Ctrl-C or a crash, run
-    the same command again, with --more-trials as well: at most one epoch is lost, or one minute of
-    shorter ones, and nothing is added twice.
+    runs this command on the same database. An existing study is continued, with its own settings where
+    none are given. After Ctrl-C or a crash, run the same command again, with --more-trials as well: at
+    most one epoch is lost, or one minute of shorter ones, and nothing is added twice.
     """
     from rich.console import Console
 

@@ -56,6 +56,7 @@ FLAGS = {
     "evaluation.num_bootstrap": "--num-bootstrap",
 }
 DATA = ("radiographs.labels", "radiographs.images", "cache.image_size_px")
+OF_A_CALL = {"work", "study.name", "storage.url", "trial.device"}  # no study or model has a value for them
 TERMINAL_WAIT_S = 5.0
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
@@ -72,6 +73,7 @@ def text(value: str) -> str:
 def with_settings(
     *paths: str,
     study: FindStudy | None = None,
+    default: str = "{}",
     check: bool = True,
     reads_only: bool = False,
     needs_database: bool = False,
@@ -79,9 +81,9 @@ def with_settings(
     """Give a command a flag for the setting at each dotted path, and pass it the `LoadedSettings` first.
 
     `--work`, `--config` and `--log-format` are always offered. Variables and files can set everything else. `study`
-    finds the study that a call is about: its settings take the place of the defaults. `check` rejects paths that do not
-    exist, `needs_database` a work folder without an SQLite file where no other database is named. Someone at a terminal
-    waits only briefly for the database of a command that `reads_only`.
+    finds the study that a call is about: its settings take the place of the defaults, which the help gives as
+    `default`. `check` rejects paths that do not exist, `needs_database` a work folder without an SQLite file where no
+    other database is named. Someone at a terminal waits only briefly for the database of a command that `reads_only`.
     """
 
     def decorate(function: Command) -> Command:
@@ -102,7 +104,7 @@ def with_settings(
             record = study(loaded, given) if study else None
             return function(loaded.over(record) if record else loaded, *args, **given)
 
-        for option in (log_format_option, _config, *(_option(path) for path in reversed(shown))):
+        for option in (log_format_option, _config, *(_option(path, default) for path in reversed(shown))):
             run = option(run)
         return run  # type: ignore[return-value]
 
@@ -195,10 +197,11 @@ def field_of(path: str) -> tuple[FieldInfo, Any]:
     return field, field.get_default(call_default_factory=True)
 
 
-def _option(path: str) -> Callable[[Any], Any]:
+def _option(path: str, default_text: str) -> Callable[[Any], Any]:
     field, default = field_of(path)
     options, kind, metavar = _kind(field.annotation)
-    shown = "" if default in (None, "") else f"  [default: {default}]"
+    words = "{}" if path in OF_A_CALL else default_text
+    shown = "" if default in (None, "") else f"  [default: {words.format(default)}]"
     return click.option(
         FLAGS[path],
         _destination(path),

@@ -21,7 +21,7 @@ CSI_NOTE = (
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@with_settings("trial.device", *(f"cache.{name}" for name in FORM))
+@with_settings("trial.device", *(f"cache.{name}" for name in FORM), default="the model card's")
 @click.option(
     "--model-path",
     type=click.Path(dir_okay=False, path_type=Path),

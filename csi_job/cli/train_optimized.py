@@ -13,7 +13,14 @@ FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.see
 
 @click.command()
 @with_settings(
-    *DATA, *FINAL, "study.name", "storage.url", "trial.device", "trial.pretrained", study=study_of_hyperparams
+    *DATA,
+    *FINAL,
+    "study.name",
+    "storage.url",
+    "trial.device",
+    "trial.pretrained",
+    study=study_of_hyperparams,
+    default="the study's, else {}",
 )
 @click.option(
     "--hyperparams",

@@ -41,7 +41,7 @@ class StudySettings(Section):
     name: str = Field(
         default="csi_optimization", min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
     )
-    """Name of the study; if it exists, it is continued."""
+    """Name of the study. A search continues it if it exists."""
     num_trials: int = Field(default=50, ge=1)
     """Total number of finished trials in the study, across all workers."""
     max_epochs: int = Field(default=30, ge=1)

@@ -1,3 +1,4 @@
+import re
 import shlex
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def test_the_next_command_names_what_a_study_does_not_know(tmp_path):
     assert next_command(load_settings({}, None, {}), "evaluate") == "csi-job evaluate"
     config.write_text("work: w\nstudy: {seed: 3}")
     assert next_command(load_settings({}, config, {}), "evaluate") == f"csi-job evaluate --config {config}"
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("hyperopt", "224"), ("train-optimized", "the study's, else 224"), ("predict", "the model card's")],
+)
+def test_help_says_whose_value_is_the_default(name, default):
+    text = CliRunner().invoke(cli, [name, "--help"], terminal_width=200, max_content_width=200).output
+    assert re.search(rf"--image-size .*\[default: {default}\]\n", text)
+    assert re.search(r"--device .*\[default: auto\]\n", text)
 
 
 @pytest.mark.parametrize("name", ["hyperopt", "train-optimized", "evaluate"])
