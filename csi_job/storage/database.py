@@ -16,7 +16,14 @@ from csi_job.storage.attributes import UID
 from csi_job.storage.engine import make_engine
 from csi_job.storage.optuna_private import OptunaStorage
 from csi_job.storage.retry import RetryPolicy
-from csi_job.storage.study_rows import delete_rows, find_identity, lock_study, set_attribute, stored_attributes
+from csi_job.storage.study_rows import (
+    delete_rows,
+    find_identity,
+    find_study,
+    lock_study,
+    set_attribute,
+    stored_attributes,
+)
 from csi_job.storage.tables import DIRECTIONS, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.url import Address
 
@@ -111,8 +118,8 @@ class Database(OptunaStorage):
             raise KeyError(study_id)
         raise study_deleted()
 
-    def delete_study(self, study_id: int) -> None:
-        """Delete a study with its trials and their leases."""
+    def delete_study(self, study_id: int, *, beside: str | None = None) -> None:
+        """Delete a study with its trials and their leases, and the study of the name `beside`, if there is one."""
         deleted = False
 
         def transaction(connection: Connection) -> None:
@@ -120,6 +127,9 @@ class Database(OptunaStorage):
             if deleted and not lock_study(connection, study_id, self.uid_of(study_id)):
                 return  # an earlier try committed, and only the reply was lost
             self.lock(connection, study_id)
+            other = None if beside is None else find_study(connection, beside)
+            if other is not None and lock_study(connection, other):
+                delete_rows(connection, other)
             delete_rows(connection, study_id)
             deleted = True
 

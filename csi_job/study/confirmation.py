@@ -72,11 +72,16 @@ def latest(trials: Iterable[FrozenTrial]) -> dict[Key, FrozenTrial]:
 
 
 def open_confirmation(study: optuna.Study) -> optuna.Study:
-    """Open the confirmation of a study; the first process creates it, without trials."""
+    """Open the confirmation of a study; the first process creates it, without trials.
+
+    Raises:
+        NoStudyError: the study was deleted, even if there is another one of its name.
+    """
     storage, name = storage_of(study), study.study_name + CONFIRMATION
 
     def transaction(connection: Connection) -> None:
         lock_schema(connection)
+        storage.lock(connection, study_id_of(study))
         if find_study(connection, name) is None:
             insert_study(connection, name, "f1", {TARGET: 0, UID: new_token()[:8]})
 

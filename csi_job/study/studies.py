@@ -1,6 +1,7 @@
 """The studies of a storage: list and delete them, enqueue parameters."""
 
 import functools
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
-from csi_job.storage.study_rows import find_study
+from csi_job.storage.study_rows import find_identity
 from csi_job.study.attempts import remove_all_checkpoints
 from csi_job.study.definition import check_same, load_study, require_fingerprint
 from csi_job.study.settings import can_be_ours
@@ -71,22 +72,17 @@ def delete_study(study: optuna.Study, work: Path) -> None:
     Raises:
         ConfigurationError: it was deleted already, even if there is another one of its name.
     """
+    storage, beside = storage_of(study), study.study_name + CONFIRMATION
+    confirmation = storage.read(functools.partial(find_identity, name=beside))
     try:
-        _delete(study, work)
-    except KeyError:  # another command deleted it, or its confirmation, after it was opened here
-        raise NoStudyError("another command is deleting the study, or has deleted it", got=study.study_name) from None
-
-
-def _delete(study: optuna.Study, work: Path) -> None:
-    storage = storage_of(study)
-    storage.get_study_user_attrs(study_id_of(study))  # else the confirmation may be that of another study
-    confirmation = storage.read(functools.partial(find_study, name=study.study_name + CONFIRMATION))
-    for study_id, name in ((confirmation, study.study_name + CONFIRMATION), (study_id_of(study), study.study_name)):
-        if study_id is not None:
-            uid = str(storage.get_study_user_attrs(study_id).get(UID, ""))
-            storage.delete_study(study_id)
-            if can_be_ours(study.study_name):  # `..`, of another program's study, would lead to other folders
-                remove_all_checkpoints(work, name, uid)
+        uid = study.user_attrs.get(UID, "")
+        storage.delete_study(study_id_of(study), beside=beside)
+    except (KeyError, NoStudyError):
+        raise NoStudyError("another command has deleted the study", got=study.study_name) from None
+    if can_be_ours(study.study_name):  # `..`, of another program's study, would lead to other folders
+        if confirmation is not None:
+            remove_all_checkpoints(work, beside, json.loads(confirmation.uid or '""'))
+        remove_all_checkpoints(work, study.study_name, uid)
 
 
 def enqueue_trial(

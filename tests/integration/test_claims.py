@@ -321,6 +321,7 @@ def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url
         lambda: storage.release(lease, TrialWrite(), limit_s=0),
         lambda: storage.rewrite_steps(lease, 0, TrialWrite(), None),
         lambda: claim(old),
+        lambda: open_confirmation(old),
         lambda: enqueue_trial(old, SPACE, {}),
         lambda: old.add_trial(optuna.trial.create_trial(value=1.0)),
         lambda: old.set_user_attr("used", 1),

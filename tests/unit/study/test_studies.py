@@ -48,6 +48,22 @@ def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage, tmp_path):
     assert keep.best_value == max(trial.value for trial in keep.trials if trial.value is not None)
 
 
+def test_a_study_is_deleted_with_its_confirmation_or_not_at_all(study, storage, tmp_path):
+    open_confirmation(study)
+    deleted = []
+
+    @sa.event.listens_for(storage.engine, "before_cursor_execute")
+    def fail_at_the_second(_connection, _cursor, statement, *_):
+        if statement.startswith("DELETE FROM studies"):
+            deleted.append(statement)
+            if len(deleted) > 1:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        delete_study(study, tmp_path)
+    assert [each.study_name for each in storage.get_all_studies()] == ["toy", "toy" + CONFIRMATION]
+
+
 def test_a_deleted_study_leaves_the_checkpoints_of_one_of_its_name_in_another_database(storage, tmp_path):
     study = define(storage)
     folder = WorkFolder(tmp_path).trial_checkpoints("toy", 0)
