@@ -6,9 +6,10 @@ import pytest
 
 from tests.faults.harness.crash_points import Death
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
-from tests.faults.harness.invariants import Expected, StudyReader, check_study
+from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import Plan, run
+from tests.support.reader import StudyReader
 
 NEEDED = {"claim", "report", "checkpoint", "tell", "clean up", "release", "renewal", "connect"}
 NUM_TRIALS, NUM_DEATHS = 40, 6
@@ -47,8 +48,8 @@ def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(ser
         expected = Expected(6, 4, accounted(endings), reduction_factor=2)
         assert endings.others + check_study(url, name, folder / "record", expected).violations == []
         reader = StudyReader(url, name)
-        rows = reader.rows("t.number, p.step, t.state, p.intermediate_value", "trial_intermediate_values")
-        reader.close()
+        rows = reader.trials("t.number, p.step, t.state, p.intermediate_value", "trial_intermediate_values")
+        reader.connection.close()
         return rows, {*endings.points}
 
     with server.database() as url:

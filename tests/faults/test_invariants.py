@@ -22,7 +22,7 @@ DAMAGES = {
     f"UPDATE trials SET state = 'FAIL' WHERE {OF_TRIAL_1}": ["are not 4", "was acknowledged as complete"],
     f"DELETE FROM trial_intermediate_values WHERE step = 0 AND {OF_TRIAL_1}": ["has the steps [1]", "acknowledged"],
     f"UPDATE trial_intermediate_values SET intermediate_value = 9 WHERE {OF_TRIAL_1}": ["not those of x", "is {0: 9.0"],
-    f"DELETE FROM trial_values WHERE {OF_TRIAL_1}": ["complete with 0 values", "was acknowledged as complete"],
+    f"DELETE FROM trial_values WHERE {OF_TRIAL_1}": ["complete with the values []", "was acknowledged as complete"],
     f"UPDATE trial_values SET value = 9 WHERE {OF_TRIAL_1}": ["it is ('COMPLETE', 9.0)"],
 }
 

@@ -17,7 +17,8 @@ from csi_job.study.confirmation import Training, open_confirmation, plan, traini
 from csi_job.study.worker import WorkerOptions
 from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.support.processes import preload, wait_until
-from tests.support.studies import Reader, Worker, define, objective, storage_settings, value_at, work_on
+from tests.support.reader import StudyReader, check_exact
+from tests.support.studies import Worker, define, objective, storage_settings, value_at, work_on
 
 preload("tests.faults.test_kills")
 
@@ -51,7 +52,7 @@ def test_killed_workers_leave_an_exact_study(url, tmp_path, pruner):
         time.sleep(draws.uniform(0.2, 0.7))
         hit(fleet, signal.SIGKILL, draws.randrange(NUM_WORKERS))
     endings = fleet.finish()
-    Reader(url).check_exact(NUM_KILLED_TRIALS, MAX_EPOCHS)
+    check_exact(url, NUM_KILLED_TRIALS, MAX_EPOCHS)
     assert endings.others == []
     assert endings.num_killed >= NUM_KILLS // 2
     repeated = sum(count - 1 for count in computed(tmp_path).values())
@@ -90,7 +91,7 @@ def f1_of(training):
 def test_killed_workers_do_each_training_of_a_confirmation_once(url, tmp_path):
     given = {"epoch_s": 0.2, "lease_s": 30.0}
     fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=confirming, **given), NUM_WORKERS)
-    reader = _once_running(url)
+    reader = _once_running(url, "toy/confirmation")
     draws = random.Random(3)
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         num_epochs = sum(map(len, reader.curves().values()))
@@ -118,7 +119,7 @@ def test_terminated_workers_release_their_trials_immediately(url, tmp_path):
         fleet.workers[index].wait_for_trial()
         hit(fleet, signal.SIGTERM, index)
     endings = fleet.finish()
-    Reader(url).check_exact(9, MAX_EPOCHS)
+    check_exact(url, 9, MAX_EPOCHS)
     assert endings.others == []
     assert endings.num_terminated >= 1
 
@@ -135,7 +136,7 @@ def test_a_worker_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(url, t
     assert sleeper.wait() == 0, sleeper.log()
     assert "no longer belongs to this worker" in sleeper.log()
     assert (reader.rows("SELECT * FROM trial_values"), reader.curves()) == before
-    reader.check_exact(4, MAX_EPOCHS)
+    check_exact(url, 4, MAX_EPOCHS)
 
 
 def test_a_stalled_worker_exits_and_its_trial_is_resumed(url, tmp_path):
@@ -144,7 +145,7 @@ def test_a_stalled_worker_exits_and_its_trial_is_resumed(url, tmp_path):
     assert "no batch ended for 1 s" in stalled.log()
     other = Worker(url, tmp_path, num_trials=2, max_epochs=2, lease_s=1.0)
     assert other.wait() == 0, other.log()
-    Reader(url).check_exact(2, 2)
+    check_exact(url, 2, 2)
 
 
 def _stop_outside_of_a_transaction(worker, reader):
@@ -160,14 +161,14 @@ def _stop_outside_of_a_transaction(worker, reader):
     wait_until(is_stopped_without_a_lock)
 
 
-def _once_running(url):
-    """Return a reader once a trial has a finished epoch."""
+def _once_running(url, study="toy"):
+    """Return a reader of a study once a trial has a finished epoch."""
 
     def is_running():
         try:
-            return bool(Reader(url).curves())
+            return bool(StudyReader(url, study).curves())
         except Exception:  # noqa: BLE001 - there is no file, or no table yet
             return False
 
     wait_until(is_running)
-    return Reader(url)
+    return StudyReader(url, study)

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from tests.support.processes import num_lines, wait_until
-from tests.support.studies import Reader, Worker
+from tests.support.reader import check_exact
+from tests.support.studies import Worker
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_training_continues_during_an_outage(mortal, mortal_url, tmp_path):
     assert worker.wait() == 0, worker.log()
     assert "training continues" in worker.log()
     assert "is back after" in worker.log()
-    Reader(mortal_url).check_exact(1, 150)
+    check_exact(mortal_url, 1, 150)
     assert (tmp_path / "computed.log").read_text().splitlines() == [f"0 {epoch}" for epoch in range(150)]
 
 
@@ -48,7 +49,7 @@ def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(mortal, mortal
         mortal.start()
     second = Worker(mortal_url, tmp_path, **given)
     assert second.wait() == 0, second.log()
-    Reader(mortal_url).check_exact(1, 40)
+    check_exact(mortal_url, 1, 40)
     computed = (tmp_path / "computed.log").read_text().splitlines()
     assert len(computed) - len(set(computed)) <= 1
 
@@ -64,7 +65,7 @@ def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, 
         mortal.start()
     assert worker.wait() == 0, worker.log()
     assert "is back after" in worker.log()
-    Reader(mortal_url).check_exact(20, 2)
+    check_exact(mortal_url, 20, 2)
 
 
 def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tmp_path):
@@ -80,7 +81,7 @@ def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tm
     assert "Traceback" not in worker.log()
     again = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.0)
     assert again.wait() == 0, again.log()
-    Reader(mortal_url).check_exact(1, 400)
+    check_exact(mortal_url, 1, 400)
 
 
 def test_a_starting_worker_waits_for_a_starting_server(mortal, mortal_url, tmp_path):
@@ -89,4 +90,4 @@ def test_a_starting_worker_waits_for_a_starting_server(mortal, mortal_url, tmp_p
     wait_until(lambda: "is unreachable" in worker.log())
     mortal.start()
     assert worker.wait() == 0, worker.log()
-    Reader(mortal_url).check_exact(1, 1)
+    check_exact(mortal_url, 1, 1)

@@ -5,10 +5,11 @@ import signal
 from sqlalchemy.engine import make_url
 
 from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
-from tests.faults.harness.invariants import Expected, StudyReader, check_study
+from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import pooler_of
 from tests.support.processes import num_lines
+from tests.support.reader import StudyReader
 
 NUM_STARTING, NUM_MANY = 64, 32
 SETTINGS = {"name": "starts", "max_epochs": 2, "max_attempts": 100, "sampler": "random", "connect_s": 300.0}
@@ -87,8 +88,8 @@ def test_wrong_clocks_and_time_zones_change_nothing(server, tmp_path):
         endings = fleet.finish()
         findings = check_study(url, "starts", record, Expected(30, 2, accounted(endings)))
         reader = StudyReader(url, "starts")
-        times = reader.rows("t.datetime_start, t.datetime_complete", condition="t.state IN ('COMPLETE', 'PRUNED')")
-        reader.close()
+        times = reader.trials("t.datetime_start, t.datetime_complete", condition="t.state IN ('COMPLETE', 'PRUNED')")
+        reader.connection.close()
         [(ended,)] = server.run("SELECT timezone('utc', now())")
     assert endings.others == []
     assert endings.num_killed == 4

@@ -41,11 +41,11 @@ from tests.support.carrying import (
     trial_rows,
     without_ids,
 )
+from tests.support.reader import Reader
 from tests.support.studies import (
     BASELINE,
     CACHE_KEY,
     SPACE,
-    Reader,
     Worker,
     counted,
     define,

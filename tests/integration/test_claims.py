@@ -24,7 +24,8 @@ from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.study.target import set_target
 from tests.support.processes import wait_until
-from tests.support.studies import SPACE, Reader, claim, define, leased, storage_settings, toy_space
+from tests.support.reader import Reader, StudyReader
+from tests.support.studies import SPACE, claim, define, leased, storage_settings, toy_space
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
@@ -41,7 +42,7 @@ def test_the_baseline_is_trial_0_and_new_trials_follow(storage, url):
     assert numbers == [0, 1, 2]
     outcome = claim(study)
     assert (outcome.num_finished, outcome.target, len(outcome.running)) == (0, 3, 3)
-    assert Reader(url).states() == {"RUNNING": 3}
+    assert StudyReader(url).states() == {"RUNNING": 3}
 
 
 def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage):
@@ -115,7 +116,7 @@ def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage, url)
     for _ in range(2):
         expire(storage, leased(study, max_attempts=2))
     assert leased(study, max_attempts=2).number == 1  # trial 0 failed, which the total does not count
-    assert Reader(url).states() == {"FAIL": 1, "RUNNING": 1}
+    assert StudyReader(url).states() == {"FAIL": 1, "RUNNING": 1}
     assert "2 attempts" in study.trials[0].user_attrs["reason"]
 
 
@@ -177,7 +178,7 @@ def test_concurrent_claims_never_exceed_the_target(storage, url, tmp_path):
     with ThreadPoolExecutor(6) as pool:
         counts = list(pool.map(worker, range(6)))
     assert sum(counts) == 12
-    assert Reader(url).states() == {"COMPLETE": 12}
+    assert StudyReader(url).states() == {"COMPLETE": 12}
     assert sorted(number for (number,) in Reader(url).rows("SELECT number FROM trials")) == list(range(12))
 
 
@@ -194,7 +195,7 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage, url):
         storage.renew(old)
     assert (old.lost, new.lost) == (True, False)
     storage.write_trial(new, DONE)
-    reader = Reader(url)
+    reader = StudyReader(url)
     assert reader.curves() == {0: [(0, 0.1)]}
     assert reader.rows("SELECT value FROM trial_values") == [(0.5,)]
 
@@ -224,7 +225,7 @@ def test_a_claim_whose_commit_was_not_answered_happens_once(storage, url, stored
     expire(storage, leased(study))
     _break_the_next_commit(storage, stored=stored)
     assert leased(study, max_attempts=1).number == 1  # in the transaction in which trial 0 failed
-    assert Reader(url).states() == {"FAIL": 1, "RUNNING": 1}
+    assert StudyReader(url).states() == {"FAIL": 1, "RUNNING": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -261,7 +262,7 @@ def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storag
     _break_the_next_commit(storage)
     storage.write_trial(lease, DONE)
     assert not lease.lost
-    assert Reader(url).states() == {"COMPLETE": 1}
+    assert StudyReader(url).states() == {"COMPLETE": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -309,7 +310,7 @@ def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url
     open_confirmation(new)
     plain = optuna.load_study(study_name="toy", storage=storage.migration_url())
     trial = plain.ask()  # starts the waiting trial, without a claim
-    reader = Reader(url)
+    reader = StudyReader(url)
     ids = reader.rows("SELECT study_id, trial_id FROM trials")
     if storage.address.is_sqlite:
         assert ids == [(old._study_id, lease.trial_id)]  # SQLite uses both ids again

@@ -26,7 +26,8 @@ from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
-from tests.support.studies import SPACE, Reader, claim, define, leased, objective, storage_settings, value_at, work_on
+from tests.support.reader import check_exact
+from tests.support.studies import SPACE, claim, define, leased, objective, storage_settings, value_at, work_on
 
 RULES = {"rungs": Rungs(1, 2)}
 ASHA = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
@@ -99,7 +100,7 @@ def test_one_worker_computes_what_asha_does(storage, tmp_path, num_trials, url):
     runs = sorted(run for trial in study.trials for run in trial.user_attrs.get("runs", ()))
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(runs))
     assert len(runs) > num_trials // 2
-    Reader(url).check_exact(num_trials, 8)
+    check_exact(url, num_trials, 8)
 
 
 def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(storage, tmp_path, url):
@@ -117,7 +118,7 @@ def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(storage, tmp_pa
             assert num_epochs == 8
     computed = (tmp_path / "computed.log").read_text().splitlines()
     assert len(computed) == len({*computed})
-    Reader(url).check_exact(24, 8)
+    check_exact(url, 24, 8)
 
 
 def test_running_trials_are_ranked_by_their_best_value_among_all_that_reached_the_rung(storage):
@@ -303,7 +304,7 @@ def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
     assert sum(num_epochs[:-1]) < 21 <= sum(num_epochs) < 21 + 8
     assert any(trial.state is TrialState.COMPLETE for trial in study.trials)
     assert study_status(study).is_finished
-    Reader(url).check_exact(len(num_epochs), 8)
+    check_exact(url, len(num_epochs), 8)
     work_on(study, tmp_path, **given)
     assert len(study.trials) == len(num_epochs)
 

@@ -18,7 +18,7 @@ from tests.integration.test_commands import ENVIRONMENT, data, run, trials
 from tests.support.carrying import simple_study
 from tests.support.postgres import guarded_server
 from tests.support.processes import Command
-from tests.support.studies import Reader
+from tests.support.reader import Reader, StudyReader
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
 PASSWORD = "{s3cret-%}@/: #"  # begins as a YAML mapping does
@@ -77,7 +77,7 @@ def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched, po
     assert "csi-job hyperopt --study-name csi_optimization" in out
     with_postgres = ("--storage", postgres_url, "--max-epochs", 1, "--image-size", 32)
     run(searched, "hyperopt", *with_postgres, "--more-trials", 1)
-    assert Reader(postgres_url).states() == {"COMPLETE": 3}
+    assert StudyReader(postgres_url, "csi_optimization").states() == {"COMPLETE": 3}
     back = ("study", "copy", "csi_optimization", "--storage", postgres_url, "--to", f"sqlite:///{searched}/studies.db")
     _, err = run(searched, *back, code=2)
     assert "--as NEW" in one_line(err)

@@ -8,7 +8,8 @@ from csi_job.storage.claim import NothingToClaim
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
-from tests.support.studies import SPACE, Reader, claim, define, leased
+from tests.support.reader import StudyReader
+from tests.support.studies import SPACE, claim, define, leased
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
@@ -20,7 +21,7 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
         enqueue_trial(study, SPACE, {"unknown_weight": x})
     assert set_target(study, num_trials=2) == 2
     assert "beyond the study's total of 2: 2, 3" in caplog.text
-    assert Reader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
+    assert StudyReader(url).states() == {"COMPLETE": 1, "FAIL": 2, "WAITING": 1}
     storage.write_trial(leased(study, max_failed=0), DONE)
     assert isinstance(claim(study, max_failed=0), NothingToClaim)
     assert caplog.text.count("beyond the study's total") == 1
@@ -28,7 +29,7 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     enqueue_trial(study, SPACE, {"unknown_weight": 0.4})
     storage.set_study_user_attr(study._study_id, "target", 2)  # by a worker of an earlier version
     assert isinstance(claim(study, max_failed=0), NothingToClaim)
-    assert Reader(url).states() == {"COMPLETE": 2, "FAIL": 3}
+    assert StudyReader(url).states() == {"COMPLETE": 2, "FAIL": 3}
 
 
 def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage, monkeypatch):

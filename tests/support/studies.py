@@ -1,9 +1,8 @@
-"""Small studies for tests: a space, a cheap objective, workers as processes, and a reader that shares no code."""
+"""Small studies for tests: a space, a cheap objective, and workers as processes."""
 
 import faulthandler
 import os
 import signal
-import sqlite3
 import sys
 import time
 import uuid
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psycopg2
 import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine
@@ -194,72 +192,3 @@ def counted(engine: Engine) -> Iterator[list[str]]:
     sa.event.listen(engine, "before_cursor_execute", count)
     yield statements
     sa.event.remove(engine, "before_cursor_execute", count)
-
-
-OF_X = "ON p.trial_id = t.trial_id AND p.param_name = 'unknown_weight'"
-
-
-class Reader:
-    """Reads the study by plain SQL."""
-
-    def __init__(self, url: str) -> None:
-        if url.startswith("sqlite:///"):
-            self.connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)
-        else:
-            self.connection = psycopg2.connect(url)
-            self.connection.autocommit = True
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        cursor = self.connection.cursor()
-        cursor.execute(sql)
-        return [tuple(row) for row in cursor.fetchall()]
-
-    def is_locked(self) -> bool:
-        """Whether SQLite's one lock is taken; PostgreSQL has none of the kind."""
-        if not isinstance(self.connection, sqlite3.Connection):
-            return False
-        try:
-            self.connection.execute("PRAGMA busy_timeout = 0")
-            self.connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return True
-        finally:
-            self.connection.execute("PRAGMA busy_timeout = 30000")
-        self.connection.rollback()
-        return False
-
-    def states(self) -> dict[str, int]:
-        return {str(state): count for state, count in self.rows("SELECT state, count(*) FROM trials GROUP BY state")}
-
-    def curves(self) -> dict[int, list[tuple[int, float]]]:
-        """Steps and values of each trial, by number."""
-        rows = self.rows(
-            "SELECT t.number, v.step, v.intermediate_value FROM trial_intermediate_values v"
-            " JOIN trials t ON t.trial_id = v.trial_id ORDER BY t.number, v.step"
-        )
-        curves: dict[int, list[tuple[int, float]]] = {}
-        for number, step, value in rows:
-            curves.setdefault(number, []).append((step, value))
-        return curves
-
-    def check_exact(self, target: int, max_epochs: int) -> None:
-        """Check what must hold of a finished study, whatever was killed."""
-        states = self.states()
-        assert states.get("COMPLETE", 0) + states.get("PRUNED", 0) == target, states
-        assert not states.get("RUNNING", 0), states
-        assert not states.get("WAITING", 0), states
-        numbers = [number for (number,) in self.rows("SELECT number FROM trials ORDER BY number")]
-        assert numbers == list(range(len(numbers)))
-        complete = {number for (number,) in self.rows("SELECT number FROM trials WHERE state = 'COMPLETE'")}
-        finished = {n for (n,) in self.rows("SELECT number FROM trials WHERE state IN ('COMPLETE', 'PRUNED')")}
-        xs = dict(self.rows(f"SELECT t.number, p.param_value FROM trials t JOIN trial_params p {OF_X}"))
-        for number, curve in self.curves().items():
-            if number in finished:
-                assert [step for step, _ in curve] == list(range(len(curve))), (number, curve)
-                assert all(abs(value - value_at(xs[number], step)) < 1e-12 for step, value in curve)
-            if number in complete:
-                assert len(curve) == max_epochs, (number, curve)
-        values = dict(
-            self.rows("SELECT t.number, v.value FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id")
-        )
-        assert all(values[number] == xs[number] for number in complete)

@@ -30,7 +30,7 @@ from csi_job.study.studies import delete_study, list_studies
 from csi_job.study.worker import WorkerOptions
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
-from tests.support.studies import Reader
+from tests.support.reader import StudyReader
 from tests.unit.final_model.conftest import BASELINE, SMALL, TRIAL, diverging, kept, recipe, request_of, stored_study
 
 preload("tests.unit.final_model.test_confirmation")
@@ -197,7 +197,7 @@ def test_the_results_equal_those_of_a_training_without_a_database(alone, cache_f
 def test_killed_processes_that_share_the_trainings_choose_the_same(alone, cache_folder, tmp_path, number):
     request(tmp_path, cache_folder)
     processes = [start(tmp_path, cache_folder) for _ in range(3)]
-    reader = Reader(f"sqlite:///{tmp_path}/studies.db")
+    reader = StudyReader(f"sqlite:///{tmp_path}/studies.db", "toy/confirmation")
     for victim in range(3):
         num_epochs = sum(map(len, reader.curves().values()))
         wait_until(

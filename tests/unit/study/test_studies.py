@@ -8,7 +8,8 @@ from csi_job.storage.tables import HEARTBEATS
 from csi_job.study.confirmation import open_confirmation
 from csi_job.study.studies import delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import CONFIRMATION, WorkFolder
-from tests.support.studies import SPACE, Reader, define, study_counts, toy_space, work_on, write_checkpoint
+from tests.support.reader import Reader, check_exact
+from tests.support.studies import SPACE, define, study_counts, toy_space, work_on, write_checkpoint
 
 
 def test_studies_are_listed_with_their_counts(study, storage, tmp_path):
@@ -101,7 +102,7 @@ def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path
     optuna.delete_study(study_name="toy", storage=f"sqlite:///{tmp_path}/studies.db")
     again = define(storage)
     work_on(again, tmp_path)
-    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
+    check_exact(f"sqlite:///{tmp_path}/studies.db", 5, 4)
 
 
 @pytest.mark.parametrize(

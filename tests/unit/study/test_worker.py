@@ -14,7 +14,8 @@ from csi_job.storage.attributes import curve_of
 from csi_job.storage.claim import claim_trial
 from csi_job.storage.tables import LEASES, PARAMS, STEPS, USER_ATTRIBUTES
 from csi_job.study.worker import WorkerOptions
-from tests.support.studies import Reader, define, leased, objective, study_counts, value_at, work_on, write_checkpoint
+from tests.support.reader import check_exact
+from tests.support.studies import define, leased, objective, study_counts, value_at, work_on, write_checkpoint
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_worker_runs_the_study_to_its_total_and_leaves_a_full_one_alone(study,
     assert summary.outcomes.total() == summary.num_finished == 5
     counts = study_counts(study)
     assert (counts.num_finished, counts.target, counts.num_running) == (5, 5, 0)
-    Reader(f"sqlite:///{tmp_path}/studies.db").check_exact(5, 4)
+    check_exact(f"sqlite:///{tmp_path}/studies.db", 5, 4)
     first = study.trials[0]
     assert first.params == {"unknown_weight": 0.5, "optimizer": "adam"}
     kept = {name: first.user_attrs[name] for name in ("sampler", "pruner", "max_epochs", "attempt", "epochs")}

@@ -7,7 +7,8 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.tables import LEASES, TRIALS
 from csi_job.transfer.copy import copy_study, read_study_rows, write_study_rows
 from tests.support.carrying import odd_trials, plain_study, simple_study, trial_rows, without_ids
-from tests.support.studies import Reader, work_on
+from tests.support.reader import Reader
+from tests.support.studies import work_on
 
 
 def test_a_renamed_copy_differs_in_name_and_uid_only(storage, study, tmp_path):

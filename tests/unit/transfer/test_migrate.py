@@ -13,7 +13,8 @@ from csi_job.study.settings import StudySettings
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import BASELINE, SearchSpace
-from tests.support.studies import CACHE_KEY, Reader
+from tests.support.reader import Reader
+from tests.support.studies import CACHE_KEY
 
 SMALL = {"model_arch": {"value": "Custom_1"}, "optimizer": {"choices": ["adam", "sgd"]}}
 BASE = {**BASELINE.model_dump(), "model_arch": "Custom_1"}

@@ -19,7 +19,8 @@ from tests.faults.harness.histories.journal import Operation, notes, operations
 from tests.faults.harness.histories.model import DELETED, LOST, Model, World, is_read
 from tests.faults.harness.histories.search import explain
 from tests.support.postgres import Server
-from tests.support.studies import BASELINE, Reader
+from tests.support.reader import Reader
+from tests.support.studies import BASELINE
 
 WRITES: Final = ("ask", "report", "tell", "release", "claim")
 STEPS_S: Final = (3600.0, -3600.0)
