@@ -2,6 +2,8 @@
 
 import re
 import struct
+import zlib
+from contextlib import suppress
 from typing import NamedTuple
 
 NUM_MAGIC_BYTES = 1 << 10  # read from a file to find its format
@@ -18,7 +20,8 @@ _BARE_DICOM = re.compile(rb"[\x02\x08]\0")  # the first group of elements of a f
 _BARE_ELEMENT = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.[\0\x01]\0\0)", re.DOTALL)  # the same, and a type or length
 _DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
 _OTHERS = (  # what lies among radiographs, and what to do about it
-    (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer and not the image itself", "run `git lfs pull`"),
+    (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer", "run `git lfs pull`"),
+    (re.compile(GZIP_MAGIC), "a file compressed with gzip", "unpack it with gunzip"),
     (re.compile(rb"%PDF"), "a PDF document", ""),
     (re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf"), "an archive (ZIP, RAR or 7z)", "unpack it"),
     (re.compile(rb".{344}ni1\0", re.DOTALL), "the header of a NIfTI pair", "convert it and its .img to one .nii file"),
@@ -66,15 +69,28 @@ def is_image(start: bytes) -> bool:
     has_preamble = start[128:132] == b"DICM"
     if has_preamble or _BARE_ELEMENT.match(start):
         return _DICOMDIR_CLASS not in start
+    if start.startswith(GZIP_MAGIC):
+        with suppress(zlib.error):
+            return is_nifti(zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(start, NUM_MAGIC_BYTES))
     return is_picture(start) or is_nifti(start)
 
 
 def explain_refusal(start: bytes) -> tuple[str, str]:
     """Return what a file is if it is not an image, and what to do about it."""
-    for magic, kind, hint in _OTHERS:
-        if magic.match(start):
-            return f"the file is {kind}", hint
-    return "the file is not an image: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM or NIfTI", ""
+    kind, hint = _other_kind(start)
+    return f"the file is {kind or 'not an image: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM or NIfTI'}", hint
+
+
+def why_skipped(start: bytes) -> str:
+    """Return why a file without an ending is not taken for an image, or ""."""
+    if is_image(start):
+        return ""
+    kind, _ = _other_kind(start)
+    return f"not an image but {kind}" if kind else "not an image"
+
+
+def _other_kind(start: bytes) -> tuple[str, str]:
+    return next(((kind, hint) for magic, kind, hint in _OTHERS if magic.match(start)), ("", ""))
 
 
 class StreamHeader(NamedTuple):

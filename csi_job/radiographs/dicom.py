@@ -29,17 +29,19 @@ from csi_job.radiographs.grey import (
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _UPRIGHT, _LYING = ("LF", "LH", "RF", "RH"), ("FL", "HL", "FR", "HR")  # directions of rows and columns
+_WORD_BITS = 16
 _OVERLAY_GROUPS, _OVERLAY_BIT = range(0x6000, 0x6020, 2), 0x0102
 # What a damaged table raises.
 _DAMAGED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+Voi = Callable[[np.ndarray, np.ndarray], np.ndarray]  # values, and those that occur in the film -> shares 0-1
 
 
 def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
     """Return a DICOM radiograph as grey uint8 `[side_px, side_px]`, bright where the film is bright.
 
-    Modality LUT or rescale and the first VOI LUT or window are applied (DICOM PS3.3 C.11); where there is none, or
-    it leaves nothing to see, grey levels are scaled by percentile. MONOCHROME1 is inverted. Padding becomes black, and
-    counts in no percentile. The patient's right goes to the left, by the PatientOrientation if it is known.
+    Modality LUT or rescale and the first VOI LUT or window are applied (DICOM PS3.3 C.11); where there is none, or all
+    are damaged or leave nothing to see, grey levels are scaled by percentile. MONOCHROME1 is inverted. Padding becomes
+    black, and counts in no percentile. The patient's right goes to the left, by the PatientOrientation if it is known.
 
     Raises:
         DataError: no pixels, several frames, too small or too large, lateral, of another modality, or blank.
@@ -102,8 +104,10 @@ def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | 
     if reduced is not None:
         yield reduced, None
     pixels_HW = decoded_levels(dataset)
-    padding_HW = _padding(dataset, pixels_HW)
+    padding_HW = _padding(dataset, pixels_HW, _WORD_BITS)
     pixels_HW = _stored_bits(dataset, pixels_HW)
+    if padding_HW is None and pixels_HW.dtype.kind == "i":  # the value or the pixels may lack the bits of the sign
+        padding_HW = _padding(dataset, pixels_HW, int(dataset.BitsStored))
     if padding_HW is not None:
         yield Film(pixels_HW, sampled(pixels_HW, padding_HW)), padding_HW
     else:
@@ -129,14 +133,17 @@ def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
     return pixels_HW << (num_bits - end) >> (num_bits - num_stored)
 
 
-def _padding(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray | None:
-    """Return the mask of pixels that fill the frame around the film (PS3.3 C.7.5.1.1.2); None if none or all do."""
+def _padding(dataset: Dataset, pixels_HW: np.ndarray, num_bits: int) -> np.ndarray | None:
+    """Return the mask of pixels that fill the frame around the film (PS3.3 C.7.5.1.1.2); None if none or all do.
+
+    The value is a number of 16 bits, or of `num_bits`.
+    """
     names = {4: "FloatPixelPadding", 8: "DoubleFloatPixelPadding"} if pixels_HW.dtype.kind == "f" else {}
     name = names.get(pixels_HW.dtype.itemsize, "PixelPadding")
     value, limit = (_number(dataset, f"{name}{end}") for end in ("Value", "RangeLimit"))
     if value is None:
         return None
-    numbers = [_as_stored(bound, pixels_HW.dtype) for bound in (value, limit) if bound is not None]
+    numbers = [_as_stored(bound, pixels_HW.dtype, num_bits) for bound in (value, limit) if bound is not None]
     padding_HW: np.ndarray = (pixels_HW >= min(numbers)) & (pixels_HW <= max(numbers))
     return padding_HW if padding_HW.any() and not padding_HW.all() else None
 
@@ -151,19 +158,22 @@ def _number(dataset: Dataset, name: str) -> float | None:
     return value if isinstance(value, (int, float)) else None
 
 
-def _as_stored(number: float, dtype: np.dtype) -> float:
-    """Return the 16 bits of a number with the pixels' signedness: devices write -2000 as 63536 and vice versa."""
+def _as_stored(number: float, dtype: np.dtype, num_bits: int) -> float:
+    """Return the bits of a number with the pixels' signedness: devices write -2000 as 63536 and vice versa."""
     if dtype.kind == "f":
         return number
-    word = np.array(int(number) % (1 << 16), np.uint16)
-    return int(word.view(f"{dtype.kind}2").astype(dtype))
+    word = int(number) % (1 << _WORD_BITS)
+    is_negative = dtype.kind == "i" and word.bit_length() in (num_bits, _WORD_BITS)
+    return word - (1 << word.bit_length()) if is_negative else word
 
 
 def _through_tables(dataset: Dataset, film: Film, padding_HW: np.ndarray | None) -> np.ndarray | None:
     """Apply the file's tables; None if they need all pixels and the film has only averages."""
     levels_HW = film.levels_HW
     occurring_N = levels_HW.ravel() if film.sample_N is None else film.sample_N
-    for voi in [voi_shares] * bool(dataset.get("VOILUTSequence")) + [_window] * (dataset.WindowWidth is not None):
+    vois: list[Voi] = [partial(voi_shares, item) for item in dataset.get("VOILUTSequence") or ()]
+    vois += [partial(_window, dataset)] * (dataset.WindowWidth is not None)
+    for voi in vois:
         with suppress(*_DAMAGED):
             scale = tabulated(partial(_voi_grey, voi, dataset, occurring_N), levels_HW.dtype)
             if not film.allows(scale):
@@ -178,14 +188,9 @@ def _through_tables(dataset: Dataset, film: Film, padding_HW: np.ndarray | None)
     return scale(levels_HW) if film.allows(scale) else None
 
 
-def _voi_grey(
-    voi: Callable[[Dataset, np.ndarray, np.ndarray], np.ndarray],
-    dataset: Dataset,
-    occurring_N: np.ndarray,
-    levels: np.ndarray,
-) -> np.ndarray:
+def _voi_grey(voi: Voi, dataset: Dataset, occurring_N: np.ndarray, levels: np.ndarray) -> np.ndarray:
     values, occurring = (modality_values(dataset, some, occurring_N) for some in (levels, occurring_N))
-    shares = voi(dataset, values, occurring)
+    shares = voi(values, occurring)
     grey: np.ndarray = np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
     return grey
 

@@ -25,6 +25,7 @@ from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import Film
 
 _BYTE = 8  # bits
+_MAX_LOSSY_BITS = 12  # of JPEG, whose streams may state 16; the header of the file may state any number
 _OVERSHOOT = 0.01  # of all pixels, at most, wavelets take beyond the largest number
 _RLE_HEADER = struct.Struct("<16L")  # number of segments, and where they begin
 
@@ -61,10 +62,11 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     levels_HW: np.ndarray | None = None
     if syntax == RLELossless:
         levels_HW = _run_lengths(dataset)
-    elif syntax == JPEGBaseline8Bit and (dataset.BitsAllocated > _BYTE or dataset.Rows * dataset.Columns >= LARGE):
-        image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
-        levels_HW = np.asarray(image) if image.mode == "L" else None
-    elif syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE):
+    elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and _num_bits(dataset) <= _BYTE:
+        if dataset.BitsAllocated > _BYTE or dataset.Rows * dataset.Columns >= LARGE:
+            image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
+            levels_HW = np.asarray(image) if image.mode == "L" else None
+    elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1):
         levels_HW = _by_gdcm(dataset)
     if levels_HW is None:
         dataset.pixel_array_options(correct_unused_bits=False)  # padding may use bits outside those stored
@@ -74,6 +76,12 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
 
 def _frame(dataset: Dataset) -> bytes:
     return get_frame(dataset.PixelData, 0, number_of_frames=1)
+
+
+def _num_bits(dataset: Dataset) -> int:
+    """Return the bits per pixel that a stream states; the file's header may differ."""
+    header = stream_header(_frame(dataset))
+    return header.num_bits if header else int(dataset.BitsStored)
 
 
 def _run_lengths(dataset: Dataset) -> np.ndarray | None:
@@ -111,8 +119,8 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
     image.SetDataElement(element)
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # gdcm reads the header
-    is_lossy = dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit
-    bits = int(dataset.BitsStored) if is_lossy else _BYTE * dtype.itemsize  # others would be cleared
+    is_lossless = dataset.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
+    bits = _BYTE * dtype.itemsize if is_lossless else _MAX_LOSSY_BITS  # others would be cleared
     image.SetPixelFormat(gdcm.PixelFormat(1, _BYTE * dtype.itemsize, bits, bits - 1, int(dataset.PixelRepresentation)))
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))

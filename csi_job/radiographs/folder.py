@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import NUM_MAGIC_BYTES, is_image
+from csi_job.radiographs.content import NUM_MAGIC_BYTES, why_skipped
 from csi_job.radiographs.spreadsheet import NumericNames
 
 _FIRST_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # these come first
-EXTENSIONS = (*_FIRST_EXTENSIONS, ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2")
+EXTENSIONS = (*_FIRST_EXTENSIONS, ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".j2k", ".jfif", ".jpe")
 _SYSTEM_NAMES = {  # in lower case
     *(".ds_store", ".localized", "__macosx", ".trashes", ".spotlight-v100", ".fseventsd", ".appledouble"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", ".git"),
@@ -210,6 +210,8 @@ def find_images_below(folder: Path) -> FoundImages:
 
     for place, subfolders, names in os.walk(folder, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not is_of_system(name)]
+        if num_links := sum(Path(place, name).is_symlink() for name in subfolders):
+            skipped["link to a folder"] += num_links
         for name in names:
             reason = _why_no_image(Path(place, name))
             if reason:
@@ -230,7 +232,7 @@ def _why_no_image(path: Path) -> str:
         if not path.is_file():
             return "not a regular file"
         with path.open("rb") as file:
-            return "" if is_image(file.read(NUM_MAGIC_BYTES)) else "not an image"
+            return why_skipped(file.read(NUM_MAGIC_BYTES))
     except OSError:
         return "unreadable"
 

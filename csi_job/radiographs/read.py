@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from csi_job.radiographs.content import GZIP_MAGIC, NUM_MAGIC_BYTES, explain_ref
 from csi_job.radiographs.folder import MISSING, ImageFolder
 from csi_job.radiographs.spreadsheet import is_scientific
 
-READER_VERSION = 5  # part of every cache's content key: raise it when any image comes out with other pixels
+READER_VERSION = 6  # part of every cache's content key: raise it when any image comes out with other pixels
 EARLIER_READERS = (1,)  # of released versions: a study that has begun keeps the cache that one of them decoded
 MAX_FILE_BYTES = 1 << 29
 _MAX_REASON_LENGTH = 120
@@ -86,9 +87,10 @@ def decode_radiograph(content: bytes, side_px: int, *, max_image_side_px: int) -
         raise
     except Exception as error:  # noqa: BLE001 - damaged content makes decoders raise almost anything
         lines = str(error).strip().splitlines()  # quoted text in it may be a patient's name
-        reason = lines[0] if lines and "object at 0x" not in lines[0] else type(error).__name__
-        reason = "its compressed pixels cannot be decoded" if reason.endswith(":") else reason  # and a list of decoders
-        raise DataError(f"the image is damaged ({_QUOTED.sub('…', reason)[:_MAX_REASON_LENGTH]})") from None
+        reason = _QUOTED.sub("…", lines[0]) if lines else type(error).__name__
+        if reason.endswith(":") or "object at 0x" in reason:  # and a list of decoders, or no format known
+            reason = "its compressed pixels cannot be decoded"
+        raise DataError(f"the image is damaged ({shorten(reason, _MAX_REASON_LENGTH, placeholder=' …')})") from None
 
 
 def _decode(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
@@ -114,7 +116,8 @@ def read_content(path: Path) -> bytes:
     try:
         with explain_os_errors("the image cannot be read", kind=DataError):
             if not path.is_file():  # reading a pipe or device could block
-                raise DataError("the image is not a file" if path.exists() else "the image does not exist")
+                missing = "the image is a broken link" if path.is_symlink() else "the image does not exist"
+                raise DataError("the image is not a file" if path.exists() else missing)
             num_bytes = path.stat().st_size
             if num_bytes > MAX_FILE_BYTES:
                 raise DataError(f"the image file has {num_bytes} bytes", allowed=f"up to {MAX_FILE_BYTES}")

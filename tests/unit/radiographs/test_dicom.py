@@ -1,15 +1,24 @@
+import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+)
 
 from csi_job.radiographs.dicom import read_dicom
 from tests.support.dicom import compressed, dataset_of, encoded, table
-from tests.unit.radiographs.conftest import square, stretched
+from tests.unit.radiographs.conftest import encode, square, stretched
 
 MAX_SIDE_PX = 4000
 ALL_LEVELS = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -52,6 +61,7 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
     "table before window": lambda x: dataset_of(
         x, WindowCenter=1, WindowWidth=2, VOILUTSequence=[table(np.arange(4096) * 16)]
     ),
+    "first valid table": lambda x: dataset_of(x, VOILUTSequence=[table(np.zeros(4096)), table(np.arange(4096) * 16)]),
 }
 
 
@@ -189,6 +199,19 @@ def test_padding_beyond_the_stored_bits_is_black(stored_HW):
     assert np.abs(read(encoded(dataset)).astype(int) - square(expected_HW)).max() <= 1
 
 
+@pytest.mark.parametrize(("vr", "value"), [("SS", -2048), ("US", 0xF800), ("US", 0x0800)])
+@pytest.mark.parametrize("is_extended", [True, False])
+def test_the_sign_of_padding_is_that_of_the_stored_bits(stored_HW, vr, value, is_extended):
+    signed_HW = stored_HW.astype(np.int16) - 2000
+    is_padding = np.zeros(stored_HW.shape, bool)
+    is_padding[PADDED] = True
+    padded_HW = np.where(is_padding, np.int16(-2048), signed_HW)
+    dataset = dataset_of(padded_HW if is_extended else padded_HW & 0x0FFF)
+    dataset.add(DataElement("PixelPaddingValue", vr, value))
+    expected_HW = square(stretched(signed_HW, is_padding))
+    assert np.abs(read(encoded(dataset)).astype(int) - expected_HW).max() <= 1
+
+
 @pytest.mark.parametrize("rows", "LR")
 @pytest.mark.parametrize("columns", "FH")
 @pytest.mark.parametrize("is_lying", [True, False])
@@ -248,3 +271,21 @@ def test_compressed_files_are_read(tmp_path, stored_HW, square_HW, syntax):
     content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), syntax)
     assert len(content) < 2 * stored_HW.size
     assert np.abs(read(content).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("elements", [{"BitsStored": 10, "HighBit": 9}, {"BitsStored": 16, "HighBit": 15}])
+@pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
+def test_lossy_jpeg_of_12_bits_is_read_whatever_the_header_says(tmp_path, stored_HW, square_HW, elements, stated):
+    content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), "JPEGExtendedProcess2_4")
+    dataset = dcmread(io.BytesIO(content))
+    dataset.file_meta.TransferSyntaxUID = stated
+    dataset.update(elements)
+    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
+@pytest.mark.parametrize("bits_stored", [8, 12])
+def test_lossy_jpeg_of_8_bits_is_read_in_words_of_16(film_HW, square_HW, stated, bits_stored):
+    dataset = dataset_of(film_HW.astype(np.uint16), bits_stored, stated, WindowCenter=128, WindowWidth=256)
+    dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
+    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2

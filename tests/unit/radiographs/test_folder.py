@@ -25,6 +25,10 @@ def folder(tmp_path, stored_HW):
         "picture": encode(Image.fromarray(stored_HW)),
         "named.PNG": b"torn",
         "volume.nii.gz": gzip.compress(b"x"),
+        "volume": gzip.compress(bytes(344) + b"n+1\0" + bytes(4000)),
+        "films.zip": b"PK\x03\x04",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\n",
+        "film.dcm.gz": gzip.compress(dicom),
         "DICOMDIR": index,
         "copy of DICOMDIR": index,
         "notes.txt": b"some text",
@@ -37,6 +41,7 @@ def folder(tmp_path, stored_HW):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("DICOM")
     return tmp_path
 
 
@@ -45,9 +50,11 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folde
         found = expand_folders([folder / "notes.txt", folder, folder / "Thumbs.db", folder / "missing"])
     names = [path.relative_to(folder).as_posix() for path in found]
     dicom = ["DICOM/S1/1.2.840.113619.2", "DICOM/S1/I1", "DICOM/S1/bare"]
-    assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume.nii.gz", "missing"]
-    assert "found 6 images; skipped 7 of 13 files: " in caplog.text
-    for reason in ("3 metadata of the system", "3 not an image", "1 DICOM index"):
+    assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume", "volume.nii.gz", "missing"]
+    assert "found 7 images; skipped 11 of 18 files: " in caplog.text
+    kinds = ("an archive (ZIP, RAR or 7z)", "a Git LFS pointer", "a file compressed with gzip")
+    skipped = ["3 metadata of the system", "3 not an image", "1 DICOM index", "1 link to a folder"]
+    for reason in (*skipped, *(f"1 not an image but {kind}" for kind in kinds)):
         assert reason in caplog.text
     assert "notes" not in caplog.text
 

@@ -170,15 +170,20 @@ def test_every_phantom_format_is_read_alike_whatever_the_file_name(tmp_path, fil
     assert np.abs(slope * square_HW + offset - pixels_HW)[1:-1, 1:-1].max() < 12
 
 
-def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path, stored_HW):
     png = encode(Image.new("L", (64, 64)))
+    torn = encoded(dataset_of(stored_HW))[:-15_700]
+    false = dataset_of(stored_HW, syntax=JPEG2000)
+    false.PixelData = encapsulate([png])
     cases = {
         "empty": (b"", "empty"),
         "text": (b"this is no image" * 40, "the file is not an image: PNG,"),
-        "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image"),
+        "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image; unpack it with gunzip"),
         "torn gzip": (gzip.compress(b"no image" * 99)[:15], "the gzip file is cut off"),
         "torn header": (png[:20], "damaged"),
-        "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "LFS pointer and not the image itself; run `git"),
+        "torn DICOM": (torn, "(5900 vs 21600 bytes) - the dataset may be corrupted, have an …)"),
+        "false syntax": (encoded(false), "the image is damaged (its compressed pixels cannot be decoded)"),
+        "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "the file is a Git LFS pointer; run `git"),
         "PDF": (b"%PDF-1.7", "the file is a PDF document"),
         "HEIC": (b"\0\0\0\x18ftypheic", "the file is a HEIC picture; convert it to PNG"),
         "7z": (b"7z\xbc\xaf\x27\x1c", "the file is an archive (ZIP, RAR or 7z); unpack it"),
@@ -198,6 +203,8 @@ def test_what_is_no_file_and_a_huge_one_are_refused_without_reading(tmp_path):
     assert "not a file" in refusal(tmp_path / "pipe.png")
     assert "not a file" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "missing.png")
+    (tmp_path / "link.png").symlink_to("missing.png")
+    assert "the image is a broken link" in refusal(tmp_path / "link.png")
     (tmp_path / "huge.png").touch()
     os.truncate(tmp_path / "huge.png", 3 << 30)
     assert "bytes; allowed" in refusal(tmp_path / "huge.png")
