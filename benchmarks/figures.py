@@ -1,8 +1,12 @@
-"""What each benchmark prints: the machine, and medians with their spread."""
+"""What benchmarks share: the machine, the seconds of a process, and medians with their spread."""
 
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +22,27 @@ def machine(*packages: str) -> str:
     return ", ".join(
         [cpu, f"{platform.system()} {platform.release()}", f"Python {platform.python_version()}", *versions]
     )
+
+
+def measure(arguments: Sequence[str], python_path: Path | None = None) -> tuple[float, float]:
+    """Return the seconds of wall clock and of the processor that a new interpreter takes.
+
+    Args:
+        arguments: of the interpreter.
+        python_path: another checkout of this repository to import from.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another code than 0, or 2 of a wrong argument.
+    """
+    environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments], check=False, capture_output=True, env=environment
+    )
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    if ended.returncode not in (0, 2):
+        ended.check_returncode()
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:

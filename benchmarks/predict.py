@@ -8,17 +8,14 @@ Each is a separate process, start-up included, and they take turns. On a busy ma
 import argparse
 import csv
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.figures import machine, spread
+from benchmarks.figures import machine, measure, spread
 from csi_job.cache.decode_pool import num_cores
 from csi_job.evaluation.model_file import FORMAT
 from csi_job.phantoms.phantom import write_phantoms
@@ -45,9 +42,7 @@ def main() -> None:
         if films is None:
             write_phantoms(Path(temporary), NUM_FILMS, seed=0)
             films = Path(temporary, "images")
-        card = {"architecture": arguments.arch, "image_size_px": SIDE_PX, "normalisation": "medical"}
-        weights = {name: tensor.contiguous() for name, tensor in build_model(arguments.arch).state_dict().items()}
-        save_file(weights, model, metadata={"format": FORMAT, "card": json.dumps(card)})
+        write_model(model, arguments.arch)
         print(f"{machine('torch')}, {device}; {arguments.arch}, {len(list(films.iterdir()))} films to {SIDE_PX} px")
         ours = ["-c", "from csi_job.cli import main; main()", "predict", str(films), "--model-path", str(model)]
         peer = ["-m", "benchmarks.predict", "--peer", str(model), "--images", str(films), "--arch", arguments.arch]
@@ -58,12 +53,11 @@ def main() -> None:
         print(f"{what}: csi-job {spread(seconds[0], ' s')}, minimal loop {spread(seconds[1], ' s')}: {spread(ratios)}")
 
 
-def measure(arguments: list[str]) -> tuple[float, float]:
-    """Return the seconds of wall clock and of the processor that a command takes."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-W", "ignore", *arguments], check=True, capture_output=True)
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def write_model(path: Path, arch: str) -> None:
+    """Write an untrained model."""
+    card = {"architecture": arch, "image_size_px": SIDE_PX, "normalisation": "medical"}
+    weights = {name: tensor.contiguous() for name, tensor in build_model(arch).state_dict().items()}
+    save_file(weights, path, metadata={"format": FORMAT, "card": json.dumps(card)})
 
 
 class Films(torch.utils.data.Dataset[torch.Tensor]):

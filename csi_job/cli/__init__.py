@@ -129,4 +129,5 @@ def _leave(message: str, code: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)  # an exception in an exit handler would be shown as a traceback
     if message:
         click.echo(f"csi-job: {message}", err=True)
+    gc.freeze()  # else the interpreter's last collections search everything that was imported for garbage
     sys.exit(code)

@@ -1,17 +1,22 @@
 """The engine: connections that notice a dead server, transactions that lock before they read, and SQL for both."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Final, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.url import Address
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 logger = logging.getLogger(__name__)
 LOCK_CLASS: Final = 0x435349  # "CSI", the first key of our advisory locks, to avoid those of other programs
@@ -21,7 +26,7 @@ STATEMENT_TIMEOUT_S: Final = 60
 TCP_USER_TIMEOUT_S: Final = 30  # without an acknowledgement; the kernel's default is over 15 minutes
 BUSY_TIMEOUT_S: Final = 2.0  # inside SQLite, where signals have to wait; longer waits are left to `retry`
 
-Insert = TypeVar("Insert", postgresql.Insert, sqlite.Insert)
+Insert = TypeVar("Insert", "postgresql.Insert", "sqlite.Insert")
 
 # libpq's options against half-open connections; those in the URL take precedence.
 GUARDS: Final[dict[str, Any]] = {
@@ -131,7 +136,9 @@ def advisory_lock(key: int) -> sa.ColumnElement[Any]:
 
 def upsert(connection: Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     """Insert rows, or update those that exist under the same `keys`, in one statement."""
-    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table).values(rows)
+    # SQLAlchemy has imported the dialect of this connection; the other one need not be.
+    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
+    insert = dialect.insert(table).values(rows)
     connection.execute(on_conflict_update(insert, [name for name in rows[0] if name not in keys], keys))
 
 

@@ -1,5 +1,7 @@
 """Leases: which worker may write to a running trial, and writes that go through only under one."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket
@@ -7,11 +9,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import LeaseLostError
@@ -20,6 +21,9 @@ from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
 from csi_job.storage.study_rows import has_uid
 from csi_job.storage.tables import LEASES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 # The value of `renewed_at_s` in a lease that its worker released. Read it by `running_trials`' column `released`. A
 # separate column would be plainer, but workers of earlier versions, still alive during an upgrade, know only this.
@@ -227,6 +231,8 @@ def _fenced_insert(
     held: sa.CTE, table: sa.Table, rows: Sequence[dict[str, Any]], keys: tuple[str, ...]
 ) -> postgresql.Insert:
     """Return an upsert of rows given as one array per column, so that its text is the same for any number of rows."""
+    from sqlalchemy.dialects import postgresql
+
     columns = [table.c[name] for name in rows[0] if name != "trial_id"]
     names = [column.name for column in columns]
     arrays = [_array(column, [row[column.name] for row in rows]) for column in columns]
@@ -238,6 +244,8 @@ def _fenced_insert(
 
 
 def _array(column: sa.Column[Any], values: list[Any]) -> sa.ColumnElement[Any]:
+    from sqlalchemy.dialects import postgresql
+
     if isinstance(column.type, sa.Enum):
         return sa.cast([value.name for value in values], postgresql.ARRAY(sa.String))
     return sa.cast(values, postgresql.ARRAY(column.type))

@@ -1,5 +1,7 @@
 """Retry while the database is unreachable or busy; reject wrong settings on first contact."""
 
+from __future__ import annotations
+
 import enum
 import logging
 import os
@@ -10,13 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import psycopg2  # type: ignore[import-untyped]
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
 from csi_job.errors import ConfigurationError, CsiJobError, StorageRejectedError, StorageUnavailableError
+
+if TYPE_CHECKING:
+    import psycopg2  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -92,12 +96,14 @@ def classify(error: BaseException) -> ErrorKind:
     if isinstance(error, sqlalchemy.exc.TimeoutError):  # of the connection pool
         return ErrorKind.BUSY
     original = _driver_error(error)
-    if isinstance(original, psycopg2.Error):
-        return _classify_postgres(original)
     if isinstance(original, sqlite3.Error):
         kinds = {**dict.fromkeys(SQLITE_BUSY, ErrorKind.BUSY), **dict.fromkeys(SQLITE_REJECTED, ErrorKind.REJECTED)}
         kinds |= dict.fromkeys(SQLITE_UNREACHABLE, ErrorKind.UNREACHABLE)
         return kinds.get(_sqlite_code(original), ErrorKind.NOT_DATABASE)
+    import psycopg2
+
+    if isinstance(original, psycopg2.Error):
+        return _classify_postgres(original)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return ErrorKind.UNREACHABLE
     return ErrorKind.NOT_DATABASE
@@ -116,6 +122,8 @@ def _driver_error(error: BaseException) -> BaseException:
 
 
 def _classify_postgres(error: psycopg2.Error) -> ErrorKind:
+    import psycopg2
+
     code = error.pgcode
     if code is None:
         # libpq raises a ProgrammingError for a connection option that it does not know.

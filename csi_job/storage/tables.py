@@ -47,8 +47,3 @@ LEASES: Final = sa.Table(
     sa.Column("num_lost", sa.Integer, nullable=False),  # earlier attempts that ended without a finished epoch
     sa.Column("checkpoint", sa.Text, nullable=True),  # the promoted one, relative to the work folder
 )
-
-# Optuna has no index by epoch; without one, a median over many trials would read every value of every study.
-STEP_INDEX: Final = sa.Index(
-    "csi_job_steps", STEPS.c.step, STEPS.c.trial_id, postgresql_include=[STEPS.c.intermediate_value.name]
-)

@@ -17,6 +17,7 @@ from tests.support.studies import work_on
 
 HEAVY = {
     *("torch", "torch._dynamo", "torchvision", "triton", "optuna", "sqlalchemy", "alembic"),
+    *("psycopg2", "sqlalchemy.dialects.postgresql"),
     *("sklearn", "scipy", "plotly.graph_objects", "pandas", "wandb", "kubernetes", "pydicom"),
 }
 
