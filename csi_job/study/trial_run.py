@@ -146,8 +146,7 @@ class RunningTrial(Generic[Params]):
             tracker.trial_started(self.number, self.attempt, self.trial.params, phase)
         if not self.claim.taken_over:
             text = format_params(self.trial.params) or str(self.params)
-            values = {"noun": self.noun, "trial": self.number, "params": self.trial.params, "text": text}
-            logger.info("%(noun)s %(trial)d starts: %(text)s", values)
+            self._log(logging.INFO, "starts: %(text)s", params=self.trial.params, text=text)
         elif self.rungs and self.curve:
             self.end_if_behind()  # which its last worker may have died too early to see
 
@@ -161,8 +160,8 @@ class RunningTrial(Generic[Params]):
         if epoch_of(found) != last:
             self._reconcile(found, last)
         self.resume_from = self.promoted = found
-        values = {"noun": self.noun, "trial": self.number, "epoch": epoch_of(found) + 2, "attempt": self.attempt}
-        logger.info("%(noun)s %(trial)d resumes at epoch %(epoch)d (attempt %(attempt)d)", values)
+        first = epoch_of(found) + 2
+        self._log(logging.INFO, "resumes at epoch %(epoch)d (attempt %(attempt)d)", epoch=first, attempt=self.attempt)
 
     def _reconcile(self, found: Path | None, last: int) -> None:
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
@@ -172,11 +171,11 @@ class RunningTrial(Generic[Params]):
             saved = checkpoint_values(found)
             curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= newest}
         else:
-            values = {"noun": self.noun, "trial": self.number, "epoch": last + 1, "first": newest + 2}
-            values["folder"] = WorkFolder(self.work).checkpoints(self.study.study_name)
-            message = "%(noun)s %(trial)d: no intact checkpoint of epoch %(epoch)d in %(folder)s; "
+            message = "has no intact checkpoint of epoch %(epoch)d in %(folder)s; "
             message += "epochs %(first)d to %(epoch)d are computed again"
-            logger.log(logging.INFO if found else logging.WARNING, message, values)
+            folder = WorkFolder(self.work).checkpoints(self.study.study_name)
+            level = logging.INFO if found else logging.WARNING
+            self._log(level, message, epoch=last + 1, first=newest + 2, folder=folder)
         write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
             write = TrialWrite(user_attrs={stored.CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
@@ -225,8 +224,7 @@ class RunningTrial(Generic[Params]):
     def checkpoint_failed(self, error: CheckpointWriteError) -> None:
         """Continue without checkpoints: a full disk is not the trial's fault, and would fail every later one too."""
         self.saves_checkpoints = False
-        values = {"error": error, "noun": self.noun, "trial": self.number}
-        logger.warning("%(error)s; %(noun)s %(trial)d continues without checkpoints", values)
+        self._log(logging.WARNING, "continues without checkpoints: %(error)s", error=error)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
         """Store the value of an epoch and promote a checkpoint, in one fenced transaction.
@@ -320,18 +318,16 @@ class RunningTrial(Generic[Params]):
         write.values = values
         self.storage.write_trial(self.lease, write)
         text = (f" {values[0]:.4f}" if values else "") + (f" ({reason})" if reason else "")
-        named = {"noun": self.noun, "trial": self.number, "outcome": outcome, "epochs": len(self.curve)}
-        log = logger.warning if outcome == "failed" else logger.info
-        log("%(noun)s %(trial)d %(outcome)s%(text)s", named | {"values": list(values), "reason": reason, "text": text})
+        named = {"outcome": outcome, "epochs": len(self.curve), "values": list(values), "reason": reason, "text": text}
+        self._log(logging.WARNING if outcome == "failed" else logging.INFO, "%(outcome)s%(text)s", **named)
 
     def pause(self) -> None:
         """Let the trial wait, with one checkpoint, until a claim promotes or prunes it."""
         keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
         self.unsent.user_attrs |= self.attributes | {stored.PAUSED: self.attempt} | self._runs_until(time.time())
         self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
-        values = {"noun": self.noun, "trial": self.number, "epoch": len(self.curve)}
-        values["value"] = self.curve[max(self.curve)]
-        logger.info("%(noun)s %(trial)d paused after epoch %(epoch)d at %(value).4f", values)
+        value = self.curve[max(self.curve)]
+        self._log(logging.INFO, "paused after epoch %(epoch)d at %(value).4f", epoch=len(self.curve), value=value)
 
     def _runs_until(self, end_s: float | None) -> dict[str, Any]:
         return {stored.RUNS: [*self._runs, (self._start_s, end_s, worker_name())]}
@@ -347,15 +343,20 @@ class RunningTrial(Generic[Params]):
         try:
             self.storage.release(self.lease, self.unsent, limit_s=RELEASE_S)
         except CsiJobError as error:
-            values = {"noun": self.noun, "trial": self.number, "error": error}
-            logger.warning("%(noun)s %(trial)d can be resumed only when its lease has expired: %(error)s", values)
-        else:
-            values = {"noun": self.noun, "trial": self.number, "epoch": max(self.curve, default=-1) + 2}
-            if self.unsent.state is not None:  # stopped while its end was being stored
-                return logger.info("%(noun)s %(trial)d finished", values)
-            if stored.PAUSED in self.unsent.user_attrs:  # or its pause
-                return logger.info("%(noun)s %(trial)d paused", values)
-            logger.info("%(noun)s %(trial)d released; the next worker resumes it at epoch %(epoch)d", values)
+            self._log(logging.WARNING, "can be resumed only when its lease has expired: %(error)s", error=error)
+            return
+        next_epoch = max(self.curve, default=-1) + 2
+        message = "released; the next worker resumes it at epoch %(epoch)d"
+        if self.unsent.state is not None:  # stopped while its end was being stored
+            message = "finished"
+        elif stored.PAUSED in self.unsent.user_attrs:  # or its pause
+            message = "paused"
+        self._log(logging.INFO, message, epoch=next_epoch)
+
+    def _log(self, level: int, message: str, **values: object) -> None:
+        """Log what happens to the trial, with the values in the message by name."""
+        sentence = f"%(noun)s %(trial)d {message}"
+        logger.log(level, sentence, {"noun": self.noun, "trial": self.number, **values})
 
 
 TrialObjective = Callable[[RunningTrial[Any]], Sequence[float]]
