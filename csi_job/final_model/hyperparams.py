@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
 from csi_job.storage.attributes import FINGERPRINT, SETTINGS, STUDY_UID, UID, is_same_uid
+from csi_job.study.settings import ALLOWED_NAMES, can_be_ours
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
         raise ConfigurationError(f"{path.name}: {error}") from None
     form = content if "params" in content else {}
     study, trial, max_epochs = (form.get(name) for name in ("study", "trial", "max_epochs"))
+    if study is not None and not (isinstance(study, str) and can_be_ours(study)):  # it would name files
+        what = f"{path.name}: study cannot be used as a name"
+        raise ConfigurationError(what, got=study, allowed=ALLOWED_NAMES)
     max_epochs = default_max_epochs if max_epochs is None else max_epochs
     if not is_count(max_epochs):
         what = f"{path.name}: max_epochs cannot be used"
@@ -81,7 +85,7 @@ def read_hyperparams(path: Path, *, default_study: str, default_max_epochs: int)
     caches = (form.get("cache"), searched_on)  # in the file itself once confirmed
     return HyperparamsFile(
         params=hyperparameters,
-        study=_study_name(default_study if study is None else study, path),
+        study=default_study if study is None else study,
         max_epochs=max_epochs,
         trial=trial if _is_int(trial) else None,
         value=float(value) if is_number and abs(value) <= sys.float_info.max else None,
@@ -115,15 +119,6 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path.name} must contain a JSON object", got=content, hint=HINT)
     return content
-
-
-def _study_name(name: Any, path: Path) -> str:
-    """Reject names that would escape the results folder; the file may come from anywhere."""
-    is_plain = isinstance(name, str) and name.strip(". ") and len(name) <= 100  # noqa: PLR2004 - like StudySettings
-    if not is_plain or any(character in "/\\" or ord(character) < 32 for character in name):  # noqa: PLR2004
-        what = f"{path.name}: study cannot be used as a name"
-        raise ConfigurationError(what, got=name, allowed="1 to 100 characters, no slashes")
-    return str(name)
 
 
 def is_count(value: Any) -> bool:

@@ -19,6 +19,7 @@ AUTO: Final = {
 ONE_OBJECTIVE_SAMPLERS: Final = ("cmaes", "tpe_per_cost")
 PAUSING: Final = ("asha", "hyperband")
 ObjectiveName = Literal["f1", "f1-and-cost"]
+ALLOWED_NAMES: Final = "up to 100 characters without slashes, not beginning with a dot"
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
@@ -129,8 +130,7 @@ def can_be_ours(name: str) -> bool:
 def checked_name(name: str) -> str:
     """Return the name; raise `ConfigurationError` if no csi-job study can have it."""
     if not can_be_ours(name):
-        allowed = "up to 100 characters without slashes, not beginning with a dot"
-        raise ConfigurationError("a study cannot have this name", got=name, allowed=allowed)
+        raise ConfigurationError("a study cannot have this name", got=name, allowed=ALLOWED_NAMES)
     return name
 
 
