@@ -212,14 +212,14 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     from csi_job.html.format import plural
     from csi_job.study.studies import delete_study, open_study
 
-    doomed = open_study(loaded.settings.storage, loaded.settings.work, name)
-    trials = plural(len(doomed.get_trials(deepcopy=False)), "trial")
+    found = open_study(loaded.settings.storage, loaded.settings.work, name)
+    trials = plural(len(found.get_trials(deepcopy=False)), "trial")
     click.echo(f"study {name}: {trials} with checkpoints; models and reports in models/ are kept")
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigurationError("nobody can confirm this without a terminal", hint="delete the study with --yes")
         click.confirm("Delete the study?", abort=True)
-    delete_study(doomed, loaded.settings.work)
+    delete_study(found, loaded.settings.work)
     click.echo(f"deleted study {name}")
 
 

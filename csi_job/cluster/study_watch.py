@@ -48,7 +48,13 @@ class StudyWatch:
 
     def add_usage(self, usage: Usage) -> Usage | None:
         """Add to what the search has used and return the total, None while the study is unavailable."""
-        return self._query(lambda study: add_usage(study, usage))
+
+        def add(study: optuna.Study) -> Usage:
+            total = Usage(**study.user_attrs.get(USED, {})) + usage
+            study.set_user_attr(USED, asdict(total))  # which only the controller writes
+            return total
+
+        return self._query(add)
 
     def end_search(self, *, ended: bool) -> bool:
         """Keep workers from starting trials, or let them again; return False while the study is unavailable.
@@ -109,13 +115,6 @@ def _problem(error: Exception) -> str:
     if isinstance(error, ConfigurationError) and not isinstance(error, NoStudyError):
         return f"{error}; correct the database's Secret, or the database, then the release continues by itself"
     return str(error) if isinstance(error, CsiJobError) else "the database does not answer"
-
-
-def add_usage(study: optuna.Study, usage: Usage) -> Usage:
-    """Add to what the search has used of a study, and return the total; only the controller writes it."""
-    total = Usage(**study.user_attrs.get(USED, {})) + usage
-    study.set_user_attr(USED, asdict(total))
-    return total
 
 
 def numbers_of(status: StudyStatus) -> dict[str, Any]:
