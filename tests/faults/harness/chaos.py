@@ -100,9 +100,9 @@ def chaos(
         through = proxy.url(direct, **dose.connection)
         fleet = Fleet(lambda index: start(through, index), dose.workers)
         fleet.replaces_others = dose.replaces_others
-        storm = Storm(fleet, server, proxy.counts, dose, random.Random(seed))
+        injector = FaultInjector(fleet, server, proxy.counts, dose, random.Random(seed))
         try:
-            storm.rage(Progress(direct, name, dose.trials, advance))
+            injector.run(Progress(direct, name, dose.trials, advance))
         finally:
             fleet.end()
     endings = fleet.endings
@@ -112,7 +112,7 @@ def chaos(
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value
-    figures.holes, figures.crashes, figures.stops = proxy.counts.holes.value, storm.num_crashes, storm.num_stops
+    figures.holes, figures.crashes, figures.stops = proxy.counts.holes.value, injector.num_crashes, injector.num_stops
     figures.wall_s = time.monotonic() - began
     return figures
 
@@ -150,7 +150,7 @@ class Progress:
             return self._count
 
 
-class Storm:
+class FaultInjector:
     """The faults of a study, spread randomly over its course."""
 
     def __init__(self, fleet: Fleet, server: Server, counts: Counts, dose: Dose, draws: random.Random) -> None:
@@ -169,7 +169,7 @@ class Storm:
         when = [(draws.uniform(0, SPREAD), fault) for fault, count in faults.items() for _ in range(count)]
         self._due = sorted(when, key=lambda pair: pair[0], reverse=True)
 
-    def rage(self, progress: Progress) -> None:
+    def run(self, progress: Progress) -> None:
         """Inject each fault when it is due, until all workers have exited by themselves."""
         while self.fleet.workers:
             self.fleet.collect(0.02)

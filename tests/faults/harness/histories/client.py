@@ -27,9 +27,9 @@ from csi_job.study.studies import delete_study, enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.transfer.copy import copy_study
 from csi_job.transfer.migrate import migrate_study
+from tests.faults.harness.histories.commit_faults import CommitFaults
 from tests.faults.harness.histories.journal import Journal
 from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED
-from tests.faults.harness.histories.perils import Perils
 from tests.support.processes import preload
 from tests.support.studies import BASELINE, CACHE_KEY, SPACE, claim, define, storage_settings, toy_settings, toy_space
 
@@ -38,7 +38,7 @@ NAMES: Final = ("red", "blue")
 TARGET_OF_NEW, MAX_ATTEMPTS, NUM_EPOCHS = 8, 2, 2
 X: Final = "unknown_weight"
 DISTRIBUTION: Final = FloatDistribution(0, 1)
-WHIMS, WEIGHTS, UNLUCKY = ("continue", "sleep", "release", "abandon"), (85, 2, 5, 8), (45, 2, 5, 48)
+ACTIONS, WEIGHTS, UNLUCKY = ("continue", "sleep", "release", "abandon"), (85, 2, 5, 8), (45, 2, 5, 48)
 """What a worker may do before an epoch, and how often, also of every fourth trial, which loses attempts in a row."""
 PATIENCE: Final = 10
 """Leases without progress after which a study is stuck."""
@@ -69,7 +69,7 @@ def run(arguments: dict[str, Any]) -> int:
     if arguments["own_host"]:
         lease_module._boot_and_pid_namespace = lambda: (f"boot of {client}", "pid:[1]")
     folder = Path(arguments["work"])
-    Perils(seed, arguments["chance"], folder / "clock").install()
+    CommitFaults(seed, arguments["chance"], folder / "clock").install()
     journal = Journal(folder, client)
     try:
         settings = storage_settings(arguments["url"], lease_s=arguments["lease_s"], outage_s=60.0, connect_s=60.0)
@@ -239,13 +239,13 @@ class Client:
                 return
         for epoch in range(len(steps), NUM_EPOCHS):
             time.sleep(self.draws.uniform(0, 0.01))
-            whim = self.draws.choices(WHIMS, UNLUCKY if lease.number % 4 == 3 else WEIGHTS)[0]
-            if whim == "sleep":
+            action = self.draws.choices(ACTIONS, UNLUCKY if lease.number % 4 == 3 else WEIGHTS)[0]
+            if action == "sleep":
                 time.sleep(1.2 * self.storage.lease_s)
-            elif whim == "release":
+            elif action == "release":
                 self._write("release", handle, lease, TrialWrite())
                 self._write("renew", handle, lease, TrialWrite())  # as a heartbeat that comes too late
-            if whim in {"release", "abandon"}:
+            if action in {"release", "abandon"}:
                 return
             value = self.draws.random()
             if self._write("report", handle, lease, TrialWrite(steps={epoch: value}), epoch, value) == LOST:

@@ -79,11 +79,11 @@ def run_history(url: str, folder: Path, mix: Mix, server: Server | None = None) 
     """
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    storm = _Storm(url, folder, mix, server)
-    storm.set_up()
-    storm.rage()
-    figures = check(url, folder, storm.world())
-    figures.complaints += storm.complaints
+    run = _Run(url, folder, mix, server)
+    run.set_up()
+    run.inject_faults()
+    figures = check(url, folder, run.world())
+    figures.complaints += run.complaints
     figures.wall_s = time.monotonic() - began
     return figures
 
@@ -116,7 +116,7 @@ def _with_twin(op: Operation, world: World) -> list[Operation]:
     return [op]
 
 
-class _Storm:
+class _Run:
     """The clients and their faults."""
 
     def __init__(self, url: str, folder: Path, mix: Mix, server: Server | None) -> None:
@@ -150,7 +150,7 @@ class _Storm:
             connection.close()
         self.clock_steps += [] if first else [time.monotonic()]
 
-    def rage(self) -> None:
+    def inject_faults(self) -> None:
         """Let the clients work under faults and kill all of them; then one more finishes the studies."""
         mix = self.mix
         for index in range(mix.clients):

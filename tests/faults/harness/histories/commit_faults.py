@@ -19,7 +19,7 @@ from sqlalchemy.engine import Engine
 FAULTS: Final = ("die before", "die after", "fail before", "fail after")
 
 
-class Perils:
+class CommitFaults:
     """Decides the fate of each COMMIT of this process."""
 
     def __init__(self, seed: int, chance: float, clock: Path | None = None) -> None:
@@ -36,17 +36,17 @@ class Perils:
         return self._draws.choice(FAULTS) if self._draws.random() < self._chance else ""
 
     def _give_factories(self, dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
-        perils = self
+        faults_of_process = self
         if dialect.name == "sqlite":
 
             class File(_File):
-                perils_of_process = perils
+                faults = faults_of_process
 
             parameters["factory"] = File
             return
 
         class Connection(_Connection):
-            perils_of_process = perils
+            faults = faults_of_process
 
         parameters["connection_factory"], parameters["cursor_factory"] = Connection, _Cursor
 
@@ -68,10 +68,10 @@ def _die() -> None:
 class _File(sqlite3.Connection):
     """An SQLite file whose COMMITs may fail as on a full disk; then nothing was stored."""
 
-    perils_of_process: Perils
+    faults: CommitFaults
 
     def commit(self) -> None:
-        fault = self.perils_of_process.draw() if self.in_transaction else ""
+        fault = self.faults.draw() if self.in_transaction else ""
         if fault == "die before":
             _die()
         if fault.startswith("fail"):
@@ -86,14 +86,14 @@ class _File(sqlite3.Connection):
 class _Connection(extensions.connection):
     """A connection to PostgreSQL that may be lost before a COMMIT or instead of its answer."""
 
-    perils_of_process: Perils
+    faults: CommitFaults
 
     def commit(self) -> None:
         is_idle = self.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE
-        self.suffer("" if is_idle else self.perils_of_process.draw(), super().commit)
+        self.end_transaction("" if is_idle else self.faults.draw(), super().commit)
 
-    def suffer(self, fault: str, act: Any) -> None:
-        """Do something that ends a transaction, or suffer the fault."""
+    def end_transaction(self, fault: str, act: Any) -> None:
+        """Do what ends a transaction, with a fault if there is one."""
         if fault == "die before":
             _die()
         if fault != "fail before":
@@ -113,5 +113,5 @@ class _Cursor(extensions.cursor):
         if not self.connection.autocommit:
             super().execute(query, vars)
             return
-        fault = self.connection.perils_of_process.draw()
-        self.connection.suffer(fault, lambda: super(_Cursor, self).execute(query, vars))
+        fault = self.connection.faults.draw()
+        self.connection.end_transaction(fault, lambda: super(_Cursor, self).execute(query, vars))
