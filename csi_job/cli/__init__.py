@@ -6,14 +6,16 @@ import io
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
 from csi_job.signals import heeded
 
+SEND_AGAIN_S: Final = 0.1
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
     "phantoms": ("phantoms", "Generate synthetic chest radiographs to try everything out."),
@@ -109,7 +111,11 @@ def main() -> None:
 
 
 def _receive_signals() -> list[int]:
-    """Let the first signal raise, and a second Ctrl-C end the process at once; return the list of those received."""
+    """Let the first signal raise, and a second Ctrl-C end the process at once; return the list of those received.
+
+    Python drops what is raised in a finalizer or a callback of a weak reference, of which imports have many. Such a
+    signal is sent again.
+    """
     received: list[int] = []
 
     def receive(number: int, _frame: object) -> None:
@@ -119,6 +125,15 @@ def _receive_signals() -> list[int]:
         if number == signal.SIGINT:
             os._exit(128 + received[0])
 
+    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+        if received and isinstance(dropped.exc_value, (StopRequestedError, KeyboardInterrupt)):
+            again = threading.Timer(SEND_AGAIN_S, signal.raise_signal, [received.pop()])
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(dropped)
+
+    sys.unraisablehook = on_dropped
     for number in heeded():
         signal.signal(number, receive)
     return received

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
-from csi_job.cluster.budget import S_PER_H, metered_usage
+from csi_job.cluster.budget import ENDED_BY, S_PER_H, metered_usage
 from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
 from csi_job.cluster.refusals import job_problem, last_event, why_not_started, with_remedy
 from csi_job.cluster.stages import (
@@ -22,11 +22,14 @@ from csi_job.cluster.stages import (
     age_s,
     component_of,
     find_release,
+    get_annotation,
+    is_paused,
     is_waiting,
     job_result,
     num_gpus,
     quota_wait,
     selector,
+    suspension,
 )
 from csi_job.errors import ClusterError
 from csi_job.study.status import StudyStatus
@@ -106,6 +109,8 @@ def _blocker(cluster: Cluster, release: Release, jobs: Mapping[str, Sequence[Map
     for component, job in active.items():
         if is_waiting(job):
             return f"{component}: {quota_wait(job)}"
+        if is_paused(job) and not get_annotation(job, ENDED_BY):
+            return f"{component}: {suspension(job)}"
         if problem := job_problem(cluster, job):
             return f"{component}'s pods can't be created: {with_remedy(component, problem.reason)}"
     return "" if active.keys() & set(STAGES) else _controllers_wait(cluster, release)

@@ -9,12 +9,10 @@ from typing import Any, Final
 
 from csi_job.cluster.api import ServerClock
 
+IMAGE_REASONS: Final = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 # A container with one of these waits for something that does not exist, or fails again and again.
 WAITING_REASONS_FATAL: Final = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
+    *IMAGE_REASONS,
     "CreateContainerConfigError",
     "CrashLoopBackOff",  # of a sidecar or the database; no other container is restarted
 )
@@ -22,8 +20,19 @@ PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
+NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
+# What to do, by what the reason begins with or speaks of.
+_REMEDIES: Final = (
+    ("|".join(IMAGE_REASONS), "correct the image, or global.imagePullSecrets, with helm upgrade"),
+    ('(secret|configmap) "[^"]*" not found', "create it, or correct the values with helm upgrade"),
+    (
+        'persistentvolumeclaim "[^"]*" not found',
+        "create it, or name another in data.existingClaim or work.existingClaim",
+    ),
+    ("is being deleted", "helm uninstall ends the pods that use it; then install again"),
+)
 # What the scheduler adds about evicting other pods, which repeats or helps nobody.
-_PREEMPTION: Final = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*")
+_PREEMPTION: Final = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*|\. not found$")
 
 
 @dataclass(frozen=True)
@@ -87,17 +96,24 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
         if all(TAINTED in part for part in reason.split(", ")):  # else other nodes may be free one day
             remedy = "set tolerations, or wait until the taint is removed (kubectl describe nodes)"
             reason = f"{reason.rstrip('.')}; {remedy}"
-        return StartupProblem(name, reason, "persistentvolumeclaim" in reason and "not found" in reason, age_s)
+        return StartupProblem(name, with_startup_remedy(reason), bool(NO_CLAIM.search(reason)), age_s)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in WAITING_REASONS_FATAL:
             last = (status.get("lastState") or {}).get("terminated") or {}
             message = last_line(last.get("message") or "") or waiting.get("message", "")
             reason = f"{waiting['reason']}: {message}".strip(": ")
+            reason = with_startup_remedy(reason)
             if not is_running(pod):
                 return StartupProblem(name, reason, is_missing=True, age_s=age_s)
             return StartupProblem(name, f"container {status['name']}: {reason}", True, age_s, has_started=True)
     return None
+
+
+def with_startup_remedy(reason: str) -> str:
+    """Return why a pod does not start followed by what to do about it, where that is known."""
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
+    return f"{reason.rstrip('.')}; {remedy}" if remedy else reason
 
 
 def starting_s(pod: Mapping[str, Any]) -> float:

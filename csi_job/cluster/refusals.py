@@ -20,7 +20,14 @@ from csi_job.cluster.api import (
     Object,
     UnreachableError,
 )
-from csi_job.cluster.pods import StartupProblem, seconds_since, starting_s, startup_problem
+from csi_job.cluster.pods import (
+    IMAGE_REASONS,
+    StartupProblem,
+    seconds_since,
+    starting_s,
+    startup_problem,
+    with_startup_remedy,
+)
 from csi_job.cluster.stages import DATABASE, Release, Stage, claims_of, selector
 from csi_job.errors import ClusterError, ConfigurationError
 
@@ -31,6 +38,8 @@ CURRENT_S: Final = 180.0
 UNBOUND: Final = "unbound immediate PersistentVolumeClaims"  # all that the scheduler says of a claim without a volume
 FAILED_BINDING: Final = "FailedBinding"  # of a claim; the only failure that is no warning
 MOUNT_FAILURES: Final = ("FailedMount", "FailedAttachVolume")
+UNAUTHENTICATED: Final = "FailedToRetrieveImagePullSecret"  # the pull of an image
+_PULL_SECRETS: Final = re.compile(r"image pull secrets? \(([^)]+)\)")
 SLOW_S: Final = 30.0  # by when the volumes of a pod are usually mounted
 EXCEEDED_QUOTA: Final = "exceeded quota"
 _QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)")
@@ -163,6 +172,8 @@ def why_not_started(cluster: Cluster, pod: Mapping[str, Any], *, ask: bool = Tru
         starting = starting_s(pod)
         reason = _mount_failure(cluster, pod["metadata"]["name"]) if starting > SLOW_S else ""
         return StartupProblem(pod["metadata"]["name"], reason, "not found" in reason, starting) if reason else None
+    if problem.reason.startswith(IMAGE_REASONS):
+        return replace(problem, reason=problem.reason + _pull_secret_problem(cluster, pod))
     reason = unbound_reason(cluster, claims_of(pod["spec"])) if UNBOUND in problem.reason else ""
     is_missing = "not found" in reason or "no storage class is set" in reason
     return replace(problem, reason=reason, is_missing=is_missing) if reason else problem
@@ -173,7 +184,18 @@ def _mount_failure(cluster: Cluster, pod: str) -> str:
     with suppress(NotAllowedError):
         last = last_event(cluster.events("Pod", pod), MOUNT_FAILURES)
         if last.get("reason") in MOUNT_FAILURES:
-            return str(last["message"])
+            return with_startup_remedy(str(last["message"]))
+    return ""
+
+
+def _pull_secret_problem(cluster: Cluster, pod: Mapping[str, Any]) -> str:
+    """Return what else to know of an image that can't be pulled: a registry does not say that no Secret was sent."""
+    if pod["spec"].get("imagePullSecrets"):
+        with suppress(NotAllowedError):
+            events = cluster.events("Pod", pod["metadata"]["name"])
+            missing = [event["message"] for event in events if event["reason"] == UNAUTHENTICATED]
+            if missing and (names := _PULL_SECRETS.search(missing[-1])):
+                return f" (there is no Secret {names[1]})"
     return ""
 
 

@@ -27,6 +27,7 @@ from csi_job.errors import ConfigurationError
 
 Amounts = dict[str, Decimal]
 SHARED: Final = ("ReadWriteMany", "ReadOnlyMany")
+DOCKER_CONFIG: Final = ".dockerconfigjson"  # key of a Secret for a registry
 POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of pods
 
 
@@ -65,6 +66,9 @@ def check_pvc(cluster: Cluster, name: str, stages: Iterable[Stage]) -> str:
     if claim is None:
         message = f"the volume claim {name} does not exist"
         raise ConfigurationError(message, hint="create it, or name another in data.existingClaim or work.existingClaim")
+    if "deletionTimestamp" in claim["metadata"]:
+        message = f"the volume claim {name} is being deleted, with its data"
+        raise ConfigurationError(message, hint="helm uninstall ends the pods that use it; then install again")
     modes, phase = claim["spec"]["accessModes"], claim.get("status", {}).get("phase", "")
     if phase == "Lost":
         raise ConfigurationError(f"the volume claim {name} has lost its volume", hint="see: kubectl describe pvc")
@@ -244,9 +248,10 @@ def _requirements(stage: Stage, gpu_resource: str) -> Requirements:
 
 
 def _secrets(release: Release) -> dict[str, set[str]]:
-    """Return the keys that the stages use from each Secret."""
+    """Return the keys that the stages use from each Secret, and the Secrets with which they pull images."""
     secrets: dict[str, set[str]] = {}
     for stage in release.stages:
+        secrets |= {one["name"]: {DOCKER_CONFIG} for one in stage.pod.get("imagePullSecrets") or ()}
         for volume in stage.volumes:
             if secret := volume.get("secret"):
                 secrets.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))

@@ -31,6 +31,7 @@ from csi_job.cluster.stages import (
     quota_wait,
     resize,
     scale_patch,
+    suspension,
 )
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
 from csi_job.logs import log_line
@@ -97,7 +98,7 @@ class StageRun:
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:  # noqa: ARG002 - the search's
         """Handle a Job that has not finished, with its pods; return whether the stage is done anyway."""
-        paused, waiting = f"{self.stage.name}: suspended", f"{self.stage.name}: {quota_wait(job)}"
+        paused, waiting = f"{self.stage.name}: {suspension(job)}", f"{self.stage.name}: {quota_wait(job)}"
         now = paused if is_paused(job) else waiting if is_waiting(job) else ""
         self._logged -= {paused, waiting} - {now}  # logged again when it happens again
         if now:

@@ -270,6 +270,17 @@ def is_waiting(job: Mapping[str, Any]) -> bool:
     return bool(job["spec"].get("suspend")) and not is_paused(job)
 
 
+def suspension(job: Mapping[str, Any]) -> str:
+    """Return why a suspended Job has no pods, or how to resume it."""
+    if get_annotation(job, HELD):
+        return "starts when the pods of the Job that it replaces have ended"
+    name, is_search = job["metadata"]["name"], component_of(job) == "search"
+    resume = (
+        "csi-job cluster scale N" if is_search else f'kubectl patch job {name} -p \'{{"spec":{{"suspend":false}}}}\''
+    )
+    return f"suspended; to resume it: {resume}"
+
+
 def quota_wait(job: Mapping[str, Any]) -> str:
     """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing."""
     queue = (job["metadata"].get("labels") or {}).get(QUEUE, "")

@@ -109,3 +109,16 @@ main()
     assert result.returncode == code
     [line] = filter(None, result.stderr.splitlines())
     assert line.startswith("csi-job: stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_finalizer_is_not_lost(number):
+    """Python drops what is raised there, with a traceback."""
+    code = (
+        "import signal, time\nfrom csi_job.cli import _receive_signals\n_receive_signals()\n"
+        f"class Dies:\n    def __del__(self):\n        signal.raise_signal({number:d})\n"
+        "try:\n    Dies()\n    time.sleep(60)\nexcept BaseException as error:\n    print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.strip() == ("StopRequestedError" if number == signal.SIGTERM else "KeyboardInterrupt")
+    assert done.stderr == ""

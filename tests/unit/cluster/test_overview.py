@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
-from csi_job.cluster.budget import GPU_SECONDS
+from csi_job.cluster.budget import ENDED_BY, GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
-from csi_job.cluster.stages import QUEUE, selector
+from csi_job.cluster.stages import HELD, QUEUE, selector
 from csi_job.errors import ClusterError, NoStudyError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
@@ -20,6 +20,8 @@ OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())
 DONE = StudyStatus("csi", "f1", 2, 2, 0, 0, 0, 0, 0, (), None, None, None, ())
 USED = {GPU_SECONDS: "5400"}
 NOW = datetime.now(UTC).isoformat()
+SUSPENDED = "search: suspended; to resume it: csi-job cluster scale N"
+IMAGE = "correct the image, or global.imagePullSecrets, with helm upgrade"
 
 
 def labels(component: str) -> dict[str, str]:
@@ -85,7 +87,7 @@ def test_one_snapshot_shows_pods_and_gpus_and_the_study_as_the_controllers_pod_r
 def test_a_database_that_does_not_start_is_shown_with_the_reason():
     waiting = make_pod("database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none"}}, "Pending")
     (view,) = watched(Cluster([*UP, waiting], [[OPEN], [OPEN]]), once=True)
-    assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", "ErrImagePull: postgres:none")
+    assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", f"ErrImagePull: postgres:none; {IMAGE}")
 
 
 def test_a_controller_whose_pod_is_refused_or_whose_job_is_gone_is_shown_with_the_reason():
@@ -118,7 +120,30 @@ def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
     assert view.note == "search: waiting for quota in the queue team; kubectl describe workloads shows why"
     job["spec"]["parallelism"] = 0
     (view,) = watched(cluster, once=True)
-    assert view.note == ""
+    assert view.note == SUSPENDED
+
+
+@pytest.mark.parametrize(
+    ("annotations", "note"),
+    [
+        ({}, SUSPENDED),
+        ({ENDED_BY: "budget"}, ""),  # until its pods have handed over
+        ({HELD: "true"}, "search: starts when the pods of the Job that it replaces have ended"),
+    ],
+)
+def test_a_search_that_is_suspended_is_shown_with_the_reason(annotations, note):
+    cluster = Cluster(UP, [[OPEN], [OPEN]])
+    cluster.patch("Job", "s", {"metadata": {"annotations": annotations}, "spec": {"suspend": True}})
+    (view,) = watched(cluster, once=True)
+    assert view.note == note
+
+
+def test_any_other_stage_that_is_suspended_is_resumed_with_kubectl():
+    cluster = Cluster(UP, [[OPEN], [OPEN]])
+    final = {"kind": "Job", "metadata": {"name": "f", "labels": labels("final")}, "spec": {"suspend": True}}
+    cluster.create(final)
+    (view,) = watched(cluster, once=True)
+    assert view.note == """final: suspended; to resume it: kubectl patch job f -p '{"spec":{"suspend":false}}'"""
 
 
 @pytest.mark.parametrize(
@@ -139,13 +164,16 @@ def test_of_a_pods_json_log_only_the_error_is_shown():
     assert view.note == "the database could not be used; run it again"
 
 
-@pytest.mark.parametrize(("spec", "status"), [({"suspend": True}, {}), ({"parallelism": 2}, {"active": 2})])
-def test_a_refusal_from_before_the_search_was_scaled_down_is_not_shown(spec, status):
+@pytest.mark.parametrize(
+    ("spec", "status", "note"),
+    [({"suspend": True}, {}, SUSPENDED), ({"parallelism": 2}, {"active": 2}, "")],
+)
+def test_a_refusal_from_before_the_search_was_scaled_down_is_not_shown(spec, status, note):
     cluster = Cluster(UP, [[OPEN], [OPEN]])
     cluster.create(event("s", "FailedCreate", 'Error creating: pods "s-1-" is forbidden: exceeded quota: q', 9))
     cluster.objects["Job", "s"] |= {"spec": spec, "status": status}
     (view,) = watched(cluster, once=True)
-    assert view.note == ""
+    assert view.note == note
 
 
 def test_no_pod_on_a_node_that_does_not_answer_is_asked():
@@ -208,7 +236,7 @@ def test_without_a_running_pod_the_pods_and_the_reason_are_shown():
     (view,) = watched(Cluster([waiting], []), once=True)
     assert view.study is None
     assert view.note == "no pod is running that could report the study's status"
-    assert view.pods[0].why == "ImagePullBackOff: no such image"
+    assert view.pods[0].why == f"ImagePullBackOff: no such image; {IMAGE}"
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

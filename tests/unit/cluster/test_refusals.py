@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.refusals import creation_problem, is_lasting, refusal_reason, with_remedy
-from tests.unit.cluster.namespace import event
+from csi_job.cluster.refusals import creation_problem, is_lasting, refusal_reason, why_not_started, with_remedy
+from tests.unit.cluster.namespace import Namespace, event
 
 JOB: dict[str, Any] = {"metadata": {"name": "a"}, "status": {"startTime": "2026-01-01T00:00:00Z"}}
 CLASS = 'Error creating: pods "a-0-" is forbidden: pod rejected: RuntimeClass "nowhere" not found'
@@ -87,3 +87,22 @@ def test_a_problem_is_as_old_as_the_first_refusal_since_a_pod_was_created():
 )
 def test_a_refusal_that_is_over_is_no_problem(events):
     assert creation_problem(JOB, events) is None
+
+
+@pytest.mark.parametrize(("secrets", "says"), [([{"name": "key"}], " (there is no Secret key)"), ([], "")])
+def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says):
+    """The registry's own answer, that the image does not exist or access is denied, does not tell."""
+    message = "Unable to retrieve some image pull secrets (key); attempting to pull the image may not succeed."
+    namespace = Namespace(event("a-0", "FailedToRetrieveImagePullSecret", message, 5, kind="Pod"))
+    waiting = {"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "denied"}}}
+    pod = {
+        "metadata": {"name": "a-0", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": "a"}], "imagePullSecrets": secrets},
+        "status": {"phase": "Pending", "containerStatuses": [waiting]},
+    }
+    problem = why_not_started(namespace, pod)
+    assert problem is not None
+    assert (
+        problem.reason
+        == f"ErrImagePull: denied; correct the image, or global.imagePullSecrets, with helm upgrade{says}"
+    )

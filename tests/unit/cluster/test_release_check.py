@@ -11,7 +11,7 @@ import yaml
 from csi_job.cluster import release_check
 from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, selector
 from csi_job.errors import ClusterError, ConfigurationError
-from tests.unit.cluster.namespace import Namespace, event, release_map
+from tests.unit.cluster.namespace import Namespace, event, merge_patch, release_map
 
 POD = {
     "initContainers": [{"resources": {"requests": {"cpu": "3"}, "limits": {"cpu": "3", "memory": "1Gi"}}}],
@@ -149,6 +149,7 @@ def claim(*modes: str, phase: str = "Bound", name: str = "work") -> dict[str, An
     return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 
+DELETED = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
 NO_CLASS = "no persistent volumes available for this claim and no storage class is set"
 unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
 
@@ -159,6 +160,7 @@ unbound = partial(event, "work", ago_s=1, kind="PersistentVolumeClaim")
         ((), "the volume claim work does not exist"),
         ((claim("ReadWriteMany", phase="Lost"),), "has lost its volume"),
         ((claim("ReadWriteOncePod"),), "for one pod"),
+        ((merge_patch(claim("ReadWriteMany"), DELETED),), "is being deleted, with its data; helm uninstall ends the"),
         (
             (claim("ReadWriteMany", phase="Pending"), unbound("ProvisioningFailed", 'storageclass "none" not found')),
             'volume claim work: storageclass "none" not found; create the class',
@@ -204,6 +206,14 @@ def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable():
     stages = [replace(search(2), name="cache"), search(1)]
     with pytest.raises(ConfigurationError, match=r"but 2 share it; make it ReadWriteMany, or set cache\.parallelism=1"):
         release_check.check_pvc(Namespace(claim("ReadWriteOncePod")), "work", stages)
+
+
+def test_the_secrets_that_pull_images_are_checked_with_the_others():
+    own = release_map()
+    pod = {**search().pod, "imagePullSecrets": [{"name": "registry"}]}
+    own["data"]["search.yaml"] = yaml.safe_dump({**search().manifest, "spec": {"template": {"spec": pod}}})
+    with pytest.raises(ConfigurationError, match="the Secret registry does not exist"):
+        list(release_check.check_release(Namespace(own), None))
 
 
 def test_a_secret_or_key_that_is_missing_is_named():

@@ -219,7 +219,8 @@ def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_do
     namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ContainerCreating"))
     namespace.create(event("r-0", "FailedMount", message, 9, kind="Pod"))
     assert not run.reconcile()
-    assert f"search: pod r-0 does not start: {message}" in caplog.messages
+    remedy = "; create it, or correct the values with helm upgrade" if lasts else ""
+    assert f"search: pod r-0 does not start: {message}{remedy}" in caplog.messages
     run.missing_s = 1
     with pytest.raises(StageFailedError, match=f"search can't start: {re.escape(message)}") if lasts else nullcontext():
         assert not run.reconcile()
