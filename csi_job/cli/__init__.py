@@ -125,9 +125,11 @@ def _receive_signals() -> list[int]:
         if number == signal.SIGINT:
             os._exit(128 + received[0])
 
-    def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+    def on_dropped(dropped: "sys.UnraisableHookArgs") -> None:
         if received and isinstance(dropped.exc_value, (StopRequestedError, KeyboardInterrupt)):
-            again = threading.Timer(SEND_AGAIN_S, signal.raise_signal, [received.pop()])
+            main_thread = threading.main_thread().ident  # a signal to another would wake it from no sleep
+            again = threading.Timer(SEND_AGAIN_S, signal.pthread_kill, [main_thread, received[0]])
+            received.clear()
             again.daemon = True
             again.start()
         else:
