@@ -39,9 +39,11 @@ NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 # So it answers 500 to an object with a wrong type or an unknown field.
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
 CUT_OFF: Final = "EOF occurred"  # of a TLS handshake, e.g. by a load balancer whose server is away
+CERTIFICATE_TIME: Final = re.compile("certificate (is not yet valid|has expired)")
 WEBHOOK_DOWN: Final = "failed calling webhook"
 # So a webhook fails whose service is gone or whose certificate is wrong, until an administrator repairs it.
 WEBHOOK_BROKEN: Final = re.compile(rf'{WEBHOOK_DOWN}.*(service "[^"]*" not found|x509: |no such host|no service port)')
+REPAIR: Final = "ask an administrator of the cluster to repair that webhook"
 TIMEOUT_S: Final = 30
 CLOCK_TOLERANCE: Final = timedelta(seconds=5)
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
@@ -261,7 +263,9 @@ def _of_connection(error: BaseException) -> ClusterError:
     is_refused = is_tls and CUT_OFF not in str(error)
     kind = ClusterError if is_refused else UnreachableError
     reason = str(error).rpartition(": ")[2] or type(error).__name__
-    return kind(f"the API server cannot be reached ({reason})", hint="see: kubectl cluster-info")
+    is_clock = CERTIFICATE_TIME.search(reason)
+    hint = "correct this machine's clock, or renew the certificate" if is_clock else "see: kubectl cluster-info"
+    return kind(f"the API server cannot be reached ({reason})", hint=hint)
 
 
 def _of_answer(error: ApiException) -> ClusterError:
@@ -278,13 +282,15 @@ def _of_answer(error: ApiException) -> ClusterError:
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):
         if WEBHOOK_BROKEN.search(message):
-            return NotYetError(message, hint="ask an administrator of the cluster to repair that webhook")
-        what = "an admission webhook does not answer" if WEBHOOK_DOWN in message else "the API server is not available"
-        return UnreachableError(f"{what} (status {status}: {message})")
+            return NotYetError(message, hint=REPAIR)
+        is_webhook = WEBHOOK_DOWN in message
+        what = "an admission webhook does not answer" if is_webhook else "the API server is not available"
+        hint = f"if that lasts, {REPAIR}" if is_webhook else ""
+        return UnreachableError(f"{what} (status {status}: {message})", hint=hint)
     kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
-    hint = "log in again" if status == UNAUTHORIZED else ""
+    hint = "log in again" if status == UNAUTHORIZED and not NAMESPACE_FILE.is_file() else ""  # a pod can't
     return kind(f"the API server rejected the request: {message}", hint=hint)
 
 

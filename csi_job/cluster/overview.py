@@ -164,12 +164,15 @@ def split_lines(on_line: Callable[[str], None]) -> Callable[[bytes], None]:
 def _view(cluster: Cluster, pod: Mapping[str, Any], gpu_resource: str) -> PodView:
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     failure, problem = failure_of(pod), why_not_started(cluster, pod)
+    why = failure.message if failure else problem.reason if problem else ""
+    if failure and failure.container != component_of(pod):
+        why = f"container {failure.container}: exit {failure.exit_code}: {why}"
     return PodView(
         name=metadata["name"],
         host=host_of(pod),
         stage=component_of(pod),
         state="Terminating" if "deletionTimestamp" in metadata else status.get("phase", "Pending"),
-        why=failure.message if failure else problem.reason if problem else "",
+        why=why,
         node=spec.get("nodeName", ""),
         age_s=age_s(pod),
         num_gpus=num_gpus(pod, gpu_resource),

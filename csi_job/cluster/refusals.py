@@ -12,6 +12,7 @@ from typing import Any, Final
 from kubernetes.utils.quantity import parse_quantity
 
 from csi_job.cluster.api import (
+    REPAIR,
     WEBHOOK_BROKEN,
     WEBHOOK_DOWN,
     Cluster,
@@ -54,7 +55,7 @@ _AROUND: Final = re.compile(
 )
 # What to change, by what the reason speaks of; `{stage}` is its section in the values.
 _REMEDIES: Final = (
-    (WEBHOOK_DOWN, "ask an administrator of the cluster to repair that webhook"),
+    (WEBHOOK_DOWN, REPAIR),
     ("RuntimeClass", "create it, or change {stage}.runtimeClassName"),
     ("PriorityClass", "create it, or change {stage}.priorityClassName"),
     ("service account", "create it, or change serviceAccount.name"),

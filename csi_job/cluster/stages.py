@@ -192,7 +192,9 @@ def find_release(cluster: Cluster, name: str | None) -> Release:
     found = find_releases(cluster, name)
     if not found:
         message = f"no release of csi-job in namespace {cluster.namespace}"
-        raise ClusterError(message, got=name, hint="choose another with --namespace")
+        raise ClusterError(
+            message, got=name, hint="choose another with --namespace; helm upgrade restores a damaged one"
+        )
     if len(found) > 1:
         names = sorted(release.name for release in found)
         message = f"several releases in namespace {cluster.namespace}"

@@ -40,7 +40,8 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The user's containers of a pod, which start before the chart's: (list $ <component>). A sidecar runs as long as they. */}}
+{{/* The user's containers of a pod, which start before the chart's: (list $ <component>). A sidecar runs as long as they.
+     What one says at a failure is shown like the chart's own errors. */}}
 {{- define "csi-job.initContainers" -}}
 {{- $values := (index . 0).Values -}}
 {{- $own := include "csi-job.section" . | fromYaml -}}
@@ -49,7 +50,7 @@ labels: {{- include "csi-job.labels" . | nindent 2 }}
 {{- $containers = append $containers (merge (dict "restartPolicy" "Always") (deepCopy .)) -}}
 {{- end -}}
 {{- range concat $containers ($values.initContainers | default list) ($own.initContainers | default list) }}
-- {{ hasKey . "securityContext" | ternary . (set (deepCopy .) "securityContext" $values.securityContext) | toRawJson }}
+- {{ merge (deepCopy .) (dict "terminationMessagePolicy" "FallbackToLogsOnError") (hasKey . "securityContext" | ternary dict (dict "securityContext" $values.securityContext)) | toRawJson }}
 {{- end -}}
 {{- end -}}
 

@@ -63,6 +63,7 @@ def test_sidecars_and_init_containers_come_first_with_the_releases_security(comp
     main = found[component]["containers"][0]["securityContext"]
     assert proxy["securityContext"] == main
     assert second["securityContext"] == own["securityContext"]
+    assert {one["terminationMessagePolicy"] for one in (proxy, second)} == {"FallbackToLogsOnError"}
     assert rest == pods(render(EVERYTHING))[component].get("initContainers", [])
     assert "initContainers" not in found["database"]
     others = {name for name, spec in found.items() if "proxy" in str(spec)}

@@ -2,6 +2,7 @@ import io
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,9 +13,18 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import urllib3
 import yaml
 
-from csi_job.cluster.api import UNAUTHORIZED, Cluster, NotAllowedError, NotYetError, ServerClock, UnreachableError
+from csi_job.cluster.api import (
+    UNAUTHORIZED,
+    Cluster,
+    NotAllowedError,
+    NotYetError,
+    ServerClock,
+    UnreachableError,
+    _of_connection,
+)
 from csi_job.cluster.pods import is_lost
 from csi_job.errors import ClusterError
 
@@ -96,7 +106,8 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     says = str(raised.value)
     assert ("an admission webhook does not answer" in says) is ("webhook: " in says and kind is UnreachableError)
     assert ("log in again" in says) is (status == UNAUTHORIZED)
-    assert ("ask an administrator of the cluster to repair that webhook" in says) is (kind is NotYetError)
+    assert ("ask an administrator of the cluster to repair that webhook" in says) is ("webhook" in reply["message"])
+    assert ("; if that lasts, ask" in says) is ("webhook: " in says and kind is UnreachableError)
 
 
 def test_a_refused_websocket_is_an_answer(server):
@@ -139,6 +150,22 @@ def test_a_tls_handshake_that_is_cut_off_is_an_outage(tmp_path, monkeypatch, met
         _use(f"https://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "kubeconfig", monkeypatch)
         with pytest.raises(UnreachableError, match=r"cannot be reached \(.*EOF occurred"):
             getattr(Cluster("here"), method)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("certificate is not yet valid", "correct this machine's clock, or renew the certificate"),
+        ("certificate has expired", "correct this machine's clock, or renew the certificate"),
+        ("self-signed certificate", "see: kubectl cluster-info"),
+    ],
+)
+def test_a_certificate_that_is_rejected_is_no_outage(reason, hint):
+    """By a node whose clock is wrong, for example."""
+    failed = ssl.SSLCertVerificationError(1, f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {reason}")
+    error = _of_connection(urllib3.exceptions.SSLError(failed))
+    assert type(error) is ClusterError
+    assert str(error) == f"the API server cannot be reached ({reason}); {hint}"
 
 
 @pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
