@@ -32,7 +32,7 @@ def measure(arguments: Sequence[str], python_path: Path | None = None) -> tuple[
         python_path: another checkout of this repository to import from.
 
     Raises:
-        subprocess.CalledProcessError: it ended with another code than 0, or 2 of a wrong argument.
+        SystemExit: it ended with another code than 0, or 2 of a wrong argument.
     """
     environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -41,7 +41,7 @@ def measure(arguments: Sequence[str], python_path: Path | None = None) -> tuple[
     )
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     if ended.returncode not in (0, 2):
-        ended.check_returncode()
+        raise SystemExit(ended.stderr.decode())
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 

@@ -61,32 +61,28 @@ class Standing:
         return self.place > max(target // self.reduction_factor, 1)
 
 
-def standings(
-    connection: Connection, study_id: int, steps: Collection[int] | sa.Select[tuple[int]], default: Rungs
-) -> list[Standing]:
+def standings(connection: Connection, study_id: int, steps: Collection[int], default: Rungs) -> list[Standing]:
     """Return the place of each running trial in these rungs, the highest rung first, and the best of each.
 
     The database ranks them among all trials of the same rungs that reached this one, so that few rows are read. Trials
     that have none stored, e.g. those that another pruner let pass, count as of the `default`.
     """
     rung, so_far = STEPS.alias("rung"), STEPS.alias("so_far")
-    is_before = sa.and_(so_far.c.trial_id == rung.c.trial_id, so_far.c.step <= rung.c.step)
+    is_before = (so_far.c.trial_id == rung.c.trial_id, so_far.c.step <= rung.c.step)
+    best = sa.select(sa.func.max(so_far.c.intermediate_value)).where(*is_before).scalar_subquery()
     is_violated = (SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, SYSTEM_ATTRIBUTES.c.key == CONSTRAINT)
-    columns = (TRIALS.c.trial_id, TRIALS.c.state, rung.c.step, rung.c.intermediate_value)
     reached = (
         sa.select(
-            *columns,
-            sa.func.max(so_far.c.intermediate_value).label("best"),
+            *(TRIALS.c.trial_id, TRIALS.c.state, rung.c.step, rung.c.intermediate_value),
+            best.label("best"),
             _attribute(BRACKET, 0),
             _attribute(MIN_RESOURCE, default.min_resource),
             _attribute(REDUCTION_FACTOR, default.reduction_factor),
         )
         .join(rung, rung.c.trial_id == TRIALS.c.trial_id)
-        .join(so_far, is_before)
         .where(TRIALS.c.study_id == study_id, TRIALS.c.state != TrialState.FAIL, rung.c.step.in_(steps))
         .where(rung.c.intermediate_value.is_not(None))  # a number
         .where(~sa.select(sa.literal(1)).where(*is_violated).exists())
-        .group_by(*columns)
         .subquery()
     )
     found = reached.c
@@ -114,8 +110,10 @@ def standings_of_paused(
 ) -> list[Standing]:
     """Return the standing of each paused trial in the rung in which it waits, in the order of `standings`."""
     last = sa.select(sa.func.max(STEPS.c.step)).where(STEPS.c.trial_id.in_(trial_ids)).group_by(STEPS.c.trial_id)
+    # As values: with a subquery, SQLite compares each epoch of a trial with all later ones.
+    steps = sorted({*connection.execute(last).scalars()})
     found: dict[int, Standing] = {}
-    for standing in standings(connection, study_id, last, default):
+    for standing in standings(connection, study_id, steps, default):
         if standing.trial_id in trial_ids:
             found.setdefault(standing.trial_id, standing)  # its highest rung
     return [*found.values()]

@@ -5,6 +5,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from csi_job.storage.optuna_private import study_id_of, trial_id_of
+from csi_job.storage.rungs import Rungs, standings_of_paused
 from csi_job.study.pruning import make_pruner, should_prune, should_prune_at_cost
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, work_on
@@ -101,3 +103,18 @@ def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage):
     cases = [((0.6, 0.6), 1.0), ((0.4, 0.4), 1.0), ((0.6, 0.6), 4.0), ((0.4, 0.4), 0.5), ((0.4,), 4.0), ((), 4.0)]
     pruned = [should_prune_at_cost(study, dict(enumerate(curve)), gflops=gflops) for curve, gflops in cases]
     assert pruned == [False, True, True, False, False, False]  # nobody is as cheap as 0.5 GFLOPs
+
+
+def test_ranking_paused_trials_does_not_compare_each_epoch_with_all_others(storage):
+    def num_instructions(num_epochs):
+        study = define(storage, name=f"of {num_epochs} epochs", num_trials=99)
+        add(study, *[[trial / 9 + epoch for epoch in range(num_epochs)] for trial in range(9)])
+        ids, ticks = [trial_id_of(trial) for trial in study.get_trials()], []
+        with storage.read_engine.connect() as connection:
+            sqlite = connection.connection.dbapi_connection
+            sqlite.set_progress_handler(lambda: ticks.append(1), 100)
+            standings_of_paused(connection, study_id_of(study), ids, Rungs(1, 3))
+            sqlite.set_progress_handler(None, 0)
+        return len(ticks)
+
+    assert num_instructions(400) < 3 * num_instructions(200)
