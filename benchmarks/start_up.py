@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.figures import machine, measure, spread
 from benchmarks.predict import write_model
-from benchmarks.study_long import make_study
+from benchmarks.study_long import Place, make_study
 from csi_job.phantoms.phantom import write_phantoms
 
 NUM_TRIALS = 6
@@ -30,7 +30,7 @@ def main() -> None:
     print(machine("optuna", "torch"))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        make_study(NUM_TRIALS, work)
+        make_study(NUM_TRIALS, Place(work, f"sqlite:///{work}/studies.db"))
         write_phantoms(work, 1, seed=0)
         write_model(work / "model.safetensors", "Custom_1")
         measure_all(commands(work), arguments.repeats, arguments.against)

@@ -1,11 +1,11 @@
 """What report, status, export and a worker's own work cost in a study of many trials.
 
-Run: `python -m benchmarks.study_long [--trials N …] [--pruners NAME …]`
+Run: `python -m benchmarks.study_long [--trials N …] [--pruners NAME …] [--postgres]`
 
 The study is made of random trials of 2, 5 or 30 epochs with all their attributes, written through the real storage
-(SQLite). Figures are seconds of processor time, which other work on the machine hardly changes. A worker's work is that
-of `NUM_RUN` further trials of the random sampler: claim, sampling, epochs, pauses, end. Training and start-up are left
-out.
+(SQLite, or the packaged PostgreSQL). Figures are seconds of processor time, which other work on the machine hardly
+changes; on PostgreSQL, that of its server is added. A worker's work is that of `NUM_RUN` further trials of the random
+sampler: claim, sampling, epochs, pauses, end. Training and start-up are left out.
 """
 
 import argparse
@@ -14,11 +14,14 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import optuna
+import psutil
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import SecretStr
 from rich.console import Console
@@ -27,7 +30,7 @@ from benchmarks.figures import machine
 from csi_job.report.page.page import write_results
 from csi_job.storage.optuna_private import frozen_trial_of, study_id_of
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import open_storage, storage_of
+from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.definition import Definition, define_study, load_study
 from csi_job.study.settings import StudySettings
@@ -39,6 +42,8 @@ from csi_job.terminal.trials import render_trials
 from csi_job.transfer.export import export_files, write_export
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
+from tests.support.postgres import embedded_server
+from tests.support.studies import counted
 
 MAX_EPOCHS, NUM_RUN = 30, 10
 NAME = StudySettings().name
@@ -48,52 +53,84 @@ def main() -> None:
     """Print a line per number of trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 3000])
-    parser.add_argument("--pruners", nargs="+", default=["median", "asha"])
+    parser.add_argument("--pruners", nargs="+", default=["median", "asha", "hyperband"])
+    parser.add_argument("--postgres", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(machine("optuna"))
     for num_trials in arguments.trials:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(num_trials, Path(folder), arguments.pruners)
+        with place_of(postgres=arguments.postgres) as place:
+            measure(num_trials, place, arguments.pruners)
 
 
-def measure(num_trials: int, work: Path, pruners: list[str]) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a study is: a work folder, a database, and the server's first process."""
+
+    work: Path
+    url: str
+    server: psutil.Process | None = None
+
+    def open_storage(self) -> StudyStorage:
+        """Open the database as a new process does."""
+        return open_storage(StorageSettings(url=SecretStr(self.url)), self.work, create=True)
+
+    def open_study(self) -> optuna.Study:
+        """Open the study as a new process does."""
+        return load_study(self.open_storage(), NAME)
+
+    def cpu_s(self, call: Callable[[], object]) -> float:
+        """Return the processor seconds of a call, here and in the server."""
+        began_s = self._clock_s()
+        call()
+        return self._clock_s() - began_s
+
+    def _clock_s(self) -> float:
+        own_s = time.process_time()
+        if self.server is None:
+            return own_s
+        ended = self.server.cpu_times()
+        running = [process.cpu_times() for process in (self.server, *self.server.children())]
+        return own_s + ended.children_user + ended.children_system + sum(each.user + each.system for each in running)
+
+
+@contextmanager
+def place_of(*, postgres: bool) -> Iterator[Place]:
+    """Yield an empty database and work folder."""
+    with tempfile.TemporaryDirectory() as work:
+        if not postgres:
+            yield Place(Path(work), f"sqlite:///{work}/studies.db")
+            return
+        with embedded_server() as server, server.database() as url:
+            process = int((server.data / "postmaster.pid").read_text().split()[0])
+            yield Place(Path(work), url, psutil.Process(process))
+
+
+def measure(num_trials: int, place: Place, pruners: list[str]) -> None:
     """Make a study, and print what each command takes the first time."""
-    make_study(num_trials, work)
+    make_study(num_trials, place)
     commands: dict[str, Callable[[optuna.Study], object]] = {
-        "report": lambda study: write_results(study, WorkFolder(work)),
+        "report": lambda study: write_results(study, WorkFolder(place.work)),
         "status": study_status,
         "status again": study_status,
-        "export": lambda study: write_export(study, export_files(work, NAME)),
+        "export": lambda study: write_export(study, export_files(place.work, NAME)),
         "show": lambda study: Console(file=io.StringIO()).print(render_trials(study)),
     }
-    study = opened(work)
-    seconds: dict[str, float] = {}
+    study = place.open_study()
+    figures: dict[str, str] = {}
     for name, command in commands.items():
-        study = study if name == "status again" else opened(work)
-        seconds[name] = cpu_s(lambda: command(study))  # noqa: B023
+        study = study if name == "status again" else place.open_study()
+        figures[name] = f"{place.cpu_s(lambda: command(study)):.3f} s"  # noqa: B023
     for pruner in pruners:
-        seconds[f"a trial, {pruner}"] = run_trials(work, pruner) / NUM_RUN
-    print(f"{num_trials} trials: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()), flush=True)
+        seconds, num_statements = run_trials(place, pruner)
+        figures[f"a trial, {pruner}"] = f"{seconds / NUM_RUN:.3f} s, {num_statements / NUM_RUN:.0f} statements"
+    print(f"{num_trials} trials: " + "; ".join(f"{name} {text}" for name, text in figures.items()), flush=True)
 
 
-def opened(work: Path) -> optuna.Study:
-    """Open the study as a new process does."""
-    storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{work}/studies.db")), work, create=True)
-    return load_study(storage, NAME)
-
-
-def cpu_s(call: Callable[[], object]) -> float:
-    """Return the processor seconds of a call."""
-    began_s = time.process_time()
-    call()
-    return time.process_time() - began_s
-
-
-def make_study(num_trials: int, work: Path) -> None:
+def make_study(num_trials: int, place: Place) -> None:
     """Write finished trials into a new study."""
-    storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{work}/studies.db")), work, create=True)
+    storage = place.open_storage()
     definition = Definition.of(StudySettings(num_trials=num_trials), SearchSpace(), {}, cache_key="0" * 16)
     study_id = study_id_of(define_study(storage, definition))
     trials = finished_trials(num_trials - 1)
@@ -138,10 +175,10 @@ def finished_trials(number: int) -> list[FrozenTrial]:
     return trials
 
 
-def run_trials(work: Path, pruner: str) -> float:
-    """Run further trials, and return their processor seconds."""
+def run_trials(place: Place, pruner: str) -> tuple[float, int]:
+    """Run further trials, and return their processor seconds and statements."""
     settings = StudySettings(pruner=pruner, sampler="random", max_epochs=MAX_EPOCHS)  # type: ignore[arg-type]
-    storage, space = storage_of(opened(work)), SearchSpace()
+    storage, space = place.open_storage(), SearchSpace()
     study = define_study(storage, Definition.of(settings, space, {}, cache_key="0" * 16))
     set_target(study, more_trials=NUM_RUN)
 
@@ -152,8 +189,11 @@ def run_trials(work: Path, pruner: str) -> float:
         return [0.5]
 
     study.get_trials(deepcopy=False)
-    given = {"suggest": space.suggest, "settings": settings, "work": work}
-    return cpu_s(lambda: run_worker(study, objective, **given, options=WorkerOptions(own_process=False)))  # type: ignore[arg-type]
+    given = {"suggest": space.suggest, "settings": settings, "work": place.work}
+    options = WorkerOptions(own_process=False)
+    with counted(storage.engine) as statements:
+        seconds = place.cpu_s(lambda: run_worker(study, objective, **given, options=options))  # type: ignore[arg-type]
+    return seconds, len(statements)
 
 
 if __name__ == "__main__":
