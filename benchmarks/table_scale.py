@@ -5,6 +5,8 @@ same pixels, so reading and decoding images is left out, and what grows with the
 """
 
 import argparse
+import io
+import itertools
 import resource
 import subprocess
 import sys
@@ -20,17 +22,25 @@ import numpy as np
 from benchmarks.figures import machine, spread
 from csi_job.cache import build, key
 from csi_job.cache.digest_index import DigestIndex
+from csi_job.cache.manifest import verify_cache
 from csi_job.cache.problems import write_problems
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import Problem
+from csi_job.evaluation.evaluate import measure_with_intervals
+from csi_job.evaluation.measures import Predictions
+from csi_job.evaluation.predict import Prediction
+from csi_job.evaluation.predictions_file import split_predictions_csv, write_predictions
+from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable
-from csi_job.radiographs.zones import ZONES
+from csi_job.radiographs.zones import NUM_CLASSES, ZONES
 
 ROWS = (10_000, 100_000, 1_000_000)
 IMAGES_PER_PATIENT = 2
 SIDE_PX = 16
+TEST_SHARE = 0.15
+NUM_RESAMPLES = 100
 STEPS: tuple[tuple[str, Any, str], ...] = (  # of a build: what is timed, and where it is found
     ("read the table", key, "read_table"),
     ("sort it", LabelTable, "sorted_by_file"),
@@ -93,14 +103,39 @@ def measure(num_rows: int, repeats: int) -> None:
             opened = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, stdout=subprocess.PIPE, text=True)
             start_s, memory_kb = map(float, opened.stdout.split())
             first |= {"problems.csv": spent["problems.csv"], "worker's start": start_s}
+            timed("verify the cache", verify_cache)(folder)
+            first["verify the cache"] = spent["verify the cache"]
             for name, value in first.items():
                 seconds[name].append(value)
             spent.clear()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    measure_tables(num_rows, repeats)
     print(f"\n{num_rows:,} rows; CPU seconds, median [quartiles] of {repeats}")
     for name, values in seconds.items():
         print(f"  {name:<26}{spread(values)}")
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"  memory: build {peak_mb:,.0f} MB, worker's start {memory_kb / 1e3:,.0f} MB more", flush=True)
+
+
+def measure_tables(num_rows: int, repeats: int) -> None:
+    """Measure what follows the network: the tables of all images in `predict`, and `evaluate` on the test split."""
+    random = np.random.default_rng(0)
+    num_test = round(num_rows * TEST_SHARE)
+    probabilities_NZK = random.dirichlet(np.ones(NUM_CLASSES), size=(num_test, len(ZONES)))
+    zones_NZ = random.integers(NUM_CLASSES, size=(num_test, len(ZONES)))
+    pseudonyms = tuple(map(str, range(num_test)))
+    film = Prediction(Path("film.png"), (0,) * 6, probabilities_NZK[0], 0.5, "low", (0.5, 0.25, 0.25))
+    for _ in range(repeats):
+        spent.clear()
+        predicted = timed("predict's table", write_predictions)
+        predicted(itertools.repeat(film, num_rows), io.StringIO(), "csv")
+        test = timed("evaluate's CSI", Predictions)(
+            probabilities_NZK, zones_NZ, np.arange(num_test) // IMAGES_PER_PATIENT, pseudonyms
+        )
+        timed("evaluate's table", split_predictions_csv)(test)
+        settings = EvaluationSettings(num_bootstrap=NUM_RESAMPLES)
+        timed(f"metrics, {NUM_RESAMPLES} resamples", measure_with_intervals)(test, settings)
+        for name, value in spent.items():
+            seconds[name].append(value)
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
