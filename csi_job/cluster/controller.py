@@ -16,6 +16,7 @@ from typing import Final
 from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
+from csi_job.cluster.cache_run import CacheRun
 from csi_job.cluster.refusals import check_stages, database_problem
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import StageRun
@@ -203,7 +204,9 @@ def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:
 def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, name: str) -> Step:
     """Return the step that runs one stage to its end."""
     kind: Callable[..., StageRun] = StageRun
-    if name == "search":
+    if name == "cache":
+        kind = partial(CacheRun, watch=watch, max_rounds=options.max_rounds)
+    elif name == "search":
         kind = partial(SearchRun, watch=watch, budget=options.budget, max_rounds=options.max_rounds)
     run: StageRun | None = None
 

@@ -13,8 +13,10 @@ from csi_job.cluster.budget import ENDED_BY, S_PER_H, metered_usage
 from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
 from csi_job.cluster.refusals import job_problem, last_event, why_not_started, with_remedy
 from csi_job.cluster.stages import (
+    BEGIN_ANEW,
     CONTROLLER,
     DATABASE,
+    NO_STUDY,
     RELEASE_VARIABLE,
     SETTINGS_FILE,
     STAGES,
@@ -46,7 +48,6 @@ STATUS_COMMAND: Final = (
     f"--config={SETTINGS_FILE}",
     "--json",
 )
-NO_STUDY: Final = "there is no study"  # in the answer of a pod
 MISSING_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
 EXEC_IDLE_TIMEOUT_S: Final = 60.0
 STATE_ORDER: Final = ("Running", "Terminating", "Pending", "Failed", "Succeeded")
@@ -143,7 +144,14 @@ def _stream_status(
         return f"the trials are not shown: {missing}"
     except ClusterError as error:
         note = str(error).rpartition(PREFIX)[2]  # without the log before it
-        return "the cache stage has yet to create the study" if NO_STUDY in note else note
+        if NO_STUDY not in note:
+            return note
+        has_created = any(cluster.jobs(selector(release.name, name)) for name in STAGES[1:])
+        return (
+            f"the study no longer exists; {BEGIN_ANEW}"
+            if has_created
+            else "the cache stage has yet to create the study"
+        )
     return ""
 
 

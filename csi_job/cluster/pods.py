@@ -24,10 +24,9 @@ NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being
 # What to do, by what the reason begins with or speaks of.
 _REMEDIES: Final = (
     ("|".join(IMAGE_REASONS), "correct the image, or global.imagePullSecrets, with helm upgrade"),
-    ('(secret|configmap) "[^"]*" not found', "create it, or correct the values with helm upgrade"),
     (
-        'persistentvolumeclaim "[^"]*" not found',
-        "create it, or name another in data.existingClaim or work.existingClaim",
+        '(secret|configmap|persistentvolumeclaim) "[^"]*" not found',
+        "create it, or correct the values with helm upgrade",
     ),
     ("is being deleted", "helm uninstall ends the pods that use it; then install again"),
 )

@@ -10,12 +10,14 @@ from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
+    BEGIN_ANEW,
     DIGEST,
     DONE,
     EXPIRY,
     HELD,
     MADE_BY,
     MIN_PODS,
+    NO_STUDY,
     ROUND,
     SECRETS,
     TRIES,
@@ -153,6 +155,8 @@ class StageRun:
         if result.reason == POD_FAILURE_POLICY:
             failures = [failure for failure in failures if failure.exit_code in NON_RETRIABLE_EXIT_CODES] or failures
         reason = str(failures[-1]) if failures else result.message or result.reason
+        if NO_STUDY in reason:
+            return f"{reason.partition('; ')[0]}; {BEGIN_ANEW}"
         return f"{reason}; restore the Secret, then helm upgrade" if f"{SECRETS}/" in reason else reason
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:

@@ -43,6 +43,8 @@ TRIES: Final = "csi-job/tries"
 HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended
 DONE: Final = "csi-job/done-"  # of the ConfigMap, with the name of a stage: its digest, when it has succeeded
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
+NO_STUDY: Final = "there is no study"  # in what a pod says
+BEGIN_ANEW: Final = "restore its database, or begin it anew with helm upgrade"
 # Reasons of Events that say what holds at the moment; any other is said once, also by a restarted controller.
 RECURRING: Final = ("Waiting", "PodWaiting", "PodsRefused", "DatabaseWaiting", "DatabaseUnavailable", "DatabaseBack")
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
+from csi_job.cluster.stages import BEGIN_ANEW
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError
 from csi_job.logs import RepeatedWarnings
 from csi_job.storage.attributes import ENDED, USED
@@ -33,6 +34,8 @@ class StudyWatch:
         """Open nothing yet; `record` is given the reason and the message of an Event."""
         self._settings, self._record = settings, record
         self.num_outages, self.is_away = 0, False
+        self.is_missing = False
+        """Whether the database answers, but has no such study."""
         self.last: StudyStatus | None = None
         self._study: optuna.Study | None = None
         self._warnings = RepeatedWarnings(logger)
@@ -79,13 +82,14 @@ class StudyWatch:
             result = query(self._open())
         except (CsiJobError, SQLAlchemyError, KeyError) as error:
             self._note_outage(_problem(error))
+            self.is_missing = isinstance(error, (NoStudyError, KeyError))
             took_s = time.monotonic() - began_s
             if took_s > SLOW_S:  # then what the pods need does not wait for the next try
                 self._due_s = began_s + 2 * took_s
-            return missing if isinstance(error, (NoStudyError, KeyError)) else None
+            return missing if self.is_missing else None
         if self.is_away:
             self._record("DatabaseBack", f"the study is available again, after outage {self.num_outages}")
-        self.is_away = False
+        self.is_away = self.is_missing = False
         return result
 
     def _note_outage(self, problem: str) -> None:
@@ -111,8 +115,10 @@ class StudyWatch:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, KeyError):  # raised by Optuna for a study that was deleted
-        return "it no longer exists"
-    if isinstance(error, ConfigurationError) and not isinstance(error, NoStudyError):
+        return f"it no longer exists; {BEGIN_ANEW}"
+    if isinstance(error, NoStudyError):
+        return f"{str(error).partition('; ')[0]}; {BEGIN_ANEW}"
+    if isinstance(error, ConfigurationError):
         return f"{error}; correct the database's Secret, or the database, then the release continues by itself"
     return str(error) if isinstance(error, CsiJobError) else "the database does not answer"
 

@@ -196,7 +196,7 @@ class Watch:
     def __init__(self, num_finished: int, target: int = 4) -> None:
         self.num_finished, self.num_paused, self.target = num_finished, 0, target
         self.planned_for: int | None = None
-        self.num_left, self.has_ended, self.is_away = 0, False, False
+        self.num_left, self.has_ended, self.is_away, self.is_missing = 0, False, False, False
         self.used = Usage()
 
     def end_search(self, *, ended: bool) -> bool:
@@ -207,7 +207,9 @@ class Watch:
         self.used += usage
         return self.used
 
-    def status(self) -> StudyStatus:
+    def status(self) -> StudyStatus | None:
+        if self.is_missing:
+            return None
         none: Any = None
         planned_for = self.num_finished if self.planned_for is None else self.planned_for
         found = ConfirmationStatus(8, self.num_left, (), planned_for)

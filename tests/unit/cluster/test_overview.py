@@ -233,9 +233,14 @@ def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right():
     assert any("search" in line for line in rest)
 
 
-def test_before_the_study_exists_the_stage_that_creates_it_is_named():
+def test_a_study_that_does_not_exist_has_yet_to_be_created_or_is_gone():
     absent = NoStudyError("there is no study in postgresql://a", hint="`csi-job hyperopt` creates one")
-    (view,) = watched(Cluster(UP, [ClusterError(f"reading from the pod c failed: csi-job: {absent}"), []]), once=True)
+    answers = [ClusterError(f"reading from the pod c failed: csi-job: {absent}")] * 2
+    cluster = Cluster(UP, [*answers, []])
+    (view,) = watched(cluster, once=True)
+    assert view.note == "the study no longer exists; restore its database, or begin it anew with helm upgrade"
+    cluster.delete("Job", "s")
+    (view,) = watched(cluster, once=True)
     assert view.note == "the cache stage has yet to create the study"
 
 

@@ -61,7 +61,7 @@ def test_a_container_that_keeps_failing_is_reported_with_its_last_words():
 @pytest.mark.parametrize(
     ("reason", "is_missing"),
     [
-        ('persistentvolumeclaim "radiographs" not found; create it, or name another in data.existingClaim or', True),
+        ('persistentvolumeclaim "radiographs" not found; create it, or correct the values with helm upgrade', True),
         ('persistentvolumeclaim "r-work" is being deleted; helm uninstall ends the pods that use it; then', True),
         ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu", False),
     ],
