@@ -63,7 +63,7 @@ def watch_release(
 ) -> None:
     """Show a release every `every_s` seconds until its controller has ended, or `once`."""
     options = () if once else ("--watch", f"--every={every_s:g}")
-    view = ReleaseView(release_name or "", cluster.namespace, (), 0.0)
+    view = first = ReleaseView(release_name or "", cluster.namespace, (), 0.0)
 
     def on_status(status: StudyStatus) -> None:
         nonlocal view
@@ -78,8 +78,10 @@ def watch_release(
             view = view_release(cluster, release, view.study)
             if note or view.is_over or not once:
                 show(replace(view, note=view.note or note))
-        except UnreachableError as error:
-            if once:
+        except (UnreachableError, NotAllowedError) as error:
+            # An API server that has just started refuses what it allowed, until it has read who may do what.
+            is_outage = isinstance(error, UnreachableError) or (view is not first and MISSING_RIGHT.search(str(error)))
+            if once or not is_outage:
                 raise
             show(replace(view, note=f"{error}; retrying"))
         if once:

@@ -1,5 +1,6 @@
 """A release watched from outside, in a namespace in memory; tests/e2e watches a real one."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -220,6 +221,37 @@ def test_watching_rides_out_an_outage_of_the_api_server(monkeypatch):
     assert (views[-1].is_over, views[-1].note, views[-1].study) == (True, "all is well", DONE)
     assert "the API server cannot be reached; retrying" in {view.note for view in views}
     assert next(away, None) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "rides_out"), [('User "u" cannot list resource "pods"', True), ("Unauthorized; log in again", False)]
+)
+def test_watching_rides_out_an_api_server_that_has_just_started_but_not_an_expired_login(
+    reason, rides_out, monkeypatch
+):
+    cluster = Cluster(UP, [[OPEN], [DONE]])
+    refuse = iter([False] * 8 + [True])
+    find = Namespace.find
+
+    def sometimes(self, kind, labels=None):
+        if next(refuse, False):
+            raise NotAllowedError(reason)
+        return find(self, kind, labels)
+
+    monkeypatch.setattr(Cluster, "find", sometimes)
+    with nullcontext() if rides_out else pytest.raises(NotAllowedError, match="log in again"):
+        views = watched(cluster)
+        assert (views[-1].is_over, views[-1].study) == (True, DONE)
+        assert f"{reason}; retrying" in {view.note for view in views}
+
+
+def test_a_right_that_was_missing_from_the_start_ends_the_watch(monkeypatch):
+    def refuse(*_):
+        raise NotAllowedError('User "u" cannot list resource "configmaps"')
+
+    monkeypatch.setattr(Cluster, "find", refuse)
+    with pytest.raises(NotAllowedError, match="cannot list"):
+        watched(Cluster(UP, []))
 
 
 def test_a_viewer_sees_the_pods_below_one_line_about_the_missing_right():
