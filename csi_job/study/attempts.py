@@ -69,9 +69,11 @@ def remove_checkpoints(work: Path, study_name: str, number: int, uid: str) -> No
 
 def remove_leftover_checkpoints(work: Path, study: Study, uid: str) -> None:
     """Remove the checkpoints of trials whose worker was killed between finishing them and removing these."""
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.is_finished() and WorkFolder(work).trial_checkpoints(study.study_name, trial.number).exists():
-            remove_checkpoints(work, study.study_name, trial.number, uid)
+    folder = WorkFolder(work).checkpoints(study.study_name)
+    if numbers := {path.name.removeprefix("trial-") for path in folder.glob("trial-*")}:  # else no trial is read
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and str(trial.number) in numbers:
+                remove_checkpoints(work, study.study_name, trial.number, uid)
 
 
 def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:

@@ -155,12 +155,20 @@ def test_a_trial_never_ends_before_it_started(storage):
 
 
 def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
-    study = define(storage, num_trials=5)
+    study, other = define(storage, num_trials=5), define(storage, name="other")
+
+    def fail(study, **attributes):
+        storage.write_trial(leased(study), TrialWrite(user_attrs=attributes, state=TrialState.FAIL))
+
+    fail(study)  # as Optuna's `tell` does
+    with pytest.raises(CsiJobError, match=r"1 trials failed.*unknown"):
+        claim(study, max_failed=0)
     for reason in ("no such file", "no such layer"):
-        storage.write_trial(leased(study), TrialWrite(user_attrs={"reason": reason}, state=TrialState.FAIL))
-    leased(study, max_failed=2)
-    with pytest.raises(CsiJobError, match=r"2 trials failed.*no such layer"):
-        claim(study, max_failed=1)
+        fail(study, reason=reason)
+    fail(other, reason="no such study")
+    leased(study, max_failed=3)
+    with pytest.raises(CsiJobError, match=r"3 trials failed.*no such layer"):
+        claim(study, max_failed=2)
 
 
 def test_concurrent_claims_never_exceed_the_target(storage, url, tmp_path):
@@ -342,8 +350,9 @@ def test_a_deleted_study_ends_its_workers_with_one_line(deleted_by, storage, url
 
 def test_two_studies_in_one_database_are_independent(storage):
     one, two = define(storage, num_trials=2), define(storage, name="other", num_trials=2)
-    enqueue_trial(two, SPACE, {"unknown_weight": 0.25})
-    set_target(two, num_trials=1)  # which cancels a trial
+    for study in (two, one):
+        enqueue_trial(study, SPACE, {"unknown_weight": 0.25})
+    set_target(two, num_trials=1)  # which cancels its own trial
     assert [leased(study).number for study in (one, two, one)] == [0, 0, 1]
     outcome = claim(two)
     assert len(outcome.running) == 1

@@ -27,9 +27,11 @@ def test_waiting_trials_beyond_a_lowered_target_are_cancelled_and_do_not_count_a
     assert caplog.text.count("beyond the study's total") == 1
     set_target(study, num_trials=3)
     enqueue_trial(study, SPACE, {"unknown_weight": 0.4})
-    storage.set_study_user_attr(study._study_id, "target", 2)  # by a worker of an earlier version
+    storage.set_study_user_attr(study._study_id, "target", 1)  # by a worker of an earlier version
     assert isinstance(claim(study, max_failed=0), NothingToClaim)
     assert StudyReader(url).states() == {"COMPLETE": 2, "FAIL": 3}
+    reasons = [trial.user_attrs["reason"] for trial in study.get_trials(states=(TrialState.FAIL,))]
+    assert reasons == [f"cancelled while waiting: beyond the study's total of {total}" for total in (2, 2, 1)]
 
 
 def test_enqueueing_into_a_full_study_is_refused_unless_its_total_may_be_raised(storage, monkeypatch):

@@ -26,6 +26,13 @@ def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     assert watch(url, tmp_path, "other").add_usage(Usage()) == Usage()
 
 
+def test_the_end_of_a_search_is_kept_with_its_study_until_it_is_resumed(storage, url, tmp_path):
+    study = define(storage)
+    for ended in (True, True, False, True):
+        assert watch(url, tmp_path).end_search(ended=ended)
+        assert study.user_attrs["ended"] is ended
+
+
 def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, caplog):
     study = define(storage)
     controller = watch(url, tmp_path)

@@ -16,22 +16,38 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from safetensors.torch import load_file
 
 from csi_job.cache.dataset import Cache
+from csi_job.config import Settings
 from csi_job.errors import InfeasibleTrialError
 from csi_job.final_model.candidates import Candidate, CandidateResult, choose_winner
 from csi_job.final_model.confirmation import RESULT, Confirmation, results_of
 from csi_job.final_model.seeds import SeedResult, SeedTrainer
 from csi_job.final_model.train import FinalTraining
+from csi_job.search import Search
+from csi_job.storage.attributes import ENDED
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.storage import storage_of
+from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.confirmation import TRAINING, Training, open_confirmation, training_of
+from csi_job.study.definition import define_study
 from csi_job.study.record import read_record
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import delete_study, list_studies
 from csi_job.study.worker import WorkerOptions
+from csi_job.study_settings import definition_of
+from csi_job.terminal.live import live_study
 from csi_job.work_folder import WorkFolder
 from tests.support.processes import Process, preload, wait_until
 from tests.support.reader import StudyReader
-from tests.unit.final_model.conftest import BASELINE, SMALL, TRIAL, diverging, kept, recipe, request_of, stored_study
+from tests.unit.final_model.conftest import (
+    BASELINE,
+    SMALL,
+    TRIAL,
+    diverging,
+    kept,
+    recipe,
+    request_of,
+    stored_study,
+    study_of,
+)
 
 preload("tests.unit.final_model.test_confirmation")
 
@@ -233,6 +249,36 @@ def test_workers_of_a_search_leave_nothing_to_train(cache_folder, tmp_path, monk
     replace(shared, worker=of_the_search).share_trainings(waits=False)
     monkeypatch.setattr(SeedTrainer, "keep", None)
     assert shared.run().is_new
+
+
+def test_a_search_ended_by_its_budget_starts_no_trial_and_confirms_in_the_time_left(cache_folder, tmp_path):
+    study_settings = {"name": "s", "num_trials": 2, "max_epochs": 1}
+    space = {"model_arch": {"value": "Custom_1"}, "batch_size": {"value": 16}}
+    final_model = {"num_candidates": 1, "num_seeds": 1}
+    settings = Settings(
+        work=tmp_path, space=space, study=study_settings, trial={"device": "cpu"}, final_model=final_model
+    )
+    storage = open_storage(settings.storage, tmp_path, create=True)
+    study = define_study(storage, definition_of(settings, cache_folder.name))
+    study.add_trial(study_of(*TRIALS[:1], max_epochs=1).get_trials()[0])
+    study.set_user_attr(ENDED, value=True)
+
+    def work(*, confirm: bool = True, timeout_s: float | None = None) -> tuple[list[str], list[TrialState]]:
+        limited = settings.study.model_copy(update={"timeout_s": timeout_s})
+        given = settings.model_copy(update={"study": limited})
+        search = Search(study, Cache.open(cache_folder), given, confirm, own_process=False)
+        with live_study("s", target=2, num_finished=1, max_epochs=1) as live:
+            search.work(live.worker(), lambda *_: None)
+        states = [trial.state for trial in study.get_trials()]
+        return [each.study_name for each in storage.get_all_studies()], states
+
+    waiting, both = [TrialState.WAITING, TrialState.COMPLETE], ["s", "s/confirmation"]
+    assert work(timeout_s=1e-9) == (["s"], waiting)
+    assert work() == (both, waiting)
+    confirmed = open_confirmation(study).get_trials()
+    assert [training_of(trial).name for trial in confirmed] == ["trial 1", "baseline"]
+    assert {trial.state for trial in confirmed} == {TrialState.COMPLETE}
+    assert work(confirm=False) == (both, [TrialState.COMPLETE] * 2)  # a search by hand continues it
 
 
 def test_what_cannot_be_trained_is_said_as_without_a_database(cache_folder, tmp_path):

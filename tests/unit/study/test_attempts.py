@@ -8,7 +8,7 @@ from optuna.trial import TrialState, create_trial
 from csi_job.study import attempts
 from csi_job.trial.checkpoint import checkpoint_values
 from csi_job.work_folder import WorkFolder
-from tests.support.studies import value_at, write_checkpoint
+from tests.support.studies import counted, value_at, write_checkpoint
 
 X, UID, OTHER = 0.5, "1a2b3c4d", "5e6f7a8b"  # the other study has the same name in another database
 
@@ -127,6 +127,12 @@ def test_only_finished_trials_leave_no_checkpoint_of_a_killed_worker(study, tmp_
         attempt(WorkFolder(tmp_path).trial_checkpoints("toy", number), 1, 0)
     attempts.remove_leftover_checkpoints(tmp_path, study, UID)
     assert [path.parent.parent.name for path in tmp_path.rglob("*.pt")] == ["trial-0"]  # which is waiting
+
+
+def test_where_no_checkpoint_is_left_no_trial_is_read(study, storage, tmp_path):
+    with counted(storage.engine) as statements:
+        attempts.remove_leftover_checkpoints(tmp_path, study, UID)
+    assert statements == []
 
 
 def test_all_checkpoints_of_a_study_are_those_of_its_trials_and_no_others(tmp_path):
