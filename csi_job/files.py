@@ -8,6 +8,7 @@ read and write it too. What exists already keeps its permissions.
 import csv
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -28,6 +29,8 @@ from csi_job.errors import ConfigurationError, explain_os_errors
 
 STREAM: Final = Path("-")
 """Stands for standard output."""
+STALE_S: Final = 3600.0
+"""Age from which on no process is still writing a temporary file."""
 _POLL_S = 0.2
 _FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
 _NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -96,9 +99,16 @@ def replacing(path: Path, temporary_name: str = "") -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers, and a crash, see the old or the new content; text is UTF-8. Needs no lock."""
+    """Write a file so that readers, and a crash, see the old or the new content; text is UTF-8. Needs no lock.
+
+    A killed process may leave a temporary file, which a later write of the same file removes.
+    """
     with replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.????????"):
+        with suppress(OSError):  # another process may remove it too
+            if left.stat().st_mtime < time.time() - STALE_S:
+                left.unlink()
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def test_a_write_is_atomic(tmp_path):
     files.write_atomic(path, "new ü\r\n")
     assert path.read_bytes() == "new ü\r\n".encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_removes_what_killed_processes_left_of_the_same_file_an_hour_ago(tmp_path):
+    names = [".a[1].csv.7.0123abcd", ".a[1].csv.8.0123abcd", ".a1.csv.7.0123abcd", "a[1].csv.7.0123abcd"]
+    for name in names:
+        (tmp_path / name).touch()
+        if ".8." not in name:
+            os.utime(tmp_path / name, (0, time.time() - files.STALE_S - 60))
+    files.write_atomic(tmp_path / "a[1].csv", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv", *names[1:]}
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
