@@ -52,9 +52,11 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage):
         enqueue_trial(study, SPACE, {"unknown_weight": x})
     with storage.engine.begin() as connection:  # PostgreSQL then reads this row after the other
         connection.execute(sa.update(TRIALS).where(TRIALS.c.number == 1).values(number=1))
+    storage.write_trial(first.lease, TrialWrite(), checkpoint="the promoted one")
     expire(storage, first.lease)
     outcome = claim(study)
     assert (first.taken_over, outcome.taken_over) == (False, True)
+    assert (first.checkpoint, outcome.checkpoint) == (None, "the promoted one")
     assert (outcome.lease.number, outcome.lease.attempt) == (first.lease.number, 2)
     assert [leased(study).number for _ in range(3)] == [1, 2, 3]  # two enqueued ones, a new one
 
@@ -165,7 +167,8 @@ def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
         claim(study, max_failed=0)
     for reason in ("no such file", "no such layer"):
         fail(study, reason=reason)
-    fail(other, reason="no such study")
+    for _ in range(2):  # of which the second is the latest of all trials
+        fail(other, reason="no such study")
     leased(study, max_failed=3)
     with pytest.raises(CsiJobError, match=r"3 trials failed.*no such layer"):
         claim(study, max_failed=2)
@@ -271,6 +274,15 @@ def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storag
     storage.write_trial(lease, DONE)
     assert not lease.lost
     assert StudyReader(url).states() == {"COMPLETE": 1}
+
+
+def test_a_trial_that_another_tool_finished_is_not_finished_here(storage, url):
+    study = define(storage, num_trials=1)
+    lease = leased(study)
+    optuna.load_study(study_name="toy", storage=storage.migration_url()).tell(0, state=TrialState.FAIL)
+    with pytest.raises(LeaseLostError):
+        storage.write_trial(lease, DONE)
+    assert Reader(url).states() == {"FAIL": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

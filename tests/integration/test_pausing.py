@@ -223,6 +223,19 @@ def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage):
     assert study_status(study).num_paused == 1
 
 
+@pytest.mark.parametrize("is_enqueued", [False, True])
+def test_a_claim_of_another_trial_names_those_that_it_pruned(storage, is_enqueued):
+    study = define(storage, num_trials=4)
+    leases = [leased(study, **RULES) for _ in range(3)]
+    for lease, value in zip(leases, (0.1, 0.2), strict=False):
+        pause(storage, lease, value)
+    storage.write_trial(leases[2], TrialWrite(steps={0: 0.3}))  # and runs on
+    if is_enqueued:
+        enqueue_trial(study, SPACE, {"unknown_weight": 0.5})
+    claimed = claim(study, **RULES)
+    assert (claimed.lease.number, claimed.from_pause, claimed.pruned) == (3, False, (0,))
+
+
 def test_more_trials_compete_with_those_of_before(storage, tmp_path):
     study = define(storage, num_trials=8, **ASHA)
     work_on(study, tmp_path, num_trials=8, **ASHA)
@@ -322,6 +335,16 @@ def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_no
     assert (best.lease.number, best.from_pause, best.pruned) == (0, True, (1,))
     storage.write_trial(best.lease, TrialWrite(values=[0.4], state=TrialState.COMPLETE))
     assert claim(study, **rules) == NothingToClaim(2, 2, {})
+
+
+def test_without_epochs_left_no_trial_is_promoted_in_a_study_that_has_a_complete_one(storage):
+    study, rules = define(storage, num_trials=3), RULES | {"max_epochs_total": 3}
+    leases = [leased(study, **rules) for _ in range(2)]
+    storage.write_trial(leases[0], TrialWrite(steps={0: 0.1, 1: 0.1}))
+    pause(storage, leases[1], 0.4)
+    assert isinstance(claim(study, **rules), NothingToClaim)  # since the other may complete
+    storage.write_trial(leases[0], TrialWrite(values=[0.1], state=TrialState.COMPLETE))
+    assert claim(study, **rules) == NothingToClaim(2, 2, {}, (1,))
 
 
 def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeypatch, caplog):

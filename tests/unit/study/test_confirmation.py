@@ -10,6 +10,7 @@ from csi_job.storage.attributes import PLANNED_FOR
 from csi_job.storage.claim import NothingToClaim
 from csi_job.study.confirmation import Progress, Training, latest, open_confirmation, plan, training_of
 from csi_job.study.definition import load_study
+from csi_job.study.status import study_status
 from csi_job.study.worker import WorkerOptions
 from tests.support.processes import wait_until
 from tests.support.studies import claim, leased, study_counts, work_on
@@ -44,11 +45,13 @@ def test_each_training_is_enqueued_once_in_the_order_given_whoever_plans(confirm
     assert confirmation.user_attrs[PLANNED_FOR] == 5
 
 
-def test_a_plan_cancels_what_waits_and_is_not_wanted_and_enqueues_it_again_when_it_is(confirmation):
+def test_a_plan_cancels_what_waits_and_is_not_wanted_and_enqueues_it_again_when_it_is(study, confirmation):
     plan(confirmation, lambda _: [ONE, TWO, OTHER], 5)
     leased(confirmation)
     assert plan(confirmation, lambda _: [TWO], 6) == Progress(0, 2)  # what runs is left alone
     assert content(confirmation) == [("a", 1, RUNNING), ("a", 2, WAITING), ("b", 1, FAIL)]
+    status = study_status(study).confirmation
+    assert (status.num_finished, status.num_left, status.planned_for) == (0, 2, 6)
     assert plan(confirmation, lambda _: [OTHER], 6) == Progress(0, 2)
     assert content(confirmation)[2:] == [("b", 1, FAIL), ("b", 1, WAITING)]
     assert study_counts(confirmation).num_failed == 0  # cancelled ones say nothing about the training

@@ -87,3 +87,11 @@ def test_only_a_steady_rejection_ends_the_training(clock, answers, *, ends):
 def test_a_training_without_a_beat_stalls_and_is_renewed_no_more(clock, num_left, *, beats):
     heartbeat, left = run(clock, [None] * 10, stall_s=3.0, beats=beats)
     assert (heartbeat.stalled, left) == (not beats, num_left)
+
+
+def test_a_training_begins_to_stall_only_when_it_starts(clock):
+    heartbeat = Heartbeat(lambda _: heartbeat.over.set(), 0.001, stall_s=3.0, on_stall=lambda: None)
+    clock.now_s += 4.0  # of waiting for a trial
+    heartbeat.watch(LEASE)
+    heartbeat.run()
+    assert not heartbeat.stalled

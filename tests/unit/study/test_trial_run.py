@@ -64,6 +64,7 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no
         raise StorageUnavailableError("the database is away")
 
     def first_attempt(running):
+        assert running.checkpoint_folder.name == f"attempt-1-{study.user_attrs['uid']}"
         running.saves_checkpoints = True
         report(running, 0)
         report(running, 1, write_checkpoint(running.checkpoint_folder, 0, 0.1))
