@@ -282,7 +282,7 @@ def test_a_trial_that_another_tool_finished_is_not_finished_here(storage, url):
     optuna.load_study(study_name="toy", storage=storage.migration_url()).tell(0, state=TrialState.FAIL)
     with pytest.raises(LeaseLostError):
         storage.write_trial(lease, DONE)
-    assert Reader(url).states() == {"FAIL": 1}
+    assert StudyReader(url).states() == {"FAIL": 1}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
