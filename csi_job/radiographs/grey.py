@@ -22,6 +22,7 @@ _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many even
 _REDUCING_GAP = 3.0  # images are averaged over boxes, down to this many times the target, before they are filtered
 _NUM_CHECKED = 64  # rows and columns of boxes that tell whether a film may be averaged first
 _TOLERANCE = 0.4  # of 255 grey levels, on average
+_TABULATED = (np.uint16, np.int16, np.uint8, np.int8)  # so few levels that one pass over all of them costs little
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 GreyScale = Callable[[np.ndarray], np.ndarray]  # levels of any shape -> uint8
@@ -121,21 +122,36 @@ def percentile_scale(sample_N: np.ndarray, dtype: np.dtype) -> GreyScale:
     Raises:
         DataError: all pixels are equal, or none is finite.
     """
-    sample = sample_N.astype(np.float64)
-    sample = sample[np.isfinite(sample)]
+    sample = sample_N
+    if sample.dtype.newbyteorder("=") not in _TABULATED:
+        sample = sample.astype(np.float64)
+        sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         raise DataError("the image has no finite pixel")
-    darkest, brightest = np.percentile(sample, (DARKEST_PERCENT, BRIGHTEST_PERCENT))
+    darkest, brightest = percentiles(sample, DARKEST_PERCENT, BRIGHTEST_PERCENT)
     if darkest == brightest:  # nearly all pixels are equal, as in a mask
-        darkest, brightest = sample.min(), sample.max()
+        darkest, brightest = float(sample.min()), float(sample.max())
     if darkest == brightest:
         raise DataError("all pixels of the image are equal")
     return tabulated(lambda values: _scaled(values.astype(np.float64), darkest, brightest), dtype)
 
 
+def percentiles(sample_N: np.ndarray, *percents: float) -> np.ndarray:
+    """Return what `np.percentile` does, bit by bit; levels of up to 16 bits are counted instead of sorted."""
+    if sample_N.dtype.newbyteorder("=") not in _TABULATED:
+        found: np.ndarray = np.percentile(sample_N, percents)
+        return found
+    lowest = int(sample_N.min())
+    num_up_to = np.bincount(sample_N.astype(np.int64) - lowest).cumsum()
+    places = np.array(percents) / 100 * (sample_N.size - 1)
+    below, above = (np.searchsorted(num_up_to, np.floor(places) + k, side="right") + lowest for k in (0, 1))
+    parts, gaps = places - np.floor(places), above - below
+    return np.where(parts < 0.5, below + gaps * parts, above - gaps * (1 - parts))  # noqa: PLR2004 - as numpy rounds
+
+
 def tabulated(function: GreyScale, dtype: np.dtype) -> GreyScale:
     """Return the function, for 8- and 16-bit levels as a lookup table that is computed once."""
-    if dtype.newbyteorder("=") not in (np.uint16, np.int16, np.uint8, np.int8):
+    if dtype.newbyteorder("=") not in _TABULATED:
         return function
     unsigned = np.dtype(f"u{dtype.itemsize}")
     found = function(np.arange(1 << (8 * dtype.itemsize)).astype(unsigned).view(dtype.newbyteorder("=")))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from csi_job.radiographs.grey import doubt_about
+from csi_job.radiographs.grey import doubt_about, percentiles
 
 
 def framed(film_HW: np.ndarray, level: int) -> np.ndarray:
@@ -29,3 +29,19 @@ def test_only_what_hardly_shows_a_radiograph_is_doubtful(film_HW, change, doubt)
     marked_HW = change(film_HW).copy()
     marked_HW[100:105, 80:88] = 255  # a side mark changes nothing
     assert doubt_about(marked_HW) == doubt
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<i4", "<f4"])
+def test_percentiles_are_numpys_bit_by_bit(dtype):
+    draws = np.random.default_rng(1)
+    for size in (1, 2, 3, 200, 201, 5000):
+        for width in (1, 7, 100):  # of 1: all levels are equal
+            sample_N = draws.integers(-128, 127, size).clip(-width, width - 1).astype(np.int64)
+            if np.dtype(dtype).kind == "u":
+                sample_N += width
+            if np.dtype(dtype).itemsize > 1:
+                sample_N *= 250
+            sample_N = sample_N.astype(dtype)
+            for percents in ((0.5, 99.5), (0, 50, 100)):
+                expected = np.percentile(sample_N.astype(np.float64), percents)
+                assert percentiles(sample_N, *percents).tolist() == pytest.approx(expected, abs=0)
