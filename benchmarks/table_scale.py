@@ -26,11 +26,6 @@ from csi_job.cache.manifest import verify_cache
 from csi_job.cache.problems import write_problems
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import Problem
-from csi_job.evaluation.evaluate import measure_with_intervals
-from csi_job.evaluation.measures import Predictions
-from csi_job.evaluation.predict import Prediction
-from csi_job.evaluation.predictions_file import split_predictions_csv, write_predictions
-from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.table import LabelTable
@@ -118,6 +113,13 @@ def measure(num_rows: int, repeats: int) -> None:
 
 def measure_tables(num_rows: int, repeats: int) -> None:
     """Measure what follows the network: the tables of all images in `predict`, and `evaluate` on the test split."""
+    # PyTorch comes with them, whose memory is not that of a build.
+    from csi_job.evaluation.evaluate import measure_with_intervals
+    from csi_job.evaluation.measures import Predictions
+    from csi_job.evaluation.predict import Prediction
+    from csi_job.evaluation.predictions_file import split_predictions_csv, write_predictions
+    from csi_job.evaluation.settings import EvaluationSettings
+
     random = np.random.default_rng(0)
     num_test = round(num_rows * TEST_SHARE)
     probabilities_NZK = random.dirichlet(np.ones(NUM_CLASSES), size=(num_test, len(ZONES)))
