@@ -42,6 +42,11 @@ NO_TABLES = (  # what people take for a table, and what to do about it
     (re.compile(rb"\xfd7zXZ\0"), "a file compressed with xz", "unpack it with unxz"),
     (re.compile(rb"\x28\xb5\x2f\xfd"), "a file compressed with Zstandard", "unpack it with unzstd"),
     (re.compile(rb"PAR1.*PAR1\Z", re.DOTALL), "a Parquet file", "save it as CSV"),
+    (
+        re.compile(rb"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE),
+        "a web page, or XML",
+        "download the table itself",
+    ),
 )
 _JPEG_START = b"\xff\xd8"
 _JP2_START = b"\0\0\0\x0cjP  "  # before the codestream there may be a long colour profile

@@ -42,6 +42,11 @@ _LIKE_PATIENTS = re.compile(
     r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
 )
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
+_UTF_16 = {  # with its mark, or by the zero bytes of a header in ASCII
+    re.compile(rb"\xff\xfe|\xfe\xff"): "utf-16",
+    re.compile(rb"[\t-~]\0(?!\0)"): "utf-16-le",
+    re.compile(rb"\0[\t-~]"): "utf-16-be",
+}
 _MEAN_UNKNOWN = re.compile(  # in other tables; the user decides, as some are typing errors too
     r"[-._*/\u2013\u2014]+|-\d+|9{1,3}|#?n[./]?[adv]\.?|#?null!?|nil|none|missing|k\. ?a\.|#\w+[!?]", re.IGNORECASE
 )
@@ -361,7 +366,7 @@ def _joined(name: str) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """Return the file's text: UTF-8 or UTF-16 by its mark, UTF-8, else CP1252, else Latin-1 (which takes any byte)."""
+    """Return the file's text: UTF-16 or UTF-8 by its start, else CP1252, else Latin-1 (which takes any byte)."""
     try:
         with explain_os_errors("the label table cannot be read", path, kind=DataError):
             if not path.is_file():
@@ -376,8 +381,8 @@ def _read_text(path: Path) -> str:
     for pattern, kind, hint in NO_TABLES:
         if pattern.match(content):
             raise DataError(f"the label table is {kind}", got=str(path), hint=hint)
-    utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
+    utf_16 = next((encoding for start, encoding in _UTF_16.items() if start.match(content)), None)
+    for encoding in (utf_16,) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError:
@@ -385,7 +390,7 @@ def _read_text(path: Path) -> str:
         if "\0" not in text:
             return text
         break
-    raise DataError("the label table is not text", got=str(path), hint="save it as CSV")
+    raise DataError("the label table is not text", got=str(path), hint="save it as CSV in UTF-8")
 
 
 def _shown(cell: str) -> str:

@@ -52,7 +52,7 @@ def test_separator_and_line_ends_are_detected(tmp_path, separator, end):
 
 @pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
 @pytest.mark.parametrize("line", ["sep={}", '"sep={}"', "SEP={}", "sep={};;;;;;;"])
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_the_first_line_may_state_the_separator(tmp_path, separator, line, encoding):
     text = line.format(separator) + "\r\n" + lines(HEADER, ROW, separator=separator, end="\r\n")
     table = read(tmp_path, text.encode(encoding))
@@ -73,6 +73,9 @@ def test_cells_are_scores_however_spreadsheets_write_them(tmp_path, cells, score
     assert read(tmp_path, lines(HEADER, *rows)).zones_NZ[:, 0].tolist() == [score] * len(cells)
 
 
+UNICODE = ("utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be")  # the last two without a mark
+
+
 @pytest.mark.parametrize(
     ("content", "file_ids", "rows"),
     [
@@ -81,13 +84,10 @@ def test_cells_are_scores_however_spreadsheets_write_them(tmp_path, cells, score
         (lines(HEADER, ('"a;b ""c"""', *ROW[1:])), ('a;b "c"',), (2,)),
         (lines((*HEADER, "remark"), (*ROW, "fine"), ("b", *ROW[1:])), ("film 1", "b"), (2, 3)),
         ("\n\n" + lines(HEADER, ROW) + "\n;;;;;;;\n" + lines(("b", *ROW[1:])), ("film 1", "b"), (4, 7)),
-        *[
-            (lines(HEADER, ("Müller €", *ROW[1:])).encode(e), ("Müller €",), (2,))
-            for e in ("utf-8-sig", "cp1252", "utf-16")
-        ],
+        *[(lines(HEADER, ("Müller €", *ROW[1:])).encode(e), ("Müller €",), (2,)) for e in UNICODE],
         (lines(HEADER, ("Müller-1", *ROW[1:])).encode("latin-1"), ("Müller-1",), (2,)),
     ],
-    ids=["decomposed", "decimal", "quoted", "more cells", "blank lines", "utf-8-sig", "cp1252", "utf-16", "latin-1"],
+    ids=["decomposed", "decimal", "quoted", "more cells", "blank lines", *UNICODE, "latin-1"],
 )
 def test_identifiers_are_read_with_the_lines_they_stand_in(tmp_path, content, file_ids, rows):
     table = read(tmp_path, content)
@@ -222,7 +222,10 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (b"PAR1\x15\0\n\x15\0PAR1", "the label table is a Parquet file"),
         ("BZhospital;PAR1\n", "contains none of the required columns"),
         (lines((*HEADER[:-1], "left inf", "left-inf"), (*ROW, "1")), "left_inf more than once"),
-        (lines(HEADER).encode("utf-16-le"), "not text"),
+        (lines(HEADER).encode("utf-32"), "not text"),
+        (lines(HEADER).encode("utf-32-le"), "not text"),
+        (lines(HEADER).encode("utf-32-be"), "not text"),
+        (b"\n<!DOCTYPE html><html>", "the label table is a web page, or XML"),
     ],
 )
 def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
