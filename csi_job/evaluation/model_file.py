@@ -22,12 +22,13 @@ from torch import nn
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
+from csi_job.radiographs.content import GIT_LFS_MAGIC
 from csi_job.trial.inference import Precision, choose_precision, predict_logits
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import as_ours, find_weights
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
 HINT = (
     "use the .safetensors file that train-optimized wrote, or say what the file contains, e.g. "
     "--model-arch ResNet50 --image-size 224 --normalisation medical"
@@ -76,13 +77,14 @@ def load_model(
     Raises:
         ModelFileError: the file is missing, corrupt or unsafe, or its weights do not fit the architecture.
     """
-    if path.suffix not in SUFFIXES:
+    if not path.name.lower().endswith(SUFFIXES):
         raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
     if not path.is_file():
         hint = "run `csi-job train-optimized` first, or name another file"
         raise ModelFileError("there is no such model file", got=str(path), hint=hint)
     with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
-        state, card = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+        _refuse_without_weights(path)
+        state, card = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pth(path)
     architecture = card.get("architecture") or architecture
     if architecture is None:
         raise ModelFileError("the model file has no card that names its architecture", got=str(path), hint=HINT)
@@ -123,6 +125,15 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
         if np.isfinite(probabilities_NZK).all():
             return np.asarray(probabilities_NZK)
     raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
+
+
+def _refuse_without_weights(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(GIT_LFS_MAGIC))
+    if not start:
+        raise ModelFileError("the model file is empty", got=str(path), hint="copy or train it again")
+    if start == GIT_LFS_MAGIC:
+        raise ModelFileError("the model file is a Git LFS pointer", got=str(path), hint="run `git lfs pull`")
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
@@ -189,11 +200,11 @@ def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
     target = model.state_dict()
     counts = {name: tensor for name, tensor in target.items() if name.endswith("num_batches_tracked")}
     state = counts | as_ours(state, target)
-    num_wrong = len(target.keys() ^ state.keys())
+    wrong = sorted(target.keys() ^ state.keys())
     try:
         model.load_state_dict(state)
     except RuntimeError:
-        reason = f"{num_wrong} weights are missing or unknown" if num_wrong else "shapes differ"
+        reason = f"{len(wrong)} weights are missing or unknown, such as {wrong[0]}" if wrong else "shapes differ"
         raise ModelFileError(f"the weights do not fit {architecture} ({reason})", got=str(path)) from None
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise ModelFileError("some weights are not finite", got=str(path), hint="train the model again")

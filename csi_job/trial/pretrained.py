@@ -17,7 +17,9 @@ from csi_job.trial.architectures import torchvision_models, torchvision_name
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # keys under which scripts store the weights
 # Modules that networks are commonly wrapped in: by PyTorch (DataParallel, compile) and by training scripts.
-PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|encoder|densenet121)\.)+")
+PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|ema_model|net|network|student|backbone|encoder|densenet121)\.)+")
+AVERAGED = "n_averaged"  # PyTorch's AveragedModel counts beside the weights
+_MAX_NESTING, _MAX_NESTED = 4, 16  # of dictionaries in a checkpoint, and in each of them
 # DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
@@ -40,18 +42,25 @@ def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
         _copy(_imagenet(arch), model, arch, "the ImageNet weights")
 
 
-def find_weights(content: Any) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint; empty if there are none."""
-    while isinstance(content, dict) and (wrapper := next((key for key in WRAPPERS if key in content), None)):
-        content = content[wrapper]
-    named = content.items() if isinstance(content, dict) else ()
-    return {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+def find_weights(content: Any, max_nesting: int = _MAX_NESTING) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, under a usual key or the only one with tensors; empty if none."""
+    if not isinstance(content, dict) or max_nesting == 0:
+        return {}
+    wrapper = next((key for key in WRAPPERS if key in content), None)
+    if wrapper is not None:
+        return find_weights(content[wrapper], max_nesting - 1)
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    nested = [value for value in content.values() if isinstance(value, dict)]
+    if tensors or len(nested) > _MAX_NESTED:
+        return tensors
+    found = [weights for value in nested if (weights := find_weights(value, max_nesting - 1))]
+    return found[0] if len(found) == 1 else {}
 
 
 def as_ours(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights to the names of our networks, and let a first convolution over RGB take grey."""
     modern = {PREFIX.sub("", OLD_DENSENET.sub(r"\1\2.", name)): tensor for name, tensor in source.items()}
-    renamed = {f"backbone.{name}": tensor for name, tensor in modern.items()}
+    renamed = {f"backbone.{name}": tensor for name, tensor in modern.items() if name != AVERAGED}
     return {name: _as_stem(tensor, target.get(name)) for name, tensor in renamed.items()}
 
 

@@ -133,6 +133,22 @@ def test_a_bare_state_dict_needs_its_form_from_the_caller(tmp_path):
     assert "--model-arch" in message
 
 
+@pytest.mark.parametrize("name", ["m.PTH", "m.pth.tar", "m.SafeTensors"])
+def test_the_type_of_a_file_is_known_in_any_case(tmp_path, name):
+    model = build_model("Custom_1")
+    (save_file if "Safe" in name else torch.save)(model.state_dict(), tmp_path / name)
+    loaded = load_model(tmp_path / name, CPU, **FORM)
+    assert all(torch.equal(tensor, loaded.model.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_empty_files_and_pointers_are_called_so(tmp_path, suffix):
+    path = tmp_path / f"m{suffix}"
+    for content, words in ((b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`")):
+        path.write_bytes(content)
+        assert words in refused(path, **FORM)
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4, "archive"])
 def test_a_malicious_file_is_rejected_and_never_executed(tmp_path, protocol):
     path, target = tmp_path / "evil.pth", tmp_path / "executed"
@@ -164,7 +180,7 @@ def test_junk_is_a_one_line_error(tmp_path, junk, suffix):
     ("content", "message"),
     [
         *[(content, "no state dict") for content in ([1, 2], {"weight": 3}, {}, torch.ones(2))],
-        ({"layer.weight": torch.ones(3)}, "do not fit Custom_1 (28 weights are missing or unknown)"),
+        ({"layer.weight": torch.ones(3)}, "do not fit Custom_1 (28 weights are missing or unknown, such as backbone."),
         ({name: tensor * torch.nan for name, tensor in build_model("Custom_1").state_dict().items()}, "not finite"),
     ],
 )

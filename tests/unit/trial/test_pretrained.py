@@ -10,6 +10,7 @@ from torchvision.models import ResNet18_Weights
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.model import build_model, check_pretrained
+from csi_job.trial.pretrained import as_ours, find_weights
 
 
 @pytest.fixture
@@ -68,12 +69,36 @@ def test_torchxrayvision_weights_are_loaded(tmp_path):
     assert torch.equal(model.backbone.layer4[2].bn3.running_var, resnet.layer4[2].bn3.running_var)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net.", "module.backbone.", "encoder."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net.", "module.backbone.", "encoder.", "student."])
 def test_the_prefixes_of_common_wrappers_are_removed(prefix, tmp_path):
     source = models.resnet18()
     torch.save({prefix + name: tensor for name, tensor in source.state_dict().items()}, tmp_path / "wrapped.pth")
     model = build_model("resnet18", str(tmp_path / "wrapped.pth"))
     assert torch.equal(model.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_the_weights_of_a_checkpoint_are_found_under_any_key():
+    model = build_model("Custom_1")
+    weights = model.state_dict()
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    beside = {"epoch": 3, "optimizer": optimizer.state_dict(), "settings": {"lr": 0.1}}
+    forms = [{"ema": weights}, {"checkpoint": {"params": weights}}, {"model": weights, "ema": {}}, {"teacher": weights}]
+    for form in forms:
+        assert find_weights(beside | form).keys() == weights.keys()
+    assert find_weights(beside | {"teacher": weights, "student": weights}) == {}  # which one is not known
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    assert as_ours(averaged, weights).keys() == weights.keys()
+
+
+def test_a_checkpoint_that_holds_itself_has_no_weights():
+    cycle: dict[str, object] = {}
+    cycle |= {"model": cycle}
+    assert find_weights(cycle) == {}
+    many: dict[str, object] = {}
+    many |= {f"part{number}": many for number in range(1000)}
+    assert find_weights(many) == {}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
