@@ -48,6 +48,11 @@ NO_TABLES = (  # what people take for a table, and what to do about it
         "download the table itself",
     ),
 )
+_UTF_16 = {  # with its mark, or by the zero bytes of a header in ASCII
+    re.compile(rb"\xff\xfe|\xfe\xff"): "utf-16",
+    re.compile(rb"[\t-~]\0(?!\0)"): "utf-16-le",
+    re.compile(rb"\0[\t-~]"): "utf-16-be",
+}
 _JPEG_START = b"\xff\xd8"
 _JP2_START = b"\0\0\0\x0cjP  "  # before the codestream there may be a long colour profile
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 of JPEG, and that of JPEG-LS
@@ -96,6 +101,16 @@ def why_skipped(start: bytes) -> str:
 
 def _other_kind(start: bytes) -> tuple[str, str]:
     return next(((kind, hint) for magic, kind, hint in _OTHERS if magic.match(start)), ("", ""))
+
+
+def decoded_text(content: bytes) -> str | None:
+    """Return text in UTF-16 or UTF-8, else CP1252, else Latin-1 (which takes any byte); None if it is no text."""
+    utf_16 = next((encoding for start, encoding in _UTF_16.items() if start.match(content)), None)
+    for encoding in (utf_16,) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            return None if "\0" in text else text
+    return None
 
 
 class StreamHeader(NamedTuple):

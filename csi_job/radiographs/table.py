@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
-from csi_job.radiographs.content import NO_TABLES
+from csi_job.radiographs.content import NO_TABLES, decoded_text
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
 from csi_job.radiographs.zones import UNKNOWN, ZONES
@@ -42,11 +42,6 @@ _LIKE_PATIENTS = re.compile(
     r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
 )
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
-_UTF_16 = {  # with its mark, or by the zero bytes of a header in ASCII
-    re.compile(rb"\xff\xfe|\xfe\xff"): "utf-16",
-    re.compile(rb"[\t-~]\0(?!\0)"): "utf-16-le",
-    re.compile(rb"\0[\t-~]"): "utf-16-be",
-}
 _MEAN_UNKNOWN = re.compile(  # in other tables; the user decides, as some are typing errors too
     r"[-._*/\u2013\u2014]+|-\d+|9{1,3}|#?n[./]?[adv]\.?|#?null!?|nil|none|missing|k\. ?a\.|#\w+[!?]", re.IGNORECASE
 )
@@ -366,7 +361,7 @@ def _joined(name: str) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """Return the file's text: UTF-16 or UTF-8 by its start, else CP1252, else Latin-1 (which takes any byte)."""
+    """Return the file's text; raise `DataError` if it cannot be read, is too large, or of another kind."""
     try:
         with explain_os_errors("the label table cannot be read", path, kind=DataError):
             if not path.is_file():
@@ -381,15 +376,9 @@ def _read_text(path: Path) -> str:
     for pattern, kind, hint in NO_TABLES:
         if pattern.match(content):
             raise DataError(f"the label table is {kind}", got=str(path), hint=hint)
-    utf_16 = next((encoding for start, encoding in _UTF_16.items() if start.match(content)), None)
-    for encoding in (utf_16,) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text
-        break
+    text = decoded_text(content)
+    if text is not None:
+        return text
     raise DataError("the label table is not text", got=str(path), hint="save it as CSV in UTF-8")
 
 
