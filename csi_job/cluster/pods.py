@@ -18,6 +18,7 @@ WAITING_REASONS_FATAL: Final = (
 )
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
+EVICTED: Final = "Evicted"
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
@@ -78,6 +79,8 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
             message = last_line(ended.get("message") or "") or str(ended.get("reason", ""))
             if ended.get("reason") == OOM_KILLED:
                 message = "out of memory; raise the stage's resources.limits.memory"
+            elif pod.get("status", {}).get("reason") == EVICTED:  # whose log is gone
+                message = f"evicted: {pod['status'].get('message', '').strip().rstrip('.')}"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
     return None
 

@@ -5,20 +5,24 @@ from typing import Any
 import pytest
 
 from csi_job.cluster.cache_run import CacheRun
-from csi_job.cluster.stages import HELD, Release, get_annotation
+from csi_job.cluster.stage_run import JOB_NAME
+from csi_job.cluster.stages import HELD, Release, get_annotation, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, event, search, stage
 
+RUNNING = {"phase": "Running"}
 OLD = "2026-01-01T00:00:00Z"
 QUOTA = "Error creating: pods is forbidden: exceeded quota: q, requested: pods=1, used: pods=3, limited: pods=3"
 
 
-def cache(namespace: Namespace, watch: Watch, *, queue: str = "", max_rounds: int = 2) -> CacheRun:
+def cache(
+    namespace: Namespace, watch: Watch, *, queue: str = "", max_rounds: int = 2, missing_s: float = 100
+) -> CacheRun:
     stages = (stage("cache", parallelism=1, queue=queue), stage(queue=queue), stage("final"))
     release = Release("r", "second", {"kind": "ConfigMap", "name": "r-stages"}, stages, {}, done={"cache": "old"})
     study: Any = watch
-    options = {"controller_digest": "second", "missing_s": 100}
-    return CacheRun(namespace, release, stages[0], watch=study, max_rounds=max_rounds, **options)
+    limits: dict[str, Any] = {"max_rounds": max_rounds, "missing_s": missing_s}
+    return CacheRun(namespace, release, stages[0], watch=study, controller_digest="second", **limits)
 
 
 def test_a_finished_cache_runs_again_for_a_study_that_no_longer_exists_but_not_forever(caplog):
@@ -57,25 +61,40 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     watch = Watch(num_finished=0)
     older = search(namespace := Namespace(), watch, stage(queue=queue))
     older.reconcile()
-    (job,) = namespace.names("search")
-    namespace.objects["Job", job]["status"] = {"active": 2}
-    run = cache(namespace, watch, queue=queue)
+    (name,) = namespace.names("search")
+    held = namespace.objects["Job", name]
+    held["status"] = {"active": 2}
+    labels = selector("r", "search") | {JOB_NAME: name}
+    namespace.create({"kind": "Pod", "metadata": {"name": "s", "labels": labels}, "spec": {}, "status": RUNNING})
+    run = cache(namespace, watch, queue=queue, missing_s=1)
     run.reconcile()
     (waits,) = namespace.names("cache")
     if queue:
         namespace.objects["Job", waits]["spec"]["suspend"] = True
-    namespace.create(event(waits, "FailedCreate", QUOTA, 5))
+        run.reconcile()
+        assert not get_annotation(held, HELD)  # it may be about to start
+        namespace.objects["Job", waits]["metadata"]["creationTimestamp"] = OLD
+    else:
+        namespace.create(event(waits, "FailedCreate", QUOTA, 5))
     run.reconcile()
-    assert not get_annotation(namespace.objects["Job", job], HELD)  # it may be about to start
-    namespace.objects["Job", waits]["metadata"]["creationTimestamp"] = OLD
-    run.reconcile()
-    held = namespace.objects["Job", job]
     assert get_annotation(held, HELD) == "true"
     assert held["spec"]["completions"] == 2
     assert held["spec"]["parallelism"] == 0 if queue else held["spec"]["suspend"]
-    assert f"cache: waits for quota; Job {job} hands over its trials until the cache is done" in caplog.messages
+    assert f"cache: waits for quota; Job {name} hands over its trials until the cache is done" in caplog.messages
+    run.reconcile()  # while the pods hand over, no quota is missing for good
+    namespace.delete("Pod", "s")
+    run.reconcile()  # then it may be, but not at once
     held["status"] = {}
     older.reconcile()
     assert held["spec"]["parallelism"] == 2
     assert not held["spec"].get("suspend")
     assert not get_annotation(held, HELD)
+
+
+def test_a_quota_that_the_search_does_not_hold_ends_the_stage():
+    namespace, watch = Namespace(), Watch(num_finished=0)
+    run = cache(namespace, watch, missing_s=1)
+    run.reconcile()
+    namespace.create(event(namespace.names("cache")[0], "FailedCreate", QUOTA, 5))
+    with pytest.raises(StageFailedError, match=r"cache can't start: .*exceeded quota: q"):
+        run.reconcile()

@@ -33,6 +33,13 @@ def test_a_failure_is_described_by_the_programs_own_error_in_the_log_or_by_what_
     assert str(failure_of(pod({"terminated": state}))) == f"pod r-cache-0 (cache) exit {state['exitCode']}: {says}"
 
 
+def test_an_evicted_pod_is_described_by_the_kubelets_reason():
+    evicted = pod({"terminated": {"exitCode": 137, "message": "Error on reading termination message from logs"}})
+    evicted["status"] |= {"reason": "Evicted", "message": 'Usage of EmptyDir volume "tmp" exceeds the limit "10Gi". '}
+    reason = 'evicted: Usage of EmptyDir volume "tmp" exceeds the limit "10Gi"'
+    assert str(failure_of(evicted)) == f"pod r-cache-0 (cache) exit 137: {reason}"
+
+
 @pytest.mark.parametrize("state", [{"terminated": {"exitCode": 0}}, {"running": {}}])
 def test_a_pod_that_runs_or_succeeded_has_no_failure(state):
     assert failure_of(pod(state)) is None
