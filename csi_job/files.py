@@ -98,17 +98,24 @@ def replacing(path: Path, temporary_name: str = "") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers, and a crash, see the old or the new content; text is UTF-8. Needs no lock.
+@contextmanager
+def replacing_unlocked(path: Path) -> Iterator[Path]:
+    """Like `replacing`, but without a lock, since each writer has a temporary name of its own.
 
-    A killed process may leave a temporary file, which a later write of the same file removes.
+    A killed process may leave its temporary file, which a later write of the same file removes.
     """
     with replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.????????"):
         with suppress(OSError):  # another process may remove it too
             if left.stat().st_mtime < time.time() - STALE_S:
                 left.unlink()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers, and a crash, see the old or the new content; text is UTF-8. Needs no lock."""
+    with replacing_unlocked(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

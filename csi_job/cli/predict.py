@@ -1,6 +1,8 @@
 """`csi-job predict`."""
 
-import os
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -9,7 +11,7 @@ import click
 from csi_job.cli.options import with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.files import open_private
+from csi_job.files import replacing_unlocked
 from csi_job.logs import announced
 
 FORM = ("image_size_px", "normalisation")  # what a model card says of the images
@@ -51,16 +53,14 @@ def predict(
     with announced("loading PyTorch"):
         from csi_job.prediction import run_predict
 
-    if output is not None and not output.exists():  # click keeps the permissions
+    with contextlib.ExitStack() as stack:
         with explain_os_errors("the predictions cannot be written", output, kind=ConfigurationError):
-            os.close(open_private(output))
-    atomic = output is not None and output.is_file()  # a device or a pipe would be replaced by a file
-    with click.open_file(str(output or "-"), "w", encoding="utf-8", atomic=atomic) as stream:
+            stream = stack.enter_context(_open(output))
         problems = run_predict(
             loaded.settings,
             images,
             model_path,
-            cast("TextIO", stream),
+            stream,
             output_format,
             architecture=model_arch,
             **{name: getattr(loaded.settings.cache, name) for name in FORM if loaded.is_given(f"cache.{name}")},
@@ -70,3 +70,17 @@ def predict(
         click.echo(f"csi-job: {problem.render(identities=True)}", err=True)
     if problems:
         click.get_current_context().exit(1)
+
+
+@contextlib.contextmanager
+def _open(output: Path | None) -> Iterator[TextIO]:
+    """Open a file that gets its name when it is complete, or what is no file: a device, a pipe, standard output."""
+    if output is None or (output.exists() and not output.is_file()):
+        with click.open_file(str(output or "-"), "w", encoding="utf-8") as stream:
+            yield cast("TextIO", stream)
+        return
+    target = output.resolve()
+    with replacing_unlocked(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+        if target.exists():
+            shutil.copymode(target, temporary)
+        yield file
