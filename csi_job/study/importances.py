@@ -3,17 +3,15 @@
 import logging
 import math
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from csi_job.storage.optuna_private import IN_MEMORY_LOGGER, importance_package
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+from csi_job.storage.optuna_private import IN_MEMORY_LOGGER, contains, importance_package
 
 MIN_TRIALS: Final = 8  # with fewer, a ranking would be noise
 NUM_TOP_TRIALS: Final = 5  # the method's authors ask for at least this many good trials
@@ -40,10 +38,16 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
     with fewer than `MIN_TRIALS` complete trials, or if they all used the same hyperparameters.
 
     Args:
-        trials: all trials of a study; with two objectives the first value is the F1, and cost plays no part.
+        trials: all trials of a study; with two objectives the first value is the F1, and cost plays no part. Those that
+            another program added with values outside the first distributions do not count.
     """
     complete = (trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0]))
-    ranked = sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
+    known: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        known = trial.distributions | known
+    ranked = sorted(
+        (trial for trial in complete if _fits(trial, known)), key=lambda trial: (-trial.values[0], trial.number)
+    )
     if len(ranked) > MAX_TRIALS:
         ranked = [ranked[index * (len(ranked) - 1) // (MAX_TRIALS - 1)] for index in range(MAX_TRIALS)]
     used: dict[str, list[object]] = {}
@@ -58,9 +62,6 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
     importance = importance_package()
     evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, NUM_TOP_TRIALS / len(ranked))))
     # The ranked trials as a study with F1 as its one objective, so that the evaluator reads no database.
-    known: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        known = trial.distributions | known
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name="importances", direction="maximize")
     for trial in ranked:
@@ -72,3 +73,7 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
         found = importance.get_param_importances(study, evaluator=evaluator, params=names)
     messages = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, messages)
+
+
+def _fits(trial: FrozenTrial, known: Mapping[str, BaseDistribution]) -> bool:
+    return all(contains(known[name], known[name].to_internal_repr(value)) for name, value in trial.params.items())

@@ -1,6 +1,6 @@
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from csi_job.study.importances import MIN_TRIALS, param_importances
 
@@ -30,6 +30,14 @@ def test_the_parameter_that_decides_the_result_is_the_most_important():
 def test_neither_a_trial_that_is_not_complete_nor_the_cost_counts(other):
     complete, both = one_parameter_matters(60), one_parameter_matters(60, **other)
     assert param_importances(both.trials) == param_importances(complete.trials)
+
+
+def test_a_trial_that_another_program_added_with_values_outside_the_space_does_not_count():
+    study = one_parameter_matters(60)
+    expected = param_importances(study.trials)
+    wide = optuna.distributions.FloatDistribution(1e-5, 10, log=True)
+    study.add_trial(create_trial(value=0.9, params={"learning_rate": 5.0}, distributions={"learning_rate": wide}))
+    assert param_importances(study.trials) == expected
 
 
 def test_too_few_trials_or_equal_ones_give_no_importances():
