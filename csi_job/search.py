@@ -77,7 +77,7 @@ class Search:
         if not has_ended:
             self._run_trials(tracker, on_finished)
         status, left_s = study_status(self.study), limit_s and limit_s - (time.monotonic() - start_s)
-        can_confirm = (status.is_finished or has_ended) and status.num_complete
+        can_confirm = (status.is_finished or has_ended) and status.best
         if self.confirm and can_confirm and (left_s is None or left_s > 0):
             self._share_trainings(tracker, on_finished, left_s)
 

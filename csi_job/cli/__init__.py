@@ -146,5 +146,6 @@ def _leave(message: str, code: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)  # an exception in an exit handler would be shown as a traceback
     if message:
         click.echo(f"csi-job: {message}", err=True)
-    gc.freeze()  # else the interpreter's last collections search everything that was imported for garbage
+    if "triton" not in sys.modules:  # which would report everything that is left as leaked
+        gc.freeze()  # else the interpreter's last collections search everything that was imported for garbage
     sys.exit(code)

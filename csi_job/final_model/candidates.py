@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
@@ -20,6 +19,7 @@ from csi_job.final_model.hyperparams import HyperparamsFile, is_count
 from csi_job.final_model.seeds import Recipe, SeedResult
 from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
+from csi_job.study.status import ranked_trials
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1
@@ -112,11 +112,11 @@ def find_candidates(
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
         return found
-    if len(study.directions) > 1:
-        trials = study.best_trials  # the Pareto front
-    else:
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for trial in sorted(trials, key=lambda trial: (-trial.values[0], trial.number)):
+    # With two objectives, the Pareto front.
+    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else None
+    for trial in ranked_trials(study):
+        if front is not None and trial.number not in front:
+            continue
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
             stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there

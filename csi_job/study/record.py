@@ -55,21 +55,22 @@ class StudyRecord:
         """
         tree: Tree | None = self.attributes.get(stored.SETTINGS)
         if not tree:
-            space: Tree = {}
-            for name, form in self.fingerprint.get("space", {}).items():
-                if name not in HYPERPARAMETERS:
-                    continue  # of a later version; the fingerprints differ
-                unconditional: Tree = (
-                    {"when": {}} if "when" in HYPERPARAMETERS[name].space and "when" not in form else {}
-                )
-                space[name] = None if form.get("dropped") else {**form, **unconditional}
-            tree = {"space": space, "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
+            tree = {"space": self.space(), "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
         current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}
         study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
         if self.baseline:
             tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
         return tree
+
+    def space(self) -> Tree:
+        """Return the settings of its search space, without the hyperparameters of a later version."""
+        space: Tree = {}
+        for name, form in self.fingerprint.get("space", {}).items():
+            if name in HYPERPARAMETERS:
+                is_always_searched = "when" in HYPERPARAMETERS[name].space and "when" not in form
+                space[name] = None if form.get("dropped") else form | ({"when": {}} if is_always_searched else {})
+        return space
 
 
 def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bool = False) -> StudyRecord | None:

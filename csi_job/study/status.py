@@ -1,9 +1,9 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from statistics import median
 from typing import Any, Final
 
@@ -19,7 +19,10 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
 from csi_job.storage.trial_rows import read_trials
+from csi_job.study.record import StudyRecord
 from csi_job.study.settings import PAUSING
+from csi_job.trial.hyperparameters import HYPERPARAMETERS
+from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
 NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
@@ -42,21 +45,33 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
     Returns:
         None while no trial is complete.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
+    ranked = ranked_trials(study)
+    leader = next(ranked, None)
+    if leader is None:
         return None
-    leader = max(complete, key=lambda trial: (trial.values[0], -trial.number))
     best_f1 = leader.values[0]
     if len(study.directions) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
     error = stored.f1_standard_error_of(leader) or 0.0
-    equals = [trial for trial in complete if trial.values[0] >= best_f1 - error]
-    chosen = min(equals, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+    equals = takewhile(lambda trial: trial.values[0] >= best_f1 - error, ranked)
+    chosen = min([leader, *equals], key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
     rule = (
         f"the cheapest trial whose val_f1 is within one standard error ({error:.4f}, by patients) of the best, "
         f"{best_f1:.4f} of trial {leader.number}"
     )
     return ChosenTrial(chosen, rule)
+
+
+def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
+    """Yield the complete trials by their F1, without those that another program added outside the study's space."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    record = StudyRecord(study.study_name, study.user_attrs)
+    forms = stored.fingerprint_of(record.attributes).get("space", {})
+    space = SearchSpace.model_validate(record.space()) if forms else None
+    for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
+        known = {name: value for name, value in trial.params.items() if name in HYPERPARAMETERS}
+        if space is None or (trial.params.keys() <= forms.keys() and space.has(known)):
+            yield trial
 
 
 @dataclass(frozen=True)

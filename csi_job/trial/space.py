@@ -163,6 +163,13 @@ class SearchSpace(create_model("SpaceFields", **_FROM_TABLE, **_SPACE_FIELDS)): 
                 return {}, f"{_describe(name, used[name], params)} is not {default}, and {name} is not searched"
         return {name: converted[name] for name in HYPERPARAMETERS if name in converted}, ""
 
+    def has(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial with these parameters is one of this space; see `convert`."""
+        try:
+            return not self.convert(params)[1]
+        except ConfigurationError:
+            return False
+
     def fingerprint(self) -> dict[str, Any]:
         """Return the space as JSON-able data; two spaces that Optuna would treat alike give the same."""
         forms: dict[str, Any] = {}

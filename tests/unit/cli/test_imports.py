@@ -63,6 +63,14 @@ def test_predict_imports_torch_without_its_compiler(arch, expected, tmp_path):
     assert imported_by(["predict", str(film), "--model-path", str(model)]) == expected
 
 
+def test_nothing_follows_an_error_once_everything_is_imported(tmp_path):
+    script = "import triton; from csi_job.cli import main; main()"
+    command = [sys.executable, "-c", script, "study", "show", "toy", "--work", "."]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    [error] = result.stderr.splitlines()
+    assert error.startswith("csi-job: there is no study")
+
+
 TABLE, FOLDER = ["--labels", "labels.csv"], ["--images", "."]
 PNG = ["predict", "film.png"]
 NEEDED = {"status": {"optuna", "sqlalchemy"}, "train-optimized": {"optuna"}}

@@ -19,7 +19,9 @@ from csi_job.final_model.candidates import (
 from csi_job.final_model.confirmation import Confirmation
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.seeds import SeedTrainer
+from csi_job.storage.attributes import FINGERPRINT
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 from tests.unit.final_model.conftest import BASELINE, SMALL, diverging, kept, recipe, study_of, write_hyperparams
 
@@ -67,6 +69,13 @@ def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicate
     assert [entry.recipe.max_epochs for entry in found] == [2, 2, 2]
     assert len(find_candidates(hyperparams(tmp_path), study, 10, 7)) == 4
     assert {entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 10, 7)} == {7}
+
+
+def test_a_trial_that_another_program_added_outside_the_space_is_no_candidate(tmp_path):
+    study = study_of((SMALL, 0.5), (HIGH, 0.4), ({"model_arch": "resnet18"}, 0.9))
+    study.set_user_attr(FINGERPRINT, {"space": SearchSpace().fingerprint()})
+    found = find_candidates(hyperparams(tmp_path), study, 3, None)
+    assert [entry.trial for entry in found] == [0, 1]
 
 
 @pytest.mark.parametrize("foreign", ["as many as it takes", 0, -3, True, [7]])

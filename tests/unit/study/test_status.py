@@ -1,5 +1,6 @@
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import DataError, InfeasibleTrialError
@@ -22,6 +23,27 @@ def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finishe
     status = study_status(study)
     assert (status.num_finished, status.num_waiting, status.target, status.is_finished) == (5, 0, 5, True)
     assert (status.best.f1, status.best.params) == (study.best_value, study.best_params)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("unknown_weight", 5.0, FloatDistribution(0, 9)),
+        ("optimizer", "lion", CategoricalDistribution(["lion"])),
+        ("optimizer", "adamw", CategoricalDistribution(["adamw"])),
+        ("patience", 3, IntDistribution(1, 9)),  # only with sgd
+        ("batch_size", 64, IntDistribution(1, 99)),  # not searched, so the default
+        ("dropout", 0.5, FloatDistribution(0, 1)),
+    ],
+)
+def test_a_trial_that_another_program_added_outside_the_space_is_never_the_best(study, tmp_path, name, value, kind):
+    work_on(study, tmp_path)
+    best = choose_trial(study).trial
+    study.add_trial(create_trial(value=0.99, params={name: value}, distributions={name: kind}))
+    assert choose_trial(study).trial.number == best.number
+    assert study_status(study).best.f1 == best.value
+    study.add_trial(create_trial(value=0.97, params=best.params, distributions=best.distributions))
+    assert choose_trial(study).trial.value == 0.97
 
 
 def test_running_failed_and_infeasible_trials_are_shown(storage, tmp_path):
