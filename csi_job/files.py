@@ -8,7 +8,6 @@ read and write it too. What exists already keeps its permissions.
 import csv
 import errno
 import fcntl
-import glob
 import hashlib
 import io
 import json
@@ -21,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -102,13 +102,19 @@ def replacing(path: Path, temporary_name: str = "") -> Iterator[Path]:
 def replacing_unlocked(path: Path) -> Iterator[Path]:
     """Like `replacing`, but without a lock, since each writer has a temporary name of its own.
 
-    A killed process may leave its temporary file, which a later write of the same file removes.
+    A killed process may leave its temporary file, which another process that writes the same file removes.
     """
     with replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as temporary:
         yield temporary
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.????????"):
-        with suppress(OSError):  # another process may remove it too
-            if left.stat().st_mtime < time.time() - STALE_S:
+    _remove_leftovers(path)
+
+
+@cache  # once per process, since it reads the whole folder
+def _remove_leftovers(path: Path) -> None:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.[0-9a-f]{{8}}")
+    with suppress(OSError):  # the folder may not be readable, and another process may remove the same file
+        for left in path.parent.iterdir():
+            if ours.fullmatch(left.name) and left.stat().st_mtime < time.time() - STALE_S:
                 left.unlink()
 
 

@@ -31,6 +31,7 @@ def test_a_write_is_atomic(tmp_path):
 
 def test_a_write_removes_what_killed_processes_left_of_the_same_file_an_hour_ago(tmp_path):
     names = [".a[1].csv.7.0123abcd", ".a[1].csv.8.0123abcd", ".a1.csv.7.0123abcd", "a[1].csv.7.0123abcd"]
+    names += [".a[1].csv.bak.20260101", ".a[1].csv.7.0123ABCD", ".a[1].csv.7.0123abcde", ".a[1].csv..0123abcd"]
     for name in names:
         (tmp_path / name).touch()
         if ".8." not in name:
