@@ -129,9 +129,9 @@ def _receive_signals() -> list[int]:
         if received and isinstance(dropped.exc_value, (StopRequestedError, KeyboardInterrupt)):
             main_thread = threading.main_thread().ident  # a signal to another would wake it from no sleep
             again = threading.Timer(SEND_AGAIN_S, signal.pthread_kill, [main_thread, received[0]])
-            received.clear()
             again.daemon = True
             again.start()
+            received.clear()
         else:
             sys.__unraisablehook__(dropped)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,9 +101,8 @@ def classify(error: BaseException) -> ErrorKind:
         kinds = {**dict.fromkeys(SQLITE_BUSY, ErrorKind.BUSY), **dict.fromkeys(SQLITE_REJECTED, ErrorKind.REJECTED)}
         kinds |= dict.fromkeys(SQLITE_UNREACHABLE, ErrorKind.UNREACHABLE)
         return kinds.get(_sqlite_code(original), ErrorKind.NOT_DATABASE)
-    import psycopg2
-
-    if isinstance(original, psycopg2.Error):
+    driver = sys.modules.get("psycopg2")  # which the first connection to PostgreSQL imports
+    if driver is not None and isinstance(original, driver.Error):
         return _classify_postgres(original)
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
         return ErrorKind.UNREACHABLE

@@ -13,11 +13,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.storage.attributes import CANCELLED, MAX_EPOCHS, PLANNED_FOR, REASON, TARGET, UID
+from csi_job.storage.database import study_deleted
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of, trial_id_of
 from csi_job.storage.storage import storage_of
-from csi_job.storage.study_rows import find_study, set_attribute
+from csi_job.storage.study_rows import find_study, set_attribute, stored_attributes
 from csi_job.storage.tables import STUDY_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, add_trial, read_trials, write_trial
 from csi_job.study.definition import insert_study, load_study
@@ -79,14 +80,20 @@ def open_confirmation(study: optuna.Study) -> optuna.Study:
     """
     storage, name = storage_of(study), study.study_name + CONFIRMATION
 
-    def transaction(connection: Connection) -> None:
+    def transaction(connection: Connection) -> Any:
         lock_schema(connection)
         storage.lock(connection, study_id_of(study))
-        if find_study(connection, name) is None:
-            insert_study(connection, name, "f1", {TARGET: 0, UID: new_token()[:8]})
+        study_id = find_study(connection, name)
+        if study_id is None:
+            insert_study(connection, name, "f1", {TARGET: 0, UID: (uid := new_token()[:8])})
+            return uid
+        return stored_attributes(connection, study_id).get(UID)
 
-    storage.write(transaction)
-    return load_study(storage, name)
+    uid = storage.write(transaction)
+    confirmation = load_study(storage, name)
+    if confirmation.user_attrs.get(UID) != uid:  # both were deleted since, and others made
+        raise study_deleted()
+    return confirmation
 
 
 def plan(

@@ -11,9 +11,10 @@ from csi_job.storage.claim import NothingToClaim
 from csi_job.study.confirmation import Progress, Training, latest, open_confirmation, plan, training_of
 from csi_job.study.definition import load_study
 from csi_job.study.status import study_status
+from csi_job.study.studies import delete_study
 from csi_job.study.worker import WorkerOptions
 from tests.support.processes import wait_until
-from tests.support.studies import claim, leased, study_counts, work_on
+from tests.support.studies import claim, define, leased, study_counts, work_on
 
 ONE = Training("a" * 16, 1, {"learning_rate": 0.1}, 4, "trial 3")
 TWO = replace(ONE, seed=2)
@@ -43,6 +44,18 @@ def test_each_training_is_enqueued_once_in_the_order_given_whoever_plans(confirm
     assert training_of(confirmation.get_trials()[0]) == ONE
     assert study_counts(confirmation).target == 3
     assert confirmation.user_attrs[PLANNED_FOR] == 5
+
+
+def test_the_confirmation_of_a_namesake_made_meanwhile_is_not_taken(study, storage, tmp_path, monkeypatch):
+    def load_late(*name):
+        monkeypatch.undo()
+        delete_study(study, tmp_path)
+        open_confirmation(define(storage))
+        return load_study(*name)
+
+    monkeypatch.setattr("csi_job.study.confirmation.load_study", load_late)
+    with pytest.raises(CsiJobError, match="the study was deleted"):
+        open_confirmation(study)
 
 
 def test_a_plan_cancels_what_waits_and_is_not_wanted_and_enqueues_it_again_when_it_is(study, confirmation):
