@@ -28,7 +28,8 @@ def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
 @click.option(
     "--model-path",
     type=MODEL,
-    help="Model to evaluate (.safetensors, .pth, .pt, .ckpt).  [default: <work>/models/optimized_model.safetensors]",
+    help="Model to evaluate (.safetensors, .pth, .pt, .ckpt, .pth.tar).  "
+    "[default: <work>/models/optimized_model.safetensors]",
 )
 @click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
 @click.option("--baseline", type=MODEL, help="Model to compare with.  [default: the baseline trained with the model]")

@@ -22,10 +22,9 @@ from torch import nn
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
-from csi_job.radiographs.content import GIT_LFS_MAGIC
 from csi_job.trial.inference import Precision, choose_precision, predict_logits
 from csi_job.trial.model import build_model
-from csi_job.trial.pretrained import as_ours, find_weights
+from csi_job.trial.pretrained import as_ours, find_weights, refuse_without_weights
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pth.tar")
@@ -83,7 +82,7 @@ def load_model(
         hint = "run `csi-job train-optimized` first, or name another file"
         raise ModelFileError("there is no such model file", got=str(path), hint=hint)
     with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
-        _refuse_without_weights(path)
+        refuse_without_weights(path, "the model file", ModelFileError)
         state, card = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pth(path)
     architecture = card.get("architecture") or architecture
     if architecture is None:
@@ -127,15 +126,6 @@ def predict_probabilities(loaded: LoadedModel, images_NHW: torch.Tensor, batch_s
     raise ModelFileError("the model's output is not finite", got=loaded.name, hint="train it again")
 
 
-def _refuse_without_weights(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(len(GIT_LFS_MAGIC))
-    if not start:
-        raise ModelFileError("the model file is empty", got=str(path), hint="copy or train it again")
-    if start == GIT_LFS_MAGIC:
-        raise ModelFileError("the model file is a Git LFS pointer", got=str(path), hint="run `git lfs pull`")
-
-
 def _read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stored:
@@ -161,7 +151,7 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     except Exception:  # noqa: BLE001 - corrupt bytes make the unpickler raise nearly anything
         raise ModelFileError("the model file is corrupt or not a PyTorch file", got=str(path)) from None
     if not state:
-        what = "the model file contains no state dict (names and tensors)"
+        what = "the model file contains no state dict (names and tensors), or several"
         raise ModelFileError(what, got=str(path), hint="save it with torch.save(model.state_dict(), …)")
     return state, _card_beside(path, digest)
 

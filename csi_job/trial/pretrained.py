@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, CsiJobError
+from csi_job.radiographs.content import GIT_LFS_MAGIC
 from csi_job.trial.architectures import torchvision_models, torchvision_name
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for one read without data; a black-holed download would otherwise never end
@@ -43,18 +44,33 @@ def load_pretrained(model: nn.Module, arch: str, pretrained: str) -> None:
 
 
 def find_weights(content: Any, max_nesting: int = _MAX_NESTING) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, under a usual key or the only one with tensors; empty if none."""
+    """Return the named tensors of a checkpoint; empty if there are none, or several sets of them.
+
+    Only sets with more than half as many tensors as the largest one count. Of several, that under a usual key is taken.
+    """
     if not isinstance(content, dict) or max_nesting == 0:
         return {}
-    wrapper = next((key for key in WRAPPERS if key in content), None)
-    if wrapper is not None:
-        return find_weights(content[wrapper], max_nesting - 1)
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    nested = [value for value in content.values() if isinstance(value, dict)]
-    if tensors or len(nested) > _MAX_NESTED:
-        return tensors
-    found = [weights for value in nested if (weights := find_weights(value, max_nesting - 1))]
-    return found[0] if len(found) == 1 else {}
+    nested = {key: value for key, value in content.items() if isinstance(value, dict)}
+    if len(nested) > _MAX_NESTED:
+        nested = {key: nested[key] for key in WRAPPERS if key in nested}
+    sets = {key: find_weights(value, max_nesting - 1) for key, value in nested.items()}
+    sets[None] = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    largest = max(map(len, sets.values()))
+    large = {key: weights for key, weights in sets.items() if len(weights) > largest / 2}
+    usual = [large[key] for key in WRAPPERS if key in large]
+    if usual:
+        return usual[0]
+    return next(iter(large.values())) if len(large) == 1 else {}
+
+
+def refuse_without_weights(path: Path, what: str, kind: type[CsiJobError]) -> None:
+    """Refuse what a copy may leave instead of a file of weights, which the error calls `what`."""
+    with path.open("rb") as file:
+        start = file.read(len(GIT_LFS_MAGIC))
+    if not start:
+        raise kind(f"{what} is empty", got=str(path), hint="copy or train it again")
+    if start == GIT_LFS_MAGIC:
+        raise kind(f"{what} is a Git LFS pointer", got=str(path), hint="run `git lfs pull`")
 
 
 def as_ours(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,18 +104,21 @@ def _imagenet(arch: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    is_safetensors = path.suffix == ".safetensors"
+    is_safetensors = path.suffix.lower() == ".safetensors"
     try:
+        refuse_without_weights(path, "trial.pretrained: the weights file", ConfigurationError)
         content = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         message = "trial.pretrained: no such weights file"
         raise ConfigurationError(message, got=str(path), allowed="none, imagenet, or the path to a file") from None
+    except ConfigurationError:
+        raise
     except Exception as error:  # torch's reader raises nearly anything on junk
         message = f"trial.pretrained: {path.name} does not contain weights only ({_first_line(error)})"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors") from error
     tensors = find_weights(content)
     if not tensors:
-        message = f"trial.pretrained: {path.name} contains no named tensors"
+        message = f"trial.pretrained: {path.name} contains no named tensors, or several sets of them"
         raise ConfigurationError(message, hint="save a state dict with torch.save or safetensors")
     return tensors
 

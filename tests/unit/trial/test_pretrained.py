@@ -85,6 +85,9 @@ def test_the_weights_of_a_checkpoint_are_found_under_any_key():
     optimizer.step()
     beside = {"epoch": 3, "optimizer": optimizer.state_dict(), "settings": {"lr": 0.1}}
     forms = [{"ema": weights}, {"checkpoint": {"params": weights}}, {"model": weights, "ema": {}}, {"teacher": weights}]
+    forms += [{"model": "resnet18", "params": weights}, {"net": None, "ema": weights}]
+    forms += [{"model": weights, "ema": weights}]  # the usual key
+    forms += [{"loss": torch.ones(1), "params": weights}, {"weights": {"ce": torch.ones(5)}, "params": weights}]
     for form in forms:
         assert find_weights(beside | form).keys() == weights.keys()
     assert find_weights(beside | {"teacher": weights, "student": weights}) == {}  # which one is not known
@@ -101,11 +104,11 @@ def test_a_checkpoint_that_holds_itself_has_no_weights():
     assert find_weights(many) == {}
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SafeTensors"])
 def test_our_own_models_are_loaded_with_their_head(tmp_path, suffix):
     source = build_model("Custom_1").state_dict()
     path = tmp_path / f"model{suffix}"
-    save_file(source, path) if suffix == ".safetensors" else torch.save(source, path)
+    torch.save(source, path) if suffix == ".pth" else save_file(source, path)
     model = build_model("Custom_1", str(path))
     assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
 
@@ -136,6 +139,15 @@ def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tm
         with pytest.raises(ConfigurationError, match=r"trial\.pretrained"):
             check_pretrained(str(path), ["Custom_1"])
     assert not Path("/tmp/csi-job-bomb-went-off").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_empty_files_and_pointers_are_called_so(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    for content, words in ((b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=rf"trial\.pretrained.*{words}"):
+            check_pretrained(str(path), ["Custom_1"])
 
 
 def test_imagenet_weights_come_from_torchs_cache(tmp_path, monkeypatch):
