@@ -28,6 +28,7 @@ from csi_job.errors import DataError
 from csi_job.radiographs.content import stream_header
 from csi_job.radiographs.grey import check_size
 
+_WORD_BITS = 16
 _MAX_INFLATED_BYTES = 1 << 29  # the same limit as for files that are not deflated
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
@@ -183,4 +184,7 @@ def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:
     if stream.is_signed:
         dataset.PixelRepresentation = 1
     if stream.num_bits > dataset.BitsAllocated:
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, stream.num_bits, stream.num_bits - 1
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = _WORD_BITS, stream.num_bits, stream.num_bits - 1
+    elif stream.num_bits <= _WORD_BITS < dataset.BitsAllocated:  # gdcm ends the process for JPEG in longer words
+        dataset.BitsAllocated, dataset.BitsStored = _WORD_BITS, min(int(dataset.BitsStored), _WORD_BITS)
+        dataset.HighBit = dataset.BitsStored - 1

@@ -121,7 +121,8 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # gdcm reads the header
     is_lossless = dataset.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
     bits = _BYTE * dtype.itemsize if is_lossless else _MAX_LOSSY_BITS  # others would be cleared
-    image.SetPixelFormat(gdcm.PixelFormat(1, _BYTE * dtype.itemsize, bits, bits - 1, int(dataset.PixelRepresentation)))
+    is_signed = False  # gdcm would extend the sign from the stream's bits, which may be fewer than those stored
+    image.SetPixelFormat(gdcm.PixelFormat(1, _BYTE * dtype.itemsize, bits, bits - 1, int(is_signed)))
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
     change.SetInput(image)

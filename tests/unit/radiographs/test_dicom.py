@@ -14,6 +14,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLosslessSV1,
 )
 
 from csi_job.radiographs.dicom import read_dicom
@@ -273,14 +274,49 @@ def test_compressed_files_are_read(tmp_path, stored_HW, square_HW, syntax):
     assert np.abs(read(content).astype(int) - square_HW).max() <= 2
 
 
-@pytest.mark.parametrize("elements", [{"BitsStored": 10, "HighBit": 9}, {"BitsStored": 16, "HighBit": 15}])
-@pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
-def test_lossy_jpeg_of_12_bits_is_read_whatever_the_header_says(tmp_path, stored_HW, square_HW, elements, stated):
-    content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), "JPEGExtendedProcess2_4")
-    dataset = dcmread(io.BytesIO(content))
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"BitsStored": 10, "HighBit": 9},
+        {"BitsStored": 16, "HighBit": 15},
+        {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1},
+        {"BitsAllocated": 32},
+        {"BitsAllocated": 64, "BitsStored": 64, "HighBit": 63, "PixelRepresentation": 1},
+    ],
+)
+@pytest.mark.parametrize(
+    ("syntax", "stated"),
+    [
+        ("JPEGExtendedProcess2_4", JPEGExtended12Bit),
+        ("JPEGExtendedProcess2_4", JPEGBaseline8Bit),
+        ("JPEGLosslessProcess14_1", JPEGLosslessSV1),
+    ],
+)
+def test_jpeg_of_12_bits_is_read_whatever_the_header_says(tmp_path, stored_HW, square_HW, elements, syntax, stated):
+    dataset = dcmread(io.BytesIO(compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), syntax)))
     dataset.file_meta.TransferSyntaxUID = stated
     dataset.update(elements)
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("num_allocated", [16, 32])
+@pytest.mark.parametrize("syntax", ["JPEGExtendedProcess2_4", "JPEGLosslessProcess14_1"])
+def test_the_sign_of_jpeg_is_that_of_the_stored_bits(tmp_path, stored_HW, square_HW, syntax, num_allocated):
+    unsigned = dataset_of((stored_HW - 2048) & 0x0FFF, WindowCenter=0, WindowWidth=4096)
+    dataset = dcmread(io.BytesIO(compressed(tmp_path, unsigned, syntax)))
+    dataset.update({"PixelRepresentation": 1, "BitsAllocated": num_allocated})
+    difference_HW = np.abs(read(encoded(dataset)).astype(int) - square_HW)
+    assert np.median(difference_HW) <= 1, "lossy JPEG blurs where the sign changes"
+    assert syntax == "JPEGExtendedProcess2_4" or difference_HW.max() <= 2
+
+
+@pytest.mark.parametrize("num_allocated", [16, 32])
+def test_lossless_jpeg_in_colour_is_read_in_words_of_any_length(tmp_path, film_HW, num_allocated):
+    grey_HW = np.repeat(film_HW[..., None], 3, axis=2)
+    plain = dataset_of(grey_HW, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    dataset = dcmread(io.BytesIO(compressed(tmp_path, plain, "JPEGLosslessProcess14_1")))
+    dataset.BitsAllocated = num_allocated
+    assert np.abs(read(encoded(dataset)).astype(int) - square(stretched(film_HW))).max() <= 1
 
 
 @pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
