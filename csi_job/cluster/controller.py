@@ -16,10 +16,9 @@ from typing import Final
 from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.cache_run import CacheRun
 from csi_job.cluster.refusals import check_stages, database_problem
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stage_run import StageRun
+from csi_job.cluster.stage_run import CacheRun, StageRun, resume_search
 from csi_job.cluster.stages import STAGES, Release, job_result, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
@@ -67,9 +66,6 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     """
     from csi_job.study.sampling import make_sampler
 
-    # Otherwise the first stage finds out, after it has built the cache.
-    check_objective(settings.study)
-    make_sampler(settings.study, settings.space)
     record = partial(_record, cluster, options)
     watch = StudyWatch(settings, record)
     leader = _Leader(cluster, options, watch, record)
@@ -78,6 +74,9 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
     try:
+        # Otherwise the first stage finds out, after it has built the cache.
+        check_objective(settings.study)
+        make_sampler(settings.study, settings.space)
         if not all(map(leader.complete, steps)):
             gone = f"{options.stages} was deleted; if by hand, helm upgrade restores it"
             return f"another controller is in charge, or {gone}"
@@ -85,6 +84,9 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         _end_with_namespace(cluster, options)
         raise
     except CsiJobError as error:
+        with suppress(ClusterError):  # nobody else would resume it
+            if release := read_release(cluster, options.stages):
+                resume_search(cluster, release)
         record("Failed", str(error), is_warning=True)
         raise
     status = watch.status()

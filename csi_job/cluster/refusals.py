@@ -43,7 +43,7 @@ UNAUTHENTICATED: Final = "FailedToRetrieveImagePullSecret"  # the pull of an ima
 _PULL_SECRETS: Final = re.compile(r"image pull secrets? \(([^)]+)\)")
 SLOW_S: Final = 30.0  # by when the volumes of a pod are usually mounted
 EXCEEDED_QUOTA: Final = "exceeded quota"
-_QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,]+(?:,\S+=[^\s,]+)*)")
+_QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,;]+(?:,\S+=[^\s,;]+)*)")
 NO_DRY_RUN: Final = "does not support dry run"  # a webhook that has side effects
 # What a dry run of a pod by someone other than Kubernetes' own controller cannot decide.
 UNDECIDED: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy")

@@ -5,6 +5,7 @@ from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.stages import (
     CONTROLLER,
     DIGEST,
+    GIVES_WAY,
     HELD,
     PARALLELISM,
     Release,
@@ -37,7 +38,11 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
     job = jobs[-1]
     if job_result(job) is not None:
         raise _finished(release)
-    if get_annotation(job, HELD):
+    held = get_annotation(job, HELD)
+    if held == GIVES_WAY:
+        message = f"the search of {release.name} gives way to the cache stage, which lacks quota"
+        raise ClusterError(message, hint="run the same command again when the cache is done")
+    if held:
         raise _replaced(release)
     if get_annotation(job, ENDED_BY):
         message = f"the search of {release.name} has ended: its budget is exhausted"

@@ -1,29 +1,34 @@
-"""One stage of a release, reconciled until it ends."""
+"""One stage of a release, reconciled until it ends; and what is particular to the cache stage."""
 
 import logging
+import math
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
-from csi_job.cluster.refusals import job_problem, why_not_started, with_remedy
+from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     BEGIN_ANEW,
     DIGEST,
     DONE,
     EXPIRY,
+    GIVES_WAY,
     HELD,
     MADE_BY,
     MIN_PODS,
     NO_STUDY,
+    QUEUE,
     ROUND,
     SECRETS,
     TRIES,
     JobResult,
     Release,
     Stage,
+    age_s,
     get_annotation,
     is_paused,
     is_queued,
@@ -35,6 +40,7 @@ from csi_job.cluster.stages import (
     scale_patch,
     suspension,
 )
+from csi_job.cluster.study_watch import StudyWatch
 from csi_job.errors import ConfigurationError, StageFailedError, StudyFailedError
 from csi_job.logs import log_line
 
@@ -45,6 +51,7 @@ NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedErro
 EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
+MAKE_ROOM_AFTER_S: Final = 30.0  # by when Kueue admits what fits, and pods that were ending have left a quota
 
 
 class StageRun:
@@ -239,11 +246,80 @@ class StageRun:
             if not (has_pods or problem.is_outage):
                 self._fail_if_stuck(job, reason, problem.age_s)
 
-    def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, age_s: float) -> None:
+    def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, missing_s: float) -> None:
         """Fail the stage if what its pods need has been missing for too long."""
-        if age_s > self.missing_s:
+        if missing_s > self.missing_s:
             self.cluster.delete("Job", job["metadata"]["name"])
             raise StageFailedError(f"{self.stage.name} can't start: {reason}")
+
+
+class CacheRun(StageRun):
+    """Run again for a study that no longer exists; while it lacks quota, the search of the release gives way."""
+
+    def __init__(self, *stage: Any, watch: StudyWatch, max_rounds: int, **options: Any) -> None:
+        """Like `StageRun`, with the study, and how often the Job may be recreated for it."""
+        super().__init__(*stage, **options)
+        self.watch, self.max_rounds = watch, max_rounds
+        self._crowded_at_s = -math.inf  # when pods of the search were last seen
+        self._is_in_vain = False  # the search gave way, and a queue admitted the stage no sooner
+
+    def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
+        """Make room for the Job if it has waited for a queue's quota, unless that was in vain."""
+        if is_waiting(job) and age_s(job) > MAKE_ROOM_AFTER_S and not self._is_in_vain:
+            if self._has_search_pods():
+                self._hold_search(job["metadata"]["labels"][QUEUE])
+            elif time.monotonic() - self._crowded_at_s > MAKE_ROOM_AFTER_S:
+                self._is_in_vain = True
+                for name in resume_search(self.cluster, self.release):
+                    self.log_once(f"cache: still waits for quota; Job {name} continues", "Waiting")
+        return super().on_active(job, pods)
+
+    def on_finished(self, job: Mapping[str, Any], result: JobResult) -> bool:
+        """Run the stage again if its study is gone, e.g. with the volume of its database."""
+        if not result.failed and self._is_study_missing():
+            self.recreate(job, "its study no longer exists", self.max_rounds)
+            return False
+        return super().on_finished(job, result)
+
+    def stays_done(self) -> bool:
+        """Return whether the study that the stage created is still there, as far as is known."""
+        return not self._is_study_missing()
+
+    def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, missing_s: float) -> None:
+        """Make room for a pod that the namespace's quota refuses; it may fail once the search's pods have left it."""
+        if EXCEEDED_QUOTA in reason and not is_lasting(reason) and self._has_search_pods():
+            if missing_s > MAKE_ROOM_AFTER_S:
+                self._hold_search()
+            return
+        super()._fail_if_stuck(job, reason, min(missing_s, time.monotonic() - self._crowded_at_s))
+
+    def _is_study_missing(self) -> bool:
+        return self.watch.status() is None and self.watch.is_missing
+
+    def _has_search_pods(self) -> bool:
+        if found := any(map(is_active, self.cluster.find("Pod", self.release.search.labels))):
+            self._crowded_at_s = time.monotonic()
+        return found
+
+    def _hold_search(self, queue: str = "") -> None:
+        """Let the pods of a search of earlier settings, in this queue if any, hand over until the stage is done."""
+        for job in self.cluster.jobs(self.release.search.labels):
+            is_in_the_way = not queue or job["metadata"]["labels"].get(QUEUE) == queue
+            has_pods = not (is_paused(job) or is_waiting(job)) and (job.get("status") or {}).get("active")
+            if is_in_the_way and has_pods:
+                resize(self.cluster, job, 0, {HELD: GIVES_WAY})
+                name = job["metadata"]["name"]
+                self.log_once(
+                    f"cache: waits for quota; Job {name} hands over its trials until the cache is done", "Waiting"
+                )
+
+
+def resume_search(cluster: Cluster, release: Release) -> list[str]:
+    """Resume a search that has given way to the cache stage; return the names of its Jobs."""
+    held = [job for job in cluster.jobs(release.search.labels) if get_annotation(job, HELD) == GIVES_WAY]
+    for job in held:
+        resize(cluster, job, int(job["spec"].get("completions", 1)), {HELD: None})
+    return [job["metadata"]["name"] for job in held]
 
 
 def _round(job: Mapping[str, Any]) -> int:

@@ -40,7 +40,8 @@ DIGEST: Final = "csi-job/digest"
 MADE_BY: Final = "csi-job/controller"  # digest of the controller that created the Job
 ROUND: Final = "csi-job/round"
 TRIES: Final = "csi-job/tries"
-HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended
+HELD: Final = "csi-job/held"  # starts when the pods of the Job that it replaces have ended, or:
+GIVES_WAY: Final = "for the cache"  # value of `HELD` of a search that has left its quota to the cache stage
 DONE: Final = "csi-job/done-"  # of the ConfigMap, with the name of a stage: its digest, when it has succeeded
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
 NO_STUDY: Final = "there is no study"  # in what a pod says
@@ -276,7 +277,10 @@ def is_waiting(job: Mapping[str, Any]) -> bool:
 
 def suspension(job: Mapping[str, Any]) -> str:
     """Return why a suspended Job has no pods, or how to resume it."""
-    if get_annotation(job, HELD):
+    held = get_annotation(job, HELD)
+    if held == GIVES_WAY:
+        return "gives way to the cache stage, which lacks quota, and continues after it"
+    if held:
         return "starts when the pods of the Job that it replaces have ended"
     name, is_search = job["metadata"]["name"], component_of(job) == "search"
     resume = (

@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 
-from csi_job.cluster.cache_run import CacheRun
-from csi_job.cluster.stage_run import JOB_NAME
-from csi_job.cluster.stages import HELD, Release, get_annotation, selector
+from csi_job.cluster import stage_run
+from csi_job.cluster.search_run import SearchRun
+from csi_job.cluster.stage_run import JOB_NAME, CacheRun
+from csi_job.cluster.stages import GIVES_WAY, HELD, Release, get_annotation, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, event, search, stage
 
 RUNNING = {"phase": "Running"}
 OLD = "2026-01-01T00:00:00Z"
-QUOTA = "Error creating: pods is forbidden: exceeded quota: q, requested: pods=1, used: pods=3, limited: pods=3"
+QUOTA = 'Error creating: pods "c-" is forbidden: exceeded quota: q, requested: pods={}, used: pods=3, limited: pods=3'
 
 
 def cache(
@@ -54,19 +55,33 @@ def test_a_cache_whose_job_has_expired_is_done_while_its_study_exists(is_missing
     assert bool(namespace.names("cache")) is is_missing
 
 
+def running_search(namespace: Namespace, queue: str = "") -> tuple[SearchRun, dict[str, Any]]:
+    """Return a search of earlier settings with a running pod, and its Job."""
+    older = search(namespace, Watch(num_finished=0), stage(queue=queue))
+    older.reconcile()
+    (name,) = namespace.names("search")
+    namespace.objects["Job", name]["status"] = {"active": 2}
+    labels = selector("r", "search") | {JOB_NAME: name}
+    namespace.create({"kind": "Pod", "metadata": {"name": "s", "labels": labels}, "spec": {}, "status": RUNNING})
+    return older, namespace.objects["Job", name]
+
+
+def queued(namespace: Namespace, run: CacheRun) -> None:
+    """Let a cache stage wait in its queue for longer than Kueue takes to admit what fits."""
+    run.reconcile()
+    job = namespace.objects["Job", namespace.names("cache")[0]]
+    job["spec"]["suspend"] = True
+    job["metadata"]["creationTimestamp"] = OLD
+    run.reconcile()
+
+
 @pytest.mark.parametrize("queue", ["", "team"])
 def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(queue, caplog):
     """An upgrade changes both while the search fills the quota: they would wait for each other."""
     caplog.set_level("INFO", logger="csi_job")
-    watch = Watch(num_finished=0)
-    older = search(namespace := Namespace(), watch, stage(queue=queue))
-    older.reconcile()
-    (name,) = namespace.names("search")
-    held = namespace.objects["Job", name]
-    held["status"] = {"active": 2}
-    labels = selector("r", "search") | {JOB_NAME: name}
-    namespace.create({"kind": "Pod", "metadata": {"name": "s", "labels": labels}, "spec": {}, "status": RUNNING})
-    run = cache(namespace, watch, queue=queue, missing_s=1)
+    older, held = running_search(namespace := Namespace(), queue)
+    name = held["metadata"]["name"]
+    run = cache(namespace, Watch(num_finished=0), queue=queue, missing_s=1)
     run.reconcile()
     (waits,) = namespace.names("cache")
     if queue:
@@ -75,9 +90,12 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
         assert not get_annotation(held, HELD)  # it may be about to start
         namespace.objects["Job", waits]["metadata"]["creationTimestamp"] = OLD
     else:
-        namespace.create(event(waits, "FailedCreate", QUOTA, 5))
+        namespace.create(event(waits, "FailedCreate", QUOTA.format(1), 5))
+        run.reconcile()
+        assert not get_annotation(held, HELD)  # a pod may just be ending
+        namespace.create(event(waits, "FailedCreate", QUOTA.format(1), 40))
     run.reconcile()
-    assert get_annotation(held, HELD) == "true"
+    assert get_annotation(held, HELD) == GIVES_WAY
     assert held["spec"]["completions"] == 2
     assert held["spec"]["parallelism"] == 0 if queue else held["spec"]["suspend"]
     assert f"cache: waits for quota; Job {name} hands over its trials until the cache is done" in caplog.messages
@@ -95,6 +113,40 @@ def test_a_quota_that_the_search_does_not_hold_ends_the_stage():
     namespace, watch = Namespace(), Watch(num_finished=0)
     run = cache(namespace, watch, missing_s=1)
     run.reconcile()
-    namespace.create(event(namespace.names("cache")[0], "FailedCreate", QUOTA, 5))
+    namespace.create(event(namespace.names("cache")[0], "FailedCreate", QUOTA.format(1), 5))
     with pytest.raises(StageFailedError, match=r"cache can't start: .*exceeded quota: q"):
         run.reconcile()
+
+
+def test_a_quota_that_is_smaller_than_the_pod_ends_the_stage_beside_the_running_search():
+    _, running = running_search(namespace := Namespace())
+    run = cache(namespace, Watch(num_finished=0), missing_s=1)
+    run.reconcile()
+    namespace.create(event(namespace.names("cache")[0], "FailedCreate", QUOTA.format(4), 40))
+    with pytest.raises(StageFailedError, match=r"cache can't start: exceeded quota: q, requested: pods=4"):
+        run.reconcile()
+    assert not get_annotation(running, HELD)
+
+
+def test_a_search_in_another_queue_does_not_give_way():
+    _, running = running_search(namespace := Namespace(), "gpus")
+    queued(namespace, cache(namespace, Watch(num_finished=0), queue="cpus"))
+    assert not get_annotation(running, HELD)
+
+
+def test_a_search_that_gave_way_in_vain_resumes_and_does_so_only_once(monkeypatch, caplog):
+    """As when the whole queue has less than the stage needs: it would wait forever, and the search with it."""
+    caplog.set_level("INFO", logger="csi_job")
+    _, held = running_search(namespace := Namespace(), "team")
+    queued(namespace, run := cache(namespace, Watch(num_finished=0), queue="team"))
+    (pod,) = namespace.find("Pod")
+    namespace.delete("Pod", "s")
+    run.reconcile()
+    assert get_annotation(held, HELD) == GIVES_WAY  # Kueue may be about to admit the stage
+    monkeypatch.setattr(stage_run, "MAKE_ROOM_AFTER_S", 0.0)
+    run.reconcile()
+    assert f"cache: still waits for quota; Job {held['metadata']['name']} continues" in caplog.messages
+    namespace.create(pod)
+    run.reconcile()
+    assert held["spec"]["parallelism"] == 2
+    assert not get_annotation(held, HELD)

@@ -7,11 +7,11 @@ import pytest
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
 from csi_job.cluster.controller import ControllerOptions, run_controller
-from csi_job.cluster.stages import DATABASE, DIGEST, selector
+from csi_job.cluster.stages import DATABASE, DIGEST, GIVES_WAY, HELD, scale_patch, selector
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
 from tests.unit.cluster.api_contract import OLD
-from tests.unit.cluster.namespace import UNBOUND, Namespace, event, release_map
+from tests.unit.cluster.namespace import UNBOUND, Namespace, event, release_map, stage
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
 REAL_POLL_S = controller.POLL_S
@@ -50,11 +50,25 @@ def run(namespace: Namespace, missing_s: float = 0.0, **settings: Any) -> str:
         ({"space": dict.fromkeys(("learning_rate", "patience", "unknown_weight"))}, "CMA-ES needs a number"),
     ],
 )
-def test_a_search_without_a_sampler_ends_the_release_before_the_api_server_is_asked(settings, message):
-    namespace = Failing(ClusterError("asked"))
+def test_a_search_without_a_sampler_ends_the_release_before_any_job_is_created(settings, message):
+    namespace = Failing()
     with pytest.raises(ConfigurationError, match=message):
         run(namespace, **{"study.sampler": "cmaes"} | settings)
-    assert namespace.num_requests == 0
+    assert namespace.find("Job") == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"study.sampler": "cmaes", "study.objective": "f1-and-cost"}])
+def test_a_release_that_fails_leaves_no_search_suspended(settings):
+    """It gave way to a cache stage, maybe that of another controller, which nobody runs to its end now."""
+    namespace = Failing()
+    job = stage().job(1, {}, {HELD: GIVES_WAY})
+    job["spec"] |= scale_patch(0, queued=False)
+    namespace.apply(job)
+    namespace.refused["Job"] = ClusterError(FIELD)
+    with pytest.raises(ConfigurationError):
+        run(namespace, **settings)
+    assert namespace.only()["spec"].items() >= scale_patch(2, queued=False).items()
+    assert HELD not in namespace.only()["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +205,7 @@ def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog):
     with pytest.raises(StageFailedError, match=r"^no$"):
         run(namespace)
     assert caplog.messages == ["away; retrying without limit"]
-    assert namespace.num_requests == 51 + 2  # the Event needs the release, then itself
+    assert namespace.num_requests == 51 + 2 + 2  # for a search on hold, and the Event, each after the release
 
 
 def test_a_wait_that_lasts_or_comes_again_is_the_last_event_again_within_a_minute(monkeypatch):

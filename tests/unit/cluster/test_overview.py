@@ -9,7 +9,7 @@ import pytest
 from csi_job.cluster.api import NotAllowedError, UnreachableError, Write
 from csi_job.cluster.budget import ENDED_BY, GPU_SECONDS
 from csi_job.cluster.overview import split_lines, watch_release
-from csi_job.cluster.stages import HELD, QUEUE, selector
+from csi_job.cluster.stages import GIVES_WAY, HELD, QUEUE, selector
 from csi_job.errors import ClusterError, NoStudyError
 from csi_job.study.status import StudyStatus
 from csi_job.terminal.release import ReleaseView, render_release
@@ -138,6 +138,7 @@ def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
         ({}, SUSPENDED),
         ({ENDED_BY: "budget"}, ""),  # until its pods have handed over
         ({HELD: "true"}, "search: starts when the pods of the Job that it replaces have ended"),
+        ({HELD: GIVES_WAY}, "search: gives way to the cache stage, which lacks quota, and continues after it"),
     ],
 )
 def test_a_search_that_is_suspended_is_shown_with_the_reason(annotations, note):

@@ -4,7 +4,17 @@ import pytest
 
 from csi_job.cluster.budget import ENDED_BY
 from csi_job.cluster.scale import scale_search
-from csi_job.cluster.stages import CONTROLLER, DIGEST, PARALLELISM, QUEUE, find_release, scale_patch, selector
+from csi_job.cluster.stages import (
+    CONTROLLER,
+    DIGEST,
+    GIVES_WAY,
+    HELD,
+    PARALLELISM,
+    QUEUE,
+    find_release,
+    scale_patch,
+    selector,
+)
 from csi_job.errors import ClusterError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, release_map, search, stage
 
@@ -62,6 +72,24 @@ def test_a_search_whose_budget_is_exhausted_stays_suspended():
     ):
         scale_search(namespace, None, 4)
     assert namespace.only()["spec"]["suspend"] is True
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ("true", "is being replaced; run the same command again$"),
+        (
+            GIVES_WAY,
+            "gives way to the cache stage, which lacks quota; run the same command again when",
+        ),
+    ],
+)
+def test_a_search_on_hold_keeps_its_size_and_says_until_when(held, message):
+    namespace = searching()
+    namespace.patch("Job", namespace.names("search")[0], {"metadata": {"annotations": {HELD: held}}})
+    with pytest.raises(ClusterError, match=message):
+        scale_search(namespace, None, 4)
+    assert namespace.only()["spec"]["parallelism"] == 2
 
 
 def test_a_search_that_ended_is_reported_as_finished():
