@@ -71,6 +71,10 @@ class NotFoundError(ClusterError):
     """The object does not exist."""
 
 
+class AlreadyExistsError(ClusterError):
+    """There is an object with this name."""
+
+
 class ServerClock:
     """The API server's clock, by which ages are measured: that of a node or laptop may differ by minutes."""
 
@@ -159,7 +163,7 @@ class Cluster:
         with suppress(ClusterError):
             try:
                 self.create(event)
-            except ClusterError:  # it exists already
+            except AlreadyExistsError:
                 if is_recurring:
                     self.patch("Event", name, {"lastTimestamp": now})
 
@@ -287,7 +291,8 @@ def _of_answer(error: ApiException) -> ClusterError:
         what = "an admission webhook does not answer" if is_webhook else "the API server is not available"
         hint = f"if that lasts, {REPAIR}" if is_webhook else ""
         return UnreachableError(f"{what} (status {status}: {message})", hint=hint)
-    kind: type[ClusterError] = NotFoundError if status == NOT_FOUND else ClusterError
+    # Two writers at once are an outage, so that a conflict is one of names here.
+    kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
     hint = "log in again" if status == UNAUTHORIZED and not NAMESPACE_FILE.is_file() else ""  # a pod can't

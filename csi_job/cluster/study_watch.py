@@ -77,6 +77,7 @@ class StudyWatch:
 
         began_s = time.monotonic()
         if began_s < self._due_s:
+            self.is_missing = False  # it may exist by now
             return None
         try:
             result = query(self._open())

@@ -6,7 +6,7 @@ from csi_job.cluster import study_watch
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
-from csi_job.errors import StorageUnavailableError
+from csi_job.errors import NoStudyError, StorageUnavailableError
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
@@ -61,6 +61,21 @@ def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tm
         assert silent.status() is None
         now_s += 1
     assert asked_s == [100, 120]
+
+
+def test_a_study_that_was_missing_may_exist_while_a_slow_database_is_not_asked(tmp_path, monkeypatch):
+    """Otherwise a cache stage that has just created it would run again."""
+    now_s = 100.0
+
+    def ask():
+        nonlocal now_s
+        now_s += 10
+        raise NoStudyError("there is no study")
+
+    slow = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
+    monkeypatch.setattr(slow, "_open", ask)
+    monkeypatch.setattr(study_watch, "time", SimpleNamespace(monotonic=lambda: now_s))
+    assert [(slow.status(), slow.is_missing) for _ in range(2)] == [(None, True), (None, False)]
 
 
 def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from csi_job.cluster import stages
-from csi_job.cluster.api import Cluster, NotAllowedError, NotFoundError, Object
+from csi_job.cluster.api import AlreadyExistsError, Cluster, NotAllowedError, NotFoundError, Object
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
@@ -62,7 +62,7 @@ class Namespace(Cluster):
             item["metadata"]["labels"][JOB_UID] = owner["metadata"]["uid"]
         key = (kind, item["metadata"]["name"])
         if key in self.objects:
-            raise ClusterError(f'the API server rejected the request: {kind} "{key[1]}" already exists')
+            raise AlreadyExistsError(f'the API server rejected the request: {kind} "{key[1]}" already exists')
         self.objects[key] = item
         return item
 

@@ -18,6 +18,7 @@ import yaml
 
 from csi_job.cluster.api import (
     UNAUTHORIZED,
+    AlreadyExistsError,
     Cluster,
     NotAllowedError,
     NotYetError,
@@ -55,7 +56,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def date_time_string(self, timestamp: float | None = None) -> str:
             return super().date_time_string(timestamp or time.time() + configured.ahead.total_seconds())
 
-        do_GET = do_PATCH = do_DELETE = answer  # noqa: N815 - the server's names
+        do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 - the server's names
 
         def log_message(self, *_: object) -> None:
             """Log nothing."""
@@ -91,7 +92,7 @@ def _use(url: str, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (503, {"message": "apiserver is shutting down"}, UnreachableError),
         (429, {"message": "too many requests"}, UnreachableError),
         (409, {"message": "the object has been modified", "reason": "Conflict"}, UnreachableError),
-        (409, {"message": 'jobs.batch "r" already exists', "reason": "AlreadyExists"}, ClusterError),
+        (409, {"message": 'jobs.batch "r" already exists', "reason": "AlreadyExists"}, AlreadyExistsError),
         (422, {"message": 'Job.batch "r" is invalid: spec.template.spec: no'}, ClusterError),
         (403, {"message": 'pods "r" is forbidden: no PriorityClass with name p was found'}, ClusterError),
         (403, {"message": 'jobs is forbidden: User "u" cannot patch resource "jobs"'}, NotAllowedError),
@@ -187,6 +188,17 @@ def test_patching_or_deleting_a_missing_job_is_no_error(server):
     server.status = 422
     with pytest.raises(ClusterError, match="the API server rejected the request: not found"):
         cluster.patch("Job", "r", {"spec": {}})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "verbs"),
+    [(409, "AlreadyExists", ["POST", "PATCH"]), (403, "Forbidden", ["POST"]), (503, "", ["POST"])],
+)
+def test_a_recurring_event_is_recorded_again_only_if_it_exists(server, status, reason, verbs):
+    """While the API server is away, a second request would only wait for it twice."""
+    server.status, server.body = status, json.dumps({"message": "no", "reason": reason})
+    Cluster("here").record_event({"name": "r"}, "Waiting", "it waits", key="d", is_recurring=True)
+    assert [request.split()[0] for request in server.requests] == verbs
 
 
 def test_a_pod_reads_from_itself_without_permission(server):
