@@ -1,7 +1,7 @@
 """DICOM radiographs: modality and VOI tables applied as a viewer would, then 8-bit grey."""
 
 import io
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -103,11 +103,9 @@ def _films(dataset: Dataset, side_px: int) -> Iterator[tuple[Film, np.ndarray | 
     reduced = reduced_film(dataset, side_px)
     if reduced is not None:
         yield reduced, None
-    pixels_HW = decoded_levels(dataset)
-    padding_HW = _padding(dataset, pixels_HW, _WORD_BITS)
-    pixels_HW = _stored_bits(dataset, pixels_HW)
-    if padding_HW is None and pixels_HW.dtype.kind == "i":  # the value or the pixels may lack the bits of the sign
-        padding_HW = _padding(dataset, pixels_HW, int(dataset.BitsStored))
+    words_HW = decoded_levels(dataset)
+    pixels_HW = _stored_bits(dataset, words_HW)
+    padding_HW = _padding(dataset, words_HW, pixels_HW)
     if padding_HW is not None:
         yield Film(pixels_HW, sampled(pixels_HW, padding_HW)), padding_HW
     else:
@@ -133,19 +131,29 @@ def _stored_bits(dataset: Dataset, pixels_HW: np.ndarray) -> np.ndarray:
     return pixels_HW << (num_bits - end) >> (num_bits - num_stored)
 
 
-def _padding(dataset: Dataset, pixels_HW: np.ndarray, num_bits: int) -> np.ndarray | None:
+def _padding(dataset: Dataset, words_HW: np.ndarray, pixels_HW: np.ndarray) -> np.ndarray | None:
     """Return the mask of pixels that fill the frame around the film (PS3.3 C.7.5.1.1.2); None if none or all do.
 
-    The value is a number of 16 bits, or of `num_bits`.
+    Padding is looked for in the words, as it may use bits outside those stored, and in the pixels made of these. Of two
+    ways to read its numbers the one that hides less is right: the other takes the film for padding.
     """
-    names = {4: "FloatPixelPadding", 8: "DoubleFloatPixelPadding"} if pixels_HW.dtype.kind == "f" else {}
-    name = names.get(pixels_HW.dtype.itemsize, "PixelPadding")
+    names = {4: "FloatPixelPadding", 8: "DoubleFloatPixelPadding"} if words_HW.dtype.kind == "f" else {}
+    name = names.get(words_HW.dtype.itemsize, "PixelPadding")
     value, limit = (_number(dataset, f"{name}{end}") for end in ("Value", "RangeLimit"))
     if value is None:
         return None
-    numbers = [_as_stored(bound, pixels_HW.dtype, num_bits) for bound in (value, limit) if bound is not None]
-    padding_HW: np.ndarray = (pixels_HW >= min(numbers)) & (pixels_HW <= max(numbers))
-    return padding_HW if padding_HW.any() and not padding_HW.all() else None
+    lengths = (_WORD_BITS, int(dataset.BitsStored)) if words_HW.dtype.kind == "i" else (_WORD_BITS,)
+    ranges = {
+        tuple(_as_stored(bound, words_HW.dtype, num_bits) for bound in (value, limit) if bound is not None)
+        for num_bits in lengths
+    }
+    masks = [_is_between(words_HW, bounds) | _is_between(pixels_HW, bounds) for bounds in ranges]
+    return min((mask for mask in masks if mask.any() and not mask.all()), key=np.count_nonzero, default=None)
+
+
+def _is_between(levels_HW: np.ndarray, bounds: Sequence[float]) -> np.ndarray:
+    is_between_HW: np.ndarray = (levels_HW >= min(bounds)) & (levels_HW <= max(bounds))
+    return is_between_HW
 
 
 def _number(dataset: Dataset, name: str) -> float | None:
@@ -159,7 +167,7 @@ def _number(dataset: Dataset, name: str) -> float | None:
 
 
 def _as_stored(number: float, dtype: np.dtype, num_bits: int) -> float:
-    """Return the bits of a number with the pixels' signedness: devices write -2000 as 63536 and vice versa."""
+    """Return a number with the pixels' signedness: devices write -2000 as 63536, or 2096 of 12 bits, and vice versa."""
     if dtype.kind == "f":
         return number
     word = int(number) % (1 << _WORD_BITS)

@@ -201,14 +201,54 @@ def test_padding_beyond_the_stored_bits_is_black(stored_HW):
 
 
 @pytest.mark.parametrize(("vr", "value"), [("SS", -2048), ("US", 0xF800), ("US", 0x0800)])
+@pytest.mark.parametrize("limit", [None, -1990])
+@pytest.mark.parametrize("is_limit_first", [True, False])
 @pytest.mark.parametrize("is_extended", [True, False])
-def test_the_sign_of_padding_is_that_of_the_stored_bits(stored_HW, vr, value, is_extended):
-    signed_HW = stored_HW.astype(np.int16) - 2000
+def test_the_sign_of_padding_is_that_of_the_stored_bits(stored_HW, vr, value, limit, is_limit_first, is_extended):
+    signed_HW = np.maximum(stored_HW.astype(np.int16) - 2000, -1900)
+    padded_HW = signed_HW.copy()
+    padded_HW[PADDED] = np.int16(-2048)
+    bounds = [value]
+    if limit:
+        padded_HW[PADDED][::2] = limit
+        bounds = [value, limit if vr == "SS" else limit & (0xFFFF if value > 0x0FFF else 0x0FFF)]
+    dataset = dataset_of(padded_HW if is_extended else padded_HW & 0x0FFF)
+    for end, bound in zip(("Value", "RangeLimit"), bounds[::-1] if is_limit_first else bounds, strict=False):
+        dataset.add(DataElement(f"PixelPadding{end}", vr, bound))
+    expected_HW = square(stretched(signed_HW, padded_HW < -1900))
+    assert np.abs(read(encoded(dataset)).astype(int) - expected_HW).max() <= 1
+
+
+@pytest.mark.parametrize("is_extended", [True, False])
+@pytest.mark.parametrize("bounds", [(0x0800, 5), (5, 0x0800)])
+def test_a_range_of_padding_spans_zero_by_the_stored_bits(stored_HW, bounds, is_extended):
+    levels_HW = (stored_HW // 2 + 6).astype(np.int16)
+    padded_HW = levels_HW.copy()
+    padded_HW[PADDED] = 5
+    padded_HW[PADDED][::2] = -2048
+    dataset = dataset_of(padded_HW if is_extended else padded_HW & 0x0FFF)
+    for end, bound in zip(("Value", "RangeLimit"), bounds, strict=True):
+        dataset.add(DataElement(f"PixelPadding{end}", "US", bound))
+    expected_HW = square(stretched(levels_HW, padded_HW <= 5))
+    assert np.abs(read(encoded(dataset)).astype(int) - expected_HW).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("vr", "value", "limit"),
+    [("SS", -32768, None), ("SS", -32768, -2000), ("US", 0x0FFF, None), ("US", 0x0FFF, 0x0F00), ("SS", 2046, 4095)],
+)
+def test_padding_beyond_the_stored_bits_of_signed_pixels_is_black(stored_HW, vr, value, limit):
+    signed_HW = np.maximum(stored_HW.astype(np.int16) - 2000, -1900)
+    padded_HW = signed_HW.copy()
+    padded_HW[PADDED] = value
+    if limit:
+        padded_HW[PADDED][::2] = limit
+    dataset = dataset_of(padded_HW)
+    dataset.add(DataElement("PixelPaddingValue", vr, value))
+    if limit:
+        dataset.add(DataElement("PixelPaddingRangeLimit", vr, limit))
     is_padding = np.zeros(stored_HW.shape, bool)
     is_padding[PADDED] = True
-    padded_HW = np.where(is_padding, np.int16(-2048), signed_HW)
-    dataset = dataset_of(padded_HW if is_extended else padded_HW & 0x0FFF)
-    dataset.add(DataElement("PixelPaddingValue", vr, value))
     expected_HW = square(stretched(signed_HW, is_padding))
     assert np.abs(read(encoded(dataset)).astype(int) - expected_HW).max() <= 1
 
