@@ -28,6 +28,7 @@ from csi_job.errors import ConfigurationError
 Amounts = dict[str, Decimal]
 SHARED: Final = ("ReadWriteMany", "ReadOnlyMany")
 DOCKER_CONFIG: Final = ".dockerconfigjson"  # key of a Secret for a registry
+OLD_DOCKER_CONFIG: Final = ".dockercfg"  # key of one of the older type kubernetes.io/dockercfg, which is as good
 POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of pods
 
 
@@ -71,7 +72,10 @@ def check_pvc(cluster: Cluster, name: str, stages: Iterable[Stage]) -> str:
         raise ConfigurationError(message, hint="helm uninstall ends the pods that use it; then install again")
     modes, phase = claim["spec"]["accessModes"], claim.get("status", {}).get("phase", "")
     if phase == "Lost":
-        raise ConfigurationError(f"the volume claim {name} has lost its volume", hint="see: kubectl describe pvc")
+        raise ConfigurationError(
+            f"the volume claim {name} has lost its volume",
+            hint=f"see: kubectl describe pvc {name} -n {cluster.namespace}",
+        )
     if phase == "Pending" and (reason := unbound_reason(cluster, [name])):
         raise ConfigurationError(reason)
     users = [stage for stage in stages if name in stage.claims]
@@ -100,10 +104,16 @@ def check_secret(cluster: Cluster, name: str, keys: Iterable[str]) -> str:
         secret = cluster.get("Secret", name)
     except NotAllowedError:
         return f"Secret {name}: not checked (no permission to read it)"
+    wanted = set(keys)
+    kind = "docker-registry" if DOCKER_CONFIG in wanted else "generic"
     if secret is None:
-        raise ConfigurationError(f"the Secret {name} does not exist", hint="kubectl create secret generic creates it")
+        raise ConfigurationError(f"the Secret {name} does not exist", hint=f"kubectl create secret {kind} creates it")
     found = set(secret.get("data") or {})
-    if missing := sorted(set(keys) - found):
+    missing = sorted(wanted - found - ({DOCKER_CONFIG} if OLD_DOCKER_CONFIG in found else set()))
+    if DOCKER_CONFIG in missing:
+        message = f"the Secret {name}, which is to pull images, has no key {DOCKER_CONFIG}"
+        raise ConfigurationError(message, hint="kubectl create secret docker-registry creates one with it")
+    if missing:
         raise ConfigurationError(f"the Secret {name} has no key {missing[0]}", allowed=sorted(found) or "it has none")
     return f"Secret {name}: found, with its key"
 
@@ -251,7 +261,8 @@ def _secrets(release: Release) -> dict[str, set[str]]:
     """Return the keys that the stages use from each Secret, and the Secrets with which they pull images."""
     secrets: dict[str, set[str]] = {}
     for stage in release.stages:
-        secrets |= {one["name"]: {DOCKER_CONFIG} for one in stage.pod.get("imagePullSecrets") or ()}
+        for one in stage.pod.get("imagePullSecrets") or ():
+            secrets.setdefault(one["name"], set()).add(DOCKER_CONFIG)
         for volume in stage.volumes:
             if secret := volume.get("secret"):
                 secrets.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))

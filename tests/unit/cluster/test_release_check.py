@@ -210,10 +210,27 @@ def test_a_claim_of_several_pods_of_the_cache_stage_must_be_shareable():
 
 def test_the_secrets_that_pull_images_are_checked_with_the_others():
     own = release_map()
-    pod = {**search().pod, "imagePullSecrets": [{"name": "registry"}]}
-    own["data"]["search.yaml"] = yaml.safe_dump({**search().manifest, "spec": {"template": {"spec": pod}}})
-    with pytest.raises(ConfigurationError, match="the Secret registry does not exist"):
+    items = [{"key": "password", "path": "p"}]
+    volumes = [{"name": "database", "secret": {"secretName": "registry", "items": items}}]
+    for name in ("cache", "search"):  # each stage's keys count, also if they are of one Secret
+        pod = {**search().pod, "imagePullSecrets": [{"name": "registry"}]}
+        pod |= {"volumes": [*search().volumes, *volumes]} if name == "cache" else {}
+        own["data"][f"{name}.yaml"] = yaml.safe_dump({**search().manifest, "spec": {"template": {"spec": pod}}})
+    with pytest.raises(ConfigurationError, match=r"Secret registry does not exist; kubectl create secret docker-reg"):
         list(release_check.check_release(Namespace(own), None))
+    secret = {"kind": "Secret", "metadata": {"name": "registry"}, "data": {".dockerconfigjson": "e30="}}
+    with pytest.raises(ConfigurationError, match="the Secret registry has no key password"):
+        list(release_check.check_release(Namespace(own, secret), None))
+
+
+@pytest.mark.parametrize(("key", "is_right"), [(".dockerconfigjson", True), (".dockercfg", True), ("password", False)])
+def test_a_secret_that_pulls_images_has_one_of_two_keys(key, is_right):
+    namespace = Namespace({"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "e30="}})
+    if is_right:
+        assert release_check.check_secret(namespace, "s", {".dockerconfigjson"}) == "Secret s: found, with its key"
+        return
+    with pytest.raises(ConfigurationError, match=r"no key \.dockerconfigjson; kubectl create secret docker-registry"):
+        release_check.check_secret(namespace, "s", {".dockerconfigjson"})
 
 
 def test_a_secret_or_key_that_is_missing_is_named():
@@ -223,7 +240,7 @@ def test_a_secret_or_key_that_is_missing_is_named():
     assert (
         release_check.check_secret(Namespace(secret("password")), "s", {"password"}) == "Secret s: found, with its key"
     )
-    with pytest.raises(ConfigurationError, match="Secret s does not exist"):
+    with pytest.raises(ConfigurationError, match="Secret s does not exist; kubectl create secret generic creates it"):
         release_check.check_secret(Namespace(), "s", {"password"})
     with pytest.raises(ConfigurationError, match=r"Secret s has no key password; allowed: .*other"):
         release_check.check_secret(Namespace(secret("other")), "s", {"password"})
