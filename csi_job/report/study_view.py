@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import attributes as stored
 from csi_job.study.importances import Importances, param_importances
-from csi_job.study.status import choose_trial
+from csi_job.study.status import choose_trial, ranked_trials, space_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class StudyView:
     rule: str
     """How it was chosen, a phrase."""
     frozen_trials: list[FrozenTrial] = field(repr=False)
+    ranked: list[TrialView] = field(repr=False)
+    """The complete trials within the study's space, best validation F1 first, ties by number."""
 
     def with_outcome(self, *outcomes: stored.TrialOutcome) -> list[TrialView]:
         """Return the trials with these outcomes, by number."""
@@ -131,12 +133,6 @@ class StudyView:
         return stored.fingerprint_of(self.attributes)
 
     @cached_property
-    def ranked(self) -> list[TrialView]:
-        """Return the complete trials, best validation F1 first, ties by number."""
-        scored = [trial for trial in self.with_outcome("complete") if trial.f1 is not None]
-        return sorted(scored, key=lambda trial: (-(trial.f1 or 0.0), trial.number))
-
-    @cached_property
     def baseline(self) -> TrialView | None:
         """Return the baseline's trial if it is complete."""
         return next((trial for trial in self.with_outcome("complete") if trial.is_baseline), None)
@@ -152,7 +148,8 @@ class StudyView:
     @cached_property
     def importances(self) -> Importances:
         """Return the importance of each hyperparameter that varies; see `param_importances`."""
-        return param_importances(self.frozen_trials)
+        frozen = {trial.number: trial for trial in self.frozen_trials}
+        return param_importances([frozen[trial.number] for trial in self.ranked], self.distributions)
 
 
 def view_study(study: Study) -> StudyView:
@@ -162,17 +159,23 @@ def view_study(study: Study) -> StudyView:
     attributes = study.user_attrs
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     chosen = choose_trial(study)
+    space = space_of(study)
+    used = {name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()}
+    searched = space.distributions() if space else {}
+    by_number = {trial.number: trial for trial in trials}
+    ranked = (by_number[frozen.number] for frozen in ranked_trials(study) if frozen.number in by_number)
     return StudyView(
         name=study.study_name,
         trials=trials,
         phases=tuple(phases),
-        distributions={name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()},
+        distributions={name: searched.get(name, kind) for name, kind in used.items()},
         has_cost=len(study.directions) > 1,
         target=stored.target_of(attributes),
         attributes=attributes,
         best=next((trial for trial in trials if chosen and trial.number == chosen.trial.number), None),
         rule=chosen.rule if chosen else "",
         frozen_trials=frozen_trials,
+        ranked=[trial for trial in ranked if trial.outcome == "complete" and trial.f1 is not None],
     )
 
 

@@ -131,6 +131,14 @@ def contains(distribution: BaseDistribution, internal_value: float) -> bool:
     return bool(distribution._contains(internal_value))
 
 
+def contains_value(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a parameter's value, e.g. a choice, is inside a distribution."""
+    try:
+        return contains(distribution, distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def reseed(sampler: BaseSampler, seed: int) -> None:
     """Set every random state within a sampler.
 

@@ -1,7 +1,6 @@
 """How much of the difference between the best trials and the rest each hyperparameter explains."""
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -9,9 +8,9 @@ from typing import Final, NamedTuple
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
-from csi_job.storage.optuna_private import IN_MEMORY_LOGGER, contains, importance_package
+from csi_job.storage.optuna_private import IN_MEMORY_LOGGER, contains_value, importance_package
 
 MIN_TRIALS: Final = 8  # with fewer, a ranking would be noise
 NUM_TOP_TRIALS: Final = 5  # the method's authors ask for at least this many good trials
@@ -31,28 +30,25 @@ class Importances(NamedTuple):
     """What Optuna warns of in the rating."""
 
 
-def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
+def param_importances(ranked: Sequence[FrozenTrial], distributions: Mapping[str, BaseDistribution]) -> Importances:
     """Return the importance for `val_f1` of each hyperparameter that varies over at least `MIN_TRIALS` complete trials.
 
     Conditional PED-ANOVA as in Optuna 5, which also rates hyperparameters that only some trials have. No share is given
     with fewer than `MIN_TRIALS` complete trials, or if they all used the same hyperparameters.
 
     Args:
-        trials: all trials of a study; with two objectives the first value is the F1, and cost plays no part. Those that
-            another program added with values outside the first distributions do not count.
+        ranked: complete trials, the best F1 first, each with a finite one as its first value; cost plays no part.
+        distributions: of each hyperparameter. Values outside them, which another program may have added, do not count.
     """
-    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0]))
-    known: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        known = trial.distributions | known
-    ranked = sorted(
-        (trial for trial in complete if _fits(trial, known)), key=lambda trial: (-trial.values[0], trial.number)
-    )
     if len(ranked) > MAX_TRIALS:
         ranked = [ranked[index * (len(ranked) - 1) // (MAX_TRIALS - 1)] for index in range(MAX_TRIALS)]
+    params = [
+        {name: value for name, value in trial.params.items() if contains_value(distributions[name], value)}
+        for trial in ranked
+    ]
     used: dict[str, list[object]] = {}
-    for trial in ranked:
-        for name, value in trial.params.items():
+    for inside in params:
+        for name, value in inside.items():
             used.setdefault(name, []).append(value)
     values = {name: used[name] for name in sorted(used) if len(set(used[name])) > 1}
     names = [name for name in values if len(values[name]) >= MIN_TRIALS]
@@ -64,16 +60,12 @@ def param_importances(trials: Sequence[FrozenTrial]) -> Importances:
     # The ranked trials as a study with F1 as its one objective, so that the evaluator reads no database.
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name="importances", direction="maximize")
-    for trial in ranked:
-        own = {name: known[name] for name in trial.params}
-        study.add_trial(create_trial(value=trial.values[0], params=trial.params, distributions=own))
+    for trial, inside in zip(ranked, params, strict=True):
+        own = {name: distributions[name] for name in inside}
+        study.add_trial(create_trial(value=trial.values[0], params=inside, distributions=own))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ExperimentalWarning)
         found = importance.get_param_importances(study, evaluator=evaluator, params=names)
     messages = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     return Importances(dict(sorted(found.items(), key=lambda item: -item[1])), too_few, messages)
-
-
-def _fits(trial: FrozenTrial, known: Mapping[str, BaseDistribution]) -> bool:
-    return all(contains(known[name], known[name].to_internal_repr(value)) for name, value in trial.params.items())

@@ -65,13 +65,19 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
 def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
     """Yield the complete trials by their F1, without those that another program added outside the study's space."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    record = StudyRecord(study.study_name, study.user_attrs)
-    forms = stored.fingerprint_of(record.attributes).get("space", {})
-    space = SearchSpace.model_validate(record.space()) if forms else None
+    forms = stored.fingerprint_of(study.user_attrs).get("space", {})
+    space = space_of(study)
     for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
         known = {name: value for name, value in trial.params.items() if name in HYPERPARAMETERS}
         if space is None or (trial.params.keys() <= forms.keys() and space.has(known)):
             yield trial
+
+
+def space_of(study: optuna.Study) -> SearchSpace | None:
+    """Return the study's space, without the hyperparameters of a later version; None if it has none."""
+    record = StudyRecord(study.study_name, study.user_attrs)
+    is_known = bool(stored.fingerprint_of(record.attributes).get("space"))
+    return SearchSpace.model_validate(record.space()) if is_known else None
 
 
 @dataclass(frozen=True)

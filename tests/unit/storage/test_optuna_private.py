@@ -135,6 +135,9 @@ def test_what_a_distribution_contains():
     assert private.contains(FloatDistribution(0, 1), 1.0)
     assert not private.contains(FloatDistribution(0, 1), 1.5)
     assert not private.contains(CategoricalDistribution(["a", "b"]), 2)
+    assert private.contains_value(CategoricalDistribution(["a", "b"]), "b")
+    assert not private.contains_value(CategoricalDistribution(["a", "b"]), "c")
+    assert not private.contains_value(FloatDistribution(0, 1), "c")
 
 
 @pytest.mark.parametrize(

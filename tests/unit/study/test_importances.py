@@ -1,8 +1,15 @@
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from csi_job.study.importances import MIN_TRIALS, param_importances
+from csi_job.report.study_view import view_study
+from csi_job.study.importances import MIN_TRIALS
+from tests.support.studies import SPACE, define, work_on
+
+
+def importances_of(study):
+    return view_study(study).importances
 
 
 def one_parameter_matters(num_trials, num_infeasible=0, *, has_cost=False):
@@ -20,7 +27,7 @@ def one_parameter_matters(num_trials, num_infeasible=0, *, has_cost=False):
 
 
 def test_the_parameter_that_decides_the_result_is_the_most_important():
-    importances = param_importances(one_parameter_matters(60).trials).shares
+    importances = importances_of(one_parameter_matters(60)).shares
     assert next(iter(importances)) == "learning_rate"
     assert importances["learning_rate"] > 0.7
     assert sum(importances.values()) == pytest.approx(1)
@@ -29,26 +36,44 @@ def test_the_parameter_that_decides_the_result_is_the_most_important():
 @pytest.mark.parametrize("other", [{"num_infeasible": 30}, {"has_cost": True}])
 def test_neither_a_trial_that_is_not_complete_nor_the_cost_counts(other):
     complete, both = one_parameter_matters(60), one_parameter_matters(60, **other)
-    assert param_importances(both.trials) == param_importances(complete.trials)
+    assert importances_of(both) == importances_of(complete)
 
 
-def test_a_trial_that_another_program_added_with_values_outside_the_space_does_not_count():
-    study = one_parameter_matters(60)
-    expected = param_importances(study.trials)
-    wide = optuna.distributions.FloatDistribution(1e-5, 10, log=True)
-    study.add_trial(create_trial(value=0.9, params={"learning_rate": 5.0}, distributions={"learning_rate": wide}))
-    assert param_importances(study.trials) == expected
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [("unknown_weight", 5.0, FloatDistribution(0, 9)), ("optimizer", "rmsprop", CategoricalDistribution(["rmsprop"]))],
+)
+def test_a_trial_that_another_program_added_outside_the_space_does_not_count(storage, tmp_path, name, value, kind):
+    study = define(storage, num_trials=12)
+    work_on(study, tmp_path, num_trials=12, pruner="none")
+    before = view_study(study)
+    assert before.importances.shares
+    study.add_trial(create_trial(value=0.99, params={name: value}, distributions={name: kind}))
+    after = view_study(study)
+    assert [trial.number for trial in after.ranked] == [trial.number for trial in before.ranked]
+    assert after.importances == before.importances
+
+
+def test_the_space_decides_and_not_the_distributions_of_the_trial_that_comes_first(storage, tmp_path):
+    study = define(storage, num_trials=31)
+    first = {"unknown_weight": 0.5, "optimizer": "sgd", "patience": 1}  # trial 0, the baseline, has no patience
+    narrow = SPACE.distributions() | {"patience": IntDistribution(1, 2)}
+    study.add_trial(create_trial(value=0.5, params=first, distributions=narrow))
+    work_on(study, tmp_path, num_trials=31, pruner="none", sampler="random")
+    view = view_study(study)
+    assert view.distributions == SPACE.distributions()
+    assert view.importances.shares.keys() == first.keys()
 
 
 def test_too_few_trials_or_equal_ones_give_no_importances():
-    assert param_importances(one_parameter_matters(MIN_TRIALS).trials).shares
-    assert param_importances(one_parameter_matters(MIN_TRIALS - 1).trials).shares == {}
+    assert importances_of(one_parameter_matters(MIN_TRIALS)).shares
+    assert importances_of(one_parameter_matters(MIN_TRIALS - 1)).shares == {}
     study = optuna.create_study(direction="maximize")
     for _ in range(MIN_TRIALS):
         study.enqueue_trial({"learning_rate": 0.1})
         trial = study.ask({"learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-1)})
         study.tell(trial, 0.5)
-    assert param_importances(study.trials).shares == {}
+    assert importances_of(study).shares == {}
 
 
 @pytest.mark.parametrize(("num_with", "too_few"), [(MIN_TRIALS - 1, ("momentum",)), (MIN_TRIALS, ())])
@@ -60,7 +85,7 @@ def test_a_parameter_of_too_few_trials_is_not_rated_and_optunas_warnings_are_kep
         if number < num_with:
             f1 += trial.suggest_float("momentum", 0.5, 0.99)
         study.tell(trial, f1)
-    importances = param_importances(study.trials)
+    importances = importances_of(study)
     assert {*importances.shares, *too_few} == {"momentum", "unknown_weight"}
     assert importances.too_few == too_few
     assert all("importance" in warning for warning in importances.warnings)
