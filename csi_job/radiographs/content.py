@@ -19,9 +19,16 @@ _PICTURES = re.compile(
 _BARE_DICOM = re.compile(rb"[\x02\x08]\0")  # the first group of elements of a file without preamble
 _BARE_ELEMENT = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.[\0\x01]\0\0)", re.DOTALL)  # the same, and a type or length
 _DICOMDIR_CLASS = b"1.2.840.10008.1.3.10"
+_PACKED = (  # films or a table may be
+    (re.compile(GZIP_MAGIC), "compressed with gzip", "unpack it with gunzip or tar"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "compressed with bzip2", "unpack it with bunzip2 or tar"),
+    (re.compile(rb"\xfd7zXZ\0"), "compressed with xz", "unpack it with unxz or tar"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "compressed with Zstandard", "unpack it with unzstd or tar"),
+    (re.compile(rb".{257}ustar(?:\0|  \0)", re.DOTALL), "a tar archive", "unpack it"),
+)
 _OTHERS = (  # what lies among radiographs, and what to do about it
     (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer", "run `git lfs pull`"),
-    (re.compile(GZIP_MAGIC), "a file compressed with gzip", "unpack it with gunzip"),
+    *_PACKED,
     (re.compile(rb"%PDF"), "a PDF document", ""),
     (re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf"), "an archive (ZIP, RAR or 7z)", "unpack it"),
     (re.compile(rb".{344}ni1\0", re.DOTALL), "the header of a NIfTI pair", "convert it and its .img to one .nii file"),
@@ -35,12 +42,9 @@ _OTHERS = (  # what lies among radiographs, and what to do about it
 )
 NO_TABLES = (  # what people take for a table, and what to do about it
     (re.compile(GIT_LFS_MAGIC), "a Git LFS pointer and not the table itself", "run `git lfs pull`"),
-    (re.compile(GZIP_MAGIC), "a file compressed with gzip", "unpack it with gunzip"),
+    *_PACKED,
     (re.compile(rb"PK\x03\x04"), "an Excel, OpenDocument or ZIP file", "save its sheet as CSV, or unpack it"),
     (re.compile(rb"\xd0\xcf\x11\xe0"), "an Excel file of 1997 to 2003", "save its sheet as CSV"),
-    (re.compile(rb"BZh[1-9]1AY&SY"), "a file compressed with bzip2", "unpack it with bunzip2"),
-    (re.compile(rb"\xfd7zXZ\0"), "a file compressed with xz", "unpack it with unxz"),
-    (re.compile(rb"\x28\xb5\x2f\xfd"), "a file compressed with Zstandard", "unpack it with unzstd"),
     (re.compile(rb"PAR1.*PAR1\Z", re.DOTALL), "a Parquet file", "save it as CSV"),
     (
         re.compile(rb"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE),

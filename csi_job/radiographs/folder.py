@@ -184,20 +184,21 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """The images in and below a folder, and the numbers of other files by the reason why they were skipped."""
+    """The images in and below a folder, and the numbers of other entries by the reason why they were skipped."""
 
     paths: tuple[Path, ...]
     num_skipped: dict[str, int]
 
     def summary(self) -> str:
-        """Return e.g. `found 3 images; skipped 2 of 5 files: 1 not an image, 1 metadata of the system`."""
+        """Return e.g. `found 3 images; skipped 2 of 5 entries: 1 not an image, 1 metadata of the system`."""
         num_skipped, num_images = sum(self.num_skipped.values()), len(self.paths)
         found = f"found {num_images} image{'s'[: num_images != 1]}"
         if not num_skipped:
             return found
-        num_files = num_images + num_skipped
+        num_entries = num_images + num_skipped
+        noun = "entry" if num_entries == 1 else "entries"
         reasons = ", ".join(f"{num} {why}" for why, num in self.num_skipped.items())
-        return f"{found}; skipped {num_skipped} of {num_files} file{'s'[: num_files != 1]}: {reasons}"
+        return f"{found}; skipped {num_skipped} of {num_entries} {noun}: {reasons}"
 
 
 def find_images_below(folder: Path) -> FoundImages:

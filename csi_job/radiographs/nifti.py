@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import GZIP_MAGIC, is_nifti
+from csi_job.radiographs.content import GZIP_MAGIC, explain_refusal, is_nifti
 from csi_job.radiographs.grey import (
     LUMA_BT601,
     check_size,
@@ -43,7 +43,7 @@ def read_nifti(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
 
     start = _inflated(content[:_NUM_START_BYTES], _HEADER_BYTES)
     if not is_nifti(start):
-        raise DataError("the gzip file is not a NIfTI image", hint="unpack it with gunzip")
+        raise DataError("the gzip file is not a NIfTI image", hint=explain_refusal(content)[1])
     header_class = nibabel.Nifti2Header if start[4:6] == b"n+" else nibabel.Nifti1Header
     header: Any = header_class(start[: header_class.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
     num_bytes = _checked_size(header, max_image_side_px)

@@ -1,5 +1,6 @@
 import gzip
 import logging
+import lzma
 
 import pytest
 from PIL import Image
@@ -29,6 +30,7 @@ def folder(tmp_path, stored_HW):
         "films.zip": b"PK\x03\x04",
         "pointer": b"version https://git-lfs.github.com/spec/v1\n",
         "film.dcm.gz": gzip.compress(dicom),
+        "film.dcm.xz": lzma.compress(dicom),
         "DICOMDIR": index,
         "copy of DICOMDIR": index,
         "notes.txt": b"some text",
@@ -51,8 +53,9 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folde
     names = [path.relative_to(folder).as_posix() for path in found]
     dicom = ["DICOM/S1/1.2.840.113619.2", "DICOM/S1/I1", "DICOM/S1/bare"]
     assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume", "volume.nii.gz", "missing"]
-    assert "found 7 images; skipped 11 of 18 files: " in caplog.text
-    kinds = ("an archive (ZIP, RAR or 7z)", "a Git LFS pointer", "a file compressed with gzip")
+    assert "found 7 images; skipped 12 of 19 entries: " in caplog.text
+    packed = ("compressed with gzip", "compressed with xz", "an archive (ZIP, RAR or 7z)")
+    kinds = (*packed, "a Git LFS pointer")
     skipped = ["3 metadata of the system", "3 not an image", "1 DICOM index", "1 link to a folder"]
     for reason in (*skipped, *(f"1 not an image but {kind}" for kind in kinds)):
         assert reason in caplog.text
@@ -62,7 +65,7 @@ def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folde
 def test_folders_and_files_without_any_image_are_refused(folder):
     (folder / "none").mkdir()
     (folder / "none" / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 file: 1 not"):
+    with pytest.raises(DataError, match=r"holds no image \(found 0 images; skipped 1 of 1 entry: 1 not"):
         expand_folders([folder, folder / "none"])
     with pytest.raises(DataError, match="none of the files is an image"):
         expand_folders([folder / "._named.PNG"])

@@ -1,6 +1,8 @@
+import bz2
 import gzip
 import os
 import struct
+import tarfile
 import warnings
 import zlib
 from contextlib import suppress
@@ -178,7 +180,9 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path, stored_HW)
     cases = {
         "empty": (b"", "empty"),
         "text": (b"this is no image" * 40, "the file is not an image: PNG,"),
-        "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image; unpack it with gunzip"),
+        "gzip": (gzip.compress(b"no image" * 4000), "the gzip file is not a NIfTI image; unpack it with gunzip or tar"),
+        "bzip2": (bz2.compress(png), "the file is compressed with bzip2; unpack it with bunzip2 or tar"),
+        "tar": (tarfile.TarInfo("film.png").tobuf(), "the file is a tar archive; unpack it"),
         "torn gzip": (gzip.compress(b"no image" * 99)[:15], "the gzip file is cut off"),
         "torn header": (png[:20], "damaged"),
         "torn DICOM": (torn, "(5900 vs 21600 bytes) - the dataset may be corrupted, have an …)"),

@@ -2,6 +2,7 @@ import bz2
 import csv
 import gzip
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -217,8 +218,9 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines(HEADER, ROW) + '"unclosed', "malformed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer and not the table itself"),
         (b"PK\x03\x04\x00\x00\x00", "the label table is an Excel, OpenDocument or ZIP file"),
-        (gzip.compress(lines(HEADER, ROW).encode(), mtime=0), "the label table is a file compressed with gzip"),
-        (bz2.compress(lines(HEADER, ROW).encode()), "the label table is a file compressed with bzip2"),
+        (gzip.compress(lines(HEADER, ROW).encode(), mtime=0), "the label table is compressed with gzip"),
+        (bz2.compress(lines(HEADER, ROW).encode()), "the label table is compressed with bzip2"),
+        (tarfile.TarInfo("labels.csv").tobuf(), "the label table is a tar archive"),
         (b"PAR1\x15\0\n\x15\0PAR1", "the label table is a Parquet file"),
         ("BZhospital;PAR1\n", "contains none of the required columns"),
         (lines((*HEADER[:-1], "left inf", "left-inf"), (*ROW, "1")), "left_inf more than once"),
