@@ -10,26 +10,23 @@ from typing import Any, Final
 from csi_job.cluster.api import ServerClock
 
 IMAGE_REASONS: Final = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+CRASH_LOOP: Final = "CrashLoopBackOff"  # of a sidecar or the database; no other container is restarted
 # A container with one of these waits for something that does not exist, or fails again and again.
-WAITING_REASONS_FATAL: Final = (
-    *IMAGE_REASONS,
-    "CreateContainerConfigError",
-    "CrashLoopBackOff",  # of a sidecar or the database; no other container is restarted
-)
+WAITING_REASONS_FATAL: Final = (*IMAGE_REASONS, "CreateContainerConfigError", CRASH_LOOP)
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
-# What to do, by what the reason begins with or speaks of.
+# What to do, by what Kubernetes says.
 _REMEDIES: Final = (
     ("|".join(IMAGE_REASONS), "correct the image, or global.imagePullSecrets, with helm upgrade"),
     (
         '(secret|configmap|persistentvolumeclaim) "[^"]*" not found',
         "create it, or correct the values with helm upgrade",
     ),
-    ("is being deleted", "helm uninstall ends the pods that use it; then install again"),
+    ('persistentvolumeclaim "[^"]*" is being deleted', "helm uninstall ends the pods that use it; then install again"),
 )
 # What the scheduler adds about evicting other pods, which repeats or helps nobody.
 _PREEMPTION: Final = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*|\. not found$")
@@ -54,13 +51,20 @@ class StartupProblem:
     """Why a pod does not start."""
 
     pod: str
-    reason: str
+    cause: str
     is_missing: bool
     """Whether what it needs does not exist at all."""
     age_s: float
     """Since the pod could have started: an upper bound of the problem's age."""
     has_started: bool = False
     """Whether only one of its containers, such as a sidecar, does not run."""
+    remedy: str = ""
+    """What to do about it, where that is known."""
+
+    @property
+    def reason(self) -> str:
+        """The cause, followed by the remedy."""
+        return f"{self.cause.rstrip('.')}; {self.remedy}" if self.remedy else self.cause
 
     def __str__(self) -> str:
         """Return e.g. `pod r-search-1 does not start: ErrImagePull: …`."""
@@ -95,27 +99,27 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = _PREEMPTION.sub("", condition.get("message", condition.get("reason", "")))
+        remedy = startup_remedy(reason)
         if all(TAINTED in part for part in reason.split(", ")):  # else other nodes may be free one day
             remedy = "set tolerations, or wait until the taint is removed (kubectl describe nodes)"
-            reason = f"{reason.rstrip('.')}; {remedy}"
-        return StartupProblem(name, with_startup_remedy(reason), bool(NO_CLAIM.search(reason)), age_s)
+        return StartupProblem(name, reason, bool(NO_CLAIM.search(reason)), age_s, remedy=remedy)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in WAITING_REASONS_FATAL:
             last = (status.get("lastState") or {}).get("terminated") or {}
             message = last_line(last.get("message") or "") or waiting.get("message", "")
-            reason = f"{waiting['reason']}: {message}".strip(": ")
-            reason = with_startup_remedy(reason)
-            if not is_running(pod):
-                return StartupProblem(name, reason, is_missing=True, age_s=age_s)
-            return StartupProblem(name, f"container {status['name']}: {reason}", True, age_s, has_started=True)
+            cause = f"{waiting['reason']}: {message}".strip(": ")
+            # What a container said last is its own, also where it sounds like Kubernetes.
+            remedy = "" if waiting["reason"] == CRASH_LOOP else startup_remedy(cause)
+            has_started = is_running(pod)
+            where = f"container {status['name']}: " if has_started else ""
+            return StartupProblem(name, where + cause, True, age_s, has_started, remedy)
     return None
 
 
-def with_startup_remedy(reason: str) -> str:
-    """Return why a pod does not start followed by what to do about it, where that is known."""
-    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
-    return f"{reason.rstrip('.')}; {remedy}" if remedy else reason
+def startup_remedy(reason: str) -> str:
+    """Return what to do about a pod that does not start for this reason, empty if that is not known."""
+    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
 
 
 def starting_s(pod: Mapping[str, Any]) -> float:

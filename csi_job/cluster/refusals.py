@@ -27,7 +27,7 @@ from csi_job.cluster.pods import (
     seconds_since,
     starting_s,
     startup_problem,
-    with_startup_remedy,
+    startup_remedy,
 )
 from csi_job.cluster.stages import DATABASE, Release, Stage, claims_of, selector
 from csi_job.errors import ClusterError, ConfigurationError
@@ -171,13 +171,16 @@ def why_not_started(cluster: Cluster, pod: Mapping[str, Any], *, ask: bool = Tru
         return problem
     if problem is None:
         starting = starting_s(pod)
-        reason = _mount_failure(cluster, pod["metadata"]["name"]) if starting > SLOW_S else ""
-        return StartupProblem(pod["metadata"]["name"], reason, "not found" in reason, starting) if reason else None
-    if problem.reason.startswith(IMAGE_REASONS):
-        return replace(problem, reason=problem.reason + _pull_secret_problem(cluster, pod))
-    reason = unbound_reason(cluster, claims_of(pod["spec"])) if UNBOUND in problem.reason else ""
-    is_missing = "not found" in reason or "no storage class is set" in reason
-    return replace(problem, reason=reason, is_missing=is_missing) if reason else problem
+        cause, name = "", pod["metadata"]["name"]
+        if starting > SLOW_S:
+            cause = _mount_failure(cluster, name)
+        is_missing = "not found" in cause
+        return StartupProblem(name, cause, is_missing, starting, remedy=startup_remedy(cause)) if cause else None
+    if any(reason in problem.cause for reason in IMAGE_REASONS):
+        return replace(problem, cause=problem.cause + _pull_secret_problem(cluster, pod))
+    cause = unbound_reason(cluster, claims_of(pod["spec"])) if UNBOUND in problem.cause else ""
+    is_missing = "not found" in cause or "no storage class is set" in cause
+    return replace(problem, cause=cause, is_missing=is_missing, remedy="") if cause else problem
 
 
 def _mount_failure(cluster: Cluster, pod: str) -> str:
@@ -185,7 +188,7 @@ def _mount_failure(cluster: Cluster, pod: str) -> str:
     with suppress(NotAllowedError):
         last = last_event(cluster.events("Pod", pod), MOUNT_FAILURES)
         if last.get("reason") in MOUNT_FAILURES:
-            return with_startup_remedy(str(last["message"]))
+            return str(last["message"])
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -282,17 +283,22 @@ def suspension(job: Mapping[str, Any]) -> str:
         return "gives way to the cache stage, which lacks quota, and continues after it"
     if held:
         return "starts when the pods of the Job that it replaces have ended"
-    name, is_search = job["metadata"]["name"], component_of(job) == "search"
-    resume = (
-        "csi-job cluster scale N" if is_search else f'kubectl patch job {name} -p \'{{"spec":{{"suspend":false}}}}\''
-    )
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    if component_of(job) == "search":
+        resume = f"csi-job cluster scale N --release {job['metadata']['labels'][INSTANCE]} -n {namespace}"
+    else:
+        num_pods = int(job["spec"].get("completions", 1))
+        fields = {"parallelism": num_pods} if is_queued(job) else {"suspend": False}
+        patch = json.dumps({"spec": fields}, separators=(",", ":"))
+        resume = f"kubectl patch job {name} -n {namespace} -p '{patch}'"
     return f"suspended; to resume it: {resume}"
 
 
 def quota_wait(job: Mapping[str, Any]) -> str:
     """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing."""
     queue = (job["metadata"].get("labels") or {}).get(QUEUE, "")
-    return f"waiting for quota in the queue {queue}; kubectl describe workloads shows why"
+    namespace = job["metadata"]["namespace"]
+    return f"waiting for quota in the queue {queue}; kubectl describe workloads -n {namespace} shows why"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Namespace(Cluster):
             raise reason
         if dry_run:
             return item
+        item["metadata"].setdefault("namespace", self.namespace)
         item["metadata"].setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
         if kind == "Job":
             item["metadata"].setdefault("uid", f"uid-{next(self._uids)}")

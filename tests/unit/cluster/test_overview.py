@@ -21,7 +21,7 @@ OPEN = StudyStatus("csi", "f1", 2, 1, 0, 0, 0, 0, 0, (), None, None, None, ())
 DONE = StudyStatus("csi", "f1", 2, 2, 0, 0, 0, 0, 0, (), None, None, None, ())
 USED = {GPU_SECONDS: "5400"}
 NOW = datetime.now(UTC).isoformat()
-SUSPENDED = "search: suspended; to resume it: csi-job cluster scale N"
+SUSPENDED = "search: suspended; to resume it: csi-job cluster scale N --release r -n here"
 IMAGE = "correct the image, or global.imagePullSecrets, with helm upgrade"
 
 
@@ -126,7 +126,7 @@ def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
     job["metadata"]["labels"] = job["metadata"]["labels"] | {QUEUE: "team"}
     job["spec"] = {"suspend": True, "parallelism": 2}
     (view,) = watched(cluster, once=True)
-    assert view.note == "search: waiting for quota in the queue team; kubectl describe workloads shows why"
+    assert view.note == "search: waiting for quota in the queue team; kubectl describe workloads -n here shows why"
     job["spec"]["parallelism"] = 0
     (view,) = watched(cluster, once=True)
     assert view.note == SUSPENDED
@@ -148,12 +148,19 @@ def test_a_search_that_is_suspended_is_shown_with_the_reason(annotations, note):
     assert view.note == note
 
 
-def test_any_other_stage_that_is_suspended_is_resumed_with_kubectl():
+@pytest.mark.parametrize(
+    ("queue", "spec", "patch"),
+    [
+        ({}, {"suspend": True}, '{"spec":{"suspend":false}}'),
+        ({QUEUE: "team"}, {"suspend": True, "parallelism": 0, "completions": 3}, '{"spec":{"parallelism":3}}'),
+    ],
+)
+def test_any_other_stage_that_is_suspended_is_resumed_with_kubectl(queue, spec, patch):
+    """In a queue, Kueue alone decides on the suspension."""
     cluster = Cluster(UP, [[OPEN], [OPEN]])
-    final = {"kind": "Job", "metadata": {"name": "f", "labels": labels("final")}, "spec": {"suspend": True}}
-    cluster.create(final)
+    cluster.create({"kind": "Job", "metadata": {"name": "f", "labels": labels("final") | queue}, "spec": spec})
     (view,) = watched(cluster, once=True)
-    assert view.note == """final: suspended; to resume it: kubectl patch job f -p '{"spec":{"suspend":false}}'"""
+    assert view.note == f"final: suspended; to resume it: kubectl patch job f -n here -p '{patch}'"
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,14 @@ def test_a_sidecar_that_was_stopped_is_not_what_failed():
     assert str(failure_of(ended)) == "pod r-cache-0 (cache) exit 1: no"
 
 
-def test_a_container_that_keeps_failing_is_reported_with_its_last_words():
-    last = {"terminated": {"exitCode": 1, "message": "starting\nFATAL: database files are incompatible with server\n"}}
+@pytest.mark.parametrize(
+    "words", ["FATAL: database files are incompatible with server", 'job "x" is being deleted', 'secret "x" not found']
+)
+def test_a_container_that_keeps_failing_is_reported_with_its_last_words_alone(words):
+    last = {"terminated": {"exitCode": 1, "message": f"starting\n{words}\n"}}
     waiting = pod({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container"}})
     waiting["status"]["initContainerStatuses"][0]["lastState"] = last
-    reason = "CrashLoopBackOff: FATAL: database files are incompatible with server"
+    reason = f"CrashLoopBackOff: {words}"
     problem = startup_problem(waiting)
     assert problem is not None
     assert problem.is_missing

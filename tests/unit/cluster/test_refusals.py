@@ -89,8 +89,9 @@ def test_a_refusal_that_is_over_is_no_problem(events):
     assert creation_problem(JOB, events) is None
 
 
+@pytest.mark.parametrize(("phase", "where"), [("Pending", ""), ("Running", "container a: ")])
 @pytest.mark.parametrize(("secrets", "says"), [([{"name": "key"}], " (there is no Secret key)"), ([], "")])
-def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says):
+def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says, phase, where):
     """The registry's own answer, that the image does not exist or access is denied, does not tell."""
     message = "Unable to retrieve some image pull secrets (key); attempting to pull the image may not succeed."
     namespace = Namespace(event("a-0", "FailedToRetrieveImagePullSecret", message, 5, kind="Pod"))
@@ -98,11 +99,9 @@ def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says
     pod = {
         "metadata": {"name": "a-0", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"containers": [{"name": "a"}], "imagePullSecrets": secrets},
-        "status": {"phase": "Pending", "containerStatuses": [waiting]},
+        "status": {"phase": phase, "containerStatuses": [waiting]},
     }
     problem = why_not_started(namespace, pod)
     assert problem is not None
-    assert (
-        problem.reason
-        == f"ErrImagePull: denied; correct the image, or global.imagePullSecrets, with helm upgrade{says}"
-    )
+    remedy = "correct the image, or global.imagePullSecrets, with helm upgrade"
+    assert problem.reason == f"{where}ErrImagePull: denied{says}; {remedy}"
