@@ -84,16 +84,20 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         _end_with_namespace(cluster, options)
         raise
     except CsiJobError as error:
-        with suppress(ClusterError):  # nobody else would resume it
-            if release := read_release(cluster, options.stages):
-                resume_search(cluster, release)
         record("Failed", str(error), is_warning=True)
+        with suppress(CsiJobError):
+            leader.complete(partial(_resume_search, cluster))  # nobody else would
         raise
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"
     outcome = f"study {settings.study.name}: {summary}; model and report are under models/"
     record("Finished", outcome)
     return outcome
+
+
+def _resume_search(cluster: Cluster, release: Release) -> bool:
+    resume_search(cluster, release)
+    return True
 
 
 def _record(

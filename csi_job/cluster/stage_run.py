@@ -269,8 +269,8 @@ class CacheRun(StageRun):
             if self._has_search_pods():
                 self._hold_search(job["metadata"]["labels"][QUEUE])
             elif time.monotonic() - self._crowded_at_s > MAKE_ROOM_AFTER_S:
-                self._is_in_vain = True
                 for name in resume_search(self.cluster, self.release):
+                    self._is_in_vain = True
                     self.log_once(f"cache: still waits for quota; Job {name} continues", "Waiting")
         return super().on_active(job, pods)
 

@@ -57,15 +57,22 @@ def test_a_search_without_a_sampler_ends_the_release_before_any_job_is_created(s
     assert namespace.find("Job") == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"study.sampler": "cmaes", "study.objective": "f1-and-cost"}])
-def test_a_release_that_fails_leaves_no_search_suspended(settings):
+@pytest.mark.parametrize(
+    ("settings", "errors"),
+    [
+        ({}, ()),
+        ({"study.sampler": "cmaes", "study.objective": "f1-and-cost"}, ()),
+        ({}, (ClusterError("no"), *[UnreachableError("away")] * 5)),
+    ],
+)
+def test_a_release_that_fails_leaves_no_search_suspended(settings, errors):
     """It gave way to a cache stage, maybe that of another controller, which nobody runs to its end now."""
-    namespace = Failing()
+    namespace = Failing(*errors)
     job = stage().job(1, {}, {HELD: GIVES_WAY})
     job["spec"] |= scale_patch(0, queued=False)
     namespace.apply(job)
     namespace.refused["Job"] = ClusterError(FIELD)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises((ConfigurationError, StageFailedError)):
         run(namespace, **settings)
     assert namespace.only()["spec"].items() >= scale_patch(2, queued=False).items()
     assert HELD not in namespace.only()["metadata"]["annotations"]
@@ -239,7 +246,7 @@ def test_a_permission_that_does_not_come_ends_the_release():
 def test_an_outage_begins_the_wait_for_a_permission_again(monkeypatch):
     times = iter((100.0, 100.0, 190.0, 190.0, 230.0, 230.0))
     monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
-    monkeypatch.setattr(controller, "OwnBackOff", lambda _: None)
+    monkeypatch.setattr(controller, "OwnBackOff", lambda _: SimpleNamespace(reset_when_steady=lambda: None))
     monkeypatch.setattr(controller, "_record", lambda *_, **__: None)
     refused, away = NotAllowedError("cannot get resource"), UnreachableError("away")
     with pytest.raises(StageFailedError, match=r"^no$"):
