@@ -39,6 +39,14 @@ _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 logger = logging.getLogger(__name__)
 
 
+def listed(folder: Path) -> list[Path]:
+    """Return what a folder contains, nothing if it is missing; since Python 3.13 `Path.glob` hides any other error."""
+    try:
+        return [*folder.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder and its missing parents, each flushed in its parent, and return it."""
     if path.is_dir():

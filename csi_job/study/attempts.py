@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optuna import Study
 
+from csi_job.files import listed
 from csi_job.work_folder import WorkFolder
 
 
@@ -85,8 +86,9 @@ def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
 
 
 def _remove_attempts(folder: Path, uid: str) -> None:
-    for attempt in _own_attempts(folder, uid):
-        shutil.rmtree(attempt, ignore_errors=True)
+    with suppress(OSError):  # what cannot be listed is left
+        for attempt in _own_attempts(folder, uid):
+            shutil.rmtree(attempt, ignore_errors=True)
     _remove_if_empty(folder)
 
 
@@ -97,7 +99,8 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _own_attempts(folder: Path, uid: str) -> list[Path]:
     """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
-    return [attempt for attempt in folder.glob("attempt-*") if _uid_of(attempt) in (uid, "")]
+    attempts = (path for path in listed(folder) if path.match("attempt-*"))
+    return [attempt for attempt in attempts if _uid_of(attempt) in (uid, "")]
 
 
 def _number_of(attempt: Path) -> int:

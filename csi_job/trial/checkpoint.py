@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError, explain_os_errors
-from csi_job.files import make_folder, replacing
+from csi_job.files import listed, make_folder, replacing
 from csi_job.trial.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -217,4 +217,4 @@ def _is_intact(content: bytes) -> bool:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("epoch-*.pt") if epoch_of(path) >= 0), key=epoch_of)
+    return sorted((path for path in listed(folder) if epoch_of(path) >= 0), key=epoch_of)

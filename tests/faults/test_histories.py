@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.harness.histories.journal import Journal, Operation, operations
 from tests.faults.harness.histories.model import DELETED, FULL, LOST, REFUSED, Model, World, is_read
-from tests.faults.harness.histories.run import Mix, run_history
+from tests.faults.harness.histories.run import Mix, run_history, with_twin
 from tests.faults.harness.histories.search import explain
 
 WORLD = World(lease_s=10.0, target=2, baseline=0.5, max_attempts=2, deaths={"dead": 20.0}, clock_steps=(100.0,))
@@ -26,6 +26,7 @@ def complaint(*steps, world=WORLD):
     for index, (kind, arguments, answer, *times) in enumerate([*BEGUN, *steps]):
         begin_s, end_s = times or (float(index), index + 0.5 if answer is not None else math.inf)
         history.append(Operation(kind, "red", arguments, answer, begin_s, end_s))
+    history = [twin for op in history for twin in with_twin(op, world)]
     return explain(history, None, Model(world).apply, is_read).complaint
 
 
@@ -45,6 +46,10 @@ RIGHT = {
     ],
     "a study that is created again while it is deleted": [
         ("define", (), (), 2.0, 5.0), ("delete", ("u",), (), 3.0, 4.0), ("open", (), ("v",), 6.0, 6.5),
+    ],
+    "an addition whose retry found the study deleted": [
+        ("add", ("u", 3, "t"), DELETED, 2.0, 8.0), ("add", ("u", 1, "s"), (6,), 3.0, 4.0),
+        ("delete", ("u",), (), 5.0, 6.0),
     ],
     "a claim without an answer that took effect": [
         ("claim", ("u", "a:1"), None), CLAIM_B, ("claim", ("u", "c:1"), ("none", 0, 2, 2)),

@@ -1,6 +1,4 @@
-import errno
-import os
-from pathlib import Path
+import shutil
 
 import pytest
 from optuna.trial import TrialState, create_trial
@@ -36,19 +34,20 @@ def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_on
     assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
 
-def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_path, caplog):
     *_, older = attempt(tmp_path, 1, 0, 1)
     *_, promoted = attempt(tmp_path, 2, 2, 3)
-    scandir = os.scandir
-
-    def scan(folder):
-        if Path(folder) == promoted.parent:
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", scan)
+    shutil.rmtree(promoted.parent)
+    promoted.parent.touch()
     assert attempts.find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == older
-    assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Stale file handle)"]
+    assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Not a directory)"]
+
+
+def test_attempts_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
+    (tmp_path / "trial-7").touch()
+    with pytest.raises(NotADirectoryError):
+        attempts.find_checkpoint(tmp_path / "trial-7", None, 3, attempt=3, uid=UID)
+    assert attempts.find_checkpoint(tmp_path / "trial-8", None, 3, attempt=3, uid=UID) is None
 
 
 def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):

@@ -16,7 +16,7 @@ import psycopg2
 from tests.faults.harness.fleet import FaultyWorker
 from tests.faults.harness.histories import client as clients
 from tests.faults.harness.histories.journal import Operation, notes, operations
-from tests.faults.harness.histories.model import DELETED, LOST, Model, World, is_read
+from tests.faults.harness.histories.model import DELETED, LOST, READS, Model, World, is_read
 from tests.faults.harness.histories.search import explain
 from tests.support.postgres import Server
 from tests.support.reader import Reader
@@ -98,20 +98,23 @@ def check(url: str, folder: Path, world: World) -> HistoryFigures:
     figures.complaints += [f"{who} at {when:.3f}: {what}" for when, who, what in notes(folder) if who != "harness"]
     for name in clients.NAMES:
         end = Operation("copy", name, (), read(url, name), time.monotonic(), time.monotonic(), "the database")
-        own = [twin for op in history if op.study == name for twin in _with_twin(op, world)]
+        own = [twin for op in history if op.study == name for twin in with_twin(op, world)]
         verdict = explain([*own, end], None, model.apply, is_read)
         figures.steps += verdict.num_steps
         figures.complaints += [f"study {name}: {verdict.complaint}"] if verdict.complaint else []
     return figures
 
 
-def _with_twin(op: Operation, world: World) -> list[Operation]:
+def with_twin(op: Operation, world: World) -> list[Operation]:
     """Add to an operation a first try whose answer was lost with the connection.
 
-    A write that finds its lease lost may have been stored before; so may a claim that took longer than a lease.
+    A write that finds its lease lost may have been stored before; so may a claim that took longer than a lease, and any
+    change of a study that is found deleted.
     """
     is_long = op.kind == "claim" and op.end_s - op.begin_s > world.lease_s
-    if op.answer is not None and op.kind in WRITES and (op.answer == LOST or is_long):
+    is_late = op.kind in WRITES and (op.answer == LOST or is_long)
+    is_late |= op.answer == DELETED and op.kind not in READS
+    if op.answer is not None and is_late:
         return [op, op._replace(answer=None)]
     return [op]
 
