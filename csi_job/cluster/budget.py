@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from csi_job.cluster.api import ServerClock
+from csi_job.cluster.api import Cluster, ServerClock
 from csi_job.cluster.stages import GPU_RESOURCE, get_annotation, job_result, num_gpus
 
 # Annotations of the search Job.
@@ -53,6 +53,25 @@ class Budget:
 def initial_annotations() -> dict[str, str]:
     """Return the annotations of a new search Job; what the study has used so far is read right away."""
     return {METERED_AT: f"{_now_s():.0f}", RUNNING: "0"}
+
+
+def meter(cluster: Cluster, job: Mapping[str, Any], add: Callable[[Usage], Usage | None]) -> None:
+    """Keep the usage with the study, which outlives every Job, and the total with the Job."""
+    if annotations := add_usage(job, add):
+        cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": annotations}})
+
+
+def add_usage(job: Mapping[str, Any], add: Callable[[Usage], Usage | None]) -> dict[str, str]:
+    """Add the usage since the last metering, if that is due; return what the Job's annotations got to record it.
+
+    `add` adds to the study's usage and returns the total, None while the study is unreachable.
+    """
+    total = add(unmetered_usage(job)) if metering_is_due(job) else None
+    if total is None:
+        return {}
+    annotations = metering_annotations(job, total)
+    job["metadata"]["annotations"].update(annotations)
+    return annotations
 
 
 def metering_is_due(job: Mapping[str, Any]) -> bool:

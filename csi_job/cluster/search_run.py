@@ -8,10 +8,9 @@ from csi_job.cluster.back_off import SearchBackOff
 from csi_job.cluster.budget import (
     ENDED_BY,
     Budget,
+    add_usage,
     initial_annotations,
-    metering_annotations,
-    metering_is_due,
-    unmetered_usage,
+    meter,
 )
 from csi_job.cluster.stage_run import POD_FAILURE_POLICY, StageRun
 from csi_job.cluster.stages import (
@@ -61,7 +60,7 @@ class SearchRun(StageRun):
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
         """Log the study's progress; resize or end the Job if that is due."""
-        self._meter(job)
+        meter(self.cluster, job, self.watch.add_usage)
         reason = self.budget.exhausted_reason(job)
         if reason:
             return self._end(job, pods, reason)
@@ -87,7 +86,7 @@ class SearchRun(StageRun):
         """End the search if the study is finished or the budget exhausted, else recreate the Job."""
         if result.failed and result.reason == POD_FAILURE_POLICY:
             return super().on_finished(job, result)
-        self._meter(job)
+        meter(self.cluster, job, self.watch.add_usage)
         status = self.watch.status()
         if status is None:
             return False
@@ -119,7 +118,7 @@ class SearchRun(StageRun):
         if status is None:
             return None
         now = self.stage.job(1, self.release.owner, self.annotations())  # as a new one would begin
-        self._add_usage(now)
+        add_usage(now, self.watch.add_usage)
         has_deadline = "activeDeadlineSeconds" in self.stage.manifest["spec"]
         return status.is_finished or has_deadline or (status.is_confirmed and bool(self.budget.exhausted_reason(now)))
 
@@ -139,24 +138,10 @@ class SearchRun(StageRun):
             manifest["spec"] |= scale_patch(int(previous["spec"]["completions"]), queued=queued)
             if is_paused(previous) and not (get_annotation(previous, ENDED_BY) or get_annotation(previous, HELD)):
                 manifest["spec"] |= scale_patch(0, queued=queued)
-        self._add_usage(manifest)
+        add_usage(manifest, self.watch.add_usage)
         if self.budget.exhausted_reason(manifest):
             manifest["metadata"]["annotations"][ENDED_BY] = "budget"
             manifest["spec"] |= scale_patch(0, queued=queued)
-
-    def _meter(self, job: Mapping[str, Any]) -> None:
-        """Keep the usage with the study, which outlives every Job, and the total with the Job."""
-        if annotations := self._add_usage(job):
-            self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": annotations}})
-
-    def _add_usage(self, job: Mapping[str, Any]) -> dict[str, str]:
-        """Add the usage since the last metering, if that is due; return what the Job's annotations got to record it."""
-        total = self.watch.add_usage(unmetered_usage(job)) if metering_is_due(job) else None
-        if total is None:  # not due, or the study is unreachable
-            return {}
-        annotations = metering_annotations(job, total)
-        job["metadata"]["annotations"].update(annotations)
-        return annotations
 
     def _end(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], reason: str) -> bool:
         """Restrict the pods to the confirmation, since the budget is exhausted; return whether that is done.

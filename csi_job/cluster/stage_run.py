@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
+from csi_job.cluster.budget import initial_annotations, meter
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
@@ -200,7 +201,7 @@ class StageRun:
         if left := [pod["metadata"]["name"] for pod in self._pods_of_others(job)]:
             self.log_once(f"{self.stage.name}: Job {name} starts when these pods have ended: {', '.join(left)}")
             return
-        resize(self.cluster, job, int(job["spec"].get("completions", 1)), {HELD: None})
+        _end_hold(self.cluster, job)
         self.log_once(f"{self.stage.name}: started as Job {name}", "Started")
 
     def _pods_of_others(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -265,6 +266,7 @@ class CacheRun(StageRun):
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
         """Make room for the Job if it has waited for a queue's quota, unless that was in vain."""
+        self._meter_search()
         if is_waiting(job) and age_s(job) > MAKE_ROOM_AFTER_S and not self._is_in_vain:
             if self._has_search_pods():
                 self._hold_search(job["metadata"]["labels"][QUEUE])
@@ -293,6 +295,13 @@ class CacheRun(StageRun):
             return
         super()._fail_if_stuck(job, reason, min(missing_s, time.monotonic() - self._crowded_at_s))
 
+    def _meter_search(self) -> None:
+        """Meter the search that continues after the stage, so that only what its pods use until they end counts."""
+        search = self.release.search
+        for job in self.cluster.jobs(search.labels):
+            if get_annotation(job, DIGEST) == search.digest and job_result(job) is None:
+                meter(self.cluster, job, self.watch.add_usage)
+
     def _is_study_missing(self) -> bool:
         return self.watch.status() is None and self.watch.is_missing
 
@@ -318,8 +327,14 @@ def resume_search(cluster: Cluster, release: Release) -> list[str]:
     """Resume a search that has given way to the cache stage; return the names of its Jobs."""
     held = [job for job in cluster.jobs(release.search.labels) if get_annotation(job, HELD) == GIVES_WAY]
     for job in held:
-        resize(cluster, job, int(job["spec"].get("completions", 1)), {HELD: None})
+        _end_hold(cluster, job)
     return [job["metadata"]["name"] for job in held]
+
+
+def _end_hold(cluster: Cluster, job: Mapping[str, Any]) -> None:
+    """Start a Job on hold; of a search that gave way, no pod was running, even if nobody has metered their end."""
+    metering = initial_annotations() if get_annotation(job, HELD) == GIVES_WAY else {}
+    resize(cluster, job, int(job["spec"].get("completions", 1)), {HELD: None, **metering})
 
 
 def _round(job: Mapping[str, Any]) -> int:

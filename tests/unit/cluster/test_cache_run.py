@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from csi_job.cluster import stage_run
+from csi_job.cluster.budget import METERED_AT
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, CacheRun
-from csi_job.cluster.stages import GIVES_WAY, HELD, Release, get_annotation, selector
+from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, Release, get_annotation, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, event, search, stage
 
@@ -55,15 +56,21 @@ def test_a_cache_whose_job_has_expired_is_done_while_its_study_exists(is_missing
     assert bool(namespace.names("cache")) is is_missing
 
 
-def running_search(namespace: Namespace, queue: str = "") -> tuple[SearchRun, dict[str, Any]]:
+def running_search(
+    namespace: Namespace, queue: str = "", watch: Watch | None = None
+) -> tuple[SearchRun, dict[str, Any]]:
     """Return a search of earlier settings with a running pod, and its Job."""
-    older = search(namespace, Watch(num_finished=0), stage(queue=queue))
+    older = search(namespace, watch or Watch(num_finished=0), stage(queue=queue))
     older.reconcile()
     (name,) = namespace.names("search")
     namespace.objects["Job", name]["status"] = {"active": 2}
     labels = selector("r", "search") | {JOB_NAME: name}
     namespace.create({"kind": "Pod", "metadata": {"name": "s", "labels": labels}, "spec": {}, "status": RUNNING})
     return older, namespace.objects["Job", name]
+
+
+def pass_time(job: dict[str, Any], seconds: float) -> None:
+    job["metadata"]["annotations"][METERED_AT] = f"{float(get_annotation(job, METERED_AT)) - seconds:.0f}"
 
 
 def queued(namespace: Namespace, run: CacheRun) -> None:
@@ -107,6 +114,44 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     assert held["spec"]["parallelism"] == 2
     assert not held["spec"].get("suspend")
     assert not get_annotation(held, HELD)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_restarted):
+    """If no controller saw the end of its pods, only until it was told to give way."""
+    watch = Watch(num_finished=0)
+    older, job = running_search(namespace := Namespace(), "team", watch)
+    job["status"] = {"active": 2, "ready": 2}
+    older.reconcile()
+    pass_time(job, 3600)
+    queued(namespace, run := cache(namespace, watch, queue="team"))
+    assert get_annotation(job, HELD) == GIVES_WAY
+    pass_time(job, 60)  # while they hand over
+    namespace.delete("Pod", "s")
+    job["status"] = {}
+    if not is_restarted:
+        run.reconcile()
+    pass_time(job, 3 * 3600)
+    older.reconcile()
+    job["status"] = {"active": 2, "ready": 2}
+    older.reconcile()
+    used_s = 3600 + 60 * (not is_restarted)
+    assert watch.used.seconds == pytest.approx(used_s, abs=5)
+    assert watch.used.gpu_seconds == pytest.approx(2 * used_s, abs=10)
+
+
+def test_a_search_that_the_release_replaces_is_not_billed_to_its_study():
+    """The settings that differ may be those of the study."""
+    watch = Watch(num_finished=0)
+    _, job = running_search(namespace := Namespace(), "", Watch(num_finished=0))
+    job["status"] = {"active": 2, "ready": 2}
+    job["metadata"]["annotations"][DIGEST] = "other"
+    run = cache(namespace, watch)
+    run.reconcile()
+    run.reconcile()
+    pass_time(job, 3600)
+    run.reconcile()
+    assert watch.used.seconds == 0
 
 
 def test_a_quota_that_the_search_does_not_hold_ends_the_stage():
