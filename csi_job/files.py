@@ -117,7 +117,7 @@ def replacing_unlocked(path: Path) -> Iterator[Path]:
     _remove_leftovers(path)
 
 
-@cache  # once per process, since it reads the whole folder
+@cache  # once per file and process, since it reads the whole folder
 def _remove_leftovers(path: Path) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.[0-9a-f]{{8}}")
     with suppress(OSError):  # the folder may not be readable, and another process may remove the same file

@@ -68,5 +68,5 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
         return
     best = loaded.settings.folder.best_params(study.study_name)
     click.echo(f"plots and report: {best.parent}")
-    if status.num_complete:  # else the file, if any, is of an earlier study
+    if status.best:  # else the file, if any, is of an earlier study
         click.echo(f"next: {next_command(loaded, 'train-optimized', '--hyperparams', str(best))}")

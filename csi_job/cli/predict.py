@@ -1,6 +1,7 @@
 """`csi-job predict`."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def _open(output: Path | None) -> Iterator[TextIO]:
         with click.open_file(str(output or "-"), "w", encoding="utf-8") as stream:
             yield cast("TextIO", stream)
         return
-    target = output.resolve()
+    target = Path(os.path.realpath(output))  # unlike `resolve`, of a link to itself too
     with replacing_unlocked(target) as temporary, temporary.open("w", encoding="utf-8") as file:
         if target.exists():
             shutil.copymode(target, temporary)

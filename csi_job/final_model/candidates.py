@@ -5,13 +5,14 @@ the standard deviation over them shows how much of a difference between candidat
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
@@ -112,17 +113,23 @@ def find_candidates(
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
         return found
-    # With two objectives, the Pareto front.
-    front = {trial.number for trial in study.best_trials} if len(study.directions) > 1 else None
-    for trial in ranked_trials(study):
-        if front is not None and trial.number not in front:
-            continue
+    ranked = ranked_trials(study)
+    for trial in ranked if len(study.directions) == 1 else _pareto_front(ranked):
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
             stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there
             epochs = max_epochs or (stored if is_count(stored) else file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     return found
+
+
+def _pareto_front(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that none beats on both F1 and cost, the best F1 first."""
+    front: list[FrozenTrial] = []
+    for trial in sorted(trials, key=lambda trial: (-trial.values[0], trial.values[1], trial.number)):
+        if not front or trial.values[1] < front[-1].values[1] or trial.values == front[-1].values:
+            front.append(trial)
+    return front
 
 
 def choose_winner(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:

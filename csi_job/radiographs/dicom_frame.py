@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from csi_job.radiographs.content import LARGE, stream_header
+from csi_job.radiographs.content import stream_header
 from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import Film
 
@@ -63,9 +63,8 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     if syntax == RLELossless:
         levels_HW = _run_lengths(dataset)
     elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and _num_bits(dataset) <= _BYTE:
-        if dataset.BitsAllocated > _BYTE or dataset.Rows * dataset.Columns >= LARGE:
-            image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
-            levels_HW = np.asarray(image) if image.mode == "L" else None
+        image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
+        levels_HW = np.asarray(image) if image.mode == "L" else None
     elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1):
         levels_HW = _by_gdcm(dataset)
     if levels_HW is None:

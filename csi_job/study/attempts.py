@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optuna import Study
 
+from csi_job.errors import ResourceError, explain_os_errors
 from csi_job.files import listed
 from csi_job.work_folder import WorkFolder
 
@@ -58,9 +59,10 @@ def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
     """
     newest = folder / f"epoch-{epoch:04d}.pt"
     if newest.is_file():
-        for path in (path for attempt in _own_attempts(folder.parent, _uid_of(folder)) for path in attempt.glob("*")):
-            if path != newest and _number_of(path.parent) <= _number_of(folder):
-                path.unlink(missing_ok=True)
+        with suppress(OSError, ResourceError):  # what cannot be listed or removed is left
+            for path in (each for attempt in _own_attempts(folder.parent, _uid_of(folder)) for each in listed(attempt)):
+                if path != newest and _number_of(path.parent) <= _number_of(folder):
+                    path.unlink(missing_ok=True)
 
 
 def remove_checkpoints(work: Path, study_name: str, number: int, uid: str) -> None:
@@ -86,7 +88,7 @@ def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
 
 
 def _remove_attempts(folder: Path, uid: str) -> None:
-    with suppress(OSError):  # what cannot be listed is left
+    with suppress(ResourceError):  # what cannot be listed is left
         for attempt in _own_attempts(folder, uid):
             shutil.rmtree(attempt, ignore_errors=True)
     _remove_if_empty(folder)
@@ -99,7 +101,8 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _own_attempts(folder: Path, uid: str) -> list[Path]:
     """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
-    attempts = (path for path in listed(folder) if path.match("attempt-*"))
+    with explain_os_errors("the checkpoints of a trial cannot be listed", folder, kind=ResourceError):
+        attempts = [path for path in listed(folder) if path.match("attempt-*")]
     return [attempt for attempt in attempts if _uid_of(attempt) in (uid, "")]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.storage import attributes as stored
@@ -74,10 +75,15 @@ def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
 
 
 def space_of(study: optuna.Study) -> SearchSpace | None:
-    """Return the study's space, without the hyperparameters of a later version; None if it has none."""
-    record = StudyRecord(study.study_name, study.user_attrs)
-    is_known = bool(stored.fingerprint_of(record.attributes).get("space"))
-    return SearchSpace.model_validate(record.space()) if is_known else None
+    """Return the study's space, without the hyperparameters of a later version; None if it has none that is known."""
+    if not stored.fingerprint_of(study.user_attrs).get("space"):
+        return None
+    forms = dict.fromkeys(SearchSpace.model_fields)  # what an earlier version lacks has its default
+    try:
+        space: SearchSpace = SearchSpace.model_validate(forms | StudyRecord(study.study_name, study.user_attrs).space())
+    except ValidationError:  # a value of a later version
+        return None
+    return space
 
 
 @dataclass(frozen=True)

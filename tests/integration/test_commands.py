@@ -211,6 +211,9 @@ def test_predict_reports_a_corrupt_file_and_continues(finished, phantoms, tmp_pa
     run(finished, "predict", *good, torn, "--output", tmp_path / "scores.csv", code=1)
     assert (tmp_path / "scores.csv").read_text() == out
     assert stat.S_IMODE((tmp_path / "scores.csv").stat().st_mode) == 0o600
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    run(finished, "predict", *good, torn, "--output", tmp_path / "loop.csv", code=1)
+    assert (tmp_path / "loop.csv").read_text() == out
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     run(finished, "predict", *good, torn, "--output", tmp_path / "pipe", code=1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 
 from csi_job.errors import CsiJobError, InfeasibleTrialError
 from csi_job.final_model.candidates import (
@@ -95,6 +96,10 @@ def test_a_confirmed_or_handwritten_file_or_one_without_a_study_is_the_only_cand
 
 def test_with_two_objectives_candidates_are_on_the_pareto_front(tmp_path):
     study = study_of((LOW, [0.5, 2.0]), ({"learning_rate": 2e-3}, [0.4, 3.0]), (HIGH, [0.3, 1.0]))
+    assert rates(find_candidates(hyperparams(tmp_path), study, 3, None)) == [1e-3, 3e-3]
+    study.set_user_attr(FINGERPRINT, {"space": SearchSpace().fingerprint()})
+    foreign = {"params": {"model_arch": "vgg11"}, "distributions": {"model_arch": CategoricalDistribution(["vgg11"])}}
+    study.add_trial(optuna.trial.create_trial(values=[0.99, 0.1], **foreign))  # beats them all
     assert rates(find_candidates(hyperparams(tmp_path), study, 3, None)) == [1e-3, 3e-3]
 
 

@@ -365,3 +365,9 @@ def test_lossy_jpeg_of_8_bits_is_read_in_words_of_16(film_HW, square_HW, stated,
     dataset = dataset_of(film_HW.astype(np.uint16), bits_stored, stated, WindowCenter=128, WindowWidth=256)
     dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
+
+
+def test_lossy_jpeg_of_8_bits_is_unsigned_whatever_the_header_says(film_HW, square_HW):
+    dataset = dataset_of(film_HW, 8, JPEGBaseline8Bit, WindowCenter=128, WindowWidth=256, PixelRepresentation=1)
+    dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
+    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2

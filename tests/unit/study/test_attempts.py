@@ -3,6 +3,7 @@ import shutil
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from csi_job.errors import ResourceError
 from csi_job.study import attempts
 from csi_job.trial.checkpoint import checkpoint_values
 from csi_job.work_folder import WorkFolder
@@ -45,7 +46,7 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
 
 def test_attempts_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
     (tmp_path / "trial-7").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ResourceError, match="cannot be listed"):
         attempts.find_checkpoint(tmp_path / "trial-7", None, 3, attempt=3, uid=UID)
     assert attempts.find_checkpoint(tmp_path / "trial-8", None, 3, attempt=3, uid=UID) is None
 

@@ -5,11 +5,11 @@ from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import DataError, InfeasibleTrialError
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import f1_standard_error_of
+from csi_job.storage.attributes import FINGERPRINT, f1_standard_error_of
 from csi_job.storage.lease import RELEASED_AT_S
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite, add_trial
-from csi_job.study.status import choose_trial, study_status
+from csi_job.study.status import choose_trial, ranked_trials, study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from tests.support.studies import SPACE, define, leased, objective, work_on
@@ -44,6 +44,25 @@ def test_a_trial_that_another_program_added_outside_the_space_is_never_the_best(
     assert study_status(study).best.f1 == best.value
     study.add_trial(create_trial(value=0.97, params=best.params, distributions=best.distributions))
     assert choose_trial(study).trial.value == 0.97
+
+
+def test_in_a_space_that_only_a_later_version_knows_every_trial_counts(study, tmp_path):
+    work_on(study, tmp_path)
+    fingerprint = study.user_attrs[FINGERPRINT]
+    fingerprint["space"]["optimizer"]["choices"].append("lion")
+    study.set_user_attr(FINGERPRINT, fingerprint)
+    assert study_status(study).best.f1 == study.best_value
+
+
+def test_a_hyperparameter_that_the_studys_version_did_not_have_excludes_no_trial(study, tmp_path):
+    work_on(study, tmp_path)
+    fingerprint = study.user_attrs[FINGERPRINT]
+    for name in ("weight_decay", "momentum"):
+        del fingerprint["space"][name]
+    study.set_user_attr(FINGERPRINT, fingerprint)
+    assert [trial.number for trial in ranked_trials(study)] == [
+        trial.number for trial in sorted(study.trials, key=lambda trial: -trial.value)
+    ]
 
 
 def test_running_failed_and_infeasible_trials_are_shown(storage, tmp_path):

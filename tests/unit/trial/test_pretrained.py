@@ -87,6 +87,7 @@ def test_the_weights_of_a_checkpoint_are_found_under_any_key():
     forms = [{"ema": weights}, {"checkpoint": {"params": weights}}, {"model": weights, "ema": {}}, {"teacher": weights}]
     forms += [{"model": "resnet18", "params": weights}, {"net": None, "ema": weights}]
     forms += [{"model": weights, "ema": weights}]  # the usual key
+    forms += [{"model": weights, "optim_state": {str(number): torch.ones(1) for number in range(999)}}]
     forms += [{"loss": torch.ones(1), "params": weights}, {"weights": {"ce": torch.ones(5)}, "params": weights}]
     for form in forms:
         assert find_weights(beside | form).keys() == weights.keys()
