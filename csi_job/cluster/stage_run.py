@@ -261,7 +261,7 @@ class CacheRun(StageRun):
         """Like `StageRun`, with the study, and how often the Job may be recreated for it."""
         super().__init__(*stage, **options)
         self.watch, self.max_rounds = watch, max_rounds
-        self._crowded_at_s = -math.inf  # when pods of the search were last seen
+        self._crowded_at_s: float | None = None  # when pods of the search were last seen
         self._is_in_vain = False  # the search gave way, and a queue admitted the stage no sooner
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
@@ -270,7 +270,7 @@ class CacheRun(StageRun):
         if is_waiting(job) and age_s(job) > MAKE_ROOM_AFTER_S and not self._is_in_vain:
             if self._has_search_pods():
                 self._hold_search(job["metadata"]["labels"][QUEUE])
-            elif time.monotonic() - self._crowded_at_s > MAKE_ROOM_AFTER_S:
+            elif self._without_search_s() > MAKE_ROOM_AFTER_S:
                 for name in resume_search(self.cluster, self.release):
                     self._is_in_vain = True
                     self.log_once(f"cache: still waits for quota; Job {name} continues", "Waiting")
@@ -293,7 +293,7 @@ class CacheRun(StageRun):
             if missing_s > MAKE_ROOM_AFTER_S:
                 self._hold_search()
             return
-        super()._fail_if_stuck(job, reason, min(missing_s, time.monotonic() - self._crowded_at_s))
+        super()._fail_if_stuck(job, reason, min(missing_s, self._without_search_s()))
 
     def _meter_search(self) -> None:
         """Meter the search that continues after the stage, so that only what its pods use until they end counts."""
@@ -310,6 +310,13 @@ class CacheRun(StageRun):
             self._crowded_at_s = time.monotonic()
         return found
 
+    def _without_search_s(self) -> float:
+        """Return for how long the search has had no pods; an earlier controller may have seen those of one on hold."""
+        now_s = time.monotonic()
+        if self._crowded_at_s is None:
+            self._crowded_at_s = now_s if _held_searches(self.cluster, self.release) else -math.inf
+        return now_s - self._crowded_at_s
+
     def _hold_search(self, queue: str = "") -> None:
         """Let the pods of a search of earlier settings, in this queue if any, hand over until the stage is done."""
         for job in self.cluster.jobs(self.release.search.labels):
@@ -325,10 +332,15 @@ class CacheRun(StageRun):
 
 def resume_search(cluster: Cluster, release: Release) -> list[str]:
     """Resume a search that has given way to the cache stage; return the names of its Jobs."""
-    held = [job for job in cluster.jobs(release.search.labels) if get_annotation(job, HELD) == GIVES_WAY]
+    held = _held_searches(cluster, release)
     for job in held:
         _end_hold(cluster, job)
     return [job["metadata"]["name"] for job in held]
+
+
+def _held_searches(cluster: Cluster, release: Release) -> list[dict[str, Any]]:
+    """Return the Jobs of a search that has given way to the cache stage."""
+    return [job for job in cluster.jobs(release.search.labels) if get_annotation(job, HELD) == GIVES_WAY]
 
 
 def _end_hold(cluster: Cluster, job: Mapping[str, Any]) -> None:

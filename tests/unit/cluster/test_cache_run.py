@@ -1,5 +1,7 @@
 """The cache stage among the others; what it has in common with them is in test_stage_run.py."""
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,3 +197,29 @@ def test_a_search_that_gave_way_in_vain_resumes_and_does_so_only_once(monkeypatc
     run.reconcile()
     assert held["spec"]["parallelism"] == 2
     assert not get_annotation(held, HELD)
+
+
+@pytest.mark.parametrize("queue", ["", "team"])
+def test_a_restarted_controller_gives_the_room_that_the_search_has_left_as_long_as_the_earlier_one(queue, monkeypatch):
+    """Otherwise it fails the stage, or resumes the search, before the stage has taken the quota."""
+    _, held = running_search(namespace := Namespace(), queue)
+    queued(namespace, run := cache(namespace, Watch(num_finished=0), queue=queue, missing_s=1))
+    if not queue:
+        (waits,) = namespace.names("cache")
+        namespace.create(event(waits, "FailedCreate", QUOTA.format(1), 40))
+        namespace.objects["Job", waits]["spec"]["suspend"] = False
+        run.reconcile()
+    assert get_annotation(held, HELD) == GIVES_WAY
+    namespace.delete("Pod", "s")
+    now_s = time.monotonic()
+    monkeypatch.setattr(stage_run, "time", SimpleNamespace(monotonic=lambda: now_s))
+    again = cache(namespace, Watch(num_finished=0), queue=queue, missing_s=1)
+    again.reconcile()
+    assert get_annotation(held, HELD) == GIVES_WAY
+    now_s += 31
+    if queue:
+        again.reconcile()
+        assert not get_annotation(held, HELD)
+    else:
+        with pytest.raises(StageFailedError, match="exceeded quota: q"):
+            again.reconcile()
