@@ -84,9 +84,9 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         _end_with_namespace(cluster, options)
         raise
     except CsiJobError as error:
-        record("Failed", str(error), is_warning=True)
         with suppress(CsiJobError):
             leader.complete(partial(_resume_search, cluster))  # nobody else would
+        record("Failed", str(error), is_warning=True)  # once the API server is back
         raise
     status = watch.status()
     summary = summarize(status) if status else "the study is finished"

@@ -76,6 +76,7 @@ def test_a_release_that_fails_leaves_no_search_suspended(settings, errors):
         run(namespace, **settings)
     assert namespace.only()["spec"].items() >= scale_patch(2, queued=False).items()
     assert HELD not in namespace.only()["metadata"]["annotations"]
+    assert [one["reason"] for one in namespace.find("Event")][-1] == "Failed"
 
 
 @pytest.mark.parametrize(
