@@ -188,6 +188,7 @@ def _progress(status: StudyStatus) -> int:
 
 
 def _require_complete_trial(status: StudyStatus, reason: str) -> None:
-    if not status.num_complete:
-        message = f"{reason}, but no trial is complete, so there is no model to train ({summarize(status)})"
+    if status.best is None:
+        which = "no complete trial is inside the study's space" if status.num_complete else "no trial is complete"
+        message = f"{reason}, but {which}, so there is no model to train ({summarize(status)})"
         raise StageFailedError(message, hint=HINT)

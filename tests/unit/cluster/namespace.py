@@ -17,7 +17,7 @@ from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
 from csi_job.errors import ClusterError
-from csi_job.study.status import ConfirmationStatus, StudyStatus
+from csi_job.study.status import BestStatus, ConfirmationStatus, StudyStatus
 
 
 class Namespace(Cluster):
@@ -198,6 +198,8 @@ class Watch:
         self.num_finished, self.num_paused, self.target = num_finished, 0, target
         self.planned_for: int | None = None
         self.num_left, self.has_ended, self.is_away, self.is_missing = 0, False, False, False
+        self.is_foreign = False
+        """Whether another program added its complete trials outside the study's space."""
         self.used = Usage()
 
     def end_search(self, *, ended: bool) -> bool:
@@ -215,7 +217,9 @@ class Watch:
         planned_for = self.num_finished if self.planned_for is None else self.planned_for
         found = ConfirmationStatus(8, self.num_left, (), planned_for)
         counts = self.target, self.num_finished, 0, 0, 0, 0, 0
-        return StudyStatus("s", "f1", *counts, (), none, none, none, (), found, self.num_paused)
+        has_best = self.num_finished and not self.is_foreign
+        best = BestStatus(0, 0.5, None, {}, "the best val_f1, 0.5000") if has_best else None
+        return StudyStatus("s", "f1", *counts, (), best, none, none, (), found, self.num_paused)
 
 
 def stage(

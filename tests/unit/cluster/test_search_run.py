@@ -58,9 +58,11 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
     logged = {record.getMessage(): vars(record).get("values") for record in caplog.records}
     recreating = "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)"
     assert logged[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
+    best = {"best_f1": 0.5, "best_trial": 0}
     trials = {"finished": 1, "target": 4, "complete": 1, "pruned": 0, "infeasible": 0, "failed": 0, "paused": 0}
-    progress = "search: 1 of 4 trials finished (1 complete); confirmation 8 of 8 (after 1 of 4 trials)"
-    assert logged[progress] == {"stage": "search", **trials, "confirmed": 8, "to_confirm": 8}
+    counts = "1 of 4 trials finished (1 complete); best val_f1 0.5000 (trial 0)"
+    progress = f"search: {counts}; confirmation 8 of 8 (after 1 of 4 trials)"
+    assert logged[progress] == {"stage": "search", **trials, **best, "confirmed": 8, "to_confirm": 8}
 
 
 def test_a_failed_index_does_not_matter_once_all_trials_are_finished():
@@ -173,6 +175,15 @@ def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error():
     _, run, _ = past_its_budget(num_finished=0)
     run.reconcile()
     with pytest.raises(StageFailedError, match="GPU hours is exhausted, but no trial is complete"):
+        run.reconcile()
+
+
+def test_a_study_whose_complete_trials_are_all_outside_its_space_is_an_error():
+    """No worker confirms one, so the search would be created again and again."""
+    namespace, run = started(watch := Watch(num_finished=4), stage())
+    watch.is_foreign, watch.planned_for = True, 0
+    namespace.end("Complete")
+    with pytest.raises(StageFailedError, match="study is finished, but no complete trial is inside the study's space"):
         run.reconcile()
 
 
