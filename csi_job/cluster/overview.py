@@ -13,13 +13,13 @@ from csi_job.cluster.budget import ENDED_BY, S_PER_H, metered_usage
 from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
 from csi_job.cluster.refusals import job_problem, last_event, why_not_started, with_remedy
 from csi_job.cluster.stages import (
-    BEGIN_ANEW,
     CONTROLLER,
     DATABASE,
     NO_STUDY,
     RELEASE_VARIABLE,
     SETTINGS_FILE,
     STAGES,
+    START_OVER,
     Release,
     age_s,
     component_of,
@@ -150,7 +150,7 @@ def _stream_status(
             return note
         has_created = any(cluster.jobs(selector(release.name, name)) for name in STAGES[1:])
         return (
-            f"the study no longer exists; {BEGIN_ANEW}"
+            f"the study no longer exists; {START_OVER}"
             if has_created
             else "the cache stage has yet to create the study"
         )

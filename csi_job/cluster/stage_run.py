@@ -13,7 +13,6 @@ from csi_job.cluster.budget import initial_annotations, meter
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
-    BEGIN_ANEW,
     DIGEST,
     DONE,
     EXPIRY,
@@ -25,6 +24,7 @@ from csi_job.cluster.stages import (
     QUEUE,
     ROUND,
     SECRETS,
+    START_OVER,
     TRIES,
     JobResult,
     Release,
@@ -164,7 +164,7 @@ class StageRun:
             failures = [failure for failure in failures if failure.exit_code in NON_RETRIABLE_EXIT_CODES] or failures
         reason = str(failures[-1]) if failures else result.message or result.reason
         if NO_STUDY in reason:
-            return f"{reason.partition('; ')[0]}; {BEGIN_ANEW}"
+            return f"{reason.partition('; ')[0]}; {START_OVER}"
         return f"{reason}; restore the Secret, then helm upgrade" if f"{SECRETS}/" in reason else reason
 
     def _create(self, previous: Mapping[str, Any] | None, number: int, tries: int = 1) -> None:

@@ -46,7 +46,7 @@ GIVES_WAY: Final = "for the cache"  # value of `HELD` of a search that has left 
 DONE: Final = "csi-job/done-"  # of the ConfigMap, with the name of a stage: its digest, when it has succeeded
 PARALLELISM: Final = "csi-job/parallelism"  # as in the values when the Job was created or last resized by them
 NO_STUDY: Final = "there is no study"  # in what a pod says
-BEGIN_ANEW: Final = "restore its database, or begin it anew with helm upgrade"
+START_OVER: Final = "restore its database, or start over with helm upgrade"
 # Reasons of Events that say what holds at the moment; any other is said once, also by a restarted controller.
 RECURRING: Final = ("Waiting", "PodWaiting", "PodsRefused", "DatabaseWaiting", "DatabaseUnavailable", "DatabaseBack")
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap

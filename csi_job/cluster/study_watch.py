@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
-from csi_job.cluster.stages import BEGIN_ANEW
+from csi_job.cluster.stages import START_OVER
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError
 from csi_job.logs import RepeatedWarnings
 from csi_job.storage.attributes import ENDED, USED
@@ -116,9 +116,9 @@ class StudyWatch:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, KeyError):  # raised by Optuna for a study that was deleted
-        return f"it no longer exists; {BEGIN_ANEW}"
+        return f"it no longer exists; {START_OVER}"
     if isinstance(error, NoStudyError):
-        return f"{str(error).partition('; ')[0]}; {BEGIN_ANEW}"
+        return f"{str(error).partition('; ')[0]}; {START_OVER}"
     if isinstance(error, ConfigurationError):
         return f"{error}; correct the database's Secret, or the database, then the release continues by itself"
     return str(error) if isinstance(error, CsiJobError) else "the database does not answer"

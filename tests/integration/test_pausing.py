@@ -308,20 +308,6 @@ def test_the_time_until_a_promoted_trial_was_released_is_kept(storage, tmp_path)
     assert seconds_of(study.trials[0]) == sum(end - start for start, end, _ in runs)
 
 
-@pytest.mark.parametrize("pruner", ["asha", "none"])
-def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
-    given = ASHA | {"pruner": pruner, "num_trials": 50, "max_epochs_total": 21}
-    study = define(storage, **given)
-    work_on(study, tmp_path, **given)
-    num_epochs = [len(trial.intermediate_values) for trial in study.trials]
-    assert sum(num_epochs[:-1]) < 21 <= sum(num_epochs) < 21 + 8
-    assert any(trial.state is TrialState.COMPLETE for trial in study.trials)
-    assert study_status(study).is_finished
-    check_exact(url, len(num_epochs), 8)
-    work_on(study, tmp_path, **given)
-    assert len(study.trials) == len(num_epochs)
-
-
 def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage):
     study, other, rules = define(storage, num_trials=3), define(storage, name="other"), RULES | {"max_epochs_total": 3}
     storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))

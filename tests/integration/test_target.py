@@ -1,4 +1,4 @@
-"""A study's total of trials, lowered and raised while trials wait, on both databases."""
+"""A study's totals of trials, lowered and raised while trials wait, and of epochs, on both databases."""
 
 import pytest
 from optuna.trial import TrialState
@@ -6,10 +6,11 @@ from optuna.trial import TrialState
 from csi_job.errors import ConfigurationError
 from csi_job.storage.claim import NothingToClaim
 from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
-from tests.support.reader import StudyReader
-from tests.support.studies import SPACE, claim, define, leased
+from tests.support.reader import StudyReader, check_exact
+from tests.support.studies import SPACE, claim, define, leased, work_on
 
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
@@ -60,3 +61,18 @@ def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is
     study.enqueue_trial({"unknown_weight": 0.2})  # by Optuna, which knows no total
     assert enqueue_trial(study, SPACE, {"unknown_weight": 0.1}, raise_total=True) == 4
     assert study.user_attrs["target"] == 5
+
+
+@pytest.mark.parametrize("pruner", ["asha", "none"])
+def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
+    given = {"pruner": pruner, "sampler": "random", "min_resource": 1, "max_epochs": 8}
+    given |= {"num_trials": 50, "max_epochs_total": 21}
+    study = define(storage, **given)
+    work_on(study, tmp_path, **given)
+    num_epochs = [len(trial.intermediate_values) for trial in study.trials]
+    assert sum(num_epochs[:-1]) < 21 <= sum(num_epochs) < 21 + 8
+    assert any(trial.state is TrialState.COMPLETE for trial in study.trials)
+    assert study_status(study).is_finished
+    check_exact(url, len(num_epochs), 8)
+    work_on(study, tmp_path, **given)
+    assert len(study.trials) == len(num_epochs)

@@ -278,7 +278,7 @@ def test_a_study_that_does_not_exist_has_yet_to_be_created_or_is_gone():
     answers = [ClusterError(f"reading from the pod c failed: csi-job: {absent}")] * 2
     cluster = Cluster(UP, [*answers, []])
     (view,) = watched(cluster, once=True)
-    assert view.note == "the study no longer exists; restore its database, or begin it anew with helm upgrade"
+    assert view.note == "the study no longer exists; restore its database, or start over with helm upgrade"
     cluster.delete("Job", "s")
     (view,) = watched(cluster, once=True)
     assert view.note == "the cache stage has yet to create the study"
