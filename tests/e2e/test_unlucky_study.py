@@ -15,6 +15,7 @@ TOO_LARGE = {"job.cache.image_size_px": 256, "job.space.model_arch": {"value": "
 TOO_LARGE |= {"job.space.batch_size": {"value": 32}, "job.baseline.model_arch": "resnet50"}
 TOO_LARGE |= {"job.study.max_attempts": 2, "job.study.max_failed_trials": 1}
 TOO_LARGE |= {"search.parallelism": 1, "search.resources.limits": {"memory": "2Gi"}, "search.backoffLimit": 6}
+TOO_LARGE |= {"job.storage.lease_s": 2}  # expired when the next pod has started, which so begins no trial beside it
 HEAD_START = 50  # epochs by which the first trial is ahead of the second
 NUM_EPOCHS = "select count(*) from trial_intermediate_values"
 
