@@ -3,7 +3,9 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -18,11 +20,7 @@ from tests.unit.cache.conftest import NUM_IMAGES, SIDE_PX, finished, images_of, 
 
 
 def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, built, tmp_path):
-    work = tmp_path / "work"
-    process = start_build(hanging(5))
-    wait_until(lambda: num_done(work) == 5)
-    process.kill()
-    process.communicate()
+    work = kill_after_five_images(start_build, tmp_path)
     assert all(name.startswith(".") for name in finished(work))
     assert num_done(work) == 5
     count = "import csi_job.cache.build as b; real = b.decode_images\n"
@@ -42,11 +40,7 @@ def test_a_killed_build_leaves_nothing_incomplete_and_is_resumed(start_build, bu
 def test_an_image_that_changes_before_an_interrupted_build_is_resumed_is_decoded_again(
     start_build, data, copied, cache, tmp_path
 ):
-    work = tmp_path / "work"
-    process = start_build(hanging(5))
-    wait_until(lambda: num_done(work) == 5)
-    process.kill()
-    process.communicate()
+    work = kill_after_five_images(start_build, tmp_path)
     image = images_of(data)[2]
     content = image.read_bytes()
     try:
@@ -85,6 +79,15 @@ def test_pixels_of_an_image_replaced_while_it_was_decoded_are_not_kept_for_the_o
     assert folder.name == built.name
     for name in SPLITS:
         assert (folder / f"{name}.npy").read_bytes() == (built / f"{name}.npy").read_bytes()
+
+
+def kill_after_five_images(start_build: Callable[[str], Popen], tmp_path: Path) -> Path:
+    """Kill a build of the data; return its work folder."""
+    process = start_build(hanging(5))
+    wait_until(lambda: num_done(tmp_path / "work") == 5)
+    process.kill()
+    process.communicate()
+    return tmp_path / "work"
 
 
 def hanging(num_images: int) -> str:
@@ -179,7 +182,7 @@ def test_leftovers_of_an_abandoned_build_are_removed_after_a_week(radiographs, c
 
 
 @pytest.mark.parametrize("step", ["_partial_paths", "locked_if_free"])
-def test_an_old_build_that_goes_on_or_ends_while_leftovers_are_removed_is_kept(
+def test_an_old_build_that_continues_or_ends_while_leftovers_are_removed_is_kept(
     radiographs, cache, tmp_path, monkeypatch, step
 ):
     root = tmp_path / "cache"
@@ -189,7 +192,7 @@ def test_an_old_build_that_goes_on_or_ends_while_leftovers_are_removed_is_kept(
     real = getattr(build, step)
 
     def after_the_other(*arguments):
-        """Let the other process finish its build, or go on with it, at this step of ours."""
+        """Let the other process finish its build, or continue it, at this step of ours."""
         if step == "locked_if_free":
             flags.write_bytes(b"\1\1")
         elif partial.exists():

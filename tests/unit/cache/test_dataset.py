@@ -5,24 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import NUM_AHEAD, Cache
 from csi_job.cache.manifest import load_info
-from csi_job.cache.settings import CacheSettings
-from tests.unit.cache.conftest import SIDE_PX, settings_of
+from tests.unit.cache.conftest import SIDE_PX
 
 
-@pytest.fixture(scope="module")
-def folder(data, tmp_path_factory):
-    work = tmp_path_factory.mktemp("work")
-    return build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), work)
-
-
-def test_tensors_have_their_types_and_shapes(folder):
+def test_tensors_have_their_types_and_shapes(built):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        split = Cache.open(folder).split("train")
-    num_images = load_info(folder).num_images["train"]
+        split = Cache.open(built).split("train")
+    num_images = load_info(built).num_images["train"]
     assert len(split) == num_images == len(split.pseudonyms)
     assert split.images_NHW.shape == (num_images, SIDE_PX, SIDE_PX)
     assert split.images_NHW.dtype == torch.uint8
@@ -31,22 +23,22 @@ def test_tensors_have_their_types_and_shapes(folder):
     assert set(split.zones_NZ.unique().tolist()) <= {0, 1, 2, 3, 4}
 
 
-def test_no_patient_is_in_two_splits(folder):
-    patients = [set(Cache.open(folder).split(name).patients_N.tolist()) for name in ("train", "validation", "test")]
+def test_no_patient_is_in_two_splits(built):
+    patients = [set(Cache.open(built).split(name).patients_N.tolist()) for name in ("train", "validation", "test")]
     assert not patients[0] & patients[1]
     assert not (patients[0] | patients[1]) & patients[2]
-    assert len(set().union(*patients)) == load_info(folder).num_patients
+    assert len(set().union(*patients)) == load_info(built).num_patients
 
 
-def test_writing_to_the_tensor_does_not_change_the_cache(folder):
-    first, second = Cache.open(folder).split("test"), Cache.open(folder).split("test")
+def test_writing_to_the_tensor_does_not_change_the_cache(built):
+    first, second = Cache.open(built).split("test"), Cache.open(built).split("test")
     before = second.images_NHW.clone()
     first.images_NHW.zero_()
-    assert Cache.open(folder).split("test").images_NHW.equal(before)
+    assert Cache.open(built).split("test").images_NHW.equal(before)
 
 
-def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder):
-    split, meta = Cache.open(folder).split("validation"), torch.device("meta")
+def test_a_split_has_one_copy_on_a_device_until_it_leaves(built):
+    split, meta = Cache.open(built).split("validation"), torch.device("meta")
     moved = split.on(meta)
     assert {tensor.device for tensor in (moved.images_NHW, moved.zones_NZ, moved.patients_N)} == {meta}
     assert split.on(meta) is moved
@@ -58,8 +50,8 @@ def test_a_split_has_one_copy_on_a_device_until_it_leaves(folder):
 CPU = torch.device("cpu")
 
 
-def test_batches_fetched_ahead_are_those_of_an_index(folder):
-    split = Cache.open(folder).split("train")
+def test_batches_fetched_ahead_are_those_of_an_index(built):
+    split = Cache.open(built).split("train")
     indices = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(4)
     taken = []
     batches = split.fetch_ahead((taken.append(index_B) or index_B for index_B in indices), CPU)
@@ -71,8 +63,8 @@ def test_batches_fetched_ahead_are_those_of_an_index(folder):
 
 
 @pytest.mark.parametrize("ending", ["used up", "closed", "failed"])
-def test_the_thread_that_fetches_ends_with_its_batches_and_reports_its_error(folder, ending):
-    split = Cache.open(folder).split("train")
+def test_the_thread_that_fetches_ends_with_its_batches_and_reports_its_error(built, ending):
+    split = Cache.open(built).split("train")
     batches = replace(split, zones_NZ=split.zones_NZ[: 3 if ending == "failed" else None]).fetch_ahead(
         torch.arange(len(split)).split(2), CPU
     )

@@ -30,24 +30,19 @@ def test_every_image_is_decoded_once_as_in_this_process(paths, num_decoders):
         assert np.array_equal(decoded[index], read_radiograph(path, 32, max_image_side_px=1000))
 
 
-def test_decoders_digest_what_they_decode(paths, tmp_path):
+def test_decoders_digest_what_they_decode_and_a_corrupt_image_does_not_stop_the_others(paths, tmp_path):
     paths[4].write_bytes(b"x" * 500)
     digests = {}
     decoded = dict(decode_images(enumerate([*paths, tmp_path / "missing.png"]), 32, 1000, 2, digests.__setitem__))
     assert digests == {index: hashlib.sha256(path.read_bytes()).hexdigest() for index, path in enumerate(paths)}
     assert decoded[len(paths)] == "the image does not exist"
+    assert decoded[4].startswith("the file is not an image: PNG, JPEG, ")
+    assert sum(isinstance(answer, np.ndarray) for answer in decoded.values()) == len(paths) - 1
 
 
 def test_nothing_to_decode_starts_nothing(monkeypatch):
     monkeypatch.setattr(decoders, "_Decoder", None)
     assert list(decode_images([], 32, 1000, 2)) == []
-
-
-def test_a_corrupt_image_does_not_stop_the_others(paths):
-    paths[4].write_bytes(b"x" * 500)
-    decoded = dict(decode_images(enumerate(paths), 32, 1000, 2))
-    assert decoded[4].startswith("the file is not an image: PNG, JPEG, ")
-    assert sum(isinstance(answer, np.ndarray) for answer in decoded.values()) == len(paths) - 1
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])

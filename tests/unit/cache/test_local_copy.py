@@ -1,22 +1,14 @@
 import logging
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from csi_job.cache import local_copy
-from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.settings import CacheSettings
 from csi_job.errors import DataError, StopRequestedError
-from tests.unit.cache.conftest import SIDE_PX, settings_of
-
-
-@pytest.fixture(scope="module")
-def folder(data, tmp_path_factory):
-    settings = CacheSettings(image_size_px=SIDE_PX, num_workers=2)
-    return build_cache(settings_of(data), settings, tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture
@@ -25,20 +17,20 @@ def node(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_training_reads_a_copy_that_is_made_once_per_node(folder, node, monkeypatch):
-    copies, copy, plain = [], local_copy._copy, Cache.open(folder)
+def test_training_reads_a_copy_that_is_made_once_per_node(built, node, monkeypatch):
+    copies, copy, plain = [], local_copy._copy, Cache.open(built)
     monkeypatch.setattr(local_copy, "_copy", lambda *given: (copies.append(given[0].name), copy(*given)))
-    assert Cache.open(folder, 1).split("test").images_NHW.equal(plain.split("test").images_NHW)
+    assert Cache.open(built, 1).split("test").images_NHW.equal(plain.split("test").images_NHW)
     assert copies == []
     for _ in range(2):
-        cache = Cache.open(folder, 1)
+        cache = Cache.open(built, 1)
         for name in ("train", "validation"):
             assert cache.split(name).images_NHW.equal(plain.split(name).images_NHW)
     assert copies == ["train.npy", "validation.npy"]
     (place,) = node.glob(f"csi-job-*/{plain.info.key}")
     assert sorted(path.name for path in place.iterdir()) == ["lock", "train.npy", "validation.npy"]
-    (place / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:-1])
-    assert Cache.open(folder, 1).train.images_NHW.equal(plain.train.images_NHW)
+    (place / "train.npy").write_bytes((built / "train.npy").read_bytes()[:-1])
+    assert Cache.open(built, 1).train.images_NHW.equal(plain.train.images_NHW)
     assert copies == ["train.npy", "validation.npy", "train.npy"]
 
 
@@ -63,13 +55,13 @@ def not_a_folder(node: Path, _monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.mark.usefixtures("node")
-def test_a_signal_while_copying_is_no_reason_to_train_without_a_copy(folder, monkeypatch):
+def test_a_signal_while_copying_is_no_reason_to_train_without_a_copy(built, monkeypatch):
     def stopped(*_):
         raise StopRequestedError(15)
 
     monkeypatch.setattr(local_copy, "_copy", stopped)
     with pytest.raises(StopRequestedError):
-        _ = Cache.open(folder, 1).train
+        _ = Cache.open(built, 1).train
 
 
 @pytest.mark.parametrize(
@@ -82,20 +74,20 @@ def test_a_signal_while_copying_is_no_reason_to_train_without_a_copy(folder, mon
     ],
 )
 def test_where_no_copy_can_be_made_training_reads_the_cache_and_says_why(
-    folder, node, monkeypatch, caplog, given, reason
+    built, node, monkeypatch, caplog, given, reason
 ):
     limit_gib = given(node, monkeypatch)
-    cache = Cache.open(folder, limit_gib)
+    cache = Cache.open(built, limit_gib)
     with caplog.at_level(logging.WARNING, "csi_job"):
-        assert cache.train.images_NHW.equal(Cache.open(folder).train.images_NHW)
+        assert cache.train.images_NHW.equal(Cache.open(built).train.images_NHW)
         assert len(cache.validation) == cache.info.num_images["validation"]
     (line,) = caplog.messages
-    assert line.startswith(f"training reads the cache in {folder} itself, which is not copied to this node: {reason}")
+    assert line.startswith(f"training reads the cache in {built} itself, which is not copied to this node: {reason}")
     assert not list(node.rglob("*.npy"))
 
 
-def test_an_array_that_differs_from_its_digest_is_refused_while_it_is_copied(data, node):
-    folder = build_cache(settings_of(data), CacheSettings(image_size_px=SIDE_PX, num_workers=2), node / "work")
+def test_an_array_that_differs_from_its_digest_is_refused_while_it_is_copied(built, node):
+    folder = shutil.copytree(built, node / "work" / built.name)
     pixels = (folder / "train.npy").read_bytes()
     (folder / "train.npy").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))
     with pytest.raises(DataError, match=r"train\.npy of the cache differs from its digest"):

@@ -37,11 +37,6 @@ def test_the_error_is_raised_even_if_nothing_can_be_written(tmp_path):
         raise DataError("1 image is wrong", problems=[Problem("torn", row=3, file_id="Jane Doe")])
 
 
-def test_a_failed_write_becomes_one_line(tmp_path):
-    with pytest.raises(DataError, match="the cache cannot be written"), problems_listed(tmp_path):
-        (tmp_path / "missing" / "file").write_text("")
-
-
 def test_missing_images_are_listed_in_the_work_folder_too(copied, cache, tmp_path):
     images_of(copied)[2].unlink()
     with pytest.raises(DataError, match="1 of 30 images cannot be used"):

@@ -360,14 +360,12 @@ def test_lossless_jpeg_in_colour_is_read_in_words_of_any_length(tmp_path, film_H
 
 
 @pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
-@pytest.mark.parametrize("bits_stored", [8, 12])
-def test_lossy_jpeg_of_8_bits_is_read_in_words_of_16(film_HW, square_HW, stated, bits_stored):
-    dataset = dataset_of(film_HW.astype(np.uint16), bits_stored, stated, WindowCenter=128, WindowWidth=256)
-    dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
-    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
-
-
-def test_lossy_jpeg_of_8_bits_is_unsigned_whatever_the_header_says(film_HW, square_HW):
-    dataset = dataset_of(film_HW, 8, JPEGBaseline8Bit, WindowCenter=128, WindowWidth=256, PixelRepresentation=1)
+@pytest.mark.parametrize(("words", "bits_stored"), [("u1", 8), ("u2", 8), ("u2", 12)])
+@pytest.mark.parametrize("is_signed", [0, 1])
+def test_lossy_jpeg_of_8_bits_is_read_in_longer_words_and_whatever_sign_the_header_says(
+    film_HW, square_HW, stated, words, bits_stored, is_signed
+):
+    window = {"WindowCenter": 128, "WindowWidth": 256}
+    dataset = dataset_of(film_HW.astype(words), bits_stored, stated, **window, PixelRepresentation=is_signed)
     dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2

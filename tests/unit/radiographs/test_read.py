@@ -138,9 +138,9 @@ def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(fo
         (folder / name).write_bytes(b"x")
     with pytest.raises(DataError) as caught:
         find(folder, file_id)
-    told = caught.value.render(identities=True)
-    assert "a spreadsheet dropped its zeros or digits" in told
-    assert told.endswith(f"it may be {meant}")
+    message = caught.value.render(identities=True)
+    assert "a spreadsheet dropped its zeros or digits" in message
+    assert message.endswith(f"it may be {meant}")
     assert meant not in caught.value.render(identities=False)
 
 
@@ -150,8 +150,8 @@ def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(fo
 def test_an_image_with_another_ending_case_or_folder_is_named(folder, file_id, meant):
     with pytest.raises(DataError) as caught:
         find(folder, file_id)
-    told = caught.value.render(identities=True)
-    assert told.endswith(f"no image of this name, except with another ending, case or folder; it may be {meant}")
+    message = caught.value.render(identities=True)
+    assert message.endswith(f"no image of this name, except with another ending, case or folder; it may be {meant}")
     assert meant not in caught.value.render(identities=False)
 
 
