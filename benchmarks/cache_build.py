@@ -116,7 +116,7 @@ def ours(path: Path) -> np.ndarray:
 
 
 def print_decoding(sets: dict[str, list[Path]], repeats: int) -> None:
-    """Print images a second and core, with the mean difference from a full decode in grey levels (median of files)."""
+    """Print images per second and core, with the mean difference from a full decode in grey levels (median)."""
     print("\nDecoding to 224 px, images/s of one core, median [quartiles]")
     print(f"{'files':<30}{'csi-job':>22}{'plain':>22}{'ratio':>20}{'difference':>12}")
     workers = Worker("ours", decoder_environment()), Worker("plainly", {})

@@ -87,7 +87,7 @@ class Replay:
         return math.inf if self.budget.unit == "trials" else self.budget.num_trials * self.pool.mean_trial_s
 
     def run(self, policy: "Policy") -> None:
-        """Let the workers follow a policy, each with a clock of its own, until the budget is spent."""
+        """Let the workers follow a policy, each with its own clock, until the budget is spent."""
         workers = [policy(self) for _ in range(self.budget.num_workers)]
         clocks = [(0.0, number) for number in range(len(workers))]
         while clocks:

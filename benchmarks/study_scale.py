@@ -1,4 +1,4 @@
-"""How many trials a second many workers get from one study, compared with stock Optuna's `study.optimize`.
+"""How many trials per second many workers get from one study, compared with stock Optuna's `study.optimize`.
 
 Run: `python -m benchmarks.study_scale [--workers N …] [--trials N] [--seconds S …] [--sqlite]`
 
@@ -67,7 +67,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="worker processes")
-    parser.add_argument("--trials", type=int, default=10, help="trials a worker, in the mean")
+    parser.add_argument("--trials", type=int, default=10, help="mean number of trials per worker")
     parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 1.0], help="that a trial sleeps")
     parser.add_argument("--sqlite", action="store_true", help="SQLite instead of PostgreSQL, with 8 workers by default")
     arguments = parser.parse_args()
@@ -81,8 +81,8 @@ def main() -> None:
 
 
 def table(server: Server | None, sleep_s: float, arguments: argparse.Namespace) -> Iterator[float]:
-    """Print the rows of one length of a trial, and yield our trials a second."""
-    print(f"\ntrials of {sleep_s:g} s, {arguments.trials} a worker")
+    """Print the rows of one length of a trial, and yield our trials per second."""
+    print(f"\ntrials of {sleep_s:g} s, {arguments.trials} per worker")
     header = ("workers", "side", "trials/s", "claim p50, ms", "p99, ms", "connections")
     print("".join(f"{name:>16}" for name in header))
     for num_workers in arguments.workers:

@@ -5,7 +5,7 @@ Run: `python -m benchmarks.study_trial [--history N …] [--round-trip-ms MS …
 For each length of the history both studies are given the same finished trials (8 parameters, 20 epochs), then trials
 are run in turn, a few of ours and a few of stock Optuna, with the same sampler (TPE) and pruner (median). `ask` is
 everything from the end of one trial to the parameters of the next, `report` stores an epoch, `prune` decides whether
-to go on, `tell` ends the trial; a cold load reads the history into a new process's storage. A round trip is added by
+to continue, `tell` ends the trial; a cold load reads the history into a new process's storage. A round trip is added by
 a proxy that holds back each request.
 """
 
@@ -112,7 +112,7 @@ def print_trials(ours: Ours, stock: Stock, arguments: argparse.Namespace) -> Non
     for phase in (*PHASES, "trial"):
         print_row(phase, times[0][phase], times[1][phase])
     each = [number / num_trials for number in num_statements]
-    print(f"  {'statements a trial':<8}{each[0]:>16.1f}{each[1]:>26.1f}{each[0] / each[1]:>13.2f}")
+    print(f"  {'statements per trial':<8}{each[0]:>16.1f}{each[1]:>26.1f}{each[0] / each[1]:>13.2f}")
 
 
 def print_row(phase: str, ours: list[float], stock: list[float]) -> None:
@@ -169,7 +169,7 @@ class Ours(Side):
                 clock.lap("prune")
             return [running.params["p0"]]
 
-        def told(_: Any) -> None:
+        def on_finished(_: Any) -> None:
             nonlocal left
             clock.lap("tell")
             clock.trial_ended()
@@ -177,7 +177,7 @@ class Ours(Side):
             if not left:
                 raise KeyboardInterrupt
 
-        options = WorkerOptions(on_trial_finished=told, own_process=False)
+        options = WorkerOptions(on_trial_finished=on_finished, own_process=False)
         given: dict[str, Any] = {"suggest": suggest, "work": self.work}
         try:
             run_worker(self.study, objective, settings=self.settings, options=options, **given)

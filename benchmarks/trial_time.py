@@ -137,7 +137,7 @@ def print_setting(arguments: argparse.Namespace, peer: Peer, built_s: float) -> 
     num_images = ", ".join(f"{len(files)} {name} images" for name, files in peer.files.items())
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     print(machine("torch", "pillow") + gpu)
-    print(f"{num_images} of {arguments.image_size} px; {arguments.epochs} epochs a trial; {arguments.rounds} rounds")
+    print(f"{num_images} of {arguments.image_size} px; {arguments.epochs} epochs per trial; {arguments.rounds} rounds")
     print(f"peer: {arguments.num_workers} workers; building the cache took {built_s:.1f} s, once for all trials\n")
 
 
@@ -165,7 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--arch", nargs="+", default=["Custom_1", "resnet18"], help="architectures to train")
     parser.add_argument("--image-size", type=int, default=128, help="side in pixels")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs a trial")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per trial")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="decoding processes of the peer")
     return parser.parse_args()

@@ -108,7 +108,7 @@ def replacing(path: Path, temporary_name: str = "") -> Iterator[Path]:
 
 @contextmanager
 def replacing_unlocked(path: Path) -> Iterator[Path]:
-    """Like `replacing`, but without a lock, since each writer has a temporary name of its own.
+    """Like `replacing`, but without a lock, since each writer has its own temporary name.
 
     A killed process may leave its temporary file, which another process that writes the same file removes.
     """

@@ -26,7 +26,7 @@ class Decision:
     action: str
     evidence: str = ""
     paragraphs: tuple[str, ...] = ()
-    cautions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def decide(
@@ -41,17 +41,17 @@ def decide(
         num_patients_in_all: patients of all splits, 0 if unknown.
     """
     where = f"On the {fmt.plural(evaluation['num_patients'], 'patient')} of the {evaluation['split']} set"
-    cautions = tuple(filter(None, (few_patients(evaluation), trivial_caution(evaluation))))
+    warnings = tuple(filter(None, (few_patients(evaluation), trivial_warning(evaluation))))
     if comparison is None:
         value, ends = evaluation["metrics"][HEADLINE]["value"], evaluation["metrics"][HEADLINE]["interval"]
         evidence = f"{where}, its macro F1 is {fmt.score(value)}{_interval(evaluation, ends)}."
         action = "Compare the model with the baseline before using it: run csi-job evaluate"
-        return Decision(action, evidence, cautions=cautions)
+        return Decision(action, evidence, warnings=warnings)
     entry = comparison["metrics"][HEADLINE]
     if entry["difference"] is None or entry["interval"] is None:
         reason = entry.get("interval_reason") or "undefined"
         evidence = f"The {evaluation['split']} set is too small to compare the two models: {reason}."
-        return Decision("Keep the baseline; more patients are needed", evidence, cautions=cautions)
+        return Decision("Keep the baseline; more patients are needed", evidence, warnings=warnings)
     if all((content or {}).get("unseen") for content in (evaluation, baseline)):
         where += ", whom neither model has seen"
     evidence = (
@@ -62,11 +62,11 @@ def decide(
     is_good = entry["outcome"] == "better"
     action, advice = _advise(entry, evaluation, comparison, num_patients_in_all)
     if beaten := lost_to_trivial(evaluation if is_good else baseline, tuple(INDISPENSABLE)):
-        cautions += () if is_good or baseline is None else (trivial_caution(baseline, "The baseline"),)
+        warnings += () if is_good or baseline is None else (trivial_warning(baseline, "The baseline"),)
         measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
         action = f"Use neither model: answering the same for every film does as well in {measures}"
-        return Decision(action, evidence, cautions=cautions)
-    return Decision(action, evidence, (advice,) if advice else (), cautions)
+        return Decision(action, evidence, warnings=warnings)
+    return Decision(action, evidence, (advice,) if advice else (), warnings)
 
 
 def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all: int) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def few_patients(evaluation: Json) -> str:
     )
 
 
-def trivial_caution(evaluation: Json, name: str = "The model") -> str:
+def trivial_warning(evaluation: Json, name: str = "The model") -> str:
     """Return where the model does not, or not clearly, beat the best trivial predictor; an empty text if nowhere."""
     entries = {metric: strongest_trivial(evaluation, metric) for metric in AGAINST_TRIVIAL}
     named = {

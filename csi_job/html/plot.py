@@ -1,4 +1,4 @@
-"""The look that all figures share: colours that colour-blind readers can tell apart, on light and dark paper alike.
+"""The look that all figures share: colours that colour-blind readers can distinguish, on light and dark paper alike.
 
 Text, grid and background take their colours from the style sheet of the page, so that they follow its light or dark.
 """

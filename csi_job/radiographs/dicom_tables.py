@@ -24,7 +24,7 @@ def modality_values(dataset: Dataset, levels: np.ndarray, film: np.ndarray) -> n
 def voi_shares(item: Dataset, values: np.ndarray, film: np.ndarray) -> np.ndarray:
     """Return the share 0-1 that an item of the VOI LUT Sequence gives each value; `film` are values that occur.
 
-    Entries are shares of the largest number with their bits. The largest entry tells how many bits these are, as in
+    Entries are shares of the largest number with their bits. The largest entry shows how many bits these are, as in
     viewers, because devices state 16 for tables of 12.
     """
     entries = _entries(item, "LUTDescriptor", "LUTData")

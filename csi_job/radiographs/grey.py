@@ -20,7 +20,7 @@ _PURE_BLACK = 8  # with its counterpart of white: collimation, padding and marke
 _FLAT_BELOW = 32  # grey levels between the 5th and the 95th percentile
 _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many evenly spaced rows and columns
 _REDUCING_GAP = 3.0  # images are averaged over boxes, down to this many times the target, before they are filtered
-_NUM_CHECKED = 64  # rows and columns of boxes that tell whether a film may be averaged first
+_NUM_CHECKED = 64  # rows and columns of boxes that show whether a film may be averaged first
 _TOLERANCE = 0.4  # of 255 grey levels, on average
 _TABULATED = (np.uint16, np.int16, np.uint8, np.int8)  # so few levels that one pass over all of them costs little
 

@@ -13,7 +13,7 @@ from csi_job.radiographs.zones import NUM_CLASSES, UNKNOWN, ZONES
 
 SPLITS = ("train", "validation", "test")
 _SPLITS_THAT_NEED_GRADES = SPLITS[:2]
-_MAX_PATIENTS_TRIED = 1000  # to tell in an error how many would do
+_MAX_PATIENTS_TRIED = 1000  # to say in an error how many would do
 
 
 def split_patients(table: LabelTable, settings: SplitSettings) -> np.ndarray:

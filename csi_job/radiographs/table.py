@@ -232,7 +232,7 @@ class _Lines:
             yield self._reader.line_num, cells
 
     def is_ragged(self, cells: Sequence[str]) -> bool:
-        """Tell a line that lacks a column, or has more filled cells than the header: some may be parts of others."""
+        """Return whether a line lacks a column or has too many filled cells: some may be parts of others."""
         return len(cells) < self._num_needed or any(map(str.strip, cells[self.num_columns :]))
 
     def _next_cells(self) -> list[str] | None:

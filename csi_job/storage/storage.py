@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 import sqlalchemy as sa
@@ -33,8 +33,6 @@ from csi_job.storage.trial_rows import (
     write_trial,
 )
 from csi_job.storage.url import Address, check_sqlite_file, database_address
-
-Result = TypeVar("Result")
 
 
 @dataclass

@@ -27,7 +27,7 @@ def render_run(run: EvaluationRun) -> RenderableType:
     """Return the model's metrics, then the comparison if there is one, and last what to do."""
     comparison = [render_comparison(run.comparison)] if run.comparison is not None else []
     answer = f"\n{run.decision.action}. {run.decision.evidence} {' '.join(run.decision.paragraphs)}".rstrip()
-    return Group(render_evaluation(run.evaluation), *comparison, answer, *run.decision.cautions)
+    return Group(render_evaluation(run.evaluation), *comparison, answer, *run.decision.warnings)
 
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:

@@ -59,7 +59,7 @@ def copy_study(source: StudyStorage, name: str, target: StudyStorage, new_name: 
         source: where the study is; its workers may be running.
         name: the study to copy.
         target: another storage, or the same one.
-        new_name: the name of the copy; a renamed copy gets a new uid, which tells the two apart in W&B.
+        new_name: the name of the copy; a renamed copy gets a new uid, which distinguishes the two in W&B.
 
     Raises:
         ConfigurationError: no such study, trials missing from it, a target that has a study of this name already or

@@ -44,7 +44,7 @@ def helm(
 
 
 def probe(folder: Path, source: str, template: str, value: Any) -> subprocess.CompletedProcess[str]:
-    """Render a template of its own, which includes one of a file of the chart's, without a cluster."""
+    """Render an extra template, which includes one of a file of the chart's, without a cluster."""
     if shutil.which("helm") is None:
         missing_service("helm is not installed")
     (folder / "templates").mkdir(parents=True)

@@ -147,7 +147,6 @@ def commands() -> list[tuple[tuple[str, ...], click.Command]]:
     context = click.Context(cli)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
-        assert command is not None
         if isinstance(command, click.Group):
             found += [((name, sub), child) for sub, child in command.commands.items()]
         else:

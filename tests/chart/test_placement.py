@@ -1,4 +1,4 @@
-"""What users add to the pods: placement, accounts, volumes, annotations, labels and containers of their own."""
+"""What users add to the pods: placement, accounts, volumes, annotations, labels and containers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What users add to a release runs too: variables, containers, labels, a scheduler, objects of their own."""
+"""What users add to a release runs too: variables, containers, labels, a scheduler, whole objects."""
 
 import json
 from typing import Any

@@ -44,7 +44,7 @@ ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 def start(work, *arguments, is_cold=False):
     """Start a command, with the small settings until there is a study, which then knows them.
 
-    A cold one runs in an interpreter of its own, as a shell starts it.
+    A cold one runs in a new interpreter, as a shell starts it.
     """
     given = [*map(str, arguments), "--work", str(work)]
     if not (work / "studies.db").exists():

@@ -186,7 +186,7 @@ def test_changed_tables_are_named_in_one_line(server, tmp_path, change, reason):
         ("frozen LOGIN SUPERUSER", "in a read-only transaction"),  # what a standby answers too
     ],
 )
-def test_a_user_who_may_only_read_is_told_so_at_the_first_write(server, tmp_path, role, reason):
+def test_a_user_who_may_only_read_is_refused_at_the_first_write(server, tmp_path, role, reason):
     name = role.partition(" ")[0]
     with server.database() as url:
         first = open_storage(StorageSettings(url=SecretStr(url)), tmp_path, create=True)

@@ -43,7 +43,7 @@ def dataset_of(
 
 
 def table(entries: np.ndarray, *, first: int = 0, bits: int = 16, form: str = "words", order: str = "<") -> Dataset:
-    """An item of a lookup table sequence: entries as words or packed two a word, raw or as numbers."""
+    """An item of a lookup table sequence: entries as words or packed two per word, raw or as numbers."""
     words = entries.astype(np.uint16)
     if form.startswith("packed"):
         words = np.append(entries, np.zeros(len(entries) % 2)).astype(np.uint8).view("<u2")

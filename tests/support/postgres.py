@@ -20,7 +20,7 @@ from tests.support.processes import wait_until
 
 
 class Server:
-    """A server in which each test has a database of its own."""
+    """A server in which each test has its own database."""
 
     def __init__(self, url: str, data: Path | None = None, binaries: Path | None = None) -> None:
         self.url, self.data, self.binaries = url, data, binaries

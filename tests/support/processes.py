@@ -105,7 +105,7 @@ def _run_command(arguments: tuple[str, ...], environment: dict[str, str], out: s
 
 
 def cold_command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a command in an interpreter of its own, as a shell does."""
+    """Start a command in a new interpreter, as a shell does."""
     return subprocess.Popen(
         [sys.executable, "-c", "from csi_job.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,

@@ -125,7 +125,7 @@ class Session:
                 self.columns[name] = chaos(self.server, url, folder, dose, seed=self.given.seed)
 
     def history(self) -> None:
-        """Check what clients of two studies were told, on both databases."""
+        """Check what clients of two studies were answered, on both databases."""
         for name, crashes in (("SQLite", 0), ("PostgreSQL", 2)):
             total = self.histories[name] = HistoryFigures()
             for index in range(self.given.histories):

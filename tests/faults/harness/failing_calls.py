@@ -249,7 +249,7 @@ def fail_each(prepared: Prepared, case: Case, draws: random.Random, size: int | 
         code, err, command = run(folder, case, number, error)
         where = f"{case.name}, call {number} of {len(calls)}, {errno.errorcode[error]} at {command.calls.get(number)}"
         lines = [line for line in err.splitlines() if line.startswith("csi-job:")]
-        has_reason = os.strerror(error) in err or "studies.db" in where  # SQLite has words of its own
+        has_reason = os.strerror(error) in err or "studies.db" in where  # SQLite words it differently
         is_explained = len(lines) == 1 and lines == err.splitlines()[-1:] and has_reason
         is_explained &= ("check the disk" if error == errno.ENOSPC else "free up") not in err
         if "Traceback" in err or code not in {0, 1} or (code == 1 and not is_explained):

@@ -1,4 +1,4 @@
-"""A small data set, and a way to build its cache in a process of its own."""
+"""A small data set, and a way to build its cache in its own process."""
 
 import os
 import shutil

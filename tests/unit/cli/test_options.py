@@ -67,7 +67,6 @@ def test_every_next_command_has_the_options_that_it_is_given(name):
     flags = {"work": "w", "storage.url": "postgresql://u@h/d", "trial.pretrained": "x.pth"}
     _, _, *arguments = shlex.split(next_command(load_settings(flags, None, {}), name))
     command = cli.get_command(click.Context(cli), name)
-    assert command is not None
     assert command.make_parser(click.Context(command)).parse_args(arguments)[1] == []
 
 

@@ -120,7 +120,7 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_restarted):
-    """If no controller saw the end of its pods, only until it was told to give way."""
+    """If no controller saw the end of its pods, only until it was asked to give way."""
     watch = Watch(num_finished=0)
     older, job = running_search(namespace := Namespace(), "team", watch)
     job["status"] = {"active": 2, "ready": 2}

@@ -30,7 +30,6 @@ def test_trials_best_value_pods_gpu_hours_and_outages_are_served(monkeypatch):
     job = {"kind": "Job", "metadata": {"name": "s", "labels": labels, "annotations": {GPU_SECONDS: "5400"}}}
     namespace = Namespace(release_map(), job, *pods)
     release = read_release(namespace, "r-stages")
-    assert release is not None
     watch: Any = type("Watch", (), {"last": STATUS, "num_outages": 2})()
     metrics = module.Metrics(0)
     metrics.refresh(namespace, release, watch)

@@ -104,7 +104,7 @@ def test_a_controller_whose_pod_is_refused_or_whose_job_is_gone_is_shown_with_th
     assert view.note == "the release has no controller, so no stage follows; repeat helm upgrade"
 
 
-def test_a_failure_of_a_users_container_is_told_from_the_programs_own():
+def test_a_failure_of_a_users_container_is_distinguished_from_the_programs_own():
     ended = {"terminated": {"exitCode": 7, "message": "no licence", "reason": "Error"}}
     own, other = (make_pod("search", ended, "Failed") for _ in range(2))
     other["metadata"]["name"], other["status"]["containerStatuses"][0]["name"] = "other", "licence"

@@ -61,7 +61,6 @@ def test_a_container_that_keeps_failing_is_reported_with_its_last_words_alone(wo
     waiting["status"]["initContainerStatuses"][0]["lastState"] = last
     reason = f"CrashLoopBackOff: {words}"
     problem = startup_problem(waiting)
-    assert problem is not None
     assert problem.is_missing
     assert str(problem) == f"pod r-cache-0 does not start: {reason}"
     waiting["status"]["phase"] = "Running"  # the database, or a sidecar
@@ -79,7 +78,6 @@ def test_a_container_that_keeps_failing_is_reported_with_its_last_words_alone(wo
 def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing):
     message = f"{reason.partition(';')[0]}. not found"  # which the scheduler adds
     problem = startup_problem(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": message}]))
-    assert problem is not None
     assert problem.reason.startswith(reason)
     assert problem.is_missing == is_missing
     assert problem.age_s < 5
@@ -99,9 +97,8 @@ def test_a_missing_resource_is_distinguished_from_a_busy_one(reason, is_missing)
         ),
     ],
 )
-def test_of_a_pod_without_node_the_reason_and_the_remedy_are_told_but_nothing_of_preemption(message, reason):
+def test_of_a_pod_without_node_the_reason_and_the_remedy_are_named_but_nothing_of_preemption(message, reason):
     problem = startup_problem(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": message}]))
-    assert problem is not None
     assert problem.reason.startswith("0/1 nodes are available: 1 ")
     assert problem.reason.endswith(f" {reason}")
     assert "reemption" not in problem.reason
@@ -132,7 +129,6 @@ def test_a_pod_whose_node_is_silent_is_unready_unlike_its_containers(containers,
 
 def test_an_image_that_cannot_be_pulled_is_missing():
     problem = startup_problem(pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))
-    assert problem is not None
     remedy = "correct the image, or global.imagePullSecrets, with helm upgrade"
     assert (problem.reason, problem.is_missing) == (f"ImagePullBackOff: no such image; {remedy}", True)
     assert startup_problem(pod({"waiting": {"reason": "PodInitializing"}})) is None
@@ -146,12 +142,10 @@ def test_the_age_of_a_problem_counts_from_when_the_pod_got_its_node():
     waiting = pod({"waiting": {"reason": "ErrImagePull"}}, conditions=[scheduled])
     waiting["metadata"]["creationTimestamp"] = ago(hours=5)
     problem = startup_problem(waiting)
-    assert problem is not None
     assert problem.age_s == pytest.approx(1800, abs=60)
     ended = {"terminated": {"exitCode": 0, "finishedAt": ago(minutes=1)}}
     waiting["status"]["initContainerStatuses"].insert(0, {"name": "train", "state": ended})
     later = startup_problem(waiting)
-    assert later is not None
     assert later.age_s == pytest.approx(60, abs=60)
 
 

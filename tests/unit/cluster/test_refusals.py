@@ -66,12 +66,10 @@ def test_a_problem_is_as_old_as_the_first_refusal_since_a_pod_was_created():
         event("a", "FailedCreate", CLASS.replace("nowhere", "elsewhere"), 5),
     ]
     problem = creation_problem(JOB, events)
-    assert problem is not None
     assert problem.reason == 'RuntimeClass "elsewhere" not found'
     assert 60 <= problem.age_s < 800
     resumed = {**JOB, "status": {"startTime": events[3]["firstTimestamp"]}}
     problem = creation_problem(resumed, events)
-    assert problem is not None
     assert 5 <= problem.age_s < 60
 
 
@@ -92,7 +90,7 @@ def test_a_refusal_that_is_over_is_no_problem(events):
 @pytest.mark.parametrize(("phase", "where"), [("Pending", ""), ("Running", "container a: ")])
 @pytest.mark.parametrize(("secrets", "says"), [([{"name": "key"}], " (there is no Secret key)"), ([], "")])
 def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says, phase, where):
-    """The registry's own answer, that the image does not exist or access is denied, does not tell."""
+    """The registry's own answer, that the image does not exist or access is denied, does not say which."""
     message = "Unable to retrieve some image pull secrets (key); attempting to pull the image may not succeed."
     namespace = Namespace(event("a-0", "FailedToRetrieveImagePullSecret", message, 5, kind="Pod"))
     waiting = {"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "denied"}}}
@@ -102,6 +100,5 @@ def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says
         "status": {"phase": phase, "containerStatuses": [waiting]},
     }
     problem = why_not_started(namespace, pod)
-    assert problem is not None
     remedy = "correct the image, or global.imagePullSecrets, with helm upgrade"
     assert problem.reason == f"{where}ErrImagePull: denied{says}; {remedy}"

@@ -122,7 +122,7 @@ def test_a_pod_that_would_not_be_admitted_is_a_problem(message, outcome):
         )
 
 
-def test_who_may_not_create_pods_is_told_that_they_are_not_checked():
+def test_who_may_not_create_pods_is_warned_that_they_are_not_checked():
     line = release_check.check_stage(Namespace(forbidden={"Pod"}), RELEASE, search(), None)
     assert line == "search: not checked (no permission to create pods)"
     assert "to create Jobs" in release_check.check_stage(Namespace(forbidden={"Job"}), RELEASE, search(), None)

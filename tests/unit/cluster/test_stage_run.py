@@ -245,7 +245,6 @@ def test_a_stage_that_is_done_does_not_run_again_when_its_job_has_expired():
 
     def run(chosen, digest):
         release = read_release(namespace, "r-stages")
-        assert release is not None
         return StageRun(namespace, release, chosen, controller_digest=digest, missing_s=1)
 
     first = run(chosen, "first")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from csi_job.evaluation.decision import MAX_TIMES_PATIENTS, POWER, decide, patients_needed, round_up, trivial_caution
+from csi_job.evaluation.decision import MAX_TIMES_PATIENTS, POWER, decide, patients_needed, round_up, trivial_warning
 
 
 def evaluation(num_patients=40, trivial=None):
@@ -79,7 +79,7 @@ def test_a_better_model_that_loses_to_a_trivial_predictor_is_not_to_be_used():
     same = "answering the same for every film does as well in mean absolute error per zone"
     assert decision.action == f"Use neither model: {same}"
     assert decision.paragraphs == ()  # that the model beats the baseline no longer matters
-    assert decision.cautions == (
+    assert decision.warnings == (
         (
             "The model does not beat answering the same for every film: Zones: MAE 0.560, always the median score "
             "0.400. The model is not clearly better than answering the same for every film: CSI: MAE 0.350, always the "
@@ -93,14 +93,14 @@ def test_a_baseline_that_loses_to_a_trivial_predictor_is_not_to_be_kept():
     assert decide(evaluation(), worse, evaluation(trivial=against_trivial())).action == "Keep the baseline"
     decision = decide(evaluation(), worse, evaluation(trivial=against_trivial(f1_macro=0)))
     assert decision.action.startswith("Use neither model")
-    assert decision.cautions == (
+    assert decision.warnings == (
         "The baseline does not beat answering the same for every film: Macro F1 0.400, always the median score 0.400.",
     )
 
 
 def test_nothing_is_said_of_trivial_predictors_that_are_beaten_or_unknown():
-    assert trivial_caution(evaluation(trivial=against_trivial())) == ""
-    assert trivial_caution({"split": "test"}) == ""  # of another version
+    assert trivial_warning(evaluation(trivial=against_trivial())) == ""
+    assert trivial_warning({"split": "test"}) == ""  # of another version
 
 
 def test_an_undefined_difference_asks_for_more_patients():

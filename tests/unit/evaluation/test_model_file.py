@@ -13,20 +13,11 @@ from csi_job.evaluation.model_file import FORMAT, load_model, predict_probabilit
 from csi_job.files import digest_file
 from csi_job.trial.model import build_model
 from csi_job.trial.pretrained import find_weights
+from tests.support.bomb import Bomb
 from tests.unit.evaluation.conftest import write_model_file
 
 CPU = torch.device("cpu")
 FORM = {"architecture": "Custom_1", "image_size_px": 32, "normalisation": "medical"}
-
-
-class Payload:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, target):
-        self.target = str(target)
-
-    def __reduce__(self):
-        return (open, (self.target, "w"))
 
 
 def bare(path, model=None):
@@ -153,9 +144,9 @@ def test_empty_files_and_pointers_are_called_so(tmp_path, suffix):
 def test_a_malicious_file_is_rejected_and_never_executed(tmp_path, protocol):
     path, target = tmp_path / "evil.pth", tmp_path / "executed"
     if protocol == "archive":
-        torch.save({"weight": torch.ones(2), "more": Payload(target)}, path)
+        torch.save({"weight": torch.ones(2), "more": Bomb(target)}, path)
     else:
-        path.write_bytes(pickle.dumps({"weight": Payload(target)}, protocol=protocol))
+        path.write_bytes(pickle.dumps({"weight": Bomb(target)}, protocol=protocol))
     assert "nothing in it was executed" in refused(path, **FORM)
     assert not target.exists()
 

@@ -79,10 +79,10 @@ def test_a_trial_that_another_program_added_outside_the_space_is_no_candidate(tm
     assert [entry.trial for entry in found] == [0, 1]
 
 
-@pytest.mark.parametrize("foreign", ["as many as it takes", 0, -3, True, [7]])
-def test_what_another_program_keeps_under_max_epochs_is_no_number_of_epochs(tmp_path, foreign):
+@pytest.mark.parametrize("other", ["as many as it takes", 0, -3, True, [7]])
+def test_what_another_program_keeps_under_max_epochs_is_no_number_of_epochs(tmp_path, other):
     study = optuna.create_study(direction="maximize")
-    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"max_epochs": foreign}))
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"max_epochs": other}))
     assert [entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 3, None)] == [2, 2]
 
 
@@ -98,8 +98,8 @@ def test_with_two_objectives_candidates_are_on_the_pareto_front(tmp_path):
     study = study_of((LOW, [0.5, 2.0]), ({"learning_rate": 2e-3}, [0.4, 3.0]), (HIGH, [0.3, 1.0]))
     assert rates(find_candidates(hyperparams(tmp_path), study, 3, None)) == [1e-3, 3e-3]
     study.set_user_attr(FINGERPRINT, {"space": SearchSpace().fingerprint()})
-    foreign = {"params": {"model_arch": "vgg11"}, "distributions": {"model_arch": CategoricalDistribution(["vgg11"])}}
-    study.add_trial(optuna.trial.create_trial(values=[0.99, 0.1], **foreign))  # beats them all
+    other = {"params": {"model_arch": "vgg11"}, "distributions": {"model_arch": CategoricalDistribution(["vgg11"])}}
+    study.add_trial(optuna.trial.create_trial(values=[0.99, 0.1], **other))  # beats them all
     assert rates(find_candidates(hyperparams(tmp_path), study, 3, None)) == [1e-3, 3e-3]
 
 

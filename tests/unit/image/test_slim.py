@@ -11,8 +11,6 @@ SCRIPT = Path(__file__).parents[3] / "image" / "slim.py"
 @pytest.fixture(scope="module")
 def slim():
     spec = importlib.util.spec_from_file_location("slim", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -130,7 +130,7 @@ def test_high_throughput_jpeg_2000_is_decoded_as_jpeg_2000(stored_HW, square_HW,
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_a_file_without_meta_information_is_read(tmp_path, stored_HW, square_HW, preamble, syntax):
     if syntax == ExplicitVRBigEndian and not preamble:
-        pytest.skip("nothing tells that it is DICOM")
+        pytest.skip("nothing shows that it is DICOM")
     content = encoded(dataset_of(stored_HW, syntax=syntax, **ALL_LEVELS))
     meta_end = 144 + int.from_bytes(content[140:144], "little")
     path = put(tmp_path, preamble + content[meta_end:])

@@ -53,7 +53,7 @@ def test_nothing_is_pruned_before_enough_trials_reached_the_epoch_nor_by_the_pru
     assert not should_prune(study, running({0: 0.0, 1: 0.0}))
     add(study, [0.9, 0.9, 0.9])
     assert should_prune(study, running({0: 0.0, 1: 0.0}))
-    assert not should_prune(study, running({0: 0.0}))  # the first epoch tells too little
+    assert not should_prune(study, running({0: 0.0}))  # the first epoch shows too little
     assert not should_prune(study, running(dict.fromkeys(range(9), 0.0)))  # none has come so far
     assert not should_prune(study, running({0: 0.0, 1: 0.95}))
     assert not should_prune(define(storage, pruner="none"), running({0: 0.0, 1: 0.0}))

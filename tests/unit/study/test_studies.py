@@ -15,12 +15,12 @@ from tests.support.studies import SPACE, define, study_counts, toy_space, work_o
 def test_studies_are_listed_with_their_counts(study, storage, tmp_path):
     work_on(study, tmp_path)
     define(storage, name="second", objective="f1-and-cost", num_trials=9)
-    optuna.create_study(storage=storage, study_name="foreign").set_user_attr("target", "text")
-    first, second, foreign = list_studies(storage)
+    optuna.create_study(storage=storage, study_name="other").set_user_attr("target", "text")
+    first, second, other = list_studies(storage)
     assert (first.name, first.objective) == ("toy", "f1")
     assert (first.counts.num_finished, first.counts.target) == (5, 5)
     assert (second.counts.num_waiting, second.counts.num_free) == (1, 8)
-    assert foreign.counts is None
+    assert other.counts is None
 
 
 def test_a_deleted_study_leaves_no_row_and_no_checkpoint(storage, tmp_path):
@@ -88,8 +88,8 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(name, storag
     data, work = tmp_path / "data", tmp_path / "work"
     write_checkpoint(WorkFolder(work).trial_checkpoints("keep", 0) / "attempt-1", 0, 0.5)
     write_checkpoint(data, 0, 0.5)
-    foreign = name.format(data=data)
-    study = optuna.create_study(storage=storage, study_name=foreign)
+    other = name.format(data=data)
+    study = optuna.create_study(storage=storage, study_name=other)
     before = sorted(tmp_path.rglob("*.pt"))
     delete_study(study, work)
     assert list_studies(storage) == []

@@ -109,7 +109,6 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(stu
     monkeypatch.setenv("PGPASSWORD", SECRET)
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = WandbTracker.if_enabled(TrackingSettings(wandb_project="csi"), study, tmp_path)
-    assert tracker is not None
     run(study, tmp_path, tracker)
     tracker.log_summary(IMPORTANCES)
     tracker.close()

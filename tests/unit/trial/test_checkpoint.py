@@ -19,6 +19,7 @@ import torch
 
 from csi_job.errors import CheckpointError, CheckpointWriteError
 from csi_job.trial import checkpoint
+from tests.support.bomb import Bomb
 from tests.support.processes import wait_until
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "results": [{"epoch": 0, "val_f1": 0.1}], "best": {}}
@@ -57,19 +58,15 @@ def test_after_any_flipped_bit_or_truncation_the_checkpoint_before_is_found(tmp_
         checkpoint.load_checkpoint(tmp_path / "epoch-0009.pt")
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.abort, ())
-
-
 def test_a_checkpoint_with_code_is_rejected_despite_a_valid_digest(tmp_path):
     file = io.BytesIO()
-    torch.save({"model": Bomb()}, file, pickle_module=pickle)
+    torch.save({"model": Bomb(tmp_path / "written")}, file, pickle_module=pickle)
     path = tmp_path / "epoch-0001.pt"
     for content in (file.getvalue(), file.getvalue()[:-4], b""):  # the last two are no archives, either
         path.write_bytes(content + sha256(content).digest() + checkpoint.MARKER)
         with pytest.raises(CheckpointError, match="more than weights"):
             checkpoint.load_checkpoint(path)
+    assert not (tmp_path / "written").exists()
 
 
 def test_a_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path, monkeypatch):
@@ -172,7 +169,7 @@ def test_a_write_that_failed_does_not_keep_the_state_in_memory(tmp_path, failing
 
 
 class Disk:
-    """Stands for `save_checkpoint`: a write takes until it is released, and fails if told so."""
+    """Stands for `save_checkpoint`: a write takes until it is released, and fails if asked to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.released = queue.SimpleQueue[int](), queue.SimpleQueue[OSError | None]()
@@ -191,7 +188,7 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, disk):
+def test_training_continues_while_a_checkpoint_is_written(tmp_path, disk):
     writer = checkpoint.CheckpointWriter(tmp_path)
     assert [writer.epoch_done(epoch, STATE, epoch_s=0.0) for epoch in range(4)] == [None] * 4
     disk.released.put(None)

@@ -1,6 +1,5 @@
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torchvision.models import ResNet18_Weights
 from csi_job.errors import ConfigurationError
 from csi_job.trial.model import build_model, check_pretrained
 from csi_job.trial.pretrained import as_ours, find_weights
+from tests.support.bomb import Bomb
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_published_chexnet_weights_are_loaded(tmp_path):
 
 
 def test_torchxrayvision_weights_are_loaded(tmp_path):
-    """Its DenseNet takes grey, has 18 findings and a tensor of its own; its ResNet wraps torchvision's as `model`."""
+    """Its DenseNet takes grey, has 18 findings and an extra tensor; its ResNet wraps torchvision's as `model`."""
     densenet = models.densenet121(num_classes=18)
     densenet.features.conv0 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     torch.save(densenet.state_dict() | {"op_threshs": torch.zeros(18)}, tmp_path / "densenet121.pt")
@@ -124,13 +124,9 @@ def test_weights_of_another_architecture_are_rejected_with_the_number_of_matchin
         check_pretrained(str(path), ["Custom_1"])
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (Path("/tmp/csi-job-bomb-went-off"),))
-
-
-def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tmp_path):
-    contents = {"junk": b"junk", "empty": b"", "bomb": pickle.dumps(Bomb()), "zip": b"PK\x03\x04" + b"0" * 50}
+def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tmp_path, tmp_path_factory):
+    written = tmp_path_factory.mktemp("bomb") / "written"
+    contents = {"junk": b"junk", "empty": b"", "bomb": pickle.dumps(Bomb(written)), "zip": b"PK\x03\x04" + b"0" * 50}
     for name, content in contents.items():
         for suffix in (".pth", ".safetensors"):
             (tmp_path / f"{name}{suffix}").write_bytes(content)
@@ -139,7 +135,7 @@ def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tm
     for path in [*tmp_path.iterdir(), tmp_path, tmp_path / "missing.pth"]:
         with pytest.raises(ConfigurationError, match=r"trial\.pretrained"):
             check_pretrained(str(path), ["Custom_1"])
-    assert not Path("/tmp/csi-job-bomb-went-off").exists()
+    assert not written.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -186,7 +186,7 @@ def test_a_pruning_hook_ends_training_and_what_is_being_written(train, tmp_path)
     with pytest.raises(optuna.TrialPruned):
         train(hooks=hooks, max_epochs=5, checkpoint_folder=tmp_path)
     assert len(hooks.epochs) == 2
-    assert {path.name for path in tmp_path.iterdir()} <= {"epoch-0000.pt"}  # whole or not at all
+    assert {path.name for path in tmp_path.iterdir()} <= {"epoch-0000.pt"}  # complete or not at all
 
 
 @pytest.mark.parametrize("prune_at_epoch", [-1, 0], ids=["finished", "pruned"])

@@ -22,7 +22,7 @@ class Operation(NamedTuple):
 
 
 class Journal:
-    """Appends to a file of its own; what was written survives the writer's death."""
+    """Appends to its own file; what was written survives the writer's death."""
 
     def __init__(self, folder: Path, client: str) -> None:
         self._file = os.open(folder / f"journal-{client}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
