@@ -16,6 +16,7 @@ WAITING_REASONS_FATAL: Final = (*IMAGE_REASONS, "CreateContainerConfigError", CR
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
+NO_PROGRAM: Final = (126, 127)  # exit codes of a shell in an image without csi-job
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
@@ -85,6 +86,8 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
                 message = "out of memory; raise the stage's resources.limits.memory"
             elif pod.get("status", {}).get("reason") == EVICTED:  # whose log is gone
                 message = f"evicted: {pod['status'].get('message', '').strip().rstrip('.')}"
+            elif ended["exitCode"] in NO_PROGRAM:
+                message = f"{message.rstrip('.')}; is {status.get('image')} the right image?"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
     return None
 

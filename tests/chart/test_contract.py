@@ -57,7 +57,7 @@ def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_
         ours = [one["name"] for one in containers(job["template"]["spec"]) if one["name"] != PROXY["name"]]
         codes = (("Ignore", [EXIT_SIGTERM]), ("FailJob", list(NON_RETRIABLE_EXIT_CODES)))
         assert found == [(action, name, "In", values) for name in ours for action, values in codes]
-    assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES) == (143, (2, 3))
+    assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES) == (143, (2, 3, 126, 127))
     assert StageFailedError.exit_code in NON_RETRIABLE_EXIT_CODES
 
 

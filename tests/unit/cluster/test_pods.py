@@ -40,6 +40,13 @@ def test_an_evicted_pod_is_described_by_the_kubelets_reason():
     assert str(failure_of(evicted)) == f"pod r-cache-0 (cache) exit 137: {reason}"
 
 
+def test_an_image_without_csi_job_is_named():
+    other = pod({"terminated": {"exitCode": 127, "message": "line 39: exec: cluster: not found\n"}})
+    other["status"]["initContainerStatuses"][0]["image"] = "docker.io/library/postgres:17"
+    says = "line 39: exec: cluster: not found; is docker.io/library/postgres:17 the right image?"
+    assert str(failure_of(other)) == f"pod r-cache-0 (cache) exit 127: {says}"
+
+
 @pytest.mark.parametrize("state", [{"terminated": {"exitCode": 0}}, {"running": {}}])
 def test_a_pod_that_runs_or_succeeded_has_no_failure(state):
     assert failure_of(pod(state)) is None
