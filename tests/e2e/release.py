@@ -182,7 +182,8 @@ class Release:
     def pause(self) -> int:
         """Suspend the search; return the number of finished trials once every pod has handed over its own."""
         self.csi_job("scale", "0")
-        wait_until("every pod has handed over", lambda: "Running" not in self.phases("search"), 120)
+        # A pending one may have started its container just before it is deleted.
+        wait_until("every pod has handed over", lambda: not self.phases("search") & {"Pending", "Running"}, 120)
         return self.num_finished()
 
     def has_ended(self) -> str:

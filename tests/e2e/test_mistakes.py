@@ -44,8 +44,9 @@ def test_an_invalid_score_is_reported_by_row_and_column(release):
 def test_a_wrong_password_or_other_trial_settings_are_reported_and_a_fixed_upgrade_continues(release):
     release.apply(secret("given", password="right"))
     values = {"database.existingSecret": "given", "job.study.num_trials": 2, "search.parallelism": 1}
-    release.helm("install", "--wait", values=values)
-    release.kubectl("rollout", "status", f"statefulset/{release.name}-csi-job-database", "--timeout=120s")
+    # The first cache stage has no node: it would be done, and the search begin, before the password is wrong.
+    release.helm("install", values=values | {"cache.nodeSelector": {"there": "none"}})
+    release.kubectl("rollout", "status", f"statefulset/{release.name}-csi-job-database", "--timeout=280s")
     release.apply(secret("given", password="wrong"))
     release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
 

@@ -21,14 +21,15 @@ def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(relea
     release.helm("install", "--wait", "--timeout", "5m", values=VALUES)
     other.helm("install", "--wait", "--timeout", "5m", values=VALUES | {"database": external_values})
 
-    wait_until("the search runs", lambda: other.running("search"), 300)
-    connections = "pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'csi-job'"
-    query = f"select distinct ssl from {connections}"
-    assert wait_until("csi-job is connected", lambda: other.sql(query), 120) == ["t"]
+    other.any_running("controller")  # which ends with the release, so this comes first
     distrustful = ("env", "PGSSLROOTCERT=/etc/ssl/certs/ca-certificates.crt")
     refused = other.in_the_controllers_pod(*distrustful, "csi-job", "study", "list", check=False)
     assert "certificate verify failed" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) <= 2  # kubectl adds one
+    wait_until("the search runs", lambda: other.running("search"), 300, every=0.5)
+    connections = "pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'csi-job'"
+    query = f"select distinct ssl from {connections}"
+    assert wait_until("csi-job is connected", lambda: other.sql(query), 120) == ["t"]
 
     for each in (release, other):
         each.wait_for_end(500)

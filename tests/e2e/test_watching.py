@@ -124,12 +124,16 @@ def _the_controllers_pod_shows_the_same(release: Release) -> None:
 
 
 def _the_metrics_are_those_of_the_dashboard(release: Release) -> None:
-    scraped = release.in_the_controllers_pod("python", "-c", SCRAPE).stdout
-    assert "csi_job_trials_target 100000.0" in scraped
-    assert 'csi_job_pods{component="search",phase="Running"}' in scraped
     (grafana,) = release.items("configmap", "grafana")
     shown = set(re.findall(r"csi_job_\w+", " ".join(_expressions(json.loads(grafana["data"]["csi-job.json"])))))
-    assert shown <= set(re.findall(r"^csi_job_\w+", scraped, re.MULTILINE))
+    now = {"csi_job_trials_target 100000.0", 'csi_job_pods{component="search",phase="Running"} 2.0'}
+
+    def missing() -> set[str]:
+        scraped = release.in_the_controllers_pod("python", "-c", SCRAPE).stdout
+        return now - set(scraped.splitlines()) | shown - set(re.findall(r"^csi_job_\w+", scraped, re.MULTILINE))
+
+    # They are refreshed every 10 s, while pods and trials may have started since.
+    wait_until("every metric is served", lambda: not missing(), 60)
 
 
 def _expressions(dashboard: dict[str, Any]) -> list[str]:
