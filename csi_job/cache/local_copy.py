@@ -50,16 +50,13 @@ def _copy_arrays(folder: Path, place: Path, info: CacheInfo, limit_gib: float) -
         raise CsiJobError("the folder belongs to another user", got=str(place.parent))
     with locked(place / "lock", "another process is copying the cache to this node; waiting for it"):
         # A file gets its name when it is complete.
-        missing = [name for name, size in sizes.items() if _size(place / name) != size]
+        copied = {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
+        missing = [name for name, size in sizes.items() if copied.get(name) != size]
         if sum(sizes[name] for name in missing) > shutil.disk_usage(place).free:
             raise CsiJobError("too little space is left", got=str(place))
         with announced(f"copying {gib:.1f} GiB of the cache to {place}"):
             for name in missing:
                 _copy(folder / name, place / name, info.files[name])
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _copy(source: Path, target: Path, sha256: str) -> None:

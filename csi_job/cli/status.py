@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     import optuna
     from rich.console import RenderableType
 
-    from csi_job.study.record import StudyRecord
-
-
-def _shown_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
-    return None if given["release"] or given["namespace"] else the_only_study(loaded, given)
-
 
 @click.command()
-@with_settings("study.name", "storage.url", study=_shown_study, reads_only=True)
+@with_settings(
+    "study.name",
+    "storage.url",
+    study=lambda loaded, given: None if given["release"] or given["namespace"] else the_only_study(loaded, given),
+    reads_only=True,
+)
 @click.option("--watch", is_flag=True, help="Refresh until the study or release finishes (or Ctrl-C).")
 @click.option("--every", default=2.0, type=click.FloatRange(min=0.2), help="Seconds between refreshes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")

@@ -43,7 +43,9 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
     """
     release = find_release(cluster, release_name)
     problems: list[str] = []
-    quotas = _quotas(cluster)
+    quotas, nodes = _quotas(cluster), _nodes(cluster)
+    required = [_requirements(stage, release.gpu_resource) for stage in release.stages]
+    required = [one for one in required if one.num_gpus] or [_requirements(release.search, release.gpu_resource)]
     checks = [
         *(partial(check_pvc, cluster, name, release.stages) for name in _claims(cluster, release)),
         partial(check_other_releases, cluster, release),
@@ -51,7 +53,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
         *(partial(check_pod_admission, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
-        *(partial(check_nodes, required, _nodes(cluster)) for required in _gpu_requirements(release)),
+        *(partial(check_nodes, one, nodes) for one in required),
     ]
     yield from run_checks(checks, problems)
     if not quotas:
@@ -243,12 +245,6 @@ def _nodes(cluster: Cluster) -> list[dict[str, Any]] | None:
         return cluster.find("Node")
     except NotAllowedError:
         return None
-
-
-def _gpu_requirements(release: Release) -> list[Requirements]:
-    """Return what each stage with GPUs needs, that of the search if none has any."""
-    found = [_requirements(stage, release.gpu_resource) for stage in release.stages]
-    return [one for one in found if one.num_gpus] or [_requirements(release.search, release.gpu_resource)]
 
 
 def _requirements(stage: Stage, gpu_resource: str) -> Requirements:

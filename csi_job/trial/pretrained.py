@@ -50,7 +50,9 @@ def find_weights(content: Any, max_nesting: int = _MAX_NESTING) -> dict[str, Ten
     """
     if not isinstance(content, dict) or max_nesting == 0:
         return {}
-    nested = {key: value for key, value in content.items() if isinstance(value, dict) and not _is_optimizers(key)}
+    # The optimizer's state has tensors as large as the weights.
+    named = {key: value for key, value in content.items() if not str(key).lower().startswith("optim")}
+    nested = {key: value for key, value in named.items() if isinstance(value, dict)}
     if len(nested) > _MAX_NESTED:
         nested = {key: nested[key] for key in WRAPPERS if key in nested}
     sets = {key: find_weights(value, max_nesting - 1) for key, value in nested.items()}
@@ -61,11 +63,6 @@ def find_weights(content: Any, max_nesting: int = _MAX_NESTING) -> dict[str, Ten
     if usual:
         return usual[0]
     return next(iter(large.values())) if len(large) == 1 else {}
-
-
-def _is_optimizers(key: object) -> bool:
-    """Return whether a checkpoint has the state of its optimizer under a key, with tensors as large as the weights."""
-    return str(key).lower().startswith("optim")
 
 
 def refuse_without_weights(path: Path, what: str, kind: type[CsiJobError]) -> None:
