@@ -184,7 +184,7 @@ def kind_of(error: OSError, kind: type[CsiJobError]) -> type[CsiJobError]:
 class Problem:
     """A faulty row or file; `row` counts the table's lines from 1, including the header.
 
-    `image` is the path of its image within the folder of images, `identities` the part of the message that names
+    `image` is the path of its image within the folder of images, `identifying` the end of the message that names
     patients or files.
     """
 
@@ -194,7 +194,7 @@ class Problem:
     file_id: str = ""
     image: str = ""
     pseudonym: str = ""
-    identities: str = ""
+    identifying: str = ""
 
     def render(self, *, identities: bool) -> str:
         """Return e.g. `row 7 column left_mid (3f9c…): score 9`."""
@@ -204,5 +204,5 @@ class Problem:
         name = ", ".join(dict.fromkeys(filter(None, (self.file_id, self.image)))) if identities else self.pseudonym
         if name:
             place.append(f"({name})" if place else name)
-        what = f"{self.what}; {self.identities}" if identities and self.identities else self.what
+        what = f"{self.what}; {self.identifying}" if identities and self.identifying else self.what
         return f"{' '.join(place)}: {what}" if place else what

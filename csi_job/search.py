@@ -71,7 +71,10 @@ class Search:
                 self._run_workers(environments, live)
 
     def work(self, tracker: Tracker, on_finished: Callable[..., None]) -> None:
-        """Run trials in this process and then, with `confirm`, the trainings that choose the winner."""
+        """Run trials in this process and then, with `confirm`, the trainings that choose the winner.
+
+        `on_finished` gets the number of finished trials; during the trainings, of those finished and of all.
+        """
         start_s, limit_s = time.monotonic(), self.settings.study.timeout_s
         has_ended = self.confirm and bool(self.study.user_attrs.get(ENDED))
         if not has_ended:
@@ -94,14 +97,14 @@ class Search:
         limited = settings.study.model_copy(update={"timeout_s": timeout_s})
         replace(request, worker=limited).share_trainings(waits=False)
 
-    def _run_trials(self, tracker: Tracker, on_num_finished: Callable[[int], None]) -> None:
+    def _run_trials(self, tracker: Tracker, on_finished: Callable[[int], None]) -> None:
         """Run trials in this process, and refresh the report now and then."""
         study, settings = self.study, self.settings
         keep_compiled(settings.trial, settings.folder.compiled)
         wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
 
         def on_trial_finished(summary: WorkerSummary) -> None:
-            on_num_finished(study_status(study).num_finished)
+            on_finished(study_status(study).num_finished)
             if summary.outcomes.total() % settings.study.report_every == 0:
                 refresh_results(study, settings.folder)
 

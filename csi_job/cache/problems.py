@@ -20,7 +20,7 @@ def write_problems(work: Path, problems: Iterable[Problem]) -> Path:
     rows = (
         (
             *(problem.row, problem.column, problem.file_id, problem.image),
-            "; ".join(filter(None, (problem.what, problem.identities))),
+            "; ".join(filter(None, (problem.what, problem.identifying))),
         )
         for problem in problems
     )

@@ -94,7 +94,7 @@ def main() -> None:
     except StopRequestedError as error:
         _leave(str(error), error.exit_code)
     except CsiJobError as error:
-        identities = sys.stderr.isatty()
+        identities = sys.stderr.isatty()  # logs name no patients
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)
     except OSError as error:
         hint = {

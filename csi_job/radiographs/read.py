@@ -59,7 +59,7 @@ def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
         candidates = images.alike(problem.file_id)
         why = ", except with another ending, case or folder" if candidates else ""
     meant = f"{', '.join(candidates[:_NUM_CANDIDATES])}{', …' if len(candidates) > _NUM_CANDIDATES else ''}"
-    return replace(problem, what=f"{problem.what}{why}", identities=f"it may be {meant}" if candidates else "")
+    return replace(problem, what=f"{problem.what}{why}", identifying=f"it may be {meant}" if candidates else "")
 
 
 def read_radiograph(path: Path, side_px: int, *, max_image_side_px: int) -> np.ndarray:

@@ -151,6 +151,7 @@ class _ClaimTransaction:
         return self._claim_next(connection)
 
     def _claim_next(self, connection: Connection) -> Claim | NothingToClaim | CsiJobError:
+        """Prefer the trial of a worker that died, then a paused one worth promoting, one that waits, and a new one."""
         counts, running = _counts_and_running(connection, self.study_id)
         if ids := [row.trial_id for row in running if is_in_future(row)]:  # they expire from now on
             now = now_s(connection)
@@ -173,6 +174,7 @@ class _ClaimTransaction:
                 return claim
         paused = {row.trial_id: row for row in running if row.paused}
         live = {row.trial_id: row.renewed_at_s for row in running if not row.paused}
+        # Nothing else will finish that could still change which paused trials are the best.
         is_last = not live and counts.num_waiting == 0 and counts.num_free <= 0
         promoted, pruned = self._sort_paused(connection, paused, counts, is_last=is_last, is_exhausted=is_exhausted)
         if promoted is not None and (claim := self._resume(connection, promoted)) is not None:
