@@ -87,8 +87,8 @@ chart: ## Package the chart into dist/; PUSH=oci://REGISTRY/PATH also pushes it 
 	@helm package helm --destination dist --version $(VERSION) --app-version $(VERSION)
 	@test -z "$(PUSH)" || helm push dist/csi-job-$(VERSION).tgz $(PUSH) $(PUSH_FLAGS)
 
-image: ## Build the image csi-job:$(IMAGE_TAG) with Docker
-	@DOCKER_BUILDKIT=1 $(DOCKER) build --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+image: ## Build the image csi-job:$(IMAGE_TAG) with Docker (IMAGE_FLAGS: more options of docker build)
+	@DOCKER_BUILDKIT=1 $(DOCKER) build $(IMAGE_FLAGS) --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
 	  --build-arg COMMIT=$$(git rev-parse HEAD) --tag csi-job:$(IMAGE_TAG) .
 
 image-smoke: ## Try the image: read-only root, another user, torch.compile
