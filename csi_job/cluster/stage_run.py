@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
@@ -52,6 +53,7 @@ NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedErro
 EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
+RETRIED: Final = "csi-job/retried"  # annotation of a Job; whenever it changes, Kubernetes tries to create missing pods
 MAKE_ROOM_AFTER_S: Final = 30.0  # by when Kueue admits what fits, and pods that were ending have left a quota
 
 
@@ -293,6 +295,9 @@ class CacheRun(StageRun):
             if missing_s > MAKE_ROOM_AFTER_S:
                 self._hold_search()
             return
+        if _held_searches(self.cluster, self.release):  # else Kubernetes tries again only within a minute
+            retried = {RETRIED: datetime.now(UTC).isoformat(timespec="seconds")}
+            self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": retried}})
         super()._fail_if_stuck(job, reason, min(missing_s, self._without_search_s()))
 
     def _meter_search(self) -> None:

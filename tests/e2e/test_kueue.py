@@ -30,6 +30,7 @@ def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(rel
     _resize(release)
     _preempt(release, queue)
     _pause_and_resume(release)
+    _give_way(release, queue)
     num_trials = release.pause() + 6
     release.helm("upgrade", values=QUEUED | {"job.study.num_trials": num_trials, "search.parallelism": 3})
 
@@ -69,3 +70,15 @@ def _pause_and_resume(release: Release) -> None:
     release.pause()
     release.csi_job("scale", "2")
     wait_until("two pods search again", lambda: len(release.running("search")) == 2, 120)
+
+
+def _give_way(release: Release, queue: Queue) -> None:
+    """The search has all of the quota when the cache stage has to run again, and continues after it."""
+    (search,) = release.items("jobs", "search")
+    queue.allow(2)
+    release.helm("upgrade", values=QUEUED | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
+    wait_until("the search gives way", lambda: "hands over its trials until the cache is done" in release.log(), 120)
+    wait_until("the cache is done", lambda: "cache: done" in release.log(), 180)
+    wait_until("two pods search again", lambda: len(release.running("search")) == 2, 120)
+    assert [job["metadata"]["uid"] for job in release.items("jobs", "search")] == [search["metadata"]["uid"]]
+    queue.allow(4)

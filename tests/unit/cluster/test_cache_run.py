@@ -9,7 +9,7 @@ import pytest
 from csi_job.cluster import stage_run
 from csi_job.cluster.budget import METERED_AT
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stage_run import JOB_NAME, CacheRun
+from csi_job.cluster.stage_run import JOB_NAME, RETRIED, CacheRun
 from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, Release, get_annotation, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, event, search, stage
@@ -109,8 +109,11 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     assert held["spec"]["parallelism"] == 0 if queue else held["spec"]["suspend"]
     assert f"cache: waits for quota; Job {name} hands over its trials until the cache is done" in caplog.messages
     run.reconcile()  # while the pods hand over, no quota is missing for good
+    job = namespace.objects["Job", waits]
+    assert not get_annotation(job, RETRIED)
     namespace.delete("Pod", "s")
-    run.reconcile()  # then it may be, but not at once
+    run.reconcile()  # then it may be, but not at once: Kubernetes, which would wait for a minute, tries again
+    assert bool(get_annotation(job, RETRIED)) is not bool(queue)
     held["status"] = {}
     older.reconcile()
     assert held["spec"]["parallelism"] == 2
