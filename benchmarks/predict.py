@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.figures import machine, measure, spread
-from csi_job.cache.decode_pool import num_cores
 from csi_job.evaluation.model_file import FORMAT
+from csi_job.machine import num_cores
 from csi_job.phantoms.phantom import write_phantoms
 from csi_job.radiographs.read import read_radiograph
 from csi_job.trial.model import build_model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from csi_job.cache.decode_pool import decode_images, num_cores
+from csi_job.cache.decode_pool import decode_images
 from csi_job.cache.key import (
     Source,
     existing_cache,
@@ -40,6 +40,7 @@ from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import ConfigurationError, DataError, Problem, advice, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import progress
+from csi_job.machine import num_cores
 from csi_job.radiographs.identity import pseudonym
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES

@@ -73,16 +73,6 @@ def decode_images(
                 selector.register(decoder, selectors.EVENT_READ)
 
 
-def num_cores() -> int:
-    """Return the number of cores this process may use: its affinity, and its container's quota (cgroup v2)."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(available, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or the quota is `max`
-        return available
-
-
 def decoder_environment() -> dict[str, str]:
     """Return the environment of decoders: files are of unknown origin, so they see no password and no key."""
     needed = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from csi_job.cache.decode_pool import decode_images, num_cores
+from csi_job.cache.decode_pool import decode_images
 from csi_job.errors import Problem
 from csi_job.evaluation.csi import FloatArray, predict_csi
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.machine import num_cores
 from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES, risk_class

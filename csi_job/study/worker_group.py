@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import torch
 
-from csi_job.cache.decode_pool import num_cores
 from csi_job.errors import CsiJobError
+from csi_job.machine import num_cores
 from csi_job.signals import Stop, listening
 from csi_job.study.relay import ERROR, LOG, log_as_worker, received
 from csi_job.study.settings import StudySettings

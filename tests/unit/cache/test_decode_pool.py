@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from csi_job.cache import decode_pool as decoders
-from csi_job.cache.decode_pool import decode_images, num_cores
+from csi_job.cache.decode_pool import decode_images
 from csi_job.errors import CsiJobError
 from csi_job.radiographs.read import read_radiograph
 from tests.support.dicom import compressed, dataset_of
@@ -99,10 +99,6 @@ def test_decoders_have_no_secrets_in_their_environment_and_end_when_the_caller_s
     for environment in environments:
         assert b"s3cret" not in environment
         assert {b"LC_ALL=C.UTF-8", b"MALLOC_MMAP_THRESHOLD_=33554432"} <= set(environment.split(b"\0"))
-
-
-def test_at_least_one_core_may_be_used():
-    assert 1 <= num_cores() <= (os.cpu_count() or 1)
 
 
 def test_a_file_on_which_the_decoder_aborts_is_corrupt_and_nothing_is_printed(tmp_path, paths, capfd):
