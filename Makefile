@@ -120,8 +120,9 @@ bench-study: $(READY) ## Measure what a trial costs the database, and how worker
 bench-search: $(READY) ## Replay search strategies on recorded learning curves (half an hour of one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.search_replay $(if $(OPTUNAHUB),--optunahub $(OPTUNAHUB))
 
-bench-gpu: $(READY) ## Measure training on the GPU, compared with timm's recipe (in minutes; timm is used if installed)
+bench-gpu: $(READY) ## Measure training and predicting on the GPU, compared with timm's recipe (if installed) and a plain loop
 	@$(BIN)/python -W ignore -m benchmarks.gpu
+	@$(BIN)/python -W ignore -m benchmarks.predict
 
 clean: ## Remove the environments and demo/
 	rm -rf $(VENV) $(TOOLS) $(DEMO)
