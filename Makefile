@@ -123,6 +123,7 @@ bench-search: $(READY) ## Replay search strategies on recorded learning curves (
 bench-gpu: $(READY) ## Measure training and predicting on the GPU, compared with timm's recipe (if installed) and a plain loop
 	@$(BIN)/python -W ignore -m benchmarks.gpu
 	@$(BIN)/python -W ignore -m benchmarks.predict
+	@$(BIN)/python -W ignore -m benchmarks.trial_gap
 
 clean: ## Remove the environments and demo/
 	rm -rf $(VENV) $(TOOLS) $(DEMO)
