@@ -94,6 +94,14 @@ def test_a_section_annotates_and_labels_its_jobs_and_pods(component):
             assert key not in str(item)
 
 
+def test_a_stage_may_wait_in_a_queue_of_its_own():
+    label = "kueue.x-k8s.io/queue-name"
+    documents = render({**DEMO, "kueue.queueName": "all", "search.labels": {label: "gpus"}})
+    found = [item["metadata"]["labels"] for item in documents if item["kind"] == "Job"]
+    queues = {labels["app.kubernetes.io/component"]: labels[label] for labels in found if label in labels}
+    assert queues == {"cache": "all", "search": "gpus", "final": "all"}
+
+
 def test_additional_objects_are_templates():
     name = {"name": '{{ include "csi-job.fullname" . }}-own'}
     text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: {{ .Release.Name }}}}"

@@ -1,8 +1,11 @@
 {{/* What the stages' Jobs have in common, each part as (list $ <stage>); limits also take the names of its containers. */}}
 {{- define "csi-job.stageMetadata" -}}
 {{ include "csi-job.metadata" (list (index . 0) (index . 1) (index . 1)) }}
+  {{- $own := include "csi-job.labels" (list (index . 0) (index . 1)) | fromYaml }}
   {{- with (index . 0).Values.kueue.queueName }}
+  {{- if not (hasKey $own "kueue.x-k8s.io/queue-name") }}
   kueue.x-k8s.io/queue-name: {{ . | quote }}
+  {{- end }}
   {{- end }}
 {{- with include "csi-job.annotations" (list (index . 0) (index . 1) dict) }}
 {{ . }}
