@@ -84,7 +84,7 @@ def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
     if needed > MAX_TIMES_PATIENTS * num_patients:
         more = f"{MAX_TIMES_PATIENTS} times as many test patients"
-        return "Keep the baseline", f"The difference may be chance; telling one this small from none takes over {more}."
+        return "Keep the baseline", f"The difference may be chance; detecting one this small takes over {more}."
     in_all = round_up(needed * num_patients_in_all / num_patients) if num_patients_in_all else 0
     split = f" ({fmt.count(in_all)} in all, split as now)" if in_all else ""
     action = f"Keep the baseline; more patients are needed: about {fmt.count(needed)} in the test set{split}"

@@ -75,5 +75,5 @@ def _failure_counts(release: Release, pod: str) -> None:
     before = release.uids("search")
     release.kubectl("exec", pod, "-c", "search", "--", "python", "-c", "import os; os.kill(1, 2)", check=False)
     wait_until("the search is recreated", lambda: release.uids("search") - before, 180)
-    assert f"pod {pod} (search) exit 130: " in release.log()  # a line of its own, or the reason for the recreation
+    assert f"pod {pod} (search) exit 130: " in release.log()  # its own line, or the reason for the recreation
     assert "recreating it" in release.log()

@@ -44,28 +44,26 @@ def test_a_full_work_folder_and_too_little_shared_memory_are_named(tmp_path, mon
         pod_check.check_shared_memory(tmp_path, smallest=2**60)
 
 
-def test_a_missing_secret_is_named_by_its_value(tmp_path):
-    missing = tmp_path / "password"
-    with pytest.raises(ConfigurationError, match=r"database.secretKey"):
-        pod_check.check_secrets(settings_for(tmp_path, password_file=missing), pod_check.Requirements(1))
-    tracking = {"tracking": {"wandb_api_key_file": missing}}
-    with pytest.raises(ConfigurationError, match=r"wandb.existingSecret"):
-        pod_check.check_secrets(Settings.model_validate(tracking), pod_check.Requirements(1))
-    missing.write_text("secret")
-    assert (
-        pod_check.check_secrets(settings_for(tmp_path, password_file=missing), pod_check.Requirements(1))
-        == "Secrets: found"
-    )
-
-
-def test_a_missing_secret_is_named_with_its_key_if_the_chart_knows_them(tmp_path):
-    missing = tmp_path / "password"
-    wanted = pod_check.Requirements(1, database_secret="given/word", wandb_secret="own/token")
-    with pytest.raises(ConfigurationError, match=r"password is missing.*the Secret given exists and has the key word"):
+@pytest.mark.parametrize(
+    ("chart_knows", "database", "wandb"),
+    [
+        ({}, "database.secretKey", "wandb.existingSecret"),
+        (
+            {"database_secret": "given/word", "wandb_secret": "own/token"},
+            r"password is missing.*the Secret given exists and has the key word",
+            r"Weights & Biases.*the Secret own exists and has the key token",
+        ),
+    ],
+    ids=["its value", "its key"],
+)
+def test_a_missing_secret_is_named(tmp_path, chart_knows, database, wandb):
+    missing, wanted = tmp_path / "password", pod_check.Requirements(1, **chart_knows)
+    with pytest.raises(ConfigurationError, match=database):
         pod_check.check_secrets(settings_for(tmp_path, password_file=missing), wanted)
-    tracking = {"tracking": {"wandb_api_key_file": missing}}
-    with pytest.raises(ConfigurationError, match=r"Weights & Biases.*the Secret own exists and has the key token"):
-        pod_check.check_secrets(Settings.model_validate(tracking), wanted)
+    with pytest.raises(ConfigurationError, match=wandb):
+        pod_check.check_secrets(Settings.model_validate({"tracking": {"wandb_api_key_file": missing}}), wanted)
+    missing.write_text("secret")
+    assert pod_check.check_secrets(settings_for(tmp_path, password_file=missing), wanted) == "Secrets: found"
 
 
 def test_an_unreachable_database_is_reported_well_within_30_seconds(tmp_path, nobody):
