@@ -21,6 +21,7 @@ from csi_job.errors import CsiJobError, StopRequestedError, StorageUnavailableEr
 from csi_job.final_model.hyperparams import HyperparamsFile, read_hyperparams
 from csi_job.final_model.train import FinalTraining
 from csi_job.html.format import plural
+from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.plots import write_best_params
 from csi_job.report.page.page import refresh_results
 from csi_job.report.study_view import view_study
@@ -124,7 +125,7 @@ class Search:
                 ),
             )
             if wandb is not None and study_status(study).is_finished:
-                wandb.log_summary(view_study(study).importances.shares)
+                log_summary(wandb, study)
 
     def _run_workers(self, environments: Sequence[Environment], live: LiveStudy) -> None:
         start_s, settings, study = time.monotonic(), self.settings, self.study
@@ -184,6 +185,13 @@ def final_training(
         options=replace(options, stall_s=settings.trial.stall_s),
         on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
     )
+
+
+def log_summary(wandb: WandbTracker, study: optuna.Study) -> None:
+    """Log what the report shows of the trials within the study's space to Weights & Biases."""
+    view = view_study(study)
+    trials = [trial for trial in view.frozen_trials if trial.number not in view.outside]
+    wandb.log_summary(view.importances.shares, trials, parallel_plot(view).figure)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import attributes as stored
 from csi_job.study.importances import Importances, param_importances
-from csi_job.study.status import choose_trial, ranked_trials, space_of
+from csi_job.study.status import choose_trial, space_of, space_test
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class StudyView:
     rule: str
     """How it was chosen, a phrase."""
     frozen_trials: list[FrozenTrial] = field(repr=False)
-    ranked: list[TrialView] = field(repr=False)
-    """The complete trials within the study's space, best validation F1 first, ties by number."""
+    outside: frozenset[int]
+    """The numbers of the trials that another program added outside the study's space."""
 
     def with_outcome(self, *outcomes: stored.TrialOutcome) -> list[TrialView]:
         """Return the trials with these outcomes, by number."""
@@ -131,6 +131,17 @@ class StudyView:
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that define the study; empty if it has none."""
         return stored.fingerprint_of(self.attributes)
+
+    @cached_property
+    def scored(self) -> list[TrialView]:
+        """Return the trials within the study's space that have an F1, by number."""
+        return [trial for trial in self.trials if trial.f1 is not None and trial.number not in self.outside]
+
+    @cached_property
+    def ranked(self) -> list[TrialView]:
+        """Return the complete ones of `scored`, best validation F1 first, ties by number."""
+        complete = [trial for trial in self.scored if trial.outcome == "complete"]
+        return sorted(complete, key=lambda trial: -(trial.f1 or 0.0))
 
     @cached_property
     def baseline(self) -> TrialView | None:
@@ -159,11 +170,9 @@ def view_study(study: Study) -> StudyView:
     attributes = study.user_attrs
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
     chosen = choose_trial(study)
-    space = space_of(study)
+    space, is_inside = space_of(study), space_test(study)
     used = {name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()}
     searched = space.distributions() if space else {}
-    by_number = {trial.number: trial for trial in trials}
-    ranked = (by_number[frozen.number] for frozen in ranked_trials(study) if frozen.number in by_number)
     return StudyView(
         name=study.study_name,
         trials=trials,
@@ -175,7 +184,7 @@ def view_study(study: Study) -> StudyView:
         best=next((trial for trial in trials if chosen and trial.number == chosen.trial.number), None),
         rule=chosen.rule if chosen else "",
         frozen_trials=frozen_trials,
-        ranked=[trial for trial in ranked if trial.outcome == "complete" and trial.f1 is not None],
+        outside=frozenset(frozen.number for frozen in frozen_trials if not is_inside(frozen)),
     )
 
 

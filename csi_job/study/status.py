@@ -1,7 +1,7 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from statistics import median
@@ -66,12 +66,19 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
 def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
     """Yield the complete trials by their F1, without those that another program added outside the study's space."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    forms = stored.fingerprint_of(study.user_attrs).get("space", {})
-    space = space_of(study)
-    for trial in sorted(complete, key=lambda trial: (-trial.values[0], trial.number)):
+    is_inside = space_test(study)
+    return filter(is_inside, sorted(complete, key=lambda trial: (-trial.values[0], trial.number)))
+
+
+def space_test(study: optuna.Study) -> Callable[[FrozenTrial], bool]:
+    """Return the test whether a trial lies within the study's space; another program may add one that does not."""
+    space, forms = space_of(study), stored.fingerprint_of(study.user_attrs).get("space", {})
+
+    def is_inside(trial: FrozenTrial) -> bool:
         known = {name: value for name, value in trial.params.items() if name in HYPERPARAMETERS}
-        if space is None or (trial.params.keys() <= forms.keys() and space.has(known)):
-            yield trial
+        return space is None or (trial.params.keys() <= forms.keys() and space.has(known))
+
+    return is_inside
 
 
 def space_of(study: optuna.Study) -> SearchSpace | None:

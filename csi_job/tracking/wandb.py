@@ -12,13 +12,12 @@ import os
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 
 from csi_job.files import make_folder, write_atomic
 from csi_job.storage.attributes import UID, TrialOutcome
@@ -27,7 +26,6 @@ from csi_job.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 CLOSE_S: Final = 5.0  # how long a search waits for the last uploads at its end; they continue behind it
-MIN_TRIALS: Final = 2  # complete ones, for a view that compares them
 HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password
 
 
@@ -63,7 +61,6 @@ class WandbTracker:
     def __init__(self, settings: TrackingSettings, study: optuna.Study, work: Path) -> None:
         """Track the trials of a study, whose runs are stored in `<work>/wandb`."""
         self._settings = settings
-        self._study = study
         self._group = study.study_name
         self._uid = str(study.user_attrs.get(UID, study.study_name))
         self._folder = WorkFolder(work.absolute())
@@ -95,12 +92,13 @@ class WandbTracker:
         if number == self._running:
             self._end_run()
 
-    def log_summary(self, importances: Mapping[str, float]) -> None:
-        """Log a run with the importances, a table of the trials and, from `MIN_TRIALS` on, parallel coordinates."""
+    def log_summary(
+        self, importances: Mapping[str, float], trials: Iterable[FrozenTrial], parallel: Mapping[str, Any] | None
+    ) -> None:
+        """Log a run with the importances, a table of the trials, and their parallel coordinates if there are any."""
         self._start(self._arguments("summary", {}, job_type="summary"))
         if self._run is None:
             return
-        trials = self._study.get_trials(deepcopy=False)
         rows = [
             {
                 "trial": trial.number,
@@ -110,14 +108,7 @@ class WandbTracker:
             }
             for trial in trials
         ]
-        summary = {"importances": importances, "trials": rows, "parallel": ""}
-        if sum(trial.state is TrialState.COMPLETE for trial in trials) >= MIN_TRIALS:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                figure = optuna.visualization.plot_parallel_coordinate(
-                    self._study, target=lambda trial: float(trial.values[0]), target_name="val_f1"
-                )
-            summary["parallel"] = figure.to_json()
+        summary = {"importances": importances, "trials": rows, "parallel": parallel}
         content = self._folder.wandb_summary(self._uid)
         try:
             write_atomic(content, json.dumps(summary))

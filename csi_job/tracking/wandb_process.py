@@ -80,7 +80,7 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
 
 
 def _log_summary(run: Any, content: Path) -> None:
-    import plotly.io
+    import plotly.graph_objects
     import wandb
 
     summary = json.loads(content.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def _log_summary(run: Any, content: Path) -> None:
         "trials": trials,
     }
     if summary["parallel"]:
-        parts["parallel_coordinate"] = wandb.Plotly(plotly.io.from_json(summary["parallel"]))
+        parts["parallel_coordinate"] = wandb.Plotly(plotly.graph_objects.Figure(summary["parallel"]))
     run.log(parts)
 
 

@@ -33,19 +33,21 @@ LOSSES: tuple[tuple[int, str, dict[str, str]], ...] = ((1, "training", {"dash": 
 def history_plot(view: StudyView) -> Plot:
     """Show each trial's validation F1 in order of the trials, and the best so far."""
     key, title = "optimization_history", "Search progress"
-    if all(trial.f1 is None for trial in view.trials):
+    if not view.scored:
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no validation F1 to show.")
     caption = (
         "Each marker is one trial; the line is the best complete trial so far. Pruned trials are shown at the best F1 "
         "they reached, infeasible and failed trials at the bottom."
     )
-    return Plot(key, title, caption, _history(view))
+    num_outside = len(view.outside)
+    left_out = f"{fmt.plural(num_outside, 'trial')} that another program added outside the search space left out."
+    return Plot(key, title, caption, _history(view), warnings=(left_out,) if num_outside else ())
 
 
 def curves_plot(view: StudyView) -> Plot:
     """Show the validation F1 of all trials by epoch, with pruned ones marked where they were stopped."""
     key, title = "curves", "Training curves"
-    trials = [trial for trial in view.trials if trial.curve]
+    trials = [trial for trial in view.scored if trial.curve]
     if not trials:
         return Plot(key, title, missing="No trial has finished an epoch yet, so there is no curve to show.")
     sampled = trials
@@ -99,14 +101,15 @@ def _epoch_layout(y_title: str, trials: Sequence[TrialView]) -> Figure:
 
 def _history(view: StudyView) -> Figure:
     best, baseline = view.best, view.baseline
-    scores = [trial.f1 for trial in view.trials if trial.f1 is not None]
+    scores = [trial.f1 for trial in view.scored if trial.f1 is not None]
     bottom = min(scores)
     if view.with_outcome(*AT_BOTTOM):  # a little below all others
         bottom -= 0.06 * max(max(scores) - min(scores), 0.02)
     traces = [_best_so_far(view)]
     for outcome, marker in OUTCOME_MARKERS.items():
         is_low = outcome in AT_BOTTOM
-        trials = view.others(trial for trial in view.with_outcome(outcome) if is_low or trial.f1 is not None)
+        candidates = view.with_outcome(outcome) if is_low else view.scored
+        trials = view.others(trial for trial in candidates if trial.outcome == outcome)
         if trials:
             numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]
             traces.append(markers(trials, numbers, ys, marker=marker, name=outcome.capitalize()))
@@ -134,8 +137,8 @@ def _history(view: StudyView) -> Figure:
 
 
 def _best_so_far(view: StudyView) -> dict[str, Any]:
-    scored = [(trial.number, trial.f1) for trial in view.with_outcome("complete") if trial.f1 is not None]
-    xs, ys = [number for number, _ in scored], [*accumulate((f1 for _, f1 in scored), max)]
+    complete = sorted(view.ranked, key=lambda trial: trial.number)
+    xs, ys = [trial.number for trial in complete], [*accumulate((trial.f1 or 0.0 for trial in complete), max)]
     if xs:  # extend the line to the end of the study
         xs.append(view.trials[-1].number)
         ys.append(ys[-1])

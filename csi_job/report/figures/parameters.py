@@ -39,14 +39,14 @@ def parallel_plot(view: StudyView) -> Plot:
         "Each line is one trial and crosses each axis at the value the trial used. Darker blue means higher F1. A line "
         "that passes below an axis does not use that setting. Click a legend entry to hide or show its trials."
     )
-    trials = view.ranked + [trial for trial in view.with_outcome("pruned") if trial.f1 is not None]
+    trials = view.ranked + [trial for trial in view.scored if trial.outcome == "pruned"]
     return _plot(view, trials, "parallel_coordinate", "Hyperparameters together", caption, _parallel, MAX_LINES)
 
 
 def slices_plot(view: StudyView) -> Plot:
     """Show the validation F1 against each hyperparameter alone."""
     caption = "Validation F1 against each hyperparameter; one that only some optimizers use shows only their trials."
-    trials = [trial for trial in view.with_outcome("complete", "pruned") if trial.f1 is not None]
+    trials = [trial for trial in view.scored if trial.outcome in ("complete", "pruned")]
     return _plot(view, trials, "slices", "Hyperparameters one by one", caption, _slices, MAX_POINTS)
 
 

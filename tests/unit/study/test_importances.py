@@ -3,6 +3,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from csi_job.report.figures.history import curves_plot, history_plot
+from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.study_view import view_study
 from csi_job.study.importances import MIN_TRIALS
 from tests.support.studies import SPACE, define, work_on
@@ -52,6 +54,14 @@ def test_a_trial_that_another_program_added_outside_the_space_does_not_count(sto
     after = view_study(study)
     assert [trial.number for trial in after.ranked] == [trial.number for trial in before.ranked]
     assert after.importances == before.importances
+    for draw in (curves_plot, slices_plot, parallel_plot):
+        assert draw(after).figure == draw(before).figure
+    drawn, known = history_plot(after), history_plot(before)
+    points = [(trace["x"], trace["y"]) for trace in known.figure["data"] if trace["name"] != "Best so far"]
+    assert [(trace["x"], trace["y"]) for trace in drawn.figure["data"] if trace["name"] != "Best so far"] == points
+    assert drawn.figure["data"][0]["y"] == known.figure["data"][0]["y"]
+    assert drawn.warnings == ("1 trial that another program added outside the search space left out.",)
+    assert known.warnings == ()
 
 
 def test_the_space_decides_and_not_the_distributions_of_the_trial_that_comes_first(storage, tmp_path):

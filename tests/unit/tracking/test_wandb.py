@@ -10,9 +10,12 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 from wandb.proto import wandb_internal_pb2
 
 from csi_job.errors import DataError
+from csi_job.search import log_summary
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
 from csi_job.tracking.settings import TrackingSettings
@@ -76,6 +79,13 @@ def records(path: Path) -> Iterator[Any]:
             parts = b""
 
 
+def logged_trials(path: Path) -> list[dict[str, Any]]:
+    """The rows of a summary's table of trials."""
+    [table] = (path.parent / "files" / "media" / "table").glob("trials_*.table.json")
+    content = json.loads(table.read_text())
+    return [dict(zip(content["columns"], values, strict=True)) for values in content["data"]]
+
+
 def history(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """What a run logged, step by step."""
     for record in (record for path in paths for record in records(path) if record.HasField("history")):
@@ -110,12 +120,17 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(stu
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = WandbTracker.if_enabled(TrackingSettings(wandb_project="csi"), study, tmp_path)
     run(study, tmp_path, tracker)
-    tracker.log_summary(IMPORTANCES)
+    study.add_trial(create_trial(value=0.9, params={"lion": 1.5}, distributions={"lion": FloatDistribution(0, 2)}))
+    log_summary(tracker, study)
     tracker.close()
     uid = study.user_attrs["uid"]
     found = wait_for_runs(tmp_path, 5)
     assert set(found) == {f"{uid}-0", f"{uid}-1", f"{uid}-2", f"{uid}-summary"}
-    for trial in study.trials:
+    assert [(row["trial"], row["state"]) for row in logged_trials(found[f"{uid}-summary"][0])] == [
+        (number, "complete")
+        for number in range(3)  # not the one that another program added outside the space
+    ]
+    for trial in study.trials[:3]:
         shown = [(step + 1, value) for step, value in sorted(trial.intermediate_values.items())]  # from 1
         logged = [(row["epoch"], row["val_f1"]) for row in history(found[f"{uid}-{trial.number}"])]
         assert sorted(logged) == shown
@@ -180,7 +195,7 @@ def test_a_tracker_that_cannot_start_costs_nothing(study, tmp_path, monkeypatch,
     (tmp_path / "wandb").write_text("no folder")
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
     run(study, tmp_path, tracker)
-    tracker.log_summary(IMPORTANCES)
+    tracker.log_summary(IMPORTANCES, (), None)
     tracker.close()
     assert "cannot start" in caplog.text
 
@@ -195,7 +210,7 @@ def test_the_key_is_read_from_its_file_for_the_runs_process_alone(study, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.executable", str(python))
         tracker = WandbTracker(settings, study, tmp_path)
-        tracker.log_summary(IMPORTANCES)
+        tracker.log_summary(IMPORTANCES, (), None)
         tracker.close()
     assert (tmp_path / "seen").read_text() == "secret"
     assert "WANDB_API_KEY" not in os.environ
@@ -208,7 +223,7 @@ def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(study, 
     settings = TrackingSettings(wandb_project="csi", wandb_api_key_file=tmp_path / "no-key")
     tracker = WandbTracker(settings, study, tmp_path)
     run(study, tmp_path, tracker)
-    tracker.log_summary(IMPORTANCES)
+    tracker.log_summary(IMPORTANCES, (), None)
     tracker.close()
     [warning] = [record.getMessage() for record in caplog.records if "Weights & Biases" in record.getMessage()]
     assert str(tmp_path / "no-key") in warning
@@ -217,7 +232,7 @@ def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(study, 
 
 def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(study, tmp_path):
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
-    tracker.log_summary({})
+    log_summary(tracker, study)
     tracker.close()
     found = wait_for_runs(tmp_path, 1)
     assert list(found) == [f"{study.user_attrs['uid']}-summary"]
@@ -225,7 +240,5 @@ def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(st
     logged = {name.split(".")[0] for row in history([path]) for name in row}
     assert {"importances_table", "trials"} <= logged
     assert "parallel_coordinate" not in logged
-    [table] = (path.parent / "files" / "media" / "table").glob("trials_*.table.json")
-    content = json.loads(table.read_text())
-    [row] = [dict(zip(content["columns"], values, strict=True)) for values in content["data"]]
+    [row] = logged_trials(path)
     assert (row["trial"], row["state"], row["val_f1"]) == (0, "waiting", None)
