@@ -36,9 +36,9 @@ def measure(arguments: Sequence[str], python_path: Path | None = None) -> tuple[
     """
     environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments], check=False, capture_output=True, env=environment
-    )
+    command = [sys.executable, "-W", "ignore", *arguments]
+    # `-c` and `-m` import from the current folder first, so that this must be the other checkout too.
+    ended = subprocess.run(command, check=False, capture_output=True, env=environment, cwd=python_path)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     if ended.returncode not in (0, 2):
         raise SystemExit(ended.stderr.decode())

@@ -24,7 +24,7 @@ from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_objective, checked_name
-from csi_job.study.studies import open_study
+from csi_job.study.studies import claim_results, open_study, results_owner
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
 from csi_job.study.worker_group import worker_environments
@@ -101,15 +101,19 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
+    database = database_address(settings.storage, settings.work)
+    results_owner(settings.folder, settings.study.name, record.uid if record else "", database)
     if record is not None:  # before hours of decoding
         check_settings(settings, record)
     storage = None
-    if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
+    if settings.radiographs.labels is not None and not database.is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
     cache = _cache_to_train_on(settings, record.cache_key if record else "", record.name if record else "")
     storage = storage or open_storage(settings.storage, settings.work, create=True)
-    return define_study(storage, definition_of(settings, cache.info.key)), cache
+    study = define_study(storage, definition_of(settings, cache.info.key))
+    claim_results(study, settings.folder)
+    return study, cache
 
 
 def run_hyperopt(
@@ -231,7 +235,9 @@ def _is_copy(model: Path, card: dict[str, Any]) -> bool:
 def _study_named(name: str, settings: Settings, otherwise: str) -> optuna.Study | None:
     """Return the study that a file names, or None, with a warning of what follows, if it is not in this database."""
     try:
-        return open_study(settings.storage, settings.work, name)
+        study = open_study(settings.storage, settings.work, name)
     except ConfigurationError as error:
         logger.warning("cannot open study %s, so %s: %s", name, otherwise, error)
         return None
+    claim_results(study, settings.folder)
+    return study

@@ -63,6 +63,7 @@ class WorkFolder:
     compiled/                                  code of networks, by torch.compile
     wandb/                                     runs of Weights & Biases
     models/hyperopt/<study>_*                  best parameters, settings, plots and report of a search
+    models/hyperopt/.<study>.json              which study of that name these and its models are of
     models/candidates/<study>/                 trainings of the candidates, one per seed
     models/final/<study>/                      the study's final models, their cards and evaluations
     models/{optimized,baseline}_model.*        those of the study that was trained last
@@ -136,6 +137,10 @@ class WorkFolder:
     def study_settings(self, study: str) -> Path:
         """Return the settings file that repeats a study."""
         return self.hyperopt / f"{_name(study)}_settings.yaml"
+
+    def owner(self, study: str) -> Path:
+        """Return the file that says which study of that name has its results in `models/`."""
+        return self.hyperopt / f".{_name(study)}.json"
 
     def report(self, study: str) -> Path:
         """Return the report of a study."""

@@ -11,8 +11,10 @@ from csi_job.config import LoadedSettings
 def report(loaded: LoadedSettings) -> None:
     """Write the study's plots, best parameters and one-page report to models/hyperopt/."""
     from csi_job.report.page.page import write_results
-    from csi_job.study.studies import open_study
+    from csi_job.study.studies import claim_results, open_study
 
     settings = loaded.settings
-    for path in write_results(open_study(settings.storage, settings.work, settings.study.name), settings.folder):
+    study = open_study(settings.storage, settings.work, settings.study.name)
+    claim_results(study, settings.folder)
+    for path in write_results(study, settings.folder):
         click.echo(path)

@@ -88,6 +88,13 @@ def fingerprint_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return fingerprint if isinstance(fingerprint, dict) else {}
 
 
+def settings_of(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sections of settings among a study's attributes; none if another program stored something else."""
+    settings = attributes.get(SETTINGS)
+    sections = settings.items() if isinstance(settings, dict) else ()
+    return {name: section for name, section in sections if isinstance(section, dict)}
+
+
 def outcome_of(trial: FrozenTrial) -> TrialOutcome:
     """Return the outcome of a trial; `infeasible` is a kind of pruned, `cancelled` of failed, `paused` of running."""
     state, attributes = trial.state, trial.user_attrs

@@ -53,7 +53,7 @@ class StudyRecord:
 
         Earlier versions stored only a fingerprint, so that the other settings of their studies are unknown.
         """
-        tree: Tree | None = self.attributes.get(stored.SETTINGS)
+        tree: Tree = stored.settings_of(self.attributes)
         if not tree:
             tree = {"space": self.space(), "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
         current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}

@@ -3,31 +3,35 @@
 import functools
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError, NoStudyError
-from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, UID, target_of
+from csi_job.files import digest, json_text, read_json, write_file
+from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, STUDY_UID, UID, is_same_uid, target_of
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.study_rows import find_identity
+from csi_job.storage.url import Address
 from csi_job.study.attempts import remove_all_checkpoints
 from csi_job.study.definition import check_same, load_study, require_fingerprint
 from csi_job.study.settings import can_be_ours
 from csi_job.study.target import store_target
 from csi_job.trial.hyperparameters import parse_value
 from csi_job.trial.space import SearchSpace
-from csi_job.work_folder import CONFIRMATION
+from csi_job.work_folder import CONFIRMATION, WorkFolder
 
 logger = logging.getLogger(__name__)
+DATABASE: Final = "database"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,36 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
         StorageUnavailableError: the database could not be reached within `connect_s`.
     """
     return load_study(open_storage(settings, work, create=False), name)
+
+
+def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
+    """Let a study write its results to `models/`; see `results_owner`."""
+    owner = results_owner(folder, study.study_name, study.user_attrs.get(UID), storage_of(study).address)
+    path = folder.owner(study.study_name)
+    if owner != read_json(path):
+        write_file(path, json_text(owner))
+
+
+def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Address) -> dict[str, str | None]:
+    """Return what tells a study's results in `models/` from those of one of the same name in another database.
+
+    A study may be moved to another database, or deleted and created again in the same one.
+
+    Raises:
+        ConfigurationError: the results that are there are of another study.
+    """
+    path = folder.owner(name)
+    if database.is_sqlite:  # within the work folder it moves along
+        place = os.path.relpath(database.path.resolve(), folder.root.resolve())
+    else:
+        place = str(database.url.set(username=None, query={}))
+    owner = {STUDY_UID: uid, DATABASE: digest(place)[:16]}
+    known = read_json(path) or owner
+    if known.get(DATABASE) != owner[DATABASE] and not is_same_uid(known.get(STUDY_UID), uid):
+        what = f"{folder.hyperopt} has the results of another study of this name, which is in another database"
+        hint = f"choose another --study-name or --work; if that study no longer exists, delete {path}"
+        raise ConfigurationError(what, got=name, hint=hint)
+    return owner
 
 
 def delete_study(study: optuna.Study, work: Path) -> None:

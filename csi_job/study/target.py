@@ -8,7 +8,7 @@ import optuna
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import SETTINGS, TARGET, TARGET_CHANGES
+from csi_job.storage.attributes import TARGET, TARGET_CHANGES, settings_of
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -74,7 +74,7 @@ def set_target(
 
 def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
     # Whether this total is the last that the study was given, and trials were added to it since.
-    given, is_raised = attributes.get(SETTINGS, {}).get("study", {}).get("num_trials"), False
+    given, is_raised = settings_of(attributes).get("study", {}).get("num_trials"), False
     for change in attributes.get(TARGET_CHANGES, []):
         is_raised = change["more"] is not None
         given = given if is_raised else change["total"]

@@ -1,15 +1,29 @@
+import sqlite3
+from contextlib import closing
+
 import optuna
 import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.storage.attributes import FIXED_PARAMS
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import HEARTBEATS
 from csi_job.study.confirmation import open_confirmation
-from csi_job.study.studies import delete_study, enqueue_trial, list_studies
+from csi_job.study.definition import load_study
+from csi_job.study.studies import claim_results, delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import CONFIRMATION, WorkFolder
 from tests.support.reader import Reader, check_exact
-from tests.support.studies import SPACE, define, study_counts, toy_space, work_on, write_checkpoint
+from tests.support.studies import (
+    SPACE,
+    define,
+    storage_settings,
+    study_counts,
+    toy_space,
+    work_on,
+    write_checkpoint,
+)
 
 
 def test_studies_are_listed_with_their_counts(study, storage, tmp_path):
@@ -94,6 +108,25 @@ def test_a_deleted_study_of_another_program_takes_no_folder_with_it(name, storag
     delete_study(study, work)
     assert list_studies(storage) == []
     assert sorted(tmp_path.rglob("*.pt")) == before != []
+
+
+def test_two_studies_of_one_name_in_two_databases_do_not_replace_each_others_results(storage, tmp_path):
+    folder = WorkFolder(tmp_path)
+    study = define(storage)
+    with closing(open_storage(StorageSettings(), tmp_path / "other", create=True)) as elsewhere:
+        namesake = define(elsewhere)
+        for ours in (study, study):
+            claim_results(ours, folder)
+        with pytest.raises(ConfigurationError, match="another study of this name, which is in another database"):
+            claim_results(namesake, folder)
+        claim_results(study, folder)
+    delete_study(study, tmp_path)
+    claim_results(define(storage), folder)  # another uid, but nobody else's
+    moved = tmp_path / "moved.db"
+    with closing(sqlite3.connect(folder.database)) as connection:
+        connection.execute("VACUUM INTO ?", (str(moved),))
+    with closing(open_storage(storage_settings(f"sqlite:///{moved}"), tmp_path, create=False)) as elsewhere:
+        claim_results(load_study(elsewhere, "toy"), folder)
 
 
 def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path):
