@@ -51,7 +51,8 @@ class Lease:
 
     def lost_error(self) -> LeaseLostError:
         """Return the error of a worker that has lost this lease."""
-        message = f"trial {self.number} no longer belongs to this worker: another one has it, or it was deleted"
+        reason = "another one has it, another program finished it, or it was deleted"
+        message = f"trial {self.number} no longer belongs to this worker: {reason}"
         return LeaseLostError(message)
 
 

@@ -96,7 +96,9 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
         seeds = fmt.plural(len(confirmed["seeds"]), "seed")
         std = f" (SD {fmt.score(confirmed['std'])})" if confirmed.get("std") is not None else ""
         also = ""
-        if results.baseline_card is not None:
+        if view.baseline is not None and confirmed.get("trial") == view.baseline.number:
+            winner += ", the baseline itself"
+        elif results.baseline_card is not None:
             also = f"; the baseline, retrained the same way, reached {fmt.score(results.baseline_card['mean'])}"
         return (
             f"How certain is this? {winner}, retrained with {seeds}, reached a mean validation F1 of "

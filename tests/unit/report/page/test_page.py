@@ -112,12 +112,16 @@ def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_stud
     assert text.index(sentence) < text.index("Best settings")
 
 
-def test_candidates_are_shown_with_mean_and_std(work, text):
+def test_candidates_are_shown_with_mean_and_std(work, view, text):
     confirmed = json.loads((work / "models" / "hyperopt" / "csi_optimization_optimized_params.json").read_text())
     assert f"mean validation F1 of {confirmed['value']:.3f} (SD {confirmed['std']:.3f})" in text
     assert f"Trial {confirmed['trial']}, winner" in text
     baseline = json.loads((work / "models" / "baseline_model.json").read_text())
     assert f"the baseline, retrained the same way, reached {baseline['mean']:.3f}" in text
+    change_json(work / "models" / "hyperopt" / "csi_optimization_optimized_params.json", trial=0)
+    own = report(view, work).text
+    assert "Trial 0, the baseline itself, retrained with" in own
+    assert "retrained the same way" not in own
 
 
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, text):
