@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
@@ -16,6 +17,7 @@ from csi_job.storage.storage import open_storage
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import STUDIES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import read_trial
+from csi_job.study.settings import StudySettings
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from csi_job.work_folder import CONFIRMATION
 
@@ -101,18 +103,25 @@ def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | 
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
     if study_id is None or not stored.fingerprint_of(attributes):
         return None
-    first = _trial_with(connection, study_id, stored.BASELINE, TRIALS.c.number)
-    last = _trial_with(connection, study_id, stored.SAMPLER, TRIALS.c.number.desc())
+    with_attribute = sa.select(TRIALS.c.trial_id).join(USER_ATTRIBUTES).where(TRIALS.c.study_id == study_id)
+    baselines = with_attribute.where(USER_ATTRIBUTES.c.key == stored.BASELINE).order_by(TRIALS.c.number)
+    started = with_attribute.where(USER_ATTRIBUTES.c.key == stored.SAMPLER, TRIALS.c.state != TrialState.WAITING)
+    first = _first_trial(connection, baselines)
+    last = _first_trial(connection, started.order_by(TRIALS.c.number.desc()))
     baseline = first and (first.params or first.system_attrs.get(stored.FIXED_PARAMS))
-    phase = {key: last.user_attrs[key] for key in stored.PHASE if key in last.user_attrs} if last else {}
-    return StudyRecord(name, attributes, baseline or {}, phase)
+    return StudyRecord(name, attributes, baseline or {}, _phase_of(last) if last else {})
 
 
-def _trial_with(
-    connection: Connection, study_id: int, attribute: str, order: sa.ColumnElement[int]
-) -> FrozenTrial | None:
-    """Return the first trial that has an attribute."""
-    query = sa.select(TRIALS.c.trial_id).join(USER_ATTRIBUTES, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-    query = query.where(TRIALS.c.study_id == study_id, USER_ATTRIBUTES.c.key == attribute).order_by(order).limit(1)
-    trial_id = connection.execute(query).scalar()
+def _first_trial(connection: Connection, query: sa.Select[Any]) -> FrozenTrial | None:
+    trial_id = connection.execute(query.limit(1)).scalar()
     return None if trial_id is None else read_trial(connection, trial_id)
+
+
+def _phase_of(trial: FrozenTrial) -> Tree:
+    """Return the study settings that a trial ran with; none if another program stored something else under them."""
+    phase = {key: trial.user_attrs[key] for key in stored.PHASE if key in trial.user_attrs}
+    try:
+        StudySettings.model_validate(phase)
+    except ValidationError:
+        return {}
+    return phase

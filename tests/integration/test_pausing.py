@@ -207,8 +207,12 @@ def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_p
     assert [*waits.running] == [leases[1].trial_id, leases[2].trial_id]
     storage.write_trial(leases[1], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
     storage.write_trial(leases[2], TrialWrite(values=[0.5], state=TrialState.COMPLETE))
+    enqueue_trial(study, SPACE, {"unknown_weight": 0.5}, raise_total=True)
+    waiting = claim(study)
+    assert (waiting.lease.number, waiting.pruned) == (3, ())
+    storage.write_trial(waiting.lease, TrialWrite(values=[0.5], state=TrialState.COMPLETE))
     end = claim(study)
-    assert end == NothingToClaim(3, 3, {}, (0,))
+    assert end == NothingToClaim(4, 4, {}, (0,))
     assert (study.trials[0].state, study.trials[0].value) == (TrialState.PRUNED, 0.1)
     assert study.trials[0].user_attrs["reason"] == "paused after epoch 2, where others were better"
 

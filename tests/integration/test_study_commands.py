@@ -56,7 +56,7 @@ def test_an_export_is_two_files_that_are_not_overwritten_without_force(searched)
     assert table.stat().st_mtime_ns == before
     run(searched, "study", "export", "csi_optimization", folder, "--force")
     assert table.stat().st_mtime_ns > before
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".csi_optimization.json"]
 
 
 def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched, phantoms, tmp_path):

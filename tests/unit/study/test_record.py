@@ -1,6 +1,8 @@
 import pytest
+from optuna.trial import create_trial
 
 from csi_job.config import load_settings
+from csi_job.storage.attributes import PHASE, SETTINGS
 from csi_job.storage.settings import StorageSettings
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study_settings import results_only, stored_tree
@@ -56,6 +58,19 @@ def test_the_latest_phase_continues(storage, tmp_path):
     work_on(define_as_given(storage, **phase), tmp_path, **phase)
     study = load_settings({}, None, {}).over(record_of(tmp_path)).settings.study
     assert (study.sampler, study.pruner, study.max_epochs, study.num_startup_trials) == ("random", "none", 2, 3)
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [1], {"a": 1}])
+def test_what_another_program_stores_under_our_names_stops_no_command(storage, tmp_path, value):
+    study = define_as_given(storage)
+    work_on(study, tmp_path)
+    known = load_settings({}, None, {}).over(record_of(tmp_path)).settings
+    study.enqueue_trial({}, user_attrs=dict.fromkeys(PHASE, value))
+    assert load_settings({}, None, {}).over(record_of(tmp_path)).settings == known
+    study.add_trial(create_trial(value=0.1, user_attrs=dict.fromkeys(PHASE, value)))
+    study.set_user_attr(SETTINGS, value)
+    settings = load_settings({}, None, {}).over(record_of(tmp_path)).settings
+    assert (settings.space, settings.study.name) == (known.space, "toy")
 
 
 def test_a_study_of_an_earlier_version_has_space_and_baseline(storage, tmp_path):
