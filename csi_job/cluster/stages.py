@@ -295,10 +295,14 @@ def suspension(job: Mapping[str, Any]) -> str:
 
 
 def quota_wait(job: Mapping[str, Any]) -> str:
-    """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing."""
+    """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing.
+
+    Of a full queue an event of it says so too, for who has Kubernetes' own roles, but none of Kueue's.
+    """
     queue = (job["metadata"].get("labels") or {}).get(QUEUE, "")
     namespace = job["metadata"]["namespace"]
-    return f"waiting for quota in the queue {queue}; kubectl describe workloads -n {namespace} shows why"
+    why = f"kubectl describe workloads -n {namespace} shows why (without Kueue's rights: kubectl events -n {namespace})"
+    return f"waiting for quota in the queue {queue}; {why}"
 
 
 @dataclass(frozen=True)

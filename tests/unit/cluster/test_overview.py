@@ -126,7 +126,8 @@ def test_a_search_that_waits_for_quota_is_shown_with_its_queue():
     job["metadata"]["labels"] = job["metadata"]["labels"] | {QUEUE: "team"}
     job["spec"] = {"suspend": True, "parallelism": 2}
     (view,) = watched(cluster, once=True)
-    assert view.note == "search: waiting for quota in the queue team; kubectl describe workloads -n here shows why"
+    why = "kubectl describe workloads -n here shows why (without Kueue's rights: kubectl events -n here)"
+    assert view.note == f"search: waiting for quota in the queue team; {why}"
     job["spec"]["parallelism"] = 0
     (view,) = watched(cluster, once=True)
     assert view.note == SUSPENDED
