@@ -49,13 +49,15 @@ STEPS: tuple[tuple[str, Any, str], ...] = (  # of a build: what is timed, and wh
     ("split table, manifest", build, "_describe"),
 )
 OPEN = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
+import psutil
 from csi_job.cache.dataset import Cache
-memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+memory = psutil.Process().memory_info  # the peak would be the parent's, which a new process inherits
+before, start = memory().rss, time.process_time()
 cache = Cache.open(Path(sys.argv[1]))
 cache.train, cache.validation
-print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+print(time.process_time() - start, memory().rss - before)
 """
 seconds: dict[str, list[float]] = defaultdict(list)
 spent: dict[str, float] = defaultdict(float)
@@ -96,7 +98,7 @@ def measure(num_rows: int, repeats: int) -> None:
             first |= {"build again": spent["build again"], "digests known": spent["look up their digests"]}
             timed("problems.csv", write_problems)(work, problems)
             opened = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, stdout=subprocess.PIPE, text=True)
-            start_s, memory_kb = map(float, opened.stdout.split())
+            start_s, memory_bytes = map(float, opened.stdout.split())
             first |= {"problems.csv": spent["problems.csv"], "worker's start": start_s}
             timed("verify the cache", verify_cache)(folder)
             first["verify the cache"] = spent["verify the cache"]
@@ -108,7 +110,7 @@ def measure(num_rows: int, repeats: int) -> None:
     print(f"\n{num_rows:,} rows; CPU seconds, median [quartiles] of {repeats}")
     for name, values in seconds.items():
         print(f"  {name:<26}{spread(values)}")
-    print(f"  memory: build {peak_mb:,.0f} MB, worker's start {memory_kb / 1e3:,.0f} MB more", flush=True)
+    print(f"  memory: build {peak_mb:,.0f} MB, worker's start {memory_bytes / 1e6:,.0f} MB more", flush=True)
 
 
 def measure_tables(num_rows: int, repeats: int) -> None:
