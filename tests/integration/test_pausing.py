@@ -217,6 +217,14 @@ def test_without_a_pausing_pruner_a_paused_trial_waits_for_the_end_and_is_then_p
     assert study.trials[0].user_attrs["reason"] == "paused after epoch 2, where others were better"
 
 
+def test_a_trial_that_runs_is_not_paused_whatever_another_program_stored(storage):
+    study = define(storage, num_trials=2)
+    storage.write_trial(leased(study), TrialWrite(values=[0.5], state=TrialState.COMPLETE))
+    study.enqueue_trial({}, user_attrs={PAUSED: 1})
+    lease = leased(study)
+    assert [*claim(study).running] == [lease.trial_id]
+
+
 def test_a_paused_trial_that_can_never_be_promoted_is_pruned_at_once(storage):
     study = define(storage, num_trials=4)
     leases = [leased(study, **RULES) for _ in range(3)]

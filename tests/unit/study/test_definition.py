@@ -180,6 +180,7 @@ def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(stu
     assert [set_target(study, more_trials=3) for _ in range(3)] == [8, 8, 8]
     assert caplog.text.count("continuing towards 8 trials, to which an earlier --more-trials 3 raised the total") == 2
     assert set_target(study, num_trials=8, lenient=True) == 8  # which changes nothing, and so settles nothing
+    assert "lowering" not in caplog.text
     assert set_target(study, more_trials=3) == 8
     assert set_target(study, more_trials=1) == 9  # another command
     assert set_target(study, more_trials=3) == 9
@@ -188,7 +189,7 @@ def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(stu
     assert set_target(study, num_trials=10) == 10
     assert "lowering the total of study toy, which all its workers share, from 12 to 10 trials" in caplog.text
     assert set_target(study, more_trials=3) == 13
-    assert set_target(study, more_trials=3, token="another command") == 16
+    assert [set_target(study, more_trials=3, token="another command") for _ in range(2)] == [16, 16]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "é" * 101, "語" * 99])
