@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from csi_job.cluster.stages import COMPONENT, STAGES
-from tests.e2e.release import IMAGE, Release, pod, secret, wait_until
+from tests.e2e.release import ENDLESS, IMAGE, Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -130,6 +130,22 @@ def test_a_quota_that_others_exhaust_is_waited_for(release):
     release.kubectl("delete", "pod", "other")
 
     wait_until("the pod is created", lambda: release.items("pods", "cache"), 120)
+
+
+def test_a_search_gives_way_to_a_cache_stage_that_their_quota_refuses(release):
+    """Kubernetes retries a refused pod ever less often, yet does so before `controller.missingSeconds` are over."""
+    # Room for database, two controllers and the search's pods, but not for a pod of the cache stage beside them.
+    release.as_admin.apply(limits("ResourceQuota", hard={"limits.memory": "37Gi"}))
+    values = {**ENDLESS, "search.parallelism": 2}
+    release.helm("install", values=values)
+    wait_until("two pods search", lambda: len(release.running("search")) == 2, 240)
+
+    release.helm("upgrade", values=values | {"cache.env": [{"name": "AGAIN", "value": "1"}]})
+
+    wait_until("the search gives way", lambda: "hands over its trials until the cache is done" in release.log(), 120)
+    wait_until("the cache is done", lambda: "cache: done" in release.log(), 120)
+    wait_until("two pods search again", lambda: len(release.running("search")) == 2, 120)
+    assert release.trials()["FAIL"] == 0
 
 
 @pytest.fixture
