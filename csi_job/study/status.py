@@ -55,7 +55,7 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
     error = stored.f1_standard_error_of(leader) or 0.0
     equals = takewhile(lambda trial: trial.values[0] >= best_f1 - error, ranked)
-    chosen = min([leader, *equals], key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+    chosen = min([leader, *equals], key=lambda trial: trial.values[1])  # of equally cheap ones the best, which is first
     rule = (
         f"the cheapest trial whose val_f1 is within one standard error ({error:.4f}, by patients) of the best, "
         f"{best_f1:.4f} of trial {leader.number}"

@@ -44,6 +44,14 @@ def run(clock, answers, step_s=1.0, *, stall_s=1e9, beats=True):
     return heartbeat, len(left)
 
 
+def test_a_lease_is_renewed_several_times_before_it_expires():
+    intervals = []
+    heartbeat = Heartbeat(lambda _: None, 60, stall_s=1e9, on_stall=lambda: None)
+    heartbeat.over.wait = lambda interval_s: intervals.append(interval_s) or True
+    heartbeat.run()
+    assert intervals == [15]
+
+
 def test_a_thread_renews_until_it_is_stopped():
     renewed = []
     third = threading.Event()
