@@ -88,7 +88,8 @@ chart: ## Package the chart into dist/; PUSH=oci://REGISTRY/PATH also pushes it 
 	@test -z "$(PUSH)" || helm push dist/csi-job-$(VERSION).tgz $(PUSH) $(PUSH_FLAGS)
 
 image: ## Build the image csi-job:$(IMAGE_TAG) with Docker (IMAGE_FLAGS: more options of docker build)
-	@DOCKER_BUILDKIT=1 $(DOCKER) build $(IMAGE_FLAGS) --network=host --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	@DOCKER_BUILDKIT=1 $(DOCKER) build $(IMAGE_FLAGS) --network=host \
+	  --build-arg VERSION=$(VERSION) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
 	  --build-arg COMMIT=$$(git rev-parse HEAD) --tag csi-job:$(IMAGE_TAG) .
 
 image-smoke: ## Try the image: read-only root, another user, torch.compile
@@ -120,7 +121,7 @@ bench-study: $(READY) ## Measure what a trial costs the database, and how worker
 bench-search: $(READY) ## Replay search strategies on recorded learning curves (half an hour of one core)
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.search_replay $(if $(OPTUNAHUB),--optunahub $(OPTUNAHUB))
 
-bench-gpu: $(READY) ## Measure training and predicting on the GPU, compared with timm's recipe (if installed) and a plain loop
+bench-gpu: $(READY) ## Measure training and predicting on the GPU, beside timm's recipe (if installed) and a plain loop
 	@$(BIN)/python -W ignore -m benchmarks.gpu
 	@$(BIN)/python -W ignore -m benchmarks.predict
 	@$(BIN)/python -W ignore -m benchmarks.trial_gap

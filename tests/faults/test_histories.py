@@ -160,13 +160,13 @@ def test_a_journal_survives_the_death_of_its_writer(tmp_path):
     assert (second.answer, second.end_s) == (None, math.inf)
 
 
-def test_two_studies_in_an_sqlite_file_are_what_their_clients_were_answered(tmp_path):
+def test_two_studies_in_an_sqlite_file_are_what_their_clients_were_told(tmp_path):
     figures = run_history(f"sqlite:///{tmp_path}/studies.db", tmp_path / "record", Mix(seed=1))
     assert figures.complaints == []
     assert figures.operations.total() >= 300
 
 
-def test_two_studies_on_a_crashing_server_are_what_their_clients_were_answered(mortal, tmp_path):
+def test_two_studies_on_a_crashing_server_are_what_their_clients_were_told(mortal, tmp_path):
     with mortal.database() as url:
         figures = run_history(url, tmp_path / "record", Mix(seed=1, crashes=1), mortal)
     assert figures.complaints == []

@@ -89,7 +89,7 @@ class Client:
     ) -> None:
         self.journal, self.client, self.storage, self.folder, self.draws = journal, client, storage, folder, draws
         self.apart: StudyStorage = pickle.loads(pickle.dumps(storage))
-        """For copies and migrations, which are commands on their own: they open studies by name again."""
+        """For copies and migrations, which are separate commands: they open studies by name again."""
         self.handles: dict[str, Handle] = {}
         self.count = 0
 
