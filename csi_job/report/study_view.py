@@ -111,7 +111,7 @@ class StudyView:
     """How it was chosen, a phrase."""
     frozen_trials: list[FrozenTrial] = field(repr=False)
     outside: frozenset[int]
-    """The numbers of the trials that another program added outside the study's space."""
+    """The numbers of the trials with an F1 that another program added outside the study's space."""
 
     def with_outcome(self, *outcomes: stored.TrialOutcome) -> list[TrialView]:
         """Return the trials with these outcomes, by number."""
@@ -133,9 +133,14 @@ class StudyView:
         return stored.fingerprint_of(self.attributes)
 
     @cached_property
+    def inside(self) -> list[TrialView]:
+        """Return the trials without those that are `outside`, by number."""
+        return [trial for trial in self.trials if trial.number not in self.outside]
+
+    @cached_property
     def scored(self) -> list[TrialView]:
-        """Return the trials within the study's space that have an F1, by number."""
-        return [trial for trial in self.trials if trial.f1 is not None and trial.number not in self.outside]
+        """Return those of `inside` that have an F1, by number."""
+        return [trial for trial in self.inside if trial.f1 is not None]
 
     @cached_property
     def ranked(self) -> list[TrialView]:
@@ -184,7 +189,11 @@ def view_study(study: Study) -> StudyView:
         best=next((trial for trial in trials if chosen and trial.number == chosen.trial.number), None),
         rule=chosen.rule if chosen else "",
         frozen_trials=frozen_trials,
-        outside=frozenset(frozen.number for frozen in frozen_trials if not is_inside(frozen)),
+        outside=frozenset(
+            trial.number
+            for trial, frozen in zip(trials, frozen_trials, strict=True)
+            if trial.f1 is not None and not is_inside(frozen)  # before that, not all parameters may have been sampled
+        ),
     )
 
 

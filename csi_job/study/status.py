@@ -71,7 +71,11 @@ def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
 
 
 def space_test(study: optuna.Study) -> Callable[[FrozenTrial], bool]:
-    """Return the test whether a trial lies within the study's space; another program may add one that does not."""
+    """Return the test whether a trial lies within the study's space; another program may add one that does not.
+
+    A parameter that the trial does not have counts as its default, so only a trial that sampled all of its parameters,
+    as every trial with an F1 did, can be tested.
+    """
     space, forms = space_of(study), stored.fingerprint_of(study.user_attrs).get("space", {})
 
     def is_inside(trial: FrozenTrial) -> bool:

@@ -5,6 +5,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
+from csi_job.study.studies import enqueue_trial
+from csi_job.study.target import set_target
+from csi_job.trial.space import SearchSpace
+from tests.support.studies import define, work_on
 
 
 def test_outcomes_agree_with_optunas_states(finished_study, view):
@@ -59,3 +63,20 @@ def test_trials_with_other_rungs_are_of_another_phase():
     view = view_study(study)
     assert [trial.phase.pruning for trial in view.trials] == [*["asha (2, 4, 8, …)"] * 2, "asha (3, 6, 12, …)"]
     assert len(view.phases) == 2
+
+
+def test_no_trial_of_ours_is_outside_a_space_without_the_default_before_it_has_its_parameters(storage, tmp_path):
+    space = SearchSpace(model_arch={"choices": ["Custom_1", "resnet18"]})  # the demo's
+    study = define(storage, space=space, num_trials=3)
+    assert view_study(study).outside == frozenset()  # the baseline waits
+    study.enqueue_trial({"model_arch": "ResNet50"})  # by another program; it fails before sampling
+    enqueue_trial(study, space, {"unknown_weight": 0.5})
+    set_target(study, num_trials=2)  # cancels it
+    work_on(study, tmp_path, num_trials=2, suggest=space.suggest)
+    enqueue_trial(study, space, {"unknown_weight": 0.6}, raise_total=True)
+    view = view_study(study)
+    assert [trial.outcome for trial in view.trials] == ["complete", "failed", "cancelled", "complete", "waiting"]
+    assert [trial.number for trial in view.trials if not trial.params] == [1, 2, 4]
+    assert view.outside == frozenset()
+    study.add_trial(create_trial(value=0.9))  # trained, so as if with the default
+    assert view_study(study).outside == {5}

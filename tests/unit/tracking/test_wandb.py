@@ -22,6 +22,7 @@ from csi_job.tracking.settings import TrackingSettings
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.schedule import EpochResult
+from csi_job.trial.space import SearchSpace
 from tests.support.processes import wait_until
 from tests.support.studies import define, value_at, work_on, write_checkpoint
 
@@ -230,7 +231,9 @@ def test_a_key_file_that_cannot_be_read_is_named_once_and_costs_no_trial(study, 
     assert not list((tmp_path / "wandb").glob("*run-*"))
 
 
-def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(study, tmp_path):
+def test_the_summary_of_a_study_without_finished_trials_lists_its_trials_only(storage, tmp_path):
+    space = SearchSpace(model_arch={"choices": ["Custom_1", "resnet18"]})  # without the default
+    study = define(storage, space=space)
     tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
     log_summary(tracker, study)
     tracker.close()
