@@ -16,7 +16,10 @@ WAITING_REASONS_FATAL: Final = (*IMAGE_REASONS, "CreateContainerConfigError", CR
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
-NO_PROGRAM: Final = (126, 127)  # exit codes of a shell in an image without csi-job
+START_ERROR: Final = "StartError"  # with exit code 128
+NO_PROGRAM: Final = (126, 127)  # exit codes of an entrypoint that finds no csi-job, and of the dynamic loader's errors
+_LOADER: Final = "error while loading shared libraries"
+_NO_COMMAND: Final = re.compile('container process: .*exec: "')  # in a StartError: an image without entrypoint
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
@@ -86,10 +89,15 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
                 message = "out of memory; raise the stage's resources.limits.memory"
             elif pod.get("status", {}).get("reason") == EVICTED:  # whose log is gone
                 message = f"evicted: {pod['status'].get('message', '').strip().rstrip('.')}"
-            elif ended["exitCode"] in NO_PROGRAM:
+            elif (ended["exitCode"] in NO_PROGRAM and _LOADER not in message) or _is_no_command(ended):
                 message = f"{message.rstrip('.')}; is {status.get('image')} the right image?"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
     return None
+
+
+def _is_no_command(ended: Mapping[str, Any]) -> bool:
+    """Return whether a container could not start, for a reason that is its image's rather than its node's."""
+    return ended.get("reason") == START_ERROR and bool(_NO_COMMAND.search(ended.get("message") or ""))
 
 
 def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError
 from csi_job.cluster.budget import initial_annotations, meter
-from csi_job.cluster.pods import NO_PROGRAM, failure_of, is_active, is_lost, is_running, starting_s
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
@@ -48,8 +48,8 @@ from csi_job.logs import log_line
 
 logger = logging.getLogger(__name__)
 POD_FAILURE_POLICY: Final = "PodFailurePolicy"  # reason of a Job that failed by an exit code no retry can fix
-# The chart's podFailurePolicy has the same codes; tests/chart/test_contract.py compares them.
-NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedError.exit_code, *NO_PROGRAM)
+# The podFailurePolicy of each stage has the same codes; tests/chart/test_contract.py compares them.
+NON_RETRIABLE_EXIT_CODES: Final = (ConfigurationError.exit_code, StudyFailedError.exit_code)
 EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"

@@ -70,14 +70,16 @@ securityContext: {{- toYaml (index . 0).Values.securityContext | nindent 2 }}
 {{- end -}}
 
 {{/* What the end of a pod means for its Job: (list <name of each container of csi-job>...). A pod that is drained, preempted,
-     scaled down or deleted (143, after SIGTERM) hands its work over and counts as no failure. A configuration error (2), a
-     failed study (3) or an image without csi-job (126, 127) fails the Job at once. Any other error is retried, whatever a sidecar says when it is stopped. */}}
+     scaled down or deleted (143, after SIGTERM) hands its work over and counts as no failure. A configuration error (2) or
+     a failed study (3) fails the Job at once. Any other error is retried, whatever a sidecar says when it is stopped.
+     An image without csi-job (126, 127) is found by the controller, which runs it first. A node that can't read its
+     image ends a pod in the same way, so the stages' pods, which would all be stopped, are retried. */}}
 {{- define "csi-job.podFailurePolicy" -}}
 rules:
   - {action: Ignore, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
   {{- range . }}
   - {action: Ignore, onExitCodes: {containerName: {{ . }}, operator: In, values: [143]}}
-  - {action: FailJob, onExitCodes: {containerName: {{ . }}, operator: In, values: [2, 3, 126, 127]}}
+  - {action: FailJob, onExitCodes: {containerName: {{ . }}, operator: In, values: [2, 3{{ if eq . "controller" }}, 126, 127{{ end }}]}}
   {{- end }}
 {{- end -}}
 

@@ -14,6 +14,7 @@ from csi_job.cluster import stages
 from csi_job.cluster.api import POD_VARIABLE
 from csi_job.cluster.fetch import PACK
 from csi_job.cluster.overview import STATUS_COMMAND
+from csi_job.cluster.pods import NO_PROGRAM
 from csi_job.cluster.stage_run import EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES
 from csi_job.config import load_settings
 from csi_job.errors import StageFailedError
@@ -55,9 +56,10 @@ def test_the_pod_failure_policies_know_the_programs_exit_codes_and_ignore_those_
         assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
         found = [(rule["action"], *rule["onExitCodes"].values()) for rule in rules]
         ours = [one["name"] for one in containers(job["template"]["spec"]) if one["name"] != PROXY["name"]]
-        codes = (("Ignore", [EXIT_SIGTERM]), ("FailJob", list(NON_RETRIABLE_EXIT_CODES)))
+        no_program = NO_PROGRAM if ours == ["controller"] else ()  # it runs the image first
+        codes = (("Ignore", [EXIT_SIGTERM]), ("FailJob", [*NON_RETRIABLE_EXIT_CODES, *no_program]))
         assert found == [(action, name, "In", values) for name in ours for action, values in codes]
-    assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES) == (143, (2, 3, 126, 127))
+    assert (EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES, NO_PROGRAM) == (143, (2, 3), (126, 127))
     assert StageFailedError.exit_code in NON_RETRIABLE_EXIT_CODES
 
 

@@ -40,11 +40,26 @@ def test_an_evicted_pod_is_described_by_the_kubelets_reason():
     assert str(failure_of(evicted)) == f"pod r-cache-0 (cache) exit 137: {reason}"
 
 
-def test_an_image_without_csi_job_is_named():
-    other = pod({"terminated": {"exitCode": 127, "message": "line 39: exec: cluster: not found\n"}})
+RUNC = "OCI runtime create failed: runc create failed: unable to start container process:"
+NO_LIBRARY = "tini: error while loading shared libraries: libc.so.6: cannot read file data: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "message", "is_the_image"),
+    [
+        (127, "Error", "line 39: exec: cluster: not found", True),
+        (128, "StartError", f'{RUNC} exec: "cluster": executable file not found in $PATH: unknown', True),
+        (128, "StartError", f'{RUNC} error during container init: exec: "cluster": permission denied', True),
+        (127, "Error", NO_LIBRARY, False),
+        (128, "StartError", f"{RUNC} container init was OOM-killed (memory limit too low?): unknown", False),
+        (128, "Error", f'{RUNC} exec: "cluster": in a log', False),
+    ],
+)
+def test_an_image_without_csi_job_is_named_unless_the_node_is_to_blame(exit_code, reason, message, is_the_image):
+    other = pod({"terminated": {"exitCode": exit_code, "reason": reason, "message": f"{message}\n"}})
     other["status"]["initContainerStatuses"][0]["image"] = "docker.io/library/postgres:17"
-    says = "line 39: exec: cluster: not found; is docker.io/library/postgres:17 the right image?"
-    assert str(failure_of(other)) == f"pod r-cache-0 (cache) exit 127: {says}"
+    ask = "; is docker.io/library/postgres:17 the right image?" if is_the_image else ""
+    assert str(failure_of(other)) == f"pod r-cache-0 (cache) exit {exit_code}: {message}{ask}"
 
 
 @pytest.mark.parametrize("state", [{"terminated": {"exitCode": 0}}, {"running": {}}])
