@@ -1,5 +1,6 @@
 """The database URL from the settings, validated, with all secrets kept separately."""
 
+import itertools
 import os
 import re
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
 SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq also accepts these in the URL's query
 REPEATED_OPTIONS: Final = ("host", "port")  # once per server
+HOST_OPTIONS: Final = ("host", "hostaddr", "service")  # each says where the server is
 ENCODE: Final = "a password needs percent-encoding there (@ is %40, / is %2F)"
 HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
@@ -54,6 +56,21 @@ class Address:
     def argument(self) -> str:
         """The URL for a command line: with its options, without the secrets."""
         return str(self) if self.is_sqlite else self.url.render_as_string()
+
+    def place(self, work: Path) -> str:
+        """Return what tells the database from others: its file from the work folder, or its servers and its name.
+
+        Neither the user nor options such as `sslmode` are part of it. What the URL leaves out is as libpq takes it.
+        """
+        if self.is_sqlite:  # within the work folder it moves along
+            return os.path.relpath(self.path.resolve(), work.resolve())
+        _, options = self.url.get_dialect()().create_connect_args(self.url)
+        given = next((options[name] for name in HOST_OPTIONS if name in options), os.environ.get("PGHOST", ""))
+        hosts = [host if host.startswith("/") else host.lower() for host in given.split(",")]
+        ports = str(options.get("port") or os.environ.get("PGPORT", "")).split(",")
+        servers = {f"{host}:{port or 5432}" for host, port in zip(hosts, itertools.cycle(ports), strict=False)}
+        name = options.get("dbname") or os.environ.get("PGDATABASE") or self.url.username or ""
+        return f"{','.join(sorted(servers))}/{name}"
 
     def with_secrets(self) -> str:
         """Return the URL with its secrets, for a library that connects by itself."""

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +86,7 @@ def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Addr
         ConfigurationError: the results that are there are of another study.
     """
     path = folder.owner(name)
-    if database.is_sqlite:  # within the work folder it moves along
-        place = os.path.relpath(database.path.resolve(), folder.root.resolve())
-    else:
-        place = str(database.url.set(username=None, query={}))
-    owner = {STUDY_UID: uid, DATABASE: digest(place)[:16]}
+    owner = {STUDY_UID: uid, DATABASE: digest(database.place(folder.root))[:16]}
     known = read_json(path) or owner
     if known.get(DATABASE) != owner[DATABASE] and not is_same_uid(known.get(STUDY_UID), uid):
         what = f"{folder.hyperopt} has the results of another study of this name, which is in another database"

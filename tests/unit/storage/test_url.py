@@ -143,6 +143,66 @@ def test_several_servers_are_accepted():
     assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
 
 
+@pytest.fixture
+def _libpq(monkeypatch):
+    for name in ("PGHOST", "PGPORT", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def place(url):
+    return database_address(settings(f"postgresql://{url}"), Path()).place(Path())
+
+
+@pytest.mark.usefixtures("_libpq")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("anna@db/csi", "bert:secret@db/csi"),  # a vault changes the user with the password
+        ("anna@db/csi", "anna@DB:5432/csi?sslmode=require"),
+        ("anna@db/csi", "anna@/csi?host=db&port=5432"),
+        ("anna@%2Frun%2Fpg/csi", "anna@/csi?host=/run/pg"),
+        ("anna@/csi?host=a,b&port=1,2", "anna@/csi?host=b:2&host=a:1"),
+        ("anna@/csi?host=a&host=b", "anna@/csi?host=a,B&port=5432,5432"),
+        ("anna@db", "anna@db/anna"),
+    ],
+)
+def test_urls_of_one_database_name_one_place(one, other):
+    assert place(one) == place(other)
+
+
+@pytest.mark.usefixtures("_libpq")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("anna@db/csi", "anna@db/other"),
+        ("anna@db/csi", "anna@db/CSI"),
+        ("anna@db/csi", "anna@db:5433/csi"),
+        ("anna@db/csi", "anna@db/csi?port=5433"),
+        ("anna@/csi?host=/run/pg", "anna@/csi?host=/run/PG"),
+        ("anna@/csi?host=/run/pg", "anna@/csi"),
+        ("anna@/csi?host=a&host=b", "anna@/csi?host=a&host=c"),
+        ("anna@/csi?host=a,b&port=1,2", "anna@/csi?host=a,b&port=2,1"),
+        ("anna@/csi?hostaddr=10.0.0.1", "anna@/csi?hostaddr=10.0.0.2"),
+        ("anna@/csi?service=a", "anna@/csi?service=b"),
+        ("anna@db", "bert@db"),  # libpq's default is the database named like the user
+    ],
+)
+def test_urls_of_two_databases_name_two_places(one, other):
+    assert place(one) != place(other)
+
+
+def test_the_place_of_a_database_is_what_libpq_adds_to_its_url(monkeypatch):
+    for name, value in {"PGHOST": "DB", "PGPORT": "5433", "PGDATABASE": "csi"}.items():
+        monkeypatch.setenv(name, value)
+    assert place("") == place("anna@db:5433/csi") == "db:5433/csi"
+
+
+def test_the_place_of_an_sqlite_file_moves_with_the_work_folder(tmp_path):
+    of_two = [database_address(settings(f"sqlite:///{tmp_path}/{name}/a.db"), Path()) for name in ("old", "new")]
+    assert of_two[0].place(tmp_path / "old") == of_two[1].place(tmp_path / "new") == "a.db"
+    assert of_two[0].place(tmp_path) != of_two[1].place(tmp_path)
+
+
 def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path):
     (tmp_path / "password").write_bytes(b"sec\0ret\n")
     given = [
