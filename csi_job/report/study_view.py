@@ -137,6 +137,11 @@ class StudyView:
         """Return the trials without those that are `outside`, by number."""
         return [trial for trial in self.trials if trial.number not in self.outside]
 
+    @property
+    def no_trial(self) -> str:
+        """Return the subject of a sentence that none has something yet, which those `outside` may have."""
+        return "No trial within the search space" if self.outside else "No trial"
+
     @cached_property
     def scored(self) -> list[TrialView]:
         """Return those of `inside` that have an F1, by number."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from csi_job.errors import DataError
 from csi_job.html import format as fmt
 from csi_job.storage.attributes import OUTCOMES, TrialOutcome
-from csi_job.study.status import BestStatus, RunningStatus, StudyStatus
+from csi_job.study.status import RunningStatus, StudyStatus
 from csi_job.terminal.table import plain_table
 
 MAX_ROWS = 20  # running trials and reasons shown; the rest is counted
@@ -45,7 +45,7 @@ def render_status(status: StudyStatus) -> RenderableType:
     share = min(status.num_finished / status.target, 1.0) if status.target else 0.0
     bar = ProgressBar(total=max(status.target, 1), completed=status.num_finished)
     line.add_row(f"{fmt.count(status.num_finished)} of {fmt.plural(status.target, 'trial')}", bar, f"{share:.0%}")
-    parts: list[RenderableType] = [line, outcomes, Text(), _best(status.best)]
+    parts: list[RenderableType] = [line, outcomes, Text(), _best(status)]
     if status.running:
         parts += [Text(), _running(status.running)]
     if confirmation := status.confirmation:
@@ -85,9 +85,11 @@ def status_from_dict(content: Mapping[str, Any]) -> StudyStatus:
         ) from None
 
 
-def _best(best: BestStatus | None) -> RenderableType:
-    if best is None:
-        return Text("No trial is complete yet.", style="dim")
+def _best(status: StudyStatus) -> RenderableType:
+    best = status.best
+    if best is None:  # the complete ones, if any, are of another program
+        which = "No trial within the search space" if status.num_complete else "No trial"
+        return Text(f"{which} is complete yet.", style="dim")
     head = Text.assemble("Best validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
     if best.gflops is not None:
         head.append(f", {fmt.value(best.gflops)} GFLOPs per image: {best.rule}")

@@ -33,15 +33,20 @@ LOSSES: tuple[tuple[int, str, dict[str, str]], ...] = ((1, "training", {"dash": 
 def history_plot(view: StudyView) -> Plot:
     """Show each trial's validation F1 in order of the trials, and the best so far."""
     key, title = "optimization_history", "Search progress"
+    num_outside = len(view.outside)
+    left_out = (
+        f"{fmt.plural(num_outside, 'trial')} that another program added outside the search space "
+        f"{'is' if num_outside == 1 else 'are'} left out."
+    )
+    warnings = (left_out,) if num_outside else ()
     if not view.scored:
-        return Plot(key, title, missing="No trial has finished an epoch yet, so there is no validation F1 to show.")
+        missing = f"{view.no_trial} has finished an epoch yet, so there is no validation F1 to show."
+        return Plot(key, title, missing=missing, warnings=warnings)
     caption = (
         "Each marker is one trial; the line is the best complete trial so far. Pruned trials are shown at the best F1 "
         "they reached, infeasible and failed trials at the bottom."
     )
-    num_outside = len(view.outside)
-    left_out = f"{fmt.plural(num_outside, 'trial')} that another program added outside the search space left out."
-    return Plot(key, title, caption, _history(view), warnings=(left_out,) if num_outside else ())
+    return Plot(key, title, caption, _history(view), warnings=warnings)
 
 
 def curves_plot(view: StudyView) -> Plot:
@@ -49,7 +54,7 @@ def curves_plot(view: StudyView) -> Plot:
     key, title = "curves", "Training curves"
     trials = [trial for trial in view.scored if trial.curve]
     if not trials:
-        return Plot(key, title, missing="No trial has finished an epoch yet, so there is no curve to show.")
+        return Plot(key, title, missing=f"{view.no_trial} has finished an epoch yet, so there is no curve to show.")
     sampled = trials
     if len(trials) > MAX_CURVES:
         best = sorted(trials, key=lambda trial: -(trial.f1 or 0.0))[:NUM_BEST_CURVES]
@@ -69,9 +74,10 @@ def curves_plot(view: StudyView) -> Plot:
 def losses_plot(view: StudyView) -> Plot:
     """Show the losses of the trials; those of the best trial and of the baseline stand out."""
     key, title = "losses", "Loss curves"
-    trials = [trial for trial in view.trials if trial.losses]
+    trials = [trial for trial in view.inside if trial.losses]
     if not trials:
-        missing = "No losses are stored: no trial has finished an epoch yet, or an older version trained them."
+        reason = f"{view.no_trial.lower()} has finished an epoch yet, or an older version trained them"
+        missing = f"No losses are stored: {reason}."
         return Plot(key, title, missing=missing)
     caption = (
         "Dotted: training loss; solid: validation loss. A validation loss that rises while the training loss falls "
@@ -103,12 +109,12 @@ def _history(view: StudyView) -> Figure:
     best, baseline = view.best, view.baseline
     scores = [trial.f1 for trial in view.scored if trial.f1 is not None]
     bottom = min(scores)
-    if view.with_outcome(*AT_BOTTOM):  # a little below all others
+    if any(trial.outcome in AT_BOTTOM for trial in view.inside):  # a little below all others
         bottom -= 0.06 * max(max(scores) - min(scores), 0.02)
     traces = [_best_so_far(view)]
     for outcome, marker in OUTCOME_MARKERS.items():
         is_low = outcome in AT_BOTTOM
-        candidates = view.with_outcome(outcome) if is_low else view.scored
+        candidates = view.inside if is_low else view.scored
         trials = view.others(trial for trial in candidates if trial.outcome == outcome)
         if trials:
             numbers, ys = [trial.number for trial in trials], [bottom if is_low else trial.f1 for trial in trials]

@@ -66,7 +66,7 @@ def _plot(
         drawn = [*special, *spread_sample(ranked, limit - len(special))]
     names = fmt.in_order({name for trial in drawn for name in trial.params})  # those drawn, so that no axis is empty
     if not names:
-        return Plot(key, title, missing="No trial has finished yet, so there is nothing to draw.")
+        return Plot(key, title, missing=f"{view.no_trial} has finished yet, so there is nothing to draw.")
     warning = f"For readability, {len(drawn)} of {fmt.count(len(trials))} trials are drawn, spread evenly over F1."
     warnings = (warning,) if len(drawn) < len(trials) else ()
     return Plot(key, title, caption, draw(view, drawn, names), warnings=warnings, is_wide=True)

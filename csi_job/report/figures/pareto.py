@@ -12,7 +12,7 @@ def pareto_plot(view: StudyView) -> Plot:
     key, title = "pareto_front", "F1 versus cost"
     trials = [trial for trial in view.ranked if trial.gflops is not None]
     if not trials:
-        return Plot(key, title, missing="No trial is complete yet, so there is no front to show.")
+        return Plot(key, title, missing=f"{view.no_trial} is complete yet, so there is no front to show.")
     caption = "Each marker is one complete trial. No other trial beats those on the line on both F1 and cost."
     caption += f" Chosen: {view.rule}." if view.rule else ""
     return Plot(key, title, caption, _pareto(view, trials))

@@ -27,7 +27,7 @@ def state(view: StudyView) -> str:
 def answer(view: StudyView, results: Results) -> Decision:
     """Return the answer: how the final model did on patients never seen and what to do; then what the search found."""
     if view.best is None:
-        return Decision("No trial is complete yet, so there is no result to report")
+        return Decision(f"{view.no_trial} is complete yet, so there is no result to report")
     how_chosen = [f"How it was chosen, weighing F1 against cost: {view.rule}."] if view.has_cost else []
     search = (_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results))
     if results.evaluation is None:

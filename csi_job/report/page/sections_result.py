@@ -25,7 +25,7 @@ def best_settings(view: StudyView, results: Results) -> PageSection:
         columns["Confirmed across seeds"] = confirmed
     names = fmt.in_order({*ranges, *(name for params in columns.values() for name in params)})
     if not names:
-        return PageSection(key, title, ("No trial is complete yet.",))
+        return PageSection(key, title, (f"{view.no_trial} is complete yet.",))
     rows = tuple(
         (
             fmt.parameter_name(name),

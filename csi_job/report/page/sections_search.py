@@ -28,7 +28,7 @@ def best_trials(view: StudyView) -> PageSection:
     """Show the best complete trials with their hyperparameters, and the baseline whatever its rank."""
     key, title = "best", "Best trials"
     if not view.ranked:
-        return PageSection(key, title, ("No trial is complete yet.",))
+        return PageSection(key, title, (f"{view.no_trial} is complete yet.",))
     trials = view.ranked[:NUM_BEST]
     trials += [trial for trial in (view.best, view.baseline) if trial is not None and trial not in trials]
     columns: Columns = {

@@ -60,7 +60,7 @@ def test_a_trial_that_another_program_added_outside_the_space_does_not_count(sto
     points = [(trace["x"], trace["y"]) for trace in known.figure["data"] if trace["name"] != "Best so far"]
     assert [(trace["x"], trace["y"]) for trace in drawn.figure["data"] if trace["name"] != "Best so far"] == points
     assert drawn.figure["data"][0]["y"] == known.figure["data"][0]["y"]
-    assert drawn.warnings == ("1 trial that another program added outside the search space left out.",)
+    assert drawn.warnings == ("1 trial that another program added outside the search space is left out.",)
     assert known.warnings == ()
 
 

@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 from pydantic import SecretStr
 
 from csi_job.errors import DataError
@@ -49,6 +51,9 @@ def test_a_new_study_is_shown_too(tmp_path):
     assert "1 waiting" in text
     assert "No trial is complete yet." in text
     assert json.loads(status_json(study_status(study)))["best"] is None
+    outside = {"params": {"dropout": 0.5}, "distributions": {"dropout": FloatDistribution(0, 1)}}
+    study.add_trial(create_trial(value=0.9, **outside))  # by another program
+    assert "No trial within the search space is complete yet." in shown(render_status(study_status(study)))
 
 
 @pytest.mark.parametrize(("target", "after"), [(8, ""), (16, " (after 8 of 16 trials)")])

@@ -1,7 +1,11 @@
 import plotly.graph_objects as go
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 
 from csi_job.report.figures.history import MAX_CURVES, curves_plot, history_plot, losses_plot
 from csi_job.report.study_view import view_study
+from tests.support.studies import define
 from tests.unit.report.conftest import random_study
 
 
@@ -67,3 +71,34 @@ def test_both_losses_of_every_trial_are_drawn_by_epoch(view):
     assert [layout["xaxis"]["dtick"] for layout in layouts] == [1, 1]  # no half epochs
     assert layouts[0]["yaxis"]["nticks"] == 4  # of a wide range, not every digit is written
     assert layouts[0]["yaxis"]["tickformat"] == "~g"  # 0.5, where plotly's own is 5
+
+
+def with_weight(weight, **parts):
+    """A trial of another program; the space of `define` has weights up to 1."""
+    params, distributions = {"unknown_weight": weight}, {"unknown_weight": FloatDistribution(0, 9)}
+    return create_trial(params=params, distributions=distributions, **parts)
+
+
+def test_a_trial_outside_the_space_is_left_out_whatever_its_outcome_once_it_has_an_f1(storage):
+    study = define(storage)
+    for weight in (0.5, 5.0):
+        study.add_trial(with_weight(weight, state=TrialState.FAIL, intermediate_values={0: 0.4}))
+        study.add_trial(with_weight(weight, state=TrialState.FAIL))
+    infeasible = {"infeasible": True, "losses": [[0, 2.0, 1.0]]}
+    pruned = {"state": TrialState.PRUNED, "intermediate_values": {0: 0.4}, "user_attrs": infeasible}
+    study.add_trial(with_weight(5.0, **pruned))
+    drawn = history_plot(view_study(study))
+    assert traces(drawn)["Failed"]["x"] == [1, 2, 4]
+    assert "Infeasible" not in traces(drawn)
+    assert drawn.warnings == ("2 trials that another program added outside the search space are left out.",)
+    assert losses_plot(view_study(study)).figure is None
+
+
+@pytest.mark.parametrize("draw", [history_plot, curves_plot])
+def test_where_all_trials_with_an_f1_are_outside_the_space_the_page_says_so(draw, storage):
+    study = define(storage)
+    assert draw(view_study(study)).missing.startswith("No trial has finished an epoch yet, ")
+    study.add_trial(with_weight(5.0, value=0.9, intermediate_values={0: 0.9}))
+    assert draw(view_study(study)).missing.startswith("No trial within the search space has finished an epoch yet, ")
+    left_out = ("1 trial that another program added outside the search space is left out.",)
+    assert history_plot(view_study(study)).warnings == left_out
