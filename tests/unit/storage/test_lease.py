@@ -2,8 +2,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from csi_job.storage.lease import owner_process_is_gone, worker_id
+import pytest
+
+from csi_job.storage.lease import is_orphan, owner_process_is_gone, worker_id
 from tests.support.processes import wait_until
 
 
@@ -57,3 +60,18 @@ def test_an_incomplete_worker_id_is_not_gone(monkeypatch):
         assert not owner_process_is_gone(owner)
     monkeypatch.setattr("csi_job.storage.lease._boot_and_pid_namespace", lambda: ("", ""))  # of a system without /proc
     assert not owner_process_is_gone("host|||999999999|1")
+
+
+@pytest.mark.parametrize(
+    ("renewed_at_s", "server_start_s", "is_expired"),
+    [
+        (940, 100, False),
+        (939, 100, True),
+        (939, 1000, False),  # nobody could renew it before the server's start
+        (939, 1001, True),  # the clock was set back since the server's start
+    ],
+)
+def test_a_lease_expires_by_the_clock_of_the_database(renewed_at_s, server_start_s, *, is_expired):
+    lease = {"token": "t", "owner": "", "released": False, "paused": False, "lease_s": 60}
+    clock = {"now_s": 1000, "renewed_at_s": renewed_at_s, "server_start_s": server_start_s}
+    assert is_orphan(SimpleNamespace(**lease, **clock)) is is_expired

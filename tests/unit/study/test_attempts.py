@@ -1,9 +1,11 @@
+import json
 import shutil
 
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ResourceError
+from csi_job.storage.lease import Lease, new_token
 from csi_job.study import attempts
 from csi_job.trial.checkpoint import checkpoint_values
 from csi_job.work_folder import WorkFolder
@@ -72,8 +74,9 @@ def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     assert attempts.fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
 
 
-@pytest.mark.parametrize("uid", [UID, ""])
-def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, uid):
+@pytest.mark.parametrize(("stored", "uid"), [(json.dumps(UID), UID), (None, "")])
+def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, stored, uid):
+    assert Lease(1, 0, new_token(), attempt=2, study_uid=stored).uid == uid
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
     assert attempts.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == newest
