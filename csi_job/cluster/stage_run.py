@@ -6,12 +6,12 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster, NotAllowedError
+from csi_job.cluster.api import Cluster, NotAllowedError, ServerClock
 from csi_job.cluster.budget import initial_annotations, meter
-from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, seconds_since, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
@@ -54,6 +54,7 @@ EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
 RETRIED: Final = "csi-job/retried"  # annotation of a Job; whenever it changes, Kubernetes tries to create missing pods
+RETRY_AFTER_S: Final = 5.0  # between two such changes
 MAKE_ROOM_AFTER_S: Final = 30.0  # by when Kueue admits what fits, and pods that were ending have left a quota
 
 
@@ -291,14 +292,21 @@ class CacheRun(StageRun):
 
     def _fail_if_stuck(self, job: Mapping[str, Any], reason: str, missing_s: float) -> None:
         """Make room for a pod that the namespace's quota refuses; it may fail once the search's pods have left it."""
-        if EXCEEDED_QUOTA in reason and not is_lasting(reason) and self._has_search_pods():
-            if missing_s > MAKE_ROOM_AFTER_S:
-                self._hold_search()
-            return
-        if _held_searches(self.cluster, self.release):  # else Kubernetes tries again only within a minute
-            retried = {RETRIED: datetime.now(UTC).isoformat(timespec="seconds")}
-            self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": retried}})
+        if EXCEEDED_QUOTA in reason and not is_lasting(reason):
+            if self._has_search_pods():
+                if missing_s > MAKE_ROOM_AFTER_S:
+                    self._hold_search()
+                return
+            if _held_searches(self.cluster, self.release):
+                self._retry(job)
         super()._fail_if_stuck(job, reason, min(missing_s, self._without_search_s()))
+
+    def _retry(self, job: Mapping[str, Any]) -> None:
+        """Let Kubernetes try again to create the Job's pods, which it would do only within a minute."""
+        last = get_annotation(job, RETRIED)
+        if not last or seconds_since(datetime.fromisoformat(last)) > RETRY_AFTER_S:
+            retried = {RETRIED: ServerClock.now().isoformat(timespec="seconds")}
+            self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": retried}})
 
     def _meter_search(self) -> None:
         """Meter the search that continues after the stage, so that only what its pods use until they end counts."""
@@ -323,7 +331,10 @@ class CacheRun(StageRun):
         return now_s - self._crowded_at_s
 
     def _hold_search(self, queue: str = "") -> None:
-        """Let the pods of a search of earlier settings, in this queue if any, hand over until the stage is done."""
+        """Let the pods of a search of earlier settings, in this queue if any, hand over until the stage is done.
+
+        One in another queue goes on, even where both draw on the same ClusterQueue: its quota can't be read here.
+        """
         for job in self.cluster.jobs(self.release.search.labels):
             is_in_the_way = not queue or job["metadata"]["labels"].get(QUEUE) == queue
             has_pods = not (is_paused(job) or is_waiting(job)) and (job.get("status") or {}).get("active")

@@ -1,12 +1,14 @@
 """The cache stage among the others; what it has in common with them is in test_stage_run.py."""
 
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from csi_job.cluster import stage_run
+from csi_job.cluster.api import ServerClock
 from csi_job.cluster.budget import METERED_AT
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, RETRIED, CacheRun
@@ -119,6 +121,33 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     assert held["spec"]["parallelism"] == 2
     assert not held["spec"].get("suspend")
     assert not get_annotation(held, HELD)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_retried"),
+    [
+        (QUOTA.format(1), True),
+        (QUOTA.format(4), False),  # which no search can make room for
+        ('admission webhook "pods" denied the request: no', False),
+    ],
+    ids=["quota", "small quota", "webhook"],
+)
+def test_kubernetes_tries_again_every_few_seconds_to_create_a_pod_for_which_the_search_made_room(refusal, is_retried):
+    _, held = running_search(namespace := Namespace())
+    run = cache(namespace, Watch(num_finished=0))
+    run.reconcile()
+    namespace.delete("Pod", "s")
+    held["metadata"]["annotations"][HELD] = GIVES_WAY
+    (waits,) = namespace.names("cache")
+    job = namespace.objects["Job", waits]
+    namespace.create(event(waits, "FailedCreate", refusal, 40))
+    run.reconcile()
+    assert bool(get_annotation(job, RETRIED)) is is_retried
+    for ago_s, again in ((2, False), (8, is_retried)):
+        last = (ServerClock.now() - timedelta(seconds=ago_s)).isoformat()
+        job["metadata"]["annotations"][RETRIED] = last
+        run.reconcile()
+        assert (get_annotation(job, RETRIED) != last) is again
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
