@@ -297,7 +297,7 @@ def suspension(job: Mapping[str, Any]) -> str:
 def quota_wait(job: Mapping[str, Any]) -> str:
     """Return what a Job of Kueue waits for; only its workload says whether the queue is full, stopped or missing.
 
-    Of a full queue an event of it says so too, for who has Kubernetes' own roles, but none of Kueue's.
+    An event also says that the queue is full, for users who have none of Kueue's roles.
     """
     queue = (job["metadata"].get("labels") or {}).get(QUEUE, "")
     namespace = job["metadata"]["namespace"]

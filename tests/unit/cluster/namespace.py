@@ -198,8 +198,8 @@ class Watch:
         self.num_finished, self.num_paused, self.target = num_finished, 0, target
         self.planned_for: int | None = None
         self.num_left, self.has_ended, self.is_away, self.is_missing = 0, False, False, False
-        self.has_unknown_best = False
-        """Whether another program added its complete trials outside the study's space."""
+        self.all_outside_space = False
+        """Whether no complete trial is inside the study's space, so that none is the best."""
         self.used = Usage()
 
     def end_search(self, *, ended: bool) -> bool:
@@ -217,7 +217,7 @@ class Watch:
         planned_for = self.num_finished if self.planned_for is None else self.planned_for
         found = ConfirmationStatus(8, self.num_left, (), planned_for)
         counts = self.target, self.num_finished, 0, 0, 0, 0, 0
-        has_best = self.num_finished and not self.has_unknown_best
+        has_best = self.num_finished and not self.all_outside_space
         best = BestStatus(0, 0.5, None, {}, "the best val_f1, 0.5000") if has_best else None
         return StudyStatus("s", "f1", *counts, (), best, none, none, (), found, self.num_paused)
 

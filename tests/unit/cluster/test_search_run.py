@@ -181,7 +181,7 @@ def test_a_budget_exhausted_before_any_trial_is_complete_is_an_error():
 def test_a_study_whose_complete_trials_are_all_outside_its_space_is_an_error():
     """No worker confirms one, so the search would be created again and again."""
     namespace, run = started(watch := Watch(num_finished=4), stage())
-    watch.has_unknown_best, watch.planned_for = True, 0
+    watch.all_outside_space, watch.planned_for = True, 0
     namespace.end("Complete")
     with pytest.raises(StageFailedError, match="study is finished, but no complete trial is inside the study's space"):
         run.reconcile()
