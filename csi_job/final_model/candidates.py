@@ -113,7 +113,7 @@ def find_candidates(
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
         return found
-    ranked = ranked_trials(study)
+    ranked = ranked_trials(study.get_trials(deepcopy=False), study.user_attrs)
     for trial in ranked if len(study.directions) == 1 else _pareto_front(ranked):
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):

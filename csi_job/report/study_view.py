@@ -179,8 +179,8 @@ def view_study(study: Study) -> StudyView:
     phases: list[Phase] = []
     attributes = study.user_attrs
     trials = tuple(_view_trial(frozen, phases) for frozen in frozen_trials)
-    chosen = choose_trial(study)
-    space, is_inside = space_of(study), space_test(study)
+    chosen = choose_trial(frozen_trials, attributes)
+    space, is_inside = space_of(attributes), space_test(attributes)
     used = {name: kind for frozen in frozen_trials[::-1] for name, kind in frozen.distributions.items()}
     searched = space.distributions() if space else {}
     return StudyView(

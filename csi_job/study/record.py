@@ -57,7 +57,10 @@ class StudyRecord:
         """
         tree: Tree = stored.settings_of(self.attributes)
         if not tree:
-            tree = {"space": self.space(), "trial": {"objective_average": self.fingerprint.get("average", "macro")}}
+            tree = {
+                "space": space_settings(self.fingerprint),
+                "trial": {"objective_average": self.fingerprint.get("average", "macro")},
+            }
         current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}
         study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
@@ -65,14 +68,15 @@ class StudyRecord:
             tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
         return tree
 
-    def space(self) -> Tree:
-        """Return the settings of its search space, without the hyperparameters of a later version."""
-        space: Tree = {}
-        for name, form in self.fingerprint.get("space", {}).items():
-            if name in HYPERPARAMETERS:
-                is_always_searched = "when" in HYPERPARAMETERS[name].space and "when" not in form
-                space[name] = None if form.get("dropped") else form | ({"when": {}} if is_always_searched else {})
-        return space
+
+def space_settings(fingerprint: Mapping[str, Any]) -> Tree:
+    """Return the settings of a fingerprint's search space, without the hyperparameters of a later version."""
+    space: Tree = {}
+    for name, form in fingerprint.get("space", {}).items():
+        if name in HYPERPARAMETERS:
+            is_always_searched = "when" in HYPERPARAMETERS[name].space and "when" not in form
+            space[name] = None if form.get("dropped") else form | ({"when": {}} if is_always_searched else {})
+    return space
 
 
 def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bool = False) -> StudyRecord | None:

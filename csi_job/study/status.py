@@ -1,7 +1,7 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from statistics import median
@@ -20,7 +20,7 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
 from csi_job.storage.trial_rows import read_trials
-from csi_job.study.record import StudyRecord
+from csi_job.study.record import space_settings
 from csi_job.study.settings import PAUSING
 from csi_job.trial.hyperparameters import HYPERPARAMETERS
 from csi_job.trial.space import SearchSpace
@@ -37,21 +37,25 @@ class ChosenTrial:
     rule: str
 
 
-def choose_trial(study: optuna.Study) -> ChosenTrial | None:
+def choose_trial(trials: Iterable[FrozenTrial], attributes: Mapping[str, Any]) -> ChosenTrial | None:
     """Return the trial with the best F1; with two objectives, the cheapest that is as good within the uncertainty.
 
     The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984): of all trials whose
     `val_f1` is at most one standard error below the best, the one with the fewest GFLOPs.
 
+    Args:
+        trials: all trials of a study.
+        attributes: the study's user attributes.
+
     Returns:
         None while no trial is complete.
     """
-    ranked = ranked_trials(study)
+    ranked = ranked_trials(trials, attributes)
     leader = next(ranked, None)
     if leader is None:
         return None
     best_f1 = leader.values[0]
-    if len(study.directions) == 1:
+    if len(leader.values) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
     error = stored.f1_standard_error_of(leader) or 0.0
     equals = takewhile(lambda trial: trial.values[0] >= best_f1 - error, ranked)
@@ -63,20 +67,19 @@ def choose_trial(study: optuna.Study) -> ChosenTrial | None:
     return ChosenTrial(chosen, rule)
 
 
-def ranked_trials(study: optuna.Study) -> Iterator[FrozenTrial]:
-    """Yield the complete trials by their F1, without those that another program added outside the study's space."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    is_inside = space_test(study)
-    return filter(is_inside, sorted(complete, key=lambda trial: (-trial.values[0], trial.number)))
+def ranked_trials(trials: Iterable[FrozenTrial], attributes: Mapping[str, Any]) -> Iterator[FrozenTrial]:
+    """Yield a study's complete trials by F1, without those that another program added outside the study's space."""
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    return filter(space_test(attributes), sorted(complete, key=lambda trial: (-trial.values[0], trial.number)))
 
 
-def space_test(study: optuna.Study) -> Callable[[FrozenTrial], bool]:
-    """Return the test whether a trial lies within the study's space; another program may add one that does not.
+def space_test(attributes: Mapping[str, Any]) -> Callable[[FrozenTrial], bool]:
+    """Return the test whether a trial lies within its study's space; another program may add one that does not.
 
     A parameter that the trial does not have counts as its default, so only a trial that sampled all of its parameters,
     as every trial with an F1 did, can be tested.
     """
-    space, forms = space_of(study), stored.fingerprint_of(study.user_attrs).get("space", {})
+    space, forms = space_of(attributes), stored.fingerprint_of(attributes).get("space", {})
 
     def is_inside(trial: FrozenTrial) -> bool:
         known = {name: value for name, value in trial.params.items() if name in HYPERPARAMETERS}
@@ -85,13 +88,14 @@ def space_test(study: optuna.Study) -> Callable[[FrozenTrial], bool]:
     return is_inside
 
 
-def space_of(study: optuna.Study) -> SearchSpace | None:
-    """Return the study's space, without the hyperparameters of a later version; None if it has none that is known."""
-    if not stored.fingerprint_of(study.user_attrs).get("space"):
+def space_of(attributes: Mapping[str, Any]) -> SearchSpace | None:
+    """Return the space among a study's attributes, without a later version's hyperparameters; None if none is known."""
+    fingerprint = stored.fingerprint_of(attributes)
+    if not fingerprint.get("space"):
         return None
     forms = dict.fromkeys(SearchSpace.model_fields)  # what an earlier version lacks has its default
     try:
-        space: SearchSpace = SearchSpace.model_validate(forms | StudyRecord(study.study_name, study.user_attrs).space())
+        space: SearchSpace = SearchSpace.model_validate(forms | space_settings(fingerprint))
     except ValidationError:  # a value of a later version
         return None
     return space
@@ -208,7 +212,7 @@ def study_status(study: optuna.Study) -> StudyStatus:
     target = stored.target_of(attributes) or 0
     outcomes = Counter(stored.outcome_of(trial) for trial in trials)
     running = tuple(_running(row, trials) for row in leases if not row.paused)
-    chosen = choose_trial(study)
+    chosen = choose_trial(trials, attributes)
     best = None
     if chosen is not None:
         values = chosen.trial.values

@@ -8,7 +8,7 @@ from csi_job.report.study_view import view_study
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.trial.space import SearchSpace
-from tests.support.studies import define, work_on
+from tests.support.studies import counted, define, work_on
 
 
 def test_outcomes_agree_with_optunas_states(finished_study, view):
@@ -80,3 +80,11 @@ def test_no_trial_of_ours_is_outside_a_space_without_the_default_before_it_has_i
     assert view.outside == frozenset()
     study.add_trial(create_trial(value=0.9))  # trained, so as if with the default
     assert view_study(study).outside == {5}
+
+
+def test_a_study_is_viewed_in_two_statements_its_trials_and_its_attributes(storage, tmp_path):
+    study = define(storage)
+    work_on(study, tmp_path)
+    with counted(storage.engine) as statements:
+        view_study(study)
+    assert [statement.split()[0] for statement in statements if statement != "BEGIN"] == ["WITH", "SELECT"]

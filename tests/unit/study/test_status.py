@@ -38,12 +38,12 @@ def test_a_new_study_has_only_its_baseline_waiting_and_a_finished_one_is_finishe
 )
 def test_a_trial_that_another_program_added_outside_the_space_is_never_the_best(study, tmp_path, name, value, kind):
     work_on(study, tmp_path)
-    best = choose_trial(study).trial
+    best = choose_trial(study.trials, study.user_attrs).trial
     study.add_trial(create_trial(value=0.99, params={name: value}, distributions={name: kind}))
-    assert choose_trial(study).trial.number == best.number
+    assert choose_trial(study.trials, study.user_attrs).trial.number == best.number
     assert study_status(study).best.f1 == best.value
     study.add_trial(create_trial(value=0.97, params=best.params, distributions=best.distributions))
-    assert choose_trial(study).trial.value == 0.97
+    assert choose_trial(study.trials, study.user_attrs).trial.value == 0.97
 
 
 def test_in_a_space_that_only_a_later_version_knows_every_trial_counts(study, tmp_path):
@@ -60,7 +60,7 @@ def test_a_hyperparameter_that_the_studys_version_did_not_have_excludes_no_trial
     for name in ("weight_decay", "momentum"):
         del fingerprint["space"][name]
     study.set_user_attr(FINGERPRINT, fingerprint)
-    assert [trial.number for trial in ranked_trials(study)] == [
+    assert [trial.number for trial in ranked_trials(study.trials, study.user_attrs)] == [
         trial.number for trial in sorted(study.trials, key=lambda trial: -trial.value)
     ]
 
@@ -142,7 +142,7 @@ def test_the_time_left_is_counted_in_epochs_where_trials_pause(storage, pruner, 
 
 def test_nothing_is_chosen_while_nothing_is_complete(study):
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.9}))
-    assert choose_trial(study) is None
+    assert choose_trial(study.trials, study.user_attrs) is None
 
 
 RULE = "the cheapest trial whose val_f1 is within one standard error ({}, by patients) of the best, 0.8000 of trial 1"
@@ -163,6 +163,6 @@ def test_the_trial_is_chosen_by_rule(storage, values, errors, number, rule):
     study = define(storage, objective="f1" if len(values[0]) == 1 else "f1-and-cost")
     for each in values:
         study.add_trial(create_trial(values=each, user_attrs=errors))
-    chosen = choose_trial(study)
+    chosen = choose_trial(study.trials, study.user_attrs)
     assert (chosen.trial.number, chosen.rule) == (number, rule)
     assert {f1_standard_error_of(trial) for trial in study.trials[1:]} == {0.02 if errors else None}
