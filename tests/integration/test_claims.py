@@ -114,13 +114,15 @@ def test_a_late_renewal_does_not_take_a_released_trial_back(storage):
     assert leased(study, max_attempts=1).attempt == 2
 
 
-def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage, url):
+def test_attempts_without_an_epoch_fail_a_trial_and_free_its_place(storage, url, caplog):
     study = define(storage, num_trials=1)
     for _ in range(2):
         expire(storage, leased(study, max_attempts=2))
     assert leased(study, max_attempts=2).number == 1  # trial 0 failed, which the total does not count
     assert StudyReader(url).states() == {"FAIL": 1, "RUNNING": 1}
-    assert "2 attempts" in study.trials[0].user_attrs["reason"]
+    reason = study.trials[0].user_attrs["reason"]
+    assert reason == "no epoch finished in 2 attempts in a row; the workers died or stalled"
+    assert caplog.messages == [f"trial 0 failed: {reason}"]
 
 
 def test_the_count_of_lost_attempts_begins_again_with_every_stored_epoch(storage):

@@ -64,7 +64,7 @@ def test_raising_the_total_for_one_trial_leaves_an_interrupted_addition_as_it_is
 
 
 @pytest.mark.parametrize("pruner", ["asha", "none"])
-def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
+def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url, caplog):
     given = {"pruner": pruner, "sampler": "random", "min_resource": 1, "max_epochs": 8}
     given |= {"num_trials": 50, "max_epochs_total": 21}
     study = define(storage, **given)
@@ -76,3 +76,5 @@ def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url):
     check_exact(url, len(num_epochs), 8)
     work_on(study, tmp_path, **given)
     assert len(study.trials) == len(num_epochs)
+    reached = [message for message in caplog.messages if "max_epochs_total" in message]
+    assert reached == [f"study.max_epochs_total is reached: the study's total is {len(num_epochs)} trials, not 50"]
