@@ -172,7 +172,8 @@ def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
         fail(study, reason=reason)
     for _ in range(2):  # of which the second is the latest of all trials
         fail(other, reason="no such study")
-    leased(study, max_failed=3)
+    pruned = TrialWrite(user_attrs={"reason": "others were better"}, state=TrialState.PRUNED)
+    storage.write_trial(leased(study, max_failed=3), pruned)
     with pytest.raises(CsiJobError, match=r"3 trials failed.*no such layer"):
         claim(study, max_failed=2)
 

@@ -70,9 +70,10 @@ def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path):
 
 
 def test_a_pickled_storage_opens_the_same_database(study, storage):
+    storage.retry.limit_s = 7.0
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.get_all_trials(study._study_id) == storage.get_all_trials(study._study_id)
-    assert copy.lease_s == storage.lease_s
+    assert (copy.lease_s, copy.retry.limit_s) == (5, 7)
     copy.close()
 
 
