@@ -19,16 +19,17 @@ from csi_job.logs import announced
 from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
 from csi_job.search import Search, final_training
+from csi_job.storage.attributes import STUDY_UID, UID, is_same_uid
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_objective, checked_name
-from csi_job.study.studies import claim_results, open_study, results_owner
+from csi_job.study.studies import claim_results, open_study
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
 from csi_job.study.worker_group import worker_environments
-from csi_job.study_settings import check_settings, check_training, definition_of
+from csi_job.study_settings import check_results, check_settings, check_training, definition_of
 from csi_job.terminal.live import live_study
 from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
@@ -101,12 +102,11 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
     archs = [str(arch) for arch in model_arch.listed] if model_arch else [settings.baseline.model_arch]
     check_pretrained(settings.trial.pretrained, archs)
     check_architectures(archs, settings.cache.image_size_px)
-    database = database_address(settings.storage, settings.work)
-    results_owner(settings.folder, settings.study.name, record.uid if record else "", database)
-    if record is not None:  # before hours of decoding
+    check_results(settings, record)  # before hours of decoding
+    if record is not None:
         check_settings(settings, record)
     storage = None
-    if settings.radiographs.labels is not None and not database.is_sqlite:
+    if settings.radiographs.labels is not None and not database_address(settings.storage, settings.work).is_sqlite:
         # A wrong password must show before hours of decoding; an SQLite file is created only if the data is good.
         storage = open_storage(settings.storage, settings.work, create=True)
     cache = _cache_to_train_on(settings, record.cache_key if record else "", record.name if record else "")
@@ -170,7 +170,7 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         logger.warning(message, hyperparams.name, file.study)
     study = None
     if file.is_search_result and not is_of_deleted:
-        study = _study_named(file.study, settings, "its other trials are no candidates")
+        study = _study_of_candidates(file.study, settings)
     if record is not None:
         check_training(settings, record)
     with live_study(file.study, target=0, num_finished=0, max_epochs=file.max_epochs) as live:
@@ -180,6 +180,16 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
     if study is not None:
         write_report(view_study(study), settings.work)
     return final
+
+
+def _study_of_candidates(name: str, settings: Settings) -> optuna.Study | None:
+    try:
+        study = open_study(settings.storage, settings.work, name)
+    except ConfigurationError as error:
+        logger.warning("cannot open study %s, so its other trials are no candidates: %s", name, error)
+        return None
+    claim_results(study, settings.folder)
+    return study
 
 
 def run_evaluate(
@@ -222,22 +232,28 @@ def run_evaluate(
         record_test_metrics(baseline_path, run.comparison.baseline)
     if folder != latest and _is_copy(latest.path / model.name, card):
         publish(folder, latest)
-    study = _study_named(str(card["study"]), settings, "its report is not updated") if "study" in card else None
-    if study is not None:
-        write_report(view_study(study), settings.work)
+    if card:
+        _update_report(card, settings)
     return run
+
+
+def _update_report(card: dict[str, Any], settings: Settings) -> None:
+    """Write the report of a model's study anew; if it cannot be, a warning says why."""
+    try:
+        study = _study_of_model(card, settings)
+    except ConfigurationError as error:
+        logger.warning("the report of study %s is not updated: %s", card["study"], error)
+        return
+    write_report(view_study(study), settings.work)
+
+
+def _study_of_model(card: dict[str, Any], settings: Settings) -> optuna.Study:
+    study = open_study(settings.storage, settings.work, str(card["study"]))
+    if not is_same_uid(card.get(STUDY_UID), study.user_attrs.get(UID)):
+        raise ConfigurationError("the model is of another study of this name", got=study.study_name)
+    claim_results(study, settings.folder)
+    return study
 
 
 def _is_copy(model: Path, card: dict[str, Any]) -> bool:
     return is_same_model(read_valid_card(model), card)
-
-
-def _study_named(name: str, settings: Settings, otherwise: str) -> optuna.Study | None:
-    """Return the study that a file names, or None, with a warning of what follows, if it is not in this database."""
-    try:
-        study = open_study(settings.storage, settings.work, name)
-    except ConfigurationError as error:
-        logger.warning("cannot open study %s, so %s: %s", name, otherwise, error)
-        return None
-    claim_results(study, settings.folder)
-    return study

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.settings import NODE_ONLY
+from csi_job.storage.url import database_address
 from csi_job.study.definition import Definition, check_same, without_data
 from csi_job.study.record import StudyRecord
+from csi_job.study.studies import results_owner
 from csi_job.trial.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
@@ -48,6 +50,15 @@ def baseline_of(settings: Settings, record: StudyRecord | None) -> Hyperparamete
 def check_settings(settings: Settings, record: StudyRecord) -> None:
     """Raise `ConfigurationError` if settings that change results are not those of the study, whatever the data."""
     check_same(record.fingerprint, definition_of(settings, record.cache_key).fingerprint, record.name)
+
+
+def check_results(settings: Settings, record: StudyRecord | None) -> None:
+    """Check that the results in the work folder are not of a study of this name in another database.
+
+    `record` is None if the database of the settings has no study of this name: then none there can have written them.
+    """
+    uid = record.uid if record else ""
+    results_owner(settings.folder, settings.study.name, uid, database_address(settings.storage, settings.work))
 
 
 def check_training(settings: Settings, record: StudyRecord) -> None:

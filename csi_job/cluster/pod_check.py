@@ -17,7 +17,7 @@ from csi_job.storage.attributes import fingerprint_of
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import load_study
 from csi_job.study.record import read_record
-from csi_job.study_settings import check_settings
+from csi_job.study_settings import check_results, check_settings
 
 IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"  # set in every pod
 SHM: Final = Path("/dev/shm")  # noqa: S108 - only its size is read
@@ -188,6 +188,7 @@ def check_study(loaded: LoadedSettings) -> str:
     """Check, before the cache is built, that the settings are those of the study, if it was created already."""
     settings = loaded.settings
     record = read_record(settings.storage, settings.work, settings.study.name)
+    check_results(settings, record)
     if record is None:
         return f"study {settings.study.name}: new"
     check_settings(loaded.over(record).settings, record)

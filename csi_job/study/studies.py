@@ -80,7 +80,7 @@ def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
 def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Address) -> dict[str, str | None]:
     """Return what tells a study's results in `models/` from those of one of the same name in another database.
 
-    A study may be moved to another database, or deleted and created again in the same one.
+    A study may be moved or copied to another database, or deleted and created again in the same one.
 
     Raises:
         ConfigurationError: the results that are there are of another study.
@@ -90,7 +90,7 @@ def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Addr
     known = read_json(path) or owner
     if known.get(DATABASE) != owner[DATABASE] and not is_same_uid(known.get(STUDY_UID), uid):
         what = f"{folder.hyperopt} has the results of another study of this name, which is in another database"
-        hint = f"choose another --study-name or --work; if that study no longer exists, delete {path}"
+        hint = f"choose another study.name or work folder; if that study no longer exists, delete {path}"
         raise ConfigurationError(what, got=name, hint=hint)
     return owner
 

@@ -185,6 +185,53 @@ def test_evaluation_compares_with_the_stored_baseline_and_reaches_the_report(fin
     assert f"{metric['value']:.3f}" in report
 
 
+@pytest.fixture(scope="module")
+def namesake(phantoms, tmp_path_factory):
+    """The uid and the URL of another study named as the finished one, in another database."""
+    work = tmp_path_factory.mktemp("namesake") / "work"
+    run(work, "study", "create", *data(phantoms))
+    claimed = json.loads((work / "models/hyperopt/.csi_optimization.json").read_text())
+    return claimed["study_uid"], f"sqlite:///{work}/studies.db"
+
+
+@pytest.mark.parametrize("command", ["hyperopt", "study create", "report", "train-optimized"])
+def test_a_namesake_in_another_database_is_refused_before_it_replaces_results(finished, namesake, tmp_path, command):
+    uid, url = namesake
+    given = command.split()
+    if command in ("hyperopt", "study create"):
+        url = f"sqlite:///{tmp_path}/new.db"
+    elif command == "train-optimized":
+        best = json.loads((finished / "models/hyperopt" / BEST).read_text())
+        (tmp_path / BEST).write_text(json.dumps(best | {"study_uid": uid}))
+        given += ["--hyperparams", tmp_path / BEST]
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("models/**/*")}
+    _, err = run(finished, *given, "--storage", url, code=2)
+    assert "another study of this name, which is in another database, got 'csi_optimization'" in err
+    assert "choose another study.name or work folder" in err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("models/**/*")} == files
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("says_whose", "reason"),
+    [(True, "the model is of another study of this name"), (False, "has the results of another study of this name")],
+)
+def test_a_model_is_evaluated_although_the_database_has_a_namesake(finished, namesake, tmp_path, says_whose, reason):
+    work = shutil.copytree(finished, tmp_path / "work")
+    if not says_whose:  # as in version 0.1
+        for path in work.glob("models/**/*_model.json"):
+            if "study_uid" in (card := json.loads(path.read_text())):
+                path.write_text(json.dumps(card | {"study_uid": None}))
+    report = work / "models/hyperopt/csi_optimization_report.html"
+    before = report.read_bytes()
+    for command in ("evaluate", "eval"):
+        out, err = run(work, command, "--storage", namesake[1])
+        assert "macro F1" in out
+        assert "the report of study csi_optimization is not updated" in err
+        assert reason in err
+    assert report.read_bytes() == before
+
+
 def test_a_state_dict_without_a_card_is_evaluated_as_the_named_architecture(finished, phantoms, tmp_path):
     bare = tmp_path / "bare.pth"
     shutil.copy(finished / "models/optimized_model.pth", bare)

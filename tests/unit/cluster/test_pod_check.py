@@ -1,14 +1,20 @@
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from csi_job.cluster import pod_check
-from csi_job.config import Settings
+from csi_job.config import Settings, load_settings
 from csi_job.errors import ConfigurationError, StopRequestedError, StorageUnavailableError
 from csi_job.storage.engine import CONNECT_TIMEOUT_S
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from csi_job.study.studies import claim_results
+from csi_job.work_folder import WorkFolder
+from tests.support.studies import define
 
 
 @pytest.fixture
@@ -126,3 +132,15 @@ def test_nodes_are_checked_for_the_gpus_of_one_pod():
     )
     with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu; the largest has 2"):
         pod_check.check_nodes(pod_check.Requirements(1, 4), [node("1"), node("2")])
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_namesake_in_another_database_is_refused_before_the_cache_is_built(study, tmp_path, is_new):
+    claim_results(study, WorkFolder(tmp_path))
+    place = tmp_path / "other"
+    with closing(open_storage(StorageSettings(), place, create=True)) as other:
+        if not is_new:
+            define(other)
+    url = f"sqlite:///{place}/studies.db"
+    with pytest.raises(ConfigurationError, match=r"another study of this name.*choose another study\.name"):
+        pod_check.check_study(load_settings({"work": tmp_path, "study.name": "toy", "storage.url": url}))
