@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from csi_job.cache.settings import NODE_ONLY
+from csi_job.errors import ConfigurationError
+from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import Definition, check_same, without_data
 from csi_job.study.record import StudyRecord
@@ -57,8 +59,13 @@ def check_results(settings: Settings, record: StudyRecord | None) -> None:
 
     `record` is None if the database of the settings has no study of this name: then none there can have written them.
     """
-    uid = record.uid if record else ""
-    results_owner(settings.folder, settings.study.name, uid, database_address(settings.storage, settings.work))
+    database = database_address(settings.storage, settings.work)
+    try:
+        results_owner(settings.folder, settings.study.name, record.uid if record else "", database)
+    except ConfigurationError:
+        if record is None and not (database.is_sqlite and not database.path.exists()):
+            open_storage(settings.storage, settings.work, create=False).close()  # what is wrong with it comes first
+        raise
 
 
 def check_training(settings: Settings, record: StudyRecord) -> None:

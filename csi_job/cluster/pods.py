@@ -19,7 +19,8 @@ EVICTED: Final = "Evicted"
 START_ERROR: Final = "StartError"  # with exit code 128
 NO_PROGRAM: Final = (126, 127)  # exit codes of an entrypoint that finds no csi-job, and of the dynamic loader's errors
 _LOADER: Final = "error while loading shared libraries"
-_NO_COMMAND: Final = re.compile('container process: .*exec: "')  # in a StartError: an image without entrypoint
+# In a StartError of runc or crun: the image's fault, not the node's.
+_NO_COMMAND: Final = re.compile("executable file .*not found|exec: .*(no such file|permission denied)")
 LOST_AFTER_S: Final = 30.0  # past its grace
 TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')

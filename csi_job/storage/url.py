@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.files import make_folder, open_private
@@ -21,7 +22,6 @@ SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 ALLOWED: Final = "sqlite:///FILE, postgresql+psycopg2://USER@HOST/DATABASE"
 SECRET_OPTIONS: Final = ("password", "sslpassword")  # libpq also accepts these in the URL's query
 REPEATED_OPTIONS: Final = ("host", "port")  # once per server
-HOST_OPTIONS: Final = ("host", "hostaddr", "service")  # each says where the server is
 ENCODE: Final = "a password needs percent-encoding there (@ is %40, / is %2F)"
 HINT: Final = "give it as CSI_JOB_STORAGE__PASSWORD or in storage.password_file"
 NETWORK_FILE_SYSTEMS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "9p", "afs", "ceph", "lustre", "gpfs",
@@ -64,13 +64,19 @@ class Address:
         """
         if self.is_sqlite:  # within the work folder it moves along
             return os.path.relpath(self.path.resolve(), work.resolve())
-        _, options = self.url.get_dialect()().create_connect_args(self.url)
-        given = next((options[name] for name in HOST_OPTIONS if name in options), os.environ.get("PGHOST", ""))
-        hosts = [host if host.startswith("/") else host.lower() for host in given.split(",")]
-        ports = str(options.get("port") or os.environ.get("PGPORT", "")).split(",")
-        servers = {f"{host}:{port or 5432}" for host, port in zip(hosts, itertools.cycle(ports), strict=False)}
-        name = options.get("dbname") or os.environ.get("PGDATABASE") or self.url.username or ""
-        return f"{','.join(sorted(servers))}/{name}"
+        options = _connect_options(self.url)
+
+        def given(name: str, variable: str) -> str:
+            return str(options.get(name) or os.environ.get(variable, ""))
+
+        hosts = [host if host.startswith("/") else host.lower() for host in given("host", "PGHOST").split(",")]
+        ports = given("port", "PGPORT").split(",")
+        service = given("service", "PGSERVICE")
+        # A service's file may name the port and the database.
+        default_port, default_name = ("", "") if service else ("5432", given("user", "PGUSER"))
+        servers = {f"{host}:{port or default_port}" for host, port in zip(hosts, itertools.cycle(ports), strict=False)}
+        others = [value for value in (given("hostaddr", "PGHOSTADDR"), service) if value]
+        return "/".join([*others, ",".join(sorted(servers)), given("dbname", "PGDATABASE") or default_name])
 
     def with_secrets(self) -> str:
         """Return the URL with its secrets, for a library that connects by itself."""
@@ -112,7 +118,9 @@ def database_address(settings: StorageSettings, work: Path) -> Address:
     if (socket_folder := unquote(host or "")).startswith("/"):  # as libpq takes one; SQLAlchemy takes it as an option
         query |= {"host": socket_folder} | ({"port": str(port)} if port else {})
         host, port = None, None
-    return Address(URL.create("postgresql+psycopg2", url.username, None, host, port, url.database, query), secrets)
+    url = URL.create("postgresql+psycopg2", url.username, None, host, port, url.database, query)
+    _connect_options(url)
+    return Address(url, secrets)
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
@@ -173,6 +181,15 @@ def _parsed(text: str) -> URL:
         message = "storage.url contains more than one @"
         raise ConfigurationError(message, hint=f"{ENCODE}, or {HINT}")
     return url
+
+
+def _connect_options(url: URL) -> dict[str, Any]:
+    """Return what the driver makes of a PostgreSQL URL."""
+    try:
+        return dict(url.get_dialect()().create_connect_args(url)[1])
+    except (SQLAlchemyError, ValueError):  # whose texts quote the URL's options
+        message = "storage.url has hosts or ports that do not fit together"
+        raise ConfigurationError(message, allowed="?host=A,B&port=1,2, with as many ports as hosts") from None
 
 
 def _is_ambiguous(text: str, url: URL) -> bool:

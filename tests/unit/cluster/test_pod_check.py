@@ -144,3 +144,11 @@ def test_a_namesake_in_another_database_is_refused_before_the_cache_is_built(stu
     url = f"sqlite:///{place}/studies.db"
     with pytest.raises(ConfigurationError, match=r"another study of this name.*choose another study\.name"):
         pod_check.check_study(load_settings({"work": tmp_path, "study.name": "toy", "storage.url": url}))
+
+
+def test_what_is_wrong_with_a_database_is_said_before_whose_results_there_are(study, tmp_path):
+    claim_results(study, WorkFolder(tmp_path))
+    (tmp_path / "other.db").write_bytes(b"no database" * 100)
+    loaded = load_settings({"work": tmp_path, "study.name": "toy", "storage.url": f"sqlite:///{tmp_path}/other.db"})
+    with pytest.raises(ConfigurationError, match="not a database"):
+        pod_check.check_study(loaded)

@@ -139,13 +139,22 @@ def test_an_at_sign_in_the_value_of_an_option_is_accepted(option):
 
 
 def test_several_servers_are_accepted():
-    address = database_address(settings("postgresql://anna@/csi?host=a&host=b&port=1&port=2"), Path())
-    assert address.url.query == {"host": ("a", "b"), "port": ("1", "2")}
+    address = database_address(settings("postgresql://anna@/csi?host=a,b&port=1,2"), Path())
+    assert address.url.query == {"host": "a,b", "port": "1,2"}
+
+
+@pytest.mark.parametrize(
+    "options", ["host=a&host=b&port=1&port=2", "host=a&port=x", "host=a,b,c&port=1,2", "host=::1&host=::2"]
+)
+def test_servers_that_no_driver_takes_are_refused_without_quoting_the_url(options):
+    with pytest.raises(ConfigurationError, match="hosts or ports that do not fit together; allowed: ") as caught:
+        database_address(settings(f"postgresql://anna@/csi?{options}&password=hush"), Path())
+    assert "hush" not in str(caught.value)
 
 
 @pytest.fixture
 def _libpq(monkeypatch):
-    for name in ("PGHOST", "PGPORT", "PGDATABASE"):
+    for name in ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE", "PGUSER"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -164,6 +173,7 @@ def place(url):
         ("anna@/csi?host=a,b&port=1,2", "anna@/csi?host=b:2&host=a:1"),
         ("anna@/csi?host=a&host=b", "anna@/csi?host=a,B&port=5432,5432"),
         ("anna@db", "anna@db/anna"),
+        ("anna@?service=a", "bert@?service=a"),  # whose file may name the database
     ],
 )
 def test_urls_of_one_database_name_one_place(one, other):
@@ -183,7 +193,9 @@ def test_urls_of_one_database_name_one_place(one, other):
         ("anna@/csi?host=a&host=b", "anna@/csi?host=a&host=c"),
         ("anna@/csi?host=a,b&port=1,2", "anna@/csi?host=a,b&port=2,1"),
         ("anna@/csi?hostaddr=10.0.0.1", "anna@/csi?hostaddr=10.0.0.2"),
+        ("anna@db/csi?hostaddr=10.0.0.1", "anna@db/csi?hostaddr=10.0.0.2"),
         ("anna@/csi?service=a", "anna@/csi?service=b"),
+        ("anna@/csi?service=db", "anna@db/csi"),
         ("anna@db", "bert@db"),  # libpq's default is the database named like the user
     ],
 )
@@ -191,10 +203,18 @@ def test_urls_of_two_databases_name_two_places(one, other):
     assert place(one) != place(other)
 
 
+@pytest.mark.usefixtures("_libpq")
 def test_the_place_of_a_database_is_what_libpq_adds_to_its_url(monkeypatch):
-    for name, value in {"PGHOST": "DB", "PGPORT": "5433", "PGDATABASE": "csi"}.items():
+    for name, value in {"PGHOST": "DB", "PGPORT": "5433", "PGUSER": "csi"}.items():
         monkeypatch.setenv(name, value)
     assert place("") == place("anna@db:5433/csi") == "db:5433/csi"
+    monkeypatch.setenv("PGDATABASE", "other")
+    assert place("") == "db:5433/other"
+    places = {place("")}
+    for name in ("PGHOSTADDR", "PGSERVICE"):
+        monkeypatch.setenv(name, "10.0.0.1")
+        places.add(place(""))
+    assert len(places) == 3
 
 
 def test_the_place_of_an_sqlite_file_moves_with_the_work_folder(tmp_path):
