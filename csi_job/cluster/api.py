@@ -38,7 +38,8 @@ RETRIABLE: Final = frozenset({408, 429})
 NO_PERMISSION: Final = re.compile(r"User .* cannot \w+ resource")
 # So it answers 500 to an object with a wrong type or an unknown field.
 UNREADABLE: Final = re.compile(r"failed to (create typed|convert|decode)|unable to (convert|decode)")
-CUT_OFF: Final = "EOF occurred"  # of a TLS handshake, e.g. by a load balancer whose server is away
+# Of a TLS handshake, e.g. by a load balancer whose server is away; the second form is of Python before 3.11.4.
+CUT_OFF: Final = re.compile(r"EOF occurred|closed \(EOF\)")
 CERTIFICATE_TIME: Final = re.compile("certificate (is not yet valid|has expired)")
 WEBHOOK_DOWN: Final = "failed calling webhook"
 # So a webhook fails whose service is gone or whose certificate is wrong, until an administrator repairs it.
@@ -264,7 +265,7 @@ def _of_connection(error: BaseException) -> ClusterError:
     while (cause := getattr(error, "reason", None)) is not None and isinstance(cause, BaseException):
         error = cause
     is_tls = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
-    is_refused = is_tls and CUT_OFF not in str(error)
+    is_refused = is_tls and not CUT_OFF.search(str(error))
     kind = ClusterError if is_refused else UnreachableError
     reason = str(error).rpartition(": ")[2] or type(error).__name__
     is_clock = CERTIFICATE_TIME.search(reason)

@@ -1,6 +1,8 @@
 """Copy the results from the release's volume to this machine."""
 
 import copy
+import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -13,7 +15,7 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
-from csi_job.files import make_folder
+from csi_job.files import make_folder, replacing_unlocked
 
 RESULTS: Final = ("models", WORK.problems.name)
 STARTUP_TIMEOUT_S: Final = 180.0
@@ -88,9 +90,16 @@ def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:
             members = [member for member in tar.getmembers() if member.isfile()]
             if not members:
                 raise ClusterError("there are no results on the volume yet", hint="see the controller's log")
-            make_folder(destination)
             for member in members:
-                tar.extract(member.replace(mode=0o600), destination, filter="data")
-                yield destination / member.name
+                path = destination / member.name
+                content = tar.extractfile(member)
+                if content is None or not path.resolve().is_relative_to(destination.resolve()):
+                    raise ClusterError("the volume has a file that lies outside its folder", got=member.name)
+                make_folder(path.parent)
+                with replacing_unlocked(path) as temporary:
+                    with temporary.open("wb") as file:
+                        shutil.copyfileobj(content, file)
+                    os.utime(temporary, (member.mtime, member.mtime))
+                yield path
     except tarfile.TarError:
         raise ClusterError("the copy from the volume is incomplete", hint="run the same command again") from None

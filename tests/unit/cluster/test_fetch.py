@@ -65,6 +65,16 @@ def test_the_archive_holds_every_result_and_each_model_once(tmp_path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
+def test_a_file_outside_the_folder_is_not_written(tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("../escape"))
+    file.seek(0)
+    with pytest.raises(ClusterError, match=r"outside its folder, got '\.\./escape'"):
+        list(_unpack(file, tmp_path / "results"))
+    assert not (tmp_path / "escape").exists()
+
+
 def test_a_copy_that_is_never_complete_is_a_one_line_error():
     cluster = Exec(archive())
     with pytest.raises(ClusterError, match="was cut off 5 times"):
