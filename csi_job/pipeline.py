@@ -238,7 +238,7 @@ def run_evaluate(
 
 
 def _update_report(card: dict[str, Any], settings: Settings) -> None:
-    """Write the report of a model's study anew; if it cannot be, a warning says why."""
+    """Write the report of a model's study again; if it cannot be, a warning says why."""
     try:
         study = _study_of_model(card, settings)
     except ConfigurationError as error:

@@ -14,11 +14,10 @@ from csi_job.errors import ConfigurationError, StalledError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CONSTRAINT, CURVE, PAUSED, outcome_of, seconds_of
+from csi_job.storage.attributes import CONSTRAINT, PAUSED, outcome_of, seconds_of
 from csi_job.storage.claim import Claim, NothingToClaim
-from csi_job.storage.lease import RELEASED_AT_S
 from csi_job.storage.optuna_private import hyperband_bracket
-from csi_job.storage.rungs import Rungs, Standing, count_epochs, standings
+from csi_job.storage.rungs import Rungs, Standing, standings
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite, add_trial
 from csi_job.study.record import read_record
@@ -27,16 +26,10 @@ from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
 from tests.support.reader import check_exact
-from tests.support.studies import SPACE, claim, define, leased, objective, storage_settings, value_at, work_on
+from tests.support.studies import SPACE, claim, define, leased, objective, pause, storage_settings, value_at, work_on
 
 RULES = {"rungs": Rungs(1, 2)}
 ASHA = {"pruner": "asha", "sampler": "random", "min_resource": 1, "max_epochs": 8}
-
-
-def pause(storage, lease, *values):
-    """Pause a trial with the values of its epochs."""
-    write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
-    storage.write_trial(lease, write, renewed_at_s=RELEASED_AT_S)
 
 
 def outcomes(study):
@@ -318,31 +311,6 @@ def test_the_time_until_a_promoted_trial_was_released_is_kept(storage, tmp_path)
     # Then paused at 1 again; the run that was killed does not count; paused at 2 and 4, and complete.
     assert (len(runs), runs[:2]) == (6, [paused, released])
     assert seconds_of(study.trials[0]) == sum(end - start for start, end, _ in runs)
-
-
-def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage):
-    study, other, rules = define(storage, num_trials=3), define(storage, name="other"), RULES | {"max_epochs_total": 3}
-    storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
-    storage.write_trial(leased(other), TrialWrite(user_attrs={CURVE: [[0, 0.9]]}))
-    leases = [leased(study, **rules) for _ in range(2)]
-    pause(storage, leases[0], 0.4)
-    storage.write_trial(leases[1], TrialWrite(user_attrs={CURVE: [[0, 0.1]]}))
-    assert storage.read(lambda connection: count_epochs(connection, study._study_id)) == 2
-    pause(storage, leases[1], 0.2)
-    best = claim(study, **rules)
-    assert (best.lease.number, best.from_pause, best.pruned) == (0, True, (1,))
-    storage.write_trial(best.lease, TrialWrite(values=[0.4], state=TrialState.COMPLETE))
-    assert claim(study, **rules) == NothingToClaim(2, 2, {})
-
-
-def test_without_epochs_left_no_trial_is_promoted_in_a_study_that_has_a_complete_one(storage):
-    study, rules = define(storage, num_trials=3), RULES | {"max_epochs_total": 3}
-    leases = [leased(study, **rules) for _ in range(2)]
-    storage.write_trial(leases[0], TrialWrite(steps={0: 0.1, 1: 0.1}))
-    pause(storage, leases[1], 0.4)
-    assert isinstance(claim(study, **rules), NothingToClaim)  # since the other may complete
-    storage.write_trial(leases[0], TrialWrite(values=[0.1], state=TrialState.COMPLETE))
-    assert claim(study, **rules) == NothingToClaim(2, 2, {}, (1,))
 
 
 def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeypatch, caplog):

@@ -4,14 +4,17 @@ import pytest
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.attributes import CURVE
 from csi_job.storage.claim import NothingToClaim
+from csi_job.storage.rungs import Rungs, count_epochs
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from tests.support.reader import StudyReader, check_exact
-from tests.support.studies import SPACE, claim, define, leased, work_on
+from tests.support.studies import SPACE, claim, define, leased, pause, work_on
 
+RULES = {"rungs": Rungs(1, 2), "max_epochs_total": 3}
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
 
@@ -78,3 +81,28 @@ def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url, capl
     assert len(study.trials) == len(num_epochs)
     reached = [message for message in caplog.messages if "max_epochs_total" in message]
     assert reached == [f"study.max_epochs_total is reached: the study's total is {len(num_epochs)} trials, not 50"]
+
+
+def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage):
+    study, other = define(storage, num_trials=3), define(storage, name="other")
+    storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
+    storage.write_trial(leased(other), TrialWrite(user_attrs={CURVE: [[0, 0.9]]}))
+    leases = [leased(study, **RULES) for _ in range(2)]
+    pause(storage, leases[0], 0.4)
+    storage.write_trial(leases[1], TrialWrite(user_attrs={CURVE: [[0, 0.1]]}))
+    assert storage.read(lambda connection: count_epochs(connection, study._study_id)) == 2
+    pause(storage, leases[1], 0.2)
+    best = claim(study, **RULES)
+    assert (best.lease.number, best.from_pause, best.pruned) == (0, True, (1,))
+    storage.write_trial(best.lease, TrialWrite(values=[0.4], state=TrialState.COMPLETE))
+    assert claim(study, **RULES) == NothingToClaim(2, 2, {})
+
+
+def test_without_epochs_left_no_trial_is_promoted_in_a_study_that_has_a_complete_one(storage):
+    study = define(storage, num_trials=3)
+    leases = [leased(study, **RULES) for _ in range(2)]
+    storage.write_trial(leases[0], TrialWrite(steps={0: 0.1, 1: 0.1}))
+    pause(storage, leases[1], 0.4)
+    assert isinstance(claim(study, **RULES), NothingToClaim)  # since the other may complete
+    storage.write_trial(leases[0], TrialWrite(values=[0.1], state=TrialState.COMPLETE))
+    assert claim(study, **RULES) == NothingToClaim(2, 2, {}, (1,))

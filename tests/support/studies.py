@@ -17,11 +17,13 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
 from csi_job.logs import set_up_logging
+from csi_job.storage.attributes import PAUSED
 from csi_job.storage.claim import Claim, ClaimRules, Counts, NothingToClaim, claim_trial, count_trials
-from csi_job.storage.lease import Lease, new_token, worker_id
+from csi_job.storage.lease import RELEASED_AT_S, Lease, new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
@@ -129,6 +131,12 @@ def leased(study: optuna.Study, **options: Any) -> Lease:
     outcome = claim(study, **options)
     assert isinstance(outcome, Claim)
     return outcome.lease
+
+
+def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
+    """Pause a trial with the values of its epochs."""
+    write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
+    storage.write_trial(lease, write, renewed_at_s=RELEASED_AT_S)
 
 
 class Worker(Process):
