@@ -192,9 +192,12 @@ def test_a_quota_that_the_search_does_not_hold_ends_the_stage():
     namespace, watch = Namespace(), Watch(num_finished=0)
     run = cache(namespace, watch, missing_s=1)
     run.reconcile()
-    namespace.create(event(namespace.names("cache")[0], "FailedCreate", QUOTA.format(1), 5))
+    (name,) = namespace.names("cache")
+    job = namespace.objects["Job", name]
+    namespace.create(event(name, "FailedCreate", QUOTA.format(1), 5))
     with pytest.raises(StageFailedError, match=r"cache can't start: .*exceeded quota: q"):
         run.reconcile()
+    assert not get_annotation(job, RETRIED)  # nothing has made room
 
 
 def test_a_quota_that_is_smaller_than_the_pod_ends_the_stage_beside_the_running_search():

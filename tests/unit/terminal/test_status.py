@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 from pydantic import SecretStr
 
 from csi_job.errors import DataError
@@ -51,6 +51,8 @@ def test_a_new_study_is_shown_too(tmp_path):
     assert "1 waiting" in text
     assert "No trial is complete yet." in text
     assert json.loads(status_json(study_status(study)))["best"] is None
+    study.add_trial(create_trial(state=TrialState.PRUNED))
+    assert "No trial is complete yet." in shown(render_status(study_status(study)))
     outside = {"params": {"dropout": 0.5}, "distributions": {"dropout": FloatDistribution(0, 1)}}
     study.add_trial(create_trial(value=0.9, **outside))  # by another program
     assert "No trial within the search space is complete yet." in shown(render_status(study_status(study)))

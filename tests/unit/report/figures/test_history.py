@@ -35,10 +35,11 @@ def test_history_marks_the_first_trial_of_each_phase(view):
     assert labels == {"phase 1: random, median, 8 epochs": -0.5, "phase 2: tpe, median, 12 epochs": 19.5}
 
 
-def test_trials_without_any_f1_stand_below_all_others(view):
-    drawn = traces(history_plot(view))
+def test_trials_without_any_f1_stand_below_all_others_and_above_the_end_of_the_axis(view):
+    drawn = traces(plot := history_plot(view))
     lowest = min(y for name in ("Complete", "Pruned") for y in drawn[name]["y"])
-    assert max(drawn["Infeasible"]["y"] + drawn["Failed"]["y"]) < lowest
+    (bottom,) = {*drawn["Infeasible"]["y"], *drawn["Failed"]["y"]}
+    assert plot.figure["layout"]["yaxis"]["range"][0] < bottom - 0.02 < bottom < lowest  # no marker is cut
 
 
 def test_curves_show_each_trial_and_mark_where_pruned_ones_ended(view):
@@ -81,16 +82,21 @@ def with_weight(weight, **parts):
 
 def test_a_trial_outside_the_space_is_left_out_whatever_its_outcome_once_it_has_an_f1(storage):
     study = define(storage)
+    study.add_trial(with_weight(0.5, state=TrialState.COMPLETE, value=0.4))
+    failed = {"state": TrialState.FAIL, "intermediate_values": {0: 0.4}}
+    study.add_trial(with_weight(5.0, **failed))
+    limits = history_plot(view_study(study)).figure["layout"]["yaxis"]["range"]
+    assert limits == pytest.approx([0.38, 0.42])  # without room at the bottom for trials that are not drawn
     for weight in (0.5, 5.0):
-        study.add_trial(with_weight(weight, state=TrialState.FAIL, intermediate_values={0: 0.4}))
+        study.add_trial(with_weight(weight, **failed))
         study.add_trial(with_weight(weight, state=TrialState.FAIL))
     infeasible = {"infeasible": True, "losses": [[0, 2.0, 1.0]]}
     pruned = {"state": TrialState.PRUNED, "intermediate_values": {0: 0.4}, "user_attrs": infeasible}
     study.add_trial(with_weight(5.0, **pruned))
     drawn = history_plot(view_study(study))
-    assert traces(drawn)["Failed"]["x"] == [1, 2, 4]
+    assert traces(drawn)["Failed"]["x"] == [3, 4, 6]
     assert "Infeasible" not in traces(drawn)
-    assert drawn.warnings == ("2 trials that another program added outside the search space are left out.",)
+    assert drawn.warnings == ("3 trials that another program added outside the search space are left out.",)
     assert losses_plot(view_study(study)).figure is None
 
 
