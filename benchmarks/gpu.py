@@ -113,10 +113,9 @@ def measure(arch: str, size: Size, rounds: int, *, with_compiled: bool) -> Itera
     peer, peer_gib = with_memory(lambda: warm_peer(arch, size), size.device)
     step_s = seconds(lambda: peer.train(3), size.device) / 3
     num_steps = max(2, round(ROUND_S / step_s)) if size.device.type == "cuda" else 2
-    ours, ours_gib = with_memory(lambda: warm(Ours(arch, size, num_steps, TrialSettings())), size.device)
-    plain, plain_gib = with_memory(
-        lambda: warm(Ours(arch, size, num_steps, TrialSettings(cuda_graphs=False))), size.device
-    )
+    graphs, launches = (TrialSettings(compile=False, cuda_graphs=is_on) for is_on in (True, False))
+    ours, ours_gib = with_memory(lambda: warm(Ours(arch, size, num_steps, graphs)), size.device)
+    plain, plain_gib = with_memory(lambda: warm(Ours(arch, size, num_steps, launches)), size.device)
     variants = {
         "ours": ours.train,
         "constant": ours.train_on_a_constant_batch,

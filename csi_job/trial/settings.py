@@ -42,9 +42,9 @@ class TrialSettings(Section):
     with loss scaling on older ones with tensor cores (7.0), otherwise fp32."""
     cuda_graphs: bool = True
     """Launch each training step on a GPU as one CUDA graph: the same results, with less work for the CPU."""
-    compile: Literal["auto"] | bool = False
-    """Compile the model with torch.compile, which changes results by rounding. `auto`: only Custom_1 on a GPU, in
-    trials that are long enough to pay for it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the model with torch.compile, which changes results by rounding. `auto`: only Custom_1 on a GPU, if
+    there are enough training images to pay for it: 50,600 of 224 px, or fewer larger ones."""
     pretrained: str = "none"
     """Initial weights: `none` (random), `imagenet` (downloaded by torchvision) or the path to a weights file."""
     objective_average: Literal["macro", "weighted"] = "macro"

@@ -27,7 +27,7 @@ from csi_job.trial.graph import Graphs
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.inference import HALF_TYPES, choose_precision, to_input
 from csi_job.trial.loss import CsiLoss, class_weights
-from csi_job.trial.memory import MicroBatches, is_compiler_failure, is_out_of_memory
+from csi_job.trial.memory import MicroBatches, choose_device, is_compiler_failure, is_out_of_memory
 from csi_job.trial.metrics import confusion, mean_f1
 from csi_job.trial.model import build_model, gflops
 from csi_job.trial.settings import TrialSettings
@@ -35,9 +35,11 @@ from csi_job.trial.settings import TrialSettings
 logger = logging.getLogger(__name__)
 
 VALIDATION_FACTOR = 4  # images of a validation batch on a GPU, per image of a training batch, which needs more memory
-# A compilation takes 17 s, and saves 67 us per image of 224 px (docs/performance.md): from twice as many images on, it
-# pays even if the trial is pruned halfway. What it saves in other networks was not measured.
-COMPILED_FROM = {"Custom_1": 2 * 253_000}
+# Training images of 224 px from which `auto` compiles. A compilation takes 17 s and saves 67 us per image
+# (docs/performance.md), which 253,000 images pay back: 5 epochs of these. In the default space no trial stops earlier,
+# since patience is at least 5. A trial's own patience must not count: a study would compare compiled with uncompiled
+# trials. What it saves in other networks was not measured.
+COMPILED_FROM = {"Custom_1": 253_000 // 5}
 BATCH_NORM_PHRASE = "more than 1 value per channel"  # in torch's ValueError for one image with features of 1 x 1
 
 
@@ -69,7 +71,7 @@ class Trainer:
         self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs too
         self.gflops = gflops(params.model_arch, train.images_NHW.shape[-1])
         self.compiled: Callable[..., Any] = self.model
-        if pays_to_compile(settings, params, train.images_NHW.shape, device):
+        if pays_to_compile(settings, params.model_arch, train.images_NHW.shape, device):
             torch.compiler.reset()  # forgets earlier models: code compiled eight times would not be compiled again
             self.compiled = torch.compile(self.model, dynamic=False)
         balance_ZK = class_weights(train.zones_NZ) if settings.class_balance else None
@@ -235,20 +237,24 @@ class Trainer:
         self.__dict__.clear()
 
 
-def pays_to_compile(
-    settings: TrialSettings, params: Hyperparameters, shape_NHW: Sequence[int], device: torch.device
-) -> bool:
-    """Return whether to compile the network; `auto`: if the epochs before early stopping pay for it on a GPU.
+def may_compile(settings: TrialSettings, device: torch.device) -> bool:
+    """Return whether any network may be compiled; `auto`: on a GPU, with Triton and the C compiler that it needs."""
+    if settings.compile != "auto":
+        return settings.compile
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return has_triton and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
-    It depends on nothing that changes when a trial is resumed on a like machine, so all attempts are compiled or none.
+
+def pays_to_compile(settings: TrialSettings, arch: str, shape_NHW: Sequence[int], device: torch.device) -> bool:
+    """Return whether to compile a network; `auto`: if so many training images pay for it.
+
+    It depends on nothing else, so that on like machines a study compiles all trials of an architecture or none.
     """
     if settings.compile != "auto":
         return settings.compile
     num_images, *size_px = shape_NHW
-    images_of_224_px = num_images * params.patience * math.prod(size_px) / 224**2
-    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    has_compiler = has_triton and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
-    return has_compiler and images_of_224_px >= COMPILED_FROM.get(params.model_arch, math.inf)
+    images_of_224_px = num_images * math.prod(size_px) / 224**2
+    return may_compile(settings, device) and images_of_224_px >= COMPILED_FROM.get(arch, math.inf)
 
 
 def keep_compiled(settings: TrialSettings, folder: Path) -> None:
@@ -256,7 +262,7 @@ def keep_compiled(settings: TrialSettings, folder: Path) -> None:
 
     It serves several processes at once, and any GPU: torch finds what suits the network, the GPU and all versions.
     """
-    if settings.compile:
+    if may_compile(settings, choose_device(settings)):
         with suppress(OSError):  # a read-only folder: then torch uses the one for temporary files
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(make_folder(folder / f"torch-{torch.__version__}")))
 

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from csi_job.cache.dataset import SplitData
 from csi_job.errors import StopRequestedError
-from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.trainer import (
+    COMPILED_FROM,
     Trainer,
     batch_indices,
     keep_compiled,
@@ -224,13 +225,15 @@ def test_what_a_process_compiles_later_ones_find(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "given", "kept"),
     [
-        (TrialSettings(), None, None),
+        (TrialSettings(compile=False), None, None),
         (TrialSettings(compile="auto"), None, "work/compiled"),
         (TrialSettings(compile=True), "elsewhere", "elsewhere"),
         (TrialSettings(compile=True), None, None),  # the work folder is read-only
     ],
 )
 def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(tmp_path, monkeypatch, settings, given, kept):
+    monkeypatch.setattr("csi_job.trial.trainer.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setenv("CC", "cc")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given or "")
     if given is None:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
@@ -240,6 +243,13 @@ def test_compiled_code_is_kept_in_the_work_folder_or_where_the_user_says(tmp_pat
     found = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     expected = kept and (kept if given else str(tmp_path / kept / f"torch-{torch.__version__}"))
     assert found == expected
+
+
+def test_where_nothing_is_compiled_no_folder_is_made_for_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    keep_compiled(TrialSettings(device="cpu"), tmp_path / "compiled")
+    assert not [*tmp_path.iterdir()]
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_is_halved(make_trainer, monkeypatch):
@@ -270,7 +280,7 @@ def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_
     [
         (True, "ResNet50", "cpu", 2, 224, True),
         (False, "Custom_1", "cuda", 10**6, 224, False),
-        ("auto", "Custom_1", "cuda", 50_600, 224, True),  # with a patience of 10, twice 253,000 images
+        ("auto", "Custom_1", "cuda", 50_600, 224, True),  # 253,000 in the 5 epochs that every trial takes
         ("auto", "Custom_1", "cuda", 50_599, 224, False),
         ("auto", "Custom_1", "cuda", 50_600, 112, False),
         ("auto", "Custom_1", "cuda", 202_400, 112, True),
@@ -281,18 +291,26 @@ def test_when_memory_runs_out_the_data_leave_then_the_graphs_and_then_the_batch_
 def test_a_network_is_compiled_where_asked_or_where_it_surely_pays(
     monkeypatch, wanted, arch, device, num_images, side_px, compiles
 ):
-    params = Hyperparameters.from_params({"model_arch": arch, "patience": 10})
     shape_NHW = num_images, side_px, side_px
     monkeypatch.setenv("CC", "cc")  # which need not be there
-    assert pays_to_compile(TrialSettings(compile=wanted), params, shape_NHW, torch.device(device)) is compiles
+    assert pays_to_compile(TrialSettings(compile=wanted), arch, shape_NHW, torch.device(device)) is compiles
+
+
+def test_by_default_a_network_is_compiled_if_the_shortest_trial_of_the_default_space_pays_for_it(monkeypatch):
+    monkeypatch.setenv("CC", "cc")
+    shortest = HYPERPARAMETERS["patience"].space["low"]  # one epoch more, if the first is the best
+    enough = COMPILED_FROM["Custom_1"]
+    assert enough * shortest * 67e-6 == pytest.approx(17, rel=0.01)
+    for num_images, compiles in ((enough, True), (enough - 1, False)):
+        shape_NHW = num_images, 224, 224
+        assert pays_to_compile(TrialSettings(), "Custom_1", shape_NHW, torch.device("cuda")) is compiles
 
 
 @pytest.mark.parametrize("missing", ["importlib.util.find_spec", "shutil.which"])
 def test_without_triton_or_a_c_compiler_nothing_is_compiled_by_itself(monkeypatch, missing):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(missing, lambda _: None)
-    params = Hyperparameters.from_params({"model_arch": "Custom_1"})
-    assert not pays_to_compile(TrialSettings(compile="auto"), params, (10**7, 224, 224), torch.device("cuda"))
+    assert not pays_to_compile(TrialSettings(compile="auto"), "Custom_1", (10**7, 224, 224), torch.device("cuda"))
 
 
 def test_another_way_to_compile_is_refused():
