@@ -46,11 +46,8 @@ NO_TABLES = (  # what people take for a table, and what to do about it
     (re.compile(rb"PK\x03\x04"), "an Excel, OpenDocument or ZIP file", "save its sheet as CSV, or unpack it"),
     (re.compile(rb"\xd0\xcf\x11\xe0"), "an Excel file of 1997 to 2003", "save its sheet as CSV"),
     (re.compile(rb"PAR1.*PAR1\Z", re.DOTALL), "a Parquet file", "save it as CSV"),
-    (
-        re.compile(rb"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE),
-        "a web page, or XML",
-        "download the table itself",
-    ),
+    (re.compile(rb"\s*[\[{]\s*[\[{\"]"), "JSON", "save it as CSV"),
+    (re.compile(rb"\s*<[!?a-z]", re.IGNORECASE), "a web page, or XML", "save the table itself as CSV"),
 )
 _UTF_16 = {  # with its mark, or by the zero bytes of a header in ASCII
     re.compile(rb"\xff\xfe|\xfe\xff"): "utf-16",
@@ -112,7 +109,7 @@ def decoded_text(content: bytes) -> str | None:
     utf_16 = next((encoding for start, encoding in _UTF_16.items() if start.match(content)), None)
     for encoding in (utf_16,) if utf_16 else ("utf-8-sig", "cp1252", "latin-1"):
         with suppress(UnicodeDecodeError):
-            text = content.decode(encoding)
+            text = content.decode(encoding).lstrip("\ufeff")  # some programs write the mark twice
             return None if "\0" in text else text
     return None
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from csi_job.errors import DataError
 from csi_job.radiographs.content import NUM_MAGIC_BYTES, why_skipped
-from csi_job.radiographs.spreadsheet import NumericNames
+from csi_job.radiographs.spreadsheet import NumericNames, plain_id
 
 _FIRST_EXTENSIONS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # these come first
 EXTENSIONS = (*_FIRST_EXTENSIONS, ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".j2k", ".jfif", ".jpe")
@@ -71,10 +71,10 @@ class ImageFolder:
         """Return the identifiers of images that a spreadsheet may have turned into this one."""
         if self._numeric_names is None:
             self._numeric_names = NumericNames((*self._listings[_ROOT], *self._below))
-        return self._numeric_names.could_be(file_id)
+        return self._numeric_names.could_be(_without_extension(file_id))
 
     def alike(self, file_id: str) -> list[str]:
-        """Return the images, with their sub-folders, whose names differ from this at most in ending, case or folder."""
+        """Return the images, with their sub-folders, whose names differ at most in ending, folder or spelling."""
         return sorted(self._by_stem.get(_stem(PureWindowsPath(file_id).name), ()))
 
     @cached_property
@@ -135,19 +135,19 @@ def _list_folder(folder: Path) -> _Listing:
             is_link = entry.is_symlink()
             if (is_link or entry.is_file()) and not is_of_system(entry.name):
                 composed = _composed(entry.name)
-                for name in {composed, composed[: len(composed) - len(_extension(composed))]}:
+                for name in {composed, _without_extension(composed)}:
                     listing.setdefault(name, []).append((entry.name, is_link))
     return listing
 
 
-def _extension(name: str) -> str:
-    return next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
+def _without_extension(name: str) -> str:
+    extension = next((known for known in EXTENSIONS if name.casefold().endswith(known)), "")
+    return name[: len(name) - len(extension)]
 
 
 def _stem(name: str) -> str:
-    """Return a name without its known extension and its case."""
-    composed = _composed(name)
-    return composed[: len(composed) - len(_extension(composed))].casefold()
+    """Return a name without its known extension, to compare it."""
+    return plain_id(_without_extension(name))
 
 
 def _is_newer(name: str) -> bool:

@@ -57,7 +57,7 @@ def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
         why = "; a spreadsheet dropped its zeros or digits: import the column as text"
     elif problem.what == MISSING:
         candidates = images.alike(problem.file_id)
-        why = ", except with another ending, case or folder" if candidates else ""
+        why = ", except with another ending, folder or spelling" if candidates else ""
     meant = f"{', '.join(candidates[:_NUM_CANDIDATES])}{', …' if len(candidates) > _NUM_CANDIDATES else ''}"
     return replace(problem, what=f"{problem.what}{why}", identifying=f"it may be {meant}" if candidates else "")
 

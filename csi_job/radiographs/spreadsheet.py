@@ -1,11 +1,21 @@
-"""Identifiers that a spreadsheet took for numbers: it drops leading zeros, and digits of long ones."""
+"""What programs make of cells: spreadsheets drop leading zeros and digits of numbers; all mark missing values."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
+_INVISIBLE = {"Cf", "Zs"}  # Unicode's format characters, such as zero-width spaces, and spaces
+_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+_INTEGER = re.compile(r"(\d+)[.,]0")
 _SCIENTIFIC = re.compile(r"(\d)(?:[.,](\d+))?E\+(\d+)", re.IGNORECASE)  # 123456789012 as 1,23457E+11
 _LONGEST = 300  # digits of a floating point number
+_NOT_GIVEN = (  # by spreadsheets, databases and pandas
+    r"[-._*/\u2013\u2014]+|#?n/[adv]\.?|<na>|#n[adv](?: n/a)?|[#(<]?(?:null|nil|none|missing|blank)[!)>]?|#[\w/]+[!?]"
+    r"|-?nan|-?1\.#\w+|\\n"
+)
+_MISSING = re.compile(_NOT_GIVEN, re.IGNORECASE)
+_UNKNOWN = re.compile(rf"{_NOT_GIVEN}|-\d+|9{{1,3}}|n\.?[adv]\.?|nat|unk\.?|k\. ?a\.", re.IGNORECASE)
 EXACT_DIGITS = 15  # a spreadsheet keeps this many, and puts zeros after them
 
 
@@ -13,6 +23,32 @@ def lost_digits(identifier: str) -> bool:
     """Return whether a spreadsheet may have dropped the last digits or replaced them with zeros."""
     is_long = len(identifier) > EXACT_DIGITS and identifier.isdecimal()
     return is_scientific(identifier) or (is_long and not identifier[EXACT_DIGITS:].strip("0"))
+
+
+def clean_id(cell: str) -> str:
+    """Return the identifier as in file names: composed Unicode, and `123` where a program made it `123.0`."""
+    identifier = cell.strip()
+    if not identifier.isascii():
+        identifier = unicodedata.normalize("NFC", identifier)
+    match = _INTEGER.fullmatch(identifier) if identifier.endswith((".0", ",0")) else None
+    return match[1] if match else identifier
+
+
+def plain_id(identifier: str) -> str:
+    """Return the identifier without case, spaces, leading zeros and invisible characters, to compare it."""
+    text = unicodedata.normalize("NFKC", identifier).casefold()
+    seen = (character for character in text if unicodedata.category(character) not in _INVISIBLE)
+    return _LEADING_ZEROS.sub("", "".join(seen))
+
+
+def marks_missing(cell: str) -> bool:
+    """Return whether a cell says that there is no value: neither a number nor a person's initials."""
+    return bool(_MISSING.fullmatch(cell))
+
+
+def may_mean_unknown(cell: str) -> bool:
+    """Return whether a cell means an unknown value in other tables; some are typing errors in this one."""
+    return bool(_UNKNOWN.fullmatch(cell))
 
 
 def is_scientific(identifier: str) -> bool:

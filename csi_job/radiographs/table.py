@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import unicodedata
@@ -19,7 +20,15 @@ import numpy as np
 from csi_job.errors import DataError, Problem, explain_os_errors
 from csi_job.radiographs.content import NO_TABLES, decoded_text
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.radiographs.spreadsheet import EXACT_DIGITS, is_scientific, lost_digits
+from csi_job.radiographs.spreadsheet import (
+    EXACT_DIGITS,
+    clean_id,
+    is_scientific,
+    lost_digits,
+    marks_missing,
+    may_mean_unknown,
+    plain_id,
+)
 from csi_job.radiographs.zones import UNKNOWN, ZONES
 
 SEPARATORS = (";", ",", "\t", "|")
@@ -34,17 +43,12 @@ _SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European 
 _NUM_WORDS_NAMED = 10
 _SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
-_INVISIBLE = {"Cf", "Zs"}  # Unicode's format characters, such as zero-width spaces, and spaces
 _BETWEEN_WORDS = re.compile(r"[\s._-]+")
-_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
-_SPREADSHEET_INTEGER = re.compile(r"\d+\.0")
 _LIKE_PATIENTS = re.compile(
     r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
 )
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
-_MEAN_UNKNOWN = re.compile(  # in other tables; the user decides, as some are typing errors too
-    r"[-._*/\u2013\u2014]+|-\d+|9{1,3}|#?n[./]?[adv]\.?|#?null!?|nil|none|missing|k\. ?a\.|#\w+[!?]", re.IGNORECASE
-)
+_NUM_LINES_SEARCHED = 100  # for a header below titles
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class LabelTable:
 
     def num_patients_alike(self) -> int:
         """Return how many patients differ from another only in case, spaces, leading zeros or invisible characters."""
-        counts = Counter(map(_plain, set(self.patient_ids) if self.has_patients else ()))
+        counts = Counter(map(plain_id, set(self.patient_ids) if self.has_patients else ()))
         return sum(count for count in counts.values() if count > 1)
 
 
@@ -129,14 +133,14 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
         numbers.append(number)
         picked.append(wanted(cells))
     columns = list(zip(*picked, strict=True)) or [()] * len(names)
-    file_ids = tuple(map(_clean_id, columns[0]))
-    patient_ids = tuple(map(_clean_id, columns[1])) if has_patients else file_ids
+    file_ids = tuple(map(clean_id, columns[0]))
+    patient_ids = tuple(map(clean_id, columns[1])) if has_patients else file_ids
     scores = {cell: _read_score(cell, unknown_values) for cell in set().union(*columns[2:])}
     if (
         None in scores.values()
         or not all(_are_sound(identifiers) for identifiers in (file_ids, patient_ids))
         or len(set(file_ids)) < len(file_ids)
-        or (has_patients and not _unknown_patients(unknown_values).isdisjoint(map(str.casefold, patient_ids)))
+        or (has_patients and any(_is_unknown_patient(patient_id, unknown_values) for patient_id in set(patient_ids)))
         or (has_patients and _merged_patients(list(zip(numbers, file_ids, patient_ids, strict=True))))
     ):
         return None
@@ -154,13 +158,13 @@ def _find_problems(lines: _Lines, unknown_values: tuple[str, ...]) -> list[Probl
         problems += found
         if found:
             continue
-        file_id = _clean_id(cells[lines.columns[FILE_COLUMN]])
+        file_id = clean_id(cells[lines.columns[FILE_COLUMN]])
         first = first_rows.setdefault(file_id, row_number)
         if first != row_number:
             what = f"duplicate FileID (first in row {first})"
             what += f"; {_SHORTENED}" if lost_digits(file_id) else ""
             problems.append(Problem(what, row=row_number, column=FILE_COLUMN, file_id=file_id))
-        sound.append((row_number, file_id, _clean_id(cells[lines.columns.get(PATIENT_COLUMN, 0)])))
+        sound.append((row_number, file_id, clean_id(cells[lines.columns.get(PATIENT_COLUMN, 0)])))
     return problems + (_merged_patients(sound) if PATIENT_COLUMN in lines.columns else [])
 
 
@@ -195,7 +199,7 @@ def _refusal(problems: Sequence[Problem], unknown_values: Sequence[str]) -> Data
         return DataError(what, problems=problems)
     allowed = f"scores 0 1 2 3, for unknown 4 or {', '.join(map(repr, unknown_values))} (radiographs.unknown_values)"
     cells = {problem.cell for problem in problems if isinstance(problem, _WrongScore)}
-    likely = sorted(cell for cell in cells if _MEAN_UNKNOWN.fullmatch(cell))[:_NUM_WORDS_NAMED]
+    likely = sorted(cell for cell in cells if may_mean_unknown(cell))[:_NUM_WORDS_NAMED]
     if not likely:
         return DataError(what, allowed=allowed, problems=problems)
     values = json.dumps([*unknown_values, *likely], ensure_ascii=False)
@@ -221,8 +225,15 @@ class _Lines:
         if stated:
             self._next_cells()
         header_cells = self._next_cells() or []
-        self.columns = _find_columns(header_cells, best)
         self.separator, self.num_columns = best, len(header_cells)
+        self.columns = _find_columns(header_cells, best)
+        if not self.columns:  # perhaps no header at all: its cells may name patients, so none is shown
+            found = f"{_counted(len(header_cells), 'cell')} when split at '{_separator_name(best)}'"
+            what = f"the first line of the label table contains none of the required columns ({found})"
+            line = _line_of_header(text)
+            hint = f"the header seems to be line {line}: delete the lines above it"
+            hint = hint if line else f"check the separator ({SEPARATORS_TEXT}) and the header"
+            raise DataError(what, allowed=f"a header with {', '.join(REQUIRED_COLUMNS)}", hint=hint)
         self._num_needed = max(self.columns.values()) + 1
         self.like_patients = next(filter(_LIKE_PATIENTS.fullmatch, header_cells), "")
 
@@ -250,14 +261,12 @@ def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_valu
         what = f"{_counted(len(cells), 'cell')}, the header has {lines.num_columns}"
         hint = f"; quote cells that contain '{_separator_name(lines.separator)}'" * (len(cells) > lines.num_columns)
         return [Problem(what + hint, row=number)]
-    file_id = _clean_id(cells[lines.columns[FILE_COLUMN]])
+    file_id = clean_id(cells[lines.columns[FILE_COLUMN]])
     named = "".join(character if character.isprintable() else "?" for character in file_id)
-    columns = [column for column in (FILE_COLUMN, PATIENT_COLUMN) if column in lines.columns]
-    problems = [
-        Problem(what, row=number, column=column, file_id=named)
-        for column in columns
-        if (what := _id_problem(_clean_id(cells[lines.columns[column]]), unknown_values * (column == PATIENT_COLUMN)))
-    ]
+    found = {FILE_COLUMN: _id_problem(file_id)}
+    if PATIENT_COLUMN in lines.columns:
+        found[PATIENT_COLUMN] = _patient_problem(clean_id(cells[lines.columns[PATIENT_COLUMN]]), unknown_values)
+    problems = [Problem(what, row=number, column=column, file_id=named) for column, what in found.items() if what]
     for zone in ZONES:
         cell = cells[lines.columns[zone]].strip()
         if _read_score(cell, unknown_values) is None:
@@ -280,24 +289,10 @@ def _unknown_words(unknown_values: tuple[str, ...]) -> frozenset[str]:
     return frozenset(word.strip().casefold() for word in unknown_values)
 
 
-@lru_cache
-def _unknown_patients(unknown_values: tuple[str, ...]) -> frozenset[str]:
-    """Return the words without numbers such as 9, which a patient may have."""
-    return frozenset(word for word in _unknown_words(unknown_values) if not word.isdecimal())
-
-
-def _clean_id(cell: str) -> str:
-    """Return the identifier as in file names: composed Unicode, and `123` where a spreadsheet made it `123.0`."""
-    identifier = cell.strip()
-    if not identifier.isascii():
-        identifier = unicodedata.normalize("NFC", identifier)
-    return identifier[:-2] if identifier.endswith(".0") and _SPREADSHEET_INTEGER.fullmatch(identifier) else identifier
-
-
-def _plain(identifier: str) -> str:
-    text = unicodedata.normalize("NFKC", identifier).casefold()
-    seen = (character for character in text if unicodedata.category(character) not in _INVISIBLE)
-    return _LEADING_ZEROS.sub("", "".join(seen))
+def _is_unknown_patient(identifier: str, unknown_values: tuple[str, ...]) -> bool:
+    """Return whether a cell names no patient; numbers that mean unknown, such as 9, may be a patient's."""
+    word = identifier.casefold()
+    return (word in _unknown_words(unknown_values) and not word.isdecimal()) or marks_missing(word)
 
 
 def _are_sound(identifiers: Sequence[str]) -> bool:
@@ -305,11 +300,15 @@ def _are_sound(identifiers: Sequence[str]) -> bool:
     return all(identifiers) and (text.isprintable() or not any(map(_id_problem, set(text))))
 
 
-def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
+def _patient_problem(identifier: str, unknown_values: tuple[str, ...]) -> str:
+    if _is_unknown_patient(identifier, unknown_values) and identifier:
+        return "unknown, but images of one patient must stay together; give each patient a name"
+    return _id_problem(identifier)
+
+
+def _id_problem(identifier: str) -> str:
     if not identifier:
         return "blank"
-    if identifier.casefold() in _unknown_patients(unknown_values):
-        return "unknown, but images of one patient must stay together"
     has_controls = any(unicodedata.category(character) in _CONTROLS for character in identifier)
     return "control characters in the identifier" if has_controls else ""
 
@@ -317,6 +316,7 @@ def _id_problem(identifier: str, unknown_values: tuple[str, ...] = ()) -> str:
 def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     """Return the place of each known column, compared without case; refuse missing and repeated ones.
 
+    No place is returned where all required ones are missing.
     Where a required one is missing, all may have other marks between their words: `Right-Sup`, `right sup`, `File ID`.
     Where none is missing, `Patient ID` is no known column: a table that was read without it keeps its split.
     """
@@ -327,13 +327,8 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
         words |= {name: (joined, _joined(name)) for name in names if name not in words and _joined(name) in joined}
     known = {name: header.index(word) for name, (header, word) in words.items()}
     missing = [name for name in REQUIRED_COLUMNS if name not in known]
-    if len(missing) == len(REQUIRED_COLUMNS):  # perhaps no header at all: its cells may name patients, so none is shown
-        found = f"{_counted(len(cells), 'cell')} when split at '{_separator_name(separator)}'"
-        raise DataError(
-            f"the first line of the label table contains none of the required columns ({found})",
-            allowed=f"a header with {', '.join(REQUIRED_COLUMNS)}",
-            hint=f"check the separator ({SEPARATORS_TEXT}) and the header",
-        )
+    if len(missing) == len(REQUIRED_COLUMNS):
+        return {}
     if missing:
         shown = ", ".join(_shown(cell) for cell in cells[:NUM_COLUMNS_NAMED])
         raise DataError(
@@ -344,6 +339,13 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     if repeated:
         raise DataError(f"the label table has the column {', '.join(repeated)} more than once")
     return known
+
+
+def _line_of_header(text: str) -> int:
+    """Return the number of the first line with all required columns, 0 if it is none of the first lines."""
+    lines = enumerate(itertools.islice(io.StringIO(text, newline=""), _NUM_LINES_SEARCHED), start=1)
+    num_columns = len(REQUIRED_COLUMNS)
+    return next((n for n, line in lines for sep in SEPARATORS if _header_merit(line, sep)[0] == num_columns), 0)
 
 
 def _header_merit(header: str, separator: str) -> tuple[int, int]:

@@ -127,6 +127,7 @@ def test_an_image_of_a_newer_kind_beside_one_of_the_first_is_not_meant(folder):
     ("file_id", "meant"),
     [
         ("12", "00012"),
+        ("12.PNG", "00012"),
         ("1,23457E+11", "123456789012"),
         ("1.23457e+11", "123456789012"),
         ("987654321098765000", "987654321098765432"),
@@ -145,13 +146,18 @@ def test_what_a_spreadsheet_made_of_an_identifier_is_said_with_what_it_may_be(fo
 
 
 @pytest.mark.parametrize(
-    ("file_id", "meant"), [("A", "a.png"), ("b.png", "B.JPG"), ("sub/a", "a.png"), ("set/E.jpg", "sub/e.dcm")]
+    ("file_id", "meant"),
+    [
+        *[("A", "a.png"), ("b.png", "B.JPG"), ("sub/a", "a.png"), ("set/E.jpg", "sub/e.dcm")],
+        *[("a\u200b", "a.png"), ("\ufeffa.png", "a.png"), ("FILM\u00a07.tif", "film 007.png")],
+    ],
 )
-def test_an_image_with_another_ending_case_or_folder_is_named(folder, file_id, meant):
+def test_an_image_with_another_ending_folder_or_spelling_is_named(folder, file_id, meant):
+    (folder / "film 007.png").write_bytes(b"x")
     with pytest.raises(DataError) as caught:
         find(folder, file_id)
     message = caught.value.render(identities=True)
-    assert message.endswith(f"no image of this name, except with another ending, case or folder; it may be {meant}")
+    assert message.endswith(f"no image of this name, except with another ending, folder or spelling; it may be {meant}")
     assert meant not in caught.value.render(identities=False)
 
 

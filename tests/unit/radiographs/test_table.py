@@ -82,13 +82,15 @@ UNICODE = ("utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be")  # the las
     [
         (lines(HEADER, ("e\u0301", *ROW[1:])), ("\u00e9",), (2,)),
         (lines(HEADER, ("12345.0", *ROW[1:])), ("12345",), (2,)),
+        (lines(HEADER, ("12345,0", *ROW[1:])), ("12345",), (2,)),
+        ("\ufeff\ufeff" + lines(HEADER, ROW), ("film 1",), (2,)),
         (lines(HEADER, ('"a;b ""c"""', *ROW[1:])), ('a;b "c"',), (2,)),
         (lines((*HEADER, "remark"), (*ROW, "fine"), ("b", *ROW[1:])), ("film 1", "b"), (2, 3)),
         ("\n\n" + lines(HEADER, ROW) + "\n;;;;;;;\n" + lines(("b", *ROW[1:])), ("film 1", "b"), (4, 7)),
         *[(lines(HEADER, ("Müller €", *ROW[1:])).encode(e), ("Müller €",), (2,)) for e in UNICODE],
         (lines(HEADER, ("Müller-1", *ROW[1:])).encode("latin-1"), ("Müller-1",), (2,)),
     ],
-    ids=["decomposed", "decimal", "quoted", "more cells", "blank lines", *UNICODE, "latin-1"],
+    ids=["decomposed", "decimal", "comma", "two marks", "quoted", "more cells", "blank lines", *UNICODE, "latin-1"],
 )
 def test_identifiers_are_read_with_the_lines_they_stand_in(tmp_path, content, file_ids, rows):
     table = read(tmp_path, content)
@@ -101,7 +103,10 @@ def test_unknown_words_are_a_setting(tmp_path):
     assert "n/a" in refusal(tmp_path, table).problems[0].what
 
 
-@pytest.mark.parametrize("word", ["-", "#N/A", "n/a", "NULL", "-1", "#NV", "9", "None"])
+MISSING = ["-", "\u2014", ".", "#N/A", "n/a", "NULL", "None", "<NA>", "(null)", "#DIV/0!", "-nan", "1.#QNAN", "\\N"]
+
+
+@pytest.mark.parametrize("word", [*MISSING, "-1", "#NV", "9", "unk", "n.d."])
 def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(tmp_path, word):
     table = lines(HEADER, ROW, ("b", "9", word, *"00000"))  # a patient may have the number that means unknown
     message = str(refusal(tmp_path, table))
@@ -121,8 +126,9 @@ def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_
         ((ROW, ("b", "P", "0")), [(3, "")], "3 cells, the header has 8"),
         ((("b", "P", *"101010101010"),), [(2, "")], "14 cells, the header has 8; quote cells that contain ';'"),
         ((("a", "nan", *ROW[2:]), ("b", "Unknown", *ROW[2:])), [(2, "PatientID"), (3, "PatientID")], "unknown, but"),
+        *[((("a", word, *ROW[2:]), ("b", "ND", *ROW[2:])), [(2, "PatientID")], "unknown, but") for word in MISSING],
     ],
-    ids=[*NO_SCORES, "duplicate", "blank", "control", "ragged", "decimal commas", "unknown patient"],
+    ids=[*NO_SCORES, "duplicate", "blank", "control", "ragged", "decimal commas", "unknown patient", *MISSING],
 )
 def test_cells_are_refused_with_row_and_column(tmp_path, rows, places, what):
     error = refusal(tmp_path, lines(HEADER, *rows))
@@ -210,6 +216,8 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines(HEADER), "no rows"),
         (lines(HEADER, ROW, separator="/"), "contains none of the required columns"),
         (lines(ROW), "contains none of the required columns"),
+        (lines(("films 2024",), HEADER, ROW), "the header seems to be line 2: delete the lines above it"),
+        ("# PACS\n\n" + lines(HEADER, ROW, separator=","), "the header seems to be line 3"),
         (lines(HEADER, ROW, separator=" / "), "1 cell when split at ';'"),
         (lines(HEADER, ROW, separator=" / "), "semicolon, comma, tab or |"),
         (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
@@ -227,7 +235,8 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         (lines(HEADER).encode("utf-32"), "not text"),
         (lines(HEADER).encode("utf-32-le"), "not text"),
         (lines(HEADER).encode("utf-32-be"), "not text"),
-        (b"\n<!DOCTYPE html><html>", "the label table is a web page, or XML"),
+        *[(f"\n<{tag}>", "the label table is a web page, or XML") for tag in ("!DOCTYPE html", "table", "?xml ?")],
+        *[(text, "the label table is JSON") for text in ('[{"FileID": "film 1"}]', '{"FileID": ["a"]}', '[\n ["a"]]')],
     ],
 )
 def test_invalid_tables_are_refused_in_one_line(tmp_path, content, words):
