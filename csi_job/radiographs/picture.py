@@ -28,6 +28,7 @@ _MAYBE_PAGED = ("TIFF", "WEBP", "GIF", "PNG")
 _IMAGEJ_PAGES = re.compile(r"ImageJ=.*^images=(\d+)", re.DOTALL | re.MULTILINE)  # after the only page that TIFF knows
 _DEEP_LAYOUT = re.compile(r"(LA|RGB|RGBA|RGBX);16[BLN]")  # Pillow's name for 16 bits per channel in the file
 _UNSIGNED_32_BIT = "I;32N"
+_NATIVE_LAYOUTS = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WHITE_IS_ZERO = 0
 _PLANAR = 2
@@ -76,7 +77,10 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
     if _DEEP_LAYOUT.fullmatch(layout):
         return _scaled(*_deep_colours(content, layout), side_px)
     if image.mode in _DEEP_MODES:
-        levels_HW, transparent = np.asarray(image), image.info.get("transparency")
+        # libtiff returns numbers in the machine's order of bytes, yet Pillow swaps those of big-endian files
+        is_native = layout in _NATIVE_LAYOUTS and image.tile[0].codec_name == "libtiff"
+        levels_HW = _decoded(content, _NATIVE_LAYOUTS[layout]) if is_native else np.asarray(image)
+        transparent = image.info.get("transparency")
         if layout == _UNSIGNED_32_BIT:
             levels_HW = levels_HW.view(np.uint32)
         hidden_HW = None if transparent is None else levels_HW == transparent

@@ -120,6 +120,15 @@ def test_tiffs_compressed_white_is_zero_or_turned_are_the_film(film_HW, compress
     assert np.abs(read(turned).astype(int) - expected_HW).max() <= 2
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("deflated", [False, True])
+def test_tiffs_of_any_type_and_order_of_bytes_are_the_film(film_HW, dtype, order, *, deflated):
+    levels_HW = (film_HW * 16.0 - 1024 * (dtype is not np.uint16)).astype(dtype)
+    pixels_HW = read(deep_tiff(levels_HW[..., None], order, deflated=deflated))
+    assert np.abs(pixels_HW.astype(int) - square(stretched(levels_HW))).max() <= 1
+
+
 def test_several_pages_are_refused(film_HW):
     image = Image.fromarray(film_HW)
     other = Image.fromarray(film_HW[::-1].copy())
@@ -132,14 +141,8 @@ def test_several_pages_are_refused(film_HW):
 
 
 def test_32_bits_without_sign_are_read_so(film_HW):
-    words = (film_HW.astype(np.uint32) << 24).view(np.uint16).reshape(*film_HW.shape, 2)
-    content = deep_tiff(words[..., :1], "<").replace(
-        struct.pack("<HHII", 258, 4, 1, 16), struct.pack("<HHII", 258, 4, 1, 32)
-    )
-    whole = content[: -2 * film_HW.size] + words.tobytes()
-    length = struct.pack("<HHII", 279, 4, 1, 4 * film_HW.size)
-    whole = whole.replace(struct.pack("<HHII", 279, 4, 1, 2 * film_HW.size), length)
-    assert np.abs(read(whole).astype(int) - square(stretched(film_HW))).max() <= 1
+    content = deep_tiff(film_HW.astype(np.uint32)[..., None] << 24, "<")
+    assert np.abs(read(content).astype(int) - square(stretched(film_HW))).max() <= 1
 
 
 def test_layouts_that_pillow_mixes_up_are_refused(film_HW):
@@ -156,15 +159,30 @@ def test_layouts_that_pillow_mixes_up_are_refused(film_HW):
 
 
 def deep_tiff(
-    levels_HWC: np.ndarray, order: str, photometric: int | None = None, alpha: int = 2, planar: int = 1
+    levels_HWC: np.ndarray,
+    order: str,
+    photometric: int | None = None,
+    alpha: int = 2,
+    planar: int = 1,
+    *,
+    deflated: bool = False,
 ) -> bytes:
-    """Encode one strip of 16 bits per channel, without compression."""
+    """Encode one strip of 16 or 32 bits per channel."""
     height, width, num_channels = levels_HWC.shape
-    data = levels_HWC.astype(f"{order}u2").tobytes()
+    num_bits, sample_format = 8 * levels_HWC.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[levels_HWC.dtype.kind]
+    data = levels_HWC.astype(levels_HWC.dtype.newbyteorder(order)).tobytes()
+    data = zlib.compress(data) if deflated else data
     if photometric is None:
         photometric = 1 if num_channels == 1 else 2
-    extra = [(284, [planar])] + [(338, [alpha])] * (num_channels == 4)
-    tags = [(256, [width]), (257, [height]), (258, [16] * num_channels), (259, [1]), (262, [photometric])]
+    extra = [(284, [planar])] + [(338, [alpha])] * (num_channels == 4) + [(339, [sample_format])]
+    compression = 8 if deflated else 1
+    tags = [
+        (256, [width]),
+        (257, [height]),
+        (258, [num_bits] * num_channels),
+        (259, [compression]),
+        (262, [photometric]),
+    ]
     tags += [(273, [0]), (277, [num_channels]), (278, [height]), (279, [len(data)]), *extra]
     ends = 8 + 2 + 12 * len(tags) + 4
     arrays = b"".join(struct.pack(f"{order}{len(v)}H", *v) for _, v in tags if len(v) > 2)
