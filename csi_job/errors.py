@@ -197,7 +197,7 @@ class Problem:
     identifying: str = ""
 
     def render(self, *, identities: bool) -> str:
-        """Return e.g. `row 7 column left_mid (3f9c…): score 9`."""
+        """Return e.g. `row 7 column left_mid (3f9c…): score 9`, in one line whatever files are named."""
         place = [f"row {self.row}"] if self.row is not None else []
         if self.column:
             place.append(f"column {self.column}")
@@ -205,4 +205,5 @@ class Problem:
         if name:
             place.append(f"({name})" if place else name)
         what = f"{self.what}; {self.identifying}" if identities and self.identifying else self.what
-        return f"{' '.join(place)}: {what}" if place else what
+        line = f"{' '.join(place)}: {what}" if place else what
+        return "".join(character if character.isprintable() else "?" for character in line)
