@@ -1,5 +1,7 @@
 """The base of every settings section: frozen, unknown keys refused, a docstring under each field."""
 
+import os
+from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -15,11 +17,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+    def _check_before_conversion(cls, value: object, info: ValidationInfo) -> object:
         kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = {kind, *get_args(kind)} if isinstance(value, bool) else set()
-        if int in kinds:
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and int in kinds:
             raise PydanticKnownError("int_type")
-        if float in kinds:
+        if isinstance(value, bool) and float in kinds:
             raise PydanticKnownError("float_type")
-        return value
+        if value == "" and Path in kinds:  # such as an unset variable of a shell, which would mean the current folder
+            raise PydanticKnownError("string_too_short", {"min_length": 1})
+        return os.path.expanduser(value) if isinstance(value, str) and Path in kinds else value  # noqa: PTH111 - raises nothing

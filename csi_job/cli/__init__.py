@@ -98,7 +98,7 @@ def main() -> None:
         _leave(error.render(identities=identities) if isinstance(error, DataError) else str(error), error.exit_code)
     except OSError as error:
         hint = {
-            errno.EACCES: "grant this user access, or choose another folder with --work",
+            errno.EACCES: "grant this user access, or name another path",
             errno.EROFS: "choose a writable folder with --work",
         }.get(error.errno or 0, "check the path and run the same command again")
         place = f" ({error.filename})" if error.filename else ""

@@ -1,5 +1,6 @@
 """What can be found wrong in a call before PyTorch and Optuna are imported, which takes seconds."""
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,11 @@ def check_data(radiographs: RadiographsSettings, cache: CacheSettings, folder: W
 
         if find_cache(radiographs, cache, folder.root):  # as in pods that only train
             return
-    if labels is not None and not labels.is_file():
+    if labels is not None and not os.path.isfile(labels):  # noqa: PTH113 - raises nothing
         from csi_job.radiographs.table import read_table
 
         read_table(labels, radiographs)
-    if images is not None and not images.is_dir():
+    if images is not None and not os.path.isdir(images):  # noqa: PTH112 - raises nothing
         from csi_job.radiographs.read import find_images
 
         find_images(images, (), ())

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from csi_job.cli.options import with_settings
+from csi_job.cli.options import PathType, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -111,7 +111,7 @@ def check(
 
 
 @cluster.command()
-@click.argument("destination", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("destination", type=PathType(file_okay=False))
 @of_release
 def fetch(destination: Path, release: str | None, namespace: str | None) -> None:
     """Copy the release's models and reports to DESTINATION."""

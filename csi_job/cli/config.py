@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_job.cli.options import FLAGS, study_of_argument, with_settings
+from csi_job.cli.options import FLAGS, PathType, study_of_argument, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.files import check_free, write_file
 
@@ -45,7 +45,7 @@ def show(loaded: LoadedSettings, study: str | None) -> None:
 
 
 @config.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=Path("csi-job.yaml"))
+@click.argument("file", type=PathType(dir_okay=False), default=Path("csi-job.yaml"))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, *, force: bool) -> None:
     """Write a YAML FILE with every setting and its explanation.

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from csi_job.cli.options import DATA, study_of_model, with_settings
+from csi_job.cli.options import DATA, PathType, study_of_model, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
-MODEL = click.Path(dir_okay=False, path_type=Path)
+MODEL = PathType(dir_okay=False)
 SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "storage.url", "trial.device")
 
 

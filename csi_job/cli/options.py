@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import typing
 from collections.abc import Callable
@@ -59,6 +60,20 @@ DATA = ("radiographs.labels", "radiographs.images", "cache.image_size_px")
 OF_A_CALL = {"work", "study.name", "storage.url", "trial.device"}  # no study or model has a value for them
 TERMINAL_WAIT_S = 5.0
 METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+class PathType(click.Path):
+    """A path as settings have it: `~` is expanded, and it is not empty, which would mean the current folder."""
+
+    def __init__(self, **checks: bool) -> None:
+        """Take click's checks."""
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a `Path`."""
+        if value == "":
+            self.fail("it must not be empty", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - raises nothing
 
 
 def text(value: str) -> str:
@@ -219,8 +234,7 @@ def _kind(annotation: Any) -> tuple[list[str], Any, str | None]:
     plain = arguments[0] if arguments else annotation
     if typing.get_origin(plain) is Literal:
         return [], str, "|".join([*typing.get_args(plain), METAVARS[int]])
-    kind = str if plain is SecretStr else plain
-    return [], kind, METAVARS.get(kind, "TEXT")
+    return [], str if plain in (SecretStr, Path) else plain, METAVARS.get(plain, "TEXT")
 
 
 def _destination(path: str) -> str:
@@ -229,7 +243,7 @@ def _destination(path: str) -> str:
 
 _config = click.option(
     "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathType(dir_okay=False),
     help="YAML settings file; `csi-job config init` writes one.",
 )
 log_format_option = click.option(

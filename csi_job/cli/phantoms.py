@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from csi_job.cli.options import log_format_option
+from csi_job.cli.options import PathType, log_format_option
 from csi_job.logs import LogFormat, set_up_logging
 
 
 @click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", type=PathType(file_okay=False))
 @click.option("--num-images", type=click.IntRange(min=1), default=200, help="Number of images.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Random seed.")
 @log_format_option

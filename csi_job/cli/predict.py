@@ -9,7 +9,7 @@ from typing import Any, TextIO, cast
 
 import click
 
-from csi_job.cli.options import with_settings
+from csi_job.cli.options import PathType, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError, explain_os_errors
 from csi_job.files import replacing_unlocked
@@ -23,17 +23,15 @@ CSI_NOTE = (
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PathType())
 @with_settings("trial.device", *(f"cache.{name}" for name in FORM), default="the model card's")
 @click.option(
     "--model-path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathType(dir_okay=False),
     help="Model to use.  [default: <work>/models/optimized_model.safetensors]",
 )
 @click.option("--model-arch", metavar="NAME", help="Architecture of a file without a model card.")
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: standard output]"
-)
+@click.option("--output", type=PathType(dir_okay=False), help="File to write.  [default: standard output]")
 @click.option("--format", "output_format", type=click.Choice(["csv", "json"]), default="csv", help="Output format.")
 def predict(
     loaded: LoadedSettings,

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from csi_job.cli.cache import finished_caches, show_cache
 from csi_job.cli.hyperopt import STUDY
-from csi_job.cli.options import DATA, next_command, study_of_argument, text, the_study, with_settings
+from csi_job.cli.options import DATA, PathType, next_command, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError
 from csi_job.logs import announced
@@ -110,7 +110,7 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...], *, r
 @click.argument("name", type=text)
 @click.option("--to", "url", type=text, required=True, metavar="URL", envvar="CSI_JOB_TO_URL",
     help="Database to copy to: sqlite:///FILE or postgresql+psycopg2://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--to-password-file", "password_file", type=click.Path(path_type=Path), metavar="PATH",
+@click.option("--to-password-file", "password_file", type=PathType(), metavar="PATH",
     envvar="CSI_JOB_TO_PASSWORD_FILE", help=f"File with that database's password; or set {TO_PASSWORD}.")  # fmt: skip
 @click.option("--as", "new_name", type=text, metavar="TEXT", help="Name of the copy.  [default: NAME]")
 @with_settings("storage.url")
@@ -143,7 +143,7 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
 
 @study.command()
 @click.argument("name", type=text)
-@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@click.argument("dest", type=PathType(), required=False)
 @with_settings("storage.url", reads_only=True, needs_database=True)
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from csi_job.cli.options import DATA, next_command, study_of_hyperparams, with_settings
+from csi_job.cli.options import DATA, PathType, next_command, study_of_hyperparams, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -24,7 +24,7 @@ FINAL = ("final_model.num_candidates", "final_model.num_seeds", "final_model.see
 )
 @click.option(
     "--hyperparams",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathType(dir_okay=False),
     help="JSON file of hyperparameters.  [default: <work>/models/hyperopt/<study>_best_params.json]",
 )
 def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:

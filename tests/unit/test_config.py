@@ -154,6 +154,15 @@ def test_a_written_text_is_no_number_to_us_nor_to_readers_of_yaml_1_1(text):
     assert parse_yaml(yaml_line(text)) == yaml.safe_load(yaml_line(text)) == text
 
 
+def test_a_path_may_begin_with_the_home_folder_wherever_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "settings.yaml"
+    file.write_text("work: ~/work\nradiographs: {labels: ~/a.csv}\n")
+    settings = load_settings({"radiographs.images": "~/images"}, file, {"CSI_JOB_WORK": "~"}).settings
+    data = settings.radiographs
+    assert (settings.work, data.labels, data.images) == (tmp_path, tmp_path / "a.csv", tmp_path / "images")
+
+
 def test_a_missing_or_binary_file_is_rejected(tmp_path):
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings({}, tmp_path / "none.yaml", {})

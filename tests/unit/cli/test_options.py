@@ -27,6 +27,23 @@ def test_every_command_has_help(name):
     assert "..." not in result.output.partition("Commands:")[2]  # no sentence is cut off
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(["cache", "build", flag, ""] for flag in ("--work", "--labels", "--images", "--config")),
+        *(["predict", ""], ["predict", "film.png", "--output", ""], ["predict", "film.png", "--model-path", ""]),
+        *(["phantoms", ""], ["study", "export", "name", ""], ["cluster", "fetch", ""], ["config", "init", ""]),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_rejected_and_not_the_current_folder(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, call)
+    assert "must not be empty" in f"{result.output}{result.exception}"
+    assert getattr(result.exception, "exit_code", result.exit_code) == 2
+    assert not any(tmp_path.iterdir())
+
+
 def test_flags_reach_the_settings_and_origins():
     seen = []
 
