@@ -23,16 +23,24 @@ MORE_VALUES = os.environ.get("E2E_VALUES", "")  # for other clusters: storage cl
 IMAGE = os.environ.get("E2E_IMAGE", "docker.io/library/csi-job:test")
 
 SLOWDOWN = 4.0  # several releases share the cores with each other and with whatever else runs there
+OF_SEARCH = "trials join studies using (study_id) where study_name not like '%/confirmation'"
 ENDLESS = {"job.study.num_trials": 100_000, "job.study.max_epochs": 3}  # more than any machine finishes
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+INTERRUPT = ("python", "-c", "import os; os.kill(1, 2)")  # of a container; it exits with 130, which counts as a failure
 
 
-def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> dict[str, Any]:
-    """A pod that Pod Security `restricted` admits, with a volume at /data."""
+def pod(
+    name: str, image: str, user: int, claim: str = "", mounted_secret: str = "", **container: Any
+) -> dict[str, Any]:
+    """A pod that Pod Security `restricted` admits, with a volume at /data, and perhaps a secret at /secret."""
     security = {"runAsNonRoot": True, "runAsUser": user, "fsGroup": user, "seccompProfile": {"type": "RuntimeDefault"}}
-    mount = {"name": "data", "mountPath": "/data"}
+    mounts = [{"name": "data", "mountPath": "/data"}]
     resources = {"requests": {"cpu": "100m", "memory": "64Mi"}}  # without requests it would starve beside the others
-    volume = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    data = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    volumes = [{"name": "data", **data}]
+    if mounted_secret:
+        mounts.append({"name": "secret", "mountPath": "/secret"})
+        volumes.append({"name": "secret", "secret": {"secretName": mounted_secret, "defaultMode": 0o440}})
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -46,12 +54,12 @@ def pod(name: str, image: str, user: int, claim: str = "", **container: Any) -> 
                     "name": name,
                     "image": image,
                     "securityContext": RESTRICTED,
-                    "volumeMounts": [mount],
+                    "volumeMounts": mounts,
                     "resources": resources,
                     **container,
                 }
             ],
-            "volumes": [{"name": "data", **volume}],
+            "volumes": volumes,
         },
     }
 
@@ -119,6 +127,10 @@ class Release:
         assert "Warning" not in result.stderr + result.stdout, "Pod Security or the API server warns"
         return result.stdout + result.stderr
 
+    def uninstall(self) -> None:
+        self.run("helm", "uninstall", self.name, "--wait", "--timeout", "3m")
+        wait_until("no pod is left", lambda: self.items("pods") == [], 120)
+
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         return self.run("kubectl", *arguments, check=check).stdout
 
@@ -126,6 +138,13 @@ class Release:
         """Apply objects, namespaced ones to the release's namespace."""
         bundle = {"apiVersion": "v1", "kind": "List", "items": manifests}
         self.run("kubectl", "apply", "-f", "-", input=json.dumps(bundle))
+
+    def evict(self, name: str, *, check: bool = True) -> str:
+        """Ask for the eviction of a pod, as a drain does; return what was answered to standard error."""
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/eviction"
+        ask = ("kubectl", "create", "--raw", path, "-f", "-")
+        return self.run(*ask, input=json.dumps(eviction), check=check).stderr
 
     def csi_job(self, *arguments: str, check: bool = True) -> str:
         result = self.run(*self._ours("cluster", *arguments), check=check)
@@ -235,15 +254,20 @@ class Release:
 
     def trials(self) -> Counter[str]:
         """Number of trials by state."""
-        return Counter(
-            self.sql(
-                "select state from trials join studies using (study_id) where study_name not like '%/confirmation'"
-            )
-        )
+        return Counter(self.sql(f"select state from {OF_SEARCH}"))
 
     def num_finished(self) -> int:
         states = self.trials()
         return states["COMPLETE"] + states["PRUNED"]
+
+    def check_exact(self, num_trials: int) -> None:
+        """Check that every trial is there once, finished, with each of its epochs once."""
+        assert self.num_finished() == num_trials
+        assert sum(self.trials().values()) == num_trials
+        (numbers,) = self.sql(f"select count(distinct number) || ' ' || max(number) from {OF_SEARCH}")
+        assert numbers == f"{num_trials} {num_trials - 1}"
+        epochs = "select trial_id from trial_intermediate_values group by trial_id having count(*) <> max(step) + 1"
+        assert self.sql(epochs) == []
 
 
 @contextmanager

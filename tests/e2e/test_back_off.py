@@ -4,12 +4,12 @@ import pytest
 
 from csi_job.cluster.back_off import NO_FAILURES
 from csi_job.cluster.pods import last_line
-from tests.e2e.release import ENDLESS, Release, jobs_with_pods, wait_until
+from tests.e2e.release import ENDLESS, INTERRUPT, Release, jobs_with_pods, wait_until
 
 pytestmark = pytest.mark.timeout(3600)
 ONE_POD = {**ENDLESS, "search.parallelism": 1}
 NUM_KILLS = 3
-KILLS = {"search": ("python", "-c", "import os; os.kill(1, 2)"), "controller": None}  # an error, and an eviction
+KILLS = {"search": INTERRUPT, "controller": None}  # an error, and an eviction
 
 
 def test_a_pod_is_replaced_in_seconds_however_often_it_was_killed(release):

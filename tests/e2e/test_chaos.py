@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.release import Release, jobs_with_pods, wait_until
+from tests.e2e.release import INTERRUPT, Release, jobs_with_pods, wait_until
 
 NUM_KILLS = int(os.environ.get("E2E_CHAOS_KILLS", "0"))
 OUTAGE = os.environ.get("E2E_OUTAGE", "")
@@ -37,7 +37,7 @@ KILLS: dict[str, list[tuple[str, ...]]] = {
         ("delete",),
         ("delete",),
         ("delete", "--force"),
-        ("exec", "--", "python", "-c", "import os; os.kill(1, 2)"),
+        ("exec", "--", *INTERRUPT),
     ],
     "database": [("delete",), STOP_POSTGRES],
     "controller": [("delete",), ("delete", "--force")],
@@ -127,7 +127,7 @@ def test_a_study_survives_everything_at_once(release):
     release.helm("upgrade", values={**VALUES, "job.study.num_trials": num_trials, "search.parallelism": 1})
     release.wait_for_end(1200)
 
-    _is_exact(release, num_trials)
+    release.check_exact(num_trials)
     assert max(map(len, seen)) == 1, "pods of two search Jobs at once"
     events = json.loads(release.kubectl("get", "events", "-o", "json"))["items"]
     assert not [event["message"] for event in events if event["reason"] == "Recreating"], "an index was lost"
@@ -163,14 +163,3 @@ def _working(release: Release, component: str) -> list[str]:
     if component != "search":
         return pods
     return [pod for pod in pods if BEGUN.search(release.kubectl("logs", pod, check=False))]
-
-
-def _is_exact(release: Release, num_trials: int) -> None:
-    """Every trial is there once, finished, with each of its epochs once."""
-    assert release.num_finished() == num_trials
-    assert sum(release.trials().values()) == num_trials
-    of_search = "trials join studies using (study_id) where study_name not like '%/confirmation'"
-    (numbers,) = release.sql(f"select count(distinct number) || ' ' || max(number) from {of_search}")
-    assert numbers == f"{num_trials} {num_trials - 1}"
-    epochs = "select trial_id from trial_intermediate_values group by trial_id having count(*) <> max(step) + 1"
-    assert release.sql(epochs) == []

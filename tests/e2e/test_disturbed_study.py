@@ -26,9 +26,7 @@ def test_scaling_deaths_upgrades_and_a_rollback_cost_no_trial(release):
 
     release.wait_for_end(600)
 
-    assert release.num_finished() == num_trials
-    assert release.trials()["FAIL"] == 0
-    assert release.trials()["RUNNING"] == 0
+    release.check_exact(num_trials)
     history = json.loads(release.run("helm", "history", release.name, "-o", "json").stdout)
     assert [entry["status"] for entry in history][-1] == "deployed"
     assert "pending" not in {entry["status"].split("-")[0] for entry in history}
@@ -57,10 +55,7 @@ def _delete_pods(release: Release) -> None:
 
 
 def _evict_and_drain(release: Release) -> None:
-    victim = release.any_running("search")
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
-    path = f"/api/v1/namespaces/{release.namespace}/pods/{victim}/eviction"
-    release.run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    release.evict(release.any_running("search"))
     node = release.items("pods", "database")[0]["spec"]["nodeName"]
     chosen = f"--pod-selector={MARK}={release.namespace},app.kubernetes.io/component=search"
     try:  # pods of other releases on this node are left alone, and wait no longer than this

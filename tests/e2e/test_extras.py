@@ -1,12 +1,11 @@
 """What users add to a release runs too: variables, containers, labels, a scheduler, whole objects."""
 
-import json
 from typing import Any
 
 import pytest
 
 from csi_job.cluster.stages import STAGES
-from tests.e2e.release import ENDLESS, IMAGE, RESTRICTED, Release, wait_until
+from tests.e2e.release import ENDLESS, IMAGE, INTERRUPT, RESTRICTED, Release, wait_until
 
 pytestmark = pytest.mark.timeout(3000)
 RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}}
@@ -48,7 +47,7 @@ def test_what_users_add_runs_and_a_sidecar_neither_outlives_its_stage_nor_hides_
     pod = release.any_running("search")
     see = ("exec", pod, "-c", "search", "--", "sh", "-c", "cat /given/first; echo $COLOUR")
     assert release.kubectl(*see).split() == ["ready", "blue"]
-    _database_cannot_be_evicted(release)
+    assert "disruption budget" in release.evict(release.database, check=False)
     _failure_counts(release, pod)
 
     release.helm("upgrade", values={**values, "job.study.num_trials": release.pause() + 2, "search.parallelism": 2})
@@ -63,17 +62,10 @@ def test_what_users_add_runs_and_a_sidecar_neither_outlives_its_stage_nor_hides_
     assert release.running("dashboard")
 
 
-def _database_cannot_be_evicted(release: Release) -> None:
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": release.database}}
-    path = f"/api/v1/namespaces/{release.namespace}/pods/{release.database}/eviction"
-    refused = release.run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False)
-    assert "disruption budget" in refused.stderr
-
-
 def _failure_counts(release: Release, pod: str) -> None:
     """The sidecar ends with 143 after it, which alone would be no failure."""
     before = release.uids("search")
-    release.kubectl("exec", pod, "-c", "search", "--", "python", "-c", "import os; os.kill(1, 2)", check=False)
+    release.kubectl("exec", pod, "-c", "search", "--", *INTERRUPT, check=False)
     wait_until("the search is recreated", lambda: release.uids("search") - before, 180)
     assert f"pod {pod} (search) exit 130: " in release.log()  # its own line, or the reason for the recreation
     assert "recreating it" in release.log()

@@ -36,9 +36,7 @@ def test_stages_wait_for_quota_and_resize_pause_and_preemption_cost_no_trial(rel
 
     release.wait_for_end(600)
 
-    assert release.num_finished() == num_trials
-    assert release.trials()["FAIL"] == 0
-    assert release.trials()["RUNNING"] == 0
+    release.check_exact(num_trials)
     assert queue.admissions() == ["cache", "search", "final"]
 
 

@@ -10,7 +10,6 @@ from tests.e2e.release import Release, pod, secret, wait_until
 pytestmark = pytest.mark.timeout(3600)
 DATABASE_IMAGE = os.environ.get("E2E_DATABASE_IMAGE", "docker.io/library/postgres:17")
 VALUES = {"search.parallelism": 1, "job.study.num_trials": 3}
-MOUNT = "/tls"
 
 
 def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(release):
@@ -38,8 +37,7 @@ def test_two_releases_run_side_by_side_one_of_them_on_an_external_database(relea
     assert {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in other.items("pods")} == {
         *("controller", "cache", "search", "final")
     }
-    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
-    wait_until("the first release is gone", lambda: release.items("pods") == [], 120)
+    release.uninstall()
     assert len(other.items("jobs")) == 4
 
 
@@ -55,14 +53,12 @@ def _start_database(release: Release) -> str:
     env.append({"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "outside", "key": "password"}}})
     probe = {"command": ["pg_isready", "-h", "127.0.0.1", "-U", "csi"]}
     ready = {"exec": probe, "periodSeconds": 2, "timeoutSeconds": 10}
-    options = {"ssl": "on", "ssl_cert_file": f"{MOUNT}/tls.pem", "ssl_key_file": f"{MOUNT}/tls.pem"}
-    options["hba_file"] = f"{MOUNT}/hba.conf"
+    options = {"ssl": "on", "ssl_cert_file": "/secret/tls.pem", "ssl_key_file": "/secret/tls.pem"}
+    options["hba_file"] = "/secret/hba.conf"
     args = [f"--{name}={value}" for name, value in options.items()]
-    server_pod = pod("outside", DATABASE_IMAGE, 999, env=env, readinessProbe=ready, args=args)
-    server_pod["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "outside", "defaultMode": 0o440}})
-    server_pod["spec"]["containers"][0]["volumeMounts"].append({"name": "tls", "mountPath": MOUNT})
+    database = pod("outside", DATABASE_IMAGE, 999, mounted_secret="outside", env=env, readinessProbe=ready, args=args)
     spec = {"clusterIP": "None", "selector": {"name": "outside"}}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "outside"}, "spec": spec}
-    release.apply(secret("outside", **files), server_pod, service)
+    release.apply(secret("outside", **files), database, service)
     release.kubectl("wait", "pod/outside", "--for=condition=Ready", "--timeout=240s")
     return release.kubectl("get", "pod", "outside", "-o", "jsonpath={.status.podIP}")

@@ -1,6 +1,5 @@
 """What the API server refuses is named by the check and the controller, before any work or within seconds."""
 
-import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ class Refuse(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-context.load_cert_chain('/tls/tls.pem')
+context.load_cert_chain('/secret/tls.pem')
 server = http.server.ThreadingHTTPServer(('', 8443), Refuse)
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
@@ -88,7 +87,8 @@ def test_a_webhook_that_is_away_is_waited_for_its_refusal_ends_the_release_and_s
     release.helm("install", values={"controller.missingSeconds": 1})
     down = "an admission webhook does not answer .*failed calling webhook .*; retrying without limit"
     wait_until("the outage is reported", lambda: re.search(down, release.log()), 90)
-    release.apply(_webhook_server())
+    serve = ["python", "/secret/serve.py"]
+    release.apply(pod("webhook", IMAGE, 65532, mounted_secret="webhook", command=serve))
     release.wait_for_end(180, "Failed")
     assert 'cache can\'t start: admission webhook "pods.example.org" denied the request: not here' in release.outcome()
 
@@ -173,20 +173,11 @@ def webhook(release: Release) -> Iterator[Callable[[str], None]]:
             "sideEffects": "None",
             "timeoutSeconds": 5,
         }
-        metadata = {"name": release.namespace}
-        group = "admissionregistration.k8s.io/v1"
-        manifest = {"apiVersion": group, "kind": "ValidatingWebhookConfiguration", "metadata": metadata}
-        release.as_admin.run("kubectl", "apply", "-f", "-", input=json.dumps({**manifest, "webhooks": [hook]}))
+        manifest = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+        release.as_admin.apply({**manifest, "metadata": {"name": release.namespace}, "webhooks": [hook]})
 
     yield point_at
     release.as_admin.kubectl("delete", "validatingwebhookconfiguration", release.namespace, "--ignore-not-found")
-
-
-def _webhook_server() -> dict[str, Any]:
-    server = pod("webhook", IMAGE, 65532, command=["python", "/tls/serve.py"])
-    server["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "webhook", "defaultMode": 0o440}})
-    server["spec"]["containers"][0]["volumeMounts"].append({"name": "tls", "mountPath": "/tls"})
-    return server
 
 
 def _ended_at_once(release: Release) -> None:

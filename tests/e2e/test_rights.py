@@ -29,8 +29,7 @@ def test_without_the_right_to_grant_rights_a_user_installs_what_an_administrator
     assert study["num_finished"] == num_trials - 2
     assert "quotas: none" in release.csi_job("check")
 
-    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
-    wait_until("no pod is left", lambda: release.items("pods") == [], 120)
+    release.uninstall()
     release.helm("install", values=VALUES | {"job.study.num_trials": num_trials})
     release.wait_for_end(500)
 

@@ -72,8 +72,7 @@ def test_an_exhausted_budget_ends_the_search_with_a_final_model_and_survives_a_r
     release.csi_job("fetch", str(tmp_path))
     assert (tmp_path / "models" / "optimized_model.safetensors").is_file()
 
-    release.run("helm", "uninstall", release.name, "--wait", "--timeout", "3m")
-    wait_until("no pod is left", lambda: release.items("pods") == [], 120)
+    release.uninstall()
     release.helm("install", values=values)
     release.wait_for_end(400)
     assert release.num_finished() == num_finished
