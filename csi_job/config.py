@@ -12,7 +12,6 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError
 
 from csi_job.cache.settings import CacheSettings
@@ -28,7 +27,6 @@ from csi_job.trial.parameter import Parameter
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.space import Baseline, SearchSpace
 from csi_job.work_folder import WorkFolder
-from csi_job.yaml_file import parse_yaml, read_yaml, yaml_line, yaml_problem
 
 if TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
@@ -134,7 +132,11 @@ def load_settings(
     """
     names = flag_names or {}
     variables = [*_from_environment(os.environ if environment is None else environment)]
-    sources = [(f"file {config_file}", read_yaml(config_file))] if config_file is not None else []
+    sources: list[tuple[str, Tree]] = []
+    if config_file is not None:
+        from csi_job.yaml_file import read_yaml
+
+        sources += [(f"file {config_file}", read_yaml(config_file))]
     sources += variables
     sources += [(f"flag {names.get(path, path)}", _nested(path, value)) for path, value in (flags or {}).items()]
     origins = {path: origin for origin, tree in sources for path in _paths(tree)}
@@ -174,13 +176,12 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Tre
         if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS:
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-        try:
-            kind = _type_of(path)
-            is_text = kind in (str, SecretStr, Path) or get_origin(kind) is Literal  # taken literally
-            value = parse_yaml(text) if text[:1] in ("{", "[") and not is_text else text
-        except yaml.YAMLError as error:
-            message = f"the variable {name} is not valid YAML: {yaml_problem(error)}"
-            raise ConfigurationError(message, got=None if _may_be_secret(path) else text) from None
+        kind, value = _type_of(path), text
+        is_text = kind in (str, SecretStr, Path) or get_origin(kind) is Literal  # taken literally
+        if text[:1] in ("{", "[") and not is_text:
+            from csi_job.yaml_file import read_variable
+
+            value = read_variable(name, text, is_secret=_may_be_secret(path))
         yield f"variable {name}", _nested(path, value)
 
 
@@ -329,4 +330,6 @@ def _shown(value: Any) -> str:
     """Return a value as one line of YAML, with secrets masked."""
     if isinstance(value, SecretStr):
         return "'********'"
+    from csi_job.yaml_file import yaml_line
+
     return yaml_line(TypeAdapter(Any).dump_python(value, mode="json"))

@@ -1,8 +1,13 @@
 """The base of every settings section: frozen, unknown keys refused, a docstring under each field."""
 
+import ast
+import inspect
 import os
+import sys
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
@@ -11,9 +16,17 @@ from pydantic_core import PydanticKnownError
 class Section(BaseModel):
     """One frozen section of the settings tree; the docstring under a field is its help text."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Describe the fields, as `use_attribute_docstrings` would in three times the time."""
+        undescribed = {name: field for name, field in cls.model_fields.items() if not field.description}
+        if undescribed:
+            for statement, below in pairwise(_class_bodies(cls.__module__).get(cls.__name__, ())):
+                match statement, below:
+                    case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(docstring))) if name in undescribed:
+                        undescribed[name].description = inspect.cleandoc(docstring)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -27,3 +40,9 @@ class Section(BaseModel):
         if value == "" and Path in kinds:  # such as an unset variable of a shell, which would mean the current folder
             raise PydanticKnownError("string_too_short", {"min_length": 1})
         return os.path.expanduser(value) if isinstance(value, str) and Path in kinds else value  # noqa: PTH111 - raises nothing
+
+
+@cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -101,6 +101,15 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     return re.sub(r" '[^<' ][^ ]+'$", "", problem)
 
 
+def read_variable(name: str, text: str, *, is_secret: bool) -> Any:
+    """Read the value of an environment variable; raise `ConfigurationError`, without it if it is secret."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        message = f"the variable {name} is not valid YAML: {yaml_problem(error)}"
+        raise ConfigurationError(message, got=None if is_secret else text) from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a file; raise `ConfigurationError` for whatever is wrong with it."""
     try:

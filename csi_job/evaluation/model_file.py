@@ -23,7 +23,7 @@ from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
 from csi_job.trial.inference import Precision, choose_precision, predict_logits
-from csi_job.trial.model import build_model
+from csi_job.trial.model import model_to_load
 from csi_job.trial.pretrained import as_ours, find_weights, refuse_without_weights
 
 FORMAT = "csi-job-model"  # the value of `format` in the metadata of our safetensors
@@ -184,7 +184,7 @@ def _parse_card(text: str, path: Path) -> dict[str, Any]:
 def _build(architecture: str, state: StateDict, path: Path) -> nn.Module:
     """Build the network and load its weights; exactly these must be present, of the right shapes, and finite."""
     try:
-        model = build_model(architecture)
+        model = model_to_load(architecture)
     except ConfigurationError as error:
         raise ModelFileError(f"{path}: {error}") from None
     target = model.state_dict()

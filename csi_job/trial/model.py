@@ -62,6 +62,16 @@ def random_model(arch: str) -> ZoneClassifier:
     return ZoneClassifier(arch, Custom1() if name is None else _torchvision_backbone(name))
 
 
+def model_to_load(arch: str) -> ZoneClassifier:
+    """Build a model for weights from a file: without random ones, which take most of the time to build it.
+
+    Raises:
+        ConfigurationError: there is no such architecture.
+    """
+    with _NothingRandom():
+        return random_model(arch)
+
+
 def _torchvision_backbone(name: str) -> nn.Module:
     models = torchvision_models()
     options: dict[str, bool] = {}
@@ -160,4 +170,16 @@ class _MetaInit(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+class _NothingRandom(TorchFunctionMode):
+    """Makes weights 0 that would be drawn; what was in memory could keep `trunc_normal_` drawing without end."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            weight: Tensor = args[0] if args else kwargs["tensor"]
+            weight.detach().zero_()
+            return weight
         return func(*args, **kwargs)

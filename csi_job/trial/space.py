@@ -27,11 +27,9 @@ _BASELINE_FIELDS: Final[dict[str, Any]] = {
     name: (Annotated[entry.kind, AfterValidator(entry.parse)], Field(default=entry.default, description=entry.meaning))
     for name, entry in HYPERPARAMETERS.items()
 }
-# The table has the fields and their help; looking for docstrings in the source takes time.
-_FROM_TABLE: Final[dict[str, Any]] = {"__base__": Section, "__cls_kwargs__": {"use_attribute_docstrings": False}}
 
 
-class SearchSpace(create_model("SpaceFields", **_FROM_TABLE, **_SPACE_FIELDS)):  # type: ignore[misc]
+class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)):  # type: ignore[misc]
     """The hyperparameters to search.
 
     A user's entry for a parameter replaces the default entry, except for its `when`, which stays unless one is given
@@ -215,7 +213,7 @@ class SearchSpace(create_model("SpaceFields", **_FROM_TABLE, **_SPACE_FIELDS)): 
         return set(reachable[name].listed) if name in reachable else set()
 
 
-class Baseline(create_model("BaselineFields", **_FROM_TABLE, **_BASELINE_FIELDS)):  # type: ignore[misc]
+class Baseline(create_model("BaselineFields", __base__=Section, **_BASELINE_FIELDS)):  # type: ignore[misc]
     """The hyperparameters of trial 0 and of the baseline model; values outside the search space move into it."""
 
     def hyperparameters(self) -> Hyperparameters:

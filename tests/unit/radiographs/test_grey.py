@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from csi_job.radiographs.grey import doubt_about, percentiles
+from csi_job.radiographs.doubt import doubt_about
+from csi_job.radiographs.grey import percentiles
 
 
 def framed(film_HW: np.ndarray, level: int) -> np.ndarray:

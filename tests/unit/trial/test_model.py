@@ -12,6 +12,7 @@ from csi_job.trial.model import (
     build_model,
     check_architectures,
     gflops,
+    model_to_load,
     num_parameters,
 )
 
@@ -51,6 +52,15 @@ def test_an_architecture_of_each_family_gives_six_zones_by_five_classes_at_the_s
     )
     assert logits_BZK.shape == (2, 6, 5)
     assert num_parameters(model) > 100_000
+
+
+@pytest.mark.parametrize("arch", ONE_OF_EACH_FAMILY)
+def test_a_model_for_weights_from_a_file_draws_none(arch):
+    before = torch.get_rng_state()
+    names = model_to_load(arch).state_dict().keys()
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.device("cpu" if arch.startswith(("regnet", "swin")) else "meta"):
+        assert names == build_model(arch).state_dict().keys()
 
 
 @pytest.mark.parametrize("arch", ["Custom_1", "resnet18", "densenet121"])
