@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, ServerClock
@@ -27,10 +28,17 @@ class Usage:
     """With at least one pod running."""
     gpu_seconds: float = 0.0
     """Over all pods."""
+    until_s: float = 0.0
+    """Time of the last metering, in seconds since 1970."""
 
-    def __add__(self, other: Usage) -> Usage:
-        """Return the sum."""
-        return Usage(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
+    def __add__(self, later: Usage) -> Usage:
+        """Return the sum, metered when the later one was."""
+        return Usage(self.seconds + later.seconds, self.gpu_seconds + later.gpu_seconds, later.until_s)
+
+
+AddUsage = Callable[[Callable[[float], Usage]], Usage | None]
+"""Adds to the study's usage what the given function returns for the time of its last metering; returns the total, None
+while the study is unreachable."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +63,15 @@ def initial_annotations() -> dict[str, str]:
     return {METERED_AT: f"{_now_s():.0f}", RUNNING: "0"}
 
 
-def meter(cluster: Cluster, job: Mapping[str, Any], add: Callable[[Usage], Usage | None]) -> None:
+def meter(cluster: Cluster, job: Mapping[str, Any], add: AddUsage) -> None:
     """Keep the usage with the study, which outlives every Job, and the total with the Job."""
     if annotations := add_usage(job, add):
         cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": annotations}})
 
 
-def add_usage(job: Mapping[str, Any], add: Callable[[Usage], Usage | None]) -> dict[str, str]:
-    """Add the usage since the last metering, if that is due; return what the Job's annotations got to record it.
-
-    `add` adds to the study's usage and returns the total, None while the study is unreachable.
-    """
-    total = add(unmetered_usage(job)) if metering_is_due(job) else None
+def add_usage(job: Mapping[str, Any], add: AddUsage) -> dict[str, str]:
+    """Add the usage since the last metering, if that is due; return what the Job's annotations got to record it."""
+    total = add(partial(unmetered_usage, job)) if metering_is_due(job) else None
     if total is None:
         return {}
     annotations = metering_annotations(job, total)
@@ -86,7 +91,7 @@ def metering_annotations(job: Mapping[str, Any], total: Usage) -> dict[str, str]
     return {
         SECONDS: f"{total.seconds:.0f}",
         GPU_SECONDS: f"{total.gpu_seconds:.0f}",
-        METERED_AT: f"{_now_s():.0f}",
+        METERED_AT: f"{total.until_s:.0f}",
         RUNNING: str(_num_running(job)),
     }
 
@@ -96,18 +101,26 @@ def metered_usage(job: Mapping[str, Any]) -> Usage:
     return Usage(float(get_annotation(job, SECONDS, "0")), float(get_annotation(job, GPU_SECONDS, "0")))
 
 
-def unmetered_usage(job: Mapping[str, Any]) -> Usage:
-    """Return what was used since, assuming that the pods running then are still running."""
+def unmetered_usage(job: Mapping[str, Any], study_until_s: float = 0.0) -> Usage:
+    """Return what was used since, assuming that the pods running then are still running.
+
+    Of a later metering, at `study_until_s`, only the study knows if it could not be recorded with the Job. That was
+    moments ago, so that the pods running now count.
+    """
     result = job_result(job)
     until_s = result.at_s if result else _now_s()
-    elapsed_s = max(until_s - float(get_annotation(job, METERED_AT, f"{until_s}")), 0.0)
+    since_s = float(get_annotation(job, METERED_AT, f"{until_s}"))
     running = int(get_annotation(job, RUNNING, "0"))
+    if study_until_s > since_s:
+        since_s, running = study_until_s, _num_running(job)
+    elapsed_s = max(until_s - since_s, 0.0)
     gpus = running * num_gpus(job["spec"]["template"], get_annotation(job, GPU_RESOURCE))
-    return Usage(elapsed_s if running else 0.0, elapsed_s * gpus)
+    return Usage(elapsed_s if running else 0.0, elapsed_s * gpus, until_s)
 
 
 def _now_s() -> float:
-    return ServerClock.now().timestamp()
+    """Return the time in whole seconds, as annotations have it."""
+    return float(round(ServerClock.now().timestamp()))
 
 
 def _num_running(job: Mapping[str, Any]) -> int:

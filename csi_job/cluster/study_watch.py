@@ -49,11 +49,15 @@ class StudyWatch:
         self.last = status or self.last
         return status
 
-    def add_usage(self, usage: Usage) -> Usage | None:
-        """Add to what the search has used and return the total, None while the study is unavailable."""
+    def add_usage(self, usage_since: Callable[[float], Usage]) -> Usage | None:
+        """Add what the search has used since its last metering; return the total, None while the study is unavailable.
+
+        That time is stored in the same transaction, so that nothing counts twice, whatever becomes of the Job.
+        """
 
         def add(study: optuna.Study) -> Usage:
-            total = Usage(**study.user_attrs.get(USED, {})) + usage
+            used = Usage(**study.user_attrs.get(USED, {}))
+            total = used + usage_since(used.until_s)
             study.set_user_attr(USED, asdict(total))  # which only the controller writes
             return total
 

@@ -16,7 +16,7 @@ TARGET_CHANGES: Final = "target_changes"  # the latest [{token, more, total}, â€
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking
-USED: Final = "used"  # {seconds, gpu_seconds} of the search's pods on a cluster
+USED: Final = "used"  # {seconds, gpu_seconds, until_s} of the search's pods on a cluster
 ENDED: Final = "ended"  # whether its budget has ended the search: no trial starts, or is resumed
 PLANNED_FOR: Final = "planned_for"  # of a study that confirms another: its finished trials at the last plan
 

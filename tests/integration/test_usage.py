@@ -19,11 +19,16 @@ def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     define(storage)
     define(storage, name="other")
     controller = watch(url, tmp_path)
-    assert controller.add_usage(Usage()) == Usage()
-    assert controller.add_usage(Usage(10, 40)) == Usage(10, 40)
-    assert watch(url, tmp_path).add_usage(Usage(1, 2)) == Usage(11, 42)
-    assert controller.add_usage(Usage()) == Usage(11, 42)
-    assert watch(url, tmp_path, "other").add_usage(Usage()) == Usage()
+    metered_s = list[float]()
+
+    def used(seconds, gpu_seconds, until_s):
+        return lambda since_s: metered_s.append(since_s) or Usage(seconds, gpu_seconds, until_s)
+
+    assert controller.add_usage(used(10, 40, 100)) == Usage(10, 40, 100)
+    assert watch(url, tmp_path).add_usage(used(1, 2, 200)) == Usage(11, 42, 200)
+    assert controller.add_usage(used(0, 0, 300)) == Usage(11, 42, 300)
+    assert watch(url, tmp_path, "other").add_usage(used(0, 0, 400)) == Usage(0, 0, 400)
+    assert metered_s == [0, 100, 200, 0]
 
 
 def test_the_end_of_a_search_is_kept_with_its_study_until_it_is_resumed(storage, url, tmp_path):
@@ -39,10 +44,10 @@ def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, ca
     assert controller.status() is not None
     storage.delete_study(study._study_id)
     assert controller.end_search(ended=False)
-    assert (controller.status(), controller.add_usage(Usage(1, 1))) == (None, None)
+    assert (controller.status(), controller.add_usage(lambda _: Usage(1, 1))) == (None, None)
     assert any("the study is unavailable" in line for line in caplog.messages)
     define(storage)
-    assert controller.add_usage(Usage(2, 3)) == Usage(2, 3)
+    assert controller.add_usage(lambda _: Usage(2, 3)) == Usage(2, 3)
 
 
 def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tmp_path, monkeypatch):
@@ -80,4 +85,4 @@ def test_a_study_that_was_missing_may_exist_while_a_slow_database_is_not_asked(t
 
 def test_an_unreachable_database_gives_no_answer_and_no_error(tmp_path):
     away = watch("postgresql+psycopg2://csi@127.0.0.1:1/csi", tmp_path)
-    assert (away.end_search(ended=False), away.status(), away.add_usage(Usage(1, 1))) == (False, None, None)
+    assert (away.end_search(ended=False), away.status(), away.add_usage(lambda _: Usage(1, 1))) == (False, None, None)

@@ -5,14 +5,15 @@
 
 import copy
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import yaml
 
 from csi_job.cluster import stages
-from csi_job.cluster.api import AlreadyExistsError, Cluster, NotAllowedError, NotFoundError, Object
+from csi_job.cluster.api import AlreadyExistsError, Cluster, NotAllowedError, NotFoundError, Object, ServerClock
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
@@ -137,6 +138,11 @@ def _field(item: Any, path: str) -> Any:
     return item
 
 
+def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let time pass on the API server's clock."""
+    monkeypatch.setattr(ServerClock, "_ahead", ServerClock._ahead + timedelta(seconds=seconds))
+
+
 def event(job: str, reason: str, message: str, ago_s: float, kind: str = "Job", **fields: Any) -> Object:
     """Return an event of an object, reported once."""
     at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat(timespec="seconds")
@@ -206,8 +212,8 @@ class Watch:
         self.has_ended = ended
         return not self.is_away
 
-    def add_usage(self, usage: Usage) -> Usage | None:
-        self.used += usage
+    def add_usage(self, usage_since: Callable[[float], Usage]) -> Usage | None:
+        self.used += usage_since(self.used.until_s)
         return self.used
 
     def status(self) -> StudyStatus | None:

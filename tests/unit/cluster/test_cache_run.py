@@ -9,12 +9,11 @@ import pytest
 
 from csi_job.cluster import stage_run
 from csi_job.cluster.api import ServerClock
-from csi_job.cluster.budget import METERED_AT
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, RETRIED, CacheRun
 from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, Release, get_annotation, selector
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, ended, event, search, stage
+from tests.unit.cluster.namespace import Namespace, Watch, ended, event, pass_time, search, stage
 
 RUNNING = {"phase": "Running"}
 OLD = "2026-01-01T00:00:00Z"
@@ -71,10 +70,6 @@ def running_search(
     labels = selector("r", "search") | {JOB_NAME: name}
     namespace.create({"kind": "Pod", "metadata": {"name": "s", "labels": labels}, "spec": {}, "status": RUNNING})
     return older, namespace.objects["Job", name]
-
-
-def pass_time(job: dict[str, Any], seconds: float) -> None:
-    job["metadata"]["annotations"][METERED_AT] = f"{float(get_annotation(job, METERED_AT)) - seconds:.0f}"
 
 
 def queued(namespace: Namespace, run: CacheRun) -> None:
@@ -151,21 +146,21 @@ def test_kubernetes_tries_again_every_few_seconds_to_create_a_pod_for_which_the_
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_restarted):
+def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_restarted, monkeypatch):
     """If no controller saw the end of its pods, only until it was asked to give way."""
     watch = Watch(num_finished=0)
     older, job = running_search(namespace := Namespace(), "team", watch)
     job["status"] = {"active": 2, "ready": 2}
     older.reconcile()
-    pass_time(job, 3600)
+    pass_time(monkeypatch, 3600)
     queued(namespace, run := cache(namespace, watch, queue="team"))
     assert get_annotation(job, HELD) == GIVES_WAY
-    pass_time(job, 60)  # while they hand over
+    pass_time(monkeypatch, 60)  # while they hand over
     namespace.delete("Pod", "s")
     job["status"] = {}
     if not is_restarted:
         run.reconcile()
-    pass_time(job, 3 * 3600)
+    pass_time(monkeypatch, 3 * 3600)
     older.reconcile()
     job["status"] = {"active": 2, "ready": 2}
     older.reconcile()
@@ -174,7 +169,7 @@ def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_re
     assert watch.used.gpu_seconds == pytest.approx(2 * used_s, abs=10)
 
 
-def test_a_search_that_the_release_replaces_is_not_billed_to_its_study():
+def test_a_search_that_the_release_replaces_is_not_billed_to_its_study(monkeypatch):
     """The settings that differ may be those of the study."""
     watch = Watch(num_finished=0)
     _, job = running_search(namespace := Namespace(), "", Watch(num_finished=0))
@@ -183,7 +178,7 @@ def test_a_search_that_the_release_replaces_is_not_billed_to_its_study():
     run = cache(namespace, watch)
     run.reconcile()
     run.reconcile()
-    pass_time(job, 3600)
+    pass_time(monkeypatch, 3600)
     run.reconcile()
     assert watch.used.seconds == 0
 

@@ -1,16 +1,15 @@
 """The controller's decisions in a namespace in memory; tests/e2e drives a real one."""
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from csi_job.cluster.budget import GPU_SECONDS, METERED_AT, Budget, Usage
+from csi_job.cluster.budget import GPU_SECONDS, Budget, Usage
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stages import DONE, MIN_PODS, PARALLELISM, get_annotation, scale_patch
 from csi_job.errors import StageFailedError
-from tests.unit.cluster.namespace import Namespace, Watch, release_map, search, stage, started
+from tests.unit.cluster.namespace import Namespace, Watch, pass_time, release_map, search, stage, started
 
 
 def test_a_search_that_ends_with_trials_left_is_recreated_a_limited_number_of_times():
@@ -161,7 +160,7 @@ def test_an_exhausted_budget_leaves_the_pods_only_the_confirmation(is_installed_
 def test_a_search_whose_study_has_used_its_budget_starts_no_pod():
     """After a reinstall, e.g.: a pod that is stopped as it starts may not see the signal."""
     namespace, watch = Namespace(), Watch(num_finished=1)
-    watch.add_usage(Usage(gpu_seconds=3601))
+    watch.used = Usage(gpu_seconds=3601)
     run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
     assert not run.reconcile()
     job = namespace.only()
@@ -199,19 +198,19 @@ def test_a_raised_budget_resumes_the_search_it_ended_but_not_one_that_a_user_sus
     assert job["spec"]["suspend"] is True
 
 
-def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_use_a_raised_one():
-    namespace, watch, an_hour_ago = Namespace(), Watch(num_finished=1), f"{time.time() - 3600:.0f}"
+def test_a_budget_stays_exhausted_when_the_pods_are_gone_and_a_pause_does_not_use_a_raised_one(monkeypatch):
+    namespace, watch = Namespace(), Watch(num_finished=1)
     run = search(namespace, watch, stage(), budget=Budget(gpu_hours=1))
     run.reconcile()
     job = namespace.only()
     job["status"] = {"active": 2, "ready": 2}
     run.reconcile()
-    job["metadata"]["annotations"][METERED_AT] = an_hour_ago
+    pass_time(monkeypatch, 3600)
     assert not run.reconcile()
     job["status"] = {}
     assert run.reconcile()
     assert job["spec"]["suspend"] is True
-    job["metadata"]["annotations"][METERED_AT] = an_hour_ago
+    pass_time(monkeypatch, 3600)
     raised = search(namespace, watch, stage(), digest="second", budget=Budget(gpu_hours=3))
     raised.reconcile()
     job["status"] = {"active": 2, "ready": 2}
@@ -253,7 +252,7 @@ def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(num_f
     done = {f"{DONE}{name}": stage(name).digest for name in ("search", "final")}
     namespace = Namespace(release_map(**done))
     watch = Watch(num_finished=num_finished)
-    watch.add_usage(Usage(gpu_seconds=3601))
+    watch.used = Usage(gpu_seconds=3601)
     run = search(namespace, watch, stage(), done={"search": "a" * 8, "final": "a" * 8}, budget=budget)
     assert run.reconcile() is not runs
     assert bool(namespace.names("search")) is runs
