@@ -2,7 +2,7 @@
      (dict "root" $ "component" ... "value" <path in the values> "size" ... "class" ... "mode" ...) */}}
 {{- define "csi-job.claim" -}}
 {{- $name := printf "%s-%s" (include "csi-job.fullname" .root) .component -}}
-{{- $old := lookup "v1" "PersistentVolumeClaim" .root.Release.Namespace $name -}}
+{{- $old := lookup "v1" "PersistentVolumeClaim" .root.Release.Namespace $name | default dict -}}
 {{- if $old }}
 {{- include "csi-job.claimChange" (merge (dict "old" $old "name" $name) .) -}}
 {{- end -}}
@@ -13,10 +13,16 @@ metadata:
   annotations: {helm.sh/resource-policy: keep}
 spec:
   accessModes: [{{ .mode }}]
-  {{- with .class }}
-  storageClassName: {{ . }}
+  {{- with empty $old | ternary .class (include "csi-job.claimClass" $old) }}
+  storageClassName: {{ . | quote }}
   {{- end }}
   resources: {requests: {storage: {{ .size }}}}
+{{- end -}}
+
+{{/* The class that an earlier revision gave an existing claim, which can't lose it. One that the cluster gave it is not
+     mentioned, even if the values name it now: a rollback to a revision that did not would take it away. */}}
+{{- define "csi-job.claimClass" -}}
+{{- if contains "f:storageClassName" (dig "metadata" "managedFields" "" . | toJson) }}{{ .spec.storageClassName }}{{ end -}}
 {{- end -}}
 
 {{/* Fail and name the value if the existing claim can't become the wanted one: as above, with "name" and "old" <the claim>.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.chart.chart import CHART, probe
 
@@ -44,6 +45,15 @@ def test_an_impossible_change_is_rejected(tmp_path, wanted, message):
 def test_a_possible_change_is_accepted(tmp_path, wanted):
     result = change(tmp_path, **wanted)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("given_by", "kept"), [("helm", "nfs"), ("the cluster", None)])
+def test_a_claim_keeps_the_class_that_an_earlier_revision_gave_it(tmp_path, given_by, kept):
+    """The API server would refuse to take it away; one that the cluster gave it would be taken away by a rollback."""
+    fields = {"f:spec": {"f:storageClassName": {}}} if given_by == "helm" else {"f:spec": {"f:resources": {}}}
+    old = {**OLD, "metadata": {"managedFields": [{"manager": "helm", "fieldsV1": fields}]}}
+    result = probe(tmp_path, "_claim.tpl", 'kept: {{ include "csi-job.claimClass" .Values.probe }}', old)
+    assert yaml.safe_load(result.stdout)["kept"] == kept
 
 
 def test_a_claim_that_is_being_deleted_is_not_built_upon(tmp_path):
