@@ -16,7 +16,7 @@ kind: ServiceAccount
 metadata:
   name: {{ index . 3 | quote }}
   namespace: {{ (index . 0).Release.Namespace | quote }}
-  labels: {{- include "csi-job.labels" . | nindent 4 }}
+  labels: {{- include "csi-job.labels" (slice . 0 2) | nindent 4 }}
   {{- with $values.annotations }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}

@@ -1,8 +1,10 @@
 {{/* Environment of a container, as (list $ <stage> <step>): each variable once. The stage's `env` overrides the
-     release's, and both override the chart's variables where that is harmless; elsewhere it is an error. */}}
+     release's, and both override the chart's variables where that is harmless; elsewhere it is an error, as are variables
+     for settings that the templates read from `job`. */}}
 {{- define "csi-job.environment" -}}
 {{- $root := index . 0 -}}
 {{- $overridable := list "CSI_JOB_STORAGE__CONNECT_S" "CSI_JOB_LOG_FORMAT" "TORCH_HOME" "WAIT_S" "PGSSLMODE" "PGSSLROOTCERT" -}}
+{{- $readHere := list "CACHE__LOCAL_COPY_GIB" "STORAGE__OUTAGE_S" "STUDY__NAME" "TRACKING__WANDB_MODE" "TRACKING__WANDB_PROJECT" "TRIAL__PRETRAINED" -}}
 {{- $names := list -}}
 {{- $found := dict -}}
 {{- $ours := dict -}}
@@ -14,6 +16,12 @@
 {{- range concat ($root.Values.env | default list) ((include "csi-job.section" . | fromYaml).env | default list) -}}
 {{- if and (hasKey $ours .name) (not (has .name $overridable)) -}}
 {{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
+{{- end -}}
+{{- $given := .name | upper -}}
+{{- range $readHere -}}
+{{- if hasPrefix (printf "%s__" $given) (printf "CSI_JOB_%s__" .) -}}
+{{- fail (printf "env: the chart, too, depends on what %s sets; set job.%s instead" $given (. | lower | replace "__" ".")) -}}
+{{- end -}}
 {{- end -}}
 {{- if not (hasKey $found .name) -}}{{- $names = append $names .name -}}{{- end -}}
 {{- $_ := set $found .name . -}}
@@ -30,13 +38,13 @@
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
 {{- $step := index . 2 -}}
-{{- $storage := dig "storage" dict ($root.Values.job | default dict) -}}
-{{- $outage := dig "outage_s" 900 $storage -}}
+{{- $job := $root.Values.job | default dict -}}
+{{- $outage := dig "storage" "outage_s" 900 $job -}}
 - {name: CSI_JOB_WORK, value: /work}
 - {name: CSI_JOB_LOG_FORMAT, value: {{ $root.Values.logFormat | default "json" }}}
 - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" $root | quote }}}
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
-- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "connect_s" $outage $storage | quote }}}
+- {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "storage" "connect_s" $outage $job | quote }}}
 {{- include "csi-job.databaseTls" $root }}
 {{- if ne $step "controller" }}
 # On the shared volume: the cache stage downloads the weights, and the other stages have no internet access.
@@ -46,7 +54,7 @@
 # Only the first stage creates tables and study.
 - {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
 {{- end }}
-{{- if and (eq $stage "final") (not $root.Values.final.gpus) (eq (dig "trial" "device" "" ($root.Values.job | default dict)) "cuda") }}
+{{- if and (eq $stage "final") (not $root.Values.final.gpus) (eq (dig "trial" "device" "" $job) "cuda") }}
 - {name: CSI_JOB_TRIAL__DEVICE, value: cpu}
 {{- end }}
 {{- if and (eq $stage "cache") (eq $step "check") }}

@@ -1,6 +1,10 @@
-{{/* Prefix of every object's name, at most 36 characters: stage, digest and pod suffix must fit into 63. */}}
+{{/* Prefix of every object's name, at most 36 characters: stage, digest and pod suffix must fit into 63. Helm accepts
+     releases whose names begin with a digit or have dots, but Services, StatefulSets and Jobs can't have such names. */}}
 {{- define "csi-job.fullname" -}}
 {{- $name := .Values.fullnameOverride | default (contains "csi-job" .Release.Name | ternary .Release.Name (printf "%s-csi-job" .Release.Name)) -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" $name) }}
+{{- fail (printf "objects can't be named after the release %q: their names begin with a letter and have no dots; choose another release name, or set fullnameOverride" .Release.Name) }}
+{{- end }}
 {{- if gt (len $name) 36 }}{{ printf "%s-%s" ($name | trunc 29 | trimSuffix "-") ($name | sha256sum | trunc 6) }}{{ else }}{{ $name }}{{ end -}}
 {{- end -}}
 
@@ -11,21 +15,29 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Labels of an object: (list $ component). */}}
+{{/* Labels of an object: (list $ component [<labels of this object alone>]). Users can't override those by which
+     NetworkPolicies, Services and the controller find pods. */}}
 {{- define "csi-job.labels" -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- $labels := merge dict (gt (len .) 2 | ternary (last .) dict) ($own.labels | default dict) ((index . 0).Values.commonLabels | default dict) -}}
+{{- range list "name" "instance" "component" "managed-by" -}}
+{{- $label := printf "app.kubernetes.io/%s" . -}}
+{{- if hasKey $labels $label -}}
+{{- fail (printf "the chart itself sets the label %s, got %q; remove it from commonLabels and from the sections' labels" $label (get $labels $label)) -}}
+{{- end -}}
+{{- end -}}
 {{ include "csi-job.selector" . }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
-{{- $own := include "csi-job.section" . | fromYaml -}}
-{{- with merge dict ($own.labels | default dict) (index . 0).Values.commonLabels }}
+{{- with $labels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
-{{/* Name, namespace and labels of an object: (list $ component <suffix of the name>). */}}
+{{/* Name, namespace and labels of an object: (list $ component <suffix of the name> [<labels of this object alone>]). */}}
 {{- define "csi-job.metadata" -}}
 name: {{ include "csi-job.fullname" (index . 0) }}{{ with index . 2 }}-{{ . }}{{ end }}
 namespace: {{ (index . 0).Release.Namespace | quote }}
-labels: {{- include "csi-job.labels" . | nindent 2 }}
+labels: {{- include "csi-job.labels" (list (index . 0) (index . 1) (gt (len .) 3 | ternary (last .) dict)) | nindent 2 }}
 {{- end -}}
 
 {{/* Selects every pod of the release. */}}

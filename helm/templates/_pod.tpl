@@ -24,18 +24,18 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Annotations of a component's Job and pods, if any: (list $ <component> <those of the chart>). */}}
+{{/* Annotations of a component's Job or pods, if any: (list $ <component> <those of the chart> <those of the release>). */}}
 {{- define "csi-job.annotations" -}}
 {{- $own := include "csi-job.section" . | fromYaml -}}
-{{- with merge dict (index . 2) ($own.annotations | default dict) -}}
+{{- with merge dict (index . 2) ($own.annotations | default dict) (index . 3 | default dict) -}}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
 {{/* Labels and annotations of a pod: (list $ <component> <annotations of the chart>). */}}
 {{- define "csi-job.podMetadata" -}}
-labels: {{- include "csi-job.labels" . | nindent 2 }}
-{{- with include "csi-job.annotations" (list (index . 0) (index . 1) (merge dict (index . 2) (index . 0).Values.podAnnotations)) }}
+labels: {{- include "csi-job.labels" (slice . 0 2) | nindent 2 }}
+{{- with include "csi-job.annotations" (append . (index . 0).Values.podAnnotations) }}
 {{ . }}
 {{- end }}
 {{- end -}}

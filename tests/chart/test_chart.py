@@ -139,6 +139,15 @@ def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
         ({"job.space.learning_rate": {"low": 2, "high": 1}}, "job.space.learning_rate: low 2 is above high 1"),
         ({"job.space.weight_decay": {"low": "1e-2", "high": 1e-3}}, "weight_decay: low 1e-2 is above high 0.001"),
         ({"job.cache.local_copy_gib": 10}, "job.cache.local_copy_gib: 10 GiB would fill /tmp, whose tmpSize is 10Gi"),
+        (
+            {"commonLabels": {"app.kubernetes.io/name": "a"}},
+            'sets the label app.kubernetes.io/name, got "a"; remove it',
+        ),
+        ({"search.labels": {"app.kubernetes.io/component": "a"}}, "sets the label app.kubernetes.io/component"),
+        (
+            {"metrics.dashboard": {"enabled": True, "labels": {"app.kubernetes.io/instance": "a"}}},
+            "sets the label app.kubernetes.io/instance",
+        ),
         ({"job.study.sampler": "cmaes", "job.study.objective": "f1-and-cost"}, "/job/study/objective"),
     ],
 )
@@ -146,6 +155,12 @@ def test_a_wrong_value_is_rejected_by_its_name(values, name):
     result = helm({**DEMO, **values})
     assert result.returncode != 0
     assert name in result.stderr
+
+
+@pytest.mark.parametrize("release", ["1st", "a.b"])
+def test_a_release_after_which_no_service_can_be_named_is_rejected(release):
+    assert f'can\'t be named after the release "{release}"' in helm(DEMO, release=release).stderr
+    assert helm({**DEMO, "fullnameOverride": "first"}, release=release).returncode == 0
 
 
 def test_the_schema_matches_the_models():
@@ -195,6 +210,7 @@ def test_names_stay_within_63_characters_and_labels_are_text(release, chosen, pa
     values |= {
         **DEMO,
         "data.existingClaim": "",
+        "fullnameOverride": "csi" if release.isdecimal() else "",
         "search.parallelism": parallelism,
         "search.resources.requests.cpu": cpu,
     }

@@ -90,10 +90,11 @@ def test_the_cache_is_built_for_the_study_which_may_have_one_of_an_earlier_reade
     assert commands == [["phantoms", "/work/phantoms"], ["cluster", "check"], ["study", "create"]]
 
 
-def test_the_final_stage_reads_what_the_program_writes(documents):
-    (final,) = containers(pods(documents)["final"])
+@pytest.mark.parametrize("study", ["csi_optimization", "run #2", "lung: v2"])
+def test_the_final_stage_reads_what_the_program_writes_whatever_the_study_is_named(study):
+    (final,) = containers(pods(render({**DEMO, "job.study.name": study}))["final"])
     _, train, evaluate, _ = command_lines(final)
-    assert train[2:] == [f"--hyperparams={stages.WORK.best_params('csi_optimization')}"]
+    assert train == ["train-optimized", f"--config={stages.SETTINGS_FILE}"]  # by default of what the study has found
     assert evaluate[2:] == [f"--model-path={stages.WORK.latest.optimized_model}"]
 
 

@@ -1,13 +1,15 @@
 """Variables of the containers, numbers in the pods, and the password of the database."""
 
 import os
+import re
 import subprocess
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.chart.chart import DEMO, containers, helm, pods, probe, render
+from csi_job.config import Settings
+from tests.chart.chart import CHART, DEMO, containers, helm, pods, probe, render
 
 STAGES = ("cache", "search", "final")
 EXTERNAL = {**DEMO, "database.bundled": False}
@@ -49,6 +51,21 @@ def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_other
     rejected = helm({**DEMO, "env": [{"name": "CSI_JOB_WORK", "value": "/elsewhere"}]})
     assert rejected.returncode != 0
     assert "the chart itself sets CSI_JOB_WORK" in rejected.stderr
+
+
+def test_a_setting_that_the_templates_read_is_no_variable():
+    templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
+    read = {found for found in re.findall(r'dig "(\w+)" "(\w+)"', templates) if found[0] in Settings.model_fields}
+    overridable = {("trial", "device"), ("storage", "connect_s")}
+    assert read > overridable
+    for section, setting in read - overridable:
+        for name in (
+            f"CSI_JOB_{section}__{setting}".upper(),
+            f"CSI_JOB_{section}__{setting}",
+            f"CSI_JOB_{section}".upper(),
+        ):
+            assert f"set job.{section}." in helm({**DEMO, "search.env": [{"name": name, "value": "1"}]}).stderr, name
+    assert variables({"env": [{"name": "CSI_JOB_STUDY__NUM_TRIALS", "value": "1"}]}, "search")
 
 
 def test_the_initial_wait_for_the_database_defaults_to_the_outage_limit():

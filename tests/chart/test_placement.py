@@ -1,5 +1,6 @@
 """What users add to the pods: placement, accounts, volumes, annotations, labels and containers."""
 
+import re
 from typing import Any
 
 import pytest
@@ -139,6 +140,27 @@ def test_every_pod_has_the_annotations_from_the_values():
     assert len(templates) == len(PLACED)
     for template in templates:
         assert template["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+
+
+def test_the_charts_annotation_comes_before_a_sections_and_that_before_the_releases():
+    given = {"podAnnotations": {"a": "release", "b": "release", "csi-job/settings": "release"}}
+    given |= {"search.annotations": {"a": "own", "csi-job/settings": "own"}, "controller.annotations": {"a": "own"}}
+    documents = render({**EVERYTHING, **given})
+    jobs = {d["metadata"]["labels"]["app.kubernetes.io/component"]: d for d in documents if d["kind"] == "Job"}
+    annotations = jobs["search"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations.pop("csi-job/settings") not in {"own", "release"}
+    assert annotations == {"a": "own", "b": "release"}
+    (fetch,) = [d for d in documents if d["kind"] == "Pod"]
+    assert fetch["metadata"]["annotations"] == given["podAnnotations"] | {"a": "own"}
+
+
+@pytest.mark.parametrize("kind", ["PodMonitor", "ConfigMap"])
+def test_the_labels_by_which_others_find_an_object_come_first_and_once(kind):
+    own = {"enabled": True, "labels": {"team": "own"}}
+    given = {"metrics": {"enabled": True, "podMonitor": own, "dashboard": own}}
+    text = helm({**DEMO, **given, "commonLabels": {"team": "all"}, "controller.labels": {"team": "controller"}}).stdout
+    (found,) = [part for part in text.split("\n---\n") if f"kind: {kind}" in part and "/metrics/" in part]
+    assert re.findall("team: (.*)", found) == ["own"]
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -8,6 +8,7 @@
 
 {{- define "csi-job.databaseContainer" -}}
 {{- $ready := list "pg_isready" "--username=csi" "--dbname=csi" "--host=127.0.0.1" -}}
+{{- $alive := list "sh" "-c" (printf "%s; test $? -lt 2" (join " " $ready)) -}}
 name: postgres
 {{ include "csi-job.containerImage" (list . .Values.database.image) }}
 args: [-c, max_connections={{ .Values.database.maxConnections | int64 }}]
@@ -18,8 +19,9 @@ env:
   - {name: PGDATA, value: /var/lib/postgresql/data/pgdata}
 ports: [{name: postgresql, containerPort: 5432}]
 terminationMessagePolicy: FallbackToLogsOnError
+# A server that rejects connections (exit 1) because it is starting, recovering or stopping is alive.
 startupProbe:
-  exec: {command: [{{ join ", " $ready }}]}
+  exec: {command: {{ toRawJson $alive }}}
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: 150
@@ -28,8 +30,7 @@ readinessProbe:
   periodSeconds: 5
   timeoutSeconds: 5
 livenessProbe:
-  # A server that rejects connections (exit 1) because it is starting, recovering or stopping is alive, too.
-  exec: {command: [sh, -c, "{{ join " " $ready }}; test $? -lt 2"]}
+  exec: {command: {{ toRawJson $alive }}}
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 6

@@ -7,7 +7,7 @@
   kueue.x-k8s.io/queue-name: {{ . | quote }}
   {{- end }}
   {{- end }}
-{{- with include "csi-job.annotations" (list (index . 0) (index . 1) dict) }}
+{{- with include "csi-job.annotations" (list (index . 0) (index . 1) dict dict) }}
 {{ . }}
 {{- end }}
 {{- end -}}
