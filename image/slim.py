@@ -27,7 +27,7 @@ STATIC = "*.a"  # only for linking programs; 170 MB in Triton alone
 MIN_COPY_BYTES = 100_000
 # csi_job's dependencies: only the modules that these imports load are compiled in advance.
 IMPORTED = """
-import alembic.command, click, cmaes, gdcm, jinja2
+import alembic.command, click, cmaes, gdcm, isal.isal_zlib, jinja2
 import kubernetes.client, kubernetes.config, kubernetes.dynamic, kubernetes.stream
 import nibabel, numpy, optuna, PIL.Image, plotly.graph_objects, plotly.io, plotly.subplots, psycopg2, pydantic, pydicom
 import rich.live, rich.progress, safetensors.torch, scipy.stats, sklearn.ensemble, sklearn.metrics

@@ -2,12 +2,12 @@
 
 import io
 import re
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import pydicom
+from isal import isal_zlib
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # as `dcmread` itself does
@@ -22,18 +22,21 @@ from pydicom.uid import (
     HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
 )
 
 from csi_job.errors import DataError
 from csi_job.radiographs.content import stream_header
 from csi_job.radiographs.grey import check_size
 
-_WORD_BITS = 16
+_BYTE_BITS, _WORD_BITS = 8, 16
 _MAX_INFLATED_BYTES = 1 << 29  # the same limit as for files that are not deflated
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
 _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _HIGH_THROUGHPUT = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)  # OpenJPEG decodes them as JPEG 2000
+_LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
 _TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _OTHER_MODALITIES = ("CT", "MG", "MR", "NM", "PT", "US")
@@ -95,7 +98,7 @@ def _read_bounded(content: bytes) -> Dataset:
     meta = _read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return pydicom.dcmread(io.BytesIO(content), force=True)
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater = isal_zlib.decompressobj(-isal_zlib.MAX_WBITS)
     inflated = inflater.decompress(file.read(), _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise DataError("the DICOM file inflates to more than a radiograph", allowed=f"{_MAX_INFLATED_BYTES} bytes")
@@ -183,7 +186,10 @@ def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:
         raise DataError(f"pixel data have {said}")
     if stream.is_signed:
         dataset.PixelRepresentation = 1
-    if stream.num_bits > dataset.BitsAllocated:
+    is_colour, is_shallow = stream.num_channels > 1, stream.num_bits <= _BYTE_BITS
+    if is_colour and is_shallow and dataset.file_meta.TransferSyntaxUID in _LOSSY_JPEG:  # whatever the header says
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = _BYTE_BITS, _BYTE_BITS, _BYTE_BITS - 1
+    elif stream.num_bits > dataset.BitsAllocated:
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = _WORD_BITS, stream.num_bits, stream.num_bits - 1
     elif stream.num_bits <= _WORD_BITS < dataset.BitsAllocated:  # gdcm ends the process for JPEG in longer words
         dataset.BitsAllocated, dataset.BitsStored = _WORD_BITS, min(int(dataset.BitsStored), _WORD_BITS)

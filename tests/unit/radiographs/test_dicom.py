@@ -369,3 +369,13 @@ def test_lossy_jpeg_of_8_bits_is_read_in_longer_words_and_whatever_sign_the_head
     dataset = dataset_of(film_HW.astype(words), bits_stored, stated, **window, PixelRepresentation=is_signed)
     dataset.PixelData = encapsulate([encode(Image.fromarray(film_HW), "JPEG", quality=98)])
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
+@pytest.mark.parametrize(("words", "bits_stored"), [("u1", 8), ("u2", 8), ("u2", 12), ("u4", 32)])
+def test_lossy_jpeg_in_colour_is_read_in_longer_words(film_HW, square_HW, stated, words, bits_stored):
+    grey_HWC = np.repeat(film_HW[..., None], 3, axis=2)
+    colours = {"PhotometricInterpretation": "YBR_FULL_422", "PlanarConfiguration": 0}
+    dataset = dataset_of(grey_HWC.astype(words), bits_stored, stated, **colours)
+    dataset.PixelData = encapsulate([encode(Image.fromarray(grey_HWC), "JPEG", quality=98)])
+    assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from csi_job.radiographs.doubt import doubt_about
-from csi_job.radiographs.grey import percentiles
+from csi_job.radiographs.grey import films, percentiles
 
 
 def framed(film_HW: np.ndarray, level: int) -> np.ndarray:
@@ -46,3 +46,21 @@ def test_percentiles_are_numpys_bit_by_bit(dtype):
             for percents in ((0.5, 99.5), (0, 50, 100)):
                 expected = np.percentile(sample_N.astype(np.float64), percents)
                 assert percentiles(sample_N, *percents).tolist() == pytest.approx(expected, abs=0)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", ">i2", "<i4", "<f4"])
+@pytest.mark.parametrize("lowest", [0, -3000])
+@pytest.mark.parametrize("highest", [4095, 5461, 5462, 32767, 65535])  # of 12 pixels, 5461 still fit 16 bits
+@pytest.mark.parametrize("order", "CF")
+def test_the_averages_of_a_large_film_are_exact(dtype, lowest, highest, order):
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "ui" else np.finfo(dtype)
+    lowest, highest = max(lowest, limits.min), min(highest, limits.max)
+    levels_HW = np.random.default_rng(0).integers(lowest, highest, (1201, 1004), endpoint=True).astype(dtype, order)
+    levels_HW[:4, :3] = highest
+    averaged, _ = films(levels_HW, 100)
+    assert averaged.levels_HW.shape == (301, 335)
+    boxes = levels_HW[:1200, :1002].astype(float).reshape(300, 4, 334, 3)
+    expected_HW = boxes.mean(axis=(1, 3))
+    if np.dtype(dtype).kind != "f":
+        expected_HW = np.rint(expected_HW)
+    assert np.allclose(averaged.levels_HW[:300, :334], expected_HW, rtol=1e-7, atol=0)
