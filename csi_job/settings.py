@@ -7,10 +7,12 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
+
+MAX_SEED: Final = 2**32 - 1  # of NumPy's and scikit-learn's random states
 
 
 class Section(BaseModel):

@@ -100,9 +100,11 @@ def main() -> None:
         hint = {
             errno.EACCES: "grant this user access, or name another path",
             errno.EROFS: "choose a writable folder with --work",
+            errno.ENAMETOOLONG: "name another path",
         }.get(error.errno or 0, "check the path and run the same command again")
         place = f" ({error.filename})" if error.filename else ""
-        _leave(f"{error.strerror or error}{place}; {advice(error) or hint}", 1)
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        _leave(f"{error.strerror or error}{place[:200]}; {advice(error) or hint}", code)
     except Exception:
         if not received:
             raise

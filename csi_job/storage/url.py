@@ -140,11 +140,13 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
     """Reject a missing SQLite file, or create it.
 
     Raises:
-        ConfigurationError: the file is missing or on a network file system, or it cannot be created.
+        ConfigurationError: the file is missing, no file, or on a network file system, or it cannot be created.
     """
     check_file_system(path)
     if path.is_file():
         return
+    if path.exists():  # SQLite would wait for the lock of a device without end
+        raise ConfigurationError("the database is not a file", got=str(path), hint="name another in storage.url")
     if not create:
         raise no_database(path)
     with explain_os_errors("the database cannot be used", path, kind=ConfigurationError):

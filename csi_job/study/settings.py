@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from pydantic.config import JsonDict
 
 from csi_job.errors import ConfigurationError
-from csi_job.settings import Section
+from csi_job.settings import MAX_SEED, Section
 
 Sampler = Literal["tpe", "tpe_per_cost", "random", "cmaes", "auto"]
 Pruner = Literal["median", "successive_halving", "asha", "hyperband", "none", "auto"]
@@ -20,6 +20,7 @@ ONE_OBJECTIVE_SAMPLERS: Final = ("cmaes", "tpe_per_cost")
 PAUSING: Final = ("asha", "hyperband")
 ObjectiveName = Literal["f1", "f1-and-cost"]
 ALLOWED_NAMES: Final = "up to 100 characters without slashes, not beginning with a dot"
+MAX_WORKERS: Final = 256  # more than any machine has GPUs; each takes the memory of a PyTorch
 MAX_NAME_BYTES = 200  # of 255, to which file names add e.g. `_optimization_history.html`
 
 
@@ -64,7 +65,7 @@ class StudySettings(Section):
     """Total number of epochs over all trials, after which no trial starts; those that are running are finished."""
     objective: ObjectiveName = "f1"
     """`f1`: maximise validation F1; `f1-and-cost`: also minimise GFLOPs per image."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=MAX_SEED)
     """Random seed; each trial derives its own from it."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which this worker stops starting new trials."""
@@ -72,7 +73,7 @@ class StudySettings(Section):
     """Attempts in a row without a finished epoch after which a trial fails."""
     max_failed_trials: int = Field(default=10, ge=0)
     """Number of failed trials allowed; one more stops the study with an error."""
-    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_WORKERS)] = "auto"
     """Worker processes, each running one trial at a time: `auto` is one per GPU, or a single one on the CPU. A number
     is at most that of the GPUs; on the CPU, that many workers share the cores."""
     report_every: int = Field(default=5, ge=1)
@@ -90,9 +91,9 @@ class StudySettings(Section):
     @field_validator("workers", mode="before")
     @classmethod
     def _is_auto_or_a_number(cls, workers: object) -> object:
-        if workers == "auto" or (str(workers).isdecimal() and int(str(workers)) > 0):
+        if workers == "auto" or (str(workers).isdecimal() and 1 <= int(str(workers)) <= MAX_WORKERS):
             return workers
-        raise ValueError(f"must be auto or a whole number from 1, got {workers!r}")
+        raise ValueError(f"must be auto or a whole number from 1 to {MAX_WORKERS}, got {workers!r}")
 
     @field_validator("name")
     @classmethod

@@ -97,6 +97,7 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["statsu"], 2, "Did you mean 'status'?"),
         (["hyperopt", "--nonsense"], 2, "No such option"),
+        (["status", "--work", "x" * 5000], 2, "xxx; name another path"),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
         (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),

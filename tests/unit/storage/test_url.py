@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from csi_job.errors import ConfigurationError
 from csi_job.storage.engine import make_engine
 from csi_job.storage.settings import StorageSettings
-from csi_job.storage.url import check_file_system, database_address
+from csi_job.storage.url import check_file_system, check_sqlite_file, database_address
 
 NASTY = "p@ss/w:o{r}d%20#?&=é' \\"
 REPEATED = ("password", "sslpassword", "sslmode")
@@ -120,6 +120,12 @@ def test_a_network_file_system_is_rejected_with_a_hint_at_postgresql(path, tmp_p
     mounts.write_text(MOUNTS)
     with pytest.raises(ConfigurationError, match=r"network file system.*PostgreSQL"):
         check_file_system(Path(path), mounts)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/"])
+def test_what_is_no_file_is_rejected_as_a_database(path):
+    with pytest.raises(ConfigurationError, match="the database is not a file"):
+        check_sqlite_file(Path(path), create=True)
 
 
 @pytest.mark.parametrize("path", ["/home/studies.db", "/merged/studies.db", "/layers/studies.db", "/database/s.db"])
