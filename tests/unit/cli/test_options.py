@@ -92,6 +92,21 @@ def csi_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_closed_streams_change_nothing(closed):
+    shown = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m csi_job config show {closed}", shell=True, capture_output=True, check=True
+    )
+    assert shown.stdout.startswith(b"work: .")
+
+
+def test_a_terminal_without_a_size_is_written_to(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    code = "import sys; from csi_job.__main__ import main; import csi_job.cli as c; from rich.console import Console\n"
+    code += "c.main = lambda: Console().print('shown'); main()"
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"shown\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
