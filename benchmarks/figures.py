@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +43,26 @@ def measure(arguments: Sequence[str], python_path: Path | None = None) -> tuple[
     if ended.returncode not in (0, 2):
         raise SystemExit(ended.stderr.decode())
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def wall_s(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    timed: Callable[[Callable[[], object]], float] = wall_s,
+) -> dict[str, list[float]]:
+    """Return what each variant takes in each round; every other round runs them in reverse order."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds):
+        for name in [*variants][:: -1 if number % 2 else 1]:
+            times[name].append(timed(variants[name]))
+    return times
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:

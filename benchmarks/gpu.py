@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.figures import machine, spread
+from benchmarks.figures import interleaved, machine, spread
 from benchmarks.gpu_peer import Peer
 from csi_job.cache.dataset import SplitData
 from csi_job.final_model.seeds import SeedHooks
@@ -129,7 +129,7 @@ def measure(arch: str, size: Size, rounds: int, *, with_compiled: bool) -> Itera
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
             first_s, second_s = (in_new_process(arch, size) for _ in range(2))
             variants["compiled"] = warm(Ours(arch, size, num_steps, TrialSettings(compile=True))).train
-    times = interleaved(variants, rounds, size.device)
+    times = interleaved(variants, rounds, lambda variant: seconds(variant, size.device))
     rates = {name: [num_steps * size.batch_size / each for each in times[name]] for name in times}
     yield f"\n{arch}, {ours.trainer.gflops:.1f} GFLOPs per image; peer: {peer.name}"
     yield f"  training, images/s                 {spread(rates['ours'])}"
@@ -172,15 +172,6 @@ def warm(ours: Ours) -> Ours:
         ours.validate()
     ours.validate()
     return ours
-
-
-def interleaved(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the seconds of each variant in each round; every other round runs them in reverse order."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds):
-        for name in list(variants)[:: -1 if number % 2 else 1]:
-            times[name].append(seconds(variants[name], device))
-    return times
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:

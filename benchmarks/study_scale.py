@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import optuna
 import psycopg2  # type: ignore[import-untyped]
+from optuna.samplers import RandomSampler
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
 from benchmarks.figures import machine
-from benchmarks.study_trial import suggest, value_at
+from benchmarks.study_trial import stock_storage, stock_study, suggest, value_at
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.study import worker
@@ -73,9 +74,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.sqlite and arguments.workers == parser.get_default("workers"):
         arguments.workers, arguments.trials = [8], 15
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     print(machine("optuna"))
     print("trials beyond the total, and workers that ended by an error, are shown where there are any")
-    with no_server() if arguments.sqlite else embedded_server(max_connections=MAX_CONNECTIONS) as server:
+    with contextlib.nullcontext() if arguments.sqlite else embedded_server(max_connections=MAX_CONNECTIONS) as server:
         best = max(line for sleep_s in arguments.seconds for line in table(server, sleep_s, arguments))
     print_arithmetic(best)
 
@@ -118,8 +120,10 @@ def print_arithmetic(rate: float) -> None:
 def measure(server: Server | None, side: str, num_workers: int, target: int, sleep_s: float) -> Run | None:
     """Run one study by some workers; None if they could not all begin."""
     with tempfile.TemporaryDirectory() as work, database(server, work) as url:
-        made = {"ours": make_ours, "stock": make_stock}[side](url, Path(work), target)
-        del made
+        if side == "ours":
+            make_ours(url, Path(work), target)
+        else:
+            stock_study(stock_storage(url), RandomSampler())
         barrier, times = FORKS.Barrier(num_workers + 1), FORKS.SimpleQueue()
         arguments = (side, url, work, target, sleep_s, barrier, times)
         workers = [FORKS.Process(target=_work, args=arguments) for _ in range(num_workers)]
@@ -147,24 +151,10 @@ def make_ours(url: str, work: Path, target: int) -> optuna.Study:
     return define_study(storage, Definition.of(settings, SearchSpace(), {}, cache_key="0" * 16))
 
 
-def make_stock(url: str, _work: Path, _target: int) -> optuna.Study:
-    """Make or open the peer's."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
-    pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5)
-    return optuna.create_study(
-        storage=storage,
-        study_name="stock",
-        sampler=optuna.samplers.RandomSampler(),
-        pruner=pruner,
-        direction="maximize",
-        load_if_exists=True,
-    )
-
-
 def _work(side: str, url: str, work: str, target: int, sleep_s: float, barrier: Any, times: Any) -> None:
     """Be a worker."""
     warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     ask_ms: list[float] = []
     try:
         {"ours": _work_on_ours, "stock": _work_on_stock}[side](url, Path(work), target, sleep_s, barrier, ask_ms)
@@ -198,8 +188,8 @@ def _work_on_ours(url: str, work: Path, target: int, sleep_s: float, barrier: An
     run_worker(study, objective, settings=settings, **given)
 
 
-def _work_on_stock(url: str, work: Path, target: int, sleep_s: float, barrier: Any, ask_ms: list[float]) -> None:
-    study = make_stock(url, work, target)
+def _work_on_stock(url: str, _folder: Path, target: int, sleep_s: float, barrier: Any, ask_ms: list[float]) -> None:
+    study = stock_study(stock_storage(url), RandomSampler())
     create = study._storage.create_new_trial
 
     def timed_create(*arguments: Any, **options: Any) -> int:
@@ -223,18 +213,12 @@ def _work_on_stock(url: str, work: Path, target: int, sleep_s: float, barrier: A
 
 def finished(side: str, url: str) -> tuple[float, int]:
     """Return the seconds from the first beginning to the last end of a trial, and how many have finished."""
-    storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
+    storage = stock_storage(url)
     trials = optuna.load_study(study_name=side, storage=storage).get_trials(deepcopy=False, states=FINISHED)
     storage.engine.dispose()
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return (max(ends) - min(starts)).total_seconds(), len(trials)
-
-
-@contextmanager
-def no_server() -> Iterator[None]:
-    """Yield nothing: SQLite needs no server."""
-    yield None
 
 
 @contextmanager
@@ -250,11 +234,14 @@ def database(server: Server | None, work: str) -> Iterator[str]:
 @contextmanager
 def watched(server: Server | None) -> Iterator[list[int]]:
     """Collect how many connections clients have, four times a second."""
+    if server is None:
+        yield []
+        return
     counts: list[int] = []
     over = threading.Event()
 
-    def watch(url: str) -> None:
-        connection = psycopg2.connect(url)
+    def watch() -> None:
+        connection = psycopg2.connect(server.url)
         connection.autocommit = True
         cursor = connection.cursor()
         query = "SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'"
@@ -263,15 +250,13 @@ def watched(server: Server | None) -> Iterator[list[int]]:
             counts.append(cursor.fetchone()[0])
         connection.close()
 
-    watcher = threading.Thread(target=watch, args=(server.url,)) if server else None
-    if watcher:
-        watcher.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         yield counts
     finally:
         over.set()
-        if watcher:
-            watcher.join()
+        watcher.join()
 
 
 if __name__ == "__main__":

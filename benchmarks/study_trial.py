@@ -31,7 +31,8 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine, make_url
 
-from benchmarks.figures import machine, spread
+from benchmarks.figures import interleaved, machine, spread, wall_s
+from csi_job.errors import StopRequestedError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.study.definition import Definition, define_study
@@ -86,12 +87,9 @@ def measure(server: Server, url: str, num_trials: int, arguments: argparse.Names
 
 def print_cold_load(ours: Ours, stock: Stock, rounds: int) -> None:
     """Print how long a new storage takes to read all trials."""
-    times: list[list[float]] = [[], []]
-    for number in range(rounds):
-        for place, side in enumerate((ours, stock)) if number % 2 else reversed([*enumerate((ours, stock))]):
-            times[place].append(timed(side.load))
-    ratio = statistics.median(times[1]) / statistics.median(times[0])
-    print(f"  cold load: ours {spread(times[0])}, stock {spread(times[1])}: {ratio:.1f} times faster")
+    times = interleaved({"ours": ours.load, "stock": stock.load}, rounds, wall_ms)
+    ratio = statistics.median(times["stock"]) / statistics.median(times["ours"])
+    print(f"  cold load: ours {spread(times['ours'])}, stock {spread(times['stock'])}: {ratio:.1f} times faster")
 
 
 def print_trials(ours: Ours, stock: Stock, arguments: argparse.Namespace) -> None:
@@ -181,29 +179,38 @@ class Ours(Side):
         given: dict[str, Any] = {"suggest": suggest, "work": self.work}
         try:
             run_worker(self.study, objective, settings=self.settings, options=options, **given)
-        except Exception:  # the worker's way to obey the interrupt above
+        except StopRequestedError:  # the worker's way to obey the interrupt above
             if left:
                 raise
         return times
+
+
+def stock_storage(url: str) -> optuna.storages.RDBStorage:
+    """Open the storage of stock Optuna."""
+    return optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
+
+
+def stock_study(storage: optuna.storages.RDBStorage, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """Make or open a study of stock Optuna, with a pruner that decides like ours."""
+    return optuna.create_study(
+        storage=storage,
+        study_name="stock",
+        sampler=sampler,
+        pruner=optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5),
+        direction="maximize",
+        load_if_exists=True,
+    )
 
 
 class Stock(Side):
     """A study of stock Optuna, run by `ask` and `tell`."""
 
     def __init__(self, url: str) -> None:
-        self.storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg2://"))
         sampler = optuna.samplers.TPESampler(
             seed=0, n_startup_trials=10, multivariate=True, group=True, constant_liar=True
         )
-        pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=1, n_min_trials=5)
-        self.study = optuna.create_study(
-            storage=self.storage,
-            study_name="stock",
-            sampler=sampler,
-            pruner=pruner,
-            direction="maximize",
-            load_if_exists=True,
-        )
+        self.storage = stock_storage(url)
+        self.study = stock_study(self.storage, sampler)
         self.study_id = self.study._study_id
 
     def run(self, num_trials: int) -> Times:
@@ -321,16 +328,14 @@ def round_trip(url: str, repeats: int = 50) -> float:
     """Return the median milliseconds of a statement that does nothing."""
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        times = [timed(lambda: connection.exec_driver_sql("SELECT 1").scalar()) for _ in range(repeats)]
+        times = [wall_ms(lambda: connection.exec_driver_sql("SELECT 1").scalar()) for _ in range(repeats)]
     engine.dispose()
     return statistics.median(times)
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Return the milliseconds of a call."""
-    began = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - began)
+def wall_ms(call: Callable[[], object]) -> float:
+    """Return the milliseconds that a call takes."""
+    return 1000 * wall_s(call)
 
 
 if __name__ == "__main__":

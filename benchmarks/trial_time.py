@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.figures import machine, spread
+from benchmarks.figures import interleaved, machine, spread
 from csi_job.cache.build import build_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.settings import CacheSettings
@@ -179,7 +179,7 @@ def peer_files(radiographs: RadiographsSettings, side_px: int) -> dict[str, File
     paths = find_images(radiographs.images, table.file_ids, table.rows)
     split_N = split_patients(table, radiographs.split)
     chosen = {name: np.flatnonzero(split_N == index) for index, name in enumerate(SPLITS)}
-    return {name: Files([paths[i] for i in rows], table.zones_NZ[rows], side_px) for name, rows in chosen.items()}
+    return {name: Files([Path(paths[i]) for i in rows], table.zones_NZ[rows], side_px) for name, rows in chosen.items()}
 
 
 def cached_trial(cache: Path, params: Hyperparameters, num_epochs: int) -> None:
@@ -199,15 +199,9 @@ def cached_supply(cache: Path, num_epochs: int) -> None:
 
 
 def paired(ours: Callable[[], None], peer: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
-    """Time both in turn, the first alternating; a first call of each warms up files and libraries."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
-        for which in (0, 1) if number % 2 else (1, 0):
-            started = time.perf_counter()
-            (ours, peer)[which]()
-            if number:
-                times[which].append(time.perf_counter() - started)
-    return times
+    """Time both in turn; a first round, which warms up files and libraries, is not counted."""
+    times = interleaved({"ours": ours, "peer": peer}, rounds + 1)
+    return times["ours"][1:], times["peer"][1:]
 
 
 def print_row(name: str, cached: list[float], plain: list[float], built_s: float) -> None:

@@ -1,5 +1,8 @@
-"""Benchmarks that need a GPU run to their end without one, so that they work where there is one."""
+"""Benchmarks run to their end at their smallest size, without a GPU too, so that they work where there is one."""
 
+import importlib
+
+import pytest
 import torch
 
 from benchmarks import gpu
@@ -26,3 +29,20 @@ def test_the_gpu_benchmark_measures_every_row_of_the_table(monkeypatch):
     assert len(lines) == len(ROWS)
     for line, row in zip(lines, ROWS, strict=True):
         assert line.startswith(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "last"),
+    [
+        ("study_trial", "--history 30 --round-trip-ms 1 --trials 1 --rounds 2", "statements per trial"),
+        ("study_scale", "--sqlite --workers 2 --trials 1 --seconds 0", "pods ask for"),
+        ("study_long", "--trials 30 --pruners asha", "a trial, asha"),
+        ("trial_time", "--arch Custom_1 --image-size 32 --epochs 1 --rounds 1 --num-workers 0", "pixels alone"),
+    ],
+    ids=["study_trial", "study_scale", "study_long", "trial_time"],
+)
+def test_a_benchmark_prints_its_table(phantoms, monkeypatch, capsys, name, arguments, last):
+    films = ["--labels", str(phantoms / "labels.csv"), "--images", str(phantoms / "images")]
+    monkeypatch.setattr("sys.argv", [name, *arguments.split(), *(films if name == "trial_time" else [])])
+    importlib.import_module(f"benchmarks.{name}").main()
+    assert last in capsys.readouterr().out
