@@ -15,7 +15,6 @@ from typing import Any
 from cyclonedx.factory.license import LicenseFactory
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import License
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
@@ -58,7 +57,7 @@ def python_packages(found: dict[str, Any]) -> list[Component]:
             type=ComponentType.LIBRARY,
             name=name,
             version=version,
-            licenses=[license_of(text)] if text else (),
+            licenses=[LicenseFactory().make_from_string(text)] if text else (),
             purl=PackageURL("pypi", None, name.lower().replace("_", "-"), version),
             bom_ref=f"pypi:{name}",
         )
@@ -79,11 +78,6 @@ def debian_packages(found: dict[str, Any]) -> list[Component]:
         )
         for name, version, architecture in found["debian"]
     ]
-
-
-def license_of(text: str) -> License:
-    """Return a license by its SPDX identifier or expression, else by its name."""
-    return LicenseFactory().make_from_string(text)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 
-from csi_job.errors import StopRequestedError
-from csi_job.logs import set_up_logging
 from csi_job.storage.storage import open_storage
 from csi_job.study.confirmation import Training, open_confirmation, plan, training_of
 from csi_job.study.worker import WorkerOptions
@@ -62,7 +60,6 @@ def test_killed_workers_leave_an_exact_study(url, tmp_path, pruner):
 
 def confirming(arguments):
     """A worker process that shares the trainings of a confirmation: three recipes with four seeds."""
-    set_up_logging("text")
     work, epoch_s = Path(arguments["work"]), arguments["epoch_s"]
     storage = open_storage(storage_settings(arguments["url"], lease_s=arguments["lease_s"]), work, create=True)
     confirmation = open_confirmation(define(storage))
@@ -77,11 +74,7 @@ def confirming(arguments):
 
     replan(None)
     options = WorkerOptions(may_add=False, waits=True, on_trial_finished=replan, noun="training")
-    try:
-        work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
-    except StopRequestedError as error:
-        return error.exit_code
-    return 0
+    work_on(confirmation, work, train, options=options, suggest=training_of, pruner="none", max_attempts=100)
 
 
 def f1_of(training):

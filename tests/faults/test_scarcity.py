@@ -13,7 +13,6 @@ from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import embedded_server
-from tests.support.processes import num_lines
 
 SETTINGS = {"name": "scarce", "max_attempts": 100, "lease_s": 5.0, "sampler": "random", "outage_s": 300.0}
 FULL_S = 3.0
@@ -55,7 +54,7 @@ def test_workers_wait_while_the_database_s_disk_is_full(tmp_path):
         server.start()  # which directs its log to a file
         settings = {**SETTINGS, "num_trials": 400, "max_epochs": 3}
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run, plan=Plan(record), **settings), 4)
-        fleet.run_until(lambda: num_lines(record / "computed.log") > 20)
+        fleet.run_until_computed(record, 21)
         disk.fill()
         fleet.run_until(lambda: "No space left on device" in log_of(server))
         time.sleep(FULL_S)
@@ -85,7 +84,7 @@ def test_training_continues_without_checkpoints_on_a_full_disk(server, tmp_path)
         settings = {**SETTINGS, "num_trials": 3, "max_epochs": 4, "pruner": "none"}
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run_training, plan=plan, **settings), 2)
         workers = list(fleet.workers)
-        fleet.run_until(lambda: num_lines(record / "computed.log") > 1)
+        fleet.run_until_computed(record, 2)
         disk.fill()
         fleet.run_until(lambda: any("continues without checkpoints" in worker.log() for worker in workers))
         disk.free()

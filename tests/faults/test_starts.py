@@ -8,7 +8,6 @@ from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.worker import Plan, run
 from tests.support.postgres import pooler_of
-from tests.support.processes import num_lines
 from tests.support.reader import StudyReader
 
 NUM_STARTING, NUM_MANY = 64, 32
@@ -34,7 +33,7 @@ def test_scaling_up_and_down_while_trials_run_leaves_an_exact_study(server, tmp_
     with server.database() as url:
         fleet = Fleet(lambda _: FaultyWorker(url, tmp_path, run=run, plan=plan, **settings), 2)
         for num_workers, num_epochs in ((NUM_MANY, 10), (2, 60), (NUM_MANY, 90), (2, 140)):
-            wait_for_epochs(record, num_epochs, fleet)
+            fleet.run_until_computed(record, num_epochs)
             fleet.resize(num_workers)
         endings = fleet.finish()
         findings = check_study(url, "starts", record, Expected(80, 3, accounted(endings)))
@@ -52,7 +51,7 @@ def test_workers_that_share_two_sessions_of_a_pooler_leave_an_exact_study(server
         pooled = make_url(url).set(query=options).render_as_string()
         fleet = Fleet(lambda _: FaultyWorker(pooled, tmp_path, run=run, plan=plan, **settings), 6)
         for num_epochs in (10, 40, 70):
-            wait_for_epochs(record, num_epochs, fleet)
+            fleet.run_until_computed(record, num_epochs)
             killed = fleet.workers[0]
             killed.send_signal(signal.SIGKILL)
             fleet.run_until(lambda killed=killed: killed not in fleet.workers)
@@ -60,11 +59,6 @@ def test_workers_that_share_two_sessions_of_a_pooler_leave_an_exact_study(server
         findings = check_study(url, "starts", record, Expected(60, 2, accounted(endings)))
     assert (endings.others, endings.num_killed) == ([], 3)
     assert not findings.violations
-
-
-def wait_for_epochs(record, num_epochs, fleet):
-    while fleet.workers and num_lines(record / "computed.log") < num_epochs:
-        fleet.collect(0.05)
 
 
 def test_wrong_clocks_and_time_zones_change_nothing(server, tmp_path):
@@ -82,7 +76,7 @@ def test_wrong_clocks_and_time_zones_change_nothing(server, tmp_path):
         [(began,)] = server.run("SELECT timezone('utc', now())")
         fleet = Fleet(start, 3)
         for num_epochs in (8, 16, 24, 32):
-            wait_for_epochs(record, num_epochs, fleet)
+            fleet.run_until_computed(record, num_epochs)
             fleet.workers[0].send_signal(signal.SIGKILL)
             fleet.collect(5.0)
         endings = fleet.finish()

@@ -254,7 +254,6 @@ def copy_to_be_killed(arguments):
         sa.event.listen(storages[1].engine, event, count)
     sys.stderr.write("copying\n")
     copy_study(storages[0], "toy", storages[1])
-    return 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Small studies for tests: a space, a cheap objective, and workers as processes."""
 
 import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 
+from csi_job.errors import CsiJobError, StopRequestedError
 from csi_job.logs import set_up_logging
 from csi_job.storage.attributes import PAUSED
 from csi_job.storage.claim import Claim, ClaimRules, Counts, NothingToClaim, claim_trial, count_trials
@@ -62,17 +64,30 @@ def write_checkpoint(folder: Path, epoch: int, x: float) -> Path:
     return save_checkpoint(folder, epoch, {"results": results})
 
 
-def objective(running: RunningTrial[Hyperparameters], epoch_s: float = 0.0) -> list[float]:
+def note_computed(folder: Path, number: int, epoch: int) -> None:
+    """Note for a test that an epoch of a trial was computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "computed.log").open("a") as computed:
+        computed.write(f"{number} {epoch}\n")
+
+
+def objective(
+    running: RunningTrial[Hyperparameters],
+    epoch_s: float = 0.0,
+    *,
+    note: Callable[[int, int], object] | None = None,
+    save: Callable[[Path, int, float], Path] = write_checkpoint,
+) -> list[float]:
     """Report a value per epoch, with a checkpoint; resume from the checkpoint it is given."""
+    note = note or functools.partial(note_computed, running.work)
     x = running.params.unknown_weight
     first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
     for epoch in range(first, running.max_epochs):
         if epoch_s:
             time.sleep(epoch_s)
         running.batch_done()
-        checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
-        with (running.work / "computed.log").open("a") as computed:  # where the test can count it
-            computed.write(f"{running.number} {epoch}\n")
+        note(running.number, epoch)
+        checkpoint = save(running.checkpoint_folder, epoch, x)
         running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
         running.end_if_behind()
     return [x, running.max_epochs][: len(running.trial.study.directions)]
@@ -140,14 +155,16 @@ def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
 
 
 class Worker(Process):
-    """A worker process; its log is a file."""
+    """A worker process that calls `run` with its settings; its log is a file."""
 
     def __init__(
-        self, url: str, work: Path, *, run: Callable[[dict[str, Any]], int] | None = None, **settings: Any
+        self, url: str, work: Path, *, run: Callable[[dict[str, Any]], object] | None = None, **settings: Any
     ) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.log_file = work / f"worker-{uuid.uuid4().hex[:8]}.log"
-        super().__init__(_run_process, {"url": url, "work": str(work), **settings}, str(self.log_file), run or main)
+        super().__init__(
+            _run_process, {"url": url, "work": str(work), **settings}, str(self.log_file), run or work_on_toy
+        )
 
     def wait(self, timeout_s: float = 120) -> int:
         """Return the exit code, negative for a signal."""
@@ -161,32 +178,34 @@ class Worker(Process):
         return self.log_file.read_text() if self.log_file.exists() else ""
 
 
-def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[str, Any]], int]) -> None:
+def _run_process(arguments: dict[str, Any], log_file: str, run: Callable[[dict[str, Any]], object]) -> None:
+    """Run a worker; what stops it is logged in one line, with the program's exit code."""
     handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 2)
     faulthandler.register(signal.SIGUSR1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(run(arguments))
-
-
-def main(arguments: dict[str, Any]) -> int:
-    from csi_job.errors import CsiJobError, StopRequestedError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     set_up_logging("text")
-    work, epoch_s = Path(arguments.pop("work")), arguments.pop("epoch_s", 0.0)
-    lease_s, stall_s = arguments.pop("lease_s", 2.0), arguments.pop("stall_s", 60.0)
-    storage_part = {key: arguments.pop(key) for key in ("outage_s", "connect_s") if key in arguments}
     try:
-        settings = storage_settings(arguments.pop("url"), lease_s=lease_s, **storage_part)
-        storage = open_storage(settings, work, create=True)
-        study = define(storage, **arguments)
-        options = WorkerOptions(stall_s=stall_s)
-        work_on(study, work, lambda running: objective(running, epoch_s), options=options, **arguments)
+        run(arguments)
     except (CsiJobError, StopRequestedError) as error:
         sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
+        sys.exit(error.exit_code)
+
+
+def open_own_storage(arguments: dict[str, Any], work: Path) -> StudyStorage:
+    """Open a worker's storage; its settings are taken out of the worker's arguments."""
+    given = {name: arguments.pop(name) for name in StorageSettings.model_fields if name in arguments}
+    return open_storage(StorageSettings(**given), work, create=True)
+
+
+def work_on_toy(arguments: dict[str, Any]) -> None:
+    """Define the study `toy` and work on it, with the cheap objective."""
+    work, epoch_s = Path(arguments.pop("work")), arguments.pop("epoch_s", 0.0)
+    options = WorkerOptions(stall_s=arguments.pop("stall_s", 60.0))
+    arguments.setdefault("lease_s", 2.0)
+    study = define(open_own_storage(arguments, work), **arguments)
+    work_on(study, work, lambda running: objective(running, epoch_s), options=options, **arguments)
 
 
 @contextmanager

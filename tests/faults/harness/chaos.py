@@ -47,7 +47,7 @@ class Dose:
     holes_in_transactions: bool = True
     connection: dict[str, str] = field(default_factory=dict)
     """Options of the driver."""
-    run: Callable[[dict[str, Any]], int] = run_dummies
+    run: Callable[[dict[str, Any]], object] = run_dummies
     """What a worker process does."""
     cache: Path | None = None
     """The cache to train on, if the workers train."""

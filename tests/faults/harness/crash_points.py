@@ -41,6 +41,12 @@ class Death:
     seed: int = 0
 
 
+def die() -> None:
+    """Kill this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)  # the signal is delivered before this ends
+
+
 class CrashPoints:
     """Counts and names the points that a worker passes."""
 
@@ -101,8 +107,7 @@ class CrashPoints:
             if last_act is not None:
                 last_act()
             os.write(2, f"{SELF_KILL}{name}\n".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)  # the signal is delivered before this ends
+            die()
 
     def _die_soon(self, _number: int, _frame: Any) -> None:
         self._after = self._count + self._draws.randint(1, SOON)

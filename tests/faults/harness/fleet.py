@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.harness.crash_points import SELF_KILL
+from tests.support.processes import num_lines
 from tests.support.studies import Worker
 
 LOST: Final = "no longer belongs to this worker"
@@ -116,6 +117,10 @@ class Fleet:
             if not self.workers:
                 raise RuntimeError(f"the workers ended: {self.endings.others}")
             self.collect(0.02)
+
+    def run_until_computed(self, record: Path, num_epochs: int) -> None:
+        """Replace killed workers until they have computed this many epochs in all."""
+        self.run_until(lambda: num_lines(record / "computed.log") >= num_epochs)
 
     def finish(self) -> Endings:
         while self.workers:

@@ -26,7 +26,7 @@ class Starts:
 
 
 def start_at_once(
-    server: Server, folder: Path, run: Callable[[dict[str, Any]], int], *, rounds: int, num_workers: int
+    server: Server, folder: Path, run: Callable[[dict[str, Any]], object], *, rounds: int, num_workers: int
 ) -> Starts:
     """Start workers at the same instant on an empty database, several times."""
     starts = Starts()

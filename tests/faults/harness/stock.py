@@ -22,10 +22,9 @@ COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT_S, GRACE_S = 1, 3
 
 
-def run_stock(arguments: dict[str, Any]) -> int:
+def run_stock(arguments: dict[str, Any]) -> None:
     """Run a worker process of the stock recipe; any exception ends it, as it would end a script."""
     warnings.simplefilter("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     plan: Plan = arguments["plan"]
     plan.record.mkdir(parents=True, exist_ok=True)
     points = CrashPoints(plan.death)
@@ -35,7 +34,7 @@ def run_stock(arguments: dict[str, Any]) -> int:
     study = _study(arguments)
     total = arguments["num_trials"]
     if len(study.get_trials(deepcopy=False, states=COUNTED)) >= total:
-        return 0
+        return
 
     def acknowledge(_study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if trial.state in COUNTED:
@@ -46,7 +45,6 @@ def run_stock(arguments: dict[str, Any]) -> int:
         callbacks=[acknowledge, MaxTrialsCallback(total, states=COUNTED)],
         catch=(Exception,),
     )
-    return 0
 
 
 def _study(arguments: dict[str, Any]) -> optuna.Study:

@@ -54,22 +54,19 @@ def seen_points(url: str, folder: Path, num_trials: int = 8) -> set[str]:
 
     fleet = Fleet(start, 1)  # alone, so that no other worker resumes the trial when this one is slow
     fleet.run_until(lambda: fleet.endings.num_killed_themselves == len(causes))
-    _wait_for_epochs(folder, fleet)
+    _wait_for_epoch(folder / "record", fleet)
     fleet.resize(2)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        _wait_for_epochs(folder, fleet)
+        _wait_for_epoch(folder / "record", fleet)
         fleet.workers[0].send_signal(number)
         fleet.collect(5.0)
     fleet.finish()
     return set((folder / "record" / "points.log").read_text().splitlines())
 
 
-def _wait_for_epochs(folder: Path, fleet: Fleet) -> None:
+def _wait_for_epoch(record: Path, fleet: Fleet) -> None:
     """Wait until another epoch has been computed."""
-    file = folder / "record" / "computed.log"
-
-    before = num_lines(file)
-    fleet.run_until(lambda: num_lines(file) > before)
+    fleet.run_until_computed(record, num_lines(record / "computed.log") + 1)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ def phantom_cache(folder: Path, num_images: int = 60, side_px: int = 32) -> Path
     return build_cache(radiographs, CacheSettings(image_size_px=side_px, num_workers=1), folder)
 
 
-def run_training(arguments: dict[str, Any]) -> int:
-    """Run a worker process that trains and return the program's exit code."""
-    return run_observed(arguments, _task)
+def run_training(arguments: dict[str, Any]) -> None:
+    """Run a worker process that trains."""
+    run_observed(arguments, _task)
 
 
 def _task(plan: Plan) -> Task:

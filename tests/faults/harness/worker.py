@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,21 +13,26 @@ from typing import Any
 import optuna
 
 from csi_job.errors import CsiJobError, StopRequestedError, TrialPausedError
-from csi_job.logs import set_up_logging
 from csi_job.storage import lease
 from csi_job.storage.attributes import TrialOutcome
-from csi_job.storage.storage import open_storage
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions, run_worker
-from csi_job.trial.checkpoint import epoch_of
 from csi_job.trial.space import SearchSpace
 from tests.faults.harness.acknowledged import Acknowledgements
 from tests.faults.harness.clocks import shift_clock
 from tests.faults.harness.crash_points import CrashPoints, Death
 from tests.support.processes import preload
-from tests.support.studies import BASELINE, CACHE_KEY, storage_settings, toy_space, value_at, write_checkpoint
+from tests.support.studies import (
+    BASELINE,
+    CACHE_KEY,
+    note_computed,
+    objective,
+    open_own_storage,
+    toy_space,
+    write_checkpoint,
+)
 
 preload("tests.faults.harness.worker")
 gc.freeze()  # before the workers fork: a collection would copy the pages that all of them share
@@ -121,53 +125,37 @@ class Watch:
         return objective
 
     def _watch(self, running: RunningTrial[Any]) -> None:
-        report, end_if_behind = running.report, running.end_if_behind
+        report = self.points.within("report")(running.report)
 
         def watched_report(epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
             self.values[running.number] = value
             self.computed(running.number, epoch)
-            with self.points.within("report"):
-                report(epoch, value, checkpoint=checkpoint)
+            report(epoch, value, checkpoint=checkpoint)
             if epoch not in running.unsent.steps:
                 self.acknowledgements.write("report", running.number, epoch, value)
 
-        def watched_comparison() -> None:
-            with self.points.within("prune"):
-                end_if_behind()
-
-        running.report, running.end_if_behind = watched_report, watched_comparison
+        running.report, running.end_if_behind = watched_report, self.points.within("prune")(running.end_if_behind)
 
     def computed(self, number: int, epoch: int) -> None:
         """Record once that an epoch was computed."""
-        if epoch in self._noted:
-            return
-        self._noted.add(epoch)
-        with (self.record / "computed.log").open("a") as file:
-            file.write(f"{number} {epoch}\n")
+        if epoch not in self._noted:
+            self._noted.add(epoch)
+            note_computed(self.record, number, epoch)
 
 
 def dummy_task(plan: Plan) -> Task:
     """Return trials that cost nothing: each epoch is a number that is recorded, checkpointed and reported."""
 
-    def train(running: RunningTrial[Any], watch: Watch) -> list[float]:
-        x = running.params.unknown_weight
-        first = epoch_of(running.resume_from) + 1 if running.resume_from else 0
-        for epoch in range(first, running.max_epochs):
-            time.sleep(plan.epoch_s)
-            running.batch_done()
-            watch.computed(running.number, epoch)
-            with watch.points.within("checkpoint"):
-                checkpoint = write_checkpoint(running.checkpoint_folder, epoch, x)
-            running.report(epoch, value_at(x, epoch), checkpoint=checkpoint)
-            running.end_if_behind()
-        return [x]
+    def train(watch: Watch) -> Callable[[RunningTrial[Any]], list[float]]:
+        save = watch.points.within("checkpoint")(write_checkpoint)
+        return lambda running: objective(running, plan.epoch_s, note=watch.computed, save=save)
 
-    return Task(toy_space(plan.high), BASELINE, CACHE_KEY, lambda watch: lambda running: train(running, watch))
+    return Task(toy_space(plan.high), BASELINE, CACHE_KEY, train)
 
 
-def run(arguments: dict[str, Any]) -> int:
-    """Run a worker process with dummy trials and return the program's exit code."""
-    return run_observed(arguments, dummy_task)
+def run(arguments: dict[str, Any]) -> None:
+    """Run a worker process with dummy trials."""
+    run_observed(arguments, dummy_task)
 
 
 def wait_for_start(plan: Plan) -> None:
@@ -175,10 +163,8 @@ def wait_for_start(plan: Plan) -> None:
     time.sleep(max(0.0, plan.start_at_s - time.time()))
 
 
-def run_observed(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> int:
+def run_observed(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> None:
     """Run the program's worker, observed."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    set_up_logging("text")
     plan: Plan = arguments.pop("plan")
     plan.record.mkdir(parents=True, exist_ok=True)
     points = CrashPoints(plan.death, plan.record / "points.log" if plan.record_points else None)
@@ -188,20 +174,14 @@ def run_observed(arguments: dict[str, Any], task_of: Callable[[Plan], Task]) -> 
         lease._boot_and_pid_namespace = lambda: (f"boot of {os.getpid()}", "pid:[1]")
     if plan.clock_offset_s or plan.time_zone != "UTC":
         shift_clock(plan.clock_offset_s, plan.time_zone)
-    try:
-        _search(arguments, plan, task_of(plan), Watch(points, plan))
-    except (CsiJobError, StopRequestedError) as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
+    _search(arguments, plan, task_of(plan), Watch(points, plan))
 
 
 def _search(arguments: dict[str, Any], plan: Plan, task: Task, watch: Watch) -> None:
-    work, url = plan.work or Path(arguments.pop("work")), arguments.pop("url")
-    arguments.pop("work", None)
-    storage_part = {key: arguments.pop(key) for key in ("lease_s", "outage_s", "connect_s") if key in arguments}
+    logs = Path(arguments.pop("work"))
+    work = plan.work or logs
+    storage = open_own_storage(arguments, work)
     settings = StudySettings(**arguments)
-    storage = open_storage(storage_settings(url, **storage_part), work, create=True)
     study = define_study(storage, Definition.of(settings, task.space, task.baseline, cache_key=task.cache_key))
     watch.points.enter("claim")
     run_worker(

@@ -15,7 +15,6 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.errors import ConfigurationError, LeaseLostError, StorageUnavailableError
-from csi_job.logs import set_up_logging
 from csi_job.storage import lease as lease_module
 from csi_job.storage.attributes import FIXED_PARAMS, MIGRATED_FROM, TARGET, UID
 from csi_job.storage.claim import Claim
@@ -62,9 +61,7 @@ class Handle:
         return self.study.study_name
 
 
-def run(arguments: dict[str, Any]) -> int:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    set_up_logging("text")
+def run(arguments: dict[str, Any]) -> None:
     client, seed = arguments["client"], arguments["seed"]
     if arguments["own_host"]:
         lease_module._boot_and_pid_namespace = lambda: (f"boot of {client}", "pid:[1]")
@@ -75,10 +72,9 @@ def run(arguments: dict[str, Any]) -> int:
         settings = storage_settings(arguments["url"], lease_s=arguments["lease_s"], outage_s=60.0, connect_s=60.0)
         storage = open_storage(settings, folder, create=True)
         Client(journal, client, storage, folder, random.Random(seed)).work(only_finish=arguments["only_finish"])
-    except Exception:  # noqa: BLE001 - the harness complains of whatever it is
+    except Exception:
         journal.note(traceback.format_exc())
-        return 1
-    return 0
+        raise
 
 
 class Client:

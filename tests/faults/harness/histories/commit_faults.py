@@ -3,9 +3,7 @@
 The driver's connections are replaced from outside, for SQLite and PostgreSQL alike.
 """
 
-import os
 import random
-import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -15,6 +13,8 @@ import psycopg2
 from psycopg2 import extensions
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+
+from tests.faults.harness.crash_points import die
 
 FAULTS: Final = ("die before", "die after", "fail before", "fail after")
 
@@ -60,11 +60,6 @@ class CommitFaults:
         )
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # the signal is delivered before this ends
-
-
 class _File(sqlite3.Connection):
     """An SQLite file whose COMMITs may fail as on a full disk; then nothing was stored."""
 
@@ -73,14 +68,14 @@ class _File(sqlite3.Connection):
     def commit(self) -> None:
         fault = self.faults.draw() if self.in_transaction else ""
         if fault == "die before":
-            _die()
+            die()
         if fault.startswith("fail"):
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
             raise error
         super().commit()
         if fault == "die after":
-            _die()
+            die()
 
 
 class _Connection(extensions.connection):
@@ -95,11 +90,11 @@ class _Connection(extensions.connection):
     def end_transaction(self, fault: str, act: Any) -> None:
         """Do what ends a transaction, with a fault if there is one."""
         if fault == "die before":
-            _die()
+            die()
         if fault != "fail before":
             act()
         if fault == "die after":
-            _die()
+            die()
         if fault.startswith("fail"):
             self.close()
             message = "server closed the connection unexpectedly"
