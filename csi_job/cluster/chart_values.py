@@ -39,7 +39,9 @@ class ValuesSection(BaseModel):
 
 
 class GlobalValues(ValuesSection):
-    """Registry and pull secrets of every image."""
+    """Registry and pull secrets of every image; a chart that depends on this one may have more for its other parts."""
+
+    model_config = ConfigDict(extra="allow")
 
     image_registry: str
     image_pull_secrets: list[Name]
@@ -331,7 +333,8 @@ class ChartValues(PlacementValues, ContainerValues):
 
 def values_schema() -> dict[str, Any]:
     """Return the JSON schema of all values, including `job`."""
-    model = create_model("AllValues", __base__=ChartValues, job=(Settings, ...))
+    # A chart that depends on this one may have `condition: csi-job.enabled`.
+    model = create_model("AllValues", __base__=ChartValues, job=(Settings, ...), enabled=(bool, True))
     schema = model.model_json_schema()
     for path in SET_BY_CHART:
         _drop(schema, path)

@@ -46,7 +46,15 @@
 - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
 - {name: CSI_JOB_STORAGE__CONNECT_S, value: {{ dig "storage" "connect_s" $outage $job | quote }}}
 {{- include "csi-job.databaseTls" $root }}
-{{- if ne $step "controller" }}
+{{- $isStage := not (has $stage (list "controller" "dashboard")) }}
+{{- if eq $stage "controller" }}
+- {name: RELEASE_NAME, value: {{ $root.Release.Name | quote }}}
+- {name: RELEASE_STAGES, value: {{ include "csi-job.fullname" $root }}-stages}
+- {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+{{- else if eq $stage "dashboard" }}
+- {name: PGPASSFILE, value: /tmp/pgpass}
+- {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+{{- else }}
 # On the shared volume: the cache stage downloads the weights, and the other stages have no internet access.
 - {name: TORCH_HOME, value: /work/weights}
 {{- end }}
@@ -71,7 +79,7 @@
 - {name: CSI_JOB_RADIOGRAPHS__LABELS, value: {{ printf "%s/%s" $data $root.Values.data.labels | quote }}}
 - {name: CSI_JOB_RADIOGRAPHS__IMAGES, value: {{ printf "%s/%s" $data $root.Values.data.images | quote }}}
 {{- end }}
-{{- if and (ne $step "controller") $root.Values.wandb.existingSecret }}
+{{- if and $isStage $root.Values.wandb.existingSecret }}
 - {name: CSI_JOB_TRACKING__WANDB_API_KEY_FILE, value: /run/secrets/wandb/api-key}
 {{- end }}
 {{- end -}}

@@ -49,7 +49,7 @@ matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .R
 {{- define "csi-job.image" -}}
 {{- $image := index . 1 -}}
 {{- $registry := (index . 0).Values.global.imageRegistry -}}
-{{- with $registry }}{{ . }}/{{ end }}{{ $image.repository }}
+{{- with $registry }}{{ trimSuffix "/" . }}/{{ end }}{{ $image.repository }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
@@ -58,9 +58,14 @@ matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .R
 {{- .Values.image.pullPolicy | default (.Values.global.imageRegistry | empty | ternary "IfNotPresent" "Always") -}}
 {{- end -}}
 
-{{/* Digest of everything the controller acts on. Each upgrade has a new one, so that it retries what failed. */}}
+{{/* Digest of everything the controller acts on, and of its own Job, which can't be changed. Each upgrade has a new one, so
+     that it retries what failed. */}}
 {{- define "csi-job.digest" -}}
-{{ printf "%s %d %s" (toJson .Values) .Release.Revision .Chart.Version | sha256sum | trunc 10 }}
+{{- $parts := list (toJson .Values) .Release.Revision -}}
+{{- range list "controller/_job" "stages/_cache" "stages/_search" "stages/_final" "stages/_fetch" -}}
+{{- $parts = append $parts (include (printf "%s/%s.yaml" $.Template.BasePath .) $) -}}
+{{- end -}}
+{{ toJson $parts | sha256sum | trunc 10 }}
 {{- end -}}
 
 {{- define "csi-job.settings" -}}
@@ -77,6 +82,8 @@ matchLabels: {app.kubernetes.io/name: csi-job, app.kubernetes.io/instance: {{ .R
 {{- define "csi-job.databaseUrl" -}}
 {{- if and .Values.database.bundled .Values.database.external.url -}}
 {{- fail "database.external.url is set, but database.bundled is true; set it to false, or remove the URL" -}}
+{{- else if regexMatch "[?&](ssl)?password=" .Values.database.external.url -}}
+{{- fail "database.external.url has a password; remove it and put it into the Secret that database.existingSecret names" -}}
 {{- else if .Values.database.bundled -}}
 postgresql+psycopg2://csi@{{ include "csi-job.fullname" . }}-database:5432/csi
 {{- else -}}

@@ -62,9 +62,26 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
+{{/* Kueue's queue in which the Job of a component waits, "" if none: (list $ <component>). */}}
+{{- define "csi-job.queue" -}}
+{{- $labels := include "csi-job.labels" (slice . 0 2) | fromYaml -}}
+{{- $ofAll := has (index . 1) (list "cache" "search" "final") | ternary (index . 0).Values.kueue.queueName "" -}}
+{{- hasKey $labels "kueue.x-k8s.io/queue-name" | ternary (get $labels "kueue.x-k8s.io/queue-name") $ofAll -}}
+{{- end -}}
+
+{{/* Resources of a component's container without GPUs: (list $ <component>). */}}
+{{- define "csi-job.resources" -}}
+{{- $resources := (include "csi-job.section" . | fromYaml).resources -}}
+{{- if include "csi-job.queue" . -}}
+{{- /* Kueue admits no pod that requests a resource its queue does not cover, and few queues cover this one. */ -}}
+{{- range $kind, $amounts := pick $resources "requests" "limits" -}}{{- $_ := set $resources $kind (omit $amounts "ephemeral-storage") -}}{{- end -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end -}}
+
 {{/* Image and security of a container: (list $ image). */}}
 {{- define "csi-job.containerImage" -}}
-image: {{ include "csi-job.image" . }}
+image: {{ include "csi-job.image" . | quote }}
 imagePullPolicy: {{ include "csi-job.pullPolicy" (index . 0) }}
 securityContext: {{- toYaml (index . 0).Values.securityContext | nindent 2 }}
 {{- end -}}

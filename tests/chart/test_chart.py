@@ -124,6 +124,15 @@ def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
         ({**EXTERNAL, "database.existingSecret": ""}, "database.existingSecret is needed"),
         ({**EXTERNAL, "database.bundled": True}, "database.external.url is set, but database.bundled is true"),
         ({"database.external.url": "postgresql://csi:secret@db/csi"}, "/database/external/url"),
+        (
+            {**EXTERNAL, "database.external.url": "postgresql://csi@db/csi?a=b&password=c"},
+            "database.external.url has a pass",
+        ),
+        (
+            {**EXTERNAL, "database.external.url": "postgresql://csi@db/csi?sslpassword=c"},
+            "database.external.url has a pass",
+        ),
+        ({"search.gpus": 0, "budget.gpuHours": 1}, "budget.gpuHours counts search.gpus, which is 0; set budget.hours"),
         ({"search.resources.limits.cpu": "4 cores"}, "/search/resources/limits/cpu"),
         ({"tmpSize": "5GB"}, "/tmpSize"),
         ({"work.size": -1}, "/work/size"),
@@ -155,6 +164,17 @@ def test_a_wrong_value_is_rejected_by_its_name(values, name):
     result = helm({**DEMO, **values})
     assert result.returncode != 0
     assert name in result.stderr
+
+
+def test_a_name_of_digits_is_text_and_a_registry_may_end_with_a_slash():
+    accounts = ("serviceAccount.name", "controller.serviceAccount.name")
+    values = dict.fromkeys(("work.storageClass", "database.storageClass", *accounts), "123")
+    documents = render({**DEMO, "dashboard.enabled": True, "global.imageRegistry": "reg.org/team/", **values})
+    classes = [item["spec"]["storageClassName"] for item in documents if item["kind"] == "PersistentVolumeClaim"]
+    assert classes == ["123", "123"]
+    for component, pod in pods(documents).items():
+        assert pod["serviceAccountName"] == "123", component
+        assert all(re.match(r"reg\.org/team/[a-z]", container["image"]) for container in containers(pod)), component
 
 
 @pytest.mark.parametrize("release", ["1st", "a.b"])
@@ -195,6 +215,45 @@ def test_the_manifests_are_the_rendered_chart(tmp_path):
     assert rendered | {"values.yaml"} == stored, "run: make manifests"
     _, different, wrong = filecmp.cmpfiles(tmp_path, ROOT / "k8s", rendered, shallow=False)
     assert (different, wrong) == ([], []), "run: make manifests"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("stages/_search.yaml", "  completionMode: Indexed\n"),
+        ("stages/_fetch.yaml", "  restartPolicy: Never\n"),
+        ("_pod.tpl", "enableServiceLinks: false\n"),
+        ("controller/_job.yaml", "  completionMode: Indexed\n"),
+    ],
+)
+def test_a_chart_that_makes_other_jobs_names_its_controller_anew(tmp_path, path, line):
+    """A Job can't be changed, and plain manifests have no revision."""
+    chart = tmp_path / "helm"
+    shutil.copytree(CHART, chart)
+    changed = chart / "templates" / path
+    text = changed.read_text()
+    assert line in text
+    changed.write_text(text.replace(line, f"{line.rstrip()} # changed\n"))
+    before, after = (
+        re.findall(r"name: (r-csi-job-controller-\w+)", helm(DEMO, chart=each).stdout) for each in (CHART, chart)
+    )
+    assert len(before) == len(after) == 1
+    assert before != after
+
+
+def test_another_chart_may_depend_on_this_one(tmp_path):
+    shutil.copytree(CHART, tmp_path / "charts" / "csi-job")
+    dependency = {"name": "csi-job", "version": "0.1.0", "condition": "csi-job.enabled"}
+    (tmp_path / "Chart.yaml").write_text(
+        json.dumps({"apiVersion": "v2", "name": "hospital", "version": "1.0.0", "dependencies": [dependency]})
+    )
+    values = {"global": {"storageClass": "fast", "imageRegistry": "mirror.org"}, "csi-job": {"enabled": True}}
+    (tmp_path / "values.yaml").write_text(json.dumps(values))
+    given = {f"csi-job.{name}": value for name, value in DEMO.items()}
+    result = helm(given, chart=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert 'image: "mirror.org/csi-job:' in result.stdout
+    assert "csi-job" not in helm({**given, "csi-job.enabled": False}, chart=tmp_path).stdout
 
 
 names = st.from_regex(r"[a-z][-a-z0-9]{24,51}[a-z0-9]|[a-z]([-a-z0-9]{0,50}[a-z0-9])?|[0-9]{1,6}", fullmatch=True)

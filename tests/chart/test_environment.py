@@ -53,6 +53,17 @@ def test_a_users_variable_overrides_the_charts_if_harmless_and_is_rejected_other
     assert "the chart itself sets CSI_JOB_WORK" in rejected.stderr
 
 
+@pytest.mark.parametrize("component", ["search", "controller", "dashboard"])
+def test_variables_keep_their_order_and_the_charts_own_are_rejected(component):
+    values = {"dashboard.enabled": True, "env": [{"name": "ZONE", "value": "a"}, {"name": "APP", "value": "x-$(ZONE)"}]}
+    (given,) = variables(values, component)
+    assert [*given][-2:] == ["ZONE", "APP"]
+    assert given.keys() - variables(values | {"env": None}, component)[0].keys() == {"ZONE", "APP"}
+    for name in given.keys() & {"CSI_JOB_STORAGE__URL", "RELEASE_NAME", "PGPASSFILE"}:
+        result = helm({**DEMO, "dashboard.enabled": True, f"{component}.env": [{"name": name, "value": "a"}]})
+        assert f"the chart itself sets {name}; remove it from env" in result.stderr
+
+
 def test_a_setting_that_the_templates_read_is_no_variable():
     templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
     read = {found for found in re.findall(r'dig "(\w+)" "(\w+)"', templates) if found[0] in Settings.model_fields}
@@ -105,8 +116,8 @@ def test_two_ports_of_the_external_database_are_rejected():
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_every_pod_logs_in_one_format(log_format):
-    for component in (*STAGES, "controller", "check"):
-        given = variables({"logFormat": log_format}, component)
+    for component in (*STAGES, "controller", "check", "dashboard"):
+        given = variables({"logFormat": log_format, "dashboard.enabled": True}, component)
         assert {each["CSI_JOB_LOG_FORMAT"] for each in given} == {log_format}
     assert {each["CSI_JOB_LOG_FORMAT"] for each in variables({}, "search")} == {"json"}
 
@@ -135,7 +146,12 @@ def test_the_dashboard_listens_on_the_pods_family(tmp_path, address, family):
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "_cli.py").write_text(f"import socketserver, sys\ndef main(): {shown}\n")
-    environment = {"POD_IP": address, "STORAGE": "s", "PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    environment = {
+        "POD_IP": address,
+        "CSI_JOB_STORAGE__URL": "s",
+        "PYTHONPATH": str(tmp_path),
+        "PATH": os.environ["PATH"],
+    }
     result = subprocess.run(
         ["sh", "-c", start], check=True, env=environment, capture_output=True, text=True, timeout=60
     )

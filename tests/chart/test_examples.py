@@ -105,6 +105,18 @@ def test_a_queue_is_asked_only_for_what_queues_cover():
             assert requested <= {"cpu", "memory", "nvidia.com/gpu"}
 
 
+@pytest.mark.parametrize("component", ["controller", "search", "dashboard"])
+def test_a_queue_named_by_a_label_is_asked_only_for_that_too(component):
+    documents = render(
+        {**DEMO, "dashboard.enabled": True, f"{component}.labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
+    )
+    (container,) = pods(documents)[component]["containers"]
+    requested = {name for kind in container["resources"].values() for name in kind}
+    assert requested <= {"cpu", "memory", "nvidia.com/gpu"}
+    (cache,) = pods(documents)["cache"]["containers"]
+    assert "ephemeral-storage" in cache["resources"]["requests"]
+
+
 def test_the_dashboard_runs_from_our_image_behind_a_cluster_ip():
     documents = render({**DEMO, "dashboard.enabled": True})
     (container,) = pods(documents)["dashboard"]["containers"]

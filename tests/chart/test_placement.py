@@ -49,7 +49,11 @@ def test_a_stage_may_request_devices_but_no_budget_of_gpu_hours_that_would_never
     (container,) = pods(render(values))["search"]["containers"]
     assert container["resources"]["claims"] == [{"name": "gpu"}]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
-    assert "budget.gpuHours counts search.gpus" in helm({**values, "budget.gpuHours": 1}).stderr
+    budget = {"budget.gpuHours": 1}
+    assert "budget.gpuHours counts search.gpus" in helm({**values, **budget}).stderr
+    released = {"resourceClaims": DEVICE, "search.resources.claims": [{"name": "gpu"}], "search.gpus": 0}
+    assert "budget.gpuHours counts search.gpus" in helm({**DEMO, **released, **budget}).stderr
+    assert helm({**DEMO, "search.gpus": 0, "search.resources.limits": {"nvidia.com/gpu": 1}, **budget}).returncode == 0
 
 
 @pytest.mark.parametrize("component", ["controller", "cache", "search", "final", "dashboard"])

@@ -6,15 +6,16 @@ args:
   - run
   - {{ include "csi-job.config" . }}
   - --stages={{ include "csi-job.fullname" . }}-stages
-  - --digest={{ include "csi-job.digest" . }}
+  - --digest=@digest@
   - --missing-seconds={{ .Values.controller.missingSeconds | int64 }}
   - --max-rounds={{ .Values.controller.maxRounds | int64 }}
   {{- with .Values.budget.hours }}
   - --budget-hours={{ . }}
   {{- end }}
   {{- with .Values.budget.gpuHours }}
-  {{- if and $.Values.search.resourceClaims (not $.Values.search.gpus) }}
-  {{- fail "budget.gpuHours counts search.gpus, not search.resourceClaims; set budget.hours" }}
+  {{- $search := $.Values.search }}
+  {{- if not (or $search.gpus (hasKey ($search.resources.limits | default dict) $.Values.gpuResource)) }}
+  {{- fail "budget.gpuHours counts search.gpus, which is 0; set budget.hours instead" }}
   {{- end }}
   - --budget-gpu-hours={{ . }}
   {{- end }}
@@ -27,12 +28,8 @@ ports: [{name: metrics, containerPort: {{ .Values.metrics.port | int64 }}}]
 {{- with include "csi-job.envFrom" (list . "controller") }}
 {{ . }}
 {{- end }}
-env:
-  - {name: RELEASE_NAME, value: {{ .Release.Name | quote }}}
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  - {name: RELEASE_STAGES, value: {{ include "csi-job.fullname" . }}-stages}
-  {{- include "csi-job.environment" (list . "controller" "controller") | nindent 2 }}
-resources: {{- toYaml .Values.controller.resources | nindent 2 }}
+env: {{- include "csi-job.environment" (list . "controller" "controller") | nindent 2 }}
+resources: {{- include "csi-job.resources" (list . "controller") | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   - {name: settings, mountPath: /etc/csi-job, readOnly: true}

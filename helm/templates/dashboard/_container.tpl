@@ -13,29 +13,16 @@ args:
     case $POD_IP in *:*) family=AF_INET6 host=:: ;; *) family=AF_INET host=0.0.0.0 ;; esac
     exec python -c "import socket, socketserver, optuna_dashboard._cli as dashboard
     socketserver.TCPServer.address_family = socket.$family
-    dashboard.main()" "$STORAGE" --host $host --port 8080
+    dashboard.main()" "$CSI_JOB_STORAGE__URL" --host $host --port 8080
 {{- with include "csi-job.envFrom" (list . "dashboard") }}
 {{ . }}
 {{- end }}
-env:
-  - {name: CSI_JOB_STORAGE__URL, value: {{ include "csi-job.databaseUrl" . | quote }}}
-  - {name: CSI_JOB_STORAGE__PASSWORD_FILE, value: /run/secrets/database/password}
-  - {name: CSI_JOB_STORAGE__CONNECT_S, value: "5"}
-  - {name: STORAGE, value: {{ include "csi-job.databaseUrl" . | quote }}}
-  - {name: PGPASSFILE, value: /tmp/pgpass}
-  - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-  {{- $given := dict }}
-  {{- range concat (include "csi-job.databaseTls" . | fromYamlArray) .Values.env (.Values.dashboard.env | default list) }}
-  {{- $_ := set $given .name . }}
-  {{- end }}
-  {{- range omit $given "CSI_JOB_STORAGE__CONNECT_S" "STORAGE" "PGPASSFILE" "POD_IP" }}
-  - {{ toRawJson . }}
-  {{- end }}
+env: {{- include "csi-job.environment" (list . "dashboard" "dashboard") | nindent 2 }}
 ports: [{name: http, containerPort: 8080}]
 startupProbe: {tcpSocket: {port: http}, periodSeconds: 5, failureThreshold: 720}
 readinessProbe: {httpGet: {path: /dashboard, port: http}, periodSeconds: 10, timeoutSeconds: 5}
 livenessProbe: {tcpSocket: {port: http}, periodSeconds: 30}
-resources: {{- toYaml .Values.dashboard.resources | nindent 2 }}
+resources: {{- include "csi-job.resources" (list . "dashboard") | nindent 2 }}
 volumeMounts:
   {{- include "csi-job.databaseMounts" . | nindent 2 }}
   - {name: tmp, mountPath: /tmp}

@@ -34,7 +34,7 @@ livenessProbe:
   periodSeconds: 20
   timeoutSeconds: 5
   failureThreshold: 6
-resources: {{- toYaml .Values.database.resources | nindent 2 }}
+resources: {{- include "csi-job.resources" (list . "database") | nindent 2 }}
 volumeMounts:
   - {name: data, mountPath: /var/lib/postgresql/data}
   - {name: password, mountPath: /run/secrets/database, readOnly: true}

@@ -1,12 +1,7 @@
 {{/* What the stages' Jobs have in common, each part as (list $ <stage>); limits also take the names of its containers. */}}
 {{- define "csi-job.stageMetadata" -}}
-{{ include "csi-job.metadata" (list (index . 0) (index . 1) (index . 1)) }}
-  {{- $own := include "csi-job.labels" (list (index . 0) (index . 1)) | fromYaml }}
-  {{- with (index . 0).Values.kueue.queueName }}
-  {{- if not (hasKey $own "kueue.x-k8s.io/queue-name") }}
-  kueue.x-k8s.io/queue-name: {{ . | quote }}
-  {{- end }}
-  {{- end }}
+{{- $queue := include "csi-job.queue" . -}}
+{{ include "csi-job.metadata" (list (index . 0) (index . 1) (index . 1) (empty $queue | ternary dict (dict "kueue.x-k8s.io/queue-name" $queue))) }}
 {{- with include "csi-job.annotations" (list (index . 0) (index . 1) dict dict) }}
 {{ . }}
 {{- end }}
@@ -40,7 +35,7 @@ restartPolicy: Never
 initContainers: {{- trim . | nindent 2 }}
 {{- end }}
 {{- end }}
-serviceAccountName: {{ include "csi-job.account" $root }}
+serviceAccountName: {{ include "csi-job.account" $root | quote }}
 terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | int64 }}
 securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
 volumes:

@@ -2,13 +2,8 @@
 {{- define "csi-job.step" -}}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
-{{- $values := include "csi-job.section" . | fromYaml -}}
-{{- $resources := $values.resources -}}
-{{- if $root.Values.kueue.queueName -}}
-{{- /* Kueue admits no pod that requests a resource its queue does not cover, and few queues cover this one. */ -}}
-{{- range $kind, $amounts := pick $resources "requests" "limits" -}}{{- $_ := set $resources $kind (omit $amounts "ephemeral-storage") -}}{{- end -}}
-{{- end -}}
-{{- with $values.gpus -}}
+{{- $resources := include "csi-job.resources" . | fromYaml -}}
+{{- with (include "csi-job.section" . | fromYaml).gpus -}}
 {{- $gpus := dict $root.Values.gpuResource . -}}
 {{- $resources = mergeOverwrite $resources (dict "requests" $gpus "limits" $gpus) -}}
 {{- end -}}
