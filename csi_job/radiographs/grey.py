@@ -18,7 +18,6 @@ _MAX_SAMPLED_SIDE = 256  # percentiles of larger images use about this many even
 _REDUCING_GAP = 3.0  # images are averaged over boxes, down to this many times the target, before they are filtered
 _NUM_CHECKED = 64  # rows and columns of boxes that show whether a film may be averaged first
 _TOLERANCE = 0.4  # of 255 grey levels, on average
-_MAX_16_BIT = 65_535
 _TABULATED = (np.uint16, np.int16, np.uint8, np.int8)  # so few levels that one pass over all of them costs little
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -83,11 +82,7 @@ def _box_averages(levels_HW: np.ndarray, down: int, across: int) -> np.ndarray:
     """Return the average of each box, as floats; the last boxes of rows and columns may be smaller."""
     if abs(levels_HW.strides[0]) < abs(levels_HW.strides[1]):  # by columns in memory, as NIfTI is
         return _box_averages(levels_HW.T, across, down).T
-    if levels_HW.dtype == np.int16 and levels_HW.min() >= 0:
-        levels_HW = levels_HW.view(np.uint16)
-    wide: type[np.number] = {"uint16": np.uint32, "int16": np.int32}.get(levels_HW.dtype.name, np.float64)
-    if levels_HW.dtype == np.uint16 and levels_HW.max() <= _MAX_16_BIT // (down * across):
-        wide = np.uint16  # twice as fast
+    wide = {"uint16": np.uint32, "int16": np.int32}.get(levels_HW.dtype.name, np.float64)
     sums_HW: Any = levels_HW[::down].astype(wide)
     for row in range(1, down):
         part = levels_HW[row::down]

@@ -50,7 +50,7 @@ def test_percentiles_are_numpys_bit_by_bit(dtype):
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", ">i2", "<i4", "<f4"])
 @pytest.mark.parametrize("lowest", [0, -3000])
-@pytest.mark.parametrize("highest", [4095, 5461, 5462, 32767, 65535])  # of 12 pixels, 5461 still fit 16 bits
+@pytest.mark.parametrize("highest", [4095, 5461, 5462, 32767, 65535])  # 12 pixels of 5461 fit 16 bits
 @pytest.mark.parametrize("order", "CF")
 def test_the_averages_of_a_large_film_are_exact(dtype, lowest, highest, order):
     limits = np.iinfo(dtype) if np.dtype(dtype).kind in "ui" else np.finfo(dtype)
