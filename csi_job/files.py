@@ -47,6 +47,11 @@ def listed(folder: Path) -> list[Path]:
         return []
 
 
+def real_path(path: Path) -> Path:
+    """Return the absolute path without links; unlike `Path.resolve` before Python 3.13, of a link to itself too."""
+    return Path(os.path.realpath(path))
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder and its missing parents, each flushed in its parent, and return it."""
     if path.is_dir():
@@ -174,7 +179,7 @@ def check_free(*paths: Path, force: bool) -> None:
 
 def _target(path: Path) -> Path:
     """Resolve a link, so that its target is replaced and not the link; a link to itself stays as it is."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return real_path(path) if path.is_symlink() else path
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -25,7 +25,7 @@ from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
 from csi_job.study.record import StudyRecord, read_record
 from csi_job.study.settings import check_objective, checked_name
-from csi_job.study.studies import claim_results, open_study
+from csi_job.study.studies import claim_results, open_study, results_owner
 from csi_job.study.target import set_target
 from csi_job.study.worker import WorkerOptions
 from csi_job.study.worker_group import worker_environments
@@ -163,6 +163,8 @@ def run_train_optimized(settings: Settings, hyperparams: Path) -> FinalModel:
         hyperparams, default_study=settings.study.name, default_max_epochs=settings.study.max_epochs
     )
     found = read_record(settings.storage, settings.work, file.study) if file.names_study else None
+    if found is not None:  # the file may be of a namesake of it
+        results_owner(settings.folder, file.study, found.uid, database_address(settings.storage, settings.work))
     record = file.record_of_study(found)
     is_of_deleted = found is not None and record is not found
     if is_of_deleted:

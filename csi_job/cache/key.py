@@ -19,7 +19,7 @@ from csi_job.cache.manifest import FORMAT_VERSION, CacheInfo, finished_folders, 
 from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import NODE_ONLY, CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
-from csi_job.files import digest_json, locked, read_json, write_atomic
+from csi_job.files import digest_json, locked, read_json, real_path, write_atomic
 from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import EARLIER_READERS, READER_VERSION, find_images
 from csi_job.radiographs.settings import RadiographsSettings
@@ -82,7 +82,7 @@ def find_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     folder = WorkFolder(work)
     identity_key = load_key(folder.identity_key)
     index = DigestIndex(folder.caches, identity_key, paths)
-    images = radiographs.images.resolve()
+    images = real_path(radiographs.images)
     return Source(table, paths, index, identity_key, images, _build_key(table, radiographs, cache))
 
 

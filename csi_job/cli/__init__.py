@@ -47,6 +47,17 @@ class _LazyGroup(click.Group):
         command = getattr(module, cmd_name.replace("-", "_"))
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; if there is none, name those of groups that are called so."""
+        if args[0] not in COMMANDS:
+            groups = ((name, self.get_command(ctx, name)) for name in COMMANDS)
+            meant = [f"'{name} {args[0]}'" for name, group in groups if args[0] in getattr(group, "commands", ())]
+            if meant:
+                ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(meant)}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands, in the order of use"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])

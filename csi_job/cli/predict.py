@@ -1,7 +1,6 @@
 """`csi-job predict`."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from csi_job.cli.options import PathType, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.files import replacing_unlocked
+from csi_job.files import real_path, replacing_unlocked
 from csi_job.logs import announced
 
 FORM = ("image_size_px", "normalisation")  # what a model card says of the images
@@ -78,7 +77,7 @@ def _open(output: Path | None) -> Iterator[TextIO]:
         with click.open_file(str(output or "-"), "w", encoding="utf-8") as stream:
             yield cast("TextIO", stream)
         return
-    target = Path(os.path.realpath(output))  # unlike `resolve`, of a link to itself too
+    target = real_path(output)
     with replacing_unlocked(target) as temporary, temporary.open("w", encoding="utf-8") as file:
         if target.exists():
             shutil.copymode(target, temporary)

@@ -15,7 +15,7 @@ from csi_job.cluster.api import Cluster
 from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
-from csi_job.files import make_folder, replacing_unlocked
+from csi_job.files import make_folder, real_path, replacing_unlocked
 
 RESULTS: Final = ("models", WORK.problems.name)
 STARTUP_TIMEOUT_S: Final = 180.0
@@ -93,7 +93,7 @@ def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:
             for member in members:
                 path = destination / member.name
                 content = tar.extractfile(member)
-                if content is None or not path.resolve().is_relative_to(destination.resolve()):
+                if content is None or not real_path(path).is_relative_to(real_path(destination)):
                     raise ClusterError("the volume has a file that lies outside its folder", got=member.name)
                 make_folder(path.parent)
                 with replacing_unlocked(path) as temporary:

@@ -6,12 +6,11 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, ServerClock
 from csi_job.cluster.budget import initial_annotations, meter
-from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, seconds_since, starting_s
+from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
@@ -265,6 +264,7 @@ class CacheRun(StageRun):
         super().__init__(*stage, **options)
         self.watch, self.max_rounds = watch, max_rounds
         self._crowded_at_s: float | None = None  # when pods of the search were last seen
+        self._retried_at_s = -math.inf
         self._is_in_vain = False  # the search gave way, and a queue admitted the stage no sooner
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
@@ -303,8 +303,8 @@ class CacheRun(StageRun):
 
     def _retry(self, job: Mapping[str, Any]) -> None:
         """Let Kubernetes try again to create the Job's pods, which it would do only within a minute."""
-        last = get_annotation(job, RETRIED)
-        if not last or seconds_since(datetime.fromisoformat(last)) > RETRY_AFTER_S:
+        if time.monotonic() - self._retried_at_s > RETRY_AFTER_S:
+            self._retried_at_s = time.monotonic()
             retried = {RETRIED: ServerClock.now().isoformat(timespec="seconds")}
             self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": retried}})
 

@@ -12,7 +12,7 @@ from csi_job.evaluation.model_file import LoadedModel, load_model
 from csi_job.evaluation.page import comparison_page, evaluation_page
 from csi_job.evaluation.predictions_file import split_predictions_csv
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.files import json_text, make_folder, write_atomic
+from csi_job.files import json_text, make_folder, real_path, write_atomic
 from csi_job.html.links import Link, page_links
 from csi_job.html.render import share_plotly
 from csi_job.trial.memory import choose_device
@@ -70,7 +70,7 @@ def run_evaluation(
         decision = decide(evaluation.to_json())
         return EvaluationRun(evaluation, None, decision, writer.write_evaluation(evaluation, decision, model_path.stem))
     baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings)
-    same_stem = baseline_path.stem == model_path.stem and baseline_path.resolve() != model_path.resolve()
+    same_stem = baseline_path.stem == model_path.stem and real_path(baseline_path) != real_path(model_path)
     stem = f"{baseline_path.stem}_as_baseline" if same_stem else baseline_path.stem
     writer.stems += [stem, "comparison"]
     comparison = compare_evaluations(evaluation, baseline)

@@ -20,7 +20,7 @@ from csi_job.final_model.hyperparams import HyperparamsFile, is_count
 from csi_job.final_model.seeds import Recipe, SeedResult
 from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
-from csi_job.study.status import ranked_trials
+from csi_job.study.status import pareto_front, ranked_trials
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1
@@ -113,23 +113,16 @@ def find_candidates(
     found = [Candidate(Recipe(file.params, max_epochs or file.max_epochs), file.trial, file.value)]
     if study is None or not file.is_search_result or num_candidates == 1:
         return found
-    ranked = ranked_trials(study.get_trials(deepcopy=False), study.user_attrs)
-    for trial in ranked if len(study.directions) == 1 else _pareto_front(ranked):
+    ranked: Iterable[FrozenTrial] = ranked_trials(study.get_trials(deepcopy=False), study.user_attrs)
+    if len(study.directions) > 1:
+        ranked = pareto_front(ranked, lambda trial: (trial.values[0], trial.values[1]))
+    for trial in ranked:
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
             stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there
             epochs = max_epochs or (stored if is_count(stored) else file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     return found
-
-
-def _pareto_front(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that none beats on both F1 and cost, the best F1 first."""
-    front: list[FrozenTrial] = []
-    for trial in sorted(trials, key=lambda trial: (-trial.values[0], trial.values[1], trial.number)):
-        if not front or trial.values[1] < front[-1].values[1] or trial.values == front[-1].values:
-            front.append(trial)
-    return front
 
 
 def choose_winner(trained: Sequence[CandidateResult], *, prefer_cheap: bool) -> CandidateResult:

@@ -236,17 +236,9 @@ def _fenced_insert(
 
     columns = [table.c[name] for name in rows[0] if name != "trial_id"]
     names = [column.name for column in columns]
-    arrays = [_array(column, [row[column.name] for row in rows]) for column in columns]
+    arrays = [sa.cast([row[column.name] for row in rows], postgresql.ARRAY(column.type)) for column in columns]
     given = sa.func.unnest(*arrays).table_valued(*names, name="given").render_derived()
     values = [sa.cast(given.c[column.name], column.type) for column in columns]
     selected = sa.select(held.c.trial_id, *values).select_from(held.join(given, sa.true()))
     insert = postgresql.insert(table).from_select(["trial_id", *names], selected)
     return on_conflict_update(insert, [name for name in names if name not in keys], keys)
-
-
-def _array(column: sa.Column[Any], values: list[Any]) -> sa.ColumnElement[Any]:
-    from sqlalchemy.dialects import postgresql
-
-    if isinstance(column.type, sa.Enum):
-        return sa.cast([value.name for value in values], postgresql.ARRAY(sa.String))
-    return sa.cast(values, postgresql.ARRAY(column.type))

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.files import make_folder, open_private
+from csi_job.files import make_folder, open_private, real_path
 from csi_job.storage.settings import StorageSettings
 from csi_job.work_folder import WorkFolder, no_database
 
@@ -63,7 +63,7 @@ class Address:
         Neither the user nor options such as `sslmode` are part of it. What the URL leaves out is as libpq takes it.
         """
         if self.is_sqlite:  # within the work folder it moves along
-            return os.path.relpath(self.path.resolve(), work.resolve())
+            return os.path.relpath(real_path(self.path), real_path(work))
         options = _connect_options(self.url)
 
         def given(name: str, variable: str) -> str:
@@ -129,7 +129,7 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -
     Raises:
         ConfigurationError: the file is on nfs, cifs, fuse or similar.
     """
-    kind = _file_system(path.resolve(), mounts)
+    kind = _file_system(real_path(path), mounts)
     if kind in NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in LOCAL_FUSE):
         message = f"an SQLite study cannot be on a network file system ({kind}), whose locks do not work"
         hint = "put it on a local disk, or share the study on PostgreSQL: storage.url postgresql+psycopg2://…"

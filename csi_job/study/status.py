@@ -1,11 +1,12 @@
 """The state of a study: the best trial so far, what is finished, what is running, how long the rest will take."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +27,7 @@ from csi_job.trial.hyperparameters import HYPERPARAMETERS
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
+T = TypeVar("T")
 NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
 
 
@@ -71,6 +73,16 @@ def ranked_trials(trials: Iterable[FrozenTrial], attributes: Mapping[str, Any]) 
     """Yield a study's complete trials by F1, without those that another program added outside the study's space."""
     complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
     return filter(space_test(attributes), sorted(complete, key=lambda trial: (-trial.values[0], trial.number)))
+
+
+def pareto_front(trials: Iterable[T], f1_and_cost: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Return the trials that none beats on both F1 and cost, the best F1 first; equal ones stay in their order."""
+    front: list[T] = []
+    for trial in sorted(trials, key=lambda trial: (-f1_and_cost(trial)[0], f1_and_cost(trial)[1])):
+        last = f1_and_cost(front[-1]) if front else (0.0, math.inf)
+        if f1_and_cost(trial)[1] < last[1] or f1_and_cost(trial) == last:
+            front.append(trial)
+    return front
 
 
 def space_test(attributes: Mapping[str, Any]) -> Callable[[FrozenTrial], bool]:

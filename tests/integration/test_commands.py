@@ -194,7 +194,13 @@ def namesake(phantoms, tmp_path_factory):
     return claimed["study_uid"], f"sqlite:///{work}/studies.db"
 
 
-@pytest.mark.parametrize("command", ["hyperopt", "study create", "report", "train-optimized"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("hyperopt", "study create", "report", "train-optimized"),
+        "train-optimized models/hyperopt/csi_optimization_optimized_params.json",
+    ],
+)
 def test_a_namesake_in_another_database_is_refused_before_it_replaces_results(finished, namesake, tmp_path, command):
     uid, url = namesake
     given = command.split()
@@ -204,6 +210,8 @@ def test_a_namesake_in_another_database_is_refused_before_it_replaces_results(fi
         best = json.loads((finished / "models/hyperopt" / BEST).read_text())
         (tmp_path / BEST).write_text(json.dumps(best | {"study_uid": uid}))
         given += ["--hyperparams", tmp_path / BEST]
+    elif command.startswith("train-optimized"):
+        given[1:] = ["--hyperparams", finished / given[1]]
     files = {path: path.stat().st_mtime_ns for path in finished.rglob("models/**/*")}
     _, err = run(finished, *given, "--storage", url, code=2)
     assert "another study of this name, which is in another database, got 'csi_optimization'" in err

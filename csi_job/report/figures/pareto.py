@@ -5,6 +5,7 @@ from typing import Any
 from csi_job.html.plot import BLUE, GREY, Figure, Plot, layout, line
 from csi_job.report.figures.style import BASELINE_MARKER, BEST_MARKER, F1_AXIS, markers
 from csi_job.report.study_view import StudyView, TrialView
+from csi_job.study.status import pareto_front
 
 
 def pareto_plot(view: StudyView) -> Plot:
@@ -18,17 +19,9 @@ def pareto_plot(view: StudyView) -> Plot:
     return Plot(key, title, caption, _pareto(view, trials))
 
 
-def pareto_front(trials: list[TrialView]) -> list[TrialView]:
-    """Return the trials that no other beats on both F1 and GFLOPs, cheapest first; each needs both."""
-    front: list[TrialView] = []
-    for trial in sorted(trials, key=lambda trial: (trial.gflops or 0.0, -(trial.f1 or 0.0), trial.number)):
-        if not front or (trial.f1 or 0.0) > (front[-1].f1 or 0.0):
-            front.append(trial)
-    return front
-
-
 def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
-    front = pareto_front(trials)
+    front = pareto_front(trials, lambda trial: (trial.f1 or 0.0, trial.gflops or 0.0))
+    front.sort(key=lambda trial: trial.gflops or 0.0)
     marked = {id(trial) for trial in (*front, view.best, view.baseline)}
     dominated = [trial for trial in trials if id(trial) not in marked]
     costs, f1s = [trial.gflops or 0.0 for trial in front], [trial.f1 for trial in front]

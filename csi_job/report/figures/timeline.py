@@ -14,9 +14,9 @@ ROW_HEIGHT_PX = 34
 def timeline_plot(view: StudyView) -> Plot:
     """Show the trials as bars over time, one row per worker."""
     key, title = "timeline", "Trials by worker"
-    trials = [trial for trial in view.trials if trial.runs and trial.outcome in OUTCOME_MARKERS]
+    trials = [trial for trial in view.inside if trial.runs and trial.outcome in OUTCOME_MARKERS]
     if not trials:
-        return Plot(key, title, missing="No trial has started yet.")
+        return Plot(key, title, missing=f"{view.no_trial} has started yet.")
     warning = f"Only the last {MAX_TRIALS} of {fmt.count(len(trials))} trials are drawn."
     warnings = (warning,) if len(trials) > MAX_TRIALS else ()
     caption = (

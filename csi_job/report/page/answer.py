@@ -60,7 +60,7 @@ def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
         figures.append(
             KeyFigure("Baseline validation F1", fmt.score(view.baseline.f1), f"trial {view.baseline.number}")
         )
-    seconds = sum(trial.seconds or 0.0 for trial in view.trials)
+    seconds = sum(trial.seconds or 0.0 for trial in view.inside)
     trials = f"{fmt.plural(view.num_finished, 'trial')} finished"
     return [*figures, KeyFigure("Total trial time", fmt.duration(seconds), trials)]
 

@@ -14,7 +14,7 @@ from csi_job.report.figures.parameters import parallel_plot, slices_plot
 from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.figures.timeline import timeline_plot
 from csi_job.report.study_view import StudyView, TrialView
-from csi_job.storage.attributes import FINISHED
+from csi_job.storage.attributes import FINISHED, OUTCOMES
 
 Columns = Mapping[str, Callable[[TrialView], str]]
 
@@ -71,20 +71,21 @@ def pareto(view: StudyView) -> PageSection:
 def cost(view: StudyView) -> PageSection:
     """Show the time spent per outcome, and the speed and size of each architecture."""
     key, title = "cost", "Computing cost"
-    if all(trial.seconds is None for trial in view.trials):
-        return PageSection(key, title, ("No trial has ended yet.",))
-    total_s = sum(trial.seconds or 0.0 for trial in view.trials)
+    if all(trial.seconds is None for trial in view.inside):
+        return PageSection(key, title, (f"{view.no_trial} has ended yet.",))
+    total_s = sum(trial.seconds or 0.0 for trial in view.inside)
     sentence = (
         f"All trials together took {fmt.duration(total_s)}, interruptions included, "
-        f"and ran {fmt.count(sum(trial.num_epochs for trial in view.trials))} epochs."
+        f"and ran {fmt.count(sum(trial.num_epochs for trial in view.inside))} epochs."
     )
     rows = []
-    for outcome, number in view.counts().items():
-        seconds = [trial.seconds for trial in view.with_outcome(outcome) if trial.seconds is not None]
+    for outcome in OUTCOMES:
+        trials = [trial for trial in view.inside if trial.outcome == outcome]
+        seconds = [trial.seconds for trial in trials if trial.seconds is not None]
         if seconds:
             share = f"{sum(seconds) / total_s:.0%}" if total_s else fmt.MISSING
             times = (fmt.duration(sum(seconds)), share, fmt.duration(median(seconds)))
-            rows.append((outcome.capitalize(), fmt.count(number), *times))
+            rows.append((outcome.capitalize(), fmt.count(len(trials)), *times))
     columns = ("Outcome", "Trials", "Time", "Share", "Median per trial")
     times_table = Table(columns, tuple(rows), frozenset({1, 2, 3, 4}))
     return PageSection(key, title, (sentence,), (times_table, *_architectures(view)))
@@ -194,7 +195,7 @@ def _phases(view: StudyView) -> Table:
 
 def _architectures(view: StudyView) -> tuple[Table, ...]:
     groups: defaultdict[str, list[TrialView]] = defaultdict(list)
-    for trial in view.trials:
+    for trial in view.inside:
         if trial.gflops is not None or trial.images_per_s is not None:
             groups[str(trial.params.get("model_arch", fmt.MISSING))].append(trial)
     if not groups:

@@ -1,14 +1,12 @@
 """The cache stage among the others; what it has in common with them is in test_stage_run.py."""
 
 import time
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from csi_job.cluster import stage_run
-from csi_job.cluster.api import ServerClock
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, RETRIED, CacheRun
 from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, Release, get_annotation, selector
@@ -127,7 +125,9 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     ],
     ids=["quota", "small quota", "webhook"],
 )
-def test_kubernetes_tries_again_every_few_seconds_to_create_a_pod_for_which_the_search_made_room(refusal, is_retried):
+def test_kubernetes_tries_again_every_few_seconds_to_create_a_pod_for_which_the_search_made_room(
+    refusal, is_retried, monkeypatch
+):
     _, held = running_search(namespace := Namespace())
     run = cache(namespace, Watch(num_finished=0))
     run.reconcile()
@@ -138,11 +138,12 @@ def test_kubernetes_tries_again_every_few_seconds_to_create_a_pod_for_which_the_
     namespace.create(event(waits, "FailedCreate", refusal, 40))
     run.reconcile()
     assert bool(get_annotation(job, RETRIED)) is is_retried
-    for ago_s, again in ((2, False), (8, is_retried)):
-        last = (ServerClock.now() - timedelta(seconds=ago_s)).isoformat()
-        job["metadata"]["annotations"][RETRIED] = last
+    now_s = time.monotonic()
+    for later_s, again in ((2, False), (8, is_retried)):
+        monkeypatch.setattr(time, "monotonic", lambda later_s=later_s: now_s + later_s)
+        job["metadata"]["annotations"][RETRIED] = "2999-01-01"  # whatever someone wrote there
         run.reconcile()
-        assert (get_annotation(job, RETRIED) != last) is again
+        assert (get_annotation(job, RETRIED) != "2999-01-01") is again
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])

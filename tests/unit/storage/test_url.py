@@ -241,3 +241,12 @@ def test_a_nul_byte_is_rejected_wherever_it_comes_from(tmp_path):
         with pytest.raises(ConfigurationError, match="NUL") as caught:
             database_address(storage, Path())
         assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("create", "message"), [(True, "the database cannot be used"), (False, "does not exist")])
+def test_a_link_to_itself_is_refused_in_one_line(tmp_path, create, message):
+    link = tmp_path / "studies.db"
+    link.symlink_to(link)
+    assert database_address(settings(f"sqlite:///{link}"), tmp_path).place(tmp_path) == "studies.db"
+    with pytest.raises(ConfigurationError, match=message):
+        check_sqlite_file(link, create=create)

@@ -1,13 +1,20 @@
 import plotly.graph_objects as go
 
-from csi_job.report.figures.pareto import pareto_front, pareto_plot
+from csi_job.report.figures.pareto import pareto_plot
+from csi_job.report.study_view import view_study
 
 
-def test_the_front_is_optunas(two_objectives, cost_view):
-    front = pareto_front(cost_view.ranked)
-    expected = {(trial.values[0], trial.values[1]) for trial in two_objectives.best_trials}
-    assert {(trial.f1, trial.gflops) for trial in front} == expected
-    assert len(front) > 1
+def front_of(view):
+    return next(trace for trace in pareto_plot(view).figure["data"] if trace.get("name") == "Pareto front")
+
+
+def test_the_front_is_optunas_ties_included_from_the_cheapest_on(two_objectives):
+    best = two_objectives.best_trials
+    two_objectives.add_trial(best[0])  # as good and as cheap
+    expected = sorted((trial.values[1], trial.values[0]) for trial in two_objectives.best_trials)
+    assert len(expected) == len(best) + 1
+    front = front_of(view_study(two_objectives))
+    assert [*zip(front["x"], front["y"], strict=True)] == expected
 
 
 def test_the_chosen_trial_is_marked_and_every_complete_trial_drawn(cost_view):
@@ -21,7 +28,7 @@ def test_the_chosen_trial_is_marked_and_every_complete_trial_drawn(cost_view):
 
 
 def test_labels_of_the_front_stay_inside_the_plot(cost_view):
-    front = next(trace for trace in pareto_plot(cost_view).figure["data"] if trace.get("name") == "Pareto front")
+    front = front_of(cost_view)
     sides = dict(zip(front["x"], front["textposition"], strict=True))
     assert sides[min(sides)] == "bottom right"
     assert sides[max(sides)] == "bottom left"

@@ -5,7 +5,10 @@ import plotly.graph_objects as go
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.figures.timeline import timeline_plot
+from csi_job.report.page.sections_search import cost
 from csi_job.report.study_view import view_study
+from tests.support.studies import define
+from tests.unit.report.figures.test_history import with_weight
 
 START = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - as Optuna stores it
 
@@ -50,3 +53,21 @@ def test_a_trial_that_was_paused_has_a_bar_for_each_time_it_ran():
 def test_every_outcome_is_drawn(view):
     drawn = sum(len(trace.y) for trace in go.Figure(timeline_plot(view).figure).data)
     assert drawn == len([trial for trial in view.trials if trial.outcome != "waiting"])
+
+
+def test_a_trial_outside_the_space_counts_in_no_time_and_no_speed(storage):
+    study = define(storage)
+    for weight, minutes in ((5.0, 40), (0.5, 3)):
+        trial = with_weight(weight, value=0.5, user_attrs={"worker": "a:1", "epochs": minutes, "gflops": 1.0})
+        trial.datetime_start, trial.datetime_complete = START, START + timedelta(minutes=minutes)
+        study.add_trial(trial)
+        view = view_study(study)
+        if weight == 5.0:
+            assert timeline_plot(view).missing == "No trial within the search space has started yet."
+            assert cost(view).paragraphs == ("No trial within the search space has ended yet.",)
+    [bars] = timeline_plot(view).figure["data"]
+    assert bars["x"] == [180_000]
+    costs = cost(view)
+    assert "All trials together took 3 min" in costs.paragraphs[0]
+    assert "3 epochs" in costs.paragraphs[0]
+    assert costs.blocks[0].rows[0][:2] == ("Complete", "1")
