@@ -31,7 +31,8 @@ def _pareto(view: StudyView, trials: list[TrialView]) -> Figure:
         _points(dominated, "Dominated", hollow),
         _points(front, "Pareto front", {"color": BLUE, "size": 10}),
     ]
-    names = [f"{trial.params.get('model_arch', '')} (trial {trial.number})" for trial in front]
+    labelled = {(trial.gflops, trial.f1): trial for trial in front[::-1]}.values()  # the first of those at one point
+    names = [f"{trial.params.get('model_arch', '')} (trial {trial.number})" * (trial in labelled) for trial in front]
     middle = (min(costs) + max(costs)) / 2
     sides = ["bottom right" if cost <= middle else "bottom left" for cost in costs]  # never beyond the plot
     traces[-1].update(mode="markers+text", textposition=sides, text=names, cliponaxis=False)

@@ -15,6 +15,7 @@ def test_the_front_is_optunas_ties_included_from_the_cheapest_on(two_objectives)
     assert len(expected) == len(best) + 1
     front = front_of(view_study(two_objectives))
     assert [*zip(front["x"], front["y"], strict=True)] == expected
+    assert sum(map(bool, front["text"])) == len({*expected})  # labels do not hide each other
 
 
 def test_the_chosen_trial_is_marked_and_every_complete_trial_drawn(cost_view):
