@@ -136,7 +136,7 @@ def load_settings(
     if config_file is not None:
         from csi_job.yaml_file import read_yaml
 
-        sources += [(f"file {config_file}", read_yaml(config_file))]
+        sources += [(f"file {config_file}", _without_empty_sections(read_yaml(config_file), Settings))]
     sources += variables
     sources += [(f"flag {names.get(path, path)}", _nested(path, value)) for path, value in (flags or {}).items()]
     origins = {path: origin for origin, tree in sources for path in _paths(tree)}
@@ -159,6 +159,19 @@ def _known_part(tree: Tree, section: type[BaseModel]) -> Tree:
         for name, value in tree.items()
         if name in kinds
     }
+
+
+def _without_empty_sections(tree: Tree, section: type[BaseModel]) -> Tree:
+    """Return a file's tree without the sections whose lines are all commented out."""
+    result = {}
+    for name, value in tree.items():
+        kind: Any = section.model_fields[name].annotation if name in section.model_fields else None
+        is_section = _is_section(kind) and not issubclass(kind, Parameter)
+        if is_section and isinstance(value, dict):
+            result[name] = _without_empty_sections(value, kind)
+        elif value is not None or not is_section:
+            result[name] = value
+    return result
 
 
 def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -179,6 +179,8 @@ def evaluate_model(
     }
     absences = [
         f"{zone} has no image scored {', '.join(scores)}; the macro F1 counts that as 0"
+        if len(scores) < NUM_SCORES
+        else f"{zone} is graded in no image; no metric counts it"
         for zone, scores in absent.items()
         if scores
     ]

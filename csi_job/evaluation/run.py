@@ -23,6 +23,11 @@ OTHER_CACHE = (
     "{name} was trained on a different cache from the one it is evaluated on; unless the data is different on purpose, "
     "patients of this test set may have been among its training patients"
 )
+OTHER_DATA = "the hyperparameters were searched on a different cache from the one trained on"  # a card's warning
+SEARCHED_ELSEWHERE = (
+    "the hyperparameters of {name} were searched on a different cache; patients of this test set may have been among "
+    "those they were chosen on"
+)
 NO_CACHE = (
     "{name} has no card that names the cache it was trained on; patients of this test set may have been among its "
     "training patients"
@@ -124,8 +129,12 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings) -
         what = f"{loaded.name} is for images of {loaded.image_size_px} px, the cache holds {info.image_size_px} px"
         raise ConfigurationError(what, hint=f"use --image-size {loaded.image_size_px}")
     data = loaded.card.get("data")
-    trained_on = data.get("cache") if isinstance(data, dict) else None
-    warning = (NO_CACHE if trained_on is None else OTHER_CACHE).format(name=loaded.name)
+    data = data if isinstance(data, dict) else {}
+    warning = ""
+    if data.get("cache") != info.key:
+        warning = OTHER_CACHE if data.get("cache") else NO_CACHE
+    elif OTHER_DATA in str(data.get("warnings")):
+        warning = SEARCHED_ELSEWHERE
     evaluation = evaluate_model(
         loaded,
         cache.split("test"),
@@ -133,6 +142,6 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings) -
         split="test",
         cache=info.key,
         train_zones_NZ=cache.train.zones_NZ,
-        warnings=[] if trained_on == info.key else [warning],
+        warnings=[warning.format(name=loaded.name)] if warning else [],
     )
-    return replace(evaluation, is_unseen=trained_on == info.key)
+    return replace(evaluation, is_unseen=not warning)

@@ -4,6 +4,7 @@ The best value among many trials is partly luck, more so the more trials there a
 the standard deviation over them shows how much of a difference between candidates chance explains.
 """
 
+import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,19 @@ from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
 from csi_job.final_model.hyperparams import HyperparamsFile, is_count
 from csi_job.final_model.seeds import Recipe, SeedResult
+from csi_job.html import format as fmt
 from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
 from csi_job.study.record import StudyRecord
 from csi_job.study.status import pareto_front, ranked_trials
 from csi_job.trial.hyperparameters import Hyperparameters
 
 FORMAT = 1
-RULE_ONE = "one candidate: the hyperparameters as given, not compared with others over seeds"
+RULE_ONE = "the only candidate, not compared with others over seeds"
 RULE_MEAN = "best mean validation F1 over the seeds"
 DROPPED = "dropped after {done} of {all} seeds: even an F1 of 1 with each of the others would not make it the winner"
 RULE_COST = "lowest GFLOPs among those whose mean validation F1 is within one standard deviation of the best mean"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,12 @@ def find_candidates(
             stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there
             epochs = max_epochs or (stored if is_count(stored) else file.max_epochs)
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
+    if len(found) < num_candidates:
+        logger.info(
+            "%s instead of %d: no other complete trial is left to compare",
+            fmt.plural(len(found), "candidate"),
+            num_candidates,
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from csi_job.cache.dataset import Cache
 from csi_job.errors import explain_os_errors
 from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
+from csi_job.evaluation.run import OTHER_DATA
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.files import digest_json, locked, make_folder
 from csi_job.final_model.candidates import CandidateResult, find_candidates, write_optimized_params
@@ -43,8 +44,6 @@ from csi_job.trial.memory import choose_device
 from csi_job.trial.model import build_model, check_pretrained
 from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import ModelFolder, WorkFolder
-
-OTHER_DATA = "the hyperparameters were searched on a different cache from the one trained on"
 
 logger = logging.getLogger(__name__)
 
@@ -242,12 +241,13 @@ class FinalTraining:
             cache=cache.info.key,
             train_zones_NZ=cache.train.zones_NZ,
         )
+        is_searched_elsewhere = self.file.cache not in ("", cache.info.key) and recipe.params != self.baseline
         context = CardContext(
             name=path.stem,
             study=self.file.study,
             trainer=trainer,
             num_patients=cache.num_patients,
-            warnings=(OTHER_DATA,) if self.file.cache not in ("", cache.info.key) else (),
+            warnings=(OTHER_DATA,) if is_searched_elsewhere else (),
             request_digest=self.digest,
             study_uid=self.uid,
             max_image_side_px=self.max_image_side_px,

@@ -44,14 +44,15 @@ def load_results(view: StudyView, work: Path) -> Results:
     """Return the results of a study in the work folder; missing and damaged files are left out."""
     key, uid = view.fingerprint.get("cache"), view.attributes.get(UID)
     folder = WorkFolder(work)
-    confirmed = _of_cache(folder.optimized_params(view.name), key)
-    if confirmed is not None and not is_same_uid(confirmed.get(STUDY_UID), uid):
-        confirmed = None
-    results = Results(load_cache_info(view, folder), confirmed)
     models = folder.final(view.name)
     if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest
         models = folder.latest
     card = _read(models.optimized_model.with_suffix(".json"))
+    trained_on = key if card is None else card["data"]["cache"]  # on more data than the search, perhaps
+    confirmed = _of_cache(folder.optimized_params(view.name), key, trained_on)
+    if confirmed is not None and not is_same_uid(confirmed.get(STUDY_UID), uid):
+        confirmed = None
+    results = Results(load_cache_info(view, folder), confirmed)
     if card is None:
         return results
     if card["study"] != view.name:
@@ -63,14 +64,13 @@ def load_results(view: StudyView, work: Path) -> Results:
     baseline_card = _read(models.baseline_model.with_suffix(".json"))
     if baseline_card is not None and baseline_card["request"] != card["request"]:  # a training was interrupted
         baseline_card = None
-    return _add_evaluations(
-        replace(results, model_card=card, baseline_card=baseline_card, folder=models), models, card, key
-    )
+    return _add_evaluations(replace(results, model_card=card, baseline_card=baseline_card, folder=models), models, card)
 
 
-def _add_evaluations(results: Results, folder: ModelFolder, card: Json, key: Any) -> Results:
+def _add_evaluations(results: Results, folder: ModelFolder, card: Json) -> Results:
     """Add the evaluations and their comparison if they are of exactly these models."""
     stems = (folder.optimized_model.stem, folder.baseline_model.stem, "comparison")
+    key = card["data"]["cache"]
     evaluation, baseline, comparison = (_of_cache(folder.evaluations / f"{stem}.json", key) for stem in stems)
     if evaluation is None:
         return results
@@ -99,9 +99,9 @@ def _read(path: Path) -> Json | None:
     return rename_old_keys(content) if content is not None and content.get("format") == FORMAT else None
 
 
-def _of_cache(path: Path, key: Any) -> Json | None:
+def _of_cache(path: Path, *keys: Any) -> Json | None:
     content = _read(path)
-    return content if content is not None and content["cache"] == key else None
+    return content if content is not None and content["cache"] in keys else None
 
 
 def load_cache_info(view: StudyView, folder: WorkFolder) -> CacheInfo | None:

@@ -90,7 +90,8 @@ def _best(status: StudyStatus) -> RenderableType:
     if best is None:  # the complete ones, if any, are of another program
         which = "No trial within the search space" if status.num_complete else "No trial"
         return Text(f"{which} is complete yet.", style="dim")
-    head = Text.assemble("Best validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
+    label = "Best" if best.gflops is None else "Chosen trial,"
+    head = Text.assemble(f"{label} validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
     if best.gflops is not None:
         head.append(f", {fmt.value(best.gflops)} GFLOPs per image: {best.rule}")
     return Group(head, Text(fmt.parameters(best.params), style="dim"))

@@ -147,6 +147,13 @@ def test_an_unknown_or_invalid_variable_is_rejected(name, text, expected):
         load_settings({}, None, {name: text})
 
 
+def test_sections_whose_lines_are_all_commented_out_are_as_if_absent(tmp_path):
+    text = "study:\n  # num_trials: 20\ntrial:\n  class_balance: true\n  augment:\nspace:\n"
+    loaded = load_settings({}, write(tmp_path, text), {})
+    assert loaded.settings == load_settings({"trial.class_balance": True}, None, {}).settings
+    assert list(loaded.origins) == ["trial.class_balance"]
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("010", 10), ("1_000", 1000), ("0x10", 16), ("0o10", 8), ("1e3", 1000), ("+7.", 7)]
 )

@@ -62,6 +62,6 @@ def _warnings(view: StudyView) -> tuple[str, ...]:
         too_few = [fmt.parameter_name(name) for name in fmt.in_order(set(view.importances.too_few))]
         warnings.append(f"{fmt.listed(too_few)}: used by fewer than {MIN_TRIALS} complete trials, too few to rate.")
     warnings += [f"Optuna: {text}" for text in view.importances.warnings]
-    if len({trial.phase for trial in trials}) > 1:
+    if len({trial.phase.max_epochs for trial in trials if trial.phase}) > 1:
         warnings.append("Trials of all phases are pooled, although they had different numbers of epochs.")
     return tuple(warnings)

@@ -36,7 +36,7 @@ def answer(view: StudyView, results: Results) -> Decision:
             "show whether the search helped."
         )
         return Decision(f"No answer yet: run {results.next_step}", evidence, search)
-    num_patients = results.cache.num_patients if results.cache else 0
+    num_patients = sum(results.model_card["data"]["num_patients"].values()) if results.model_card else 0
     decision = decide(results.evaluation, results.comparison, results.baseline_evaluation, num_patients)
     return replace(decision, paragraphs=(*decision.paragraphs, *search))
 
@@ -68,9 +68,8 @@ def key_figures(view: StudyView, results: Results) -> list[KeyFigure]:
 def _found(view: StudyView, best: TrialView, results: Results) -> str:
     images = ""
     if results.cache is not None:
-        num_images = sum(results.cache.num_images.values())
-        patients = fmt.plural(results.cache.num_patients, "patient")
-        images = f" on {fmt.plural(num_images, 'radiograph')} from {patients}"
+        train, validation = (results.cache.num_images[split] for split in ("train", "validation"))
+        images = f", trained on {fmt.plural(train, 'radiograph')} and compared on {fmt.count(validation)}"
     tried = f"The search tried {fmt.plural(view.num_finished, 'set')} of hyperparameters{images}."
     cost = f" at {fmt.value(best.gflops)} GFLOPs per image" if view.has_cost and best.gflops is not None else ""
     baseline = view.baseline
@@ -114,7 +113,7 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
         return sentence
     gap, error = best.f1 - baseline.f1, fmt.score(best.f1_error)
     compared = "more than twice" if gap > 2 * best.f1_error else "larger than" if gap > best.f1_error else "not above"
-    gain = f"The gain over the baseline is {compared} its standard error over the validation patients ({error})."
+    gain = f"The gain over the baseline is {compared} the standard error of this trial's F1 over patients ({error})."
     return f"{sentence} {gain}"
 
 

@@ -18,7 +18,7 @@ def best_settings(view: StudyView, results: Results) -> PageSection:
     ranges = search_ranges(view)
     which = "Best trial" if view.best is None else f"{'Chosen' if view.has_cost else 'Best'} trial ({view.best.number})"
     columns: dict[str, dict[str, Any]] = {
-        "Baseline": view.baseline.params if view.baseline else {},
+        "Baseline": next((trial.params for trial in view.trials if trial.is_baseline), {}),
         which: view.best.params if view.best else {},
     }
     if confirmed := (results.confirmed or {}).get("params"):

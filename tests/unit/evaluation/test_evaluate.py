@@ -123,8 +123,10 @@ def test_scores_missing_from_a_zone_give_a_warning(quick, cache_folder, model_fi
     data = Cache.open(cache_folder).split("test")
     zones = data.zones_NZ.clone()
     zones[:, 0] = torch.where(zones[:, 0] == 3, 2, zones[:, 0])
+    zones[:, 1] = 4
     changed = replace(data, zones_NZ=zones)
     loaded = load_model(model_file, torch.device("cpu"))
     warnings = evaluate_model(loaded, changed, quick, split="test", cache="", warnings=["first"]).to_json()["warnings"]
     assert warnings[0] == "first"
     assert any(sentence.startswith("right_sup has no image scored") and "3" in sentence for sentence in warnings)
+    assert "left_sup is graded in no image; no metric counts it" in warnings

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 
 from csi_job.cache.dataset import Cache
 from csi_job.errors import ConfigurationError, CsiJobError
-from csi_job.evaluation.run import run_evaluation
+from csi_job.evaluation.run import OTHER_DATA, run_evaluation
 from csi_job.html.render import PLOTLY
 from csi_job.trial.settings import TrialSettings
 from csi_job.work_folder import ModelFolder
@@ -71,6 +71,16 @@ def test_patients_that_a_baseline_may_have_seen_are_not_called_unseen(run, model
     assert "may have been among its training patients" in warning
     assert warning in done.files[7].read_text()
     assert run(path).evaluation.warnings[0] == warning
+
+
+def test_patients_that_the_hyperparameters_may_have_been_chosen_on_are_not_called_unseen(run, cache_folder, tmp_path):
+    data = {"cache": Cache.open(cache_folder).info.key, "warnings": [OTHER_DATA]}
+    path = write_model_file(tmp_path / "more.safetensors", data=data)
+    evaluation = run(path).evaluation
+    assert evaluation.warnings[0].startswith(
+        "the hyperparameters of more.safetensors were searched on a different cache"
+    )
+    assert not evaluation.is_unseen
 
 
 def test_a_model_for_another_image_size_is_rejected(run, tmp_path):

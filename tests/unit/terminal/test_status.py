@@ -30,6 +30,13 @@ def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
     assert [words for words in (*expected, "14.2 trials per hour, about 72 min left") if words not in text] == []
 
 
+def test_with_two_objectives_the_chosen_trial_is_not_called_the_best():
+    chosen = replace(BEST, gflops=2.87, rule="the cheapest within one standard error of the best, 0.7300 of trial 1")
+    text = shown(render_status(replace(STATUS, best=chosen)))
+    assert "Chosen trial, validation F1 0.717 (trial 53), 2.87 GFLOPs per image: the cheapest" in text
+    assert "Best validation F1" not in text
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_output_fits_any_terminal_width(width):
     assert max(map(len, shown(render_status(STATUS), width).splitlines())) <= width

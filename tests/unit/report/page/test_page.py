@@ -11,15 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from csi_job.evaluation.decision import MIN_PATIENTS, decide
+from csi_job.html import format as fmt
 from csi_job.html.format import MINUS
 from csi_job.report.page.page import refresh_results, write_report
+from csi_job.report.page.sections_result import best_settings
+from csi_job.report.results import Results
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
-from tests.unit.report.conftest import PSEUDONYMS, read_page, rich_study
+from tests.unit.report.conftest import PSEUDONYMS, random_study, read_page, rich_study
 
 FEW = MIN_PATIENTS - 1
 
@@ -109,6 +113,7 @@ def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_stud
     sentence = f"validation F1 of {best:.3f}, {best - baseline:.3f} above the baseline ({baseline:.3f})"
     assert sentence in text
     assert "127 radiographs from 97 patients" in text
+    assert re.search(r"hyperparameters, trained on \d+ radiographs and compared on \d+\.", text)
     assert text.index(sentence) < text.index("Best settings")
 
 
@@ -225,13 +230,30 @@ def test_damaged_files_of_other_stages_are_left_out(stem, shown, not_shown, cont
     assert not_shown not in damaged
 
 
-def test_data_candidates_and_evaluations_of_another_cache_are_left_out(work):
+def test_models_trained_on_more_data_than_the_search_are_shown_with_evaluations_of_that_data_only(work, view):
     study = rich_study()
     study.set_user_attr("fingerprint", {**study.user_attrs["fingerprint"], "cache": "f" * 16})
     text = report(view_study(study), work).text
-    assert "radiographs from" not in text
+    assert "radiographs from" not in text  # of a cache that is not there
+    assert "winner" in text
+    assert "Test F1" in text
+    for path in ("evaluation/optimized_model.json", "hyperopt/csi_optimization_optimized_params.json"):
+        change_json(work / "models" / path, cache="e" * 16)
+    text = report(view, work).text
     assert "winner" not in text
     assert "Test F1" not in text
+
+
+def test_the_settings_of_a_baseline_that_is_not_complete_are_shown_too():
+    study = random_study(0)
+    trial = study.ask()
+    params = SearchSpace().suggest(trial).to_params()
+    trial.set_user_attr("baseline", True)
+    study.tell(trial, state=TrialState.PRUNED)
+    (table,) = best_settings(view_study(study), Results()).blocks
+    place = table.columns.index("Baseline")
+    (rate,) = [row[place] for row in table.rows if row[0] == fmt.parameter_name("learning_rate")]
+    assert rate == fmt.value(params["learning_rate"])
 
 
 def test_infeasible_and_failed_trials_are_listed_with_their_reasons_and_those_from_elsewhere(finished_study, text):
