@@ -9,10 +9,19 @@ from typing import Any, Final
 
 from csi_job.cluster.api import ServerClock
 
-IMAGE_REASONS: Final = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+PULL_ERROR: Final = "ErrImagePull"
+IMAGE_REASONS: Final = (PULL_ERROR, "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 CRASH_LOOP: Final = "CrashLoopBackOff"  # of a sidecar or the database; no other container is restarted
-# A container with one of these waits for something that does not exist, or fails again and again.
+# A container with one of these can't start: it lacks something, or fails again and again.
 WAITING_REASONS_FATAL: Final = (*IMAGE_REASONS, "CreateContainerConfigError", CRASH_LOOP)
+# What runtime and registry say of an image that is not there, or not for us. After anything else, such as a timeout,
+# 429, 5xx or a name that can't be resolved at the moment, the next try may succeed.
+_MISSING_IMAGE: Final = re.compile(
+    "InvalidImageName|ErrImageNeverPull|not found|(manifest|name) unknown|not known to registry|does not exist|"
+    "no match for platform|unauthorized|authorization failed|forbidden|(?<!permission )denied",
+    re.IGNORECASE,
+)
+_QUOTED: Final = re.compile('"[^"]*"')
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
@@ -26,7 +35,6 @@ TAINTED: Final = "untolerated taint"  # in what the scheduler says
 NO_CLAIM: Final = re.compile(r'persistentvolumeclaim "[^"]*" (not found|is being deleted)')
 # What to do, by what Kubernetes says.
 _REMEDIES: Final = (
-    ("|".join(IMAGE_REASONS), "correct the image, or global.imagePullSecrets, with helm upgrade"),
     (
         '(secret|configmap|persistentvolumeclaim) "[^"]*" not found',
         "create it, or correct the values with helm upgrade",
@@ -59,8 +67,6 @@ class StartupProblem:
     cause: str
     is_missing: bool
     """Whether what it needs does not exist at all."""
-    age_s: float
-    """Since the pod could have started: an upper bound of the problem's age."""
     has_started: bool = False
     """Whether only one of its containers, such as a sidecar, does not run."""
     remedy: str = ""
@@ -104,17 +110,16 @@ def _is_no_command(ended: Mapping[str, Any]) -> bool:
 def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
     """Return why a pod does not start, or is lost with its node; None if nothing is wrong."""
     name = pod["metadata"]["name"]
-    age_s = seconds_since(_ready_to_start(pod))
     if is_active(pod) and (is_lost(pod) or has_silent_node(pod)):
         reason = f"its node {pod['spec'].get('nodeName')} does not answer; if it is gone, delete it to replace the pod"
-        return StartupProblem(name, reason, is_missing=False, age_s=age_s, has_started=True)
+        return StartupProblem(name, reason, is_missing=False, has_started=True)
     condition = _scheduled(pod)
     if condition.get("status") == "False":
         reason = _PREEMPTION.sub("", condition.get("message", condition.get("reason", "")))
         remedy = startup_remedy(reason)
         if all(TAINTED in part for part in reason.split(", ")):  # else other nodes may be free one day
             remedy = "set tolerations, or wait until the taint is removed (kubectl describe nodes)"
-        return StartupProblem(name, reason, bool(NO_CLAIM.search(reason)), age_s, remedy=remedy)
+        return StartupProblem(name, reason, bool(NO_CLAIM.search(reason)), remedy=remedy)
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in WAITING_REASONS_FATAL:
@@ -125,13 +130,28 @@ def startup_problem(pod: Mapping[str, Any]) -> StartupProblem | None:
             remedy = "" if waiting["reason"] == CRASH_LOOP else startup_remedy(cause)
             has_started = is_running(pod)
             where = f"container {status['name']}: " if has_started else ""
-            return StartupProblem(name, where + cause, True, age_s, has_started, remedy)
+            is_missing = waiting["reason"] not in IMAGE_REASONS or is_missing_image(cause)
+            return StartupProblem(name, where + cause, is_missing, has_started, remedy)
     return None
 
 
 def startup_remedy(reason: str) -> str:
     """Return what to do about a pod that does not start for this reason, empty if that is not known."""
+    if is_image_problem(reason):
+        if is_missing_image(reason):
+            return "correct the image, or global.imagePullSecrets, with helm upgrade"
+        return "Kubernetes pulls it again; if that lasts, check the registry and the image's name"
     return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
+
+
+def is_image_problem(reason: str) -> bool:
+    """Return whether an image is why a pod does not start."""
+    return any(image in reason for image in IMAGE_REASONS)
+
+
+def is_missing_image(reason: str) -> bool:
+    """Return whether it is that the image is not there, or not for us; what its name or address says does not count."""
+    return bool(_MISSING_IMAGE.search(_QUOTED.sub("", reason)))
 
 
 def starting_s(pod: Mapping[str, Any]) -> float:

@@ -22,8 +22,10 @@ from csi_job.cluster.api import (
     UnreachableError,
 )
 from csi_job.cluster.pods import (
-    IMAGE_REASONS,
+    PULL_ERROR,
     StartupProblem,
+    is_image_problem,
+    is_missing_image,
     seconds_since,
     starting_s,
     startup_problem,
@@ -39,6 +41,7 @@ CURRENT_S: Final = 180.0
 UNBOUND: Final = "unbound immediate PersistentVolumeClaims"  # all that the scheduler says of a claim without a volume
 FAILED_BINDING: Final = "FailedBinding"  # of a claim; the only failure that is no warning
 MOUNT_FAILURES: Final = ("FailedMount", "FailedAttachVolume")
+PULL_FAILURE: Final = "Failed to pull image"
 UNAUTHENTICATED: Final = "FailedToRetrieveImagePullSecret"  # the pull of an image
 _PULL_SECRETS: Final = re.compile(r"image pull secrets? \(([^)]+)\)")
 SLOW_S: Final = 30.0  # by when the volumes of a pod are usually mounted
@@ -170,14 +173,12 @@ def why_not_started(cluster: Cluster, pod: Mapping[str, Any], *, ask: bool = Tru
     if not ask:
         return problem
     if problem is None:
-        starting = starting_s(pod)
-        cause, name = "", pod["metadata"]["name"]
-        if starting > SLOW_S:
-            cause = _mount_failure(cluster, name)
+        name = pod["metadata"]["name"]
+        cause = _mount_failure(cluster, name) if starting_s(pod) > SLOW_S else ""
         is_missing = "not found" in cause
-        return StartupProblem(name, cause, is_missing, starting, remedy=startup_remedy(cause)) if cause else None
-    if any(reason in problem.cause for reason in IMAGE_REASONS):
-        return replace(problem, cause=problem.cause + _pull_secret_problem(cluster, pod))
+        return StartupProblem(name, cause, is_missing, remedy=startup_remedy(cause)) if cause else None
+    if is_image_problem(problem.cause):
+        return _explain_pull(cluster, pod, problem)
     cause = unbound_reason(cluster, claims_of(pod["spec"])) if UNBOUND in problem.cause else ""
     is_missing = "not found" in cause or "no storage class is set" in cause
     return replace(problem, cause=cause, is_missing=is_missing, remedy="") if cause else problem
@@ -192,15 +193,20 @@ def _mount_failure(cluster: Cluster, pod: str) -> str:
     return ""
 
 
-def _pull_secret_problem(cluster: Cluster, pod: Mapping[str, Any]) -> str:
-    """Return what else to know of an image that can't be pulled: a registry does not say that no Secret was sent."""
-    if pod["spec"].get("imagePullSecrets"):
-        with suppress(NotAllowedError):
-            events = cluster.events("Pod", pod["metadata"]["name"])
-            missing = [event["message"] for event in events if event["reason"] == UNAUTHENTICATED]
-            if missing and (names := _PULL_SECRETS.search(missing[-1])):
-                return f" (there is no Secret {names[1]})"
-    return ""
+def _explain_pull(cluster: Cluster, pod: Mapping[str, Any], problem: StartupProblem) -> StartupProblem:
+    """Add what only events say: why an image can't be pulled (before Kubernetes 1.32), and that no Secret was sent."""
+    cause, events = problem.cause, list[Object]()
+    with suppress(NotAllowedError):
+        events = cluster.events("Pod", pod["metadata"]["name"])
+    failed = [event for event in events if PULL_FAILURE in event["message"]]
+    if failed and PULL_ERROR not in cause:
+        cause += f": {PULL_ERROR}: {max(failed, key=_last)['message'].partition(': ')[2]}"
+    is_missing, remedy = is_missing_image(cause), startup_remedy(cause)
+    if pod["spec"].get("imagePullSecrets"):  # of which the registry's answer says nothing
+        missing = [event["message"] for event in events if event["reason"] == UNAUTHENTICATED]
+        if missing and (names := _PULL_SECRETS.search(missing[-1])):
+            cause += f" (there is no Secret {names[1]})"
+    return replace(problem, cause=cause, is_missing=is_missing, remedy=remedy)
 
 
 def database_problem(cluster: Cluster, release: Release) -> StartupProblem | None:
@@ -211,7 +217,7 @@ def database_problem(cluster: Cluster, release: Release) -> StartupProblem | Non
     with suppress(NotAllowedError):
         if refused := creation_problem({}, cluster.events("StatefulSet", release.database), math.inf):
             reason = f"it can't be created: {with_remedy(DATABASE, refused.reason)}"
-            return StartupProblem(f"{release.database}-0", reason, is_missing=True, age_s=refused.age_s)
+            return StartupProblem(f"{release.database}-0", reason, is_missing=True)
     return None
 
 

@@ -53,6 +53,7 @@ EXIT_SIGTERM: Final = 128 + signal.SIGTERM
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
 JOB_UID: Final = "batch.kubernetes.io/controller-uid"
 RETRIED: Final = "csi-job/retried"  # annotation of a Job; whenever it changes, Kubernetes tries to create missing pods
+FORGET_AFTER_S: Final = 60.0  # what has not been missing for so long was there
 RETRY_AFTER_S: Final = 5.0  # between two such changes
 MAKE_ROOM_AFTER_S: Final = 30.0  # by when Kueue admits what fits, and pods that were ending have left a quota
 
@@ -72,6 +73,7 @@ class StageRun:
         self.controller_digest, self.missing_s = controller_digest, missing_s
         self._logged: set[str] = set()
         self._last = ""  # name of the Job last seen
+        self._missing_since_s = self._missing_seen_s = -math.inf
 
     def reconcile(self) -> bool:
         """Compare the cluster with what should be, and take the next step; return whether the stage succeeded.
@@ -238,8 +240,19 @@ class StageRun:
             elif problem:
                 self.log_once(f"{self.stage.name}: {problem}", "PodWaiting", is_warning=True)
                 if problem.is_missing and not any(map(is_running, pods)):
-                    self._fail_if_stuck(job, problem.reason, problem.age_s)
+                    self._fail_if_stuck(job, problem.reason, self._missing_for_s())
         self._check_creation(job, has_pods=any(map(is_active, pods)))
+
+    def _missing_for_s(self) -> float:
+        """Return for how long what pods need has been seen to be missing, until now.
+
+        A pod does not say since when: it may have pulled its image for minutes before the first error.
+        """
+        now_s = time.monotonic()
+        if now_s - self._missing_seen_s > FORGET_AFTER_S:
+            self._missing_since_s = now_s
+        self._missing_seen_s = now_s
+        return now_s - self._missing_since_s
 
     def _check_creation(self, job: Mapping[str, Any], *, has_pods: bool) -> None:
         """Log why pods are missing; fail the stage if it has none."""

@@ -106,7 +106,7 @@ def test_a_webhook_that_is_away_is_waited_for_its_refusal_ends_the_release_and_s
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"database.image.tag": "none"}, "does not start: .*postgres:none"),
+        ({"database.image.tag": "none", "image.pullPolicy": "Never"}, "does not start: .*postgres:none"),
         ({"database.priorityClassName": "nowhere"}, "can't be created: no PriorityClass with name nowhere was found"),
     ],
     ids=["image", "priority"],

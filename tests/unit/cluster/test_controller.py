@@ -263,7 +263,9 @@ def test_a_permission_that_comes_in_time_is_waited_for():
 REFUSED = (
     'create Pod r-database-0 in StatefulSet r-database failed error: pods "r-database-0" is forbidden: no PriorityClass'
 )
-WAITING = {"containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}}}]}
+WAITING = {
+    "containerStatuses": [{"name": "a", "state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}]
+}
 
 
 def database_pod(status: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +280,7 @@ NO_CLASS = event("r-database", "ProvisioningFailed", 'storageclass "s" not found
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([database_pod(WAITING)], "the database's pod r-database-0 does not start: ErrImagePull: none"),
+        ([database_pod(WAITING)], "the database's pod r-database-0 does not start: ErrImagePull: x: not found"),
         (
             [database_pod({"conditions": [UNBOUND]}), NO_CLASS],
             'r-database-0 does not start: volume claim r-database: storageclass "s" not found; create',

@@ -86,9 +86,14 @@ def test_one_snapshot_shows_pods_and_gpus_and_the_study_as_the_controllers_pod_r
 
 
 def test_a_database_that_does_not_start_is_shown_with_the_reason():
-    waiting = make_pod("database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none"}}, "Pending")
+    waiting = make_pod(
+        "database", {"waiting": {"reason": "ErrImagePull", "message": "postgres:none: not found"}}, "Pending"
+    )
     (view,) = watched(Cluster([*UP, waiting], [[OPEN], [OPEN]]), once=True)
-    assert [(seen.stage, seen.why) for seen in view.pods][-1] == ("database", f"ErrImagePull: postgres:none; {IMAGE}")
+    assert [(seen.stage, seen.why) for seen in view.pods][-1] == (
+        "database",
+        f"ErrImagePull: postgres:none: not found; {IMAGE}",
+    )
 
 
 def test_a_controller_whose_pod_is_refused_or_whose_job_is_gone_is_shown_with_the_reason():
@@ -286,11 +291,11 @@ def test_a_study_that_does_not_exist_has_yet_to_be_created_or_is_gone():
 
 
 def test_without_a_running_pod_the_pods_and_the_reason_are_shown():
-    waiting = make_pod("controller", {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}, "Pending")
+    waiting = make_pod("controller", {"waiting": {"reason": "ImagePullBackOff", "message": "x: not found"}}, "Pending")
     (view,) = watched(Cluster([waiting], []), once=True)
     assert view.study is None
     assert view.note == "no pod is running that could report the study's status"
-    assert view.pods[0].why == f"ImagePullBackOff: no such image; {IMAGE}"
+    assert view.pods[0].why == f"ImagePullBackOff: x: not found; {IMAGE}"
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

@@ -87,6 +87,26 @@ def test_a_refusal_that_is_over_is_no_problem(events):
     assert creation_problem(JOB, events) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_missing"), [("x: not found", True), ("unexpected status 503 Service Unavailable", False)]
+)
+def test_of_an_image_in_back_off_an_event_says_why_where_its_pod_does_not(answer, is_missing):
+    """As before Kubernetes 1.32."""
+    back_off = 'Back-off pulling image "x"'
+    namespace = Namespace(
+        event("a-0", "Failed", f'Failed to pull image "x": {answer}', 9, kind="Pod"),
+        event("a-0", "Failed", "Error: ImagePullBackOff", 5, kind="Pod"),
+    )
+    waiting = {"name": "a", "state": {"waiting": {"reason": "ImagePullBackOff", "message": back_off}}}
+    metadata = {"name": "a-0", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    status = {"phase": "Pending", "containerStatuses": [waiting]}
+    problem = why_not_started(
+        namespace, {"metadata": metadata, "spec": {"containers": [{"name": "a"}]}, "status": status}
+    )
+    assert problem.cause == f"ImagePullBackOff: {back_off}: ErrImagePull: {answer}"
+    assert problem.is_missing is is_missing
+
+
 @pytest.mark.parametrize(("phase", "where"), [("Pending", ""), ("Running", "container a: ")])
 @pytest.mark.parametrize(("secrets", "says"), [([{"name": "key"}], " (there is no Secret key)"), ([], "")])
 def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says, phase, where):

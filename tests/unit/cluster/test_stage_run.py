@@ -1,10 +1,13 @@
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from csi_job.cluster import stage_run
 from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stage_run import JOB_NAME, StageRun
 from csi_job.cluster.stages import QUEUE, Release, Stage, is_paused, read_release, selector
@@ -31,10 +34,10 @@ def test_a_complete_job_ends_the_stage_and_a_failed_one_raises_its_reason():
         run.reconcile()
 
 
-def pod(job: str, name: str, phase: str, waiting: str = "") -> dict[str, Any]:
+def pod(job: str, name: str, phase: str, waiting: str = "", message: str = "") -> dict[str, Any]:
     """Return a pod that was scheduled an hour ago."""
     long_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
-    state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
+    state = {"waiting": {"reason": waiting, "message": message}} if waiting else {"running": {}}
     status = {"phase": phase, "containerStatuses": [{"name": "search", "state": state}]}
     status["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}]
     metadata = {"name": name, "labels": {JOB_NAME: job}, "creationTimestamp": long_ago}
@@ -65,18 +68,60 @@ def test_what_a_stage_refuses_ends_it_with_its_own_words(refusal, remedy):
         run.reconcile()
 
 
-def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods():
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[StageRun, float], bool]:
+    """Return what lets a stage be reconciled every two seconds for so long; it returns the last result."""
+    now_s = 1000.0
+    monkeypatch.setattr(stage_run, "time", SimpleNamespace(monotonic=lambda: now_s))
+
+    def reconcile(run: StageRun, seconds: float) -> bool:
+        nonlocal now_s
+        end_s = now_s + seconds
+        while now_s < end_s:
+            now_s += 2
+            is_done = run.reconcile()
+        return is_done
+
+    return reconcile
+
+
+def test_an_image_that_one_pod_cannot_pull_does_not_end_a_search_with_running_pods(wait):
     namespace, run = started(Watch(num_finished=0), stage())
     job = namespace.only()["metadata"]["name"]
     namespace.create(pod("another", "s-0", "Running"))
     namespace.create(pod(job, "r-0", "Running"))
-    namespace.create(pod(job, "r-1", "Pending", "ImagePullBackOff"))
-    assert not run.reconcile()
+    namespace.create(pod(job, "r-1", "Pending", "ImagePullBackOff", "x: not found"))
+    assert not wait(run, 10)
     assert namespace.only()
     namespace.delete("Pod", "r-0")
-    with pytest.raises(StageFailedError, match="search can't start: ImagePullBackOff"):
-        run.reconcile()
+    with pytest.raises(StageFailedError, match="search can't start: ImagePullBackOff: x: not found; correct the image"):
+        wait(run, 10)
     assert namespace.names("search") == []
+
+
+def test_an_image_is_missing_since_it_was_first_seen_to_be_however_long_its_pod_has_pulled(wait):
+    namespace, run = started(Watch(num_finished=0), stage(), missing_s=120)
+    job = namespace.only()["metadata"]["name"]
+    namespace.create(pod(job, "r-0", "Pending", "ErrImagePull", "x: not found"))
+    assert not wait(run, 100)
+    namespace.delete("Pod", "r-0")
+    namespace.create(pod(job, "r-0", "Pending", "ContainerCreating"))
+    assert not wait(run, 70)
+    namespace.delete("Pod", "r-0")
+    namespace.create(pod(job, "r-0", "Pending", "ErrImagePull", "x: not found"))
+    assert not wait(run, 120)
+    with pytest.raises(StageFailedError, match="search can't start: ErrImagePull: x: not found; correct the image"):
+        wait(run, 10)
+
+
+def test_a_registry_that_is_away_is_waited_for(wait, caplog):
+    caplog.set_level("INFO", logger="csi_job")
+    namespace, run = started(Watch(num_finished=0), stage(), missing_s=120)
+    away = "unexpected status 503 Service Unavailable"
+    namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ErrImagePull", away))
+    assert not wait(run, 3600)
+    says = f"search: pod r-0 does not start: ErrImagePull: {away}; Kubernetes pulls it again; if that lasts, check"
+    assert len([line for line in caplog.messages if line.startswith(says)]) == 1
 
 
 def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog):
@@ -190,7 +235,7 @@ def test_a_controller_that_may_not_list_events_waits():
     assert not run.reconcile()
 
 
-def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
+def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason(wait):
     namespace, run = started(Watch(num_finished=0), stage())
     waits = pod(namespace.only()["metadata"]["name"], "r-0", "Pending")
     waits["status"] = {"phase": "Pending", "conditions": [UNBOUND]}
@@ -203,7 +248,7 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
     with pytest.raises(
         StageFailedError, match='search can\'t start: volume claim work: storageclass "s" not found; create'
     ):
-        run.reconcile()
+        wait(run, 10)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +258,9 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason():
         ('Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) r-0', False),
     ],
 )
-def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(message, lasts, caplog):
+def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(
+    message, lasts, wait, caplog
+):
     caplog.set_level("INFO", logger="csi_job")
     namespace, run = started(Watch(num_finished=0), stage(), missing_s=4000)
     namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ContainerCreating"))
@@ -223,7 +270,7 @@ def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_do
     assert f"search: pod r-0 does not start: {message}{remedy}" in caplog.messages
     run.missing_s = 1
     with pytest.raises(StageFailedError, match=f"search can't start: {re.escape(message)}") if lasts else nullcontext():
-        assert not run.reconcile()
+        assert not wait(run, 10)
     namespace.create(event("r-0", "Pulling", "Pulling image", 8, kind="Pod"))
     assert why_not_started(namespace, namespace.find("Pod")[0]) is None
 
