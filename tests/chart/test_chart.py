@@ -70,6 +70,15 @@ def test_every_pod_is_restricted_and_only_the_cache_stage_mounts_the_data_and_th
             assert {"requests", "limits"} <= set(container["resources"])
 
 
+def test_the_loader_of_radiographs_fits_a_quota_that_the_charts_pods_fit():
+    _, loader = yaml.safe_load_all((ROOT / "docs" / "radiographs.yaml").read_text())
+    ours = pods(render(DEMO))["controller"]["containers"][0]["resources"]
+    for container in containers(loader["spec"]):
+        assert {kind: amounts.keys() for kind, amounts in container["resources"].items()} == {
+            kind: amounts.keys() for kind, amounts in ours.items()
+        }
+
+
 @pytest.mark.parametrize("api_versions", [(), ("--api-versions=batch/v1/Job",)], ids=["helm template", "Argo CD"])
 def test_no_password_is_generated_where_an_earlier_one_cannot_be_looked_up(api_versions):
     result = helm({"demo.enabled": True}, action=("template", *api_versions))

@@ -1,9 +1,11 @@
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "csi_job"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "csi_job"
 ROOMS = [
     *("radiographs", "phantoms", "storage", "cache", "trial", "html", "evaluation", "tracking", "study"),
     *("transfer", "final_model", "report", "terminal"),
@@ -64,11 +66,17 @@ def test_the_package_has_no_import_cycle():
 
 
 def test_the_two_lock_files_agree():
-    root = PACKAGE.parent
-
     def pins(path):
         return {line.split(" \\")[0] for line in path.read_text().splitlines() if "==" in line and line[0].isalpha()}
 
-    runtime, development = pins(root / "image/requirements.lock"), pins(root / "tests/requirements.lock")
+    runtime, development = pins(ROOT / "image/requirements.lock"), pins(ROOT / "tests/requirements.lock")
     assert len(runtime) > 20
     assert runtime <= development
+
+
+def test_the_tests_of_faults_are_where_the_docs_say():
+    table = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    named = {name for line in table for name in re.findall(r"`((?:[a-z/]+/)?test_[a-z_]+)`", line)}
+    assert len(named) > 8
+    files = {name: ROOT / "tests" / (name if "/" in name else f"faults/{name}") for name in named}
+    assert [name for name, file in files.items() if not file.with_suffix(".py").is_file()] == []
