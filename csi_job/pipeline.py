@@ -19,7 +19,7 @@ from csi_job.logs import announced
 from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
 from csi_job.search import Search, final_training
-from csi_job.storage.attributes import STUDY_UID, UID, is_same_uid
+from csi_job.storage.attributes import STUDY_UID, is_same_uid, uid_of
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
@@ -251,7 +251,7 @@ def _update_report(card: dict[str, Any], settings: Settings) -> None:
 
 def _study_of_model(card: dict[str, Any], settings: Settings) -> optuna.Study:
     study = open_study(settings.storage, settings.work, str(card["study"]))
-    if not is_same_uid(card.get(STUDY_UID), study.user_attrs.get(UID)):
+    if not is_same_uid(card.get(STUDY_UID), uid_of(study.user_attrs)):
         raise ConfigurationError("the model is of another study of this name", got=study.study_name)
     claim_results(study, settings.folder)
     return study

@@ -25,7 +25,7 @@ from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.plots import write_best_params
 from csi_job.report.page.page import refresh_results
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import ENDED, UID
+from csi_job.storage.attributes import ENDED, uid_of
 from csi_job.storage.database import study_deleted
 from csi_job.storage.storage import open_storage, storage_of
 from csi_job.study.definition import join_study
@@ -142,7 +142,7 @@ class Search:
                 ),
             }
             own, level = settings.model_copy(update=sections), logging.getLogger("csi_job").level
-            return pickle.dumps(_Request(own, self.cache.folder, study.user_attrs.get(UID), level, self.confirm))
+            return pickle.dumps(_Request(own, self.cache.folder, uid_of(study.user_attrs), level, self.confirm))
 
         def on_event(number: int, kind: str, values: Sequence[Any]) -> None:
             if kind == FINISHED:
@@ -235,7 +235,7 @@ def _run_request(request: _Request, relay: Relay) -> None:
         study = join_study(storage, settings.study, settings.space)
     except KeyError:
         raise study_deleted() from None
-    if study.user_attrs.get(UID) != request.uid:
+    if uid_of(study.user_attrs) != request.uid:
         raise study_deleted()
     search = Search(study, Cache.open(request.cache, settings.cache.local_copy_gib), settings, request.confirm)
     search.work(relay, functools.partial(relay.send, FINISHED))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.stages import START_OVER
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError
 from csi_job.logs import RepeatedWarnings
-from csi_job.storage.attributes import ENDED, USED
+from csi_job.storage.attributes import ENDED, USED, number_of
 
 if TYPE_CHECKING:
     import optuna
@@ -56,7 +56,7 @@ class StudyWatch:
         """
 
         def add(study: optuna.Study) -> Usage:
-            used = Usage(**study.user_attrs.get(USED, {}))
+            used = _usage(study.user_attrs.get(USED))
             total = used + usage_since(used.until_s)
             study.set_user_attr(USED, asdict(total))  # which only the controller writes
             return total
@@ -147,3 +147,9 @@ def summarize(status: StudyStatus) -> str:
     best = "; best val_f1 {best_f1:.4f} (trial {best_trial})".format(**numbers) if status.best else ""
     confirmed = "; confirmation {confirmed} of {to_confirm}".format(**numbers) if status.confirmation else ""
     return f"{trials}{best}{confirmed}{status.confirmed_after}"
+
+
+def _usage(stored: Any) -> Usage:
+    """Return what is stored of a study's usage; none of what another program stored in its place."""
+    used = stored if isinstance(stored, Mapping) else {}
+    return Usage(**{part.name: number_of(used, part.name) or 0.0 for part in fields(Usage)})

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial
 
 from csi_job.errors import explain_os_errors
 from csi_job.files import json_text, make_folder, write_atomic
-from csi_job.final_model.hyperparams import HyperparamsFile, is_count
+from csi_job.final_model.hyperparams import HyperparamsFile
 from csi_job.final_model.seeds import Recipe, SeedResult
 from csi_job.html import format as fmt
-from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID
+from csi_job.storage.attributes import FINGERPRINT, MAX_EPOCHS, SETTINGS, STUDY_UID, count_of
 from csi_job.study.record import StudyRecord
 from csi_job.study.status import pareto_front, ranked_trials
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -123,8 +123,7 @@ def find_candidates(
     for trial in ranked:
         params = Hyperparameters.from_params(trial.params)
         if len(found) < num_candidates and all(params != candidate.recipe.params for candidate in found):
-            stored: Any = trial.user_attrs.get(MAX_EPOCHS)  # another program may keep anything there
-            epochs = max_epochs or (stored if is_count(stored) else file.max_epochs)
+            epochs = max_epochs or count_of(trial.user_attrs, MAX_EPOCHS) or file.max_epochs
             found.append(Candidate(Recipe(params, epochs), trial.number, trial.values[0]))
     if len(found) < num_candidates:
         logger.info(

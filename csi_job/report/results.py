@@ -12,7 +12,7 @@ from csi_job.errors import DataError
 from csi_job.files import read_json
 from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.report.study_view import StudyView
-from csi_job.storage.attributes import STUDY_UID, UID, is_same_uid
+from csi_job.storage.attributes import STUDY_UID, is_same_uid, uid_of
 from csi_job.work_folder import ModelFolder, WorkFolder
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ class Results:
 
 def load_results(view: StudyView, work: Path) -> Results:
     """Return the results of a study in the work folder; missing and damaged files are left out."""
-    key, uid = view.fingerprint.get("cache"), view.attributes.get(UID)
+    key, uid = view.fingerprint.get("cache"), uid_of(view.attributes)
     folder = WorkFolder(work)
     models = folder.final(view.name)
     if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest

@@ -211,10 +211,10 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
             len(phases) + 1,
             sampler=str(attrs[stored.SAMPLER]),
             pruner=str(attrs.get(stored.PRUNER, "none")),
-            max_epochs=_count(attrs.get(stored.MAX_EPOCHS)),
-            min_resource=_count(attrs.get(stored.MIN_RESOURCE)),
-            reduction_factor=_count(attrs.get(stored.REDUCTION_FACTOR)),
-            num_startup_trials=_count(attrs.get(stored.NUM_STARTUP_TRIALS)),
+            max_epochs=stored.count_of(attrs, stored.MAX_EPOCHS) or None,
+            min_resource=stored.count_of(attrs, stored.MIN_RESOURCE),
+            reduction_factor=stored.count_of(attrs, stored.REDUCTION_FACTOR),
+            num_startup_trials=stored.count_of(attrs, stored.NUM_STARTUP_TRIALS),
         )
         phase = next((known for known in phases if known == new), new)
         if phase is new:
@@ -225,11 +225,12 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     if paused := stored.runs_of(frozen):
         runs = [Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in paused]
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
+    f1 = frozen.values[0] if is_final else max((f1 for _, f1 in curve), default=None)
     return TrialView(
         number=frozen.number,
         outcome=stored.outcome_of(frozen),
-        f1=_number(frozen.values[0]) if is_final else max((f1 for _, f1 in curve), default=None),
-        f1_error=_number(stored.f1_standard_error_of(frozen)),
+        f1=f1 if f1 is not None and math.isfinite(f1) else None,
+        f1_error=stored.f1_standard_error_of(frozen),
         params=dict(frozen.params),
         phase=phase,
         curve=curve,
@@ -237,13 +238,13 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
             (epoch, train, val) for epoch, train, val in stored.rows_of(frozen, stored.LOSSES, int, float, float)
         ),
         is_baseline=bool(attrs.get(stored.BASELINE)),
-        num_epochs=_count(attrs.get(stored.EPOCHS)) or len(curve),
+        num_epochs=stored.count_of(attrs, stored.EPOCHS) or len(curve),
         seconds=stored.seconds_of(frozen),
         runs=tuple(runs),
-        gflops=_number(attrs.get(stored.GFLOPS)),
-        images_per_s=_number(attrs.get(stored.IMAGES_PER_S)),
-        num_parameters=_count(attrs.get(stored.NUM_PARAMETERS)),
-        micro_batch=_count(attrs.get(stored.MICRO_BATCH)),
+        gflops=stored.number_of(attrs, stored.GFLOPS),
+        images_per_s=stored.number_of(attrs, stored.IMAGES_PER_S),
+        num_parameters=stored.count_of(attrs, stored.NUM_PARAMETERS),
+        micro_batch=stored.count_of(attrs, stored.MICRO_BATCH),
         reason=" ".join(str(attrs.get(stored.REASON, "")).split()),
     )
 
@@ -251,11 +252,3 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
 def _local(time_s: float) -> datetime:
     """Return a time as `FrozenTrial` has it: naive, in the local zone."""
     return datetime.fromtimestamp(time_s, UTC).astimezone().replace(tzinfo=None)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

@@ -1,9 +1,12 @@
 """Names of the attributes in which a study and its trials keep what Optuna has no column for."""
 
+import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
 from optuna.trial import FrozenTrial, TrialState
@@ -59,6 +62,14 @@ FIXED_PARAMS: Final = "fixed_params"
 CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
 
 
+# What the text of a count looks like, by its name, in Python and in SQL; another program may store anything.
+_COUNT: Final = "^(0|[1-9][0-9]*)$"
+COUNTS: Final[Mapping[str, str]] = {
+    MIN_RESOURCE: "^[1-9][0-9]{0,8}$",
+    REDUCTION_FACTOR: "^([2-9]|[1-9][0-9]{1,8})$",
+    BRACKET: "^(0|[1-9][0-9]?)$",
+}
+
 TrialOutcome = Literal["complete", "pruned", "infeasible", "failed", "cancelled", "running", "paused", "waiting"]
 OUTCOMES: Final[tuple[TrialOutcome, ...]] = get_args(TrialOutcome)
 FINISHED: Final[tuple[TrialOutcome, ...]] = ("complete", "pruned", "infeasible")  # what counts toward the target
@@ -76,10 +87,45 @@ def is_same_uid(one: object, other: object) -> bool:
     return None in (one, other) or one == other
 
 
+def uid_of(attributes: Mapping[str, Any]) -> str | None:
+    """Return the uid among a study's attributes; None if it has none, or another program stored something else."""
+    uid = attributes.get(UID)
+    return uid if isinstance(uid, str) else None
+
+
 def target_of(attributes: Mapping[str, Any]) -> int | None:
     """Return the target among a study's attributes; None if another program made it, whatever it keeps there."""
-    target = attributes.get(TARGET)
-    return target if isinstance(target, int) else None
+    return count_of(attributes, TARGET)
+
+
+def target_changes_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the latest changes of the target among a study's attributes; none if another program stored others."""
+    changes: Any = attributes.get(TARGET_CHANGES)
+    whole = {"token", "more", "total"}
+    is_ours = isinstance(changes, list) and all(
+        isinstance(change, dict) and change.keys() >= whole and count_of(change, "total") is not None
+        for change in changes
+    )
+    return changes if is_ours else []
+
+
+def seed_of(attributes: Mapping[str, Any]) -> int:
+    """Return the seed among a study's attributes; 0 if it has none."""
+    return count_of(attributes, SEED) or 0
+
+
+def count_of(attributes: Mapping[str, Any], name: str) -> int | None:
+    """Return the count of this name; None if there is none, or another program stored something else."""
+    value = attributes.get(name)
+    is_count = isinstance(value, int) and re.search(COUNTS.get(name, _COUNT), json.dumps(value))
+    return value if is_count else None
+
+
+def number_of(attributes: Mapping[str, Any], name: str) -> float | None:
+    """Return the finite number of this name; None if there is none, or another program stored something else."""
+    value: Any = attributes.get(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if is_number else None
 
 
 def fingerprint_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +171,13 @@ def rows_of(trial: FrozenTrial, name: str, *kinds: Callable[[Any], Any]) -> list
 
 def runs_of(trial: FrozenTrial) -> list[tuple[float, float | None, str]]:
     """Return the runs of a trial that was paused: start, end and worker, as they are stored under `RUNS`."""
-    return rows_of(trial, RUNS, float, lambda end: None if end is None else float(end), str)
+    return rows_of(trial, RUNS, _time, lambda end: None if end is None else _time(end), str)
+
+
+def _time(seconds: Any) -> float:
+    """Return seconds since 1970; raise `ValueError` or `OverflowError` if `datetime` has no such time."""
+    datetime.fromtimestamp(float(seconds), UTC)
+    return float(seconds)
 
 
 def seconds_of(trial: FrozenTrial) -> float | None:
@@ -148,5 +200,5 @@ def best_of(values: Iterable[float]) -> float | None:
 
 def f1_standard_error_of(trial: FrozenTrial) -> float | None:
     """Return the standard error of a trial's F1, under whichever name it was stored."""
-    error = trial.user_attrs.get(F1_SE, trial.user_attrs.get(OLD_F1_SE))
-    return float(error) if isinstance(error, (int, float)) else None
+    error = number_of(trial.user_attrs, F1_SE if F1_SE in trial.user_attrs else OLD_F1_SE)
+    return error if error is not None and error >= 0 else None

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.storage.attributes import BRACKET, CONSTRAINT, CURVE, MIN_RESOURCE, REASON, REDUCTION_FACTOR
+from csi_job.storage.attributes import BRACKET, CONSTRAINT, COUNTS, CURVE, MIN_RESOURCE, REASON, REDUCTION_FACTOR
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, write_trial
 
@@ -99,9 +99,10 @@ def standings(connection: Connection, study_id: int, steps: Collection[int], def
 
 
 def _attribute(key: str, default: int) -> sa.Label[int]:
-    """Return a number among a trial's attributes as a column."""
+    """Return a count among a trial's attributes as a column; the default also for what another program stored."""
+    text = USER_ATTRIBUTES.c.value_json
     is_it = (USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == key)
-    stored = sa.select(USER_ATTRIBUTES.c.value_json).where(*is_it).scalar_subquery()
+    stored = sa.select(text).where(*is_it, text.regexp_match(COUNTS[key])).scalar_subquery()
     return sa.cast(sa.func.coalesce(stored, str(default)), sa.Integer).label(key)
 
 
@@ -139,4 +140,5 @@ def count_epochs(connection: Connection, study_id: int) -> int:
     steps = sa.select(sa.func.count()).select_from(STEPS.join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id))
     curves = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
     texts = connection.execute(curves.where(is_here, USER_ATTRIBUTES.c.key == CURVE)).scalars()
-    return connection.execute(steps.where(is_here)).scalar_one() + sum(len(json.loads(text)) for text in texts)
+    of_curves = sum(len(curve) for text in texts if isinstance(curve := json.loads(text), list))
+    return connection.execute(steps.where(is_here)).scalar_one() + of_curves

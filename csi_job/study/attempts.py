@@ -16,7 +16,7 @@ from csi_job.work_folder import WorkFolder
 
 def attempt_name(attempt: int, uid: str) -> str:
     """Return the name of an attempt's folder, in which a worker of a deleted study of the same name never writes."""
-    return f"attempt-{attempt}-{uid}" if uid else f"attempt-{attempt}"
+    return f"attempt-{attempt}-{_part(uid)}" if _part(uid) else f"attempt-{attempt}"
 
 
 def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
@@ -103,7 +103,12 @@ def _own_attempts(folder: Path, uid: str) -> list[Path]:
     """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
     with explain_os_errors("the checkpoints of a trial cannot be listed", folder, kind=ResourceError):
         attempts = [path for path in listed(folder) if path.match("attempt-*")]
-    return [attempt for attempt in attempts if _uid_of(attempt) in (uid, "")]
+    return [attempt for attempt in attempts if _uid_of(attempt) in (_part(uid), "")]
+
+
+def _part(uid: str) -> str:
+    """Return a uid as a part of a name; what another program stored in its place may lead to another folder."""
+    return "".join(filter(str.isalnum, str(uid)))
 
 
 def _number_of(attempt: Path) -> int:

@@ -5,7 +5,7 @@ dashboard would take them for its results. Beside it they have the same claims, 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import optuna
@@ -68,8 +68,14 @@ def training_of(trial: optuna.Trial | FrozenTrial) -> Training:
 
 def latest(trials: Iterable[FrozenTrial]) -> dict[Key, FrozenTrial]:
     """Return the trials of a confirmation by key, the last of each; failed and cancelled ones are none."""
-    counted = (trial for trial in trials if trial.state is not TrialState.FAIL)
+    counted = (trial for trial in trials if trial.state is not TrialState.FAIL and _is_training(trial))
     return {training_of(trial).key: trial for trial in counted}
+
+
+def _is_training(trial: FrozenTrial) -> bool:
+    """Return whether a trial of a confirmation is one of its trainings; another program may add others."""
+    training = trial.user_attrs.get(TRAINING)
+    return isinstance(training, dict) and training.keys() == {field.name for field in fields(Training)}
 
 
 def open_confirmation(study: optuna.Study) -> optuna.Study:

@@ -26,6 +26,7 @@ from csi_job.storage.attributes import (
     TARGET,
     UID,
     fingerprint_of,
+    seed_of,
 )
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
@@ -189,7 +190,7 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
 
 def study_seed(study: optuna.Study) -> int:
     """Return the seed that the study was created with."""
-    return int(study.user_attrs.get(SEED, 0))
+    return seed_of(study.user_attrs)
 
 
 def find_or_create(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:

@@ -83,15 +83,16 @@ def rungs_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> Rungs
     if settings.pruner not in PAUSING:
         return None
     given = {stored.MIN_RESOURCE: settings.min_resource, stored.REDUCTION_FACTOR: settings.reduction_factor}
-    own = {name: int(trial.user_attrs.get(name, number)) for name, number in given.items()}
+    own = {name: stored.count_of(trial.user_attrs, name) or number for name, number in given.items()}
     return Rungs(**own, bracket=bracket_of(study, trial, settings))
 
 
 def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int:
     """Return the bracket of a trial: as it is stored, else with Hyperband as Optuna chooses it, else 0."""
-    if stored.BRACKET in trial.user_attrs or settings.pruner != "hyperband":
-        return int(trial.user_attrs.get(stored.BRACKET, 0))
-    max_epochs = trial.user_attrs.get(stored.MAX_EPOCHS, settings.max_epochs)
+    known = stored.count_of(trial.user_attrs, stored.BRACKET)
+    if known is not None or settings.pruner != "hyperband":
+        return known or 0
+    max_epochs = stored.count_of(trial.user_attrs, stored.MAX_EPOCHS) or settings.max_epochs
     resources = min(settings.min_resource, max_epochs), max_epochs
     return hyperband_bracket(HyperbandPruner(*resources, settings.reduction_factor), study, trial)
 
@@ -105,7 +106,7 @@ def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
     assert step is not None
     ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step], rungs))
     own = next((standing for standing in ranked if standing.trial_id == trial_id_of(trial)), None)
-    if own is None or own.is_beaten(int(study.user_attrs[stored.TARGET])):
+    if own is None or own.is_beaten(stored.target_of(study.user_attrs) or 0):
         return None
     return own.is_promoted()
 
@@ -137,15 +138,12 @@ def should_prune_at_cost(study: Study, curve: dict[int, float], gflops: float) -
     if isinstance(study.pruner, NopPruner) or step < N_WARMUP_STEPS:
         return False
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))  # Optuna reads only what changed
-    others = [
-        trial.user_attrs for trial in complete if stored.CURVE in trial.user_attrs and stored.GFLOPS in trial.user_attrs
-    ]
+    costs = ((stored.number_of(trial.user_attrs, stored.GFLOPS), stored.curve_of(trial)) for trial in complete)
+    others = [(cost, of_other) for cost, of_other in costs if cost is not None and of_other]
     best = stored.best_of(curve.values())
     if best is None:
         return len(others) >= N_MIN_TRIALS
-    values = [
-        f1 for other in others if other[stored.GFLOPS] <= gflops for epoch, f1 in other[stored.CURVE] if epoch == step
-    ]
+    values = [f1 for cost, of_other in others if cost <= gflops for epoch, f1 in of_other if epoch == step]
     numbers = [value for value in values if not math.isnan(value)]
     return len(values) >= N_MIN_TRIALS and bool(numbers) and best < median(numbers)
 

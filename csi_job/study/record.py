@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
@@ -38,7 +38,7 @@ class StudyRecord:
     @property
     def uid(self) -> str | None:
         """Its uid, None if unknown."""
-        return self.attributes.get(stored.UID)
+        return stored.uid_of(self.attributes)
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -62,7 +62,8 @@ class StudyRecord:
                 "trial": {"objective_average": self.fingerprint.get("average", "macro")},
             }
         current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}
-        study = {name: self.attributes[key] for name, key in current.items() if key in self.attributes}
+        known = ({name: self.attributes[key]} for name, key in current.items() if key in self.attributes)
+        study = {name: value for one in known if _is_valid(one) for name, value in one.items()}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}
         if self.baseline:
             tree["baseline"] = Hyperparameters.from_params(self.baseline).__dict__
@@ -113,7 +114,7 @@ def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | 
     first = _first_trial(connection, baselines)
     last = _first_trial(connection, started.order_by(TRIALS.c.number.desc()))
     baseline = first and (first.params or first.system_attrs.get(stored.FIXED_PARAMS))
-    return StudyRecord(name, attributes, baseline or {}, _phase_of(last) if last else {})
+    return StudyRecord(name, attributes, baseline if isinstance(baseline, dict) else {}, phase_of(last) if last else {})
 
 
 def _first_trial(connection: Connection, query: sa.Select[Any]) -> FrozenTrial | None:
@@ -121,11 +122,17 @@ def _first_trial(connection: Connection, query: sa.Select[Any]) -> FrozenTrial |
     return None if trial_id is None else read_trial(connection, trial_id)
 
 
-def _phase_of(trial: FrozenTrial) -> Tree:
+def phase_of(trial: FrozenTrial | Trial) -> Tree:
     """Return the study settings that a trial ran with; none if another program stored something else under them."""
-    phase = {key: trial.user_attrs[key] for key in stored.PHASE if key in trial.user_attrs}
+    attributes = trial.user_attrs
+    phase = {key: attributes[key] for key in stored.PHASE if key in attributes}
+    return phase if _is_valid(phase) else {}
+
+
+def _is_valid(settings: Tree) -> bool:
+    """Return whether these are possible settings of a study."""
     try:
-        StudySettings.model_validate(phase)
+        StudySettings.model_validate(settings)
     except ValidationError:
-        return {}
-    return phase
+        return False
+    return True

@@ -20,6 +20,7 @@ from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import CostAwareTPESampler, frozen_trial_of, refresh_trials, reseed
 from csi_job.storage.storage import storage_of
 from csi_job.study.pruning import bracket_of
+from csi_job.study.record import phase_of
 from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.trial.space import SearchSpace
 
@@ -89,12 +90,12 @@ def sample_params(
         refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
-        fixed = {name: getattr(settings, name) for name in PHASE}
-        if trial.user_attrs.get(PRUNER, settings.pruner) not in PAUSING:
+        fixed, known = {name: getattr(settings, name) for name in PHASE}, phase_of(trial)
+        if known.get(PRUNER, settings.pruner) not in PAUSING:
             del fixed[MIN_RESOURCE], fixed[REDUCTION_FACTOR]
         if settings.pruner == "hyperband":
             fixed[BRACKET] = bracket_of(study, frozen_trial_of(trial), settings)
-        draft.user_attrs |= {key: value for key, value in fixed.items() if key not in trial.user_attrs}
+        draft.user_attrs |= {key: value for key, value in fixed.items() if key not in known}
         draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
     return trial, params
 

@@ -21,7 +21,7 @@ from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, stored_attributes
 from csi_job.storage.tables import TRIALS
 from csi_job.storage.trial_rows import read_trials
-from csi_job.study.record import space_settings
+from csi_job.study.record import phase_of, space_settings
 from csi_job.study.settings import PAUSING
 from csi_job.trial.hyperparameters import HYPERPARAMETERS
 from csi_job.trial.space import SearchSpace
@@ -268,7 +268,7 @@ def _confirmation(connection: Connection, study_name: str) -> ConfirmationStatus
         num_finished=sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials),
         num_left=sum(not trial.state.is_finished() for trial in trials),
         running=tuple(_running(row, trials) for row in _leases(connection, study_id)),
-        planned_for=int(attributes[stored.PLANNED_FOR]),
+        planned_for=stored.count_of(attributes, stored.PLANNED_FOR) or 0,
     )
 
 
@@ -280,7 +280,7 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
         number=row.number,
         attempt=row.attempt or 1,
         epoch=max(curve, default=None),
-        max_epochs=trial.user_attrs.get(stored.MAX_EPOCHS) if trial else None,
+        max_epochs=stored.count_of(trial.user_attrs, stored.MAX_EPOCHS) if trial else None,
         f1=stored.best_of(curve.values()),
         lease_age_s=None if is_silent else max(row.now_s - row.renewed_at_s, 0.0),
         is_orphan=is_orphan(row),
@@ -296,10 +296,8 @@ def _seconds_left(
     A trial takes as long as the latest finished ones did. Where the pruner pauses, those that finish are the long ones,
     so epochs are counted instead.
     """
-    pruner = next(
-        (trial.user_attrs[stored.PRUNER] for trial in reversed(trials) if stored.PRUNER in trial.user_attrs), ""
-    )
-    if pruner not in PAUSING:
+    phase = next((phase for trial in reversed(trials) if stored.PRUNER in (phase := phase_of(trial))), {})
+    if phase.get(stored.PRUNER) not in PAUSING or not {stored.MIN_RESOURCE, stored.REDUCTION_FACTOR} <= phase.keys():
         # One that is still paused ends without running again.
         num_left -= sum(stored.outcome_of(trial) == "paused" for trial in trials)
         finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -312,23 +310,22 @@ def _seconds_left(
             if (length := stored.seconds_of(trial)) is not None
         ]
         seconds = [length / num_epochs for length, num_epochs in timed if num_epochs][-NUM_TIMED:]
-        amount = max(_epochs_left(trials, attributes), num_running)
+        amount = max(_epochs_left(trials, attributes, phase), num_running)
     if not num_running or not seconds or median(seconds) <= 0:
         return None
     return amount * median(seconds) / num_running
 
 
-def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]) -> int:
+def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
     """Return how many epochs are left where one of `reduction_factor` trials continues at each rung.
 
     Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
     """
-    latest = next(trial.user_attrs for trial in reversed(trials) if stored.MIN_RESOURCE in trial.user_attrs)
-    first, factor = latest[stored.MIN_RESOURCE], latest[stored.REDUCTION_FACTOR]
+    first, factor = phase[stored.MIN_RESOURCE], phase[stored.REDUCTION_FACTOR]
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
-        if trial.state is not TrialState.FAIL and stored.MAX_EPOCHS in trial.user_attrs:
-            brackets[int(trial.user_attrs.get(stored.BRACKET, 0))].append(trial)
+        if trial.state is not TrialState.FAIL and stored.count_of(trial.user_attrs, stored.MAX_EPOCHS):
+            brackets[stored.count_of(trial.user_attrs, stored.BRACKET) or 0].append(trial)
     num_started, left = sum(map(len, brackets.values())), 0
     for bracket, rivals in brackets.items():
         complete = [len(stored.curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]

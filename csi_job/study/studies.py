@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.files import digest, json_text, read_json, write_file
-from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, STUDY_UID, UID, is_same_uid, target_of
+from csi_job.storage.attributes import FIXED_PARAMS, OBJECTIVE, STUDY_UID, is_same_uid, target_of, uid_of
 from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
@@ -71,7 +71,7 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
 
 def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
     """Let a study write its results to `models/`; see `results_owner`."""
-    owner = results_owner(folder, study.study_name, study.user_attrs.get(UID), storage_of(study).address)
+    owner = results_owner(folder, study.study_name, uid_of(study.user_attrs), storage_of(study).address)
     path = folder.owner(study.study_name)
     if owner != read_json(path):
         write_file(path, json_text(owner))
@@ -104,7 +104,7 @@ def delete_study(study: optuna.Study, work: Path) -> None:
     storage, beside = storage_of(study), study.study_name + CONFIRMATION
     confirmation = storage.read(functools.partial(find_identity, name=beside))
     try:
-        uid = study.user_attrs.get(UID, "")
+        uid = uid_of(study.user_attrs) or ""
         storage.delete_study(study_id_of(study), beside=beside)
     except (KeyError, NoStudyError):
         raise NoStudyError("another command has deleted the study", got=study.study_name) from None

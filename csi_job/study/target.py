@@ -8,7 +8,7 @@ import optuna
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import TARGET, TARGET_CHANGES, settings_of
+from csi_job.storage.attributes import TARGET, TARGET_CHANGES, settings_of, target_changes_of
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -53,7 +53,7 @@ def set_target(
         storage.lock(connection, study_id)
         counts = count_trials(connection, study_id)
         attributes = stored_attributes(connection, study_id)
-        changes = attributes.get(TARGET_CHANGES, [])
+        changes = target_changes_of(attributes)
         for change in changes:
             if change["token"] == own_token:
                 return int(change["total"])  # an earlier try committed, and only the reply was lost
@@ -75,7 +75,7 @@ def set_target(
 def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
     # Whether this total is the last that the study was given, and trials were added to it since.
     given, is_raised = settings_of(attributes).get("study", {}).get("num_trials"), False
-    for change in attributes.get(TARGET_CHANGES, []):
+    for change in target_changes_of(attributes):
         is_raised = change["more"] is not None
         given = given if is_raised else change["total"]
     if num_trials is None or (lenient and is_raised and given == num_trials):

@@ -125,17 +125,16 @@ class RunningTrial(Generic[Params]):
     def start(self, suggest: Suggest) -> None:
         """Sample the trial's parameters, or read the stored ones and find the checkpoint to resume from."""
         self.trial, self.params = sample_params(self.study, self.lease, suggest, self.settings, self.seed)
-        known = self.trial.user_attrs
-        self.max_epochs = int(known.get(stored.MAX_EPOCHS, self.settings.max_epochs))
-        self.rungs = rungs_of(self.study, frozen_trial_of(self.trial), self.settings)
+        known = frozen_trial_of(self.trial)
+        self.max_epochs = stored.count_of(known.user_attrs, stored.MAX_EPOCHS) or self.settings.max_epochs
+        self.rungs = rungs_of(self.study, known, self.settings)
         folder = WorkFolder(self.work).trial_checkpoints(self.study.study_name, self.number)
         self.checkpoint_folder = fresh_attempt_folder(folder, self.attempt, self.lease.uid)
-        self.curve = frozen_trial_of(self.trial).intermediate_values.copy()
-        if stored.CURVE in known:
-            self.curve = {int(epoch): float(value) for epoch, value in known[stored.CURVE]}
-        self.losses = {int(epoch): (train, val) for epoch, train, val in known.get(stored.LOSSES, ())}
-        if stored.RUNS in known:
-            self._runs = [run for run in known[stored.RUNS] if run[1] is not None]  # the others ended by a kill
+        self.curve = dict(stored.curve_of(known))
+        losses = stored.rows_of(known, stored.LOSSES, int, float, float)
+        self.losses = {epoch: (train, val) for epoch, train, val in losses}
+        if runs := stored.runs_of(known):
+            self._runs = [run for run in runs if run[1] is not None]  # the others ended by a kill
             self.unsent.user_attrs |= self._runs_until(None)
         if self.claim.taken_over:
             self._resume(folder)

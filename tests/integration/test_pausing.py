@@ -14,7 +14,15 @@ from csi_job.errors import ConfigurationError, StalledError, StopRequestedError
 from csi_job.report.page.answer import state
 from csi_job.report.settings_file import commands
 from csi_job.report.study_view import view_study
-from csi_job.storage.attributes import CONSTRAINT, PAUSED, outcome_of, seconds_of
+from csi_job.storage.attributes import (
+    BRACKET,
+    CONSTRAINT,
+    MIN_RESOURCE,
+    PAUSED,
+    REDUCTION_FACTOR,
+    outcome_of,
+    seconds_of,
+)
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.optuna_private import hyperband_bracket
 from csi_job.storage.rungs import Rungs, Standing, standings
@@ -94,6 +102,16 @@ def test_one_worker_computes_what_asha_does(storage, tmp_path, num_trials, url):
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(runs))
     assert len(runs) > num_trials // 2
     check_exact(url, num_trials, 8)
+
+
+def test_what_another_program_stores_under_the_names_of_rungs_is_not_read(storage):
+    study = define(storage, num_trials=9, **ASHA)
+    pause(storage, leased(study), 0.1)
+    for value in (None, "x", -1, 0.5, 10**30, [1], {"a": 1}):
+        attributes = dict.fromkeys((BRACKET, MIN_RESOURCE, REDUCTION_FACTOR), value)
+        study.add_trial(create_trial(value=0.9, intermediate_values={0: 0.9}, user_attrs=attributes))
+    [found] = storage.read(lambda connection: standings(connection, study._study_id, [0], Rungs(1, 2)))
+    assert (found.place, found.num_rivals, found.reduction_factor) == (8, 8, 2)
 
 
 def test_hyperband_pauses_each_trial_at_the_rungs_of_its_bracket(storage, tmp_path, url):

@@ -3,14 +3,20 @@
 import contextlib
 import csv
 import json
+import math
 import os
+import shutil
 import sqlite3
+from collections import Counter
 
+import optuna
 import psycopg2
 import pytest
 from click.testing import CliRunner
+from optuna.trial import TrialState, create_trial
 
 from csi_job.cli import cli
+from csi_job.storage import attributes as stored
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.transfer.copy import write_study_rows
@@ -21,6 +27,22 @@ from tests.support.processes import Command
 from tests.support.reader import Reader, StudyReader
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
+COMPLETE = TrialState.COMPLETE
+OUTCOMES = (stored.INFEASIBLE, stored.CANCELLED, stored.REJECTED, stored.BASELINE)
+OF_TRIALS = (
+    *(
+        *OUTCOMES,
+        *stored.PHASE,
+        stored.ATTEMPT,
+        stored.EPOCHS,
+        stored.PAUSED,
+        stored.RUNS,
+        stored.BRACKET,
+        stored.CURVE,
+    ),
+    *(stored.LOSSES, stored.WORKER, stored.GFLOPS, stored.IMAGES_PER_S, stored.BEST_EPOCH, stored.NUM_PARAMETERS),
+    *(stored.MICRO_BATCH, stored.F1_SE, stored.OLD_F1_SE, stored.REASON, stored.MIGRATED_FROM),
+)
 PASSWORD = "{s3cret-%}@/: #"  # begins as a YAML mapping does
 
 
@@ -139,6 +161,43 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched, tmp_path):
     with sqlite3.connect(searched / "studies.db") as database:
         names = [name for (name,) in database.execute("SELECT study_name FROM studies")]
     assert "other" not in names
+
+
+COMMANDS = (
+    *(("status", "--json"), ("report",), ("study", "list"), ("study", "show", "csi_optimization")),
+    *(("study", "export", "csi_optimization", "--force"), ("hyperopt", "--more-trials", "3")),
+    *(("train-optimized", "--candidates", "2", "--seeds", "1"), ("status", "--json")),
+)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, "../x", [[1, [2]]]])
+def test_what_another_program_stores_under_our_names_stops_no_command(searched, tmp_path, value):
+    """Trials of every state, and the study, with values of other kinds, by Optuna's own API."""
+    work = tmp_path / "work"
+    shutil.copytree(searched, work)
+    study = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{work}/studies.db")
+    first = study.trials[0]
+    foreign = {name: value for name in OF_TRIALS if not (value and name in OUTCOMES)}
+    parts = {"params": first.params, "distributions": first.distributions}
+    for state, result in ((COMPLETE, 0.99), (COMPLETE, 0.01), (TrialState.PRUNED, None), (TrialState.FAIL, None)):
+        values = {"value": result, "intermediate_values": {0: 0.2}}
+        study.add_trial(create_trial(state=state, **values, **parts, user_attrs=foreign))
+    for _ in range(3):
+        study.enqueue_trial(first.params, user_attrs=foreign)
+    study.ask().report(0.3, 0)  # an orphan, which hyperopt resumes
+    for name in (stored.TARGET_CHANGES, stored.SEED, stored.OBJECTIVE, stored.UID, stored.PLANNED_FOR):
+        study.set_user_attr(name, value)
+    before = [trial for trial in study.trials if trial.state.is_finished()]
+    for command in COMMANDS:
+        given = (*command, "--work", str(work), *(("--pruner", "hyperband") if command[0] == "hyperopt" else ()))
+        result = CliRunner().invoke(cli, given)
+        assert result.exit_code == 0, (command, result.output, result.exception)
+    status = json.loads(result.output)
+    states = Counter(trial.state for trial in study.get_trials())
+    assert states[TrialState.FAIL] == 1  # what was enqueued is trained
+    assert (status["num_complete"], status["num_failed"], status["running"]) == (states[COMPLETE], 1, [])
+    assert status["num_finished"] == status["target"] == len(study.trials) - 1
+    assert str([trial for trial in study.trials if trial.number in {old.number for old in before}]) == str(before)
 
 
 @pytest.mark.parametrize("name", ["copy", "export", "migrate"])

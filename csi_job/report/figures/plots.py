@@ -12,7 +12,7 @@ from csi_job.report.figures.importances import importances_plot
 from csi_job.report.figures.parameters import parallel_plot
 from csi_job.report.figures.pareto import pareto_plot
 from csi_job.report.study_view import StudyView
-from csi_job.storage.attributes import SETTINGS, STUDY_UID, UID
+from csi_job.storage.attributes import STUDY_UID, settings_of, uid_of
 from csi_job.trial.hyperparameters import Hyperparameters
 
 
@@ -51,13 +51,13 @@ def write_best_params(view: StudyView, path: Path) -> Path | None:
         return None
     content = {
         "study": view.name,
-        STUDY_UID: view.attributes.get(UID),
+        STUDY_UID: uid_of(view.attributes),
         "trial": best.number,
         "value": best.f1,
         "params": Hyperparameters.from_params(best.params).to_params(),
         "max_epochs": best.phase.max_epochs if best.phase else None,
         "fingerprint": view.fingerprint or None,
-        "settings": view.attributes.get(SETTINGS),
+        "settings": settings_of(view.attributes) or None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return write_file(path, json_text(content, indent=2))

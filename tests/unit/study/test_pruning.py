@@ -100,6 +100,11 @@ def test_with_two_objectives_a_cheap_trial_is_compared_with_the_cheap(storage):
     for f1, gflops in [(0.8, 4.0)] * 9 + [(0.5, 1.0)] * 5:
         curve = [[0, f1], [1, f1]]
         study.add_trial(create_trial(values=[f1, gflops], user_attrs={"curve": curve, "gflops": gflops}))
+    for value in (None, math.nan, "x", 0.1, [[0, 0.9]]):  # by another program
+        study.add_trial(
+            create_trial(values=[0.9, 0.1], user_attrs={"curve": curve, "gflops": value if value != 0.1 else True})
+        )
+        study.add_trial(create_trial(values=[0.9, 0.1], user_attrs={"curve": value, "gflops": 0.1}))
     cases = [((0.6, 0.6), 1.0), ((0.4, 0.4), 1.0), ((0.6, 0.6), 4.0), ((0.4, 0.4), 0.5), ((0.4,), 4.0), ((), 4.0)]
     pruned = [should_prune_at_cost(study, dict(enumerate(curve)), gflops=gflops) for curve, gflops in cases]
     assert pruned == [False, True, True, False, False, False]  # nobody is as cheap as 0.5 GFLOPs
