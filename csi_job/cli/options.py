@@ -128,9 +128,13 @@ def with_settings(
 
 
 def the_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
-    """Find the study that the settings name."""
+    """Find the study that the settings name.
+
+    Raises:
+        ConfigurationError: its database cannot be used, which is no reason to take the defaults for its settings.
+    """
     del given
-    return _record(loaded, loaded.settings.study.name)
+    return _record(loaded, loaded.settings.study.name, needs_database=True)
 
 
 def the_only_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
@@ -177,10 +181,13 @@ def study_of_model(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord
     return record if record and is_same_uid(card.get(STUDY_UID), record.uid) else None
 
 
-def _record(loaded: LoadedSettings, name: str, *, or_only: bool = False) -> StudyRecord | None:
+def _record(
+    loaded: LoadedSettings, name: str, *, or_only: bool = False, needs_database: bool = False
+) -> StudyRecord | None:
     from csi_job.study.record import read_record
 
-    return read_record(loaded.settings.storage, loaded.settings.work, name, or_only=or_only)
+    storage, work = loaded.settings.storage, loaded.settings.work
+    return read_record(storage, work, name, or_only=or_only, needs_database=needs_database)
 
 
 def next_command(loaded: LoadedSettings, *words: str) -> str:

@@ -280,12 +280,14 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Pa
         try:
             return operation()
         except Exception as error:
-            cannot_open = _sqlite_code(_driver_error(error)) == sqlite3.SQLITE_CANTOPEN
+            code = _sqlite_code(_driver_error(error))
+            cannot_open = code == sqlite3.SQLITE_CANTOPEN
             may_write = (
                 file is not None and os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
             )
             if classify(error) is ErrorKind.REJECTED or (cannot_open and not may_write):
-                hint = WRITABLE_HINT if cannot_open else CREDENTIALS_HINT if "password" in reason(error) else ""
+                cannot_write = cannot_open or code == sqlite3.SQLITE_READONLY
+                hint = WRITABLE_HINT if cannot_write else CREDENTIALS_HINT if "password" in reason(error) else ""
                 raise policy.unusable(error, hint) from None
             raise
 

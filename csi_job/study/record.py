@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.storage import attributes as stored
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
@@ -80,18 +80,25 @@ def space_settings(fingerprint: Mapping[str, Any]) -> Tree:
     return space
 
 
-def read_record(settings: StorageSettings, work: Path, name: str, *, or_only: bool = False) -> StudyRecord | None:
+def read_record(
+    settings: StorageSettings, work: Path, name: str, *, or_only: bool = False, needs_database: bool = False
+) -> StudyRecord | None:
     """Return what a study records; None if there is no such study of ours, or no usable database.
 
     `or_only` takes the only study of the database where none has this name.
 
     Raises:
+        ConfigurationError: there is a database, but it cannot be used, and `needs_database`.
         StorageUnavailableError: the database could not be reached within `connect_s`.
     """
     try:
         storage = open_storage(settings, work, create=False)
-    except ConfigurationError:  # the command that needs the study reports it
+    except NoStudyError:
         return None
+    except ConfigurationError:
+        if needs_database:
+            raise
+        return None  # the command that needs the study reports it
     try:
         return storage.read(lambda connection: _read(connection, name, or_only=or_only))
     finally:

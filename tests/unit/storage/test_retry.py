@@ -200,3 +200,13 @@ def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_
     ):
         call_at_start(operation, RetryPolicy("the database", 60), missing)
     assert calls == 1
+
+
+def test_a_read_only_sqlite_file_is_explained_at_the_first_contact(tmp_path):
+    with pytest.raises(ConfigurationError, match="readonly database; SQLite writes beside the file even to read it"):
+        call_at_start(lambda: write_read_only(tmp_path / "a.db"), RetryPolicy("the database", 60))
+
+
+def write_read_only(path):
+    sqlite3.connect(path).close()
+    sqlite3.connect(f"file:{path}?mode=ro", uri=True).execute("CREATE TABLE a (b)")

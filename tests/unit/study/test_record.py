@@ -2,6 +2,7 @@ import pytest
 from optuna.trial import create_trial
 
 from csi_job.config import load_settings
+from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import PHASE, SETTINGS
 from csi_job.storage.settings import StorageSettings
 from csi_job.study.record import StudyRecord, read_record
@@ -28,6 +29,14 @@ def record_of(work, name="toy"):
 def define_as_given(storage, **settings):
     made_with = load_settings(GIVEN, None, {}).settings
     return define(storage, **settings, results=results_only(made_with), tree=stored_tree(made_with))
+
+
+def test_an_unusable_database_is_an_error_where_the_study_is_needed(tmp_path):
+    assert read_record(StorageSettings(), tmp_path, "toy", needs_database=True) is None  # none yet
+    (tmp_path / "studies.db").write_bytes(b"no database" * 500)
+    assert record_of(tmp_path) is None
+    with pytest.raises(ConfigurationError, match="file is not a database"):
+        read_record(StorageSettings(), tmp_path, "toy", needs_database=True)
 
 
 def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage, tmp_path):
