@@ -88,7 +88,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
-    gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
+    gc.set_threshold(1_000_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
     received = _receive_signals()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign
