@@ -95,7 +95,7 @@ class StorageRejectedError(StorageUnavailableError):
 
 
 class ResourceError(CsiJobError):
-    """A disk is full or has failed, or another resource of the system is exhausted."""
+    """A disk is full or has failed, a GPU is missing, or another resource of the system is exhausted."""
 
 
 class StalledError(CsiJobError):

@@ -135,7 +135,8 @@ class FinalTraining:
 
         Raises:
             InfeasibleTrialError: no candidate can be trained on this device.
-            ConfigurationError: a device or weights are missing.
+            ConfigurationError: weights are missing.
+            ResourceError: a GPU is requested and there is none.
             DataError: the cache is damaged.
             CsiJobError: results cannot be written.
             StopRequestedError: a signal came; the same call resumes later.

@@ -195,7 +195,8 @@ def worker_environments(study: StudySettings, trial: TrialSettings) -> list[Envi
     """Check the devices, before any trial is claimed, and return the environment variables of each worker's process.
 
     Raises:
-        ConfigurationError: a GPU is requested and there is none, or there are more workers than GPUs.
+        ConfigurationError: there are more workers than GPUs.
+        ResourceError: a GPU is requested and there is none.
     """
     gpus = [] if trial.device == "cpu" else visible_gpus()
     num_workers = study.num_workers(len(gpus))

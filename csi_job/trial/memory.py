@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from csi_job.errors import ConfigurationError, InfeasibleTrialError
+from csi_job.errors import InfeasibleTrialError, ResourceError
 from csi_job.trial.settings import TrialSettings
 
 # How libraries below torch report that memory ran out.
@@ -34,11 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(settings: TrialSettings) -> torch.device:
-    """Return the device to run on; raise `ConfigurationError` if a GPU is requested and there is none."""
+    """Return the device to run on; raise `ResourceError` if a GPU is requested and there is none.
+
+    That is the machine's fault: elsewhere, or here once its driver is mended, the same command works.
+    """
     has_gpu = torch.cuda.is_available()
     if settings.device == "cuda" and not has_gpu:
         hint = "use --device auto or cpu, or check the driver with nvidia-smi"
-        raise ConfigurationError("trial.device is cuda, but torch finds no GPU", hint=hint)
+        raise ResourceError("trial.device is cuda, but torch finds no GPU", hint=hint)
     if not has_gpu or settings.device == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())  # with its index, so that it equals its tensors' device

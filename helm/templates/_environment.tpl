@@ -4,7 +4,7 @@
 {{- define "csi-job.environment" -}}
 {{- $root := index . 0 -}}
 {{- $overridable := list "CSI_JOB_STORAGE__CONNECT_S" "CSI_JOB_LOG_FORMAT" "TORCH_HOME" "WAIT_S" "PGSSLMODE" "PGSSLROOTCERT" -}}
-{{- $readHere := list "CACHE__LOCAL_COPY_GIB" "STORAGE__OUTAGE_S" "STUDY__NAME" "TRACKING__WANDB_MODE" "TRACKING__WANDB_PROJECT" "TRIAL__PRETRAINED" -}}
+{{- $readHere := list "CACHE__LOCAL_COPY_GIB" "STORAGE__OUTAGE_S" "STUDY__NAME" "TRACKING__WANDB_MODE" "TRACKING__WANDB_PROJECT" "TRIAL__DEVICE" "TRIAL__PRETRAINED" -}}
 {{- $names := list -}}
 {{- $found := dict -}}
 {{- $ours := dict -}}
@@ -14,14 +14,14 @@
 {{- $_ := set $ours .name true -}}
 {{- end -}}
 {{- range concat ($root.Values.env | default list) ((include "csi-job.section" . | fromYaml).env | default list) -}}
-{{- if and (hasKey $ours .name) (not (has .name $overridable)) -}}
-{{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
-{{- end -}}
 {{- $given := .name | upper -}}
 {{- range $readHere -}}
 {{- if hasPrefix (printf "%s__" $given) (printf "CSI_JOB_%s__" .) -}}
 {{- fail (printf "env: the chart, too, depends on what %s sets; set job.%s instead" $given (. | lower | replace "__" ".")) -}}
 {{- end -}}
+{{- end -}}
+{{- if and (hasKey $ours .name) (not (has .name $overridable)) -}}
+{{- fail (printf "env: the chart itself sets %s; remove it from env" .name) -}}
 {{- end -}}
 {{- if not (hasKey $found .name) -}}{{- $names = append $names .name -}}{{- end -}}
 {{- $_ := set $found .name . -}}
@@ -62,8 +62,13 @@
 # Only the first stage creates tables and study.
 - {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
 {{- end }}
-{{- if and (eq $stage "final") (not $root.Values.final.gpus) (eq (dig "trial" "device" "" $job) "cuda") }}
+{{- $device := dig "trial" "device" "" $job }}
+{{- $gpus := (include "csi-job.section" . | fromYaml).gpus }}
+{{- if and (eq $stage "final") (not $gpus) (eq $device "cuda") }}
 - {name: CSI_JOB_TRIAL__DEVICE, value: cpu}
+{{- else if and $gpus (not $device) }}
+# So that a pod that can't use its GPU fails, and is retried on another node maybe, rather than train on the CPU.
+- {name: CSI_JOB_TRIAL__DEVICE, value: cuda}
 {{- end }}
 {{- if and (eq $stage "cache") (eq $step "check") }}
 # A database that is still starting is worth waiting for here, but not in `helm test`.

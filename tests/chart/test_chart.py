@@ -102,6 +102,17 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
         assert all((on_cpu in container["env"]) == is_on_cpu for container in containers(found[component]))
 
 
+@pytest.mark.parametrize("stage", ["cache", "search", "final"])
+@pytest.mark.parametrize("device", [None, "auto", "cpu"])
+def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device):
+    """Otherwise a pod that can't use its GPU would train on the CPU, and hold the GPU."""
+    values = {"search.gpus": 0, f"{stage}.gpus": 1} | ({"job.trial.device": device} if device else {})
+    for component, pod in pods(render({**DEMO, **values})).items():
+        for container in containers(pod):
+            env = {each["name"]: each.get("value") for each in container.get("env", ())}
+            assert env.get("CSI_JOB_TRIAL__DEVICE") == (None if device or component != stage else "cuda")
+
+
 @pytest.mark.parametrize("stage", ["cache", "search"])
 def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
     def job(number):

@@ -67,7 +67,7 @@ def test_variables_keep_their_order_and_the_charts_own_are_rejected(component):
 def test_a_setting_that_the_templates_read_is_no_variable():
     templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
     read = {found for found in re.findall(r'dig "(\w+)" "(\w+)"', templates) if found[0] in Settings.model_fields}
-    overridable = {("trial", "device"), ("storage", "connect_s")}
+    overridable = {("storage", "connect_s")}
     assert read > overridable
     for section, setting in read - overridable:
         for name in (

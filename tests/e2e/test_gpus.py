@@ -33,7 +33,7 @@ def node(release: Release) -> Iterator[str]:
 
 def test_each_pod_of_the_search_gets_a_gpu_or_waits_for_one(release, node):
     advertise(node, 1)
-    values = {"search.gpus": 1, "search.parallelism": 2, **ENDLESS}
+    values = {"search.gpus": 1, "search.parallelism": 2, "job.trial.device": "cpu", **ENDLESS}
     release.helm("install", "--wait", "--timeout", "5m", values=values)
     wait_until("one pod searches", lambda: len(release.running("search")) == 1, 240)
     wait_until("the other is reported as waiting", lambda: f"Insufficient {GPU}" in release.log(), 60)

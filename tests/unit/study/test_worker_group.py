@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError
+from csi_job.errors import ConfigurationError, CsiJobError, ResourceError, StopRequestedError
 from csi_job.study.settings import StudySettings
 from csi_job.study.worker_group import MAX_RESTARTS, WorkerGroup, visible_gpus, worker_environments
 from csi_job.trial.settings import TrialSettings
@@ -208,10 +208,15 @@ def test_a_worker_gets_a_gpu_and_a_share_of_the_cores(machine, tmp_path, num_gpu
     [
         (2, "auto", r"study.workers: 2 GPUs are visible, got 3; allowed: auto, or up to 2"),
         (1, "cuda", r"study.workers: one GPU is visible, got 3; allowed: auto, or up to 1"),
-        (0, "cuda", r"trial.device is cuda, but torch finds no GPU"),
     ],
 )
 def test_more_workers_than_gpus_are_refused(machine, tmp_path, num_gpus, device, expected):
     install(machine, tmp_path, num_gpus)
     with pytest.raises(ConfigurationError, match=expected):
         worker_environments(StudySettings(workers=3), TrialSettings.model_validate({"device": device}))
+
+
+def test_a_missing_gpu_is_an_error_that_is_worth_a_retry(machine, tmp_path):
+    install(machine, tmp_path, 0)
+    with pytest.raises(ResourceError, match="torch finds no GPU"):
+        worker_environments(StudySettings(workers=3), TrialSettings(device="cuda"))

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_job.errors import ConfigurationError
+from csi_job.errors import ResourceError
 from csi_job.trial.memory import MicroBatches, choose_device, is_compiler_failure, is_out_of_memory
 from csi_job.trial.settings import TrialSettings
 
@@ -54,8 +54,9 @@ def test_running_out_of_host_memory_is_recognised():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_one_line():
     assert choose_device(TrialSettings()).type == "cpu"
-    with pytest.raises(ConfigurationError, match="torch finds no GPU"):
+    with pytest.raises(ResourceError, match="torch finds no GPU") as missing:
         choose_device(TrialSettings(device="cuda"))
+    assert missing.value.exit_code == 1  # which a cluster retries, maybe on another node
 
 
 def test_compiler_failures_are_recognised():
