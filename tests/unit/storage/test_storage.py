@@ -53,7 +53,7 @@ def test_tables_created_by_optuna_are_used(tmp_path):
 def test_a_file_that_cannot_be_a_database_is_one_line(content, tmp_path):
     path = tmp_path / "studies.db"
     path.mkdir() if content is None else path.write_text(content)
-    with pytest.raises(ConfigurationError, match="cannot be used"):
+    with pytest.raises(ConfigurationError, match="is not a file" if content is None else "cannot be used"):
         open_storage(StorageSettings(), tmp_path, create=True)
 
 
@@ -64,9 +64,15 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
 
 
 def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path):
-    (tmp_path / "studies.db").symlink_to("/dev/full")
-    with pytest.raises(StorageUnavailableError, match=r"studies\.db .*: database or disk is full"):
-        open_storage(StorageSettings(connect_s=0), tmp_path, create=True)
+    def fill(connection, _):
+        connection.execute("PRAGMA max_page_count = 1")
+
+    sa.event.listen(sa.engine.Engine, "connect", fill)
+    try:
+        with pytest.raises(StorageUnavailableError, match=r"studies\.db .*: database or disk is full"):
+            open_storage(StorageSettings(connect_s=0), tmp_path, create=True)
+    finally:
+        sa.event.remove(sa.engine.Engine, "connect", fill)
 
 
 def test_a_pickled_storage_opens_the_same_database(study, storage):
