@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from csi_job.cache.build import ensure_cache
 from csi_job.cache.dataset import Cache
 from csi_job.cache.key import existing_cache
-from csi_job.config import Settings, load_settings
+from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
@@ -43,22 +43,24 @@ logger = logging.getLogger(__name__)
 
 
 def optimize_hyperparameters(
-    study_name: str = "csi_optimization",
-    n_trials: int = 50,
-    max_epochs: int = 30,
-    sampler: str = "tpe",
-    pruner: str = "median",
+    study_name: str | None = None,
+    n_trials: int | None = None,
+    max_epochs: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
     wandb_project: str | None = None,
     **settings: Any,
 ) -> optuna.Study:
     """Search for the best hyperparameters from a script or a notebook.
 
+    What is not given comes from an environment variable, else from the study if it exists, else it is the default.
+
     Args:
-        study_name: name of the study; if it exists, it is continued.
-        n_trials: total number of finished trials in the study, across all workers.
-        max_epochs: maximum number of epochs per trial.
-        sampler: `tpe`, `tpe_per_cost`, `random`, `cmaes` or `auto`.
-        pruner: `median`, `successive_halving`, `asha`, `hyperband`, `none` or `auto`.
+        study_name: name of the study, by default `csi_optimization`; if it exists, it is continued.
+        n_trials: total number of finished trials in the study, across all workers; by default 50.
+        max_epochs: maximum number of epochs per trial, by default 30.
+        sampler: `tpe` (the default), `tpe_per_cost`, `random`, `cmaes` or `auto`.
+        pruner: `median` (the default), `successive_halving`, `asha`, `hyperband`, `none` or `auto`.
         wandb_project: Weights & Biases project; without one, nothing is tracked.
         settings: other sections of the settings tree, e.g. `work="results"`,
             `radiographs={"labels": "labels.csv", "images": "images/"}`, `storage={"url": "sqlite:///studies.db"}`.
@@ -80,7 +82,7 @@ def optimize_hyperparameters(
     }
     loaded = load_settings({path: value for path, value in {**settings, **flags}.items() if value is not None})
     record = read_record(loaded.settings.storage, loaded.settings.work, loaded.settings.study.name)
-    return run_hyperopt((loaded.over(record) if record else loaded).settings, record, own_process=False)
+    return run_hyperopt(loaded.over(record) if record else loaded, lenient=True, own_process=False)
 
 
 def _cache_to_train_on(settings: Settings, study_key: str, study_name: str = "") -> Cache:
@@ -117,11 +119,9 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
 
 
 def run_hyperopt(
-    settings: Settings,
-    record: StudyRecord | None,
+    loaded: LoadedSettings,
     *,
-    num_trials_given: bool = True,
-    lenient: bool = True,
+    lenient: bool,
     more_trials: int | None = None,
     own_process: bool = True,
     confirm: bool = False,
@@ -130,15 +130,20 @@ def run_hyperopt(
     """Search until the study has its total of trials, building the cache first if needed.
 
     With `confirm`, the workers then also do the trainings of `run_train_optimized`.
-    `record` is what the study records if it exists already. `num_trials_given` makes `study.num_trials` the total of an
-    existing study, `more_trials` adds to it; see `set_target`, also for `lenient`. With `own_process`, this process is
-    ended if training hangs: not in a notebook. With several workers, each has its own process anyway.
+    Of the limits of an existing study, those that were given are changed, and `more_trials` are added to its trials;
+    see `set_target`, also for `lenient`. With `own_process`, this process is ended if training hangs: not in a
+    notebook. With several workers, each has its own process anyway.
     """
+    settings = loaded.settings
     environments = worker_environments(settings.study, settings.trial)
-    study, cache = define(settings, record)
-    if more_trials is not None or num_trials_given:
-        num_trials = settings.study.num_trials if more_trials is None else None
-        set_target(study, num_trials=num_trials, more_trials=more_trials, lenient=lenient)
+    study, cache = define(settings, loaded.study)
+    set_target(
+        study,
+        num_trials=settings.study.num_trials if loaded.is_given("study.num_trials") and more_trials is None else None,
+        more_trials=more_trials,
+        max_epochs_total=settings.study.max_epochs_total if loaded.is_given("study.max_epochs_total") else ...,
+        lenient=lenient,
+    )
     Search(study, cache, settings, confirm, own_process).run(environments)
     if report:
         write_results(study, settings.folder)

@@ -53,9 +53,7 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
     from csi_job.terminal.status import render_status
 
     study = run_hyperopt(
-        loaded.settings,
-        loaded.study,
-        num_trials_given=loaded.is_given("study.num_trials"),
+        loaded,
         # A configuration file or the environment says the same at every start, also after others have added trials.
         lenient=not loaded.is_flag("study.num_trials"),
         more_trials=more_trials,

@@ -181,8 +181,8 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     NEW may have a different search space, and has the settings of OLD, except for those that you give. A trial is
     copied if its hyperparameters lie in NEW's search space; the others are counted by reason. Everything but the
     space must match, since results with other data, splits, image sizes or objectives are not comparable. Copied
-    trials count towards NEW's total, which is --n-trials or otherwise OLD's. OLD is not changed. Run the command
-    again to copy trials that OLD has finished since.
+    trials count towards NEW's total, which is --n-trials or otherwise OLD's, and their epochs towards
+    study.max_epochs_total. OLD is not changed. Run the command again to copy trials that OLD has finished since.
 
     \b
     For example, after adding resnet18 to space.model_arch in wider.yaml:
@@ -197,6 +197,7 @@ def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     hint = "" if num_trials_given else " (change it with --n-trials)"
     click.echo("\n".join(done.summary(old, new)) + hint)
     more = ["--more-trials", "K"] if done.num_finished >= done.target else []
+    more += ["--max-epochs-total", "N"] if done.is_exhausted else []
     click.echo(f"to continue: {next_command(loaded, 'hyperopt', '--study-name', new, *more)}")
 
 

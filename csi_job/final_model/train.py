@@ -166,7 +166,7 @@ class FinalTraining:
             self.on_progress(progress)
             return progress.num_open
 
-        update = {"pruner": "none", "sampler": "random", "objective": "f1", "max_epochs_total": None}
+        update = {"pruner": "none", "sampler": "random", "objective": "f1"}
         while replan():
             run_worker(
                 beside,

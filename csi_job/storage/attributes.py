@@ -16,6 +16,7 @@ FINGERPRINT: Final = "fingerprint"  # what all workers must agree on
 SETTINGS: Final = "settings"  # the settings tree that it was created with, without secrets and paths of a machine
 TARGET: Final = "target"  # the total of finished trials
 TARGET_CHANGES: Final = "target_changes"  # the latest [{token, more, total}, …]; `more` is null where a total was given
+MAX_EPOCHS_TOTAL: Final = "max_epochs_total"  # null: no limit; absent in studies of earlier versions, see `SETTINGS`
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking
@@ -126,6 +127,15 @@ def number_of(attributes: Mapping[str, Any], name: str) -> float | None:
     value: Any = attributes.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return float(value) if is_number else None
+
+
+def max_epochs_total_of(attributes: Mapping[str, Any]) -> int | None:
+    """Return the limit of epochs among a study's attributes, None if it has none.
+
+    Earlier versions kept it only among the settings that the study was created with.
+    """
+    is_earlier = MAX_EPOCHS_TOTAL not in attributes
+    return count_of(settings_of(attributes).get("study", {}) if is_earlier else attributes, MAX_EPOCHS_TOTAL)
 
 
 def fingerprint_of(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,21 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import ConfigurationError, CsiJobError, StopRequestedError, StudyFailedError
-from csi_job.storage.attributes import CANCELLED, REASON, REJECTED, TARGET, target_of
+from csi_job.storage.attributes import (
+    CANCELLED,
+    MAX_EPOCHS_TOTAL,
+    REASON,
+    REJECTED,
+    SETTINGS,
+    TARGET,
+    max_epochs_total_of,
+    target_of,
+)
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
 from csi_job.storage.rungs import Rungs, count_epochs, has_complete, prune_paused, standings_of_paused
 from csi_job.storage.storage import StudyStorage
-from csi_job.storage.study_rows import set_attribute
+from csi_job.storage.study_rows import store_target
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
 
@@ -65,8 +74,6 @@ class ClaimRules:
     """Whether to start new trials."""
     rungs: Rungs | None = None
     """Of paused trials that have none stored; None: none is promoted."""
-    max_epochs_total: int | None = None
-    """Stored epochs of all trials from which on none is started or promoted."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Counts:
     """Without the cancelled and rejected ones, which say nothing about the training."""
     num_all: int
     target: int
+    max_epochs_total: int | None
+    """Stored epochs of all trials from which on none is started or promoted."""
 
     @property
     def num_free(self) -> int:
@@ -164,10 +173,10 @@ class _ClaimTransaction:
             counts = count_trials(connection, self.study_id)
         if counts.num_failed > self.rules.max_failed:
             return _too_many_failures(connection, self.study_id, counts.num_failed)
-        limit = self.rules.max_epochs_total
+        limit = counts.max_epochs_total
         is_exhausted = limit is not None and count_epochs(connection, self.study_id) >= limit
         if is_exhausted:
-            counts = _end_at_present_total(connection, self.study_id, counts)
+            counts = _end_at_present_total(connection, self.study_id, counts, self.token)
         counts = cancel_excess(connection, self.study_id, counts)
         for row in resumable:
             if (claim := self._resume(connection, row)) is not None:
@@ -281,7 +290,6 @@ def _counts_and_running(connection: Connection, study_id: int) -> tuple[Counts, 
 
 def _counting(study_id: int) -> sa.Select[Any]:
     of_study = TRIALS.c.study_id == study_id
-    is_target = sa.and_(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == TARGET)
     blameless = (
         sa.select(sa.func.count())
         .select_from(TRIALS.join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id))
@@ -294,8 +302,15 @@ def _counting(study_id: int) -> sa.Select[Any]:
         _num_in(TrialState.FAIL).label("num_failed"),
         sa.func.count().label("num_all"),
         blameless.scalar_subquery().label("num_blameless"),
-        sa.select(STUDY_ATTRIBUTES.c.value_json).where(is_target).scalar_subquery().label("target"),
+        _attribute(study_id, TARGET).label("target"),
+        _attribute(study_id, MAX_EPOCHS_TOTAL).label("limit"),
+        sa.case((_attribute(study_id, MAX_EPOCHS_TOTAL).is_(None), _attribute(study_id, SETTINGS))).label("settings"),
     ).where(of_study)
+
+
+def _attribute(study_id: int, key: str) -> sa.ScalarSelect[str | None]:
+    is_it = sa.and_(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == key)
+    return sa.select(STUDY_ATTRIBUTES.c.value_json).where(is_it).scalar_subquery()
 
 
 def _num_in(*states: TrialState) -> sa.ColumnElement[int]:
@@ -307,6 +322,8 @@ def _counts(row: Row[Any]) -> Counts:
     if target is None:
         message = "this study was not created by csi-job: it has no target"
         raise ConfigurationError(message, hint="choose another study name")
+    limits = {MAX_EPOCHS_TOTAL: row.limit, SETTINGS: row.settings}
+    known = {key: json.loads(text) for key, text in limits.items() if text is not None}
     return Counts(
         num_finished=row.num_finished,
         num_running=row.num_running,
@@ -314,6 +331,7 @@ def _counts(row: Row[Any]) -> Counts:
         num_failed=row.num_failed - row.num_blameless,
         num_all=row.num_all,
         target=target,
+        max_epochs_total=max_epochs_total_of(known),
     )
 
 
@@ -332,12 +350,12 @@ def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Coun
     return replace(counts, num_waiting=counts.num_waiting - excess)
 
 
-def _end_at_present_total(connection: Connection, study_id: int, counts: Counts) -> Counts:
+def _end_at_present_total(connection: Connection, study_id: int, counts: Counts, token: str) -> Counts:
     """Lower a study's target to the trials that have started, since its epochs are used up."""
     total = counts.num_finished + counts.num_running
     if total >= counts.target:
         return counts
-    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, total)
+    store_target(connection, study_id, total, token=token)
     values = {"target": counts.target, "total": total}
     logger.warning("study.max_epochs_total is reached: the study's total is %(total)d trials, not %(target)d", values)
     return replace(counts, target=total)

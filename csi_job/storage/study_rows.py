@@ -1,14 +1,16 @@
 """Studies as rows: which study an id means, the lock on it, its attributes, its removal."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from csi_job.storage.attributes import UID
+from csi_job.storage.attributes import TARGET, TARGET_CHANGES, UID, target_changes_of
 from csi_job.storage.engine import advisory_lock, upsert
 from csi_job.storage.tables import HEARTBEATS, LEASES, STUDIES, STUDY_ATTRIBUTES, STUDY_PARTS, TRIAL_PARTS, TRIALS
+
+NUM_CHANGES_KEPT: Final = 20
 
 
 def find_identity(connection: Connection, name: str) -> Row[Any] | None:
@@ -54,6 +56,20 @@ def stored_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
 def set_attribute(connection: Connection, table: sa.Table, study_id: int, key: str, value: object) -> None:
     """Set an attribute of a study; the caller holds its lock."""
     upsert(connection, table, [attribute_row(study_id, key, value)], ("study_id", "key"))
+
+
+def store_target(
+    connection: Connection, study_id: int, target: int, *, token: str = "", more: int | None = None
+) -> None:
+    """Store a study's total of finished trials; the caller holds its lock.
+
+    With a token, the change is noted among the latest: its number of trials that were added, None for a new total.
+    """
+    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, target)
+    if token:
+        changes = target_changes_of(stored_attributes(connection, study_id))
+        changes = [*changes, {"token": token, "more": more, "total": target}][-NUM_CHANGES_KEPT:]
+        set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET_CHANGES, changes)
 
 
 def attribute_row(study_id: int, key: str, value: object) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of, trial_id_of
 from csi_job.storage.storage import storage_of
-from csi_job.storage.study_rows import find_study, set_attribute, stored_attributes
+from csi_job.storage.study_rows import find_study, set_attribute, store_target, stored_attributes
 from csi_job.storage.tables import STUDY_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, add_trial, read_trials, write_trial
 from csi_job.study.definition import insert_study, load_study
-from csi_job.study.target import store_target
 from csi_job.work_folder import CONFIRMATION
 
 TRAINING: Final = "training"  # attribute of a trial: which training it is

@@ -20,6 +20,7 @@ from csi_job.storage.attributes import (
     BASELINE,
     FINGERPRINT,
     FIXED_PARAMS,
+    MAX_EPOCHS_TOTAL,
     OBJECTIVE,
     SEED,
     SETTINGS,
@@ -85,7 +86,8 @@ class Definition:
         """Define a study.
 
         Args:
-            settings: name, objective, seed, sampler, pruner; `num_trials` is the target if the study is new.
+            settings: name, objective, seed, sampler, pruner; `num_trials` and `max_epochs_total` are the limits of a
+                new study.
             space: the search space.
             baseline: the parameters of trial 0, moved into the space where they lie outside.
             cache_key: of the cache that the trials train on.
@@ -107,6 +109,7 @@ class Definition:
         return {
             FINGERPRINT: self.fingerprint,
             TARGET: self.settings.num_trials,
+            MAX_EPOCHS_TOTAL: self.settings.max_epochs_total,
             OBJECTIVE: self.settings.objective,
             SEED: self.settings.seed,
             SETTINGS: dict(self.tree),
@@ -145,7 +148,7 @@ class Definition:
 def define_study(storage: StudyStorage, definition: Definition) -> optuna.Study:
     """Create the study, or continue it; any number of processes may do so at once.
 
-    An existing study keeps its target (see `set_target`) and its seed.
+    An existing study keeps its limits (see `set_target`) and its seed.
 
     Returns:
         the study, with the sampler and pruner of these settings.

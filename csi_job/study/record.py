@@ -51,7 +51,7 @@ class StudyRecord:
         return str(self.fingerprint.get("cache", ""))
 
     def settings(self) -> Tree:
-        """Return the settings it was created with, and its present total and phase.
+        """Return the settings it was created with, and its present limits and phase.
 
         Earlier versions stored only a fingerprint, so that the other settings of their studies are unknown.
         """
@@ -62,6 +62,7 @@ class StudyRecord:
                 "trial": {"objective_average": self.fingerprint.get("average", "macro")},
             }
         current = {"num_trials": stored.TARGET, "objective": stored.OBJECTIVE, "seed": stored.SEED}
+        current |= {"max_epochs_total": stored.MAX_EPOCHS_TOTAL}
         known = ({name: self.attributes[key]} for name, key in current.items() if key in self.attributes)
         study = {name: value for one in known if _is_valid(one) for name, value in one.items()}
         tree = {**tree, "study": {**tree.get("study", {}), **study, **self.phase, "name": self.name}}

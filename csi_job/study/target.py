@@ -1,24 +1,24 @@
-"""The total of finished trials that a study is to have: shared by all its workers, changed under its lock."""
+"""The limits of a study, finished trials and epochs in all: shared by all its workers, changed under its lock."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any, Final
 
 import optuna
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import TARGET, TARGET_CHANGES, settings_of, target_changes_of
+from csi_job.storage.attributes import MAX_EPOCHS_TOTAL, settings_of, target_changes_of
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
-from csi_job.storage.study_rows import set_attribute, stored_attributes
+from csi_job.storage.study_rows import set_attribute, store_target, stored_attributes
 from csi_job.storage.tables import STUDY_ATTRIBUTES
 
 logger = logging.getLogger(__name__)
-NUM_CHANGES_KEPT: Final = 20
-LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)d to %(new)d trials"
+LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)s to %(new)d %(nouns)s"
 
 
 def set_target(
@@ -26,15 +26,17 @@ def set_target(
     *,
     num_trials: int | None = None,
     more_trials: int | None = None,
+    max_epochs_total: int | EllipsisType | None = ...,
     lenient: bool = False,
     token: str = "",
 ) -> int:
-    """Change the total number of finished trials, once, under the study's lock.
+    """Change the total number of finished trials, and that of epochs, once, under the study's lock.
 
     Args:
         study: the study.
         num_trials: the new total.
         more_trials: trials to add to the total, or to the number of finished trials if that is larger.
+        max_epochs_total: the new limit of epochs over all trials, None for no limit; by default it is kept.
         lenient: `num_trials` is from a file or variable. It undoes no addition made since the study was given it, and
             keeps the trials that are finished, running or waiting within the present total.
         token: identifies the change, which happens once. Without one, an addition of as many trials that are not
@@ -53,23 +55,29 @@ def set_target(
         storage.lock(connection, study_id)
         counts = count_trials(connection, study_id)
         attributes = stored_attributes(connection, study_id)
-        changes = target_changes_of(attributes)
-        for change in changes:
+        for change in (changes := target_changes_of(attributes)):
             if change["token"] == own_token:
                 return int(change["total"])  # an earlier try committed, and only the reply was lost
         target = _new_total(counts, num_trials, attributes, lenient=lenient)
         if more_trials is not None:
             pending = not token and _pending(counts, more_trials, changes)
             target = counts.target if pending else max(counts.target, counts.num_finished) + more_trials
-        if target < counts.target:
-            logger.warning(LOWERED, {"study": study.study_name, "old": counts.target, "new": target})
+        _warn_if_lowered(study, counts.target, target, "trials")
         if target != counts.target:
-            change = {"token": own_token, "more": more_trials, "total": target}
-            store_target(connection, study_id, target, [*changes, change])
+            store_target(connection, study_id, target, token=own_token, more=more_trials)
+        if max_epochs_total is not ...:
+            _warn_if_lowered(study, counts.max_epochs_total, max_epochs_total, "epochs")
+            set_attribute(connection, STUDY_ATTRIBUTES, study_id, MAX_EPOCHS_TOTAL, max_epochs_total)
         cancel_excess(connection, study_id, count_trials(connection, study_id))
         return target
 
     return storage.write(transaction)
+
+
+def _warn_if_lowered(study: optuna.Study, old: int | None, new: int | None, nouns: str) -> None:
+    if new is not None and (old is None or new < old):
+        values = {"study": study.study_name, "old": "no limit" if old is None else old, "new": new, "nouns": nouns}
+        logger.warning(LOWERED, values)
 
 
 def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
@@ -105,12 +113,3 @@ def _pending(counts: Counts, more_trials: int, changes: Sequence[dict[str, Any]]
             logger.info(message, {"total": change["total"], "more": more_trials})
             return True
     return False
-
-
-def store_target(
-    connection: Connection, study_id: int, target: int, changes: Sequence[dict[str, Any]] | None = None
-) -> None:
-    """Store a study's total of finished trials, and its changes so far; the caller holds the study's lock."""
-    set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET, target)
-    if changes is not None:
-        set_attribute(connection, STUDY_ATTRIBUTES, study_id, TARGET_CHANGES, changes[-NUM_CHANGES_KEPT:])

@@ -149,7 +149,6 @@ class _Worker:
             max_failed=settings.max_failed_trials,
             may_add=self.options.may_add,
             rungs=Rungs(settings.min_resource, settings.reduction_factor) if settings.pruner in PAUSING else None,
-            max_epochs_total=settings.max_epochs_total,
         )
         self.start_s = time.monotonic()
         self.heartbeat = Heartbeat(

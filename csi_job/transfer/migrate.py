@@ -24,13 +24,13 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import trial_id_of
+from csi_job.storage.rungs import count_epochs
 from csi_job.storage.storage import StudyStorage
-from csi_job.storage.study_rows import find_study, lock_study, stored_attributes
+from csi_job.storage.study_rows import find_study, lock_study, store_target, stored_attributes
 from csi_job.storage.tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import RUNG_KEY_PREFIX, add_trial, read_trials
 from csi_job.study.definition import Definition, differences, find_or_create, load_study
 from csi_job.study.settings import checked_name
-from csi_job.study.target import store_target
 from csi_job.transfer.copy import Row, TrialRows, insert_trial_rows, read_trial_rows
 from csi_job.trial.hyperparameters import DEFAULTS
 from csi_job.trial.space import SearchSpace
@@ -54,14 +54,25 @@ class Migration:
     num_finished: int
     num_waiting: int
     target: int
+    num_epochs: int
+    """Over all its trials, those that were carried included."""
+    max_epochs_total: int | None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no trial can start before the limit of epochs is raised."""
+        return self.max_epochs_total is not None and self.num_epochs >= self.max_epochs_total
 
     def summary(self, old: str, new: str) -> list[str]:
         """Return, in sentences, what was carried from study `old` to study `new`, what was not, and what is there."""
         there = f"; {self.num_there} were already there" if self.num_there else ""
         waiting = f", {self.num_waiting} waiting" if self.num_waiting else ""
+        limit, reached = self.max_epochs_total, ", so no trial starts" if self.is_exhausted else ""
+        epochs = [] if limit is None else [f"study {new} has {self.num_epochs} of {limit} epochs{reached}"]
         return [
             f"{self.num_migrated} trials migrated from {old} to {new}{there}",
             *(f"{count} not copied: {reason}" for reason, count in self.reasons),
+            *epochs,
             f"study {new} has {self.num_finished} of {self.target} trials{waiting}",
         ]
 
@@ -135,9 +146,9 @@ class _Transaction:
         store_target(connection, new_id, target)
         if self.done is None or carried:  # else an earlier try committed, and nothing is left to carry
             reasons = tuple(matcher.reasons.most_common())
-            self.done = Migration(
-                len(carried), matcher.num_there, reasons, counts.num_finished, counts.num_waiting, target
-            )
+            now = {name: getattr(counts, name) for name in ("num_finished", "num_waiting", "max_epochs_total")}
+            now |= {"target": target, "num_epochs": count_epochs(connection, new_id)}
+            self.done = Migration(len(carried), matcher.num_there, reasons, **now)
         return self.done
 
     def _check(self, old: Mapping[str, Any], there: Mapping[str, Any]) -> None:

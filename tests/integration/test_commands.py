@@ -89,7 +89,7 @@ def steps(work):
 def finished(phantoms, tmp_path_factory):
     """A work folder after the search of three trials and the final model."""
     work = tmp_path_factory.mktemp("work") / "Röntgen bilder"
-    run(work, "hyperopt", *data(phantoms), "--n-trials", 3)
+    run(work, "hyperopt", *data(phantoms), "--n-trials", 3, "--pruner", "none", "--max-epochs-total", 100)
     best = work / "models/hyperopt" / BEST
     run(work, "train-optimized", "--hyperparams", best, "--candidates", 2, "--seeds", 2)
     return work
@@ -118,6 +118,10 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     assert "plots and report: " not in out
     assert report.stat().st_mtime_ns == written
     assert "give one of them" in run(finished, "hyperopt", "--n-trials", 3, "--more-trials", 1, code=2)[1]
+    for epochs, lowered in ((90, True), (100, False)):
+        _, err = run(finished, "hyperopt", "--no-report", "--max-epochs-total", epochs)
+        assert ("lowering the total" in err) is lowered
+        assert f"study.max_epochs_total: {epochs} " in run(finished, "config", "show", "--study", "csi_optimization")[0]
 
 
 def test_the_final_model_is_trained_as_the_study_was_and_compared_with_its_baseline(finished):
@@ -372,7 +376,7 @@ def test_images_too_small_for_an_architecture_are_rejected_before_the_search(pha
     assert not (work / "studies.db").exists()
 
 
-def test_the_python_call_and_optuna_itself_read_the_same_study(finished):
+def test_the_python_call_continues_the_study_as_it_is_and_optuna_itself_reads_it(finished, monkeypatch, caplog):
     import optuna
 
     from csi_job import optimize_hyperparameters
@@ -382,6 +386,12 @@ def test_the_python_call_and_optuna_itself_read_the_same_study(finished):
     study = optimize_hyperparameters(
         n_trials=3, max_epochs=2, work=finished, baseline={"model_arch": "Custom_1", "learning_rate": 2e-3}, **small
     )
+    caplog.set_level("INFO")
+    caplog.clear()
+    monkeypatch.setenv("CSI_JOB_STUDY__SAMPLER", "random")
+    optimize_hyperparameters(work=finished)
+    assert "sampler random, pruner none" in caplog.text  # the variable's and the study's
+    assert study.user_attrs["target"] == 3
     same = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{finished}/studies.db")
     assert same.best_value == study.best_value
     assert same.best_params == study.best_params

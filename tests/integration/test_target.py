@@ -1,20 +1,34 @@
 """A study's totals of trials, lowered and raised while trials wait, and of epochs, on both databases."""
 
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import CURVE
+from csi_job.storage.attributes import CURVE, MAX_EPOCHS_TOTAL
 from csi_job.storage.claim import NothingToClaim
 from csi_job.storage.rungs import Rungs, count_epochs
+from csi_job.storage.storage import open_storage
+from csi_job.storage.tables import STUDY_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite
+from csi_job.study.record import StudyRecord
 from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from tests.support.reader import StudyReader, check_exact
-from tests.support.studies import SPACE, claim, define, leased, pause, work_on
+from tests.support.studies import (
+    SPACE,
+    claim,
+    define,
+    leased,
+    objective,
+    pause,
+    storage_settings,
+    study_counts,
+    work_on,
+)
 
-RULES = {"rungs": Rungs(1, 2), "max_epochs_total": 3}
+RULES = {"rungs": Rungs(1, 2)}
 DONE = TrialWrite(values=[0.5], state=TrialState.COMPLETE)
 
 
@@ -84,7 +98,7 @@ def test_the_total_of_epochs_ends_the_study(storage, tmp_path, pruner, url, capl
 
 
 def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_none(storage):
-    study, other = define(storage, num_trials=3), define(storage, name="other")
+    study, other = define(storage, num_trials=3, max_epochs_total=3), define(storage, name="other")
     storage.write_trial(leased(other), TrialWrite(steps={0: 0.9}, values=[0.9], state=TrialState.COMPLETE))
     storage.write_trial(leased(other), TrialWrite(user_attrs={CURVE: [[0, 0.9]]}))
     leases = [leased(study, **RULES) for _ in range(2)]
@@ -99,10 +113,78 @@ def test_without_epochs_left_the_best_paused_trial_completes_a_study_that_has_no
 
 
 def test_without_epochs_left_no_trial_is_promoted_in_a_study_that_has_a_complete_one(storage):
-    study = define(storage, num_trials=3)
+    study = define(storage, num_trials=3, max_epochs_total=3)
     leases = [leased(study, **RULES) for _ in range(2)]
     storage.write_trial(leases[0], TrialWrite(steps={0: 0.1, 1: 0.1}))
     pause(storage, leases[1], 0.4)
     assert isinstance(claim(study, **RULES), NothingToClaim)  # since the other may complete
     storage.write_trial(leases[0], TrialWrite(values=[0.1], state=TrialState.COMPLETE))
     assert claim(study, **RULES) == NothingToClaim(2, 2, {}, (1,))
+
+
+def test_a_raised_limit_of_epochs_holds_for_workers_with_the_old_one(storage, url, tmp_path):
+    given = {"pruner": "none", "sampler": "random", "num_trials": 6}
+    study = define(storage, max_epochs_total=12, tree={"study": {"max_epochs_total": 12}}, **given)
+    work_on(study, tmp_path, max_epochs_total=12, **given)
+    assert study_counts(study).target == 3
+    assert set_target(study, num_trials=6, max_epochs_total=1000) == 6
+    others: list[int] = []
+
+    def run(running):
+        if not others:
+            other = define(open_storage(storage_settings(url), tmp_path, create=False), max_epochs_total=12, **given)
+            others.append(work_on(other, tmp_path, max_epochs_total=12, **given).num_finished)
+        return objective(running)
+
+    work_on(study, tmp_path, run, **given)
+    counts = study_counts(study)
+    assert (others, counts.num_finished, counts.target, counts.max_epochs_total) == ([5], 6, 6, 1000)
+    assert StudyRecord("toy", study.user_attrs).settings()["study"]["max_epochs_total"] == 1000
+
+
+def test_a_new_limit_of_epochs_is_stored_with_the_total_or_not_at_all(storage, caplog):
+    study = define(storage, num_trials=3)
+    assert set_target(study, max_epochs_total=40) == 3
+    assert "lowering the total of study toy, which all its workers share, from no limit to 40 epochs" in caplog.text
+    storage.write_trial(leased(study), DONE)
+    leased(study)
+    with pytest.raises(ConfigurationError, match="cannot be lower, got 1"):
+        set_target(study, num_trials=1, max_epochs_total=30)
+    assert [set_target(study, **change) for change in ({}, {"more_trials": 1})] == [3, 4]
+    assert study_counts(study).max_epochs_total == 40
+    set_target(study, max_epochs_total=30)
+    assert "from 40 to 30 epochs" in caplog.text
+    caplog.clear()
+    set_target(study, max_epochs_total=50)
+    set_target(study, max_epochs_total=None)
+    assert "lowering" not in caplog.text
+    assert study_counts(study).max_epochs_total is None
+
+
+def test_a_study_of_an_earlier_version_keeps_the_limit_of_epochs_among_its_settings(storage, tmp_path, caplog):
+    given = {"pruner": "none", "num_trials": 5}
+    study = define(storage, tree={"study": {"max_epochs_total": 7}}, **given)
+    is_limit = STUDY_ATTRIBUTES.c.key == MAX_EPOCHS_TOTAL
+    storage.write(lambda connection: connection.execute(sa.delete(STUDY_ATTRIBUTES).where(is_limit)))
+    work_on(study, tmp_path, **given)
+    assert study_counts(study).num_finished == 2
+    set_target(study, num_trials=3, max_epochs_total=6)
+    assert "from 7 to 6 epochs" in caplog.text
+    set_target(study, num_trials=3, max_epochs_total=9)
+    work_on(study, tmp_path, **given)
+    assert study_counts(study).num_finished == 3
+
+
+def test_an_addition_that_the_limit_of_epochs_has_ended_is_not_continued(storage, tmp_path):
+    given = {"pruner": "none", "num_trials": 10, "sampler": "random"}
+    study = define(storage, max_epochs_total=12, tree={"study": {"num_trials": 10}}, **given)
+    work_on(study, tmp_path, **given)
+    assert set_target(study, more_trials=2) == 5
+    work_on(study, tmp_path, **given)
+    assert study_counts(study).target == 3
+    assert set_target(study, more_trials=2, max_epochs_total=1000) == 5
+    work_on(study, tmp_path, **given)
+    assert study_counts(study).num_finished == 5
+    set_target(study, more_trials=4, max_epochs_total=20)
+    assert isinstance(claim(study), NothingToClaim)
+    assert set_target(study, num_trials=10, max_epochs_total=1000, lenient=True) == 10  # a file raises both

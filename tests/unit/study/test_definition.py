@@ -7,10 +7,11 @@ import pytest
 from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
+from csi_job.storage.study_rows import NUM_CHANGES_KEPT
 from csi_job.study.definition import check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
-from csi_job.study.target import NUM_CHANGES_KEPT, set_target
+from csi_job.study.target import set_target
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
 RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}

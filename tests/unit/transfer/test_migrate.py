@@ -105,6 +105,17 @@ def test_a_wider_space_carries_every_finished_trial(storage, old, tmp_path):
     assert [trial.number for trial in new.trials if trial.user_attrs.get("baseline")] == [0]
 
 
+def test_the_epochs_of_carried_trials_count_towards_the_new_study_s_limit(storage, old):
+    carried = (trial for trial in old.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED))
+    num_epochs = sum(len(trial.intermediate_values) for trial in carried)
+    done = migrate(storage, space_of({}), settings={"max_epochs_total": num_epochs + 1})
+    assert not done.is_exhausted
+    assert f"study new has {num_epochs} of {num_epochs + 1} epochs" in done.summary("old", "new")
+    done = migrate(storage, space_of({}), "full", settings={"max_epochs_total": num_epochs})
+    assert done.is_exhausted
+    assert f"study full has {num_epochs} of {num_epochs} epochs, so no trial starts" in done.summary("old", "full")
+
+
 @pytest.mark.usefixtures("old")
 def test_a_narrower_space_carries_what_lies_in_it_and_counts_the_rest_by_reason(storage):
     narrower = space_of({"optimizer": {"value": "adam"}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}})
