@@ -46,6 +46,7 @@ UNAUTHENTICATED: Final = "FailedToRetrieveImagePullSecret"  # the pull of an ima
 _PULL_SECRETS: Final = re.compile(r"image pull secrets? \(([^)]+)\)")
 SLOW_S: Final = 30.0  # by when the volumes of a pod are usually mounted
 EXCEEDED_QUOTA: Final = "exceeded quota"
+DELETE_JOBS: Final = "delete Jobs that have ended, or ask for a larger quota"  # a quota counts both
 _QUOTA: Final = re.compile(r"(requested|limited): (\S+=[^\s,;]+(?:,\S+=[^\s,;]+)*)")
 NO_DRY_RUN: Final = "does not support dry run"  # a webhook that has side effects
 # What a dry run of a pod by someone other than Kubernetes' own controller cannot decide.
@@ -226,17 +227,28 @@ def check_job(cluster: Cluster, release: Release, stage: Stage) -> None:
 
     Raises:
         ConfigurationError: it refuses the Job; the message has its value and field.
+        NotYetError: a quota has no room for another Job.
     """
     job = stage.job(1, release.owner, {})
     # No Job has this name, so this manifest alone counts.
     job["metadata"]["name"] = f"{stage.manifest['metadata']['name']}-dry-run"
     try:
-        cluster.apply(job, dry_run=True)
+        apply_job(cluster, stage, job, dry_run=True)
     except (NotAllowedError, NotYetError, UnreachableError):
         raise
     except ClusterError as error:
         if NO_DRY_RUN not in str(error):
             raise ConfigurationError(f"{stage.name}: {with_remedy(stage.name, refusal_reason(str(error)))}") from None
+
+
+def apply_job(cluster: Cluster, stage: Stage, job: Mapping[str, Any], *, dry_run: bool = False) -> None:
+    """Create or change a stage's Job; raise `NotYetError` if a quota has no room for another one."""
+    try:
+        cluster.apply(job, dry_run=dry_run)
+    except ClusterError as error:
+        if EXCEEDED_QUOTA not in str(error):
+            raise
+        raise NotYetError(f"{stage.name}: {refusal_reason(str(error))}", hint=DELETE_JOBS) from None
 
 
 def pod_refusal(cluster: Cluster, release: Release, component: str, template: Mapping[str, Any]) -> str:

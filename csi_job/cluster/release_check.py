@@ -7,10 +7,18 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster, NotAllowedError, Object
+from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, Object
 from csi_job.cluster.pod_check import Requirements, check_nodes, combined_error, run_checks
 from csi_job.cluster.pods import is_active
-from csi_job.cluster.refusals import EXCEEDED_QUOTA, check_job, pod_refusal, to_number, unbound_reason, with_remedy
+from csi_job.cluster.refusals import (
+    DELETE_JOBS,
+    EXCEEDED_QUOTA,
+    check_job,
+    pod_refusal,
+    to_number,
+    unbound_reason,
+    with_remedy,
+)
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
@@ -29,6 +37,7 @@ Amounts = dict[str, Decimal]
 SHARED: Final = ("ReadWriteMany", "ReadOnlyMany")
 DOCKER_CONFIG: Final = ".dockerconfigjson"  # key of a Secret for a registry
 OLD_DOCKER_CONFIG: Final = ".dockercfg"  # key of one of the older type kubernetes.io/dockercfg, which is as good
+JOB_COUNT: Final = "count/jobs.batch"
 POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of pods
 
 
@@ -51,6 +60,7 @@ def check_release(cluster: Cluster, release_name: str | None) -> Iterator[str]:
         partial(check_other_releases, cluster, release),
         *(partial(check_secret, cluster, name, keys) for name, keys in sorted(_secrets(release).items())),
         *(partial(check_quotas, cluster, release, stage, quotas) for stage in release.stages if quotas),
+        *([partial(check_job_quotas, cluster, release, quotas)] if quotas else ()),
         *(partial(check_stage, cluster, release, stage, quotas) for stage in release.stages),
         *(partial(check_pod_admission, cluster, release, *pod, quotas) for pod in _other_pods(cluster, release)),
         *(partial(check_nodes, one, nodes) for one in required),
@@ -128,6 +138,19 @@ def check_quotas(cluster: Cluster, release: Release, stage: Stage, quotas: Itera
     return f"quotas: {stage.name} has room for {min(num_pods, stage.parallelism)} of {stage.parallelism} pods"
 
 
+def check_job_quotas(cluster: Cluster, release: Release, quotas: Iterable[Object]) -> str:
+    """Check that the namespace's quotas admit the Jobs of all stages; those that have ended count, too."""
+    made = {component_of(job) for job in cluster.find("Job", selector(release.name))}
+    missing = [stage.name for stage in release.stages if stage.name not in made]
+    for quota in quotas:
+        limit = (quota["spec"].get("hard") or {}).get(JOB_COUNT)
+        used = ((quota.get("status") or {}).get("used") or {}).get(JOB_COUNT, "0")
+        if limit is not None and to_number(limit) - to_number(used) < len(missing):
+            where = f"the quota {quota['metadata']['name']} leaves no room for the Jobs of {', '.join(missing)}"
+            raise ConfigurationError(f"{where}: {JOB_COUNT} {used} of {limit} are used", hint=DELETE_JOBS)
+    return "quotas: have room for the Jobs of all stages"
+
+
 def _pods_left(quota: Mapping[str, Any], stage: Stage, own: Iterable[Object]) -> int:
     """Return how many pods of a stage a quota admits besides what others use; raise if none."""
     name, status, amounts = quota["metadata"]["name"], quota.get("status") or {}, quota_usage_per_pod(stage.pod)
@@ -159,6 +182,9 @@ def check_stage(cluster: Cluster, release: Release, stage: Stage, quotas: Iterab
         check_job(cluster, release, stage)
     except NotAllowedError:
         return f"{stage.name}: not checked (no permission to create Jobs)"
+    except NotYetError as error:
+        if not _is_counted(str(error), quotas):  # else there may be a Job already
+            raise
     return check_pod_admission(cluster, release, stage.name, stage.template, quotas)
 
 
@@ -170,10 +196,14 @@ def check_pod_admission(
         reason = pod_refusal(cluster, release, component, template)
     except NotAllowedError:
         return f"{component}: not checked (no permission to create pods)"
-    counted = any(f"{EXCEEDED_QUOTA}: {quota['metadata']['name']}," in reason for quota in quotas or ())
-    if reason and not counted:
+    if reason and not _is_counted(reason, quotas):
         raise ConfigurationError(f"{component}'s pods can't be created: {with_remedy(component, reason)}")
     return f"{component}: its pod would be admitted"
+
+
+def _is_counted(reason: str, quotas: Iterable[Object] | None) -> bool:
+    """Return whether something was refused by a quota whose numbers are checked themselves."""
+    return any(f"{EXCEEDED_QUOTA}: {quota['metadata']['name']}," in reason for quota in quotas or ())
 
 
 def quota_usage_per_pod(pod: Mapping[str, Any]) -> Amounts:

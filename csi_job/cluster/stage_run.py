@@ -11,7 +11,7 @@ from typing import Any, Final
 from csi_job.cluster.api import Cluster, NotAllowedError, ServerClock
 from csi_job.cluster.budget import initial_annotations, meter
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
-from csi_job.cluster.refusals import EXCEEDED_QUOTA, is_lasting, job_problem, why_not_started, with_remedy
+from csi_job.cluster.refusals import EXCEEDED_QUOTA, apply_job, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
     DONE,
@@ -181,7 +181,7 @@ class StageRun:
             manifest["spec"] |= scale_patch(0, queued=is_queued(manifest))
         if not partial_admission(self.stage, manifest["spec"].get("parallelism", 1)):
             manifest["metadata"]["annotations"].pop(MIN_PODS, None)
-        self.cluster.apply(manifest)
+        apply_job(self.cluster, self.stage, manifest)
         is_waiting = HELD in manifest["metadata"]["annotations"] or is_paused(manifest)
         verb = "created" if is_waiting else "started"
         self.log_once(f"{self.stage.name}: {verb} as Job {manifest['metadata']['name']}", verb.capitalize())

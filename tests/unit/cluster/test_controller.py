@@ -94,6 +94,29 @@ def test_a_job_that_the_api_server_refuses_ends_the_release_before_any_is_create
     assert namespace.find("Job") == []
 
 
+JOB_QUOTA = 'jobs.batch "a" is forbidden: exceeded quota: q, requested: count/jobs.batch=1'
+
+
+@pytest.mark.parametrize("is_dry_run", [True, False])
+@pytest.mark.parametrize("missing_s", [0, 60])
+def test_a_quota_that_has_no_room_for_a_job_is_waited_for(missing_s, is_dry_run, monkeypatch, caplog):
+    namespace, num_left, real = Failing(), 3, Failing._server_side_apply
+
+    def apply(self: Failing, kind: str, *, dry_run: str = "", **arguments: Any) -> Object:
+        nonlocal num_left
+        if bool(dry_run) is is_dry_run and num_left:
+            num_left -= 1
+            raise ClusterError(f"the API server rejected the request: {JOB_QUOTA}")
+        return real(self, kind, dry_run=dry_run, **arguments)
+
+    monkeypatch.setattr(Failing, "_server_side_apply", apply)
+    reason = "cache: exceeded quota: q, requested: count/jobs.batch=1; delete Jobs that have ended, or ask for a larger"
+    with pytest.raises(StageFailedError, match="a stage ended" if missing_s else reason):
+        _run_until_a_job_is_created(namespace, missing_s)
+    if missing_s:
+        assert f"{reason} quota; waiting up to 60 s" in caplog.messages
+
+
 def test_a_webhook_without_dry_run_shows_only_when_the_job_is_created():
     namespace = Failing()
     namespace.refused["Job"] = ClusterError('the API server rejected the request: webhook "w" does not support dry run')
@@ -195,7 +218,7 @@ def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
     assert 0 < reported_s[0] - refused_s[0] <= 15
 
 
-def _run_until_a_job_is_created(namespace: Failing) -> None:
+def _run_until_a_job_is_created(namespace: Failing, missing_s: float = 0.0) -> None:
     real = namespace._server_side_apply
 
     def apply(kind: str, **arguments: Any) -> Object:
@@ -205,7 +228,7 @@ def _run_until_a_job_is_created(namespace: Failing) -> None:
         return made
 
     namespace._server_side_apply = apply  # type: ignore[method-assign] # ends the run
-    run(namespace)
+    run(namespace, missing_s)
 
 
 def test_an_outage_is_waited_for_and_logged_once_a_minute(caplog):

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from csi_job.cluster import release_check
-from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, selector
+from csi_job.cluster.api import NotYetError
+from csi_job.cluster.stages import CONTROLLER, STAGES, Release, Stage, read_release, selector
 from csi_job.errors import ClusterError, ConfigurationError
 from tests.unit.cluster.namespace import Namespace, event, merge_patch, release_map
 
@@ -120,6 +121,32 @@ def test_a_pod_that_would_not_be_admitted_is_a_problem(message, outcome):
             release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
             == "search: its pod would be admitted"
         )
+
+
+@pytest.mark.parametrize(
+    ("used", "made", "message"),
+    [
+        ("1", [], ""),
+        ("3", [], "r leaves no room for the Jobs of cache, search, final: count/jobs.batch 3 of 4"),
+        ("4", STAGES, ""),
+    ],
+)
+def test_a_quota_on_the_number_of_jobs_must_have_room_for_those_of_all_stages(used, made, message):
+    """Jobs that have ended count, too; those of the release itself are there already."""
+    jobs = [{"kind": "Job", "metadata": {"name": name, "labels": selector("r", name)}, "spec": {}} for name in made]
+    counting = quota({"count/jobs.batch": "4"}, {"count/jobs.batch": used}, name="r")
+    namespace = Namespace(release_map(), counting, *jobs)
+    release = read_release(namespace, "r-stages")
+    if message:
+        with pytest.raises(ConfigurationError, match=message):
+            release_check.check_job_quotas(namespace, release, [counting])
+    else:
+        assert "room for the Jobs" in release_check.check_job_quotas(namespace, release, [counting])
+    refused = 'jobs.batch "x" is forbidden: exceeded quota: r, requested: count/jobs.batch=1, used: count/jobs.batch=4'
+    namespace.refused["Job"] = ClusterError(f"the API server rejected the request: {refused}")
+    assert "admitted" in release_check.check_stage(namespace, release, release.search, [counting])
+    with pytest.raises(NotYetError, match=r"search: exceeded quota: r, .*; delete Jobs that have ended, or ask for a"):
+        release_check.check_stage(namespace, release, release.search, None)
 
 
 def test_who_may_not_create_pods_is_warned_that_they_are_not_checked():
