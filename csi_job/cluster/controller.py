@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, UnreachableError
+from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, Object, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
 from csi_job.cluster.budget import Budget
-from csi_job.cluster.refusals import check_stages, database_problem
+from csi_job.cluster.refusals import check_stages, database_problem, job_problem, why_not_started, with_remedy
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stage_run import CacheRun, StageRun, resume_search
-from csi_job.cluster.stages import STAGES, Release, job_result, read_release, selector
+from csi_job.cluster.stage_run import JOB_NAME, CacheRun, StageRun, resume_search
+from csi_job.cluster.stages import CONTROLLER, STAGES, Release, job_result, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
@@ -70,6 +70,7 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     watch = StudyWatch(settings, record)
     leader = _Leader(cluster, options, watch, record)
     steps: list[Step] = [
+        partial(_delete_earlier_controllers, cluster),
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
@@ -93,6 +94,21 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     outcome = f"study {settings.study.name}: {summary}; model and report are under models/"
     record("Finished", outcome)
     return outcome
+
+
+def _delete_earlier_controllers(cluster: Cluster, release: Release) -> bool:
+    """Delete the Jobs of earlier controllers; after a failed upgrade, Helm forgets one of them.
+
+    A later one is never deleted: Helm may have created it just now.
+    """
+    with suppress(NotAllowedError):
+        jobs = cluster.jobs(selector(release.name, CONTROLLER))
+        own = [job for job in jobs if job["metadata"]["name"] == release.controller]
+        for job in jobs:
+            if own and job["metadata"]["creationTimestamp"] < own[0]["metadata"]["creationTimestamp"]:
+                cluster.delete("Job", job["metadata"]["name"])
+                logger.info("deleted %s, the Job of an earlier controller", job["metadata"]["name"])
+    return True
 
 
 def _resume_search(cluster: Cluster, release: Release) -> bool:
@@ -133,7 +149,7 @@ class _Leader:
         self._cluster, self._options, self._record = cluster, options, record
         self._own, self._refresh_metrics = OwnBackOff(cluster), _serve_metrics(options, watch)
         self._last: Release | None = None
-        self._alone_since_s: float | None = None
+        self._replaced_since_s: float | None = None
         self._warnings = RepeatedWarnings(logger)
 
     def complete(self, step: Step) -> bool:
@@ -171,22 +187,32 @@ class _Leader:
         while True:
             found = read_release(self._cluster, self._options.stages)
             if found is None or found.digest == self._options.digest:
-                self._last, self._alone_since_s = found, None
+                self._last, self._replaced_since_s = found, None
                 return found
+            now_s = time.monotonic()
+            self._replaced_since_s = self._replaced_since_s or now_s
+            is_late = now_s - self._replaced_since_s > UPGRADE_S
             successor = self._cluster.get("Job", found.controller)
             if successor is None:
-                self._warn_if_helm_failed()
+                if is_late:
+                    stages = "the stages from before" if self._last else "the new stages"
+                    self._warnings.log(f"helm upgrade failed halfway; continuing with {stages}; repeat it or roll back")
                 return replace(self._last or found, done=found.done)
             if job_result(successor) or successor.get("status", {}).get("ready"):
                 return None
-            time.sleep(POLL_S)  # its pod may not start; if Helm removes it, this controller continues
+            if is_late:  # if Helm removes it, this controller continues
+                reason = f"the next controller, Job {found.controller}, does not run yet"
+                self._wait(reason + _why_not_running(self._cluster, successor), "waiting for it")
+            time.sleep(POLL_S)
 
-    def _warn_if_helm_failed(self) -> None:
-        now = time.monotonic()
-        self._alone_since_s = self._alone_since_s or now
-        if now - self._alone_since_s > UPGRADE_S:
-            stages = "the stages from before" if self._last else "the new stages"
-            self._warnings.log(f"helm upgrade failed halfway; continuing with {stages}; repeat it or roll back")
+
+def _why_not_running(cluster: Cluster, job: Object) -> str:
+    """Return why a Job has no running pod, after a colon, empty if that is not known."""
+    for pod in cluster.find("Pod", {JOB_NAME: job["metadata"]["name"]}):
+        if problem := why_not_started(cluster, pod):
+            return f": {problem}"
+    refused = job_problem(cluster, job)
+    return f": its pod can't be created: {with_remedy(CONTROLLER, refused.reason)}" if refused else ""
 
 
 def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:

@@ -7,7 +7,7 @@ import pytest
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
 from csi_job.cluster.controller import ControllerOptions, run_controller
-from csi_job.cluster.stages import DATABASE, DIGEST, GIVES_WAY, HELD, scale_patch, selector
+from csi_job.cluster.stages import CONTROLLER, DATABASE, DIGEST, GIVES_WAY, HELD, scale_patch, selector
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
 from tests.unit.cluster.api_contract import OLD
@@ -163,16 +163,21 @@ def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_st
     """Helm writes the new stages first, and creates their controller last."""
     namespace, jobs = Failing(), list[list[str]]()
     successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", "controller")}}
+    successor["spec"] = {}
 
     def other_stages():
         metadata, data = (namespace.objects["ConfigMap", "r-stages"][key] for key in ("metadata", "data"))
         metadata["annotations"][DIGEST] = "e"
         data["cache.yaml"] = data["cache.yaml"].replace("image: a", "image: z")
 
+    def start_successor():
+        namespace.create(successor)
+        namespace.create(event("r-controller-e", "FailedCreate", CLASS.partition("request: ")[2], 0))
+
     happens = iter((
         other_stages,
         lambda: None,
-        lambda: namespace.create(successor),
+        start_successor,
         lambda: namespace.delete("Job", "r-controller-e"),
         lambda: namespace.create(successor | {"status": {"ready": 1}}),
     ))  # fmt: skip
@@ -191,6 +196,23 @@ def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_st
     (known,) = jobs[0]
     assert jobs == [[known], [known], [known], [], [known]]
     assert "helm upgrade failed halfway; continuing with the stages from before; repeat it or roll back" in caplog.text
+    waits = "the next controller, Job r-controller-e, does not run yet: its pod can't be created: no PriorityClass with"
+    (waiting,) = [one["message"] for one in namespace.find("Event") if one["reason"] == "Waiting"]
+    assert waiting.startswith(waits)
+    assert f"{waiting}; waiting for it" in caplog.messages
+
+
+def test_a_controller_deletes_those_of_earlier_revisions_but_none_that_helm_may_have_just_created():
+    """Helm forgets the Job of an upgrade that failed."""
+    namespace = Failing(*[UnreachableError("away")] * 2)
+    for name, minute in (("a", 1), ("b", 2), ("d", 3), ("e", 3), ("f", 4)):
+        metadata = {"name": f"r-controller-{name}", "labels": selector("r", CONTROLLER)}
+        created = {"creationTimestamp": f"2026-01-01T00:0{minute}:00Z"}
+        namespace.create({"kind": "Job", "metadata": metadata | created, "spec": {}})
+    namespace.refused["Job"] = ClusterError(FIELD)
+    with pytest.raises(ConfigurationError):
+        run(namespace)
+    assert namespace.names(CONTROLLER) == [f"r-controller-{name}" for name in ("d", "e", "f")]
 
 
 def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
