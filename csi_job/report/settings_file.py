@@ -1,5 +1,6 @@
 """The settings file beside the report: with it, one worker on a CPU repeats the study bit by bit."""
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,17 @@ from typing import Any
 from csi_job.cache.manifest import CacheInfo
 from csi_job.files import write_file
 from csi_job.html import format as fmt
-from csi_job.report.study_view import Phase, StudyView
-from csi_job.storage.attributes import BASELINE, FINISHED, FIXED_PARAMS, MIGRATED_FROM, MIN_RESOURCE, REDUCTION_FACTOR
+from csi_job.report.study_view import StudyView, view_phase
+from csi_job.storage.attributes import (
+    BASELINE,
+    FINISHED,
+    FIXED_PARAMS,
+    MIGRATED_FROM,
+    MIN_RESOURCE,
+    REDUCTION_FACTOR,
+    SETTINGS,
+    max_epochs_total_of,
+)
 from csi_job.study.record import StudyRecord
 from csi_job.yaml_file import yaml_line
 
@@ -24,30 +34,33 @@ def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path 
 
 
 def commands(view: StudyView, file: str) -> list[str]:
-    """Return one command per phase, which ends at the total of trials that the phase ended at."""
+    """Return one command per run of trials in one phase, which ends at the total of trials that the run ended at."""
     words = ["csi-job", "hyperopt", "--config", file]
     shared = f"{shlex.join(words)} --labels TABLE --images FOLDER --work NEW"
     if _weights(view):
         shared += " \\\n    --pretrained WEIGHTS"
     found = [shared]
-    for phase in view.phases[1:]:
-        given = {name: value for name, value in phase.options.items() if value is not None}
+    for total, given in _runs(view)[1:]:
         rungs = {name: given.pop(name) for name in (MIN_RESOURCE, REDUCTION_FACTOR) if name in given}  # have no flag
         variables = "".join(f"CSI_JOB_STUDY__{name.upper()}={value} " for name, value in rungs.items())
-        options = {"num_trials": _total(view, phase), **given}
+        options = {"num_trials": total, **given}
         flags = (f"--{name.replace('num', 'n').replace('_', '-')} {value}" for name, value in options.items())
         found.append(f"{variables}{shared} \\\n    {' '.join(flags)}")
     return found
 
 
 def not_repeated(view: StudyView) -> str:
-    """Return a sentence about the trials that came from elsewhere; empty if there are none."""
+    """Return a sentence about trials that came from elsewhere and a change of the limit of epochs; empty if none."""
     others = [trial for trial in view.frozen_trials if not trial.user_attrs.get(BASELINE)]
     added = {
         "enqueued by hand": [trial for trial in others if FIXED_PARAMS in trial.system_attrs],
         "migrated from another study": [trial for trial in others if MIGRATED_FROM in trial.user_attrs],
     }
     parts = [f"{fmt.plural(len(trials), 'trial')} {how}" for how, trials in added.items() if trials]
+    created_with = {SETTINGS: view.attributes.get(SETTINGS)}
+    first, last = max_epochs_total_of(created_with), max_epochs_total_of(view.attributes)
+    if first != last:
+        parts.append(f"the change of study.max_epochs_total from {first or 'no limit'} to {last or 'no limit'}")
     return f"The commands do not repeat {fmt.listed(parts)}." if parts else ""
 
 
@@ -55,9 +68,8 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     """Return the settings of a study's first phase as YAML; earlier versions stored only some of them."""
     baseline = next((trial.params for trial in view.trials if trial.is_baseline), {})
     phase: dict[str, Any] = {}
-    for first in view.phases[:1]:
-        options = {name: value for name, value in first.options.items() if value is not None}
-        phase = {"num_trials": max(1, _total(view, first)), **options}
+    for total, given in _runs(view)[:1]:
+        phase = {"num_trials": total, **given}
     tree = StudyRecord(view.name, view.attributes, baseline, phase).settings()
     if info is not None:
         train, validation, test = info.split_shares
@@ -73,10 +85,18 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     return "\n".join(lines)
 
 
-def _total(view: StudyView, phase: Phase) -> int:
-    """Return the number of finished trials at the end of a phase."""
-    last = max(trial.number for trial in view.trials if trial.phase is phase)
-    return sum(trial.number <= last for trial in view.with_outcome(*FINISHED))
+def _runs(view: StudyView) -> list[tuple[int, dict[str, Any]]]:
+    """Return, for each run of trials in one phase, the finished trials of the study at its end and its settings."""
+    options = {trial.number: phase.options for trial in view.frozen_trials if (phase := view_phase(trial))}
+    runs = [(given, [*numbers][-1]) for given, numbers in itertools.groupby(options, options.__getitem__)]
+    finished = [trial.number for trial in view.with_outcome(*FINISHED)]
+    return [
+        (
+            max(sum(number <= last for number in finished), 1),
+            {name: value for name, value in given.items() if value is not None},
+        )
+        for given, last in runs
+    ]
 
 
 def _weights(view: StudyView) -> str | None:

@@ -202,23 +202,29 @@ def view_study(study: Study) -> StudyView:
     )
 
 
+def view_phase(frozen: FrozenTrial, number: int = 0) -> Phase | None:
+    """Return the phase that a trial ran in, under this number; None of one that has not started."""
+    attrs = frozen.user_attrs
+    if stored.SAMPLER not in attrs:
+        return None
+    return Phase(
+        number,
+        sampler=str(attrs[stored.SAMPLER]),
+        pruner=str(attrs.get(stored.PRUNER, "none")),
+        max_epochs=stored.count_of(attrs, stored.MAX_EPOCHS) or None,
+        min_resource=stored.count_of(attrs, stored.MIN_RESOURCE),
+        reduction_factor=stored.count_of(attrs, stored.REDUCTION_FACTOR),
+        num_startup_trials=stored.count_of(attrs, stored.NUM_STARTUP_TRIALS),
+    )
+
+
 def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in stored.curve_of(frozen) if math.isfinite(f1))
-    phase = None
-    if stored.SAMPLER in attrs:
-        new = Phase(
-            len(phases) + 1,
-            sampler=str(attrs[stored.SAMPLER]),
-            pruner=str(attrs.get(stored.PRUNER, "none")),
-            max_epochs=stored.count_of(attrs, stored.MAX_EPOCHS) or None,
-            min_resource=stored.count_of(attrs, stored.MIN_RESOURCE),
-            reduction_factor=stored.count_of(attrs, stored.REDUCTION_FACTOR),
-            num_startup_trials=stored.count_of(attrs, stored.NUM_STARTUP_TRIALS),
-        )
-        phase = next((known for known in phases if known == new), new)
-        if phase is new:
-            phases.append(new)
+    phase = view_phase(frozen, len(phases) + 1)
+    if phase is not None and phase not in phases:
+        phases.append(phase)
+    phase = next((known for known in phases if known == phase), None)
     runs: list[Run] = []
     if frozen.datetime_start is not None:
         runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]
