@@ -60,11 +60,15 @@ class CardContext:
     request_digest: str
     study_uid: str | None = None
     max_image_side_px: int = RadiographsSettings().max_image_side_px
+    no_baseline: str = ""
+    """Why no baseline was trained with the model; empty if one was."""
 
 
 def build_card(context: CardContext, result: CandidateResult, validation: Evaluation) -> dict[str, Any]:
     """Return the card of the best seed as JSON-able data; `test` is None until it is evaluated on the test set."""
     params, kept, info = result.candidate.recipe.params, result.best, context.trainer.cache.info
+    limits = _limits(info.num_images["train"], context.num_patients["train"], info.image_size_px)
+    limits += [f"There is no baseline to compare it with: {context.no_baseline}."] if context.no_baseline else []
     return {
         "format": FORMAT,
         "name": context.name,
@@ -98,11 +102,12 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
         "test": None,
         "intended_use": INTENDED_USE,
         "out_of_scope_use": OUT_OF_SCOPE_USE,
-        "limits": _limits(info.num_images["train"], context.num_patients["train"], info.image_size_px),
+        "limits": limits,
         "ethics": ETHICS,
         "licence": LICENCE,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
         "request": context.request_digest,
+        "no_baseline": context.no_baseline,
     }
 
 

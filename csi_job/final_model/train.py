@@ -184,11 +184,15 @@ class FinalTraining:
         """Return the models if exactly this was completed and its files are intact."""
         for folder in (self.folder, self.work.latest):  # version 0.1 wrote only the latter
             card, baseline_card = (read_valid_card(path) for path in (folder.optimized_model, folder.baseline_model))
-            if card is None or baseline_card is None or not self.params_file.is_file():
+            if card is None or not self.params_file.is_file():
                 continue
             if not is_same_uid(card.get(STUDY_UID), self.uid):  # of a deleted study of the same name
                 continue
-            if {card.get("request"), baseline_card.get("request")} == {self.digest}:
+            if card.get("no_baseline"):
+                baseline_card = None
+            elif baseline_card is None or baseline_card.get("request") != self.digest:
+                continue
+            if card.get("request") == self.digest:
                 if folder != self.folder:
                     publish(folder, self.folder)
                 logger.info("the final model is up to date (same study, data and settings); nothing is trained")
@@ -215,10 +219,11 @@ class FinalTraining:
             remove_model(self.folder.baseline_model)
         else:
             baseline_card = self._keep(self.folder.baseline_model, winner.baseline, with_pth=False)
-        card = self._keep(self.folder.optimized_model, winner.result, with_pth=True)
+        no_baseline = winner.baseline.reason
+        card = self._keep(self.folder.optimized_model, winner.result, with_pth=True, no_baseline=no_baseline)
         return self._final(card, baseline_card, is_new=True)
 
-    def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool) -> dict[str, Any]:
+    def _keep(self, path: Path, result: CandidateResult, *, with_pth: bool, no_baseline: str = "") -> dict[str, Any]:
         """Write the best seed's weights and their card, with their metrics on the validation split."""
         recipe, cache, trainer = result.candidate.recipe, self.cache, self.confirmation.trainer
         state = trainer.weights(recipe, result.best)
@@ -252,6 +257,7 @@ class FinalTraining:
             request_digest=self.digest,
             study_uid=self.uid,
             max_image_side_px=self.max_image_side_px,
+            no_baseline=no_baseline,
         )
         return write_model(path, state, build_card(context, result, validation), with_pth=with_pth)
 

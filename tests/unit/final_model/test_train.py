@@ -215,6 +215,9 @@ def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(
     assert model.baseline_card is None
     assert model.path.is_file()
     assert not list((copied / "models").rglob("baseline_model.*"))
+    assert "no baseline to compare it with: out of memory with a micro-batch of one image" in model.card["limits"][-1]
+    again = final(copied, cache_folder, study_of(*TRIALS), baseline=too_large)
+    assert (again.is_new, again.card, again.baseline_card) == (False, model.card, None)
 
 
 def test_a_read_only_work_folder_is_a_one_line_error(tmp_path, cache_folder):
